@@ -1,0 +1,24 @@
+/// What a layout function refuses, with the offending value and what would do instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// A radix below two adds a level that sums nothing.
+    #[error("radix {radix} at position {position} of {radices:?} must be at least 2")]
+    Radix { radix: usize, position: usize, radices: Vec<usize> },
+    /// The radices and the number of leaves disagree.
+    #[error("radices {radices:?} multiply to {product}, not to the {leaves} leaves of the batch")]
+    RadicesProduct { radices: Vec<usize>, product: usize, leaves: usize },
+    /// More ranks than virtual ranks: some rank would have no work.
+    #[error(
+        "{world} ranks cannot share {leaves} leaves; use at most {leaves} ranks or raise batch.leaves to {world} or more"
+    )]
+    TooManyRanks { world: usize, leaves: usize },
+    /// Two tensors with one name.
+    #[error("tensor `{name}` is declared twice")]
+    DuplicateName { name: String },
+    /// A part list that does not tile the rows of its tensor.
+    #[error("the parts of `{name}` cover rows {covered} of {rows}")]
+    Parts { name: String, covered: usize, rows: usize },
+    /// A per-tensor argument of the wrong length.
+    #[error("{what}: {got} entries for {expected} tensors")]
+    Count { what: &'static str, got: usize, expected: usize },
+}
