@@ -1,0 +1,148 @@
+use std::ops::Range;
+
+use crate::{Buffer, DType, DeviceError};
+
+/// Up to four extents, outermost first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    extents: [usize; 4],
+    rank: u8,
+}
+
+impl Shape {
+    /// # Errors
+    /// More than four axes.
+    pub fn new(extents: &[usize]) -> Result<Shape, DeviceError> {
+        if extents.len() > 4 {
+            return Err(DeviceError::Rank { got: extents.len() });
+        }
+        let mut shape = Shape { extents: [1; 4], rank: extents.len() as u8 };
+        shape.extents[..extents.len()].copy_from_slice(extents);
+        Ok(shape)
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.extents[..usize::from(self.rank)]
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.dims())
+    }
+}
+
+/// A dense row-major view into a buffer.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) buffer: Buffer,
+    offset: usize,
+    shape: Shape,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// A view of `buffer` from element `offset` on.
+    ///
+    /// # Errors
+    /// The view does not lie inside the buffer; more than four axes.
+    pub fn new(
+        buffer: Buffer,
+        offset: usize,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor, DeviceError> {
+        let shape = Shape::new(shape)?;
+        let len = buffer.len() / dtype.bytes();
+        if offset.checked_add(shape.len()).is_none_or(|end| end > len) {
+            let end = offset.saturating_add(shape.len());
+            return Err(DeviceError::Bounds { start: offset, end, len, dtype });
+        }
+        Ok(Tensor { buffer, offset, shape, dtype })
+    }
+
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Start in the buffer, in elements.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// Extent of axis `axis`; 1 beyond the last.
+    pub fn dim(&self, axis: usize) -> usize {
+        self.dims().get(axis).copied().unwrap_or(1)
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// A shape with another number of elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, DeviceError> {
+        let shape = Shape::new(shape)?;
+        if shape.len() != self.len() {
+            return Err(DeviceError::Elements { got: shape.len(), expected: self.len() });
+        }
+        Ok(Tensor { shape, ..self.clone() })
+    }
+
+    /// Elements `range` of the flattened view, as a vector.
+    ///
+    /// # Errors
+    /// A range outside the view.
+    pub fn flat(&self, range: Range<usize>) -> Result<Tensor, DeviceError> {
+        if range.end > self.len() || range.start > range.end {
+            let Range { start, end } = range;
+            let (len, dtype) = (self.len(), self.dtype);
+            return Err(DeviceError::Bounds { start, end, len, dtype });
+        }
+        let shape = Shape::new(&[range.len()])?;
+        Ok(Tensor { offset: self.offset + range.start, shape, ..self.clone() })
+    }
+
+    /// Indices `rows` of the first axis.
+    ///
+    /// # Errors
+    /// Rows outside the view.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Tensor, DeviceError> {
+        let row = if self.dim(0) == 0 { 0 } else { self.len() / self.dim(0) };
+        let part = self.flat(rows.start * row..rows.end * row)?;
+        let mut extents = [1; 4];
+        extents[..self.dims().len()].copy_from_slice(self.dims());
+        extents[0] = rows.len();
+        part.reshape(&extents[..self.dims().len().max(1)])
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{:?}@{}", self.dtype, self.shape, self.offset)
+    }
+}
