@@ -1,1 +1,33 @@
-//! kernels
+//! Typed entry points over device kernels, and the CPU implementation of each.
+//!
+//! An entry point takes a stream and tensors, checks shapes and types, and launches. Shapes are in
+//! the documentation of each; legend:
+//!
+//! ```text
+//! B documents windows of a micro-batch   T positions of a window   N = B·T token rows
+//! D model width   H query heads   K key/value heads   C head width   F MLP width
+//! E experts       A experts per token (top-k)   V vocabulary
+//! ```
+//!
+//! Invariants of the CPU implementations:
+//!   * an output element is computed by one thread, in an order fixed by the shapes alone, so bits
+//!     do not depend on the number of threads;
+//!   * f32 and f64 run the same code (f64 is for gradient checks); bf16 is a storage type.
+
+pub mod attention;
+pub mod elementwise;
+pub mod embedding;
+mod error;
+pub mod gemm;
+pub mod loss;
+pub mod math;
+pub mod moe;
+pub mod newton_schulz;
+pub mod norm;
+pub mod optimizer;
+mod real;
+pub mod rope;
+mod shared_slice;
+
+pub use error::KernelError;
+pub use real::Real;

@@ -1,0 +1,45 @@
+use device::{DType, DeviceError};
+
+/// What an entry point refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("{kernel}: {operand} has {got} elements, the shapes given need {expected}")]
+    Operand { kernel: &'static str, operand: &'static str, got: usize, expected: usize },
+    #[error("{kernel}: {dtype} is not supported")]
+    Dtype { kernel: &'static str, dtype: DType },
+    #[error("{kernel}: {message}")]
+    Argument { kernel: &'static str, message: String },
+}
+
+/// Checks that an operand has the number of elements that the shapes need.
+pub(crate) fn expect(
+    kernel: &'static str,
+    operand: &'static str,
+    tensor: &device::Tensor,
+    expected: usize,
+) -> Result<(), KernelError> {
+    if tensor.len() == expected {
+        return Ok(());
+    }
+    Err(KernelError::Operand { kernel, operand, got: tensor.len(), expected })
+}
+
+/// Calls `$body` with `$T` bound to the Rust type of a floating-point dtype.
+macro_rules! dispatch {
+    ($kernel:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            device::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            device::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            dtype => Err($crate::KernelError::Dtype { kernel: $kernel, dtype }),
+        }
+    };
+}
+pub(crate) use dispatch;

@@ -1,0 +1,156 @@
+//! Vector-friendly arithmetic: exp and tanh without calls, and fixed-order sums.
+//!
+//! `vectorize` runs a loop compiled for the widest instruction set of this CPU. Rust never
+//! contracts `a * b + c`, so the bits are those of the plain loop on any CPU.
+
+use crate::Real;
+
+/// Runs `body` compiled for the CPU's vector instructions.
+#[inline(always)]
+pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+    struct Body<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Body(body).wrap())
+}
+
+/// Lets a nullary body pass through `pulp`'s dispatch.
+trait Wrap: Sized {
+    fn wrap(self) -> Wrapped<Self>;
+}
+
+impl<F: pulp::NullaryFnOnce> Wrap for F {
+    #[inline(always)]
+    fn wrap(self) -> Wrapped<F> {
+        Wrapped(self)
+    }
+}
+
+struct Wrapped<F>(F);
+
+impl<F: pulp::NullaryFnOnce> pulp::WithSimd for Wrapped<F> {
+    type Output = F::Output;
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) -> F::Output {
+        self.0.call()
+    }
+}
+
+/// e^x for f32 with a relative error below 2e-7: argument reduction to |r| ≤ ln2/2 in two parts
+/// (Cody & Waite 1980) and the degree-6 Taylor polynomial of e^r, whose remainder there is below
+/// 1.3e-7. Underflows to zero below −87.3; overflows to infinity above 88.7.
+#[inline(always)]
+pub fn exp_f32(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 split so that n * LN2_HIGH is exact for |n| < 2^9.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to the nearest integer, left in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if clamped > 88.7 { 88.7 } else { clamped };
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    // 2^n by its exponent bits, in two factors so that n = 128 does not overflow early.
+    let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = exponent >> 1;
+    let first = f32::from_bits(((half + 127) << 23) as u32);
+    let second = f32::from_bits(((exponent - half + 127) << 23) as u32);
+    let y = p * first * second;
+    let y = if x < -87.3 { 0.0 } else { y };
+    let y = if x > 88.7 { f32::INFINITY } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// tanh for f32 through `exp_f32`; near zero, where that cancels, the odd Taylor polynomial.
+#[inline(always)]
+pub fn tanh_f32(x: f32) -> f32 {
+    let square = x * x;
+    let small = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))));
+    let e = exp_f32(-2.0 * x.abs());
+    let large = (1.0 - e) / (1.0 + e);
+    let large = if x < 0.0 { -large } else { large };
+    if square < 0.01 { small } else { large }
+}
+
+/// Sum of `term(i)` for `i` in `0..len` in eight interleaved partial sums, folded in order: one
+/// fixed order that vectorizes.
+#[inline(always)]
+pub fn sum<T: Real>(len: usize, term: impl Fn(usize) -> T) -> T {
+    const LANES: usize = 8;
+    let mut lanes = [T::ZERO; LANES];
+    let whole = len - len % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(i + lane);
+        }
+        i += LANES;
+    }
+    let mut tail = T::ZERO;
+    for i in whole..len {
+        tail += term(i);
+    }
+    let pair = |a: usize| lanes[a] + lanes[a + 4];
+    ((pair(0) + pair(2)) + (pair(1) + pair(3))) + tail
+}
+
+/// Inner product in the order of [`sum`].
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    sum(len, |i| a[i] * b[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn exp_is_accurate(x in -87.0_f32..88.0) {
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp_f32(x)) - exact).abs() / exact;
+            prop_assert!(error < 2.5e-7, "exp({x}) off by {error}");
+        }
+
+        #[test]
+        fn tanh_is_accurate(x in -12.0_f32..12.0) {
+            let exact = f64::from(x).tanh();
+            let error = (f64::from(tanh_f32(x)) - exact).abs() / exact.abs().max(1e-30);
+            prop_assert!(error < 1e-6, "tanh({x}) off by {error}");
+        }
+
+        #[test]
+        fn a_sum_has_the_same_bits_vectorized(values in prop::collection::vec(-1.0_f32..1.0, 0..99)) {
+            let plain = sum(values.len(), |i| values[i]);
+            let fast = vectorize(|| sum(values.len(), |i| values[i]));
+            prop_assert_eq!(plain.to_bits(), fast.to_bits());
+        }
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp_f32(-100.0), 0.0);
+        assert_eq!(exp_f32(100.0), f32::INFINITY);
+        assert_eq!(exp_f32(0.0), 1.0);
+        assert!(exp_f32(f32::NAN).is_nan());
+        assert!(exp_f32(88.7).is_finite());
+    }
+}
