@@ -1,0 +1,211 @@
+//! What differs between two checkpoints, tensor by tensor, in bounded memory.
+
+use half::{bf16, f16};
+
+use crate::manifest::StateTensor;
+use crate::{Checkpoint, Dtype, Error, Region, RunState, TensorKey, slabs};
+
+/// Elements compared at a time.
+const SLAB_ELEMENTS: usize = 1 << 18;
+
+/// What differs between two checkpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Diff {
+    /// Per state tensor of either: first those of `a` in its order, then those only in `b`.
+    pub tensors: Vec<TensorDiff>,
+    /// Fields of the run state that differ.
+    pub run_state: Vec<RunStateDifference>,
+}
+
+/// One state tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorDiff {
+    pub key: TensorKey,
+    pub difference: TensorDifference,
+}
+
+/// How a state tensor differs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorDifference {
+    /// All bits equal.
+    Equal,
+    OnlyInA,
+    OnlyInB,
+    Dtype {
+        a: Dtype,
+        b: Dtype,
+    },
+    Shape {
+        a: Vec<usize>,
+        b: Vec<usize>,
+    },
+    Values {
+        /// Elements whose bits differ.
+        elements: u64,
+        /// Row-major index of the first of them.
+        first: Vec<usize>,
+        /// Largest |a − b|; `None` for types that are not compared as numbers, and NaN where one
+        /// side alone is not a number.
+        max_absolute: Option<f64>,
+        /// Largest |a − b| / max(|a|, |b|), in the same way.
+        max_relative: Option<f64>,
+    },
+}
+
+/// A field of the run state that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunStateDifference {
+    pub field: String,
+    pub a: String,
+    pub b: String,
+}
+
+impl Diff {
+    /// True where every tensor has equal bits and the run states are equal.
+    pub fn is_equal(&self) -> bool {
+        self.run_state.is_empty()
+            && self.tensors.iter().all(|tensor| tensor.difference == TensorDifference::Equal)
+    }
+}
+
+/// Compares two checkpoints; how each was cut into chunks does not matter.
+///
+/// # Errors
+/// Either cannot be read or is damaged.
+pub fn diff(a: &Checkpoint, b: &Checkpoint) -> Result<Diff, Error> {
+    let mut tensors = Vec::new();
+    for in_a in a.tensors() {
+        let key = in_a.key();
+        let difference = match b.tensor(&key) {
+            Ok(in_b) => compare(a, b, &key, in_a, in_b)?,
+            Err(_) => TensorDifference::OnlyInA,
+        };
+        tensors.push(TensorDiff { key, difference });
+    }
+    let only_in_b = b.tensors().iter().map(StateTensor::key).filter(|key| a.tensor(key).is_err());
+    tensors.extend(only_in_b.map(|key| TensorDiff { key, difference: TensorDifference::OnlyInB }));
+    Ok(Diff { tensors, run_state: run_state(a.run_state(), b.run_state()) })
+}
+
+fn compare(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    key: &TensorKey,
+    in_a: &StateTensor,
+    in_b: &StateTensor,
+) -> Result<TensorDifference, Error> {
+    if in_a.dtype != in_b.dtype {
+        return Ok(TensorDifference::Dtype { a: in_a.dtype, b: in_b.dtype });
+    }
+    if in_a.shape != in_b.shape {
+        return Ok(TensorDifference::Shape { a: in_a.shape.clone(), b: in_b.shape.clone() });
+    }
+    let dtype = in_a.dtype;
+    let size = dtype.size_bytes();
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let mut tally = Tally::default();
+    for slab in slabs(&in_a.shape, SLAB_ELEMENTS) {
+        let bytes = slab.elements().unwrap_or(0) * size;
+        left.resize(bytes, 0);
+        right.resize(bytes, 0);
+        a.read_box(key, dtype, &slab, &mut left)?;
+        b.read_box(key, dtype, &slab, &mut right)?;
+        if left != right {
+            tally.add(dtype, &slab, &left, &right);
+        }
+    }
+    Ok(tally.finish(dtype))
+}
+
+/// The differences found so far.
+#[derive(Default)]
+struct Tally {
+    elements: u64,
+    first: Option<Vec<usize>>,
+    max_absolute: f64,
+    max_relative: f64,
+}
+
+impl Tally {
+    fn add(&mut self, dtype: Dtype, slab: &Region, left: &[u8], right: &[u8]) {
+        let size = dtype.size_bytes();
+        let pairs = left.chunks_exact(size).zip(right.chunks_exact(size)).enumerate();
+        for (index, (x, y)) in pairs.filter(|(_, (x, y))| x != y) {
+            self.elements += 1;
+            self.first.get_or_insert_with(|| unravel(index, slab));
+            let (Some(x), Some(y)) = (number(dtype, x), number(dtype, y)) else { continue };
+            if x.is_nan() && y.is_nan() {
+                continue; // Two spellings of not-a-number.
+            }
+            let absolute = if x == y { 0.0 } else { (x - y).abs() };
+            let scale = x.abs().max(y.abs());
+            let relative = if absolute == 0.0 { 0.0 } else { absolute / scale };
+            // NaN sticks: it is worse than any number.
+            let worse = |old: f64, new: f64| if new > old || new.is_nan() { new } else { old };
+            self.max_absolute = worse(self.max_absolute, absolute);
+            self.max_relative = worse(self.max_relative, relative);
+        }
+    }
+
+    fn finish(self, dtype: Dtype) -> TensorDifference {
+        let Some(first) = self.first else { return TensorDifference::Equal };
+        let numeric = number(dtype, &[0; 8][..dtype.size_bytes()]).is_some();
+        TensorDifference::Values {
+            elements: self.elements,
+            first,
+            max_absolute: numeric.then_some(self.max_absolute),
+            max_relative: numeric.then_some(self.max_relative),
+        }
+    }
+}
+
+/// The tensor's index of element number `index` of a slab.
+fn unravel(mut index: usize, slab: &Region) -> Vec<usize> {
+    let mut place = slab.offset.clone();
+    for axis in (0..slab.shape.len()).rev() {
+        place[axis] += index % slab.shape[axis];
+        index /= slab.shape[axis];
+    }
+    place
+}
+
+/// An element as a number; `None` for types whose bits alone are compared.
+fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
+    let mut eight = [0; 8];
+    eight[..bytes.len()].copy_from_slice(bytes);
+    let bits = u64::from_le_bytes(eight);
+    Some(match dtype {
+        Dtype::F64 => f64::from_bits(bits),
+        Dtype::F32 => f64::from(f32::from_bits(bits as u32)),
+        Dtype::F16 => f16::from_bits(bits as u16).to_f64(),
+        Dtype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
+        Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64 => bits as f64,
+        Dtype::I8 => f64::from(bits as i8),
+        Dtype::I16 => f64::from(bits as i16),
+        Dtype::I32 => f64::from(bits as i32),
+        Dtype::I64 => bits as i64 as f64,
+        Dtype::Bool
+        | Dtype::F8E4M3
+        | Dtype::F8E5M2
+        | Dtype::F8E4M3Fnuz
+        | Dtype::F8E5M2Fnuz
+        | Dtype::F8E8M0 => return None,
+    })
+}
+
+fn run_state(a: &RunState, b: &RunState) -> Vec<RunStateDifference> {
+    let fields = |state: &RunState| match serde_json::to_value(state) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => unreachable!("a run state serializes as an object"),
+    };
+    let (a, b) = (fields(a), fields(b));
+    let text = |value: Option<&serde_json::Value>| value.map(ToString::to_string);
+    a.keys()
+        .filter(|field| a.get(*field) != b.get(*field))
+        .map(|field| RunStateDifference {
+            field: field.clone(),
+            a: text(a.get(field)).unwrap_or_default(),
+            b: text(b.get(field)).unwrap_or_default(),
+        })
+        .collect()
+}

@@ -1,0 +1,211 @@
+//! The few file-system operations that a checkpoint needs, as a trait.
+//!
+//! Everything goes through [`Disk`], so that tests can fail or "crash" at each operation and lose
+//! what was not fsynced. [`OsDisk`] is the real one. There is no rename and no truncation: a
+//! file is created once, written front to back, fsynced once and never opened for writing again.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::statvfs;
+
+/// A file being written, front to back.
+pub trait WriteFile {
+    /// Appends some or all of `bytes`; returns how many were taken.
+    ///
+    /// # Errors
+    /// As `write(2)`.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Makes the file's bytes durable. A failure is final: the kernel may have dropped the bytes
+    /// and marked the pages clean, so that another call would succeed without them.
+    ///
+    /// # Errors
+    /// As `fsync(2)`.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file open for reading at any place.
+pub trait ReadFile: Send + Sync {
+    /// Reads some bytes at `offset`; returns how many, 0 at the end.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DirEntry {
+    pub name: OsString,
+    pub is_dir: bool,
+}
+
+/// The operations. Errors are those of the system call named.
+#[allow(clippy::missing_errors_doc)]
+pub trait Disk: Send + Sync {
+    /// Creates a file that must not exist (`O_CREAT | O_EXCL`).
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+    /// Opens a file for reading.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
+    /// The file's length in bytes.
+    fn file_len(&self, path: &Path) -> io::Result<u64>;
+    /// Creates a directory that must not exist, in one that does.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file a second name; fails where that exists (`link(2)`).
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()>;
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;
+    /// Bytes free for this user on the disk that holds `path`; `None` where unknown.
+    fn free_bytes(&self, path: &Path) -> Option<u64>;
+}
+
+/// The operating system's file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OsDisk;
+
+impl WriteFile for File {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(self, bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+impl ReadFile for File {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, out, offset)
+    }
+}
+
+impl Disk for OsDisk {
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        fs::hard_link(existing, new)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut entries = fs::read_dir(path)?
+            .map(|entry| {
+                let entry = entry?;
+                let is_dir = entry.file_type()?.is_dir();
+                Ok(DirEntry { name: entry.file_name(), is_dir })
+            })
+            .collect::<io::Result<Vec<DirEntry>>>()?;
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn free_bytes(&self, path: &Path) -> Option<u64> {
+        statvfs::free_bytes(path)
+    }
+}
+
+/// Reads exactly `out.len()` bytes at `offset`.
+///
+/// # Errors
+/// `UnexpectedEof` where the file ends before; else as the disk says.
+pub(crate) fn read_exact_at(
+    file: &dyn ReadFile,
+    mut out: &mut [u8],
+    mut offset: u64,
+) -> io::Result<()> {
+    while !out.is_empty() {
+        match file.read_at(out, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                offset += count as u64;
+                out = &mut out[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The whole of a small file.
+///
+/// # Errors
+/// As the disk says.
+pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; disk.file_len(path)? as usize];
+    read_exact_at(disk.open(path)?.as_ref(), &mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// True where the path is there.
+///
+/// # Errors
+/// As the disk says, except that the path is not there.
+pub(crate) fn exists(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
+    match disk.file_len(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a directory and the missing ones above it, each durable in the one that holds it.
+///
+/// # Errors
+/// As the disk says.
+pub(crate) fn create_dirs(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    if exists(disk, path)? {
+        return Ok(());
+    }
+    let parent = parent_of(path);
+    create_dirs(disk, &parent)?;
+    match disk.create_dir(path) {
+        // Another process may have been quicker.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    disk.sync_dir(&parent)
+}
+
+/// The directory that holds a path; `.` for a bare name.
+pub(crate) fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        Some(_) => PathBuf::from("."),
+        None => PathBuf::from("/"),
+    }
+}

@@ -1,0 +1,245 @@
+//! Boxes of a tensor: how they intersect, how a box lies in memory, and whether boxes tile a whole.
+//!
+//! A [`Region`] is `[offset, offset + shape)` per axis. All data are row-major: the last axis is
+//! contiguous. A tensor of no axes (a scalar) has the one region `[] + []`, of one element.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A box of a tensor, in elements.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Region {
+    /// First index per axis.
+    pub offset: Vec<usize>,
+    /// Extent per axis.
+    pub shape: Vec<usize>,
+}
+
+/// How boxes fail to tile a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CoverFault {
+    /// Nothing holds the elements of this box.
+    Gap(Region),
+    /// Boxes number `.0` and `.1` both hold some element.
+    Overlap(usize, usize),
+}
+
+impl fmt::Display for Region {
+    /// `[offset, …]+[extent, …]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}+{:?}", self.offset, self.shape)
+    }
+}
+
+impl Region {
+    /// The box at `offset` of extents `shape`.
+    pub fn new(offset: &[usize], shape: &[usize]) -> Region {
+        Region { offset: offset.to_vec(), shape: shape.to_vec() }
+    }
+
+    /// The box that is the whole of a tensor.
+    pub fn whole(shape: &[usize]) -> Region {
+        Region { offset: vec![0; shape.len()], shape: shape.to_vec() }
+    }
+
+    /// Number of elements; `None` where it does not fit.
+    pub fn elements(&self) -> Option<usize> {
+        elements(&self.shape)
+    }
+
+    /// One past the last index of an axis (saturating: the caller has checked bounds or will).
+    fn end(&self, axis: usize) -> usize {
+        self.offset[axis].saturating_add(self.shape[axis])
+    }
+
+    /// True where the box has the tensor's number of axes and does not stick out of it.
+    pub fn fits(&self, global_shape: &[usize]) -> bool {
+        self.offset.len() == global_shape.len()
+            && self.shape.len() == global_shape.len()
+            && (0..global_shape.len()).all(|axis| {
+                self.offset[axis]
+                    .checked_add(self.shape[axis])
+                    .is_some_and(|end| end <= global_shape[axis])
+            })
+    }
+
+    /// The common part of two boxes of one tensor; `None` where it has no element.
+    pub fn intersect(&self, other: &Region) -> Option<Region> {
+        let mut offset = Vec::with_capacity(self.offset.len());
+        let mut shape = Vec::with_capacity(self.offset.len());
+        for axis in 0..self.offset.len() {
+            let start = self.offset[axis].max(other.offset[axis]);
+            let end = self.end(axis).min(other.end(axis));
+            if end <= start {
+                return None;
+            }
+            offset.push(start);
+            shape.push(end - start);
+        }
+        Some(Region { offset, shape })
+    }
+}
+
+/// Number of elements of a shape; `None` where it does not fit a `usize`.
+pub fn elements(shape: &[usize]) -> Option<usize> {
+    // A zero extent makes the tensor empty however large the others are.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent))
+}
+
+/// Calls `visit(from, to, len)` for each contiguous run of `part`, in elements: `from` counts in
+/// the row-major box `source`, `to` in `target`. `part` lies within both. Runs come in rising
+/// order of `from` and of `to`, and are as long as both memories allow.
+///
+/// # Errors
+/// Whatever `visit` returns, at once.
+pub fn for_each_run<E>(
+    part: &Region,
+    source: &Region,
+    target: &Region,
+    mut visit: impl FnMut(usize, usize, usize) -> Result<(), E>,
+) -> Result<(), E> {
+    let axes = part.shape.len();
+    if part.shape.contains(&0) {
+        return Ok(());
+    }
+    // Axes after `split` are whole in both boxes, so that a run spans them and all of `split`.
+    let mut split = axes;
+    let mut run = 1;
+    while split > 0 {
+        split -= 1;
+        run *= part.shape[split];
+        let extent = part.shape[split];
+        if extent != source.shape[split] || extent != target.shape[split] {
+            break;
+        }
+    }
+    let mut index = vec![0; split];
+    loop {
+        let (mut from, mut to) = (0, 0);
+        for axis in 0..axes {
+            let at = part.offset[axis] + index.get(axis).copied().unwrap_or(0);
+            from = from * source.shape[axis] + (at - source.offset[axis]);
+            to = to * target.shape[axis] + (at - target.offset[axis]);
+        }
+        visit(from, to, run)?;
+        let Some(axis) = (0..split).rev().find(|&axis| index[axis] + 1 < part.shape[axis]) else {
+            return Ok(());
+        };
+        index[axis] += 1;
+        index[axis + 1..].fill(0);
+    }
+}
+
+/// Cuts a tensor into consecutive boxes of at most `max_elements` (at least one) each, in
+/// row-major order, so that it can be walked in bounded memory. An empty tensor has no box.
+pub fn slabs(shape: &[usize], max_elements: usize) -> Vec<Region> {
+    if shape.contains(&0) {
+        return Vec::new();
+    }
+    let mut cut = 0;
+    while cut < shape.len() && elements(&shape[cut..]).is_none_or(|count| count > max_elements) {
+        cut += 1;
+    }
+    // Axes from `cut` on are whole; the axis before is cut in steps; those before it one by one.
+    let Some(axis) = cut.checked_sub(1) else { return vec![Region::whole(shape)] };
+    let step = (max_elements / elements(&shape[cut..]).unwrap_or(1)).max(1);
+    let mut slabs = Vec::new();
+    let mut offset = vec![0; shape.len()];
+    loop {
+        let mut extents = vec![1; shape.len()];
+        extents[cut..].copy_from_slice(&shape[cut..]);
+        extents[axis] = step.min(shape[axis] - offset[axis]);
+        slabs.push(Region { offset: offset.clone(), shape: extents });
+        offset[axis] += step;
+        if offset[axis] < shape[axis] {
+            continue;
+        }
+        offset[axis] = 0;
+        let Some(carry) = (0..axis).rev().find(|&a| offset[a] + 1 < shape[a]) else {
+            return slabs;
+        };
+        offset[carry] += 1;
+        offset[carry + 1..axis].fill(0);
+    }
+}
+
+/// Proves that boxes of at least one element, each within `shape`, tile it: every element is
+/// held exactly once. O(n log n) for a grid of boxes.
+///
+/// # Errors
+/// The first gap or overlap found.
+pub fn prove_cover(shape: &[usize], boxes: &[Region]) -> Result<(), CoverFault> {
+    if let Some((first, second)) = find_overlap(shape.len(), boxes) {
+        return Err(CoverFault::Overlap(first, second));
+    }
+    // Disjoint boxes inside the whole hold at most its elements, so the sum fits where it does.
+    let held: usize = boxes.iter().filter_map(Region::elements).sum();
+    if elements(shape) == Some(held) {
+        return Ok(());
+    }
+    let all: Vec<&Region> = boxes.iter().collect();
+    let mut gap = Region::whole(shape);
+    let found = narrow_gap(&all, 0, &mut gap);
+    debug_assert!(found, "disjoint boxes of too small a volume leave a gap");
+    Err(CoverFault::Gap(gap))
+}
+
+/// Two boxes with a common element. Sweeps the axis along which the boxes start at the most
+/// different places, so that few are open at a time.
+fn find_overlap(axes: usize, boxes: &[Region]) -> Option<(usize, usize)> {
+    let starts = |axis: usize| {
+        let mut starts: Vec<usize> = boxes.iter().map(|b| b.offset[axis]).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        starts.len()
+    };
+    let Some(sweep) = (0..axes).max_by_key(|&axis| starts(axis)) else {
+        // A scalar: any two boxes are the same element.
+        return (boxes.len() > 1).then_some((0, 1));
+    };
+    let mut order: Vec<usize> = (0..boxes.len()).collect();
+    order.sort_by_key(|&number| boxes[number].offset[sweep]);
+    let mut open: Vec<usize> = Vec::new();
+    for number in order {
+        let start = boxes[number].offset[sweep];
+        open.retain(|&other| boxes[other].end(sweep) > start);
+        let clash = open.iter().find(|&&other| boxes[other].intersect(&boxes[number]).is_some());
+        if let Some(&other) = clash {
+            return Some((other.min(number), other.max(number)));
+        }
+        open.push(number);
+    }
+    None
+}
+
+/// Narrows `gap` (whole along `axis` and later ones) to a box that no box of `boxes` touches.
+fn narrow_gap(boxes: &[&Region], axis: usize, gap: &mut Region) -> bool {
+    if boxes.is_empty() {
+        return true;
+    }
+    if axis == gap.shape.len() {
+        return false;
+    }
+    let (start, end) = (gap.offset[axis], gap.end(axis));
+    let mut cuts: Vec<usize> = boxes.iter().flat_map(|b| [b.offset[axis], b.end(axis)]).collect();
+    cuts.extend([start, end]);
+    cuts.sort_unstable();
+    cuts.dedup();
+    for pair in cuts.windows(2).filter(|pair| pair[0] >= start && pair[1] <= end) {
+        let inside: Vec<&Region> = boxes
+            .iter()
+            .filter(|b| b.offset[axis] <= pair[0] && b.end(axis) >= pair[1])
+            .copied()
+            .collect();
+        (gap.offset[axis], gap.shape[axis]) = (pair[0], pair[1] - pair[0]);
+        if narrow_gap(&inside, axis + 1, gap) {
+            return true;
+        }
+    }
+    (gap.offset[axis], gap.shape[axis]) = (start, end - start);
+    false
+}

@@ -1,0 +1,34 @@
+//! Free space of a file system: the one foreign call of this crate.
+
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Bytes an unprivileged process may still write on the file system that holds `path`; `None`
+/// where it does not say (some network file systems report no blocks at all).
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` is a NUL-terminated string and `stat` is writable memory of the size of
+    // `struct statvfs`; both outlive the call, which keeps neither.
+    let status = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if status != 0 {
+        return None;
+    }
+    // SAFETY: statvfs returned 0, so it has filled the whole structure.
+    let stat = unsafe { stat.assume_init() };
+    // The field widths differ between platforms.
+    #[allow(clippy::unnecessary_cast)]
+    let (blocks, free, unit) = (stat.f_blocks as u64, stat.f_bavail as u64, stat.f_frsize as u64);
+    (blocks > 0).then(|| free.saturating_mul(unit))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_real_directory_has_free_space_and_a_missing_one_has_no_answer() {
+        assert!(super::free_bytes(&std::env::temp_dir()).is_some_and(|bytes| bytes > 0));
+        assert_eq!(super::free_bytes("/no/such/directory".as_ref()), None);
+    }
+}

@@ -1,0 +1,389 @@
+//! A directory of checkpoints: claim a generation, save, find, and delete old ones.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use layout::Schema;
+
+use crate::commit::{self, Committed, ExpectedTensor};
+use crate::disk::{DirEntry, Disk, OsDisk, create_dirs, exists};
+use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
+use crate::{Attempt, Checkpoint, Error, RunState, names, verify};
+
+/// A directory of checkpoints.
+pub struct Store {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    /// Attempts of which every byte has been read and verified by this handle.
+    proven: Mutex<HashSet<Attempt>>,
+}
+
+/// One attempt in the directory.
+#[derive(Debug)]
+pub struct Entry {
+    pub attempt: Attempt,
+    pub path: PathBuf,
+    pub status: Status,
+    /// Bytes of all files found in it.
+    pub bytes: u64,
+}
+
+/// What an attempt is worth.
+#[derive(Debug)]
+pub enum Status {
+    /// Committed, and its structure verifies.
+    Committed,
+    /// It has no `COMMIT`: being written, or given up.
+    Incomplete,
+    /// Committed, but not usable for this reason.
+    Corrupt(Error),
+}
+
+/// What [`Store::newest`] found.
+#[derive(Debug)]
+pub struct Newest {
+    /// The newest commit whose structure verifies.
+    pub checkpoint: Option<Checkpoint>,
+    /// Newer attempts that were passed over, newest first.
+    pub skipped: Vec<Skipped>,
+}
+
+/// An attempt that was passed over.
+#[derive(Debug)]
+pub struct Skipped {
+    pub path: PathBuf,
+    pub reason: Error,
+}
+
+/// How sure [`Store::retain`] must be of the newest commit before it deletes older ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Digests, lengths and exact cover.
+    Structure,
+    /// Every byte read back and summed, once per commit and `Store`.
+    EveryByte,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The checkpoints under `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> Store {
+        Store::on(Arc::new(OsDisk), root)
+    }
+
+    /// As [`Store::new`], on another disk.
+    pub fn on(disk: Arc<dyn Disk>, root: impl Into<PathBuf>) -> Store {
+        Store { disk, root: root.into(), proven: Mutex::default() }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Takes a fencing generation higher than any seen: by one process, once, when a job starts.
+    /// Two processes never get the same one, and earlier incarnations can no longer commit.
+    /// Creates the directory where it is missing.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written.
+    pub fn claim_generation(&self) -> Result<u32, Error> {
+        let disk = self.disk.as_ref();
+        create_dirs(disk, &self.root).map_err(create_error(disk, &self.root, 0))?;
+        loop {
+            let generation = self.newest_generation()? + 1;
+            match write_file(disk, &self.root.join(names::claim_name(generation)), b"", 0) {
+                Err(Error::AlreadyExists { .. }) => {} // Another process was quicker.
+                result => {
+                    result?;
+                    sync_dir(disk, &self.root)?;
+                    return Ok(generation);
+                }
+            }
+        }
+    }
+
+    /// Writes this rank's part of an attempt: streams the chunks into shards under the rank's own
+    /// directory and makes them durable. The report goes to the coordinator. Memory: 4 MiB.
+    ///
+    /// # Errors
+    /// A chunk that contradicts itself; files that exist; a full disk; any failed write or fsync.
+    /// What was written stays for [`Store::discard`].
+    pub fn write_rank(
+        &self,
+        attempt: Attempt,
+        rank: u32,
+        world: u32,
+        chunks: &[Chunk],
+        options: &WriteOptions,
+    ) -> Result<RankReport, Error> {
+        let disk = self.disk.as_ref();
+        write::write_rank(disk, &self.root, attempt, (rank, world), chunks, options)
+    }
+
+    /// Commits an attempt, once every rank's report is there: proves that the reports hold each
+    /// expected tensor exactly once and nothing else, then writes the manifest and `COMMIT`.
+    ///
+    /// # Errors
+    /// A report or a tensor is missing, doubled or contradictory; a file is missing; the attempt
+    /// is committed or fenced off already; a write or fsync fails. After an error the attempt
+    /// does not count as a checkpoint.
+    pub fn commit(
+        &self,
+        attempt: Attempt,
+        schema: &Schema,
+        expected: &[ExpectedTensor],
+        reports: &[RankReport],
+        run_state: &RunState,
+    ) -> Result<Committed, Error> {
+        let manifest = commit::assemble(attempt, schema, expected, reports, run_state)?;
+        commit::commit(self.disk.as_ref(), &self.root, &manifest, || self.newest_generation())
+    }
+
+    /// Every attempt, oldest first.
+    ///
+    /// # Errors
+    /// The directory cannot be read; a missing one is empty.
+    pub fn list(&self) -> Result<Vec<Entry>, Error> {
+        let entry = |attempt: Attempt| {
+            let path = self.root.join(attempt.dir_name());
+            let status = match self.open(attempt) {
+                Ok(_) => Status::Committed,
+                Err(Error::NotCommitted { .. }) => Status::Incomplete,
+                Err(error) => Status::Corrupt(error),
+            };
+            let bytes = self.bytes_under(&path)?;
+            Ok(Entry { attempt, path, status, bytes })
+        };
+        self.attempts()?.into_iter().map(entry).collect()
+    }
+
+    /// Opens one attempt.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open(&self, attempt: Attempt) -> Result<Checkpoint, Error> {
+        Checkpoint::open_on(Arc::clone(&self.disk), self.root.join(attempt.dir_name()))
+    }
+
+    /// The newest commit whose structure verifies, and the newer attempts passed over.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or the newest commit is of a later format version: that one
+    /// is whole, so going on from an older one would silently lose work.
+    pub fn newest(&self) -> Result<Newest, Error> {
+        let mut skipped = Vec::new();
+        for attempt in self.attempts()?.into_iter().rev() {
+            match self.open(attempt) {
+                Ok(checkpoint) => return Ok(Newest { checkpoint: Some(checkpoint), skipped }),
+                Err(reason) if reason.is_damage() => {
+                    skipped.push(Skipped { path: self.root.join(attempt.dir_name()), reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Newest { checkpoint: None, skipped })
+    }
+
+    /// Deletes all commits but the newest `keep` (at least one) that verify, and what incomplete
+    /// attempts of generations before the current one left. Nothing committed is deleted unless
+    /// the newest commit verifies again, as far as `proof` asks. Damaged commits are deleted only
+    /// when `keep` newer ones are whole; those of a later format version never. Returns what was
+    /// deleted, oldest first.
+    ///
+    /// # Errors
+    /// A directory cannot be read, or a file not deleted.
+    pub fn retain(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
+        let current = self.newest_generation()?;
+        let mut attempts = Vec::new();
+        for attempt in self.attempts()?.into_iter().rev() {
+            let mut worth = worth(&self.open(attempt));
+            let first = attempts.iter().all(|(_, worth)| *worth != Worth::Whole);
+            if worth == Worth::Whole && first && !self.proves(attempt, proof)? {
+                worth = Worth::Damaged;
+            }
+            attempts.push((attempt, worth));
+        }
+        let mut deleted = Vec::new();
+        for attempt in doomed(&attempts, keep.max(1), current).into_iter().rev() {
+            deleted.push(self.delete(attempt)?);
+        }
+        self.remove_old_claims(current)?;
+        Ok(deleted)
+    }
+
+    /// Deletes what an attempt that failed left behind.
+    ///
+    /// # Errors
+    /// It is committed; a file cannot be deleted.
+    pub fn discard(&self, attempt: Attempt) -> Result<(), Error> {
+        let dir = self.root.join(attempt.dir_name());
+        let commit = dir.join(names::COMMIT);
+        if exists(self.disk.as_ref(), &commit).map_err(Error::io("read", &commit))? {
+            return Err(Error::AlreadyCommitted { path: dir });
+        }
+        if exists(self.disk.as_ref(), &dir).map_err(Error::io("read", &dir))? {
+            self.delete(attempt)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the newest whole commit stands up to the proof that deletion asks for.
+    fn proves(&self, attempt: Attempt, proof: Proof) -> Result<bool, Error> {
+        let known = |proven: &HashSet<Attempt>| proven.contains(&attempt);
+        if proof == Proof::Structure
+            || known(&self.proven.lock().unwrap_or_else(PoisonError::into_inner))
+        {
+            return Ok(true);
+        }
+        let report = verify::verify_checkpoint(&self.open(attempt)?, false)?;
+        if report.is_whole() {
+            self.proven.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt);
+        }
+        Ok(report.is_whole())
+    }
+
+    /// `COMMIT` goes first, durably: from then on the attempt is incomplete, never half there.
+    fn delete(&self, attempt: Attempt) -> Result<PathBuf, Error> {
+        let (disk, dir) = (self.disk.as_ref(), self.root.join(attempt.dir_name()));
+        let commit = dir.join(names::COMMIT);
+        match disk.remove_file(&commit) {
+            Ok(()) => sync_dir(disk, &dir)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("delete", &commit)(error)),
+        }
+        self.delete_tree(&dir)?;
+        sync_dir(disk, &self.root)?;
+        Ok(dir)
+    }
+
+    fn delete_tree(&self, dir: &Path) -> Result<(), Error> {
+        for DirEntry { name, is_dir } in self.entries(dir)? {
+            let path = dir.join(name);
+            match is_dir {
+                true => self.delete_tree(&path)?,
+                false => self.disk.remove_file(&path).map_err(Error::io("delete", &path))?,
+            }
+        }
+        self.disk.remove_dir(dir).map_err(Error::io("delete", dir))
+    }
+
+    /// Claims below the current one say nothing more.
+    fn remove_old_claims(&self, current: u32) -> Result<(), Error> {
+        for DirEntry { name, .. } in self.entries(&self.root)? {
+            let claim = name.to_str().and_then(names::parse_claim);
+            if claim.is_some_and(|generation| generation < current) {
+                let path = self.root.join(name);
+                self.disk.remove_file(&path).map_err(Error::io("delete", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The highest generation seen, in claims or attempts; 0 for none.
+    fn newest_generation(&self) -> Result<u32, Error> {
+        let generation = |entry: &DirEntry| {
+            let name = entry.name.to_str()?;
+            names::parse_claim(name).or_else(|| Attempt::parse(name).map(|a| a.generation))
+        };
+        let entries = self.entries(&self.root)?;
+        Ok(entries.iter().filter_map(generation).max().unwrap_or(0))
+    }
+
+    /// The attempts, oldest first.
+    fn attempts(&self) -> Result<Vec<Attempt>, Error> {
+        let attempt = |entry: &DirEntry| {
+            entry.name.to_str().filter(|_| entry.is_dir).and_then(Attempt::parse)
+        };
+        let mut attempts: Vec<Attempt> =
+            self.entries(&self.root)?.iter().filter_map(attempt).collect();
+        attempts.sort_by_key(|attempt| attempt.age_key());
+        Ok(attempts)
+    }
+
+    /// The names in a directory; none where it is missing.
+    fn entries(&self, dir: &Path) -> Result<Vec<DirEntry>, Error> {
+        match self.disk.list(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            result => result.map_err(Error::io("list", dir)),
+        }
+    }
+
+    fn bytes_under(&self, dir: &Path) -> Result<u64, Error> {
+        let mut bytes = 0;
+        for DirEntry { name, is_dir } in self.entries(dir)? {
+            let path = dir.join(name);
+            bytes += match is_dir {
+                true => self.bytes_under(&path)?,
+                false => self.disk.file_len(&path).map_err(Error::io("read", &path))?,
+            };
+        }
+        Ok(bytes)
+    }
+}
+
+/// What retention thinks of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    Whole,
+    Incomplete,
+    Damaged,
+    /// Whole perhaps, but not for this program to judge.
+    Foreign,
+}
+
+fn worth(opened: &Result<Checkpoint, Error>) -> Worth {
+    match opened {
+        Ok(_) => Worth::Whole,
+        Err(Error::NotCommitted { .. }) => Worth::Incomplete,
+        Err(error) if error.is_damage() => Worth::Damaged,
+        Err(_) => Worth::Foreign,
+    }
+}
+
+/// Which attempts, listed newest first, are to be deleted.
+fn doomed(attempts: &[(Attempt, Worth)], keep: usize, current: u32) -> Vec<Attempt> {
+    let mut whole = 0;
+    let mut is_doomed = |attempt: &Attempt, worth: Worth| match worth {
+        Worth::Whole => {
+            whole += 1;
+            whole > keep
+        }
+        Worth::Damaged => whole >= keep,
+        Worth::Incomplete => attempt.generation < current,
+        Worth::Foreign => false,
+    };
+    let of = |(attempt, worth): &(Attempt, Worth)| is_doomed(attempt, *worth).then_some(*attempt);
+    attempts.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_spares_what_is_in_use_unknown_or_needed() {
+        let at = |step, generation| Attempt { step, generation };
+        let attempts = [
+            (at(9, 4), Worth::Incomplete),
+            (at(8, 4), Worth::Damaged),
+            (at(7, 4), Worth::Whole),
+            (at(6, 3), Worth::Damaged),
+            (at(5, 3), Worth::Incomplete),
+            (at(4, 3), Worth::Whole),
+            (at(3, 3), Worth::Damaged),
+            (at(2, 2), Worth::Foreign),
+            (at(1, 1), Worth::Whole),
+        ];
+        assert_eq!(doomed(&attempts, 2, 4), [at(5, 3), at(3, 3), at(1, 1)]);
+        assert_eq!(doomed(&attempts, 1, 3), [at(6, 3), at(4, 3), at(3, 3), at(1, 1)]);
+        assert_eq!(doomed(&attempts, 9, 4), [at(5, 3)]);
+    }
+}
