@@ -1,1 +1,47 @@
-//! data
+//! Tokenizers, token files, corpora and the global sample order.
+//!
+//! ```text
+//! config ─ prepare (once per host) ─▶ token files + Prepared ─ Dataset::open (every rank) ─▶ sample g
+//!            │ text: tokenize, cached by digest                  pure function of (seed, g, contents)
+//!            └ token files: checked, read once
+//! ```
+//! Pure host code: nothing here knows of devices, ranks or training state. Whoever reads sample `g`, at
+//! whatever time, gets the same tokens.
+//!
+//! * [`config`]: what a person writes. [`prepare()`]: from there to files. [`Dataset`]: samples.
+//! * [`Tokenizer`]: bytes, GPT-2, or any `tokenizer.json`. [`cut`]: where a long text may be divided.
+//! * [`token_file`]: the `.tok` format. [`foreign`]: Megatron and 256-integer headers. [`source`]: all of them
+//!   behind one type.
+//! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`corpus`]: crates as text.
+//! * [`order`]: permutations, mixtures and the split.
+
+pub mod config;
+pub mod corpus;
+pub mod cut;
+mod dataset;
+pub mod digest;
+mod error;
+pub mod foreign;
+mod gpt2;
+mod huggingface;
+mod json_line;
+mod map;
+pub mod order;
+#[cfg(feature = "parquet")]
+mod parquet_text;
+mod prepare;
+pub mod source;
+pub mod text;
+pub mod token_file;
+mod token_writer;
+mod tokenize;
+mod tokenizer;
+
+pub use config::{DataConfig, MixtureEntry, OneOrMany, TokenizerSpec};
+pub use dataset::{Dataset, IGNORE, SampleInfo, SampleMut, Split};
+pub use error::{DataError, Result};
+pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
+pub use text::{TextInput, TextKind};
+pub use token_writer::TokenWriter;
+pub use tokenize::{TokenizeOptions, TokenizeProgress, TokenizeReport, tokenize};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,131 @@
+//! Everything that can go wrong with data, said so that the reader knows what to change and where.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T, E = DataError> = std::result::Result<T, E>;
+
+/// An error of this crate. Messages are lower-case fragments that fit after "cannot train: ".
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("{place}: {reason}")]
+    Config { place: String, reason: String },
+
+    #[error("cannot {action} {path}: {source}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+
+    #[error("{path} is a directory: name its files (your shell can: DIR/*.txt)")]
+    IsDirectory { path: PathBuf },
+
+    #[error("{path} holds no text")]
+    NoText { path: PathBuf },
+
+    /// A token file that is not what its own header says.
+    #[error(
+        "{path} is damaged at byte {offset}: {reason}; make it again with `muster data tokenize`"
+    )]
+    Damaged { path: PathBuf, offset: u64, reason: String },
+
+    #[error(
+        "{path} is {actual_bytes} bytes long but its header says {expected_bytes}: it was cut short or \
+         appended to; copy or make it again"
+    )]
+    WrongSize { path: PathBuf, expected_bytes: u64, actual_bytes: u64 },
+
+    #[error("{path} has format version {found}; this program reads version {supported}")]
+    Version { path: PathBuf, found: u64, supported: u64 },
+
+    #[error("{path} is not a token file this program knows: {reason}")]
+    UnknownFormat { path: PathBuf, reason: String },
+
+    #[error(
+        "{path} has token {token} at position {position}, but the tokenizer `{tokenizer}` has only \
+         {vocab_size} tokens (0 to {last}): set data.tokenizer to the one the file was made with",
+        last = vocab_size.saturating_sub(1)
+    )]
+    TokenOutOfRange { path: PathBuf, token: u64, position: u64, tokenizer: String, vocab_size: u32 },
+
+    #[error(
+        "{path} was made with the tokenizer `{found}` ({found_vocab} tokens), but data.tokenizer is \
+         `{wanted}` ({wanted_vocab} tokens): set data.tokenizer to the file's, or tokenize the text again"
+    )]
+    TokenizerMismatch {
+        path: PathBuf,
+        found: String,
+        found_vocab: u32,
+        wanted: String,
+        wanted_vocab: u32,
+    },
+
+    #[error("tokenizer {path}: {reason}")]
+    Tokenizer { path: PathBuf, reason: String },
+
+    #[error("{path}:{line}: {reason}")]
+    Line { path: PathBuf, line: u64, reason: String },
+
+    #[error("{path} cannot be tokenized: {reason}")]
+    Encode { path: PathBuf, reason: String },
+
+    #[error("no crate `{name}` in the lock file this program was built with{hint}")]
+    UnknownCrate { name: String, hint: String },
+
+    #[error(
+        "the sources of the crate {name} {version} are not unpacked here (looked in {looked}): run \
+         `cargo fetch` where this program was built, or train on your own text with \
+         --set data.files=YOUR.txt"
+    )]
+    CrateSources { name: String, version: String, looked: String },
+
+    #[error(
+        "source `{source_name}` has {tokens} tokens; at sequence length {seq_len} at least {needed} are \
+         needed{why}: add text or set a shorter sequence length (at most {fits})"
+    )]
+    TooFewTokens {
+        source_name: String,
+        tokens: u64,
+        seq_len: usize,
+        needed: u64,
+        why: &'static str,
+        fits: u64,
+    },
+
+    #[error("validation sample {index} was asked for, but there are {count}{hint}")]
+    NoSuchSample { index: u64, count: u64, hint: &'static str },
+
+    #[error("{path} changed since the run was prepared (digest {found}, expected {expected})")]
+    Changed { path: PathBuf, found: String, expected: String },
+
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl DataError {
+    pub(crate) fn config(place: impl Into<String>, reason: String) -> Self {
+        Self::Config { place: place.into(), reason }
+    }
+
+    pub(crate) fn damaged(path: &Path, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_path_buf(), offset, reason: reason.into() }
+    }
+}
+
+/// Wraps an I/O error with what was done to which file.
+pub(crate) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> DataError {
+    let path = path.to_path_buf();
+    move |source| DataError::Io { action, path, source }
+}
+
+/// The candidate most like `word`, if one is close enough to be worth saying.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}

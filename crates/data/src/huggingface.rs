@@ -1,0 +1,279 @@
+//! What a Hugging Face `tokenizer.json` tells about itself: end of text, bytes per token, safe cuts.
+//!
+//! Encoding is the `tokenizers` crate's. Truncation and padding that the file may ask for are switched
+//! off (they would drop or invent text), and the text of a special token inside a document stays text.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::Tokenizer as HfTokenizer;
+
+use crate::cut::Cut;
+use crate::error::{DataError, Result};
+use crate::tokenizer::TokenBytes;
+
+/// A tokenizer file, read and understood.
+pub(crate) struct Loaded {
+    pub tokenizer: HfTokenizer,
+    pub vocab_size: u32,
+    pub end_of_text: u32,
+    pub bytes: Option<TokenBytes>,
+    pub cut: Cut,
+}
+
+/// Names under which published tokenizers end a text, most telling first.
+const USUAL_ENDS: [&str; 9] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|begin_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|end▁of▁sentence|>",
+    "<|eos|>",
+    "[EOS]",
+    "[SEP]",
+];
+
+pub(crate) fn load(path: &Path, content: &[u8]) -> Result<Loaded> {
+    let fail = |reason: String| DataError::Tokenizer { path: path.to_path_buf(), reason };
+    let json: Value =
+        serde_json::from_slice(content).map_err(|e| fail(format!("not JSON: {e}")))?;
+    let mut tokenizer =
+        HfTokenizer::from_bytes(content).map_err(|e| fail(format!("not a tokenizer.json: {e}")))?;
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+    tokenizer.set_encode_special_tokens(true);
+
+    let vocab: BTreeMap<u32, String> =
+        tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+    let Some((&last, _)) = vocab.last_key_value() else {
+        return Err(fail("its vocabulary is empty".into()));
+    };
+    // Ids are dense in published files; a stray huge one would cost memory for nothing.
+    if last as usize > vocab.len() + (1 << 20) {
+        return Err(fail(format!("token id {last} with only {} tokens", vocab.len())));
+    }
+    let end_of_text = find_end_of_text(path, &tokenizer)?;
+    let bytes = token_bytes(&json, &tokenizer, &vocab, last);
+    let cut = find_cut(&tokenizer);
+    Ok(Loaded { tokenizer, vocab_size: last + 1, end_of_text, bytes, cut })
+}
+
+/// The end-of-text token: `eos_token` of `tokenizer_config.json` beside the file, else a usual name.
+fn find_end_of_text(path: &Path, tokenizer: &HfTokenizer) -> Result<u32> {
+    let fail = |reason: String| DataError::Tokenizer { path: path.to_path_buf(), reason };
+    let config_path = path.with_file_name("tokenizer_config.json");
+    if let Ok(text) = std::fs::read(&config_path) {
+        let config: Value = serde_json::from_slice(&text)
+            .map_err(|e| fail(format!("{} is not JSON: {e}", config_path.display())))?;
+        let eos = &config["eos_token"];
+        if let Some(name) = eos.as_str().or_else(|| eos["content"].as_str()) {
+            return tokenizer.token_to_id(name).ok_or_else(|| {
+                fail(format!("eos_token `{name}` of {} is not a token", config_path.display()))
+            });
+        }
+    }
+    if let Some(id) = USUAL_ENDS.iter().find_map(|name| tokenizer.token_to_id(name)) {
+        return Ok(id);
+    }
+    let special: Vec<String> = tokenizer
+        .get_added_tokens_decoder()
+        .into_values()
+        .filter(|t| t.special)
+        .map(|t| format!("`{}`", t.content))
+        .take(12)
+        .collect();
+    Err(fail(format!(
+        "no end-of-text token found; write {{\"eos_token\": \"NAME\"}} into {} (its special tokens: {})",
+        config_path.display(),
+        if special.is_empty() { "none".to_string() } else { special.join(", ") },
+    )))
+}
+
+/// How a token's text in the vocabulary stands for bytes.
+#[derive(Clone, Copy)]
+enum Spelling {
+    /// One printable character for each byte (GPT-2, Llama 3, Qwen …).
+    ByteLevel,
+    /// `▁` for a space and `<0x0A>` for a byte (SentencePiece: Llama 2, Mixtral, Gemma …).
+    SentencePiece,
+}
+
+fn token_bytes(
+    json: &Value,
+    tokenizer: &HfTokenizer,
+    vocab: &BTreeMap<u32, String>,
+    last: u32,
+) -> Option<TokenBytes> {
+    let parts = [&json["decoder"], &json["pre_tokenizer"]];
+    let spelling = if parts.iter().any(|p| mentions_type(p, "ByteLevel")) {
+        Spelling::ByteLevel
+    } else if json["model"]["byte_fallback"] == Value::Bool(true)
+        || parts.iter().any(|p| mentions_type(p, "Metaspace"))
+    {
+        Spelling::SentencePiece
+    } else {
+        return None;
+    };
+    let bytes_of_char = byte_alphabet();
+    let added = tokenizer.get_added_tokens_decoder();
+    let tokens: Vec<Vec<u8>> = (0..=last)
+        .map(|id| match (added.get(&id), vocab.get(&id)) {
+            (Some(token), _) if token.special => Some(Vec::new()),
+            (Some(token), _) => Some(token.content.as_bytes().to_vec()),
+            (None, None) => Some(Vec::new()),
+            (None, Some(text)) => spelled_bytes(text, spelling, &bytes_of_char),
+        })
+        .collect::<Option<_>>()?;
+    Some(TokenBytes::new(tokens.into_iter().map(Cow::Owned)))
+}
+
+fn spelled_bytes(text: &str, spelling: Spelling, alphabet: &BTreeMap<char, u8>) -> Option<Vec<u8>> {
+    match spelling {
+        Spelling::ByteLevel => text.chars().map(|c| alphabet.get(&c).copied()).collect(),
+        Spelling::SentencePiece => {
+            let byte = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+            match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => Some(vec![byte]),
+                None => Some(text.replace('▁', " ").into_bytes()),
+            }
+        }
+    }
+}
+
+/// Whether the part, or any part inside it, has this `type`.
+fn mentions_type(part: &Value, name: &str) -> bool {
+    match part {
+        Value::Object(map) => {
+            map.get("type").and_then(Value::as_str) == Some(name)
+                || map.values().any(|v| mentions_type(v, name))
+        }
+        Value::Array(list) => list.iter().any(|v| mentions_type(v, name)),
+        _ => false,
+    }
+}
+
+/// GPT-2's printable stand-ins: bytes that print stand for themselves, the other 68 are numbered from
+/// U+0100 (Radford et al. 2019, the released encoder).
+fn byte_alphabet() -> BTreeMap<char, u8> {
+    let prints = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut hidden = ('\u{100}'..).take(68);
+    (0..=255u8)
+        .map(|b| {
+            (if prints(b) { char::from(b) } else { hidden.next().expect("68 do not print") }, b)
+        })
+        .collect()
+}
+
+/// Tries which cut leaves the tokens as they are; [`Cut::BeforeSpace`] if neither does.
+fn find_cut(tokenizer: &HfTokenizer) -> Cut {
+    let encode = |text: &str| {
+        tokenizer.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default()
+    };
+    let samples = [("the first", "second word."), ("ab, 12", "x3\n  y"), ("A b\nc", "D e")];
+    let holds = |space: &str| {
+        samples.iter().all(|(left, right)| {
+            let halves = [encode(left), encode(&format!("{space}{right}"))].concat();
+            encode(&format!("{left} {right}")) == halves
+        })
+    };
+    if !holds(" ") && holds("") { Cut::DropSpace } else { Cut::BeforeSpace }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TokenizerSpec;
+    use crate::tokenizer::Tokenizer;
+
+    /// A byte-level BPE with one merge and one special token, and its directory.
+    fn byte_level(eos: bool) -> (tempfile::TempDir, std::path::PathBuf) {
+        let mut vocab = serde_json::Map::new();
+        for (c, byte) in byte_alphabet() {
+            vocab.insert(c.to_string(), Value::from(u32::from(byte)));
+        }
+        vocab.insert("th".into(), Value::from(256));
+        let mut json = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "added_tokens": [{"id": 257, "content": "<stop>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": true},
+            "model": {"type": "BPE", "merges": ["t h"]},
+        });
+        json["model"]["vocab"] = Value::Object(vocab);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        if eos {
+            let config = r#"{"eos_token": {"content": "<stop>"}}"#;
+            std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+        }
+        (dir, path)
+    }
+
+    #[test]
+    fn byte_level_round_trip_and_bytes() {
+        let (_dir, path) = byte_level(true);
+        let t = Tokenizer::load(&TokenizerSpec::File(path)).unwrap();
+        assert_eq!((t.vocab_size(), t.end_of_text()), (258, 257));
+        let text = "the thé\n<stop> ü";
+        let mut out = Vec::new();
+        t.encode(text, &mut out).unwrap();
+        assert!(out.len() > 2, "the file's truncation must be off: {out:?}");
+        assert!(!out.contains(&257), "a special token's text in a document is text: {out:?}");
+        assert_eq!(t.decode(&out), text.as_bytes());
+        let bytes: u32 = out.iter().map(|&id| t.token_bytes(id).unwrap()).sum();
+        assert_eq!(bytes as usize, text.len());
+        assert_eq!(t.token_bytes(257), Some(0));
+    }
+
+    #[test]
+    fn a_missing_end_of_text_says_what_to_write() {
+        let (_dir, path) = byte_level(false);
+        let error = Tokenizer::load(&TokenizerSpec::File(path)).unwrap_err().to_string();
+        assert!(error.contains("eos_token") && error.contains("`<stop>`"), "{error}");
+    }
+
+    #[test]
+    fn sentence_piece_drops_the_space_at_a_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let mut vocab: Vec<(String, f64)> = vec![("<unk>".into(), 0.0), ("</s>".into(), 0.0)];
+        vocab.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), -20.0)));
+        vocab.push(("▁".into(), -2.0));
+        vocab.extend(('a'..='z').map(|c| (c.to_string(), -3.0)));
+        vocab.push(("▁the".into(), -1.0));
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "decoder": {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true, "vocab": vocab},
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        let t = Tokenizer::load(&TokenizerSpec::File(path)).unwrap();
+        assert_eq!(t.cut(), Cut::DropSpace);
+        let mut out = Vec::new();
+        t.encode("the fox\n", &mut out).unwrap();
+        assert_eq!(t.decode(&out), b" the fox\n");
+        assert_eq!(t.bytes_of(out[0]), Some(&b" the"[..]));
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        for content in ["", "{}", "[1]", r#"{"model": {"type": "BPE"}}"#] {
+            std::fs::write(&path, content).unwrap();
+            assert!(Tokenizer::load(&TokenizerSpec::File(path.clone())).is_err(), "{content}");
+        }
+    }
+}
