@@ -1,0 +1,20 @@
+use device::DeviceError;
+use kernels::KernelError;
+use layout::LayoutError;
+
+/// What a model refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A key that neither the preset nor the config gives.
+    #[error("model.{key} is not set; {hint}")]
+    Missing { key: &'static str, hint: &'static str },
+    /// Two numbers that do not divide, or a number out of range.
+    #[error("model.{key} = {value}: {problem}; {remedy}")]
+    Shape { key: &'static str, value: String, problem: String, remedy: String },
+}

@@ -1,0 +1,166 @@
+//! Named shapes: the quickstart's, and those of published models.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Activation, ModelConfig, MoeConfig, Names, Norm, Positions, QkNorm, Scores};
+
+/// A named shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// About 2 M parameters: eight experts of which each token visits two, one shared expert.
+    TinyMoe,
+    /// GPT-2 small, 124 M.
+    #[serde(rename = "gpt2-124m")]
+    Gpt2124m,
+    /// Llama 3.1 8B.
+    #[serde(rename = "llama3-8b")]
+    Llama3_8b,
+    /// Qwen3-30B-A3B: 128 experts, 8 per token.
+    #[serde(rename = "qwen3-moe-30b")]
+    Qwen3Moe30b,
+    /// OLMoE-1B-7B: 64 experts, 8 per token.
+    #[serde(rename = "olmoe-7b")]
+    Olmoe7b,
+    /// Mixtral 8x7B.
+    #[serde(rename = "mixtral-8x7b")]
+    Mixtral8x7b,
+}
+
+impl Preset {
+    /// Every preset, for listings and tests.
+    pub const ALL: [Preset; 6] = [
+        Preset::TinyMoe,
+        Preset::Gpt2124m,
+        Preset::Llama3_8b,
+        Preset::Qwen3Moe30b,
+        Preset::Olmoe7b,
+        Preset::Mixtral8x7b,
+    ];
+
+    /// The sizes, from each model's published configuration file.
+    pub fn config(self) -> ModelConfig {
+        match self {
+            Preset::TinyMoe => tiny_moe(),
+            Preset::Gpt2124m => gpt2_124m(),
+            Preset::Llama3_8b => llama3_8b(),
+            Preset::Qwen3Moe30b => qwen3_moe_30b(),
+            Preset::Olmoe7b => olmoe_7b(),
+            Preset::Mixtral8x7b => mixtral_8x7b(),
+        }
+    }
+}
+
+fn rotary(names: Names, theta: f64, norm_eps: f64) -> ModelConfig {
+    ModelConfig {
+        names: Some(names),
+        norm: Some(Norm::Rms),
+        norm_eps: Some(norm_eps),
+        positions: Some(Positions::Rotary { theta }),
+        activation: Some(Activation::Swiglu),
+        tie_embeddings: Some(false),
+        ..ModelConfig::default()
+    }
+}
+
+fn experts(experts: usize, top_k: usize, d_ff: usize, normalize: bool, aux: f64) -> MoeConfig {
+    MoeConfig {
+        experts: Some(experts),
+        top_k: Some(top_k),
+        d_ff: Some(d_ff),
+        scores: Some(Scores::Softmax),
+        normalize_top_k: Some(normalize),
+        aux_loss: Some(aux),
+        ..MoeConfig::default()
+    }
+}
+
+fn tiny_moe() -> ModelConfig {
+    ModelConfig {
+        layers: Some(4),
+        d_model: Some(128),
+        heads: Some(4),
+        kv_heads: Some(2),
+        qk_norm: Some(QkNorm::Head),
+        tie_embeddings: Some(true),
+        moe: Some(MoeConfig {
+            scores: Some(Scores::Sigmoid),
+            shared_experts: Some(1),
+            balance_rate: Some(0.001),
+            ..experts(8, 2, 128, true, 0.0)
+        }),
+        ..rotary(Names::Qwen3Moe, 10_000.0, 1e-6)
+    }
+}
+
+fn gpt2_124m() -> ModelConfig {
+    ModelConfig {
+        names: Some(Names::Gpt2),
+        vocab_size: Some(50_257),
+        layers: Some(12),
+        d_model: Some(768),
+        heads: Some(12),
+        kv_heads: Some(12),
+        norm: Some(Norm::Layer),
+        norm_eps: Some(1e-5),
+        positions: Some(Positions::Learned { max: 1024 }),
+        attention_bias: Some(true),
+        mlp_bias: Some(true),
+        activation: Some(Activation::Gelu),
+        d_ff: Some(3072),
+        tie_embeddings: Some(true),
+        ..ModelConfig::default()
+    }
+}
+
+fn llama3_8b() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(128_256),
+        layers: Some(32),
+        d_model: Some(4096),
+        heads: Some(32),
+        kv_heads: Some(8),
+        d_ff: Some(14_336),
+        ..rotary(Names::Llama, 500_000.0, 1e-5)
+    }
+}
+
+fn qwen3_moe_30b() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(151_936),
+        layers: Some(48),
+        d_model: Some(2048),
+        heads: Some(32),
+        kv_heads: Some(4),
+        head_dim: Some(128),
+        qk_norm: Some(QkNorm::Head),
+        moe: Some(experts(128, 8, 768, true, 0.001)),
+        ..rotary(Names::Qwen3Moe, 1_000_000.0, 1e-6)
+    }
+}
+
+fn olmoe_7b() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(50_304),
+        layers: Some(16),
+        d_model: Some(2048),
+        heads: Some(16),
+        kv_heads: Some(16),
+        qk_norm: Some(QkNorm::Projection),
+        moe: Some(MoeConfig { z_loss: Some(0.001), ..experts(64, 8, 1024, false, 0.01) }),
+        ..rotary(Names::Olmoe, 10_000.0, 1e-5)
+    }
+}
+
+fn mixtral_8x7b() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(32_000),
+        layers: Some(32),
+        d_model: Some(4096),
+        heads: Some(32),
+        kv_heads: Some(8),
+        moe: Some(experts(8, 2, 14_336, true, 0.001)),
+        ..rotary(Names::Mixtral, 1_000_000.0, 1e-5)
+    }
+}
