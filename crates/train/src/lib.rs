@@ -1,1 +1,4 @@
 //! train
+
+pub mod config;
+pub mod event;

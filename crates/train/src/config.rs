@@ -1,0 +1,226 @@
+//! The whole configuration of a run, as YAML.
+//!
+//! Every field has a default except the corpus, and a doc comment that becomes the comment of
+//! `muster config default` and the description of `muster config schema`.
+
+use std::path::PathBuf;
+
+use data::DataConfig;
+use model::ModelConfig;
+use optim::OptimizerConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The run's name; everything it writes lies in `runs_dir/NAME`.
+    pub name: String,
+    /// Where runs lie, relative to the directory the command is called in.
+    pub runs_dir: PathBuf,
+    /// Seeds the initial weights and the sample order.
+    pub seed: u64,
+    /// The shape of the model.
+    pub model: ModelConfig,
+    /// The text.
+    pub data: DataConfig,
+    /// How a step's samples are divided.
+    pub batch: BatchConfig,
+    /// Update rules, schedule, clipping.
+    pub optimizer: OptimizerConfig,
+    /// Length and rhythm of the run.
+    pub train: TrainConfig,
+    /// Saving and resuming.
+    pub checkpoint: CheckpointConfig,
+    /// Processes, threads and what connects them.
+    pub ranks: RanksConfig,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            name: "run".into(),
+            runs_dir: "runs".into(),
+            seed: 1,
+            model: ModelConfig::default(),
+            data: DataConfig::default(),
+            batch: BatchConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            train: TrainConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            ranks: RanksConfig::default(),
+        }
+    }
+}
+
+/// The `batch` section. Tokens per step = leaves · micro_batches · micro_batch · seq_len.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchConfig {
+    /// Virtual ranks that the batch is divided over; at least the number of ranks. The weights
+    /// have the same bits for every number of ranks that shares these leaves.
+    #[schemars(range(min = 1))]
+    pub leaves: usize,
+    /// The summation tree over the leaves, root first; their product is `leaves`. Empty: its
+    /// prime factors, small ones first.
+    pub radices: Vec<usize>,
+    /// Micro-batches that each leaf accumulates.
+    #[schemars(range(min = 1))]
+    pub micro_batches: usize,
+    /// Windows per micro-batch.
+    #[schemars(range(min = 1))]
+    pub micro_batch: usize,
+    /// Tokens per window.
+    #[schemars(range(min = 1))]
+    pub seq_len: usize,
+}
+
+impl Default for BatchConfig {
+    fn default() -> BatchConfig {
+        let radices = Vec::new();
+        BatchConfig { leaves: 4, radices, micro_batches: 1, micro_batch: 4, seq_len: 256 }
+    }
+}
+
+impl BatchConfig {
+    /// Windows per step.
+    pub fn samples_per_step(&self) -> u64 {
+        (self.leaves * self.micro_batches * self.micro_batch) as u64
+    }
+
+    /// Input tokens per step.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.samples_per_step() * self.seq_len as u64
+    }
+}
+
+/// The `train` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Steps of the whole run.
+    #[schemars(range(min = 1))]
+    pub steps: u64,
+    /// Validate every so many steps, and at the end; 0 only at the end.
+    pub eval_every: u64,
+    /// Validation windows that are read, at most; 0 reads all of them.
+    pub eval_samples: u64,
+    /// Type in which weights are stored and exchanged.
+    pub weights: WeightsDtype,
+    /// Tokens of the sample of generated text at the end; 0 for none.
+    pub sample_tokens: usize,
+    /// Text that the sample continues.
+    pub sample_prompt: String,
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        TrainConfig {
+            steps: 1000,
+            eval_every: 100,
+            eval_samples: 256,
+            weights: WeightsDtype::F32,
+            sample_tokens: 200,
+            sample_prompt: String::new(),
+        }
+    }
+}
+
+/// Type in which weights are stored and exchanged; the owner's masters are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsDtype {
+    F32,
+    Bf16,
+}
+
+/// The `checkpoint` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Save every so many steps, and at the end; 0 only at the end.
+    pub every: u64,
+    /// Committed checkpoints to keep; 0 keeps all.
+    pub keep: usize,
+    /// What to start from: `auto` (the newest checkpoint of this run, if any), `never`, or the
+    /// directory of a checkpoint.
+    pub resume: Resume,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> CheckpointConfig {
+        CheckpointConfig { every: 100, keep: 3, resume: Resume::Auto }
+    }
+}
+
+/// What to start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Resume {
+    Auto,
+    Never,
+    From(PathBuf),
+}
+
+impl std::str::FromStr for Resume {
+    type Err = std::convert::Infallible;
+
+    fn from_str(word: &str) -> Result<Resume, Self::Err> {
+        Ok(match word {
+            "auto" => Resume::Auto,
+            "never" => Resume::Never,
+            path => Resume::From(path.into()),
+        })
+    }
+}
+
+/// The `ranks` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RanksConfig {
+    /// Worker processes.
+    #[schemars(range(min = 1))]
+    pub count: usize,
+    /// What connects them: `shm` (one host) or `tcp`.
+    pub backend: Backend,
+    /// Threads per rank; 0 divides the cores of the host among its ranks.
+    pub threads: usize,
+    /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
+    pub device: DeviceName,
+    /// How long a collective waits for a peer before the job is declared broken.
+    #[schemars(range(min = 1))]
+    pub timeout_ms: u64,
+    /// Size of a communication bucket in bytes of f32 gradient.
+    #[schemars(range(min = 1))]
+    pub bucket_bytes: usize,
+}
+
+impl Default for RanksConfig {
+    fn default() -> RanksConfig {
+        RanksConfig {
+            count: 1,
+            backend: Backend::Shm,
+            threads: 0,
+            device: DeviceName::Cpu,
+            timeout_ms: 120_000,
+            bucket_bytes: 32 << 20,
+        }
+    }
+}
+
+/// What connects the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    Shm,
+    Tcp,
+}
+
+/// The device of every rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceName {
+    Cpu,
+    Guarded,
+}

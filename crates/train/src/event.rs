@@ -1,0 +1,172 @@
+//! What a run tells: typed events. The console, the JSONL file and the plot only read them.
+
+use serde::{Deserialize, Serialize};
+
+/// One event; `runs/NAME/events.jsonl` holds one per line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Before the first step: everything that was decided.
+    Header(Header),
+    /// Weights and state came from a checkpoint, or not.
+    Resumed(Resumed),
+    Step(Step),
+    Evaluation(Evaluation),
+    Saved(Saved),
+    /// Gradients that were not finite; never applied.
+    NonFinite(NonFinite),
+    /// Something odd that does not stop the run.
+    Warning { message: String },
+    /// The order-2 byte model on the same split, for comparison.
+    Baseline { bits_per_byte: f64, train_bytes: u64, validation_bytes: u64 },
+    /// Text generated at the end.
+    Sample { prompt: String, text: String },
+    Finished(Finished),
+}
+
+/// The plan of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    pub version: String,
+    pub name: String,
+    pub config_digest: String,
+    pub data_digest: String,
+    /// Trained parameters.
+    pub parameters: u64,
+    /// Parameters that one token meets.
+    pub active_parameters: u64,
+    pub steps: u64,
+    pub tokens_per_step: u64,
+    pub leaves: usize,
+    pub radices: Vec<usize>,
+    pub ranks: usize,
+    pub backend: String,
+    pub threads: usize,
+    pub device: String,
+    pub weights: String,
+    /// Whether every rank sends exactly one partial per element.
+    pub free: bool,
+    /// Gradient bytes over those of a ring reduce-scatter.
+    pub byte_factor: f64,
+    /// Bytes per rank by what for, the largest rank.
+    pub memory: Vec<(String, u64)>,
+    /// One line per group of parameters: rule, scale, count.
+    pub optimizer: Vec<String>,
+    /// Mean over maximum load of the owners.
+    pub balance: f64,
+    /// The costliest matrix.
+    pub critical: Option<String>,
+    pub clip: String,
+    pub corpus: Vec<Corpus>,
+    pub run_dir: String,
+}
+
+/// One source of text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Corpus {
+    pub name: String,
+    pub tokens: u64,
+    pub documents: u64,
+    pub bytes: Option<u64>,
+    pub weight: f64,
+    pub digest: String,
+}
+
+/// Where a run continues.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resumed {
+    pub step: u64,
+    pub path: String,
+    /// Newer checkpoints that were passed over, and why.
+    pub skipped: Vec<(String, String)>,
+    /// Ranks that wrote it.
+    pub written_by: usize,
+}
+
+/// One optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Counted from 1.
+    pub step: u64,
+    /// Mean cross-entropy per target token, nats.
+    pub loss: f64,
+    pub bits_per_byte: Option<f64>,
+    /// Norm of the mean gradient over all parameters, before clipping.
+    pub grad_norm: f64,
+    /// Factor of the schedule times the base rate of the first rule.
+    pub lr: f64,
+    pub ms: f64,
+    pub tokens: u64,
+    pub tokens_per_s: f64,
+    /// Expert load over the mean load, all MoE layers: smallest, median, largest.
+    pub expert_load: Option<[f64; 3]>,
+    /// Experts that saw no token in this step.
+    pub dead_experts: u64,
+    /// The step was computed and not applied.
+    pub skipped: bool,
+    /// Milliseconds by phase of this rank: forward and backward, reduce, optimizer, gather.
+    pub phases_ms: [f64; 4],
+}
+
+/// Loss on the validation split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub step: u64,
+    pub loss: f64,
+    pub bits_per_byte: Option<f64>,
+    pub samples: u64,
+    pub ms: f64,
+}
+
+/// A committed checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    pub step: u64,
+    pub path: String,
+    pub bytes: u64,
+    pub ms: f64,
+    /// Older checkpoints that retention removed.
+    pub removed: Vec<String>,
+}
+
+/// Where a gradient was not finite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NonFinite {
+    pub step: u64,
+    /// (parameter, rank, leaf), the first few.
+    pub places: Vec<(String, usize, usize)>,
+    /// What was done: stopped or skipped.
+    pub action: String,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    pub step: u64,
+    pub reason: FinishReason,
+    pub seconds: f64,
+    pub tokens: u64,
+    pub final_loss: Option<f64>,
+    pub final_bits_per_byte: Option<f64>,
+    pub peak_anonymous_bytes: u64,
+    pub planned_bytes: u64,
+    /// Digest of all weights: equal digests are equal bits.
+    pub weights_digest: String,
+    pub checkpoint: Option<String>,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// All steps are done.
+    Complete,
+    /// All steps had been done before.
+    AlreadyComplete,
+    /// `--max-steps` was reached.
+    MaxSteps,
+    /// Ctrl-C.
+    Interrupted,
+    /// SIGTERM.
+    Terminated,
+}
