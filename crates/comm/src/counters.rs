@@ -1,0 +1,71 @@
+//! What an endpoint has moved, by operation.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Operation;
+
+/// Totals of one operation kind on one rank.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    pub calls: u64,
+    /// Bytes of the caller's data that left this rank. Over shared memory: bytes that peers read
+    /// out of this rank's memory.
+    pub payload_sent_bytes: u64,
+    /// Bytes of frame headers that left this rank; none over shared memory.
+    pub header_sent_bytes: u64,
+    pub payload_received_bytes: u64,
+}
+
+/// A snapshot of all totals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    counts: [Count; Operation::ALL.len()],
+}
+
+impl Counters {
+    /// The totals of `operation`.
+    pub fn of(&self, operation: Operation) -> Count {
+        self.counts[operation as usize]
+    }
+
+    /// The totals of all operations together.
+    pub fn total(&self) -> Count {
+        self.counts.iter().fold(Count::default(), |sum, count| Count {
+            calls: sum.calls + count.calls,
+            payload_sent_bytes: sum.payload_sent_bytes + count.payload_sent_bytes,
+            header_sent_bytes: sum.header_sent_bytes + count.header_sent_bytes,
+            payload_received_bytes: sum.payload_received_bytes + count.payload_received_bytes,
+        })
+    }
+}
+
+/// The live totals.
+#[derive(Default)]
+pub(crate) struct CounterCells {
+    cells: [[AtomicU64; 4]; Operation::ALL.len()],
+}
+
+impl CounterCells {
+    /// Adds one finished call.
+    pub(crate) fn add(&self, operation: Operation, sent: u64, header: u64, received: u64) {
+        for (cell, amount) in self.cells[operation as usize].iter().zip([1, sent, header, received])
+        {
+            cell.fetch_add(amount, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Counters {
+        let mut counters = Counters::default();
+        for (count, cells) in counters.counts.iter_mut().zip(&self.cells) {
+            let [calls, sent, header, received] =
+                [0, 1, 2, 3].map(|i| cells[i].load(Ordering::Relaxed));
+            *count = Count {
+                calls,
+                payload_sent_bytes: sent,
+                header_sent_bytes: header,
+                payload_received_bytes: received,
+            };
+        }
+        counters
+    }
+}

@@ -1,0 +1,131 @@
+use std::path::PathBuf;
+
+use device::{DType, DeviceError};
+
+/// What a group does, for counters, frames and messages. The numbers are part of the wire format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Operation {
+    /// Meeting of the ranks.
+    Join = 0,
+    Window = 1,
+    Barrier = 2,
+    AllGatherBytes = 3,
+    BroadcastBytes = 4,
+    ReduceScatterOrdered = 5,
+    AllGatherSegments = 6,
+    AllToAll = 7,
+    Send = 8,
+    Receive = 9,
+}
+
+impl Operation {
+    /// Every operation, in numeric order.
+    pub const ALL: [Operation; 10] = [
+        Operation::Join,
+        Operation::Window,
+        Operation::Barrier,
+        Operation::AllGatherBytes,
+        Operation::BroadcastBytes,
+        Operation::ReduceScatterOrdered,
+        Operation::AllGatherSegments,
+        Operation::AllToAll,
+        Operation::Send,
+        Operation::Receive,
+    ];
+
+    /// The operation of a wire number.
+    pub fn from_code(code: u64) -> Option<Operation> {
+        usize::try_from(code).ok().and_then(|code| Operation::ALL.get(code).copied())
+    }
+
+    /// Its name in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::Join => "join",
+            Operation::Window => "window",
+            Operation::Barrier => "barrier",
+            Operation::AllGatherBytes => "all_gather_bytes",
+            Operation::BroadcastBytes => "broadcast_bytes",
+            Operation::ReduceScatterOrdered => "reduce_scatter_ordered",
+            Operation::AllGatherSegments => "all_gather_segments",
+            Operation::AllToAll => "all_to_all",
+            Operation::Send => "send",
+            Operation::Receive => "receive",
+        }
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a group, or the meeting before it, refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    /// The deadline passed.
+    #[error(
+        "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms; \
+         see what that process is doing, or raise the timeout",
+        ranks(missing)
+    )]
+    Timeout { operation: Operation, sequence: u64, missing: Vec<usize>, timeout_ms: u64 },
+    /// A peer died or closed its connection.
+    #[error("{operation} #{sequence}: rank {rank} is lost: {cause}")]
+    PeerLost { rank: usize, operation: Operation, sequence: u64, cause: String },
+    /// Two ranks do different things at the same point.
+    #[error("{operation} #{sequence}: rank {rank} is at {theirs} instead")]
+    Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
+    /// The group was given up, here or elsewhere; nothing works on it any more.
+    #[error("the group was given up: {why}")]
+    Revoked { why: String },
+    #[error("rank {rank} does not exist among {world} ranks")]
+    NoSuchRank { rank: usize, world: usize },
+    #[error("{what}: {got} entries for {expected} ranks")]
+    PerRank { what: &'static str, got: usize, expected: usize },
+    #[error("{what}: elements {start}..{end} lie outside {len}")]
+    Range { what: &'static str, start: usize, end: usize, len: usize },
+    #[error("sums are made in f32 or f64, not in {dtype}")]
+    SumType { dtype: DType },
+    #[error(
+        "the program reads input {got} where input {expected} of {inputs} comes next; \
+         each partial is read once, in leaf order"
+    )]
+    Program { got: usize, expected: usize, inputs: usize },
+    #[error("the window belongs to another group; use one that this group made")]
+    ForeignWindow,
+    #[error("rank {rank} sends {got} bytes where {expected} were expected")]
+    Length { rank: usize, got: u64, expected: u64 },
+    #[error("shared memory {path}: cannot {action}: {source}")]
+    Shared { path: PathBuf, action: &'static str, source: std::io::Error },
+    #[error("job name `{job}` must be 1 to 64 letters, digits, `_` or `.`, since it names files")]
+    JobName { job: String },
+    #[error("{path} belongs to a running process ({pid}); give this job another name")]
+    JobRunning { path: PathBuf, pid: u32 },
+    #[error("{path} is not a control block of {world} ranks of this version")]
+    ForeignControl { path: PathBuf, world: usize },
+    #[error("address {addr} is taken; choose another port, or 0 for any free one")]
+    PortTaken { addr: std::net::SocketAddr },
+    #[error("{addr}: cannot {action}: {source}")]
+    Socket { addr: std::net::SocketAddr, action: &'static str, source: std::io::Error },
+    #[error("two processes claim rank {rank}; start each rank once")]
+    RankTaken { rank: usize },
+    #[error("cannot start the communication runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// `rank 1` or `ranks 1, 2 and 5`.
+pub(crate) fn ranks(ranks: &[usize]) -> String {
+    match ranks {
+        [] => "no rank".to_owned(),
+        [one] => format!("rank {one}"),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(ToString::to_string).collect();
+            format!("ranks {} and {last}", first.join(", "))
+        }
+    }
+}

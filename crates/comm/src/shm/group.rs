@@ -1,0 +1,271 @@
+//! The group: meeting, operations as (enter, read, leave), waiting, giving up.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::control::{self, Announcement, Control};
+use super::files;
+use super::system::Process;
+use crate::combine::Scratch;
+use crate::counters::CounterCells;
+use crate::{CommError, Operation, Result};
+
+/// Looks at a peer's phase before the first yield, where every rank has a core.
+const SPINS: usize = 2000;
+/// Yields before the first sleep.
+const YIELDS: usize = 50;
+/// Longest sleep: bounds how late revocation and death are noticed.
+const TICK: Duration = Duration::from_millis(20);
+
+/// A rank's end of a group of processes on one host.
+pub struct Shm {
+    pub(super) control: Control,
+    pub(super) rank: usize,
+    pub(super) world: usize,
+    pub(super) dir: PathBuf,
+    pub(super) job: String,
+    timeout_ms: u64,
+    spins: usize,
+    /// Known once everyone is there.
+    peers: OnceLock<Vec<Process>>,
+    pub(super) state: Mutex<State>,
+    pub(super) counters: CounterCells,
+}
+
+/// What only the operation in progress uses.
+#[derive(Default)]
+pub(super) struct State {
+    sequence: u64,
+    pub windows: u64,
+    pub scratch: Scratch,
+    /// Messages of a broadcast.
+    pub messages: Vec<Vec<u8>>,
+    /// Messages so far by peer and direction (true: received).
+    messages_with: std::collections::BTreeMap<(usize, bool), u64>,
+}
+
+/// The operation in progress.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub operation: Operation,
+    pub sequence: u64,
+    pub deadline: Instant,
+}
+
+impl Call {
+    fn phase(&self) -> u32 {
+        (self.sequence as u32).wrapping_mul(2)
+    }
+}
+
+impl Shm {
+    /// Meets the other ranks of `job` through files in `dir`; returns once all `world` are there.
+    ///
+    /// # Errors
+    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`; no room in `dir`.
+    pub fn connect(
+        dir: &Path,
+        job: &str,
+        rank: usize,
+        world: usize,
+        timeout_ms: u64,
+    ) -> Result<Shm> {
+        files::check_job(job)?;
+        if rank >= world {
+            return Err(CommError::NoSuchRank { rank, world });
+        }
+        let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+        let control = match rank {
+            0 => Control::create(dir, job, world)?,
+            _ => Control::open(dir, job, world, deadline)?.ok_or(CommError::Timeout {
+                operation: Operation::Join,
+                sequence: 1,
+                missing: vec![0],
+                timeout_ms,
+            })?,
+        };
+        if !control.claim(rank) {
+            return Err(CommError::RankTaken { rank });
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let group = Shm {
+            control,
+            rank,
+            world,
+            dir: dir.to_owned(),
+            job: job.to_owned(),
+            timeout_ms,
+            spins: if world <= cores { SPINS } else { 1 },
+            peers: OnceLock::new(),
+            state: Mutex::default(),
+            counters: CounterCells::default(),
+        };
+        let met = group.collective(Operation::Join, 0, |group, _, call| {
+            group.enter(call)?;
+            let peers = (0..world).map(|peer| Process::new(group.control.pid(peer)));
+            let _ = group.peers.set(peers.collect());
+            Ok(())
+        });
+        if rank == 0 {
+            let _ = std::fs::remove_file(files::control_path(dir, job));
+        }
+        met.map(|()| group)
+    }
+
+    /// Runs one operation: numbers it, announces it, and gives the group up if it fails.
+    pub(super) fn collective<R>(
+        &self,
+        operation: Operation,
+        digest: u64,
+        body: impl FnOnce(&Shm, &mut State, &Call) -> Result<R>,
+    ) -> Result<R> {
+        // A panic in an earlier operation leaves at most stale scratch behind.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_revoked()?;
+        let call = self.next_call(&mut state, operation);
+        self.announce(&call, digest);
+        self.settle(&call, body(self, &mut state, &call))
+    }
+
+    /// The next operation's number and deadline.
+    pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
+        state.sequence += 1;
+        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
+        Call { operation, sequence: state.sequence, deadline }
+    }
+
+    /// The next message between this rank and `peer` in one direction; such messages have
+    /// numbers of their own, since the other ranks do not take part.
+    pub(super) fn pair_call(&self, state: &mut State, operation: Operation, peer: usize) -> Call {
+        let receives = operation == Operation::Receive;
+        let count = state.messages_with.entry((peer, receives)).or_default();
+        *count += 1;
+        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
+        Call { operation, sequence: *count, deadline }
+    }
+
+    pub(super) fn announce(&self, call: &Call, digest: u64) {
+        self.control.announce(self.rank, announcement(call, digest));
+    }
+
+    /// Gives the group up if the operation failed.
+    pub(super) fn settle<R>(&self, call: &Call, result: Result<R>) -> Result<R> {
+        if let Err(error) = &result
+            && !matches!(error, CommError::Revoked { .. })
+        {
+            let Call { operation, sequence, .. } = call;
+            self.control.revoke(&match error {
+                CommError::Timeout { .. }
+                | CommError::PeerLost { .. }
+                | CommError::Mismatch { .. } => format!("rank {}: {error}", self.rank),
+                _ => format!("rank {}: {operation} #{sequence}: {error}", self.rank),
+            });
+        }
+        result
+    }
+
+    pub(super) fn check_revoked(&self) -> Result<()> {
+        self.control.revoked().map_or(Ok(()), |why| Err(CommError::Revoked { why }))
+    }
+
+    /// Publishes this rank's data; returns when every rank's is there and all do the same.
+    pub(super) fn enter(&self, call: &Call) -> Result<()> {
+        let ours = self.control.announcement(self.rank, call.sequence);
+        self.wait_all(call, call.phase())?;
+        for rank in self.peers() {
+            let theirs = self.control.announcement(rank, call.sequence);
+            if theirs != ours {
+                let Call { operation, sequence, .. } = *call;
+                let theirs = control::describe(theirs, ours);
+                return Err(CommError::Mismatch { operation, sequence, rank, theirs });
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that this rank has read its peers' data; returns when they have read ours.
+    pub(super) fn leave(&self, call: &Call) -> Result<()> {
+        self.wait_all(call, call.phase().wrapping_add(1))
+    }
+
+    pub(super) fn peers(&self) -> impl Iterator<Item = usize> + use<> {
+        let rank = self.rank;
+        (0..self.world).filter(move |&peer| peer != rank)
+    }
+
+    fn wait_all(&self, call: &Call, phase: u32) -> Result<()> {
+        self.control.arrive(self.rank, phase);
+        for peer in self.peers() {
+            let done = |rank| self.control.has_reached(rank, phase);
+            let sleep = |limit| self.control.sleep(peer, phase, limit);
+            self.wait(call, peer, done, sleep)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `done(peer)`. While it waits it watches every rank that is not `done`.
+    pub(super) fn wait(
+        &self,
+        call: &Call,
+        peer: usize,
+        done: impl Fn(usize) -> bool,
+        sleep: impl Fn(Duration),
+    ) -> Result<()> {
+        for _ in 0..self.spins {
+            if done(peer) {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        for _ in 0..YIELDS {
+            if done(peer) {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        loop {
+            self.check_revoked()?;
+            self.check_peers(call, &done)?;
+            if done(peer) {
+                return Ok(());
+            }
+            let left = call.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let missing = self.peers().filter(|&rank| !done(rank)).collect();
+                let Call { operation, sequence, .. } = *call;
+                let timeout_ms = self.timeout_ms;
+                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms });
+            }
+            sleep(left.min(TICK));
+        }
+    }
+
+    /// Fails if a rank that is not `done` never will be.
+    fn check_peers(&self, call: &Call, done: &impl Fn(usize) -> bool) -> Result<()> {
+        for rank in self.peers() {
+            let cause = match self.peers.get() {
+                _ if self.control.has_left(rank) => "it left the group",
+                Some(peers) if !peers[rank].is_alive() => "its process has ended",
+                _ => continue,
+            };
+            // Looked at again: it may have arrived before it went.
+            if !done(rank) {
+                let (cause, Call { operation, sequence, .. }) = (cause.to_owned(), *call);
+                self.check_revoked()?;
+                return Err(CommError::PeerLost { rank, operation, sequence, cause });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        self.control.leave(self.rank);
+    }
+}
+
+fn announcement(call: &Call, digest: u64) -> Announcement {
+    Announcement { sequence: call.sequence, operation: call.operation as u64, digest }
+}

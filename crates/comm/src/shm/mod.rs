@@ -1,0 +1,18 @@
+//! Processes of one host: peers' windows are mapped and read where they lie.
+//!
+//! An operation enters (announces itself, waits for every peer's data), reads, and leaves (waits
+//! until every peer has read); [`control`] has the protocol and its memory order. After warm-up
+//! nothing here allocates, except where the result is the caller's vector.
+
+mod channel;
+mod control;
+mod files;
+mod group;
+mod system;
+mod transfer;
+
+pub use files::{cleanup, remove_stale};
+pub use group::Shm;
+
+/// Where shared files go unless the caller says otherwise: a memory file system.
+pub const DEFAULT_DIR: &str = "/dev/shm";

@@ -1,0 +1,149 @@
+//! The unsafe floor of shared memory: a mapped control block, futex, process handles.
+//!
+//! Everything here that two processes may touch at once is an atomic, so that a peer of another
+//! state of mind (or a stale file) can make us read wrong numbers but never break Rust's rules.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use memmap2::MmapRaw;
+
+use crate::CommError;
+
+/// A file of 64-bit words shared between processes.
+pub(super) struct Words {
+    map: MmapRaw,
+}
+
+impl Words {
+    /// Reserves and maps `words` words of a new file, all zero.
+    pub(super) fn create(path: &Path, file: &File, words: usize) -> Result<Words, CommError> {
+        // Reserving the blocks now turns a full memory file system into an error here instead of
+        // a SIGBUS at the first touch.
+        // SAFETY: a system call on an open descriptor.
+        let code =
+            unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, (words * 8) as libc::off_t) };
+        if code != 0 {
+            let source = std::io::Error::from_raw_os_error(code);
+            return Err(CommError::Shared { path: path.into(), action: "reserve", source });
+        }
+        Words::open(path, file)
+    }
+
+    /// Maps the whole of an existing file.
+    pub(super) fn open(path: &Path, file: &File) -> Result<Words, CommError> {
+        let failed = |source| CommError::Shared { path: path.into(), action: "map", source };
+        Ok(Words { map: MmapRaw::map_raw(file).map_err(failed)? })
+    }
+
+    /// All words.
+    pub(super) fn all(&self) -> &[AtomicU64] {
+        let len = self.map.len() / 8;
+        // SAFETY: the mapping is page-aligned, readable, writable and `len` words long for as
+        // long as `self`; every access by any process is atomic, so shared references are sound.
+        unsafe { std::slice::from_raw_parts(self.map.as_mut_ptr().cast::<AtomicU64>(), len) }
+    }
+}
+
+/// The low half of a word as a futex: the kernel waits on 32 bits.
+pub(super) fn low_half(word: &AtomicU64) -> &AtomicU32 {
+    let halves: *const AtomicU32 = std::ptr::from_ref(word).cast();
+    // SAFETY: an AtomicU64 is two aligned halves; the block's words are only ever accessed by
+    // one width each (a word that serves as a futex is never read as 64 bits).
+    unsafe { &*halves }
+}
+
+/// Sleeps until `word` is woken, if it still holds `seen`; at most `limit`.
+pub(super) fn futex_wait(word: &AtomicU32, seen: u32, limit: Duration) {
+    let timeout = libc::timespec {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    };
+    // SAFETY: the word outlives the call and `timeout` is a valid timespec. Not the private
+    // variant: the waker may be another process. Every return (woken, changed, interrupted, timed
+    // out) leads the caller to look again.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, &raw const timeout);
+    }
+}
+
+/// Wakes everyone who sleeps on `word`.
+pub(super) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the word outlives the call; waking has no other effect on memory.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// A process that may end.
+pub(super) enum Process {
+    /// A handle that cannot come to mean another process.
+    Handle(OwnedFd),
+    /// The number alone, where the system offers no handles.
+    Number(u32),
+    /// It was gone when we looked for it.
+    Gone,
+}
+
+impl Process {
+    pub(super) fn new(pid: u32) -> Process {
+        // SAFETY: a system call without pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd >= 0 {
+            // SAFETY: a descriptor that the kernel just made for us and nobody else owns.
+            return Process::Handle(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        }
+        match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::ESRCH) => Process::Gone,
+            _ => Process::Number(pid),
+        }
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub(super) fn is_alive(&self) -> bool {
+        match self {
+            Process::Gone => false,
+            Process::Number(pid) => number_is_alive(*pid),
+            Process::Handle(fd) => {
+                let mut poll =
+                    libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one valid pollfd; a handle becomes readable when its process ends.
+                let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+                ready <= 0
+            }
+        }
+    }
+}
+
+/// Whether a process of that number exists.
+fn number_is_alive(pid: u32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let code = unsafe { libc::kill(pid as libc::pid_t, 0) };
+    code == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Copies bytes into words, the last one padded with zeros.
+pub(super) fn store_bytes(words: &[AtomicU64], bytes: &[u8]) {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    for (word, bytes) in words.iter().zip(whole) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        words[whole.len()].store(u64::from_ne_bytes(last), Ordering::Relaxed);
+    }
+}
+
+/// Copies words into bytes.
+pub(super) fn load_bytes(words: &[AtomicU64], bytes: &mut [u8]) {
+    let (whole, rest) = bytes.as_chunks_mut::<8>();
+    for (word, bytes) in words.iter().zip(whole.iter_mut()) {
+        *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    if !rest.is_empty() {
+        let last = words[whole.len()].load(Ordering::Relaxed).to_ne_bytes();
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}

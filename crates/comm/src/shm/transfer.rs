@@ -1,0 +1,328 @@
+//! The operations: what is read between entering and leaving.
+
+use std::ops::Range;
+
+use device::{DType, Device, Placement, Stream, Tensor};
+
+use super::channel::{BOX_BYTES, Channel};
+use super::control::MAIL_BYTES;
+use super::files;
+use super::group::{Call, Shm, State};
+use crate::combine::{self, Located, Number, Scratch};
+use crate::reduce::{self, Digest};
+use crate::{
+    AllToAll, CommError, Communicator, Counters, Operation, OrderedReduce, Result, Window,
+};
+
+/// Bytes that one thread copies at a time.
+const COPY_BYTES: usize = 256 << 10;
+
+impl Communicator for Shm {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world(&self) -> usize {
+        self.world
+    }
+
+    fn backend(&self) -> &'static str {
+        "shm"
+    }
+
+    fn window(&self, device: &Device, bytes: usize) -> Result<Window> {
+        self.collective(Operation::Window, bytes as u64, |group, state, call| {
+            state.windows += 1;
+            let what = format!("w{}", state.windows);
+            let path = |rank| {
+                files::rank_path(&group.dir, &group.job, group.control.pid(rank), &what, rank)
+            };
+            let mine = device.alloc(bytes, &Placement::Shared(path(group.rank)))?;
+            group.enter(call)?;
+            let map = |rank| match rank == group.rank {
+                true => Ok(Some(mine.clone())),
+                false => device.map_shared(&path(rank), bytes).map(Some),
+            };
+            let buffers = (0..group.world).map(map).collect::<std::result::Result<_, _>>()?;
+            group.leave(call)?;
+            // Everyone holds it: from here on it needs no name.
+            let _ = std::fs::remove_file(path(group.rank));
+            group.counters.add(Operation::Window, 0, 0, 0);
+            Ok(Window::new(buffers, group.rank, bytes))
+        })
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.collective(Operation::Barrier, 0, |group, _, call| {
+            group.enter(call)?;
+            group.counters.add(Operation::Barrier, 0, 0, 0);
+            Ok(())
+        })
+    }
+
+    fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()> {
+        self.collective(Operation::AllGatherBytes, 0, |group, state, call| {
+            group.gather_messages(state, call, 0, mine, all)
+        })
+    }
+
+    fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        let digest = root as u64;
+        self.collective(Operation::BroadcastBytes, digest, |group, state, call| {
+            if root >= group.world {
+                return Err(CommError::NoSuchRank { rank: root, world: group.world });
+            }
+            let mine: &[u8] = if root == group.rank { bytes } else { &[] };
+            let mut all = std::mem::take(&mut state.messages);
+            let result = group.gather_messages(state, call, digest, mine, &mut all);
+            if result.is_ok() && root != group.rank {
+                bytes.clear();
+                bytes.extend_from_slice(&all[root]);
+            }
+            state.messages = all;
+            result
+        })
+    }
+
+    fn reduce_scatter_ordered(&self, stream: &Stream, op: &OrderedReduce) -> Result<()> {
+        let operation = Operation::ReduceScatterOrdered;
+        self.collective(operation, op.digest(), |group, state, call| {
+            op.check(group.rank, group.world)?;
+            state.scratch.stages.load(op.program, op.inputs())?;
+            stream.synchronize()?;
+            group.enter(call)?;
+            match op.out.dtype() {
+                DType::F32 => group.sum_segments::<f32>(stream, op, &mut state.scratch),
+                DType::F64 => group.sum_segments::<f64>(stream, op, &mut state.scratch),
+                dtype => Err(CommError::SumType { dtype }),
+            }?;
+            group.leave(call)?;
+            let sent = group.peers().map(|peer| op.payload_bytes(group.rank, peer)).sum();
+            let received = group.peers().map(|peer| op.payload_bytes(peer, group.rank)).sum();
+            group.counters.add(operation, sent, 0, received);
+            Ok(())
+        })
+    }
+
+    fn all_gather_segments(
+        &self,
+        stream: &Stream,
+        window: &Window,
+        element_bytes: usize,
+        segments: &[Vec<Range<usize>>],
+    ) -> Result<()> {
+        let operation = Operation::AllGatherSegments;
+        let mut digest = Digest::default();
+        digest.add(element_bytes);
+        digest.add_segments(segments);
+        self.collective(operation, digest.value(), |group, _, call| {
+            reduce::check_gather(window, element_bytes, segments, group.rank, group.world)?;
+            stream.synchronize()?;
+            group.enter(call)?;
+            let mut received = 0;
+            for peer in group.peers() {
+                for range in &segments[peer] {
+                    let (start, len) = (range.start * element_bytes, range.len() * element_bytes);
+                    let from = window.of_rank(peer, start, len, DType::U8)?;
+                    let into = window.of_rank(group.rank, start, len, DType::U8)?;
+                    copy(stream, "all_gather_segments", &from, &into)?;
+                    received += len;
+                }
+            }
+            group.leave(call)?;
+            let mine: usize = segments[group.rank].iter().map(ExactSizeIterator::len).sum();
+            let sent = mine * element_bytes * (group.world - 1);
+            group.counters.add(operation, sent as u64, 0, received as u64);
+            Ok(())
+        })
+    }
+
+    fn all_to_all(&self, stream: &Stream, op: &AllToAll) -> Result<()> {
+        let element_bytes = op.into.dtype().bytes();
+        self.collective(Operation::AllToAll, element_bytes as u64, |group, state, call| {
+            op.check(group.rank, group.world)?;
+            let ends = state.scratch.bytes(16 * group.world);
+            for (ends, range) in ends.chunks_exact_mut(16).zip(op.send) {
+                ends[..8].copy_from_slice(&range.start.to_ne_bytes());
+                ends[8..].copy_from_slice(&range.end.to_ne_bytes());
+            }
+            group.control.put_mail(group.rank, call.sequence, ends.len(), ends);
+            stream.synchronize()?;
+            group.enter(call)?;
+            let (mut sent, mut received) = (0, 0);
+            for peer in 0..group.world {
+                group.control.get_mail(peer, call.sequence, ends);
+                let at = 16 * group.rank;
+                let word = |at: usize| {
+                    let bytes = ends[at..at + 8].first_chunk().expect("eight bytes");
+                    usize::from_ne_bytes(*bytes)
+                };
+                let theirs = word(at)..word(at + 8);
+                let into = op.into.flat(op.receive[peer].clone())?;
+                if theirs.len() != into.len() {
+                    let (got, expected) = (theirs.len(), into.len());
+                    let bytes = |elements| (elements * element_bytes) as u64;
+                    let (got, expected) = (bytes(got), bytes(expected));
+                    return Err(CommError::Length { rank: peer, got, expected });
+                }
+                let from = op.from.of_rank(peer, theirs.start, theirs.len(), into.dtype())?;
+                copy(stream, "all_to_all", &bytes_of(&from)?, &bytes_of(&into)?)?;
+                if peer != group.rank {
+                    sent += op.send[peer].len() * element_bytes;
+                    received += into.len() * element_bytes;
+                }
+            }
+            group.leave(call)?;
+            group.counters.add(Operation::AllToAll, sent as u64, 0, received as u64);
+            Ok(())
+        })
+    }
+
+    fn send(&self, stream: &Stream, to: usize, tensor: &Tensor) -> Result<()> {
+        self.pair(Operation::Send, to, |group, call| {
+            let bytes = bytes_of(tensor)?;
+            let channel = Channel { words: group.control.channel(group.rank, to) };
+            for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
+                let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
+                let room = |rank| rank != to || channel.has_room();
+                group.wait(call, to, room, |limit| channel.sleep_for_room(limit))?;
+                stream.with_memory("send", |k| {
+                    channel.put(bytes.len() as u64, k.read::<u8>(&part)?);
+                    Ok(())
+                })?;
+            }
+            group.counters.add(Operation::Send, bytes.len() as u64, 0, 0);
+            Ok(())
+        })
+    }
+
+    fn recv(&self, stream: &Stream, from: usize, tensor: &Tensor) -> Result<()> {
+        self.pair(Operation::Receive, from, |group, call| {
+            let bytes = bytes_of(tensor)?;
+            let channel = Channel { words: group.control.channel(from, group.rank) };
+            for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
+                let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
+                let mail = |rank| rank != from || channel.has_mail();
+                group.wait(call, from, mail, |limit| channel.sleep_for_mail(limit))?;
+                let (got, expected) = (channel.total(), bytes.len() as u64);
+                if got != expected {
+                    return Err(CommError::Length { rank: from, got, expected });
+                }
+                stream.with_memory("recv", |k| {
+                    channel.take(k.write::<u8>(&part)?);
+                    Ok(())
+                })?;
+            }
+            group.counters.add(Operation::Receive, 0, 0, bytes.len() as u64);
+            Ok(())
+        })
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters.snapshot()
+    }
+
+    fn revoke(&self, why: &str) {
+        self.control.revoke(why);
+    }
+}
+
+impl Shm {
+    /// Everyone's messages through the mail boxes, in as many rounds as the longest needs.
+    fn gather_messages(
+        &self,
+        state: &mut State,
+        call: &Call,
+        digest: u64,
+        mine: &[u8],
+        all: &mut Vec<Vec<u8>>,
+    ) -> Result<()> {
+        all.resize_with(self.world, Vec::new);
+        all.iter_mut().for_each(Vec::clear);
+        all[self.rank].extend_from_slice(mine);
+        let (mut call, mut done) = (*call, 0);
+        loop {
+            let part = &mine[done.min(mine.len())..(done + MAIL_BYTES).min(mine.len())];
+            self.control.put_mail(self.rank, call.sequence, mine.len(), part);
+            self.enter(&call)?;
+            done += MAIL_BYTES;
+            let mut longest = mine.len();
+            for peer in self.peers() {
+                let (total, message) =
+                    (self.control.mail_total(peer, call.sequence), &mut all[peer]);
+                let start = message.len();
+                message.resize(total.min(done), 0);
+                self.control.get_mail(peer, call.sequence, &mut message[start..]);
+                longest = longest.max(total);
+            }
+            if done >= longest {
+                break;
+            }
+            // Each round is an operation of its own: that is what frees the boxes.
+            call = self.next_call(state, call.operation);
+            self.announce(&call, digest);
+        }
+        let received: usize = self.peers().map(|peer| all[peer].len()).sum();
+        let sent = mine.len() * (self.world - 1);
+        self.counters.add(call.operation, sent as u64, 0, received as u64);
+        Ok(())
+    }
+
+    fn sum_segments<T: Number>(
+        &self,
+        stream: &Stream,
+        op: &OrderedReduce,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let in_place = combine::in_place_input::<T>(stream, op, self.rank)?;
+        let (stages, carry) = T::parts(scratch);
+        for range in &op.segments[self.rank] {
+            stages.sum(stream, op.out, range.clone(), carry, &|input, range| {
+                if in_place == Some(input) {
+                    return Ok(Located::Out);
+                }
+                let (rank, slot) = op.holder(input).expect("the program was checked");
+                let slot = &op.slots[slot];
+                let part = slot.of_rank(rank, range.start, range.len(), T::DTYPE)?;
+                Ok(Located::Memory(part))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Runs one end of a message between this rank and `peer`.
+    fn pair(
+        &self,
+        operation: Operation,
+        peer: usize,
+        body: impl FnOnce(&Shm, &Call) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.check_revoked()?;
+        let call = self.pair_call(&mut state, operation, peer);
+        let result = match peer < self.world && peer != self.rank {
+            true => body(self, &call),
+            false => Err(CommError::NoSuchRank { rank: peer, world: self.world }),
+        };
+        self.settle(&call, result)
+    }
+}
+
+/// The bytes of a tensor.
+fn bytes_of(tensor: &Tensor) -> Result<Tensor> {
+    let size = tensor.dtype().bytes();
+    let (start, len) = (tensor.offset() * size, tensor.len() * size);
+    Ok(Tensor::new(tensor.buffer().clone(), start, &[len], DType::U8)?)
+}
+
+fn copy(stream: &Stream, name: &'static str, from: &Tensor, into: &Tensor) -> Result<()> {
+    stream.with_memory(name, |k| {
+        let from = k.read::<u8>(from)?;
+        k.parallel().chunks(k.write::<u8>(into)?, COPY_BYTES, |index, into| {
+            let start = index * COPY_BYTES;
+            into.copy_from_slice(&from[start..start + into.len()]);
+        });
+        Ok(())
+    })?;
+    Ok(())
+}
