@@ -1,0 +1,418 @@
+//! What is saved in any boxes by any number of ranks is read back in any other boxes, and every
+//! damaged byte is noticed.
+
+mod support;
+
+use std::sync::Arc;
+
+use checkpoint::{
+    Attempt, Checkpoint, Dtype, Error, Proof, RANGE_BYTES, Region, Status, Store, TensorKey,
+    WriteOptions, diff, slabs, verify_on,
+};
+use layout::{LogicalTensor, Role, Schema};
+use proptest::prelude::*;
+use support::mem_disk::MemDisk;
+use support::{Rng, State, contents, save, small_model, wanted};
+
+const FIRST: Attempt = Attempt { step: 7, generation: 1 };
+
+fn store(disk: &MemDisk) -> Store {
+    let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
+    store.claim_generation().unwrap();
+    store
+}
+
+/// Cuts a box in two along a random axis, again and again.
+fn cut(region: Region, cuts: usize, rng: &mut Rng) -> Vec<Region> {
+    let mut boxes = vec![region];
+    for _ in 0..cuts {
+        let number = rng.below(boxes.len());
+        let axes = boxes[number].shape.len();
+        let axis = rng.below(axes);
+        let extent = boxes[number].shape.get(axis).copied().unwrap_or(0);
+        if extent < 2 {
+            continue;
+        }
+        let at = 1 + rng.below(extent - 1);
+        let mut upper = boxes[number].clone();
+        upper.offset[axis] += at;
+        upper.shape[axis] -= at;
+        boxes[number].shape[axis] = at;
+        boxes.push(upper);
+    }
+    boxes
+}
+
+fn random_model(rng: &mut Rng, tensors: usize, world: u32) -> (Schema, Vec<State>) {
+    let mut states = Vec::new();
+    let mut logical = Vec::new();
+    for number in 0..tensors {
+        let shape: Vec<usize> = (0..rng.below(5)).map(|_| rng.below(8)).collect();
+        // Names of people are not always polite to JSON or to our own punctuation.
+        let name = ["w", "a.b[0]:c", "\"quoted\"\n", "größe"][rng.below(4)].to_string();
+        let name = format!("{name}{number}");
+        logical.push(LogicalTensor::new(&*name, &shape, Role::Matrix));
+        for slot in ["param", "momentum"] {
+            let dtype = Dtype::ALL[rng.below(Dtype::ALL.len())];
+            let mut state = State::new(&name, slot, dtype, &shape, rng);
+            let cuts = rng.below(6);
+            let boxes = cut(Region::whole(&shape), cuts, rng);
+            state.boxes =
+                boxes.into_iter().map(|b| (rng.below(world as usize) as u32, b)).collect();
+            states.push(state);
+        }
+    }
+    (Schema::new(logical).unwrap(), states)
+}
+
+fn random_box(shape: &[usize], rng: &mut Rng) -> Region {
+    let offset: Vec<usize> = shape.iter().map(|&extent| rng.below(extent + 1)).collect();
+    let extents = shape.iter().zip(&offset).map(|(&e, &o)| rng.below(e - o + 1)).collect();
+    Region { offset, shape: extents }
+}
+
+fn read(checkpoint: &Checkpoint, state: &State, region: &Region) -> Result<Vec<u8>, Error> {
+    let count: usize = region.shape.iter().product();
+    let mut out = vec![0; count * state.dtype.size_bytes()];
+    checkpoint.read_box(&state.key, state.dtype, region, &mut out).map(|()| out)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_boxes_in_any_boxes_out(
+        seed in any::<u64>(),
+        tensors in 0_usize..5,
+        world in 1_u32..5,
+        max_shard_bytes in 1_u64..2000,
+        max_transfer in 1_usize..3000,
+        digest_data in any::<bool>(),
+    ) {
+        let mut rng = Rng(seed);
+        let model = random_model(&mut rng, tensors, world);
+        let disk = MemDisk::new();
+        disk.limit_transfers(max_transfer);
+        let options = WriteOptions { max_shard_bytes, digest_data };
+        let store = store(&disk);
+        save(&store, FIRST, world, &model, &options).unwrap();
+        let checkpoint = store.open(FIRST).unwrap();
+        prop_assert_eq!(contents(&checkpoint).unwrap(), wanted(&model.1));
+        prop_assert_eq!(checkpoint.schema(), model.0);
+        for state in &model.1 {
+            for _ in 0..8 {
+                let region = random_box(&state.shape, &mut rng);
+                prop_assert_eq!(read(&checkpoint, state, &region).unwrap(), state.cut(&region));
+            }
+        }
+        let report = verify_on(Arc::new(disk), checkpoint.path(), true).unwrap();
+        prop_assert!(report.is_whole(), "{:?}", report.problems);
+        prop_assert_eq!(report.digests_compared, if digest_data { report.shards } else { 0 });
+        prop_assert!(report.strangers.is_empty());
+    }
+
+    #[test]
+    fn a_missing_doubled_or_strange_box_is_never_committed(seed in any::<u64>()) {
+        let mut rng = Rng(seed);
+        let (schema, mut states) = random_model(&mut rng, 3, 2);
+        let expected: Vec<_> = states.iter().map(State::expected).collect();
+        let held: Vec<usize> = (0..states.len()).filter(|&n| !states[n].bytes.is_empty()).collect();
+        prop_assume!(!held.is_empty());
+        let number = held[rng.below(held.len())];
+        let boxes = &mut states[number].boxes;
+        let which = rng.below(boxes.len());
+        let (missing, doubled) = (rng.coin(), boxes[which].clone());
+        match missing {
+            true => drop(boxes.remove(which)),
+            false => boxes.push((1 - doubled.0, doubled.1)),
+        }
+        let disk = MemDisk::new();
+        let store = store(&disk);
+        let options = WriteOptions::default();
+        let reports: Vec<_> = (0..2)
+            .map(|rank| support::save_rank(&store, FIRST, (rank, 2), &states, &options).unwrap())
+            .collect();
+        let run_state = support::run_state(7);
+        let error = store.commit(FIRST, &schema, &expected, &reports, &run_state).unwrap_err();
+        match (&error, missing) {
+            (Error::Gap { key, .. }, true) | (Error::Overlap { key, .. }, false) => {
+                prop_assert_eq!(key, &states[number].key);
+            }
+            _ => prop_assert!(false, "{error}"),
+        }
+        prop_assert!(store.newest().unwrap().checkpoint.is_none());
+    }
+
+    #[test]
+    fn slabs_tile_in_order(shape in proptest::collection::vec(0_usize..6, 0..4), max in 1_usize..40) {
+        let slabs = slabs(&shape, max);
+        let state = State::new("x", "param", Dtype::U8, &shape, &mut Rng(1));
+        let bytes: Vec<u8> = slabs.iter().flat_map(|slab| state.cut(slab)).collect();
+        prop_assert_eq!(bytes, state.bytes);
+        prop_assert!(slabs.iter().all(|slab| slab.elements().unwrap() <= max));
+    }
+}
+
+#[test]
+fn tensors_larger_than_a_range_are_read_in_any_boxes() {
+    let mut rng = Rng(5);
+    let range = RANGE_BYTES as usize;
+    // The second one ends exactly at a range of the file; all straddle some.
+    let shapes = [vec![3, range / 4 + 77], vec![range / 4], vec![1021, 1031], vec![3]];
+    let mut states: Vec<State> = Vec::new();
+    for (number, shape) in shapes.iter().enumerate() {
+        let name = format!("t{number}");
+        let mut state = State::new(&name, "param", Dtype::F32, shape, &mut rng);
+        let boxes = cut(Region::whole(shape), 2, &mut rng);
+        state.boxes = boxes.into_iter().zip([0, 1, 0]).map(|(b, rank)| (rank, b)).collect();
+        states.push(state);
+    }
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    save(&store, FIRST, 2, &(Schema::default(), states.clone()), &WriteOptions::default()).unwrap();
+    let checkpoint = store.open(FIRST).unwrap();
+    assert_eq!(contents(&checkpoint).unwrap(), wanted(&states));
+    for state in &states {
+        for _ in 0..6 {
+            let region = random_box(&state.shape, &mut rng);
+            assert_eq!(read(&checkpoint, state, &region).unwrap(), state.cut(&region));
+        }
+    }
+    // A flipped bit in one range spares the others and is named with its place.
+    let path = format!("/checkpoints/{}/rank-00000/shard-000.safetensors", FIRST.dir_name());
+    disk.tamper(&path, |bytes| bytes[range + 5] ^= 1);
+    let checkpoint = store.open(FIRST).unwrap();
+    let error = checkpoint.read_tensor(&states[0].key).unwrap_err();
+    match &error {
+        Error::Range { start, end, holds, .. } => {
+            assert_eq!((*start, *end), (RANGE_BYTES, 2 * RANGE_BYTES));
+            assert!(holds.contains("t0:param"), "{error}");
+        }
+        _ => panic!("{error}"),
+    }
+    let report = verify_on(Arc::new(disk), checkpoint.path(), false).unwrap();
+    assert_eq!(report.problems.len(), 1);
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_noticed() {
+    let disk = MemDisk::new();
+    let model = small_model(3);
+    let options = WriteOptions { max_shard_bytes: 100, digest_data: true };
+    save(&store(&disk), FIRST, 2, &model, &options).unwrap();
+    let root = format!("/checkpoints/{}", FIRST.dir_name());
+    let files = disk.files();
+    assert!(files.iter().filter(|(path, _)| path.starts_with(&root)).count() >= 8);
+    let mut rng = Rng(9);
+    for (path, bytes) in files.iter().filter(|(path, _)| path.starts_with(&root)) {
+        let problems = |disk: &MemDisk| {
+            let report = verify_on(Arc::new(disk.clone()), &root, false).unwrap();
+            report.problems
+        };
+        for at in 0..bytes.len() {
+            let bit = 1 << rng.below(8);
+            disk.tamper(path, |bytes| bytes[at] ^= bit);
+            assert!(!problems(&disk).is_empty(), "bit {bit} of byte {at} of {path}");
+            // Shards are verified as they are read, everything else when it is opened.
+            if !path.ends_with(".safetensors") {
+                assert!(Checkpoint::open_on(Arc::new(disk.clone()), &root).is_err());
+            } else if at >= 4096 {
+                let checkpoint = Checkpoint::open_on(Arc::new(disk.clone()), &root).unwrap();
+                assert!(contents(&checkpoint).is_err(), "byte {at} of {path}");
+            }
+            disk.tamper(path, |bytes| bytes[at] ^= bit);
+        }
+        for length in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            disk.tamper(path, |bytes| bytes.truncate(length));
+            assert_eq!(problems(&disk).len(), 1, "{path} cut to {length}");
+            disk.tamper(path, |cut| cut.clone_from(bytes));
+        }
+        disk.tamper(path, |bytes| bytes.push(0));
+        assert_eq!(problems(&disk).len(), 1, "{path} with a byte more");
+        disk.tamper(path, |bytes| bytes.truncate(bytes.len() - 1));
+        assert!(problems(&disk).is_empty());
+    }
+}
+
+#[test]
+fn damage_falls_back_to_an_older_commit_and_says_why() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let (old, new) = (small_model(1), small_model(2));
+    save(&store, FIRST, 2, &old, &WriteOptions::default()).unwrap();
+    let second = Attempt { step: 9, generation: 1 };
+    save(&store, second, 2, &new, &WriteOptions::default()).unwrap();
+    let unfinished = Attempt { step: 11, generation: 1 };
+    support::save_rank(&store, unfinished, (0, 2), &new.1, &WriteOptions::default()).unwrap();
+
+    let newest = store.newest().unwrap();
+    assert_eq!(newest.checkpoint.unwrap().attempt(), second);
+    assert!(
+        matches!(newest.skipped[..], [ref one] if matches!(one.reason, Error::NotCommitted { .. }))
+    );
+
+    disk.tamper("/checkpoints/step-00000009.g0001/manifest.json", |bytes| bytes[100] ^= 4);
+    let newest = store.newest().unwrap();
+    assert_eq!(newest.checkpoint.unwrap().attempt(), FIRST);
+    let told: Vec<String> =
+        newest.skipped.iter().map(|skipped| skipped.reason.to_string()).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told[0].contains("is not committed"), "{told:?}");
+    assert!(told[1].contains("manifest.json is damaged: BLAKE3 is"), "{told:?}");
+    // Nothing older than a damaged commit is deleted for its sake.
+    assert!(store.retain(1, Proof::EveryByte).unwrap().is_empty());
+    let statuses: Vec<Status> = store.list().unwrap().into_iter().map(|e| e.status).collect();
+    assert!(matches!(statuses[..], [Status::Committed, Status::Corrupt(_), Status::Incomplete]));
+}
+
+#[test]
+fn retention_does_not_trust_a_newest_commit_with_damaged_data() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let (old, new) = (small_model(1), small_model(2));
+    save(&store, FIRST, 2, &old, &WriteOptions::default()).unwrap();
+    let second = Attempt { step: 9, generation: 1 };
+    save(&store, second, 2, &new, &WriteOptions::default()).unwrap();
+    let shard = "/checkpoints/step-00000009.g0001/rank-00001/shard-000.safetensors";
+    disk.tamper(shard, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert!(store.retain(1, Proof::EveryByte).unwrap().is_empty());
+    disk.tamper(shard, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert_eq!(store.retain(1, Proof::EveryByte).unwrap().len(), 1);
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn two_generations_at_one_step_never_touch_each_other() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let (old, new) = (small_model(1), small_model(2));
+    let zombie = Attempt { step: 9, generation: 1 };
+    let report = |rank| {
+        support::save_rank(&store, zombie, (rank, 2), &old.1, &WriteOptions::default()).unwrap()
+    };
+    let reports = [report(0), report(1)];
+    let before = disk.files();
+    assert_eq!(store.claim_generation().unwrap(), 2);
+    let current = Attempt { step: 9, generation: 2 };
+    save(&store, current, 2, &new, &WriteOptions::default()).unwrap();
+    let after = disk.files();
+    assert!(before.iter().all(|file| after.contains(file)));
+    // The job that was replaced is told so when it tries to commit.
+    let expected: Vec<_> = old.1.iter().map(State::expected).collect();
+    let error =
+        store.commit(zombie, &old.0, &expected, &reports, &support::run_state(9)).unwrap_err();
+    assert!(matches!(error, Error::Fenced { ours: 1, newest: 2, .. }), "{error}");
+    let newest = store.newest().unwrap().checkpoint.unwrap();
+    assert_eq!(contents(&newest).unwrap(), wanted(&new.1));
+}
+
+#[test]
+fn nothing_is_written_twice() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let model = small_model(1);
+    let options = WriteOptions::default();
+    save(&store, FIRST, 2, &model, &options).unwrap();
+    let error = save(&store, FIRST, 2, &model, &options).unwrap_err();
+    assert!(matches!(error, Error::AlreadyCommitted { .. }), "{error}");
+    assert!(matches!(store.discard(FIRST), Err(Error::AlreadyCommitted { .. })));
+    let second = Attempt { step: 8, generation: 1 };
+    support::save_rank(&store, second, (0, 2), &model.1, &options).unwrap();
+    let error = support::save_rank(&store, second, (0, 2), &model.1, &options).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+}
+
+#[test]
+fn a_full_disk_is_told_with_numbers_and_cleared_away() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let model = small_model(1);
+    save(&store, FIRST, 2, &model, &WriteOptions::default()).unwrap();
+    let clean = disk.fork();
+    let second = Attempt { step: 8, generation: 1 };
+    // Cut off anywhere in the second save.
+    for capacity in (0..9000).step_by(97) {
+        let disk = clean.fork();
+        disk.limit_capacity(capacity);
+        let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
+        let error = save(&store, second, 2, &model, &WriteOptions::default()).unwrap_err();
+        match &error {
+            Error::DiskFull { needed_bytes, .. } => assert!(*needed_bytes > 0),
+            _ => panic!("{error}"),
+        }
+        assert!(error.to_string().contains("older checkpoints are intact"), "{error}");
+        store.discard(second).unwrap();
+        assert_eq!(disk.files(), clean.files());
+    }
+}
+
+#[test]
+fn reading_the_wrong_thing_is_refused_with_the_right_thing_named() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let (schema, states) = small_model(1);
+    save(&store, FIRST, 2, &(schema, states.clone()), &WriteOptions::default()).unwrap();
+    let checkpoint = store.open(FIRST).unwrap();
+    let mut out = [0; 16];
+    let mut ask = |name: &str, dtype, region: Region| {
+        let key = TensorKey::new(name, "param");
+        checkpoint.read_box(&key, dtype, &region, &mut out).unwrap_err().to_string()
+    };
+    let row = Region::new(&[0, 0], &[1, 4]);
+    assert_eq!(
+        ask("layers.0.wieght", Dtype::F32, row.clone()),
+        "the checkpoint holds no tensor layers.0.wieght:param; the nearest is \
+         layers.0.weight:param"
+    );
+    assert_eq!(
+        ask("layers.0.weight", Dtype::Bf16, row),
+        "tensor layers.0.weight:param is stored as F32, not as BF16; nothing is converted silently"
+    );
+    assert_eq!(
+        ask("layers.0.weight", Dtype::F32, Region::new(&[6, 0], &[1, 4])),
+        "tensor layers.0.weight:param has shape [6, 4]; the box [6, 0]+[1, 4] is not inside it"
+    );
+    assert_eq!(
+        ask("layers.0.weight", Dtype::F32, Region::new(&[0, 0], &[2, 4])),
+        "tensor layers.0.weight:param: the box [0, 0]+[2, 4] has 32 bytes, the output 16"
+    );
+}
+
+#[test]
+fn a_diff_names_what_differs_and_by_how_much() {
+    let disk = MemDisk::new();
+    let store = store(&disk);
+    let (schema, mut states) = small_model(1);
+    let values: Vec<f32> = (0..24).map(|n| n as f32).collect();
+    states[0].bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    save(&store, FIRST, 2, &(schema.clone(), states.clone()), &WriteOptions::default()).unwrap();
+    let same = Attempt { step: 7, generation: 2 };
+    // Another cut of the same values is no difference.
+    let mut recut = states.clone();
+    recut[0].boxes = vec![(0, Region::whole(&[6, 4]))];
+    save(&store, same, 1, &(schema.clone(), single_rank(recut)), &WriteOptions::default()).unwrap();
+    let [a, b] = [FIRST, same].map(|attempt| store.open(attempt).unwrap());
+    assert!(diff(&a, &b).unwrap().is_equal());
+
+    states[0].bytes[9 * 4..10 * 4].copy_from_slice(&9.5_f32.to_le_bytes());
+    states.remove(3);
+    let other = Attempt { step: 8, generation: 2 };
+    save(&store, other, 2, &(schema, states), &WriteOptions::default()).unwrap();
+    let difference = diff(&a, &store.open(other).unwrap()).unwrap();
+    use checkpoint::TensorDifference::{Equal, OnlyInA, Values};
+    let kinds: Vec<_> = difference.tensors.into_iter().map(|tensor| tensor.difference).collect();
+    let values = Values {
+        elements: 1,
+        first: vec![2, 1],
+        max_absolute: Some(0.5),
+        max_relative: Some(0.5 / 9.5),
+    };
+    assert_eq!(kinds, [values, Equal, Equal, OnlyInA, Equal]);
+    let fields: Vec<&str> = difference.run_state.iter().map(|d| d.field.as_str()).collect();
+    assert_eq!(fields, ["rng_counter", "samples", "step", "tokens"]);
+}
+
+fn single_rank(mut states: Vec<State>) -> Vec<State> {
+    states.iter_mut().flat_map(|state| &mut state.boxes).for_each(|(rank, _)| *rank = 0);
+    states
+}
