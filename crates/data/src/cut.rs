@@ -90,6 +90,7 @@ fn ends_word(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn short_texts_are_one_piece() {
@@ -116,6 +117,23 @@ mod tests {
         let text = &text[1..]; // Off by one, so that the limit falls inside a character.
         let piece = Cut::BeforeSpace.first_piece(text);
         assert!(is_char_start(text[piece.end]) && piece.end >= PIECE_BYTES - 3);
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_do_not_notice_a_cut(
+            text in "([ \n\t\r\u{a0}]{0,4}('|ll|ve|s|RE|[a-zA-Z]{1,7}|[0-9]{1,7}|[-_=*.,;/é中½。\u{301}]{1,5})){0,30}[ \n]{0,4}"
+        ) {
+            use tiktoken_rs::{cl100k_base_singleton, o200k_base_singleton, r50k_base_singleton};
+            for at in 0..text.len() {
+                let Some(piece) = Cut::BeforeSpace.at(text.as_bytes(), at) else { continue };
+                let (left, right) = (&text[..piece.end], &text[piece.next..]);
+                for bpe in [r50k_base_singleton(), cl100k_base_singleton(), o200k_base_singleton()] {
+                    let halves = [bpe.encode_ordinary(left), bpe.encode_ordinary(right)].concat();
+                    prop_assert_eq!(halves, bpe.encode_ordinary(&text), "cut {:?} {:?}", left, right);
+                }
+            }
+        }
     }
 
     #[test]

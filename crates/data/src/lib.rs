@@ -13,12 +13,14 @@
 //! * [`token_file`]: the `.tok` format. [`foreign`]: Megatron and 256-integer headers. [`source`]: all of them
 //!   behind one type.
 //! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`corpus`]: crates as text.
+//! * [`describe()`]: what is in a token file. [`order2_bits_per_byte`]: a model to beat.
 //! * [`order`]: permutations, mixtures and the split.
 
 pub mod config;
 pub mod corpus;
 pub mod cut;
 mod dataset;
+mod describe;
 pub mod digest;
 mod error;
 pub mod foreign;
@@ -26,6 +28,7 @@ mod gpt2;
 mod huggingface;
 mod json_line;
 mod map;
+mod ngram;
 pub mod order;
 #[cfg(feature = "parquet")]
 mod parquet_text;
@@ -39,7 +42,9 @@ mod tokenizer;
 
 pub use config::{DataConfig, MixtureEntry, OneOrMany, TokenizerSpec};
 pub use dataset::{Dataset, IGNORE, SampleInfo, SampleMut, Split};
+pub use describe::{Description, describe};
 pub use error::{DataError, Result};
+pub use ngram::{Order2, order2_bits_per_byte, order2_bits_per_byte_of};
 pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
 pub use text::{TextInput, TextKind};
 pub use token_writer::TokenWriter;

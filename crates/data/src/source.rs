@@ -26,6 +26,8 @@ enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     pub documents: u64,
+    /// `None` if there are no tokens.
+    pub largest_token: Option<u32>,
     /// Bytes of text, where the tokenizer knows the bytes of every token.
     pub text_bytes: Option<u64>,
     /// BLAKE3 of the tokens as u32 and the document starts: the same for every kind of file.
@@ -176,6 +178,7 @@ impl TokenSource {
         let mut starts = blake3::Hasher::new();
         let mut documents = u64::from(self.tokens > 0);
         let mut text_bytes = 0u64;
+        let mut largest_token = None;
         let mut chunk = vec![0u32; 1 << 16];
         let mut at = 0u64;
         while at < self.tokens {
@@ -191,6 +194,7 @@ impl TokenSource {
                     vocab_size,
                 });
             }
+            largest_token = largest_token.max(window.iter().max().copied());
             if let Some(lengths) = &lengths {
                 text_bytes += window.iter().map(|&t| u64::from(lengths[t as usize])).sum::<u64>();
             }
@@ -206,7 +210,8 @@ impl TokenSource {
         }
         hasher.update(starts.finalize().as_bytes());
         let text_bytes = lengths.map(|_| text_bytes);
-        Ok(Scan { documents, text_bytes, digest: *hasher.finalize().as_bytes() })
+        let digest = *hasher.finalize().as_bytes();
+        Ok(Scan { documents, largest_token, text_bytes, digest })
     }
 }
 
