@@ -21,12 +21,15 @@ mod collectives;
 mod combine;
 mod counters;
 mod error;
+mod memory;
 mod reduce;
 #[cfg(target_os = "linux")]
 pub mod shm;
+pub mod tcp;
 mod window;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use device::{Device, Stream, Tensor};
 
@@ -159,6 +162,9 @@ pub enum Backend {
     /// Processes of one host, through files in `dir` named after `job`, which must be new for each
     /// start of a job.
     Shm { dir: std::path::PathBuf, job: String },
+    /// Anywhere: a listener of this rank (see [`tcp::listen`]), the address of every rank's, and a
+    /// job name that keeps strangers apart.
+    Tcp { listener: std::net::TcpListener, peers: Vec<std::net::SocketAddr>, job: String },
 }
 
 /// Meets the other ranks of a group.
@@ -171,11 +177,23 @@ pub fn connect(
     rank: usize,
     world: usize,
     timeout_ms: u64,
-) -> Result<std::sync::Arc<dyn Communicator>> {
+) -> Result<Arc<dyn Communicator>> {
     match backend {
         #[cfg(target_os = "linux")]
         Backend::Shm { dir, job } => {
-            Ok(std::sync::Arc::new(shm::Shm::connect(&dir, &job, rank, world, timeout_ms)?))
+            Ok(Arc::new(shm::Shm::connect(&dir, &job, rank, world, timeout_ms)?))
+        }
+        #[cfg(not(target_os = "linux"))]
+        Backend::Shm { dir, .. } => {
+            let source = std::io::ErrorKind::Unsupported.into();
+            Err(CommError::Shared { path: dir, action: "be used here, only on Linux", source })
+        }
+        Backend::Tcp { listener, peers, job } => {
+            let (what, got, expected) = ("peer addresses", peers.len(), world);
+            if got != expected {
+                return Err(CommError::PerRank { what, got, expected });
+            }
+            Ok(Arc::new(tcp::Tcp::connect(listener, &peers, &job, rank, timeout_ms)?))
         }
     }
 }

@@ -36,13 +36,13 @@ impl OrderedReduce<'_> {
         self.partials.iter().map(Vec::len).sum()
     }
 
-    /// The rank that holds input `input`, and in which slot.
+    /// The rank that holds input `input`, and which of that rank's partials it is.
     pub(crate) fn holder(&self, mut input: usize) -> Option<(usize, usize)> {
         for (rank, partials) in self.partials.iter().enumerate() {
-            match partials.get(input) {
-                Some((_, slot)) => return Some((rank, *slot)),
-                None => input -= partials.len(),
+            if input < partials.len() {
+                return Some((rank, input));
             }
+            input -= partials.len();
         }
         None
     }

@@ -9,13 +9,11 @@ use super::control::MAIL_BYTES;
 use super::files;
 use super::group::{Call, Shm, State};
 use crate::combine::{self, Located, Number, Scratch};
+use crate::memory::{bytes_of, copy};
 use crate::reduce::{self, Digest};
 use crate::{
     AllToAll, CommError, Communicator, Counters, Operation, OrderedReduce, Result, Window,
 };
-
-/// Bytes that one thread copies at a time.
-const COPY_BYTES: usize = 256 << 10;
 
 impl Communicator for Shm {
     fn rank(&self) -> usize {
@@ -281,8 +279,8 @@ impl Shm {
                 if in_place == Some(input) {
                     return Ok(Located::Out);
                 }
-                let (rank, slot) = op.holder(input).expect("the program was checked");
-                let slot = &op.slots[slot];
+                let (rank, index) = op.holder(input).expect("the program was checked");
+                let slot = &op.slots[op.partials[rank][index].1];
                 let part = slot.of_rank(rank, range.start, range.len(), T::DTYPE)?;
                 Ok(Located::Memory(part))
             })?;
@@ -306,23 +304,4 @@ impl Shm {
         };
         self.settle(&call, result)
     }
-}
-
-/// The bytes of a tensor.
-fn bytes_of(tensor: &Tensor) -> Result<Tensor> {
-    let size = tensor.dtype().bytes();
-    let (start, len) = (tensor.offset() * size, tensor.len() * size);
-    Ok(Tensor::new(tensor.buffer().clone(), start, &[len], DType::U8)?)
-}
-
-fn copy(stream: &Stream, name: &'static str, from: &Tensor, into: &Tensor) -> Result<()> {
-    stream.with_memory(name, |k| {
-        let from = k.read::<u8>(from)?;
-        k.parallel().chunks(k.write::<u8>(into)?, COPY_BYTES, |index, into| {
-            let start = index * COPY_BYTES;
-            into.copy_from_slice(&from[start..start + into.len()]);
-        });
-        Ok(())
-    })?;
-    Ok(())
 }

@@ -1,0 +1,329 @@
+//! Moving frames: one to every peer and one from every peer, in rounds of bounded size.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use futures_util::future::{try_join, try_join_all};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::frame::{HEADER_BYTES, Header};
+use super::group::{Link, Staging};
+use crate::{CommError, Operation, Result};
+
+/// How long a broken connection is not reported, since the peer's signal may say why.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// The operation in progress.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    pub operation: Operation,
+    pub token: u64,
+    pub sequence: u64,
+    pub digest: u64,
+}
+
+impl Call {
+    fn header(&self, length: u64) -> Header {
+        let Call { operation, token, sequence, digest } = *self;
+        // The two ends of a message share one frame.
+        let operation = match operation {
+            Operation::Receive => Operation::Send,
+            other => other,
+        };
+        Header { operation: operation as u32, token, sequence, digest, length }
+    }
+
+    pub(super) fn lost(&self, rank: usize, cause: impl ToString) -> CommError {
+        let Call { operation, sequence, .. } = *self;
+        CommError::PeerLost { rank, operation, sequence, cause: cause.to_string() }
+    }
+
+    /// A connection broke.
+    async fn lost_by(&self, rank: usize, error: &std::io::Error) -> CommError {
+        tokio::time::sleep(GRACE).await;
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.lost(rank, "it closed the connection"),
+            _ => self.lost(rank, error),
+        }
+    }
+
+    fn mismatch(&self, rank: usize, theirs: &Header) -> CommError {
+        let name = match Operation::from_code(u64::from(theirs.operation)) {
+            Some(operation) => operation.name().to_owned(),
+            None => format!("operation {}", theirs.operation),
+        };
+        let ours = self.header(0);
+        let same = (theirs.operation, theirs.sequence) == (ours.operation, ours.sequence);
+        let suffix = if same { " with other arguments" } else { "" };
+        let theirs = format!("{name} #{}{suffix}", theirs.sequence);
+        let Call { operation, sequence, .. } = *self;
+        CommError::Mismatch { operation, sequence, rank, theirs }
+    }
+}
+
+/// How far each awaited peer has come, for the message of a timeout.
+pub(super) struct Progress {
+    ranks: Vec<(usize, Cell<Stage>)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(super) enum Stage {
+    Absent,
+    Arrived,
+    Finished,
+}
+
+impl Progress {
+    pub(super) fn new(ranks: impl IntoIterator<Item = usize>) -> Progress {
+        Progress { ranks: ranks.into_iter().map(|rank| (rank, Cell::new(Stage::Absent))).collect() }
+    }
+
+    pub(super) fn reach(&self, rank: usize, stage: Stage) {
+        if let Some((_, cell)) = self.ranks.iter().find(|(peer, _)| *peer == rank) {
+            cell.set(stage);
+        }
+    }
+
+    /// The ranks that have not begun; if all have, those that have not finished.
+    pub(super) fn missing(&self) -> Vec<usize> {
+        let below = |stage| {
+            let ranks = self.ranks.iter().filter(move |(_, cell)| cell.get() < stage);
+            ranks.map(|(rank, _)| *rank).collect::<Vec<usize>>()
+        };
+        let absent = below(Stage::Arrived);
+        if absent.is_empty() { below(Stage::Finished) } else { absent }
+    }
+}
+
+/// Device memory on its way: what to send, and what to do with what comes.
+pub(super) trait Traffic {
+    /// Rounds to and from `peer`.
+    fn rounds(&self, peer: usize) -> (usize, usize);
+
+    /// Bytes to and from `peer` in `round`.
+    fn bytes(&self, peer: usize, round: usize) -> (usize, usize);
+
+    /// Bytes to and from `peer` altogether.
+    fn total(&self, peer: usize) -> (u64, u64) {
+        let (to, from) = self.rounds(peer);
+        let sent = (0..to).map(|round| self.bytes(peer, round).0 as u64).sum();
+        let received = (0..from).map(|round| self.bytes(peer, round).1 as u64).sum();
+        (sent, received)
+    }
+
+    /// Fills what goes to `peer` in `round`.
+    fn fill(&self, peer: usize, round: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Takes what came in `round`: `incoming(peer)` for each peer that sent something.
+    fn drain<'a>(&mut self, round: usize, incoming: &dyn Fn(usize) -> &'a [u8]) -> Result<()>;
+}
+
+/// Sends and receives one frame per peer.
+pub(super) async fn exchange<T: Traffic>(
+    links: &mut [Option<Link>],
+    call: &Call,
+    progress: &Progress,
+    traffic: &std::cell::RefCell<T>,
+) -> Result<()> {
+    let mut senders = Vec::with_capacity(links.len());
+    let mut receivers = Vec::with_capacity(links.len());
+    for (peer, link) in links.iter_mut().enumerate() {
+        if let Some(Link { read, write, outgoing, incoming, .. }) = link {
+            senders.push(send(peer, write, outgoing, call, traffic));
+            receivers.push(Receiver { peer, read, staging: incoming, len: 0 });
+        }
+    }
+    try_join(try_join_all(senders), receive(receivers, call, progress, traffic)).await?;
+    Ok(())
+}
+
+async fn send<T: Traffic>(
+    peer: usize,
+    write: &mut OwnedWriteHalf,
+    staging: &mut Staging,
+    call: &Call,
+    traffic: &std::cell::RefCell<T>,
+) -> Result<()> {
+    let (total, rounds) = {
+        let traffic = traffic.borrow();
+        (traffic.total(peer).0, traffic.rounds(peer).0)
+    };
+    write_all(peer, write, &call.header(total).encode(), call).await?;
+    for round in 0..rounds {
+        let bytes = {
+            let traffic = traffic.borrow();
+            let bytes = staging.bytes(traffic.bytes(peer, round).0);
+            traffic.fill(peer, round, bytes)?;
+            bytes
+        };
+        write_all(peer, write, bytes, call).await?;
+    }
+    Ok(())
+}
+
+struct Receiver<'a> {
+    peer: usize,
+    read: &'a mut OwnedReadHalf,
+    staging: &'a mut Staging,
+    len: usize,
+}
+
+async fn receive<T: Traffic>(
+    mut receivers: Vec<Receiver<'_>>,
+    call: &Call,
+    progress: &Progress,
+    traffic: &std::cell::RefCell<T>,
+) -> Result<()> {
+    try_join_all(receivers.iter_mut().map(async |receiver| {
+        let peer = receiver.peer;
+        let got = read_header(peer, receiver.read, call, progress).await?;
+        let expected = traffic.borrow().total(peer).1;
+        match got == expected {
+            true => Ok(()),
+            false => Err(CommError::Length { rank: peer, got, expected }),
+        }
+    }))
+    .await?;
+    let rounds = |receiver: &Receiver| traffic.borrow().rounds(receiver.peer).1;
+    let longest = receivers.iter().map(rounds).max().unwrap_or(0);
+    for round in 0..longest {
+        try_join_all(receivers.iter_mut().map(async |receiver| {
+            receiver.len = traffic.borrow().bytes(receiver.peer, round).1;
+            let bytes = receiver.staging.bytes(receiver.len);
+            read_exact(receiver.peer, receiver.read, bytes, call).await
+        }))
+        .await?;
+        let incoming = |peer: usize| {
+            let receiver = receivers.iter().find(|receiver| receiver.peer == peer);
+            receiver.map_or(&[][..], |receiver| receiver.staging.filled(receiver.len))
+        };
+        traffic.borrow_mut().drain(round, &incoming)?;
+    }
+    receivers.iter().for_each(|receiver| progress.reach(receiver.peer, Stage::Finished));
+    Ok(())
+}
+
+/// Sends one small message to every peer and takes one from every peer, of any lengths.
+pub(super) async fn exchange_messages(
+    links: &mut [Option<Link>],
+    call: &Call,
+    progress: &Progress,
+    mine: &[u8],
+    all: &mut [Vec<u8>],
+) -> Result<()> {
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    for ((peer, link), message) in links.iter_mut().enumerate().zip(all) {
+        if let Some(Link { read, write, .. }) = link {
+            senders.push(async move {
+                write_all(peer, write, &call.header(mine.len() as u64).encode(), call).await?;
+                write_all(peer, write, mine, call).await?;
+                Ok(())
+            });
+            receivers.push(async move {
+                let length = read_header(peer, read, call, progress).await?;
+                // Grows with what really comes, not with what a header promises.
+                let read = match read.take(length).read_to_end(message).await {
+                    Ok(bytes) if bytes as u64 == length => Ok(()),
+                    Ok(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = read {
+                    return Err(call.lost_by(peer, &error).await);
+                }
+                progress.reach(peer, Stage::Finished);
+                Ok(())
+            });
+        }
+    }
+    try_join(try_join_all(senders), try_join_all(receivers)).await?;
+    Ok(())
+}
+
+/// Sends one frame of `total` bytes to one peer, filled part by part.
+pub(super) async fn send_one(
+    peer: usize,
+    link: &mut Link,
+    call: &Call,
+    total: usize,
+    part: usize,
+    mut fill: impl FnMut(std::ops::Range<usize>, &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let Link { write, outgoing, .. } = link;
+    write_all(peer, write, &call.header(total as u64).encode(), call).await?;
+    for start in (0..total).step_by(part) {
+        let range = start..(start + part).min(total);
+        let bytes = outgoing.bytes(range.len());
+        fill(range, bytes)?;
+        write_all(peer, write, bytes, call).await?;
+    }
+    Ok(())
+}
+
+/// Takes one frame of exactly `total` bytes from one peer, part by part.
+pub(super) async fn receive_one(
+    peer: usize,
+    link: &mut Link,
+    call: &Call,
+    progress: &Progress,
+    total: usize,
+    part: usize,
+    mut drain: impl FnMut(std::ops::Range<usize>, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let Link { read, incoming, .. } = link;
+    let (got, expected) = (read_header(peer, read, call, progress).await?, total as u64);
+    if got != expected {
+        return Err(CommError::Length { rank: peer, got, expected });
+    }
+    for start in (0..total).step_by(part) {
+        let range = start..(start + part).min(total);
+        let bytes = incoming.bytes(range.len());
+        read_exact(peer, read, bytes, call).await?;
+        drain(range, bytes)?;
+    }
+    Ok(())
+}
+
+async fn write_all(
+    peer: usize,
+    write: &mut OwnedWriteHalf,
+    bytes: &[u8],
+    call: &Call,
+) -> Result<()> {
+    match write.write_all(bytes).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(call.lost_by(peer, &error).await),
+    }
+}
+
+async fn read_exact(
+    peer: usize,
+    read: &mut OwnedReadHalf,
+    bytes: &mut [u8],
+    call: &Call,
+) -> Result<()> {
+    match read.read_exact(bytes).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(call.lost_by(peer, &error).await),
+    }
+}
+
+/// The payload length of the frame that must come next.
+async fn read_header(
+    peer: usize,
+    read: &mut OwnedReadHalf,
+    call: &Call,
+    progress: &Progress,
+) -> Result<u64> {
+    let mut bytes = [0; HEADER_BYTES];
+    read_exact(peer, read, &mut bytes, call).await?;
+    let header = Header::decode(&bytes).ok_or_else(|| call.lost(peer, "it sent no frame"))?;
+    if header.token != call.token {
+        return Err(call.lost(peer, "it sent a frame of another job"));
+    }
+    if header != call.header(header.length) {
+        return Err(call.mismatch(peer, &header));
+    }
+    progress.reach(peer, Stage::Arrived);
+    Ok(header.length)
+}

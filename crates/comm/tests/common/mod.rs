@@ -1,0 +1,69 @@
+//! Threads as ranks, on every backend.
+#![allow(dead_code)] // Each test binary uses its part.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use comm::{Backend, Communicator, Result};
+
+/// Long enough for a loaded machine; tests of timeouts use their own.
+pub const PATIENCE_MS: u64 = 60_000;
+
+pub const BACKENDS: [&str; 2] = ["shm", "tcp"];
+
+/// One backend per rank of a new job.
+pub fn backends(kind: &str, world: usize) -> (Vec<Backend>, Option<tempfile::TempDir>) {
+    static JOBS: AtomicU64 = AtomicU64::new(0);
+    let number = JOBS.fetch_add(1, Ordering::Relaxed);
+    let job = format!("test-{}-{number}", std::process::id());
+    if kind == "shm" {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let each = (0..world).map(|_| Backend::Shm { dir: path.clone(), job: job.clone() });
+        return (each.collect(), Some(dir));
+    }
+    let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    let each = listeners.into_iter().map(|listener| Backend::Tcp {
+        listener,
+        peers: peers.clone(),
+        job: job.clone(),
+    });
+    (each.collect(), None)
+}
+
+/// Runs `body` as every rank of a group; returns what each returned, in rank order. No shared
+/// file is left.
+pub fn with_group<R: Send>(
+    kind: &str,
+    world: usize,
+    timeout_ms: u64,
+    body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
+) -> Vec<R> {
+    let (backends, dir) = backends(kind, world);
+    let body = &body;
+    let results = std::thread::scope(|scope| {
+        let ranks: Vec<_> = backends
+            .into_iter()
+            .enumerate()
+            .map(|(rank, backend)| {
+                scope.spawn(move || body(comm::connect(backend, rank, world, timeout_ms).unwrap()))
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    if let Some(dir) = dir {
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    results
+}
+
+/// The error of a result, as text.
+pub fn message<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => "no error".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
