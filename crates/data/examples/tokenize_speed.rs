@@ -1,5 +1,5 @@
-//! `tokenize_speed TOKENIZER THREADS OUT.tok FILE…`: how fast text becomes a token file, and what the
-//! order-2 byte model makes of it. TOKENIZER is `byte`, `gpt2` or the path of a tokenizer.json.
+//! `tokenize_speed TOKENIZER THREADS OUT.tok FILE…`: how fast text becomes a token file, and what
+//! the order-2 byte model makes of it. TOKENIZER is `byte`, `gpt2` or the path of a tokenizer.json.
 
 use std::path::{Path, PathBuf};
 

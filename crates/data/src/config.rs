@@ -1,7 +1,9 @@
-//! What a person writes about data: the tokenizer, where the text comes from, how much of it is held out.
+//! What a person writes about data: the tokenizer, where the text comes from, how much of it is
+//! held out.
 //!
-//! Exactly one place of text is used: `files`, `mixture` or `crates`. `files` wins over `crates`, so that
-//! one override (`data.files=mine.txt`) turns a ready-made config into training on a person's own text.
+//! Exactly one place of text is used: `files`, `mixture` or `crates`. `files` wins over `crates`,
+//! so that one override (`data.files=mine.txt`) turns a ready-made config into training on a
+//! person's own text.
 
 use std::path::PathBuf;
 
@@ -15,18 +17,20 @@ use crate::error::{DataError, Result, nearest};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// How text becomes tokens: `byte` (257 tokens: the bytes and end-of-text), `gpt2` (50 257 tokens),
-    /// `{file: PATH}` for a Hugging Face `tokenizer.json`, or `{ids: VOCAB_SIZE}` for token files
-    /// whose tokenizer is not at hand (no text can be read or generated then).
+    /// How text becomes tokens: `byte` (257 tokens: the bytes and end-of-text), `gpt2` (50 257
+    /// tokens), `{file: PATH}` for a Hugging Face `tokenizer.json`, or `{ids: VOCAB_SIZE}` for
+    /// token files whose tokenizer is not at hand (no text can be read or generated then).
     pub tokenizer: TokenizerSpec,
-    /// Names of Rust crates whose unpacked sources (`.rs` files in the cargo registry) are the text:
-    /// real text without a download. Versions come from the lock file this program was built with.
+    /// Names of Rust crates whose unpacked sources (`.rs` files in the cargo registry) are the
+    /// text: real text without a download. Versions come from the lock file this program was built
+    /// with.
     pub crates: Vec<String>,
     /// Text files (one document each), `.jsonl` files (one document a line), token files (`.tok`),
-    /// Megatron `.bin` + `.idx` pairs, or `.bin` files with a header of 256 integers. One path or a list.
-    /// Takes the place of `crates` when not empty.
+    /// Megatron `.bin` + `.idx` pairs, or `.bin` files with a header of 256 integers. One path or a
+    /// list. Takes the place of `crates` when not empty.
     pub files: OneOrMany<PathBuf>,
-    /// Several sources and the share of the samples that each one gives; instead of `crates` and `files`.
+    /// Several sources and the share of the samples that each one gives; instead of `crates` and
+    /// `files`.
     pub mixture: Vec<MixtureEntry>,
     /// Share of every source held out for validation, in evenly spaced chunks: 0 (none) to 0.5.
     pub validation_fraction: f64,
@@ -77,7 +81,8 @@ pub enum TokenizerSpec {
     Byte,
     /// The byte-pair encoding of GPT-2 (50 257 tokens), built in.
     Gpt2,
-    /// A Hugging Face `tokenizer.json`; `tokenizer_config.json` beside it names the end-of-text token.
+    /// A Hugging Face `tokenizer.json`; `tokenizer_config.json` beside it names the end-of-text
+    /// token.
     File(PathBuf),
     /// A vocabulary of this many token ids and nothing else known: for token files only.
     Ids(u32),
@@ -105,7 +110,8 @@ impl Serialize for TokenizerSpec {
     }
 }
 
-/// By hand, so that YAML's plain `{file: PATH}` works (its enums are tags otherwise) and a slip is named.
+/// By hand, so that YAML's plain `{file: PATH}` works (its enums are tags otherwise) and a slip is
+/// named.
 impl<'de> Deserialize<'de> for TokenizerSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct SpecVisitor;
@@ -150,7 +156,8 @@ fn unknown_word<E: de::Error>(word: &str) -> E {
     let hint =
         nearest(word, TOKENIZER_WORDS).map_or(String::new(), |w| format!(", did you mean `{w}`?"));
     E::custom(format_args!(
-        "unknown tokenizer `{word}`{hint} (there are `byte`, `gpt2`, `{{file: PATH}}` and `{{ids: VOCAB_SIZE}}`)"
+        "unknown tokenizer `{word}`{hint} (there are `byte`, `gpt2`, `{{file: PATH}}` and \
+         `{{ids: VOCAB_SIZE}}`)"
     ))
 }
 
@@ -265,7 +272,8 @@ impl DataConfig {
                     return Err(DataError::config(
                         "data.mixture",
                         format!(
-                            "given together with data.{key}: keep one (an empty list `[]` removes the other)"
+                            "given together with data.{key}: keep one (an empty list \
+                             `[]` removes the other)"
                         ),
                     ));
                 }

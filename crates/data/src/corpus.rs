@@ -1,7 +1,8 @@
 //! Real text without a download: the sources of crates that cargo has unpacked on this machine.
 //!
-//! Names become versions through the lock file, so that a list of names means the same text everywhere
-//! the same program was built. Cargo is not asked: its metadata command needs crates of other platforms.
+//! Names become versions through the lock file, so that a list of names means the same text
+//! everywhere the same program was built. Cargo is not asked: its metadata command needs crates of
+//! other platforms.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,8 @@ pub struct CorpusFile {
     pub label: String,
 }
 
-/// Every `.rs` file of the named crates, crate by crate in the order given, each crate's files in byte
-/// order of their paths. A name stands for all versions of it in the lock file, in its order.
+/// Every `.rs` file of the named crates, crate by crate in the order given, each crate's files in
+/// byte order of their paths. A name stands for all versions of it in the lock file, in its order.
 pub fn crate_files(names: &[String], cargo_lock: &str) -> Result<Vec<CorpusFile>> {
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)

@@ -1,11 +1,12 @@
 //! The global sample order: which tokens sample number `g` holds.
 //!
-//! A *window* is T + 1 tokens of a source's stream at a multiple of T: T inputs, and the T tokens that
-//! follow each of them as targets. Documents lie back to back, each ended by end-of-text; a target that
-//! begins another document is [`IGNORE`].
+//! A *window* is T + 1 tokens of a source's stream at a multiple of T: T inputs, and the T tokens
+//! that follow each of them as targets. Documents lie back to back, each ended by end-of-text; a
+//! target that begins another document is [`IGNORE`].
 //!
-//! Sample `g` is a pure function of (seed, g, content digests): no cursor, no shuffle buffer, nothing
-//! that depends on ranks or threads. Within an epoch of a source every training window comes once.
+//! Sample `g` is a pure function of (seed, g, content digests): no cursor, no shuffle buffer,
+//! nothing that depends on ranks or threads. Within an epoch of a source every training window
+//! comes once.
 
 use std::path::Path;
 
@@ -32,8 +33,8 @@ pub struct SampleMut<'a> {
     pub inputs: &'a mut [u32],
     /// The token after each, or [`IGNORE`].
     pub targets: &'a mut [u32],
-    /// Index in the sample of the first token of the document that each position belongs to; a position
-    /// may attend to those from there to itself.
+    /// Index in the sample of the first token of the document that each position belongs to; a
+    /// position may attend to those from there to itself.
     pub doc_start: &'a mut [u32],
 }
 
@@ -42,7 +43,8 @@ pub struct SampleMut<'a> {
 pub struct SampleInfo {
     /// Targets with a loss.
     pub target_tokens: u32,
-    /// Bytes of text those targets stand for (end-of-text: none); `None` if the tokenizer cannot say.
+    /// Bytes of text those targets stand for (end-of-text: none); `None` if the tokenizer cannot
+    /// say.
     pub target_bytes: Option<u64>,
 }
 
@@ -52,8 +54,8 @@ struct Source {
     digest: [u8; 32],
 }
 
-/// Samples of length T from one or more sources. Reading allocates nothing and may be done from many
-/// threads at once.
+/// Samples of length T from one or more sources. Reading allocates nothing and may be done from
+/// many threads at once.
 pub struct Dataset {
     sources: Vec<Source>,
     schedule: Schedule,
@@ -118,8 +120,8 @@ impl Dataset {
         })
     }
 
-    /// Writes sample `index` into `out`. Training indices never end (epoch follows epoch); validation
-    /// indices are below [`Dataset::validation_samples`].
+    /// Writes sample `index` into `out`. Training indices never end (epoch follows epoch);
+    /// validation indices are below [`Dataset::validation_samples`].
     ///
     /// # Panics
     /// If a slice of `out` is not T long.
@@ -193,8 +195,8 @@ impl Dataset {
         self.validation_before[self.sources.len()]
     }
 
-    /// Different training samples in all sources. With one source an epoch is this long; in a mixture
-    /// each source begins its own next epoch when its windows are used up.
+    /// Different training samples in all sources. With one source an epoch is this long; in a
+    /// mixture each source begins its own next epoch when its windows are used up.
     pub fn train_samples_per_epoch(&self) -> u64 {
         self.sources.iter().map(|s| s.windows.train()).sum()
     }

@@ -26,8 +26,8 @@ pub enum DataError {
     Damaged { path: PathBuf, offset: u64, reason: String },
 
     #[error(
-        "{path} is {actual_bytes} bytes long but its header says {expected_bytes}: it was cut short or \
-         appended to; copy or make it again"
+        "{path} is {actual_bytes} bytes long but its header says {expected_bytes}: it was cut \
+         short or appended to; copy or make it again"
     )]
     WrongSize { path: PathBuf, expected_bytes: u64, actual_bytes: u64 },
 
@@ -45,8 +45,9 @@ pub enum DataError {
     TokenOutOfRange { path: PathBuf, token: u64, position: u64, tokenizer: String, vocab_size: u32 },
 
     #[error(
-        "{path} was made with the tokenizer `{found}` ({found_vocab} tokens), but data.tokenizer is \
-         `{wanted}` ({wanted_vocab} tokens): set data.tokenizer to the file's, or tokenize the text again"
+        "{path} was made with the tokenizer `{found}` ({found_vocab} tokens), but data.tokenizer \
+         is `{wanted}` ({wanted_vocab} tokens): set data.tokenizer to the file's, or tokenize the \
+         text again"
     )]
     TokenizerMismatch {
         path: PathBuf,
@@ -76,8 +77,8 @@ pub enum DataError {
     CrateSources { name: String, version: String, looked: String },
 
     #[error(
-        "source `{source_name}` has {tokens} tokens; at sequence length {seq_len} at least {needed} are \
-         needed{why}: add text or set a shorter sequence length (at most {fits})"
+        "source `{source_name}` has {tokens} tokens; at sequence length {seq_len} at least \
+         {needed} are needed{why}: add text or set a shorter sequence length (at most {fits})"
     )]
     TooFewTokens {
         source_name: String,

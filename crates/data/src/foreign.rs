@@ -1,12 +1,14 @@
 //! Token files of other trainers.
 //!
-//! **Megatron** (`NAME.bin` + `NAME.idx`). The index, little-endian: 9 bytes `MMIDIDX\0\0`, u64 version 1,
-//! u8 element type (1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 6 f64, 7 f32, 8 u16), u64 number of sequences S, u64
-//! number of document entries E, S × i32 sequence lengths in tokens, S × i64 byte offsets into the `.bin`,
-//! E × i64 sequence numbers at which documents begin (the last one is S). Multimodal indices append S × i8.
+//! **Megatron** (`NAME.bin` + `NAME.idx`). The index, little-endian: 9 bytes `MMIDIDX\0\0`, u64
+//! version 1, u8 element type (1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 6 f64, 7 f32, 8 u16), u64 number of
+//! sequences S, u64 number of document entries E, S × i32 sequence lengths in tokens, S × i64 byte
+//! offsets into the `.bin`, E × i64 sequence numbers at which documents begin (the last one is S).
+//! Multimodal indices append S × i8.
 //!
-//! **256-integer header** (llm.c, modded-nanogpt): 256 × i32, of which the first three are 20240520, version
-//! 1 and the number of tokens; then u16 GPT-2 tokens, in which 50256 separates documents.
+//! **256-integer header** (llm.c, modded-nanogpt): 256 × i32, of which the first three are
+//! 20240520, version 1 and the number of tokens; then u16 GPT-2 tokens, in which 50256 separates
+//! documents.
 
 use std::path::{Path, PathBuf};
 
@@ -173,7 +175,8 @@ impl Megatron {
         MEGATRON_HEADER + 4 * self.sequences + 8 * sequence
     }
 
-    /// Index of the first token of document `d`, or the number of tokens for `d` = number of documents.
+    /// Index of the first token of document `d`, or the number of tokens for `d` = number of
+    /// documents.
     pub fn document_start(&self, d: u64) -> u64 {
         let entry = MEGATRON_HEADER + 12 * self.sequences + 8 * d;
         let sequence = le_u64(&self.index, entry as usize);
@@ -195,8 +198,8 @@ impl Megatron {
             let pointer = le_u64(&self.index, self.pointer_at(s) as usize);
             if pointer != bytes {
                 let reason = format!(
-                    "sequence {s} begins at byte {pointer} instead of {bytes}: sequences that do not \
-                     follow each other are not supported"
+                    "sequence {s} begins at byte {pointer} instead of {bytes}: sequences that do \
+                     not follow each other are not supported"
                 );
                 return fail(self.pointer_at(s), reason);
             }

@@ -1,7 +1,9 @@
-//! What a Hugging Face `tokenizer.json` tells about itself: end of text, bytes per token, safe cuts.
+//! What a Hugging Face `tokenizer.json` tells about itself: end of text, bytes per token, safe
+//! cuts.
 //!
-//! Encoding is the `tokenizers` crate's. Truncation and padding that the file may ask for are switched
-//! off (they would drop or invent text), and the text of a special token inside a document stays text.
+//! Encoding is the `tokenizers` crate's. Truncation and padding that the file may ask for are
+//! switched off (they would drop or invent text), and the text of a special token inside a document
+//! stays text.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -61,7 +63,8 @@ pub(crate) fn load(path: &Path, content: &[u8]) -> Result<Loaded> {
     Ok(Loaded { tokenizer, vocab_size: last + 1, end_of_text, bytes, cut })
 }
 
-/// The end-of-text token: `eos_token` of `tokenizer_config.json` beside the file, else a usual name.
+/// The end-of-text token: `eos_token` of `tokenizer_config.json` beside the file, else a usual
+/// name.
 fn find_end_of_text(path: &Path, tokenizer: &HfTokenizer) -> Result<u32> {
     let fail = |reason: String| DataError::Tokenizer { path: path.to_path_buf(), reason };
     let config_path = path.with_file_name("tokenizer_config.json");
@@ -86,7 +89,8 @@ fn find_end_of_text(path: &Path, tokenizer: &HfTokenizer) -> Result<u32> {
         .take(12)
         .collect();
     Err(fail(format!(
-        "no end-of-text token found; write {{\"eos_token\": \"NAME\"}} into {} (its special tokens: {})",
+        "no end-of-text token found; write {{\"eos_token\": \"NAME\"}} into {} (its special \
+         tokens: {})",
         config_path.display(),
         if special.is_empty() { "none".to_string() } else { special.join(", ") },
     )))
@@ -155,8 +159,8 @@ fn mentions_type(part: &Value, name: &str) -> bool {
     }
 }
 
-/// GPT-2's printable stand-ins: bytes that print stand for themselves, the other 68 are numbered from
-/// U+0100 (Radford et al. 2019, the released encoder).
+/// GPT-2's printable stand-ins: bytes that print stand for themselves, the other 68 are numbered
+/// from U+0100 (Radford et al. 2019, the released encoder).
 fn byte_alphabet() -> BTreeMap<char, u8> {
     let prints = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut hidden = ('\u{100}'..).take(68);
@@ -197,7 +201,8 @@ mod tests {
         vocab.insert("th".into(), Value::from(256));
         let mut json = serde_json::json!({
             "version": "1.0",
-            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "truncation": {"direction": "Right", "max_length": 2,
+                "strategy": "LongestFirst", "stride": 0},
             "added_tokens": [{"id": 257, "content": "<stop>", "special": true, "single_word": false,
                 "lstrip": false, "rstrip": false, "normalized": false}],
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,

@@ -1,18 +1,20 @@
 //! Tokenizers, token files, corpora and the global sample order.
 //!
 //! ```text
-//! config ─ prepare (once per host) ─▶ token files + Prepared ─ Dataset::open (every rank) ─▶ sample g
-//!            │ text: tokenize, cached by digest                  pure function of (seed, g, contents)
+//! config ─ prepare (once per host) ─▶ token files + Prepared ─ Dataset::open (each rank) ─▶ sample
+//!            │ text: tokenize, cached by digest         a pure function of (seed, index, contents)
 //!            └ token files: checked, read once
 //! ```
-//! Pure host code: nothing here knows of devices, ranks or training state. Whoever reads sample `g`, at
-//! whatever time, gets the same tokens.
+//! Pure host code: nothing here knows of devices, ranks or training state. Whoever reads sample
+//! `g`, at whatever time, gets the same tokens.
 //!
 //! * [`config`]: what a person writes. [`prepare()`]: from there to files. [`Dataset`]: samples.
-//! * [`Tokenizer`]: bytes, GPT-2, or any `tokenizer.json`. [`cut`]: where a long text may be divided.
-//! * [`token_file`]: the `.tok` format. [`foreign`]: Megatron and 256-integer headers. [`source`]: all of them
-//!   behind one type.
-//! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`corpus`]: crates as text.
+//! * [`Tokenizer`]: bytes, GPT-2, or any `tokenizer.json`. [`cut`]: where a long text may be
+//!   divided.
+//! * [`token_file`]: the `.tok` format. [`foreign`]: Megatron and 256-integer headers. [`source`]:
+//!   all of them behind one type.
+//! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`corpus`]: crates as
+//!   text.
 //! * [`describe()`]: what is in a token file. [`order2_bits_per_byte`]: a model to beat.
 //! * [`order`]: permutations, mixtures and the split.
 

@@ -21,9 +21,9 @@ impl Map {
             return Ok(Self(None));
         }
         // SAFETY: the map is private and read-only, and every access is bounds-checked against its
-        // length. What no reader can rule out is another process truncating or rewriting the file while
-        // it is mapped: token files are replaced by rename, never changed in place, so the mapped inode
-        // stays as it was. Bytes carry no invariants: any content is a valid `[u8]`.
+        // length. What no reader can rule out is another process truncating or rewriting the file
+        // while it is mapped: token files are replaced by rename, never changed in place, so the
+        // mapped inode stays as it was. Bytes carry no invariants: any content is a valid `[u8]`.
         let map = unsafe { Mmap::map(&file) }.map_err(io_error("map", path))?;
         Ok(Self(Some(map)))
     }

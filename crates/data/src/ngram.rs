@@ -1,17 +1,19 @@
 //! The yardstick: how well an order-2 byte model predicts the validation split.
 //!
-//! It predicts each byte from the two before it, interpolated with shorter contexts after Witten & Bell
-//! (1991), in the recursive form of Chen & Goodman (1998, eq. 17–19):
+//! It predicts each byte from the two before it, interpolated with shorter contexts after Witten &
+//! Bell (1991), in the recursive form of Chen & Goodman (1998, eq. 17–19):
 //!
 //! ```text
 //! p(w | h) = (c(h, w) + t(h) · p(w | h′)) / (c(h) + t(h))
 //! ```
-//! where c counts, t(h) is the number of different symbols seen after h, and h′ is h without its oldest
-//! symbol; below order 0 lies the uniform distribution. There are 257 symbols: the bytes and end-of-text.
+//! where c counts, t(h) is the number of different symbols seen after h, and h′ is h without its
+//! oldest symbol; below order 0 lies the uniform distribution. There are 257 symbols: the bytes and
+//! end-of-text.
 //!
 //! It sees what a trained model sees: the same windows, no context from before the window or from
-//! another document, no cost where the target is ignored, end-of-text predicted but no byte. So its bits
-//! per byte compare directly with (loss summed over targets) / (ln 2 · bytes of those targets).
+//! another document, no cost where the target is ignored, end-of-text predicted but no byte. So its
+//! bits per byte compare directly with (loss summed over targets) / (ln 2 · bytes of those
+//! targets).
 
 use crate::dataset::{Dataset, IGNORE, SampleMut, Split};
 use crate::error::{DataError, Result};
@@ -20,7 +22,8 @@ use crate::tokenizer::Tokenizer;
 const SYMBOLS: usize = 257;
 /// End of text; also what stands before the first symbol of a document or window.
 const END: u16 = 256;
-/// Training stops after this much text: more no longer changes such a small model, only the waiting.
+/// Training stops after this much text: more no longer changes such a small model, only the
+/// waiting.
 const TRAIN_BYTES_MAX: u64 = 256 << 20;
 
 /// How well the order-2 byte model does.
@@ -47,7 +50,8 @@ pub fn order2_bits_per_byte_of(
     if tokenizer.bytes_of(0).is_none() {
         let name = tokenizer.name();
         return Err(DataError::Unsupported(format!(
-            "the tokenizer `{name}` does not define the bytes of its tokens: no byte model to compare with"
+            "the tokenizer `{name}` does not define the bytes of its tokens: no byte model to \
+             compare with"
         )));
     }
     let mut reader = Reader::new(data, tokenizer);
@@ -89,7 +93,8 @@ impl<'a> Reader<'a> {
         Self { data, tokenizer, inputs: row(), targets: row(), doc_start: row() }
     }
 
-    /// Calls `each` for every symbol of every target with a loss; returns how many of them are bytes.
+    /// Calls `each` for every symbol of every target with a loss; returns how many of them are
+    /// bytes.
     fn read(
         &mut self,
         split: Split,
@@ -234,7 +239,8 @@ mod tests {
             counts.add(context, symbol);
         }
         let model = counts.into_model();
-        // Order 0: 4 symbols, 3 types. Order 1 after 2: the same counts. Order 2 after (1, 2): 3 and 2.
+        // Order 0: 4 symbols, 3 types. Order 1 after 2: the same counts. Order 2 after (1, 2): 3
+        // and 2.
         let u = 1.0 / 257.0;
         let p0 = (2.0 + 3.0 * u) / 7.0;
         let p1 = (2.0 + 3.0 * p0) / 7.0;

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! sample g ─ Schedule ─▶ (source s, c-th sample of s) ─▶ epoch c / n, place c mod n
-//!                                                          └ Permutation ─▶ train window ─ Split ─▶ window
+//!                          ┌─────────────────────────────────────┘
+//!                          └ Permutation ─▶ train window ─ Split ─▶ window
 //! ```
-//! Each step is a pure function that takes constant time and memory, so that any rank may compute any
-//! sample, and a run that continues on other ranks continues the same stream.
+//! Each step is a pure function that takes constant time and memory, so that any rank may compute
+//! any sample, and a run that continues on other ranks continues the same stream.
 
 /// A pseudo-random bijection of `0..len`: a balanced Feistel network over the next power of four
-/// (Luby & Rackoff 1988), walked until it lands inside (Black & Rogaway 2002, "cycle-walking": fewer
-/// than 4 rounds on average, since the domain is less than four times `len`).
+/// (Luby & Rackoff 1988), walked until it lands inside (Black & Rogaway 2002, "cycle-walking":
+/// fewer than 4 rounds on average, since the domain is less than four times `len`).
 #[derive(Debug, Clone, Copy)]
 pub struct Permutation {
     len: u64,
@@ -73,7 +74,8 @@ pub struct Schedule {
     counts: Vec<u32>,
 }
 
-/// Longest table: shares are exact to 1 in 4096, or exactly what was asked where fewer slots give that.
+/// Longest table: shares are exact to 1 in 4096, or exactly what was asked where fewer slots give
+/// that.
 pub const SLOTS_MAX: u32 = 4096;
 
 impl Schedule {
@@ -81,7 +83,8 @@ impl Schedule {
     pub fn new(weights: &[f64]) -> Self {
         let counts = slot_counts(weights);
         let total: i64 = counts.iter().map(|&c| i64::from(c)).sum();
-        // Smooth weighted round-robin: every source's credit grows by its count, the richest is taken.
+        // Smooth weighted round-robin: every source's credit grows by its count, the richest is
+        // taken.
         let mut credit = vec![0i64; counts.len()];
         let mut taken = vec![0u32; counts.len()];
         let slots = (0..total).map(|_| {
@@ -154,7 +157,8 @@ const CHUNKS_MIN: u64 = 8;
 const CHUNK_WINDOWS_MAX: u64 = 64;
 
 impl Split {
-    /// `validation` is the fraction rounded to whole windows, at least one unless the fraction is 0.
+    /// `validation` is the fraction rounded to whole windows, at least one unless the fraction is
+    /// 0.
     pub fn new(windows: u64, fraction: f64) -> Self {
         let rounded = (windows as f64 * fraction).round() as u64;
         let validation = if fraction > 0.0 { rounded.max(1).min(windows) } else { 0 };
@@ -193,7 +197,8 @@ impl Split {
         if self.chunks == 0 {
             return i;
         }
-        // Training windows before chunk j are those before its start that are not in earlier chunks.
+        // Training windows before chunk j are those before its start that are not in earlier
+        // chunks.
         let earlier = |j| self.chunk(j).0 - self.before(self.validation, j);
         if i < earlier(0) {
             return i;
@@ -202,7 +207,8 @@ impl Split {
         i + self.before(self.validation, j + 1)
     }
 
-    /// The last chunk for which `holds`, which holds for the first and for no chunk after a failure.
+    /// The last chunk for which `holds`, which holds for the first and for no chunk after a
+    /// failure.
     fn last_chunk(&self, holds: impl Fn(u64) -> bool) -> u64 {
         let (mut low, mut high) = (0, self.chunks);
         while high - low > 1 {
@@ -230,7 +236,9 @@ mod tests {
         }
 
         #[test]
-        fn large_permutations_do_not_collide(len in 1u64 << 40..1 << 62, key: [u8; 32], i: u64, j: u64) {
+        fn large_permutations_do_not_collide(
+            len in 1u64 << 40..1 << 62, key: [u8; 32], i: u64, j: u64,
+        ) {
             let permutation = Permutation::new(len, &key);
             let (i, j) = (i % len, j % len);
             prop_assert_eq!(permutation.apply(i) == permutation.apply(j), i == j);
@@ -266,7 +274,7 @@ mod tests {
                 for (s, w) in weights.iter().enumerate() {
                     let ideal = (g + 1) as f64 * w / total;
                     let drift = (g + 1) as f64 / f64::from(SLOTS_MAX) + weights.len() as f64;
-                    prop_assert!((counts[s] as f64 - ideal).abs() <= drift, "sample {g} source {s}");
+                    prop_assert!((counts[s] as f64 - ideal).abs() <= drift, "{g} {s}");
                 }
             }
         }

@@ -1,9 +1,10 @@
-//! From a config to token files that are there, verified, and described: once per host, before training.
+//! From a config to token files that are there, verified, and described: once per host, before
+//! training.
 //!
-//! Text is tokenized into a cache under a name that holds the digest of text, tokenizer and settings: the
-//! same again costs one read of the text and one of the tokens, anything else makes a new file. Token
-//! files that are given are read once, so that a wrong tokenizer or a damaged file is found here and not
-//! in the middle of a run.
+//! Text is tokenized into a cache under a name that holds the digest of text, tokenizer and
+//! settings: the same again costs one read of the text and one of the tokens, anything else makes a
+//! new file. Token files that are given are read once, so that a wrong tokenizer or a damaged file
+//! is found here and not in the middle of a run.
 
 use std::fs::File;
 use std::io::Read;

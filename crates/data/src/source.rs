@@ -113,8 +113,8 @@ impl TokenSource {
         }
     }
 
-    /// Fills `out` with the tokens from `start` on; the range must lie inside the file. Values that do
-    /// not fit become `u32::MAX`, which no vocabulary reaches.
+    /// Fills `out` with the tokens from `start` on; the range must lie inside the file. Values that
+    /// do not fit become `u32::MAX`, which no vocabulary reaches.
     pub fn read(&self, start: u64, out: &mut [u32]) {
         let width = self.element.bytes();
         let data = &self.data()[start as usize * width..][..out.len() * width];
@@ -140,8 +140,8 @@ impl TokenSource {
         }
     }
 
-    /// Calls `mark(i)`, ascending, for every i in 1..=n for which the token at `start + i` is the first
-    /// of a document; `window` holds the n tokens from `start` on.
+    /// Calls `mark(i)`, ascending, for every i in 1..=n for which the token at `start + i` is the
+    /// first of a document; `window` holds the n tokens from `start` on.
     pub fn mark_document_starts(&self, start: u64, window: &[u32], mark: &mut impl FnMut(usize)) {
         let end = (start + window.len() as u64).min(self.tokens.saturating_sub(1));
         let mut from_table = |documents: u64, begin: &dyn Fn(u64) -> u64| {
@@ -168,8 +168,8 @@ impl TokenSource {
         }
     }
 
-    /// Reads all tokens once: finds the first that the tokenizer does not have, counts documents and
-    /// bytes, and digests the content.
+    /// Reads all tokens once: finds the first that the tokenizer does not have, counts documents
+    /// and bytes, and digests the content.
     pub fn scan(&self, tokenizer: &Tokenizer, progress: &mut dyn FnMut(u64)) -> Result<Scan> {
         let vocab_size = tokenizer.vocab_size() as u32;
         let lengths: Option<Vec<u32>> =
@@ -180,6 +180,7 @@ impl TokenSource {
         let mut text_bytes = 0u64;
         let mut largest_token = None;
         let mut chunk = vec![0u32; 1 << 16];
+        let mut encoded = vec![[0u8; 4]; chunk.len()];
         let mut at = 0u64;
         while at < self.tokens {
             let take = (chunk.len() as u64).min(self.tokens - at);
@@ -198,9 +199,10 @@ impl TokenSource {
             if let Some(lengths) = &lengths {
                 text_bytes += window.iter().map(|&t| u64::from(lengths[t as usize])).sum::<u64>();
             }
-            for &token in window.iter() {
-                hasher.update(&token.to_le_bytes());
+            for (bytes, token) in encoded.iter_mut().zip(window.iter()) {
+                *bytes = token.to_le_bytes();
             }
+            hasher.update(encoded[..window.len()].as_flattened());
             self.mark_document_starts(at, window, &mut |i| {
                 documents += 1;
                 starts.update(&(at + i as u64).to_le_bytes());
@@ -232,8 +234,9 @@ fn first_after(documents: u64, begin: &dyn Fn(u64) -> u64, position: u64) -> u64
 fn unknown_format(path: &Path, content: &[u8]) -> DataError {
     let start: Vec<String> = content.iter().take(8).map(|b| format!("{b:02x}")).collect();
     let reason = format!(
-        "it begins with `{}`; known are .tok (4d 55 53 54 52 54 4f 4b), .bin with a 256-integer header (e8 d8 \
-         34 01) and Megatron .bin with an .idx beside it; text files need another extension",
+        "it begins with `{}`; known are .tok (4d 55 53 54 52 54 4f 4b), \
+         .bin with a 256-integer header \
+         (e8 d8 34 01) and Megatron .bin with an .idx beside it; text files need another extension",
         start.join(" ")
     );
     DataError::UnknownFormat { path: path.to_path_buf(), reason }

@@ -1,7 +1,8 @@
 //! Reading text files in bounded memory, as blocks of work that threads can tokenize on their own.
 //!
-//! * Text (`.txt`, `.rs`, `.md`, any extension without a meaning of its own): one document per file. A blank
-//!   line, a form feed or a line of dashes is text like any other and separates nothing.
+//! * Text (`.txt`, `.rs`, `.md`, any extension without a meaning of its own): one document per
+//!   file. A blank line, a form feed or a line of dashes is text like any other and separates
+//!   nothing.
 //! * `.jsonl`: one document per line, the string in one field. Lines of white space are skipped.
 //! * `.parquet` (with the feature of that name): one document per row.
 
@@ -87,7 +88,8 @@ impl Block {
     }
 }
 
-/// Reads files one after the other and hands out blocks through `give`, which returns whether to go on.
+/// Reads files one after the other and hands out blocks through `give`, which returns whether to go
+/// on.
 pub(crate) struct BlockReader<'a, F: FnMut(Block) -> bool> {
     cut: Cut,
     /// Column of parquet files.
@@ -201,8 +203,8 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
     #[cfg(not(feature = "parquet"))]
     fn read_parquet(&mut self, path: Arc<Path>) -> Result<bool> {
         Err(DataError::Unsupported(format!(
-            "{}: cannot read column `{}`: this program was built without parquet; build it with `--features parquet`, or \
-             convert the file to .jsonl",
+            "{}: cannot read column `{}`: built without parquet; build it \
+             with `--features parquet`, or convert the file to .jsonl",
             path.display(),
             self.field,
         )))

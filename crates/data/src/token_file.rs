@@ -1,6 +1,7 @@
 //! `.tok`: one memory-mappable, checksummed file of tokens with the places where documents begin.
 //!
-//! All integers are little-endian. Every region begins at a multiple of 4096 and is padded with zeros.
+//! All integers are little-endian. Every region begins at a multiple of 4096 and is padded with
+//! zeros.
 //!
 //! ```text
 //! offset           size            what
@@ -19,17 +20,17 @@
 //! 80               u64             bytes per checksummed block: 4 194 304
 //! 88               32              BLAKE3 digest of the tokenizer's definition
 //! 120              32              BLAKE3 digest of the source (text and settings); zeros: unknown
-//! 152              32              content digest: BLAKE3 of (T tokens, then the document table), unpadded
+//! 152              32              content digest: BLAKE3 of (tokens, document table), unpadded
 //! 184              u16 + ≤ 3072    length and UTF-8 bytes of the tokenizer's name
 //! 4092             u32             CRC-32C of bytes 0 to 4091
 //! 4096             T × 2 or 4      tokens
-//! documents        (D + 1) × u64   index of each document's first token, ascending; the last entry is T
-//! checksums        C × u32, u32    CRC-32C of each block of bytes [4096, checksum table), the last block
-//!                                  may be short; then the CRC-32C of those C entries
+//! documents        (D + 1) × u64   index of each document's first token, ascending; last is T
+//! checksums        C × u32, u32    CRC-32C of each block of bytes [4096, checksum table), the
+//!                                  last may be short; then the CRC-32C of those C entries
 //! ```
-//! A writer fills a temporary file in the same directory, syncs it, renames it and syncs the directory:
-//! a `.tok` under its name is whole. Opening checks the header, the sizes and the checksum table;
-//! [`TokenFile::verify`] reads everything.
+//! A writer fills a temporary file in the same directory, syncs it, renames it and syncs the
+//! directory: a `.tok` under its name is whole. Opening checks the header, the sizes and the
+//! checksum table; [`TokenFile::verify`] reads everything.
 
 use std::path::{Path, PathBuf};
 
@@ -186,7 +187,8 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Opens a file and checks its header, sizes, checksum table and the ends of its document table.
+    /// Opens a file and checks its header, sizes, checksum table and the ends of its document
+    /// table.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Map::open(path)?;
         let (info, places) = decode_header(path, &map)?;
@@ -225,7 +227,8 @@ impl TokenFile {
         &self.map[ALIGN as usize..ALIGN as usize + bytes]
     }
 
-    /// Index of the first token of document `d`; for `d` = number of documents, the number of tokens.
+    /// Index of the first token of document `d`; for `d` = number of documents, the number of
+    /// tokens.
     pub fn document_start(&self, d: u64) -> u64 {
         u64_at(&self.map, (self.places.documents + 8 * d) as usize)
     }

@@ -1,4 +1,5 @@
-//! Writes a `.tok` file as a stream: tokens go straight to disk, so that memory does not grow with it.
+//! Writes a `.tok` file as a stream: tokens go straight to disk, so that memory does not grow with
+//! it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -31,7 +32,8 @@ struct Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a successful finish the first is gone already; nothing can be done about a failure here.
+        // After a successful finish the first is gone already; nothing can be done about a failure
+        // here.
         let _ = std::fs::remove_file(&self.body);
         let _ = std::fs::remove_file(&self.starts);
     }
@@ -138,10 +140,15 @@ impl TokenWriter {
                 vocab_size: self.info.vocab_size,
             });
         }
-        self.scratch.clear();
-        match self.info.token_bytes {
-            2 => self.scratch.extend(tokens.iter().flat_map(|&t| (t as u16).to_le_bytes())),
-            _ => self.scratch.extend(tokens.iter().flat_map(|&t| t.to_le_bytes())),
+        self.scratch.resize(tokens.len() * self.info.token_bytes as usize, 0);
+        if self.info.token_bytes == 2 {
+            for (bytes, &token) in self.scratch.as_chunks_mut().0.iter_mut().zip(tokens) {
+                *bytes = (token as u16).to_le_bytes();
+            }
+        } else {
+            for (bytes, &token) in self.scratch.as_chunks_mut().0.iter_mut().zip(tokens) {
+                *bytes = token.to_le_bytes();
+            }
         }
         self.hasher.update(&self.scratch);
         self.body.write(&self.scratch)?;
@@ -149,7 +156,8 @@ impl TokenWriter {
         Ok(())
     }
 
-    /// Ends the current document with the end-of-text token. A document without tokens leaves no trace.
+    /// Ends the current document with the end-of-text token. A document without tokens leaves no
+    /// trace.
     pub fn end_document(&mut self) -> Result<()> {
         if self.document_open {
             self.push(&[self.info.end_of_text])?;
@@ -272,7 +280,8 @@ mod tests {
                 c.iter().rev().fold(0, |n, &b| n << 8 | u32::from(b))
             }).collect();
             prop_assert_eq!(read, expected);
-            prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1); // Nothing temporary left.
+            // Nothing temporary is left.
+            prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         }
 
         #[test]

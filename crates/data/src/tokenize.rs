@@ -5,9 +5,10 @@
 //!     ▲                                                             │
 //!     └──────────── budget: bytes read but not yet written ◀────────┘
 //! ```
-//! Blocks are cut at document ends, or inside a long document where it does not change its tokens (see
-//! [`crate::cut`]). How documents are cut depends on nothing but their bytes and the tokenizer, and the
-//! writer takes blocks in order: the file is the same for any number of threads and any memory limit.
+//! Blocks are cut at document ends, or inside a long document where it does not change its tokens
+//! (see [`crate::cut`]). How documents are cut depends on nothing but their bytes and the
+//! tokenizer, and the writer takes blocks in order: the file is the same for any number of threads
+//! and any memory limit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,8 +27,8 @@ use crate::tokenizer::Tokenizer;
 pub struct TokenizeOptions {
     /// Tokenizing threads; 0: one per core.
     pub threads: usize,
-    /// Limit of the memory for text and tokens in flight, in bytes. A block larger than it is still done,
-    /// alone.
+    /// Limit of the memory for text and tokens in flight, in bytes. A block larger than it is still
+    /// done, alone.
     pub max_memory_bytes: usize,
     /// Field of `.jsonl` objects (and column of parquet files) that holds the text.
     pub jsonl_field: String,
@@ -67,10 +68,12 @@ pub struct TokenizeProgress {
     pub tokens: u64,
 }
 
-/// Bytes of memory for each byte of text in flight: the text, tokens of 4 bytes, and room they grow in.
+/// Bytes of memory for each byte of text in flight: the text, tokens of 4 bytes, and room they grow
+/// in.
 const MEMORY_FACTOR: usize = 8;
 
-/// Tokenizes `inputs`, in order, into one `.tok` file at `out`, which appears only when it is complete.
+/// Tokenizes `inputs`, in order, into one `.tok` file at `out`, which appears only when it is
+/// complete.
 pub fn tokenize(
     inputs: &[TextInput],
     tokenizer: &Tokenizer,

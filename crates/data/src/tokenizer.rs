@@ -1,7 +1,7 @@
 //! Text to tokens and back, for three kinds of tokenizer behind one type.
 //!
-//! A tokenizer knows how many bytes of text each token stands for where that is well defined, so that
-//! a loss per token can be reported as bits per byte, which compares across tokenizers.
+//! A tokenizer knows how many bytes of text each token stands for where that is well defined, so
+//! that a loss per token can be reported as bits per byte, which compares across tokenizers.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -129,9 +129,10 @@ impl Tokenizer {
         }
     }
 
-    /// Appends the tokens of one whole document to `out`, without an end-of-text token. Long texts are
-    /// encoded in pieces of about a megabyte (see [`Cut`]). Text that looks like a special token is
-    /// ordinary text here. Bytes that are not UTF-8 become U+FFFD, except for the byte tokenizer.
+    /// Appends the tokens of one whole document to `out`, without an end-of-text token. Long texts
+    /// are encoded in pieces of about a megabyte (see [`Cut`]). Text that looks like a special
+    /// token is ordinary text here. Bytes that are not UTF-8 become U+FFFD, except for the byte
+    /// tokenizer.
     pub fn encode(&self, text: impl AsRef<[u8]>, out: &mut Vec<u32>) -> Result<()> {
         let mut rest = text.as_ref();
         while !rest.is_empty() {

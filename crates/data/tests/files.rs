@@ -71,8 +71,10 @@ fn the_file_does_not_depend_on_threads_or_memory() {
 fn long_documents_are_cut_without_a_trace() {
     let dir = tempfile::tempdir().unwrap();
     let text = words(2_000_000, 4);
-    let inputs: Vec<TextInput> =
-        write_texts(dir.path(), &[text.clone()]).into_iter().map(TextInput::new).collect();
+    let inputs: Vec<TextInput> = write_texts(dir.path(), std::slice::from_ref(&text))
+        .into_iter()
+        .map(TextInput::new)
+        .collect();
     tokenize_to(dir.path(), &inputs, &TokenizerSpec::Gpt2, &TokenizeOptions::default());
     let file = TokenSource::open(&dir.path().join("out.tok")).unwrap();
     let mut tokens = vec![0; file.tokens() as usize];
@@ -205,7 +207,8 @@ fn the_byte_model_sees_what_a_trained_model_sees() {
         .sum();
     assert_eq!(easy.validation_bytes, targets);
 
-    // Uniform random bytes: at least 8 bits, and a bit more for believing the few pairs seen so far.
+    // Uniform random bytes: at least 8 bits, and a bit more for believing the few pairs seen so
+    // far.
     let files = write_texts(dir.path(), &[random_text(300_000, 7)]);
     let prepared = prepare_files(dir.path(), &files, "byte");
     let data = Dataset::open(&prepared, 64, 1, 0.05).unwrap();
