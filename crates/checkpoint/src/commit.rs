@@ -79,6 +79,9 @@ pub(crate) fn commit(
     }
     disk.link(&temporary, &commit_path).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyCommitted { path: dir.clone() },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
+            Error::NoHardLinks { path: dir.clone(), source }
+        }
         _ => Error::Io { action: "link", path: commit_path.clone(), offset: None, source },
     })?;
     // A second name of the same bytes: harmless where it stays or comes back.
@@ -175,7 +178,8 @@ pub(crate) fn check_commit(
 ///
 /// # Errors
 /// A rank missing or twice, of another attempt or world; a tensor with a gap, an overlap, another
-/// type or shape; a tensor that nobody expects; a schema tensor of which no state is expected.
+/// type or shape; a tensor that nobody expects; a schema tensor of which no state is expected;
+/// a run state of another step.
 pub(crate) fn assemble(
     attempt: Attempt,
     schema: &Schema,
@@ -183,6 +187,10 @@ pub(crate) fn assemble(
     reports: &[RankReport],
     run_state: &RunState,
 ) -> Result<Manifest, Error> {
+    if run_state.step != attempt.step {
+        let (found, expected) = (run_state.step, attempt.step);
+        return Err(Error::RunStateStep { found, expected });
+    }
     check_expected(schema, expected)?;
     let reports = sort_reports(attempt, reports)?;
     let mut manifest =
@@ -233,6 +241,11 @@ pub(crate) fn assemble(
 /// What is expected names each tensor once and leaves out none of the schema.
 fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Error> {
     let mut slots: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let params: HashMap<&str, &Vec<usize>> = expected
+        .iter()
+        .filter(|tensor| tensor.key.slot == "param")
+        .map(|tensor| (tensor.key.name.as_str(), &tensor.global_shape))
+        .collect();
     for ExpectedTensor { key, dtype, global_shape } in expected {
         let fail = |reason: String| Err(Error::Tensor { key: key.clone(), reason });
         if !key.slot_is_valid() {
@@ -252,6 +265,12 @@ fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Er
         if !slots.contains_key(tensor.name.as_str()) {
             let key = TensorKey::new(&*tensor.name, "param");
             let reason = "is in the schema, but no state of it is expected".to_string();
+            return Err(Error::Tensor { key, reason });
+        }
+        let wanted = &tensor.shape;
+        if let Some(found) = params.get(tensor.name.as_str()).filter(|found| **found != wanted) {
+            let key = TensorKey::new(&*tensor.name, "param");
+            let reason = format!("is expected with shape {found:?}, the schema has {wanted:?}");
             return Err(Error::Tensor { key, reason });
         }
     }

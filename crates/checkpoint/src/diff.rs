@@ -1,5 +1,7 @@
 //! What differs between two checkpoints, tensor by tensor, in bounded memory.
 
+use std::collections::BTreeSet;
+
 use half::{bf16, f16};
 
 use crate::manifest::StateTensor;
@@ -200,7 +202,10 @@ fn run_state(a: &RunState, b: &RunState) -> Vec<RunStateDifference> {
     };
     let (a, b) = (fields(a), fields(b));
     let text = |value: Option<&serde_json::Value>| value.map(ToString::to_string);
-    a.keys()
+    // The map's own order depends on a feature of serde_json that any dependency may turn on.
+    let names: BTreeSet<&String> = a.keys().collect();
+    names
+        .into_iter()
         .filter(|field| a.get(*field) != b.get(*field))
         .map(|field| RunStateDifference {
             field: field.clone(),

@@ -41,6 +41,13 @@ pub enum Error {
          another incarnation of this job runs, and this one must stop"
     )]
     Fenced { path: PathBuf, ours: u32, newest: u32 },
+    #[error(
+        "{path} cannot be committed: its file system refuses the hard link that makes a commit \
+         atomic ({source}); choose a directory on another one"
+    )]
+    NoHardLinks { path: PathBuf, source: io::Error },
+    #[error("the run state is of step {found}, but step {expected} is to be committed")]
+    RunStateStep { found: u64, expected: u64 },
     #[error("rank {rank}: {reason}")]
     Report { rank: u32, reason: String },
     #[error("tensor {key}: no rank saved the elements {region}")]

@@ -427,3 +427,136 @@ impl Formatter for RowPerLine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Manifest {
+        let run_state = RunState {
+            muster_version: "0.1.0".to_string(),
+            step: 3,
+            samples: 1 << 60,
+            tokens: 5,
+            seed: u64::MAX,
+            rng_counter: 0,
+            config_digest: Digest::of(b"config"),
+            numeric_plan_digest: Digest::of(b"plan"),
+            schedule: serde_json::json!({"list": [], "lr": 0.1 + 0.2, "map": {}}),
+            extra: Value::Null,
+        };
+        let mut manifest = Manifest::new(3, 1, 2, run_state);
+        let tensor = LogicalTensor::new("w", &[2, 3], Role::Expert { index: 1, of: 4 });
+        manifest.schema.push(TensorRecord::from(&tensor));
+        for rank in 0..2 {
+            manifest.files.push(FileRecord {
+                path: names::shard_path(rank, 0),
+                bytes: 4108,
+                sums_blake3: Digest::of(b"sums"),
+                data_blake3: None,
+            });
+        }
+        let chunk = |row: usize| ChunkRecord {
+            offset: vec![row, 0],
+            shape: vec![1, 3],
+            file: row as u32,
+            range: [4096, 4108],
+        };
+        manifest.tensors.push(StateTensor {
+            name: "w".to_string(),
+            slot: "param".to_string(),
+            dtype: Dtype::F32,
+            shape: vec![2, 3],
+            chunks: vec![chunk(0), chunk(1)],
+        });
+        manifest
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Manifest, Error> {
+        Manifest::parse(bytes, Path::new("m"))
+    }
+
+    #[test]
+    fn what_is_written_reads_back_with_one_row_per_line() {
+        let bytes = sample().render();
+        assert_eq!(parse(&bytes).unwrap(), sample());
+        let text = String::from_utf8(bytes).unwrap();
+        let row = "\n    {\"name\": \"w\", \"slot\": \"param\", \"dtype\": \"F32\", \
+                   \"shape\": [2, 3], \"chunks\": [{\"offset\": [0, 0]";
+        assert!(text.contains(row), "{text}");
+        assert!(
+            text.contains("{\"list\": [], \"lr\": 0.30000000000000004, \"map\": {}}"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn contradictions_are_told() {
+        let told = |change: fn(&mut Manifest)| {
+            let mut manifest = sample();
+            change(&mut manifest);
+            parse(&manifest.render()).unwrap_err().to_string()
+        };
+        let cases = [
+            told(|m| m.format = "other".to_string()),
+            told(|m| m.format_version = 2),
+            told(|m| m.files[0].path = "../rank-00000/shard-000.safetensors".to_string()),
+            told(|m| m.files[1].path = m.files[0].path.clone()),
+            told(|m| m.tensors[0].chunks.truncate(1)),
+            told(|m| m.tensors[0].chunks[1].offset = vec![0, 0]),
+            told(|m| m.tensors[0].chunks[1].file = 2),
+            told(|m| m.tensors[0].chunks[1].file = 0),
+            told(|m| m.tensors[0].chunks[1].range[1] += 1),
+            told(|m| m.tensors[0].shape = vec![usize::MAX, 3]),
+            told(|m| m.tensors.push(m.tensors[0].clone())),
+        ];
+        let wanted = [
+            "m contradicts itself: format is `other`, not `muster-checkpoint`",
+            "m has checkpoint format version 2; this program reads version 1: use a later Muster",
+            "m contradicts itself: `../rank-00000/shard-000.safetensors` is not a shard's path",
+            "m contradicts itself: `rank-00000/shard-000.safetensors` is listed twice",
+            "m contradicts itself: tensor w:param: no chunk holds [1, 0]+[1, 3]",
+            "m contradicts itself: tensor w:param: [0, 0]+[1, 3] and [0, 0]+[1, 3] overlap",
+            "m contradicts itself: tensor w:param: chunk [1, 0]+[1, 3] is in no listed file",
+            "m contradicts itself: two chunks share bytes of rank-00000/shard-000.safetensors at \
+             4096",
+            "m contradicts itself: tensor w:param: chunk [1, 0]+[1, 3] cannot be bytes 4096..4109 \
+             of rank-00001/shard-000.safetensors, which has 4108",
+            "m contradicts itself: tensor w:param: shape [18446744073709551615, 3] is too large",
+            "m contradicts itself: tensor w:param is listed twice",
+        ];
+        assert_eq!(cases, wanted);
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        let text = String::from_utf8(sample().render()).unwrap();
+        let error = parse(text.replace("\"slot\"", "\"slit\"").as_bytes()).unwrap_err();
+        assert!(matches!(error, Error::ManifestSyntax { line: 16.., column: 1.., .. }), "{error}");
+        assert!(error.to_string().contains("unknown field `slit`"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn mangled_manifests_never_panic(
+            edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            digits in any::<bool>(),
+        ) {
+            let mut bytes = sample().render();
+            for (place, value) in edits {
+                let at = place.index(bytes.len());
+                match digits {
+                    // Grow numbers, the way to nonsense that still parses.
+                    true if bytes[at].is_ascii_digit() => {
+                        bytes.splice(at..at, [b'0' + value % 10; 12]);
+                    }
+                    true => {}
+                    false => bytes[at] = value,
+                }
+            }
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -69,12 +69,12 @@ impl Checkpoint {
     pub fn open_on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
         let dir = path.into();
         let commit_path = dir.join(names::COMMIT);
-        let commit = read_file(disk.as_ref(), &commit_path).map_err(|error| {
-            match error.kind() == io::ErrorKind::NotFound && disk.list(&dir).is_ok() {
-                true => Error::NotCommitted { path: dir.clone() },
-                false => Error::io("read", &commit_path)(error),
-            }
-        })?;
+        disk.list(&dir).map_err(Error::io("list", &dir))?;
+        let commit =
+            read_file(disk.as_ref(), &commit_path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::NotCommitted { path: dir.clone() },
+                _ => Error::io("read", &commit_path)(error),
+            })?;
         let path = dir.join(names::MANIFEST);
         let bytes = read_file(disk.as_ref(), &path).map_err(Error::io("read", &path))?;
         check_commit(&commit, &commit_path, &bytes, &path)?;

@@ -243,3 +243,98 @@ fn narrow_gap(boxes: &[&Region], axis: usize, gap: &mut Region) -> bool {
     (gap.offset[axis], gap.shape[axis]) = (start, end - start);
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// How often each element of `shape` is held.
+    fn counts(shape: &[usize], boxes: &[Region]) -> Vec<(Vec<usize>, Vec<usize>)> {
+        let held_by = |place: &[usize]| {
+            let inside = |b: &Region| {
+                (0..shape.len())
+                    .all(|a| (b.offset[a]..b.offset[a] + b.shape[a]).contains(&place[a]))
+            };
+            (0..boxes.len()).filter(|&number| inside(&boxes[number])).collect()
+        };
+        slabs(shape, 1)
+            .into_iter()
+            .map(|slab| (slab.offset.clone(), held_by(&slab.offset)))
+            .collect()
+    }
+
+    fn shape_and_boxes() -> impl Strategy<Value = (Vec<usize>, Vec<Region>)> {
+        proptest::collection::vec(1_usize..5, 0..4).prop_flat_map(|shape| {
+            let axis =
+                |&extent: &usize| (0..extent).prop_flat_map(move |o| (Just(o), 1..=extent - o));
+            let axes: Vec<_> = shape.iter().map(axis).collect();
+            let region = axes.prop_map(|axes| {
+                let (offset, shape) = axes.into_iter().unzip();
+                Region { offset, shape }
+            });
+            (Just(shape), proptest::collection::vec(region, 0..5))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_proof_agrees_with_counting((shape, boxes) in shape_and_boxes()) {
+            let counts = counts(&shape, &boxes);
+            match prove_cover(&shape, &boxes) {
+                Ok(()) => prop_assert!(counts.iter().all(|(_, held)| held.len() == 1)),
+                Err(CoverFault::Overlap(a, b)) => {
+                    let both = |held: &Vec<usize>| held.contains(&a) && held.contains(&b);
+                    prop_assert!(a != b && counts.iter().any(|(_, held)| both(held)));
+                }
+                Err(CoverFault::Gap(gap)) => {
+                    prop_assert!(gap.fits(&shape) && gap.elements() > Some(0));
+                    for (place, held) in counts {
+                        let here = Region { shape: vec![1; shape.len()], offset: place };
+                        prop_assert!(here.intersect(&gap).is_none() || held.is_empty());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_grid_is_covered_and_a_hole_in_it_is_found() {
+        let mut boxes: Vec<Region> =
+            (0..64).map(|n| Region::new(&[n / 8 * 3, n % 8 * 5], &[3, 5])).collect();
+        assert_eq!(prove_cover(&[24, 40], &boxes), Ok(()));
+        let hole = boxes.remove(27);
+        assert_eq!(prove_cover(&[24, 40], &boxes), Err(CoverFault::Gap(hole)));
+    }
+
+    #[test]
+    fn runs_are_as_long_as_both_memories_allow() {
+        let runs = |part: &Region, source: &Region, target: &Region| {
+            let mut runs = Vec::new();
+            for_each_run(part, source, target, |from, to, len| {
+                runs.push((from, to, len));
+                Ok::<(), ()>(())
+            })
+            .unwrap();
+            runs
+        };
+        let whole = Region::whole(&[4, 6]);
+        assert_eq!(runs(&whole, &whole, &whole), [(0, 0, 24)]);
+        let rows = Region::new(&[1, 0], &[2, 6]);
+        assert_eq!(runs(&rows, &whole, &rows), [(6, 0, 12)]);
+        let columns = Region::new(&[1, 2], &[2, 3]);
+        assert_eq!(runs(&columns, &whole, &columns), [(8, 0, 3), (14, 3, 3)]);
+        let scalar = Region::whole(&[]);
+        assert_eq!(runs(&scalar, &scalar, &scalar), [(0, 0, 1)]);
+    }
+
+    #[test]
+    fn shapes_too_large_to_count_are_no_panic() {
+        assert_eq!(elements(&[usize::MAX, 2]), None);
+        assert_eq!(elements(&[usize::MAX, 2, 0]), Some(0));
+        assert!(!Region::new(&[usize::MAX], &[2]).fits(&[usize::MAX]));
+    }
+}

@@ -133,7 +133,8 @@ impl Store {
     ///
     /// # Errors
     /// A report or a tensor is missing, doubled or contradictory; a file is missing; the attempt
-    /// is committed or fenced off already; a write or fsync fails. After an error the attempt
+    /// is committed or fenced off already; a write or fsync fails; the file system has no hard
+    /// links. After an error the attempt
     /// does not count as a checkpoint.
     pub fn commit(
         &self,

@@ -1,0 +1,124 @@
+//! Save and load beside plain writes and reads of the same bytes on the same disk:
+//! `cargo run --release -p checkpoint --example throughput -- DIRECTORY [MIB]`.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Instant;
+
+use checkpoint::{
+    Attempt, Chunk, Digest, Dtype, ExpectedTensor, Region, RunState, Store, TensorKey,
+    WriteOptions, verify,
+};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+const PIECE: usize = 4 << 20;
+/// Bytes of one tensor.
+const TENSOR: usize = 8 << 20;
+const ROUNDS: u64 = 5;
+
+fn main() -> Outcome<()> {
+    let mut args = std::env::args().skip(1);
+    let root = args.next().ok_or("which directory?")?;
+    let mib: usize = args.next().map_or(Ok(512), |text| text.parse())?;
+    let root = Path::new(&root).join("muster-throughput");
+    fs::create_dir_all(&root)?;
+    let data: Vec<u8> = (0..mib << 20).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+    let start = Instant::now();
+    std::hint::black_box(data.chunks(PIECE).map(crc32c::crc32c).fold(0, |a, b| a ^ b));
+    report("crc32c alone", &data, start);
+    for round in 0..ROUNDS {
+        // In turns, so that both see the same neighbours.
+        let plain = root.join("plain");
+        let start = Instant::now();
+        write_plain(&plain, &data)?;
+        let raw = report("plain write + fsync", &data, start);
+        let start = Instant::now();
+        save(&root, round, &data)?;
+        let ours = report("save + commit", &data, start);
+        println!("  write: {:.3} of plain", ours / raw);
+        let start = Instant::now();
+        read_plain(&plain, data.len())?;
+        let raw = report("plain pread, cached", &data, start);
+        let start = Instant::now();
+        load(&root, round)?;
+        let ours = report("load, cached", &data, start);
+        println!("  read: {:.3} of plain", ours / raw);
+        let start = Instant::now();
+        let path = root.join(Attempt { step: round, generation: 1 }.dir_name());
+        assert!(verify(&path, false)?.is_whole());
+        report("verify, cached", &data, start);
+        fs::remove_file(plain)?;
+        fs::remove_dir_all(path)?;
+    }
+    fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+/// Prints and returns GB/s.
+fn report(what: &str, data: &[u8], start: Instant) -> f64 {
+    let rate = data.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
+    println!("{what:>22}: {rate:.2} GB/s");
+    rate
+}
+
+fn write_plain(path: &Path, data: &[u8]) -> Outcome<()> {
+    let mut file = File::create_new(path)?;
+    let mut staging = vec![0; PIECE];
+    for piece in data.chunks(PIECE) {
+        // The copy stands for the one out of device memory, which every saver makes.
+        staging[..piece.len()].copy_from_slice(piece);
+        file.write_all(&staging[..piece.len()])?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn read_plain(path: &Path, bytes: usize) -> Outcome<()> {
+    let file = File::open(path)?;
+    let mut out = vec![0; TENSOR];
+    for offset in (0..bytes).step_by(TENSOR) {
+        let count = out.len().min(bytes - offset);
+        file.read_exact_at(&mut out[..count], offset as u64)?;
+    }
+    Ok(())
+}
+
+fn save(root: &Path, step: u64, data: &[u8]) -> Outcome<()> {
+    let store = Store::new(root);
+    let attempt = Attempt { step, generation: 1 };
+    let mut expected = Vec::new();
+    let mut chunks = Vec::new();
+    for (number, bytes) in data.chunks(TENSOR).enumerate() {
+        let (key, shape) = (TensorKey::new(format!("t{number}"), "param"), [bytes.len() / 4]);
+        chunks.push(Chunk::new(key.clone(), Dtype::F32, &shape, Region::whole(&shape), bytes));
+        expected.push(ExpectedTensor { key, dtype: Dtype::F32, global_shape: shape.to_vec() });
+    }
+    let reports = [store.write_rank(attempt, 0, 1, &chunks, &WriteOptions::default())?];
+    let run_state = RunState {
+        muster_version: String::new(),
+        step,
+        samples: 0,
+        tokens: 0,
+        seed: 0,
+        rng_counter: 0,
+        config_digest: Digest::default(),
+        numeric_plan_digest: Digest::default(),
+        schedule: serde_json::Value::Null,
+        extra: serde_json::Value::Null,
+    };
+    store.commit(attempt, &layout::Schema::default(), &expected, &reports, &run_state)?;
+    Ok(())
+}
+
+fn load(root: &Path, step: u64) -> Outcome<()> {
+    let checkpoint = Store::new(root).open(Attempt { step, generation: 1 })?;
+    let mut out = vec![0; TENSOR];
+    for tensor in checkpoint.tensors() {
+        let bytes = tensor.bytes() as usize;
+        let whole = Region::whole(&tensor.shape);
+        checkpoint.read_box(&tensor.key(), tensor.dtype, &whole, &mut out[..bytes])?;
+    }
+    Ok(())
+}
