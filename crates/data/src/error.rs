@@ -38,11 +38,11 @@ pub enum DataError {
     UnknownFormat { path: PathBuf, reason: String },
 
     #[error(
-        "{path} has token {token} at position {position}, but the tokenizer `{tokenizer}` has only \
+        "{path} has token {token} at index {index}, but the tokenizer `{tokenizer}` has only \
          {vocab_size} tokens (0 to {last}): set data.tokenizer to the one the file was made with",
         last = vocab_size.saturating_sub(1)
     )]
-    TokenOutOfRange { path: PathBuf, token: u64, position: u64, tokenizer: String, vocab_size: u32 },
+    TokenOutOfRange { path: PathBuf, token: u64, index: u64, tokenizer: String, vocab_size: u32 },
 
     #[error(
         "{path} was made with the tokenizer `{found}` ({found_vocab} tokens), but data.tokenizer \

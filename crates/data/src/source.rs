@@ -190,7 +190,7 @@ impl TokenSource {
                 return Err(DataError::TokenOutOfRange {
                     path: self.path.clone(),
                     token: u64::from(window[i]),
-                    position: at + i as u64,
+                    index: at + i as u64,
                     tokenizer: tokenizer.name().to_string(),
                     vocab_size,
                 });

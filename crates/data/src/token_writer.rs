@@ -135,7 +135,7 @@ impl TokenWriter {
             return Err(DataError::TokenOutOfRange {
                 path: self.path.clone(),
                 token: u64::from(tokens[at]),
-                position: self.info.tokens + at as u64,
+                index: self.info.tokens + at as u64,
                 tokenizer: self.info.tokenizer_name.clone(),
                 vocab_size: self.info.vocab_size,
             });
@@ -326,7 +326,7 @@ mod tests {
         let mut writer = TokenWriter::create(&dir.path().join("a.tok"), &byte, [0; 32]).unwrap();
         writer.push(&[1, 2]).unwrap();
         let refused = writer.push(&[300]);
-        assert!(matches!(refused, Err(DataError::TokenOutOfRange { token: 300, position: 2, .. })));
+        assert!(matches!(refused, Err(DataError::TokenOutOfRange { token: 300, index: 2, .. })));
         drop(writer);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -144,7 +144,7 @@ fn wrong_files_say_what_to_do() {
     let headered = dir.path().join("h.bin");
     write_headered(&headered, &[5, 6, 300, 7]);
     let range = error(&[&headered], "byte");
-    assert!(matches!(range, DataError::TokenOutOfRange { token: 300, position: 2, .. }), "{range}");
+    assert!(matches!(range, DataError::TokenOutOfRange { token: 300, index: 2, .. }), "{range}");
     assert!(range.to_string().contains("257"), "{range}");
 
     let bytes = std::fs::read(&headered).unwrap();
