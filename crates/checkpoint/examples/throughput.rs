@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use checkpoint::{
@@ -25,33 +26,43 @@ fn main() -> Outcome<()> {
     let mib: usize = args.next().map_or(Ok(512), |text| text.parse())?;
     let root = Path::new(&root).join("muster-throughput");
     fs::create_dir_all(&root)?;
-    let data: Vec<u8> = (0..mib << 20).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+    let data: Vec<u8> = (0..mib << 20).map(|i| ((i * 2_654_435_761) >> 7) as u8).collect();
     let start = Instant::now();
     std::hint::black_box(data.chunks(PIECE).map(crc32c::crc32c).fold(0, |a, b| a ^ b));
     report("crc32c alone", &data, start);
     for round in 0..ROUNDS {
-        // In turns, so that both see the same neighbours.
         let plain = root.join("plain");
-        let start = Instant::now();
-        write_plain(&plain, &data)?;
-        let raw = report("plain write + fsync", &data, start);
-        let start = Instant::now();
-        save(&root, round, &data)?;
-        let ours = report("save + commit", &data, start);
+        let saved = root.join(Attempt { step: round, generation: 1 }.dir_name());
+        // Each is first in turn, so that both see the same neighbours.
+        let (mut raw, mut ours) = (0.0, 0.0);
+        for turn in 0..2 {
+            let start = Instant::now();
+            if (round + turn) % 2 == 0 {
+                write_plain(&plain, &data)?;
+                raw = report("plain write + fsync", &data, start);
+            } else {
+                save(&root, round, &data)?;
+                ours = report("save + commit", &data, start);
+            }
+        }
         println!("  write: {:.3} of plain", ours / raw);
+        for cached in [false, true] {
+            let forget = |path: &Path| if cached { Ok(()) } else { forget(path) };
+            forget(&plain)?;
+            let start = Instant::now();
+            read_plain(&plain, data.len())?;
+            let raw = report(if cached { "pread, cached" } else { "pread" }, &data, start);
+            forget(&saved.join("rank-00000/shard-000.safetensors"))?;
+            let start = Instant::now();
+            load(&root, round)?;
+            let ours = report(if cached { "load, cached" } else { "load" }, &data, start);
+            println!("  read: {:.3} of plain", ours / raw);
+        }
         let start = Instant::now();
-        read_plain(&plain, data.len())?;
-        let raw = report("plain pread, cached", &data, start);
-        let start = Instant::now();
-        load(&root, round)?;
-        let ours = report("load, cached", &data, start);
-        println!("  read: {:.3} of plain", ours / raw);
-        let start = Instant::now();
-        let path = root.join(Attempt { step: round, generation: 1 }.dir_name());
-        assert!(verify(&path, false)?.is_whole());
+        assert!(verify(&saved, false)?.is_whole());
         report("verify, cached", &data, start);
         fs::remove_file(plain)?;
-        fs::remove_dir_all(path)?;
+        fs::remove_dir_all(saved)?;
     }
     fs::remove_dir_all(&root)?;
     Ok(())
@@ -73,6 +84,16 @@ fn write_plain(path: &Path, data: &[u8]) -> Outcome<()> {
         file.write_all(&staging[..piece.len()])?;
     }
     Ok(file.sync_all()?)
+}
+
+/// Drops a file, which is on the disk already, from the page cache.
+fn forget(path: &Path) -> Outcome<()> {
+    let path = path.to_str().ok_or("a directory of plain letters, please")?;
+    let copy = Command::new("dd")
+        .args([&format!("if={path}"), "iflag=nocache", "count=0", "status=none"])
+        .status()?;
+    assert!(copy.success());
+    Ok(())
 }
 
 fn read_plain(path: &Path, bytes: usize) -> Outcome<()> {

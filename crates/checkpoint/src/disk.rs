@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::statvfs;
+use crate::system;
 
 /// A file being written, front to back.
 pub trait WriteFile {
@@ -72,13 +72,22 @@ pub trait Disk: Send + Sync {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;
 
-impl WriteFile for File {
+/// A file being written through the page cache.
+struct OsWriteFile {
+    file: File,
+    written: u64,
+}
+
+impl WriteFile for OsWriteFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(self, bytes)
+        let count = self.file.write(bytes)?;
+        system::begin_writeback(&self.file, self.written, count as u64);
+        self.written += count as u64;
+        Ok(count)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_all()
+        self.file.sync_all()
     }
 }
 
@@ -90,7 +99,8 @@ impl ReadFile for File {
 
 impl Disk for OsDisk {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        Ok(Box::new(OsWriteFile { file, written: 0 }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
@@ -134,7 +144,7 @@ impl Disk for OsDisk {
     }
 
     fn free_bytes(&self, path: &Path) -> Option<u64> {
-        statvfs::free_bytes(path)
+        system::free_bytes(path)
     }
 }
 

@@ -27,9 +27,9 @@ mod names;
 mod read;
 mod region;
 mod shard;
-mod statvfs;
 mod store;
 mod sums;
+mod system;
 mod verify;
 mod write;
 

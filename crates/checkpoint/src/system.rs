@@ -1,6 +1,7 @@
-//! Free space of a file system: the one foreign call of this crate.
+//! The system calls that the standard library does not offer.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -23,6 +24,24 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let (blocks, free, unit) = (stat.f_blocks as u64, stat.f_bavail as u64, stat.f_frsize as u64);
     (blocks > 0).then(|| free.saturating_mul(unit))
 }
+
+/// Asks the kernel to begin writing some bytes of a file to the disk, without waiting, so that the
+/// disk works while the next bytes are being fetched and summed. Only a hint: it makes nothing
+/// durable, and errors that it meets are kept for fsync.
+#[cfg(target_os = "linux")]
+pub(crate) fn begin_writeback(file: &File, offset: u64, count: u64) {
+    use std::os::fd::AsRawFd;
+
+    let (Ok(offset), Ok(count)) = (i64::try_from(offset), i64::try_from(count)) else { return };
+    // SAFETY: the call takes no pointer, and `file` keeps its descriptor open meanwhile.
+    let _ = unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset, count, libc::SYNC_FILE_RANGE_WRITE)
+    };
+}
+
+/// Other systems have no such hint.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn begin_writeback(_: &File, _: u64, _: u64) {}
 
 #[cfg(test)]
 mod tests {
