@@ -29,7 +29,7 @@ impl EvenPlan {
         let segments = (0..world)
             .map(|rank| {
                 let start = range.start + rank * share + rank.min(extra);
-                vec![start..start + share + usize::from(rank < extra)]
+                std::iter::once(start..start + share + usize::from(rank < extra)).collect()
             })
             .collect();
         EvenPlan {

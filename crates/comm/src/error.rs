@@ -112,6 +112,14 @@ pub enum CommError {
     Socket { addr: std::net::SocketAddr, action: &'static str, source: std::io::Error },
     #[error("two processes claim rank {rank}; start each rank once")]
     RankTaken { rank: usize },
+    #[error(
+        "nobody answers at {addr} for {timeout_ms} ms; \
+         check the rendezvous address and that its process runs"
+    )]
+    NoRendezvous { addr: std::net::SocketAddr, timeout_ms: u64 },
+    /// The ranks did not come together.
+    #[error(transparent)]
+    Refused(#[from] crate::rendezvous::Refusal),
     #[error("cannot start the communication runtime: {0}")]
     Runtime(std::io::Error),
     #[error(transparent)]

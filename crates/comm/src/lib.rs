@@ -23,6 +23,7 @@ mod counters;
 mod error;
 mod memory;
 mod reduce;
+pub mod rendezvous;
 #[cfg(target_os = "linux")]
 pub mod shm;
 pub mod tcp;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{AllToAll, Communicator, EvenPlan, Operation};
+use comm::{AllToAll, EvenPlan, Operation};
 use common::{BACKENDS, PATIENCE_MS, with_group};
 use device::{DType, Device, Stream, Tensor};
 use layout::Tree;

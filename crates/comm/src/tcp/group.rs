@@ -23,7 +23,8 @@ pub struct Tcp {
     pub(super) world: usize,
     token: u64,
     timeout_ms: u64,
-    runtime: Runtime,
+    /// Taken when the group ends.
+    runtime: Option<Runtime>,
     inner: Mutex<Inner>,
     revoked: OnceLock<String>,
     notify: Notify,
@@ -120,7 +121,7 @@ impl Tcp {
             world,
             token: me.token,
             timeout_ms,
-            runtime,
+            runtime: Some(runtime),
             inner: Mutex::new(Inner { state, signals: Signals::new(signals) }),
             revoked: OnceLock::new(),
             notify: Notify::new(),
@@ -174,7 +175,8 @@ impl Tcp {
         self.check_revoked()?;
         let result = number(state).and_then(|call| {
             let work = body(state, &call, &progress);
-            self.runtime.block_on(self.guard(&call, &progress, signals, work))
+            let runtime = self.runtime.as_ref().expect("taken only when the group ends");
+            runtime.block_on(self.guard(&call, &progress, signals, work))
         });
         if let Err(error) = &result {
             let why = match error {
@@ -225,6 +227,16 @@ impl Tcp {
         // An operation in progress fails at once and lets go.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.signals.revoke(why);
+    }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).signals.leave();
+        // Without waiting, so that the last handle may be dropped anywhere.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

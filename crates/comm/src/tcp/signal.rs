@@ -60,18 +60,17 @@ impl Signals {
         self.say(format!("R{why}").as_bytes());
     }
 
+    /// Tells every peer that this rank has done its part, unless it gave the group up.
+    pub(super) fn leave(&mut self) {
+        self.say(b"L");
+    }
+
     fn say(&mut self, message: &[u8]) {
         for write in self.peers.iter_mut().flatten().filter_map(|signal| signal.write.take()) {
             // The first bytes on this connection: they fit its buffer, unless it is gone.
             // Dropping the half then ends the stream behind them.
             let _ = write.try_write(message);
         }
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        self.say(b"L");
     }
 }
 

@@ -1,0 +1,211 @@
+//! Messages, and what makes ranks fit together: pure functions.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio_util::codec::LengthDelimitedCodec;
+
+use crate::error::ranks;
+
+/// Changes when a message changes.
+const PROTOCOL: u32 = 1;
+const MAGIC: [u8; 4] = *b"MSTC";
+/// Longest frame; a hello of a few dozen digests takes kilobytes.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Keeps workers of other jobs out.
+    pub job: String,
+    pub rank: usize,
+    /// How many ranks it was started for.
+    pub world: usize,
+    /// Of the program.
+    pub version: String,
+    /// What (`config`, `ownership plan`, `data`, `schema` …) and its digest in hex: all ranks must
+    /// have the same.
+    pub identity: Vec<(String, String)>,
+    /// Where its peers reach it; none where they meet in shared memory. An unspecified address
+    /// (`0.0.0.0`) is replaced by the one that the server sees.
+    pub listen: Option<SocketAddr>,
+}
+
+/// Why ranks did not come together; everyone who waits is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Groups of ranks by value, in order of the lowest rank.
+    #[error(
+        "the ranks differ in {what}: {}; start every rank with the same {what}",
+        groups_text(groups)
+    )]
+    Disagree { what: String, groups: Vec<(String, Vec<usize>)> },
+    #[error("two processes claim rank {rank}; start each rank once")]
+    RankTaken { rank: usize },
+    #[error("rank {rank} was started for {got} ranks, the job has {world}")]
+    World { rank: usize, got: usize, world: usize },
+    #[error("rank {rank} does not exist among {world} ranks; ranks count from 0")]
+    NoSuchRank { rank: usize, world: usize },
+    #[error("a worker of job `{got}` came to job `{job}`; check its rendezvous address")]
+    Job { job: String, got: String },
+    #[error(
+        "{} did not come within {timeout_ms} ms; see whether they started and reach this address",
+        ranks(missing)
+    )]
+    Missing { missing: Vec<usize>, timeout_ms: u64 },
+    #[error("rank {rank} ended before the job began: {reason}")]
+    Ended { rank: usize, reason: String },
+    #[error("a worker speaks protocol {got}, this is {ours}; use the same build everywhere")]
+    Protocol { ours: u32, got: u32 },
+}
+
+fn groups_text(groups: &[(String, Vec<usize>)]) -> String {
+    let each = groups.iter().map(|(value, members)| format!("{value} on {}", ranks(members)));
+    each.collect::<Vec<String>>().join(", ")
+}
+
+/// From a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ToServer {
+    Hello(Hello),
+    Status { step: u64 },
+    Bye,
+}
+
+/// To a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum ToWorker {
+    /// Empty where ranks do not listen.
+    Joined {
+        peers: Vec<SocketAddr>,
+    },
+    Refused(Refusal),
+    Abort {
+        rank: usize,
+        reason: String,
+    },
+    Stop,
+}
+
+pub(super) fn codec() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES).little_endian().new_codec()
+}
+
+/// The bytes of a message; `is_first` in its direction.
+pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
+    let mut bytes = Vec::new();
+    if is_first {
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&PROTOCOL.to_le_bytes());
+    }
+    let message = postcard::to_stdvec(message).expect("messages are plain data");
+    bytes.extend_from_slice(&message);
+    bytes.into()
+}
+
+/// Why bytes are no message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Garbled {
+    /// Not of this program.
+    Stranger,
+    /// Of another version of it.
+    Protocol(u32),
+}
+
+pub(super) fn decode<T: for<'a> Deserialize<'a>>(
+    mut bytes: &[u8],
+    is_first: bool,
+) -> Result<T, Garbled> {
+    if is_first {
+        let rest = bytes.strip_prefix(&MAGIC).ok_or(Garbled::Stranger)?;
+        let (protocol, rest) = rest.split_first_chunk::<4>().ok_or(Garbled::Stranger)?;
+        let protocol = u32::from_le_bytes(*protocol);
+        if protocol != PROTOCOL {
+            return Err(Garbled::Protocol(protocol));
+        }
+        bytes = rest;
+    }
+    postcard::from_bytes(bytes).map_err(|_| Garbled::Stranger)
+}
+
+/// The refusal for a process of another protocol.
+pub(super) fn other_protocol(got: u32) -> Refusal {
+    Refusal::Protocol { ours: PROTOCOL, got }
+}
+
+/// Whether all ranks (in rank order) have the same version and identity.
+pub(super) fn agree(hellos: &[&Hello]) -> Result<(), Refusal> {
+    differ("version", hellos, |hello| Some(&hello.version))?;
+    for what in hellos.iter().flat_map(|hello| hello.identity.iter().map(|(what, _)| what)) {
+        differ(what, hellos, |hello| {
+            hello.identity.iter().find(|(theirs, _)| theirs == what).map(|(_, digest)| digest)
+        })?;
+    }
+    Ok(())
+}
+
+fn differ(
+    what: &str,
+    hellos: &[&Hello],
+    value: impl Fn(&Hello) -> Option<&String>,
+) -> Result<(), Refusal> {
+    let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+    for (rank, hello) in hellos.iter().enumerate() {
+        let value = value(hello).map_or("none", String::as_str);
+        match groups.iter_mut().find(|(known, _)| known == value) {
+            Some((_, members)) => members.push(rank),
+            None => groups.push((value.to_owned(), vec![rank])),
+        }
+    }
+    match groups.len() {
+        0 | 1 => Ok(()),
+        _ => Err(Refusal::Disagree { what: what.to_owned(), groups }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(version: &str, identity: &[(&str, &str)]) -> Hello {
+        Hello {
+            job: "job".to_owned(),
+            rank: 0,
+            world: 3,
+            version: version.to_owned(),
+            identity: identity.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+            listen: None,
+        }
+    }
+
+    #[test]
+    fn differences_name_value_and_ranks() {
+        let (a, b) = (hello("1", &[("config", "aa"), ("data", "d")]), hello("1", &[("data", "d")]));
+        let c = hello("1", &[("config", "cc"), ("data", "d")]);
+        assert_eq!(agree(&[&a, &a, &a]), Ok(()));
+        assert_eq!(
+            agree(&[&a, &b, &a, &c]).unwrap_err().to_string(),
+            "the ranks differ in config: aa on ranks 0 and 2, none on rank 1, cc on rank 3; \
+             start every rank with the same config"
+        );
+        let newer = hello("2", &[("config", "zz")]);
+        assert_eq!(
+            agree(&[&a, &newer]).unwrap_err().to_string(),
+            "the ranks differ in version: 1 on rank 0, 2 on rank 1; \
+             start every rank with the same version"
+        );
+    }
+
+    #[test]
+    fn messages_survive_and_strangers_are_told_apart() {
+        let message = ToServer::Hello(hello("1", &[]));
+        for first in [false, true] {
+            assert_eq!(decode::<ToServer>(&encode(&message, first), first), Ok(message.clone()));
+        }
+        let mut other = encode(&message, true).to_vec();
+        other[4] = 9;
+        assert_eq!(decode::<ToServer>(&other, true), Err(Garbled::Protocol(9)));
+        assert_eq!(decode::<ToServer>(b"GET / HTTP/1.1", true), Err(Garbled::Stranger));
+    }
+}

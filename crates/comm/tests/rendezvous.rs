@@ -1,0 +1,218 @@
+//! Meeting, agreeing, and the control connection afterwards.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use comm::rendezvous::{Hello, Joined, Server, join};
+use comm::{Backend, Communicator, Result};
+use common::{PATIENCE_MS, message};
+
+const LOCAL: &str = "127.0.0.1:0";
+
+fn server(world: usize, timeout_ms: u64) -> Server {
+    Server::bind(LOCAL.parse().unwrap(), "job", world, timeout_ms).unwrap()
+}
+
+fn hello(rank: usize, world: usize) -> Hello {
+    Hello {
+        job: "job".to_owned(),
+        rank,
+        world,
+        version: "1.0".to_owned(),
+        identity: vec![("config".to_owned(), "ab12".to_owned())],
+        listen: None,
+    }
+}
+
+fn joining(addr: SocketAddr, hello: Hello) -> JoinHandle<Result<Joined>> {
+    std::thread::spawn(move || join(addr, hello, PATIENCE_MS))
+}
+
+fn join_all(addr: SocketAddr, hellos: Vec<Hello>) -> Vec<Result<Joined>> {
+    let threads: Vec<_> = hellos.into_iter().map(|hello| joining(addr, hello)).collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// Waits for something that must come.
+fn eventually(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS), "{what} never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn ranks_meet_learn_addresses_report_steps_and_stop() {
+    let server = server(3, PATIENCE_MS);
+    let hellos = (0..3).map(|rank| Hello {
+        listen: Some(SocketAddr::from(([0, 0, 0, 0], 4000 + rank as u16))),
+        ..hello(rank, 3)
+    });
+    let joined: Vec<Joined> =
+        join_all(server.addr(), hellos.collect()).into_iter().map(Result::unwrap).collect();
+    server.wait_joined().unwrap();
+    let expected: Vec<SocketAddr> =
+        (4000..4003).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+    assert!(joined.iter().all(|joined| joined.peers == expected));
+    assert_eq!(server.last_step(1), None);
+    joined[1].control.status(7);
+    joined[1].control.status(8);
+    eventually("the report", || server.last_step(1) == Some(8));
+    assert!(!joined[0].control.stop_requested());
+    server.request_stop();
+    eventually("the stop", || joined.iter().all(|joined| joined.control.stop_requested()));
+    joined.into_iter().for_each(|joined| joined.control.bye());
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(server.lost(), None);
+}
+
+#[test]
+fn everyone_learns_who_differs_in_what() {
+    let server = server(3, PATIENCE_MS);
+    let mut hellos: Vec<Hello> = (0..3).map(|rank| hello(rank, 3)).collect();
+    hellos[1].identity[0].1 = "ff00".to_owned();
+    let expected = "the ranks differ in config: ab12 on ranks 0 and 2, ff00 on rank 1; \
+                    start every rank with the same config";
+    for result in join_all(server.addr(), hellos) {
+        assert_eq!(message(result), expected);
+    }
+    assert_eq!(message(server.wait_joined()), expected);
+}
+
+#[test]
+fn wrong_numbers_are_refused_for_everyone() {
+    for (wrong, expected) in [
+        (hello(2, 4), "rank 2 was started for 4 ranks, the job has 3"),
+        (hello(3, 3), "rank 3 does not exist among 3 ranks; ranks count from 0"),
+        (hello(0, 3), "two processes claim rank 0; start each rank once"),
+    ] {
+        let server = server(3, PATIENCE_MS);
+        let first = joining(server.addr(), hello(0, 3));
+        // Time for rank 0 to take its place; were it late, the messages would still be these.
+        std::thread::sleep(Duration::from_millis(200));
+        let second = joining(server.addr(), wrong);
+        assert_eq!(message(second.join().unwrap()), expected);
+        assert_eq!(message(first.join().unwrap()), expected);
+        assert_eq!(message(server.wait_joined()), expected);
+        // Who comes later hears the same.
+        assert_eq!(message(join(server.addr(), hello(1, 3), PATIENCE_MS)), expected);
+    }
+}
+
+#[test]
+fn another_jobs_worker_disturbs_nobody() {
+    let server = server(1, PATIENCE_MS);
+    let stranger = Hello { job: "other".to_owned(), ..hello(0, 1) };
+    assert_eq!(
+        message(join(server.addr(), stranger, PATIENCE_MS)),
+        "a worker of job `other` came to job `job`; check its rendezvous address"
+    );
+    std::io::Write::write_all(
+        &mut std::net::TcpStream::connect(server.addr()).unwrap(),
+        b"GET / HTTP/1.1\r\n\r\n",
+    )
+    .unwrap();
+    join(server.addr(), hello(0, 1), PATIENCE_MS).unwrap().control.bye();
+}
+
+#[test]
+fn missing_ranks_are_named() {
+    let server = server(4, 500);
+    let results = join_all(server.addr(), vec![hello(0, 4), hello(2, 4)]);
+    for result in results {
+        assert_eq!(
+            message(result),
+            "ranks 1 and 3 did not come within 500 ms; see whether they started and reach this \
+             address"
+        );
+    }
+}
+
+#[test]
+fn a_taken_port_and_a_missing_server_are_named() {
+    let server = server(1, PATIENCE_MS);
+    let again = Server::bind(server.addr(), "job", 1, PATIENCE_MS);
+    let addr = server.addr();
+    assert_eq!(
+        message(again),
+        format!("address {addr} is taken; choose another port, or 0 for any free one")
+    );
+    drop(server);
+    assert_eq!(
+        message(join(addr, hello(0, 1), 200)),
+        format!(
+            "nobody answers at {addr} for 200 ms; check the rendezvous address and that its \
+             process runs"
+        )
+    );
+}
+
+#[test]
+fn a_worker_that_ends_before_the_job_begins_ends_the_meeting() {
+    let server = server(2, PATIENCE_MS);
+    let first = joining(server.addr(), hello(0, 2));
+    std::thread::sleep(Duration::from_millis(100));
+    server.report_exit(1, "exit status 2");
+    let expected = "rank 1 ended before the job began: exit status 2";
+    assert_eq!(message(first.join().unwrap()), expected);
+}
+
+/// Three ranks with a tcp group under control.
+fn controlled(server: &Server) -> Vec<(Arc<dyn Communicator>, Joined)> {
+    let threads: Vec<_> = (0..3)
+        .map(|rank| {
+            let addr = server.addr();
+            std::thread::spawn(move || {
+                let listener = comm::tcp::listen(LOCAL.parse().unwrap()).unwrap();
+                let listen = Some(listener.local_addr().unwrap());
+                let joined = join(addr, Hello { listen, ..hello(rank, 3) }, PATIENCE_MS).unwrap();
+                let peers = joined.peers.clone();
+                let backend = Backend::Tcp { listener, peers, job: "job".to_owned() };
+                let group = comm::connect(backend, rank, 3, PATIENCE_MS).unwrap();
+                joined.control.attach(&group);
+                (group, joined)
+            })
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+#[test]
+fn a_reported_exit_revokes_the_group_of_every_rank() {
+    let server = server(3, PATIENCE_MS);
+    let ranks = controlled(&server);
+    let waiting = Arc::clone(&ranks[0].0);
+    let waiting = std::thread::spawn(move || waiting.barrier());
+    std::thread::sleep(Duration::from_millis(50));
+    server.report_exit(2, "killed by signal 9");
+    let expected = "the group was given up: rank 2 is lost: killed by signal 9";
+    assert_eq!(message(waiting.join().unwrap()), expected);
+    let aborted = || ranks.iter().all(|(_, joined)| joined.control.aborted().is_some());
+    eventually("the abort", aborted);
+    assert_eq!(ranks[1].1.control.aborted().unwrap().rank, Some(2));
+    assert_eq!(message(ranks[1].0.barrier()), expected);
+    assert_eq!(server.lost(), Some((2, "killed by signal 9".to_owned())));
+}
+
+#[test]
+fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
+    let server = server(3, PATIENCE_MS);
+    let mut ranks = controlled(&server);
+    let (_group, joined) = ranks.remove(1);
+    drop(joined);
+    eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
+    let expected = (1, "its control connection ended".to_owned());
+    assert_eq!(server.lost(), Some(expected));
+
+    let server = self::server(3, PATIENCE_MS);
+    let ranks = controlled(&server);
+    drop(server);
+    eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
+    let expected = "the group was given up: the supervising process is gone";
+    assert_eq!(message(ranks[0].0.barrier()), expected);
+}
