@@ -1,1 +1,39 @@
-//! optim
+//! Muon, AdamW, schedules and the sharded step.
+//!
+//! ```text
+//! OptimizerConfig ─▶ plan ──▶ treatments ─▶ layout::Ownership
+//!   (rules, schedule,  │                          │
+//!    clip)             └────────────┬─────────────┘
+//!                                   ▼
+//! grads ─▶ ShardedOptimizer::statistics ─▶ sums per slot ─▶ (all ranks) ─▶ Clipper::decide
+//!                                                                              │
+//! weights, grads ─▶ ShardedOptimizer::apply ◀── StepScalars {step, lr, tokens} ┘
+//! ```
+//!
+//! Invariants:
+//!   * every parameter has exactly one rule, and every rule has a parameter;
+//!   * the new bits of a weight depend on its matrix (Muon) or itself (AdamW), the statistics of
+//!     all slots and the config: not on the rank that owns it, the number of ranks or threads;
+//!   * after the first step, a step allocates nothing.
+
+pub mod clip;
+pub mod config;
+mod error;
+mod glob;
+mod group;
+pub mod memory;
+pub mod rules;
+pub mod schedule;
+pub mod step;
+mod tagged;
+
+pub use clip::{ClipDecision, Clipper, Verdict};
+pub use config::{
+    AdamWConfig, Clip, Coefficients, Match, MuonConfig, NonFinite, OptimizerConfig, RoleWord, Rule,
+    Scale, Schedule,
+};
+pub use error::OptimError;
+pub use memory::{MemoryItem, memory_plan};
+pub use rules::{TensorPlan, Update, plan, table, treatments};
+pub use schedule::factor;
+pub use step::{ShardedOptimizer, StateView, StepScalars};

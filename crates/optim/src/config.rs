@@ -1,0 +1,522 @@
+//! What a person writes about the optimizer: rules, schedule, clipping.
+//!
+//! Every struct refuses unknown keys. Values are checked by [`OptimizerConfig::check`].
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::OptimError;
+
+/// Which update each parameter gets, how fast, and what happens to gradients first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// The first rule that matches a parameter decides its update. Every parameter needs a rule,
+    /// and a rule that decides nothing is an error.
+    pub rules: Vec<Rule>,
+    /// Multiplies the learning rate of every rule over the run: `{constant: {…}}`,
+    /// `{cosine: {…}}`, `{linear: {…}}` or `{wsd: {…}}` (warm-up, stable, decay).
+    #[serde(with = "crate::tagged")]
+    #[schemars(with = "Schedule")]
+    pub schedule: Schedule,
+    /// Limits gradient norms (of the mean over tokens): `none`, `{global: X}`,
+    /// `{previous_norm: X}` or `{per_matrix: X}`.
+    #[serde(with = "crate::tagged")]
+    #[schemars(with = "Clip")]
+    pub clip: Clip,
+    /// What a step with an infinite or NaN gradient does: `stop` the run, or `skip` the update.
+    /// Such a gradient is never applied.
+    pub non_finite: NonFinite,
+    /// Whether a run in which Muon updates no matrix at all is an error.
+    pub require_muon: bool,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        let muon = Rule {
+            matches: Match { roles: Some(vec![RoleWord::Matrix, RoleWord::Expert]), names: None },
+            muon: Some(MuonConfig::default()),
+            adamw: None,
+        };
+        let rest =
+            Rule { matches: Match::default(), muon: None, adamw: Some(AdamWConfig::default()) };
+        Self {
+            rules: vec![muon, rest],
+            schedule: Schedule::default(),
+            clip: Clip::Global(1.0),
+            non_finite: NonFinite::Stop,
+            require_muon: true,
+        }
+    }
+}
+
+/// A set of parameters and the update they get: give exactly one of `muon` and `adamw`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Which parameters; `{}` is all of them.
+    #[serde(rename = "match", default)]
+    pub matches: Match,
+    /// Orthogonalized momentum, for matrices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
+    /// AdamW, for anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adamw: Option<AdamWConfig>,
+}
+
+/// A set of parameters: those that satisfy every key given.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// The parameter has one of these roles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Vec<RoleWord>>,
+    /// The parameter's name matches one of these patterns: `*` stands for any characters, `?` for
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<Vec<String>>,
+}
+
+/// What a parameter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleWord {
+    /// A hidden weight matrix.
+    Matrix,
+    /// A token or position embedding.
+    Embedding,
+    /// The output projection, where it is not the token embedding.
+    Head,
+    /// Norm gains and biases.
+    Vector,
+    /// The matrix that scores experts.
+    Router,
+    /// A matrix of one expert.
+    Expert,
+}
+
+impl RoleWord {
+    /// The word of `layout::Role`.
+    pub fn word(self) -> &'static str {
+        match self {
+            RoleWord::Matrix => "matrix",
+            RoleWord::Embedding => "embedding",
+            RoleWord::Head => "head",
+            RoleWord::Vector => "vector",
+            RoleWord::Router => "router",
+            RoleWord::Expert => "expert",
+        }
+    }
+}
+
+/// Muon: momentum whose singular values are set to about 1, each true matrix by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonConfig {
+    /// Learning rate before `scale` and schedule. With `scale: rms` a value good for AdamW is good
+    /// here; with `scale: spectral` about 0.02 is usual.
+    pub lr: f64,
+    /// Decay of the momentum average per step, 0 to below 1.
+    pub momentum: f64,
+    /// Looks one step ahead: orthogonalizes the average of momentum and gradient.
+    pub nesterov: bool,
+    /// Newton–Schulz coefficients: `polar_express` (closer to orthogonal) or `jordan` (the first).
+    pub coefficients: Coefficients,
+    /// Newton–Schulz steps, 1 to 8.
+    pub steps: usize,
+    /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
+    /// the update as large as AdamW's; `spectral` is sqrt(max(1, out/in)); `none` is 1.
+    pub scale: Scale,
+    /// Decoupled weight decay: the weights lose this share times the learning rate per step.
+    pub weight_decay: f64,
+}
+
+impl Default for MuonConfig {
+    /// The RMS-matching scale and the decay of "Muon is scalable for LLM training" (arXiv
+    /// 2502.16982), so that one learning rate serves matrices and everything else; momentum and
+    /// step count of Jordan's Muon; Polar Express because at the same cost its result is closer to
+    /// orthogonal (0.85 to 1.13 instead of 0.47 to 1.20).
+    fn default() -> Self {
+        Self {
+            lr: 0.003,
+            momentum: 0.95,
+            nesterov: true,
+            coefficients: Coefficients::PolarExpress,
+            steps: 5,
+            scale: Scale::Rms,
+            weight_decay: 0.1,
+        }
+    }
+}
+
+/// A family of Newton–Schulz coefficients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Coefficients {
+    /// The same quintic every step (Jordan 2024).
+    Jordan,
+    /// The best quintic for each step (Polar Express, arXiv 2505.16932).
+    PolarExpress,
+}
+
+impl Coefficients {
+    /// The word in configs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Coefficients::Jordan => "jordan",
+            Coefficients::PolarExpress => "polar_express",
+        }
+    }
+
+    /// The numbers.
+    pub fn family(self) -> kernels::newton_schulz::Coefficients {
+        match self {
+            Coefficients::Jordan => kernels::newton_schulz::Coefficients::Jordan,
+            Coefficients::PolarExpress => kernels::newton_schulz::Coefficients::PolarExpress,
+        }
+    }
+}
+
+/// How large the update of an `[out, in]` matrix is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// sqrt(max(1, out/in)): bounds the change of the layer's output (Jordan 2024).
+    Spectral,
+    /// 0.2·sqrt(max(out, in)): the root mean square of AdamW's update (arXiv 2502.16982).
+    Rms,
+    /// 1.
+    None,
+}
+
+impl Scale {
+    /// The factor for a matrix `[out, in]`.
+    pub fn of(self, out: usize, into: usize) -> f64 {
+        let (out, into) = (out.max(1) as f64, into.max(1) as f64);
+        match self {
+            Scale::Spectral => (out / into).max(1.0).sqrt(),
+            Scale::Rms => 0.2 * out.max(into).sqrt(),
+            Scale::None => 1.0,
+        }
+    }
+
+    /// The word in configs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Scale::Spectral => "spectral",
+            Scale::Rms => "rms",
+            Scale::None => "none",
+        }
+    }
+}
+
+/// AdamW with decoupled weight decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Learning rate before the schedule.
+    pub lr: f64,
+    /// Decay of the average gradient per step, 0 to below 1.
+    pub beta1: f64,
+    /// Decay of the average squared gradient per step, 0 to below 1.
+    pub beta2: f64,
+    /// Added to the root of the average squared gradient.
+    pub eps: f64,
+    /// Decoupled weight decay: the weights lose this share times the learning rate per step.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    /// No decay, as these are norm gains, biases and embeddings next to Muon.
+    fn default() -> Self {
+        Self { lr: 0.003, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// The learning-rate factor over a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Warm-up, then 1.
+    Constant(ConstantSchedule),
+    /// Warm-up, then half a cosine wave down to the end of the run.
+    Cosine(DecaySchedule),
+    /// Warm-up, then a straight line down to the end of the run.
+    Linear(DecaySchedule),
+    /// Warm-up, stable at 1, then a straight line down over the last steps.
+    Wsd(WsdSchedule),
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule::Wsd(WsdSchedule::default())
+    }
+}
+
+/// Warm-up alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConstantSchedule {
+    /// Steps over which the factor rises to 1.
+    pub warmup_steps: u64,
+}
+
+impl Default for ConstantSchedule {
+    fn default() -> Self {
+        Self { warmup_steps: 20 }
+    }
+}
+
+/// Decay over the whole run after warm-up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecaySchedule {
+    /// Steps over which the factor rises to 1.
+    pub warmup_steps: u64,
+    /// The factor after the last step, 0 to 1.
+    pub final_fraction: f64,
+}
+
+impl Default for DecaySchedule {
+    fn default() -> Self {
+        Self { warmup_steps: 20, final_fraction: 0.0 }
+    }
+}
+
+/// Warm-up, stable, decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WsdSchedule {
+    /// Steps over which the factor rises to 1.
+    pub warmup_steps: u64,
+    /// The last steps of the run, over which the factor falls.
+    pub decay_steps: u64,
+    /// The factor after the last step, 0 to 1.
+    pub final_fraction: f64,
+}
+
+impl Default for WsdSchedule {
+    fn default() -> Self {
+        Self { warmup_steps: 20, decay_steps: 100, final_fraction: 0.0 }
+    }
+}
+
+/// How gradient norms are limited.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clip {
+    /// Not at all.
+    None,
+    /// Each matrix (each whole parameter under AdamW) to this norm, by itself.
+    PerMatrix(f64),
+    /// All gradients by one factor, chosen so that the previous step's norm would have been this
+    /// at most; the first step uses its own norm. Does not wait for this step's norm.
+    PreviousNorm(f64),
+    /// All gradients by one factor, so that their norm together is this at most.
+    Global(f64),
+}
+
+/// What a step with an infinite or NaN gradient does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NonFinite {
+    /// Ends the run and names the parameters.
+    Stop,
+    /// Leaves weights and moments as they are, and goes on.
+    Skip,
+}
+
+impl OptimizerConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value out of range, with its place under `optimizer` and the nearest valid one;
+    /// a rule with no update or with two.
+    pub fn check(&self) -> Result<(), OptimError> {
+        for (index, rule) in self.rules.iter().enumerate() {
+            let at = |key: &str| format!("optimizer.rules[{index}].{key}");
+            match (&rule.muon, &rule.adamw) {
+                (Some(muon), None) => muon.check(&at("muon"))?,
+                (None, Some(adamw)) => adamw.check(&at("adamw"))?,
+                (None, None) => return Err(OptimError::NoUpdate { rule: index }),
+                (Some(_), Some(_)) => return Err(OptimError::TwoUpdates { rule: index }),
+            }
+        }
+        let fraction = match &self.schedule {
+            Schedule::Constant(_) => None,
+            Schedule::Cosine(cosine) => Some(("cosine", cosine.final_fraction)),
+            Schedule::Linear(linear) => Some(("linear", linear.final_fraction)),
+            Schedule::Wsd(wsd) => Some(("wsd", wsd.final_fraction)),
+        };
+        if let Some((kind, fraction)) = fraction {
+            let at = format!("optimizer.schedule.{kind}.final_fraction");
+            within(&at, fraction, 0.0, 1.0)?;
+        }
+        match self.clip {
+            Clip::None => Ok(()),
+            Clip::PerMatrix(norm) => positive("optimizer.clip.per_matrix", norm, 1.0),
+            Clip::PreviousNorm(norm) => positive("optimizer.clip.previous_norm", norm, 1.0),
+            Clip::Global(norm) => positive("optimizer.clip.global", norm, 1.0),
+        }
+    }
+}
+
+impl MuonConfig {
+    fn check(&self, at: &str) -> Result<(), OptimError> {
+        positive(&format!("{at}.lr"), self.lr, 0.003)?;
+        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
+        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
+        let most = kernels::newton_schulz::MAX_STEPS;
+        if (1..=most).contains(&self.steps) {
+            return Ok(());
+        }
+        Err(OptimError::Value {
+            at: format!("{at}.steps"),
+            got: self.steps.to_string(),
+            allowed: format!("a whole number from 1 to {most}"),
+            nearest: self.steps.clamp(1, most).to_string(),
+        })
+    }
+}
+
+impl AdamWConfig {
+    fn check(&self, at: &str) -> Result<(), OptimError> {
+        positive(&format!("{at}.lr"), self.lr, 0.003)?;
+        below_one(&format!("{at}.beta1"), self.beta1, 0.9)?;
+        below_one(&format!("{at}.beta2"), self.beta2, 0.95)?;
+        positive(&format!("{at}.eps"), self.eps, 1e-8)?;
+        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)
+    }
+}
+
+fn value(at: &str, got: f64, allowed: &str, nearest: f64) -> OptimError {
+    let (at, allowed) = (at.to_owned(), allowed.to_owned());
+    OptimError::Value { at, got: got.to_string(), allowed, nearest: nearest.to_string() }
+}
+
+fn positive(at: &str, got: f64, usual: f64) -> Result<(), OptimError> {
+    if got > 0.0 && got.is_finite() {
+        return Ok(());
+    }
+    Err(value(at, got, "a positive number", usual))
+}
+
+fn below_one(at: &str, got: f64, usual: f64) -> Result<(), OptimError> {
+    if (0.0..1.0).contains(&got) {
+        return Ok(());
+    }
+    let nearest = if got < 0.0 { 0.0 } else { usual };
+    Err(value(at, got, "a number from 0 to below 1", nearest))
+}
+
+fn within(at: &str, got: f64, least: f64, most: f64) -> Result<(), OptimError> {
+    if (least..=most).contains(&got) {
+        return Ok(());
+    }
+    let nearest = if got.is_nan() { least } else { got.clamp(least, most) };
+    Err(value(at, got, &format!("a number from {least} to {most}"), nearest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "
+rules:
+- match: {roles: [matrix, expert], names: ['*']}
+  muon: {lr: 0.02, momentum: 0.95, nesterov: true, coefficients: jordan, steps: 5, scale: spectral, weight_decay: 0.01}
+- match: {}
+  adamw: {lr: 0.003, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0}
+schedule: {cosine: {warmup_steps: 20, final_fraction: 0.1}}
+clip: {per_matrix: 2.0}
+non_finite: skip
+require_muon: false
+";
+
+    fn parse(text: &str) -> Result<OptimizerConfig, serde_yaml::Error> {
+        serde_yaml::from_str(text)
+    }
+
+    #[test]
+    fn yaml_reads_words_and_maps_and_writes_what_it_reads() {
+        let config = parse(TEXT).unwrap();
+        assert_eq!(config.rules[0].muon.as_ref().unwrap().scale, Scale::Spectral);
+        assert_eq!(config.clip, Clip::PerMatrix(2.0));
+        let cosine = DecaySchedule { warmup_steps: 20, final_fraction: 0.1 };
+        assert_eq!(config.schedule, Schedule::Cosine(cosine));
+        for config in [config, OptimizerConfig::default()] {
+            let text = serde_yaml::to_string(&config).unwrap();
+            assert!(!text.contains('!'), "{text}");
+            assert_eq!(parse(&text).unwrap(), config);
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<OptimizerConfig>(&json).unwrap(), config);
+        }
+        assert_eq!(parse("{clip: none}").unwrap().clip, Clip::None);
+        assert_eq!(parse("{}").unwrap(), OptimizerConfig::default());
+    }
+
+    #[test]
+    fn slips_are_named() {
+        let message = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(message("clip: {globl: 1}").contains("unknown variant `globl`"));
+        assert!(message("schedule: {wsd: {warmup: 1}}").contains("unknown field `warmup`"));
+        assert!(message("rules: [{match: {role: []}}]").contains("unknown field `role`"));
+        let roles = message("rules: [{match: {roles: [matrx]}, adamw: {}}]");
+        assert!(roles.contains("unknown variant `matrx`, expected one of `matrix`"), "{roles}");
+    }
+
+    #[test]
+    fn role_words_are_those_of_the_layout() {
+        let all = [
+            RoleWord::Matrix,
+            RoleWord::Embedding,
+            RoleWord::Head,
+            RoleWord::Vector,
+            RoleWord::Router,
+            RoleWord::Expert,
+        ];
+        assert_eq!(all.map(RoleWord::word), layout::Role::WORDS);
+        for word in all {
+            assert_eq!(serde_json::to_value(word).unwrap(), word.word());
+        }
+    }
+
+    #[test]
+    fn the_schema_offers_maps_not_tags() {
+        let schema = serde_json::to_value(schemars::schema_for!(OptimizerConfig)).unwrap();
+        let clip = schema["$defs"]["Clip"].to_string();
+        assert!(clip.contains("\"global\"") && clip.contains("\"none\""), "{clip}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_nearest() {
+        OptimizerConfig::default().check().unwrap();
+        let check = |change: &dyn Fn(&mut OptimizerConfig)| {
+            let mut config = OptimizerConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        let muon = |change: fn(&mut MuonConfig)| {
+            check(&move |config| change(config.rules[0].muon.as_mut().unwrap()))
+        };
+        assert_eq!(
+            muon(|muon| muon.steps = 9),
+            "optimizer.rules[0].muon.steps is 9; it must be a whole number from 1 to 8: use 8"
+        );
+        assert_eq!(
+            muon(|muon| muon.momentum = 1.0),
+            "optimizer.rules[0].muon.momentum is 1; it must be a number from 0 to below 1: use 0.95"
+        );
+        assert!(muon(|muon| muon.lr = f64::NAN).contains("a positive number"));
+        assert_eq!(
+            check(&|config| config.clip = Clip::Global(0.0)),
+            "optimizer.clip.global is 0; it must be a positive number: use 1"
+        );
+        assert!(check(&|config| config.rules[1].adamw = None).contains("no update"));
+        assert!(
+            check(&|config| config.rules[1].muon = Some(MuonConfig::default()))
+                .contains("both `muon` and `adamw`")
+        );
+    }
+}

@@ -1,0 +1,337 @@
+//! Which rule updates which parameter: a pure function of schema and config.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use layout::{LogicalTensor, Schema, Treatment};
+
+use crate::config::{AdamWConfig, Match, MuonConfig, OptimizerConfig, Rule};
+use crate::{OptimError, glob};
+
+/// The update of one parameter, in schema order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorPlan {
+    /// Position in the schema.
+    pub tensor: usize,
+    /// Position in `optimizer.rules`.
+    pub rule: usize,
+    pub update: Update,
+    /// The true matrices; for AdamW one part, the whole parameter.
+    pub parts: Vec<PartPlan>,
+}
+
+/// What the rule does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Update {
+    Muon(MuonConfig),
+    AdamW(AdamWConfig),
+}
+
+/// One true matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartPlan {
+    /// Its label in a fused parameter; empty for a whole one.
+    pub label: String,
+    /// Rows of the parameter's first axis.
+    pub rows: Range<usize>,
+    pub cols: usize,
+    /// Factor on the update (Muon); 1 for AdamW.
+    pub scale: f64,
+}
+
+/// Decides the update of every parameter of `schema`.
+///
+/// # Errors
+/// A value out of range; a parameter without a rule; a rule without a parameter; Muon on
+/// something that is not two-dimensional; no Muon at all though the config requires it.
+pub fn plan(schema: &Schema, config: &OptimizerConfig) -> Result<Vec<TensorPlan>, OptimError> {
+    config.check()?;
+    let mut plans = Vec::with_capacity(schema.tensors.len());
+    for (index, tensor) in schema.tensors.iter().enumerate() {
+        let Some(rule) = config.rules.iter().position(|rule| accepts(&rule.matches, tensor)) else {
+            return Err(OptimError::Unmatched {
+                tensor: tensor.name.clone(),
+                role: tensor.role.word(),
+                shape: tensor.shape.clone(),
+            });
+        };
+        plans.push(tensor_plan(index, tensor, rule, &config.rules[rule])?);
+    }
+    for rule in 0..config.rules.len() {
+        if !plans.iter().any(|plan| plan.rule == rule) {
+            let reason = why_unused(schema, config, &plans, rule);
+            return Err(OptimError::UnusedRule { rule, reason });
+        }
+    }
+    let muon = plans.iter().any(|plan| matches!(plan.update, Update::Muon(_)));
+    if config.require_muon && !muon {
+        let has = |word| schema.tensors.iter().any(|tensor| tensor.role.word() == word);
+        let suggestion = if !has("matrix") && has("expert") { "expert" } else { "matrix" };
+        return Err(OptimError::NoMuon { suggestion });
+    }
+    Ok(plans)
+}
+
+fn tensor_plan(
+    index: usize,
+    tensor: &LogicalTensor,
+    rule: usize,
+    with: &Rule,
+) -> Result<TensorPlan, OptimError> {
+    let cols = tensor.row_len();
+    if let Some(muon) = &with.muon {
+        if tensor.shape.len() != 2 {
+            return Err(OptimError::NotAMatrix {
+                rule,
+                tensor: tensor.name.clone(),
+                role: tensor.role.word(),
+                shape: tensor.shape.clone(),
+            });
+        }
+        let labels = tensor.parts.iter().map(|part| part.label.clone());
+        let labels = labels.chain(std::iter::repeat(String::new()));
+        let parts = tensor.row_ranges().into_iter().zip(labels).map(|(rows, label)| {
+            let scale = muon.scale.of(rows.len(), cols);
+            PartPlan { label, rows, cols, scale }
+        });
+        let (parts, update) = (parts.collect(), Update::Muon(muon.clone()));
+        return Ok(TensorPlan { tensor: index, rule, update, parts });
+    }
+    let Some(adamw) = &with.adamw else { return Err(OptimError::NoUpdate { rule }) };
+    let part = PartPlan { label: String::new(), rows: 0..tensor.rows(), cols, scale: 1.0 };
+    let update = Update::AdamW(adamw.clone());
+    Ok(TensorPlan { tensor: index, rule, update, parts: vec![part] })
+}
+
+fn accepts(set: &Match, tensor: &LogicalTensor) -> bool {
+    role_accepts(set, tensor) && name_accepts(set, tensor)
+}
+
+fn role_accepts(set: &Match, tensor: &LogicalTensor) -> bool {
+    let has =
+        |roles: &Vec<crate::RoleWord>| roles.iter().any(|role| role.word() == tensor.role.word());
+    set.roles.as_ref().is_none_or(has)
+}
+
+fn name_accepts(set: &Match, tensor: &LogicalTensor) -> bool {
+    let has = |names: &Vec<String>| names.iter().any(|name| glob::matches(name, &tensor.name));
+    set.names.as_ref().is_none_or(has)
+}
+
+/// Why rule `rule` decides nothing, and what would help.
+fn why_unused(
+    schema: &Schema,
+    config: &OptimizerConfig,
+    plans: &[TensorPlan],
+    rule: usize,
+) -> String {
+    let set = &config.rules[rule].matches;
+    let taken = schema.tensors.iter().zip(plans).find(|(tensor, _)| accepts(set, tensor));
+    if let Some((tensor, plan)) = taken {
+        let (name, earlier) = (&tensor.name, plan.rule);
+        return format!(
+            "optimizer.rules[{earlier}] comes first and takes all of them (such as `{name}`); \
+             move this rule above it or remove it"
+        );
+    }
+    if !schema.tensors.iter().any(|tensor| role_accepts(set, tensor)) {
+        let mut roles: Vec<_> = schema.tensors.iter().map(|tensor| tensor.role.word()).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        return format!("no parameter has such a role; the model's roles are {}", roles.join(", "));
+    }
+    if schema.tensors.iter().any(|tensor| name_accepts(set, tensor)) {
+        return "its roles and its names match different parameters; drop one of the two".into();
+    }
+    match set.names.iter().flatten().next() {
+        Some(pattern) => nearest_name(schema, pattern),
+        None => "its list of names is empty; drop `names` to match any".into(),
+    }
+}
+
+fn nearest_name(schema: &Schema, pattern: &str) -> String {
+    let core = pattern.trim_matches('*');
+    let inside = schema
+        .tensors
+        .iter()
+        .find(|tensor| !core.is_empty() && glob::matches(&format!("*{core}*"), &tensor.name));
+    if let Some(tensor) = inside {
+        let name = &tensor.name;
+        return format!("a pattern covers the whole name: use `*{core}*` to match `{name}`");
+    }
+    let names = schema.tensors.iter().map(|tensor| glob::generalize(&tensor.name));
+    let likeness = |name: &str| strsim::normalized_levenshtein(pattern, name);
+    let nearest = names.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    format!("no name is like `{pattern}`; the nearest is `{}`", nearest.unwrap_or_default())
+}
+
+/// What ownership needs to know of each parameter.
+pub fn treatments(plans: &[TensorPlan]) -> Vec<Treatment> {
+    let treatment = |plan: &TensorPlan| match &plan.update {
+        Update::Muon(muon) => Treatment::WholeMatrix { newton_schulz_steps: muon.steps },
+        Update::AdamW(_) => Treatment::Elementwise,
+    };
+    plans.iter().map(treatment).collect()
+}
+
+/// The plan for people: one line per kind of parameter, in schema order; layers and experts that
+/// differ by number alone share a line.
+pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
+    // Keyed by first appearance, so that lines keep the order of the model.
+    let mut lines: Vec<(String, Vec<String>, usize)> = Vec::new();
+    let mut index: BTreeMap<String, usize> = BTreeMap::new();
+    for plan in plans {
+        let tensor = &schema.tensors[plan.tensor];
+        let mut name = glob::generalize(&tensor.name);
+        for part in &plan.parts {
+            let shape = match (tensor.shape.len(), &plan.update) {
+                (2, _) => format!("{}×{}", part.rows.len(), part.cols),
+                _ => tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
+            };
+            if !part.label.is_empty() {
+                name = format!("{} [{}]", glob::generalize(&tensor.name), part.label);
+            }
+            let cells =
+                vec![shape, name.clone(), update_words(&plan.update, part.scale, plan.rule)];
+            let key = cells.join("\n");
+            let at = *index.entry(key.clone()).or_insert_with(|| {
+                lines.push((key, cells, 0));
+                lines.len() - 1
+            });
+            lines[at].2 += 1;
+        }
+    }
+    render(&lines)
+}
+
+fn update_words(update: &Update, scale: f64, rule: usize) -> String {
+    match update {
+        Update::Muon(muon) => format!(
+            "muon lr {} × {scale:.3} ({}), {} steps {}, decay {}  rule {rule}",
+            muon.lr,
+            muon.scale.word(),
+            muon.steps,
+            muon.coefficients.word(),
+            muon.weight_decay,
+        ),
+        Update::AdamW(adamw) => {
+            format!("adamw lr {}, decay {}  rule {rule}", adamw.lr, adamw.weight_decay)
+        }
+    }
+}
+
+fn render(lines: &[(String, Vec<String>, usize)]) -> String {
+    let width = |cell: usize| {
+        lines.iter().map(|(_, cells, _)| cells[cell].chars().count()).max().unwrap_or(0)
+    };
+    let (shapes, names) = (width(0), width(1));
+    let mut text = String::new();
+    for (_, cells, count) in lines {
+        let [shape, name, words] = [&cells[0], &cells[1], &cells[2]];
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{count:>6} of {shape:<shapes$}  {name:<names$}  {words}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RoleWord;
+    use layout::{Part, Role};
+
+    fn schema() -> Schema {
+        let mut tensors =
+            vec![LogicalTensor::new("model.embed.weight", &[100, 8], Role::Embedding)];
+        for layer in 0..2 {
+            let name = |rest: &str| format!("model.layers.{layer}.{rest}.weight");
+            let mut qkv = LogicalTensor::new(name("attn.qkv"), &[24, 8], Role::Matrix);
+            qkv.parts = [("q", 0..8), ("k", 8..16), ("v", 16..24)]
+                .map(|(label, rows)| Part { label: label.into(), rows })
+                .to_vec();
+            tensors.push(qkv);
+            tensors.push(LogicalTensor::new(name("norm"), &[8], Role::Vector));
+            for index in 0..2 {
+                let role = Role::Expert { index, of: 2 };
+                let name = name(&format!("experts.{index}.up"));
+                tensors.push(LogicalTensor::new(name, &[32, 8], role));
+            }
+        }
+        Schema::new(tensors).unwrap()
+    }
+
+    fn with(change: impl Fn(&mut OptimizerConfig)) -> Result<Vec<TensorPlan>, OptimError> {
+        let mut config = OptimizerConfig::default();
+        change(&mut config);
+        plan(&schema(), &config)
+    }
+
+    fn adamw(roles: &[RoleWord], names: &[&str]) -> Rule {
+        let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
+        let matches = Match {
+            roles: (!roles.is_empty()).then(|| roles.to_vec()),
+            names: (!names.is_empty()).then_some(names),
+        };
+        Rule { matches, muon: None, adamw: Some(AdamWConfig::default()) }
+    }
+
+    #[test]
+    fn the_default_gives_matrices_and_experts_to_muon() {
+        let plans = with(|_| ()).unwrap();
+        assert_eq!(plans[0].rule, 1);
+        assert_eq!(plans[1].parts.len(), 3);
+        assert!((plans[1].parts[2].scale - 0.2 * 8_f64.sqrt()).abs() < 1e-12);
+        assert_eq!(plans[1].parts[2].rows, 16..24);
+        let treatments = treatments(&plans);
+        assert_eq!(treatments[1], Treatment::WholeMatrix { newton_schulz_steps: 5 });
+        assert_eq!(treatments[2], Treatment::Elementwise);
+        let table = table(&schema(), &plans);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 6, "{table}");
+        assert!(lines[4].starts_with("     2 of 8 "), "{table}");
+        assert!(lines[5].contains("4 of 32×8   model.layers.*.experts.*.up.weight"), "{table}");
+        assert!(lines[5].contains("muon lr 0.003 × 1.131 (rms), 5 steps polar_express"), "{table}");
+    }
+
+    #[test]
+    fn a_parameter_without_a_rule_is_named() {
+        let error = with(|config| config.rules.truncate(1)).unwrap_err().to_string();
+        assert!(error.contains("`model.embed.weight` (role embedding, shape [100, 8])"), "{error}");
+    }
+
+    #[test]
+    fn a_rule_without_a_parameter_says_why() {
+        let unused = |rule: Rule, at: usize| {
+            with(|config| config.rules.insert(at, rule.clone())).unwrap_err().to_string()
+        };
+        let shadowed = unused(adamw(&[RoleWord::Expert], &[]), 1);
+        assert!(shadowed.contains("rules[1]") && shadowed.contains("rules[0] comes first"));
+        let role = unused(adamw(&[RoleWord::Router], &[]), 0);
+        assert!(role.contains("roles are embedding, expert, matrix, vector"), "{role}");
+        let part = unused(adamw(&[], &["attn"]), 0);
+        assert!(part.contains("use `*attn*` to match `model.layers.0.attn.qkv.weight`"), "{part}");
+        let slip = unused(adamw(&[], &["model.layers.*.norn.weight"]), 0);
+        assert!(slip.contains("nearest is `model.layers.*.norm.weight`"), "{slip}");
+        let apart = unused(adamw(&[RoleWord::Vector], &["*embed*"]), 0);
+        assert!(apart.contains("match different parameters"), "{apart}");
+    }
+
+    #[test]
+    fn muon_needs_matrices() {
+        let error = with(|config| {
+            config.rules[0].matches = Match::default();
+            config.rules.truncate(1);
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`model.layers.0.norm.weight`, whose shape is [8]"), "{error}");
+        let none = |require_muon| {
+            with(|config| {
+                config.rules.remove(0);
+                config.require_muon = require_muon;
+            })
+        };
+        assert!(none(true).unwrap_err().to_string().contains("role matrix"));
+        assert!(none(false).is_ok());
+    }
+}

@@ -1,0 +1,441 @@
+//! The optimizer of one rank: the state of the pieces it owns, and their update.
+//!
+//! It sees flat weights and gradients, and touches only the segments this rank owns. Everything
+//! is launched on one stream and nothing is read back, except where a method says so.
+
+use std::ops::Range;
+
+use device::{DType, Device, Stream, Tensor};
+use kernels::newton_schulz::{self, Iteration, STATUS_FINITE};
+use kernels::optimizer::{self, AdamW, SlotRanges, Spans, Weights};
+use layout::{FlatLayout, Ownership, Schema};
+
+use crate::OptimError;
+use crate::clip::{ClipDecision, Verdict};
+use crate::config::{AdamWConfig, MuonConfig};
+use crate::group::{LocalPiece, LocalPlan};
+use crate::memory::{self, MemoryItem};
+use crate::rules::TensorPlan;
+
+/// The numbers of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepScalars<'a> {
+    /// Number of this step in the run, from 1; corrects the bias of AdamW's moments.
+    pub step: u64,
+    /// The schedule's factor on every learning rate.
+    pub lr_factor: f64,
+    /// 1 / tokens of the step: gradients are sums over tokens.
+    pub inverse_tokens: f64,
+    pub clip: &'a ClipDecision,
+}
+
+/// Rows of one state of one parameter, as a checkpoint names them; the memory itself.
+#[derive(Debug, Clone)]
+pub struct StateView {
+    /// Position in the schema.
+    pub tensor: usize,
+    /// `momentum`, `adam_m`, `adam_v` or `param`.
+    pub slot: &'static str,
+    /// Rows of the parameter's first axis.
+    pub rows: Range<usize>,
+    /// f32, `[rows, elements per row]`.
+    pub view: Tensor,
+}
+
+struct MuonLaunch {
+    config: MuonConfig,
+    scale: f64,
+    iteration: Iteration,
+    spans: Spans,
+    matrices: newton_schulz::Batch,
+    momentum: Tensor,
+    masters: Option<Tensor>,
+    update: Tensor,
+    direction: Tensor,
+    status: Tensor,
+}
+
+struct AdamWLaunch {
+    config: AdamWConfig,
+    spans: Spans,
+    masters: Option<Tensor>,
+}
+
+/// The optimizer of one rank.
+pub struct ShardedOptimizer {
+    stream: Stream,
+    weights_dtype: DType,
+    flat_len: usize,
+    slot_count: usize,
+    names: Vec<String>,
+    pieces: Vec<LocalPiece>,
+    muon_len: usize,
+    slots: SlotRanges,
+    muon: Vec<MuonLaunch>,
+    adamw: Vec<AdamWLaunch>,
+    momentum: Tensor,
+    adam_m: Tensor,
+    adam_v: Tensor,
+    masters: Tensor,
+    workspace: Tensor,
+    status: Tensor,
+    factors: Tensor,
+    /// What `factors` will hold next.
+    host_factors: Vec<f32>,
+    memory: Vec<MemoryItem>,
+}
+
+impl ShardedOptimizer {
+    /// Allocates the zeroed state of the pieces that `rank` owns, and scratch.
+    ///
+    /// With bf16 weights call [`ShardedOptimizer::adopt`] (or load the `param` states) before the
+    /// first step: the masters start at zero.
+    ///
+    /// # Errors
+    /// Plans or layout of another schema; weights neither f32 nor bf16; no memory.
+    pub fn new(
+        device: &Device,
+        schema: &Schema,
+        flat: &FlatLayout,
+        ownership: &Ownership,
+        rank: usize,
+        plans: &[TensorPlan],
+        weights_dtype: DType,
+    ) -> Result<ShardedOptimizer, OptimError> {
+        if !matches!(weights_dtype, DType::F32 | DType::Bf16) {
+            return Err(OptimError::WeightsDtype { dtype: weights_dtype });
+        }
+        let threads = device.threads();
+        let local = LocalPlan::new(schema, ownership, rank, plans, threads)?;
+        let memory = local.memory(weights_dtype, threads);
+        let mut tensors = Vec::with_capacity(memory.len());
+        for item in &memory {
+            tensors.push(device.zeros(&[item.elements], item.dtype)?);
+        }
+        let launches = Launches { local: &local, tensors: &tensors, weights_dtype };
+        Ok(ShardedOptimizer {
+            stream: device.stream(),
+            weights_dtype,
+            flat_len: flat.len,
+            slot_count: ownership.slots,
+            names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+            muon_len: local.muon_len,
+            slots: SlotRanges::new(local.slots.clone())?,
+            muon: launches.muon()?,
+            adamw: launches.adamw()?,
+            momentum: tensors[memory::MOMENTUM].clone(),
+            adam_m: tensors[memory::ADAM_M].clone(),
+            adam_v: tensors[memory::ADAM_V].clone(),
+            masters: tensors[memory::MASTERS].clone(),
+            workspace: tensors[memory::WORKSPACE].clone(),
+            status: tensors[memory::STATUS].clone(),
+            factors: tensors[memory::FACTORS].clone(),
+            host_factors: vec![0.0; local.pieces.len()],
+            pieces: local.pieces,
+            memory: memory.to_vec(),
+        })
+    }
+
+    /// What was allocated; equals [`crate::memory_plan`].
+    pub fn memory_plan(&self) -> &[MemoryItem] {
+        &self.memory
+    }
+
+    /// Writes the sum of squares of each slot of this rank's pieces (flat f32 `grads`) to `slots`
+    /// (f64, all slots of the model; those of other ranks stay as they are).
+    ///
+    /// # Errors
+    /// Tensors of another length or type.
+    pub fn statistics(&self, grads: &Tensor, slots: &Tensor) -> Result<(), OptimError> {
+        self.check_flat("gradients", grads)?;
+        self.check_count("statistic slots", slots.len(), self.slot_count)?;
+        Ok(optimizer::sum_of_squares(&self.stream, &self.slots, grads, slots)?)
+    }
+
+    /// Updates this rank's pieces of the flat `weights` from the flat f32 `grads`.
+    ///
+    /// Launches nothing if the decision is not to apply.
+    ///
+    /// # Errors
+    /// Tensors of another length or type; a decision about another number of slots.
+    pub fn apply(
+        &mut self,
+        weights: &Tensor,
+        grads: &Tensor,
+        scalars: &StepScalars,
+    ) -> Result<(), OptimError> {
+        if scalars.clip.verdict != Verdict::Apply {
+            return Ok(());
+        }
+        self.check_weights(weights)?;
+        self.check_flat("gradients", grads)?;
+        self.check_count("clip factors", scalars.clip.factors.len(), self.slot_count)?;
+        for (factor, piece) in self.host_factors.iter_mut().zip(&self.pieces) {
+            let clip = scalars.clip.factors[piece.piece.slots.start];
+            *factor = (scalars.inverse_tokens * clip) as f32;
+        }
+        self.stream.copy_in(&self.factors, &self.host_factors)?;
+        for batch in &self.muon {
+            self.apply_muon(batch, weights, grads, scalars)?;
+        }
+        for group in &self.adamw {
+            self.apply_adamw(group, weights, grads, scalars)?;
+        }
+        Ok(())
+    }
+
+    fn apply_muon(
+        &self,
+        batch: &MuonLaunch,
+        weights: &Tensor,
+        grads: &Tensor,
+        scalars: &StepScalars,
+    ) -> Result<(), OptimError> {
+        let MuonLaunch { config, spans, update, direction, .. } = batch;
+        optimizer::muon_momentum(
+            &self.stream,
+            spans,
+            config.momentum,
+            config.nesterov,
+            grads,
+            &batch.momentum,
+            update,
+            &self.factors,
+        )?;
+        newton_schulz::orthogonalize(
+            &self.stream,
+            &batch.matrices,
+            &batch.iteration,
+            update,
+            direction,
+            &self.workspace,
+            &batch.status,
+        )?;
+        let lr = config.lr * scalars.lr_factor;
+        let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
+        let weights = place(weights, &batch.masters);
+        Ok(optimizer::muon_apply(&self.stream, spans, keep, rate, &weights, direction)?)
+    }
+
+    fn apply_adamw(
+        &self,
+        group: &AdamWLaunch,
+        weights: &Tensor,
+        grads: &Tensor,
+        scalars: &StepScalars,
+    ) -> Result<(), OptimError> {
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = group.config;
+        let (lr, step) = (lr * scalars.lr_factor, scalars.step);
+        Ok(optimizer::adamw(
+            &self.stream,
+            &group.spans,
+            &AdamW { lr, beta1, beta2, eps, weight_decay, step },
+            &place(weights, &group.masters),
+            grads,
+            &self.adam_m,
+            &self.adam_v,
+            &self.factors,
+        )?)
+    }
+
+    /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
+    /// step (its update was zero); finite gradients can only do that by overflow.
+    ///
+    /// # Errors
+    /// That matrix; an earlier error of the stream.
+    pub fn check_momentum(&self) -> Result<(), OptimError> {
+        let status = self.stream.to_vec::<u32>(&self.status)?;
+        match status.iter().zip(&self.pieces).find(|(status, _)| **status != STATUS_FINITE) {
+            None => Ok(()),
+            Some((_, LocalPiece { piece, .. })) => {
+                let tensor = self.names[piece.tensor].clone();
+                let Range { start, end } = piece.rows;
+                Err(OptimError::Momentum { tensor, start, end })
+            }
+        }
+    }
+
+    /// Sets the masters of bf16 weights from flat weights, bf16 or (without rounding) f32. Does
+    /// nothing for f32 weights, which have none.
+    ///
+    /// # Errors
+    /// Weights of another length or type.
+    pub fn adopt(&mut self, weights: &Tensor) -> Result<(), OptimError> {
+        self.check_count("weights", weights.len(), self.flat_len)?;
+        for (spans, masters) in self.mastered() {
+            optimizer::copy_to_masters(&self.stream, spans, weights, masters)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds the masters to this rank's pieces of the flat bf16 `weights`, as after loading the
+    /// `param` states. Does nothing for f32 weights.
+    ///
+    /// # Errors
+    /// Weights of another length or type.
+    pub fn publish(&self, weights: &Tensor) -> Result<(), OptimError> {
+        self.check_weights(weights)?;
+        for (spans, masters) in self.mastered() {
+            optimizer::round_from_masters(&self.stream, spans, masters, weights)?;
+        }
+        Ok(())
+    }
+
+    fn mastered(&self) -> impl Iterator<Item = (&Spans, &Tensor)> {
+        let muon = self.muon.iter().map(|batch| (&batch.spans, &batch.masters));
+        let adamw = self.adamw.iter().map(|group| (&group.spans, &group.masters));
+        muon.chain(adamw).filter_map(|(spans, masters)| Some((spans, masters.as_ref()?)))
+    }
+
+    /// Every state this rank keeps, piece by piece: the moments, and the f32 parameters (`weights`
+    /// themselves, or the masters of bf16 weights). The views are the memory itself: copying into
+    /// one loads it (then [`ShardedOptimizer::publish`]).
+    ///
+    /// # Errors
+    /// Weights of another length or type.
+    pub fn states(&self, weights: &Tensor) -> Result<Vec<StateView>, OptimError> {
+        self.check_weights(weights)?;
+        let mut views = Vec::new();
+        for LocalPiece { piece, row_len, local, muon } in &self.pieces {
+            let range = *local..local + piece.flat.len();
+            let mut add = |slot, of: &Tensor, range: Range<usize>| {
+                let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
+                views.push(StateView {
+                    tensor: piece.tensor,
+                    slot,
+                    rows: piece.rows.clone(),
+                    view,
+                });
+                Ok::<(), OptimError>(())
+            };
+            match (self.weights_dtype, muon) {
+                (DType::Bf16, true) => add("param", &self.masters, range.clone())?,
+                (DType::Bf16, false) => {
+                    let range = self.muon_len + range.start..self.muon_len + range.end;
+                    add("param", &self.masters, range)?;
+                }
+                _ => add("param", weights, piece.flat.clone())?,
+            }
+            if *muon {
+                add("momentum", &self.momentum, range)?;
+            } else {
+                add("adam_m", &self.adam_m, range.clone())?;
+                add("adam_v", &self.adam_v, range)?;
+            }
+        }
+        Ok(views)
+    }
+
+    /// Loads rows `rows` of one state of one parameter; rows that other ranks own are ignored.
+    /// Returns how many elements were taken, so that a loader can prove that it covered all. Call
+    /// [`ShardedOptimizer::publish`] after loading `param` states of bf16 weights.
+    ///
+    /// # Errors
+    /// Another number of values than the rows hold; weights of another length or type.
+    pub fn load(
+        &mut self,
+        weights: &Tensor,
+        tensor: usize,
+        slot: &str,
+        rows: Range<usize>,
+        values: &[f32],
+    ) -> Result<usize, OptimError> {
+        let mut taken = 0;
+        for state in self.states(weights)? {
+            if state.tensor != tensor || state.slot != slot {
+                continue;
+            }
+            let row_len = state.view.dim(1);
+            if values.len() != rows.len() * row_len {
+                let (got, expected) = (values.len(), rows.len() * row_len);
+                let (slot, Range { start, end }) = (state.slot, rows);
+                return Err(OptimError::StateShape { tensor, slot, start, end, got, expected });
+            }
+            let common = rows.start.max(state.rows.start)..rows.end.min(state.rows.end);
+            if common.is_empty() {
+                continue;
+            }
+            let of = |start: usize| common.start - start..common.end - start;
+            let (from, to) = (of(rows.start), of(state.rows.start));
+            let values = &values[from.start * row_len..from.end * row_len];
+            self.stream.copy_in(&state.view.rows(to)?, values)?;
+            taken += values.len();
+        }
+        Ok(taken)
+    }
+
+    fn check_weights(&self, weights: &Tensor) -> Result<(), OptimError> {
+        if weights.dtype() != self.weights_dtype {
+            return Err(OptimError::WeightsDtype { dtype: weights.dtype() });
+        }
+        self.check_flat("weights", weights)
+    }
+
+    fn check_flat(&self, what: &'static str, tensor: &Tensor) -> Result<(), OptimError> {
+        self.check_count(what, tensor.len(), self.flat_len)
+    }
+
+    fn check_count(
+        &self,
+        what: &'static str,
+        got: usize,
+        expected: usize,
+    ) -> Result<(), OptimError> {
+        if got == expected { Ok(()) } else { Err(OptimError::Count { what, got, expected }) }
+    }
+}
+
+fn place(weights: &Tensor, masters: &Option<Tensor>) -> Weights {
+    match masters {
+        None => Weights::InPlace(weights.clone()),
+        Some(masters) => Weights::Mastered { masters: masters.clone(), flat: weights.clone() },
+    }
+}
+
+/// Binds the launches of a plan to the tensors of [`LocalPlan::memory`].
+struct Launches<'a> {
+    local: &'a LocalPlan,
+    tensors: &'a [Tensor],
+    weights_dtype: DType,
+}
+
+impl Launches<'_> {
+    fn masters(&self, range: Range<usize>) -> Result<Option<Tensor>, OptimError> {
+        match self.weights_dtype {
+            DType::Bf16 => Ok(Some(self.tensors[memory::MASTERS].flat(range)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn muon(&self) -> Result<Vec<MuonLaunch>, OptimError> {
+        let batches = self.local.muon.iter().map(|batch| {
+            let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
+            let steps = batch.config.steps;
+            Ok(MuonLaunch {
+                config: batch.config.clone(),
+                scale: batch.scale,
+                iteration: Iteration::new(batch.config.coefficients.family(), steps)?,
+                spans: Spans::new(&batch.spans)?,
+                matrices: batch.matrices.clone(),
+                momentum: part(memory::MOMENTUM, batch.local.clone())?,
+                masters: self.masters(batch.local.clone())?,
+                update: part(memory::UPDATE, 0..batch.local.len())?,
+                direction: part(memory::DIRECTION, 0..batch.local.len())?,
+                status: part(memory::STATUS, batch.pieces.clone())?,
+            })
+        });
+        batches.collect()
+    }
+
+    fn adamw(&self) -> Result<Vec<AdamWLaunch>, OptimError> {
+        let LocalPlan { muon_len, adamw_len, .. } = *self.local;
+        let groups = self.local.adamw.iter().map(|group| {
+            Ok(AdamWLaunch {
+                config: group.config.clone(),
+                spans: Spans::new(&group.spans)?,
+                masters: self.masters(muon_len..muon_len + adamw_len)?,
+            })
+        });
+        groups.collect()
+    }
+}
