@@ -141,7 +141,7 @@ impl Stages {
         self.ops.extend_from_slice(&program.ops);
         let (mut next, mut height, mut depth) = (0, 0_usize, 1);
         let mut open = Stage { ops: (0, 0), inputs: (0, 0), height: 0 };
-        let wrong = |got, expected| Err(CommError::Program { got, expected, inputs });
+        let wrong = |problem: String| Err(CommError::Program { problem });
         for (index, op) in program.ops.iter().enumerate() {
             if next - open.inputs.0 == STAGE_INPUTS && !matches!(op, ReduceOp::Fold) {
                 self.stages.push(Stage { ops: (open.ops.0, index), ..open });
@@ -149,18 +149,23 @@ impl Stages {
             }
             match *op {
                 ReduceOp::Push(input) | ReduceOp::AddInput(input) if input != next => {
-                    return wrong(input, next);
+                    return wrong(format!("reads input {input} where input {next} comes next"));
                 }
                 ReduceOp::Push(_) => (next, height) = (next + 1, height + 1),
                 ReduceOp::AddInput(_) if height > 0 => next += 1,
                 ReduceOp::Fold if height > 1 => height -= 1,
-                ReduceOp::AddInput(_) | ReduceOp::Fold => return wrong(next, next),
+                ReduceOp::AddInput(_) | ReduceOp::Fold => {
+                    return wrong(format!("adds to nothing at operation {index}"));
+                }
             }
             depth = depth.max(height);
             open.inputs.1 = next;
         }
-        if next != inputs || height != 1 {
-            return wrong(next, inputs);
+        if next != inputs {
+            return wrong(format!("reads {next} inputs where there are {inputs} partials"));
+        }
+        if height != 1 {
+            return wrong(format!("ends with {height} sums"));
         }
         self.stages.push(Stage { ops: (open.ops.0, program.ops.len()), ..open });
         self.depth = depth;

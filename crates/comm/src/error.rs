@@ -89,11 +89,8 @@ pub enum CommError {
     Range { what: &'static str, start: usize, end: usize, len: usize },
     #[error("sums are made in f32 or f64, not in {dtype}")]
     SumType { dtype: DType },
-    #[error(
-        "the program reads input {got} where input {expected} of {inputs} comes next; \
-         each partial is read once, in leaf order"
-    )]
-    Program { got: usize, expected: usize, inputs: usize },
+    #[error("the program {problem}; make it by `Tree::combine` of all partials in leaf order")]
+    Program { problem: String },
     #[error("the window belongs to another group; use one that this group made")]
     ForeignWindow,
     #[error("rank {rank} sends {got} bytes where {expected} were expected")]

@@ -49,7 +49,8 @@ pub type Result<T> = std::result::Result<T, CommError>;
 /// # Errors
 /// Each operation fails with [`CommError::Timeout`], [`CommError::PeerLost`],
 /// [`CommError::Mismatch`], [`CommError::Revoked`], or for arguments out of bounds. Whatever the
-/// error, the group is given up and every later operation of any rank is `Revoked`.
+/// error, the group is given up: this rank's later operations are `Revoked`, and so is whatever
+/// another rank is doing or does next that needs a rank which gave up.
 pub trait Communicator: Send + Sync {
     fn rank(&self) -> usize;
 

@@ -224,12 +224,10 @@ impl Shm {
             }
             std::thread::yield_now();
         }
-        loop {
+        // What has been reached stays reached, even if the group is given up meanwhile.
+        while !done(peer) {
             self.check_revoked()?;
             self.check_peers(call, &done)?;
-            if done(peer) {
-                return Ok(());
-            }
             let left = call.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let missing = self.peers().filter(|&rank| !done(rank)).collect();
@@ -239,6 +237,7 @@ impl Shm {
             }
             sleep(left.min(TICK));
         }
+        Ok(())
     }
 
     /// Fails if a rank that is not `done` never will be.

@@ -98,17 +98,19 @@ impl Progress {
 
 /// Device memory on its way: what to send, and what to do with what comes.
 pub(super) trait Traffic {
-    /// Rounds to and from `peer`.
-    fn rounds(&self, peer: usize) -> (usize, usize);
+    /// Rounds in which something goes to `peer`.
+    fn rounds_to(&self, peer: usize) -> usize;
 
-    /// Bytes to and from `peer` in `round`.
+    /// Rounds in which something comes, or is to be done with this rank's own.
+    fn rounds(&self) -> usize;
+
+    /// Bytes to and from `peer` in `round`; none beyond its rounds.
     fn bytes(&self, peer: usize, round: usize) -> (usize, usize);
 
     /// Bytes to and from `peer` altogether.
     fn total(&self, peer: usize) -> (u64, u64) {
-        let (to, from) = self.rounds(peer);
-        let sent = (0..to).map(|round| self.bytes(peer, round).0 as u64).sum();
-        let received = (0..from).map(|round| self.bytes(peer, round).1 as u64).sum();
+        let sent = (0..self.rounds_to(peer)).map(|round| self.bytes(peer, round).0 as u64).sum();
+        let received = (0..self.rounds()).map(|round| self.bytes(peer, round).1 as u64).sum();
         (sent, received)
     }
 
@@ -147,7 +149,7 @@ async fn send<T: Traffic>(
 ) -> Result<()> {
     let (total, rounds) = {
         let traffic = traffic.borrow();
-        (traffic.total(peer).0, traffic.rounds(peer).0)
+        (traffic.total(peer).0, traffic.rounds_to(peer))
     };
     write_all(peer, write, &call.header(total).encode(), call).await?;
     for round in 0..rounds {
@@ -185,9 +187,8 @@ async fn receive<T: Traffic>(
         }
     }))
     .await?;
-    let rounds = |receiver: &Receiver| traffic.borrow().rounds(receiver.peer).1;
-    let longest = receivers.iter().map(rounds).max().unwrap_or(0);
-    for round in 0..longest {
+    let rounds = traffic.borrow().rounds();
+    for round in 0..rounds {
         try_join_all(receivers.iter_mut().map(async |receiver| {
             receiver.len = traffic.borrow().bytes(receiver.peer, round).1;
             let bytes = receiver.staging.bytes(receiver.len);

@@ -220,8 +220,12 @@ impl Tcp {
 struct Nothing;
 
 impl Traffic for Nothing {
-    fn rounds(&self, _: usize) -> (usize, usize) {
-        (0, 0)
+    fn rounds_to(&self, _: usize) -> usize {
+        0
+    }
+
+    fn rounds(&self) -> usize {
+        0
     }
 
     fn bytes(&self, _: usize, _: usize) -> (usize, usize) {
@@ -271,8 +275,12 @@ impl<'a, T: Number> Reduction<'a, T> {
 }
 
 impl<T: Number> Traffic for Reduction<'_, T> {
-    fn rounds(&self, peer: usize) -> (usize, usize) {
-        (self.joined(peer).tiles(TILE), self.joined(self.rank).tiles(TILE))
+    fn rounds_to(&self, peer: usize) -> usize {
+        self.joined(peer).tiles(TILE)
+    }
+
+    fn rounds(&self) -> usize {
+        self.joined(self.rank).tiles(TILE)
     }
 
     fn bytes(&self, peer: usize, round: usize) -> (usize, usize) {
@@ -341,8 +349,13 @@ impl Gather<'_> {
 }
 
 impl Traffic for Gather<'_> {
-    fn rounds(&self, peer: usize) -> (usize, usize) {
-        (self.joined(self.rank).tiles(TILE), self.joined(peer).tiles(TILE))
+    fn rounds_to(&self, _: usize) -> usize {
+        self.joined(self.rank).tiles(TILE)
+    }
+
+    fn rounds(&self) -> usize {
+        let peers = (0..self.segments.len()).filter(|&peer| peer != self.rank);
+        peers.map(|peer| self.joined(peer).tiles(TILE)).max().unwrap_or(0)
     }
 
     fn bytes(&self, peer: usize, round: usize) -> (usize, usize) {
@@ -408,8 +421,12 @@ impl Personal<'_> {
 }
 
 impl Traffic for Personal<'_> {
-    fn rounds(&self, peer: usize) -> (usize, usize) {
-        (self.parts(&self.op.send[peer]), self.parts(&self.op.receive[peer]))
+    fn rounds_to(&self, peer: usize) -> usize {
+        self.parts(&self.op.send[peer])
+    }
+
+    fn rounds(&self) -> usize {
+        self.op.receive.iter().map(|elements| self.parts(elements)).max().unwrap_or(0)
     }
 
     fn bytes(&self, peer: usize, round: usize) -> (usize, usize) {

@@ -1,0 +1,289 @@
+//! The ordered reduction: the bits of a serial evaluation of the tree, on every backend, for
+//! every number of ranks, and no more bytes than a ring.
+
+mod common;
+
+use std::ops::Range;
+
+use comm::{Communicator, Operation, OrderedReduce, Window};
+use common::{BACKENDS, PATIENCE_MS, with_group};
+use device::{DType, Device, Stream, Tensor};
+use layout::{Node, Program, Tree};
+use proptest::prelude::*;
+
+/// Everything but the group: who holds and owns what.
+#[derive(Debug, Clone)]
+struct Case {
+    tree: Tree,
+    world: usize,
+    len: usize,
+    buckets: Vec<Range<usize>>,
+    /// Per rank.
+    segments: Vec<Vec<Range<usize>>>,
+    threads: usize,
+    is_guarded: bool,
+    in_place: bool,
+}
+
+/// A value whose sums depend on their order.
+fn value(leaf: usize, index: usize) -> f64 {
+    let hash = (leaf as u64 + 1)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        .wrapping_add(index as u64)
+        .wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let magnitude = 10_f64.powi((hash >> 60) as i32 - 8);
+    magnitude * ((hash >> 20) as u32 as f64 / 2e9 - 1.0)
+}
+
+trait Float: device::Element + std::ops::Add<Output = Self> + PartialEq {
+    fn of(value: f64) -> Self;
+}
+impl Float for f32 {
+    fn of(value: f64) -> f32 {
+        value as f32
+    }
+}
+impl Float for f64 {
+    fn of(value: f64) -> f64 {
+        value
+    }
+}
+
+/// The sum of a node of `tree`, from the definition: a left fold over its children.
+fn serial<T: Float>(tree: &Tree, node: Range<usize>, depth: usize, index: usize) -> T {
+    if node.len() == 1 {
+        return T::of(value(node.start, index));
+    }
+    let width = node.len() / tree.radices()[depth];
+    let children = (node.start..node.end).step_by(width);
+    let sums = children.map(|start| serial::<T>(tree, start..start + width, depth + 1, index));
+    sums.reduce(|a, b| a + b).unwrap()
+}
+
+fn cut(segments: &[Vec<Range<usize>>], bucket: &Range<usize>) -> Vec<Vec<Range<usize>>> {
+    let cut = |range: &Range<usize>| range.start.max(bucket.start)..range.end.min(bucket.end);
+    let cut_all = |all: &Vec<Range<usize>>| all.iter().map(cut).filter(|r| !r.is_empty()).collect();
+    segments.iter().map(cut_all).collect()
+}
+
+fn filled<T: Float>(stream: &Stream, window: &Window, value: impl Fn(usize) -> T) -> Tensor {
+    let len = window.bytes() / size_of::<T>();
+    let tensor = window.tensor(0, &[len], T::DTYPE).unwrap();
+    stream.copy_in(&tensor, &(0..len).map(value).collect::<Vec<T>>()).unwrap();
+    tensor
+}
+
+/// A rank's way through the case; returns its result and the payload bytes it sent.
+fn run<T: Float>(case: &Case, group: &dyn Communicator) -> (Vec<T>, u64) {
+    let kind = if case.is_guarded { Device::guarded } else { Device::cpu };
+    let device = kind(case.threads).unwrap();
+    let stream = device.stream();
+    let (rank, world) = (group.rank(), case.world);
+    let range = |rank| case.tree.leaf_range(rank, world).unwrap();
+    let schedules: Vec<_> = (0..world).map(|rank| case.tree.schedule(&range(rank))).collect();
+    let partials: Vec<Vec<(Node, usize)>> =
+        schedules.iter().map(|schedule| schedule.partials.clone()).collect();
+    let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
+    let program = case.tree.combine(&nodes);
+    let slots = schedules.iter().map(|schedule| schedule.slots).max().unwrap();
+    let bytes = case.len * size_of::<T>();
+    let slots: Vec<Window> = (0..slots).map(|_| group.window(&device, bytes).unwrap()).collect();
+    accumulate::<T>(case, &schedules[rank], &slots, &stream);
+    let separate = group.window(&device, bytes).unwrap();
+    let home = if case.in_place { &slots[slots.len() - 1] } else { &separate };
+    let out = home.tensor(0, &[case.len], T::DTYPE).unwrap();
+    for bucket in &case.buckets {
+        let segments = cut(&case.segments, bucket);
+        let op = OrderedReduce {
+            slots: &slots,
+            partials: &partials,
+            program: &program,
+            range: bucket.clone(),
+            segments: &segments,
+            out: &out,
+        };
+        group.reduce_scatter_ordered(&stream, &op).unwrap();
+    }
+    group.all_gather_segments(&stream, home, size_of::<T>(), &case.segments).unwrap();
+    let sent = group.counters().of(Operation::ReduceScatterOrdered).payload_sent_bytes;
+    (stream.to_vec::<T>(&out).unwrap(), sent)
+}
+
+/// What backward does: leaves into slots, slots into slots, by the rank's schedule.
+fn accumulate<T: Float>(
+    case: &Case,
+    schedule: &layout::Schedule,
+    slots: &[Window],
+    stream: &Stream,
+) {
+    for step in &schedule.steps {
+        let leaf = step.leaf;
+        filled::<T>(stream, &slots[step.slot], |index| T::of(value(leaf, index)));
+        for &(into, from) in &step.folds {
+            let into = slots[into].tensor(0, &[case.len], T::DTYPE).unwrap();
+            let from = slots[from].tensor(0, &[case.len], T::DTYPE).unwrap();
+            stream
+                .launch("fold", move |k| {
+                    let from = k.read::<T>(&from)?;
+                    let into = k.write::<T>(&into)?;
+                    into.iter_mut().zip(from).for_each(|(a, &b)| *a = *a + b);
+                    Ok(())
+                })
+                .unwrap();
+        }
+    }
+}
+
+fn check<T: Float + std::fmt::Debug>(case: &Case, kind: &str) {
+    let results = with_group(kind, case.world, PATIENCE_MS, |group| run::<T>(case, &*group));
+    for (rank, (got, _)) in results.iter().enumerate() {
+        for (index, got) in got.iter().enumerate() {
+            let owned = |range: &Range<usize>| {
+                range.contains(&index) && case.buckets.iter().any(|b| b.contains(&index))
+            };
+            if case.segments.iter().flatten().any(owned) {
+                let expected = serial::<T>(&case.tree, 0..case.tree.leaves(), 0, index);
+                assert!(
+                    bytemuck::bytes_of(got) == bytemuck::bytes_of(&expected),
+                    "{kind}: rank {rank} element {index}: {got:?}, not {expected:?}; {case:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Segments that tile part of `0..len`, dealt to ranks as `owners` says.
+fn deal(len: usize, world: usize, owners: &[(usize, usize, bool)]) -> Vec<Vec<Range<usize>>> {
+    let mut segments = vec![Vec::new(); world];
+    let mut at = 0;
+    for &(size, owner, is_gap) in owners {
+        let end = (at + size).min(len);
+        if !is_gap {
+            segments[owner % world].push(at..end);
+        }
+        at = end;
+    }
+    segments[0].push(at..len);
+    segments
+}
+
+prop_compose! {
+    fn cases()(
+        radices in prop::collection::vec(2_usize..5, 0..4),
+        pick in any::<prop::sample::Index>(),
+        len in 0_usize..6000,
+        owners in prop::collection::vec((0_usize..900, 0_usize..8, any::<bool>()), 0..14),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        threads in 1_usize..3,
+        is_guarded in any::<bool>(),
+        in_place in any::<bool>(),
+    ) -> Case {
+        let tree = Tree::new(&radices).unwrap();
+        let world = 1 + pick.index(tree.leaves().min(5));
+        let mut edges: Vec<usize> = cuts.iter().map(|cut| cut.index(len + 1)).collect();
+        edges.extend([0, len]);
+        edges.sort_unstable();
+        let buckets = edges.windows(2).rev().map(|edge| edge[0]..edge[1]).collect();
+        let segments = deal(len, world, &owners);
+        Case { tree, world, len, buckets, segments, threads, is_guarded, in_place }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn bits_equal_a_serial_sum_of_the_tree(case in cases(), wide in any::<bool>()) {
+        for kind in BACKENDS {
+            if wide { check::<f64>(&case, kind) } else { check::<f32>(&case, kind) }
+        }
+    }
+}
+
+fn plain(tree: Tree, world: usize, len: usize, in_place: bool) -> Case {
+    let owners: Vec<_> = (0..4 * world).map(|i| (len / (4 * world) + 1, i * 3, false)).collect();
+    let buckets = std::iter::once(0..len).collect();
+    let segments = deal(len, world, &owners);
+    Case { tree, world, len, buckets, segments, threads: 2, is_guarded: false, in_place }
+}
+
+#[test]
+fn long_vectors_cross_blocks_and_tiles() {
+    for kind in BACKENDS {
+        for (world, in_place) in [(1, true), (2, true), (3, false), (4, true)] {
+            check::<f32>(&plain(Tree::for_leaves(12), world, 300_007, in_place), kind);
+        }
+    }
+}
+
+#[test]
+fn more_partials_than_one_kernel_takes() {
+    // A flat tree folds nothing inside a rank; every leaf is a partial.
+    let flat = Tree::new(&[61]).unwrap();
+    // A tall one keeps many sums open.
+    let tall = Tree::new(&[2, 2, 2, 2, 2, 2]).unwrap();
+    for kind in BACKENDS {
+        for (tree, world) in [(&flat, 2), (&tall, 1), (&tall, 5)] {
+            for in_place in [false, true] {
+                check::<f32>(&plain(tree.clone(), world, 70_000, in_place), kind);
+            }
+        }
+    }
+}
+
+#[test]
+fn free_worlds_send_what_a_ring_would() {
+    let len = 30_011;
+    for kind in BACKENDS {
+        for leaves in [12, 16] {
+            for world in [2, 4] {
+                let case = plain(Tree::for_leaves(leaves), world, len, true);
+                let sent = |(_, sent): &(Vec<f32>, u64)| *sent;
+                let results = with_group(kind, world, PATIENCE_MS, |group| {
+                    let result = run::<f32>(&case, &*group);
+                    let count = group.counters().of(Operation::ReduceScatterOrdered);
+                    let headers = match group.backend() {
+                        "tcp" => (world - 1) * comm::tcp::HEADER_BYTES,
+                        _ => 0,
+                    };
+                    assert_eq!(count.header_sent_bytes, headers as u64, "{kind}");
+                    result
+                });
+                let total: u64 = results.iter().map(sent).sum();
+                let ring = (world - 1) * len * 4;
+                assert_eq!(total, ring as u64, "{kind}: {leaves} leaves on {world} ranks");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_that_is_not_of_these_partials_is_refused() {
+    for kind in BACKENDS {
+        for (program, expected) in [
+            (Tree::for_leaves(3).combine(&nodes(3)), "reads 3 inputs where there are 2 partials"),
+            (Program { ops: Vec::new(), depth: 0 }, "reads 0 inputs where there are 2 partials"),
+        ] {
+            let got = with_group(kind, 2, PATIENCE_MS, |group| {
+                let device = Device::cpu(1).unwrap();
+                let window = group.window(&device, 64).unwrap();
+                let out = window.tensor(0, &[16], DType::F32).unwrap();
+                let partials: Vec<_> = nodes(2).into_iter().map(|node| vec![(node, 0)]).collect();
+                let op = OrderedReduce {
+                    slots: &[window],
+                    partials: &partials,
+                    program: &program,
+                    range: 0..16,
+                    segments: &[Vec::new(), Vec::new()],
+                    out: &out,
+                };
+                common::message(group.reduce_scatter_ordered(&device.stream(), &op))
+            });
+            assert!(got.iter().any(|text| text.contains(expected)), "{kind}: {got:?}");
+        }
+    }
+}
+
+fn nodes(count: usize) -> Vec<Node> {
+    (0..count).map(|leaf| Node { leaves: leaf..leaf + 1 }).collect()
+}
