@@ -1,7 +1,7 @@
 //! Processes of one host: peers' windows are mapped and read where they lie.
 //!
 //! An operation enters (announces itself, waits for every peer's data), reads, and leaves (waits
-//! until every peer has read); [`control`] has the protocol and its memory order. After warm-up
+//! until every peer has read); its control module has the protocol and its memory order. After warm-up
 //! nothing here allocates, except where the result is the caller's vector.
 
 mod channel;

@@ -1,0 +1,78 @@
+//! Operations over shared memory allocate nothing after warm-up.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use comm::{EvenPlan, OrderedReduce, Window};
+use common::{PATIENCE_MS, with_group};
+use device::{DType, Device};
+use layout::{Node, Tree};
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: passes every request on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(start, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn nothing_is_allocated_after_warm_up() {
+    let tree = Tree::new(&[61]).unwrap();
+    let partials: Vec<Vec<(Node, usize)>> = (0..2)
+        .map(|rank| {
+            let nodes = tree.maximal_subtrees(&tree.leaf_range(rank, 2).unwrap());
+            nodes.into_iter().enumerate().map(|(slot, node)| (node, slot)).collect()
+        })
+        .collect();
+    let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
+    let long = tree.combine(&nodes);
+    let plan = EvenPlan::new(&Tree::for_leaves(2), 0..50_000, DType::F32);
+    let counts = with_group("shm", 2, PATIENCE_MS, |group| {
+        let device = Device::cpu(1).unwrap();
+        let stream = device.stream();
+        let window = || group.window(&device, 4 * 50_000).unwrap();
+        let slots: Vec<Window> = (0..31).map(|_| window()).collect();
+        let out = device.zeros(&[50_000], DType::F32).unwrap();
+        let long = OrderedReduce {
+            slots: &slots,
+            partials: &partials,
+            program: &long,
+            range: 0..50_000,
+            segments: plan.segments(),
+            out: &out,
+        };
+        let mut all = Vec::new();
+        let mut round = || {
+            group.all_reduce(&stream, &slots[0], &plan).unwrap();
+            group.reduce_scatter_ordered(&stream, &long).unwrap();
+            group.all_gather_bytes_into(&[7; 100_000], &mut all).unwrap();
+            group.barrier().unwrap();
+        };
+        (0..3).for_each(|_| round());
+        // Both ranks have warmed up, and neither ends before both have counted.
+        group.barrier().unwrap();
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        (0..20).for_each(|_| round());
+        group.barrier().unwrap();
+        let after = ALLOCATIONS.load(Ordering::Relaxed);
+        group.barrier().unwrap();
+        after - before
+    });
+    assert_eq!(counts, [0, 0]);
+}

@@ -1,0 +1,152 @@
+//! Real processes: this test binary runs itself once per rank.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use comm::rendezvous::{Hello, Server, join};
+use comm::{Backend, Communicator, EvenPlan};
+use common::{BACKENDS, PATIENCE_MS};
+use device::{DType, Device};
+use layout::Tree;
+
+const LEN: usize = 100_003;
+
+/// A worker, when started as one; nothing otherwise.
+#[test]
+fn worker() {
+    let Ok(task) = std::env::var("COMM_TEST_TASK") else { return };
+    let number = |name| std::env::var(name).unwrap().parse::<usize>().unwrap();
+    let (rank, world) = (number("COMM_TEST_RANK"), number("COMM_TEST_WORLD"));
+    let text = |name| std::env::var(name).unwrap();
+    let listener = comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let hello = Hello {
+        job: "job".to_owned(),
+        rank,
+        world,
+        version: "1".to_owned(),
+        identity: Vec::new(),
+        listen: Some(listener.local_addr().unwrap()),
+    };
+    let addr = text("COMM_TEST_ADDR").parse().unwrap();
+    let joined = join(addr, hello, PATIENCE_MS).unwrap();
+    let job = "job".to_owned();
+    let backend = match text("COMM_TEST_BACKEND").as_str() {
+        "shm" => Backend::Shm { dir: text("COMM_TEST_DIR").into(), job },
+        _ => Backend::Tcp { listener, peers: joined.peers.clone(), job },
+    };
+    let group = comm::connect(backend, rank, world, PATIENCE_MS).unwrap();
+    if task == "controlled" {
+        joined.control.attach(&group);
+    }
+    let error = work(&*group, if task == "sum" { 50 } else { usize::MAX });
+    match error {
+        None => {
+            println!("\nresult {:?}", group.counters().total().calls);
+            joined.control.bye();
+        }
+        // As a real worker does: out, without goodbye.
+        Some(error) => println!("\nerror {error}"),
+    }
+}
+
+/// All-reduces again and again, each checked; the error that ended it.
+fn work(group: &dyn Communicator, rounds: usize) -> Option<String> {
+    let (rank, world) = (group.rank(), group.world());
+    let device = Device::cpu(1).unwrap();
+    let stream = device.stream();
+    let window = group.window(&device, 4 * LEN).unwrap();
+    let tensor = window.tensor(0, &[LEN], DType::F32).unwrap();
+    let plan = EvenPlan::new(&Tree::for_leaves(world), 0..LEN, DType::F32);
+    for round in 0..rounds {
+        let value = |rank: usize, i: usize| (rank * 3 + i % 1000 + round % 100) as f32;
+        let mine: Vec<f32> = (0..LEN).map(|i| value(rank, i)).collect();
+        stream.copy_in(&tensor, &mine).unwrap();
+        if let Err(error) = group.all_reduce(&stream, &window, &plan) {
+            return Some(error.to_string());
+        }
+        let got = stream.to_vec::<f32>(&tensor).unwrap();
+        for (i, got) in got.iter().enumerate() {
+            let expected: f32 = (0..world).map(|rank| value(rank, i)).sum();
+            assert!(*got == expected, "round {round}, element {i}");
+        }
+        if round == 3 {
+            println!("\nready");
+        }
+    }
+    None
+}
+
+fn start(task: &str, kind: &str, world: usize, server: &Server, dir: &Path) -> Vec<Child> {
+    let worker = |rank: usize| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "worker", "--nocapture"])
+            .env("COMM_TEST_TASK", task)
+            .env("COMM_TEST_BACKEND", kind)
+            .env("COMM_TEST_RANK", rank.to_string())
+            .env("COMM_TEST_WORLD", world.to_string())
+            .env("COMM_TEST_ADDR", server.addr().to_string())
+            .env("COMM_TEST_DIR", dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    (0..world).map(worker).collect()
+}
+
+/// The rest of the first line that starts with `word`.
+fn line(child: &mut Child, word: &str) -> String {
+    let out = child.stdout.as_mut().unwrap();
+    let mut lines = BufReader::with_capacity(1, out).lines();
+    let found = lines.find_map(|line| line.unwrap().strip_prefix(word).map(str::to_owned));
+    found.unwrap_or_else(|| panic!("a worker ended without saying `{word}`"))
+}
+
+#[test]
+fn processes_sum_and_leave_no_files() {
+    for (kind, world) in [("shm", 1), ("shm", 2), ("shm", 5), ("tcp", 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::bind("127.0.0.1:0".parse().unwrap(), "job", world, PATIENCE_MS);
+        let server = server.unwrap();
+        for mut child in start("sum", kind, world, &server, dir.path()) {
+            line(&mut child, "result");
+            assert!(child.wait().unwrap().success());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{kind}");
+        assert_eq!(server.lost(), None);
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_by_the_others() {
+    // With the control connection and without, since either alone must do.
+    for task in ["controlled", "alone"] {
+        for kind in BACKENDS {
+            let dir = tempfile::tempdir().unwrap();
+            let server = Server::bind("127.0.0.1:0".parse().unwrap(), "job", 3, PATIENCE_MS);
+            let server = server.unwrap();
+            let mut children = start(task, kind, 3, &server, dir.path());
+            children.iter_mut().for_each(|child| drop(line(child, "ready")));
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{kind}");
+            children[1].kill().unwrap();
+            let killed = Instant::now();
+            // Not waited for: until then it is a zombie, which must count as dead.
+            for rank in [0, 2] {
+                let error = line(&mut children[rank], "error");
+                assert!(error.contains("rank 1 is lost"), "{task} {kind} {rank}: {error}");
+            }
+            assert!(killed.elapsed() < Duration::from_secs(5), "{task} {kind}");
+            for child in &mut children {
+                child.wait().unwrap();
+            }
+            // None of the three said goodbye.
+            while server.lost().is_none() {
+                assert!(killed.elapsed() < Duration::from_secs(30), "{task} {kind}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
