@@ -99,15 +99,45 @@ fn check(
 ///
 /// A pure function of the shape. Blocks hold at least 2²³ multiply-adds, so that packing and
 /// dispatch cost little, and there are at most 16, so that a few threads balance.
-fn blocks(m: usize, n: usize, k: usize) -> (bool, usize) {
-    const MIN_WORK: usize = 1 << 23;
-    const MOST: usize = 16;
-    const GRAIN: usize = 48;
-    let by_rows = m > n;
-    let (long, short) = if by_rows { (m, n) } else { (n, m) };
-    let least = MIN_WORK.div_ceil((short * k).max(1));
-    let block = least.max(long.div_ceil(MOST)).next_multiple_of(GRAIN);
-    (by_rows, block.min(long.max(1)))
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cut {
+    by_rows: bool,
+    block: usize,
+    long: usize,
+}
+
+impl Cut {
+    pub(crate) fn new(m: usize, n: usize, k: usize) -> Cut {
+        const MIN_WORK: usize = 1 << 23;
+        const MOST: usize = 16;
+        const GRAIN: usize = 48;
+        let by_rows = m > n;
+        let (long, short) = if by_rows { (m, n) } else { (n, m) };
+        let least = MIN_WORK.div_ceil((short * k).max(1));
+        let block = least.max(long.div_ceil(MOST)).next_multiple_of(GRAIN);
+        Cut { by_rows, block: block.min(long.max(1)), long }
+    }
+
+    /// Number of blocks.
+    pub(crate) fn count(self) -> usize {
+        self.long.div_ceil(self.block)
+    }
+
+    /// Narrows the operands to block `i`.
+    pub(crate) fn narrow(self, i: usize, operands: [Layout; 3]) -> [Layout; 3] {
+        let [mut a, mut b, mut c] = operands;
+        let (start, end) = (i * self.block, self.long.min((i + 1) * self.block));
+        if self.by_rows {
+            a.offset += start * a.row_stride;
+            c.offset += start * c.row_stride;
+            (a.rows, c.rows) = (end - start, end - start);
+        } else {
+            b.offset += start * b.col_stride;
+            c.offset += start * c.col_stride;
+            (b.cols, c.cols) = (end - start, end - start);
+        }
+        [a, b, c]
+    }
 }
 
 /// The product inside a kernel, on slices; panics if a layout leaves its slice.
@@ -121,24 +151,10 @@ pub fn product<T: Real>(
 ) {
     let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
     assert!(chained.is_ok(), "{chained:?}");
-    let (by_rows, block) = blocks(lc.rows, lc.cols, la.cols);
-    let long = if by_rows { lc.rows } else { lc.cols };
-    if block >= long {
-        return serial(alpha, (a, la), (b, lb), beta, (c, lc));
-    }
+    let cut = Cut::new(lc.rows, lc.cols, la.cols);
     let c = SharedSlice::new(c);
-    parallel.each(long.div_ceil(block), |i| {
-        let (start, end) = (i * block, long.min((i + 1) * block));
-        let (mut la, mut lb, mut lc) = (la, lb, lc);
-        if by_rows {
-            la.offset += start * la.row_stride;
-            lc.offset += start * lc.row_stride;
-            (la.rows, lc.rows) = (end - start, end - start);
-        } else {
-            lb.offset += start * lb.col_stride;
-            lc.offset += start * lc.col_stride;
-            (lb.cols, lc.cols) = (end - start, end - start);
-        }
+    parallel.each(cut.count(), |i| {
+        let [la, lb, lc] = cut.narrow(i, [la, lb, lc]);
         // SAFETY: the layouts were checked and cut to a block; block i alone writes its part of C.
         unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_ptr(), lc)) };
     });
@@ -156,6 +172,23 @@ pub fn serial<T: Real>(
     assert!(chained.is_ok(), "{chained:?}");
     // SAFETY: the layouts were checked; C is borrowed mutably.
     unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_mut_ptr(), lc)) };
+}
+
+/// As [`serial`], into a part of a slice that other threads write elsewhere.
+///
+/// # Safety
+/// No other thread touches the elements of `lc` meanwhile.
+pub(crate) unsafe fn serial_shared<T: Real>(
+    alpha: T,
+    (a, la): (&[T], Layout),
+    (b, lb): (&[T], Layout),
+    beta: T,
+    (c, lc): (&SharedSlice<T>, Layout),
+) {
+    let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
+    assert!(chained.is_ok(), "{chained:?}");
+    // SAFETY: the layouts were checked; exclusiveness is the caller's promise.
+    unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_ptr(), lc)) };
 }
 
 /// # Safety
