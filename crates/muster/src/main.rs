@@ -1,1 +1,52 @@
-fn main() {}
+//! `muster`: configs, progress and reports around the training crates.
+//!
+//! Commands decide nothing that the library crates could: they read what was typed, call, and
+//! render what comes back. Every failure ends in `CliError`, whose exit code says whose fault it is.
+
+mod ckpt_cmd;
+mod cli;
+mod config;
+mod config_cmd;
+mod console;
+mod data_cmd;
+mod error;
+mod events;
+mod output;
+mod panic;
+mod plot;
+mod run_dir;
+mod train_cmd;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::error::{CliError, Exit};
+
+/// The versions of every dependency this program was built with; `data.crates` reads from them.
+pub const CARGO_LOCK: &str = include_str!("../../../Cargo.lock");
+
+fn main() -> ExitCode {
+    panic::install_hook();
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            console::restore_terminal();
+            output::complain(&error.to_string());
+            error.exit.into()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Train(args) => train_cmd::train(args),
+        Command::Generate(args) => train_cmd::generate(args),
+        Command::Worker(args) => train_cmd::worker(args),
+        Command::Data(command) => data_cmd::run(command),
+        Command::Config(command) => config_cmd::run(command),
+        Command::Ckpt(command) => ckpt_cmd::run(command),
+    }
+}

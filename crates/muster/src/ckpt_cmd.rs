@@ -1,0 +1,221 @@
+//! `muster ckpt ls|show|verify|diff`: tables over the checkpoint crate.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use checkpoint::{Checkpoint, Diff, Status, TensorDifference, VerifyReport, diff, verify};
+
+use crate::cli::CkptCommand;
+use crate::console::{bytes, count, plural, short};
+use crate::error::{CliError, Exit};
+use crate::output::say;
+use crate::run_dir::{checkpoint_path, open_checkpoint, store};
+
+pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
+    match command {
+        CkptCommand::Ls { dir } => list(&dir),
+        CkptCommand::Show { path, tensors } => {
+            say(&show(&open_checkpoint(&path)?, tensors));
+            Ok(Exit::Ok)
+        }
+        CkptCommand::Verify { path, deep } => {
+            let report = verify(checkpoint_path(&path)?, deep)?;
+            match report.is_whole() {
+                true => {
+                    say(&whole(&report));
+                    Ok(Exit::Ok)
+                }
+                false => Err(CliError::mistake(damage(&report))),
+            }
+        }
+        CkptCommand::Diff { a, b, parameters_only } => {
+            let (a, b) = (open_checkpoint(&a)?, open_checkpoint(&b)?);
+            let mut found = diff(&a, &b)?;
+            if parameters_only {
+                found.tensors.retain(|tensor| PARAMETER_SLOTS.contains(&tensor.key.slot.as_str()));
+                found.run_state.clear();
+            }
+            say(&difference(&a, &b, &found));
+            Ok(if found.is_equal() { Exit::Ok } else { Exit::Mistake })
+        }
+    }
+}
+
+/// Slots that hold the model rather than the optimizer's state.
+const PARAMETER_SLOTS: [&str; 2] = ["param", "master"];
+
+fn list(dir: &Path) -> Result<Exit, CliError> {
+    let store = store(dir)?;
+    let entries = store.list()?;
+    let root = store.root().display();
+    if entries.is_empty() {
+        return Err(CliError::mistake(format!("there is no checkpoint in {root}")));
+    }
+    let mut rows = vec![row(["step", "generation", "size", "state"])];
+    for entry in &entries {
+        let state = match &entry.status {
+            Status::Committed => "committed".to_string(),
+            Status::Incomplete => "not committed (being written, or given up)".to_string(),
+            Status::Corrupt(why) => format!("UNUSABLE: {why}"),
+        };
+        let attempt = entry.attempt;
+        let numbers = [attempt.step.to_string(), attempt.generation.to_string()];
+        let [step, generation] = numbers;
+        rows.push(vec![step, generation, bytes(entry.bytes), state]);
+    }
+    say(&format!("{root}\n{}", table(&rows)));
+    Ok(Exit::Ok)
+}
+
+fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
+    let manifest = checkpoint.manifest();
+    let state = checkpoint.run_state();
+    let data_bytes: u64 = checkpoint.tensors().iter().map(|tensor| tensor.bytes()).sum();
+    let parameters = checkpoint.schema().parameters() as u64;
+    let mut out = format!("{}\n", checkpoint.path().display());
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "  {name:<12} {text}");
+    };
+    line("format", format!("version {}", manifest.format_version));
+    line("step", format!("{} (generation {})", manifest.step, manifest.generation));
+    line(
+        "written by",
+        format!("muster {}, {}", state.muster_version, plural(manifest.world as usize, "rank")),
+    );
+    line("seen", format!("{} samples, {} tokens", count(state.samples), count(state.tokens)));
+    line("seed", format!("{}, counter {}", state.seed, state.rng_counter));
+    let model = plural(manifest.schema.len(), "tensor");
+    line("model", format!("{} parameters in {model}", count(parameters)));
+    for (slot, number, size) in slots(checkpoint) {
+        line("state", format!("{slot}: {}, {}", plural(number, "tensor"), bytes(size)));
+    }
+    let files = plural(manifest.files.len(), "file");
+    line("data", format!("{} in {files}", bytes(data_bytes)));
+    line("config", short(&state.config_digest.to_string()).to_string());
+    line("numerics", short(&state.numeric_plan_digest.to_string()).to_string());
+    line("digest", checkpoint.manifest_blake3().to_string());
+    if tensors {
+        let mut rows = vec![row(["tensor", "slot", "type", "shape", "size", "chunks"])];
+        for tensor in checkpoint.tensors() {
+            rows.push(vec![
+                tensor.name.clone(),
+                tensor.slot.clone(),
+                tensor.dtype.name().to_string(),
+                format!("{:?}", tensor.shape),
+                bytes(tensor.bytes()),
+                tensor.chunks.len().to_string(),
+            ]);
+        }
+        out.push_str(&table(&rows));
+    }
+    out
+}
+
+/// (slot, tensors, bytes) in the order in which slots are met.
+fn slots(checkpoint: &Checkpoint) -> Vec<(&str, usize, u64)> {
+    let mut slots: Vec<(&str, usize, u64)> = Vec::new();
+    for tensor in checkpoint.tensors() {
+        match slots.iter_mut().find(|(slot, ..)| *slot == tensor.slot) {
+            Some((_, number, size)) => {
+                *number += 1;
+                *size += tensor.bytes();
+            }
+            None => slots.push((&tensor.slot, 1, tensor.bytes())),
+        }
+    }
+    slots
+}
+
+fn whole(report: &VerifyReport) -> String {
+    let mut out = format!(
+        "{} is whole: {} in {}, {} of {}, every checksum right",
+        report.path.display(),
+        plural(report.state_tensors, "tensor"),
+        plural(report.shards, "file"),
+        plural(report.ranges, "range"),
+        bytes(report.bytes),
+    );
+    if !report.data_blake3.is_empty() {
+        let _ = write!(
+            out,
+            "\nBLAKE3 of the data compared for {}",
+            plural(report.digests_compared, "file")
+        );
+    }
+    for stranger in &report.strangers {
+        let _ = write!(out, "\nnot part of it: {}", stranger.display());
+    }
+    out
+}
+
+fn damage(report: &VerifyReport) -> String {
+    let mut out = format!(
+        "{} is damaged: {}",
+        report.path.display(),
+        plural(report.problems.len(), "problem")
+    );
+    for problem in &report.problems {
+        let _ = write!(out, "\n  {problem}");
+    }
+    out.push_str(
+        "\nA run resumes from the newest whole checkpoint (`muster ckpt ls` lists them); restore \
+         the files named above from a copy, or remove this checkpoint's directory.",
+    );
+    out
+}
+
+fn difference(a: &Checkpoint, b: &Checkpoint, found: &Diff) -> String {
+    let (path_a, path_b) = (a.path().display(), b.path().display());
+    let number = plural(found.tensors.len(), "tensor");
+    if found.is_equal() {
+        return format!("{path_a} and {path_b} are equal: all bits of {number}");
+    }
+    let differing: Vec<_> =
+        found.tensors.iter().filter(|t| t.difference != TensorDifference::Equal).collect();
+    let mut out = format!("a = {path_a}\nb = {path_b}\n{} of {number} differ\n", differing.len());
+    let rows: Vec<Vec<String>> = differing
+        .iter()
+        .map(|tensor| vec![tensor.key.to_string(), describe(&tensor.difference)])
+        .collect();
+    out.push_str(&table(&rows));
+    for field in &found.run_state {
+        let _ = writeln!(out, "run state {}: {} in a, {} in b", field.field, field.a, field.b);
+    }
+    out
+}
+
+fn describe(difference: &TensorDifference) -> String {
+    match difference {
+        TensorDifference::Equal => "equal".into(),
+        TensorDifference::OnlyInA => "only in a".into(),
+        TensorDifference::OnlyInB => "only in b".into(),
+        TensorDifference::Dtype { a, b } => format!("{} in a, {} in b", a.name(), b.name()),
+        TensorDifference::Shape { a, b } => format!("{a:?} in a, {b:?} in b"),
+        TensorDifference::Values { elements, first, max_absolute, max_relative } => {
+            let number = plural(*elements as usize, "element");
+            let mut out = format!("{number}, first at {first:?}");
+            if let (Some(absolute), Some(relative)) = (max_absolute, max_relative) {
+                let _ = write!(out, ", by up to {absolute:.3e} ({relative:.3e} relative)");
+            }
+            out
+        }
+    }
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_string).into()
+}
+
+/// Columns padded to their widest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
+    }
+    out
+}

@@ -1,0 +1,324 @@
+//! The command line: what may be typed, with examples.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Override;
+
+/// Trains mixture-of-experts language models with Muon, sharded over ranks.
+#[derive(Debug, Parser)]
+#[command(name = "muster", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 2 your mistake, 3 a rank, the network or a device failed, 70 a bug in Muster,
+75 told to stop and saved (run again to go on).";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model
+    Train(TrainArgs),
+    /// Continue a text with a trained model
+    Generate(GenerateArgs),
+    /// Make and look at token files
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Print or check configs
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Look at checkpoints
+    #[command(subcommand)]
+    Ckpt(CkptCommand),
+    /// One rank of a run; started by `train`
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+/// Overrides of config keys.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SetArgs {
+    /// Set a config key, with its sections; may be repeated. VALUE is YAML
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = Override::parse_set)]
+    pub set: Vec<Override>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  muster train configs/quickstart.yaml
+  muster train configs/quickstart.yaml --set data.files=mine.txt --name mine
+  muster train configs/quickstart.yaml --ranks 4 --threads 1 --backend tcp
+  muster train configs/gpt2-124m.yaml --set data.files='[a.txt, b.jsonl]' --dry-run
+  muster train configs/quickstart.yaml --resume never
+
+Ctrl-C finishes the step and saves; a second one stops at once. Run the same command again to go on.")]
+pub struct TrainArgs {
+    /// The config; `muster config default` prints one to start from
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Name of the run; it writes to RUNS_DIR/NAME
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Worker processes
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
+    /// Threads per rank; 0 divides the cores among the ranks
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// What connects the ranks
+    #[arg(long)]
+    pub backend: Option<BackendArg>,
+    /// What to start from: `auto` (this run's newest checkpoint), `never`, or a checkpoint
+    #[arg(long, value_name = "auto|never|DIR")]
+    pub resume: Option<String>,
+    /// Stop after this step, saved; the schedule is that of the whole run
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<u64>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where the ranks of several hosts meet: an address of node 0
+    #[arg(long, value_name = "HOST:PORT", requires = "nodes", requires = "node_rank")]
+    pub rendezvous: Option<String>,
+    /// Number of hosts
+    #[arg(long, value_name = "N", requires = "rendezvous")]
+    pub nodes: Option<usize>,
+    /// Number of this host, from 0
+    #[arg(long, value_name = "I", requires = "rendezvous")]
+    pub node_rank: Option<usize>,
+    /// Address to listen on for other ranks; only this host's own by default
+    #[arg(long, value_name = "ADDR")]
+    pub bind: Option<SocketAddrOrIp>,
+}
+
+impl TrainArgs {
+    /// `--set` and the flags that stand for a key, in one list; flags of their own win.
+    pub fn overrides(&self) -> Vec<Override> {
+        let mut all = self.set.set.clone();
+        let mut flag = |path: &str, value: Option<String>, flag: &str| {
+            all.extend(value.map(|value| Override::flag(path, value, flag)));
+        };
+        flag("name", self.name.clone(), "--name");
+        flag("ranks.count", self.ranks.map(|n| n.to_string()), "--ranks");
+        flag("ranks.threads", self.threads.map(|n| n.to_string()), "--threads");
+        let backend = self.backend.and_then(|backend| backend.to_possible_value());
+        flag("ranks.backend", backend.map(|word| word.get_name().to_string()), "--backend");
+        let resume = self.resume.as_ref().map(|word| match word.as_str() {
+            "auto" | "never" => word.clone(),
+            // JSON's quoting is YAML's, whatever the path holds.
+            path => format!("{{from: {}}}", serde_json::Value::from(path)),
+        });
+        if let (Some(value), Some(word)) = (resume, &self.resume) {
+            let over = Override::flag("checkpoint.resume", value, "--resume");
+            all.push(Override { flag: format!("--resume {word}"), ..over });
+        }
+        all
+    }
+}
+
+/// What connects the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// Shared memory, on one host
+    Shm,
+    /// TCP
+    Tcp,
+}
+
+/// `10.0.0.7` or `10.0.0.7:4000`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketAddrOrIp(pub SocketAddr);
+
+impl std::str::FromStr for SocketAddrOrIp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SocketAddrOrIp, String> {
+        let ip = text.parse().map(|ip| SocketAddr::new(ip, 0));
+        ip.or_else(|_| text.parse()).map(SocketAddrOrIp).map_err(|_| {
+            "not an IP address; for example 127.0.0.1, 0.0.0.0 (every interface) or 10.0.0.7:4000"
+                .to_string()
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  muster generate runs/quickstart --prompt 'fn main() {'
+  muster generate runs/quickstart --tokens 400 --temperature 0.7 --top-k 40 --seed 3
+  muster generate runs/quickstart/checkpoints/step-00000600.g0001")]
+pub struct GenerateArgs {
+    /// A run's directory (its newest checkpoint) or a checkpoint
+    #[arg(value_name = "RUN_OR_CHECKPOINT")]
+    pub from: PathBuf,
+    /// Text to continue; without it the model begins a document
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub prompt: String,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub tokens: usize,
+    /// Divides the logits: below 1 likelier, above 1 wilder, 0 always the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Choose among the K likeliest tokens only; 0: among all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Seeds the choice: the same seed gives the same text
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Turn text files into one token file
+    #[command(after_help = "\
+Examples:
+  muster data tokenize book.txt notes.txt corpus.tok
+  muster data tokenize --tokenizer gpt2 --field content part-*.jsonl corpus.tok
+
+A text file is one document; a .jsonl file has one per line. The token file is the same for any
+number of threads.")]
+    Tokenize(TokenizeArgs),
+    /// Say what is in a token file, reading all of it
+    #[command(after_help = "Example: muster data show corpus.tok")]
+    Show {
+        /// A `.tok` file, a Megatron `.bin` + `.idx` pair, or a `.bin` with a 256-integer header
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    /// Text files, in order, and at the end the token file to write (`.tok`)
+    #[arg(value_name = "IN… OUT", num_args = 2.., required = true)]
+    pub paths: Vec<PathBuf>,
+    /// `byte`, `gpt2`, or a Hugging Face `tokenizer.json`
+    #[arg(long, default_value = "byte")]
+    pub tokenizer: String,
+    /// Field of a `.jsonl` line that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub field: String,
+    /// Threads; 0 uses every core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every key with its default and what it means, as YAML
+    #[command(after_help = "Example: muster config default > run.yaml")]
+    Default,
+    /// Print the JSON schema of configs, for editors
+    #[command(after_help = "Example: muster config schema > muster.schema.json")]
+    Schema,
+    /// Say everything that is wrong with a config
+    #[command(after_help = "\
+Examples:
+  muster config check configs/quickstart.yaml
+  muster config check run.yaml --set model.d_model=100
+
+Exits with 0 if nothing is wrong, else with 2.")]
+    Check {
+        /// The config
+        #[arg(value_name = "CONFIG")]
+        file: PathBuf,
+        #[command(flatten)]
+        set: SetArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CkptCommand {
+    /// List a run's checkpoints
+    #[command(after_help = "Example: muster ckpt ls runs/quickstart")]
+    Ls {
+        /// A run's directory, or one that holds checkpoints
+        dir: PathBuf,
+    },
+    /// Say what a checkpoint holds
+    #[command(after_help = "Example: muster ckpt show runs/quickstart")]
+    Show {
+        /// A checkpoint, or a run's directory (its newest one)
+        path: PathBuf,
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+    /// Read every byte of a checkpoint and compare it with its checksums
+    #[command(after_help = "\
+Example: muster ckpt verify runs/quickstart/checkpoints/step-00000600.g0001
+
+Exits with 0 if it is whole, with 2 if it is damaged.")]
+    Verify {
+        /// A checkpoint, or a run's directory (its newest one)
+        path: PathBuf,
+        /// Also hash all data with BLAKE3
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Compare two checkpoints, tensor by tensor
+    #[command(after_help = "\
+Example: muster ckpt diff runs/a runs/b
+
+Exits with 0 if all bits of all tensors are equal, with 2 if not.")]
+    Diff {
+        /// A checkpoint, or a run's directory (its newest one)
+        a: PathBuf,
+        /// Another
+        b: PathBuf,
+        /// Compare the model's parameters alone, not the optimizer's state nor the run's
+        #[arg(long)]
+        parameters_only: bool,
+    },
+}
+
+/// What `train` tells the processes it starts.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// The file in which `train` left all that this rank needs
+    #[arg(long, value_name = "FILE")]
+    pub plan: PathBuf,
+    /// Number of this rank, from 0
+    #[arg(long, value_name = "R")]
+    pub rank: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_overrides_that_name_themselves() {
+        let words = "muster train c.yaml --set seed=2 --ranks 3 --backend tcp --resume a/b";
+        let Command::Train(args) = Cli::parse_from(words.split(' ')).command else { panic!() };
+        let overrides = args.overrides();
+        let shown: Vec<(&str, &str, &str)> = overrides
+            .iter()
+            .map(|o| (o.path.as_str(), o.value.as_str(), o.flag.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("seed", "2", "--set seed=2"),
+                ("ranks.count", "3", "--ranks 3"),
+                ("ranks.backend", "tcp", "--backend tcp"),
+                ("checkpoint.resume", "{from: \"a/b\"}", "--resume a/b"),
+            ]
+        );
+    }
+}

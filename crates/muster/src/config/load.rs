@@ -1,0 +1,315 @@
+//! From a file and overrides to a checked config.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use train::config::Config;
+
+use super::check::Checker;
+use super::meaning::{self, Finding, Resolved};
+use super::overrides::Override;
+use super::problem::{Place, Problem, Problems};
+use super::schema::Schema;
+use super::tree::{Node, parse};
+use crate::error::CliError;
+
+/// A config without a mistake, and what follows from it.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub resolved: Resolved,
+}
+
+/// Reads and checks a config file.
+///
+/// # Errors
+/// The user's mistake: a file that is not there, or everything that is wrong with it.
+pub fn load(file: &Path, overrides: &[Override]) -> Result<Loaded, CliError> {
+    let text = read(file)?;
+    let name = file.display().to_string();
+    check_text(&text, overrides).map_err(|problems| {
+        let count = problems.len();
+        let problems = Problems { file: &name, text: &text, problems };
+        let noun = if count == 1 { "mistake" } else { "mistakes" };
+        CliError::mistake(format!("{count} {noun} in the config\n\n{problems}"))
+    })
+}
+
+/// Checks a config given as text.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn check_text(text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Problem>> {
+    let (structure, mut problems) = structure::<Config>(text, overrides);
+    let Some(Structure { config, root }) = structure else { return Err(problems) };
+    let (resolved, findings) = meaning::check(&config);
+    let unfit: Vec<String> = problems.iter().map(|problem| top_of(&problem.path)).collect();
+    // What follows from a value that was left out is no news.
+    let news = |finding: &Finding| !finding.sections.iter().any(|s| unfit.iter().any(|u| u == s));
+    problems.extend(findings.into_iter().filter(news).map(|finding| place(finding, &root)));
+    match resolved {
+        Some(resolved) if problems.is_empty() => Ok(Loaded { config, resolved }),
+        _ => Err(problems),
+    }
+}
+
+/// What could be read of a config, and where it was written.
+struct Structure<T> {
+    config: T,
+    root: Node,
+}
+
+/// Everything short of meaning; the value is there unless serde refuses what is left.
+fn structure<T: JsonSchema + DeserializeOwned>(
+    text: &str,
+    overrides: &[Override],
+) -> (Option<Structure<T>>, Vec<Problem>) {
+    let schema = Schema::of::<T>();
+    let mut root = match parse(text) {
+        Ok(root) => root,
+        Err(problem) => return (None, vec![*problem]),
+    };
+    let mut problems = Vec::new();
+    for over in overrides {
+        problems.extend(over.apply(&mut root, &schema).err().map(|problem| *problem));
+    }
+    let mut checker = Checker::new(&schema);
+    let json = checker.check(&root);
+    problems.append(&mut checker.problems);
+    match serde_path_to_error::deserialize::<_, T>(json) {
+        Ok(config) => (Some(Structure { config, root }), problems),
+        Err(error) => {
+            // The schema lets pass what serde refuses only where types check themselves; where
+            // something was left out above, its absence is no news.
+            if problems.is_empty() {
+                let path = error.path().to_string();
+                let place = root.locate(&path).cloned().unwrap_or(Place::Nowhere);
+                problems.push(Problem::new(place, path, error.inner().to_string()));
+            }
+            (None, problems)
+        }
+    }
+}
+
+fn top_of(path: &str) -> String {
+    path.split(['.', '[']).next().unwrap_or(path).to_string()
+}
+
+fn place(finding: Finding, root: &Node) -> Problem {
+    let place = root.locate(&finding.path).cloned().unwrap_or(Place::Nowhere);
+    let problem = Problem::new(place, finding.path, finding.what);
+    Problem { help: finding.help, ..problem }
+}
+
+fn read(file: &Path) -> Result<String, CliError> {
+    let shown = file.display();
+    let bytes = std::fs::read(file).map_err(|error| {
+        let near = meaning::neighbour(file);
+        let near = near.map(|near| format!("; did you mean {}?", near.display()));
+        let hint = near.unwrap_or_else(|| {
+            "; `muster config default > run.yaml` writes one to start from".to_string()
+        });
+        CliError::mistake(format!("cannot read the config {shown}: {error}{hint}"))
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        CliError::mistake(format!(
+            "the config {shown} is not text: byte {at} is not UTF-8; name a YAML file"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    /// A config with every form that configs use.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Sample {
+        name: String,
+        model: Model,
+        batch: Batch,
+        resume: Resume,
+        rules: Vec<Rule>,
+        files: data::OneOrMany<String>,
+        betas: (f64, f64),
+    }
+
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Model {
+        #[schemars(range(min = 1))]
+        layers: Option<usize>,
+        d_model: Option<usize>,
+        positions: Option<Positions>,
+        bias: bool,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Batch {
+        #[schemars(range(min = 1))]
+        leaves: u32,
+        #[schemars(range(min = 0.0, max = 0.5))]
+        fraction: f64,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case", deny_unknown_fields)]
+    enum Positions {
+        Learned { max: usize },
+        Rotary { theta: f64 },
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    enum Resume {
+        Auto,
+        Never,
+        From(String),
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Rule {
+        matching: String,
+        #[serde(default)]
+        lr: f64,
+    }
+
+    impl Default for Batch {
+        fn default() -> Batch {
+            Batch { leaves: 4, fraction: 0.05 }
+        }
+    }
+
+    impl Default for Sample {
+        fn default() -> Sample {
+            Sample {
+                name: "run".into(),
+                model: Model::default(),
+                batch: Batch::default(),
+                resume: Resume::Auto,
+                rules: Vec::new(),
+                files: data::OneOrMany::default(),
+                betas: (0.9, 0.95),
+            }
+        }
+    }
+
+    fn read_sample(text: &str, sets: &[&str]) -> Result<Sample, String> {
+        let overrides: Vec<Override> =
+            sets.iter().map(|set| Override::parse_set(set).unwrap()).collect();
+        let (structure, problems) = structure::<Sample>(text, &overrides);
+        match structure {
+            Some(structure) if problems.is_empty() => Ok(structure.config),
+            _ => Err(Problems { file: "run.yaml", text, problems }.to_string()),
+        }
+    }
+
+    #[test]
+    fn every_form_is_read() {
+        let text = "\
+name: 2024
+model:
+  layers: 1e1
+  positions: {rotary: {theta: 1e4}}
+batch:
+resume: {from: a/b}
+rules:
+  - {matching: '*', lr: 3}
+files: one.txt
+betas: [0.8, 0.9]
+";
+        let sample = read_sample(text, &[]).unwrap();
+        assert_eq!((sample.name.as_str(), sample.model.layers), ("2024", Some(10)));
+        assert_eq!(sample.model.positions, Some(Positions::Rotary { theta: 1e4 }));
+        assert_eq!((sample.batch, sample.betas), (Batch::default(), (0.8, 0.9)));
+        assert_eq!(sample.resume, Resume::From("a/b".into()));
+        assert_eq!(sample.rules, [Rule { matching: "*".into(), lr: 3.0 }]);
+        assert_eq!(*sample.files, ["one.txt"]);
+    }
+
+    #[test]
+    fn overrides_replace_and_create() {
+        let text = "model: {positions: {rotary: {theta: 1e4}}}\nrules: [{matching: a}]\n";
+        let sets = [
+            "model.positions.learned.max=64",
+            "batch.leaves=8",
+            "resume=never",
+            "files=[a.txt, b.txt]",
+            "rules[0].lr=0.5",
+            "name=",
+        ];
+        let sample = read_sample(text, &sets).unwrap();
+        assert_eq!(sample.model.positions, Some(Positions::Learned { max: 64 }));
+        assert_eq!((sample.batch.leaves, sample.resume), (8, Resume::Never));
+        assert_eq!(*sample.files, ["a.txt", "b.txt"]);
+        assert_eq!((sample.rules[0].lr, sample.name.as_str()), (0.5, ""));
+    }
+
+    #[test]
+    fn an_override_heals_what_the_file_has_wrong() {
+        assert!(read_sample("batch: {leaves: none}\n", &["batch.leaves=2"]).is_ok());
+        assert!(read_sample("name: a\nname: b\n", &["name=c"]).is_ok());
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let text = "\
+nmae: x
+model:
+  layers: 0
+  d_modle: 128
+  positions: {learnt: {max: 3}}
+  bias: yes
+  colour: red
+batch:
+  leaves: 4294967296
+  fraction: 0.75
+  leaves: 2
+resume: form
+rules:
+  - lr: \"3\"
+files: {a: b}
+betas: [1]
+layers: 3
+";
+        insta::assert_snapshot!(read_sample(text, &[]).unwrap_err());
+    }
+
+    #[test]
+    fn mistakes_of_flags_name_the_flag() {
+        let sets = [
+            "model.layer=2",
+            "batch.leaves=-1",
+            "leaves=4",
+            "model.positions.rotry.theta=1",
+            "rules[0].lr=1",
+            "name.first=x",
+            "batch.fraction=[",
+            "resume=from",
+        ];
+        insta::assert_snapshot!(read_sample("", &sets).unwrap_err());
+    }
+
+    #[test]
+    fn bad_yaml_names_its_place() {
+        let texts = [
+            "model:\n  layers: 2\n d_model: 3\n",
+            "a: b: c\n",
+            "name: \"open\n",
+            "\tname: x\n",
+            "model: !big {}\n",
+            "- a\n",
+        ];
+        let all: Vec<String> =
+            texts.iter().map(|text| read_sample(text, &[]).unwrap_err()).collect();
+        insta::assert_snapshot!(all.join("--------\n"));
+    }
+}

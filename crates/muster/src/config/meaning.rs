@@ -1,0 +1,251 @@
+//! What the schema cannot say: numbers that must fit each other, files that must be there.
+
+use std::path::{Path, PathBuf};
+
+use data::config::Origin;
+use data::{DataError, Tokenizer};
+use layout::{LayoutError, Schema, Tree};
+use model::{Architecture, ModelError};
+use optim::OptimError;
+use train::config::{Config, Resume};
+
+/// More tokens in one step are a slip of the keyboard, and would overflow what counts them.
+const TOKENS_PER_STEP_MAX: u128 = 1 << 40;
+
+/// Something wrong, not placed yet.
+#[derive(Debug)]
+pub struct Finding {
+    pub path: String,
+    pub what: String,
+    pub help: Vec<String>,
+    /// Sections it follows from; a mistake reported there makes it no news.
+    pub sections: &'static [&'static str],
+}
+
+/// What follows from a config.
+#[derive(Debug)]
+pub struct Resolved {
+    pub tokenizer: Tokenizer,
+    pub architecture: Architecture,
+    pub schema: Schema,
+    pub tree: Tree,
+}
+
+/// Checks everything; the first part is there if nothing that it needs is wrong.
+pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
+    let mut findings = Vec::new();
+    findings.extend(check_name(config));
+    check_text(config, &mut findings);
+    let tree = check_batch(config, &mut findings);
+    let tokenizer = Tokenizer::load(&config.data.tokenizer)
+        .map_err(|error| findings.push(of_data(error, "data.tokenizer")))
+        .ok();
+    let architecture = tokenizer.as_ref().and_then(|tokenizer| {
+        let resolved = config.model.resolve(tokenizer.vocab_size(), config.batch.seq_len);
+        resolved.map_err(|error| findings.push(of_model(error))).ok()
+    });
+    let schema = architecture.as_ref().and_then(|architecture| {
+        model::parameters(architecture).map_err(|error| findings.push(of_model(error))).ok()
+    });
+    let plan = match &schema {
+        Some((schema, _)) => optim::plan(schema, &config.optimizer).map(|_| ()),
+        None => config.optimizer.check(),
+    };
+    findings.extend(plan.err().map(of_optimizer));
+    findings.extend(check_resume(config));
+    let resolved = match (tokenizer, architecture, schema, tree) {
+        (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree)) => {
+            Some(Resolved { tokenizer, architecture, schema, tree })
+        }
+        _ => None,
+    };
+    (resolved, findings)
+}
+
+fn finding(
+    path: impl Into<String>,
+    what: impl Into<String>,
+    help: &str,
+    sections: &'static [&'static str],
+) -> Finding {
+    let help = if help.is_empty() { Vec::new() } else { vec![help.to_string()] };
+    Finding { path: path.into(), what: what.into(), help, sections }
+}
+
+/// The name becomes a directory and part of the names of shared memory.
+fn check_name(config: &Config) -> Option<Finding> {
+    let name = &config.name;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if !name.is_empty() && name.chars().all(plain) && !name.starts_with(['.', '-']) {
+        return None;
+    }
+    let help = "use letters, digits, `_`, `-` and `.`, beginning with a letter or digit";
+    Some(finding("name", format!("`{name}` cannot name a directory"), help, &["name"]))
+}
+
+fn check_text(config: &Config, findings: &mut Vec<Finding>) {
+    let data = &config.data;
+    if let Err(error) = data.check() {
+        findings.push(of_data(error, "data"));
+        return;
+    }
+    if data.mixture.is_empty() {
+        let origin = match data.files.is_empty() {
+            false => Origin::Files(&data.files),
+            true => Origin::Crates(&data.crates),
+        };
+        check_origin("data", &origin, findings);
+    }
+    for (i, entry) in data.mixture.iter().enumerate() {
+        let at = format!("data.mixture[{i}]");
+        check_origin(&at, &Origin::Files(&entry.files), findings);
+        check_origin(&at, &Origin::Crates(&entry.crates), findings);
+    }
+}
+
+fn check_origin(at: &str, origin: &Origin, findings: &mut Vec<Finding>) {
+    match origin {
+        Origin::Files(files) => {
+            for (i, file) in files.iter().enumerate() {
+                findings.extend(check_file(&format!("{at}.files[{i}]"), file));
+            }
+        }
+        Origin::Crates(names) => {
+            for (i, name) in names.iter().enumerate() {
+                let sources =
+                    data::corpus::crate_files(std::slice::from_ref(name), crate::CARGO_LOCK);
+                let at = format!("{at}.crates[{i}]");
+                findings.extend(sources.err().map(|error| of_data(error, &at)));
+            }
+        }
+    }
+}
+
+fn check_file(at: &str, file: &Path) -> Option<Finding> {
+    let shown = file.display();
+    let problem = match std::fs::metadata(file) {
+        Ok(meta) if meta.is_dir() => {
+            let help = format!("name its files: `{shown}/PART.txt`, as a list");
+            return Some(finding(at, format!("{shown} is a directory"), &help, &["data"]));
+        }
+        Ok(_) => std::fs::File::open(file).err()?,
+        Err(error) => error,
+    };
+    let help = match (neighbour(file), file.is_absolute(), std::env::current_dir()) {
+        (Some(near), ..) => format!("did you mean {}?", near.display()),
+        (None, false, Ok(here)) => format!("it was looked for in {}", here.display()),
+        _ => String::new(),
+    };
+    Some(finding(at, format!("cannot read {shown}: {problem}"), &help, &["data"]))
+}
+
+/// A file in the same directory whose name is nearly the one given.
+pub fn neighbour(file: &Path) -> Option<PathBuf> {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let entries = std::fs::read_dir(parent).ok()?;
+    let mut names: Vec<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    let name = file.file_name()?.to_str()?;
+    let near = super::nearest(name, names.iter().map(String::as_str).filter(|n| *n != name))?;
+    Some(file.with_file_name(near))
+}
+
+fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
+    let batch = &config.batch;
+    let factors = [batch.leaves, batch.micro_batches, batch.micro_batch, batch.seq_len];
+    let product = factors.iter().try_fold(1_u128, |all, &n| all.checked_mul(n as u128));
+    if product.is_none_or(|tokens| tokens > TOKENS_PER_STEP_MAX) {
+        let what = format!(
+            "leaves · micro_batches · micro_batch · seq_len = {} tokens per step, more than 2^40",
+            factors.map(|n| n.to_string()).join(" · ")
+        );
+        findings.push(finding("batch", what, "lower one of the four", &["batch"]));
+        return None;
+    }
+    match Tree::with_leaves(&batch.radices, batch.leaves) {
+        Ok(tree) => {
+            let (ranks, leaves) = (config.ranks.count, batch.leaves);
+            if ranks > leaves {
+                let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
+                let help = format!("use at most {leaves} ranks, or batch.leaves: {ranks} or more");
+                findings.push(finding("ranks.count", what, &help, &["batch", "ranks"]));
+            }
+            Some(tree)
+        }
+        Err(error) => {
+            let help = match error {
+                LayoutError::RadicesProduct { product, .. } => format!(
+                    "use leaves: {product}, or radices: {:?}, or leave radices empty",
+                    Tree::for_leaves(batch.leaves).radices()
+                ),
+                _ => "leave radices empty for the prime factors of leaves".into(),
+            };
+            findings.push(finding("batch.radices", error.to_string(), &help, &["batch"]));
+            None
+        }
+    }
+}
+
+fn check_resume(config: &Config) -> Option<Finding> {
+    let Resume::From(path) = &config.checkpoint.resume else { return None };
+    if path.is_dir() {
+        return None;
+    }
+    let what = format!("there is no directory {}", path.display());
+    let help = match neighbour(path) {
+        Some(near) => format!("did you mean {}?", near.display()),
+        None => "give the directory of a checkpoint, `auto` or `never`".into(),
+    };
+    Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
+}
+
+fn of_data(error: DataError, at: &str) -> Finding {
+    match error {
+        DataError::Config { place, reason } => finding(place, reason, "", &["data"]),
+        other => finding(at, other.to_string(), "", &["data"]),
+    }
+}
+
+fn of_model(error: ModelError) -> Finding {
+    let sections = &["model", "data", "batch"];
+    match error {
+        ModelError::Missing { key, hint } => {
+            finding(format!("model.{key}"), "not set", hint, sections)
+        }
+        ModelError::Shape { key, value, problem, remedy } => {
+            finding(format!("model.{key}"), format!("{value}: {problem}"), &remedy, sections)
+        }
+        other => finding("model", other.to_string(), "", sections),
+    }
+}
+
+fn of_optimizer(error: OptimError) -> Finding {
+    // Whether a rule matches depends on the model, too.
+    let sections = &["optimizer", "model"];
+    match error {
+        OptimError::Value { at, got, allowed, nearest } => {
+            let help = format!("write {allowed}, such as {nearest}");
+            finding(at, format!("{got} is out of range"), &help, sections)
+        }
+        OptimError::NoUpdate { rule } => {
+            let help = "give it `muon: {}` or `adamw: {}` (with defaults)";
+            finding(format!("optimizer.rules[{rule}]"), "it has no update", help, sections)
+        }
+        OptimError::TwoUpdates { rule } => {
+            let what = "it has both `muon` and `adamw`";
+            finding(format!("optimizer.rules[{rule}]"), what, "split it into two rules", sections)
+        }
+        OptimError::UnusedRule { rule, reason } => {
+            let what = format!("it matches no parameter: {reason}");
+            finding(format!("optimizer.rules[{rule}]"), what, "", sections)
+        }
+        OptimError::NotAMatrix { rule, .. } => {
+            finding(format!("optimizer.rules[{rule}]"), error.to_string(), "", sections)
+        }
+        other => finding("optimizer.rules", other.to_string(), "", sections),
+    }
+}

@@ -1,0 +1,25 @@
+//! Configs: read, checked as a whole, printed with comments.
+//!
+//! ```text
+//! file ─ tree (places) ─┐
+//! --set a.b=c ──────────┴▶ check (schema) ─▶ serde ─▶ meaning ─▶ Config
+//!                             └──── problems: all of them, each with its line ────┘
+//! ```
+//! The schema is derived from the types, the printed config from the schema and the defaults:
+//! nothing is written twice.
+
+mod check;
+mod load;
+mod meaning;
+mod nearest;
+mod overrides;
+mod print;
+mod problem;
+mod schema;
+mod tree;
+
+pub use load::{Loaded, load};
+pub use nearest::nearest;
+pub use overrides::Override;
+pub use print::{commented, plain};
+pub use schema::Schema;

@@ -1,0 +1,156 @@
+//! What a person sees of a run: a progress bar on a terminal, plain lines anywhere else.
+//!
+//! [`Renderer`] decides every line; [`Console`] only puts them where they belong. Lines go to
+//! standard output, bars to standard error.
+
+mod render;
+mod units;
+
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use train::event::Event;
+
+pub use render::{Renderer, plural};
+pub use units::{bytes, count, duration, short, visible};
+
+/// The bars of this process, so that whoever ends it can clear them.
+fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(MultiProgress::new)
+}
+
+/// Clears bars and shows the cursor. Safe at any time, more than once.
+pub fn restore_terminal() {
+    if std::io::stderr().is_terminal() {
+        let _ = bars().clear();
+        let _ = std::io::stderr().write_all(b"\x1b[?25h");
+    }
+}
+
+/// A run's console.
+pub struct Console {
+    renderer: Renderer,
+    bar: Option<ProgressBar>,
+    on_terminal: bool,
+}
+
+impl Default for Console {
+    fn default() -> Console {
+        Console::new()
+    }
+}
+
+impl Console {
+    /// Bars if standard error is a terminal; bold text if standard output is one that wants it.
+    pub fn new() -> Console {
+        let wants_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let color = std::io::stdout().is_terminal() && wants_color;
+        let on_terminal = std::io::stderr().is_terminal();
+        Console { renderer: Renderer::new(color), bar: None, on_terminal }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: &Event) {
+        let lines = self.renderer.render(event);
+        if !lines.is_empty() {
+            self.print(&lines);
+        }
+        match event {
+            Event::Header(header) if self.on_terminal => {
+                self.bar = Some(bars().add(step_bar(header.steps)));
+            }
+            Event::Resumed(resumed) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(resumed.step);
+                    // Steps done before say nothing about the time left.
+                    bar.reset_eta();
+                }
+            }
+            Event::Step(step) => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(step.step);
+                    bar.set_message(format!("loss {:.4}", step.loss));
+                }
+            }
+            Event::Finished(_) => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Prints lines above the bar.
+    pub fn print(&self, lines: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| crate::output::say(lines)),
+            None => crate::output::say(lines),
+        }
+    }
+}
+
+fn step_bar(steps: u64) -> ProgressBar {
+    let template = "{wide_bar} {pos}/{len} steps, {eta} left, {msg}";
+    let style = ProgressStyle::with_template(template).expect("a constant template");
+    ProgressBar::new(steps).with_style(style)
+}
+
+/// Plain progress lines come this far apart.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Progress through bytes: a bar on a terminal, a line now and then elsewhere.
+pub struct ByteProgress {
+    what: String,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    said: Instant,
+}
+
+impl ByteProgress {
+    /// Nothing done yet of `what`, in words (`tokenizing`).
+    pub fn new(what: impl Into<String>) -> ByteProgress {
+        let now = Instant::now();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+            let style = ProgressStyle::with_template(template).expect("a constant template");
+            bars().add(ProgressBar::new(0).with_style(style))
+        });
+        ByteProgress { what: what.into(), bar, started: now, said: now }
+    }
+
+    /// `done` of `total` bytes.
+    pub fn update(&mut self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_message(self.what.clone());
+            bar.set_position(done);
+            return;
+        }
+        if self.said.elapsed() >= PLAIN_INTERVAL {
+            self.said = Instant::now();
+            let rate = done as f64 / 1e6 / self.started.elapsed().as_secs_f64();
+            let (what, done, total) = (&self.what, bytes(done), bytes(total));
+            crate::output::complain(&format!("{what}: {done} of {total}, {rate:.1} MB/s"));
+        }
+    }
+
+    /// Begins another piece of work.
+    pub fn rename(&mut self, what: &str) {
+        if self.what != what {
+            self.what = what.into();
+            self.started = Instant::now();
+        }
+    }
+}
+
+impl Drop for ByteProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

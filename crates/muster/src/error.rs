@@ -1,0 +1,170 @@
+//! Whose fault it is, in an exit code, and everything that should be said, in one message.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// As asked.
+    Ok,
+    /// The user's mistake: a config, a path, a value, a damaged file.
+    Mistake,
+    /// A rank, the network or a device failed; trying again may help.
+    Peer,
+    /// A bug in Muster.
+    Bug,
+    /// Told to stop and saved: run again to go on (`EX_TEMPFAIL`, which schedulers requeue).
+    Preempted,
+}
+
+impl Exit {
+    /// The number for the shell.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::Mistake => 2,
+            Exit::Peer => 3,
+            Exit::Bug => 70,
+            Exit::Preempted => 75,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}
+
+/// Why a command failed, ready to be shown.
+#[derive(Debug)]
+pub struct CliError {
+    pub exit: Exit,
+    /// What, where, and what to do; may have several lines.
+    pub message: String,
+}
+
+impl CliError {
+    /// Something that the user can put right.
+    pub fn mistake(message: impl fmt::Display) -> CliError {
+        CliError { exit: Exit::Mistake, message: message.to_string() }
+    }
+
+    /// Something that broke outside this process.
+    pub fn peer(message: impl fmt::Display) -> CliError {
+        CliError { exit: Exit::Peer, message: message.to_string() }
+    }
+
+    /// Something that cannot happen.
+    pub fn bug(message: impl fmt::Display) -> CliError {
+        let message = format!("{message}\nThis is a bug in Muster; please report it.");
+        CliError { exit: Exit::Bug, message }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message.trim_end())
+    }
+}
+
+impl From<data::DataError> for CliError {
+    fn from(error: data::DataError) -> CliError {
+        CliError::mistake(error)
+    }
+}
+
+impl From<layout::LayoutError> for CliError {
+    fn from(error: layout::LayoutError) -> CliError {
+        CliError::mistake(error)
+    }
+}
+
+impl From<model::ModelError> for CliError {
+    fn from(error: model::ModelError) -> CliError {
+        match error {
+            model::ModelError::Device(error) => error.into(),
+            model::ModelError::Kernel(error) => error.into(),
+            other => CliError::mistake(other),
+        }
+    }
+}
+
+impl From<optim::OptimError> for CliError {
+    fn from(error: optim::OptimError) -> CliError {
+        match error {
+            optim::OptimError::Device(error) => error.into(),
+            optim::OptimError::Kernel(error) => error.into(),
+            // The run diverged, which a lower rate or a clip mends.
+            other => CliError::mistake(other),
+        }
+    }
+}
+
+/// Shapes that a kernel refuses were decided here, not by the user.
+impl From<kernels::KernelError> for CliError {
+    fn from(error: kernels::KernelError) -> CliError {
+        CliError::bug(error)
+    }
+}
+
+impl From<device::DeviceError> for CliError {
+    fn from(error: device::DeviceError) -> CliError {
+        CliError::peer(error)
+    }
+}
+
+impl From<checkpoint::Error> for CliError {
+    fn from(error: checkpoint::Error) -> CliError {
+        use checkpoint::Error;
+        match error {
+            // Another incarnation of the job, or a disk that lost writes.
+            Error::Fenced { .. } | Error::SyncFailed { .. } => CliError::peer(error),
+            // The parts of a save are decided by the trainer.
+            Error::Report { .. }
+            | Error::Gap { .. }
+            | Error::Overlap { .. }
+            | Error::Stranger { .. }
+            | Error::OutOfBounds { .. }
+            | Error::OutputLength { .. } => CliError::bug(error),
+            other => CliError::mistake(other),
+        }
+    }
+}
+
+impl From<comm::CommError> for CliError {
+    fn from(error: comm::CommError) -> CliError {
+        use comm::CommError;
+        match error {
+            CommError::PortTaken { .. }
+            | CommError::JobName { .. }
+            | CommError::JobRunning { .. }
+            | CommError::RankTaken { .. } => CliError::mistake(error),
+            // What a group is asked to do is decided by the trainer.
+            CommError::NoSuchRank { .. }
+            | CommError::PerRank { .. }
+            | CommError::Range { .. }
+            | CommError::SumType { .. }
+            | CommError::Program { .. }
+            | CommError::ForeignWindow => CliError::bug(error),
+            CommError::Device(error) => error.into(),
+            other => CliError::peer(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_decides_the_exit_code() {
+        let exit = |error: CliError| error.exit.code();
+        assert_eq!(exit(layout::LayoutError::TooManyRanks { world: 3, leaves: 2 }.into()), 2);
+        let lost = comm::CommError::Revoked { why: "rank 1 died".into() };
+        assert_eq!(exit(lost.into()), 3);
+        let program = comm::CommError::Program { got: 1, expected: 0, inputs: 2 };
+        assert_eq!(exit(program.into()), 70);
+    }
+}

@@ -1,0 +1,40 @@
+//! The last resort: a panic is a bug in Muster, and is called that.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::PanicHookInfo;
+
+use crate::console;
+use crate::error::Exit;
+use crate::output::complain;
+
+/// From now on a panic in any thread ends the process with exit code 70, the terminal usable and
+/// a message that says what to report.
+pub fn install_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        console::restore_terminal();
+        complain(&message(info, &Backtrace::capture()));
+        std::process::exit(Exit::Bug.code().into());
+    }));
+}
+
+fn message(info: &PanicHookInfo, backtrace: &Backtrace) -> String {
+    let what = info.payload_as_str().unwrap_or("an unknown panic");
+    let place = info.location().map_or_else(String::new, |place| format!(" ({place})"));
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let command: Vec<String> = std::env::args().collect();
+    let trace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        _ => "\n(set RUST_BACKTRACE=1 to see where it came from)".into(),
+    };
+    format!(
+        "error: this is a bug in Muster: {what}{place}, thread {thread}\n\
+         Checkpoints that were saved are intact.\n\
+         Please report it with these lines, config.yaml and events.jsonl of the run:\n  \
+         muster {}, {} {}\n  {}{trace}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        command.join(" "),
+    )
+}

@@ -1,0 +1,119 @@
+//! Where a run keeps what it writes.
+//!
+//! ```text
+//! runs/NAME/config.yaml          the config with every default, overrides included
+//!           events.jsonl         one event a line
+//!           loss.svg             plot of the losses
+//!           checkpoints/         see `muster ckpt`
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Checkpoint, Store};
+
+use crate::config::nearest;
+use crate::error::CliError;
+
+/// A run's directory.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// The directory at `root`, which need not be there yet.
+    pub fn new(root: impl Into<PathBuf>) -> RunDir {
+        RunDir { root: root.into() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The resolved config.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.yaml")
+    }
+
+    /// The event log.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
+    /// The plot of the losses.
+    pub fn plot(&self) -> PathBuf {
+        self.root.join("loss.svg")
+    }
+
+    /// Where checkpoints lie.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+}
+
+/// The store of a directory that a person named: a run's, or the one of its checkpoints.
+///
+/// # Errors
+/// It is no directory.
+pub fn store(path: &Path) -> Result<Store, CliError> {
+    if !path.is_dir() {
+        return Err(not_there(path));
+    }
+    let inner = RunDir::new(path).checkpoints();
+    Ok(Store::new(if inner.is_dir() { inner } else { path.to_path_buf() }))
+}
+
+/// The directory of the checkpoint that a person named: itself, or the newest usable one of a
+/// run.
+///
+/// # Errors
+/// There is none.
+pub fn checkpoint_path(path: &Path) -> Result<PathBuf, CliError> {
+    if path.join("COMMIT").is_file() || path.join("manifest.json").is_file() {
+        return Ok(path.to_path_buf());
+    }
+    let store = store(path)?;
+    let newest = store.newest()?;
+    if let Some(checkpoint) = newest.checkpoint {
+        return Ok(checkpoint.path().to_path_buf());
+    }
+    let root = store.root().display();
+    let skipped: Vec<String> =
+        newest.skipped.iter().map(|s| format!("\n  {}: {}", s.path.display(), s.reason)).collect();
+    Err(CliError::mistake(match skipped.is_empty() {
+        true => format!("there is no checkpoint in {root}"),
+        false => format!("no checkpoint in {root} can be used:{}", skipped.concat()),
+    }))
+}
+
+/// Opens the checkpoint that a person named.
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub fn open_checkpoint(path: &Path) -> Result<Checkpoint, CliError> {
+    Ok(Checkpoint::open(checkpoint_path(path)?)?)
+}
+
+fn not_there(path: &Path) -> CliError {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut names: Vec<String> = std::fs::read_dir(parent)
+        .map(|entries| entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+        .unwrap_or_default();
+    names.sort();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let hint = match nearest(name, names.iter().map(String::as_str)) {
+        Some(near) => format!("; did you mean {}?", path.with_file_name(near).display()),
+        None if names.is_empty() => String::new(),
+        None => format!("; in {} there are {}", parent.display(), shorten(&names)),
+    };
+    CliError::mistake(format!("there is no directory {}{hint}", path.display()))
+}
+
+fn shorten(names: &[String]) -> String {
+    let shown = names.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > 10 { format!("{shown}, …") } else { shown }
+}

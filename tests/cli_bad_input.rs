@@ -1,0 +1,294 @@
+//! What a person gets to read after a mistake: the whole message, from the real binary.
+//!
+//! Every case runs in an empty directory of its own, so that paths in messages are short and
+//! equal everywhere; the directory's own path is replaced where it appears.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// An empty directory to run `muster` in.
+struct Desk {
+    dir: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        Desk { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path().join(name), content).unwrap();
+    }
+
+    fn muster(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+        command.args(args).current_dir(self.path()).env_remove("RUST_BACKTRACE");
+        // Help and errors are wrapped to the terminal's width.
+        command.env("COLUMNS", "100").env("CARGO_HOME", self.path().join("no-cargo-home"));
+        command.output().unwrap()
+    }
+
+    /// What was typed, the exit code, and everything that was printed.
+    fn transcript(&self, args: &[&str]) -> String {
+        let output = self.muster(args);
+        let text = |bytes: &[u8]| {
+            let text = String::from_utf8(bytes.to_vec()).expect("messages are text");
+            // macOS reports its temporary directory under two names.
+            let real = self.path().canonicalize().unwrap();
+            text.replace(real.to_str().unwrap(), "HERE")
+                .replace(self.path().to_str().unwrap(), "HERE")
+        };
+        let code = output.status.code().map_or("killed".into(), |code| code.to_string());
+        let typed: Vec<String> = args
+            .iter()
+            .map(|arg| if arg.contains(' ') { format!("'{arg}'") } else { arg.to_string() })
+            .collect();
+        format!(
+            "$ muster {}\n[exit {code}]\n{}{}",
+            typed.join(" "),
+            text(&output.stdout),
+            text(&output.stderr)
+        )
+    }
+}
+
+const SMALL: &str = "\
+model:
+  preset: tiny-moe
+data:
+  files: text.txt
+";
+
+fn check(desk: &Desk, config: &str, sets: &[&str]) -> String {
+    desk.put("run.yaml", config);
+    let mut args = vec!["config", "check", "run.yaml"];
+    for set in sets {
+        args.extend(["--set", set]);
+    }
+    desk.transcript(&args)
+}
+
+#[test]
+fn misspelt_and_misplaced_keys() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let config = "\
+nam: x
+model:
+  preset: tiny-moe
+  d_modle: 128
+  moe:
+    expert: 8
+data:
+  files: text.txt
+optimizer:
+  rules:
+    - match: {role: [matrix]}
+      muon: {momentun: 0.9}
+    - match: {}
+      adamw: {}
+  clip: {globl: 1.0}
+train:
+  stepz: 10
+layers: 4
+ranks:
+  flavour: mint
+";
+    insta::assert_snapshot!(check(&desk, config, &[]));
+}
+
+#[test]
+fn wrong_types_and_ranges() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let config = "\
+seed: -1
+model:
+  preset: tiny-mo
+  layers: 0
+  heads: four
+  tie_embeddings: yes
+  positions: {rotary: {theta: 1e4}, learned: {max: 3}}
+data:
+  files: text.txt
+  tokenizer: gtp2
+batch:
+  leaves: 1_024
+  seq_len: \"256\"
+  micro_batch: 2.5
+optimizer:
+  rules: none
+train:
+  steps: 99999999999999999999
+checkpoint:
+  resume: sometimes
+ranks:
+  backend: nccl
+";
+    insta::assert_snapshot!(check(&desk, config, &[]));
+}
+
+#[test]
+fn impossible_shapes() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let cases: [&[&str]; 8] = [
+        &["model.d_model=100", "model.heads=6"],
+        &["model.kv_heads=3"],
+        &["model.moe.top_k=9"],
+        &["model.vocab_size=100"],
+        &["batch.radices=[2, 3]", "batch.leaves=8"],
+        &["ranks.count=5"],
+        &["model.positions.learned.max=64"],
+        &["batch.micro_batches=99999999999999"],
+    ];
+    let all: Vec<String> = cases.iter().map(|sets| check(&desk, SMALL, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn optimizer_rules_that_do_not_fit_the_model() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let cases: [&[&str]; 5] = [
+        &["optimizer.rules=[{match: {roles: [matrix, expert]}, muon: {}}]"],
+        &["optimizer.rules=[{match: {}, adamw: {}}]"],
+        &["optimizer.rules=[{match: {}, muon: {}}]"],
+        &["optimizer.rules[0].muon.steps=9"],
+        &["optimizer.rules[0].muon.momentum=1"],
+    ];
+    let config = format!(
+        "{SMALL}optimizer:\n  rules:\n    - match: {{roles: [matrix, expert]}}\n      muon: {{}}\n    \
+         - match: {{}}\n      adamw: {{}}\n"
+    );
+    let all: Vec<String> = cases.iter().map(|sets| check(&desk, &config, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn overrides() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let cases: [&[&str]; 6] = [
+        &["model.layer=2"],
+        &["layers=2"],
+        &["train.steps=many"],
+        &["optimizer.rules[7].muon.lr=1"],
+        &["batch.seq_len"],
+        &["data.files=[a.txt"],
+    ];
+    let all: Vec<String> = cases.iter().map(|sets| check(&desk, SMALL, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn text_that_is_not_there() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    std::fs::create_dir(desk.path().join("books")).unwrap();
+    let cases: [&[&str]; 6] = [
+        &["data.files=txet.txt"],
+        &["data.files=[text.txt, books, other.jsonl]"],
+        &["data.files=[]"],
+        &["data.files=[]", "data.crates=[serde, raion]"],
+        &["data.tokenizer.file=tokenizer.json"],
+        &["data.mixture=[{name: a, files: text.txt, weight: 0}]", "data.files=[]"],
+    ];
+    let all: Vec<String> = cases.iter().map(|sets| check(&desk, SMALL, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn files_that_are_not_configs() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    desk.put("binary.yaml", [0xff_u8, 0xfe, 0]);
+    let mut all = vec![
+        check(&desk, "model:\n  layers: 2\n d_model: 3\n", &[]),
+        check(&desk, "name: a\nname: b\ndata: {files: text.txt}\nmodel: {preset: tiny-moe}\n", &[]),
+        check(&desk, "- a\n- b\n", &[]),
+        check(&desk, "model: &m {layers: 2}\n", &[]),
+        check(&desk, "optimizer:\n  clip: !global 1.0\n", &[]),
+        check(&desk, "", &[]),
+    ];
+    for args in [["config", "check", "binary.yaml"], ["config", "check", "rum.yaml"]] {
+        all.push(desk.transcript(&args));
+    }
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn token_files() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text to tokenize");
+    desk.put("bad.jsonl", "{\"text\": \"fine\"}\n{\"body\": 1}\n");
+    desk.put("broken.bin", b"nothing of the kind");
+    assert!(desk.muster(&["data", "tokenize", "text.txt", "text.tok"]).status.success());
+    let whole = std::fs::read(desk.path().join("text.tok")).unwrap();
+    desk.put("short.tok", &whole[..whole.len() - 5]);
+    let mut flipped = whole.clone();
+    flipped[4100] ^= 1;
+    desk.put("flipped.tok", flipped);
+    let cases: [&[&str]; 9] = [
+        &["data", "tokenize", "text.txt", "text.txt"],
+        &["data", "tokenize", "missing.txt", "out.tok"],
+        &["data", "tokenize", "bad.jsonl", "out.tok"],
+        &["data", "tokenize", "--tokenizer", "gtp2", "text.txt", "out.tok"],
+        &["data", "tokenize", "--tokenizer", "gone.json", "text.txt", "out.tok"],
+        &["data", "show", "short.tok"],
+        &["data", "show", "flipped.tok"],
+        &["data", "show", "broken.bin"],
+        &["data", "show", "missing.tok"],
+    ];
+    let all: Vec<String> = cases.iter().map(|args| desk.transcript(args)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn checkpoints_that_are_not_there() {
+    let desk = Desk::new();
+    std::fs::create_dir_all(desk.path().join("runs/quickstart/checkpoints")).unwrap();
+    std::fs::create_dir_all(desk.path().join("half/step-00000010.g0001")).unwrap();
+    let cases: [&[&str]; 5] = [
+        &["ckpt", "ls", "runs/quickstrat"],
+        &["ckpt", "ls", "runs/quickstart"],
+        &["ckpt", "show", "runs/quickstart"],
+        &["ckpt", "verify", "half/step-00000010.g0001"],
+        &["ckpt", "show", "half"],
+    ];
+    let all: Vec<String> = cases.iter().map(|args| desk.transcript(args)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn the_command_line() {
+    let desk = Desk::new();
+    let cases: [&[&str]; 6] = [
+        &["trian", "run.yaml"],
+        &["train"],
+        &["train", "run.yaml", "--rank", "2"],
+        &["train", "run.yaml", "--ranks", "two"],
+        &["train", "run.yaml", "--nodes", "2"],
+        &["train", "run.yaml", "--bind", "localhost"],
+    ];
+    let all: Vec<String> = cases.iter().map(|args| desk.transcript(args)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn a_closed_pipe_is_no_mistake() {
+    use std::process::Stdio;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_muster"))
+        .args(["config", "schema"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
