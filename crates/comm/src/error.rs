@@ -117,6 +117,8 @@ pub enum CommError {
     /// The ranks did not come together.
     #[error(transparent)]
     Refused(#[from] crate::rendezvous::Refusal),
+    #[error("a tcp group blocks: call it from an ordinary thread, not from asynchronous code")]
+    Asynchronous,
     #[error("cannot start the communication runtime: {0}")]
     Runtime(std::io::Error),
     #[error(transparent)]

@@ -275,3 +275,13 @@ fn a_frame_of_another_job_is_refused() {
     assert!(tells(&results[0], "rank 1 had not arrived"), "{results:?}");
     assert!(tells(&results[1], "rank 0 had not arrived"), "{results:?}");
 }
+
+#[test]
+fn asynchronous_code_is_told_to_use_a_thread() {
+    with_group("tcp", 1, PATIENCE_MS, |group| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let text = runtime.block_on(async { message(group.barrier()) });
+        assert!(tells(&text, "from an ordinary thread"), "{text}");
+        group.barrier().unwrap();
+    });
+}

@@ -12,7 +12,7 @@ use crate::counters::CounterCells;
 use crate::{CommError, Operation, Result};
 
 /// Looks at a peer's phase before the first yield, where every rank has a core.
-const SPINS: usize = 2000;
+const SPINS: usize = 300;
 /// Yields before the first sleep.
 const YIELDS: usize = 50;
 /// Longest sleep: bounds how late revocation and death are noticed.

@@ -96,6 +96,7 @@ impl Tcp {
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
+        check_thread()?;
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
         let me = Identity { token: frame::token(job), rank, world };
@@ -169,6 +170,7 @@ impl Tcp {
         progress: Progress,
         number: impl FnOnce(&mut State) -> Result<Call>,
     ) -> Result<R> {
+        check_thread()?;
         // After a panic inside an operation the next frames do not fit, which is found out.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let Inner { state, signals } = &mut *inner;
@@ -227,6 +229,14 @@ impl Tcp {
         // An operation in progress fails at once and lets go.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.signals.revoke(why);
+    }
+}
+
+/// Refuses a thread that tokio would not let block.
+fn check_thread() -> Result<()> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => Err(CommError::Asynchronous),
+        Err(_) => Ok(()),
     }
 }
 
