@@ -1,7 +1,7 @@
 //! `manifest.json`: what a checkpoint holds and where, in JSON that people can read.
 //!
-//! A manifest is trusted only after its digest has matched `COMMIT`; then [`Manifest::parse`]
-//! still proves that it makes sense by itself: every state tensor is covered exactly once, every
+//! A manifest is trusted only after its digest has matched `COMMIT`; then parsing it still proves
+//! that it makes sense by itself: every state tensor is covered exactly once, every
 //! chunk lies inside its file, and no path leaves the directory.
 
 use std::collections::HashSet;
