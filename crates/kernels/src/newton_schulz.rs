@@ -394,3 +394,6 @@ fn transpose<T: Real>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -535,3 +535,6 @@ pub fn round_from_masters(
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
