@@ -16,11 +16,20 @@ pub enum Event {
     /// Gradients that were not finite; never applied.
     NonFinite(NonFinite),
     /// Something odd that does not stop the run.
-    Warning { message: String },
+    Warning {
+        message: String,
+    },
     /// The order-2 byte model on the same split, for comparison.
-    Baseline { bits_per_byte: f64, train_bytes: u64, validation_bytes: u64 },
+    Baseline {
+        bits_per_byte: f64,
+        train_bytes: u64,
+        validation_bytes: u64,
+    },
     /// Text generated at the end.
-    Sample { prompt: String, text: String },
+    Sample {
+        prompt: String,
+        text: String,
+    },
     Finished(Finished),
 }
 

@@ -1,4 +1,36 @@
-//! train
+//! A training run: what is decided before it, one step of it, and what it keeps.
+//!
+//! ```text
+//! Config ─▶ RunPlan (architecture, tree, ownership, memory) ─▶ Trainer (one rank)
+//!
+//! Trainer::step:  leaves ─▶ Engine forward, backward ─▶ folds of the tree
+//!                 ─▶ ordered reduction to owners ─▶ statistics ─▶ vote (all ranks decide the same)
+//!                 ─▶ owners update ─▶ gather of weights
+//! ```
+//!
+//! Invariants:
+//!   * nothing that outlives a step is written before the vote, and every rank votes the same;
+//!   * the weights have the same bits for every number of ranks, threads and restarts;
+//!   * whatever a run says is an [`event::Event`]; the trainer prints nothing.
 
 pub mod config;
+mod diagnose;
+mod engine;
+mod error;
+mod evaluate;
 pub mod event;
+pub mod memory;
+mod plan;
+mod sample;
+mod save;
+mod trainer;
+mod vote;
+
+pub use config::Config;
+pub use engine::{Engine, NativeEngine, Stash};
+pub use error::TrainError;
+pub use event::Event;
+pub use plan::RunPlan;
+pub use sample::{Sampler, Sampling};
+pub use save::{Loaded, load_weights};
+pub use trainer::{Outcome, Parts, Trainer, Wants};

@@ -1,0 +1,40 @@
+//! Where a gradient stopped being finite: the leaves of the step are run again, one by one. The
+//! weights have not changed and samples are a pure function of their index, so the same numbers
+//! appear; the normal path pays nothing for it.
+
+use device::{DType, Tensor};
+use kernels::elementwise;
+use layout::FlatLayout;
+
+use crate::TrainError;
+
+/// Most places that are named.
+pub const MOST: usize = 8;
+
+/// The tensors of `grads` with an infinite or NaN element, at most [`MOST`].
+pub fn non_finite_tensors(
+    stream: &device::Stream,
+    flat: &FlatLayout,
+    grads: &Tensor,
+) -> Result<Vec<usize>, TrainError> {
+    let flag = stream.device().zeros(&[1], DType::U32)?;
+    let mut found = Vec::new();
+    for tensor in 0..flat.lens.len() {
+        elementwise::all_finite(stream, &grads.flat(flat.range(tensor))?, &flag)?;
+        if stream.to_vec::<u32>(&flag)?[0] == 0 {
+            found.push(tensor);
+        }
+        if found.len() == MOST {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// `a (rank 0, leaf 1), b (rank 2, leaf 5)`.
+pub fn describe(places: &[(String, usize, usize)]) -> String {
+    let place = |(name, rank, leaf): &(String, usize, usize)| {
+        format!("`{name}` (rank {rank}, leaf {leaf})")
+    };
+    places.iter().map(place).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,41 @@
+use std::path::PathBuf;
+
+/// Why a rank cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Layout(#[from] layout::LayoutError),
+    #[error(transparent)]
+    Device(#[from] device::DeviceError),
+    #[error(transparent)]
+    Kernel(#[from] kernels::KernelError),
+    #[error(transparent)]
+    Comm(#[from] comm::CommError),
+    #[error(transparent)]
+    Optimizer(#[from] optim::OptimError),
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// A gradient was infinite or NaN and the config says stop.
+    #[error(
+        "step {step}: the gradient is not finite in {places}; nothing was applied. Lower the \
+         learning rate, clip gradients (optimizer.clip), or set optimizer.non_finite: skip"
+    )]
+    NonFinite { step: u64, places: String },
+    /// Another rank could not do its part of a save.
+    #[error("step {step} was not saved: rank {rank}: {reason}")]
+    PeerSave { step: u64, rank: usize, reason: String },
+    /// The checkpoint is of another model.
+    #[error(
+        "{path} holds another model: {difference}; give the run another name, or use --resume never"
+    )]
+    OtherModel { path: PathBuf, difference: String },
+    /// The message of a peer cannot be read; ranks of different versions were refused before.
+    #[error("rank {rank} sent a vote of {got} bytes where {expected} were expected")]
+    Vote { rank: usize, got: usize, expected: usize },
+    #[error("cannot tell what happens: {0}")]
+    Events(std::io::Error),
+}

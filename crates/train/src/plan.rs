@@ -1,0 +1,234 @@
+//! Everything that is decided before the first step, without talking and without memory.
+
+use std::ops::Range;
+
+use device::DType;
+use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, Tree};
+use model::{Architecture, MicroBatch};
+use optim::TensorPlan;
+
+use crate::TrainError;
+use crate::config::{Config, WeightsDtype};
+use crate::event::{Corpus, Header};
+
+/// What the allocator, thread stacks and the matrix product's packing buffers take beside the
+/// planned buffers, per process: measured, see the memory benchmark.
+const PROCESS_BYTES: usize = 12 << 20;
+
+/// Packing buffers of the matrix product, per thread: one L2 cache.
+const PACKING_BYTES_PER_THREAD: usize = 1 << 20;
+
+/// The plan of a run for a number of ranks.
+pub struct RunPlan {
+    pub architecture: Architecture,
+    pub schema: Schema,
+    pub flat: FlatLayout,
+    pub tree: Tree,
+    pub world: usize,
+    pub threads: usize,
+    pub batch: MicroBatch,
+    pub weights: DType,
+    /// What each tensor's update is.
+    pub updates: Vec<TensorPlan>,
+    pub ownership: Ownership,
+    /// Of every rank: each partial's node and the gradient slot that holds it.
+    pub partials: Vec<Vec<(Node, usize)>>,
+    /// How an owner adds the partials of all ranks.
+    pub program: Program,
+    /// Per bucket, per rank: the elements it owns.
+    pub bucket_segments: Vec<Vec<Vec<Range<usize>>>>,
+    /// Per rank: all elements it owns.
+    pub segments: Vec<Vec<Range<usize>>>,
+    /// Per rank: the statistic slots it fills.
+    pub slots: Vec<Vec<Range<usize>>>,
+    pub bucket_elements: usize,
+}
+
+impl RunPlan {
+    /// Decides for `world` ranks of `threads` threads each.
+    ///
+    /// # Errors
+    /// A model that does not fit together; a tree that does not fit the leaves; more ranks than
+    /// leaves; optimizer rules that leave a parameter out.
+    pub fn new(
+        config: &Config,
+        tokenizer_vocab: usize,
+        world: usize,
+        threads: usize,
+    ) -> Result<RunPlan, TrainError> {
+        let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
+        let (schema, _) = model::parameters(&architecture)?;
+        let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;
+        let bucket_elements = config.ranks.bucket_bytes.div_ceil(4);
+        let flat = FlatLayout::new(&schema, bucket_elements);
+        let updates = optim::plan(&schema, &config.optimizer)?;
+        let treatments = optim::treatments(&updates);
+        let cost = &CostTable::CPU;
+        let ownership = Ownership::new(&schema, &flat, &treatments, world, cost)?;
+        let mut partials = Vec::with_capacity(world);
+        for rank in 0..world {
+            partials.push(tree.schedule(&tree.leaf_range(rank, world)?).partials);
+        }
+        let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
+        let segments: Vec<Vec<Range<usize>>> =
+            (0..world).map(|rank| ownership.segments(rank)).collect();
+        let cut_to = |bucket: &Range<usize>| segments.iter().map(|s| cut(s, bucket)).collect();
+        let slots = (0..world).map(|r| ownership.owned(r).map(|p| p.slots.clone()).collect());
+        Ok(RunPlan {
+            program: tree.combine(&nodes),
+            bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
+            slots: slots.collect(),
+            batch: MicroBatch {
+                windows: config.batch.micro_batch,
+                positions: config.batch.seq_len,
+            },
+            weights: match config.train.weights {
+                WeightsDtype::F32 => DType::F32,
+                WeightsDtype::Bf16 => DType::Bf16,
+            },
+            architecture,
+            schema,
+            flat,
+            tree,
+            world,
+            threads,
+            updates,
+            ownership,
+            partials,
+            segments,
+            bucket_elements,
+        })
+    }
+
+    /// The accumulation schedule of a rank.
+    ///
+    /// # Errors
+    /// Never for a rank of the plan.
+    pub fn schedule(&self, rank: usize) -> Result<Schedule, TrainError> {
+        Ok(self.tree.schedule(&self.tree.leaf_range(rank, self.world)?))
+    }
+
+    /// Gradient buffers of every rank: those of the rank that needs most.
+    pub fn gradient_slots(&self) -> usize {
+        let slots = (0..self.world).filter_map(|rank| self.schedule(rank).ok());
+        slots.map(|schedule| schedule.slots).max().unwrap_or(1)
+    }
+
+    /// Gradient bytes sent by all ranks over those of a ring reduce-scatter.
+    pub fn byte_factor(&self) -> f64 {
+        if self.world == 1 {
+            return 1.0;
+        }
+        let total: usize = self.flat.lens.iter().sum();
+        let mut sent = 0;
+        for (rank, partials) in self.partials.iter().enumerate() {
+            let own: usize = self.segments[rank].iter().map(ExactSizeIterator::len).sum();
+            sent += partials.len() * (total - own);
+        }
+        sent as f64 / ((self.world - 1) * total) as f64
+    }
+
+    /// Bytes of a rank by what for.
+    ///
+    /// # Errors
+    /// Plans that do not match, which [`RunPlan::new`] excludes.
+    pub fn memory(&self, rank: usize) -> Result<Vec<(String, u64)>, TrainError> {
+        let page = |bytes: usize| bytes.next_multiple_of(4096) as u64;
+        let mut items = vec![
+            ("weights".to_owned(), page(self.flat.len * self.weights.bytes())),
+            (
+                format!("gradients, {} buffers", self.gradient_slots()),
+                self.gradient_slots() as u64 * page(self.flat.len * 4),
+            ),
+        ];
+        let (schema, plan) = (&self.schema, &self.ownership);
+        let state =
+            optim::memory_plan(schema, plan, rank, &self.updates, self.weights, self.threads)?;
+        for item in state.iter().filter(|item| item.elements > 0) {
+            items.push((item.name.to_owned(), page(item.bytes())));
+        }
+        let bf16 = self.weights == DType::Bf16;
+        for (name, bytes) in model::memory_plan(&self.architecture, schema, self.batch, bf16) {
+            items.push((name.to_owned(), page(bytes)));
+        }
+        let packing = self.threads * PACKING_BYTES_PER_THREAD;
+        items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));
+        Ok(items)
+    }
+
+    /// Planned bytes of the rank that needs most.
+    pub fn peak_bytes(&self) -> u64 {
+        let total = |rank| -> Option<u64> {
+            Some(self.memory(rank).ok()?.iter().map(|(_, bytes)| bytes).sum())
+        };
+        (0..self.world).filter_map(total).max().unwrap_or(0)
+    }
+
+    /// BLAKE3 of what decides rounding, beside the device: leaves, tree, micro-batches, update
+    /// rules, version. The number of ranks and threads is not in it.
+    pub fn numeric_digest(&self, config: &Config) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let version = env!("CARGO_PKG_VERSION");
+        let isa = (cfg!(target_arch = "x86_64"), std::env::consts::ARCH);
+        let batch = &config.batch;
+        let text = format!("{version} {isa:?} {batch:?} {:?}", self.tree.radices());
+        hasher.update(text.as_bytes());
+        hasher.update(&self.schema.digest());
+        hasher.update(format!("{:?}", config.optimizer.rules).as_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
+    /// What the header of a run says.
+    ///
+    /// # Errors
+    /// As [`RunPlan::memory`].
+    pub fn header(
+        &self,
+        config: &Config,
+        corpus: Vec<Corpus>,
+        digests: (String, String),
+        run_dir: String,
+    ) -> Result<Header, TrainError> {
+        let memories: Result<Vec<_>, _> = (0..self.world).map(|rank| self.memory(rank)).collect();
+        let total = |items: &Vec<(String, u64)>| items.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let memory = memories?.into_iter().max_by_key(total).unwrap_or_default();
+        let active = model::active_parameters(&self.architecture, &self.schema);
+        let critical = self.ownership.critical().map(|piece| {
+            let name = &self.schema.tensors[piece.tensor].name;
+            format!("{name} rows {}..{}", piece.rows.start, piece.rows.end)
+        });
+        let table = optim::table(&self.schema, &self.updates);
+        Ok(Header {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: config.name.clone(),
+            config_digest: digests.0,
+            data_digest: digests.1,
+            parameters: self.schema.parameters() as u64,
+            active_parameters: active as u64,
+            steps: config.train.steps,
+            tokens_per_step: config.batch.tokens_per_step(),
+            leaves: config.batch.leaves,
+            radices: self.tree.radices().to_vec(),
+            ranks: self.world,
+            backend: format!("{:?}", config.ranks.backend).to_lowercase(),
+            threads: self.threads,
+            device: format!("{:?}", config.ranks.device).to_lowercase(),
+            weights: self.weights.to_string(),
+            free: self.tree.is_free(self.world),
+            byte_factor: self.byte_factor(),
+            memory,
+            optimizer: table.lines().map(|line| line.trim_start().to_owned()).collect(),
+            balance: self.ownership.balance(),
+            critical,
+            clip: format!("{:?}", config.optimizer.clip).to_lowercase(),
+            corpus,
+            run_dir,
+        })
+    }
+}
+
+/// The parts of sorted `segments` inside `range`.
+fn cut(segments: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
+    let parts = segments.iter().map(|s| s.start.max(range.start)..s.end.min(range.end));
+    parts.filter(|part| !part.is_empty()).collect()
+}

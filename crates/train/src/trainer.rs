@@ -1,0 +1,655 @@
+//! One rank of a run: the step, and the loop around it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use checkpoint::{Attempt, Checkpoint, Digest, RunState, Store};
+use comm::{Communicator, OrderedReduce, Window};
+use data::{Dataset, SampleMut, Split};
+use device::{DType, Device, Stream, Tensor};
+use kernels::elementwise;
+use layout::Schedule;
+use model::{Gradients, Inputs, NoHooks, Parameters, State};
+use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
+
+use crate::diagnose;
+use crate::event::{FinishReason, NonFinite, Saved, Step};
+use crate::save::{Loaded, Saver, check_model, load_states};
+use crate::vote::{Ballot, Tally, expert_load};
+use crate::{Config, Engine, Event, RunPlan, TrainError};
+
+/// What a trainer is put together from.
+pub struct Parts<E> {
+    pub config: Config,
+    pub plan: RunPlan,
+    pub comm: Arc<dyn Communicator>,
+    pub device: Device,
+    pub dataset: Dataset,
+    pub engine: E,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub reason: FinishReason,
+    pub step: u64,
+    pub final_loss: Option<f64>,
+    pub final_bits_per_byte: Option<f64>,
+    pub checkpoint: Option<String>,
+}
+
+/// Device memory of a trainer.
+pub(crate) struct Memory {
+    weights_window: Window,
+    pub(crate) weights: Tensor,
+    slots: Vec<Window>,
+    grads: Vec<Tensor>,
+    pub(crate) router_bias: Tensor,
+    loads: Tensor,
+    statistics: Tensor,
+    pub(crate) loss: Tensor,
+}
+
+impl Memory {
+    pub(crate) fn state(&self) -> State<'_> {
+        State { weights: &self.weights, router_bias: &self.router_bias, loads: &self.loads }
+    }
+}
+
+/// Host buffers of a trainer, reused every step.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) targets: Vec<u32>,
+    pub(crate) doc_start: Vec<u32>,
+    ballot: Ballot,
+    bytes: Vec<u8>,
+    ballots: Vec<Vec<u8>>,
+    tally: Tally,
+    decision: ClipDecision,
+    statistics: Vec<f64>,
+    bias: Vec<f32>,
+    scratch: Vec<f64>,
+}
+
+/// One rank of a run.
+pub struct Trainer<E: Engine> {
+    pub(crate) config: Config,
+    pub(crate) plan: RunPlan,
+    pub(crate) comm: Arc<dyn Communicator>,
+    pub(crate) dataset: Dataset,
+    pub(crate) engine: E,
+    pub(crate) memory: Memory,
+    pub(crate) host: Host,
+    params: Parameters,
+    schedule: Schedule,
+    optimizer: ShardedOptimizer,
+    clipper: Clipper,
+    stream: Stream,
+    /// Steps taken.
+    pub(crate) step: u64,
+    /// Global sample cursor.
+    samples: u64,
+    tokens: u64,
+    previous_norm: Option<f64>,
+    peak_bytes: u64,
+}
+
+impl<E: Engine> Trainer<E> {
+    /// Allocates everything and sets the initial weights.
+    ///
+    /// # Errors
+    /// Memory; peers that are lost meanwhile.
+    pub fn new(parts: Parts<E>) -> Result<Trainer<E>, TrainError> {
+        let Parts { config, plan, comm, device, dataset, engine } = parts;
+        let rank = comm.rank();
+        let schedule = plan.schedule(rank)?;
+        let weights_window = comm.window(&device, plan.flat.len * plan.weights.bytes())?;
+        let weights = weights_window.tensor(0, &[plan.flat.len], plan.weights)?;
+        let mut slots = Vec::new();
+        let mut grads = Vec::new();
+        for _ in 0..plan.gradient_slots() {
+            let window = comm.window(&device, plan.flat.len * 4)?;
+            grads.push(window.tensor(0, &[plan.flat.len], DType::F32)?);
+            slots.push(window);
+        }
+        let experts = plan.architecture.moe.as_ref().map_or(1, |moe| moe.experts);
+        let moe_layers = plan.architecture.moe_layers();
+        let memory = Memory {
+            router_bias: device.zeros(&[moe_layers.max(1), experts], DType::F32)?,
+            loads: device.zeros(&[moe_layers.max(1), experts], DType::U32)?,
+            statistics: device.zeros(&[plan.ownership.slots], DType::F64)?,
+            loss: device.zeros(&[1], DType::F64)?,
+            weights_window,
+            weights,
+            slots,
+            grads,
+        };
+        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
+        let mut optimizer = ShardedOptimizer::new(
+            &device,
+            schema,
+            flat,
+            &plan.ownership,
+            rank,
+            updates,
+            plan.weights,
+        )?;
+        let stream = device.stream();
+        let seed = config.seed;
+        model::initialize(&stream, &plan.architecture, schema, flat, seed, &memory.weights)?;
+        optimizer.adopt(&memory.weights)?;
+        let optim = &config.optimizer;
+        let clipper = Clipper::new(optim.clip, optim.non_finite, updates, &plan.ownership);
+        let rows = plan.batch.rows();
+        let mut host = Host {
+            tokens: vec![0; rows],
+            targets: vec![0; rows],
+            doc_start: vec![0; rows],
+            bias: vec![0.0; moe_layers * experts],
+            statistics: vec![0.0; plan.ownership.slots],
+            ..Host::default()
+        };
+        host.tally.statistics = vec![0.0; plan.ownership.slots];
+        host.ballot.loads = vec![0; moe_layers * experts];
+        let (_, params) = model::parameters(&plan.architecture)?;
+        Ok(Trainer {
+            config,
+            plan,
+            comm,
+            dataset,
+            engine,
+            memory,
+            host,
+            params,
+            schedule,
+            optimizer,
+            clipper,
+            stream,
+            step: 0,
+            samples: 0,
+            tokens: 0,
+            previous_norm: None,
+            peak_bytes: 0,
+        })
+    }
+
+    /// Steps taken.
+    pub fn steps_taken(&self) -> u64 {
+        self.step
+    }
+
+    /// Most bytes of anonymous and shared memory that were seen.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_bytes
+    }
+
+    /// Bytes moved so far.
+    pub fn counters(&self) -> comm::Counters {
+        self.comm.counters()
+    }
+
+    /// Takes one optimizer step.
+    ///
+    /// # Errors
+    /// A lost peer; gradients that are not finite, if the config says stop; device errors.
+    /// Weights are then those of before.
+    pub fn take_step(
+        &mut self,
+        wants: Wants,
+    ) -> Result<(Step, Wants, Option<NonFinite>), TrainError> {
+        let started = Instant::now();
+        self.accumulate(self.samples)?;
+        let accumulated = started.elapsed();
+        self.reduce()?;
+        let reduced = started.elapsed();
+        let verdict = self.vote(wants)?;
+        let non_finite = match verdict {
+            Verdict::Apply => None,
+            _ => Some(self.diagnose(verdict)?),
+        };
+        let factor =
+            optim::factor(self.step + 1, self.config.train.steps, &self.config.optimizer.schedule);
+        let tokens = self.host.tally.target_tokens;
+        if verdict == Verdict::Apply {
+            let scalars = StepScalars {
+                step: self.step + 1,
+                lr_factor: factor,
+                inverse_tokens: 1.0 / tokens.max(1) as f64,
+                clip: &self.host.decision,
+            };
+            let out = &self.memory.grads[self.out_slot()];
+            self.optimizer.apply(&self.memory.weights, out, &scalars)?;
+            self.balance()?;
+            self.previous_norm = Some(self.host.decision.norm);
+        }
+        self.stream.synchronize()?;
+        let updated = started.elapsed();
+        if verdict == Verdict::Apply {
+            self.gather_weights()?;
+        }
+        self.step += 1;
+        self.samples += self.config.batch.samples_per_step();
+        self.tokens += tokens;
+        let total = started.elapsed();
+        self.peak_bytes = self.peak_bytes.max(crate::memory::anonymous_bytes().unwrap_or(0));
+        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+        let phases_ms = [
+            ms(accumulated),
+            ms(reduced - accumulated),
+            ms(updated - reduced),
+            ms(total - updated),
+        ];
+        let step = self.report(factor, ms(total), phases_ms, verdict);
+        if let (Verdict::Stop, Some(report)) = (verdict, &non_finite) {
+            let places = diagnose::describe(&report.places);
+            return Err(TrainError::NonFinite { step: self.step, places });
+        }
+        let tally = &self.host.tally;
+        Ok((step, Wants { stop: tally.stop, terminate: tally.terminate }, non_finite))
+    }
+
+    fn report(&mut self, factor: f64, ms: f64, phases_ms: [f64; 4], verdict: Verdict) -> Step {
+        let host = &mut self.host;
+        let experts = self.plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
+        let load = expert_load(&host.tally.loads, experts, &mut host.scratch);
+        let tally = &host.tally;
+        let rule = self.config.optimizer.rules.first();
+        let base =
+            rule.and_then(|r| r.muon.as_ref().map(|m| m.lr).or(r.adamw.as_ref().map(|a| a.lr)));
+        let bytes = tally.target_bytes.filter(|&bytes| bytes > 0);
+        Step {
+            step: self.step,
+            loss: tally.loss / tally.target_tokens.max(1) as f64,
+            bits_per_byte: bytes.map(|b| tally.loss / std::f64::consts::LN_2 / b as f64),
+            grad_norm: host.decision.norm,
+            lr: factor * base.unwrap_or(1.0),
+            ms,
+            tokens: tally.target_tokens,
+            tokens_per_s: self.config.batch.tokens_per_step() as f64 / ms * 1e3,
+            expert_load: load.map(|(load, _)| load),
+            dead_experts: load.map_or(0, |(_, dead)| dead),
+            skipped: verdict != Verdict::Apply,
+            phases_ms,
+        }
+    }
+
+    /// Forward and backward of this rank's leaves, folded along the tree.
+    fn accumulate(&mut self, first_sample: u64) -> Result<(), TrainError> {
+        let ballot = &mut self.host.ballot;
+        (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
+        ballot.losses.clear();
+        self.stream.copy_in(&self.memory.loads, &zeros(self.memory.loads.len()))?;
+        for index in 0..self.schedule.steps.len() {
+            let (leaf, slot) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
+            self.leaf(first_sample, leaf, slot)?;
+            for fold in 0..self.schedule.steps[index].folds.len() {
+                let (into, from) = self.schedule.steps[index].folds[fold];
+                let (into, from) = (&self.memory.grads[into], &self.memory.grads[from]);
+                elementwise::add(&self.stream, from, into)?;
+            }
+        }
+        self.stream.synchronize()?;
+        Ok(())
+    }
+
+    /// One leaf into one gradient buffer.
+    fn leaf(&mut self, first_sample: u64, leaf: usize, slot: usize) -> Result<(), TrainError> {
+        let batch = &self.config.batch;
+        let (per_leaf, windows) = (batch.micro_batches, batch.micro_batch);
+        for micro in 0..per_leaf {
+            let first = first_sample + ((leaf * per_leaf + micro) * windows) as u64;
+            let tokens = self.read(first)?;
+            let inputs = Inputs {
+                tokens: &self.host.tokens,
+                targets: &self.host.targets,
+                doc_start: &self.host.doc_start,
+            };
+            let state = self.memory.state();
+            let stash = self.engine.forward(&inputs, state, &mut NoHooks)?;
+            let to = Gradients {
+                flat: &self.memory.grads[slot],
+                accumulate: micro > 0,
+                tokens: tokens as f64,
+                loss: &self.memory.loss,
+            };
+            self.engine.backward(stash, state, to, &mut NoHooks)?;
+            let mut loss = [0.0];
+            self.stream.copy_out(&self.memory.loss, &mut loss)?;
+            self.host.ballot.losses.push(loss[0]);
+        }
+        Ok(())
+    }
+
+    /// Reads a micro-batch of training windows into the host buffers; returns its target tokens.
+    fn read(&mut self, first: u64) -> Result<u64, TrainError> {
+        let positions = self.plan.batch.positions;
+        let host = &mut self.host;
+        let mut tokens = 0;
+        for row in 0..self.plan.batch.windows {
+            let part = row * positions..(row + 1) * positions;
+            let mut out = SampleMut {
+                inputs: &mut host.tokens[part.clone()],
+                targets: &mut host.targets[part.clone()],
+                doc_start: &mut host.doc_start[part],
+            };
+            let info = self.dataset.read(Split::Train, first + row as u64, &mut out)?;
+            tokens += u64::from(info.target_tokens);
+            let bytes = host.ballot.target_bytes.zip(info.target_bytes);
+            host.ballot.target_bytes = bytes.map(|(a, b)| a + b);
+        }
+        host.ballot.target_tokens += tokens;
+        Ok(tokens)
+    }
+
+    /// The gradient buffer that receives this rank's reduced segments.
+    fn out_slot(&self) -> usize {
+        self.plan.partials[self.comm.rank()][0].1
+    }
+
+    fn reduce(&mut self) -> Result<(), TrainError> {
+        if self.comm.world() == 1 && self.plan.program.ops.len() == 1 {
+            return Ok(());
+        }
+        for (bucket, segments) in self.plan.flat.buckets.iter().zip(&self.plan.bucket_segments) {
+            let op = OrderedReduce {
+                slots: &self.memory.slots,
+                partials: &self.plan.partials,
+                program: &self.plan.program,
+                range: bucket.range.clone(),
+                segments,
+                out: &self.memory.grads[self.out_slot()],
+            };
+            self.comm.reduce_scatter_ordered(&self.stream, &op)?;
+        }
+        Ok(())
+    }
+
+    /// Exchanges statistics and counts, and decides; every rank decides the same.
+    fn vote(&mut self, wants: Wants) -> Result<Verdict, TrainError> {
+        let out = &self.memory.grads[self.out_slot()];
+        self.optimizer.statistics(out, &self.memory.statistics)?;
+        let host = &mut self.host;
+        self.stream.copy_out(&self.memory.statistics, &mut host.statistics)?;
+        let ballot = &mut host.ballot;
+        (ballot.stop, ballot.terminate) = (wants.stop, wants.terminate);
+        ballot.statistics.clear();
+        for slots in &self.plan.slots[self.comm.rank()] {
+            ballot.statistics.extend_from_slice(&host.statistics[slots.clone()]);
+        }
+        if self.plan.architecture.moe.is_some() {
+            self.stream.copy_out(&self.memory.loads, &mut ballot.loads)?;
+        }
+        ballot.encode(&mut host.bytes);
+        self.comm.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
+        host.tally.count(&host.ballots, &self.plan.slots)?;
+        let (statistics, tokens) = (&host.tally.statistics, host.tally.target_tokens);
+        self.clipper.decide(statistics, tokens, self.previous_norm, &mut host.decision)?;
+        Ok(host.decision.verdict)
+    }
+
+    /// Loss-free balancing (Wang et al. 2024): each bias moves by the rate towards the mean load.
+    fn balance(&mut self) -> Result<(), TrainError> {
+        let Some(moe) = &self.plan.architecture.moe else { return Ok(()) };
+        if moe.balance_rate == 0.0 {
+            return Ok(());
+        }
+        let (bias, loads) = (&mut self.host.bias, &self.host.tally.loads);
+        let rate = moe.balance_rate as f32;
+        let layers = bias.chunks_exact_mut(moe.experts).zip(loads.chunks_exact(moe.experts));
+        for (bias, loads) in layers {
+            let total: u64 = loads.iter().sum();
+            for (bias, &load) in bias.iter_mut().zip(loads) {
+                match (load * moe.experts as u64).cmp(&total) {
+                    std::cmp::Ordering::Less => *bias += rate,
+                    std::cmp::Ordering::Greater => *bias -= rate,
+                    std::cmp::Ordering::Equal => {}
+                }
+            }
+        }
+        Ok(self.stream.copy_in(&self.memory.router_bias, bias)?)
+    }
+
+    fn gather_weights(&mut self) -> Result<(), TrainError> {
+        if self.comm.world() == 1 {
+            return Ok(());
+        }
+        let (window, bytes) = (&self.memory.weights_window, self.plan.weights.bytes());
+        let segments = &self.plan.segments;
+        Ok(self.comm.all_gather_segments(&self.stream, window, bytes, segments)?)
+    }
+
+    /// Runs the leaves again to find where gradients stopped being finite.
+    fn diagnose(&mut self, verdict: Verdict) -> Result<NonFinite, TrainError> {
+        let mut mine: Vec<(String, usize, usize)> = Vec::new();
+        let leaves: Vec<usize> = self.schedule.steps.iter().map(|step| step.leaf).collect();
+        for leaf in leaves {
+            self.leaf(self.samples, leaf, 0)?;
+            let grads = &self.memory.grads[0];
+            for tensor in diagnose::non_finite_tensors(&self.stream, &self.plan.flat, grads)? {
+                let name = self.plan.schema.tensors[tensor].name.clone();
+                mine.push((name, self.comm.rank(), leaf));
+            }
+        }
+        mine.truncate(diagnose::MOST);
+        let all = self.comm.all_gather_bytes(&serde_json::to_vec(&mine).unwrap_or_default())?;
+        let mut places: Vec<(String, usize, usize)> = Vec::new();
+        for message in &all {
+            places.extend(serde_json::from_slice::<Vec<_>>(message).unwrap_or_default());
+        }
+        if places.is_empty() {
+            // Each leaf is finite, their sum is not: the parameters are all that can be said.
+            let names = &self.plan.schema.tensors;
+            let tensors = self.host.decision.non_finite.iter();
+            places = tensors.map(|&t| (names[t].name.clone(), 0, 0)).collect();
+        }
+        places.truncate(diagnose::MOST);
+        let action = if verdict == Verdict::Stop { "stopped" } else { "skipped" }.to_owned();
+        Ok(NonFinite { step: self.step + 1, places, action })
+    }
+
+    fn saver(&self) -> Saver<'_> {
+        Saver {
+            plan: &self.plan,
+            params: &self.params,
+            comm: self.comm.as_ref(),
+            stream: &self.stream,
+            optimizer: &self.optimizer,
+            weights: &self.memory.weights,
+            router_bias: &self.memory.router_bias,
+        }
+    }
+
+    /// Saves a checkpoint of the state after the last step.
+    ///
+    /// # Errors
+    /// A rank that could not write; nothing older is touched.
+    pub fn save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
+        let started = Instant::now();
+        let attempt = Attempt { step: self.step, generation };
+        let committed = self.saver().save(store, attempt, &self.run_state())?;
+        let mut removed = Vec::new();
+        if self.comm.rank() == 0 && self.config.checkpoint.keep > 0 {
+            let keep = self.config.checkpoint.keep;
+            let paths = store.retain(keep, checkpoint::Proof::EveryByte)?;
+            removed = paths.iter().map(|path| path.display().to_string()).collect();
+        }
+        Ok(Saved {
+            step: self.step,
+            path: committed.path.display().to_string(),
+            bytes: committed.bytes,
+            ms: started.elapsed().as_secs_f64() * 1e3,
+            removed,
+        })
+    }
+
+    fn run_state(&self) -> RunState {
+        let data = Digest(self.dataset.digest()).to_string();
+        let config = serde_json::to_vec(&self.config).unwrap_or_default();
+        RunState {
+            muster_version: env!("CARGO_PKG_VERSION").to_owned(),
+            step: self.step,
+            samples: self.samples,
+            tokens: self.tokens,
+            seed: self.config.seed,
+            rng_counter: 0,
+            config_digest: Digest::of(&config),
+            numeric_plan_digest: Digest(self.plan.numeric_digest(&self.config)),
+            schedule: serde_json::json!({ "total_steps": self.config.train.steps }),
+            extra: serde_json::json!({ "data": data, "previous_norm": self.previous_norm }),
+        }
+    }
+
+    /// Takes over a checkpoint: whatever its number of ranks was.
+    ///
+    /// # Errors
+    /// A checkpoint of another model; damaged data.
+    pub fn load(&mut self, checkpoint: &Checkpoint) -> Result<(Loaded, Vec<String>), TrainError> {
+        check_model(checkpoint, &self.plan)?;
+        let mut warnings: Vec<String> = load_states(checkpoint, &self.saver())?
+            .into_iter()
+            .map(|key| format!("the checkpoint has no {key}; it starts at zero"))
+            .collect();
+        self.optimizer.publish(&self.memory.weights)?;
+        self.gather_weights()?;
+        if !self.host.bias.is_empty() {
+            self.stream.copy_out(&self.memory.router_bias, &mut self.host.bias)?;
+        }
+        let state = checkpoint.run_state().clone();
+        (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
+        self.previous_norm = state.extra.get("previous_norm").and_then(serde_json::Value::as_f64);
+        let mine = self.run_state();
+        if state.extra.get("data") != mine.extra.get("data") {
+            let text = "the data, its split or the seed differ from the checkpoint's: the samples \
+                        to come are others than they would have been";
+            warnings.push(text.to_owned());
+        }
+        if state.numeric_plan_digest != mine.numeric_plan_digest {
+            let text = "leaves, micro-batches, optimizer rules or version differ from the \
+                        checkpoint's: the weights will not have the bits of an undisturbed run";
+            warnings.push(text.to_owned());
+        }
+        let written_by = checkpoint.manifest().world as usize;
+        Ok((Loaded { state, written_by }, warnings))
+    }
+
+    /// Steps, evaluates and saves until the run is complete or asked to end. Rank 0's events are
+    /// the run's.
+    ///
+    /// # Errors
+    /// As a step or a save.
+    pub fn run(
+        &mut self,
+        store: &Store,
+        generation: u32,
+        max_steps: Option<u64>,
+        wants: &mut dyn FnMut(u64) -> Wants,
+        emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+    ) -> Result<Outcome, TrainError> {
+        let total = self.config.train.steps;
+        let last = max_steps.map_or(total, |most| total.min(self.step.saturating_add(most)));
+        let mut saved = None;
+        let mut evaluated = None;
+        let mut reason = match self.step >= total {
+            true => FinishReason::AlreadyComplete,
+            false if last < total => FinishReason::MaxSteps,
+            false => FinishReason::Complete,
+        };
+        while self.step < last {
+            let (step, wanted, non_finite) = self.take_step(wants(self.step))?;
+            if let Some(report) = non_finite {
+                emit(Event::NonFinite(report))?;
+            }
+            emit(Event::Step(step))?;
+            let ends = wanted.stop || wanted.terminate;
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let (eval_due, save_due) =
+                (due(self.config.train.eval_every), due(self.config.checkpoint.every));
+            if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
+                let evaluation = self.evaluate()?;
+                evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
+                emit(Event::Evaluation(evaluation))?;
+            }
+            if save_due || ends || self.step == last {
+                let event = self.save(store, generation)?;
+                saved = Some(event.path.clone());
+                emit(Event::Saved(event))?;
+            }
+            if ends {
+                let terminated = wanted.terminate;
+                reason =
+                    if terminated { FinishReason::Terminated } else { FinishReason::Interrupted };
+                break;
+            }
+        }
+        let (final_loss, final_bits_per_byte) = evaluated.unzip();
+        let final_bits_per_byte = final_bits_per_byte.flatten();
+        let step = self.step;
+        Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint: saved })
+    }
+
+    /// BLAKE3 of all weights and router biases: equal digests are equal bits.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub fn weights_digest(&self) -> Result<String, TrainError> {
+        let mut hasher = blake3::Hasher::new();
+        let Memory { weights, router_bias, .. } = &self.memory;
+        self.stream.with_memory("digest", |k| {
+            match weights.dtype() {
+                DType::F32 => hasher.update(bytemuck::cast_slice(k.read::<f32>(weights)?)),
+                _ => hasher.update(bytemuck::cast_slice(k.read::<half::bf16>(weights)?)),
+            };
+            hasher.update(bytemuck::cast_slice(k.read::<f32>(router_bias)?));
+            Ok(())
+        })?;
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Tokens trained on.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// A sampler over the present weights.
+    ///
+    /// # Errors
+    /// Memory.
+    pub fn sampler(&self) -> Result<crate::Sampler, TrainError> {
+        let (plan, memory) = (&self.plan, &self.memory);
+        crate::Sampler::new(
+            self.stream.device(),
+            &plan.architecture,
+            plan.batch.positions,
+            plan.bucket_elements,
+            &memory.weights,
+            &memory.router_bias,
+        )
+    }
+
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
+    }
+}
+
+/// What somebody asked of the run; one rank's wish is everyone's after the next vote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Finish the step, save, end.
+    pub stop: bool,
+    /// The same, to be started again later.
+    pub terminate: bool,
+}
+
+/// Zeros to copy from, without allocating for the sizes that models have.
+fn zeros(len: usize) -> std::borrow::Cow<'static, [u32]> {
+    static ZEROS: [u32; 1 << 14] = [0; 1 << 14];
+    match ZEROS.get(..len) {
+        Some(zeros) => zeros.into(),
+        None => vec![0; len].into(),
+    }
+}

@@ -1,0 +1,199 @@
+//! What ranks tell each other once a step, and what they conclude: pure functions over bytes.
+//!
+//! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
+//! micro-batches u64, statistics u64, experts u64, then that many losses f64 (leaf order),
+//! statistics f64 (slot order of the sender) and expert loads u32.
+
+use std::ops::Range;
+
+use crate::TrainError;
+
+/// Set in the flags when the sender was asked to stop.
+const STOP: u64 = 1;
+
+/// Set when it was a request to save and be requeued.
+const TERMINATE: u64 = 2;
+
+/// What a rank brings to a vote.
+#[derive(Debug, Default, Clone)]
+pub struct Ballot {
+    pub stop: bool,
+    pub terminate: bool,
+    pub target_tokens: u64,
+    pub target_bytes: Option<u64>,
+    /// Summed loss of each of this rank's micro-batches, leaves in order.
+    pub losses: Vec<f64>,
+    /// Sums of squares of this rank's statistic slots, in its own order.
+    pub statistics: Vec<f64>,
+    /// Tokens per expert and MoE layer over this rank's leaves.
+    pub loads: Vec<u32>,
+}
+
+/// What all ranks conclude, the same on each.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub stop: bool,
+    pub terminate: bool,
+    pub target_tokens: u64,
+    pub target_bytes: Option<u64>,
+    /// Summed loss, micro-batches added in leaf order.
+    pub loss: f64,
+    /// Sums of squares, every slot.
+    pub statistics: Vec<f64>,
+    /// Tokens per expert and MoE layer over all leaves.
+    pub loads: Vec<u64>,
+}
+
+impl Ballot {
+    /// The bytes, into `out`, whose memory is reused.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let flags = u64::from(self.stop) * STOP + u64::from(self.terminate) * TERMINATE;
+        let counts = [self.losses.len(), self.statistics.len(), self.loads.len()];
+        let counts = counts.map(|count| count as u64);
+        let bytes = self.target_bytes.unwrap_or(u64::MAX);
+        for word in [flags, self.target_tokens, bytes, counts[0], counts[1], counts[2]] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        for value in self.losses.iter().chain(&self.statistics) {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        for load in &self.loads {
+            out.extend_from_slice(&load.to_le_bytes());
+        }
+    }
+}
+
+impl Tally {
+    /// Counts the ballots of all ranks, in rank order; `slots` says, per rank, which statistic
+    /// slots its statistics are for.
+    ///
+    /// # Errors
+    /// A ballot of another length than its header says.
+    pub fn count(
+        &mut self,
+        ballots: &[Vec<u8>],
+        slots: &[Vec<Range<usize>>],
+    ) -> Result<(), TrainError> {
+        (self.stop, self.terminate, self.loss) = (false, false, 0.0);
+        (self.target_tokens, self.target_bytes) = (0, Some(0));
+        self.loads.iter_mut().for_each(|load| *load = 0);
+        for (rank, (ballot, slots)) in ballots.iter().zip(slots).enumerate() {
+            self.add(rank, ballot, slots)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        rank: usize,
+        ballot: &[u8],
+        slots: &[Range<usize>],
+    ) -> Result<(), TrainError> {
+        let got = ballot.len();
+        let short = |expected| TrainError::Vote { rank, got, expected };
+        let head = ballot.get(..48).ok_or_else(|| short(48))?;
+        let word =
+            |i: usize| u64::from_le_bytes(head[8 * i..8 * i + 8].try_into().unwrap_or([0; 8]));
+        let [losses, statistics, loads] = [3, 4, 5].map(|i| word(i) as usize);
+        let owned: usize = slots.iter().map(ExactSizeIterator::len).sum();
+        let expected = 48 + 8 * losses + 8 * owned + 4 * loads;
+        if got != expected || statistics != owned {
+            return Err(short(expected));
+        }
+        self.stop |= word(0) & STOP != 0;
+        self.terminate |= word(0) & TERMINATE != 0;
+        self.target_tokens += word(1);
+        self.target_bytes = match (self.target_bytes, word(2)) {
+            (Some(sum), bytes) if bytes != u64::MAX => Some(sum + bytes),
+            _ => None,
+        };
+        let (floats, integers) = ballot[48..].split_at(8 * (losses + statistics));
+        let mut floats = floats
+            .chunks_exact(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or([0; 8])));
+        for loss in floats.by_ref().take(losses) {
+            self.loss += loss;
+        }
+        for slot in slots.iter().flat_map(Clone::clone) {
+            self.statistics[slot] = floats.next().unwrap_or(f64::NAN);
+        }
+        self.loads.resize(loads, 0);
+        for (sum, bytes) in self.loads.iter_mut().zip(integers.chunks_exact(4)) {
+            *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
+        }
+        Ok(())
+    }
+}
+
+/// Smallest, median and largest load over the mean load, per layer and expert, and the number of
+/// experts without a token. `None` without experts.
+pub fn expert_load(
+    loads: &[u64],
+    experts: usize,
+    scratch: &mut Vec<f64>,
+) -> Option<([f64; 3], u64)> {
+    if loads.is_empty() || experts == 0 {
+        return None;
+    }
+    scratch.clear();
+    for layer in loads.chunks_exact(experts) {
+        let mean = layer.iter().sum::<u64>() as f64 / experts as f64;
+        scratch.extend(layer.iter().map(|&load| load as f64 / mean.max(1e-300)));
+    }
+    scratch.sort_unstable_by(f64::total_cmp);
+    let dead = loads.iter().filter(|&&load| load == 0).count() as u64;
+    Some(([scratch[0], scratch[scratch.len() / 2], scratch[scratch.len() - 1]], dead))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ballots_add_up_in_any_grouping() {
+        let losses = [0.1, 1e16, -1e16, 0.3];
+        let tally = |groups: &[&[f64]]| {
+            let mut ballots = Vec::new();
+            for (rank, losses) in groups.iter().enumerate() {
+                let ballot = Ballot {
+                    losses: losses.to_vec(),
+                    target_tokens: 5,
+                    target_bytes: Some(4),
+                    loads: vec![rank as u32, 2],
+                    statistics: if rank == 0 { vec![7.0, 8.0] } else { vec![] },
+                    ..Ballot::default()
+                };
+                let mut bytes = Vec::new();
+                ballot.encode(&mut bytes);
+                ballots.push(bytes);
+            }
+            let mut slots = vec![Vec::new(); groups.len()];
+            slots[0] = vec![1..2, 0..1];
+            let mut tally = Tally { statistics: vec![0.0; 2], ..Tally::default() };
+            tally.count(&ballots, &slots).unwrap();
+            tally
+        };
+        let one = tally(&[&losses]);
+        let three = tally(&[&losses[..1], &losses[1..3], &losses[3..]]);
+        assert_eq!(one.loss.to_bits(), three.loss.to_bits());
+        assert_eq!(one.statistics, [8.0, 7.0]);
+        assert_eq!((three.target_tokens, three.target_bytes), (15, Some(12)));
+        assert_eq!(three.loads, [3, 6]);
+    }
+
+    #[test]
+    fn a_torn_ballot_is_refused() {
+        let mut bytes = Vec::new();
+        Ballot { losses: vec![1.0], ..Ballot::default() }.encode(&mut bytes);
+        bytes.pop();
+        let result = Tally::default().count(&[bytes], &[Vec::new()]);
+        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 55, expected: 56 })));
+    }
+
+    #[test]
+    fn loads_are_relative_to_their_layer() {
+        let (load, dead) = expert_load(&[2, 2, 0, 8], 2, &mut Vec::new()).unwrap();
+        assert_eq!((load, dead), ([0.0, 1.0, 2.0], 1));
+    }
+}
