@@ -154,6 +154,27 @@ impl From<comm::CommError> for CliError {
     }
 }
 
+impl From<train::TrainError> for CliError {
+    fn from(error: train::TrainError) -> CliError {
+        use train::TrainError;
+        match error {
+            TrainError::Layout(error) => error.into(),
+            TrainError::Device(error) => error.into(),
+            TrainError::Kernel(error) => error.into(),
+            TrainError::Comm(error) => error.into(),
+            TrainError::Optimizer(error) => error.into(),
+            TrainError::Model(error) => error.into(),
+            TrainError::Data(error) => error.into(),
+            TrainError::Checkpoint(error) => error.into(),
+            error @ (TrainError::NonFinite { .. } | TrainError::OtherModel { .. }) => {
+                CliError::mistake(error)
+            }
+            error @ TrainError::Vote { .. } => CliError::bug(error),
+            error @ (TrainError::PeerSave { .. } | TrainError::Events(_)) => CliError::peer(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,7 +185,7 @@ mod tests {
         assert_eq!(exit(layout::LayoutError::TooManyRanks { world: 3, leaves: 2 }.into()), 2);
         let lost = comm::CommError::Revoked { why: "rank 1 died".into() };
         assert_eq!(exit(lost.into()), 3);
-        let program = comm::CommError::Program { got: 1, expected: 0, inputs: 2 };
+        let program = comm::CommError::ForeignWindow;
         assert_eq!(exit(program.into()), 70);
     }
 }

@@ -547,7 +547,7 @@ impl<E: Engine> Trainer<E> {
         emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
     ) -> Result<Outcome, TrainError> {
         let total = self.config.train.steps;
-        let last = max_steps.map_or(total, |most| total.min(self.step.saturating_add(most)));
+        let last = max_steps.map_or(total, |most| total.min(most));
         let mut saved = None;
         let mut evaluated = None;
         let mut reason = match self.step >= total {

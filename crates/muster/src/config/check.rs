@@ -106,7 +106,7 @@ impl<'s> Checker<'s> {
                 let slot = section.keys.iter().find(|(name, _)| name == key);
                 let expectation =
                     slot.map(|(_, schema)| self.schema.slot(schema).kind.expectation());
-                let help = format!("write `{key}: …`, {}", expectation.unwrap_or_default());
+                let help = format!("write `{key}: …` ({})", expectation.unwrap_or_default());
                 self.report(&node.place, &join(path, key), "missing".into(), [help]);
             }
         }
@@ -120,10 +120,10 @@ impl<'s> Checker<'s> {
                 None => kept.push(entry),
                 Some(first) => {
                     let first = match &first.place {
-                        Place::File { line, .. } => format!("line {line}"),
-                        _ => "before".into(),
+                        Place::File { line, .. } => format!("on line {line}"),
+                        _ => "before it".into(),
                     };
-                    let help = format!("it is given {first} already; keep one of the two");
+                    let help = format!("it is given {first}, too; keep one of the two");
                     let at = join(path, &entry.key);
                     self.report(&entry.place, &at, "given twice".into(), [help]);
                 }
@@ -155,6 +155,7 @@ impl<'s> Checker<'s> {
             }
             Value::List(_) => return self.misfit(node, kind, path),
         };
+        let place = entry.map_or(&node.place, |entry| &entry.place);
         let chosen = keyed.iter().find(|one| one.key == word);
         match (chosen, entry) {
             (Some(one), Some(entry)) => {
@@ -174,7 +175,7 @@ impl<'s> Checker<'s> {
             }
             (None, Some(_)) if words.iter().any(|one| one.word == word) => {
                 let help = format!("write `{word}` alone");
-                self.report(&node.place, path, format!("`{word}` takes no value"), [help]);
+                self.report(place, path, format!("`{word}` takes no value"), [help]);
                 None
             }
             (None, _) => {
@@ -183,7 +184,7 @@ impl<'s> Checker<'s> {
                 let mut help: Vec<String> = Vec::new();
                 help.extend(nearest(word, candidates).map(|n| format!("did you mean `{n}`?")));
                 help.push(format!("choose {}", kind.expectation()));
-                self.report(&node.place, path, format!("unknown word `{word}`"), help);
+                self.report(place, path, format!("unknown word `{word}`"), help);
                 None
             }
         }

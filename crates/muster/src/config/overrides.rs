@@ -54,7 +54,11 @@ impl Override {
         let value = if self.value.is_empty() { empty_text(value.place) } else { value };
         let segments: Vec<&str> =
             self.path.split(['.', '[', ']']).filter(|segment| !segment.is_empty()).collect();
-        self.write(root, schema, schema.top(), &segments, "", value)
+        // A path that leads nowhere must leave nothing behind.
+        let mut changed = root.clone();
+        self.write(&mut changed, schema, schema.top(), &segments, "", value)?;
+        *root = changed;
+        Ok(())
     }
 
     fn write<'s>(
@@ -70,8 +74,11 @@ impl Override {
             *node = value;
             return Ok(());
         };
-        let at = join(path, segment);
-        let (next, exclusive) = self.step(schema, &slot.kind, node, segment, path)?;
+        let at = match slot.kind {
+            Kind::List(_) | Kind::Tuple(_) => format!("{path}[{segment}]"),
+            _ => join(path, segment),
+        };
+        let (next, exclusive) = self.step(schema, &slot.kind, node, segment, path, &at)?;
         if let (Kind::List(_) | Kind::Tuple(_), Value::List(items)) = (&slot.kind, &mut node.value)
         {
             let index: usize = segment.parse().expect("`step` has checked it");
@@ -107,10 +114,11 @@ impl Override {
         node: &Node,
         segment: &str,
         path: &str,
+        at: &str,
     ) -> Result<(Slot<'s>, bool), Box<Problem>> {
         let refuse = |what: String, help: Vec<String>| {
             let place = Place::Flag(self.flag.clone());
-            let problem = Problem::new(place, join(path, segment), what);
+            let problem = Problem::new(place, at, what);
             Err(Box::new(Problem { help, ..problem }))
         };
         match kind {

@@ -137,7 +137,11 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_flag(text: &str, flag: &str) -> Result<Node, Box<Problem>> {
-    parse_at(text, &|_| Place::Flag(flag.to_string()))
+    parse_at(text, &|_| Place::Flag(flag.to_string())).map_err(|problem| {
+        let help =
+            "a list is `[a, b]`, a mapping `{a: 1}`; the shell keeps 'quoted words' together";
+        Box::new(Problem { help: vec![help.to_string()], ..*problem })
+    })
 }
 
 fn parse_at(text: &str, place: &dyn Fn(Span) -> Place) -> Result<Node, Box<Problem>> {
@@ -269,7 +273,7 @@ mod tests {
     #[test]
     fn refusals_have_a_place() {
         let cases = [
-            ("a: &x 1\n", at(1, 7, 1)),
+            ("a: &x 1\n", at(1, 4, 4)),
             ("a: 1\nb: !rotary {theta: 1}\n", at(2, 12, 1)),
             ("a: 1\n---\nb: 2\n", at(2, 1, 3)),
             ("a: [1\nb: 2\n", at(2, 1, 1)),

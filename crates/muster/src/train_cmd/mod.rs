@@ -1,17 +1,18 @@
 //! `muster train`, `muster generate` and the worker processes.
+//!
+//! ```text
+//! train ── prepare data, plan, header ── start ranks ──▶ worker 0 … N−1 (processes of their own)
+//!   │                                                       │
+//!   └─ supervise: events of rank 0 ─▶ console, events.jsonl ┘ logs, exits, signals of every rank
+//! ```
 
-use crate::cli::{GenerateArgs, TrainArgs, WorkerArgs};
-use crate::error::{CliError, Exit};
+mod generate;
+mod job;
+mod signals;
+mod supervise;
+mod watch;
+mod worker;
 
-pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
-    crate::config::load(&args.config, &args.overrides())?;
-    Err(CliError::bug("training is not joined to the command line yet"))
-}
-
-pub fn generate(_: GenerateArgs) -> Result<Exit, CliError> {
-    Err(CliError::bug("generation is not joined to the command line yet"))
-}
-
-pub fn worker(_: WorkerArgs) -> Result<Exit, CliError> {
-    Err(CliError::bug("workers are not joined to the command line yet"))
-}
+pub use generate::generate;
+pub use supervise::train;
+pub use worker::worker;

@@ -1,0 +1,62 @@
+//! `muster generate`: text from a checkpoint.
+
+use checkpoint::Checkpoint;
+use data::Tokenizer;
+use device::{DType, Device};
+use train::config::Config;
+use train::{RunPlan, Sampler, Sampling, load_weights};
+
+use crate::cli::GenerateArgs;
+use crate::error::{CliError, Exit};
+use crate::run_dir;
+
+/// Continues a prompt.
+///
+/// # Errors
+/// No checkpoint, no config beside it, or a damaged one.
+pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
+    let path = run_dir::checkpoint_path(&args.from)?;
+    let config = config_of(&path)?;
+    let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = Device::cpu(threads)?;
+    let plan = RunPlan::new(&config, tokenizer.vocab_size(), 1, threads)?;
+    let checkpoint = Checkpoint::open(&path)?;
+    let weights = device.zeros(&[plan.flat.len], DType::F32)?;
+    let moe = plan.architecture.moe.as_ref();
+    let experts = moe.map_or(1, |moe| moe.experts);
+    let layers = plan.architecture.moe_layers().max(1);
+    let router_bias = device.zeros(&[layers, experts], DType::F32)?;
+    let (_, params) = model::parameters(&plan.architecture)?;
+    let stream = device.stream();
+    load_weights(&checkpoint, &plan, &params, &stream, (&weights, &router_bias))?;
+    let mut prompt = vec![tokenizer.end_of_text()];
+    tokenizer.encode(&args.prompt, &mut prompt)?;
+    let positions = (prompt.len() + args.tokens).clamp(1, config.batch.seq_len);
+    let (architecture, bucket) = (&plan.architecture, plan.bucket_elements);
+    let sampler = Sampler::new(&device, architecture, positions, bucket, &weights, &router_bias)?;
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
+    let vocab = tokenizer.vocab_size();
+    let tokens = device.run(|| sampler.generate(&prompt, args.tokens, vocab, sampling))?;
+    let text = tokenizer.decode(&tokens);
+    crate::output::say(&format!("{}{}", args.prompt, String::from_utf8_lossy(&text)));
+    Ok(Exit::Ok)
+}
+
+/// The config of the run that a checkpoint lies in.
+fn config_of(checkpoint: &std::path::Path) -> Result<Config, CliError> {
+    let absolute = std::path::absolute(checkpoint).map_err(CliError::mistake)?;
+    let run = absolute.parent().and_then(std::path::Path::parent);
+    let file = run.map(|run| run.join("config.yaml")).unwrap_or_default();
+    let text = std::fs::read_to_string(&file).map_err(|error| {
+        CliError::mistake(format!(
+            "cannot read {}: {error}; a checkpoint is read with the config of the run it lies in",
+            file.display()
+        ))
+    })?;
+    let failed =
+        |error: &dyn std::fmt::Display| CliError::mistake(format!("{}: {error}", file.display()));
+    // Through JSON's data model, in which single-key maps are enums.
+    let value: serde_json::Value = serde_yaml::from_str(&text).map_err(|error| failed(&error))?;
+    serde_json::from_value(value).map_err(|error| failed(&error))
+}

@@ -1,0 +1,311 @@
+//! The supervising process of a host: prepares, starts the ranks, and says how it ended.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::ops::Range;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use comm::rendezvous::Server;
+use data::{Prepared, Stage};
+use train::config::{Backend, Config};
+use train::event::{Corpus, FinishReason};
+use train::{Event, RunPlan};
+
+use super::job::Job;
+use super::signals::Signals;
+use super::watch::{Ended, Watch};
+use crate::cli::TrainArgs;
+use crate::console::{ByteProgress, Console};
+use crate::error::{CliError, Exit};
+use crate::events::{self, EventLog};
+use crate::run_dir::RunDir;
+
+/// Where this host stands among the hosts of a job.
+struct Place {
+    nodes: usize,
+    node: usize,
+    /// Ranks that this host starts.
+    ranks: Range<usize>,
+}
+
+/// Trains.
+///
+/// # Errors
+/// The user's mistake, or a rank that failed.
+pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
+    let loaded = crate::config::load(&args.config, &args.overrides())?;
+    let config = loaded.config;
+    let place = place(&args, &config)?;
+    let threads = threads(&config, place.ranks.len());
+    let vocab = loaded.resolved.tokenizer.vocab_size();
+    let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
+    let run = RunDir::new(config.runs_dir.join(&config.name));
+    let mut console = Console::new();
+    if args.dry_run {
+        let header = header(&plan, &config, None, &run)?;
+        console.show(&Event::Header(header));
+        return Ok(Exit::Ok);
+    }
+    let signals = Signals::watch()?;
+    make_dirs(&run)?;
+    let prepared = prepare(&config, &run)?;
+    // Through JSON's data model, in which enums are single-key maps.
+    let value = serde_json::to_value(&config).map_err(CliError::bug)?;
+    let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
+    write(&run.config(), text.as_bytes())?;
+    let (server, rendezvous) = rendezvous(&args, &config, &place)?;
+    let job = Job {
+        name: job_name(&args, &config),
+        world: config.ranks.count,
+        threads,
+        rendezvous,
+        bind: args.bind.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |bind| bind.0.ip()),
+        checkpoints: absolute(&run.checkpoints())?,
+        max_steps: args.max_steps,
+        config,
+        prepared,
+    };
+    let server = server(&job.name)?;
+    let mut teller = Teller { console, log: EventLog::append(&run.events())? };
+    if place.node == 0 {
+        let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
+        teller.tell(&Event::Header(event))?;
+    }
+    let file = run.root().join(format!("job-node{}.json", place.node));
+    job.write(&file)?;
+    let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
+    let mut finish = Finish { job: &job, run: &run, finished: None };
+    let ended = watch.run(server.as_ref(), &signals, &mut |event| match event {
+        Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
+        event => teller.tell(&event),
+    });
+    let ended = ended?;
+    clean_up(&job);
+    conclude(ended, &signals)
+}
+
+/// Shows events and keeps them.
+struct Teller {
+    console: Console,
+    log: EventLog,
+}
+
+impl Teller {
+    fn tell(&mut self, event: &Event) -> Result<(), CliError> {
+        self.console.show(event);
+        self.log.write(event)
+    }
+}
+
+/// What the supervisor adds when the ranks are done.
+struct Finish<'a> {
+    job: &'a Job,
+    run: &'a RunDir,
+    finished: Option<FinishReason>,
+}
+
+impl Finish<'_> {
+    fn end(
+        &mut self,
+        mut finished: train::event::Finished,
+        signals: &Signals,
+        teller: &mut Teller,
+    ) -> Result<(), CliError> {
+        if finished.reason == FinishReason::Interrupted && signals.terminations() > 0 {
+            finished.reason = FinishReason::Terminated;
+        }
+        if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
+            self.baseline(teller)?;
+        }
+        self.finished = Some(finished.reason);
+        teller.tell(&Event::Finished(finished))?;
+        if let Some(svg) = crate::plot::loss_svg(&events::read(&self.run.events())?)? {
+            write(&self.run.plot(), svg.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The byte model to beat, on the windows that validation read.
+    fn baseline(&self, teller: &mut Teller) -> Result<(), CliError> {
+        let config = &self.job.config;
+        let fraction = config.data.validation_fraction;
+        let prepared = &self.job.prepared;
+        let dataset = data::Dataset::open(prepared, config.batch.seq_len, config.seed, fraction)?;
+        let samples = match config.train.eval_samples {
+            0 => dataset.validation_samples(),
+            most => most.min(dataset.validation_samples()),
+        };
+        // Token files without text have no bytes to compare on; that is no failure.
+        if let Ok(model) = data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples) {
+            teller.tell(&Event::Baseline {
+                bits_per_byte: model.bits_per_byte,
+                train_bytes: model.train_bytes,
+                validation_bytes: model.validation_bytes,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn conclude(ended: Ended, signals: &Signals) -> Result<Exit, CliError> {
+    match ended {
+        Ended::Well if signals.terminations() > 0 => Ok(Exit::Preempted),
+        Ended::Well => Ok(Exit::Ok),
+        Ended::AtOnce => {
+            crate::console::restore_terminal();
+            crate::output::complain("stopped at once; checkpoints that were saved are intact");
+            std::process::exit(130);
+        }
+        Ended::Failed(error) => Err(error),
+    }
+}
+
+fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
+    let world = config.ranks.count;
+    let (nodes, node) = (args.nodes.unwrap_or(1), args.node_rank.unwrap_or(0));
+    if nodes == 0 || node >= nodes {
+        return Err(CliError::mistake(format!(
+            "--node-rank {node} is not one of {nodes} nodes; nodes count from 0"
+        )));
+    }
+    if !world.is_multiple_of(nodes) {
+        return Err(CliError::mistake(format!(
+            "{world} ranks do not divide over {nodes} nodes; use --ranks {}",
+            world.next_multiple_of(nodes)
+        )));
+    }
+    if nodes > 1 && config.ranks.backend == Backend::Shm {
+        return Err(CliError::mistake(
+            "shared memory does not reach other hosts; use --backend tcp",
+        ));
+    }
+    let share = world / nodes;
+    Ok(Place { nodes, node, ranks: node * share..(node + 1) * share })
+}
+
+/// Threads per rank: as configured, or the cores divided among this host's ranks.
+fn threads(config: &Config, local: usize) -> usize {
+    if config.ranks.threads > 0 {
+        return config.ranks.threads;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / local.max(1)).max(1)
+}
+
+fn header(
+    plan: &RunPlan,
+    config: &Config,
+    prepared: Option<&Prepared>,
+    run: &RunDir,
+) -> Result<train::event::Header, CliError> {
+    let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex().to_string();
+    let sources = prepared.map(|prepared| prepared.sources.as_slice()).unwrap_or_default();
+    let corpus = sources.iter().map(|source| Corpus {
+        name: source.name.clone(),
+        tokens: source.tokens,
+        documents: source.documents,
+        bytes: source.bytes,
+        weight: source.weight,
+        digest: hex(if source.text_files > 0 { source.text_digest } else { source.digest }),
+    });
+    let config_digest = blake3::hash(&serde_json::to_vec(config).map_err(CliError::bug)?);
+    let data_digest = prepared.map(|prepared| hex(prepared.digest)).unwrap_or_default();
+    let digests = (config_digest.to_hex().to_string(), data_digest);
+    Ok(plan.header(config, corpus.collect(), digests, run.root().display().to_string())?)
+}
+
+fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
+    let mut bar = ByteProgress::new("reading");
+    let mut progress = |p: data::Progress| {
+        let verb = match p.stage {
+            Stage::Hashing => "reading",
+            Stage::Tokenizing => "tokenizing",
+            Stage::Verifying => "verifying",
+        };
+        bar.rename(&format!("{verb} {}", p.source));
+        bar.update(p.done_bytes, p.total_bytes);
+    };
+    let cache = run.root().join("data");
+    Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
+}
+
+type Binder = Box<dyn FnOnce(&str) -> Result<Option<Server>, CliError>>;
+
+/// The meeting point: made here by node 0, the address of node 0 elsewhere. The server is bound
+/// when the job has its name.
+fn rendezvous(
+    args: &TrainArgs,
+    config: &Config,
+    place: &Place,
+) -> Result<(Binder, SocketAddr), CliError> {
+    let (world, timeout_ms) = (config.ranks.count, config.ranks.timeout_ms);
+    let Some(text) = &args.rendezvous else {
+        // A port that is free now; the server takes it a moment later.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let addr = comm::tcp::listen(any)?.local_addr().map_err(CliError::peer)?;
+        let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
+        return Ok((Box::new(bind), addr));
+    };
+    let mut found = text.to_socket_addrs().map_err(|error| {
+        CliError::mistake(format!(
+            "--rendezvous {text}: {error}; give the host and port of node 0, such as 10.0.0.7:4000"
+        ))
+    })?;
+    let addr = found
+        .next()
+        .ok_or_else(|| CliError::mistake(format!("--rendezvous {text} names no address")))?;
+    if place.nodes > 1 && place.node > 0 {
+        return Ok((Box::new(|_| Ok(None)), addr));
+    }
+    let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
+    Ok((Box::new(bind), addr))
+}
+
+/// New for each start on one host; the same on all hosts of a job that meet at one address.
+fn job_name(args: &TrainArgs, config: &Config) -> String {
+    let clean = |text: &str| -> String {
+        let keep = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        text.chars().map(keep).take(24).collect()
+    };
+    match &args.rendezvous {
+        Some(text) => format!("{}-{}", clean(&config.name), clean(text)),
+        None => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let stamp = now.as_nanos() % 1_000_000_000_000;
+            format!("{}-{}-{stamp}", clean(&config.name), std::process::id())
+        }
+    }
+}
+
+fn make_dirs(run: &RunDir) -> Result<(), CliError> {
+    for dir in [run.root().to_owned(), run.root().join("logs"), run.checkpoints()] {
+        std::fs::create_dir_all(&dir).map_err(|error| {
+            CliError::mistake(format!("cannot make the directory {}: {error}", dir.display()))
+        })?;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        // Left by jobs that were killed; whoever still runs keeps theirs.
+        let _ = comm::shm::remove_stale(Path::new(comm::shm::DEFAULT_DIR));
+    }
+    Ok(())
+}
+
+fn clean_up(job: &Job) {
+    #[cfg(target_os = "linux")]
+    {
+        let _ = comm::shm::cleanup(Path::new(comm::shm::DEFAULT_DIR), &job.name);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = job;
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf, CliError> {
+    std::path::absolute(path)
+        .map_err(|error| CliError::mistake(format!("cannot find {}: {error}", path.display())))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    std::fs::write(path, bytes)
+        .map_err(|error| CliError::mistake(format!("cannot write {}: {error}", path.display())))
+}
