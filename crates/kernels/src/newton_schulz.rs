@@ -321,10 +321,14 @@ fn norm<T: Real>(x: &[T]) -> Norm<T> {
 
 /// Rows of a panel of [`symmetric`]: a pure function of the side.
 ///
-/// At most 8 panels keep the products large; the work beyond the triangle is 1/8 of it then.
+/// At most 8 panels keep the products large; the work beyond the triangle is 1/8 of it then. A
+/// small matrix is one panel: its products cost less than sharing them.
 fn panel(n: usize) -> usize {
     const GRAIN: usize = 48;
-    n.div_ceil(8).next_multiple_of(GRAIN).max(2 * GRAIN).min(n)
+    match n {
+        0..=192 => n,
+        _ => n.div_ceil(8).next_multiple_of(GRAIN).max(2 * GRAIN),
+    }
 }
 
 /// The lower triangle of `C = alpha·A·B + beta·C`, `[n, n]`, where the result is symmetric; what
@@ -354,16 +358,35 @@ fn symmetric<T: Real>(
     });
 }
 
+/// Rows of the result that are written together: one cache line of the source is used whole.
+const TILE: usize = 16;
+
+/// Calls `body` with the first row and the contents of each tile of `to`, whose rows have `len`
+/// elements; a thread takes about [`CHUNK`] elements of tiles at a time.
+fn each_tile<T: Real>(
+    parallel: &Parallel,
+    len: usize,
+    to: &mut [T],
+    body: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
+    let tile = TILE * len;
+    let tiles = (CHUNK / tile).max(1);
+    parallel.chunks(to, tiles * tile, |chunk, to| {
+        for (index, to) in to.chunks_mut(tile).enumerate() {
+            body((chunk * tiles + index) * TILE, to);
+        }
+    });
+}
+
 /// `full = L + Lᵀ - diag(L) + diagonal·I`, where `L` is the lower triangle of `lower`.
 fn mirror<T: Real>(parallel: &Parallel, n: usize, lower: &[T], diagonal: T, full: &mut [T]) {
-    parallel.chunks(full, TILE * n, |tile, full| {
-        let start = tile * TILE;
+    each_tile(parallel, n, full, |start, full| {
+        let rows = full.len() / n;
         for (i, row) in full.chunks_mut(n).enumerate() {
             let i = start + i;
             row[..=i].copy_from_slice(&lower[i * n..=i * n + i]);
             row[i] += diagonal;
         }
-        let rows = full.len() / n;
         for j in start + 1..n {
             // Column j right of the diagonal: a run of row j of the lower triangle.
             for (i, &x) in lower[j * n + start..j * n + j.min(start + rows)].iter().enumerate() {
@@ -373,9 +396,6 @@ fn mirror<T: Real>(parallel: &Parallel, n: usize, lower: &[T], diagonal: T, full
     });
 }
 
-/// Rows of the result that are written together: one cache line of the source is used whole.
-const TILE: usize = 16;
-
 /// `to = fromᵀ` with `map` on each element; `from` is `[rows, cols]`.
 fn transpose<T: Real>(
     parallel: &Parallel,
@@ -384,8 +404,7 @@ fn transpose<T: Real>(
     to: &mut [T],
     map: impl Fn(T) -> T + Sync + Send,
 ) {
-    parallel.chunks(to, TILE * rows, |tile, to| {
-        let start = tile * TILE;
+    each_tile(parallel, rows, to, |start, to| {
         let width = to.len() / rows;
         for i in 0..rows {
             for (j, &x) in from[i * cols + start..][..width].iter().enumerate() {

@@ -123,7 +123,8 @@ fn singular_vectors_stay_and_values_follow_the_polynomial() {
 /// Spectra that momentum has: power law, exponential, and nearly of low rank.
 #[test]
 fn hard_spectra_are_followed_in_f32() {
-    let spectra: [(&str, f64, fn(usize) -> f64); 3] = [
+    type Spectrum = fn(usize) -> f64;
+    let spectra: [(&str, f64, Spectrum); 3] = [
         ("1/i", 1e-5, |i| 1.0 / (i + 1) as f64),
         ("exponential", 1e-4, |i| 10_f64.powf(-4.0 * i as f64 / 95.0)),
         ("rank 8", 2e-3, |i| if i < 8 { 1.0 } else { 1e-6 }),
