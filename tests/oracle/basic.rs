@@ -1,0 +1,163 @@
+//! Parts of a transformer on candle's basic operations, differentiable by its autograd.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use model::{Moe, Scores};
+
+/// Along the last axis.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+}
+
+/// Along the last axis, which disappears.
+pub fn logsumexp(x: &Tensor) -> Result<Tensor> {
+    let most = x.max_keepdim(D::Minus1)?.detach();
+    let total = x.broadcast_sub(&most)?.exp()?.sum_keepdim(D::Minus1)?;
+    (total.log()? + most)?.squeeze(D::Minus1)
+}
+
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    (x.neg()?.exp()? + 1.0)?.recip()
+}
+
+/// `x / √(mean(x²) + eps) · gain` along the last axis.
+pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+    let rms = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    x.broadcast_div(&rms)?.broadcast_mul(gain)
+}
+
+/// `(x − mean) / √(var + eps) · gain + bias` along the last axis.
+pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    rms_norm(&centred, gain, eps)?.broadcast_add(bias)
+}
+
+/// `x·Wᵀ`: `x [n, in]`, `w [out, in]`.
+pub fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.matmul(&w.t()?)
+}
+
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    gate * sigmoid(gate)? * up
+}
+
+/// In the tanh form.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    let cube = (x * x)?.mul(x)?;
+    let inner = ((x + (cube * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
+    x * 0.5 * (inner.tanh()? + 1.0)?
+}
+
+/// Rotary positions of `x [B, heads, T, C]`: element `j` of the first half and of the second are
+/// the plane that turns by `t·theta^(−2j/C)`.
+pub fn rotate(x: &Tensor, theta: f64) -> Result<Tensor> {
+    let (_, _, positions, width) = x.dims4()?;
+    let half = width / 2;
+    let angle = |i: usize| {
+        let (t, j) = ((i / half) as f64, (i % half) as f64);
+        t / theta.powf(2.0 * j / width as f64)
+    };
+    let table = |f: fn(f64) -> f64| {
+        let values: Vec<f64> = (0..positions * half).map(|i| f(angle(i))).collect();
+        Tensor::from_vec(values, (positions, half), &Device::Cpu)?.to_dtype(x.dtype())
+    };
+    let (cos, sin) = (table(f64::cos)?, table(f64::sin)?);
+    let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[first, second], 3)
+}
+
+/// `[B, 1, T, T]`: 0 where a query sees a key, −∞ elsewhere.
+pub fn mask(doc_start: &[u32], positions: usize, dtype: DType) -> Result<Tensor> {
+    let mut values = Vec::with_capacity(doc_start.len() * positions);
+    for (row, &start) in doc_start.iter().enumerate() {
+        let seen = start as usize..=row % positions;
+        let value = |key| if seen.contains(&key) { 0.0 } else { f64::NEG_INFINITY };
+        values.extend((0..positions).map(value));
+    }
+    let shape = (doc_start.len() / positions, 1, positions, positions);
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+}
+
+/// `q [B, H, T, C]`, `k` and `v [B, K, T, C]`: query head `h` reads head `h / (H/K)`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let (windows, heads, positions, width) = q.dims4()?;
+    let kv_heads = k.dim(1)?;
+    let spread = |x: &Tensor| {
+        let shape = (windows, kv_heads, heads / kv_heads, positions, width);
+        x.unsqueeze(2)?.broadcast_as(shape)?.reshape((windows, heads, positions, width))
+    };
+    let scores = q.contiguous()?.matmul(&spread(k)?.t()?.contiguous()?)?;
+    let scores = (scores / (width as f64).sqrt())?.broadcast_add(mask)?;
+    softmax(&scores)?.matmul(&spread(v)?)
+}
+
+/// Cross-entropy of each row of `logits [N, V]` that has a target.
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let live = |row: &usize| targets[*row] != kernels::loss::IGNORE;
+    let rows: Vec<u32> = (0..targets.len()).filter(live).map(|row| row as u32).collect();
+    let chosen: Vec<u32> = rows.iter().map(|&row| targets[row as usize]).collect();
+    let rows = Tensor::new(rows, &Device::Cpu)?;
+    let logits = logits.index_select(&rows, 0)?;
+    let chosen = Tensor::new(chosen, &Device::Cpu)?.unsqueeze(1)?;
+    logsumexp(&logits)? - logits.gather(&chosen, 1)?.squeeze(1)?
+}
+
+/// What a router decided.
+pub struct Routed {
+    /// Experts of each token, best first.
+    pub chosen: Vec<Vec<usize>>,
+    /// `[N, A]`.
+    pub weights: Tensor,
+    /// Load-balancing and z-loss, per token.
+    pub auxiliary: Tensor,
+    /// Tokens per expert.
+    pub loads: Vec<u32>,
+    /// The least difference between a chosen and a refused expert: nearer than that to a tie,
+    /// another rounding may choose otherwise.
+    pub margin: f64,
+}
+
+/// Routes by `logits [N, E]`; `bias` takes part in the choice alone.
+pub fn route(moe: &Moe, logits: &Tensor, bias: &[f64]) -> Result<Routed> {
+    let tokens = logits.dim(0)?;
+    let scores = match moe.scores {
+        Scores::Softmax => softmax(logits)?,
+        Scores::Sigmoid => sigmoid(logits)?,
+    };
+    let (mut chosen, mut loads, mut margin) = (Vec::new(), vec![0; moe.experts], f64::INFINITY);
+    for row in scores.to_dtype(DType::F64)?.to_vec2::<f64>()? {
+        let value = |e: &usize| row[*e] + bias[*e];
+        let mut order: Vec<usize> = (0..moe.experts).collect();
+        order.sort_by(|a, b| value(b).total_cmp(&value(a)));
+        if let Some(refused) = order.get(moe.top_k) {
+            margin = margin.min(value(&order[moe.top_k - 1]) - value(refused));
+        }
+        order.truncate(moe.top_k);
+        order.iter().for_each(|&e| loads[e] += 1);
+        chosen.push(order);
+    }
+    let flat: Vec<u32> = chosen.iter().flatten().map(|&e| e as u32).collect();
+    let index = Tensor::from_vec(flat, (tokens, moe.top_k), &Device::Cpu)?;
+    let mut weights = scores.gather(&index, 1)?;
+    if moe.normalize_top_k {
+        weights = weights.broadcast_div(&weights.sum_keepdim(1)?)?;
+    }
+    let weights = (weights * moe.route_scale)?;
+    let auxiliary = auxiliary(moe, logits, &scores, &loads)?;
+    Ok(Routed { chosen, weights, auxiliary, loads, margin })
+}
+
+/// `aux · E · Σ_e f_e·P_e + z · mean(logsumexp²)`, where `f_e` is the fraction of all choices and
+/// `P_e` the mean share of the scores that expert e has.
+fn auxiliary(moe: &Moe, logits: &Tensor, scores: &Tensor, loads: &[u32]) -> Result<Tensor> {
+    let share = scores.broadcast_div(&scores.sum_keepdim(1)?)?.mean(0)?;
+    let choices: u32 = loads.iter().sum();
+    let fraction = loads.iter().map(|&load| f64::from(load) / f64::from(choices));
+    let fraction: Vec<f64> = fraction.collect();
+    let fraction = Tensor::new(fraction, &Device::Cpu)?.to_dtype(logits.dtype())?;
+    let balance = ((share * fraction)?.sum_all()? * (moe.aux_loss * moe.experts as f64))?;
+    let z = (logsumexp(logits)?.sqr()?.mean_all()? * moe.z_loss)?;
+    balance + z
+}

@@ -1,0 +1,246 @@
+//! Loss and gradients of whole models beside the reference, in f64 and f32.
+
+use device::DType;
+use kernels::loss::IGNORE;
+use model::config::{Activation, MoeConfig, Names};
+use model::{
+    Architecture, Inputs, MicroBatch, ModelConfig, Norm, Positions, Preset, QkNorm, Scores,
+};
+use proptest::prelude::*;
+
+use super::engine::Engine;
+use super::random::Random;
+use super::reference::{Reference, host};
+use super::{norm, relative_error};
+
+const VOCABULARY: usize = 96;
+/// More than one block of attention scores, and the second one not whole.
+const BATCH: MicroBatch = MicroBatch { windows: 2, positions: 75 };
+
+/// Both sides round the same sums in another order; measured: at most 2e-14 and 7e-6.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F64 { 1e-11 } else { 1e-4 }
+}
+
+/// Two layers of a preset with every feature it has, and its auxiliary losses large enough to
+/// show in the gradients.
+fn narrowed(preset: Preset) -> ModelConfig {
+    let full = preset.config();
+    let grouped = full.kv_heads != full.heads;
+    let raised = |weight: Option<f64>| weight.map(|w| if w == 0.0 { 0.0 } else { 0.3 });
+    ModelConfig {
+        preset: Some(preset),
+        moe: full.moe.as_ref().map(|moe| MoeConfig {
+            aux_loss: raised(moe.aux_loss),
+            z_loss: raised(moe.z_loss),
+            ..experts(moe)
+        }),
+        ..small(if grouped { 2 } else { 4 })
+    }
+}
+
+fn small(kv_heads: usize) -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(VOCABULARY),
+        layers: Some(2),
+        d_model: Some(24),
+        heads: Some(4),
+        kv_heads: Some(kv_heads),
+        head_dim: Some(8),
+        d_ff: Some(40),
+        init_std: Some(0.25),
+        ..ModelConfig::default()
+    }
+}
+
+fn experts(moe: &MoeConfig) -> MoeConfig {
+    MoeConfig { experts: Some(6), top_k: Some(3), d_ff: Some(16), ..moe.clone() }
+}
+
+fn resolve(config: &ModelConfig) -> Architecture {
+    config.resolve(VOCABULARY, BATCH.positions).unwrap()
+}
+
+/// What a comparison that passed has seen.
+struct Seen {
+    /// The largest relative error of a tensor's gradient.
+    worst: f64,
+    /// The balancing bias changed a choice.
+    biased: bool,
+}
+
+/// Both sides on one random micro-batch.
+fn compare(a: &Architecture, dtype: DType, seed: u64) -> Seen {
+    let mut random = Random::new(seed);
+    let engine = Engine::new(a, BATCH, dtype, seed);
+    engine.unsettle(&mut random);
+    let rows = BATCH.rows();
+    let tokens = random.indices(rows, VOCABULARY);
+    let mut targets = random.indices(rows, VOCABULARY);
+    (0..9).for_each(|_| targets[random.size(0..=rows - 1)] = IGNORE);
+    let doc_start = random.doc_start(BATCH.windows, BATCH.positions);
+    let inputs = Inputs { tokens: &tokens, targets: &targets, doc_start: &doc_start };
+
+    let candle =
+        if dtype == DType::F64 { candle_core::DType::F64 } else { candle_core::DType::F32 };
+    let (schema, values) = (engine.model.schema(), engine.per_tensor(&engine.weights));
+    let mut reference = Reference::new(a, schema, candle, &values).unwrap();
+    let unbiased = reference.pass(BATCH.windows, &inputs).unwrap().loads;
+    for bias in reference.router_bias.iter_mut().flatten() {
+        // Exact in f32.
+        *bias = f64::from(random.value(0.2) as f32);
+    }
+    engine.set_router_bias(&reference.router_bias);
+
+    let loss = engine.pass(&inputs, false);
+    let pass = reference.pass(BATCH.windows, &inputs).unwrap();
+    assert_eq!(engine.loads(), pass.loads, "{a:?}");
+    let error = (loss - pass.loss).abs() / pass.loss;
+    assert!(error < 0.1 * tolerance(dtype), "loss {loss} against {}: {a:?}", pass.loss);
+    let evaluated = engine.evaluate(&inputs);
+    assert!((loss - evaluated).abs() < 1e-6 * loss, "loss {loss}, evaluated {evaluated}: {a:?}");
+
+    let expected: Vec<Vec<f64>> = pass
+        .gradients
+        .iter()
+        .zip(&values)
+        .map(|(gradient, value)| match gradient {
+            // No token chose this expert.
+            None => vec![0.0; value.len()],
+            Some(gradient) => host(gradient),
+        })
+        .collect();
+    let mut worst: f64 = 0.0;
+    // Where symmetry makes a gradient zero (key biases without rotary positions) both sides have
+    // nothing but rounding, so errors are measured against the whole gradient at the least.
+    let floor = 1e-3 * norm(&expected.concat());
+    let gradients = engine.per_tensor(&engine.gradients);
+    for ((tensor, got), expected) in schema.tensors.iter().zip(&gradients).zip(&expected) {
+        let error = relative_error(got, expected, floor);
+        assert!(error < tolerance(dtype), "{}: error {error:e} in {a:?}", tensor.name);
+        worst = worst.max(error);
+    }
+    Seen { worst, biased: pass.loads != unbiased }
+}
+
+/// What no preset has.
+fn variants() -> impl Iterator<Item = (String, ModelConfig)> {
+    let mixture = MoeConfig {
+        scores: Some(Scores::Sigmoid),
+        aux_loss: Some(0.3),
+        z_loss: Some(0.2),
+        ..experts(&MoeConfig::default())
+    };
+    let shared = MoeConfig { shared_experts: Some(2), route_scale: Some(2.5), ..mixture.clone() };
+    let plain = MoeConfig { normalize_top_k: Some(false), ..mixture.clone() };
+    let learned = Some(Positions::Learned { max: 80 });
+    let variants = [
+        ("sigmoid, normalized, shared", ModelConfig { moe: Some(shared.clone()), ..small(2) }),
+        ("sigmoid, not normalized", ModelConfig { moe: Some(plain), ..small(2) }),
+        (
+            "LayerNorm, learned positions, biases",
+            ModelConfig {
+                norm: Some(Norm::Layer),
+                positions: learned,
+                attention_bias: Some(true),
+                mlp_bias: Some(true),
+                activation: Some(Activation::Gelu),
+                ..small(2)
+            },
+        ),
+        (
+            "mixture after a dense layer, LayerNorm, learned positions, biases",
+            ModelConfig {
+                norm: Some(Norm::Layer),
+                positions: learned,
+                attention_bias: Some(true),
+                moe: Some(MoeConfig { first_dense_layers: Some(1), ..shared }),
+                ..small(4)
+            },
+        ),
+    ];
+    variants.into_iter().map(|(name, config)| (name.to_owned(), config))
+}
+
+fn compare_all(dtype: DType) {
+    let presets = Preset::ALL.map(|preset| (format!("{preset:?}"), narrowed(preset)));
+    for (name, config) in presets.into_iter().chain(variants()) {
+        let a = resolve(&config);
+        let seen = compare(&a, dtype, 3);
+        assert_eq!(seen.biased, a.moe.is_some(), "{name}: the balancing bias chose nothing");
+        println!("{dtype} {name}: {:.1e}", seen.worst);
+    }
+}
+
+#[test]
+fn every_preset_agrees_in_f64() {
+    compare_all(DType::F64);
+}
+
+#[test]
+fn every_preset_agrees_in_f32() {
+    compare_all(DType::F32);
+}
+
+fn mixtures() -> impl Strategy<Value = Option<MoeConfig>> {
+    let sizes = (2_usize..7, 1_usize..5, 0_usize..3, 0_usize..3);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let mixture = (sizes, flags, 0.5_f64..3.0).prop_map(|(sizes, flags, route_scale)| {
+        let (experts, top_k, shared_experts, first_dense_layers) = sizes;
+        let (sigmoid, normalize, aux, z) = flags;
+        MoeConfig {
+            experts: Some(experts),
+            top_k: Some(top_k.min(experts)),
+            d_ff: Some(12),
+            scores: Some(if sigmoid { Scores::Sigmoid } else { Scores::Softmax }),
+            normalize_top_k: Some(normalize),
+            route_scale: Some(route_scale),
+            aux_loss: Some(if aux { 0.4 } else { 0.0 }),
+            z_loss: Some(if z { 0.2 } else { 0.0 }),
+            shared_experts: Some(shared_experts),
+            first_dense_layers: Some(first_dense_layers),
+            balance_rate: None,
+        }
+    });
+    prop::option::of(mixture)
+}
+
+prop_compose! {
+    /// Any combination of features that an architecture may have.
+    fn architectures()(
+        moe in mixtures(),
+        names in prop::sample::select(vec![Names::Gpt2, Names::Llama, Names::Mixtral]),
+        qk_norm in prop::sample::select(vec![QkNorm::None, QkNorm::Head, QkNorm::Projection]),
+        kv_heads in prop::sample::select(vec![1_usize, 2, 4]),
+        (layer, learned, tied) in any::<(bool, bool, bool)>(),
+        (attention_bias, mlp_bias, gelu) in any::<(bool, bool, bool)>(),
+    ) -> Architecture {
+        let gelu = gelu && moe.is_none();
+        resolve(&ModelConfig {
+            names: Some(names),
+            norm: Some(if layer { Norm::Layer } else { Norm::Rms }),
+            positions: Some(match learned {
+                true => Positions::Learned { max: 80 },
+                false => Positions::Rotary { theta: 500.0 },
+            }),
+            qk_norm: Some(qk_norm),
+            attention_bias: Some(attention_bias),
+            mlp_bias: Some(mlp_bias && gelu),
+            activation: Some(if gelu { Activation::Gelu } else { Activation::Swiglu }),
+            tie_embeddings: Some(tied),
+            moe,
+            ..small(kv_heads)
+        })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(32)
+    })]
+    #[test]
+    fn any_architecture_agrees_in_f64(a in architectures(), seed in any::<u64>()) {
+        println!("f64 {:.1e} {a:?}", compare(&a, DType::F64, seed).worst);
+    }
+}

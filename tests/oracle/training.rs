@@ -1,0 +1,283 @@
+//! Fifty steps of real text on both sides, in f32, from the same weights and in the same order.
+
+use device::{DType, Tensor};
+use layout::{CostTable, Ownership};
+use model::config::{Activation, MoeConfig, Names};
+use model::{Architecture, Inputs, MicroBatch, ModelConfig, Norm, Positions, Preset};
+use optim::config::ConstantSchedule;
+use optim::{
+    AdamWConfig, Clip, ClipDecision, Clipper, Coefficients, Match, MuonConfig, OptimizerConfig,
+    RoleWord, Rule, Scale, Schedule, ShardedOptimizer, StepScalars, Verdict,
+};
+
+use super::engine::Engine;
+use super::norm;
+use super::optimizers::{Muon, Numbers, Optimizer};
+use super::reference::{Reference, host};
+use super::text::{Sample, Text};
+
+const STEPS: usize = 50;
+const BATCH: MicroBatch = MicroBatch { windows: 4, positions: 64 };
+/// Relative difference of the losses of one step. Measured: at most 1e-6.
+const TOLERANCE: f64 = 1e-4;
+/// Difference of the final weights of a dense model, relative to how far training moved them.
+/// Measured: at most 2e-5.
+const DRIFT: f64 = 1e-3;
+/// How near to a tie a choice may be that another rounding makes otherwise. Measured: 7e-7.
+const TIE: f64 = 1e-4;
+
+const ADAMW: Numbers = Numbers {
+    adamw_lr: 0.003,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    adamw_decay: 0.1,
+    muon: None,
+    clip: 1.0,
+    warmup_steps: 5,
+};
+
+const MODERN: Muon = Muon { lr: 0.003, momentum: 0.95, decay: 0.1, steps: 5, modern: true };
+const MUON: Numbers = Numbers { muon: Some(MODERN), ..ADAMW };
+const JORDAN: Numbers =
+    Numbers { muon: Some(Muon { lr: 0.02, decay: 0.0, modern: false, ..MODERN }), ..ADAMW };
+
+/// The engine's optimizer for one rank that owns everything.
+struct Trainer {
+    engine: Engine,
+    config: OptimizerConfig,
+    optimizer: ShardedOptimizer,
+    clipper: Clipper,
+    sums: Tensor,
+    decision: ClipDecision,
+}
+
+fn config(n: Numbers) -> OptimizerConfig {
+    let adamw = AdamWConfig {
+        lr: n.adamw_lr,
+        beta1: n.beta1,
+        beta2: n.beta2,
+        eps: n.eps,
+        weight_decay: n.adamw_decay,
+    };
+    let rest = Rule { matches: Match::default(), muon: None, adamw: Some(adamw) };
+    let hidden = n.muon.map(|muon| Rule {
+        matches: Match { roles: Some(vec![RoleWord::Matrix, RoleWord::Expert]), names: None },
+        muon: Some(MuonConfig {
+            lr: muon.lr,
+            momentum: muon.momentum,
+            nesterov: true,
+            coefficients: match muon.modern {
+                true => Coefficients::PolarExpress,
+                false => Coefficients::Jordan,
+            },
+            steps: muon.steps,
+            scale: if muon.modern { Scale::Rms } else { Scale::Spectral },
+            weight_decay: muon.decay,
+        }),
+        adamw: None,
+    });
+    OptimizerConfig {
+        rules: hidden.into_iter().chain([rest]).collect(),
+        schedule: Schedule::Constant(ConstantSchedule { warmup_steps: n.warmup_steps }),
+        clip: Clip::Global(n.clip),
+        require_muon: n.muon.is_some(),
+        ..OptimizerConfig::default()
+    }
+}
+
+impl Trainer {
+    fn new(a: &Architecture, numbers: Numbers) -> Trainer {
+        let engine = Engine::new(a, BATCH, DType::F32, 1);
+        let (schema, flat) = (engine.model.schema(), engine.model.flat());
+        let config = config(numbers);
+        let plans = optim::plan(schema, &config).unwrap();
+        let treatments = optim::treatments(&plans);
+        let ownership = Ownership::new(schema, flat, &treatments, 1, &CostTable::CPU).unwrap();
+        let device = &engine.device;
+        let optimizer =
+            ShardedOptimizer::new(device, schema, flat, &ownership, 0, &plans, DType::F32).unwrap();
+        let clipper = Clipper::new(config.clip, config.non_finite, &plans, &ownership);
+        let sums = device.zeros(&[ownership.slots], DType::F64).unwrap();
+        let decision = ClipDecision::default();
+        Trainer { engine, config, optimizer, clipper, sums, decision }
+    }
+
+    fn update(&mut self, tokens: usize, step: u64) {
+        let Trainer { engine, optimizer, .. } = self;
+        optimizer.statistics(&engine.gradients, &self.sums).unwrap();
+        let sums = engine.read(&self.sums);
+        self.clipper.decide(&sums, tokens as u64, None, &mut self.decision).unwrap();
+        assert_eq!(self.decision.verdict, Verdict::Apply);
+        let scalars = StepScalars {
+            step,
+            lr_factor: optim::factor(step, STEPS as u64, &self.config.schedule),
+            inverse_tokens: 1.0 / tokens as f64,
+            clip: &self.decision,
+        };
+        optimizer.apply(&engine.weights, &engine.gradients, &scalars).unwrap();
+        optimizer.check_momentum().unwrap();
+    }
+}
+
+/// Loss-free balancing (Wang et al. 2024): experts with less than the mean load become likelier.
+fn balance(bias: &mut [Vec<f64>], loads: &[Vec<u32>], rate: f64) {
+    for (bias, loads) in bias.iter_mut().zip(loads) {
+        let mean = f64::from(loads.iter().sum::<u32>()) / loads.len() as f64;
+        for (bias, &load) in bias.iter_mut().zip(loads) {
+            let missing = mean - f64::from(load);
+            let step = if missing == 0.0 { 0.0 } else { rate * missing.signum() };
+            // The engine keeps f32.
+            *bias = f64::from((*bias + step) as f32);
+        }
+    }
+}
+
+/// How the two sides compared.
+struct Outcome {
+    /// Mean loss of each step, and its relative difference.
+    steps: Vec<(f64, f64)>,
+    /// The first step (from 1) at which an expert's load differs, and how near to a tie the
+    /// reference's choices of that layer were.
+    flip: Option<(usize, f64)>,
+    /// Difference of the final weights, relative to how far training moved them.
+    drift: f64,
+}
+
+/// Trains both sides; a difference in the choice of experts shows in the loads, since one token
+/// that goes elsewhere changes two of them.
+fn train(a: &Architecture, numbers: Numbers) -> Outcome {
+    let text = Text::of_this_repository();
+    let mut trainer = Trainer::new(a, numbers);
+    let schema = trainer.engine.model.schema().clone();
+    let values = trainer.engine.per_tensor(&trainer.engine.weights);
+    let mut reference = Reference::new(a, &schema, candle_core::DType::F32, &values).unwrap();
+    let mut optimizer = Optimizer::new(&schema, numbers).unwrap();
+    let rate = a.moe.as_ref().map_or(0.0, |moe| moe.balance_rate);
+    let mut bias = reference.router_bias.clone();
+    let mut outcome = Outcome { steps: Vec::new(), flip: None, drift: 0.0 };
+    for step in 1..=STEPS {
+        let Sample { tokens, targets, doc_start } = text.sample(BATCH, step - 1);
+        let inputs = Inputs { tokens: &tokens, targets: &targets, doc_start: &doc_start };
+        let live = targets.iter().filter(|&&t| t != kernels::loss::IGNORE).count();
+        trainer.engine.set_router_bias(&bias);
+        let loss = trainer.engine.pass(&inputs, false);
+        let loads = trainer.engine.loads();
+        let pass = reference.pass(BATCH.windows, &inputs).unwrap();
+        outcome.steps.push((loss / live as f64, (loss - pass.loss).abs() / pass.loss));
+        let differs = loads.iter().zip(&pass.loads).position(|(ours, theirs)| ours != theirs);
+        if let (None, Some(layer)) = (outcome.flip, differs) {
+            outcome.flip = Some((step, pass.margins[layer]));
+        }
+        balance(&mut bias, &loads, rate);
+        balance(&mut reference.router_bias, &pass.loads, rate);
+        trainer.update(live, step as u64);
+        optimizer.update(&reference.variables, &pass.gradients, live, step as u64).unwrap();
+    }
+    let ours = trainer.engine.per_tensor(&trainer.engine.weights).concat();
+    let theirs: Vec<f64> = reference.variables.iter().flat_map(|v| host(v)).collect();
+    let moved: Vec<f64> = theirs.iter().zip(values.concat()).map(|(new, old)| new - old).collect();
+    let difference: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
+    outcome.drift = norm(&difference) / norm(&moved);
+    outcome
+}
+
+fn report(name: &str, outcome: &Outcome) {
+    for (step, (loss, difference)) in outcome.steps.iter().enumerate() {
+        if (step + 1) % 10 == 0 || step == 0 {
+            println!("{name}: step {} loss {loss:.4} difference {difference:.1e}", step + 1);
+        }
+    }
+    println!("{name}: final weights differ by {:.1e} of their way", outcome.drift);
+    let (first, last) = (outcome.steps[0].0, outcome.steps[STEPS - 1].0);
+    assert!(last < first - 1.0, "{name}: the loss went from {first} to {last}");
+}
+
+fn check_dense(name: &str, a: &Architecture, numbers: Numbers) {
+    let outcome = train(a, numbers);
+    report(name, &outcome);
+    check_equal(name, &outcome.steps);
+    assert!(outcome.drift < DRIFT, "{name}: the weights differ by {:e}", outcome.drift);
+}
+
+fn check_equal(name: &str, steps: &[(f64, f64)]) {
+    for (i, (loss, difference)) in steps.iter().enumerate() {
+        assert!(*difference < TOLERANCE, "{name}: step {}: {loss} ± {difference:e}", i + 1);
+    }
+}
+
+fn small() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(Text::VOCABULARY),
+        layers: Some(2),
+        d_model: Some(64),
+        heads: Some(4),
+        kv_heads: Some(2),
+        d_ff: Some(128),
+        ..ModelConfig::default()
+    }
+}
+
+fn resolve(config: &ModelConfig) -> Architecture {
+    config.resolve(Text::VOCABULARY, BATCH.positions).unwrap()
+}
+
+fn llama() -> Architecture {
+    resolve(&small())
+}
+
+fn gpt2() -> Architecture {
+    resolve(&ModelConfig {
+        names: Some(Names::Gpt2),
+        kv_heads: Some(4),
+        norm: Some(Norm::Layer),
+        positions: Some(Positions::Learned { max: 64 }),
+        attention_bias: Some(true),
+        mlp_bias: Some(true),
+        activation: Some(Activation::Gelu),
+        tie_embeddings: Some(true),
+        ..small()
+    })
+}
+
+/// The quickstart's mixture with all its losses on.
+fn mixture() -> Architecture {
+    let full = Preset::TinyMoe.config();
+    let moe = full.moe.map(|moe| MoeConfig {
+        d_ff: Some(48),
+        aux_loss: Some(0.01),
+        z_loss: Some(0.001),
+        ..moe
+    });
+    resolve(&ModelConfig { preset: Some(Preset::TinyMoe), moe, ..small() })
+}
+
+#[test]
+fn dense_models_train_alike_under_adamw() {
+    check_dense("llama adamw", &llama(), ADAMW);
+    check_dense("gpt2 adamw", &gpt2(), ADAMW);
+}
+
+#[test]
+fn dense_models_train_alike_under_muon() {
+    check_dense("llama muon", &llama(), MUON);
+    check_dense("gpt2 muon", &gpt2(), MUON);
+    check_dense("llama muon, jordan", &llama(), JORDAN);
+}
+
+#[test]
+fn mixtures_train_alike_until_a_choice_flips() {
+    for (name, numbers) in [("mixture adamw", ADAMW), ("mixture muon", MUON)] {
+        let outcome = train(&mixture(), numbers);
+        report(name, &outcome);
+        match outcome.flip {
+            None => println!("{name}: no choice of an expert differs in {STEPS} steps"),
+            Some((step, margin)) => {
+                println!("{name}: choices first differ at step {step}, {margin:.1e} from a tie");
+                assert!(margin < TIE, "{name}: step {step}: a clear choice went another way");
+            }
+        }
+        let equal = outcome.flip.map_or(STEPS, |(step, _)| step - 1);
+        check_equal(name, &outcome.steps[..equal]);
+    }
+}
