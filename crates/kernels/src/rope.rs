@@ -24,7 +24,7 @@ pub fn table(
     let entry = |i: usize| {
         let (t, j) = (i / 2 / half, i / 2 % half);
         let angle = t as f64 * theta.powf(-(2.0 * j as f64) / head_dim as f64);
-        if i % 2 == 0 { angle.cos() } else { angle.sin() }
+        if i.is_multiple_of(2) { angle.cos() } else { angle.sin() }
     };
     dispatch!("rope_table", dtype, T => {
         let values: Vec<T> = (0..positions * half * 2).map(|i| T::of(entry(i))).collect();

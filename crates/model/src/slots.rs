@@ -155,8 +155,7 @@ struct Planner {
 impl Planner {
     fn take(&mut self, what: Use, rows: usize, cols: usize) -> Slot {
         let bytes = if self.wide { 8 } else { 4 };
-        let slot = Slot { wide: self.wide, ..self.place(what, rows, cols, bytes) };
-        slot
+        Slot { wide: self.wide, ..self.place(what, rows, cols, bytes) }
     }
 
     fn integers(&mut self, rows: usize, cols: usize) -> Slot {
