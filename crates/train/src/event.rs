@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// One event; `runs/NAME/events.jsonl` holds one per line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Event {
     /// Before the first step: everything that was decided.
     Header(Header),
