@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use train::event::Event;
 
 pub use render::{Renderer, plural};
-pub use units::{bytes, count, duration, short, visible};
+pub use units::{bytes, count, duration, short};
 
 /// The bars of this process, so that whoever ends it can clear them.
 fn bars() -> &'static MultiProgress {

@@ -49,17 +49,19 @@ pub fn send(pid: u32, signal: i32) {
     unsafe { libc::kill(pid as libc::pid_t, signal) };
 }
 
-/// Makes this process die when the one that started it does, however that ends.
+/// Names the supervisor's process to its workers.
+pub const PARENT: &str = "MUSTER_SUPERVISOR_PID";
+
+/// Makes this process die when the supervisor that started it does, however that ends.
 pub fn die_with_parent() {
     #[cfg(target_os = "linux")]
     {
-        // SAFETY: system calls without memory.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            // The parent may have died before the call.
-            if libc::getppid() == 1 {
-                libc::_exit(3);
-            }
+        // SAFETY: a system call without memory.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // The supervisor may have died before the call; then this process has another parent.
+        let parent = std::env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
+        if parent.is_some_and(|pid: u32| pid != std::os::unix::process::parent_id()) {
+            std::process::exit(3);
         }
     }
 }

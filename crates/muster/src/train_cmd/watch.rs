@@ -284,6 +284,7 @@ fn start(
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let mut command = Command::new(program);
     command.arg("worker").arg("--plan").arg(file).arg("--rank").arg(rank.to_string());
+    command.env(signals::PARENT, std::process::id().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: Ctrl-C reaches the supervisor, which tells the ranks.
     command.process_group(0);
