@@ -1,0 +1,76 @@
+//! The final weights have the same bits for every number of ranks and threads, over shared memory
+//! and over TCP.
+//!
+//! Every run is processes of its own, as a user starts them; digests are compared, which are
+//! equal if and only if all weights and router biases are.
+
+mod common;
+
+use common::{DENSE, MOE, Workdir};
+
+/// Trains with every number of ranks over both backends, threads alternating (or both), and
+/// compares with one rank of one thread. Returns the digest.
+fn same_for_all(run: &Workdir, tag: &str, sets: &[&str], every_thread_count: bool) -> String {
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let mut reference = None;
+    for ranks in 1..=4 {
+        for (index, backend) in ["shm", "tcp"].into_iter().enumerate() {
+            for threads in 1..=2 {
+                if !every_thread_count && threads != 1 + (ranks + index + 1) % 2 {
+                    continue;
+                }
+                let name = format!("{tag}-{ranks}-{threads}-{backend}");
+                let (ranks, threads) = (ranks.to_string(), threads.to_string());
+                let place = ["--ranks", &ranks, "--threads", &threads, "--backend", backend];
+                let digest = run.digest(&name, &[&sets[..], &place].concat());
+                assert_eq!(reference.get_or_insert(digest.clone()), &digest, "{name} {sets:?}");
+            }
+        }
+    }
+    reference.unwrap()
+}
+
+#[test]
+fn a_mixture_of_experts() {
+    let run = Workdir::new("bits-moe");
+    let four = same_for_all(&run, "v4", &[], true);
+    let six = same_for_all(&run, "v6", &["batch.leaves=6", "batch.radices=[2,3]"], false);
+    assert_ne!(four, six);
+}
+
+#[test]
+fn a_dense_model() {
+    let run = Workdir::new("bits-dense");
+    let model = format!("model={DENSE}");
+    let four = same_for_all(&run, "v4", &[&model], false);
+    let sets = [&model, "batch.leaves=6", "batch.radices=[2,3]"];
+    let six = same_for_all(&run, "v6", &sets, false);
+    assert_ne!(four, six);
+}
+
+#[test]
+fn weights_in_bf16() {
+    let run = Workdir::new("bits-bf16");
+    let bf16 = "train.weights=bf16";
+    let moe = same_for_all(&run, "moe", &[bf16], false);
+    assert_ne!(moe, run.digest("f32", &[]), "bf16 weights were not used");
+    let model = format!("model={DENSE}");
+    same_for_all(&run, "dense", &[bf16, &model], false);
+}
+
+/// What must change the bits does, so that the tests above can fail.
+#[test]
+fn another_seed_order_or_model_has_other_bits() {
+    let run = Workdir::new("bits-other");
+    let model = format!("model={MOE}");
+    let digests = [
+        run.digest("base", &["--set", &model]),
+        run.digest("seed", &["--set", "seed=2"]),
+        run.digest("steps", &["--set", "train.steps=5"]),
+        run.digest("tree", &["--set", "batch.radices=[4]"]),
+    ];
+    for (i, a) in digests.iter().enumerate() {
+        assert!(!digests[..i].contains(a), "{digests:?}");
+    }
+    assert_eq!(digests[0], run.digest("again", &[]));
+}
