@@ -1,0 +1,127 @@
+//! A run that is killed again and again ends with the weights of one that was left alone.
+//!
+//! ```text
+//! start ── random events, random milliseconds ──▶ SIGKILL to supervisor and workers ──┐
+//!   ▲            another number of ranks, the other backend                            │
+//!   └──────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The kills are seeded. Two in five wait for an attempt directory without `COMMIT` and hit
+//! inside the save; the others fall anywhere: reading, meeting, resuming, between steps.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Job, Workdir, processes, send, shared_memory_of};
+
+/// Kills that must have happened.
+const KILLS: usize = 20;
+
+/// Of them, kills that must have left an attempt without `COMMIT`.
+const IN_A_SAVE: usize = 4;
+
+/// SplitMix64 (Steele, Lea, Flood 2014): seeded moments that are the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// Attempts without `COMMIT`.
+fn torn(run: &Workdir) -> usize {
+    run.attempts(&run.name).iter().filter(|path| !path.join("COMMIT").exists()).count()
+}
+
+/// SIGKILL to the supervisor and to every worker that it has at that moment. Workers that it
+/// starts in between die with it.
+fn kill(mut job: Job) {
+    let workers = job.workers();
+    job.signal(libc::SIGKILL);
+    for (_, pid) in &workers {
+        send(*pid, libc::SIGKILL);
+    }
+    job.wait_until(|| false);
+    let gone = |pid: u32| processes().iter().all(|p| p.pid != pid || p.rank().is_none());
+    while !workers.iter().all(|&(_, pid)| gone(pid)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Lets a random amount happen; returns whether the job still runs.
+fn let_happen(run: &Workdir, job: &mut Job, random: &mut Random, torn_before: usize) -> bool {
+    if random.below(5) < 2 {
+        // Inside a save: an attempt has appeared that is not committed.
+        return job.wait_until(|| torn(run) > torn_before);
+    }
+    let steps = |run: &Workdir| run.events_of(&run.name, "step").len();
+    let wanted = steps(run) + random.below(3) as usize;
+    let running = job.wait_until(|| steps(run) >= wanted);
+    std::thread::sleep(Duration::from_millis(random.below(60)));
+    running && job.poll().is_none()
+}
+
+#[test]
+fn kills_do_not_change_the_weights() {
+    let run = Workdir::new(&format!("kill-{}", std::process::id()));
+    let sets = ["--set", "train.steps=150", "--set", "batch.micro_batches=1"];
+    let expected = run.digest("undisturbed", &sets);
+    let mut random = Random(20);
+    let (mut kills, mut in_a_save) = (0, 0);
+    let mut starts = 0;
+    while run.events_of(&run.name, "finished").is_empty() {
+        // Never the number of ranks of the start before.
+        let ranks = (1 + (starts * 3 + random.below(2) as usize * 2) % 4).to_string();
+        let backend = ["shm", "tcp"][starts % 2];
+        let enough = kills >= KILLS && in_a_save >= IN_A_SAVE;
+        let every = if enough { 50 } else { 1 + starts % 2 };
+        let every = format!("checkpoint.every={every}");
+        starts += 1;
+        let place = ["--ranks", &ranks, "--backend", backend, "--resume", "auto", "--set", &every];
+        let torn_before = torn(&run);
+        let mut job = run.start(&[&sets[..], &place].concat());
+        if enough {
+            let done = job.wait();
+            assert_eq!(done.code(), Some(0), "{done}");
+            break;
+        }
+        if let_happen(&run, &mut job, &mut random, torn_before) {
+            kill(job);
+            kills += 1;
+            in_a_save += usize::from(torn(&run) > torn_before);
+        } else {
+            let done = job.wait();
+            assert_eq!(done.code(), Some(0), "{done}");
+        }
+    }
+    println!("{kills} kills, {in_a_save} of them inside a save, {starts} starts");
+    assert!(kills >= KILLS, "the run ended after {kills} kills");
+    assert!(in_a_save >= IN_A_SAVE, "only {in_a_save} kills inside a save");
+    let resumed = run.events_of(&run.name, "resumed").len();
+    assert!(resumed > KILLS / 4, "resumed only {resumed} times");
+    assert_eq!(run.finished(&run.name)["reason"], "complete");
+    assert_eq!(run.final_digest(&run.name), expected);
+    assert!(run.verify(&run.name) > 0);
+    leaves_nothing(&run);
+}
+
+/// Shared memory of killed jobs is removed by the next start, and no worker outlives its job.
+fn leaves_nothing(run: &Workdir) {
+    assert_eq!(shared_memory_of(&run.name), Vec::<String>::new());
+    let here = run.path().to_str().unwrap();
+    for process in processes() {
+        let ours = process.words.iter().any(|word| word.contains(here));
+        let zombie = process.state == 'Z' && process.parent == std::process::id();
+        assert!(!ours && !zombie, "{} is left: {:?}", process.pid, process.words);
+    }
+}
