@@ -1,6 +1,6 @@
 //! What a run tells: typed events. The console, the JSONL file and the plot only read them.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One event; `runs/NAME/events.jsonl` holds one per line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,10 +98,12 @@ pub struct Resumed {
 pub struct Step {
     /// Counted from 1.
     pub step: u64,
-    /// Mean cross-entropy per target token, nats.
+    /// Mean cross-entropy per target token, nats; JSON's `null` where it is not finite.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     pub bits_per_byte: Option<f64>,
-    /// Norm of the mean gradient over all parameters, before clipping.
+    /// Norm of the mean gradient over all parameters, before clipping; `null` as the loss.
+    #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     /// Factor of the schedule times the base rate of the first rule.
     pub lr: f64,
@@ -122,6 +124,7 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     pub step: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     pub bits_per_byte: Option<f64>,
     pub samples: u64,
@@ -179,4 +182,26 @@ pub enum FinishReason {
     Interrupted,
     /// SIGTERM.
     Terminated,
+}
+
+/// JSON has no word for NaN and infinities: they are written as `null` and come back as NaN.
+fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_survive_the_event_file() {
+        for loss in [f64::NAN, f64::INFINITY, 1.5] {
+            let event = Evaluation { step: 3, loss, bits_per_byte: None, samples: 1, ms: 0.5 };
+            let text = serde_json::to_string(&Event::Evaluation(event)).unwrap();
+            let back = serde_json::from_str(&text).unwrap();
+            let Event::Evaluation(back) = back else { panic!("{back:?}") };
+            assert_eq!(back.loss.is_finite(), loss.is_finite());
+            assert!(!loss.is_finite() || back.loss == loss);
+        }
+    }
 }
