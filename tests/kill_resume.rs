@@ -67,14 +67,14 @@ fn let_happen(run: &Workdir, job: &mut Job, random: &mut Random, torn_before: us
     let steps = |run: &Workdir| run.events_of(&run.name, "step").len();
     let wanted = steps(run) + random.below(3) as usize;
     let running = job.wait_until(|| steps(run) >= wanted);
-    std::thread::sleep(Duration::from_millis(random.below(60)));
+    std::thread::sleep(Duration::from_millis(random.below(40)));
     running && job.poll().is_none()
 }
 
 #[test]
 fn kills_do_not_change_the_weights() {
     let run = Workdir::new(&format!("kill-{}", std::process::id()));
-    let sets = ["--set", "train.steps=150", "--set", "batch.micro_batches=1"];
+    let sets = ["--set", "train.steps=80", "--set", "batch.micro_batches=1"];
     let expected = run.digest("undisturbed", &sets);
     let mut random = Random(20);
     let (mut kills, mut in_a_save) = (0, 0);

@@ -115,12 +115,23 @@ fn compare(a: &Architecture, dtype: DType, seed: u64) -> Seen {
     // nothing but rounding, so errors are measured against the whole gradient at the least.
     let floor = 1e-3 * norm(&expected.concat());
     let gradients = engine.per_tensor(&engine.gradients);
+    check_accumulation(&engine, &inputs, &gradients);
     for ((tensor, got), expected) in schema.tensors.iter().zip(&gradients).zip(&expected) {
         let error = relative_error(got, expected, floor);
         assert!(error < tolerance(dtype), "{}: error {error:e} in {a:?}", tensor.name);
         worst = worst.max(error);
     }
     Seen { worst, biased: pass.loads != unbiased }
+}
+
+/// A pass that adds doubles the gradients; one that overwrites leaves no trace of what was there.
+fn check_accumulation(engine: &Engine, inputs: &Inputs, once: &[Vec<f64>]) {
+    engine.pass(inputs, true);
+    let twice = engine.per_tensor(&engine.gradients).concat();
+    let doubled: Vec<f64> = once.concat().iter().map(|x| 2.0 * x).collect();
+    assert!(relative_error(&twice, &doubled, 0.0) < tolerance(engine.gradients.dtype()));
+    engine.pass(inputs, false);
+    assert!(engine.per_tensor(&engine.gradients) == once, "an old gradient shows in the new one");
 }
 
 /// What no preset has.

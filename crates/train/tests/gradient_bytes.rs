@@ -1,0 +1,49 @@
+//! A step of 2 or 4 ranks over 12 or 16 leaves moves the gradient bytes of a ring reduce-scatter,
+//! (N − 1) · P · 4 over all ranks for P parameters, and over TCP one frame header per peer and
+//! operation on top.
+
+mod rank;
+
+use comm::{Counters, Operation};
+use train::Wants;
+
+const STEPS: u64 = 2;
+
+#[test]
+fn the_gradient_bytes_of_a_ring() {
+    for (leaves, world) in [(12, 2), (12, 4), (16, 2), (16, 4)] {
+        for kind in ["shm", "tcp"] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = rank::config(dir.path(), leaves);
+            // Several buckets.
+            config.ranks.bucket_bytes = 16 << 10;
+            let counted = rank::with_group(kind, world, dir.path(), |comm| {
+                let cache = dir.path().join(comm.rank().to_string());
+                let mut trainer = rank::trainer(&config, &cache, comm);
+                for _ in 0..STEPS {
+                    trainer.take_step(Wants::default()).unwrap();
+                }
+                let plan = trainer.plan();
+                let parameters = plan.schema.parameters() as u64;
+                assert_eq!(plan.byte_factor(), 1.0);
+                (trainer.counters(), parameters, plan.flat.buckets.len() as u64)
+            });
+            let place = format!("{kind}, {world} ranks, {leaves} leaves");
+            let (_, parameters, buckets) = counted[0];
+            assert!(buckets > 1, "{place}");
+            let of = |counters: &Counters| counters.of(Operation::ReduceScatterOrdered);
+            let sum = |what: fn(comm::Count) -> u64| -> u64 {
+                counted.iter().map(|(counters, ..)| what(of(counters))).sum()
+            };
+            let ring = (world as u64 - 1) * parameters * 4 * STEPS;
+            assert_eq!(sum(|count| count.payload_sent_bytes), ring, "{place}");
+            assert_eq!(sum(|count| count.payload_received_bytes), ring, "{place}");
+            let frames = (world * (world - 1)) as u64 * buckets * STEPS;
+            let headers = if kind == "tcp" { frames * comm::tcp::HEADER_BYTES as u64 } else { 0 };
+            assert_eq!(sum(|count| count.header_sent_bytes), headers, "{place}");
+            for (counters, ..) in &counted {
+                assert_eq!(of(counters).calls, buckets * STEPS, "{place}");
+            }
+        }
+    }
+}

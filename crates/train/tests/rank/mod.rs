@@ -1,0 +1,76 @@
+//! Threads as the ranks of a small run.
+#![allow(dead_code)] // Each test binary uses its part.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use comm::{Backend, Communicator};
+use data::Dataset;
+use device::Device;
+use serde_json::{Value, json};
+use train::{Config, NativeEngine, Parts, RunPlan, Trainer};
+
+/// Long enough for a loaded machine.
+const PATIENCE_MS: u64 = 60_000;
+
+/// A small mixture of experts on a text in `dir`, with these leaves.
+pub fn config(dir: &Path, leaves: usize) -> Config {
+    let text = dir.join("text.txt");
+    let words = (0..4000_u32).map(|i| format!("{} ", i.wrapping_mul(2_654_435_761) >> 20));
+    std::fs::write(&text, words.collect::<String>()).unwrap();
+    let value: Value = json!({
+        "model": {
+            "preset": "tiny-moe", "layers": 2, "d_model": 32,
+            "moe": {"experts": 4, "d_ff": 24}
+        },
+        "data": {"tokenizer": "byte", "files": text},
+        "batch": {"leaves": leaves, "micro_batches": 2, "micro_batch": 1, "seq_len": 32},
+        "train": {"steps": 100},
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+/// One rank, on one thread.
+pub fn trainer(
+    config: &Config,
+    cache: &Path,
+    comm: Arc<dyn Communicator>,
+) -> Trainer<NativeEngine> {
+    let prepared = data::prepare(&config.data, cache, "", &mut |_| ()).unwrap();
+    let plan = RunPlan::new(config, prepared.vocab_size as usize, comm.world(), 1).unwrap();
+    let device = Device::cpu(1).unwrap();
+    let fraction = config.data.validation_fraction;
+    let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
+    let (shape, bucket) = (&plan.architecture, plan.bucket_elements);
+    let engine = NativeEngine::new(&device, shape, plan.batch, bucket, plan.weights).unwrap();
+    let config = config.clone();
+    Trainer::new(Parts { config, plan, comm, device, dataset, engine }).unwrap()
+}
+
+/// Runs `body` as every rank of a group and returns what each returned, in rank order.
+pub fn with_group<R: Send>(
+    kind: &str,
+    world: usize,
+    dir: &Path,
+    body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
+) -> Vec<R> {
+    let job = "ranks".to_owned();
+    let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    let body = &body;
+    std::thread::scope(|scope| {
+        let mut ranks = Vec::new();
+        for (rank, listener) in listeners.into_iter().enumerate() {
+            let backend = match kind {
+                "tcp" => Backend::Tcp { listener, peers: peers.clone(), job: job.clone() },
+                _ => Backend::Shm { dir: dir.to_owned(), job: job.clone() },
+            };
+            ranks
+                .push(scope.spawn(move || {
+                    body(comm::connect(backend, rank, world, PATIENCE_MS).unwrap())
+                }));
+        }
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}

@@ -1,0 +1,306 @@
+//! What a person sees, and what is left on disk, when a run is stopped or something breaks.
+//!
+//! Whole messages are compared; directories, ports and what else differs between runs are
+//! replaced by words in capitals.
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{DENSE, Done, Job, Workdir, free_port, send, skip};
+
+/// Steps enough that a run does not end by itself meanwhile.
+const LONG: [&str; 2] = ["--set", "train.steps=100000"];
+
+/// Waits until the run has taken `count` steps more than `before`.
+fn steps(run: &Workdir, job: &mut Job, count: usize) {
+    let before = run.events_of(&run.name, "step").len();
+    let done = job.wait_until(|| run.events_of(&run.name, "step").len() >= before + count);
+    assert!(done, "the run has ended early");
+}
+
+/// The last step in the events.
+fn last_step(run: &Workdir) -> u64 {
+    run.events_of(&run.name, "step").last().unwrap()["step"].as_u64().unwrap()
+}
+
+/// Standard error with the directory replaced, and some other words.
+fn message(run: &Workdir, done: &Done, words: &[(&str, &str)]) -> String {
+    let mut text = done.stderr.replace(run.path().to_str().unwrap(), "HERE");
+    for (from, to) in words {
+        text = text.replace(from, to);
+    }
+    text.trim_end().to_owned()
+}
+
+#[test]
+fn a_killed_worker_ends_the_job() {
+    let run = Workdir::new("fail-killed");
+    let place = ["--ranks", "3", "--set", "checkpoint.every=2"];
+    let mut job = run.start(&[&LONG[..], &place].concat());
+    steps(&run, &mut job, 5);
+    let workers = job.workers();
+    assert_eq!(workers.len(), 3);
+    let killed = Instant::now();
+    send(workers[1].1, libc::SIGKILL);
+    let done = job.wait();
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    assert_eq!(done.code(), Some(3), "{done}");
+    // It may have finished a step more than rank 0 had told of.
+    let last = done.stderr.split("last step was ").nth(1).expect("a last step");
+    let last: String = last.chars().take_while(char::is_ascii_digit).collect();
+    assert!(last.parse::<u64>().unwrap().abs_diff(last_step(&run)) <= 1, "{done}");
+    insta::assert_snapshot!(message(&run, &done, &[(&last, "STEP")]), @"
+    error: rank 1 failed: killed by signal 9; its last step was STEP
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    ");
+    assert!(run.verify(&run.name) > 0);
+    // As it says.
+    let more = (last_step(&run) + 2).to_string();
+    let again = [&LONG[..], &["--ranks", "2", "--max-steps", &more]].concat();
+    let done = run.train(&again);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(run.events_of(&run.name, "resumed").len(), 1);
+}
+
+#[test]
+fn ctrl_c_saves_and_the_same_command_goes_on() {
+    let run = Workdir::new("fail-interrupt");
+    let expected = run.digest("undisturbed", &["--set", "train.steps=40"]);
+    let args = ["--set", "train.steps=40", "--ranks", "2"];
+    let mut job = run.start(&args);
+    steps(&run, &mut job, 3);
+    job.signal(libc::SIGINT);
+    let done = job.wait();
+    assert_eq!(done.code(), Some(0), "{done}");
+    insta::assert_snapshot!(
+        message(&run, &done, &[]),
+        @"finishing the step and saving; Ctrl-C again stops at once"
+    );
+    let finished = run.finished(&run.name);
+    assert_eq!(finished["reason"], "interrupted");
+    assert_eq!(finished["step"], last_step(&run));
+    assert_eq!(run.verify(&run.name), 1);
+    assert_eq!(run.digest(&run.name, &args), expected);
+    assert_eq!(run.events_of(&run.name, "resumed")[0]["step"], finished["step"]);
+}
+
+#[test]
+fn a_second_ctrl_c_stops_at_once() {
+    let run = Workdir::new("fail-at-once");
+    let mut job = run.start(&[&LONG[..], &["--ranks", "2"]].concat());
+    steps(&run, &mut job, 2);
+    // A rank that stands still cannot finish its step.
+    let workers = job.workers();
+    send(workers[1].1, libc::SIGSTOP);
+    job.signal(libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(job.poll().is_none());
+    let before = Instant::now();
+    job.signal(libc::SIGINT);
+    let done = job.wait();
+    assert!(before.elapsed() < Duration::from_secs(5));
+    assert_eq!(done.code(), Some(130), "{done}");
+    insta::assert_snapshot!(message(&run, &done, &[]), @"
+    finishing the step and saving; Ctrl-C again stops at once
+    stopped at once; checkpoints that were saved are intact
+    ");
+}
+
+#[test]
+fn sigterm_saves_and_asks_to_be_started_again() {
+    let run = Workdir::new("fail-term");
+    let mut job = run.start(&[&LONG[..], &["--ranks", "2", "--backend", "tcp"]].concat());
+    steps(&run, &mut job, 3);
+    job.signal(libc::SIGTERM);
+    let done = job.wait();
+    assert_eq!(done.code(), Some(75), "{done}");
+    let finished = run.finished(&run.name);
+    assert_eq!(finished["reason"], "terminated");
+    assert_eq!(finished["step"], last_step(&run));
+    assert_eq!(run.verify(&run.name), 1);
+}
+
+#[test]
+fn a_complete_run_says_so_and_can_start_over() {
+    let run = Workdir::new("fail-complete");
+    let digest = run.digest(&run.name, &[]);
+    let done = run.train(&[]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    let tail: Vec<&str> = done.stdout.lines().rev().take(3).collect();
+    let tail: Vec<&str> = tail.into_iter().rev().collect();
+    insta::assert_snapshot!(tail.join("\n").replace(&digest[..12], "DIGEST"), @"
+    this run is complete: all 6 steps had been done before
+      weights    digest DIGEST
+      next       go on with more steps (--set train.steps=12), start over (--resume never), or give the new run a name (--name fail-complete-2)
+    ");
+    let before = run.events_of(&run.name, "step").len();
+    let done = run.train(&["--resume", "never"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(run.events_of(&run.name, "step").len(), before + 6);
+    assert_eq!(run.final_digest(&run.name), digest);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let run = Workdir::new("fail-dry");
+    let done = run.train(&["--dry-run"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stdout.contains("6 steps of 256 tokens"), "{done}");
+    assert!(!run.path().join("runs").exists());
+}
+
+#[test]
+fn another_model_is_not_resumed() {
+    let run = Workdir::new("fail-model");
+    run.digest(&run.name, &[]);
+    let done = run.train(&["--set", "model.d_model=32", "--ranks", "2"]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    insta::assert_snapshot!(message(&run, &done, &[]), @"error: HERE/runs/fail-model/checkpoints/step-00000006.g0001 holds another model: `model.embed_tokens.weight` is [320, 64] there and [320, 32] here; give the run another name, or use --resume never");
+    let done = run.train(&["--set", &format!("model={DENSE}")]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    assert!(done.stderr.contains("holds another model: "), "{done}");
+    assert_eq!(run.verify(&run.name), 1);
+}
+
+/// The arguments of one of two nodes that meet at a port.
+fn node(port: u16, node: usize) -> Vec<String> {
+    let place = format!(
+        "--rendezvous 127.0.0.1:{port} --nodes 2 --node-rank {node} --ranks 2 --backend tcp \
+         --name node-{node}"
+    );
+    place.split(' ').map(str::to_owned).collect()
+}
+
+fn start_node(run: &Workdir, port: u16, number: usize, more: &[&str]) -> Job {
+    let args = node(port, number);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    run.start(&args)
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let run = Workdir::new("fail-port");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let done = start_node(&run, port, 0, &[]).wait();
+    assert_eq!(done.code(), Some(2), "{done}");
+    let text = message(&run, &done, &[(&port.to_string(), "PORT")]);
+    insta::assert_snapshot!(text, @"error: address 127.0.0.1:PORT is taken; choose another port, or 0 for any free one");
+}
+
+#[test]
+fn two_nodes_train_as_one() {
+    let run = Workdir::new("fail-nodes");
+    let expected = run.digest("one", &[]);
+    let port = free_port();
+    // Both write to the same run, as on a file system that both reach.
+    let same = ["--name", "both"];
+    let jobs = [0, 1].map(|number| {
+        let args = node(port, number);
+        let end = args.len() - 2;
+        let args: Vec<&str> = args[..end].iter().map(String::as_str).chain(same).collect();
+        run.start(&args)
+    });
+    for done in jobs.map(Job::wait) {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    assert_eq!(run.final_digest("both"), expected);
+}
+
+#[test]
+fn nodes_that_differ_are_told_in_what() {
+    let run = Workdir::new("fail-differ");
+    let port = free_port();
+    let same = ["--name", "both"];
+    let start = |number: usize, more: &[&str]| {
+        let args = node(port, number);
+        let end = args.len() - 2;
+        let mut all: Vec<&str> = args[..end].iter().map(String::as_str).collect();
+        all.extend(same.iter().chain(more));
+        run.start(&all)
+    };
+    let jobs = [start(0, &[]), start(1, &["--set", "seed=2"])];
+    for done in jobs.map(Job::wait) {
+        assert!(matches!(done.code(), Some(2 | 3)), "{done}");
+        assert!(done.stderr.contains("the ranks differ in configuration: "), "{done}");
+        assert!(done.stderr.contains("start every rank with the same configuration"), "{done}");
+    }
+    assert_eq!(run.events_of("both", "step").len(), 0);
+}
+
+#[test]
+fn a_full_disk_keeps_the_older_checkpoint() {
+    let run = Workdir::new("fail-full");
+    // Room for the first checkpoint and not for a second: the file system is filled between.
+    let exe = common::MUSTER;
+    let script = format!(
+        "mkdir -p runs && mount -t tmpfs -o size=6m tmpfs runs || exit 99
+         {exe} train run.yaml --ranks 2 --set checkpoint.keep=0 --max-steps 2 > /dev/null || exit 98
+         head -c 100m /dev/zero > runs/filler 2> /dev/null
+         truncate -s -300k runs/filler
+         {exe} train run.yaml --ranks 2 --set checkpoint.keep=0 --max-steps 4 > /dev/null
+         code=$?
+         {exe} ckpt verify runs/fail-full > /dev/null || exit 97
+         {exe} ckpt ls runs/fail-full
+         exit $code"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &script]);
+    if Command::new("unshare").args(["-m", "true"]).status().map_or(true, |s| !s.success()) {
+        return skip("no private mount namespace here (needs root and `unshare`)");
+    }
+    let done = run.spawn(command).wait();
+    if done.code() == Some(99) {
+        return skip("a tmpfs cannot be mounted here");
+    }
+    assert_eq!(done.code(), Some(2), "{done}");
+    let text = message(&run, &done, &[]);
+    let words = text.split(' ').map(|word| match word.parse::<u64>() {
+        Ok(_) => "N",
+        Err(_) => word,
+    });
+    let text = words.collect::<Vec<_>>().join(" ").replace("rank-00001:", "rank-00000:");
+    insta::assert_snapshot!(text, @"error: disk full writing HERE/runs/fail-full/checkpoints/step-00000004.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory");
+    // What was begun is removed, what was there is whole.
+    assert!(done.stdout.contains("  2     1 "), "{done}");
+    assert_eq!(done.stdout.lines().count(), 3, "{done}");
+}
+
+/// Rates at which the second forward pass overflows.
+const DIVERGES: [&str; 6] = [
+    "--set",
+    "optimizer.rules=[{match: {}, adamw: {lr: 1.0e+30}}]",
+    "--set",
+    "optimizer.require_muon=false",
+    "--set",
+    "optimizer.schedule={constant: {warmup_steps: 0}}",
+];
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run() {
+    let run = Workdir::new("fail-finite");
+    let done = run.train(&[&DIVERGES[..], &["--ranks", "2"]].concat());
+    assert_eq!(done.code(), Some(2), "{done}");
+    let text = message(&run, &done, &[]);
+    assert!(text.starts_with("error: step 2: the gradient is not finite in `model."), "{done}");
+    assert!(text.contains(" (rank 0, leaf 0)"), "{done}");
+    let (_, end) = text.split_once("; ").unwrap();
+    insta::assert_snapshot!(end, @"nothing was applied. Lower the learning rate, clip gradients (optimizer.clip), or set optimizer.non_finite: skip");
+    assert_eq!(last_step(&run), 1);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_skipped_when_so_configured() {
+    let run = Workdir::new("fail-skip");
+    let skip = ["--set", "optimizer.non_finite=skip", "--ranks", "2"];
+    let done = run.train(&[&DIVERGES[..], &skip].concat());
+    assert_eq!(done.code(), Some(0), "{done}");
+    let steps = run.events_of(&run.name, "step");
+    let skipped: Vec<bool> = steps.iter().map(|step| step["skipped"] == true).collect();
+    assert_eq!(skipped, [false, true, true, true, true, true]);
+    let reports = run.events_of(&run.name, "non_finite");
+    assert_eq!(reports.len(), 5);
+    assert!(reports.iter().all(|report| report["action"] == "skipped"));
+}
