@@ -15,8 +15,8 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     match command {
         ConfigCommand::Default => {
             say(&format!(
-                "# A run of Muster. Every key is here, with its default; keys that are comments are\n\
-                 # decided by others. Unknown keys are refused. `--set a.b=value` overrides any.\n\n{}",
+                "# A run of Muster: every key, with its default. Keys behind a `#` follow from others,\n\
+                 # such as the preset. Unknown keys are refused; `--set a.b=value` overrides any.\n\n{}",
                 commented(&Schema::of::<Config>(), &Config::default())
             ));
             Ok(Exit::Ok)

@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Checkpoint, Store};
+use checkpoint::{Attempt, Checkpoint, Store};
 
 use crate::config::nearest;
 use crate::error::CliError;
@@ -70,7 +70,9 @@ pub fn store(path: &Path) -> Result<Store, CliError> {
 /// # Errors
 /// There is none.
 pub fn checkpoint_path(path: &Path) -> Result<PathBuf, CliError> {
-    if path.join("COMMIT").is_file() || path.join("manifest.json").is_file() {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_attempt = Attempt::parse(name).is_some() || path.join("manifest.json").is_file();
+    if is_attempt && path.is_dir() {
         return Ok(path.to_path_buf());
     }
     let store = store(path)?;

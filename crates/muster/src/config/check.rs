@@ -296,11 +296,6 @@ fn misfit_help(node: &Node, kind: &Kind, path: &str) -> Vec<String> {
         (Value::Scalar { text, quoted: true }, Kind::Bool) if parse_bool(text).is_some() => {
             format!("remove the quotes: `{key}: {text}`")
         }
-        (Value::Scalar { text, .. }, Kind::Integer { .. } | Kind::Number { .. })
-            if parse_number(&text.replace(['_', ','], "")).is_some() =>
-        {
-            format!("write the digits without separators: {}", text.replace(['_', ','], ""))
-        }
         (Value::Scalar { text, .. }, Kind::Bool) => match text.to_ascii_lowercase().as_str() {
             "yes" | "on" | "1" | "y" => "write true".into(),
             "no" | "off" | "0" | "n" => "write false".into(),
@@ -310,7 +305,12 @@ fn misfit_help(node: &Node, kind: &Kind, path: &str) -> Vec<String> {
             let x = parse_number(text).map_or(0.0, Parsed::real);
             format!("the nearest is {}", nearest_in_range(kind, x))
         }
-        (Value::Scalar { .. }, Kind::List(_)) => format!("write `{key}: [{}]`", node.summary()),
+        (Value::Scalar { text, .. }, Kind::Integer { .. } | Kind::Number { .. })
+            if parse_number(&text.replace(['_', ','], "")).is_some() =>
+        {
+            format!("write the digits without separators: {}", text.replace(['_', ','], ""))
+        }
+        (_, Kind::List(_)) => "write `[…]`, or one `- …` a line".into(),
         (_, Kind::Integer { .. } | Kind::Number { .. }) => {
             format!("for example `{}`", example(key, kind))
         }

@@ -32,7 +32,7 @@ pub fn load(file: &Path, overrides: &[Override]) -> Result<Loaded, CliError> {
         let count = problems.len();
         let problems = Problems { file: &name, text: &text, problems };
         let noun = if count == 1 { "mistake" } else { "mistakes" };
-        CliError::mistake(format!("{count} {noun} in the config\n\n{problems}"))
+        CliError::mistake(format!("{count} {noun} in {name}\n\n{problems}"))
     })
 }
 
@@ -45,8 +45,10 @@ pub fn check_text(text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Prob
     let Some(Structure { config, root }) = structure else { return Err(problems) };
     let (resolved, findings) = meaning::check(&config);
     let unfit: Vec<String> = problems.iter().map(|problem| top_of(&problem.path)).collect();
-    // What follows from a value that was left out is no news.
-    let news = |finding: &Finding| !finding.sections.iter().any(|s| unfit.iter().any(|u| u == s));
+    // What follows from a value that was left out is no news; the top has no name.
+    let news = |finding: &Finding| {
+        !unfit.iter().any(|section| section.is_empty() || finding.sections.contains(&&**section))
+    };
     problems.extend(findings.into_iter().filter(news).map(|finding| place(finding, &root)));
     match resolved {
         Some(resolved) if problems.is_empty() => Ok(Loaded { config, resolved }),
@@ -84,7 +86,7 @@ fn structure<T: JsonSchema + DeserializeOwned>(
             // something was left out above, its absence is no news.
             if problems.is_empty() {
                 let path = error.path().to_string();
-                let place = root.locate(&path).cloned().unwrap_or(Place::Nowhere);
+                let place = root.locate(&path).map_or(Place::Nowhere, |(place, _)| place.clone());
                 problems.push(Problem::new(place, path, error.inner().to_string()));
             }
             (None, problems)
@@ -97,7 +99,14 @@ fn top_of(path: &str) -> String {
 }
 
 fn place(finding: Finding, root: &Node) -> Problem {
-    let place = root.locate(&finding.path).cloned().unwrap_or(Place::Nowhere);
+    let first = root.locate(&finding.path);
+    let other = finding.other.as_ref().and_then(|path| root.locate(path));
+    // The line to edit is that of a key which was written, not that of its section.
+    let place = match (first, other) {
+        (Some((_, false)) | None, Some((place, true))) => place.clone(),
+        (Some((place, _)), _) => place.clone(),
+        (None, _) => Place::Nowhere,
+    };
     let problem = Problem::new(place, finding.path, finding.what);
     Problem { help: finding.help, ..problem }
 }
@@ -304,7 +313,7 @@ layers: 3
             "model:\n  layers: 2\n d_model: 3\n",
             "a: b: c\n",
             "name: \"open\n",
-            "\tname: x\n",
+            "model:\n\tlayers: 2\n",
             "model: !big {}\n",
             "- a\n",
         ];

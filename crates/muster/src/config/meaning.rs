@@ -16,6 +16,8 @@ const TOKENS_PER_STEP_MAX: u128 = 1 << 40;
 #[derive(Debug)]
 pub struct Finding {
     pub path: String,
+    /// Another key that it is about, which may be the one that was written.
+    pub other: Option<String>,
     pub what: String,
     pub help: Vec<String>,
     /// Sections it follows from; a mistake reported there makes it no news.
@@ -69,7 +71,7 @@ fn finding(
     sections: &'static [&'static str],
 ) -> Finding {
     let help = if help.is_empty() { Vec::new() } else { vec![help.to_string()] };
-    Finding { path: path.into(), what: what.into(), help, sections }
+    Finding { path: path.into(), other: None, what: what.into(), help, sections }
 }
 
 /// The name becomes a directory and part of the names of shared memory.
@@ -217,7 +219,10 @@ fn of_model(error: ModelError) -> Finding {
             finding(format!("model.{key}"), "not set", hint, sections)
         }
         ModelError::Shape { key, value, problem, remedy } => {
-            finding(format!("model.{key}"), format!("{value}: {problem}"), &remedy, sections)
+            // `kv_heads = 3 does not divide it`: the other number has a key, too.
+            let other = problem.split_once(" = ").map(|(key, _)| format!("model.{key}"));
+            let what = format!("{value} does not fit: {problem}");
+            Finding { other, ..finding(format!("model.{key}"), what, &remedy, sections) }
         }
         other => finding("model", other.to_string(), "", sections),
     }
@@ -243,8 +248,13 @@ fn of_optimizer(error: OptimError) -> Finding {
             let what = format!("it matches no parameter: {reason}");
             finding(format!("optimizer.rules[{rule}]"), what, "", sections)
         }
-        OptimError::NotAMatrix { rule, .. } => {
-            finding(format!("optimizer.rules[{rule}]"), error.to_string(), "", sections)
+        OptimError::NotAMatrix { rule, tensor, role, shape } => {
+            let what = format!(
+                "it gives Muon to `{tensor}`, whose shape is {shape:?}; Muon updates \
+                 two-dimensional parameters only"
+            );
+            let help = format!("leave the role `{role}` to an `adamw` rule");
+            finding(format!("optimizer.rules[{rule}]"), what, &help, sections)
         }
         other => finding("optimizer.rules", other.to_string(), "", sections),
     }

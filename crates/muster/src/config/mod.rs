@@ -21,5 +21,5 @@ mod tree;
 pub use load::{Loaded, load};
 pub use nearest::nearest;
 pub use overrides::Override;
-pub use print::{commented, plain};
+pub use print::commented;
 pub use schema::Schema;

@@ -1,7 +1,7 @@
 //! A config as YAML, with the schema's descriptions as comments.
 //!
 //! Generated, never written by hand, so that it cannot disagree with the program. A key without
-//! a value stands as a comment.
+//! a value stands behind a `#`, with what may be written there.
 
 use std::fmt::Write as _;
 
@@ -14,17 +14,8 @@ const WIDTH: usize = 96;
 
 /// `value` with a comment above every key.
 pub fn commented<T: Serialize>(schema: &Schema, value: &T) -> String {
-    print(schema, value, true)
-}
-
-/// `value` alone.
-pub fn plain<T: Serialize>(schema: &Schema, value: &T) -> String {
-    print(schema, value, false)
-}
-
-fn print<T: Serialize>(schema: &Schema, value: &T, comments: bool) -> String {
     let value = serde_json::to_value(value).expect("configs have text keys and finite numbers");
-    let mut printer = Printer { schema, comments, out: String::new() };
+    let mut printer = Printer { schema, out: String::new() };
     if let Kind::Section(section) = schema.top().kind {
         printer.section(&section.keys, &value, "");
     }
@@ -33,7 +24,6 @@ fn print<T: Serialize>(schema: &Schema, value: &T, comments: bool) -> String {
 
 struct Printer<'s> {
     schema: &'s Schema,
-    comments: bool,
     out: String,
 }
 
@@ -44,13 +34,10 @@ impl Printer<'_> {
         for (key, schema) in keys {
             let slot = self.schema.slot(schema);
             let value = value.get(key).unwrap_or(&Json::Null);
-            if value.is_null() && !self.comments {
-                continue;
-            }
-            if margin.is_empty() && self.comments && !self.out.is_empty() {
+            if margin.is_empty() && !self.out.is_empty() {
                 self.out.push('\n');
             }
-            self.describe(&slot, margin);
+            self.describe(&slot, value, margin);
             let off = if value.is_null() && !section_is_off { "# " } else { "" };
             self.key(key, &slot, value, &format!("{margin}{off}"));
         }
@@ -60,9 +47,6 @@ impl Printer<'_> {
         let deeper = format!("{margin}  ");
         let _ = write!(self.out, "{margin}{key}:");
         match (&slot.kind, value) {
-            (Kind::Section(_), Json::Object(map)) if map.is_empty() && !self.comments => {
-                self.out.push_str(" {}\n");
-            }
             (Kind::Section(section), _) => {
                 self.out.push('\n');
                 self.section(&section.keys, value, &deeper);
@@ -71,6 +55,7 @@ impl Printer<'_> {
                 self.out.push('\n');
                 elements.iter().for_each(|element| self.element(element, &deeper));
             }
+            (Kind::Choice { .. }, Json::Null) => self.out.push_str(" <one of these>\n"),
             (kind, Json::Null) => {
                 let _ = writeln!(self.out, " <{}>", kind.expectation());
             }
@@ -89,81 +74,111 @@ impl Printer<'_> {
         let entries = map.iter().filter(|(_, value)| !value.is_null());
         for (i, (key, value)) in entries.enumerate() {
             let bullet = if i == 0 { "- " } else { "  " };
-            let _ = writeln!(self.out, "{margin}{bullet}{key}: {}", flow(value));
+            let line = format!("{margin}{bullet}{key}: {}", flow(value));
+            match value {
+                Json::Object(inner) if line.chars().count() > WIDTH => {
+                    let _ = writeln!(self.out, "{margin}{bullet}{key}:");
+                    for (key, value) in inner.iter().filter(|(_, value)| !value.is_null()) {
+                        let _ = writeln!(self.out, "{margin}    {key}: {}", flow(value));
+                    }
+                }
+                _ => {
+                    let _ = writeln!(self.out, "{line}");
+                }
+            }
         }
     }
 
-    fn describe(&mut self, slot: &Slot, margin: &str) {
-        if !self.comments {
-            return;
-        }
+    fn describe(&mut self, slot: &Slot, value: &Json, margin: &str) {
         let mut text = slot.description.unwrap_or_default().to_string();
-        let expectation = slot.kind.expectation();
-        let is_number = matches!(slot.kind, Kind::Integer { .. } | Kind::Number { .. });
-        // Only bounds are news: that 4 is a number shows.
-        if is_number && expectation.contains(|c: char| c.is_ascii_digit()) {
-            let _ = write!(text, " ({expectation})");
+        // Where there is no value, what to write stands in its place.
+        if let Some(bounds) = bounds(&slot.kind).filter(|_| !value.is_null()) {
+            let _ = write!(text, " ({bounds})");
         }
-        self.comment(&text, margin);
-        for point in self.points(&slot.kind) {
-            self.comment(&format!("· {point}"), margin);
+        self.comment(&text, margin, "");
+        match &slot.kind {
+            // The keys of a section follow with comments of their own.
+            Kind::Section(_) => {}
+            kind => self.points(kind, margin, 0),
         }
     }
 
-    /// The words of a choice, or the keys of a list's elements.
-    fn points(&self, kind: &Kind) -> Vec<String> {
+    /// The words of a choice, or the keys of a list's elements with theirs.
+    fn points(&mut self, kind: &Kind, margin: &str, depth: usize) {
+        let bullet = format!("{}· ", "  ".repeat(depth));
         let said = |description: Option<&str>| match description {
             Some(description) => format!(": {description}"),
             None => String::new(),
         };
         match kind {
             Kind::Choice { words, keyed } => {
-                let words =
-                    words.iter().map(|one| format!("{}{}", one.word, said(one.description)));
-                let keyed = keyed.iter().map(|one| {
-                    format!("{{{}: {}}}{}", one.key, self.form(one.value), said(one.description))
-                });
-                words.chain(keyed).collect()
-            }
-            Kind::List(items) => match self.schema.slot(items).kind {
-                Kind::Section(section) => {
-                    let keys = section.keys.iter();
-                    keys.map(|(key, value)| {
-                        format!("{key}{}", said(self.schema.slot(value).description))
-                    })
-                    .collect()
+                for one in words {
+                    let text = format!("{}{}", one.word, said(one.description));
+                    self.comment(&text, margin, &bullet);
                 }
-                _ => Vec::new(),
-            },
-            _ => Vec::new(),
+                for one in keyed {
+                    let form = format!("{{{}: {}}}", one.key, self.form(one.value));
+                    self.comment(&format!("{form}{}", said(one.description)), margin, &bullet);
+                }
+            }
+            Kind::List(items) => {
+                if let kind @ Kind::Section(_) = self.schema.slot(items).kind {
+                    self.points(&kind, margin, depth);
+                }
+            }
+            Kind::Section(section) => {
+                for (key, value) in &section.keys {
+                    let slot = self.schema.slot(value);
+                    let bounds = bounds(&slot.kind).map(|b| format!(" ({b})")).unwrap_or_default();
+                    let text = format!("{key}{}{bounds}", said(slot.description));
+                    self.comment(&text, margin, &bullet);
+                    self.points(&slot.kind, margin, depth + 1);
+                }
+            }
+            _ => {}
         }
     }
 
-    /// The shape of a value in one line: `{max: a whole number}`.
+    /// The shape of a value in one line: `{max: N}`.
     fn form(&self, schema: &Json) -> String {
         match self.schema.slot(schema).kind {
             Kind::Section(section) => {
-                let keys: Vec<String> = section
-                    .keys
-                    .iter()
-                    .map(|(key, value)| format!("{key}: {}", self.form(value)))
-                    .collect();
+                let keys = section.keys.iter();
+                let keys: Vec<String> =
+                    keys.map(|(key, value)| format!("{key}: {}", self.form(value))).collect();
                 format!("{{{}}}", keys.join(", "))
             }
+            Kind::Integer { .. } => "N".into(),
+            Kind::Number { .. } => "X".into(),
+            Kind::Text => "TEXT".into(),
             kind => kind.expectation(),
         }
     }
 
-    fn comment(&mut self, text: &str, margin: &str) {
-        let room = WIDTH.saturating_sub(margin.len() + 2).max(30);
-        for paragraph in text.lines() {
-            let hanging = if paragraph.starts_with('·') { "  " } else { "" };
-            for (i, line) in wrap(paragraph, room - hanging.len()).into_iter().enumerate() {
-                let hanging = if i > 0 { hanging } else { "" };
-                let _ = writeln!(self.out, "{}", format!("{margin}# {hanging}{line}").trim_end());
-            }
+    /// Wrapped text; lines after the first stand under the text after `bullet`.
+    fn comment(&mut self, text: &str, margin: &str, bullet: &str) {
+        let hanging = " ".repeat(bullet.chars().count());
+        let room = WIDTH.saturating_sub(margin.len() + 2 + hanging.len()).max(30);
+        for (i, line) in text.split("\n\n").flat_map(|part| wrap(part, room)).enumerate() {
+            let lead = if i == 0 { bullet } else { &hanging };
+            let _ = writeln!(self.out, "{}", format!("{margin}# {lead}{line}").trim_end());
         }
     }
+}
+
+/// Bounds that are worth saying: that a count is not negative goes without.
+fn bounds(kind: &Kind) -> Option<String> {
+    let of_the_type = i128::from(u32::MAX);
+    let said = match kind {
+        Kind::Integer { min, max } => {
+            min.is_some_and(|min| min > 0) || max.is_some_and(|max| max < of_the_type)
+        }
+        Kind::Number { min, max } => min.is_some() || max.is_some(),
+        _ => false,
+    };
+    let expectation = kind.expectation();
+    let bounds = expectation.trim_start_matches("a whole number").trim_start_matches("a number");
+    said.then(|| bounds.trim_start_matches([',', ' ']).to_string())
 }
 
 /// Breaks at spaces; lines of at most `room` characters where words allow.

@@ -51,14 +51,6 @@ impl Node {
         }
     }
 
-    /// The entries of a mapping.
-    pub fn entries(&self) -> &[Entry] {
-        match &self.value {
-            Value::Map(entries) => entries,
-            _ => &[],
-        }
-    }
-
     /// The value in one line, shortened, for messages.
     pub fn summary(&self) -> String {
         let mut out = String::new();
@@ -97,8 +89,8 @@ impl Node {
     }
 
     /// The place of the deepest node on `path` (`a.b[2].c`) that was written, if any was: of its
-    /// key, so that the line is the one to edit.
-    pub fn locate(&self, path: &str) -> Option<&Place> {
+    /// key, so that the line is the one to edit. Also whether that is the whole path.
+    pub fn locate(&self, path: &str) -> Option<(&Place, bool)> {
         let mut node = self;
         let mut place = None;
         for segment in path.split(['.', '[', ']']).filter(|segment| !segment.is_empty()) {
@@ -113,10 +105,10 @@ impl Node {
                 }
                 Value::Scalar { .. } => None,
             };
-            let Some((at, deeper)) = next else { break };
+            let Some((at, deeper)) = next else { return place.map(|place| (place, false)) };
             (place, node) = (Some(at), deeper);
         }
-        place
+        place.map(|place| (place, true))
     }
 }
 
@@ -262,21 +254,21 @@ mod tests {
     #[test]
     fn every_node_knows_its_place() {
         let root = parse("a: 1\nb:\n  c: [x, 'y z']\n  d: {e: 2.5}\n").unwrap();
-        assert_eq!(root.locate("a"), Some(&at(1, 1, 1)));
-        assert_eq!(root.locate("b.c[1]"), Some(&at(3, 10, 5)));
-        assert_eq!(root.locate("b.d.e"), Some(&at(4, 7, 1)));
-        assert_eq!(root.locate("b.d.missing"), Some(&at(4, 3, 1)));
+        assert_eq!(root.locate("a"), Some((&at(1, 1, 1), true)));
+        assert_eq!(root.locate("b.c[1]"), Some((&at(3, 10, 5), true)));
+        assert_eq!(root.locate("b.d.e"), Some((&at(4, 7, 1), true)));
+        assert_eq!(root.locate("b.d.missing"), Some((&at(4, 3, 1), false)));
         assert_eq!(root.locate("missing"), None);
-        assert_eq!(root.entries()[1].node.summary(), r#"{c: [x, "y z"], d: {e: 2.5}}"#);
+        assert_eq!(root.summary(), r#"{a: 1, b: {c: [x, "y z"], d: {e: 2.5}}}"#);
     }
 
     #[test]
     fn refusals_have_a_place() {
         let cases = [
             ("a: &x 1\n", at(1, 4, 4)),
-            ("a: 1\nb: !rotary {theta: 1}\n", at(2, 12, 1)),
+            ("a: 1\nb: !rotary {theta: 1}\n", at(2, 4, 9)),
             ("a: 1\n---\nb: 2\n", at(2, 1, 3)),
-            ("a: [1\nb: 2\n", at(2, 1, 1)),
+            ("a: [1\nb: 2\n", at(2, 2, 1)),
             ("? [a]\n: 1\n", at(1, 3, 1)),
         ];
         for (text, place) in cases {

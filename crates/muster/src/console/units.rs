@@ -89,8 +89,8 @@ mod tests {
         assert_eq!(counts, ["0", "999", "1.00 k", "12.3 k", "999 k", "1.00 M", "1.23 M"]);
         let sizes: Vec<String> = [0, 1023, 1024, 1 << 20, 1_234_567_890].map(bytes).into();
         assert_eq!(sizes, ["0 B", "1023 B", "1.00 KiB", "1.00 MiB", "1.15 GiB"]);
-        let times: Vec<String> = [0.25, 59.9, 61.0, 3661.0, 200_000.0].map(duration).into();
-        assert_eq!(times, ["0.2 s", "59.9 s", "1 m 01 s", "1 h 01 m", "2 d 07 h"]);
+        let times: Vec<String> = [0.25, 59.4, 61.0, 3661.0, 200_000.0].map(duration).into();
+        assert_eq!(times, ["0.2 s", "59.4 s", "1 m 01 s", "1 h 01 m", "2 d 07 h"]);
     }
 
     #[test]
