@@ -18,10 +18,9 @@ use super::text::{Sample, Text};
 
 const STEPS: usize = 50;
 const BATCH: MicroBatch = MicroBatch { windows: 4, positions: 64 };
-/// Relative difference of the losses of one step. Measured: at most 1e-6.
+/// Relative difference of the losses of one step. Measured: at most 2e-6.
 const TOLERANCE: f64 = 1e-4;
-/// Difference of the final weights of a dense model, relative to how far training moved them.
-/// Measured: at most 2e-5.
+/// Difference of the weights, relative to how far training moved them. Measured: at most 1e-4.
 const DRIFT: f64 = 1e-3;
 /// How near to a tie a choice may be that another rounding makes otherwise. Measured: 7e-7.
 const TIE: f64 = 1e-4;
@@ -140,7 +139,8 @@ struct Outcome {
     /// The first step (from 1) at which an expert's load differs, and how near to a tie the
     /// reference's choices of that layer were.
     flip: Option<(usize, f64)>,
-    /// Difference of the final weights, relative to how far training moved them.
+    /// Difference of the weights at the end, or when choices first differed, relative to how far
+    /// training had moved them.
     drift: f64,
 }
 
@@ -168,42 +168,53 @@ fn train(a: &Architecture, numbers: Numbers) -> Outcome {
         let differs = loads.iter().zip(&pass.loads).position(|(ours, theirs)| ours != theirs);
         if let (None, Some(layer)) = (outcome.flip, differs) {
             outcome.flip = Some((step, pass.margins[layer]));
+            outcome.drift = drift(&trainer.engine, &reference, &values);
         }
         balance(&mut bias, &loads, rate);
         balance(&mut reference.router_bias, &pass.loads, rate);
         trainer.update(live, step as u64);
         optimizer.update(&reference.variables, &pass.gradients, live, step as u64).unwrap();
     }
-    let ours = trainer.engine.per_tensor(&trainer.engine.weights).concat();
-    let theirs: Vec<f64> = reference.variables.iter().flat_map(|v| host(v)).collect();
-    let moved: Vec<f64> = theirs.iter().zip(values.concat()).map(|(new, old)| new - old).collect();
-    let difference: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
-    outcome.drift = norm(&difference) / norm(&moved);
+    if outcome.flip.is_none() {
+        outcome.drift = drift(&trainer.engine, &reference, &values);
+    }
     outcome
 }
 
-fn report(name: &str, outcome: &Outcome) {
+/// How far the two sides are apart, relative to their way from `start`.
+fn drift(engine: &Engine, reference: &Reference, start: &[Vec<f64>]) -> f64 {
+    let ours = engine.per_tensor(&engine.weights).concat();
+    let theirs: Vec<f64> = reference.variables.iter().flat_map(|v| host(v)).collect();
+    let apart: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a - b).collect();
+    let moved: Vec<f64> = theirs.iter().zip(start.concat()).map(|(new, old)| new - old).collect();
+    // At the first step nothing has moved.
+    norm(&apart) / norm(&moved).max(f64::MIN_POSITIVE)
+}
+
+/// Trains both sides and asserts that they are equal, for a mixture until its choices differ.
+fn check(name: &str, a: &Architecture, numbers: Numbers) {
+    let outcome = train(a, numbers);
     for (step, (loss, difference)) in outcome.steps.iter().enumerate() {
         if (step + 1) % 10 == 0 || step == 0 {
             println!("{name}: step {} loss {loss:.4} difference {difference:.1e}", step + 1);
         }
     }
-    println!("{name}: final weights differ by {:.1e} of their way", outcome.drift);
     let (first, last) = (outcome.steps[0].0, outcome.steps[STEPS - 1].0);
     assert!(last < first - 1.0, "{name}: the loss went from {first} to {last}");
-}
-
-fn check_dense(name: &str, a: &Architecture, numbers: Numbers) {
-    let outcome = train(a, numbers);
-    report(name, &outcome);
-    check_equal(name, &outcome.steps);
-    assert!(outcome.drift < DRIFT, "{name}: the weights differ by {:e}", outcome.drift);
-}
-
-fn check_equal(name: &str, steps: &[(f64, f64)]) {
-    for (i, (loss, difference)) in steps.iter().enumerate() {
+    match outcome.flip {
+        None => println!("{name}: {} routers choose alike in {STEPS} steps", a.moe_layers()),
+        Some((step, margin)) => {
+            println!("{name}: choices first differ at step {step}, {margin:.1e} from a tie");
+            assert!(margin < TIE, "{name}: step {step}: a clear choice went another way");
+        }
+    }
+    let equal = outcome.flip.map_or(STEPS, |(step, _)| step - 1);
+    for (i, (loss, difference)) in outcome.steps[..equal].iter().enumerate() {
         assert!(*difference < TOLERANCE, "{name}: step {}: {loss} ± {difference:e}", i + 1);
     }
+    // Weights tell a wrong update from the rounding that turns a near tie, however soon it turns.
+    println!("{name}: weights up to there differ by {:.1e} of their way", outcome.drift);
+    assert!(outcome.drift < DRIFT, "{name}: weights differ by {:e}", outcome.drift);
 }
 
 fn small() -> ModelConfig {
@@ -254,30 +265,19 @@ fn mixture() -> Architecture {
 
 #[test]
 fn dense_models_train_alike_under_adamw() {
-    check_dense("llama adamw", &llama(), ADAMW);
-    check_dense("gpt2 adamw", &gpt2(), ADAMW);
+    check("llama adamw", &llama(), ADAMW);
+    check("gpt2 adamw", &gpt2(), ADAMW);
 }
 
 #[test]
 fn dense_models_train_alike_under_muon() {
-    check_dense("llama muon", &llama(), MUON);
-    check_dense("gpt2 muon", &gpt2(), MUON);
-    check_dense("llama muon, jordan", &llama(), JORDAN);
+    check("llama muon", &llama(), MUON);
+    check("gpt2 muon", &gpt2(), MUON);
+    check("llama muon, jordan", &llama(), JORDAN);
 }
 
 #[test]
 fn mixtures_train_alike_until_a_choice_flips() {
-    for (name, numbers) in [("mixture adamw", ADAMW), ("mixture muon", MUON)] {
-        let outcome = train(&mixture(), numbers);
-        report(name, &outcome);
-        match outcome.flip {
-            None => println!("{name}: no choice of an expert differs in {STEPS} steps"),
-            Some((step, margin)) => {
-                println!("{name}: choices first differ at step {step}, {margin:.1e} from a tie");
-                assert!(margin < TIE, "{name}: step {step}: a clear choice went another way");
-            }
-        }
-        let equal = outcome.flip.map_or(STEPS, |(step, _)| step - 1);
-        check_equal(name, &outcome.steps[..equal]);
-    }
+    check("mixture adamw", &mixture(), ADAMW);
+    check("mixture muon", &mixture(), MUON);
 }
