@@ -264,7 +264,25 @@ impl TokenFile {
                 return Err(DataError::damaged(&self.path, offset, reason));
             }
         }
-        Ok(())
+        self.verify_range()
+    }
+
+    /// That every token is one of the vocabulary.
+    fn verify_range(&self) -> Result<()> {
+        let width = self.info.token_bytes as usize;
+        let token = |bytes: &[u8]| match width {
+            2 => u32::from(u16::from_le_bytes([bytes[0], bytes[1]])),
+            _ => u32_at(bytes, 0),
+        };
+        let mut tokens = self.token_data().chunks_exact(width).map(token);
+        match tokens.position(|token| token >= self.info.vocab_size) {
+            None => Ok(()),
+            Some(index) => {
+                let offset = ALIGN + (index * width) as u64;
+                let reason = format!("token {index} is not one of {}", self.info.vocab_size);
+                Err(DataError::damaged(&self.path, offset, reason))
+            }
+        }
     }
 }
 

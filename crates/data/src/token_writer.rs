@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{DataError, Result, io_error};
 use crate::token_file::{ALIGN, BLOCK_BYTES, Places, TokenFileInfo, encode_header};
@@ -74,7 +75,9 @@ impl Body {
 impl TokenWriter {
     /// Begins a file that will be called `path`, in a directory that exists.
     pub fn create(path: &Path, tokenizer: &Tokenizer, source_digest: [u8; 32]) -> Result<Self> {
-        let process = std::process::id();
+        // Hosts that share the directory may have processes of the same number.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let process = format!("{}-{now}", std::process::id());
         let beside = |suffix: &str| {
             let mut name = path.file_name().unwrap_or_default().to_os_string();
             name.push(format!(".{process}.{suffix}"));
@@ -83,7 +86,7 @@ impl TokenWriter {
         let temporary = Temporary { body: beside("tmp"), starts: beside("documents.tmp") };
         let open = |path: &Path| {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(true);
+            options.read(true).write(true).create_new(true);
             options.open(path).map_err(io_error("create", path))
         };
         let mut file = open(&temporary.body)?;

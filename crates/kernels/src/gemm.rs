@@ -52,6 +52,37 @@ impl Layout {
     }
 }
 
+/// What decides how products round on this CPU, beside their shapes: the instruction set that the
+/// inner kernels use, and the first cache, whose geometry decides where sums over `k` are cut.
+/// All other arithmetic of this crate has the same bits on every CPU.
+pub fn arithmetic() -> String {
+    let [l1, ..] = *gemm_common::cache::CACHE_INFO;
+    let (kib, ways) = (l1.cache_bytes / 1024, l1.associativity);
+    format!("{} {}, L1 {kib} KiB {ways}-way", std::env::consts::ARCH, instructions())
+}
+
+/// The set that `gemm` chooses.
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> &'static str {
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        "avx512f"
+    } else if std::arch::is_x86_feature_detected!("fma") {
+        "fma"
+    } else {
+        "sse2"
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> &'static str {
+    "baseline"
+}
+
+/// Bytes that a thread's packing buffers take, at most: `gemm` gives them one second-level cache.
+pub fn packing_bytes() -> usize {
+    gemm_common::cache::CACHE_INFO[1].cache_bytes
+}
+
 /// `C = alpha·A·B + beta·C`, where `A` is `[m, k]`, `B` is `[k, n]` and `C` is `[m, n]`.
 ///
 /// # Errors

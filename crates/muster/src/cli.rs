@@ -154,7 +154,7 @@ impl std::str::FromStr for SocketAddrOrIp {
 Examples:
   muster generate runs/quickstart --prompt 'fn main() {'
   muster generate runs/quickstart --tokens 400 --temperature 0.7 --top-k 40 --seed 3
-  muster generate runs/quickstart/checkpoints/step-00000600.g0001")]
+  muster generate runs/quickstart/checkpoints/step-00000400.g0001")]
 pub struct GenerateArgs {
     /// A run's directory (its newest checkpoint) or a checkpoint
     #[arg(value_name = "RUN_OR_CHECKPOINT")]
@@ -254,7 +254,7 @@ pub enum CkptCommand {
     },
     /// Read every byte of a checkpoint and compare it with its checksums
     #[command(after_help = "\
-Example: muster ckpt verify runs/quickstart/checkpoints/step-00000600.g0001
+Example: muster ckpt verify runs/quickstart/checkpoints/step-00000400.g0001
 
 Exits with 0 if it is whole, with 2 if it is damaged.")]
     Verify {

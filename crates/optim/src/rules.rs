@@ -226,11 +226,12 @@ fn render(lines: &[(String, Vec<String>, usize)]) -> String {
         lines.iter().map(|(_, cells, _)| cells[cell].chars().count()).max().unwrap_or(0)
     };
     let (shapes, names) = (width(0), width(1));
+    let counts = lines.iter().map(|(_, _, count)| count.to_string().len()).max().unwrap_or(0);
     let mut text = String::new();
     for (_, cells, count) in lines {
         let [shape, name, words] = [&cells[0], &cells[1], &cells[2]];
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{count:>6} of {shape:<shapes$}  {name:<names$}  {words}");
+        let _ = writeln!(text, "{count:>counts$} of {shape:<shapes$}  {name:<names$}  {words}");
     }
     text
 }
@@ -289,7 +290,7 @@ mod tests {
         let table = table(&schema(), &plans);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 6, "{table}");
-        assert!(lines[4].starts_with("     2 of 8 "), "{table}");
+        assert!(lines[4].starts_with("2 of 8 "), "{table}");
         assert!(lines[5].contains("4 of 32×8   model.layers.*.experts.*.up.weight"), "{table}");
         assert!(lines[5].contains("muon lr 0.003 × 1.131 (rms), 5 steps polar_express"), "{table}");
     }

@@ -194,6 +194,9 @@ pub struct RanksConfig {
     /// Size of a communication bucket in bytes of f32 gradient.
     #[schemars(range(min = 1))]
     pub bucket_bytes: usize,
+    /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
+    /// depend on which leaf is computed where; without it, such ranks refuse to start.
+    pub mixed_cpus: bool,
 }
 
 impl Default for RanksConfig {
@@ -205,6 +208,7 @@ impl Default for RanksConfig {
             device: DeviceName::Cpu,
             timeout_ms: 120_000,
             bucket_bytes: 32 << 20,
+            mixed_cpus: false,
         }
     }
 }

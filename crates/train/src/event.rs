@@ -58,6 +58,8 @@ pub struct Header {
     pub free: bool,
     /// Gradient bytes over those of a ring reduce-scatter.
     pub byte_factor: f64,
+    /// Whether hosts with other CPUs may join, so that bits depend on which rank runs where.
+    pub mixed_cpus: bool,
     /// Bytes per rank by what for, the largest rank.
     pub memory: Vec<(String, u64)>,
     /// One line per group of parameters: rule, scale, count.
@@ -157,8 +159,12 @@ pub struct NonFinite {
 pub struct Finished {
     pub step: u64,
     pub reason: FinishReason,
+    /// Since this start.
     pub seconds: f64,
+    /// Trained on since this start.
     pub tokens: u64,
+    /// Trained on since the run's first step.
+    pub tokens_in_all: u64,
     pub final_loss: Option<f64>,
     pub final_bits_per_byte: Option<f64>,
     pub peak_anonymous_bytes: u64,

@@ -15,9 +15,6 @@ use crate::event::{Corpus, Header};
 /// planned buffers, per process: measured, see the memory benchmark.
 const PROCESS_BYTES: usize = 12 << 20;
 
-/// Packing buffers of the matrix product, per thread: one L2 cache.
-const PACKING_BYTES_PER_THREAD: usize = 1 << 20;
-
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
     pub architecture: Architecture,
@@ -151,7 +148,7 @@ impl RunPlan {
         for (name, bytes) in model::memory_plan(&self.architecture, schema, self.batch, bf16) {
             items.push((name.to_owned(), page(bytes)));
         }
-        let packing = self.threads * PACKING_BYTES_PER_THREAD;
+        let packing = self.threads * kernels::gemm::packing_bytes();
         items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));
         Ok(items)
     }
@@ -162,20 +159,6 @@ impl RunPlan {
             Some(self.memory(rank).ok()?.iter().map(|(_, bytes)| bytes).sum())
         };
         (0..self.world).filter_map(total).max().unwrap_or(0)
-    }
-
-    /// BLAKE3 of what decides rounding, beside the device: leaves, tree, micro-batches, update
-    /// rules, version. The number of ranks and threads is not in it.
-    pub fn numeric_digest(&self, config: &Config) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        let version = env!("CARGO_PKG_VERSION");
-        let isa = (cfg!(target_arch = "x86_64"), std::env::consts::ARCH);
-        let batch = &config.batch;
-        let text = format!("{version} {isa:?} {batch:?} {:?}", self.tree.radices());
-        hasher.update(text.as_bytes());
-        hasher.update(&self.schema.digest());
-        hasher.update(format!("{:?}", config.optimizer.rules).as_bytes());
-        *hasher.finalize().as_bytes()
     }
 
     /// What the header of a run says.
@@ -216,8 +199,9 @@ impl RunPlan {
             weights: self.weights.to_string(),
             free: self.tree.is_free(self.world),
             byte_factor: self.byte_factor(),
+            mixed_cpus: config.ranks.mixed_cpus,
             memory,
-            optimizer: table.lines().map(|line| line.trim_start().to_owned()).collect(),
+            optimizer: table.lines().map(str::to_owned).collect(),
             balance: self.ownership.balance(),
             critical,
             clip: format!("{:?}", config.optimizer.clip).to_lowercase(),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use checkpoint::{Attempt, Checkpoint, Digest, RunState, Store};
 use comm::{Communicator, OrderedReduce, Window};
 use data::{Dataset, SampleMut, Split};
 use device::{DType, Device, Stream, Tensor};
@@ -13,10 +12,9 @@ use model::{Gradients, Inputs, NoHooks, Parameters, State};
 use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
 
 use crate::diagnose;
-use crate::event::{FinishReason, NonFinite, Saved, Step};
-use crate::save::{Loaded, Saver, check_model, load_states};
+use crate::event::{NonFinite, Step};
 use crate::vote::{Ballot, Tally, expert_load};
-use crate::{Config, Engine, Event, RunPlan, TrainError};
+use crate::{Config, Engine, RunPlan, TrainError, Wants};
 
 /// What a trainer is put together from.
 pub struct Parts<E> {
@@ -26,16 +24,6 @@ pub struct Parts<E> {
     pub device: Device,
     pub dataset: Dataset,
     pub engine: E,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    pub reason: FinishReason,
-    pub step: u64,
-    pub final_loss: Option<f64>,
-    pub final_bits_per_byte: Option<f64>,
-    pub checkpoint: Option<String>,
 }
 
 /// Device memory of a trainer.
@@ -51,6 +39,29 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    fn new(plan: &RunPlan, comm: &dyn Communicator, device: &Device) -> Result<Memory, TrainError> {
+        let weights_window = comm.window(device, plan.flat.len * plan.weights.bytes())?;
+        let weights = weights_window.tensor(0, &[plan.flat.len], plan.weights)?;
+        let (mut slots, mut grads) = (Vec::new(), Vec::new());
+        for _ in 0..plan.gradient_slots() {
+            let window = comm.window(device, plan.flat.len * 4)?;
+            grads.push(window.tensor(0, &[plan.flat.len], DType::F32)?);
+            slots.push(window);
+        }
+        let experts = plan.architecture.moe.as_ref().map_or(1, |moe| moe.experts);
+        let rows = plan.architecture.moe_layers().max(1);
+        Ok(Memory {
+            router_bias: device.zeros(&[rows, experts], DType::F32)?,
+            loads: device.zeros(&[rows, experts], DType::U32)?,
+            statistics: device.zeros(&[plan.ownership.slots], DType::F64)?,
+            loss: device.zeros(&[1], DType::F64)?,
+            weights_window,
+            weights,
+            slots,
+            grads,
+        })
+    }
+
     pub(crate) fn state(&self) -> State<'_> {
         State { weights: &self.weights, router_bias: &self.router_bias, loads: &self.loads }
     }
@@ -68,7 +79,7 @@ pub(crate) struct Host {
     tally: Tally,
     decision: ClipDecision,
     statistics: Vec<f64>,
-    bias: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
     scratch: Vec<f64>,
 }
 
@@ -81,18 +92,20 @@ pub struct Trainer<E: Engine> {
     pub(crate) engine: E,
     pub(crate) memory: Memory,
     pub(crate) host: Host,
-    params: Parameters,
+    pub(crate) params: Parameters,
     schedule: Schedule,
-    optimizer: ShardedOptimizer,
+    pub(crate) optimizer: ShardedOptimizer,
     clipper: Clipper,
-    stream: Stream,
+    pub(crate) stream: Stream,
     /// Steps taken.
     pub(crate) step: u64,
     /// Global sample cursor.
-    samples: u64,
-    tokens: u64,
-    previous_norm: Option<f64>,
-    peak_bytes: u64,
+    pub(crate) samples: u64,
+    pub(crate) tokens: u64,
+    /// Those that a checkpoint brought.
+    pub(crate) tokens_loaded: u64,
+    pub(crate) previous_norm: Option<f64>,
+    pub(crate) peak_bytes: u64,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -104,27 +117,7 @@ impl<E: Engine> Trainer<E> {
         let Parts { config, plan, comm, device, dataset, engine } = parts;
         let rank = comm.rank();
         let schedule = plan.schedule(rank)?;
-        let weights_window = comm.window(&device, plan.flat.len * plan.weights.bytes())?;
-        let weights = weights_window.tensor(0, &[plan.flat.len], plan.weights)?;
-        let mut slots = Vec::new();
-        let mut grads = Vec::new();
-        for _ in 0..plan.gradient_slots() {
-            let window = comm.window(&device, plan.flat.len * 4)?;
-            grads.push(window.tensor(0, &[plan.flat.len], DType::F32)?);
-            slots.push(window);
-        }
-        let experts = plan.architecture.moe.as_ref().map_or(1, |moe| moe.experts);
-        let moe_layers = plan.architecture.moe_layers();
-        let memory = Memory {
-            router_bias: device.zeros(&[moe_layers.max(1), experts], DType::F32)?,
-            loads: device.zeros(&[moe_layers.max(1), experts], DType::U32)?,
-            statistics: device.zeros(&[plan.ownership.slots], DType::F64)?,
-            loss: device.zeros(&[1], DType::F64)?,
-            weights_window,
-            weights,
-            slots,
-            grads,
-        };
+        let memory = Memory::new(&plan, comm.as_ref(), &device)?;
         let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let mut optimizer = ShardedOptimizer::new(
             &device,
@@ -142,16 +135,18 @@ impl<E: Engine> Trainer<E> {
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, updates, &plan.ownership);
         let rows = plan.batch.rows();
+        let experts = plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
+        let biases = plan.architecture.moe_layers() * experts;
         let mut host = Host {
             tokens: vec![0; rows],
             targets: vec![0; rows],
             doc_start: vec![0; rows],
-            bias: vec![0.0; moe_layers * experts],
+            bias: vec![0.0; biases],
             statistics: vec![0.0; plan.ownership.slots],
             ..Host::default()
         };
         host.tally.statistics = vec![0.0; plan.ownership.slots];
-        host.ballot.loads = vec![0; moe_layers * experts];
+        host.ballot.loads = vec![0; biases];
         let (_, params) = model::parameters(&plan.architecture)?;
         Ok(Trainer {
             config,
@@ -169,6 +164,7 @@ impl<E: Engine> Trainer<E> {
             step: 0,
             samples: 0,
             tokens: 0,
+            tokens_loaded: 0,
             previous_norm: None,
             peak_bytes: 0,
         })
@@ -410,7 +406,7 @@ impl<E: Engine> Trainer<E> {
         Ok(self.stream.copy_in(&self.memory.router_bias, bias)?)
     }
 
-    fn gather_weights(&mut self) -> Result<(), TrainError> {
+    pub(crate) fn gather_weights(&mut self) -> Result<(), TrainError> {
         if self.comm.world() == 1 {
             return Ok(());
         }
@@ -448,167 +444,14 @@ impl<E: Engine> Trainer<E> {
         Ok(NonFinite { step: self.step + 1, places, action })
     }
 
-    fn saver(&self) -> Saver<'_> {
-        Saver {
-            plan: &self.plan,
-            params: &self.params,
-            comm: self.comm.as_ref(),
-            stream: &self.stream,
-            optimizer: &self.optimizer,
-            weights: &self.memory.weights,
-            router_bias: &self.memory.router_bias,
-        }
-    }
-
-    /// Saves a checkpoint of the state after the last step.
-    ///
-    /// # Errors
-    /// A rank that could not write; nothing older is touched.
-    pub fn save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
-        let started = Instant::now();
-        let attempt = Attempt { step: self.step, generation };
-        let committed = self.saver().save(store, attempt, &self.run_state())?;
-        let mut removed = Vec::new();
-        if self.comm.rank() == 0 && self.config.checkpoint.keep > 0 {
-            let keep = self.config.checkpoint.keep;
-            let paths = store.retain(keep, checkpoint::Proof::EveryByte)?;
-            removed = paths.iter().map(|path| path.display().to_string()).collect();
-        }
-        Ok(Saved {
-            step: self.step,
-            path: committed.path.display().to_string(),
-            bytes: committed.bytes,
-            ms: started.elapsed().as_secs_f64() * 1e3,
-            removed,
-        })
-    }
-
-    fn run_state(&self) -> RunState {
-        let data = Digest(self.dataset.digest()).to_string();
-        let config = serde_json::to_vec(&self.config).unwrap_or_default();
-        RunState {
-            muster_version: env!("CARGO_PKG_VERSION").to_owned(),
-            step: self.step,
-            samples: self.samples,
-            tokens: self.tokens,
-            seed: self.config.seed,
-            rng_counter: 0,
-            config_digest: Digest::of(&config),
-            numeric_plan_digest: Digest(self.plan.numeric_digest(&self.config)),
-            schedule: serde_json::json!({ "total_steps": self.config.train.steps }),
-            extra: serde_json::json!({ "data": data, "previous_norm": self.previous_norm }),
-        }
-    }
-
-    /// Takes over a checkpoint: whatever its number of ranks was.
-    ///
-    /// # Errors
-    /// A checkpoint of another model; damaged data.
-    pub fn load(&mut self, checkpoint: &Checkpoint) -> Result<(Loaded, Vec<String>), TrainError> {
-        check_model(checkpoint, &self.plan)?;
-        let mut warnings: Vec<String> = load_states(checkpoint, &self.saver())?
-            .into_iter()
-            .map(|key| format!("the checkpoint has no {key}; it starts at zero"))
-            .collect();
-        self.optimizer.publish(&self.memory.weights)?;
-        self.gather_weights()?;
-        if !self.host.bias.is_empty() {
-            self.stream.copy_out(&self.memory.router_bias, &mut self.host.bias)?;
-        }
-        let state = checkpoint.run_state().clone();
-        (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
-        self.previous_norm = state.extra.get("previous_norm").and_then(serde_json::Value::as_f64);
-        let mine = self.run_state();
-        if state.extra.get("data") != mine.extra.get("data") {
-            let text = "the data, its split or the seed differ from the checkpoint's: the samples \
-                        to come are others than they would have been";
-            warnings.push(text.to_owned());
-        }
-        if state.numeric_plan_digest != mine.numeric_plan_digest {
-            let text = "leaves, micro-batches, optimizer rules or version differ from the \
-                        checkpoint's: the weights will not have the bits of an undisturbed run";
-            warnings.push(text.to_owned());
-        }
-        let written_by = checkpoint.manifest().world as usize;
-        Ok((Loaded { state, written_by }, warnings))
-    }
-
-    /// Steps, evaluates and saves until the run is complete or asked to end. Rank 0's events are
-    /// the run's.
-    ///
-    /// # Errors
-    /// As a step or a save.
-    pub fn run(
-        &mut self,
-        store: &Store,
-        generation: u32,
-        max_steps: Option<u64>,
-        wants: &mut dyn FnMut(u64) -> Wants,
-        emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
-    ) -> Result<Outcome, TrainError> {
-        let total = self.config.train.steps;
-        let last = max_steps.map_or(total, |most| total.min(most));
-        let mut saved = None;
-        let mut evaluated = None;
-        let mut reason = match self.step >= total {
-            true => FinishReason::AlreadyComplete,
-            false if last < total => FinishReason::MaxSteps,
-            false => FinishReason::Complete,
-        };
-        while self.step < last {
-            let (step, wanted, non_finite) = self.take_step(wants(self.step))?;
-            if let Some(report) = non_finite {
-                emit(Event::NonFinite(report))?;
-            }
-            emit(Event::Step(step))?;
-            let ends = wanted.stop || wanted.terminate;
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
-            let (eval_due, save_due) =
-                (due(self.config.train.eval_every), due(self.config.checkpoint.every));
-            if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
-                let evaluation = self.evaluate()?;
-                evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
-                emit(Event::Evaluation(evaluation))?;
-            }
-            if save_due || ends || self.step == last {
-                let event = self.save(store, generation)?;
-                saved = Some(event.path.clone());
-                emit(Event::Saved(event))?;
-            }
-            if ends {
-                let terminated = wanted.terminate;
-                reason =
-                    if terminated { FinishReason::Terminated } else { FinishReason::Interrupted };
-                break;
-            }
-        }
-        let (final_loss, final_bits_per_byte) = evaluated.unzip();
-        let final_bits_per_byte = final_bits_per_byte.flatten();
-        let step = self.step;
-        Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint: saved })
-    }
-
-    /// BLAKE3 of all weights and router biases: equal digests are equal bits.
-    ///
-    /// # Errors
-    /// Device errors.
-    pub fn weights_digest(&self) -> Result<String, TrainError> {
-        let mut hasher = blake3::Hasher::new();
-        let Memory { weights, router_bias, .. } = &self.memory;
-        self.stream.with_memory("digest", |k| {
-            match weights.dtype() {
-                DType::F32 => hasher.update(bytemuck::cast_slice(k.read::<f32>(weights)?)),
-                _ => hasher.update(bytemuck::cast_slice(k.read::<half::bf16>(weights)?)),
-            };
-            hasher.update(bytemuck::cast_slice(k.read::<f32>(router_bias)?));
-            Ok(())
-        })?;
-        Ok(hasher.finalize().to_hex().to_string())
-    }
-
-    /// Tokens trained on.
+    /// Target tokens trained on since the run's first step.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// Of these, the ones since this process started.
+    pub fn tokens_since_start(&self) -> u64 {
+        self.tokens - self.tokens_loaded
     }
 
     /// A sampler over the present weights.
@@ -634,15 +477,6 @@ impl<E: Engine> Trainer<E> {
     pub fn plan(&self) -> &RunPlan {
         &self.plan
     }
-}
-
-/// What somebody asked of the run; one rank's wish is everyone's after the next vote.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// Finish the step, save, end.
-    pub stop: bool,
-    /// The same, to be started again later.
-    pub terminate: bool,
 }
 
 /// Zeros to copy from, without allocating for the sizes that models have.

@@ -104,11 +104,15 @@ impl Renderer {
             true => "the bytes of a ring".to_string(),
             false => format!("{:.2} times the bytes of a ring", header.byte_factor),
         };
-        row("leaves", format!("{} as {tree}; {free}", header.leaves));
+        let mixed = match header.mixed_cpus {
+            true => "; bits depend on the CPUs of the hosts (ranks.mixed_cpus)",
+            false => "",
+        };
+        row("leaves", format!("{} as {tree}; {free}{mixed}", header.leaves));
         for corpus in &header.corpus {
             row("text", corpus_line(corpus));
         }
-        row("data", format!("digest {}", short(&header.data_digest)));
+        row("data", data_line(&header.data_digest));
         for (i, line) in header.optimizer.iter().enumerate() {
             row(if i == 0 { "optimizer" } else { "" }, line.clone());
         }
@@ -196,7 +200,11 @@ impl Renderer {
         if finished.reason != FinishReason::AlreadyComplete {
             let rate = finished.tokens as f64 / finished.seconds.max(1e-9);
             let (tokens, time) = (count(finished.tokens), duration(finished.seconds));
-            row("trained", format!("{tokens} tokens in {time}, {rate:.0} tok/s"));
+            let all = match finished.tokens_in_all {
+                all if all > finished.tokens => format!("; {} in all", count(all)),
+                _ => String::new(),
+            };
+            row("trained", format!("{tokens} tokens in {time}, {rate:.0} tok/s{all}"));
         }
         if let Some(loss) = finished.final_loss {
             let result = self.result(loss, finished.final_bits_per_byte);
@@ -287,6 +295,14 @@ fn corpus_line(corpus: &train::event::Corpus) -> String {
     let (tokens, digest) = (count(corpus.tokens), short(&corpus.digest));
     let documents = plural(corpus.documents as usize, "document");
     format!("{}: {tokens} tokens{size}, {documents}{weight}, digest {digest}", corpus.name)
+}
+
+/// A dry run reads no data, so that nothing is known of it.
+fn data_line(digest: &str) -> String {
+    match short(digest) {
+        "" => "not read: this is a dry run".into(),
+        digest => format!("digest {digest}"),
+    }
 }
 
 /// `1 rank`, `2 ranks`.

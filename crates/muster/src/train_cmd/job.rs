@@ -57,11 +57,16 @@ impl Job {
     pub fn identity(&self, plan: &train::RunPlan) -> Vec<(String, String)> {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
-        vec![
+        let mut identity = vec![
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
             ("model".into(), hex(plan.schema.digest())),
             ("ownership plan".into(), hex(plan.ownership.digest())),
-        ]
+        ];
+        if !self.config.ranks.mixed_cpus {
+            // Whole, so that a refusal shows in what the CPUs differ.
+            identity.push(("kind of CPU".into(), kernels::gemm::arithmetic()));
+        }
+        identity
     }
 }

@@ -49,10 +49,12 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let signals = Signals::watch()?;
     make_dirs(&run)?;
     let prepared = prepare(&config, &run)?;
-    // Through JSON's data model, in which enums are single-key maps.
-    let value = serde_json::to_value(&config).map_err(CliError::bug)?;
-    let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
-    write(&run.config(), text.as_bytes())?;
+    if place.node == 0 {
+        // Through JSON's data model, in which enums are single-key maps.
+        let value = serde_json::to_value(&config).map_err(CliError::bug)?;
+        let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
+        write(&run.config(), text.as_bytes())?;
+    }
     let (server, rendezvous) = rendezvous(&args, &config, &place)?;
     let job = Job {
         name: job_name(&args, &config),
@@ -60,7 +62,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         threads,
         rendezvous,
         bind: args.bind.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |bind| bind.0.ip()),
-        checkpoints: absolute(&run.checkpoints())?,
+        checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
         config,
         prepared,
@@ -298,11 +300,6 @@ fn clean_up(job: &Job) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = job;
-}
-
-fn absolute(path: &Path) -> Result<std::path::PathBuf, CliError> {
-    std::path::absolute(path)
-        .map_err(|error| CliError::mistake(format!("cannot find {}: {error}", path.display())))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {

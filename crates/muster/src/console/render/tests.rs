@@ -21,6 +21,7 @@ fn header() -> Event {
         weights: "f32".into(),
         free: true,
         byte_factor: 1.0,
+        mixed_cpus: false,
         memory: vec![("weights".into(), 8_493_824), ("activations".into(), 52_428_800)],
         optimizer: vec!["muon  100 matrices, rms".into(), "adamw 12 others".into()],
         balance: 0.98,
@@ -61,6 +62,7 @@ fn finished(reason: FinishReason, step: u64) -> Event {
         reason,
         seconds: 91.4,
         tokens: 2_457_600,
+        tokens_in_all: 2_457_600,
         final_loss: Some(1.2345),
         final_bits_per_byte: Some(1.781),
         peak_anonymous_bytes: 310 << 20,
@@ -106,7 +108,14 @@ fn a_whole_run() {
 #[test]
 fn troubles() {
     let Event::Header(plain) = header() else { unreachable!() };
-    let odd = Header { free: false, byte_factor: 1.5, ranks: 3, radices: vec![], ..plain };
+    let odd = Header {
+        free: false,
+        byte_factor: 1.5,
+        mixed_cpus: true,
+        ranks: 3,
+        radices: vec![],
+        ..plain
+    };
     let events = [
         Event::Header(odd),
         Event::Resumed(Resumed {
@@ -139,7 +148,11 @@ fn every_ending() {
     let endings: Vec<String> = reasons
         .into_iter()
         .map(|reason| {
-            let all = render(&[header(), baseline.clone(), finished(reason, 600)]);
+            let mut end = finished(reason, 600);
+            if let (FinishReason::Complete, Event::Finished(end)) = (reason, &mut end) {
+                end.tokens_in_all *= 2; // It had been resumed.
+            }
+            let all = render(&[header(), baseline.clone(), end]);
             let from = all.find("2 validation").or(all.find("bpb")).unwrap_or(0);
             all[from..].lines().skip(1).collect::<Vec<_>>().join("\n")
         })

@@ -1,0 +1,82 @@
+//! The loop around the step: when to validate, to save and to end.
+
+use checkpoint::Store;
+
+use crate::event::FinishReason;
+use crate::{Engine, Event, TrainError, Trainer};
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub reason: FinishReason,
+    pub step: u64,
+    pub final_loss: Option<f64>,
+    pub final_bits_per_byte: Option<f64>,
+    pub checkpoint: Option<String>,
+}
+
+/// What somebody asked of the run; one rank's wish is everyone's after the next vote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Finish the step, save, end.
+    pub stop: bool,
+    /// The same, to be started again later.
+    pub terminate: bool,
+}
+
+impl<E: Engine> Trainer<E> {
+    /// Steps, evaluates and saves until the run is complete or asked to end. Rank 0's events are
+    /// the run's.
+    ///
+    /// # Errors
+    /// As a step or a save.
+    pub fn run(
+        &mut self,
+        store: &Store,
+        generation: u32,
+        max_steps: Option<u64>,
+        wants: &mut dyn FnMut(u64) -> Wants,
+        emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+    ) -> Result<Outcome, TrainError> {
+        let total = self.config.train.steps;
+        let last = max_steps.map_or(total, |most| total.min(most));
+        let mut saved = None;
+        let mut evaluated = None;
+        let mut reason = match self.step >= total {
+            true => FinishReason::AlreadyComplete,
+            false if last < total => FinishReason::MaxSteps,
+            false => FinishReason::Complete,
+        };
+        while self.step < last {
+            let (step, wanted, non_finite) = self.take_step(wants(self.step))?;
+            if let Some(report) = non_finite {
+                emit(Event::NonFinite(report))?;
+            }
+            emit(Event::Step(step))?;
+            let ends = wanted.stop || wanted.terminate;
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let (eval_due, save_due) =
+                (due(self.config.train.eval_every), due(self.config.checkpoint.every));
+            if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
+                let evaluation = self.evaluate()?;
+                evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
+                emit(Event::Evaluation(evaluation))?;
+            }
+            if save_due || ends || self.step == last {
+                let event = self.save(store, generation)?;
+                saved = Some(event.path.clone());
+                emit(Event::Saved(event))?;
+            }
+            if ends {
+                let terminated = wanted.terminate;
+                reason =
+                    if terminated { FinishReason::Terminated } else { FinishReason::Interrupted };
+                break;
+            }
+        }
+        let (final_loss, final_bits_per_byte) = evaluated.unzip();
+        let final_bits_per_byte = final_bits_per_byte.flatten();
+        let step = self.step;
+        Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint: saved })
+    }
+}
