@@ -65,6 +65,23 @@ impl Parallel {
         }
     }
 
+    /// As [`Parallel::chunks`] for bodies that do little: a task takes several chunks, about
+    /// 8192 elements.
+    pub fn rows<T: Send>(
+        &self,
+        data: &mut [T],
+        len: usize,
+        body: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        let len = len.max(1);
+        let rows = (8192 / len).max(1);
+        self.chunks(data, rows * len, |task, part| {
+            for (i, row) in part.chunks_mut(len).enumerate() {
+                body(task * rows + i, row);
+            }
+        });
+    }
+
     /// As [`Parallel::chunks`] over two outputs at once, with their own chunk lengths.
     pub fn chunks2<T: Send, U: Send>(
         &self,

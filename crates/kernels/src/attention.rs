@@ -191,7 +191,7 @@ impl Block {
                 let out = unsafe { out.part(start..start + h.head_dim) };
                 let sums = &sums[i * h.head_dim..][..h.head_dim];
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum * inverse);
-                lse[row] = most[i] + total[i].ln();
+                lse[row] = most[i] + total[i].portable_ln();
             }
         });
     }
@@ -210,18 +210,18 @@ fn mask<T: Real>(scores: &mut [T], keys: &std::ops::Range<usize>, first: usize, 
 /// summed so far.
 #[inline(always)]
 fn online_softmax<T: Real>(scores: &mut [T], sums: &mut [T], most: &mut T, total: &mut T) {
-    let row_most = scores.iter().fold(T::NEG_INFINITY, |a, &b| a.max(b));
+    let row_most = crate::math::most(scores);
     let new_most = most.max(row_most);
     if new_most == T::NEG_INFINITY {
         scores.fill(T::ZERO);
         return;
     }
     for score in scores.iter_mut() {
-        *score = (*score - new_most).exp();
+        *score = (*score - new_most).portable_exp();
     }
     let row_total = crate::math::sum(scores.len(), |j| scores[j]);
     if *most != new_most {
-        let keep = (*most - new_most).exp();
+        let keep = (*most - new_most).portable_exp();
         *total *= keep;
         if keep == T::ZERO {
             sums.fill(T::ZERO);
@@ -318,7 +318,7 @@ impl Block {
                     let dscores = &mut dscores[i * BLOCK..][..keys.len()];
                     mask(probs, &keys, doc_start[row] as usize, row);
                     for (p, ds) in probs.iter_mut().zip(dscores.iter_mut()) {
-                        *p = (*p - lse[row]).exp();
+                        *p = (*p - lse[row]).portable_exp();
                         *ds = *p * (*ds - delta[i]) * scale;
                     }
                 }

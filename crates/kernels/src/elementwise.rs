@@ -152,7 +152,7 @@ pub fn bias_backward(
 
 #[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
-    T::ONE / (T::ONE + (-x).exp())
+    T::ONE / (T::ONE + (-x).portable_exp())
 }
 
 /// `y = silu(gate) · up` (Shazeer 2020): `gate_up [rows, 2F]` holds gate, then up, per row;
@@ -240,7 +240,7 @@ pub fn gelu_forward(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), Kerne
                     let (scale, cubic) = (T::of(GELU_SCALE), T::of(GELU_CUBIC));
                     for (y, &x) in y.iter_mut().zip(&x[task * TASK..]) {
                         let inner = scale * (x + cubic * x * x * x);
-                        *y = T::of(0.5) * x * (T::ONE + inner.tanh());
+                        *y = T::of(0.5) * x * (T::ONE + inner.portable_tanh());
                     }
                 });
             });
@@ -267,7 +267,7 @@ pub fn gelu_backward(stream: &Stream, dy: &Tensor, x: &Tensor) -> Result<(), Ker
                     let half = T::of(0.5);
                     for (x, &dy) in x.iter_mut().zip(&dy[task * TASK..]) {
                         let v = *x;
-                        let t = (scale * (v + cubic * v * v * v)).tanh();
+                        let t = (scale * (v + cubic * v * v * v)).portable_tanh();
                         let inner = scale * (T::ONE + T::of(3.0) * cubic * v * v);
                         let slope = half * (T::ONE + t) + half * v * (T::ONE - t * t) * inner;
                         *x = dy * slope;
@@ -299,4 +299,28 @@ pub fn all_finite(stream: &Stream, x: &Tensor, flag: &Tensor) -> Result<(), Kern
         })?;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use device::Device;
+
+    use super::*;
+
+    /// A method of f32 itself would win over the portable one, unseen.
+    #[test]
+    fn gelu_has_the_bits_of_the_portable_functions() {
+        let x: Vec<f32> = (-4000..4000).map(|i| i as f32 * 2e-3).collect();
+        let device = Device::cpu(1).unwrap();
+        let stream = device.stream();
+        let from = device.tensor(&[x.len()], &x).unwrap();
+        let to = device.zeros(&[x.len()], DType::F32).unwrap();
+        gelu_forward(&stream, &from, &to).unwrap();
+        let (scale, cubic) = (GELU_SCALE as f32, GELU_CUBIC as f32);
+        for (x, y) in x.into_iter().zip(stream.to_vec::<f32>(&to).unwrap()) {
+            let inner = scale * (x + cubic * x * x * x);
+            let expected = 0.5 * x * (1.0 + crate::math::tanh_f32(inner));
+            assert_eq!(y.to_bits(), expected.to_bits(), "gelu({x})");
+        }
+    }
 }

@@ -47,8 +47,20 @@ impl Layout {
         if self.rows == 0 || self.cols == 0 {
             return self.offset;
         }
-        let last = (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
-        self.offset + last + 1
+        let down = (self.rows - 1).saturating_mul(self.row_stride);
+        let along = (self.cols - 1).saturating_mul(self.col_stride);
+        self.offset.saturating_add(down).saturating_add(along).saturating_add(1)
+    }
+
+    /// Whether no two entries are one element: rows lie apart, or columns do.
+    fn is_injective(self) -> bool {
+        let span = |len: usize, stride: usize| len.saturating_sub(1).saturating_mul(stride);
+        let apart = |outer: usize, outer_stride: usize, inner: usize, inner_stride: usize| {
+            (inner <= 1 || inner_stride > 0)
+                && (outer <= 1 || outer_stride > span(inner, inner_stride))
+        };
+        apart(self.rows, self.row_stride, self.cols, self.col_stride)
+            || apart(self.cols, self.col_stride, self.rows, self.row_stride)
     }
 }
 
@@ -78,7 +90,8 @@ fn instructions() -> &'static str {
     "baseline"
 }
 
-/// Bytes that a thread's packing buffers take, at most: `gemm` gives them one second-level cache.
+/// Bytes that a thread keeps for packed left operands: `gemm` gives them one second-level cache.
+/// Packed right operands come on top while a product runs: a slice of `k` by the block's columns.
 pub fn packing_bytes() -> usize {
     gemm_common::cache::CACHE_INFO[1].cache_bytes
 }
@@ -117,6 +130,10 @@ fn check(
         let message = format!("shapes do not chain: {a:?} · {b:?} -> {c:?}");
         return Err(KernelError::Argument { kernel, message });
     }
+    if !c.is_injective() {
+        let message = format!("entries of the result share elements: {c:?}");
+        return Err(KernelError::Argument { kernel, message });
+    }
     for (operand, len, layout) in [("a", a_len, a), ("b", b_len, b), ("c", c_len, c)] {
         if layout.end() > len {
             let (got, expected) = (len, layout.end());
@@ -129,7 +146,7 @@ fn check(
 /// How a product is cut: along rows or columns of `C`, in blocks of so many.
 ///
 /// A pure function of the shape. Blocks hold at least 2²³ multiply-adds, so that packing and
-/// dispatch cost little, and there are at most 16, so that a few threads balance.
+/// dispatch cost little, and there are at most 8, so that a few threads balance and each packs its shared operand seldom.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
     by_rows: bool,
@@ -140,7 +157,7 @@ pub(crate) struct Cut {
 impl Cut {
     pub(crate) fn new(m: usize, n: usize, k: usize) -> Cut {
         const MIN_WORK: usize = 1 << 23;
-        const MOST: usize = 16;
+        const MOST: usize = 8;
         const GRAIN: usize = 48;
         let by_rows = m > n;
         let (long, short) = if by_rows { (m, n) } else { (n, m) };
@@ -329,5 +346,11 @@ mod tests {
         let bad = Layout::strided(1, 4, 4, 4);
         let result = matmul(&device.stream(), 1.0, (&a, good), (&a, bad), 0.0, (&c, good));
         assert!(matches!(result, Err(KernelError::Operand { operand: "b", .. })));
+        let overlapping = Layout::strided(0, 4, 4, 3);
+        let far = Layout { row_stride: usize::MAX / 2, ..good };
+        for bad in [overlapping, Layout { col_stride: 0, ..good }, far] {
+            let result = matmul(&device.stream(), 1.0, (&a, good), (&a, good), 0.0, (&c, bad));
+            assert!(result.is_err(), "{bad:?}");
+        }
     }
 }

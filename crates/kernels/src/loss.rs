@@ -53,20 +53,14 @@ fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
         return T::ZERO;
     }
     let target = target as usize;
-    let mut most = [T::NEG_INFINITY; 8];
-    for chunk in logits.chunks(8) {
-        for (most, &x) in most.iter_mut().zip(chunk) {
-            *most = most.max(x);
-        }
-    }
-    let most = most.iter().fold(T::NEG_INFINITY, |a, &b| a.max(b));
+    let most = crate::math::most(logits);
     let chosen = logits[target];
     if !gradient {
-        let total = sum(logits.len(), |j| (logits[j] - most).exp());
-        return total.ln() + most - chosen;
+        let total = sum(logits.len(), |j| (logits[j] - most).portable_exp());
+        return total.portable_ln() + most - chosen;
     }
     for x in logits.iter_mut() {
-        *x = (*x - most).exp();
+        *x = (*x - most).portable_exp();
     }
     let total = sum(logits.len(), |j| logits[j]);
     let inverse = T::ONE / total;
@@ -74,7 +68,7 @@ fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
         *x *= inverse;
     }
     logits[target] -= T::ONE;
-    total.ln() + most - chosen
+    total.portable_ln() + most - chosen
 }
 
 /// `out[0] = Σ values` in f64 and row order; added to `out` when `accumulate`.

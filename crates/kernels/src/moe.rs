@@ -12,7 +12,7 @@ use device::{Stream, Tensor};
 
 use crate::error::{dispatch, expect};
 use crate::gemm::{Cut, Layout, serial_shared};
-use crate::math::{dot, sum, vectorize};
+use crate::math::{dot, most, sum, vectorize};
 use crate::shared_slice::SharedSlice;
 use crate::{KernelError, Real};
 
@@ -116,11 +116,11 @@ pub fn route(
 
 fn score<T: Real>(router: &Router, scores: &mut [T]) {
     if router.sigmoid {
-        scores.iter_mut().for_each(|s| *s = T::ONE / (T::ONE + (-*s).exp()));
+        scores.iter_mut().for_each(|s| *s = T::ONE / (T::ONE + (-*s).portable_exp()));
         return;
     }
-    let most = scores.iter().fold(T::NEG_INFINITY, |a, &b| a.max(b));
-    scores.iter_mut().for_each(|s| *s = (*s - most).exp());
+    let most = most(scores);
+    scores.iter_mut().for_each(|s| *s = (*s - most).portable_exp());
     let total = sum(scores.len(), |j| scores[j]);
     scores.iter_mut().for_each(|s| *s /= total);
 }
@@ -209,7 +209,7 @@ pub fn route_backward(
             let (chosen, dweights) = (k.read::<u32>(&from.chosen)?, k.read::<T>(&dweights)?);
             let offsets = k.read::<u32>(&from.offsets)?;
             let per_token = tokens / rows as f64;
-            k.parallel().chunks(k.write::<T>(&dlogits)?, experts, |row, d| {
+            k.parallel().rows(k.write::<T>(&dlogits)?, experts, |row, d| {
                 let scores = &scores[row * experts..][..experts];
                 let chosen = &chosen[row * top_k..][..top_k];
                 let dweights = &dweights[row * top_k..][..top_k];
@@ -275,12 +275,12 @@ fn score_backward<T: Real>(router: &Router, scores: &[T], d: &mut [T]) {
 }
 
 fn z_backward<T: Real>(logits: &[T], weight: f64, d: &mut [T]) {
-    let most = logits.iter().fold(T::NEG_INFINITY, |a, &b| a.max(b));
-    let total = sum(logits.len(), |e| (logits[e] - most).exp());
-    let lse = most + total.ln();
+    let most = most(logits);
+    let total = sum(logits.len(), |e| (logits[e] - most).portable_exp());
+    let lse = most + total.portable_ln();
     let factor = T::of(2.0 * weight) * lse;
     for (d, &logit) in d.iter_mut().zip(logits) {
-        *d += factor * (logit - lse).exp();
+        *d += factor * (logit - lse).portable_exp();
     }
 }
 
@@ -329,7 +329,7 @@ pub fn group_rows_backward(
     dispatch!(NAME, dx.dtype(), T => {
         stream.launch(NAME, move |k| {
             let (slots, dy) = (k.read::<u32>(&slots)?, k.read::<T>(&dy)?);
-            k.parallel().chunks(k.write::<T>(&dx)?, cols, |row, dx| {
+            k.parallel().rows(k.write::<T>(&dx)?, cols, |row, dx| {
                 vectorize(|| {
                     for &slot in &slots[row * top_k..][..top_k] {
                         let dy = &dy[slot as usize * cols..][..cols];
@@ -361,7 +361,7 @@ pub fn combine(
         stream.launch(NAME, move |k| {
             let (slots, weights) = (k.read::<u32>(&from.slots)?, k.read::<T>(&from.weights)?);
             let y = k.read::<T>(&y)?;
-            k.parallel().chunks(k.write::<T>(&out)?, cols, |row, out| {
+            k.parallel().rows(k.write::<T>(&out)?, cols, |row, out| {
                 vectorize(|| {
                     for a in row * top_k..(row + 1) * top_k {
                         let y = &y[slots[a] as usize * cols..][..cols];
@@ -397,20 +397,26 @@ pub fn combine_backward(
     dispatch!(NAME, dout.dtype(), T => {
         stream.launch(NAME, move |k| {
             let (slots, weights) = (k.read::<u32>(&from.slots)?, k.read::<T>(&from.weights)?);
+            let sources = k.read::<u32>(&from.sources)?;
             let dout = k.read::<T>(&dout)?;
-            let y = SharedSlice::new(k.write::<T>(&y)?);
-            k.parallel().chunks(k.write::<T>(&dweights)?, top_k, |row, dweights| {
+            let y = k.write::<T>(&y)?;
+            k.parallel().rows(k.write::<T>(&dweights)?, top_k, |row, dweights| {
                 let dout = &dout[row * cols..][..cols];
+                let slots = &slots[row * top_k..][..top_k];
                 vectorize(|| {
-                    for (a, dweight) in dweights.iter_mut().enumerate() {
-                        let start = slots[row * top_k + a] as usize * cols;
-                        let weight = weights[row * top_k + a];
-                        // SAFETY: `slots` is a permutation: each grouped row has one choice.
-                        let y = unsafe { y.part(start..start + cols) };
-                        *dweight = dot(dout, y);
-                        y.iter_mut().zip(dout).for_each(|(y, d)| *y = weight * *d);
+                    for (dweight, &slot) in dweights.iter_mut().zip(slots) {
+                        *dweight = dot(dout, &y[slot as usize * cols..][..cols]);
                     }
                 });
+            });
+            k.parallel().rows(y, cols, |grouped, y| {
+                let row = sources[grouped] as usize;
+                let choices = row * top_k..(row + 1) * top_k;
+                let choice = choices.clone().find(|&choice| slots[choice] as usize == grouped);
+                // Routing names every grouped row once, as a choice of its source.
+                let weight = choice.map_or(T::ZERO, |choice| weights[choice]);
+                let dout = &dout[row * cols..][..cols];
+                vectorize(|| y.iter_mut().zip(dout).for_each(|(y, d)| *y = weight * *d));
             });
             Ok(())
         })?;
@@ -468,6 +474,9 @@ pub fn grouped_product(
     dispatch!(NAME, c.dtype(), T => {
         stream.launch(NAME, move |k| {
             let offsets = k.read::<u32>(&offsets)?;
+            if !offsets.is_sorted() || offsets.last().is_some_and(|&end| end as usize > rows) {
+                return Err(k.error(format!("offsets {offsets:?} do not divide {rows} rows")));
+            }
             let (a, b) = (k.read::<T>(&a)?, k.read::<T>(&b)?);
             let c = SharedSlice::new(k.write::<T>(&c)?);
             let cut = |e: usize| {

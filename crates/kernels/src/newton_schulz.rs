@@ -1,7 +1,8 @@
 //! Newton–Schulz orthogonalization of a batch of matrices of mixed shapes.
 //!
 //! For `X` with singular value decomposition `U·S·Vᵀ` the result is `U·p(S/|X|_F)·Vᵀ`, where `p`
-//! is the composed polynomial of an [`Iteration`] and `|X|_F` the Frobenius norm. With the short
+//! is the composed polynomial of an [`Iteration`] and `|X|_F` the Frobenius norm, or the
+//! iteration's least norm if that is larger. With the short
 //! side first (`n ≤ m`; tall matrices are transposed), one step is
 //!
 //! ```text
@@ -16,7 +17,7 @@
 //!   * the bits of a result depend on the matrix, its shape and the iteration alone: not on the
 //!     other members of the batch, the number of threads or the size of the workspace;
 //!   * the result does not change when the input is multiplied by a power of two, however small
-//!     or large its norm (short of underflow of its elements).
+//!     or large its norm (short of underflow of its elements, and above the least norm).
 
 mod coefficients;
 
@@ -197,7 +198,7 @@ fn one<T: Real>(
     out: &mut [T],
     work: &mut [T],
 ) -> bool {
-    let scale = match norm(x) {
+    let scale = match norm(x, iteration.least_norm()) {
         Norm::Positive(scale) => scale,
         Norm::Zero => {
             out.fill(T::ZERO);
@@ -284,12 +285,12 @@ enum Norm<T> {
     Positive(Scale<T>),
 }
 
-/// The Frobenius norm, summed in f64 in a fixed order.
+/// The Frobenius norm, or `least` if that is larger, summed in f64 in a fixed order.
 ///
 /// The largest magnitude is divided out first (rounded down to a power of two, so that nothing is
 /// rounded), which keeps squares of tiny and of huge elements in range; the rest lies in
 /// `1 ..= 2·sqrt(len)`, so that no epsilon is needed in the division.
-fn norm<T: Real>(x: &[T]) -> Norm<T> {
+fn norm<T: Real>(x: &[T], least: f64) -> Norm<T> {
     let (largest, probe) = math::vectorize(|| {
         let mut largest = [T::ZERO; 16];
         let (whole, tail) = x.as_chunks::<16>();
@@ -316,7 +317,11 @@ fn norm<T: Real>(x: &[T]) -> Norm<T> {
             x * x
         })
     });
-    Norm::Positive(Scale { largest, inverse: T::of(1.0 / sum.sqrt()) })
+    let inverse = match sum.sqrt() {
+        norm if norm * largest.to_f64() < least => largest.to_f64() / least,
+        norm => 1.0 / norm,
+    };
+    Norm::Positive(Scale { largest, inverse: T::of(inverse) })
 }
 
 /// Rows of a panel of [`symmetric`]: a pure function of the side.

@@ -38,6 +38,11 @@ impl Rows {
         self.offset + row / self.inner * self.stride + row % self.inner * self.len
     }
 
+    /// Whether no element belongs to two vectors.
+    fn are_disjoint(self) -> bool {
+        self.outer <= 1 || self.inner * self.len <= self.stride
+    }
+
     fn end(self) -> usize {
         if self.count() == 0 { 0 } else { self.start(self.count() - 1) + self.len }
     }
@@ -54,6 +59,10 @@ fn check(
     tensors: &[(&'static str, &Tensor, Rows)],
 ) -> Result<(), KernelError> {
     for &(operand, tensor, rows) in tensors {
+        if !rows.are_disjoint() {
+            let message = format!("the vectors of `{operand}` overlap: {rows:?}");
+            return Err(KernelError::Argument { kernel, message });
+        }
         if rows.end() > tensor.len() {
             let (got, expected) = (tensor.len(), rows.end());
             return Err(KernelError::Operand { kernel, operand, got, expected });
@@ -91,7 +100,7 @@ pub fn rms_forward(
                         let x = &x[rx.start(row)..][..rx.len];
                         let square = sum(rx.len, |j| x[j] * x[j]) / T::of(rx.len as f64);
                         *rstd = T::ONE / (square + T::of(eps)).sqrt();
-                        // SAFETY: vectors do not overlap and each belongs to one task.
+                        // SAFETY: vectors do not overlap (checked) and each belongs to one task.
                         let y = unsafe { y.part(ry.start(row)..ry.start(row) + ry.len) };
                         for j in 0..rx.len {
                             y[j] = x[j] * *rstd * gain[j];
@@ -142,7 +151,7 @@ pub fn rms_backward(
                         let gain = &gain[..rx.len];
                         let inner = sum(rx.len, |j| dy[j] * gain[j] * x[j]);
                         let pull = inner * rstd[row] * rstd[row] / T::of(rx.len as f64);
-                        // SAFETY: vectors do not overlap and each belongs to one task.
+                        // SAFETY: vectors do not overlap (checked) and each belongs to one task.
                         let dx = unsafe { dx.part(rdx.start(row)..rdx.start(row) + rx.len) };
                         for j in 0..rx.len {
                             let value = rstd[row] * (dy[j] * gain[j] - x[j] * pull);
@@ -187,7 +196,7 @@ pub fn rms_backward_in_place(
             k.parallel().each(rows.count().div_ceil(TASK), |task| {
                 vectorize(|| {
                     for row in task * TASK..rows.count().min((task + 1) * TASK) {
-                        // SAFETY: vectors do not overlap and each belongs to one task.
+                        // SAFETY: vectors do not overlap (checked) and each belongs to one task.
                         let d = unsafe { d.part(rows.start(row)..rows.start(row) + rows.len) };
                         let (x, gain) = (&x[rows.start(row)..][..rows.len], &gain[..rows.len]);
                         let inner = sum(rows.len, |j| d[j] * gain[j] * x[j]);

@@ -320,7 +320,7 @@ struct AdamWFactors {
 
 impl AdamWFactors {
     fn new(adamw: &AdamW) -> AdamWFactors {
-        let power = |beta: f64| beta.powf(adamw.step.max(1) as f64);
+        let power = |beta: f64| libm::pow(beta, adamw.step.max(1) as f64);
         AdamWFactors {
             beta1: adamw.beta1 as f32,
             one_minus_beta1: (1.0 - adamw.beta1) as f32,

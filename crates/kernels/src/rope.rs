@@ -23,8 +23,8 @@ pub fn table(
     let half = head_dim / 2;
     let entry = |i: usize| {
         let (t, j) = (i / 2 / half, i / 2 % half);
-        let angle = t as f64 * theta.powf(-(2.0 * j as f64) / head_dim as f64);
-        if i.is_multiple_of(2) { angle.cos() } else { angle.sin() }
+        let angle = t as f64 * libm::pow(theta, -(2.0 * j as f64) / head_dim as f64);
+        if i.is_multiple_of(2) { libm::cos(angle) } else { libm::sin(angle) }
     };
     dispatch!("rope_table", dtype, T => {
         let values: Vec<T> = (0..positions * half * 2).map(|i| T::of(entry(i))).collect();

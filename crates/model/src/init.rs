@@ -41,19 +41,18 @@ pub fn initialize(
 
 fn fill(stream: &Stream, to: &Tensor, key: u64, mean: f64, std: f64) -> Result<(), ModelError> {
     let to = to.clone();
-    let value = move |i: usize| mean + std * normal(key, i as u64);
     stream.launch("initialize", move |k| {
         let parallel = k.parallel();
+        let value = |deviate: f64| mean + std * deviate;
         match to.dtype() {
             DType::F64 => parallel.chunks(k.write::<f64>(&to)?, TASK, |task, to| {
-                to.iter_mut().enumerate().for_each(|(i, x)| *x = value(task * TASK + i));
+                deviates(key, task, to, value);
             }),
             DType::Bf16 => parallel.chunks(k.write::<bf16>(&to)?, TASK, |task, to| {
-                let cast = |i| bf16::from_f32(value(task * TASK + i) as f32);
-                to.iter_mut().enumerate().for_each(|(i, x)| *x = cast(i));
+                deviates(key, task, to, |deviate| bf16::from_f32(value(deviate) as f32));
             }),
             _ => parallel.chunks(k.write::<f32>(&to)?, TASK, |task, to| {
-                to.iter_mut().enumerate().for_each(|(i, x)| *x = value(task * TASK + i) as f32);
+                deviates(key, task, to, |deviate| value(deviate) as f32);
             }),
         }
         Ok(())
@@ -61,16 +60,25 @@ fn fill(stream: &Stream, to: &Tensor, key: u64, mean: f64, std: f64) -> Result<(
     Ok(())
 }
 
-/// Deviate `i` of the stream `key`: Box & Muller (1958) on two hashed uniforms; each pair of
-/// uniforms gives deviates 2j and 2j + 1.
-fn normal(key: u64, i: u64) -> f64 {
+/// Fills part `task` of the stream `key`.
+fn deviates<T>(key: u64, task: usize, to: &mut [T], value: impl Fn(f64) -> T) {
+    for (j, pair) in to.chunks_mut(2).enumerate() {
+        let (even, odd) = normals(key, (task * TASK / 2 + j) as u64);
+        pair[0] = value(even);
+        if let Some(second) = pair.get_mut(1) {
+            *second = value(odd);
+        }
+    }
+}
+
+/// Deviates 2j and 2j + 1 of the stream `key`: Box & Muller (1958) on two hashed uniforms.
+fn normals(key: u64, j: u64) -> (f64, f64) {
     let uniform = |n: u64| {
         ((mix(key.wrapping_add(n.wrapping_mul(GOLDEN))) >> 11) as f64 + 0.5) / 2f64.powi(53)
     };
-    let pair = i / 2;
-    let radius = (-2.0 * uniform(2 * pair).ln()).sqrt();
-    let angle = std::f64::consts::TAU * uniform(2 * pair + 1);
-    radius * if i.is_multiple_of(2) { angle.cos() } else { angle.sin() }
+    let radius = (-2.0 * libm::log(uniform(2 * j))).sqrt();
+    let (sin, cos) = libm::sincos(std::f64::consts::TAU * uniform(2 * j + 1));
+    (radius * cos, radius * sin)
 }
 
 /// 2⁶⁴ over the golden ratio, the increment of SplitMix64.
@@ -90,7 +98,8 @@ mod tests {
     #[test]
     fn deviates_are_normal() {
         let n = 100_000;
-        let values: Vec<f64> = (0..n).map(|i| normal(mix(7), i)).collect();
+        let pairs = (0..n / 2).map(|j| normals(mix(7), j));
+        let values: Vec<f64> = pairs.flat_map(|(even, odd)| [even, odd]).collect();
         let moment = |p: i32| values.iter().map(|x| x.powi(p)).sum::<f64>() / n as f64;
         assert!(moment(1).abs() < 0.02 && (moment(2) - 1.0).abs() < 0.02);
         assert!(moment(3).abs() < 0.05 && (moment(4) - 3.0).abs() < 0.1);

@@ -130,6 +130,9 @@ pub struct MuonConfig {
     pub scale: Scale,
     /// Decoupled weight decay: the weights lose this share times the learning rate per step.
     pub weight_decay: f64,
+    /// Least Frobenius norm that an update is divided by: the momentum of an expert that gets no
+    /// more tokens fades away instead of being blown up for ever.
+    pub eps: f64,
 }
 
 impl Default for MuonConfig {
@@ -146,6 +149,7 @@ impl Default for MuonConfig {
             steps: 5,
             scale: Scale::Rms,
             weight_decay: 0.1,
+            eps: 1e-7,
         }
     }
 }
@@ -367,6 +371,7 @@ impl MuonConfig {
         positive(&format!("{at}.lr"), self.lr, 0.003)?;
         below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
         within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
+        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
         let most = kernels::newton_schulz::MAX_STEPS;
         if (1..=most).contains(&self.steps) {
             return Ok(());

@@ -36,7 +36,7 @@ pub fn factor(step: u64, total_steps: u64, schedule: &Schedule) -> f64 {
         }
         Schedule::Cosine(cosine) => {
             let steps = total_steps.saturating_sub(cosine.warmup_steps);
-            let wave = 0.5 - 0.5 * (std::f64::consts::PI * fallen(steps)).cos();
+            let wave = 0.5 - 0.5 * libm::cos(std::f64::consts::PI * fallen(steps));
             rise(cosine.warmup_steps).min(line(wave, cosine.final_fraction))
         }
         Schedule::Wsd(wsd) => {

@@ -414,7 +414,8 @@ impl Launches<'_> {
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
-                iteration: Iteration::new(batch.config.coefficients.family(), steps)?,
+                iteration: Iteration::new(batch.config.coefficients.family(), steps)?
+                    .with_least_norm(batch.config.eps),
                 spans: Spans::new(&batch.spans)?,
                 matrices: batch.matrices.clone(),
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,

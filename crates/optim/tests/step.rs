@@ -226,6 +226,29 @@ fn a_skipped_step_changes_no_bit() {
     assert!(cluster.bits(0) != bits, "the next step is applied");
 }
 
+/// As of an expert that gets no more tokens: without a least norm its momentum, however small,
+/// would be blown up to a whole update for ever.
+#[test]
+fn the_momentum_of_zero_gradients_fades_away() {
+    let mut config = config(Clip::None);
+    config.rules[0].muon.as_mut().unwrap().weight_decay = 0.0;
+    config.rules[1].adamw.as_mut().unwrap().weight_decay = 0.0;
+    let setup = Setup::new(schema(), config, DType::F32);
+    let mut cluster = run(&setup, &Device::cpu(1).unwrap(), 1, 2);
+    let zero = vec![0.0; setup.flat.len];
+    let expert = setup.flat.range(setup.schema.find("layer.0.expert.1").unwrap());
+    let mut weights = cluster.bits(0)[expert.clone()].to_vec();
+    let mut moved = Vec::new();
+    for step in 3..=900 {
+        cluster.step(step, &zero);
+        let now = cluster.bits(0)[expert.clone()].to_vec();
+        moved.push(now != weights);
+        weights = now;
+    }
+    assert!(moved[0], "the momentum outlives the gradient");
+    assert!(!moved[800..].contains(&true), "but not for ever");
+}
+
 #[test]
 fn states_cover_every_row_once() {
     for dtype in [DType::F32, DType::Bf16] {

@@ -30,11 +30,3 @@ pub fn non_finite_tensors(
     }
     Ok(found)
 }
-
-/// `a (rank 0, leaf 1), b (rank 2, leaf 5)`.
-pub fn describe(places: &[(String, usize, usize)]) -> String {
-    let place = |(name, rank, leaf): &(String, usize, usize)| {
-        format!("`{name}` (rank {rank}, leaf {leaf})")
-    };
-    places.iter().map(place).collect::<Vec<_>>().join(", ")
-}

@@ -148,10 +148,34 @@ pub struct Saved {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NonFinite {
     pub step: u64,
-    /// (parameter, rank, leaf), the first few.
-    pub places: Vec<(String, usize, usize)>,
-    /// What was done: stopped or skipped.
-    pub action: String,
+    /// The first few.
+    pub places: Vec<Place>,
+    pub action: Action,
+}
+
+/// A gradient that is not finite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub parameter: String,
+    /// Rank and leaf; `None` where every leaf is finite and their sum is not.
+    pub at: Option<(usize, usize)>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self.at {
+            Some((rank, leaf)) => write!(f, "`{}` (rank {rank}, leaf {leaf})", self.parameter),
+            None => write!(f, "`{}` (each leaf is finite, their sum is not)", self.parameter),
+        }
+    }
+}
+
+/// What was done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Stopped,
+    Skipped,
 }
 
 /// The end of a run.

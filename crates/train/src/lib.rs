@@ -37,4 +37,4 @@ pub use plan::RunPlan;
 pub use run::{Outcome, Wants};
 pub use sample::{Sampler, Sampling};
 pub use save::{Loaded, load_weights};
-pub use trainer::{Parts, Trainer};
+pub use trainer::{Parts, Taken, Trainer};

@@ -1,18 +1,24 @@
 //! What this process really uses, from the operating system.
 
-/// Bytes of memory that no file backs: anonymous pages and shared memory of our own making.
-/// `None` where the system does not say.
+/// Bytes of memory that no file backs: anonymous pages and shared memory, of which each process
+/// that uses a page counts its share. `None` where the system does not say.
 pub fn anonymous_bytes() -> Option<u64> {
     use std::io::Read;
     let mut text = [0_u8; 4096];
-    let mut file = std::fs::File::open("/proc/self/status").ok()?;
-    let len = file.read(&mut text).ok()?;
+    let mut file = std::fs::File::open("/proc/self/smaps_rollup").ok()?;
+    let mut len = 0;
+    loop {
+        match file.read(&mut text[len..]).ok()? {
+            0 => break,
+            more => len += more,
+        }
+    }
     let text = std::str::from_utf8(&text[..len]).ok()?;
     let field = |name: &str| -> Option<u64> {
         let line = text.lines().find(|line| line.starts_with(name))?;
         line.split_ascii_whitespace().nth(1)?.parse().ok()
     };
-    Some((field("RssAnon:")? + field("RssShmem:")?) * 1024)
+    Some((field("Pss_Anon:")? + field("Pss_Shmem:")?) * 1024)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! What decides rounding: two runs that agree in it, in data and in seed have the same bits.
+//! What decides bits: two runs that agree in it, in data and in seed have the same weights.
 //!
 //! Neither the number of ranks nor that of threads is in it.
 
 use std::collections::BTreeMap;
+
+use optim::Schedule;
 
 use crate::{Config, RunPlan};
 
@@ -19,6 +21,12 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         "{} of {} windows of {} tokens",
         batch.micro_batches, batch.micro_batch, batch.seq_len
     );
+    let optimizer = &config.optimizer;
+    // A constant rate is the only one that the length of the run does not enter.
+    let schedule = match &optimizer.schedule {
+        constant @ Schedule::Constant(_) => format!("{constant:?}"),
+        other => format!("{other:?} of {} steps", config.train.steps),
+    };
     let entries = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("arithmetic", kernels::gemm::arithmetic()),
@@ -26,7 +34,9 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         ("micro-batches per leaf", micro_batches),
         ("model", digest(format!("{:?}", plan.architecture))),
         ("weights", plan.weights.to_string()),
-        ("optimizer rules", digest(format!("{:?}", config.optimizer.rules))),
+        ("optimizer rules", digest(format!("{:?}", optimizer.rules))),
+        ("clip", format!("{:?}", optimizer.clip).to_lowercase()),
+        ("schedule", schedule),
     ];
     entries.map(|(name, value)| (name.to_owned(), value)).into()
 }
@@ -63,6 +73,7 @@ mod tests {
 
     fn plan(change: impl Fn(&mut Config), world: usize, threads: usize) -> NumericPlan {
         let mut config = Config::default();
+        config.model.preset = Some(model::Preset::TinyMoe);
         change(&mut config);
         let plan = RunPlan::new(&config, 257, world, threads).unwrap();
         numeric_plan(&plan, &config)
@@ -72,7 +83,7 @@ mod tests {
     fn ranks_and_threads_are_not_in_it() {
         let one = plan(|_| (), 1, 1);
         assert_eq!(one, plan(|_| (), 3, 2));
-        assert_eq!(digest(&one), digest(&plan(|config| config.train.steps = 7, 2, 1)));
+        assert_eq!(digest(&one), digest(&plan(|config| config.train.eval_every = 7, 2, 1)));
     }
 
     #[test]
@@ -93,6 +104,9 @@ mod tests {
             muon.lr *= 2.0;
         };
         assert!(named(&rules).starts_with("optimizer rules ("));
+        let clip = named(&|config| config.optimizer.clip = optim::Clip::Global(0.5));
+        assert!(clip.ends_with("there, global(0.5) here)"), "{clip}");
+        assert!(named(&|config| config.train.steps = 77).contains("of 77 steps here"));
     }
 
     #[test]

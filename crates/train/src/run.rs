@@ -2,8 +2,8 @@
 
 use checkpoint::Store;
 
-use crate::event::FinishReason;
-use crate::{Engine, Event, TrainError, Trainer};
+use crate::event::{Action, FinishReason, NonFinite};
+use crate::{Engine, Event, Taken, TrainError, Trainer};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,22 +48,29 @@ impl<E: Engine> Trainer<E> {
             false => FinishReason::Complete,
         };
         while self.step < last {
-            let (step, wanted, non_finite) = self.take_step(wants(self.step))?;
-            if let Some(report) = non_finite {
-                emit(Event::NonFinite(report))?;
+            let Taken { step, wants: wanted, non_finite } = self.take_step(wants(self.step))?;
+            if let Some(report) = &non_finite {
+                emit(Event::NonFinite(report.clone()))?;
             }
             emit(Event::Step(step))?;
-            let ends = wanted.stop || wanted.terminate;
+            if let Some(NonFinite { step, places, action: Action::Stopped }) = non_finite {
+                let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+                return Err(TrainError::NonFinite { step, places: places.join(", ") });
+            }
+            // After the last step there is nothing to come back for.
+            let ends = (wanted.stop || wanted.terminate) && self.step < total;
             let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
             let (eval_due, save_due) =
                 (due(self.config.train.eval_every), due(self.config.checkpoint.every));
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
                 let evaluation = self.evaluate()?;
+                self.note_memory();
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
                 let event = self.save(store, generation)?;
+                self.note_memory();
                 saved = Some(event.path.clone());
                 emit(Event::Saved(event))?;
             }

@@ -30,6 +30,7 @@ impl<E: Engine> Trainer<E> {
     /// A rank that could not write; nothing older is touched.
     pub fn save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
         let started = Instant::now();
+        self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
         let committed = self.saver().save(store, attempt, &self.run_state())?;
         let mut removed = Vec::new();
@@ -64,6 +65,7 @@ impl<E: Engine> Trainer<E> {
             extra: serde_json::json!({
                 "data": data,
                 "previous_norm": self.previous_norm,
+                "updates": self.updates,
                 "numeric_plan": plan,
             }),
         }
@@ -87,6 +89,8 @@ impl<E: Engine> Trainer<E> {
         let state = checkpoint.run_state().clone();
         (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
         self.tokens_loaded = state.tokens;
+        let updates = state.extra.get("updates").and_then(serde_json::Value::as_u64);
+        self.updates = updates.unwrap_or(state.step);
         self.previous_norm = state.extra.get("previous_norm").and_then(serde_json::Value::as_f64);
         let mine = self.run_state();
         if state.extra.get("data") != mine.extra.get("data") {

@@ -1,5 +1,6 @@
 //! One rank of a run: the step, and the loop around it.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,9 +13,9 @@ use model::{Gradients, Inputs, NoHooks, Parameters, State};
 use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
 
 use crate::diagnose;
-use crate::event::{NonFinite, Step};
+use crate::event::{Action, NonFinite, Place, Step};
 use crate::vote::{Ballot, Tally, expert_load};
-use crate::{Config, Engine, RunPlan, TrainError, Wants};
+use crate::{Config, Engine, RunPlan, Sampler, Sampling, TrainError, Wants};
 
 /// What a trainer is put together from.
 pub struct Parts<E> {
@@ -24,6 +25,15 @@ pub struct Parts<E> {
     pub device: Device,
     pub dataset: Dataset,
     pub engine: E,
+}
+
+/// What a step brought.
+pub struct Taken {
+    pub step: Step,
+    /// What any rank was asked.
+    pub wants: Wants,
+    /// Gradients that were not finite; nothing was applied then.
+    pub non_finite: Option<NonFinite>,
 }
 
 /// Device memory of a trainer.
@@ -104,8 +114,10 @@ pub struct Trainer<E: Engine> {
     pub(crate) tokens: u64,
     /// Those that a checkpoint brought.
     pub(crate) tokens_loaded: u64,
+    /// Updates applied; skipped steps are not among them.
+    pub(crate) updates: u64,
     pub(crate) previous_norm: Option<f64>,
-    pub(crate) peak_bytes: u64,
+    pub(crate) peak_bytes: Cell<u64>,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -165,8 +177,9 @@ impl<E: Engine> Trainer<E> {
             samples: 0,
             tokens: 0,
             tokens_loaded: 0,
+            updates: 0,
             previous_norm: None,
-            peak_bytes: 0,
+            peak_bytes: Cell::new(0),
         })
     }
 
@@ -175,9 +188,16 @@ impl<E: Engine> Trainer<E> {
         self.step
     }
 
-    /// Most bytes of anonymous and shared memory that were seen.
+    /// Looks how much memory is in use.
+    pub(crate) fn note_memory(&self) {
+        let bytes = crate::memory::anonymous_bytes().unwrap_or(0);
+        self.peak_bytes.set(self.peak_bytes.get().max(bytes));
+    }
+
+    /// Most bytes of anonymous and shared memory that were seen: after each of the first steps,
+    /// validation and save, and with the sampler at work.
     pub fn peak_bytes(&self) -> u64 {
-        self.peak_bytes
+        self.peak_bytes.get()
     }
 
     /// Bytes moved so far.
@@ -188,12 +208,8 @@ impl<E: Engine> Trainer<E> {
     /// Takes one optimizer step.
     ///
     /// # Errors
-    /// A lost peer; gradients that are not finite, if the config says stop; device errors.
-    /// Weights are then those of before.
-    pub fn take_step(
-        &mut self,
-        wants: Wants,
-    ) -> Result<(Step, Wants, Option<NonFinite>), TrainError> {
+    /// A lost peer; device errors. Weights are then those of before.
+    pub fn take_step(&mut self, wants: Wants) -> Result<Taken, TrainError> {
         let started = Instant::now();
         self.accumulate(self.samples)?;
         let accumulated = started.elapsed();
@@ -209,7 +225,7 @@ impl<E: Engine> Trainer<E> {
         let tokens = self.host.tally.target_tokens;
         if verdict == Verdict::Apply {
             let scalars = StepScalars {
-                step: self.step + 1,
+                step: self.updates + 1,
                 lr_factor: factor,
                 inverse_tokens: 1.0 / tokens.max(1) as f64,
                 clip: &self.host.decision,
@@ -217,6 +233,7 @@ impl<E: Engine> Trainer<E> {
             let out = &self.memory.grads[self.out_slot()];
             self.optimizer.apply(&self.memory.weights, out, &scalars)?;
             self.balance()?;
+            self.updates += 1;
             self.previous_norm = Some(self.host.decision.norm);
         }
         self.stream.synchronize()?;
@@ -228,7 +245,10 @@ impl<E: Engine> Trainer<E> {
         self.samples += self.config.batch.samples_per_step();
         self.tokens += tokens;
         let total = started.elapsed();
-        self.peak_bytes = self.peak_bytes.max(crate::memory::anonymous_bytes().unwrap_or(0));
+        // Looking costs a walk through all pages; later steps use what the first ones did.
+        if self.updates <= 2 {
+            self.note_memory();
+        }
         let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
         let phases_ms = [
             ms(accumulated),
@@ -237,12 +257,9 @@ impl<E: Engine> Trainer<E> {
             ms(total - updated),
         ];
         let step = self.report(factor, ms(total), phases_ms, verdict);
-        if let (Verdict::Stop, Some(report)) = (verdict, &non_finite) {
-            let places = diagnose::describe(&report.places);
-            return Err(TrainError::NonFinite { step: self.step, places });
-        }
         let tally = &self.host.tally;
-        Ok((step, Wants { stop: tally.stop, terminate: tally.terminate }, non_finite))
+        let wants = Wants { stop: tally.stop, terminate: tally.terminate };
+        Ok(Taken { step, wants, non_finite })
     }
 
     fn report(&mut self, factor: f64, ms: f64, phases_ms: [f64; 4], verdict: Verdict) -> Step {
@@ -417,30 +434,29 @@ impl<E: Engine> Trainer<E> {
 
     /// Runs the leaves again to find where gradients stopped being finite.
     fn diagnose(&mut self, verdict: Verdict) -> Result<NonFinite, TrainError> {
-        let mut mine: Vec<(String, usize, usize)> = Vec::new();
+        let mut mine = Vec::new();
         let leaves: Vec<usize> = self.schedule.steps.iter().map(|step| step.leaf).collect();
         for leaf in leaves {
             self.leaf(self.samples, leaf, 0)?;
             let grads = &self.memory.grads[0];
             for tensor in diagnose::non_finite_tensors(&self.stream, &self.plan.flat, grads)? {
-                let name = self.plan.schema.tensors[tensor].name.clone();
-                mine.push((name, self.comm.rank(), leaf));
+                let parameter = self.plan.schema.tensors[tensor].name.clone();
+                mine.push(Place { parameter, at: Some((self.comm.rank(), leaf)) });
             }
         }
         mine.truncate(diagnose::MOST);
         let all = self.comm.all_gather_bytes(&serde_json::to_vec(&mine).unwrap_or_default())?;
-        let mut places: Vec<(String, usize, usize)> = Vec::new();
+        let mut places: Vec<Place> = Vec::new();
         for message in &all {
             places.extend(serde_json::from_slice::<Vec<_>>(message).unwrap_or_default());
         }
         if places.is_empty() {
-            // Each leaf is finite, their sum is not: the parameters are all that can be said.
             let names = &self.plan.schema.tensors;
-            let tensors = self.host.decision.non_finite.iter();
-            places = tensors.map(|&t| (names[t].name.clone(), 0, 0)).collect();
+            let place = |&t: &usize| Place { parameter: names[t].name.clone(), at: None };
+            places = self.host.decision.non_finite.iter().map(place).collect();
         }
         places.truncate(diagnose::MOST);
-        let action = if verdict == Verdict::Stop { "stopped" } else { "skipped" }.to_owned();
+        let action = if verdict == Verdict::Stop { Action::Stopped } else { Action::Skipped };
         Ok(NonFinite { step: self.step + 1, places, action })
     }
 
@@ -454,20 +470,29 @@ impl<E: Engine> Trainer<E> {
         self.tokens - self.tokens_loaded
     }
 
-    /// A sampler over the present weights.
+    /// Continues `prompt` by `tokens` tokens below `vocab` under the present weights.
     ///
     /// # Errors
-    /// Memory.
-    pub fn sampler(&self) -> Result<crate::Sampler, TrainError> {
+    /// Memory; a prompt that does not fit.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        tokens: usize,
+        vocab: usize,
+        sampling: Sampling,
+    ) -> Result<Vec<u32>, TrainError> {
         let (plan, memory) = (&self.plan, &self.memory);
-        crate::Sampler::new(
+        let sampler = Sampler::new(
             self.stream.device(),
             &plan.architecture,
             plan.batch.positions,
             plan.bucket_elements,
             &memory.weights,
             &memory.router_bias,
-        )
+        )?;
+        let text = sampler.generate(prompt, tokens, vocab, sampling)?;
+        self.note_memory();
+        Ok(text)
     }
 
     pub fn dataset(&self) -> &Dataset {

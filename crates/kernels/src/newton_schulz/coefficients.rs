@@ -99,6 +99,7 @@ impl Coefficients {
 pub struct Iteration {
     quintics: [Quintic; MAX_STEPS],
     count: usize,
+    least_norm: f64,
 }
 
 impl Iteration {
@@ -112,7 +113,19 @@ impl Iteration {
             return Err(KernelError::Argument { kernel: "newton_schulz", message });
         }
         let quintics = std::array::from_fn(|index| coefficients.step(index));
-        Ok(Iteration { quintics, count: steps })
+        Ok(Iteration { quintics, count: steps, least_norm: 0.0 })
+    }
+
+    /// Divides by `least_norm` where the Frobenius norm is smaller, so that a matrix that fades
+    /// away, as the momentum of an expert without tokens does, leaves no update behind. Muon's
+    /// reference implementations use 1e-7.
+    pub fn with_least_norm(self, least_norm: f64) -> Iteration {
+        Iteration { least_norm, ..self }
+    }
+
+    /// The least divisor of a matrix.
+    pub fn least_norm(&self) -> f64 {
+        self.least_norm
     }
 
     /// The steps, in order.

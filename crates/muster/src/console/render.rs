@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use train::event::{Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
+use train::event::{Action, Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
 
 use super::units::{bytes, count, duration, ms, short, visible};
 
@@ -52,13 +52,14 @@ impl Renderer {
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
             Event::Saved(saved) => self.saved(saved),
             Event::NonFinite(event) => {
-                let places: Vec<String> = event
-                    .places
-                    .iter()
-                    .map(|(name, rank, leaf)| format!("\n  {name} (rank {rank}, leaf {leaf})"))
-                    .collect();
+                let places: Vec<String> =
+                    event.places.iter().map(|place| format!("\n  {place}")).collect();
                 let what = self.strong(&format!("step {}: gradients not finite", event.step));
-                format!("{what}, {}; first seen in{}", event.action, places.concat())
+                let action = match event.action {
+                    Action::Stopped => "stopped",
+                    Action::Skipped => "skipped",
+                };
+                format!("{what}, {action}; first seen in{}", places.concat())
             }
             Event::Warning { message } => format!("{} {message}", self.strong("warning:")),
             Event::Baseline { bits_per_byte, train_bytes, validation_bytes } => {

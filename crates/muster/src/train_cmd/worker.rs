@@ -175,7 +175,7 @@ fn sample(
     tokenizer.encode(&config.sample_prompt, &mut prompt)?;
     let sampling = Sampling { temperature: 0.8, top_k: 0, seed: job.config.seed };
     let vocab = tokenizer.vocab_size();
-    let tokens = trainer.sampler()?.generate(&prompt, config.sample_tokens, vocab, sampling)?;
+    let tokens = trainer.generate(&prompt, config.sample_tokens, vocab, sampling)?;
     let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
     let prompt = config.sample_prompt.clone();
     reporter.emit(&Event::Sample { prompt, text })?;

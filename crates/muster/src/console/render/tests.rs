@@ -1,4 +1,4 @@
-use train::event::{Corpus, NonFinite, Resumed};
+use train::event::{Action, Corpus, NonFinite, Place, Resumed};
 
 use super::*;
 
@@ -126,8 +126,11 @@ fn troubles() {
         }),
         Event::NonFinite(NonFinite {
             step: 101,
-            places: vec![("model.embed_tokens.weight".into(), 1, 7)],
-            action: "skipped".into(),
+            places: vec![
+                Place { parameter: "model.embed_tokens.weight".into(), at: Some((1, 7)) },
+                Place { parameter: "lm_head.weight".into(), at: None },
+            ],
+            action: Action::Skipped,
         }),
         Event::Step(Step { skipped: true, dead_experts: 3, ..step(101) }),
         Event::Warning { message: "16 experts got no token for 50 steps".into() },
