@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Steps per second of training on the CPU beside PyTorch and JAX, one after the other, in rounds.
+# Training speed on the CPU beside PyTorch, JAX and candle, one after the other, in rounds.
 #
 #   benches/cpu/run.sh [ROUNDS]
 #
-# Peers run if TORCH_PYTHON and JAX_PYTHON name interpreters that have them:
-#   python3 -m venv t && t/bin/pip install torch==2.11.0 numpy && export TORCH_PYTHON=$PWD/t/bin/python
-#   python3 -m venv j && j/bin/pip install jax numpy           && export JAX_PYTHON=$PWD/j/bin/python
+# candle is built from this workspace. The others run if TORCH_PYTHON and JAX_PYTHON name
+# interpreters that have them:
+#   python3 -m venv t && t/bin/pip install torch==2.11.0 numpy
+#   export TORCH_PYTHON=$PWD/t/bin/python
+#   python3 -m venv j && j/bin/pip install jax numpy
+#   export JAX_PYTHON=$PWD/j/bin/python
 # Each line is a median over the steps of one process; compare ratios within a round.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -30,6 +33,11 @@ PY
   rm -rf "$out/bench-$name"
 }
 
+candle() {
+  RAYON_NUM_THREADS=2 cargo bench --quiet -p oracle --bench small_candle 2>/dev/null | tail -1
+}
+candle >/dev/null # Builds.
+
 for round in $(seq "$rounds"); do
   echo "round $round"
   muster gpt2-124m
@@ -37,6 +45,7 @@ for round in $(seq "$rounds"); do
   muster gpt2-124m-muon
   muster small
   [ -z "${JAX_PYTHON:-}" ] || "$JAX_PYTHON" benches/peers/small_jax.py | tail -1
+  candle
   muster small --ranks 1 --threads 2 --set batch.leaves=2 --set batch.micro_batch=4
   muster small --ranks 2 --threads 1 --set batch.leaves=2 --set batch.micro_batch=4
 done

@@ -1,6 +1,6 @@
-"""GPT-2 124M trained by PyTorch on the CPU: the peer of `benches/cpu/gpt2-124m.sh`.
+"""GPT-2 124M trained by PyTorch on the CPU: the peer of `benches/cpu/gpt2-124m.yaml`.
 
-Same shape, batch, type and optimizer as configs/gpt2-124m.yaml with batch 4 x 64: f32, AdamW, one
+Same shape, batch, type and optimizer as there: batch 4 x 64, f32, AdamW with clipping, one
 step per iteration, random tokens. Prints the median step time and tokens per second.
 
     python3 benches/peers/gpt2_torch.py --threads 1 --steps 6
@@ -82,8 +82,8 @@ def main():
             times.append(seconds)
     median = statistics.median(times)
     tokens = a.batch * a.seq
-    print(f"torch {torch.__version__} threads {a.threads} params {count}")
-    print(f"median {median * 1e3:.0f} ms, {tokens / median:.1f} tok/s")
+    print(f"{a.threads} threads, {count} parameters")
+    print(f"torch {torch.__version__}: median {median * 1e3:.0f} ms, {tokens / median:.1f} tok/s")
 
 
 if __name__ == "__main__":
