@@ -224,7 +224,8 @@ pub fn swiglu_backward(stream: &Stream, dy: &Tensor, gate_up: &Tensor) -> Result
 const GELU_SCALE: f64 = 0.797_884_560_802_865_4;
 const GELU_CUBIC: f64 = 0.044_715;
 
-/// `y = x/2 · (1 + tanh(√(2/π)(x + 0.044715 x³)))`.
+/// `y = x/2 · (1 + tanh(u))` with `u = √(2/π)(x + 0.044715 x³)`, as `x · σ(2u)`, which is the same
+/// and takes one exponential.
 ///
 /// # Errors
 /// Different lengths; a type other than f32 or f64.
@@ -240,7 +241,7 @@ pub fn gelu_forward(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), Kerne
                     let (scale, cubic) = (T::of(GELU_SCALE), T::of(GELU_CUBIC));
                     for (y, &x) in y.iter_mut().zip(&x[task * TASK..]) {
                         let inner = scale * (x + cubic * x * x * x);
-                        *y = T::of(0.5) * x * (T::ONE + inner.portable_tanh());
+                        *y = x * sigmoid(inner + inner);
                     }
                 });
             });
@@ -264,13 +265,12 @@ pub fn gelu_backward(stream: &Stream, dy: &Tensor, x: &Tensor) -> Result<(), Ker
             k.parallel().chunks(k.write::<T>(&x)?, TASK, |task, x| {
                 vectorize(|| {
                     let (scale, cubic) = (T::of(GELU_SCALE), T::of(GELU_CUBIC));
-                    let half = T::of(0.5);
                     for (x, &dy) in x.iter_mut().zip(&dy[task * TASK..]) {
                         let v = *x;
-                        let t = (scale * (v + cubic * v * v * v)).portable_tanh();
-                        let inner = scale * (T::ONE + T::of(3.0) * cubic * v * v);
-                        let slope = half * (T::ONE + t) + half * v * (T::ONE - t * t) * inner;
-                        *x = dy * slope;
+                        let inner = scale * (v + cubic * v * v * v);
+                        let s = sigmoid(inner + inner);
+                        let rise = scale * (T::ONE + T::of(3.0) * cubic * v * v);
+                        *x = dy * (s + T::of(2.0) * v * s * (T::ONE - s) * rise);
                     }
                 });
             });
@@ -319,7 +319,7 @@ mod tests {
         let (scale, cubic) = (GELU_SCALE as f32, GELU_CUBIC as f32);
         for (x, y) in x.into_iter().zip(stream.to_vec::<f32>(&to).unwrap()) {
             let inner = scale * (x + cubic * x * x * x);
-            let expected = 0.5 * x * (1.0 + crate::math::tanh_f32(inner));
+            let expected = x * (1.0 / (1.0 + crate::math::exp_f32(-(inner + inner))));
             assert_eq!(y.to_bits(), expected.to_bits(), "gelu({x})");
         }
     }

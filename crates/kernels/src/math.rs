@@ -1,4 +1,4 @@
-//! Vector-friendly arithmetic: exp and tanh without calls, and fixed-order sums.
+//! Vector-friendly arithmetic: exp without a call, and fixed-order sums.
 //!
 //! `vectorize` runs a loop compiled for the widest instruction set of this CPU. Rust never
 //! contracts `a * b + c`, so the bits are those of the plain loop on any CPU.
@@ -75,17 +75,6 @@ pub fn exp_f32(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// tanh for f32 through `exp_f32`; near zero, where that cancels, the odd Taylor polynomial.
-#[inline(always)]
-pub fn tanh_f32(x: f32) -> f32 {
-    let square = x * x;
-    let small = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))));
-    let e = exp_f32(-2.0 * x.abs());
-    let large = (1.0 - e) / (1.0 + e);
-    let large = if x < 0.0 { -large } else { large };
-    if square < 0.01 { small } else { large }
-}
-
 /// Sum of `term(i)` for `i` in `0..len` in eight interleaved partial sums, folded in order: one
 /// fixed order that vectorizes.
 #[inline(always)]
@@ -140,13 +129,6 @@ mod tests {
             let exact = f64::from(x).exp();
             let error = (f64::from(exp_f32(x)) - exact).abs() / exact;
             prop_assert!(error < 2.5e-7, "exp({x}) off by {error}");
-        }
-
-        #[test]
-        fn tanh_is_accurate(x in -12.0_f32..12.0) {
-            let exact = f64::from(x).tanh();
-            let error = (f64::from(tanh_f32(x)) - exact).abs() / exact.abs().max(1e-30);
-            prop_assert!(error < 1e-6, "tanh({x}) off by {error}");
         }
 
         #[test]

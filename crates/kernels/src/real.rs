@@ -25,18 +25,17 @@ pub trait Real:
     fn of(value: f64) -> Self;
     fn to_f64(self) -> f64;
     fn sqrt(self) -> Self;
-    /// These three are named apart from the methods of f32 and f64, which would win where the type
+    /// These two are named apart from the methods of f32 and f64, which would win where the type
     /// is known, and call the host's C library: slowly, and with bits that differ between hosts.
     fn portable_exp(self) -> Self;
     fn portable_ln(self) -> Self;
-    fn portable_tanh(self) -> Self;
     fn abs(self) -> Self;
     fn max(self, other: Self) -> Self;
     fn is_finite(self) -> bool;
 }
 
 macro_rules! real {
-    ($type:ty, $exp:path, $ln:path, $tanh:path) => {
+    ($type:ty, $exp:path, $ln:path) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -62,10 +61,6 @@ macro_rules! real {
                 $ln(self)
             }
             #[inline(always)]
-            fn portable_tanh(self) -> Self {
-                $tanh(self)
-            }
-            #[inline(always)]
             fn abs(self) -> Self {
                 <$type>::abs(self)
             }
@@ -81,5 +76,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, crate::math::exp_f32, libm::logf, crate::math::tanh_f32);
-real!(f64, libm::exp, libm::log, libm::tanh);
+real!(f32, crate::math::exp_f32, libm::logf);
+real!(f64, libm::exp, libm::log);
