@@ -18,14 +18,14 @@ bin=${CARGO_TARGET_DIR:-target}/release/muster
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
-# The median of the steps after the first two, from the run's events.
+# The median of the steps after the first three, from the run's events.
 muster() {
   local name=$1
   shift
   "$bin" train "benches/cpu/$name.yaml" --set "runs_dir=$out" "$@" >/dev/null
   python3 - "$out/bench-$name/events.jsonl" "$name $*" <<'PY'
 import json, statistics, sys
-steps = [e["step"] for e in map(json.loads, open(sys.argv[1])) if "step" in e][2:]
+steps = [e["step"] for e in map(json.loads, open(sys.argv[1])) if "step" in e][3:]
 median = statistics.median(s["ms"] for s in steps)
 rate = statistics.median(s["tokens_per_s"] for s in steps)
 print(f"muster {sys.argv[2]}: median {median:.0f} ms, {rate:.1f} tok/s", flush=True)
