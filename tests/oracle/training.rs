@@ -73,6 +73,7 @@ fn config(n: Numbers) -> OptimizerConfig {
             steps: muon.steps,
             scale: if muon.modern { Scale::Rms } else { Scale::Spectral },
             weight_decay: muon.decay,
+            eps: 1e-7,
         }),
         adamw: None,
     });
