@@ -76,14 +76,21 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
-    let mut finish = Finish { job: &job, run: &run, finished: None };
+    let finish = Finish { job: &job, run: &run };
     let ended = watch.run(server.as_ref(), &signals, &mut |event| match event {
-        Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
+        Event::Finished(finished) => finish.end(finished, &mut teller),
         event => teller.tell(&event),
     });
-    let ended = ended?;
     clean_up(&job);
-    conclude(ended, &signals)
+    match ended? {
+        // By the ranks' vote, not by the signals that came here: all hosts end alike.
+        Ended::Done(exit) => Ok(exit),
+        Ended::AtOnce => {
+            crate::console::restore_terminal();
+            crate::output::complain("stopped at once; checkpoints that were saved are intact");
+            std::process::exit(130);
+        }
+    }
 }
 
 /// Shows events and keeps them.
@@ -103,23 +110,13 @@ impl Teller {
 struct Finish<'a> {
     job: &'a Job,
     run: &'a RunDir,
-    finished: Option<FinishReason>,
 }
 
 impl Finish<'_> {
-    fn end(
-        &mut self,
-        mut finished: train::event::Finished,
-        signals: &Signals,
-        teller: &mut Teller,
-    ) -> Result<(), CliError> {
-        if finished.reason == FinishReason::Interrupted && signals.terminations() > 0 {
-            finished.reason = FinishReason::Terminated;
-        }
+    fn end(&self, finished: train::event::Finished, teller: &mut Teller) -> Result<(), CliError> {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
             self.baseline(teller)?;
         }
-        self.finished = Some(finished.reason);
         teller.tell(&Event::Finished(finished))?;
         if let Some(svg) = crate::plot::loss_svg(&events::read(&self.run.events())?)? {
             write(&self.run.plot(), svg.as_bytes())?;
@@ -146,19 +143,6 @@ impl Finish<'_> {
             })?;
         }
         Ok(())
-    }
-}
-
-fn conclude(ended: Ended, signals: &Signals) -> Result<Exit, CliError> {
-    match ended {
-        Ended::Well if signals.terminations() > 0 => Ok(Exit::Preempted),
-        Ended::Well => Ok(Exit::Ok),
-        Ended::AtOnce => {
-            crate::console::restore_terminal();
-            crate::output::complain("stopped at once; checkpoints that were saved are intact");
-            std::process::exit(130);
-        }
-        Ended::Failed(error) => Err(error),
     }
 }
 
