@@ -156,6 +156,39 @@ fn a_second_ctrl_c_stops_at_once() {
 }
 
 #[test]
+fn signals_before_training_end_it_at_once() {
+    let run = Workdir::new("fail-early");
+    // Text enough for a while of reading and tokenizing.
+    let text = "fn main() { println!(); }\n".repeat(4_000_000);
+    std::fs::write(run.path().join("text.txt"), text).unwrap();
+    let data = run.run_dir(&run.name).join("data");
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 75)] {
+        let mut job = run.start(&[]);
+        let begun = job.wait_until(|| data.read_dir().is_ok_and(|mut dir| dir.next().is_some()));
+        assert!(begun, "it has ended early");
+        job.signal(signal);
+        let done = job.wait();
+        assert_eq!(done.code(), Some(code), "{done}");
+        assert_eq!(message(&run, &done, &[]), "stopped before training began");
+        assert_eq!(data.read_dir().unwrap().count(), 0);
+    }
+    assert!(run.events_of(&run.name, "header").is_empty());
+}
+
+#[test]
+fn a_signal_just_after_the_start_is_not_lost() {
+    let run = Workdir::new("fail-start");
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut job = run.start(&[&LONG[..], &["--ranks", "2"]].concat());
+        while job.poll().is_none() && job.workers().is_empty() {}
+        job.signal(signal);
+        let done = job.wait();
+        let expected = if signal == libc::SIGINT { 0 } else { 75 };
+        assert_eq!(done.code(), Some(expected), "{done}");
+    }
+}
+
+#[test]
 fn sigterm_saves_and_asks_to_be_started_again() {
     let run = Workdir::new("fail-term");
     let mut job = run.start(&[&LONG[..], &["--ranks", "2", "--backend", "tcp"]].concat());

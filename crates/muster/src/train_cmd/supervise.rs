@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comm::rendezvous::Server;
 use data::{Prepared, Stage};
@@ -46,7 +46,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         console.show(&Event::Header(header));
         return Ok(Exit::Ok);
     }
-    let signals = Signals::watch()?;
+    let cache = run.root().join("data");
+    let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
     let prepared = prepare(&config, &run)?;
     if place.node == 0 {
@@ -75,10 +76,11 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     }
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
+    signals.begin_training();
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
     let finish = Finish { job: &job, run: &run };
     let ended = watch.run(server.as_ref(), &signals, &mut |event| match event {
-        Event::Finished(finished) => finish.end(finished, &mut teller),
+        Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
         event => teller.tell(&event),
     });
     clean_up(&job);
@@ -86,9 +88,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => Ok(exit),
         Ended::AtOnce => {
-            crate::console::restore_terminal();
-            crate::output::complain("stopped at once; checkpoints that were saved are intact");
-            std::process::exit(130);
+            drop(watch);
+            signals.at_once()
         }
     }
 }
@@ -113,9 +114,14 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    fn end(&self, finished: train::event::Finished, teller: &mut Teller) -> Result<(), CliError> {
+    fn end(
+        &self,
+        finished: train::event::Finished,
+        signals: &Signals,
+        teller: &mut Teller,
+    ) -> Result<(), CliError> {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
-            self.baseline(teller)?;
+            self.baseline(signals, teller)?;
         }
         teller.tell(&Event::Finished(finished))?;
         if let Some(svg) = crate::plot::loss_svg(&events::read(&self.run.events())?)? {
@@ -124,8 +130,9 @@ impl Finish<'_> {
         Ok(())
     }
 
-    /// The byte model to beat, on the windows that validation read.
-    fn baseline(&self, teller: &mut Teller) -> Result<(), CliError> {
+    /// The byte model to beat, on the windows that validation read. Counting takes a while on much
+    /// text; whoever asks to stop does without it.
+    fn baseline(&self, signals: &Signals, teller: &mut Teller) -> Result<(), CliError> {
         let config = &self.job.config;
         let fraction = config.data.validation_fraction;
         let prepared = &self.job.prepared;
@@ -134,8 +141,17 @@ impl Finish<'_> {
             0 => dataset.validation_samples(),
             most => most.min(dataset.validation_samples()),
         };
+        let counting = std::thread::spawn(move || {
+            data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples)
+        });
+        while !counting.is_finished() {
+            if signals.interrupts() + signals.terminations() > 0 {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // Token files without text have no bytes to compare on; that is no failure.
-        if let Ok(model) = data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples) {
+        if let Ok(Ok(model)) = counting.join() {
             teller.tell(&Event::Baseline {
                 bits_per_byte: model.bits_per_byte,
                 train_bytes: model.train_bytes,
@@ -275,6 +291,18 @@ fn make_dirs(run: &RunDir) -> Result<(), CliError> {
         let _ = comm::shm::remove_stale(Path::new(comm::shm::DEFAULT_DIR));
     }
     Ok(())
+}
+
+/// Removes token files that this process has not finished.
+fn remove_temporary(cache: &Path) {
+    let ours = format!(".{}-", std::process::id());
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.contains(&ours) && name.ends_with(".tmp") {
+            // What cannot be removed is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn clean_up(job: &Job) {

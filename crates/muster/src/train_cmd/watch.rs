@@ -250,6 +250,8 @@ fn start(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: Ctrl-C reaches the supervisor, which tells the ranks.
     command.process_group(0);
+    // SAFETY: between fork and exec it only changes the signal mask, which is async-signal-safe.
+    unsafe { command.pre_exec(signals::block) };
     let mut child = command.spawn().map_err(|error| failed(&error))?;
     let path = logs.join(format!("rank-{rank:05}.log"));
     let log = File::options().create(true).append(true).open(&path);

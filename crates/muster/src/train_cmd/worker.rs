@@ -29,7 +29,7 @@ const ABORT: Duration = Duration::from_secs(1);
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
-    let signals = Signals::watch()?;
+    let signals = Signals::count()?;
     let job = Job::read(&args.plan)?;
     let kind = match job.config.ranks.device {
         DeviceName::Cpu => DeviceKind::Cpu,
