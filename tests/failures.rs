@@ -336,6 +336,24 @@ fn sigterm_at_one_host_is_the_exit_code_of_all() {
 }
 
 #[test]
+fn an_event_file_that_cannot_be_written_or_read_ends_nothing() {
+    let run = Workdir::new("fail-events");
+    let events = run.run_dir(&run.name).join("events.jsonl");
+    std::fs::create_dir_all(events.parent().unwrap()).unwrap();
+    std::fs::write(&events, "{\"of another version\": {}}\n").unwrap();
+    let done = run.train(&[]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stdout.contains("warning: 1 line of "), "{done}");
+    assert!(events.with_file_name("loss.svg").exists());
+    std::fs::remove_file(&events).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &events).unwrap();
+    let done = run.train(&["--resume", "never", "--ranks", "2"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(done.stdout.matches("warning: cannot write to the event file").count(), 1, "{done}");
+    assert_eq!(run.verify(&run.name), 2);
+}
+
+#[test]
 fn a_full_disk_keeps_the_older_checkpoint() {
     let run = Workdir::new("fail-full");
     // Room for the first checkpoint and not for a second: the file system is filled between.

@@ -69,10 +69,11 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         prepared,
     };
     let server = server(&job.name)?;
-    let mut teller = Teller { console, log: EventLog::append(&run.events())? };
+    let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
+    let mut teller = Teller { console, log, has_failed: false };
     if place.node == 0 {
         let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
-        teller.tell(&Event::Header(event))?;
+        teller.tell(&Event::Header(event));
     }
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
@@ -97,13 +98,25 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
 /// Shows events and keeps them.
 struct Teller {
     console: Console,
-    log: EventLog,
+    /// On host 0, where the events are.
+    log: Option<EventLog>,
+    has_failed: bool,
 }
 
 impl Teller {
-    fn tell(&mut self, event: &Event) -> Result<(), CliError> {
+    /// The run goes on without a log: stopping would lose more than lines, and what fills a disk
+    /// keeps a checkpoint from it too.
+    fn tell(&mut self, event: &Event) {
         self.console.show(event);
-        self.log.write(event)
+        if let Some(Err(error)) = self.log.as_mut().map(|log| log.write(event))
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            self.warn(&format!("{}; training goes on, events are missing there", error.message));
+        }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.console.show(&Event::Warning { message: message.to_owned() });
     }
 }
 
@@ -114,25 +127,29 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    fn end(
-        &self,
-        finished: train::event::Finished,
-        signals: &Signals,
-        teller: &mut Teller,
-    ) -> Result<(), CliError> {
+    /// The weights are saved: what fails from here on is told and ends nothing.
+    fn end(&self, finished: train::event::Finished, signals: &Signals, teller: &mut Teller) {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
-            self.baseline(signals, teller)?;
+            match self.baseline(signals) {
+                Ok(event) => event.iter().for_each(|event| teller.tell(event)),
+                Err(error) => teller.warn(&format!("no baseline: {}", error.message)),
+            }
         }
-        teller.tell(&Event::Finished(finished))?;
-        if let Some(svg) = crate::plot::loss_svg(&events::read(&self.run.events())?)? {
-            write(&self.run.plot(), svg.as_bytes())?;
+        teller.tell(&Event::Finished(finished));
+        match self.plot() {
+            Ok(0) => {}
+            Ok(others) => teller.warn(&format!(
+                "{} of {} left out of the plot: no event of this version",
+                crate::console::plural(others, "line"),
+                self.run.events().display(),
+            )),
+            Err(error) => teller.warn(&format!("no plot: {}", error.message)),
         }
-        Ok(())
     }
 
     /// The byte model to beat, on the windows that validation read. Counting takes a while on much
     /// text; whoever asks to stop does without it.
-    fn baseline(&self, signals: &Signals, teller: &mut Teller) -> Result<(), CliError> {
+    fn baseline(&self, signals: &Signals) -> Result<Option<Event>, CliError> {
         let config = &self.job.config;
         let fraction = config.data.validation_fraction;
         let prepared = &self.job.prepared;
@@ -146,19 +163,26 @@ impl Finish<'_> {
         });
         while !counting.is_finished() {
             if signals.interrupts() + signals.terminations() > 0 {
-                return Ok(());
+                return Ok(None);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         // Token files without text have no bytes to compare on; that is no failure.
-        if let Ok(Ok(model)) = counting.join() {
-            teller.tell(&Event::Baseline {
-                bits_per_byte: model.bits_per_byte,
-                train_bytes: model.train_bytes,
-                validation_bytes: model.validation_bytes,
-            })?;
+        let model = counting.join().ok().and_then(Result::ok);
+        Ok(model.map(|model| Event::Baseline {
+            bits_per_byte: model.bits_per_byte,
+            train_bytes: model.train_bytes,
+            validation_bytes: model.validation_bytes,
+        }))
+    }
+
+    /// Draws all that the event file holds; returns how many lines were no events.
+    fn plot(&self) -> Result<usize, CliError> {
+        let (events, others) = events::read(&self.run.events())?;
+        if let Some(svg) = crate::plot::loss_svg(&events)? {
+            write(&self.run.plot(), svg.as_bytes())?;
         }
-        Ok(())
+        Ok(others)
     }
 }
 

@@ -67,17 +67,17 @@ impl Watch {
     /// Waits until every rank has ended, passing events on.
     ///
     /// # Errors
-    /// The first cause of their end; an event that cannot be told, and the ranks are then killed.
+    /// The first cause of their end.
     pub fn run(
         &mut self,
         server: Option<&Server>,
         signals: &Signals,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
+        tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, CliError> {
         let (mut interrupts, mut terminations) = (0, 0);
         let mut kill_at: Option<Instant> = None;
         loop {
-            let open = self.pass_on(tell)?;
+            let open = self.pass_on(tell);
             if signals.interrupts() > interrupts {
                 interrupts = signals.interrupts();
                 if interrupts > 1 {
@@ -95,7 +95,7 @@ impl Watch {
             }
             let dead = self.reap();
             if !dead.is_empty() {
-                self.drain(tell)?;
+                self.drain(tell);
                 self.report(&dead, server);
                 kill_at.get_or_insert(Instant::now() + GRACE);
             }
@@ -106,7 +106,7 @@ impl Watch {
                 break;
             }
         }
-        self.drain(tell)?;
+        self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
         verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
     }
@@ -122,67 +122,40 @@ impl Watch {
     }
 
     /// Handles messages for a tick; returns whether a pipe is still open.
-    fn pass_on(
-        &mut self,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<bool, CliError> {
+    fn pass_on(&mut self, tell: &mut dyn FnMut(Event)) -> bool {
         let end = Instant::now() + TICK;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.messages.recv_timeout(left) {
-                Ok(message) => self.handle(message, tell)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(true),
+                Ok(message) => self.handle(message, tell),
+                Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => {
                     std::thread::sleep(left);
-                    return Ok(false);
+                    return false;
                 }
             }
         }
     }
 
-    fn drain(
-        &mut self,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+    fn drain(&mut self, tell: &mut dyn FnMut(Event)) {
         // The pipes of a dead rank close; give their readers a moment to pass on the end.
         let end = Instant::now() + Duration::from_millis(100);
         while let Ok(message) =
             self.messages.recv_timeout(end.saturating_duration_since(Instant::now()))
         {
-            self.handle(message, tell)?;
+            self.handle(message, tell);
         }
-        Ok(())
     }
 
-    fn handle(
-        &mut self,
-        message: Message,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+    fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Event)) {
         match message {
-            Message::Line(_, Line::Event(event)) => {
-                let told = tell(event.into_owned());
-                if told.is_err() {
-                    self.kill();
-                }
-                told
-            }
-            Message::Line(rank, Line::At(step)) => {
-                self.of(rank, |seen| seen.step = Some(step));
-                Ok(())
-            }
+            Message::Line(_, Line::Event(event)) => tell(event.into_owned()),
+            Message::Line(rank, Line::At(step)) => self.of(rank, |seen| seen.step = Some(step)),
             Message::Line(rank, Line::Fault(fault)) => {
                 self.of(rank, |seen| seen.fault = Some(fault.into_owned()));
-                Ok(())
             }
-            Message::Stray(line) => {
-                crate::output::complain(&line);
-                Ok(())
-            }
-            Message::Log(rank, line) => {
-                self.of(rank, |seen| seen.log(line));
-                Ok(())
-            }
+            Message::Stray(line) => crate::output::complain(&line),
+            Message::Log(rank, line) => self.of(rank, |seen| seen.log(line)),
         }
     }
 
