@@ -289,6 +289,12 @@ fn nodes_that_differ_are_told_in_what() {
             insta::assert_snapshot!(text, @"error: the ranks differ in configuration: N on rank 0, N on rank 1; start every rank with the same configuration");
         }
     }
+    for done in two_hosts(&run, free_port(), [&["--max-steps", "3"], &[]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(message(&run, &done, &[]), @"error: the ranks differ in --max-steps: 3 on rank 0, none on rank 1; start every rank with the same --max-steps");
+        }
+    }
     assert_eq!(run.events_of(&run.name, "step").len(), 0);
 }
 
