@@ -56,19 +56,19 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
         write(&run.config(), text.as_bytes())?;
     }
-    let (server, rendezvous) = rendezvous(&args, &config, &place)?;
+    let name = job_name(&args, &config);
+    let (server, rendezvous) = rendezvous(&args, &config, &place, &name)?;
     let job = Job {
-        name: job_name(&args, &config),
+        name,
         world: config.ranks.count,
         threads,
         rendezvous,
-        bind: args.bind.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |bind| bind.0.ip()),
+        bind: args.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
         config,
         prepared,
     };
-    let server = server(&job.name)?;
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
     let mut teller = Teller { console, log, has_failed: false };
     if place.node == 0 {
@@ -205,8 +205,18 @@ fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
             "shared memory does not reach other hosts; use --backend tcp",
         ));
     }
+    if args.bind.is_some() && config.ranks.backend == Backend::Shm {
+        return Err(CliError::mistake(
+            "--bind: over shared memory no rank listens; leave it out, or use --backend tcp",
+        ));
+    }
     let share = world / nodes;
-    Ok(Place { nodes, node, ranks: node * share..(node + 1) * share })
+    let place = Place { nodes, node, ranks: node * share..(node + 1) * share };
+    if let Some(text) = &args.rendezvous {
+        // Before the data is read, which may take long.
+        meeting_address(text, args.bind, &place)?;
+    }
+    Ok(place)
 }
 
 /// Threads per rank: as configured, or the cores divided among this host's ranks.
@@ -255,36 +265,55 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
     Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
 }
 
-type Binder = Box<dyn FnOnce(&str) -> Result<Option<Server>, CliError>>;
-
-/// The meeting point: made here by node 0, the address of node 0 elsewhere. The server is bound
-/// when the job has its name.
+/// The meeting point: made here by node 0, the address of node 0 elsewhere.
 fn rendezvous(
     args: &TrainArgs,
     config: &Config,
     place: &Place,
-) -> Result<(Binder, SocketAddr), CliError> {
-    let (world, timeout_ms) = (config.ranks.count, config.ranks.timeout_ms);
-    let Some(text) = &args.rendezvous else {
-        // A port that is free now; the server takes it a moment later.
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let addr = comm::tcp::listen(any)?.local_addr().map_err(CliError::peer)?;
-        let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
-        return Ok((Box::new(bind), addr));
+    job: &str,
+) -> Result<(Option<Server>, SocketAddr), CliError> {
+    let addr = match &args.rendezvous {
+        Some(text) => meeting_address(text, args.bind, place)?,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     };
-    let mut found = text.to_socket_addrs().map_err(|error| {
-        CliError::mistake(format!(
-            "--rendezvous {text}: {error}; give the host and port of node 0, such as 10.0.0.7:4000"
-        ))
-    })?;
-    let addr = found
-        .next()
-        .ok_or_else(|| CliError::mistake(format!("--rendezvous {text} names no address")))?;
-    if place.nodes > 1 && place.node > 0 {
-        return Ok((Box::new(|_| Ok(None)), addr));
+    if place.node > 0 {
+        return Ok((None, addr));
     }
-    let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
-    Ok((Box::new(bind), addr))
+    let server = Server::bind(addr, job, config.ranks.count, config.ranks.timeout_ms)?;
+    // The port that was taken, if any would do.
+    let addr = server.addr();
+    Ok((Some(server), addr))
+}
+
+/// What `--rendezvous` says, if every host can reach it.
+fn meeting_address(
+    text: &str,
+    bind: Option<IpAddr>,
+    place: &Place,
+) -> Result<SocketAddr, CliError> {
+    let mistake = |what: String| CliError::mistake(format!("--rendezvous {text}{what}"));
+    let mut found = text.to_socket_addrs().map_err(|error| {
+        mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+    })?;
+    let addr = found.next().ok_or_else(|| mistake(" names no address".into()))?;
+    if place.nodes == 1 {
+        return Ok(addr);
+    }
+    if addr.port() == 0 || addr.ip().is_unspecified() {
+        return Err(mistake(
+            ": the other hosts cannot know which; name the address and a port of node 0, such as \
+             10.0.0.7:4000"
+                .into(),
+        ));
+    }
+    if !addr.ip().is_loopback() && bind.is_none_or(|bind| bind.is_loopback()) {
+        return Err(mistake(
+            " is for several hosts, but the ranks would listen where only this one reaches them; \
+             give --bind an address of this host, or 0.0.0.0 for all of its interfaces"
+                .into(),
+        ));
+    }
+    Ok(addr)
 }
 
 /// New for each start on one host; the same on all hosts of a job that meet at one address.
@@ -293,7 +322,8 @@ fn job_name(args: &TrainArgs, config: &Config) -> String {
         let keep = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         text.chars().map(keep).take(24).collect()
     };
-    match &args.rendezvous {
+    let several = args.nodes.is_some_and(|nodes| nodes > 1);
+    match args.rendezvous.as_ref().filter(|_| several) {
         Some(text) => format!("{}-{}", clean(&config.name), clean(text)),
         None => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
