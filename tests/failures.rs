@@ -241,6 +241,9 @@ fn another_model_is_not_resumed() {
     let done = run.train(&["--set", &format!("model={DENSE}")]);
     assert_eq!(done.code(), Some(2), "{done}");
     assert!(done.stderr.contains("holds another model: "), "{done}");
+    // The checkpoint's config is still beside it.
+    let done = run.muster(&["generate", "runs/fail-model", "--tokens", "1"]);
+    assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(run.verify(&run.name), 1);
 }
 

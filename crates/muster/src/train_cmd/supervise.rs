@@ -50,12 +50,6 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
     let prepared = prepare(&config, &run)?;
-    if place.node == 0 {
-        // Through JSON's data model, in which enums are single-key maps.
-        let value = serde_json::to_value(&config).map_err(CliError::bug)?;
-        let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
-        write(&run.config(), text.as_bytes())?;
-    }
     let name = job_name(&args, &config);
     let (server, rendezvous) = rendezvous(&args, &config, &place, &name)?;
     let job = Job {
@@ -80,9 +74,19 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     signals.begin_training();
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
     let finish = Finish { job: &job, run: &run };
-    let ended = watch.run(server.as_ref(), &signals, &mut |event| match event {
-        Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
-        event => teller.tell(&event),
+    let mut has_begun = false;
+    let ended = watch.run(server.as_ref(), &signals, &mut |event| {
+        // Not before the ranks agree and have loaded what they go on from: until then the
+        // directory may be another run's, whose checkpoints need its config.
+        let begins = !matches!(event, Event::Warning { .. });
+        if begins && !std::mem::replace(&mut has_begun, true) {
+            let kept = keep_config(&job.config, &run);
+            kept.unwrap_or_else(|error| teller.warn(&error.message));
+        }
+        match event {
+            Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
+            event => teller.tell(&event),
+        }
     });
     clean_up(&job);
     match ended? {
@@ -366,6 +370,18 @@ fn clean_up(job: &Job) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = job;
+}
+
+/// Writes `config.yaml`, whole or not at all.
+fn keep_config(config: &Config, run: &RunDir) -> Result<(), CliError> {
+    // Through JSON's data model, in which enums are single-key maps.
+    let value = serde_json::to_value(config).map_err(CliError::bug)?;
+    let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
+    let temporary = run.config().with_extension("yaml.tmp");
+    write(&temporary, text.as_bytes())?;
+    std::fs::rename(&temporary, run.config()).map_err(|error| {
+        CliError::mistake(format!("cannot write {}: {error}", run.config().display()))
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
