@@ -363,6 +363,18 @@ fn an_event_file_that_cannot_be_written_or_read_ends_nothing() {
 }
 
 #[test]
+fn a_run_outlives_whoever_reads_its_output() {
+    let run = Workdir::new("fail-pipe");
+    let mut command = Command::new("sh");
+    let exe = common::MUSTER;
+    command.args(["-c", &format!("{{ {exe} train run.yaml; echo $? >&2; }} | head -n 1")]);
+    let done = run.spawn(command).wait();
+    assert_eq!(done.stderr, "0\n", "{done}");
+    assert_eq!(done.stdout.lines().count(), 1, "{done}");
+    assert_eq!(run.finished(&run.name)["reason"], "complete");
+}
+
+#[test]
 fn a_full_disk_keeps_the_older_checkpoint() {
     let run = Workdir::new("fail-full");
     // Room for the first checkpoint and not for a second: the file system is filled between.

@@ -46,6 +46,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         console.show(&Event::Header(header));
         return Ok(Exit::Ok);
     }
+    crate::output::outlive_readers();
     let cache = run.root().join("data");
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
