@@ -274,6 +274,11 @@ fn the_command_line() {
         &["train", "run.yaml", "--ranks", "two"],
         &["train", "run.yaml", "--nodes", "2"],
         &["train", "run.yaml", "--bind", "localhost"],
+        &["train", "run.yaml", "--bind", "10.0.0.7:4000"],
+        &["train", "run.yaml", "--bind", "127.0.0.1"],
+        &hosts("127.0.0.1:0", "127.0.0.1"),
+        &hosts("0.0.0.0:4000", "0.0.0.0"),
+        &hosts("10.0.0.7:4000", "127.0.0.1"),
     ];
     let all: Vec<String> = cases.iter().map(|args| desk.transcript(args)).collect();
     insta::assert_snapshot!(all.join("\n"));

@@ -25,6 +25,13 @@ fn last_step(run: &Workdir) -> u64 {
     run.events_of(&run.name, "step").last().unwrap()["step"].as_u64().unwrap()
 }
 
+/// The last step of a rank, as the user was told.
+fn said_step(done: &Done) -> u64 {
+    let (_, rest) = done.stderr.split_once("last step was ").expect("a last step");
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..digits].parse().unwrap()
+}
+
 /// Standard error with the directory replaced, and some other words.
 fn message(run: &Workdir, done: &Done, words: &[(&str, &str)]) -> String {
     let mut text = done.stderr.replace(run.path().to_str().unwrap(), "HERE");
@@ -32,6 +39,22 @@ fn message(run: &Workdir, done: &Done, words: &[(&str, &str)]) -> String {
         text = text.replace(from, to);
     }
     text.trim_end().to_owned()
+}
+
+/// Replaces the number after each of some words, wherever they stand.
+fn mask(text: &str, words: &[&str]) -> String {
+    let mut text = text.to_owned();
+    for word in words {
+        let mut parts = text.split(word);
+        let mut masked = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let rest = part.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            let number = if rest.len() < part.len() { "N" } else { "" };
+            masked.extend([word, number, rest]);
+        }
+        text = masked;
+    }
+    text
 }
 
 #[test]
@@ -48,9 +71,8 @@ fn a_killed_worker_ends_the_job() {
     assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     assert_eq!(done.code(), Some(3), "{done}");
     // It may have finished a step more than rank 0 had told of.
-    let last = done.stderr.split("last step was ").nth(1).expect("a last step");
-    let last: String = last.chars().take_while(char::is_ascii_digit).collect();
-    assert!(last.parse::<u64>().unwrap().abs_diff(last_step(&run)) <= 1, "{done}");
+    let last = said_step(&done).to_string();
+    assert!(said_step(&done).abs_diff(last_step(&run)) <= 1, "{done}");
     insta::assert_snapshot!(message(&run, &done, &[(&last, "STEP")]), @"
     error: rank 1 failed: killed by signal 9; its last step was STEP
     The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
@@ -62,6 +84,31 @@ fn a_killed_worker_ends_the_job() {
     let done = run.train(&again);
     assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(run.events_of(&run.name, "resumed").len(), 1);
+}
+
+#[test]
+fn a_worker_that_stands_still_is_the_one_at_fault() {
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new(&format!("fail-still-{backend}"));
+        let place = ["--ranks", "3", "--backend", backend, "--set", "ranks.timeout_ms=2000"];
+        let mut job = run.start(&[&LONG[..], &place].concat());
+        steps(&run, &mut job, 3);
+        send(job.workers()[1].1, libc::SIGSTOP);
+        let done = job.wait();
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(said_step(&done).abs_diff(last_step(&run)) <= 1, "{done}");
+        let text = mask(&message(&run, &done, &[]), &["last step was ", "#"]);
+        // Which operation it missed is chance.
+        let (start, rest) = text.split_once(" in ").unwrap();
+        let (operation, end) = rest.split_once(' ').unwrap();
+        assert!(operation.contains('_'), "{done}");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(format!("{start} in OPERATION {end}"), @"
+            error: rank 1 failed: no sign of life within 2000 ms in OPERATION #N (see what it is doing, or raise ranks.timeout_ms); its last step was N
+            The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+            ");
+        }
+    }
 }
 
 #[test]
@@ -106,6 +153,39 @@ fn a_second_ctrl_c_stops_at_once() {
     finishing the step and saving; Ctrl-C again stops at once
     stopped at once; checkpoints that were saved are intact
     ");
+}
+
+#[test]
+fn signals_before_training_end_it_at_once() {
+    let run = Workdir::new("fail-early");
+    // Text enough for a while of reading and tokenizing.
+    let text = "fn main() { println!(); }\n".repeat(4_000_000);
+    std::fs::write(run.path().join("text.txt"), text).unwrap();
+    let data = run.run_dir(&run.name).join("data");
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 75)] {
+        let mut job = run.start(&[]);
+        let begun = job.wait_until(|| data.read_dir().is_ok_and(|mut dir| dir.next().is_some()));
+        assert!(begun, "it has ended early");
+        job.signal(signal);
+        let done = job.wait();
+        assert_eq!(done.code(), Some(code), "{done}");
+        assert_eq!(message(&run, &done, &[]), "stopped before training began");
+        assert_eq!(data.read_dir().unwrap().count(), 0);
+    }
+    assert!(run.events_of(&run.name, "header").is_empty());
+}
+
+#[test]
+fn a_signal_just_after_the_start_is_not_lost() {
+    let run = Workdir::new("fail-start");
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut job = run.start(&[&LONG[..], &["--ranks", "2"]].concat());
+        while job.poll().is_none() && job.workers().is_empty() {}
+        job.signal(signal);
+        let done = job.wait();
+        let expected = if signal == libc::SIGINT { 0 } else { 75 };
+        assert_eq!(done.code(), Some(expected), "{done}");
+    }
 }
 
 #[test]
@@ -157,26 +237,28 @@ fn another_model_is_not_resumed() {
     run.digest(&run.name, &[]);
     let done = run.train(&["--set", "model.d_model=32", "--ranks", "2"]);
     assert_eq!(done.code(), Some(2), "{done}");
-    insta::assert_snapshot!(message(&run, &done, &[]), @"error: HERE/runs/fail-model/checkpoints/step-00000006.g0001 holds another model: `model.embed_tokens.weight` is [320, 64] there and [320, 32] here; give the run another name, or use --resume never");
+    insta::assert_snapshot!(message(&run, &done, &[]), @"error: runs/fail-model/checkpoints/step-00000006.g0001 holds another model: `model.embed_tokens.weight` is [320, 64] there and [320, 32] here; give the run another name, or use --resume never");
     let done = run.train(&["--set", &format!("model={DENSE}")]);
     assert_eq!(done.code(), Some(2), "{done}");
     assert!(done.stderr.contains("holds another model: "), "{done}");
+    // The checkpoint's config is still beside it.
+    let done = run.muster(&["generate", "runs/fail-model", "--tokens", "1"]);
+    assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(run.verify(&run.name), 1);
 }
 
-/// The arguments of one of two nodes that meet at a port.
-fn node(port: u16, node: usize) -> Vec<String> {
+/// Starts one of two hosts of one rank each, which share the run and meet at a port.
+fn start_node(run: &Workdir, port: u16, number: usize, more: &[&str]) -> Job {
     let place = format!(
-        "--rendezvous 127.0.0.1:{port} --nodes 2 --node-rank {node} --ranks 2 --backend tcp \
-         --name node-{node}"
+        "--rendezvous 127.0.0.1:{port} --nodes 2 --node-rank {number} --ranks 2 --backend tcp"
     );
-    place.split(' ').map(str::to_owned).collect()
+    let args: Vec<&str> = place.split(' ').chain(more.iter().copied()).collect();
+    run.start(&args)
 }
 
-fn start_node(run: &Workdir, port: u16, number: usize, more: &[&str]) -> Job {
-    let args = node(port, number);
-    let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-    run.start(&args)
+/// Two hosts of one rank each that share a run, started.
+fn two_hosts(run: &Workdir, port: u16, more: [&[&str]; 2]) -> [Job; 2] {
+    [0, 1].map(|number| start_node(run, port, number, more[number]))
 }
 
 #[test]
@@ -187,47 +269,109 @@ fn a_port_that_is_taken_is_named() {
     let done = start_node(&run, port, 0, &[]).wait();
     assert_eq!(done.code(), Some(2), "{done}");
     let text = message(&run, &done, &[(&port.to_string(), "PORT")]);
-    insta::assert_snapshot!(text, @"error: address 127.0.0.1:PORT is taken; choose another port, or 0 for any free one");
+    insta::assert_snapshot!(text, @"error: address 127.0.0.1:PORT is taken; choose another port");
 }
 
 #[test]
 fn two_nodes_train_as_one() {
     let run = Workdir::new("fail-nodes");
     let expected = run.digest("one", &[]);
-    let port = free_port();
-    // Both write to the same run, as on a file system that both reach.
-    let same = ["--name", "both"];
-    let jobs = [0, 1].map(|number| {
-        let args = node(port, number);
-        let end = args.len() - 2;
-        let args: Vec<&str> = args[..end].iter().map(String::as_str).chain(same).collect();
-        run.start(&args)
-    });
-    for done in jobs.map(Job::wait) {
+    for done in two_hosts(&run, free_port(), [&[], &[]]).map(Job::wait) {
         assert_eq!(done.code(), Some(0), "{done}");
     }
-    assert_eq!(run.final_digest("both"), expected);
+    assert_eq!(run.final_digest(&run.name), expected);
 }
 
 #[test]
 fn nodes_that_differ_are_told_in_what() {
     let run = Workdir::new("fail-differ");
-    let port = free_port();
-    let same = ["--name", "both"];
-    let start = |number: usize, more: &[&str]| {
-        let args = node(port, number);
-        let end = args.len() - 2;
-        let mut all: Vec<&str> = args[..end].iter().map(String::as_str).collect();
-        all.extend(same.iter().chain(more));
-        run.start(&all)
-    };
-    let jobs = [start(0, &[]), start(1, &["--set", "seed=2"])];
-    for done in jobs.map(Job::wait) {
-        assert!(matches!(done.code(), Some(2 | 3)), "{done}");
-        assert!(done.stderr.contains("the ranks differ in configuration: "), "{done}");
-        assert!(done.stderr.contains("start every rank with the same configuration"), "{done}");
+    for done in two_hosts(&run, free_port(), [&[], &["--set", "seed=2"]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        let text = mask(&message(&run, &done, &[]), &["configuration: ", "rank 0, "]);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(text, @"error: the ranks differ in configuration: N on rank 0, N on rank 1; start every rank with the same configuration");
+        }
     }
-    assert_eq!(run.events_of("both", "step").len(), 0);
+    for done in two_hosts(&run, free_port(), [&["--max-steps", "3"], &[]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(message(&run, &done, &[]), @"error: the ranks differ in --max-steps: 3 on rank 0, none on rank 1; start every rank with the same --max-steps");
+        }
+    }
+    assert_eq!(run.events_of(&run.name, "step").len(), 0);
+}
+
+#[test]
+fn every_host_names_the_rank_that_was_killed() {
+    let run = Workdir::new("fail-remote");
+    let [mut first, second] = two_hosts(&run, free_port(), [&LONG, &LONG]);
+    steps(&run, &mut first, 3);
+    send(second.workers()[0].1, libc::SIGKILL);
+    let (first, second) = (first.wait(), second.wait());
+    for done in [&first, &second] {
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(said_step(done).abs_diff(last_step(&run)) <= 1, "{done}");
+    }
+    let masked = |done| mask(&message(&run, done, &[]), &["last step was ", "#"]);
+    let text = masked(&first);
+    // Which operation missed it first, and how, is chance.
+    let (why, end) = text.split_once("; ").unwrap();
+    assert!(why.starts_with("error: rank 1 failed: "), "{first}");
+    insta::assert_snapshot!(end, @"
+    its last step was N
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    ");
+    insta::assert_snapshot!(masked(&second), @"
+    error: rank 1 failed: killed by signal 9; its last step was N
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    ");
+}
+
+#[test]
+fn sigterm_at_one_host_is_the_exit_code_of_all() {
+    for to_worker in [false, true] {
+        let run = Workdir::new(&format!("fail-term-{to_worker}"));
+        let [mut first, second] = two_hosts(&run, free_port(), [&LONG, &LONG]);
+        steps(&run, &mut first, 2);
+        match to_worker {
+            true => send(second.workers()[0].1, libc::SIGTERM),
+            false => second.signal(libc::SIGTERM),
+        }
+        for done in [first.wait(), second.wait()] {
+            assert_eq!(done.code(), Some(75), "{done}");
+        }
+        assert_eq!(run.finished(&run.name)["reason"], "terminated");
+    }
+}
+
+#[test]
+fn an_event_file_that_cannot_be_written_or_read_ends_nothing() {
+    let run = Workdir::new("fail-events");
+    let events = run.run_dir(&run.name).join("events.jsonl");
+    std::fs::create_dir_all(events.parent().unwrap()).unwrap();
+    std::fs::write(&events, "{\"of another version\": {}}\n").unwrap();
+    let done = run.train(&[]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stdout.contains("warning: 1 line of "), "{done}");
+    assert!(events.with_file_name("loss.svg").exists());
+    std::fs::remove_file(&events).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &events).unwrap();
+    let done = run.train(&["--resume", "never", "--ranks", "2"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(done.stdout.matches("warning: cannot write to the event file").count(), 1, "{done}");
+    assert_eq!(run.verify(&run.name), 2);
+}
+
+#[test]
+fn a_run_outlives_whoever_reads_its_output() {
+    let run = Workdir::new("fail-pipe");
+    let mut command = Command::new("sh");
+    let exe = common::MUSTER;
+    command.args(["-c", &format!("{{ {exe} train run.yaml; echo $? >&2; }} | head -n 1")]);
+    let done = run.spawn(command).wait();
+    assert_eq!(done.stderr, "0\n", "{done}");
+    assert_eq!(done.stdout.lines().count(), 1, "{done}");
+    assert_eq!(run.finished(&run.name)["reason"], "complete");
 }
 
 #[test]
@@ -262,7 +406,7 @@ fn a_full_disk_keeps_the_older_checkpoint() {
         Err(_) => word,
     });
     let text = words.collect::<Vec<_>>().join(" ").replace("rank-00001:", "rank-00000:");
-    insta::assert_snapshot!(text, @"error: disk full writing HERE/runs/fail-full/checkpoints/step-00000004.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory");
+    insta::assert_snapshot!(text, @"error: disk full writing runs/fail-full/checkpoints/step-00000004.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory");
     // What was begun is removed, what was there is whole.
     assert!(done.stdout.contains("  2     1 "), "{done}");
     assert_eq!(done.stdout.lines().count(), 3, "{done}");

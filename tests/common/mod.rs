@@ -9,6 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -306,9 +307,9 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Says why a test does nothing on this machine, where the test's output is shown.
+/// Says why a test does nothing on this machine; not by a macro, whose output would be captured.
 pub fn skip(why: &str) {
-    eprintln!("skipped: {why}");
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 /// Opens a file for appending, making it.

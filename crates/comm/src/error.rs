@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use device::{DType, DeviceError};
 
+use crate::rendezvous::Refusal;
+
 /// What a group does, for counters, frames and messages. The numbers are part of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -68,7 +70,7 @@ pub enum CommError {
     /// The deadline passed.
     #[error(
         "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms; \
-         see what that process is doing, or raise the timeout",
+         see what that process is doing, or raise ranks.timeout_ms",
         ranks(missing)
     )]
     Timeout { operation: Operation, sequence: u64, missing: Vec<usize>, timeout_ms: u64 },
@@ -103,7 +105,7 @@ pub enum CommError {
     JobRunning { path: PathBuf, pid: u32 },
     #[error("{path} is not a control block of {world} ranks of this version")]
     ForeignControl { path: PathBuf, world: usize },
-    #[error("address {addr} is taken; choose another port, or 0 for any free one")]
+    #[error("address {addr} is taken; choose another port")]
     PortTaken { addr: std::net::SocketAddr },
     #[error("{addr}: cannot {action}: {source}")]
     Socket { addr: std::net::SocketAddr, action: &'static str, source: std::io::Error },
@@ -111,18 +113,61 @@ pub enum CommError {
     RankTaken { rank: usize },
     #[error(
         "nobody answers at {addr} for {timeout_ms} ms; \
-         check the rendezvous address and that its process runs"
+         check the rendezvous address and that its process runs, or raise ranks.timeout_ms"
     )]
     NoRendezvous { addr: std::net::SocketAddr, timeout_ms: u64 },
     /// The ranks did not come together.
     #[error(transparent)]
-    Refused(#[from] crate::rendezvous::Refusal),
+    Refused(#[from] Refusal),
     #[error("a tcp group blocks: call it from an ordinary thread, not from asynchronous code")]
     Asynchronous,
     #[error("cannot start the communication runtime: {0}")]
     Runtime(std::io::Error),
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+/// What other ranks did, where an error is theirs and not that of the rank which met it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fault {
+    /// None where nobody knows.
+    pub ranks: Vec<usize>,
+    /// In words that follow `rank 1 failed: `.
+    pub what: String,
+}
+
+impl Fault {
+    /// `rank 1 failed: it closed the connection`.
+    pub fn headline(&self) -> String {
+        match self.ranks[..] {
+            [] => self.what.clone(),
+            _ => format!("{} failed: {}", ranks(&self.ranks), self.what),
+        }
+    }
+}
+
+impl CommError {
+    /// The other ranks at fault, if this is not the fault of the rank that met it.
+    pub fn fault(&self) -> Option<Fault> {
+        let (ranks, what) = match self {
+            CommError::Timeout { operation, sequence, missing, timeout_ms } => (
+                missing.clone(),
+                format!(
+                    "no sign of life within {timeout_ms} ms in {operation} #{sequence} (see what \
+                     it is doing, or raise ranks.timeout_ms)"
+                ),
+            ),
+            CommError::PeerLost { rank, operation, sequence, cause } => {
+                (vec![*rank], format!("{cause} ({operation} #{sequence})"))
+            }
+            CommError::Refused(Refusal::Ended { rank, reason }) => (vec![*rank], reason.clone()),
+            CommError::Refused(Refusal::Missing { .. })
+            | CommError::NoRendezvous { .. }
+            | CommError::Revoked { .. } => (Vec::new(), self.to_string()),
+            _ => return None,
+        };
+        Some(Fault { ranks, what })
+    }
 }
 
 /// `rank 1` or `ranks 1, 2 and 5`.

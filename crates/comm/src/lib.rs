@@ -36,7 +36,7 @@ use device::{Device, Stream, Tensor};
 
 pub use collectives::{AllToAll, EvenPlan};
 pub use counters::{Count, Counters};
-pub use error::{CommError, Operation};
+pub use error::{CommError, Fault, Operation};
 pub use reduce::OrderedReduce;
 pub use window::Window;
 

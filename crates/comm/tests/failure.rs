@@ -30,7 +30,7 @@ fn a_timeout_names_exactly_the_ranks_that_did_not_come() {
             (result, message(later))
         });
         let what = "ranks 1 and 3 had not arrived after 700 ms; \
-                    see what that process is doing, or raise the timeout";
+                    see what that process is doing, or raise ranks.timeout_ms";
         let first: Vec<_> = [0, 2].map(|rank| results[rank].0.as_ref().unwrap_err()).into();
         assert!(first.iter().any(|error| match error {
             CommError::Timeout { operation: Operation::Barrier, sequence, missing, .. } =>

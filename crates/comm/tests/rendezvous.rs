@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Hello, Joined, Server, join};
-use comm::{Backend, Communicator, Result};
+use comm::{Backend, Communicator, Fault, Result};
 use common::{PATIENCE_MS, message};
 
 const LOCAL: &str = "127.0.0.1:0";
@@ -128,7 +128,7 @@ fn missing_ranks_are_named() {
         assert_eq!(
             message(result),
             "ranks 1 and 3 did not come within 500 ms; see whether they started and reach this \
-             address"
+             address, or raise ranks.timeout_ms"
         );
     }
 }
@@ -138,16 +138,13 @@ fn a_taken_port_and_a_missing_server_are_named() {
     let server = server(1, PATIENCE_MS);
     let again = Server::bind(server.addr(), "job", 1, PATIENCE_MS);
     let addr = server.addr();
-    assert_eq!(
-        message(again),
-        format!("address {addr} is taken; choose another port, or 0 for any free one")
-    );
+    assert_eq!(message(again), format!("address {addr} is taken; choose another port"));
     drop(server);
     assert_eq!(
         message(join(addr, hello(0, 1), 200)),
         format!(
             "nobody answers at {addr} for 200 ms; check the rendezvous address and that its \
-             process runs"
+             process runs, or raise ranks.timeout_ms"
         )
     );
 }
@@ -160,6 +157,17 @@ fn a_worker_that_ends_before_the_job_begins_ends_the_meeting() {
     server.report_exit(1, "exit status 2");
     let expected = "rank 1 ended before the job began: exit status 2";
     assert_eq!(message(first.join().unwrap()), expected);
+}
+
+#[test]
+fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
+    let server = server(3, PATIENCE_MS);
+    let mut ranks = controlled(&server);
+    let (_group, joined) = ranks.remove(0);
+    let fault = Fault { ranks: vec![2], what: "no sign of life".to_owned() };
+    joined.control.blame(&fault);
+    eventually("the abort", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
+    assert_eq!(server.lost(), Some((2, fault.what)));
 }
 
 /// Three ranks with a tcp group under control.

@@ -1,6 +1,6 @@
 //! The command line: what may be typed, with examples.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -95,8 +95,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "I", requires = "rendezvous")]
     pub node_rank: Option<usize>,
     /// Address to listen on for other ranks; only this host's own by default
-    #[arg(long, value_name = "ADDR")]
-    pub bind: Option<SocketAddrOrIp>,
+    #[arg(long, value_name = "IP", value_parser = ip)]
+    pub bind: Option<IpAddr>,
 }
 
 impl TrainArgs {
@@ -133,20 +133,14 @@ pub enum BackendArg {
     Tcp,
 }
 
-/// `10.0.0.7` or `10.0.0.7:4000`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SocketAddrOrIp(pub SocketAddr);
-
-impl std::str::FromStr for SocketAddrOrIp {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<SocketAddrOrIp, String> {
-        let ip = text.parse().map(|ip| SocketAddr::new(ip, 0));
-        ip.or_else(|_| text.parse()).map(SocketAddrOrIp).map_err(|_| {
-            "not an IP address; for example 127.0.0.1, 0.0.0.0 (every interface) or 10.0.0.7:4000"
-                .to_string()
-        })
-    }
+/// An address without a port.
+fn ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| match text.parse::<SocketAddr>() {
+        Ok(addr) => format!("ranks listen on any free port; leave it out: {}", addr.ip()),
+        Err(_) => {
+            "not an IP address; for example 127.0.0.1, 10.0.0.7 or 0.0.0.0 (every interface)".into()
+        }
+    })
 }
 
 #[derive(Debug, Args)]

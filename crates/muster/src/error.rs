@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use comm::Fault;
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -43,23 +45,25 @@ pub struct CliError {
     pub exit: Exit,
     /// What, where, and what to do; may have several lines.
     pub message: String,
+    /// Other ranks, if this one only ends because of them.
+    pub fault: Option<Fault>,
 }
 
 impl CliError {
     /// Something that the user can put right.
     pub fn mistake(message: impl fmt::Display) -> CliError {
-        CliError { exit: Exit::Mistake, message: message.to_string() }
+        CliError { exit: Exit::Mistake, message: message.to_string(), fault: None }
     }
 
     /// Something that broke outside this process.
     pub fn peer(message: impl fmt::Display) -> CliError {
-        CliError { exit: Exit::Peer, message: message.to_string() }
+        CliError { exit: Exit::Peer, message: message.to_string(), fault: None }
     }
 
     /// Something that cannot happen.
     pub fn bug(message: impl fmt::Display) -> CliError {
         let message = format!("{message}\nThis is a bug in Muster; please report it.");
-        CliError { exit: Exit::Bug, message }
+        CliError { exit: Exit::Bug, message, fault: None }
     }
 }
 
@@ -136,6 +140,7 @@ impl From<checkpoint::Error> for CliError {
 impl From<comm::CommError> for CliError {
     fn from(error: comm::CommError) -> CliError {
         use comm::CommError;
+        use comm::rendezvous::Refusal;
         match error {
             CommError::PortTaken { .. }
             | CommError::JobName { .. }
@@ -149,7 +154,13 @@ impl From<comm::CommError> for CliError {
             | CommError::Program { .. }
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
-            other => CliError::peer(other),
+            // Missing or dead ranks may be there the next time; ranks that differ will not agree.
+            CommError::Refused(ref refusal)
+                if !matches!(refusal, Refusal::Missing { .. } | Refusal::Ended { .. }) =>
+            {
+                CliError::mistake(error)
+            }
+            other => CliError { fault: other.fault(), ..CliError::peer(other) },
         }
     }
 }
@@ -170,7 +181,11 @@ impl From<train::TrainError> for CliError {
                 CliError::mistake(error)
             }
             error @ TrainError::Vote { .. } => CliError::bug(error),
-            error @ (TrainError::PeerSave { .. } | TrainError::Events(_)) => CliError::peer(error),
+            TrainError::PeerSave { rank, .. } => {
+                let fault = Fault { ranks: vec![rank], what: error.to_string() };
+                CliError { fault: Some(fault), ..CliError::peer(error) }
+            }
+            error @ TrainError::Events(_) => CliError::peer(error),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The event file of a run: one JSON object a line, only ever appended to.
 //!
-//! A kill may tear the last line. It is cut off before the next run appends, and passed over by
-//! readers; anything else that cannot be read is an error with its line.
+//! A kill may tear the last line, which is cut off before the next run appends. A write that fails
+//! is undone, so that later ones, when there is room again, begin a line. Readers pass over what is
+//! no event of this version, and say how much that was.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -16,6 +17,8 @@ use crate::error::CliError;
 pub struct EventLog {
     path: PathBuf,
     file: File,
+    /// Bytes of whole lines.
+    whole: u64,
     line: Vec<u8>,
 }
 
@@ -32,7 +35,7 @@ impl EventLog {
         let whole = end_of_last_line(&mut file).map_err(fail)?;
         file.set_len(whole).map_err(fail)?;
         file.seek(SeekFrom::Start(whole)).map_err(fail)?;
-        Ok(EventLog { path: path.to_path_buf(), file, line: Vec::new() })
+        Ok(EventLog { path: path.to_path_buf(), file, whole, line: Vec::new() })
     }
 
     /// Appends one event, in one write.
@@ -43,7 +46,16 @@ impl EventLog {
         self.line.clear();
         serde_json::to_writer(&mut self.line, event).map_err(CliError::bug)?;
         self.line.push(b'\n');
-        self.file.write_all(&self.line).map_err(|error| cannot("write to", &self.path, error))
+        match self.file.write_all(&self.line) {
+            Ok(()) => self.whole += self.line.len() as u64,
+            Err(error) => {
+                // Should this fail too, readers pass over the torn line.
+                let _ = self.file.set_len(self.whole);
+                let _ = self.file.seek(SeekFrom::Start(self.whole));
+                return Err(cannot("write to", &self.path, error));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -64,31 +76,28 @@ fn end_of_last_line(file: &mut File) -> std::io::Result<u64> {
     Ok(0)
 }
 
-/// Reads all events; a torn last line is passed over.
+/// Reads all events of this version; returns them and the number of lines that are none.
 ///
 /// # Errors
-/// The file cannot be read, or a whole line is not an event.
-pub fn read(path: &Path) -> Result<Vec<Event>, CliError> {
+/// The file cannot be read.
+pub fn read(path: &Path) -> Result<(Vec<Event>, usize), CliError> {
     let file = File::open(path).map_err(|error| cannot("read", path, error))?;
     let mut reader = BufReader::new(file);
     let mut events = Vec::new();
+    let mut others = 0;
     let mut line = Vec::new();
-    for number in 1.. {
+    loop {
         line.clear();
         reader.read_until(b'\n', &mut line).map_err(|error| cannot("read", path, error))?;
         if line.pop() != Some(b'\n') {
             break; // The end, or a torn line.
         }
-        let event = serde_json::from_slice(&line).map_err(|error| {
-            let (path, column) = (path.display(), error.column());
-            CliError::mistake(format!(
-                "{path}:{number}:{column}: not an event of this version ({error}); move the file \
-                 away to start a new one"
-            ))
-        })?;
-        events.push(event);
+        match serde_json::from_slice(&line) {
+            Ok(event) => events.push(event),
+            Err(_) => others += 1,
+        }
     }
-    Ok(events)
+    Ok((events, others))
 }
 
 fn cannot(action: &str, path: &Path, error: std::io::Error) -> CliError {
@@ -116,18 +125,17 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for torn in [1, 100, 5000, 10_000] {
             std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
-            assert_eq!(read(&path).unwrap(), [warning("one")]);
+            assert_eq!(read(&path).unwrap().0, [warning("one")]);
             EventLog::append(&path).unwrap().write(&warning("two")).unwrap();
-            assert_eq!(read(&path).unwrap(), [warning("one"), warning("two")]);
+            assert_eq!(read(&path).unwrap(), (vec![warning("one"), warning("two")], 0));
         }
     }
 
     #[test]
-    fn a_foreign_line_is_named() {
+    fn a_foreign_line_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         std::fs::write(&path, "{\"warning\":{\"message\":\"a\"}}\n{\"stepp\":{}}\n").unwrap();
-        let message = read(&path).unwrap_err().message;
-        assert!(message.contains("events.jsonl:2:"), "{message}");
+        assert_eq!(read(&path).unwrap(), (vec![warning("a")], 1));
     }
 }

@@ -1,7 +1,15 @@
 //! Writing to the terminal without ever panicking: a closed pipe (`muster … | head`) ends the
-//! program quietly.
+//! program quietly, unless it has more to do than to print.
 
 use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static OUTLIVES_READERS: AtomicBool = AtomicBool::new(false);
+
+/// From now on the program goes on when nobody reads its standard output any more.
+pub fn outlive_readers() {
+    OUTLIVES_READERS.store(true, Ordering::Relaxed);
+}
 
 /// Writes lines to standard output.
 pub fn say(text: &str) {
@@ -10,6 +18,7 @@ pub fn say(text: &str) {
     let written = write!(out, "{text}{end}").and_then(|()| out.flush());
     if let Err(error) = written
         && error.kind() == ErrorKind::BrokenPipe
+        && !OUTLIVES_READERS.load(Ordering::Relaxed)
     {
         std::process::exit(0);
     }

@@ -59,6 +59,7 @@ pub struct Header {
     /// Gradient bytes over those of a ring reduce-scatter.
     pub byte_factor: f64,
     /// Whether hosts with other CPUs may join, so that bits depend on which rank runs where.
+    #[serde(default)]
     pub mixed_cpus: bool,
     /// Bytes per rank by what for, the largest rank.
     pub memory: Vec<(String, u64)>,
@@ -188,6 +189,7 @@ pub struct Finished {
     /// Trained on since this start.
     pub tokens: u64,
     /// Trained on since the run's first step.
+    #[serde(default)]
     pub tokens_in_all: u64,
     pub final_loss: Option<f64>,
     pub final_bits_per_byte: Option<f64>,

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
-use crate::{CommError, Communicator, Result};
+use crate::{CommError, Communicator, Fault, Result};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ impl std::fmt::Display for Aborted {
 }
 
 /// The control connection of a worker. Dropping it without [`ControlHandle::bye`] tells the
-/// others that this rank is lost.
+/// others that this rank is lost; [`ControlHandle::blame`], that another is.
 pub struct ControlHandle {
     shared: Arc<Shared>,
     outgoing: Option<UnboundedSender<ToServer>>,
@@ -129,7 +129,7 @@ async fn converse(
         tokio::select! {
             message = outgoing.recv() => {
                 let Some(message) = message else { return };
-                let is_last = message == ToServer::Bye;
+                let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
                 let sent = frames.send(protocol::encode(&message, false)).await;
                 if is_last || sent.is_err() && shared.lose_server() {
                     return;
@@ -197,6 +197,12 @@ impl ControlHandle {
     /// Why the job is over, if it is.
     pub fn aborted(&self) -> Option<Aborted> {
         self.shared.aborted.get().cloned()
+    }
+
+    /// Leaves because of others; returns once that is said.
+    pub fn blame(mut self, fault: &Fault) {
+        self.say(ToServer::Blame(fault.clone()));
+        self.close();
     }
 
     /// Leaves in good order; returns once that is said.

@@ -6,9 +6,10 @@
 //!        ◀─ Refused ───────── who is missing, taken, or differs in what: to everyone
 //!        ── Status {step} ──▶       ◀── Stop ──  finish the step, save, leave
 //!        ── Bye ────────────▶       ◀── Abort ── a rank is lost: the group is given up
+//!        ── Blame ──────────▶                    this one leaves because another failed
 //! ```
 //!
-//! A worker whose connection ends without `Bye` is lost; so is one that the supervisor reports.
+//! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor reports.
 //! Frames carry a length (tokio-util) and a postcard message; the first one in each direction
 //! starts with the protocol's number, so that other versions can be told apart.
 

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
-use crate::error::ranks;
+use crate::error::{Fault, ranks};
 
 /// Changes when a message changes.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 const MAGIC: [u8; 4] = *b"MSTC";
 /// Longest frame; a hello of a few dozen digests takes kilobytes.
 const FRAME_BYTES: usize = 1 << 20;
@@ -50,7 +50,8 @@ pub enum Refusal {
     #[error("a worker of job `{got}` came to job `{job}`; check its rendezvous address")]
     Job { job: String, got: String },
     #[error(
-        "{} did not come within {timeout_ms} ms; see whether they started and reach this address",
+        "{} did not come within {timeout_ms} ms; see whether they started and reach this address, \
+         or raise ranks.timeout_ms",
         ranks(missing)
     )]
     Missing { missing: Vec<usize>, timeout_ms: u64 },
@@ -69,7 +70,11 @@ fn groups_text(groups: &[(String, Vec<usize>)]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ToServer {
     Hello(Hello),
-    Status { step: u64 },
+    Status {
+        step: u64,
+    },
+    /// It leaves because of others.
+    Blame(Fault),
     Bye,
 }
 

@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
-use crate::{CommError, Result, tcp};
+use crate::{CommError, Fault, Result, tcp};
 
-/// How long a lost connection waits for the supervisor to say how the process ended.
+/// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
 /// How long a new connection may take to say who it is.
 const HELLO: Duration = Duration::from_secs(10);
@@ -238,7 +238,7 @@ impl Shared {
         match message {
             ToServer::Hello(_) => {}
             ToServer::Status { step } => worker.last_step = Some(step),
-            ToServer::Bye => worker.has_left = true,
+            ToServer::Bye | ToServer::Blame(_) => worker.has_left = true,
         }
     }
 
@@ -307,14 +307,23 @@ async fn attend(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
     let (sender, outgoing) = unbounded_channel();
     let rank = shared.enter(hello, sender);
     converse(&mut frames, outgoing, |message| {
-        if let Some(rank) = rank {
-            shared.hear(rank, message);
+        let Some(rank) = rank else { return };
+        if let ToServer::Blame(Fault { ranks, what }) = &message
+            && let Some(&blamed) = ranks.first()
+        {
+            tokio::spawn(mourn(blamed, what.clone(), Arc::clone(&shared)));
         }
+        shared.hear(rank, message);
     })
     .await;
     let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
+    mourn(rank, "its control connection ended".to_owned(), shared).await;
+}
+
+/// Loses a rank, unless a better reason comes soon.
+async fn mourn(rank: usize, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
-    shared.lose(rank, "its control connection ended");
+    shared.lose(rank, &reason);
 }
 
 /// Passes messages both ways until either side ends.

@@ -62,6 +62,7 @@ impl Job {
             ("data".into(), hex(self.prepared.digest)),
             ("model".into(), hex(plan.schema.digest())),
             ("ownership plan".into(), hex(plan.ownership.digest())),
+            ("--max-steps".into(), self.max_steps.map_or("none".into(), |most| most.to_string())),
         ];
         if !self.config.ranks.mixed_cpus {
             // Whole, so that a refusal shows in what the CPUs differ.

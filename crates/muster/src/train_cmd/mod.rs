@@ -8,8 +8,10 @@
 
 mod generate;
 mod job;
+mod line;
 mod signals;
 mod supervise;
+mod verdict;
 mod watch;
 mod worker;
 

@@ -1,25 +1,42 @@
-//! Signals as flags, and the death of a parent as the death of its workers.
+//! Signals as counts, and the death of a parent as the death of its workers.
+//!
+//! ```text
+//! supervisor   before the ranks start     first signal: ends the process
+//!              while it watches them      counts; the watch passes them on
+//!              anywhere                   second Ctrl-C: ends the process
+//! worker       before it has handlers     blocked since it was spawned, then counted
+//! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::error::CliError;
+use crate::error::{CliError, Exit};
+
+/// What the shell calls a program that Ctrl-C has ended.
+const INTERRUPTED: i32 = 130;
+
+/// How long the watch may take to end the ranks in good order after a second Ctrl-C.
+const ORDERLY: Duration = Duration::from_millis(300);
 
 /// How often each signal has come.
 #[derive(Clone, Default)]
 pub struct Signals {
     interrupts: Arc<AtomicUsize>,
     terminations: Arc<AtomicUsize>,
+    /// Ranks run, so that there is something to save.
+    training: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// Counts SIGINT and SIGTERM from now on, instead of dying of them.
+    /// Counts SIGINT and SIGTERM from now on, instead of dying of them; those that were blocked
+    /// come now.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn watch() -> Result<Signals, CliError> {
+    pub fn count() -> Result<Signals, CliError> {
         let signals = Signals::default();
         for (signal, count) in [(SIGINT, &signals.interrupts), (SIGTERM, &signals.terminations)] {
             let count = Arc::clone(count);
@@ -28,9 +45,50 @@ impl Signals {
             };
             // SAFETY: the action touches one atomic, which is async-signal-safe.
             let done = unsafe { signal_hook::low_level::register(signal, action) };
-            done.map_err(|error| CliError::peer(format!("cannot watch signals: {error}")))?;
+            done.map_err(cannot_watch)?;
         }
+        mask(libc::SIG_UNBLOCK).map_err(cannot_watch)?;
         Ok(signals)
+    }
+
+    /// The supervisor's: counts, and ends the process where nothing would be saved by waiting.
+    /// `leave` removes what would be left behind.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn watch(leave: impl Fn() + Send + 'static) -> Result<Signals, CliError> {
+        // Counted before the thread hears of it.
+        let signals = Signals::count()?;
+        let incoming = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]);
+        let mut incoming = incoming.map_err(cannot_watch)?;
+        let known = signals.clone();
+        let watch = move || {
+            for signal in incoming.forever() {
+                if !known.training.load(Ordering::Acquire) {
+                    leave();
+                    let code =
+                        if signal == SIGTERM { Exit::Preempted.code().into() } else { INTERRUPTED };
+                    end("stopped before training began", code);
+                }
+                if known.interrupts() > 1 {
+                    std::thread::sleep(ORDERLY);
+                    known.at_once();
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("signals".into()).spawn(watch);
+        thread.map_err(cannot_watch)?;
+        Ok(signals)
+    }
+
+    /// From now on a first signal is for the ranks.
+    pub fn begin_training(&self) {
+        self.training.store(true, Ordering::Release);
+    }
+
+    /// Ends the process after a second Ctrl-C.
+    pub fn at_once(&self) -> ! {
+        end("stopped at once; checkpoints that were saved are intact", INTERRUPTED)
     }
 
     pub fn interrupts(&self) -> usize {
@@ -40,6 +98,42 @@ impl Signals {
     pub fn terminations(&self) -> usize {
         self.terminations.load(Ordering::Relaxed)
     }
+}
+
+fn cannot_watch(error: std::io::Error) -> CliError {
+    CliError::peer(format!("cannot watch signals: {error}"))
+}
+
+/// Ends the process with a last word, which only the first thread that comes here says.
+fn end(word: &str, code: i32) -> ! {
+    static ENDING: AtomicBool = AtomicBool::new(false);
+    if ENDING.swap(true, Ordering::AcqRel) {
+        loop {
+            std::thread::park();
+        }
+    }
+    crate::console::restore_terminal();
+    crate::output::complain(word);
+    std::process::exit(code);
+}
+
+/// Blocks SIGINT and SIGTERM in a process that is about to become a worker, until it counts them.
+/// Async-signal-safe.
+pub fn block() -> std::io::Result<()> {
+    mask(libc::SIG_BLOCK)
+}
+
+fn mask(how: i32) -> std::io::Result<()> {
+    // SAFETY: all-zero bytes are a value of this plain type, which the next call overwrites.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers are to the set, which lives until the calls return.
+    let failed = unsafe {
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, SIGINT);
+        libc::sigaddset(&raw mut set, SIGTERM);
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut())
+    };
+    if failed == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(failed)) }
 }
 
 /// Sends `signal` to a process; one that has ended already is no error.

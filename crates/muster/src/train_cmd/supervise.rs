@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comm::rendezvous::Server;
 use data::{Prepared, Stage};
@@ -46,56 +46,82 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         console.show(&Event::Header(header));
         return Ok(Exit::Ok);
     }
-    let signals = Signals::watch()?;
+    crate::output::outlive_readers();
+    let cache = run.root().join("data");
+    let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
     let prepared = prepare(&config, &run)?;
-    if place.node == 0 {
-        // Through JSON's data model, in which enums are single-key maps.
-        let value = serde_json::to_value(&config).map_err(CliError::bug)?;
-        let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
-        write(&run.config(), text.as_bytes())?;
-    }
-    let (server, rendezvous) = rendezvous(&args, &config, &place)?;
+    let name = job_name(&args, &config);
+    let (server, rendezvous) = rendezvous(&args, &config, &place, &name)?;
     let job = Job {
-        name: job_name(&args, &config),
+        name,
         world: config.ranks.count,
         threads,
         rendezvous,
-        bind: args.bind.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |bind| bind.0.ip()),
+        bind: args.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
         config,
         prepared,
     };
-    let server = server(&job.name)?;
-    let mut teller = Teller { console, log: EventLog::append(&run.events())? };
+    let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
+    let mut teller = Teller { console, log, has_failed: false };
     if place.node == 0 {
         let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
-        teller.tell(&Event::Header(event))?;
+        teller.tell(&Event::Header(event));
     }
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
+    signals.begin_training();
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
-    let mut finish = Finish { job: &job, run: &run, finished: None };
-    let ended = watch.run(server.as_ref(), &signals, &mut |event| match event {
-        Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
-        event => teller.tell(&event),
+    let finish = Finish { job: &job, run: &run };
+    let mut has_begun = false;
+    let ended = watch.run(server.as_ref(), &signals, &mut |event| {
+        // Not before the ranks agree and have loaded what they go on from: until then the
+        // directory may be another run's, whose checkpoints need its config.
+        let begins = !matches!(event, Event::Warning { .. });
+        if begins && !std::mem::replace(&mut has_begun, true) {
+            let kept = keep_config(&job.config, &run);
+            kept.unwrap_or_else(|error| teller.warn(&error.message));
+        }
+        match event {
+            Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
+            event => teller.tell(&event),
+        }
     });
-    let ended = ended?;
     clean_up(&job);
-    conclude(ended, &signals)
+    match ended? {
+        // By the ranks' vote, not by the signals that came here: all hosts end alike.
+        Ended::Done(exit) => Ok(exit),
+        Ended::AtOnce => {
+            drop(watch);
+            signals.at_once()
+        }
+    }
 }
 
 /// Shows events and keeps them.
 struct Teller {
     console: Console,
-    log: EventLog,
+    /// On host 0, where the events are.
+    log: Option<EventLog>,
+    has_failed: bool,
 }
 
 impl Teller {
-    fn tell(&mut self, event: &Event) -> Result<(), CliError> {
+    /// The run goes on without a log: stopping would lose more than lines, and what fills a disk
+    /// keeps a checkpoint from it too.
+    fn tell(&mut self, event: &Event) {
         self.console.show(event);
-        self.log.write(event)
+        if let Some(Err(error)) = self.log.as_mut().map(|log| log.write(event))
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            self.warn(&format!("{}; training goes on, events are missing there", error.message));
+        }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.console.show(&Event::Warning { message: message.to_owned() });
     }
 }
 
@@ -103,32 +129,32 @@ impl Teller {
 struct Finish<'a> {
     job: &'a Job,
     run: &'a RunDir,
-    finished: Option<FinishReason>,
 }
 
 impl Finish<'_> {
-    fn end(
-        &mut self,
-        mut finished: train::event::Finished,
-        signals: &Signals,
-        teller: &mut Teller,
-    ) -> Result<(), CliError> {
-        if finished.reason == FinishReason::Interrupted && signals.terminations() > 0 {
-            finished.reason = FinishReason::Terminated;
-        }
+    /// The weights are saved: what fails from here on is told and ends nothing.
+    fn end(&self, finished: train::event::Finished, signals: &Signals, teller: &mut Teller) {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
-            self.baseline(teller)?;
+            match self.baseline(signals) {
+                Ok(event) => event.iter().for_each(|event| teller.tell(event)),
+                Err(error) => teller.warn(&format!("no baseline: {}", error.message)),
+            }
         }
-        self.finished = Some(finished.reason);
-        teller.tell(&Event::Finished(finished))?;
-        if let Some(svg) = crate::plot::loss_svg(&events::read(&self.run.events())?)? {
-            write(&self.run.plot(), svg.as_bytes())?;
+        teller.tell(&Event::Finished(finished));
+        match self.plot() {
+            Ok(0) => {}
+            Ok(others) => teller.warn(&format!(
+                "{} of {} left out of the plot: no event of this version",
+                crate::console::plural(others, "line"),
+                self.run.events().display(),
+            )),
+            Err(error) => teller.warn(&format!("no plot: {}", error.message)),
         }
-        Ok(())
     }
 
-    /// The byte model to beat, on the windows that validation read.
-    fn baseline(&self, teller: &mut Teller) -> Result<(), CliError> {
+    /// The byte model to beat, on the windows that validation read. Counting takes a while on much
+    /// text; whoever asks to stop does without it.
+    fn baseline(&self, signals: &Signals) -> Result<Option<Event>, CliError> {
         let config = &self.job.config;
         let fraction = config.data.validation_fraction;
         let prepared = &self.job.prepared;
@@ -137,28 +163,31 @@ impl Finish<'_> {
             0 => dataset.validation_samples(),
             most => most.min(dataset.validation_samples()),
         };
+        let counting = std::thread::spawn(move || {
+            data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples)
+        });
+        while !counting.is_finished() {
+            if signals.interrupts() + signals.terminations() > 0 {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // Token files without text have no bytes to compare on; that is no failure.
-        if let Ok(model) = data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples) {
-            teller.tell(&Event::Baseline {
-                bits_per_byte: model.bits_per_byte,
-                train_bytes: model.train_bytes,
-                validation_bytes: model.validation_bytes,
-            })?;
-        }
-        Ok(())
+        let model = counting.join().ok().and_then(Result::ok);
+        Ok(model.map(|model| Event::Baseline {
+            bits_per_byte: model.bits_per_byte,
+            train_bytes: model.train_bytes,
+            validation_bytes: model.validation_bytes,
+        }))
     }
-}
 
-fn conclude(ended: Ended, signals: &Signals) -> Result<Exit, CliError> {
-    match ended {
-        Ended::Well if signals.terminations() > 0 => Ok(Exit::Preempted),
-        Ended::Well => Ok(Exit::Ok),
-        Ended::AtOnce => {
-            crate::console::restore_terminal();
-            crate::output::complain("stopped at once; checkpoints that were saved are intact");
-            std::process::exit(130);
+    /// Draws all that the event file holds; returns how many lines were no events.
+    fn plot(&self) -> Result<usize, CliError> {
+        let (events, others) = events::read(&self.run.events())?;
+        if let Some(svg) = crate::plot::loss_svg(&events)? {
+            write(&self.run.plot(), svg.as_bytes())?;
         }
-        Ended::Failed(error) => Err(error),
+        Ok(others)
     }
 }
 
@@ -181,8 +210,18 @@ fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
             "shared memory does not reach other hosts; use --backend tcp",
         ));
     }
+    if args.bind.is_some() && config.ranks.backend == Backend::Shm {
+        return Err(CliError::mistake(
+            "--bind: over shared memory no rank listens; leave it out, or use --backend tcp",
+        ));
+    }
     let share = world / nodes;
-    Ok(Place { nodes, node, ranks: node * share..(node + 1) * share })
+    let place = Place { nodes, node, ranks: node * share..(node + 1) * share };
+    if let Some(text) = &args.rendezvous {
+        // Before the data is read, which may take long.
+        meeting_address(text, args.bind, &place)?;
+    }
+    Ok(place)
 }
 
 /// Threads per rank: as configured, or the cores divided among this host's ranks.
@@ -231,36 +270,55 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
     Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
 }
 
-type Binder = Box<dyn FnOnce(&str) -> Result<Option<Server>, CliError>>;
-
-/// The meeting point: made here by node 0, the address of node 0 elsewhere. The server is bound
-/// when the job has its name.
+/// The meeting point: made here by node 0, the address of node 0 elsewhere.
 fn rendezvous(
     args: &TrainArgs,
     config: &Config,
     place: &Place,
-) -> Result<(Binder, SocketAddr), CliError> {
-    let (world, timeout_ms) = (config.ranks.count, config.ranks.timeout_ms);
-    let Some(text) = &args.rendezvous else {
-        // A port that is free now; the server takes it a moment later.
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let addr = comm::tcp::listen(any)?.local_addr().map_err(CliError::peer)?;
-        let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
-        return Ok((Box::new(bind), addr));
+    job: &str,
+) -> Result<(Option<Server>, SocketAddr), CliError> {
+    let addr = match &args.rendezvous {
+        Some(text) => meeting_address(text, args.bind, place)?,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     };
-    let mut found = text.to_socket_addrs().map_err(|error| {
-        CliError::mistake(format!(
-            "--rendezvous {text}: {error}; give the host and port of node 0, such as 10.0.0.7:4000"
-        ))
-    })?;
-    let addr = found
-        .next()
-        .ok_or_else(|| CliError::mistake(format!("--rendezvous {text} names no address")))?;
-    if place.nodes > 1 && place.node > 0 {
-        return Ok((Box::new(|_| Ok(None)), addr));
+    if place.node > 0 {
+        return Ok((None, addr));
     }
-    let bind = move |job: &str| Ok(Some(Server::bind(addr, job, world, timeout_ms)?));
-    Ok((Box::new(bind), addr))
+    let server = Server::bind(addr, job, config.ranks.count, config.ranks.timeout_ms)?;
+    // The port that was taken, if any would do.
+    let addr = server.addr();
+    Ok((Some(server), addr))
+}
+
+/// What `--rendezvous` says, if every host can reach it.
+fn meeting_address(
+    text: &str,
+    bind: Option<IpAddr>,
+    place: &Place,
+) -> Result<SocketAddr, CliError> {
+    let mistake = |what: String| CliError::mistake(format!("--rendezvous {text}{what}"));
+    let mut found = text.to_socket_addrs().map_err(|error| {
+        mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+    })?;
+    let addr = found.next().ok_or_else(|| mistake(" names no address".into()))?;
+    if place.nodes == 1 {
+        return Ok(addr);
+    }
+    if addr.port() == 0 || addr.ip().is_unspecified() {
+        return Err(mistake(
+            ": the other hosts cannot know which; name the address and a port of node 0, such as \
+             10.0.0.7:4000"
+                .into(),
+        ));
+    }
+    if !addr.ip().is_loopback() && bind.is_none_or(|bind| bind.is_loopback()) {
+        return Err(mistake(
+            " is for several hosts, but the ranks would listen where only this one reaches them; \
+             give --bind an address of this host, or 0.0.0.0 for all of its interfaces"
+                .into(),
+        ));
+    }
+    Ok(addr)
 }
 
 /// New for each start on one host; the same on all hosts of a job that meet at one address.
@@ -269,7 +327,8 @@ fn job_name(args: &TrainArgs, config: &Config) -> String {
         let keep = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
         text.chars().map(keep).take(24).collect()
     };
-    match &args.rendezvous {
+    let several = args.nodes.is_some_and(|nodes| nodes > 1);
+    match args.rendezvous.as_ref().filter(|_| several) {
         Some(text) => format!("{}-{}", clean(&config.name), clean(text)),
         None => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -293,6 +352,18 @@ fn make_dirs(run: &RunDir) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Removes token files that this process has not finished.
+fn remove_temporary(cache: &Path) {
+    let ours = format!(".{}-", std::process::id());
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.contains(&ours) && name.ends_with(".tmp") {
+            // What cannot be removed is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn clean_up(job: &Job) {
     #[cfg(target_os = "linux")]
     {
@@ -300,6 +371,18 @@ fn clean_up(job: &Job) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = job;
+}
+
+/// Writes `config.yaml`, whole or not at all.
+fn keep_config(config: &Config, run: &RunDir) -> Result<(), CliError> {
+    // Through JSON's data model, in which enums are single-key maps.
+    let value = serde_json::to_value(config).map_err(CliError::bug)?;
+    let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
+    let temporary = run.config().with_extension("yaml.tmp");
+    write(&temporary, text.as_bytes())?;
+    std::fs::rename(&temporary, run.config()).map_err(|error| {
+        CliError::mistake(format!("cannot write {}: {error}", run.config().display()))
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {

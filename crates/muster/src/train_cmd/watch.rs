@@ -1,23 +1,21 @@
 //! The ranks of this host as processes: their events, logs, exits, and the signals meant for them.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::Server;
 use train::Event;
 
+use super::line::Line;
 use super::signals::{self, Signals};
+use super::verdict::{Elsewhere, Seen, verdict};
 use crate::error::{CliError, Exit};
-
-/// Log lines of a rank that are kept for its obituary.
-const TAIL: usize = 12;
 
 /// After a rank has died the others get this long to notice before they are killed.
 const GRACE: Duration = Duration::from_millis(3500);
@@ -27,32 +25,28 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// How the ranks ended.
 pub enum Ended {
-    /// Every rank did all it was asked.
-    Well,
+    /// All of them; the exit code is theirs.
+    Done(Exit),
     /// The user did not want to wait.
     AtOnce,
-    Failed(CliError),
 }
 
 enum Message {
-    Event(Box<Event>),
-    /// A line of standard output that is no event.
+    Line(usize, Line<'static>),
+    /// A line of standard output that is not a worker's.
     Stray(String),
     Log(usize, String),
 }
 
 struct Rank {
-    rank: usize,
     child: Child,
-    status: Option<ExitStatus>,
-    tail: VecDeque<String>,
+    seen: Seen,
 }
 
 /// The ranks of this host.
 pub struct Watch {
     ranks: Vec<Rank>,
     messages: Receiver<Message>,
-    step: Option<u64>,
 }
 
 impl Watch {
@@ -62,10 +56,10 @@ impl Watch {
     /// A process cannot be started.
     pub fn start(file: &Path, ranks: Range<usize>, logs: &Path) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
-        let mut watch = Watch { ranks: Vec::new(), messages, step: None };
+        let mut watch = Watch { ranks: Vec::new(), messages };
         for rank in ranks {
             let child = start(file, rank, logs, &sender)?;
-            watch.ranks.push(Rank { rank, child, status: None, tail: VecDeque::new() });
+            watch.ranks.push(Rank { child, seen: Seen::new(rank) });
         }
         Ok(watch)
     }
@@ -73,18 +67,17 @@ impl Watch {
     /// Waits until every rank has ended, passing events on.
     ///
     /// # Errors
-    /// An event that cannot be told; the ranks are then killed.
+    /// The first cause of their end.
     pub fn run(
         &mut self,
         server: Option<&Server>,
         signals: &Signals,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
+        tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, CliError> {
         let (mut interrupts, mut terminations) = (0, 0);
         let mut kill_at: Option<Instant> = None;
-        let mut first_dead: Option<usize> = None;
         loop {
-            let open = self.pass_on(tell)?;
+            let open = self.pass_on(tell);
             if signals.interrupts() > interrupts {
                 interrupts = signals.interrupts();
                 if interrupts > 1 {
@@ -100,107 +93,90 @@ impl Watch {
                 terminations = signals.terminations();
                 self.signal(libc::SIGTERM);
             }
-            if let Some(index) = self.reap() {
-                first_dead.get_or_insert(index);
-                self.drain(tell)?;
-                let reason = self.obituary(index, server);
-                if let Some(server) = server {
-                    server.report_exit(self.ranks[index].rank, &reason);
-                }
+            let dead = self.reap();
+            if !dead.is_empty() {
+                self.drain(tell);
+                self.report(&dead, server);
                 kill_at.get_or_insert(Instant::now() + GRACE);
             }
             if kill_at.is_some_and(|at| Instant::now() > at) {
                 self.kill();
             }
-            if self.ranks.iter().all(|rank| rank.status.is_some()) && !open {
+            if self.ranks.iter().all(|rank| rank.seen.end.is_some()) && !open {
                 break;
             }
         }
-        self.drain(tell)?;
-        Ok(match first_dead {
-            None => Ended::Well,
-            Some(index) => Ended::Failed(self.failure(index, server)),
-        })
+        self.drain(tell);
+        let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
+        verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+    }
+
+    /// Tells the ranks of all hosts who of `dead` is at fault; others have said whom they blame.
+    fn report(&self, dead: &[usize], server: Option<&Server>) {
+        let Some(server) = server else { return };
+        for seen in dead.iter().map(|&index| &self.ranks[index].seen) {
+            if seen.is_at_fault() {
+                server.report_exit(seen.rank, &seen.obituary());
+            }
+        }
     }
 
     /// Handles messages for a tick; returns whether a pipe is still open.
-    fn pass_on(
-        &mut self,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<bool, CliError> {
+    fn pass_on(&mut self, tell: &mut dyn FnMut(Event)) -> bool {
         let end = Instant::now() + TICK;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.messages.recv_timeout(left) {
-                Ok(message) => self.handle(message, tell)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(true),
+                Ok(message) => self.handle(message, tell),
+                Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => {
                     std::thread::sleep(left);
-                    return Ok(false);
+                    return false;
                 }
             }
         }
     }
 
-    fn drain(
-        &mut self,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+    fn drain(&mut self, tell: &mut dyn FnMut(Event)) {
         // The pipes of a dead rank close; give their readers a moment to pass on the end.
         let end = Instant::now() + Duration::from_millis(100);
         while let Ok(message) =
             self.messages.recv_timeout(end.saturating_duration_since(Instant::now()))
         {
-            self.handle(message, tell)?;
+            self.handle(message, tell);
         }
-        Ok(())
     }
 
-    fn handle(
-        &mut self,
-        message: Message,
-        tell: &mut dyn FnMut(Event) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+    fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Event)) {
         match message {
-            Message::Event(event) => {
-                if let Event::Step(step) = event.as_ref() {
-                    self.step = Some(step.step);
-                }
-                let told = tell(*event);
-                if told.is_err() {
-                    self.kill();
-                }
-                told
+            Message::Line(_, Line::Event(event)) => tell(event.into_owned()),
+            Message::Line(rank, Line::At(step)) => self.of(rank, |seen| seen.step = Some(step)),
+            Message::Line(rank, Line::Fault(fault)) => {
+                self.of(rank, |seen| seen.fault = Some(fault.into_owned()));
             }
-            Message::Stray(line) => {
-                crate::output::complain(&line);
-                Ok(())
-            }
-            Message::Log(rank, line) => {
-                if let Some(rank) = self.ranks.iter_mut().find(|r| r.rank == rank) {
-                    rank.tail.push_back(line);
-                    if rank.tail.len() > TAIL {
-                        rank.tail.pop_front();
-                    }
-                }
-                Ok(())
-            }
+            Message::Stray(line) => crate::output::complain(&line),
+            Message::Log(rank, line) => self.of(rank, |seen| seen.log(line)),
         }
     }
 
-    /// Collects exits; returns a rank that has newly ended badly.
-    fn reap(&mut self) -> Option<usize> {
-        let mut dead = None;
+    fn of(&mut self, rank: usize, note: impl FnOnce(&mut Seen)) {
+        let found = self.ranks.iter_mut().find(|r| r.seen.rank == rank);
+        if let Some(rank) = found {
+            note(&mut rank.seen);
+        }
+    }
+
+    /// Collects exits; returns the ranks that have newly ended badly.
+    fn reap(&mut self) -> Vec<usize> {
+        let mut dead = Vec::new();
         for (index, rank) in self.ranks.iter_mut().enumerate() {
-            if rank.status.is_some() {
+            if rank.seen.end.is_some() {
                 continue;
             }
             if let Ok(Some(status)) = rank.child.try_wait() {
-                rank.status = Some(status);
-                // A rank that only follows another's failure says so by its exit code.
-                let follows = status.code() == Some(i32::from(Exit::Peer.code()));
-                if !status.success() && (dead.is_none() || !follows) {
-                    dead = Some(index);
+                rank.seen.end = Some((Instant::now(), status));
+                if !rank.seen.is_well() {
+                    dead.push(index);
                 }
             }
         }
@@ -208,58 +184,17 @@ impl Watch {
     }
 
     fn signal(&self, signal: i32) {
-        for rank in self.ranks.iter().filter(|rank| rank.status.is_none()) {
+        for rank in self.ranks.iter().filter(|rank| rank.seen.end.is_none()) {
             signals::send(rank.child.id(), signal);
         }
     }
 
     fn kill(&mut self) {
-        for rank in self.ranks.iter_mut().filter(|rank| rank.status.is_none()) {
+        for rank in self.ranks.iter_mut().filter(|rank| rank.seen.end.is_none()) {
+            rank.seen.was_killed = true;
             // It may have ended meanwhile; the next look collects it either way.
             let _ = rank.child.kill();
         }
-    }
-
-    /// `exit status 3` or `killed by signal 9`, its last step and last log lines.
-    fn obituary(&self, index: usize, server: Option<&Server>) -> String {
-        let rank = &self.ranks[index];
-        let how = match rank.status.map(|s| (s.code(), s.signal())) {
-            Some((Some(code), _)) => format!("exit status {code}"),
-            Some((_, Some(signal))) => format!("killed by signal {signal}"),
-            _ => "ended".to_owned(),
-        };
-        let step = server.and_then(|server| server.last_step(rank.rank)).or(self.step);
-        let step = match step {
-            Some(step) => format!("its last step was {step}"),
-            None => "it had not begun to train".to_owned(),
-        };
-        let mut text = format!("{how}; {step}");
-        if !rank.tail.is_empty() {
-            text.push_str("; its last log lines:");
-            for line in &rank.tail {
-                text.push_str("\n    ");
-                text.push_str(line);
-            }
-        }
-        text
-    }
-
-    /// What to tell the user: a rank's own complaint if it has one, else its obituary.
-    fn failure(&self, first: usize, server: Option<&Server>) -> CliError {
-        let mistake = |rank: &&Rank| {
-            rank.status.and_then(|s| s.code()) == Some(i32::from(Exit::Mistake.code()))
-        };
-        if let Some(rank) = self.ranks.iter().find(mistake) {
-            let lines: Vec<&str> = rank.tail.iter().map(String::as_str).collect();
-            let text = lines.join("\n");
-            let text = text.rsplit_once("error: ").map_or(text.as_str(), |(_, text)| text);
-            return CliError::mistake(text);
-        }
-        let (rank, why) = (self.ranks[first].rank, self.obituary(first, server));
-        CliError::peer(format!(
-            "rank {rank} failed: {why}\nThe other ranks were stopped. Checkpoints are intact: the \
-             same command continues from the newest one."
-        ))
     }
 }
 
@@ -288,23 +223,25 @@ fn start(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: Ctrl-C reaches the supervisor, which tells the ranks.
     command.process_group(0);
+    // SAFETY: between fork and exec it only changes the signal mask, which is async-signal-safe.
+    unsafe { command.pre_exec(signals::block) };
     let mut child = command.spawn().map_err(|error| failed(&error))?;
     let path = logs.join(format!("rank-{rank:05}.log"));
     let log = File::options().create(true).append(true).open(&path);
     let log = log.map_err(|error| failed(&format!("{}: {error}", path.display())))?;
     if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
         let to = sender.clone();
-        std::thread::spawn(move || read_events(out, &to));
+        std::thread::spawn(move || read_lines(rank, out, &to));
         let to = sender.clone();
         std::thread::spawn(move || read_log(rank, err, log, &to));
     }
     Ok(child)
 }
 
-fn read_events(from: impl Read, to: &Sender<Message>) {
+fn read_lines(rank: usize, from: impl Read, to: &Sender<Message>) {
     for line in BufReader::new(from).lines().map_while(Result::ok) {
         let message = match serde_json::from_str(&line) {
-            Ok(event) => Message::Event(Box::new(event)),
+            Ok(line) => Message::Line(rank, line),
             Err(_) => Message::Stray(line),
         };
         if to.send(message).is_err() {

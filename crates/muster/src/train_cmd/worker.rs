@@ -1,13 +1,13 @@
 //! One rank: meets the others, trains, and tells its supervisor by events on standard output.
 
-use std::io::Write;
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use checkpoint::{Checkpoint, Store};
-use comm::rendezvous::{Hello, Joined, join};
-use comm::{Communicator, tcp};
+use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
+use comm::{Communicator, Fault, tcp};
 use data::Dataset;
 use device::{Device, DeviceKind};
 use train::config::{Backend, DeviceName, Resume};
@@ -15,9 +15,13 @@ use train::event::{FinishReason, Finished, Resumed};
 use train::{Event, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants};
 
 use super::job::Job;
+use super::line::Line;
 use super::signals::{Signals, die_with_parent};
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
+
+/// How long a rank whose group was given up waits to hear who failed.
+const ABORT: Duration = Duration::from_secs(1);
 
 /// Runs one rank.
 ///
@@ -25,7 +29,7 @@ use crate::error::{CliError, Exit};
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
-    let signals = Signals::watch()?;
+    let signals = Signals::count()?;
     let job = Job::read(&args.plan)?;
     let kind = match job.config.ranks.device {
         DeviceName::Cpu => DeviceKind::Cpu,
@@ -33,14 +37,61 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     };
     let device = Device::new(kind, job.threads)?;
     // On a thread of the device's pool, parallel loops start without handing over.
-    device.run(|| rank(job, args.rank, &device, &signals))
+    let ended = device.run(|| rank(&job, args.rank, &device, &signals));
+    if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
+        // Without a supervisor nobody needs to know.
+        let _ = Line::Fault(Cow::Borrowed(fault)).say();
+    }
+    ended
 }
 
-fn rank(job: Job, rank: usize, device: &Device, signals: &Signals) -> Result<Exit, CliError> {
-    let started = Instant::now();
+fn rank(job: &Job, rank: usize, device: &Device, signals: &Signals) -> Result<Exit, CliError> {
     let vocab = job.prepared.vocab_size as usize;
     let plan = RunPlan::new(&job.config, vocab, job.world, job.threads)?;
-    let (comm, joined) = meet(&job, rank, &plan)?;
+    let (joined, listener) = meet(job, rank, &plan)?;
+    let control = joined.control;
+    // The group outlives the training, so that the server hears first whose fault an end is.
+    let mut group = None;
+    let trained = connect(job, rank, listener, joined.peers).and_then(|comm| {
+        control.attach(&comm);
+        train(job, plan, group.insert(comm), device, signals, &control)
+    });
+    match trained {
+        Ok(exit) => {
+            control.bye();
+            Ok(exit)
+        }
+        Err(mut error) => {
+            if let Some(fault) = &mut error.fault {
+                ask_for_names(fault, &control);
+                control.blame(fault);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The server may know better than an error in the group who failed.
+fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
+    let patience = Instant::now() + ABORT;
+    while fault.ranks.is_empty() && control.aborted().is_none() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(Aborted { rank: Some(rank), reason }) = control.aborted() {
+        *fault = Fault { ranks: vec![rank], what: reason };
+    }
+}
+
+/// Trains; the exit code is the reason of the ranks' vote.
+fn train(
+    job: &Job,
+    plan: RunPlan,
+    comm: &Arc<dyn Communicator>,
+    device: &Device,
+    signals: &Signals,
+    control: &ControlHandle,
+) -> Result<Exit, CliError> {
+    let started = Instant::now();
     let config = &job.config;
     let fraction = config.data.validation_fraction;
     let dataset = Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction)?;
@@ -49,41 +100,47 @@ fn rank(job: Job, rank: usize, device: &Device, signals: &Signals) -> Result<Exi
     let parts = Parts {
         config: config.clone(),
         plan,
-        comm: Arc::clone(&comm),
+        comm: Arc::clone(comm),
         device: device.clone(),
         dataset,
         engine,
     };
     let mut trainer = Trainer::new(parts)?;
-    let mut reporter = Reporter { speaks: rank == 0, line: Vec::new() };
+    let speaks = comm.rank() == 0;
+    let mut reporter = Reporter { speaks };
     let store = Store::new(&job.checkpoints);
     let generation = claim(&store, comm.as_ref())?;
-    resume(&job, &store, comm.as_ref(), &mut trainer, &mut reporter)?;
+    resume(job, &store, comm.as_ref(), &mut trainer, &mut reporter)?;
     let outcome = {
         let mut wants = |step: u64| {
-            joined.control.status(step);
-            let stop = signals.interrupts() > 0 || joined.control.stop_requested();
+            progress(control, step);
+            let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
         let mut emit = |event: Event| reporter.emit(&event);
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
-    if outcome.reason == FinishReason::Complete && rank == 0 {
-        sample(&job, &trainer, &mut reporter)?;
+    let reason = outcome.reason;
+    if reason == FinishReason::Complete && speaks {
+        sample(job, &trainer, &mut reporter)?;
     }
     finish(&trainer, outcome, started, &mut reporter)?;
-    joined.control.status(trainer.steps_taken());
-    joined.control.bye();
-    Ok(Exit::Ok)
+    progress(control, trainer.steps_taken());
+    Ok(match reason {
+        FinishReason::Terminated => Exit::Preempted,
+        _ => Exit::Ok,
+    })
 }
 
-/// Meets the other ranks and connects to them.
-fn meet(
-    job: &Job,
-    rank: usize,
-    plan: &RunPlan,
-) -> Result<(Arc<dyn Communicator>, Joined), CliError> {
-    let timeout_ms = job.config.ranks.timeout_ms;
+/// Tells server and supervisor how far this rank has come.
+fn progress(control: &ControlHandle, step: u64) {
+    control.status(step);
+    // The next event tells if the supervisor is gone.
+    let _ = Line::At(step).say();
+}
+
+/// Meets the other ranks, who are told where this one listens.
+fn meet(job: &Job, rank: usize, plan: &RunPlan) -> Result<(Joined, Option<TcpListener>), CliError> {
     let listener = match job.config.ranks.backend {
         Backend::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
         Backend::Shm => None,
@@ -97,15 +154,22 @@ fn meet(
         identity: job.identity(plan),
         listen,
     };
-    let joined = join(job.rendezvous, hello, timeout_ms)?;
+    Ok((join(job.rendezvous, hello, job.config.ranks.timeout_ms)?, listener))
+}
+
+/// Connects to the ranks that it has met.
+fn connect(
+    job: &Job,
+    rank: usize,
+    listener: Option<TcpListener>,
+    peers: Vec<SocketAddr>,
+) -> Result<Arc<dyn Communicator>, CliError> {
     let name = job.name.clone();
     let backend = match listener {
-        Some(listener) => comm::Backend::Tcp { listener, peers: joined.peers.clone(), job: name },
+        Some(listener) => comm::Backend::Tcp { listener, peers, job: name },
         None => comm::Backend::Shm { dir: "/dev/shm".into(), job: name },
     };
-    let comm = comm::connect(backend, rank, job.world, timeout_ms)?;
-    joined.control.attach(&comm);
-    Ok((comm, joined))
+    Ok(comm::connect(backend, rank, job.world, job.config.ranks.timeout_ms)?)
 }
 
 /// A fencing generation, the same on every rank.
@@ -205,22 +269,16 @@ fn finish(
     Ok(())
 }
 
-/// Events to the supervisor, one JSON object a line; only rank 0 speaks.
+/// Events to the supervisor; only rank 0 speaks.
 struct Reporter {
     speaks: bool,
-    line: Vec<u8>,
 }
 
 impl Reporter {
-    fn emit(&mut self, event: &Event) -> Result<(), TrainError> {
-        if !self.speaks {
-            return Ok(());
+    fn emit(&self, event: &Event) -> Result<(), TrainError> {
+        match self.speaks {
+            true => Line::Event(Cow::Borrowed(event)).say().map_err(TrainError::Events),
+            false => Ok(()),
         }
-        self.line.clear();
-        serde_json::to_writer(&mut self.line, event)
-            .map_err(|error| TrainError::Events(error.into()))?;
-        self.line.push(b'\n');
-        let mut out = std::io::stdout().lock();
-        out.write_all(&self.line).and_then(|()| out.flush()).map_err(TrainError::Events)
     }
 }

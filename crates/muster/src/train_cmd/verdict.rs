@@ -1,0 +1,268 @@
+//! Who is at fault when ranks have ended badly, and what is said of it: pure functions over what
+//! was seen of this host's ranks, and what the server heard from the others.
+//!
+//! A rank that ended by itself and blames nobody is at fault. One that blames others leads to
+//! them; a rank that was killed here, after another's end, says nothing.
+
+use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use comm::Fault;
+
+use crate::error::{CliError, Exit};
+
+/// Log lines of a rank that are kept.
+const TAIL: usize = 12;
+
+/// What was seen of a rank of this host.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub rank: usize,
+    /// Steps that it said it had done.
+    pub step: Option<u64>,
+    /// Whom it blames for its end.
+    pub fault: Option<Fault>,
+    pub end: Option<(Instant, ExitStatus)>,
+    /// The supervisor did it.
+    pub was_killed: bool,
+    tail: VecDeque<String>,
+}
+
+/// What is known of ranks anywhere, on host 0.
+pub trait Elsewhere {
+    /// The step that a rank last reported.
+    fn last_step(&self, rank: usize) -> Option<u64>;
+    /// The first rank that was lost, and how.
+    fn lost(&self) -> Option<(usize, String)>;
+}
+
+impl Elsewhere for comm::rendezvous::Server {
+    fn last_step(&self, rank: usize) -> Option<u64> {
+        self.last_step(rank)
+    }
+
+    fn lost(&self) -> Option<(usize, String)> {
+        self.lost()
+    }
+}
+
+impl Seen {
+    pub fn new(rank: usize) -> Seen {
+        Seen { rank, ..Seen::default() }
+    }
+
+    /// Keeps a log line; a complaint is not pushed out by what follows it.
+    pub fn log(&mut self, line: String) {
+        if self.tail.len() == TAIL {
+            let first = self.tail.front().is_some_and(|line| line.starts_with("error:"));
+            self.tail.remove(usize::from(first));
+        }
+        self.tail.push_back(line);
+    }
+
+    fn code(&self) -> Option<i32> {
+        self.end.and_then(|(_, status)| status.code())
+    }
+
+    fn ended_with(&self, exit: Exit) -> bool {
+        self.code() == Some(i32::from(exit.code()))
+    }
+
+    /// It did all that it was asked.
+    pub fn is_well(&self) -> bool {
+        self.ended_with(Exit::Ok) || self.ended_with(Exit::Preempted)
+    }
+
+    /// It ended badly, by itself, and blames nobody.
+    pub fn is_at_fault(&self) -> bool {
+        self.end.is_some() && !self.is_well() && !self.was_killed && self.fault.is_none()
+    }
+
+    /// `killed by signal 9`, its last step and last log lines.
+    pub fn obituary(&self) -> String {
+        let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
+            Some((Some(code), _)) => format!("exit status {code}"),
+            Some((_, Some(signal))) => format!("killed by signal {signal}"),
+            _ => "ended".to_owned(),
+        };
+        format!("{how}{}{}", last_step(self.step), self.last_lines())
+    }
+
+    fn last_lines(&self) -> String {
+        let lines: String = self.tail.iter().map(|line| format!("\n    {line}")).collect();
+        if lines.is_empty() { lines } else { format!("; its last log lines:{lines}") }
+    }
+
+    /// What it complained of last.
+    fn complaint(&self) -> String {
+        let lines: Vec<&str> = self.tail.iter().map(String::as_str).collect();
+        let text = lines.join("\n");
+        text.rsplit_once("error: ").map_or(text.as_str(), |(_, text)| text).to_owned()
+    }
+}
+
+/// A clause for a message; empty where the step is not known.
+fn last_step(step: Option<u64>) -> String {
+    match step {
+        None => String::new(),
+        Some(0) => "; it had not finished its first step".to_owned(),
+        Some(step) => format!("; its last step was {step}"),
+    }
+}
+
+/// How the ranks of a host ended, all of them: well, or what to tell the user.
+pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit, CliError> {
+    if seen.iter().all(|rank| rank.is_well()) {
+        let preempted = seen.iter().any(|rank| rank.ended_with(Exit::Preempted));
+        return Ok(if preempted { Exit::Preempted } else { Exit::Ok });
+    }
+    let at_fault = || seen.iter().filter(|rank| rank.is_at_fault());
+    if let Some(rank) = at_fault().find(|rank| rank.ended_with(Exit::Mistake)) {
+        return Err(CliError::mistake(rank.complaint()));
+    }
+    let headline = match at_fault().min_by_key(|rank| rank.end.map(|(when, _)| when)) {
+        Some(rank) => format!("rank {} failed: {}", rank.rank, rank.obituary()),
+        None => blamed(seen, elsewhere),
+    };
+    let message = format!(
+        "{headline}\nThe other ranks were stopped. Checkpoints are intact: the same command \
+         continues from the newest one."
+    );
+    let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
+    let exit = if bug { Exit::Bug } else { Exit::Peer };
+    Err(CliError { exit, ..CliError::peer(message) })
+}
+
+/// All ranks here ended because of others.
+fn blamed(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> String {
+    let lost = elsewhere.and_then(Elsewhere::lost);
+    let lost = lost.map(|(rank, what)| Fault { ranks: vec![rank], what });
+    let Some(fault) = root(seen).or(lost).or_else(|| any(seen)) else {
+        return "the ranks ended without a reason".to_owned();
+    };
+    let [rank] = fault.ranks[..] else { return fault.headline() };
+    let here = seen.iter().find(|seen| seen.rank == rank);
+    let step = here.and_then(|seen| seen.step);
+    let step = step.or_else(|| elsewhere.and_then(|elsewhere| elsewhere.last_step(rank)));
+    // Another host's supervisor may have told of the step already.
+    let step = if fault.what.contains("its last step") { None } else { step };
+    let lines = here.map(|seen| seen.last_lines()).unwrap_or_default();
+    format!("{}{}{lines}", fault.headline(), last_step(step))
+}
+
+/// From the first rank that names another along who blames whom; the last fault on that way.
+fn root(seen: &[&Seen]) -> Option<Fault> {
+    let names = |rank: &&&Seen| rank.fault.as_ref().is_some_and(|fault| !fault.ranks.is_empty());
+    let ended = |rank: &&&Seen| rank.end.map(|(when, _)| when);
+    let mut at = *seen.iter().filter(names).min_by_key(ended)?;
+    let mut visited = Vec::new();
+    loop {
+        visited.push(at.rank);
+        let fault = at.fault.as_ref()?;
+        let next = seen
+            .iter()
+            .filter(names)
+            .find(|next| fault.ranks.contains(&next.rank) && !visited.contains(&next.rank));
+        match next {
+            Some(next) => at = next,
+            None => return Some(fault.clone()),
+        }
+    }
+}
+
+/// The first reason that names nobody.
+fn any(seen: &[&Seen]) -> Option<Fault> {
+    seen.iter().find_map(|rank| rank.fault.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A rank that ended with a raw status, after all that were made before it.
+    fn ended(rank: usize, status: i32, blames: Option<&[usize]>) -> Seen {
+        let when = Instant::now() + Duration::from_secs(rank as u64);
+        let fault = blames.map(|ranks| Fault { ranks: ranks.to_vec(), what: "no sign".into() });
+        let end = Some((when, ExitStatus::from_raw(status)));
+        Seen { step: Some(5), fault, end, ..Seen::new(rank) }
+    }
+
+    fn exit(code: i32) -> i32 {
+        code << 8
+    }
+
+    /// The exit code and the first line.
+    fn judge(seen: &[Seen]) -> (u8, String) {
+        match verdict(&seen.iter().collect::<Vec<_>>(), None) {
+            Ok(exit) => (exit.code(), String::new()),
+            Err(error) => {
+                (error.exit.code(), error.message.lines().next().unwrap_or_default().to_owned())
+            }
+        }
+    }
+
+    #[test]
+    fn the_reason_of_the_vote_is_the_exit_code() {
+        let well = |code| judge(&[ended(0, exit(code), None), ended(1, exit(code), None)]).0;
+        assert_eq!((well(0), well(75)), (0, 75));
+    }
+
+    #[test]
+    fn who_follows_is_not_at_fault() {
+        let killed = [ended(0, exit(3), Some(&[1])), ended(1, 9, None)];
+        let expected = "rank 1 failed: killed by signal 9; its last step was 5";
+        assert_eq!(judge(&killed), (3, expected.to_owned()));
+        // A rank that hangs is killed in the end, by the supervisor.
+        let hung = Seen { was_killed: true, step: Some(0), ..ended(1, 9, None) };
+        let hangs = [ended(0, exit(3), Some(&[1])), hung];
+        let expected = "rank 1 failed: no sign; it had not finished its first step";
+        assert_eq!(judge(&hangs), (3, expected.to_owned()));
+        // Rank 0 left because of 1, and 1 because of 2, of which nothing is known here.
+        let chain = [ended(0, exit(3), Some(&[1])), ended(1, exit(3), Some(&[2]))];
+        assert_eq!(judge(&chain), (3, "rank 2 failed: no sign".to_owned()));
+        // Two that blame each other end the search.
+        let circle = [ended(0, exit(3), Some(&[1])), ended(1, exit(3), Some(&[0]))];
+        assert_eq!(judge(&circle).0, 3);
+        let nobody = [ended(0, exit(3), Some(&[]))];
+        assert_eq!(judge(&nobody), (3, "no sign".to_owned()));
+    }
+
+    #[test]
+    fn a_mistake_is_told_and_a_panic_is_a_bug() {
+        let mut mistaken = ended(1, exit(2), None);
+        mistaken.log("some note".into());
+        mistaken.log("error: no such file".into());
+        let seen = [ended(0, exit(3), None), mistaken];
+        assert_eq!(judge(&seen), (2, "no such file".to_owned()));
+        let mut panicked = ended(1, exit(70), None);
+        panicked.log("error: this is a bug in Muster: oh".into());
+        (0..100).for_each(|frame| panicked.log(format!("  {frame}: somewhere")));
+        let seen = [ended(0, exit(3), Some(&[1])), panicked];
+        assert_eq!(judge(&seen).0, 70);
+        let text = verdict(&[&seen[0], &seen[1]], None).unwrap_err().message;
+        assert!(text.contains("\n    error: this is a bug in Muster: oh\n"), "{text}");
+        assert!(text.contains("\n      99: somewhere\n"), "{text}");
+        assert_eq!(text.lines().count(), 1 + TAIL + 1);
+    }
+
+    #[test]
+    fn what_other_hosts_know_helps() {
+        struct Known;
+        impl Elsewhere for Known {
+            fn last_step(&self, rank: usize) -> Option<u64> {
+                Some(10 + rank as u64)
+            }
+            fn lost(&self) -> Option<(usize, String)> {
+                Some((3, "its control connection ended".to_owned()))
+            }
+        }
+        let follows = ended(0, exit(3), Some(&[]));
+        let text = verdict(&[&follows], Some(&Known)).unwrap_err().message;
+        let expected = "rank 3 failed: its control connection ended; its last step was 13\n";
+        assert!(text.starts_with(expected), "{text}");
+    }
+}
