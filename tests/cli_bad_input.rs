@@ -264,10 +264,18 @@ fn checkpoints_that_are_not_there() {
     insta::assert_snapshot!(all.join("\n"));
 }
 
+/// The first of two hosts.
+fn hosts<'a>(meet: &'a str, bind: &'a str) -> Vec<&'a str> {
+    let place = "train run.yaml --backend tcp --ranks 2 --nodes 2 --node-rank 0";
+    place.split(' ').chain(["--rendezvous", meet, "--bind", bind]).collect()
+}
+
 #[test]
 fn the_command_line() {
     let desk = Desk::new();
-    let cases: [&[&str]; 6] = [
+    desk.put("text.txt", "some text");
+    desk.put("run.yaml", "{model: {preset: tiny-moe}, data: {tokenizer: byte, files: text.txt}}\n");
+    let cases: [&[&str]; 11] = [
         &["trian", "run.yaml"],
         &["train"],
         &["train", "run.yaml", "--rank", "2"],

@@ -57,6 +57,33 @@ fn mask(text: &str, words: &[&str]) -> String {
     text
 }
 
+/// Sets a limit of a process.
+fn limit(pid: u32, what: libc::__rlimit_resource_t, most: u64) {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: a system call that reads the limit given here, which outlives it.
+    let set = unsafe { libc::prlimit(pid as i32, what, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_worker_that_dies_has_the_last_word() {
+    let run = Workdir::new("fail-memory");
+    let place = ["--ranks", "2", "--set", "checkpoint.every=20"];
+    let mut job = run.start(&[&LONG[..], &place].concat());
+    steps(&run, &mut job, 3);
+    // Steps allocate nothing; the next save does.
+    limit(job.workers()[1].1, libc::RLIMIT_AS, 4096);
+    let done = job.wait();
+    assert_eq!(done.code(), Some(3), "{done}");
+    let text = mask(&message(&run, &done, &[]), &["last step was ", "allocation of "]);
+    insta::assert_snapshot!(text, @"
+    error: rank 1 failed: killed by signal 6; its last step was N; its last log lines:
+        memory allocation of N bytes failed
+        note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    ");
+}
+
 #[test]
 fn a_killed_worker_ends_the_job() {
     let run = Workdir::new("fail-killed");
@@ -354,11 +381,21 @@ fn an_event_file_that_cannot_be_written_or_read_ends_nothing() {
     assert_eq!(done.code(), Some(0), "{done}");
     assert!(done.stdout.contains("warning: 1 line of "), "{done}");
     assert!(events.with_file_name("loss.svg").exists());
-    std::fs::remove_file(&events).unwrap();
-    std::os::unix::fs::symlink("/dev/full", &events).unwrap();
-    let done = run.train(&["--resume", "never", "--ranks", "2"]);
+    // A limit of the supervisor alone stands for a full disk.
+    let mut command = Command::new("sh");
+    let exe = common::MUSTER;
+    let line = format!("trap '' XFSZ; exec {exe} train run.yaml --ranks 2 --set train.steps=200");
+    command.args(["-c", &line]);
+    let mut job = run.spawn(command);
+    steps(&run, &mut job, 3);
+    let size = std::fs::metadata(&events).unwrap().len() + 50;
+    limit(job.pid(), libc::RLIMIT_FSIZE, size);
+    let done = job.wait();
     assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(done.stdout.matches("warning: cannot write to the event file").count(), 1, "{done}");
+    let last = run.attempts(&run.name).pop().unwrap();
+    assert!(last.to_string_lossy().contains("step-00000200"), "{done}");
+    assert!(std::fs::read_to_string(&events).unwrap().ends_with("}\n"));
     assert_eq!(run.verify(&run.name), 2);
 }
 

@@ -10,6 +10,7 @@ use train::Event;
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Line<'a> {
     /// Of the run; only rank 0 tells them.
     Event(Cow<'a, Event>),

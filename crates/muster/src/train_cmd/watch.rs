@@ -32,7 +32,7 @@ pub enum Ended {
 }
 
 enum Message {
-    Line(usize, Line<'static>),
+    Line(usize, Box<Line<'static>>),
     /// A line of standard output that is not a worker's.
     Stray(String),
     Log(usize, String),
@@ -149,11 +149,11 @@ impl Watch {
 
     fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Event)) {
         match message {
-            Message::Line(_, Line::Event(event)) => tell(event.into_owned()),
-            Message::Line(rank, Line::At(step)) => self.of(rank, |seen| seen.step = Some(step)),
-            Message::Line(rank, Line::Fault(fault)) => {
-                self.of(rank, |seen| seen.fault = Some(fault.into_owned()));
-            }
+            Message::Line(rank, line) => match *line {
+                Line::Event(event) => tell(event.into_owned()),
+                Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
+                Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),
+            },
             Message::Stray(line) => crate::output::complain(&line),
             Message::Log(rank, line) => self.of(rank, |seen| seen.log(line)),
         }
@@ -241,7 +241,7 @@ fn start(
 fn read_lines(rank: usize, from: impl Read, to: &Sender<Message>) {
     for line in BufReader::new(from).lines().map_while(Result::ok) {
         let message = match serde_json::from_str(&line) {
-            Ok(line) => Message::Line(rank, line),
+            Ok(line) => Message::Line(rank, Box::new(line)),
             Err(_) => Message::Stray(line),
         };
         if to.send(message).is_err() {
