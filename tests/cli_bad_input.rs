@@ -136,8 +136,10 @@ ranks:
 fn impossible_shapes() {
     let desk = Desk::new();
     desk.put("text.txt", "some text");
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 10] = [
         &["model.d_model=100", "model.heads=6"],
+        &["model.d_model=1048573", "model.heads=6"],
+        &["model.moe.first_dense_layers=4", "model.d_ff=128"],
         &["model.kv_heads=3"],
         &["model.moe.top_k=9"],
         &["model.vocab_size=100"],
@@ -147,6 +149,95 @@ fn impossible_shapes() {
         &["batch.micro_batches=99999999999999"],
     ];
     let all: Vec<String> = cases.iter().map(|sets| check(&desk, SMALL, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn sizes_beyond_all_machines() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let config = "\
+model:
+  preset: tiny-moe
+  layers: 1000000000
+  d_model: 1000000000000
+  positions: {rotary: {theta: 0}}
+  moe: {experts: 4294967296, shared_experts: 100000}
+data:
+  files: text.txt
+  tokenizer: {ids: 4294967295}
+batch:
+  leaves: 999999999989
+  radices: [1, 4294967296]
+train:
+  steps: 1e15
+ranks:
+  threads: 1000000
+  timeout_ms: 1e18
+";
+    let mut all = vec![check(&desk, config, &[])];
+    let cases: [&[&str]; 7] = [
+        &["model.positions.rotary.theta=-1"],
+        // A prime: one level of the tree, and no smaller number of ranks without extra bytes.
+        &["batch.leaves=65521"],
+        &["batch.radices=[65536, 65536, 65536, 65536]"],
+        &["model.d_model=1048576", "model.layers=10000", "model.moe.d_ff=16777216"],
+        &["model.moe.experts=65536", "model.layers=1000"],
+        &["batch.micro_batch=1048576", "batch.seq_len=4096"],
+        &["train.steps=1000000000000", "batch.micro_batches=1048576"],
+    ];
+    all.extend(cases.iter().map(|sets| check(&desk, SMALL, sets)));
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn a_refused_flag_is_named_and_not_the_file() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let config = "\
+model:
+  preset: tiny-moe
+  d_model: 128
+  heads: 4
+  positions: {learned: {max: 512}}
+data:
+  files: text.txt
+batch:
+  leaves: 4
+  radices: [2, 2]
+ranks:
+  count: 2
+optimizer:
+  rules:
+    - match: {roles: [matrix, expert]}
+      muon: {}
+    - match: {}
+      adamw: {}
+";
+    let sets = [
+        "model.preset=nonsense",
+        "model.preset=null",
+        "model.preset=#",
+        "model=nonsense",
+        "model.heads=3",
+        "model.positions.learned.max=-1",
+        "batch.seq_len=1024",
+        "batch.leaves=8",
+        "batch.radices[0]=3",
+        "batch.leaves=1",
+        "data.tokenizer=gpt2x",
+        "data.files=none.txt",
+        "name=/a",
+        "optimizer.rules[0].match.roles=[head]",
+        "optimizer.rules[1].adamw.beta1=1",
+        "checkpoint.resume.from=nowhere",
+    ];
+    let mut all = Vec::new();
+    for set in sets {
+        let said = check(&desk, config, &[set]);
+        assert!(!said.contains("run.yaml:"), "{said}");
+        all.push(said);
+    }
     insta::assert_snapshot!(all.join("\n"));
 }
 

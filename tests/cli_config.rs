@@ -56,6 +56,46 @@ fn the_schema_is_json_and_names_every_section() {
     }
 }
 
+/// `moe.yaml` says that it has every switch in sight. Keys of one name in several sections must
+/// stand there as often; those of the alternatives of a choice (`cosine`) are not asked for.
+#[test]
+fn the_example_has_every_key() {
+    let output = muster(&root(), &["config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let mut keys = Vec::new();
+    collect_keys(&schema, &schema, "", &mut keys);
+    assert!(keys.iter().any(|path| path == "optimizer.rules.muon.lr"), "{keys:?}");
+    let example = std::fs::read_to_string(root().join("configs/moe.yaml")).unwrap();
+    let words: Vec<&str> =
+        example.split(|c: char| !(c.is_ascii_alphanumeric() || "_:".contains(c))).collect();
+    let name = |path: &str| path.rsplit('.').next().unwrap().to_string();
+    for path in &keys {
+        let wanted = keys.iter().filter(|other| name(other) == name(path)).count();
+        let found = words.iter().filter(|word| **word == format!("{}:", name(path))).count();
+        assert!(found >= wanted, "{path}: its name stands {found} times, not {wanted}");
+    }
+}
+
+/// The keys below `schema` with their sections, through lists and what may be left out.
+fn collect_keys(
+    root: &serde_json::Value,
+    schema: &serde_json::Value,
+    at: &str,
+    out: &mut Vec<String>,
+) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return collect_keys(root, root.pointer(&reference[1..]).unwrap(), at, out);
+    }
+    for form in schema["anyOf"].as_array().into_iter().flatten().chain(schema.get("items")) {
+        collect_keys(root, form, at, out);
+    }
+    for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        collect_keys(root, value, &path, out);
+        out.push(path);
+    }
+}
+
 /// The quickstart reads sources that `cargo run` has unpacked: crates that the binary itself is
 /// built from, and in one version, as sources of a version that only tests use are not there.
 #[test]

@@ -85,7 +85,7 @@ pub enum TokenizerSpec {
     /// token.
     File(PathBuf),
     /// A vocabulary of this many token ids and nothing else known: for token files only.
-    Ids(u32),
+    Ids(#[schemars(range(min = 2, max = 16_777_216))] u32),
 }
 
 const TOKENIZER_WORDS: [&str; 4] = ["byte", "gpt2", "file", "ids"];

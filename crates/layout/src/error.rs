@@ -7,6 +7,9 @@ pub enum LayoutError {
     /// The radices and the number of leaves disagree.
     #[error("radices {radices:?} multiply to {product}, not to the {leaves} leaves of the batch")]
     RadicesProduct { radices: Vec<usize>, product: usize, leaves: usize },
+    /// A product that does not fit a machine word.
+    #[error("radices {radices:?} multiply to more leaves than can be counted")]
+    TooManyLeaves { radices: Vec<usize> },
     /// More ranks than virtual ranks: some rank would have no work.
     #[error(
         "{world} ranks cannot share {leaves} leaves; use at most {leaves} ranks or raise batch.leaves to {world} or more"

@@ -71,11 +71,14 @@ impl Tree {
     /// A tree with the given radices, root first; an empty list is a single leaf.
     ///
     /// # Errors
-    /// A radix below two.
+    /// A radix below two; more leaves than can be counted.
     pub fn new(radices: &[usize]) -> Result<Tree, LayoutError> {
         if let Some(position) = radices.iter().position(|&radix| radix < 2) {
             let radix = radices[position];
             return Err(LayoutError::Radix { radix, position, radices: radices.to_vec() });
+        }
+        if radices.iter().try_fold(1_usize, |all, &radix| all.checked_mul(radix)).is_none() {
+            return Err(LayoutError::TooManyLeaves { radices: radices.to_vec() });
         }
         Ok(Tree { radices: radices.to_vec() })
     }
@@ -85,12 +88,16 @@ impl Tree {
     pub fn for_leaves(leaves: usize) -> Tree {
         let mut radices = Vec::new();
         let (mut rest, mut factor) = (leaves.max(1), 2);
-        while rest > 1 {
-            while rest % factor == 0 {
+        // A number without a factor up to its root is prime.
+        while factor <= rest / factor {
+            while rest.is_multiple_of(factor) {
                 radices.push(factor);
                 rest /= factor;
             }
             factor += 1;
+        }
+        if rest > 1 {
+            radices.push(rest);
         }
         Tree { radices }
     }
@@ -98,7 +105,7 @@ impl Tree {
     /// As [`Tree::new`], checked against the number of leaves; empty radices mean the default.
     ///
     /// # Errors
-    /// A radix below two; a product that is not `leaves`.
+    /// As [`Tree::new`]; a product that is not `leaves`.
     pub fn with_leaves(radices: &[usize], leaves: usize) -> Result<Tree, LayoutError> {
         if radices.is_empty() {
             return Ok(Tree::for_leaves(leaves));
@@ -173,7 +180,18 @@ impl Tree {
     /// Whether every one of `world` ranks holds exactly one node, so that the bytes equal those
     /// of a ring reduce-scatter.
     pub fn is_free(&self, world: usize) -> bool {
-        self.partials(world).is_ok_and(|ranks| ranks.iter().all(|nodes| nodes.len() == 1))
+        (0..world).all(|rank| self.leaf_range(rank, world).is_ok_and(|range| self.is_node(&range)))
+    }
+
+    /// Whether these leaves are those of one node: a level's width, at a multiple of it.
+    fn is_node(&self, range: &Range<usize>) -> bool {
+        let mut width = self.leaves();
+        let mut levels = self.radices.iter();
+        while width > range.len() {
+            let Some(radix) = levels.next() else { return false };
+            width /= radix;
+        }
+        width == range.len() && range.start.is_multiple_of(width)
     }
 
     /// The rank counts that are free and give every rank as many leaves, for proposals.
@@ -328,6 +346,16 @@ mod tests {
         }
 
         #[test]
+        fn free_worlds_are_those_of_one_partial_each(leaves in 1_usize..100) {
+            let tree = Tree::for_leaves(leaves);
+            for world in 1..=leaves {
+                let partials = tree.partials(world).unwrap();
+                let single = partials.iter().all(|nodes| nodes.len() == 1);
+                prop_assert_eq!(tree.is_free(world), single, "{} of {}", world, leaves);
+            }
+        }
+
+        #[test]
         fn ranges_tile_the_leaves(leaves in 1_usize..40, world in 1_usize..40) {
             let tree = Tree::for_leaves(leaves);
             prop_assert_eq!(tree.leaves(), leaves);
@@ -360,6 +388,14 @@ mod tests {
     }
 
     #[test]
+    fn a_large_prime_is_one_level() {
+        let prime = 4_294_967_291;
+        assert_eq!(Tree::for_leaves(prime).radices(), [prime]);
+        assert_eq!(Tree::for_leaves(2 * 65_521).radices(), [2, 65_521]);
+        assert_eq!(Tree::for_leaves(65_521).free_worlds(), [1, 65_521]);
+    }
+
+    #[test]
     fn refusals_name_the_numbers() {
         let error = Tree::with_leaves(&[2, 3], 8).unwrap_err();
         assert_eq!(
@@ -367,5 +403,7 @@ mod tests {
             "radices [2, 3] multiply to 6, not to the 8 leaves of the batch"
         );
         assert!(Tree::new(&[2, 1]).is_err());
+        let error = Tree::new(&[1 << 40, 1 << 40]).unwrap_err().to_string();
+        assert!(error.contains("multiply to more leaves than can be counted"), "{error}");
     }
 }

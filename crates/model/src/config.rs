@@ -19,27 +19,27 @@ pub struct ModelConfig {
     pub names: Option<Names>,
     /// Rows of the embedding table; by default the tokenizer's vocabulary, rounded up to 64.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 2))]
+    #[schemars(range(min = 2, max = 16_777_216))]
     pub vocab_size: Option<usize>,
     /// Number of transformer blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 10_000))]
     pub layers: Option<usize>,
     /// Width of the residual stream.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub d_model: Option<usize>,
     /// Query heads.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub heads: Option<usize>,
     /// Key/value heads; a divisor of `heads` (grouped-query attention).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub kv_heads: Option<usize>,
     /// Width of a head; by default `d_model / heads`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub head_dim: Option<usize>,
     /// Normalization of the residual stream.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ pub struct ModelConfig {
     pub activation: Option<Activation>,
     /// Width of a dense MLP.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_ff: Option<usize>,
     /// Mixture of experts in place of the dense MLP.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,15 +86,15 @@ pub struct ModelConfig {
 pub struct MoeConfig {
     /// Experts per layer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub experts: Option<usize>,
     /// Experts that each token visits.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub top_k: Option<usize>,
     /// Width of one expert.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_ff: Option<usize>,
     /// How router logits become scores.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +110,11 @@ pub struct MoeConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub balance_rate: Option<f64>,
-    /// Weight of the load-balancing loss; 0 switches it off.
+    /// Weight of the load-balancing loss; 0 switches it off. The loss of a layer is
+    /// experts · Σ (share of choices · mean score), 1 when balanced, since the shares of all
+    /// experts sum to 1, and layers are added. Hugging Face's `router_aux_loss_coef` weighs a loss
+    /// whose shares sum to `top_k`, with all layers pooled into one mean: that number times
+    /// `top_k`, divided by the layers with experts, is about the same pull.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub aux_loss: Option<f64>,
@@ -120,9 +124,11 @@ pub struct MoeConfig {
     pub z_loss: Option<f64>,
     /// Experts that every token visits, each `d_ff` wide.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_024))]
     pub shared_experts: Option<usize>,
-    /// Leading layers that keep a dense MLP.
+    /// Leading layers that keep a dense MLP; fewer than `layers`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_999))]
     pub first_dense_layers: Option<usize>,
 }
 
@@ -154,11 +160,13 @@ pub enum Positions {
     /// A table added to the token embedding.
     Learned {
         /// Rows of the table: the longest window.
+        #[schemars(range(min = 1, max = 16_777_216))]
         max: usize,
     },
     /// Rotation of query and key halves (RoPE, half-split as in the published checkpoints).
     Rotary {
         /// Base of the geometric frequencies.
+        #[schemars(range(min = 1.0, max = 1e15))]
         theta: f64,
     },
 }
@@ -245,7 +253,8 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A size that nothing gives; sizes that do not divide; a vocabulary smaller than the
-    /// tokenizer's; a window longer than the position table.
+    /// tokenizer's; a window longer than the position table; a mixture without a layer; more
+    /// parameters than can be addressed.
     pub fn resolve(
         &self,
         tokenizer_vocab: usize,
@@ -327,17 +336,23 @@ fn divide(key: &'static str, value: usize, by_key: &str, by: usize) -> Result<us
     if by > 0 && value.is_multiple_of(by) {
         return Ok(value / by);
     }
-    let divisors: Vec<usize> = (1..=value).filter(|d| value.is_multiple_of(*d)).collect();
-    let near = divisors.iter().min_by_key(|d| d.abs_diff(by)).copied().unwrap_or(1);
+    let near = nearest_divisor(value, by);
+    let multiple = value.max(1).checked_next_multiple_of(by.max(1));
+    let multiple = multiple.map(|all| format!(", or {key} = {all}")).unwrap_or_default();
     Err(ModelError::Shape {
         key,
         value: value.to_string(),
         problem: format!("{by_key} = {by} does not divide it"),
-        remedy: format!(
-            "use {by_key} = {near}, or {key} = {}",
-            value.div_ceil(by.max(1)) * by.max(1)
-        ),
+        remedy: format!("use {by_key} = {near}{multiple}"),
     })
+}
+
+/// The divisor of `value` closest to `by`, the smaller of two; every divisor up to the root has
+/// a partner above it.
+fn nearest_divisor(value: usize, by: usize) -> usize {
+    let low = (1..=value.isqrt()).filter(|d| value.is_multiple_of(*d));
+    let both = low.flat_map(|d| [d, value / d]);
+    both.min_by_key(|d| (d.abs_diff(by), *d)).unwrap_or(1)
 }
 
 impl Architecture {
@@ -394,13 +409,30 @@ impl Architecture {
                 remedy: "use activation: gelu, or mlp_bias: false".into(),
             });
         }
-        let Some(moe) = &self.moe else { return Ok(()) };
+        if let Some(moe) = &self.moe {
+            self.check_moe(moe)?;
+        }
+        crate::params::check_size(self)
+    }
+
+    fn check_moe(&self, moe: &Moe) -> Result<(), ModelError> {
+        let refuse = |key, value: usize, problem: String, remedy: String| {
+            Err(ModelError::Shape { key, value: value.to_string(), problem, remedy })
+        };
         if moe.top_k > moe.experts || moe.top_k == 0 {
             return refuse(
                 "moe.top_k",
                 moe.top_k,
                 format!("there are {} experts", moe.experts),
                 format!("use 1 to {}", moe.experts),
+            );
+        }
+        if moe.first_dense_layers >= self.layers {
+            return refuse(
+                "moe.first_dense_layers",
+                moe.first_dense_layers,
+                format!("layers = {} leaves no layer with experts", self.layers),
+                format!("use at most {}", self.layers.saturating_sub(1)),
             );
         }
         if self.activation != Activation::Swiglu {
@@ -445,6 +477,48 @@ mod tests {
             error.to_string(),
             "model.d_model = 100: heads = 6 does not divide it; use heads = 5, or d_model = 102"
         );
+    }
+
+    #[test]
+    fn the_nearest_divisor_is_found_by_its_partner() {
+        for value in 1..200 {
+            let divisors: Vec<usize> = (1..=value).filter(|d| value % d == 0).collect();
+            for by in 0..210 {
+                let near = divisors.iter().min_by_key(|d| d.abs_diff(by));
+                assert_eq!(Some(&nearest_divisor(value, by)), near, "{value} by {by}");
+            }
+        }
+        assert_eq!(nearest_divisor(999_999_999_989, 6), 1);
+    }
+
+    #[test]
+    fn a_mixture_needs_a_layer() {
+        let moe = MoeConfig { first_dense_layers: Some(4), ..MoeConfig::default() };
+        let config =
+            ModelConfig { preset: Some(Preset::TinyMoe), moe: Some(moe), ..ModelConfig::default() };
+        // The preset has four layers, all of them with experts, and so no width of a dense MLP.
+        let config = ModelConfig { d_ff: Some(128), ..config };
+        assert_eq!(
+            config.resolve(257, 64).unwrap_err().to_string(),
+            "model.moe.first_dense_layers = 4: layers = 4 leaves no layer with experts; \
+             use at most 3"
+        );
+    }
+
+    #[test]
+    fn a_model_too_large_to_address_is_counted() {
+        let wide = |layers, experts, d_ff| ModelConfig {
+            preset: Some(Preset::Mixtral8x7b),
+            layers: Some(layers),
+            moe: Some(MoeConfig { experts: Some(experts), d_ff, ..MoeConfig::default() }),
+            ..ModelConfig::default()
+        };
+        let message = |config: ModelConfig| config.resolve(257, 64).unwrap_err().to_string();
+        // 10 000 layers of 8 experts · 3 · 4096 · 16 777 216 are 1.65e16 alone.
+        let error = message(wide(10_000, 8, Some(16_777_216)));
+        assert!(error.contains("16492675183944704"), "{error}");
+        let error = message(wide(10_000, 65_536, Some(1)));
+        assert!(error.contains("tensors"), "{error}");
     }
 
     #[test]

@@ -14,6 +14,13 @@ pub enum ModelError {
     /// A key that neither the preset nor the config gives.
     #[error("model.{key} is not set; {hint}")]
     Missing { key: &'static str, hint: &'static str },
+    /// A model that no process can hold.
+    #[error(
+        "the model would have {parameters} parameters in {tensors} tensors; at most \
+         {parameters_max} (2^45, whose f32 weights fill an address space) in {tensors_max} are \
+         possible"
+    )]
+    TooLarge { parameters: u128, parameters_max: u128, tensors: u128, tensors_max: u128 },
     /// Two numbers that do not divide, or a number out of range.
     #[error("model.{key} = {value}: {problem}; {remedy}")]
     Shape { key: &'static str, value: String, problem: String, remedy: String },

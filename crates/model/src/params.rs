@@ -111,26 +111,43 @@ impl Parameters {
     }
 }
 
+/// The f32 weights of more would not fit the 2^47 bytes that a process can address.
+const PARAMETERS_MAX: u128 = 1 << 45;
+
+/// More names than this are a slip of the keyboard, and would take minutes to build.
+const TENSORS_MAX: u128 = 1 << 20;
+
+/// Refuses a model that is too large, without building it: one layer of each kind is counted.
+pub(crate) fn check_size(a: &Architecture) -> Result<(), ModelError> {
+    let mut b = Builder { a, tensors: Vec::new() };
+    b.before_layers();
+    b.after_layers();
+    let (mut parameters, mut tensors) = b.count_and_forget();
+    let dense = a.layers - a.moe_layers();
+    for (layer, count) in [(0, dense), (dense, a.layers - dense)] {
+        if count > 0 {
+            b.layer(layer);
+            let (inside, names) = b.count_and_forget();
+            parameters = parameters.saturating_add(inside.saturating_mul(count as u128));
+            tensors = tensors.saturating_add(names.saturating_mul(count as u128));
+        }
+    }
+    if parameters <= PARAMETERS_MAX && tensors <= TENSORS_MAX {
+        return Ok(());
+    }
+    let (parameters_max, tensors_max) = (PARAMETERS_MAX, TENSORS_MAX);
+    Err(ModelError::TooLarge { parameters, parameters_max, tensors, tensors_max })
+}
+
 /// The schema of an architecture, and where its parts are.
 ///
 /// # Errors
 /// Never for a checked architecture; a duplicate name would be reported.
 pub fn parameters(a: &Architecture) -> Result<(Schema, Parameters), ModelError> {
     let mut b = Builder { a, tensors: Vec::new() };
-    let gpt2 = a.names == Names::Gpt2;
-    let embedding = if gpt2 { "wte.weight" } else { "model.embed_tokens.weight" };
-    let embedding = b.add(embedding, &[a.vocab_size, a.d_model], Role::Embedding, false);
-    let positions = match a.positions {
-        Positions::Learned { max } => {
-            let name = if gpt2 { "wpe.weight" } else { "model.embed_positions.weight" };
-            Some(b.add(name, &[max, a.d_model], Role::Embedding, false))
-        }
-        Positions::Rotary { .. } => None,
-    };
+    let (embedding, positions) = b.before_layers();
     let layers = (0..a.layers).map(|layer| b.layer(layer)).collect();
-    let final_norm = b.norm(if gpt2 { "ln_f" } else { "model.norm" });
-    let head = (!a.tie_embeddings)
-        .then(|| b.add("lm_head.weight", &[a.vocab_size, a.d_model], Role::Head, false));
+    let (final_norm, head) = b.after_layers();
     let schema = Schema::new(b.tensors)?;
     Ok((schema, Parameters { embedding, positions, layers, final_norm, head }))
 }
@@ -149,6 +166,41 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Token and position embedding.
+    fn before_layers(&mut self) -> (Weight, Option<Weight>) {
+        let (a, gpt2) = (self.a, self.a.names == Names::Gpt2);
+        let name = if gpt2 { "wte.weight" } else { "model.embed_tokens.weight" };
+        let embedding = self.add(name, &[a.vocab_size, a.d_model], Role::Embedding, false);
+        let positions = match a.positions {
+            Positions::Learned { max } => {
+                let name = if gpt2 { "wpe.weight" } else { "model.embed_positions.weight" };
+                Some(self.add(name, &[max, a.d_model], Role::Embedding, false))
+            }
+            Positions::Rotary { .. } => None,
+        };
+        (embedding, positions)
+    }
+
+    /// Final norm and head.
+    fn after_layers(&mut self) -> (NormWeights, Option<Weight>) {
+        let (a, gpt2) = (self.a, self.a.names == Names::Gpt2);
+        let final_norm = self.norm(if gpt2 { "ln_f" } else { "model.norm" });
+        let head = (!a.tie_embeddings)
+            .then(|| self.add("lm_head.weight", &[a.vocab_size, a.d_model], Role::Head, false));
+        (final_norm, head)
+    }
+
+    /// Elements and number of the tensors since the last call, in numbers that cannot wrap.
+    fn count_and_forget(&mut self) -> (u128, u128) {
+        let elements = |t: &LogicalTensor| {
+            t.shape.iter().fold(1_u128, |all, &extent| all.saturating_mul(extent as u128))
+        };
+        let sum = self.tensors.iter().map(elements).fold(0_u128, u128::saturating_add);
+        let count = self.tensors.len() as u128;
+        self.tensors.clear();
+        (sum, count)
+    }
+
     fn add(&mut self, name: &str, shape: &[usize], role: Role, fused: bool) -> Weight {
         let mut tensor = LogicalTensor::new(name, shape, role);
         tensor.fused = fused;

@@ -14,7 +14,7 @@ pub enum Preset {
     /// GPT-2 small, 124 M.
     #[serde(rename = "gpt2-124m")]
     Gpt2124m,
-    /// Llama 3.1 8B.
+    /// Llama 3 8B; 3.1 differs from it in scaled rotary frequencies, which are not there yet.
     #[serde(rename = "llama3-8b")]
     Llama3_8b,
     /// Qwen3-30B-A3B: 128 experts, 8 per token.
@@ -64,6 +64,8 @@ fn rotary(names: Names, theta: f64, norm_eps: f64) -> ModelConfig {
     }
 }
 
+/// `aux` is the published `router_aux_loss_coef` as it stands; `MoeConfig::aux_loss` says how that
+/// differs from the weight here.
 fn experts(experts: usize, top_k: usize, d_ff: usize, normalize: bool, aux: f64) -> MoeConfig {
     MoeConfig {
         experts: Some(experts),
@@ -160,7 +162,7 @@ fn mixtral_8x7b() -> ModelConfig {
         d_model: Some(4096),
         heads: Some(32),
         kv_heads: Some(8),
-        moe: Some(experts(8, 2, 14_336, true, 0.001)),
+        moe: Some(experts(8, 2, 14_336, true, 0.02)),
         ..rotary(Names::Mixtral, 1_000_000.0, 1e-5)
     }
 }

@@ -164,11 +164,13 @@ impl Planner {
 
     fn place(&mut self, what: Use, rows: usize, cols: usize, element: usize) -> Slot {
         const LINE: usize = 64;
-        let bytes = (rows * cols * element).next_multiple_of(LINE);
+        // A plan beyond the address space says so by its size; whoever allocates it is refused.
+        let bytes = rows.saturating_mul(cols).saturating_mul(element);
+        let bytes = bytes.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
         let offset_bytes = self.slots.bytes;
-        self.slots.bytes += bytes;
+        self.slots.bytes = offset_bytes.saturating_add(bytes);
         let index = USES.iter().position(|(u, _)| *u == what).expect("USES lists every use");
-        self.slots.by_use[index] += bytes;
+        self.slots.by_use[index] = self.slots.by_use[index].saturating_add(bytes);
         Slot { offset_bytes, dims: [rows, cols], ..Slot::default() }
     }
 
@@ -262,7 +264,7 @@ impl Slots {
             p.slots.dweights = p.take(back, n, moe.top_k);
             p.slots.drouter = p.take(back, n, moe.experts);
         }
-        p.slots.dact = p.take(back, 1, n * dense);
+        p.slots.dact = p.take(back, n, dense);
         p.slots.logits = p.take(Use::Logits, logit_rows(n), a.vocab_size);
         p.slots.widened = p.take(Use::Widened, 1, largest);
         let vector = h.stride().max(d).max(up_width(a, a.d_ff));

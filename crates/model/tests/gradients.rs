@@ -1,6 +1,8 @@
-//! Every preset, narrowed: gradients against central differences in f64.
+//! Every preset, narrowed: gradients against central differences in f64, and bf16 weights against
+//! f32 weights of the same values.
 
 use device::{DType, Device, Tensor};
+use half::bf16;
 use model::config::MoeConfig;
 use model::{
     Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, State,
@@ -25,14 +27,20 @@ fn narrowed(preset: Preset) -> Architecture {
             experts: Some(6),
             top_k: Some(3),
             d_ff: Some(16),
-            // The reported loss is the cross-entropy alone.
-            aux_loss: Some(0.0),
-            z_loss: Some(0.0),
             ..moe.clone()
         }),
         ..ModelConfig::default()
     };
     config.resolve(96, 20).unwrap()
+}
+
+/// As [`narrowed`], without the losses whose gradients are added but which are not reported.
+fn cross_entropy_alone(preset: Preset) -> Architecture {
+    let mut a = narrowed(preset);
+    if let Some(moe) = &mut a.moe {
+        (moe.aux_loss, moe.z_loss) = (0.0, 0.0);
+    }
+    a
 }
 
 struct Harness {
@@ -44,15 +52,16 @@ struct Harness {
 }
 
 impl Harness {
-    fn new(a: &Architecture, device: &Device) -> Harness {
+    fn new(a: &Architecture, device: &Device, compute: DType, stored: DType) -> Harness {
         let batch = MicroBatch { windows: 2, positions: 20 };
-        let model = Model::new(device, a, batch, 1 << 12, DType::F64, false).unwrap();
-        let weights = device.zeros(&[model.flat().len], DType::F64).unwrap();
+        let bf16 = stored == DType::Bf16;
+        let model = Model::new(device, a, batch, 1 << 12, compute, bf16).unwrap();
+        let weights = device.zeros(&[model.flat().len], stored).unwrap();
         let stream = device.stream();
         initialize(&stream, a, model.schema(), model.flat(), 3, &weights).unwrap();
         let experts = a.moe.as_ref().map_or(1, |moe| moe.experts);
         let moe_layers = a.moe_layers().max(1);
-        let bias = device.zeros(&[moe_layers, experts], DType::F64).unwrap();
+        let bias = device.zeros(&[moe_layers, experts], compute).unwrap();
         let loads = device.zeros(&[moe_layers, experts], DType::U32).unwrap();
         let loss = device.zeros(&[1], DType::F64).unwrap();
         let harness = Harness { model, weights, bias, loads, loss };
@@ -80,11 +89,12 @@ impl Harness {
         self.model.stream().to_vec::<f64>(&self.loss).unwrap()[0]
     }
 
-    fn gradients(&self, flat: &Tensor, accumulate: bool) -> Vec<f64> {
+    /// Runs both passes; the summed loss.
+    fn backward(&self, flat: &Tensor, accumulate: bool) -> f64 {
         self.model.forward(self.state(), &mut NoHooks).unwrap();
         let to = Gradients { flat, accumulate, tokens: 39.0, loss: &self.loss };
         self.model.backward(self.state(), to, &mut NoHooks).unwrap();
-        self.model.stream().to_vec(flat).unwrap()
+        self.model.stream().to_vec(&self.loss).unwrap()[0]
     }
 
     fn nudge(&self, element: usize, by: f64) {
@@ -95,39 +105,61 @@ impl Harness {
     }
 }
 
+/// Slope of the loss along one weight, from four points: the error is of the step's fourth power.
+fn slope(harness: &Harness, element: usize) -> f64 {
+    const STEP: f64 = 1e-4;
+    let mut at = 0.0;
+    let mut loss = |to: f64| {
+        harness.nudge(element, (to - at) * STEP);
+        at = to;
+        harness.loss()
+    };
+    let (far, near) = (loss(-2.0) - loss(2.0), loss(1.0) - loss(-1.0));
+    loss(0.0);
+    (8.0 * near + far) / (12.0 * STEP)
+}
+
 fn check(preset: Preset, device: &Device) {
-    let a = narrowed(preset);
-    let harness = Harness::new(&a, device);
+    /// Elements of each tensor, from the first to the last.
+    const SAMPLES: usize = 8;
+    /// Allowed error over the root mean square of the tensor's gradient.
+    const RELATIVE: f64 = 1e-6;
+    let a = cross_entropy_alone(preset);
+    let harness = Harness::new(&a, device, DType::F64, DType::F64);
+    let stream = harness.model.stream();
     let grads = device.zeros(harness.weights.dims(), DType::F64).unwrap();
-    let gradient = harness.gradients(&grads, false);
-    let from_backward: f64 = harness.model.stream().to_vec(&harness.loss).unwrap()[0];
+    let from_backward = harness.backward(&grads, false);
+    let gradient: Vec<f64> = stream.to_vec(&grads).unwrap();
     let plain = harness.loss();
     assert!((plain - from_backward).abs() < 1e-10 * plain, "{preset:?}: {plain} {from_backward}");
-    let step = 1e-5;
+    let mut worst = 0.0_f64;
     for (index, tensor) in harness.model.schema().tensors.iter().enumerate() {
         let range = harness.model.flat().range(index);
-        for element in [range.start, range.start + range.len() / 2, range.end - 1] {
-            harness.nudge(element, step);
-            let plus = harness.loss();
-            harness.nudge(element, -2.0 * step);
-            let slope = (plus - harness.loss()) / (2.0 * step);
-            harness.nudge(element, step);
-            let error = (gradient[element] - slope).abs();
-            let bound = 1e-6 * slope.abs().max(1.0);
+        let squares: f64 = gradient[range.clone()].iter().map(|g| g * g).sum();
+        let rms = (squares / range.len() as f64).sqrt();
+        for sample in 0..SAMPLES.min(range.len()) {
+            let place = sample * (range.len() - 1) / (SAMPLES - 1);
+            let (got, slope) =
+                (gradient[range.start + place], slope(&harness, range.start + place));
+            let error = (got - slope).abs();
+            worst = worst.max(error / rms);
+            println!("{preset:?} {} {rms:e} {:e}", tensor.name, error / rms);
             assert!(
-                error < bound,
-                "{preset:?} {} [{}]: {} against {slope}",
+                error <= RELATIVE * rms + NOISE,
+                "{preset:?} {} [{place}]: {got} against {slope}, rms {rms}",
                 tensor.name,
-                element - range.start,
-                gradient[element],
             );
         }
     }
-    let twice = harness.gradients(&grads, true);
+    harness.backward(&grads, true);
+    let twice: Vec<f64> = stream.to_vec(&grads).unwrap();
     for (once, twice) in gradient.iter().zip(twice) {
         assert!((2.0 * once - twice).abs() < 1e-9 * once.abs().max(1.0), "{preset:?}");
     }
 }
+
+/// Slopes of what no token reaches are this far from zero by rounding alone.
+const NOISE: f64 = 1e-9;
 
 #[test]
 fn gradients_match_central_differences() {
@@ -140,4 +172,35 @@ fn gradients_match_central_differences() {
 #[test]
 fn the_guarded_device_agrees() {
     check(Preset::TinyMoe, &Device::guarded(1).unwrap());
+}
+
+/// Weights stored as bf16 are widened exactly and computed with as f32.
+#[test]
+fn bf16_weights_give_the_bits_of_f32_weights_of_their_values() {
+    let device = Device::cpu(2).unwrap();
+    for preset in Preset::ALL {
+        let a = narrowed(preset);
+        let narrow = Harness::new(&a, &device, DType::F32, DType::Bf16);
+        let wide = Harness::new(&a, &device, DType::F32, DType::F32);
+        let stream = wide.model.stream();
+        let unrounded: Vec<f32> = stream.to_vec(&wide.weights).unwrap();
+        let stored: Vec<bf16> = narrow.model.stream().to_vec(&narrow.weights).unwrap();
+        let rounded: Vec<f32> = stored.iter().map(|w| w.to_f32()).collect();
+        assert_ne!(unrounded, rounded, "{preset:?}: rounding changes nothing");
+        let run = |harness: &Harness| {
+            let grads = device.zeros(harness.weights.dims(), DType::F32).unwrap();
+            let loss = harness.backward(&grads, false).to_bits();
+            let gradient: Vec<f32> = harness.model.stream().to_vec(&grads).unwrap();
+            assert_eq!(harness.loss().to_bits(), loss, "{preset:?}: evaluation");
+            (loss, gradient)
+        };
+        let (other_loss, _) = run(&wide);
+        stream.copy_in(&wide.weights, &rounded).unwrap();
+        let ((narrow_loss, narrow), (wide_loss, wide)) = (run(&narrow), run(&wide));
+        assert_ne!(other_loss, wide_loss, "{preset:?}: the loss does not feel the rounding");
+        assert_eq!(narrow_loss, wide_loss, "{preset:?}: loss");
+        assert!(wide.iter().any(|g| *g != 0.0));
+        let differ = narrow.iter().zip(&wide).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(differ, None, "{preset:?}: first flat element whose gradients differ");
+    }
 }

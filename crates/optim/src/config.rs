@@ -263,6 +263,7 @@ impl Default for Schedule {
 #[serde(deny_unknown_fields, default)]
 pub struct ConstantSchedule {
     /// Steps over which the factor rises to 1.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub warmup_steps: u64,
 }
 
@@ -277,6 +278,7 @@ impl Default for ConstantSchedule {
 #[serde(deny_unknown_fields, default)]
 pub struct DecaySchedule {
     /// Steps over which the factor rises to 1.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub warmup_steps: u64,
     /// The factor after the last step, 0 to 1.
     pub final_fraction: f64,
@@ -293,8 +295,10 @@ impl Default for DecaySchedule {
 #[serde(deny_unknown_fields, default)]
 pub struct WsdSchedule {
     /// Steps over which the factor rises to 1.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub warmup_steps: u64,
     /// The last steps of the run, over which the factor falls.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub decay_steps: u64,
     /// The factor after the last step, 0 to 1.
     pub final_fraction: f64,

@@ -60,19 +60,20 @@ impl Default for Config {
 pub struct BatchConfig {
     /// Virtual ranks that the batch is divided over; at least the number of ranks. The weights
     /// have the same bits for every number of ranks that shares these leaves.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub leaves: usize,
     /// The summation tree over the leaves, root first; their product is `leaves`. Empty: its
     /// prime factors, small ones first.
+    #[schemars(inner(range(min = 2, max = 65_536)))]
     pub radices: Vec<usize>,
     /// Micro-batches that each leaf accumulates.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub micro_batches: usize,
     /// Windows per micro-batch.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub micro_batch: usize,
     /// Tokens per window.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub seq_len: usize,
 }
 
@@ -100,15 +101,18 @@ impl BatchConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Steps of the whole run.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
     pub steps: u64,
     /// Validate every so many steps, and at the end; 0 only at the end.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub eval_every: u64,
     /// Validation windows that are read, at most; 0 reads all of them.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub eval_samples: u64,
     /// Type in which weights are stored and exchanged.
     pub weights: WeightsDtype,
     /// Tokens of the sample of generated text at the end; 0 for none.
+    #[schemars(range(max = 1_048_576))]
     pub sample_tokens: usize,
     /// Text that the sample continues.
     pub sample_prompt: String,
@@ -140,8 +144,10 @@ pub enum WeightsDtype {
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Save every so many steps, and at the end; 0 only at the end.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
     pub every: u64,
     /// Committed checkpoints to keep; 0 keeps all.
+    #[schemars(range(max = 1_000_000))]
     pub keep: usize,
     /// What to start from: `auto` (the newest checkpoint of this run, if any), `never`, or the
     /// directory of a checkpoint.
@@ -180,19 +186,20 @@ impl std::str::FromStr for Resume {
 #[serde(deny_unknown_fields, default)]
 pub struct RanksConfig {
     /// Worker processes.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub count: usize,
     /// What connects them: `shm` (one host) or `tcp`.
     pub backend: Backend,
     /// Threads per rank; 0 divides the cores of the host among its ranks.
+    #[schemars(range(max = 4_096))]
     pub threads: usize,
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
     /// How long a collective waits for a peer before the job is declared broken.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 604_800_000))]
     pub timeout_ms: u64,
     /// Size of a communication bucket in bytes of f32 gradient.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     pub bucket_bytes: usize,
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.

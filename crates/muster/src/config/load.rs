@@ -86,7 +86,7 @@ fn structure<T: JsonSchema + DeserializeOwned>(
             // something was left out above, its absence is no news.
             if problems.is_empty() {
                 let path = error.path().to_string();
-                let place = root.locate(&path).map_or(Place::Nowhere, |(place, _)| place.clone());
+                let place = written(&root, &[&path]);
                 problems.push(Problem::new(place, path, error.inner().to_string()));
             }
             (None, problems)
@@ -99,16 +99,30 @@ fn top_of(path: &str) -> String {
 }
 
 fn place(finding: Finding, root: &Node) -> Problem {
-    let first = root.locate(&finding.path);
-    let other = finding.other.as_ref().and_then(|path| root.locate(path));
-    // The line to edit is that of a key which was written, not that of its section.
-    let place = match (first, other) {
-        (Some((_, false)) | None, Some((place, true))) => place.clone(),
-        (Some((place, _)), _) => place.clone(),
-        (None, _) => Place::Nowhere,
-    };
-    let problem = Problem::new(place, finding.path, finding.what);
+    let others = finding.others.iter().map(String::as_str);
+    let mut paths: Vec<&str> = std::iter::once(finding.path.as_str()).chain(others).collect();
+    // What a model does not write follows from its preset.
+    let unwritten = |path: &&str| !matches!(root.locate(path), Some((_, Some(_))));
+    if paths.iter().any(|path| path.starts_with("model.") && unwritten(path)) {
+        paths.push("model.preset");
+    }
+    let problem = Problem::new(written(root, &paths), finding.path, finding.what);
     Problem { help: finding.help, ..problem }
+}
+
+/// Where to look for a mistake that is about these keys, the first before the others. What a flag
+/// said comes first, since the file may have been right without it; then keys that were written,
+/// since the line to edit is theirs; then the section of the first.
+fn written(root: &Node, paths: &[&str]) -> Place {
+    let found: Vec<_> = paths.iter().filter_map(|path| root.locate(path)).collect();
+    let whole = || found.iter().filter_map(|&(place, node)| node.map(|node| (place, node)));
+    let flag = whole().find_map(|(place, node)| match place {
+        Place::Flag(_) => Some(place),
+        _ => node.flag_inside(),
+    });
+    let first = || root.locate(paths.first()?).map(|(place, _)| place);
+    let place = flag.or_else(|| whole().map(|(place, _)| place).next()).or_else(first);
+    place.cloned().unwrap_or(Place::Nowhere)
 }
 
 fn read(file: &Path) -> Result<String, CliError> {

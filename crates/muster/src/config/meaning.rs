@@ -5,19 +5,27 @@ use std::path::{Path, PathBuf};
 use data::config::Origin;
 use data::{DataError, Tokenizer};
 use layout::{LayoutError, Schema, Tree};
-use model::{Architecture, ModelError};
+use model::{Architecture, MicroBatch, ModelError};
 use optim::OptimError;
-use train::config::{Config, Resume};
+use train::config::{Config, Resume, WeightsDtype};
+
+use crate::console::bytes as size;
 
 /// More tokens in one step are a slip of the keyboard, and would overflow what counts them.
 const TOKENS_PER_STEP_MAX: u128 = 1 << 40;
+
+/// More in a whole run would overflow what counts them.
+const TOKENS_MAX: u128 = 1 << 62;
+
+/// What a process can address on x86-64.
+const BYTES_MAX: usize = 1 << 47;
 
 /// Something wrong, not placed yet.
 #[derive(Debug)]
 pub struct Finding {
     pub path: String,
-    /// Another key that it is about, which may be the one that was written.
-    pub other: Option<String>,
+    /// Other keys that it is about, one of which may be the one that was written.
+    pub others: Vec<String>,
     pub what: String,
     pub help: Vec<String>,
     /// Sections it follows from; a mistake reported there makes it no news.
@@ -54,6 +62,10 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
         None => config.optimizer.check(),
     };
     findings.extend(plan.err().map(of_optimizer));
+    // With a tree the batch has been found small enough to multiply.
+    if let (Some(architecture), Some((schema, _)), Some(_)) = (&architecture, &schema, &tree) {
+        findings.extend(check_micro_batch(config, architecture, schema));
+    }
     findings.extend(check_resume(config));
     let resolved = match (tokenizer, architecture, schema, tree) {
         (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree)) => {
@@ -71,7 +83,14 @@ fn finding(
     sections: &'static [&'static str],
 ) -> Finding {
     let help = if help.is_empty() { Vec::new() } else { vec![help.to_string()] };
-    Finding { path: path.into(), other: None, what: what.into(), help, sections }
+    Finding { path: path.into(), others: Vec::new(), what: what.into(), help, sections }
+}
+
+impl Finding {
+    fn about(mut self, others: &[&str]) -> Finding {
+        self.others.extend(others.iter().map(|other| other.to_string()));
+        self
+    }
 }
 
 /// The name becomes a directory and part of the names of shared memory.
@@ -156,6 +175,35 @@ pub fn neighbour(file: &Path) -> Option<PathBuf> {
     Some(file.with_file_name(near))
 }
 
+const BATCH_KEYS: [&str; 4] =
+    ["batch.leaves", "batch.micro_batches", "batch.micro_batch", "batch.seq_len"];
+
+/// A micro-batch must be small enough to be routed and held.
+fn check_micro_batch(config: &Config, a: &Architecture, schema: &Schema) -> Option<Finding> {
+    let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
+    let per_token = a.moe.as_ref().map_or(1, |moe| moe.top_k);
+    let rows = windows * positions;
+    let shape = format!("a micro-batch of {windows} windows of {positions} tokens");
+    // Routing numbers its rows by 32 bits.
+    let most = u32::MAX as usize / per_token;
+    let (what, help) = if rows > most {
+        let what = format!("{shape}, each visiting {per_token} experts, has more than 2^32 rows");
+        (what, format!("use at most {most} tokens and more micro_batches"))
+    } else {
+        let batch = MicroBatch { windows, positions };
+        let bf16 = config.train.weights == WeightsDtype::Bf16;
+        let plan = model::memory_plan(a, schema, batch, bf16);
+        let bytes = plan.iter().fold(0_usize, |all, (_, bytes)| all.saturating_add(*bytes));
+        if bytes <= BYTES_MAX {
+            return None;
+        }
+        let what = format!("{shape} needs {}; a process addresses 128 TiB", size(bytes as u64));
+        (what, "use a smaller micro_batch and more micro_batches, or a shorter seq_len".into())
+    };
+    let sections = &["batch", "model", "data"];
+    Some(finding("batch.micro_batch", what, &help, sections).about(&["batch.seq_len"]))
+}
+
 fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
     let batch = &config.batch;
     let factors = [batch.leaves, batch.micro_batches, batch.micro_batch, batch.seq_len];
@@ -165,8 +213,17 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
             "leaves · micro_batches · micro_batch · seq_len = {} tokens per step, more than 2^40",
             factors.map(|n| n.to_string()).join(" · ")
         );
-        findings.push(finding("batch", what, "lower one of the four", &["batch"]));
+        let help = "lower one of the four";
+        findings.push(finding("batch", what, help, &["batch"]).about(&BATCH_KEYS));
         return None;
+    }
+    let (steps, per_step) = (config.train.steps, batch.tokens_per_step());
+    if u128::from(steps) * u128::from(per_step) > TOKENS_MAX {
+        let what = format!("{steps} steps of {per_step} tokens are more than 2^62 tokens");
+        let most = TOKENS_MAX / u128::from(per_step);
+        let help = format!("use at most {most} steps, or a smaller batch");
+        let found = finding("train.steps", what, &help, &["batch", "train"]);
+        findings.push(found.about(&BATCH_KEYS));
     }
     match Tree::with_leaves(&batch.radices, batch.leaves) {
         Ok(tree) => {
@@ -174,7 +231,8 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
             if ranks > leaves {
                 let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
                 let help = format!("use at most {leaves} ranks, or batch.leaves: {ranks} or more");
-                findings.push(finding("ranks.count", what, &help, &["batch", "ranks"]));
+                let found = finding("ranks.count", what, &help, &["batch", "ranks"]);
+                findings.push(found.about(&["batch.leaves"]));
             }
             Some(tree)
         }
@@ -186,7 +244,8 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
                 ),
                 _ => "leave radices empty for the prime factors of leaves".into(),
             };
-            findings.push(finding("batch.radices", error.to_string(), &help, &["batch"]));
+            let found = finding("batch.radices", error.to_string(), &help, &["batch"]);
+            findings.push(found.about(&["batch.leaves"]));
             None
         }
     }
@@ -219,10 +278,20 @@ fn of_model(error: ModelError) -> Finding {
             finding(format!("model.{key}"), "not set", hint, sections)
         }
         ModelError::Shape { key, value, problem, remedy } => {
-            // `kv_heads = 3 does not divide it`: the other number has a key, too.
-            let other = problem.split_once(" = ").map(|(key, _)| format!("model.{key}"));
             let what = format!("{value} does not fit: {problem}");
-            Finding { other, ..finding(format!("model.{key}"), what, &remedy, sections) }
+            let found = finding(format!("model.{key}"), what, &remedy, sections);
+            // `kv_heads = 3 does not divide it`: the other number has a key, too.
+            match (problem.split_once(" = "), key) {
+                (Some((other, _)), _) => found.about(&[&format!("model.{other}")]),
+                (None, "vocab_size") => found.about(&["data.tokenizer"]),
+                (None, "positions.learned.max") => found.about(&["batch.seq_len"]),
+                (None, "moe.top_k") => found.about(&["model.moe.experts"]),
+                (None, _) => found,
+            }
+        }
+        ModelError::TooLarge { .. } => {
+            let help = "use fewer or narrower layers or experts";
+            finding("model", error.to_string(), help, sections)
         }
         other => finding("model", other.to_string(), "", sections),
     }

@@ -168,10 +168,10 @@ impl Printer<'_> {
 
 /// Bounds that are worth saying: that a count is not negative goes without.
 fn bounds(kind: &Kind) -> Option<String> {
-    let of_the_type = i128::from(u32::MAX);
+    let of_the_type = |max: i128| [u32::MAX.into(), u64::MAX.into()].contains(&max);
     let said = match kind {
         Kind::Integer { min, max } => {
-            min.is_some_and(|min| min > 0) || max.is_some_and(|max| max < of_the_type)
+            min.is_some_and(|min| min > 0) || max.is_some_and(|max| !of_the_type(max))
         }
         Kind::Number { min, max } => min.is_some() || max.is_some(),
         _ => false,

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 use super::problem::{Place, Problem};
 
@@ -88,9 +88,21 @@ impl Node {
         }
     }
 
+    /// The first place inside this node that a flag wrote, if one did.
+    pub fn flag_inside(&self) -> Option<&Place> {
+        if matches!(self.place, Place::Flag(_)) {
+            return Some(&self.place);
+        }
+        match &self.value {
+            Value::Scalar { .. } => None,
+            Value::List(items) => items.iter().find_map(Node::flag_inside),
+            Value::Map(entries) => entries.iter().find_map(|entry| entry.node.flag_inside()),
+        }
+    }
+
     /// The place of the deepest node on `path` (`a.b[2].c`) that was written, if any was: of its
-    /// key, so that the line is the one to edit. Also whether that is the whole path.
-    pub fn locate(&self, path: &str) -> Option<(&Place, bool)> {
+    /// key, so that the line is the one to edit. Also the node, if that is the whole path.
+    pub fn locate(&self, path: &str) -> Option<(&Place, Option<&Node>)> {
         let mut node = self;
         let mut place = None;
         for segment in path.split(['.', '[', ']']).filter(|segment| !segment.is_empty()) {
@@ -105,10 +117,10 @@ impl Node {
                 }
                 Value::Scalar { .. } => None,
             };
-            let Some((at, deeper)) = next else { return place.map(|place| (place, false)) };
+            let Some((at, deeper)) = next else { return place.map(|place| (place, None)) };
             (place, node) = (Some(at), deeper);
         }
-        place.map(|place| (place, true))
+        place.map(|place| (place, Some(node)))
     }
 }
 
@@ -117,14 +129,17 @@ impl Node {
 /// # Errors
 /// The first place that is not YAML, or not the part of YAML that is read here.
 pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
-    parse_at(text, &|span| Place::File {
+    let root = parse_at(text, &|span| Place::File {
         line: span.start.line(),
         column: span.start.col() + 1,
         width: if span.start.line() == span.end.line() { span.len().max(1) } else { 1 },
-    })
+    })?;
+    // A document of comments alone is an empty mapping.
+    let empty = root.is_null();
+    Ok(if empty { Node { value: Value::Map(Vec::new()), ..root } } else { root })
 }
 
-/// As [`parse`], for a text that does not lie in the config file.
+/// As [`parse`], for a text that does not lie in the config file; an empty one is no value.
 ///
 /// # Errors
 /// As [`parse`].
@@ -137,6 +152,8 @@ pub fn parse_flag(text: &str, flag: &str) -> Result<Node, Box<Problem>> {
 }
 
 fn parse_at(text: &str, place: &dyn Fn(Span) -> Place) -> Result<Node, Box<Problem>> {
+    let nothing = Value::Scalar { text: String::new(), quoted: false };
+    let nothing = Node { place: place(Span::empty(Marker::new(0, 1, 0))), value: nothing };
     let mut builder = Builder { open: Vec::new(), root: None, place };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
@@ -147,8 +164,7 @@ fn parse_at(text: &str, place: &dyn Fn(Span) -> Place) -> Result<Node, Box<Probl
         })?;
         builder.event(event, span)?;
     }
-    let start = || Place::File { line: 1, column: 1, width: 1 };
-    Ok(builder.root.unwrap_or_else(|| Node { place: start(), value: Value::Map(Vec::new()) }))
+    Ok(builder.root.unwrap_or(nothing))
 }
 
 /// A collection that is not closed yet.
@@ -218,12 +234,7 @@ impl Builder<'_> {
     /// Puts a complete node where it belongs: as key, value, element or document.
     fn close(&mut self, node: Node) -> Result<(), Box<Problem>> {
         let Some(top) = self.open.last_mut() else {
-            // A document of comments alone is an empty mapping.
-            let empty = node.is_null();
-            self.root = Some(match empty {
-                true => Node { value: Value::Map(Vec::new()), ..node },
-                false => node,
-            });
+            self.root = Some(node);
             return Ok(());
         };
         match (&mut top.node.value, top.key.take()) {
@@ -254,10 +265,11 @@ mod tests {
     #[test]
     fn every_node_knows_its_place() {
         let root = parse("a: 1\nb:\n  c: [x, 'y z']\n  d: {e: 2.5}\n").unwrap();
-        assert_eq!(root.locate("a"), Some((&at(1, 1, 1), true)));
-        assert_eq!(root.locate("b.c[1]"), Some((&at(3, 10, 5), true)));
-        assert_eq!(root.locate("b.d.e"), Some((&at(4, 7, 1), true)));
-        assert_eq!(root.locate("b.d.missing"), Some((&at(4, 3, 1), false)));
+        let locate = |path| root.locate(path).map(|(place, node)| (place, node.is_some()));
+        assert_eq!(locate("a"), Some((&at(1, 1, 1), true)));
+        assert_eq!(locate("b.c[1]"), Some((&at(3, 10, 5), true)));
+        assert_eq!(locate("b.d.e"), Some((&at(4, 7, 1), true)));
+        assert_eq!(locate("b.d.missing"), Some((&at(4, 3, 1), false)));
         assert_eq!(root.locate("missing"), None);
         assert_eq!(root.summary(), r#"{a: 1, b: {c: [x, "y z"], d: {e: 2.5}}}"#);
     }
