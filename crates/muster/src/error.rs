@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::train_cmd::KIND_OF_CPU;
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -136,6 +138,7 @@ impl From<checkpoint::Error> for CliError {
 impl From<comm::CommError> for CliError {
     fn from(error: comm::CommError) -> CliError {
         use comm::CommError;
+        use comm::rendezvous::Refusal;
         match error {
             CommError::PortTaken { .. }
             | CommError::JobName { .. }
@@ -149,6 +152,11 @@ impl From<comm::CommError> for CliError {
             | CommError::Program { .. }
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
+            CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
+                CliError::peer(format!(
+                    "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"
+                ))
+            }
             other => CliError::peer(other),
         }
     }

@@ -94,7 +94,7 @@ fn meet(
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
-        identity: job.identity(plan),
+        identity: job.identity(plan, kernels::gemm::arithmetic()),
         listen,
     };
     let joined = join(job.rendezvous, hello, timeout_ms)?;
