@@ -21,8 +21,9 @@ fn the_gradient_bytes_of_a_ring() {
             // Several buckets.
             config.ranks.bucket_bytes = 16 << 10;
             let counted = rank::with_group(kind, world, dir.path(), |comm| {
+                let device = device::Device::cpu(1).unwrap();
                 let cache = dir.path().join(comm.rank().to_string());
-                let mut trainer = rank::trainer(&config, &cache, comm);
+                let mut trainer = rank::trainer(&config, &cache, comm, &device);
                 for _ in 0..STEPS {
                     trainer.take_step(Wants::default()).unwrap();
                 }

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use futures_util::future::{try_join, try_join_all};
 use super::frame::Header;
 use super::group::{Link, Staging};
 use super::wire::{Reader, Writer};
 use crate::{CommError, Operation, Result};
+use futures_util::future::{try_join, try_join_all};
 
 /// How long a broken connection is not reported, since the peer's signal may say why.
 const GRACE: Duration = Duration::from_millis(50);
