@@ -274,6 +274,27 @@ fn another_model_is_not_resumed() {
     assert_eq!(run.verify(&run.name), 1);
 }
 
+#[test]
+fn another_numeric_plan_is_resumed_with_a_warning_that_names_it() {
+    let run = Workdir::new("fail-plan");
+    run.digest(&run.name, &[]);
+    let more = ["--set", "train.steps=8"];
+    // Other ranks and threads are no other plan.
+    let done = run.train(&[&more[..], &["--ranks", "2", "--threads", "2"]].concat());
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(run.events_of(&run.name, "warning").len(), 0, "{done}");
+    let more = ["--set", "train.steps=10", "--set", "batch.leaves=6"];
+    let done = run.train(&more);
+    assert_eq!(done.code(), Some(0), "{done}");
+    let warnings = run.events_of(&run.name, "warning");
+    assert_eq!(warnings.len(), 1, "{done}");
+    let message = warnings[0]["message"].as_str().unwrap();
+    insta::assert_snapshot!(message, @"different from the checkpoint: leaves (4 as 2·2 there, 6 as 2·3 here); the weights will not have the bits of an undisturbed run");
+    // People see it too.
+    assert!(done.stdout.contains(&format!("warning: {message}")), "{done}");
+    assert_eq!(run.finished(&run.name)["step"], 10);
+}
+
 /// Starts one of two hosts of one rank each, which share the run and meet at a port.
 fn start_node(run: &Workdir, port: u16, number: usize, more: &[&str]) -> Job {
     let place = format!(

@@ -1,5 +1,5 @@
-//! The final weights have the same bits for every number of ranks and threads, over shared memory
-//! and over TCP.
+//! The final weights and the validation losses have the same bits for every number of ranks and
+//! threads, over shared memory and over TCP.
 //!
 //! Every run is processes of its own, as a user starts them; digests are compared, which are
 //! equal if and only if all weights and router biases are.
@@ -56,6 +56,34 @@ fn weights_in_bf16() {
     assert_ne!(moe, run.digest("f32", &[]), "bf16 weights were not used");
     let model = format!("model={DENSE}");
     same_for_all(&run, "dense", &[bf16, &model], false);
+}
+
+/// Validation windows are shared out in chunks of a micro-batch, and the last chunk is not full:
+/// its other rows must not depend on what its rank has read before.
+#[test]
+fn the_validation_loss() {
+    let run = Workdir::new("bits-eval");
+    let sets = ["batch.micro_batch=2", "train.eval_every=2", "train.eval_samples=5"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let mut reference = None;
+    for ranks in 1..=4 {
+        for backend in ["shm", "tcp"] {
+            let name = format!("{ranks}-{backend}");
+            let place = ["--ranks", &ranks.to_string(), "--backend", backend];
+            run.digest(&name, &[&sets[..], &place].concat());
+            let losses: Vec<(u64, u64)> = run
+                .events_of(&name, "evaluation")
+                .iter()
+                .map(|event| {
+                    assert_eq!(event["samples"], 5);
+                    let bits = event["loss"].as_f64().unwrap().to_bits();
+                    (event["step"].as_u64().unwrap(), bits)
+                })
+                .collect();
+            assert_eq!(losses.len(), 3);
+            assert_eq!(reference.get_or_insert(losses.clone()), &losses, "{name}");
+        }
+    }
 }
 
 /// What must change the bits does, so that the tests above can fail.

@@ -114,9 +114,9 @@ pub struct Routed {
     pub auxiliary: Tensor,
     /// Tokens per expert.
     pub loads: Vec<u32>,
-    /// The least difference between a chosen and a refused expert: nearer than that to a tie,
-    /// another rounding may choose otherwise.
-    pub margin: f64,
+    /// Of each token, the difference between its last chosen and its first refused expert: near
+    /// a tie another rounding may choose otherwise. Infinite where nothing is refused.
+    pub margins: Vec<f64>,
 }
 
 /// Routes by `logits [N, E]`; `bias` takes part in the choice alone.
@@ -126,14 +126,13 @@ pub fn route(moe: &Moe, logits: &Tensor, bias: &[f64]) -> Result<Routed> {
         Scores::Softmax => softmax(logits)?,
         Scores::Sigmoid => sigmoid(logits)?,
     };
-    let (mut chosen, mut loads, mut margin) = (Vec::new(), vec![0; moe.experts], f64::INFINITY);
+    let (mut chosen, mut loads, mut margins) = (Vec::new(), vec![0; moe.experts], Vec::new());
     for row in scores.to_dtype(DType::F64)?.to_vec2::<f64>()? {
         let value = |e: &usize| row[*e] + bias[*e];
         let mut order: Vec<usize> = (0..moe.experts).collect();
         order.sort_by(|a, b| value(b).total_cmp(&value(a)));
-        if let Some(refused) = order.get(moe.top_k) {
-            margin = margin.min(value(&order[moe.top_k - 1]) - value(refused));
-        }
+        let refused = order.get(moe.top_k).map_or(f64::NEG_INFINITY, value);
+        margins.push(value(&order[moe.top_k - 1]) - refused);
         order.truncate(moe.top_k);
         order.iter().for_each(|&e| loads[e] += 1);
         chosen.push(order);
@@ -146,7 +145,7 @@ pub fn route(moe: &Moe, logits: &Tensor, bias: &[f64]) -> Result<Routed> {
     }
     let weights = (weights * moe.route_scale)?;
     let auxiliary = auxiliary(moe, logits, &scores, &loads)?;
-    Ok(Routed { chosen, weights, auxiliary, loads, margin })
+    Ok(Routed { chosen, weights, auxiliary, loads, margins })
 }
 
 /// `aux · E · Σ_e f_e·P_e + z · mean(logsumexp²)`, where `f_e` is the fraction of all choices and

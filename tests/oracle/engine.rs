@@ -2,7 +2,7 @@
 
 use device::{DType, Device, Tensor};
 use layout::Role;
-use model::{Architecture, Gradients, Inputs, MicroBatch, Model, NoHooks, State, initialize};
+use model::{Architecture, Feed, Gradients, Inputs, MicroBatch, Model, NoHooks, State, initialize};
 
 use super::random::Random;
 
@@ -88,6 +88,18 @@ impl Engine {
         let layers = self.model.architecture().moe_layers();
         let loads: Vec<u32> = self.model.stream().to_vec(&self.loads).unwrap();
         loads.chunks(self.loads.dim(1)).take(layers).map(<[u32]>::to_vec).collect()
+    }
+
+    /// Experts of each token, of each layer with experts, in the last [`Engine::pass`].
+    pub fn chosen(&self) -> Vec<Vec<Vec<u32>>> {
+        let a = self.model.architecture();
+        let layers = (0..a.layers).filter(|&layer| a.feed(layer) == Feed::Experts);
+        let of = |layer| {
+            let chosen = self.model.chosen(layer).unwrap();
+            let experts: Vec<u32> = self.model.stream().to_vec(&chosen).unwrap();
+            experts.chunks(chosen.dim(1)).map(<[u32]>::to_vec).collect()
+        };
+        layers.map(of).collect()
     }
 
     pub fn set_router_bias(&self, bias: &[Vec<f64>]) {

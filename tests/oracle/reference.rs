@@ -28,8 +28,10 @@ pub struct Pass {
     pub gradients: Vec<Option<Tensor>>,
     /// Tokens per expert of each layer with experts.
     pub loads: Vec<Vec<u32>>,
-    /// Nearest any choice of each layer with experts came to a tie.
-    pub margins: Vec<f64>,
+    /// Experts of each token, of each layer with experts, best first.
+    pub chosen: Vec<Vec<Vec<usize>>>,
+    /// How near each of these choices was to a tie.
+    pub margins: Vec<Vec<f64>>,
 }
 
 /// A micro-batch on its way through the layers.
@@ -40,7 +42,8 @@ struct Run<'a> {
     mask: Tensor,
     auxiliary: Tensor,
     loads: Vec<Vec<u32>>,
-    margins: Vec<f64>,
+    chosen: Vec<Vec<Vec<usize>>>,
+    margins: Vec<Vec<f64>>,
 }
 
 /// The values of a tensor.
@@ -78,15 +81,17 @@ impl Reference {
             mask: basic::mask(inputs.doc_start, positions, self.dtype)?,
             auxiliary: Tensor::zeros((), self.dtype, &Device::Cpu)?,
             loads: Vec::new(),
+            chosen: Vec::new(),
             margins: Vec::new(),
         };
         let losses = self.losses(&mut run)?;
         let targets = losses.dim(0)? as f64;
         let loss = losses.sum_all()?;
-        let gradients = (&loss + (run.auxiliary * targets)?)?.backward()?;
+        let gradients = (&loss + (&run.auxiliary * targets)?)?.backward()?;
         let gradients = self.variables.iter().map(|v| gradients.get(v).cloned()).collect();
         let loss = loss.to_dtype(DType::F64)?.to_scalar()?;
-        Ok(Pass { loss, gradients, loads: run.loads, margins: run.margins })
+        let Run { loads, chosen, margins, .. } = run;
+        Ok(Pass { loss, gradients, loads, chosen, margins })
     }
 
     fn losses(&self, run: &mut Run) -> Result<Tensor> {
@@ -210,7 +215,8 @@ impl Reference {
         }
         run.auxiliary = (&run.auxiliary + routed.auxiliary)?;
         run.loads.push(routed.loads);
-        run.margins.push(routed.margin);
+        run.chosen.push(routed.chosen);
+        run.margins.push(routed.margins);
         Ok(out)
     }
 

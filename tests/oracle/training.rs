@@ -1,5 +1,8 @@
 //! Fifty steps of real text on both sides, in f32, from the same weights and in the same order.
 
+use std::collections::BTreeSet;
+use std::io::Write;
+
 use device::{DType, Tensor};
 use layout::{CostTable, Ownership};
 use model::config::{Activation, MoeConfig, Names};
@@ -13,17 +16,23 @@ use optim::{
 use super::engine::Engine;
 use super::norm;
 use super::optimizers::{Muon, Numbers, Optimizer};
-use super::reference::{Reference, host};
+use super::reference::{Pass, Reference, host};
 use super::text::{Sample, Text};
 
 const STEPS: usize = 50;
+/// A mixture's choices must not differ before, so that there is something to compare.
+const EARLIEST_FLIP: usize = 10;
+/// Of the weights at the start. Of seven seeds none flips before step 26; this one, where it was
+/// measured, not at all.
+const SEED: u64 = 1;
 const BATCH: MicroBatch = MicroBatch { windows: 4, positions: 64 };
 /// Relative difference of the losses of one step. Measured: at most 2e-6.
 const TOLERANCE: f64 = 1e-4;
 /// Difference of the weights, relative to how far training moved them. Measured: at most 1e-4.
 const DRIFT: f64 = 1e-3;
-/// How near to a tie a choice may be that another rounding makes otherwise. Measured: 7e-7.
-const TIE: f64 = 1e-4;
+/// How near to a tie a choice may be that another rounding makes otherwise. Measured, with other
+/// seeds: 4e-6.
+const TIE: f64 = 5e-5;
 
 const ADAMW: Numbers = Numbers {
     adamw_lr: 0.003,
@@ -88,7 +97,7 @@ fn config(n: Numbers) -> OptimizerConfig {
 
 impl Trainer {
     fn new(a: &Architecture, numbers: Numbers) -> Trainer {
-        let engine = Engine::new(a, BATCH, DType::F32, 1);
+        let engine = Engine::new(a, BATCH, DType::F32, SEED);
         let (schema, flat) = (engine.model.schema(), engine.model.flat());
         let config = config(numbers);
         let plans = optim::plan(schema, &config).unwrap();
@@ -137,18 +146,42 @@ fn balance(bias: &mut [Vec<f64>], loads: &[Vec<u32>], rate: f64) {
 struct Outcome {
     /// Mean loss of each step, and its relative difference.
     steps: Vec<(f64, f64)>,
-    /// The first step (from 1) at which an expert's load differs, and how near to a tie the
-    /// reference's choices of that layer were.
-    flip: Option<(usize, f64)>,
+    flip: Option<Flip>,
     /// Difference of the weights at the end, or when choices first differed, relative to how far
     /// training had moved them.
     drift: f64,
 }
 
-/// Trains both sides; a difference in the choice of experts shows in the loads, since one token
-/// that goes elsewhere changes two of them.
+/// Where the choices of experts first differ.
+struct Flip {
+    /// From 1.
+    step: usize,
+    /// Tokens of the first such layer that go elsewhere.
+    tokens: usize,
+    /// How far from a tie the clearest of their choices was in the reference.
+    margin: f64,
+}
+
+impl Flip {
+    /// What differs in the first layer where anything does; what comes after it follows from it.
+    fn find(step: usize, ours: &[Vec<Vec<u32>>], pass: &Pass) -> Option<Flip> {
+        let layers = ours.iter().zip(&pass.chosen).zip(&pass.margins);
+        layers.into_iter().find_map(|((ours, theirs), margins)| {
+            assert_eq!(ours.len(), theirs.len());
+            let goes_elsewhere = |token: &usize| {
+                let ours: BTreeSet<usize> = ours[*token].iter().map(|&e| e as usize).collect();
+                ours != theirs[*token].iter().copied().collect()
+            };
+            let differ: Vec<usize> = (0..ours.len()).filter(goes_elsewhere).collect();
+            let margin = differ.iter().map(|&token| margins[token]).reduce(f64::max)?;
+            Some(Flip { step, tokens: differ.len(), margin })
+        })
+    }
+}
+
+/// Trains both sides.
 fn train(a: &Architecture, numbers: Numbers) -> Outcome {
-    let text = Text::of_this_repository();
+    let text = Text::pinned();
     let mut trainer = Trainer::new(a, numbers);
     let schema = trainer.engine.model.schema().clone();
     let values = trainer.engine.per_tensor(&trainer.engine.weights);
@@ -166,10 +199,12 @@ fn train(a: &Architecture, numbers: Numbers) -> Outcome {
         let loads = trainer.engine.loads();
         let pass = reference.pass(BATCH.windows, &inputs).unwrap();
         outcome.steps.push((loss / live as f64, (loss - pass.loss).abs() / pass.loss));
-        let differs = loads.iter().zip(&pass.loads).position(|(ours, theirs)| ours != theirs);
-        if let (None, Some(layer)) = (outcome.flip, differs) {
-            outcome.flip = Some((step, pass.margins[layer]));
-            outcome.drift = drift(&trainer.engine, &reference, &values);
+        if outcome.flip.is_none() {
+            outcome.flip = Flip::find(step, &trainer.engine.chosen(), &pass);
+            match outcome.flip {
+                None => assert_eq!(loads, pass.loads, "step {step}: equal choices, other loads"),
+                Some(_) => outcome.drift = drift(&trainer.engine, &reference, &values),
+            }
         }
         balance(&mut bias, &loads, rate);
         balance(&mut reference.router_bias, &pass.loads, rate);
@@ -202,20 +237,30 @@ fn check(name: &str, a: &Architecture, numbers: Numbers) {
     }
     let (first, last) = (outcome.steps[0].0, outcome.steps[STEPS - 1].0);
     assert!(last < first - 1.0, "{name}: the loss went from {first} to {last}");
-    match outcome.flip {
-        None => println!("{name}: {} routers choose alike in {STEPS} steps", a.moe_layers()),
-        Some((step, margin)) => {
-            println!("{name}: choices first differ at step {step}, {margin:.1e} from a tie");
-            assert!(margin < TIE, "{name}: step {step}: a clear choice went another way");
-        }
+    let equal = outcome.flip.as_ref().map_or(STEPS, |flip| flip.step - 1);
+    let layers = a.moe_layers();
+    if let Some(Flip { step, tokens, margin }) = outcome.flip {
+        report(format!(
+            "{name}: {layers} routers choose alike for {equal} steps; at step {step} the choice \
+             of {tokens} of {} tokens differs, at most {margin:.1e} from a tie",
+            BATCH.rows()
+        ));
+        assert!(margin < TIE, "{name}: step {step}: a clear choice went another way: {margin:e}");
+        assert!(step >= EARLIEST_FLIP, "{name}: choices differ at step {step} already");
+    } else if layers > 0 {
+        report(format!("{name}: {layers} routers choose alike in all {STEPS} steps"));
     }
-    let equal = outcome.flip.map_or(STEPS, |(step, _)| step - 1);
     for (i, (loss, difference)) in outcome.steps[..equal].iter().enumerate() {
         assert!(*difference < TOLERANCE, "{name}: step {}: {loss} ± {difference:e}", i + 1);
     }
     // Weights tell a wrong update from the rounding that turns a near tie, however soon it turns.
     println!("{name}: weights up to there differ by {:.1e} of their way", outcome.drift);
     assert!(outcome.drift < DRIFT, "{name}: weights differ by {:e}", outcome.drift);
+}
+
+/// Shows a line even of a test that passes: only the macros' output is held back then.
+fn report(line: String) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn small() -> ModelConfig {
@@ -281,4 +326,20 @@ fn dense_models_train_alike_under_muon() {
 fn mixtures_train_alike_until_a_choice_flips() {
     check("mixture adamw", &mixture(), ADAMW);
     check("mixture muon", &mixture(), MUON);
+}
+
+#[test]
+fn the_clearest_choice_that_goes_elsewhere_is_found() {
+    let pass = Pass {
+        loss: 0.0,
+        gradients: Vec::new(),
+        loads: Vec::new(),
+        chosen: vec![vec![vec![0, 1], vec![2, 0], vec![1, 2]]; 2],
+        margins: vec![vec![0.9, 1e-7, 0.3]; 2],
+    };
+    let alike = vec![vec![1, 0], vec![2, 0], vec![1, 2]];
+    assert!(Flip::find(3, &[alike.clone(), alike.clone()], &pass).is_none());
+    let other = vec![vec![1, 0], vec![2, 1], vec![0, 2]];
+    let flip = Flip::find(3, &[alike, other], &pass).unwrap();
+    assert_eq!((flip.step, flip.tokens, flip.margin), (3, 2, 0.3));
 }

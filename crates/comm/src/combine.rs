@@ -14,6 +14,7 @@
 //! Tiles and threads split elements, never a sum, so the bits depend on the program alone.
 
 use std::ops::{Add, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use device::{Element, Kernel, Stream, Tensor};
 use layout::{Program, ReduceOp};
@@ -101,6 +102,8 @@ pub(crate) fn in_place_input<T: Number>(
 pub(crate) enum Located<'a, T> {
     /// Device memory.
     Memory(Tensor),
+    /// A peer's device memory, and where the bytes that are read of it are counted.
+    Peer(Tensor, &'a AtomicU64),
     /// Host memory, received from a peer.
     Host(&'a [T]),
     /// The output's old contents.
@@ -225,12 +228,13 @@ impl Stages {
         let later_out = self.stages.len() > 1 || located.iter().any(Located::is_out);
         let set_aside = is_first && later_out && !located.first().is_some_and(Located::is_out);
         stream.with_memory("ordered_sum", |k| {
-            let mut inputs: [Option<&[T]>; STAGE_INPUTS] = [None; STAGE_INPUTS];
+            let mut inputs = [Input { values: None, read: None }; STAGE_INPUTS];
             for (input, place) in inputs.iter_mut().zip(located.iter()) {
-                *input = match place {
-                    Located::Memory(tensor) => Some(k.read::<T>(tensor)?),
-                    Located::Host(values) => Some(values),
-                    Located::Out => None,
+                (input.values, input.read) = match place {
+                    Located::Memory(tensor) => (Some(k.read::<T>(tensor)?), None),
+                    Located::Peer(tensor, read) => (Some(k.read::<T>(tensor)?), Some(*read)),
+                    Located::Host(values) => (Some(*values), None),
+                    Located::Out => (None, None),
                 };
             }
             let ops = &self.ops[stage.ops.0..stage.ops.1];
@@ -265,11 +269,30 @@ impl Stages {
     }
 }
 
+/// The elements of one input.
+#[derive(Clone, Copy)]
+struct Input<'a, T> {
+    /// `None` is the output's old contents.
+    values: Option<&'a [T]>,
+    /// Counts bytes that are read, if they are a peer's.
+    read: Option<&'a AtomicU64>,
+}
+
+impl<T> Input<'_, T> {
+    /// Elements `range`, unless they are the output's.
+    fn take(&self, range: Range<usize>) -> Option<&[T]> {
+        let values = &self.values?[range];
+        if let Some(read) = self.read {
+            read.fetch_add(size_of_val(values) as u64, Ordering::Relaxed);
+        }
+        Some(values)
+    }
+}
+
 /// One stage over one range: everything but the position.
 struct Tiles<'a, T> {
     ops: &'a [ReduceOp],
-    /// `None` is the output's old contents.
-    inputs: &'a [Option<&'a [T]>],
+    inputs: &'a [Input<'a, T>],
     /// Stack height before the first operation.
     height: usize,
     is_first: bool,
@@ -291,7 +314,7 @@ impl<T: Number> Tiles<'_, T> {
         while let Some(op) = self.ops.get(index) {
             let mut take = || {
                 next += 1;
-                self.inputs[next - 1].map(|values| &values[at..at + len])
+                self.inputs[next - 1].take(at..at + len)
             };
             match op {
                 ReduceOp::Push(_) => {

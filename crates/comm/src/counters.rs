@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Operation;
 
-/// Totals of one operation kind on one rank.
+/// Totals of one operation kind on one rank. Bytes are counted where they are moved, by the code
+/// that copies from a peer's memory or uses a socket, so that what is moved twice counts twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     pub calls: u64,
-    /// Bytes of the caller's data that left this rank. Over shared memory: bytes that peers read
-    /// out of this rank's memory.
+    /// Bytes of the caller's data that left this rank. Over shared memory: bytes that peers have
+    /// read out of this rank's windows, as they told it, or that it put where peers read them.
     pub payload_sent_bytes: u64,
     /// Bytes of frame headers that left this rank; none over shared memory.
     pub header_sent_bytes: u64,

@@ -16,22 +16,22 @@ pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Tensor> {
     Ok(Tensor::new(tensor.buffer().clone(), start, &[len], DType::U8)?)
 }
 
-/// Copies bytes between disjoint views, in parallel.
+/// Copies bytes between disjoint views, in parallel; returns how many.
 pub(crate) fn copy(
     stream: &Stream,
     name: &'static str,
     from: &Tensor,
     into: &Tensor,
-) -> Result<()> {
-    stream.with_memory(name, |k| {
+) -> Result<usize> {
+    let copied = stream.with_memory(name, |k| {
         let from = k.read::<u8>(from)?;
         k.parallel().chunks(k.write::<u8>(into)?, COPY_BYTES, |index, into| {
             let start = index * COPY_BYTES;
             into.copy_from_slice(&from[start..start + into.len()]);
         });
-        Ok(())
+        Ok(from.len())
     })?;
-    Ok(())
+    Ok(copied)
 }
 
 /// Copies a byte view to host memory.

@@ -47,22 +47,6 @@ impl OrderedReduce<'_> {
         None
     }
 
-    /// Elements that `rank` owns in the bucket.
-    pub(crate) fn owned(&self, rank: usize) -> usize {
-        self.segments[rank].iter().map(ExactSizeIterator::len).sum()
-    }
-
-    /// Bytes of partials that `from` gives the owner `to`.
-    pub(crate) fn payload_bytes(&self, from: usize, to: usize) -> u64 {
-        match from == to {
-            true => 0,
-            false => {
-                let elements = self.partials[from].len() * self.owned(to);
-                (elements * self.out.dtype().bytes()) as u64
-            }
-        }
-    }
-
     /// Proves that every range lies inside its memory and every slot exists.
     pub(crate) fn check(&self, rank: usize, world: usize) -> Result<(), CommError> {
         let counts = [("partials", self.partials.len()), ("reduce segments", self.segments.len())];

@@ -1,6 +1,6 @@
 //! Loops over single elements, and sums over rows.
 
-use device::{DType, Stream, Tensor};
+use device::{DType, Element, Stream, Tensor};
 use half::bf16;
 
 use crate::error::{dispatch, expect};
@@ -16,16 +16,21 @@ const COLUMNS: usize = 64;
 /// Sets every element to zero.
 ///
 /// # Errors
-/// A type other than f32 or f64.
+/// A type other than f32, f64 or u32.
 pub fn zero(stream: &Stream, y: &Tensor) -> Result<(), KernelError> {
+    match y.dtype() {
+        DType::U32 => zero_as::<u32>(stream, y),
+        dtype => dispatch!("zero", dtype, T => zero_as::<T>(stream, y)),
+    }
+}
+
+fn zero_as<T: Element>(stream: &Stream, y: &Tensor) -> Result<(), KernelError> {
     let y = y.clone();
-    dispatch!("zero", y.dtype(), T => {
-        stream.launch("zero", move |k| {
-            k.parallel().chunks(k.write::<T>(&y)?, TASK, |_, y| y.fill(T::ZERO));
-            Ok(())
-        })?;
+    stream.launch("zero", move |k| {
+        k.parallel().chunks(k.write::<T>(&y)?, TASK, |_, y| y.fill(T::zeroed()));
         Ok(())
-    })
+    })?;
+    Ok(())
 }
 
 /// `y = x`.

@@ -98,6 +98,15 @@ impl Model {
         &self.stream
     }
 
+    /// The experts that each token of the last pass visits `[tokens, per token]` (u32), in a layer
+    /// that has experts.
+    ///
+    /// # Errors
+    /// As of a tensor that lies outside the arena.
+    pub fn chosen(&self, layer: usize) -> Result<Tensor, ModelError> {
+        self.at(self.slots.layers[layer].experts.chosen)
+    }
+
     /// Copies a micro-batch in.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::train_cmd::KIND_OF_CPU;
 use comm::Fault;
 
 /// How a command ended.
@@ -154,6 +155,11 @@ impl From<comm::CommError> for CliError {
             | CommError::Program { .. }
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
+            CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
+                CliError::mistake(format!(
+                    "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"
+                ))
+            }
             // Missing or dead ranks may be there the next time; ranks that differ will not agree.
             CommError::Refused(ref refusal)
                 if !matches!(refusal, Refusal::Missing { .. } | Refusal::Ended { .. }) =>

@@ -65,6 +65,10 @@ impl<E: Engine> Trainer<E> {
         windows: std::ops::Range<u64>,
     ) -> Result<(f64, u64, Option<u64>), TrainError> {
         let positions = self.plan.batch.positions;
+        // Rows without a window take part in routing, hence in the rounding of the other rows:
+        // they must not hold what this rank happened to read before.
+        self.host.tokens.fill(0);
+        self.host.doc_start.fill(0);
         self.host.targets.fill(IGNORE);
         let (mut tokens, mut bytes) = (0, Some(0));
         for (row, index) in windows.enumerate() {

@@ -292,7 +292,7 @@ impl<E: Engine> Trainer<E> {
         let ballot = &mut self.host.ballot;
         (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
         ballot.losses.clear();
-        self.stream.copy_in(&self.memory.loads, &zeros(self.memory.loads.len()))?;
+        elementwise::zero(&self.stream, &self.memory.loads)?;
         for index in 0..self.schedule.steps.len() {
             let (leaf, slot) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
             self.leaf(first_sample, leaf, slot)?;
@@ -501,14 +501,5 @@ impl<E: Engine> Trainer<E> {
 
     pub fn plan(&self) -> &RunPlan {
         &self.plan
-    }
-}
-
-/// Zeros to copy from, without allocating for the sizes that models have.
-fn zeros(len: usize) -> std::borrow::Cow<'static, [u32]> {
-    static ZEROS: [u32; 1 << 14] = [0; 1 << 14];
-    match ZEROS.get(..len) {
-        Some(zeros) => zeros.into(),
-        None => vec![0; len].into(),
     }
 }

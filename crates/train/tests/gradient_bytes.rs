@@ -1,6 +1,9 @@
 //! A step of 2 or 4 ranks over 12 or 16 leaves moves the gradient bytes of a ring reduce-scatter,
 //! (N − 1) · P · 4 over all ranks for P parameters, and over TCP one frame header per peer and
 //! operation on top.
+//!
+//! Bytes are counted by the code that copies out of a peer's window, and that writes to and reads
+//! from a socket, not from the plan: what is moved twice, or for nothing, counts.
 
 mod rank;
 
@@ -18,8 +21,9 @@ fn the_gradient_bytes_of_a_ring() {
             // Several buckets.
             config.ranks.bucket_bytes = 16 << 10;
             let counted = rank::with_group(kind, world, dir.path(), |comm| {
+                let device = device::Device::cpu(1).unwrap();
                 let cache = dir.path().join(comm.rank().to_string());
-                let mut trainer = rank::trainer(&config, &cache, comm);
+                let mut trainer = rank::trainer(&config, &cache, comm, &device);
                 for _ in 0..STEPS {
                     trainer.take_step(Wants::default()).unwrap();
                 }

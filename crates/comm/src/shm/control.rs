@@ -4,6 +4,7 @@
 //! header   magic, world, creator's pid, revocation flag and text
 //! record   per rank: phase | sleepers | pid | left          (cache lines of their own)
 //!                    announcements of the last two operations
+//!                    bytes that peers read out of its windows
 //! mail     per rank: two boxes of MAIL_BYTES for small messages
 //! channel  per ordered pair of ranks: two boxes for send and receive
 //! ```
@@ -50,6 +51,7 @@ const RECORD_PID: usize = 2;
 const RECORD_LEFT: usize = 3;
 const RECORD_ANNOUNCED: usize = 16;
 const ANNOUNCED: usize = 4;
+const RECORD_READ: usize = 24;
 
 /// Bytes of one message box; longer messages go in rounds.
 pub(super) const MAIL_BYTES: usize = 64 << 10;
@@ -213,6 +215,17 @@ impl Control {
         let words = self.announced(rank, sequence);
         let [sequence, operation, digest] = [0, 1, 2].map(|i| words[i].load(Ordering::Relaxed));
         Announcement { sequence, operation, digest }
+    }
+
+    /// Says that `bytes` were read out of the windows of `rank`; to be followed by
+    /// [`Control::arrive`], which publishes it.
+    pub(super) fn add_read(&self, rank: usize, bytes: u64) {
+        self.record(rank)[RECORD_READ].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What peers that have arrived since the last call read out of the windows of `rank`.
+    pub(super) fn take_read(&self, rank: usize) -> u64 {
+        self.record(rank)[RECORD_READ].swap(0, Ordering::Relaxed)
     }
 
     fn mail(&self, rank: usize, sequence: u64) -> &[AtomicU64] {

@@ -1,6 +1,7 @@
 //! The group: meeting, operations as (enter, read, leave), waiting, giving up.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,15 +35,34 @@ pub struct Shm {
 }
 
 /// What only the operation in progress uses.
-#[derive(Default)]
 pub(super) struct State {
     sequence: u64,
     pub windows: u64,
     pub scratch: Scratch,
+    pub reads: Reads,
     /// Messages of a broadcast.
     pub messages: Vec<Vec<u8>>,
     /// Messages so far by peer and direction (true: received).
     messages_with: std::collections::BTreeMap<(usize, bool), u64>,
+}
+
+/// Bytes that the operation in progress has read out of each rank's windows.
+pub(super) struct Reads {
+    bytes: Vec<AtomicU64>,
+}
+
+impl Reads {
+    fn new(world: usize) -> Reads {
+        Reads { bytes: (0..world).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    pub(super) fn of(&self, rank: usize) -> &AtomicU64 {
+        &self.bytes[rank]
+    }
+
+    pub(super) fn add(&self, rank: usize, bytes: usize) {
+        self.bytes[rank].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// The operation in progress.
@@ -56,6 +76,19 @@ pub(super) struct Call {
 impl Call {
     fn phase(&self) -> u32 {
         (self.sequence as u32).wrapping_mul(2)
+    }
+}
+
+impl State {
+    fn new(world: usize) -> State {
+        State {
+            sequence: 0,
+            windows: 0,
+            scratch: Scratch::default(),
+            reads: Reads::new(world),
+            messages: Vec::new(),
+            messages_with: std::collections::BTreeMap::new(),
+        }
     }
 }
 
@@ -98,7 +131,7 @@ impl Shm {
             timeout_ms,
             spins: if world <= cores { SPINS } else { 1 },
             peers: OnceLock::new(),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(world)),
             counters: CounterCells::default(),
         };
         let met = group.collective(Operation::Join, 0, |group, _, call| {
@@ -187,6 +220,20 @@ impl Shm {
     /// Says that this rank has read its peers' data; returns when they have read ours.
     pub(super) fn leave(&self, call: &Call) -> Result<()> {
         self.wait_all(call, call.phase().wrapping_add(1))
+    }
+
+    /// As [`Shm::leave`], and counts what was read: here, and by peers out of this rank's windows.
+    pub(super) fn leave_counted(&self, call: &Call, reads: &Reads) -> Result<()> {
+        let mut received = 0;
+        for peer in self.peers() {
+            let bytes = reads.of(peer).swap(0, Ordering::Relaxed);
+            self.control.add_read(peer, bytes);
+            received += bytes;
+        }
+        self.leave(call)?;
+        // No peer reads again before this rank enters the next operation.
+        self.counters.add(call.operation, self.control.take_read(self.rank), 0, received);
+        Ok(())
     }
 
     pub(super) fn peers(&self) -> impl Iterator<Item = usize> + use<> {

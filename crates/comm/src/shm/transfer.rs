@@ -8,7 +8,7 @@ use super::channel::{BOX_BYTES, Channel};
 use super::control::MAIL_BYTES;
 use super::files;
 use super::group::{Call, Shm, State};
-use crate::combine::{self, Located, Number, Scratch};
+use crate::combine::{self, Located, Number};
 use crate::memory::{bytes_of, copy};
 use crate::reduce::{self, Digest};
 use crate::{
@@ -90,15 +90,11 @@ impl Communicator for Shm {
             stream.synchronize()?;
             group.enter(call)?;
             match op.out.dtype() {
-                DType::F32 => group.sum_segments::<f32>(stream, op, &mut state.scratch),
-                DType::F64 => group.sum_segments::<f64>(stream, op, &mut state.scratch),
+                DType::F32 => group.sum_segments::<f32>(stream, op, state),
+                DType::F64 => group.sum_segments::<f64>(stream, op, state),
                 dtype => Err(CommError::SumType { dtype }),
             }?;
-            group.leave(call)?;
-            let sent = group.peers().map(|peer| op.payload_bytes(group.rank, peer)).sum();
-            let received = group.peers().map(|peer| op.payload_bytes(peer, group.rank)).sum();
-            group.counters.add(operation, sent, 0, received);
-            Ok(())
+            group.leave_counted(call, &state.reads)
         })
     }
 
@@ -113,25 +109,19 @@ impl Communicator for Shm {
         let mut digest = Digest::default();
         digest.add(element_bytes);
         digest.add_segments(segments);
-        self.collective(operation, digest.value(), |group, _, call| {
+        self.collective(operation, digest.value(), |group, state, call| {
             reduce::check_gather(window, element_bytes, segments, group.rank, group.world)?;
             stream.synchronize()?;
             group.enter(call)?;
-            let mut received = 0;
             for peer in group.peers() {
                 for range in &segments[peer] {
                     let (start, len) = (range.start * element_bytes, range.len() * element_bytes);
                     let from = window.of_rank(peer, start, len, DType::U8)?;
                     let into = window.of_rank(group.rank, start, len, DType::U8)?;
-                    copy(stream, "all_gather_segments", &from, &into)?;
-                    received += len;
+                    state.reads.add(peer, copy(stream, "all_gather_segments", &from, &into)?);
                 }
             }
-            group.leave(call)?;
-            let mine: usize = segments[group.rank].iter().map(ExactSizeIterator::len).sum();
-            let sent = mine * element_bytes * (group.world - 1);
-            group.counters.add(operation, sent as u64, 0, received as u64);
-            Ok(())
+            group.leave_counted(call, &state.reads)
         })
     }
 
@@ -147,7 +137,6 @@ impl Communicator for Shm {
             group.control.put_mail(group.rank, call.sequence, ends.len(), ends);
             stream.synchronize()?;
             group.enter(call)?;
-            let (mut sent, mut received) = (0, 0);
             for peer in 0..group.world {
                 group.control.get_mail(peer, call.sequence, ends);
                 let at = 16 * group.rank;
@@ -164,15 +153,10 @@ impl Communicator for Shm {
                     return Err(CommError::Length { rank: peer, got, expected });
                 }
                 let from = op.from.of_rank(peer, theirs.start, theirs.len(), into.dtype())?;
-                copy(stream, "all_to_all", &bytes_of(&from)?, &bytes_of(&into)?)?;
-                if peer != group.rank {
-                    sent += op.send[peer].len() * element_bytes;
-                    received += into.len() * element_bytes;
-                }
+                let read = copy(stream, "all_to_all", &bytes_of(&from)?, &bytes_of(&into)?)?;
+                state.reads.add(peer, read);
             }
-            group.leave(call)?;
-            group.counters.add(Operation::AllToAll, sent as u64, 0, received as u64);
-            Ok(())
+            group.leave_counted(call, &state.reads)
         })
     }
 
@@ -180,6 +164,7 @@ impl Communicator for Shm {
         self.pair(Operation::Send, to, |group, call| {
             let bytes = bytes_of(tensor)?;
             let channel = Channel { words: group.control.channel(group.rank, to) };
+            let mut sent = 0;
             for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
                 let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
                 let room = |rank| rank != to || channel.has_room();
@@ -188,8 +173,9 @@ impl Communicator for Shm {
                     channel.put(bytes.len() as u64, k.read::<u8>(&part)?);
                     Ok(())
                 })?;
+                sent += part.len();
             }
-            group.counters.add(Operation::Send, bytes.len() as u64, 0, 0);
+            group.counters.add(Operation::Send, sent as u64, 0, 0);
             Ok(())
         })
     }
@@ -198,6 +184,7 @@ impl Communicator for Shm {
         self.pair(Operation::Receive, from, |group, call| {
             let bytes = bytes_of(tensor)?;
             let channel = Channel { words: group.control.channel(from, group.rank) };
+            let mut received = 0;
             for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
                 let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
                 let mail = |rank| rank != from || channel.has_mail();
@@ -210,8 +197,9 @@ impl Communicator for Shm {
                     channel.take(k.write::<u8>(&part)?);
                     Ok(())
                 })?;
+                received += part.len();
             }
-            group.counters.add(Operation::Receive, 0, 0, bytes.len() as u64);
+            group.counters.add(Operation::Receive, 0, 0, received as u64);
             Ok(())
         })
     }
@@ -239,9 +227,11 @@ impl Shm {
         all.iter_mut().for_each(Vec::clear);
         all[self.rank].extend_from_slice(mine);
         let (mut call, mut done) = (*call, 0);
+        let (mut sent, mut received) = (0, 0);
         loop {
             let part = &mine[done.min(mine.len())..(done + MAIL_BYTES).min(mine.len())];
             self.control.put_mail(self.rank, call.sequence, mine.len(), part);
+            sent += part.len() * (self.world - 1);
             self.enter(&call)?;
             done += MAIL_BYTES;
             let mut longest = mine.len();
@@ -251,6 +241,7 @@ impl Shm {
                 let start = message.len();
                 message.resize(total.min(done), 0);
                 self.control.get_mail(peer, call.sequence, &mut message[start..]);
+                received += message.len() - start;
                 longest = longest.max(total);
             }
             if done >= longest {
@@ -260,8 +251,6 @@ impl Shm {
             call = self.next_call(state, call.operation);
             self.announce(&call, digest);
         }
-        let received: usize = self.peers().map(|peer| all[peer].len()).sum();
-        let sent = mine.len() * (self.world - 1);
         self.counters.add(call.operation, sent as u64, 0, received as u64);
         Ok(())
     }
@@ -270,9 +259,10 @@ impl Shm {
         &self,
         stream: &Stream,
         op: &OrderedReduce,
-        scratch: &mut Scratch,
+        state: &mut State,
     ) -> Result<()> {
         let in_place = combine::in_place_input::<T>(stream, op, self.rank)?;
+        let State { scratch, reads, .. } = state;
         let (stages, carry) = T::parts(scratch);
         for range in &op.segments[self.rank] {
             stages.sum(stream, op.out, range.clone(), carry, &|input, range| {
@@ -282,7 +272,10 @@ impl Shm {
                 let (rank, index) = op.holder(input).expect("the program was checked");
                 let slot = &op.slots[op.partials[rank][index].1];
                 let part = slot.of_rank(rank, range.start, range.len(), T::DTYPE)?;
-                Ok(Located::Memory(part))
+                Ok(match rank == self.rank {
+                    true => Located::Memory(part),
+                    false => Located::Peer(part, reads.of(rank)),
+                })
             })?;
         }
         Ok(())

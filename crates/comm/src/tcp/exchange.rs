@@ -3,13 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use futures_util::future::{try_join, try_join_all};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-
-use super::frame::{HEADER_BYTES, Header};
+use super::frame::Header;
 use super::group::{Link, Staging};
+use super::wire::{Reader, Writer};
 use crate::{CommError, Operation, Result};
+use futures_util::future::{try_join, try_join_all};
 
 /// How long a broken connection is not reported, since the peer's signal may say why.
 const GRACE: Duration = Duration::from_millis(50);
@@ -24,7 +22,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn header(&self, length: u64) -> Header {
+    pub(super) fn header(&self, length: u64) -> Header {
         let Call { operation, token, sequence, digest } = *self;
         // The two ends of a message share one frame.
         let operation = match operation {
@@ -40,7 +38,7 @@ impl Call {
     }
 
     /// A connection broke.
-    async fn lost_by(&self, rank: usize, error: &std::io::Error) -> CommError {
+    pub(super) async fn lost_by(&self, rank: usize, error: &std::io::Error) -> CommError {
         tokio::time::sleep(GRACE).await;
         match error.kind() {
             std::io::ErrorKind::UnexpectedEof => self.lost(rank, "it closed the connection"),
@@ -48,7 +46,7 @@ impl Call {
         }
     }
 
-    fn mismatch(&self, rank: usize, theirs: &Header) -> CommError {
+    pub(super) fn mismatch(&self, rank: usize, theirs: &Header) -> CommError {
         let name = match Operation::from_code(u64::from(theirs.operation)) {
             Some(operation) => operation.name().to_owned(),
             None => format!("operation {}", theirs.operation),
@@ -142,7 +140,7 @@ pub(super) async fn exchange<T: Traffic>(
 
 async fn send<T: Traffic>(
     peer: usize,
-    write: &mut OwnedWriteHalf,
+    write: &mut Writer,
     staging: &mut Staging,
     call: &Call,
     traffic: &std::cell::RefCell<T>,
@@ -151,7 +149,7 @@ async fn send<T: Traffic>(
         let traffic = traffic.borrow();
         (traffic.total(peer).0, traffic.rounds_to(peer))
     };
-    write_all(peer, write, &call.header(total).encode(), call).await?;
+    write.header(call, total).await?;
     for round in 0..rounds {
         let bytes = {
             let traffic = traffic.borrow();
@@ -159,14 +157,14 @@ async fn send<T: Traffic>(
             traffic.fill(peer, round, bytes)?;
             bytes
         };
-        write_all(peer, write, bytes, call).await?;
+        write.payload(call, bytes).await?;
     }
     Ok(())
 }
 
 struct Receiver<'a> {
     peer: usize,
-    read: &'a mut OwnedReadHalf,
+    read: &'a mut Reader,
     staging: &'a mut Staging,
     len: usize,
 }
@@ -179,7 +177,7 @@ async fn receive<T: Traffic>(
 ) -> Result<()> {
     try_join_all(receivers.iter_mut().map(async |receiver| {
         let peer = receiver.peer;
-        let got = read_header(peer, receiver.read, call, progress).await?;
+        let got = receiver.read.header(call, progress).await?;
         let expected = traffic.borrow().total(peer).1;
         match got == expected {
             true => Ok(()),
@@ -192,7 +190,7 @@ async fn receive<T: Traffic>(
         try_join_all(receivers.iter_mut().map(async |receiver| {
             receiver.len = traffic.borrow().bytes(receiver.peer, round).1;
             let bytes = receiver.staging.bytes(receiver.len);
-            read_exact(receiver.peer, receiver.read, bytes, call).await
+            receiver.read.payload(call, bytes).await
         }))
         .await?;
         let incoming = |peer: usize| {
@@ -217,21 +215,12 @@ pub(super) async fn exchange_messages(
     for ((peer, link), message) in links.iter_mut().enumerate().zip(all) {
         if let Some(Link { read, write, .. }) = link {
             senders.push(async move {
-                write_all(peer, write, &call.header(mine.len() as u64).encode(), call).await?;
-                write_all(peer, write, mine, call).await?;
-                Ok(())
+                write.header(call, mine.len() as u64).await?;
+                write.payload(call, mine).await
             });
             receivers.push(async move {
-                let length = read_header(peer, read, call, progress).await?;
-                // Grows with what really comes, not with what a header promises.
-                let read = match read.take(length).read_to_end(message).await {
-                    Ok(bytes) if bytes as u64 == length => Ok(()),
-                    Ok(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = read {
-                    return Err(call.lost_by(peer, &error).await);
-                }
+                let length = read.header(call, progress).await?;
+                read.message(call, length, message).await?;
                 progress.reach(peer, Stage::Finished);
                 Ok(())
             });
@@ -243,7 +232,6 @@ pub(super) async fn exchange_messages(
 
 /// Sends one frame of `total` bytes to one peer, filled part by part.
 pub(super) async fn send_one(
-    peer: usize,
     link: &mut Link,
     call: &Call,
     total: usize,
@@ -251,12 +239,12 @@ pub(super) async fn send_one(
     mut fill: impl FnMut(std::ops::Range<usize>, &mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let Link { write, outgoing, .. } = link;
-    write_all(peer, write, &call.header(total as u64).encode(), call).await?;
+    write.header(call, total as u64).await?;
     for start in (0..total).step_by(part) {
         let range = start..(start + part).min(total);
         let bytes = outgoing.bytes(range.len());
         fill(range, bytes)?;
-        write_all(peer, write, bytes, call).await?;
+        write.payload(call, bytes).await?;
     }
     Ok(())
 }
@@ -272,59 +260,15 @@ pub(super) async fn receive_one(
     mut drain: impl FnMut(std::ops::Range<usize>, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let Link { read, incoming, .. } = link;
-    let (got, expected) = (read_header(peer, read, call, progress).await?, total as u64);
+    let (got, expected) = (read.header(call, progress).await?, total as u64);
     if got != expected {
         return Err(CommError::Length { rank: peer, got, expected });
     }
     for start in (0..total).step_by(part) {
         let range = start..(start + part).min(total);
         let bytes = incoming.bytes(range.len());
-        read_exact(peer, read, bytes, call).await?;
+        read.payload(call, bytes).await?;
         drain(range, bytes)?;
     }
     Ok(())
-}
-
-async fn write_all(
-    peer: usize,
-    write: &mut OwnedWriteHalf,
-    bytes: &[u8],
-    call: &Call,
-) -> Result<()> {
-    match write.write_all(bytes).await {
-        Ok(()) => Ok(()),
-        Err(error) => Err(call.lost_by(peer, &error).await),
-    }
-}
-
-async fn read_exact(
-    peer: usize,
-    read: &mut OwnedReadHalf,
-    bytes: &mut [u8],
-    call: &Call,
-) -> Result<()> {
-    match read.read_exact(bytes).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(call.lost_by(peer, &error).await),
-    }
-}
-
-/// The payload length of the frame that must come next.
-async fn read_header(
-    peer: usize,
-    read: &mut OwnedReadHalf,
-    call: &Call,
-    progress: &Progress,
-) -> Result<u64> {
-    let mut bytes = [0; HEADER_BYTES];
-    read_exact(peer, read, &mut bytes, call).await?;
-    let header = Header::decode(&bytes).ok_or_else(|| call.lost(peer, "it sent no frame"))?;
-    if header.token != call.token {
-        return Err(call.lost(peer, "it sent a frame of another job"));
-    }
-    if header != call.header(header.length) {
-        return Err(call.mismatch(peer, &header));
-    }
-    progress.reach(peer, Stage::Arrived);
-    Ok(header.length)
 }

@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -13,6 +12,7 @@ use super::exchange::{Call, Progress};
 use super::frame::{self, HEADER_BYTES};
 use super::mesh::{self, Identity};
 use super::signal::Signals;
+use super::wire::{Reader, Writer};
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
 use crate::{CommError, Operation, Result};
@@ -48,8 +48,8 @@ pub(super) struct State {
 
 /// A connection to one peer, with its staging memory.
 pub(super) struct Link {
-    pub read: OwnedReadHalf,
-    pub write: OwnedWriteHalf,
+    pub read: Reader,
+    pub write: Writer,
     pub outgoing: Staging,
     pub incoming: Staging,
     /// Messages so far, sent and received, by [`crate::Communicator::send`] and `recv`.
@@ -114,7 +114,8 @@ impl Tcp {
         counters.add(Operation::Join, 0, (2 * (world - 1) * HEADER_BYTES) as u64, 0);
         let (data, signals) = pairs.into_iter().map(|pair| (pair.data, pair.signal)).unzip();
         let data: Vec<Option<tokio::net::TcpStream>> = data;
-        let links = data.into_iter().map(|stream| stream.map(Link::new)).collect();
+        let links = data.into_iter().enumerate();
+        let links = links.map(|(peer, stream)| Some(Link::new(peer, stream?))).collect();
         let (scratch, messages) = (Scratch::default(), Vec::new());
         let state = State { sequence: 0, links, scratch, messages };
         Ok(Tcp {
@@ -251,8 +252,9 @@ impl Drop for Tcp {
 }
 
 impl Link {
-    fn new(stream: tokio::net::TcpStream) -> Link {
+    fn new(peer: usize, stream: tokio::net::TcpStream) -> Link {
         let (read, write) = stream.into_split();
+        let (read, write) = (Reader::new(peer, read), Writer::new(peer, write));
         let (outgoing, incoming) = (Staging::default(), Staging::default());
         Link { read, write, outgoing, incoming, sent: 0, received: 0 }
     }

@@ -13,6 +13,7 @@ mod group;
 mod mesh;
 mod signal;
 mod transfer;
+mod wire;
 
 pub use frame::HEADER_BYTES;
 pub use group::Tcp;

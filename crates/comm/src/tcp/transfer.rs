@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use device::{DType, Device, Placement, Stream, Tensor};
 
-use super::exchange::{self, Stage, Traffic};
-use super::frame::HEADER_BYTES;
-use super::group::{State, Tcp};
+use super::exchange::{self, Call, Stage, Traffic};
+use super::group::{Link, State, Tcp};
 use crate::combine::{self, Located, Number, Scratch};
 use crate::memory::{Joined, bytes_of, copy, load, store};
 use crate::reduce::{self, Digest};
@@ -50,7 +49,7 @@ impl Communicator for Tcp {
         self.collective(Operation::AllGatherBytes, 0, async |state, call, progress| {
             self.fit(mine, all);
             exchange::exchange_messages(&mut state.links, call, progress, mine, all).await?;
-            self.count_messages(Operation::AllGatherBytes, mine, all);
+            self.count(call, &mut state.links);
             Ok(())
         })
     }
@@ -65,7 +64,7 @@ impl Communicator for Tcp {
             let mine: &[u8] = if root == self.rank { bytes } else { &[] };
             self.fit(mine, messages);
             exchange::exchange_messages(links, call, progress, mine, messages).await?;
-            self.count_messages(operation, mine, messages);
+            self.count(call, links);
             if root != self.rank {
                 bytes.clear();
                 bytes.extend_from_slice(&messages[root]);
@@ -94,9 +93,7 @@ impl Communicator for Tcp {
                 }
                 dtype => Err(CommError::SumType { dtype }),
             }?;
-            self.count(operation, |peer| {
-                (op.payload_bytes(self.rank, peer), op.payload_bytes(peer, self.rank))
-            });
+            self.count(call, links);
             Ok(())
         })
     }
@@ -118,7 +115,7 @@ impl Communicator for Tcp {
             let traffic =
                 RefCell::new(Gather { rank: self.rank, stream, window, element_bytes, segments });
             exchange::exchange(&mut state.links, call, progress, &traffic).await?;
-            self.count(operation, |peer| traffic.borrow().total(peer));
+            self.count(call, &mut state.links);
             Ok(())
         })
     }
@@ -134,7 +131,7 @@ impl Communicator for Tcp {
             traffic.keep_own(self.rank)?;
             let traffic = RefCell::new(traffic);
             exchange::exchange(&mut state.links, call, progress, &traffic).await?;
-            self.count(Operation::AllToAll, |peer| traffic.borrow().total(peer));
+            self.count(call, &mut state.links);
             Ok(())
         })
     }
@@ -145,11 +142,11 @@ impl Communicator for Tcp {
             let bytes = bytes_of(tensor)?;
             let link = state.links[to].as_mut().expect("the operation was numbered on it");
             let total = bytes.len();
-            exchange::send_one(to, link, call, total, PART_BYTES, |range, part| {
+            exchange::send_one(link, call, total, PART_BYTES, |range, part| {
                 load(stream, &bytes.flat(range)?, part)
             })
             .await?;
-            self.counters.add(Operation::Send, total as u64, HEADER_BYTES as u64, 0);
+            self.count(call, &mut state.links);
             Ok(())
         })
     }
@@ -163,7 +160,7 @@ impl Communicator for Tcp {
                 store(stream, part, &bytes.flat(range)?)
             })
             .await?;
-            self.counters.add(Operation::Receive, 0, 0, total as u64);
+            self.count(call, &mut state.links);
             Ok(())
         })
     }
@@ -188,7 +185,7 @@ impl Tcp {
         self.collective(operation, digest, async |state, call, progress| {
             let result = first(self)?;
             exchange::exchange(&mut state.links, call, progress, &RefCell::new(Nothing)).await?;
-            self.count(operation, |_| (0, 0));
+            self.count(call, &mut state.links);
             Ok(result)
         })
     }
@@ -200,19 +197,15 @@ impl Tcp {
         all[self.rank].extend_from_slice(mine);
     }
 
-    fn count_messages(&self, operation: Operation, mine: &[u8], all: &[Vec<u8>]) {
-        self.count(operation, |peer| (mine.len() as u64, all[peer].len() as u64));
-    }
-
-    /// Adds a finished call: bytes to and from each peer, and a header to each.
-    fn count(&self, operation: Operation, bytes: impl Fn(usize) -> (u64, u64)) {
-        let (mut sent, mut received) = (0, 0);
-        for peer in (0..self.world).filter(|&peer| peer != self.rank) {
-            let (to, from) = bytes(peer);
-            (sent, received) = (sent + to, received + from);
+    /// Adds a finished call: what went through the connections since the last one.
+    fn count(&self, call: &Call, links: &mut [Option<Link>]) {
+        let (mut sent, mut headers, mut received) = (0, 0, 0);
+        for Link { read, write, .. } in links.iter_mut().flatten() {
+            sent += std::mem::take(&mut write.payload_bytes);
+            headers += std::mem::take(&mut write.header_bytes);
+            received += std::mem::take(&mut read.payload_bytes);
         }
-        let headers = ((self.world - 1) * HEADER_BYTES) as u64;
-        self.counters.add(operation, sent, headers, received);
+        self.counters.add(call.operation, sent, headers, received);
     }
 }
 
@@ -416,7 +409,8 @@ impl Personal<'_> {
         }
         let bytes = |range: &Range<usize>| range.start * self.size..range.end * self.size;
         let (from, into) = (self.from.flat(bytes(send))?, self.into.flat(bytes(receive))?);
-        copy(self.stream, "all_to_all", &from, &into)
+        copy(self.stream, "all_to_all", &from, &into)?;
+        Ok(())
     }
 }
 

@@ -157,6 +157,45 @@ fn singular_values_lie_in_the_composed_range() {
     }
 }
 
+/// A set, its steps, the least singular value, and the range that it promises from there to 1.
+type Promise = (Coefficients, usize, f64, (f64, f64));
+
+/// To the digits of the published table; five steps of Polar Express with their safety factor.
+const PROMISES: [Promise; 6] = [
+    (Coefficients::Jordan, 5, 1e-3, (0.470, 1.202)),
+    (Coefficients::Jordan, 5, 1e-2, (0.682, 1.134)),
+    (Coefficients::PolarExpress, 5, 1e-3, (0.846, 1.124)),
+    (Coefficients::PolarExpress, 5, 1e-2, (0.870, 1.124)),
+    (Coefficients::PolarExpress, 8, 1e-3, (1.0, 1.0)),
+    (Coefficients::PolarExpress, 8, 1e-2, (1.0, 1.0)),
+];
+
+/// The result beside the polar factor `U·Vᵀ` itself: no direction is farther from it than the
+/// farthest value of the range, and the farthest is not much nearer, so the range says it all.
+#[test]
+fn the_polar_factor_is_as_near_as_the_range_promises() {
+    for (coefficients, steps, least, (low, high)) in PROMISES {
+        let iteration = Iteration::new(coefficients, steps).unwrap();
+        let farthest = (1.0 - low).max(high - 1.0);
+        for (rows, cols) in [(60, 90), (90, 60), (80, 80)] {
+            let last = (rows.min(cols) - 1) as f64;
+            let x = with_spectrum(rows, cols, |i| (4.0 * least).powf(i as f64 / last));
+            let svd = x.thin_svd().unwrap();
+            let smallest = svd.S()[last as usize] / x.norm_l2();
+            assert!(smallest > least && smallest < 2.0 * least, "{smallest}");
+            let polar = svd.U() * svd.V().transpose();
+            let out = alone::<f32>(&iteration, (rows, cols), &dense(&x));
+            let apart =
+                Mat::from_fn(rows, cols, |i, j| f64::from(out[i * cols + j]) - polar[(i, j)]);
+            let distance = apart.singular_values().unwrap()[0];
+            let place = format!("{coefficients:?} {steps} {rows}x{cols} from {least}: {distance}");
+            println!("{place}");
+            assert!(distance < farthest + 6e-4, "{place}");
+            assert!(distance > 0.8 * farthest, "{place}");
+        }
+    }
+}
+
 #[test]
 fn the_norm_of_the_input_does_not_matter() {
     let iteration = Iteration::new(Coefficients::Jordan, 5).unwrap();

@@ -9,6 +9,9 @@ use train::config::Config;
 
 use crate::error::CliError;
 
+/// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
+pub const KIND_OF_CPU: &str = "kind of CPU";
+
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -53,8 +56,9 @@ impl Job {
         serde_json::from_slice(&text).map_err(|error| failed(&error))
     }
 
-    /// What all ranks must have the same: what and its digest.
-    pub fn identity(&self, plan: &train::RunPlan) -> Vec<(String, String)> {
+    /// What all ranks must have the same: what and its digest. `cpu` is the kind that this rank
+    /// runs on, as [`kernels::gemm::arithmetic`] tells it.
+    pub fn identity(&self, plan: &train::RunPlan, cpu: String) -> Vec<(String, String)> {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
         let mut identity = vec![
@@ -66,8 +70,81 @@ impl Job {
         ];
         if !self.config.ranks.mixed_cpus {
             // Whole, so that a refusal shows in what the CPUs differ.
-            identity.push(("kind of CPU".into(), kernels::gemm::arithmetic()));
+            identity.push((KIND_OF_CPU.into(), cpu));
         }
         identity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use comm::rendezvous::{Hello, Server, join};
+    use data::{Prepared, TokenizerSpec};
+
+    use super::*;
+
+    fn job(mixed_cpus: bool) -> Job {
+        let mut config = Config::default();
+        config.ranks.mixed_cpus = mixed_cpus;
+        let prepared = Prepared {
+            sources: Vec::new(),
+            tokenizer: TokenizerSpec::Byte,
+            tokenizer_name: "byte".into(),
+            tokenizer_digest: [0; 32],
+            vocab_size: 257,
+            end_of_text: 256,
+            digest: [0; 32],
+        };
+        Job {
+            name: "job".into(),
+            config,
+            prepared,
+            world: 2,
+            threads: 1,
+            rendezvous: ([127, 0, 0, 1], 0).into(),
+            bind: [127, 0, 0, 1].into(),
+            checkpoints: PathBuf::new(),
+            max_steps: None,
+        }
+    }
+
+    /// Two ranks on these CPUs meet; what each of them is told.
+    fn meet(mixed_cpus: bool, cpus: [&str; 2]) -> Vec<Result<(), String>> {
+        let job = job(mixed_cpus);
+        let plan = train::RunPlan::new(&job.config, 257, job.world, job.threads).unwrap();
+        let server = Server::bind(job.rendezvous, &job.name, 2, 60_000).unwrap();
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..2)
+                .map(|rank| {
+                    let hello = Hello {
+                        job: job.name.clone(),
+                        rank,
+                        world: job.world,
+                        version: "1.0".into(),
+                        identity: job.identity(&plan, cpus[rank].to_owned()),
+                        listen: None,
+                    };
+                    let addr = server.addr();
+                    scope.spawn(move || join(addr, hello, 60_000).map(|met| met.control.bye()))
+                })
+                .collect();
+            let told = ranks.into_iter().map(|rank| rank.join().unwrap());
+            told.map(|told| told.map_err(|error| CliError::from(error).message)).collect()
+        })
+    }
+
+    #[test]
+    fn another_kind_of_cpu_is_refused_unless_the_config_allows_it() {
+        let cpus = ["x86_64 avx512f", "x86_64 fma"];
+        for told in meet(false, cpus) {
+            assert_eq!(
+                told.unwrap_err(),
+                "the ranks differ in kind of CPU: x86_64 avx512f on rank 0, x86_64 fma on rank 1; \
+                 start every rank with the same kind of CPU, or let bits depend on the hosts \
+                 (ranks.mixed_cpus: true)"
+            );
+        }
+        assert_eq!(meet(true, cpus), [Ok(()), Ok(())]);
+        assert_eq!(meet(false, ["x86_64 fma"; 2]), [Ok(()), Ok(())]);
     }
 }

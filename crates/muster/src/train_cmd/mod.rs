@@ -16,5 +16,6 @@ mod watch;
 mod worker;
 
 pub use generate::generate;
+pub use job::KIND_OF_CPU;
 pub use supervise::train;
 pub use worker::worker;

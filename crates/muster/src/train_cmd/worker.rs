@@ -151,7 +151,7 @@ fn meet(job: &Job, rank: usize, plan: &RunPlan) -> Result<(Joined, Option<TcpLis
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
-        identity: job.identity(plan),
+        identity: job.identity(plan, kernels::gemm::arithmetic()),
         listen,
     };
     Ok((join(job.rendezvous, hello, job.config.ranks.timeout_ms)?, listener))

@@ -30,20 +30,30 @@ pub fn config(dir: &Path, leaves: usize) -> Config {
     serde_json::from_value(value).unwrap()
 }
 
-/// One rank, on one thread.
+/// As [`config`], of a model without experts whose weights are bf16.
+pub fn dense_bf16(dir: &Path, leaves: usize) -> Config {
+    let mut config = config(dir, leaves);
+    let model = json!({"layers": 2, "d_model": 32, "heads": 4, "d_ff": 48});
+    config.model = serde_json::from_value(model).unwrap();
+    config.train.weights = serde_json::from_value(json!("bf16")).unwrap();
+    config
+}
+
+/// One rank.
 pub fn trainer(
     config: &Config,
     cache: &Path,
     comm: Arc<dyn Communicator>,
+    device: &Device,
 ) -> Trainer<NativeEngine> {
     let prepared = data::prepare(&config.data, cache, "", &mut |_| ()).unwrap();
-    let plan = RunPlan::new(config, prepared.vocab_size as usize, comm.world(), 1).unwrap();
-    let device = Device::cpu(1).unwrap();
+    let plan = RunPlan::new(config, prepared.vocab_size as usize, comm.world(), device.threads());
+    let plan = plan.unwrap();
     let fraction = config.data.validation_fraction;
     let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
     let (shape, bucket) = (&plan.architecture, plan.bucket_elements);
-    let engine = NativeEngine::new(&device, shape, plan.batch, bucket, plan.weights).unwrap();
-    let config = config.clone();
+    let engine = NativeEngine::new(device, shape, plan.batch, bucket, plan.weights).unwrap();
+    let (config, device) = (config.clone(), device.clone());
     Trainer::new(Parts { config, plan, comm, device, dataset, engine }).unwrap()
 }
 
