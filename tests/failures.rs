@@ -277,14 +277,16 @@ fn another_model_is_not_resumed() {
 #[test]
 fn another_numeric_plan_is_resumed_with_a_warning_that_names_it() {
     let run = Workdir::new("fail-plan");
-    run.digest(&run.name, &[]);
-    let more = ["--set", "train.steps=8"];
+    // A schedule in which the length of the run does not enter.
+    let constant = ["--set", "optimizer.schedule={constant: {warmup_steps: 2}}", "--set"];
+    run.digest(&run.name, &[&constant[..], &["train.steps=6"]].concat());
     // Other ranks and threads are no other plan.
-    let done = run.train(&[&more[..], &["--ranks", "2", "--threads", "2"]].concat());
+    let more = ["train.steps=8", "--ranks", "2", "--threads", "2"];
+    let done = run.train(&[&constant[..], &more].concat());
     assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(run.events_of(&run.name, "warning").len(), 0, "{done}");
-    let more = ["--set", "train.steps=10", "--set", "batch.leaves=6"];
-    let done = run.train(&more);
+    let more = ["train.steps=10", "--set", "batch.leaves=6"];
+    let done = run.train(&[&constant[..], &more].concat());
     assert_eq!(done.code(), Some(0), "{done}");
     let warnings = run.events_of(&run.name, "warning");
     assert_eq!(warnings.len(), 1, "{done}");
@@ -490,7 +492,10 @@ fn a_gradient_that_is_not_finite_stops_the_run() {
     assert!(text.contains(" (rank 0, leaf 0)"), "{done}");
     let (_, end) = text.split_once("; ").unwrap();
     insta::assert_snapshot!(end, @"nothing was applied. Lower the learning rate, clip gradients (optimizer.clip), or set optimizer.non_finite: skip");
-    assert_eq!(last_step(&run), 1);
+    let stopped = run.events_of(&run.name, "non_finite");
+    assert_eq!((stopped.len(), &stopped[0]["action"]), (1, &"stopped".into()), "{done}");
+    // The step was computed; nothing of it was applied.
+    assert_eq!(run.events_of(&run.name, "step").last().unwrap()["skipped"], true, "{done}");
 }
 
 #[test]

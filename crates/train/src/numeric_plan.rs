@@ -24,8 +24,8 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
     let optimizer = &config.optimizer;
     // A constant rate is the only one that the length of the run does not enter.
     let schedule = match &optimizer.schedule {
-        constant @ Schedule::Constant(_) => format!("{constant:?}"),
-        other => format!("{other:?} of {} steps", config.train.steps),
+        constant @ Schedule::Constant(_) => json(constant),
+        other => format!("{} of {} steps", json(other), config.train.steps),
     };
     let entries = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -35,10 +35,15 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         ("model", digest(format!("{:?}", plan.architecture))),
         ("weights", plan.weights.to_string()),
         ("optimizer rules", digest(format!("{:?}", optimizer.rules))),
-        ("clip", format!("{:?}", optimizer.clip).to_lowercase()),
+        ("clip", json(&optimizer.clip)),
         ("schedule", schedule),
     ];
     entries.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// As in a config.
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// One digest of all of it.
@@ -105,7 +110,7 @@ mod tests {
         };
         assert!(named(&rules).starts_with("optimizer rules ("));
         let clip = named(&|config| config.optimizer.clip = optim::Clip::Global(0.5));
-        assert!(clip.ends_with("there, global(0.5) here)"), "{clip}");
+        assert!(clip.ends_with(r#"there, {"global":0.5} here)"#), "{clip}");
         assert!(named(&|config| config.train.steps = 77).contains("of 77 steps here"));
     }
 

@@ -35,7 +35,12 @@ impl Communicator for Shm {
             let path = |rank| {
                 files::rank_path(&group.dir, &group.job, group.control.pid(rank), &what, rank)
             };
-            let mine = device.alloc(bytes, &Placement::Shared(path(group.rank)))?;
+            let placement = match group.world {
+                // Nobody else reads it, and private memory may have huge pages.
+                1 => Placement::Private,
+                _ => Placement::Shared(path(group.rank)),
+            };
+            let mine = device.alloc(bytes, &placement)?;
             group.enter(call)?;
             let map = |rank| match rank == group.rank {
                 true => Ok(Some(mine.clone())),
