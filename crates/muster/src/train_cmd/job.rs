@@ -84,6 +84,7 @@ mod tests {
 
     fn job(mixed_cpus: bool) -> Job {
         let mut config = Config::default();
+        config.model.preset = Some(model::Preset::TinyMoe);
         config.ranks.mixed_cpus = mixed_cpus;
         let prepared = Prepared {
             sources: Vec::new(),
