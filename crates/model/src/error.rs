@@ -17,10 +17,11 @@ pub enum ModelError {
     /// A model that no process can hold.
     #[error(
         "the model would have {parameters} parameters in {tensors} tensors; at most \
-         {parameters_max} (2^45, whose f32 weights fill an address space) in {tensors_max} are \
-         possible"
+         {} (2^45, whose f32 weights fill an address space) in {} are possible",
+        crate::params::PARAMETERS_MAX,
+        crate::params::TENSORS_MAX
     )]
-    TooLarge { parameters: u128, parameters_max: u128, tensors: u128, tensors_max: u128 },
+    TooLarge { parameters: String, tensors: String },
     /// Two numbers that do not divide, or a number out of range.
     #[error("model.{key} = {value}: {problem}; {remedy}")]
     Shape { key: &'static str, value: String, problem: String, remedy: String },

@@ -112,10 +112,10 @@ impl Parameters {
 }
 
 /// The f32 weights of more would not fit the 2^47 bytes that a process can address.
-const PARAMETERS_MAX: u128 = 1 << 45;
+pub(crate) const PARAMETERS_MAX: u128 = 1 << 45;
 
 /// More names than this are a slip of the keyboard, and would take minutes to build.
-const TENSORS_MAX: u128 = 1 << 20;
+pub(crate) const TENSORS_MAX: u128 = 1 << 20;
 
 /// Refuses a model that is too large, without building it: one layer of each kind is counted.
 pub(crate) fn check_size(a: &Architecture) -> Result<(), ModelError> {
@@ -135,8 +135,9 @@ pub(crate) fn check_size(a: &Architecture) -> Result<(), ModelError> {
     if parameters <= PARAMETERS_MAX && tensors <= TENSORS_MAX {
         return Ok(());
     }
-    let (parameters_max, tensors_max) = (PARAMETERS_MAX, TENSORS_MAX);
-    Err(ModelError::TooLarge { parameters, parameters_max, tensors, tensors_max })
+    // In words: 128-bit fields would widen every error.
+    let (parameters, tensors) = (parameters.to_string(), tensors.to_string());
+    Err(ModelError::TooLarge { parameters, tensors })
 }
 
 /// The schema of an architecture, and where its parts are.
