@@ -166,11 +166,13 @@ impl From<train::TrainError> for CliError {
             TrainError::Model(error) => error.into(),
             TrainError::Data(error) => error.into(),
             TrainError::Checkpoint(error) => error.into(),
-            error @ (TrainError::NonFinite { .. } | TrainError::OtherModel { .. }) => {
-                CliError::mistake(error)
-            }
+            error @ (TrainError::NonFinite { .. }
+            | TrainError::OtherModel { .. }
+            | TrainError::Damaged { .. }) => CliError::mistake(error),
             error @ TrainError::Vote { .. } => CliError::bug(error),
-            error @ (TrainError::PeerSave { .. } | TrainError::Events(_)) => CliError::peer(error),
+            error @ (TrainError::PeerSave { .. }
+            | TrainError::PeerLoad { .. }
+            | TrainError::Events(_)) => CliError::peer(error),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod event;
 pub mod memory;
 pub mod numeric_plan;
 mod plan;
+mod retention;
 mod run;
 mod sample;
 mod save;

@@ -8,6 +8,7 @@
 
 mod generate;
 mod job;
+mod resume;
 mod signals;
 mod supervise;
 mod watch;
