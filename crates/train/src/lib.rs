@@ -30,6 +30,9 @@ mod state;
 mod trainer;
 mod vote;
 
+/// Which build this is: equal for equal sources, dependencies and compilers (`build.rs`).
+pub const BUILD: &str = env!("MUSTER_BUILD");
+
 pub use config::Config;
 pub use engine::{Engine, NativeEngine, Stash};
 pub use error::TrainError;
