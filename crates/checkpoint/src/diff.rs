@@ -1,6 +1,6 @@
 //! What differs between two checkpoints, tensor by tensor, in bounded memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use half::{bf16, f16};
 
@@ -63,10 +63,10 @@ pub struct RunStateDifference {
 }
 
 impl Diff {
-    /// True where every tensor has equal bits and the run states are equal.
+    /// True where both have the same tensors with equal bits. Run states may differ, as those of
+    /// runs with other names or numbers of ranks do.
     pub fn is_equal(&self) -> bool {
-        self.run_state.is_empty()
-            && self.tensors.iter().all(|tensor| tensor.difference == TensorDifference::Equal)
+        self.tensors.iter().all(|tensor| tensor.difference == TensorDifference::Equal)
     }
 }
 
@@ -195,22 +195,40 @@ fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
     })
 }
 
+/// Fields that differ, those inside others by their path: `extra.data`.
 fn run_state(a: &RunState, b: &RunState) -> Vec<RunStateDifference> {
-    let fields = |state: &RunState| match serde_json::to_value(state) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => unreachable!("a run state serializes as an object"),
+    let leaves = |state: &RunState| {
+        let mut leaves = BTreeMap::new();
+        let value = serde_json::to_value(state).expect("a run state has no keys but strings");
+        flatten(String::new(), &value, &mut leaves);
+        leaves
     };
-    let (a, b) = (fields(a), fields(b));
-    let text = |value: Option<&serde_json::Value>| value.map(ToString::to_string);
-    // The map's own order depends on a feature of serde_json that any dependency may turn on.
-    let names: BTreeSet<&String> = a.keys().collect();
+    let (a, b) = (leaves(a), leaves(b));
+    // A `BTreeMap`, as JSON's own order depends on a feature that any dependency may turn on.
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let text = |leaves: &BTreeMap<String, String>, field| {
+        leaves.get(field).cloned().unwrap_or_else(|| "nothing".into())
+    };
     names
         .into_iter()
         .filter(|field| a.get(*field) != b.get(*field))
         .map(|field| RunStateDifference {
             field: field.clone(),
-            a: text(a.get(field)).unwrap_or_default(),
-            b: text(b.get(field)).unwrap_or_default(),
+            a: text(&a, field),
+            b: text(&b, field),
         })
         .collect()
+}
+
+fn flatten(path: String, value: &serde_json::Value, leaves: &mut BTreeMap<String, String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                let dot = if path.is_empty() { "" } else { "." };
+                flatten(format!("{path}{dot}{key}"), value, leaves);
+            }
+        }
+        serde_json::Value::String(text) => drop(leaves.insert(path, text.clone())),
+        other => drop(leaves.insert(path, other.to_string())),
+    }
 }

@@ -104,10 +104,24 @@ pub enum Error {
 }
 
 impl Error {
-    /// True where a stored checkpoint is missing parts or damaged, so that an older one may
-    /// serve; false where it is whole but not for us, or the request itself was wrong.
+    /// True where what is stored is not a whole checkpoint, so that an older one may serve. False
+    /// where it may be whole and is not for us, where it could not be read (a permission, a disk
+    /// that fails, too many open files), and where the request itself was wrong: there, going on
+    /// from an older one would silently lose work.
     pub fn is_damage(&self) -> bool {
-        !matches!(self, Error::UnsupportedVersion { .. })
+        matches!(
+            self,
+            Error::NotCommitted { .. }
+                | Error::Commit { .. }
+                | Error::ManifestSyntax { .. }
+                | Error::ManifestContent { .. }
+                | Error::MissingFile { .. }
+                | Error::FileLength { .. }
+                | Error::FileDigest { .. }
+                | Error::Sums { .. }
+                | Error::ShardHeader { .. }
+                | Error::Range { .. }
+        )
     }
 
     /// Wraps a failed read or directory operation.

@@ -12,12 +12,13 @@ use crate::disk::{DirEntry, Disk, OsDisk, create_dirs, exists};
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
 use crate::{Attempt, Checkpoint, Error, RunState, names, verify};
 
-/// A directory of checkpoints.
+/// A directory of checkpoints. Clones share what they have proven.
+#[derive(Clone)]
 pub struct Store {
     disk: Arc<dyn Disk>,
     root: PathBuf,
     /// Attempts of which every byte has been read and verified by this handle.
-    proven: Mutex<HashSet<Attempt>>,
+    proven: Arc<Mutex<HashSet<Attempt>>>,
 }
 
 /// One attempt in the directory.
@@ -80,7 +81,7 @@ impl Store {
 
     /// As [`Store::new`], on another disk.
     pub fn on(disk: Arc<dyn Disk>, root: impl Into<PathBuf>) -> Store {
-        Store { disk, root: root.into(), proven: Mutex::default() }
+        Store { disk, root: root.into(), proven: Arc::default() }
     }
 
     /// The directory.
@@ -177,11 +178,21 @@ impl Store {
     /// The newest commit whose structure verifies, and the newer attempts passed over.
     ///
     /// # Errors
-    /// The directory cannot be read, or the newest commit is of a later format version: that one
-    /// is whole, so going on from an older one would silently lose work.
+    /// The directory or the newest commit cannot be read, or that commit is of a later format
+    /// version: it may be whole, so going on from an older one would silently lose work.
     pub fn newest(&self) -> Result<Newest, Error> {
+        self.newest_before(None)
+    }
+
+    /// As [`Store::newest`], among the attempts older than one whose data turned out damaged.
+    ///
+    /// # Errors
+    /// As [`Store::newest`].
+    pub fn newest_before(&self, bound: Option<Attempt>) -> Result<Newest, Error> {
         let mut skipped = Vec::new();
-        for attempt in self.attempts()?.into_iter().rev() {
+        let mut attempts = self.attempts()?;
+        attempts.retain(|attempt| bound.is_none_or(|bound| attempt.age_key() < bound.age_key()));
+        for attempt in attempts.into_iter().rev() {
             match self.open(attempt) {
                 Ok(checkpoint) => return Ok(Newest { checkpoint: Some(checkpoint), skipped }),
                 Err(reason) if reason.is_damage() => {
@@ -244,7 +255,11 @@ impl Store {
         {
             return Ok(true);
         }
-        let report = verify::verify_checkpoint(&self.open(attempt)?, false)?;
+        let mut report = verify::verify_checkpoint(&self.open(attempt)?, false)?;
+        // What cannot be read is not known to be damaged.
+        if let Some(at) = report.problems.iter().position(|problem| !problem.is_damage()) {
+            return Err(report.problems.swap_remove(at));
+        }
         if report.is_whole() {
             self.proven.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt);
         }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use checkpoint::{
@@ -11,7 +12,7 @@ use checkpoint::{
 };
 use layout::{LogicalTensor, Role, Schema};
 use proptest::prelude::*;
-use support::mem_disk::MemDisk;
+use support::mem_disk::{Fault, MemDisk};
 use support::{Rng, State, contents, save, small_model, wanted};
 
 const FIRST: Attempt = Attempt { step: 7, generation: 1 };
@@ -257,12 +258,39 @@ fn damage_falls_back_to_an_older_commit_and_says_why() {
     let told: Vec<String> =
         newest.skipped.iter().map(|skipped| skipped.reason.to_string()).collect();
     assert_eq!(told.len(), 2);
+    let older = store.newest_before(Some(second)).unwrap();
+    assert_eq!((older.checkpoint.unwrap().attempt(), older.skipped.len()), (FIRST, 0));
+    assert!(store.newest_before(Some(FIRST)).unwrap().checkpoint.is_none());
     assert!(told[0].contains("is not committed"), "{told:?}");
     assert!(told[1].contains("manifest.json is damaged: BLAKE3 is"), "{told:?}");
     // Nothing older than a damaged commit is deleted for its sake.
     assert!(store.retain(1, Proof::EveryByte).unwrap().is_empty());
     let statuses: Vec<Status> = store.list().unwrap().into_iter().map(|e| e.status).collect();
     assert!(matches!(statuses[..], [Status::Committed, Status::Corrupt(_), Status::Incomplete]));
+}
+
+#[test]
+fn a_commit_that_cannot_be_read_is_an_error_and_not_passed_over() {
+    let disk = MemDisk::new();
+    let first = store(&disk);
+    let (old, new) = (small_model(1), small_model(2));
+    save(&first, FIRST, 2, &old, &WriteOptions::default()).unwrap();
+    let second = Attempt { step: 9, generation: 1 };
+    save(&first, second, 2, &new, &WriteOptions::default()).unwrap();
+    let quiet = disk.fork();
+    let before = quiet.operations();
+    Store::on(Arc::new(quiet.clone()), "/checkpoints").newest().unwrap();
+    let reads = before..quiet.operations();
+    assert!(!reads.is_empty());
+    for kind in [ErrorKind::PermissionDenied, ErrorKind::Other] {
+        for operation in reads.clone() {
+            let disk = disk.fork();
+            disk.inject(operation, Fault::Fail(kind));
+            let error = Store::on(Arc::new(disk), "/checkpoints").newest().unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{operation}: {error}");
+            assert!(!error.is_damage());
+        }
+    }
 }
 
 #[test]

@@ -240,98 +240,87 @@ pub struct SourceSpec<'a> {
 }
 
 impl DataConfig {
-    /// Every mistake that can be seen without looking at a file.
+    /// The first mistake that can be seen without looking at a file.
     pub fn check(&self) -> Result<()> {
+        self.problems().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Every mistake that can be seen without looking at a file.
+    pub fn problems(&self) -> Vec<DataError> {
+        let mut problems = Vec::new();
+        let mut wrong = |place: &str, reason: String| {
+            problems.push(DataError::config(place, reason));
+        };
         if !(0.0..=0.5).contains(&self.validation_fraction) {
-            return Err(DataError::config(
-                "data.validation_fraction",
-                format!("{} is outside 0 to 0.5 (0.05 is usual)", self.validation_fraction),
-            ));
+            let reason =
+                format!("{} is outside 0 to 0.5 (0.05 is usual)", self.validation_fraction);
+            wrong("data.validation_fraction", reason);
         }
         if self.jsonl_field.is_empty() {
-            return Err(DataError::config("data.jsonl_field", "empty; `text` is usual".into()));
+            wrong("data.jsonl_field", "empty; `text` is usual".into());
         }
         if let TokenizerSpec::Ids(size) = self.tokenizer
             && size < 2
         {
-            return Err(DataError::config(
-                "data.tokenizer.ids",
-                format!("{size} is not a vocabulary size"),
-            ));
+            wrong("data.tokenizer.ids", format!("{size} is not a vocabulary size"));
         }
-        self.sources().map(|_| ())
+        if self.files.is_empty() && self.crates.is_empty() && self.mixture.is_empty() {
+            let reason = "no text: give data.files, data.crates or data.mixture (for your own \
+                          text: --set data.files=YOUR.txt)";
+            wrong("data", reason.into());
+        }
+        for (key, given) in [("files", !self.files.is_empty()), ("crates", !self.crates.is_empty())]
+        {
+            if given && !self.mixture.is_empty() {
+                let reason = format!(
+                    "given together with data.{key}: keep one (an empty list `[]` removes the other)"
+                );
+                wrong("data.mixture", reason);
+            }
+        }
+        for (i, entry) in self.mixture.iter().enumerate() {
+            let place = format!("data.mixture[{i}]");
+            entry.problems(&self.mixture[..i], &mut |reason| wrong(&place, reason));
+        }
+        problems
     }
 
     /// The sources this config names: `files`, else `mixture`, else `crates`.
     pub fn sources(&self) -> Result<Vec<SourceSpec<'_>>> {
+        self.check()?;
+        let source = |name, origin, weight| SourceSpec { name, origin, weight };
         if !self.mixture.is_empty() {
-            for (key, given) in
-                [("files", !self.files.is_empty()), ("crates", !self.crates.is_empty())]
-            {
-                if given {
-                    return Err(DataError::config(
-                        "data.mixture",
-                        format!(
-                            "given together with data.{key}: keep one (an empty list \
-                             `[]` removes the other)"
-                        ),
-                    ));
-                }
-            }
-            return self.mixture_sources();
+            let sources = self.mixture.iter();
+            return Ok(sources.map(|e| source(e.name.as_str(), e.origin(), e.weight)).collect());
         }
-        let origin = if !self.files.is_empty() {
-            Origin::Files(&self.files)
-        } else if !self.crates.is_empty() {
-            Origin::Crates(&self.crates)
-        } else {
-            return Err(DataError::config(
-                "data",
-                "no text: give data.files, data.crates or data.mixture (for your own text: \
-                 --set data.files=YOUR.txt)"
-                    .into(),
-            ));
-        };
-        let name = if matches!(origin, Origin::Files(_)) { "files" } else { "crates" };
-        Ok(vec![SourceSpec { name, origin, weight: 1.0 }])
+        Ok(vec![match self.files.is_empty() {
+            false => source("files", Origin::Files(&self.files), 1.0),
+            true => source("crates", Origin::Crates(&self.crates), 1.0),
+        }])
+    }
+}
+
+impl MixtureEntry {
+    /// What is wrong with it beside the entries `before` it.
+    fn problems(&self, before: &[MixtureEntry], wrong: &mut dyn FnMut(String)) {
+        let name = &self.name;
+        if name.is_empty() || before.iter().any(|entry| entry.name == *name) {
+            wrong(format!("the name `{name}` is empty or used twice; each source needs its own"));
+        }
+        if !(self.weight > 0.0 && self.weight.is_finite()) {
+            wrong(format!("weight {} of `{name}` is not a positive number", self.weight));
+        }
+        if self.files.is_empty() == self.crates.is_empty() {
+            let found = if self.files.is_empty() { "neither" } else { "both" };
+            wrong(format!("`{name}` has {found} files and crates; give one of the two"));
+        }
     }
 
-    fn mixture_sources(&self) -> Result<Vec<SourceSpec<'_>>> {
-        let mut sources: Vec<SourceSpec> = Vec::with_capacity(self.mixture.len());
-        for (i, entry) in self.mixture.iter().enumerate() {
-            let place = format!("data.mixture[{i}]");
-            if entry.name.is_empty() || sources.iter().any(|s| s.name == entry.name) {
-                return Err(DataError::config(
-                    place,
-                    format!(
-                        "the name `{}` is empty or used twice; each source needs its own",
-                        entry.name
-                    ),
-                ));
-            }
-            if !(entry.weight > 0.0 && entry.weight.is_finite()) {
-                return Err(DataError::config(
-                    place,
-                    format!("weight {} of `{}` is not a positive number", entry.weight, entry.name),
-                ));
-            }
-            let origin = match (entry.files.is_empty(), entry.crates.is_empty()) {
-                (false, true) => Origin::Files(&entry.files),
-                (true, false) => Origin::Crates(&entry.crates),
-                (both_empty, _) => {
-                    let found = if both_empty { "neither" } else { "both" };
-                    return Err(DataError::config(
-                        place,
-                        format!(
-                            "`{}` has {found} files and crates; give one of the two",
-                            entry.name
-                        ),
-                    ));
-                }
-            };
-            sources.push(SourceSpec { name: &entry.name, origin, weight: entry.weight });
+    fn origin(&self) -> Origin<'_> {
+        match self.files.is_empty() {
+            false => Origin::Files(&self.files),
+            true => Origin::Crates(&self.crates),
         }
-        Ok(sources)
     }
 }
 

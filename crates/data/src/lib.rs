@@ -36,6 +36,7 @@ pub mod order;
 mod parquet_text;
 mod prepare;
 pub mod source;
+mod temporary;
 pub mod text;
 pub mod token_file;
 mod token_writer;

@@ -44,7 +44,10 @@ fn project(path: &Path, schema: &Type, column: &str) -> Result<Type> {
     let found = schema.get_fields().iter().find(|f| f.name() == column).ok_or_else(|| {
         let names: Vec<String> =
             schema.get_fields().iter().take(12).map(|f| format!("`{}`", f.name())).collect();
-        fail(format!("no column `{column}`; it has {} (set data.jsonl_field)", names.join(", ")))
+        fail(format!(
+            "no column `{column}`; it has {} (name another with data.jsonl_field, or --field)",
+            names.join(", ")
+        ))
     })?;
     if !found.is_primitive() || found.get_physical_type() != PhysicalType::BYTE_ARRAY {
         return Err(fail(format!("column `{column}` does not hold text")));

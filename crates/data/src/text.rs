@@ -203,8 +203,9 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
     #[cfg(not(feature = "parquet"))]
     fn read_parquet(&mut self, path: Arc<Path>) -> Result<bool> {
         Err(DataError::Unsupported(format!(
-            "{}: cannot read column `{}`: built without parquet; build it \
-             with `--features parquet`, or convert the file to .jsonl",
+            "{}: cannot read column `{}`: this program was built without \
+             parquet; build it with `cargo build --release --features data/parquet`, or convert \
+             the file to .jsonl",
             path.display(),
             self.field,
         )))

@@ -275,11 +275,16 @@ impl TokenFile {
             _ => u32_at(bytes, 0),
         };
         let mut tokens = self.token_data().chunks_exact(width).map(token);
-        match tokens.position(|token| token >= self.info.vocab_size) {
+        let vocab_size = self.info.vocab_size;
+        let wrong = tokens.by_ref().enumerate().find(|(_, token)| *token >= vocab_size);
+        match wrong {
             None => Ok(()),
-            Some(index) => {
+            Some((index, token)) => {
                 let offset = ALIGN + (index * width) as u64;
-                let reason = format!("token {index} is not one of {}", self.info.vocab_size);
+                let reason = format!(
+                    "token {index} is {token}, but a vocabulary of {vocab_size} ends at {}",
+                    vocab_size.saturating_sub(1)
+                );
                 Err(DataError::damaged(&self.path, offset, reason))
             }
         }

@@ -1,12 +1,12 @@
 //! Writes a `.tok` file as a stream: tokens go straight to disk, so that memory does not grow with
 //! it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{DataError, Result, io_error};
+use crate::temporary::{self, Temporary};
 use crate::token_file::{ALIGN, BLOCK_BYTES, Places, TokenFileInfo, encode_header};
 use crate::tokenizer::Tokenizer;
 
@@ -23,21 +23,6 @@ pub struct TokenWriter {
     scratch: Vec<u8>,
     hasher: blake3::Hasher,
     temporary: Temporary,
-}
-
-/// Removes what was not finished.
-struct Temporary {
-    body: PathBuf,
-    starts: PathBuf,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After a successful finish the first is gone already; nothing can be done about a failure
-        // here.
-        let _ = std::fs::remove_file(&self.body);
-        let _ = std::fs::remove_file(&self.starts);
-    }
 }
 
 /// The data regions: bytes go to the file and, block by block, into the checksums.
@@ -75,21 +60,8 @@ impl Body {
 impl TokenWriter {
     /// Begins a file that will be called `path`, in a directory that exists.
     pub fn create(path: &Path, tokenizer: &Tokenizer, source_digest: [u8; 32]) -> Result<Self> {
-        // Hosts that share the directory may have processes of the same number.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let process = format!("{}-{now}", std::process::id());
-        let beside = |suffix: &str| {
-            let mut name = path.file_name().unwrap_or_default().to_os_string();
-            name.push(format!(".{process}.{suffix}"));
-            path.with_file_name(name)
-        };
-        let temporary = Temporary { body: beside("tmp"), starts: beside("documents.tmp") };
-        let open = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(true);
-            options.open(path).map_err(io_error("create", path))
-        };
-        let mut file = open(&temporary.body)?;
+        temporary::remove_abandoned(path);
+        let (temporary, mut file, starts) = Temporary::create(path)?;
         file.seek(SeekFrom::Start(ALIGN)).map_err(io_error("write", &temporary.body))?;
         let body = Body {
             path: temporary.body.clone(),
@@ -97,7 +69,7 @@ impl TokenWriter {
             bytes: 0,
             checksums: Vec::new(),
         };
-        let starts = BufWriter::with_capacity(BUFFER_BYTES, open(&temporary.starts)?);
+        let starts = BufWriter::with_capacity(BUFFER_BYTES, starts);
         let vocab_size = tokenizer.vocab_size() as u32;
         let info = TokenFileInfo {
             token_bytes: if vocab_size <= 1 << 16 { 2 } else { 4 },

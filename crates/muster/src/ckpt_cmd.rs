@@ -42,7 +42,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
 }
 
 /// Slots that hold the model rather than the optimizer's state.
-const PARAMETER_SLOTS: [&str; 2] = ["param", "master"];
+const PARAMETER_SLOTS: [&str; 2] = ["param", "router_bias"];
 
 fn list(dir: &Path) -> Result<Exit, CliError> {
     let store = store(dir)?;
@@ -167,20 +167,22 @@ fn damage(report: &VerifyReport) -> String {
 fn difference(a: &Checkpoint, b: &Checkpoint, found: &Diff) -> String {
     let (path_a, path_b) = (a.path().display(), b.path().display());
     let number = plural(found.tensors.len(), "tensor");
-    if found.is_equal() {
-        return format!("{path_a} and {path_b} are equal: all bits of {number}");
-    }
     let differing: Vec<_> =
         found.tensors.iter().filter(|t| t.difference != TensorDifference::Equal).collect();
-    let mut out = format!("a = {path_a}\nb = {path_b}\n{} of {number} differ\n", differing.len());
+    let verdict = match differing.len() {
+        0 => format!("equal: all bits of {number}"),
+        some => format!("{some} of {number} differ"),
+    };
+    let mut out = format!("a = {path_a}\nb = {path_b}\n{verdict}\n");
     let rows: Vec<Vec<String>> = differing
         .iter()
         .map(|tensor| vec![tensor.key.to_string(), describe(&tensor.difference)])
         .collect();
     out.push_str(&table(&rows));
     for field in &found.run_state {
-        let _ = writeln!(out, "run state {}: {} in a, {} in b", field.field, field.a, field.b);
+        let _ = writeln!(out, "{}: {} in a, {} in b", field.field, field.a, field.b);
     }
+    out.truncate(out.trim_end().len());
     out
 }
 

@@ -76,7 +76,7 @@ pub struct TrainArgs {
     /// What connects the ranks
     #[arg(long)]
     pub backend: Option<BackendArg>,
-    /// What to start from: `auto` (this run's newest checkpoint), `never`, or a checkpoint
+    /// What to start from: `auto` (this run's newest checkpoint), `never`, a checkpoint or a run
     #[arg(long, value_name = "auto|never|DIR")]
     pub resume: Option<String>,
     /// Stop after this step, saved; the schedule is that of the whole run
@@ -213,7 +213,7 @@ pub enum ConfigCommand {
     /// Print the JSON schema of configs, for editors
     #[command(after_help = "Example: muster config schema > muster.schema.json")]
     Schema,
-    /// Say everything that is wrong with a config
+    /// Say what is wrong in each section of a config
     #[command(after_help = "\
 Examples:
   muster config check configs/quickstart.yaml

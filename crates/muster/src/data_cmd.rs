@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use data::{TextInput, TokenizeOptions, TokenizeReport, Tokenizer, TokenizerSpec, tokenize};
 
 use crate::cli::{DataCommand, TokenizeArgs};
-use crate::config::nearest;
+use crate::config::{nearest, neighbour};
 use crate::console::{ByteProgress, bytes, count, duration, plural, short};
 use crate::error::{CliError, Exit};
 use crate::output::say;
@@ -59,7 +59,13 @@ fn tokenizer_spec(word: &str) -> Result<TokenizerSpec, CliError> {
     match word {
         "byte" => Ok(TokenizerSpec::Byte),
         "gpt2" => Ok(TokenizerSpec::Gpt2),
-        path if path.ends_with(".json") => Ok(TokenizerSpec::File(path.into())),
+        path if path.ends_with(".json") => match neighbour(Path::new(path)) {
+            Some(near) if !Path::new(path).exists() => Err(CliError::mistake(format!(
+                "--tokenizer {path}: there is no such file; did you mean {}?",
+                near.display()
+            ))),
+            _ => Ok(TokenizerSpec::File(path.into())),
+        },
         _ => {
             let near = nearest(word, ["byte", "gpt2"]);
             let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();

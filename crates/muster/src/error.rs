@@ -183,15 +183,15 @@ impl From<train::TrainError> for CliError {
             TrainError::Model(error) => error.into(),
             TrainError::Data(error) => error.into(),
             TrainError::Checkpoint(error) => error.into(),
-            error @ (TrainError::NonFinite { .. } | TrainError::OtherModel { .. }) => {
-                CliError::mistake(error)
-            }
+            error @ (TrainError::NonFinite { .. }
+            | TrainError::OtherModel { .. }
+            | TrainError::Damaged { .. }) => CliError::mistake(error),
             error @ TrainError::Vote { .. } => CliError::bug(error),
             TrainError::PeerSave { rank, .. } => {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }
             }
-            error @ TrainError::Events(_) => CliError::peer(error),
+            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => CliError::peer(error),
         }
     }
 }

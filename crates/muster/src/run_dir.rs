@@ -60,8 +60,13 @@ pub fn store(path: &Path) -> Result<Store, CliError> {
     if !path.is_dir() {
         return Err(not_there(path));
     }
+    Ok(store_in(path))
+}
+
+/// As [`store`], of a directory that is known to be there.
+pub fn store_in(path: &Path) -> Store {
     let inner = RunDir::new(path).checkpoints();
-    Ok(Store::new(if inner.is_dir() { inner } else { path.to_path_buf() }))
+    Store::new(if inner.is_dir() { inner } else { path.to_path_buf() })
 }
 
 /// The directory of the checkpoint that a person named: itself, or the newest usable one of a
@@ -70,9 +75,7 @@ pub fn store(path: &Path) -> Result<Store, CliError> {
 /// # Errors
 /// There is none.
 pub fn checkpoint_path(path: &Path) -> Result<PathBuf, CliError> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let is_attempt = Attempt::parse(name).is_some() || path.join("manifest.json").is_file();
-    if is_attempt && path.is_dir() {
+    if is_checkpoint(path) {
         return Ok(path.to_path_buf());
     }
     let store = store(path)?;
@@ -80,13 +83,40 @@ pub fn checkpoint_path(path: &Path) -> Result<PathBuf, CliError> {
     if let Some(checkpoint) = newest.checkpoint {
         return Ok(checkpoint.path().to_path_buf());
     }
-    let root = store.root().display();
-    let skipped: Vec<String> =
-        newest.skipped.iter().map(|s| format!("\n  {}: {}", s.path.display(), s.reason)).collect();
-    Err(CliError::mistake(match skipped.is_empty() {
-        true => format!("there is no checkpoint in {root}"),
-        false => format!("no checkpoint in {root} can be used:{}", skipped.concat()),
-    }))
+    let skipped: Vec<PassedOver> = newest
+        .skipped
+        .iter()
+        .map(|s| (s.path.display().to_string(), s.reason.to_string()))
+        .collect();
+    Err(no_checkpoint(store.root(), &skipped, "restore one from a copy"))
+}
+
+/// Whether a path is that of one checkpoint, rather than of a directory that holds some.
+pub fn is_checkpoint(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    path.is_dir() && (Attempt::parse(name).is_some() || path.join("manifest.json").is_file())
+}
+
+/// A checkpoint that was not used, and why.
+pub type PassedOver = (String, String);
+
+/// Tells of so many checkpoints that cannot be used; `muster ckpt ls` lists all.
+const TOLD: usize = 8;
+
+/// There is no checkpoint in `root`, or none that can be used.
+pub fn no_checkpoint(root: &Path, passed: &[PassedOver], remedy: &str) -> CliError {
+    let root = root.display();
+    if passed.is_empty() {
+        return CliError::mistake(format!("there is no checkpoint in {root}"));
+    }
+    let mut text = format!("no checkpoint in {root} can be used:");
+    for (path, why) in passed.iter().take(TOLD) {
+        text += &format!("\n  {path}: {why}");
+    }
+    if passed.len() > TOLD {
+        text += &format!("\n  and {} more; `muster ckpt ls` lists them", passed.len() - TOLD);
+    }
+    CliError::mistake(format!("{text}\n{remedy}"))
 }
 
 /// Opens the checkpoint that a person named.

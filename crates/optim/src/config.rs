@@ -342,26 +342,44 @@ impl OptimizerConfig {
     /// The first value out of range, with its place under `optimizer` and the nearest valid one;
     /// a rule with no update or with two.
     pub fn check(&self) -> Result<(), OptimError> {
-        for (index, rule) in self.rules.iter().enumerate() {
-            let at = |key: &str| format!("optimizer.rules[{index}].{key}");
-            match (&rule.muon, &rule.adamw) {
-                (Some(muon), None) => muon.check(&at("muon"))?,
-                (None, Some(adamw)) => adamw.check(&at("adamw"))?,
-                (None, None) => return Err(OptimError::NoUpdate { rule: index }),
-                (Some(_), Some(_)) => return Err(OptimError::TwoUpdates { rule: index }),
-            }
+        self.problems().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The first mistake of each rule, of the schedule and of the clip.
+    pub fn problems(&self) -> Vec<OptimError> {
+        let rules = self.rules.iter().enumerate().map(|(index, rule)| rule.check(index));
+        let all = rules.chain([self.schedule.check(), self.clip.check()]);
+        all.filter_map(Result::err).collect()
+    }
+}
+
+impl Rule {
+    fn check(&self, index: usize) -> Result<(), OptimError> {
+        let at = |key: &str| format!("optimizer.rules[{index}].{key}");
+        match (&self.muon, &self.adamw) {
+            (Some(muon), None) => muon.check(&at("muon")),
+            (None, Some(adamw)) => adamw.check(&at("adamw")),
+            (None, None) => Err(OptimError::NoUpdate { rule: index }),
+            (Some(_), Some(_)) => Err(OptimError::TwoUpdates { rule: index }),
         }
-        let fraction = match &self.schedule {
-            Schedule::Constant(_) => None,
-            Schedule::Cosine(cosine) => Some(("cosine", cosine.final_fraction)),
-            Schedule::Linear(linear) => Some(("linear", linear.final_fraction)),
-            Schedule::Wsd(wsd) => Some(("wsd", wsd.final_fraction)),
+    }
+}
+
+impl Schedule {
+    fn check(&self) -> Result<(), OptimError> {
+        let (kind, fraction) = match self {
+            Schedule::Constant(_) => return Ok(()),
+            Schedule::Cosine(cosine) => ("cosine", cosine.final_fraction),
+            Schedule::Linear(linear) => ("linear", linear.final_fraction),
+            Schedule::Wsd(wsd) => ("wsd", wsd.final_fraction),
         };
-        if let Some((kind, fraction)) = fraction {
-            let at = format!("optimizer.schedule.{kind}.final_fraction");
-            within(&at, fraction, 0.0, 1.0)?;
-        }
-        match self.clip {
+        within(&format!("optimizer.schedule.{kind}.final_fraction"), fraction, 0.0, 1.0)
+    }
+}
+
+impl Clip {
+    fn check(&self) -> Result<(), OptimError> {
+        match *self {
             Clip::None => Ok(()),
             Clip::PerMatrix(norm) => positive("optimizer.clip.per_matrix", norm, 1.0),
             Clip::PreviousNorm(norm) => positive("optimizer.clip.previous_norm", norm, 1.0),

@@ -33,6 +33,12 @@ pub enum TrainError {
         "{path} holds another model: {difference}; give the run another name, or use --resume never"
     )]
     OtherModel { path: PathBuf, difference: String },
+    /// Some rank's part of a checkpoint is damaged; every rank gets this error.
+    #[error("{path} is damaged: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    /// Another rank could not read its part of a checkpoint.
+    #[error("rank {rank} could not load its part of the checkpoint: {reason}")]
+    PeerLoad { rank: usize, reason: String },
     /// The message of a peer cannot be read; ranks of different versions were refused before.
     #[error("rank {rank} sent a vote of {got} bytes where {expected} were expected")]
     Vote { rank: usize, got: usize, expected: usize },

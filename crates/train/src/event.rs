@@ -14,6 +14,10 @@ pub enum Event {
     Step(Step),
     Evaluation(Evaluation),
     Saved(Saved),
+    /// Older checkpoints that are no longer kept.
+    Removed {
+        paths: Vec<String>,
+    },
     /// Gradients that were not finite; never applied.
     NonFinite(NonFinite),
     /// Something odd that does not stop the run.
@@ -141,8 +145,6 @@ pub struct Saved {
     pub path: String,
     pub bytes: u64,
     pub ms: f64,
-    /// Older checkpoints that retention removed.
-    pub removed: Vec<String>,
 }
 
 /// Where a gradient was not finite.

@@ -22,12 +22,16 @@ pub mod event;
 pub mod memory;
 pub mod numeric_plan;
 mod plan;
+mod retention;
 mod run;
 mod sample;
 mod save;
 mod state;
 mod trainer;
 mod vote;
+
+/// Which build this is: equal for equal sources, dependencies and compilers (`build.rs`).
+pub const BUILD: &str = env!("MUSTER_BUILD");
 
 pub use config::Config;
 pub use engine::{Engine, NativeEngine, Stash};

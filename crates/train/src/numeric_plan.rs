@@ -28,7 +28,9 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         other => format!("{} of {} steps", json(other), config.train.steps),
     };
     let entries = [
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        // Not all of it decides bits. To tell apart what does is beyond a digest, and to warn once
+        // too often is better than to promise bits that another build does not give.
+        ("build", format!("{} {}", env!("CARGO_PKG_VERSION"), crate::BUILD)),
         ("arithmetic", kernels::gemm::arithmetic()),
         ("leaves", tree),
         ("micro-batches per leaf", micro_batches),
@@ -112,6 +114,16 @@ mod tests {
         let clip = named(&|config| config.optimizer.clip = optim::Clip::Global(0.5));
         assert!(clip.ends_with(r#"there, {"global":0.5} here)"#), "{clip}");
         assert!(named(&|config| config.train.steps = 77).contains("of 77 steps here"));
+    }
+
+    #[test]
+    fn another_build_is_named() {
+        let one = plan(|_| (), 1, 1);
+        let mut other = one.clone();
+        other.insert("build".into(), "0.1.0 fedcba9876543210".into());
+        let text = differences(&other, &one).join("");
+        let ours = format!("{} {}", env!("CARGO_PKG_VERSION"), crate::BUILD);
+        assert_eq!(text, format!("build (0.1.0 fedcba9876543210 there, {ours} here)"));
     }
 
     #[test]

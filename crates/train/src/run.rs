@@ -3,6 +3,7 @@
 use checkpoint::Store;
 
 use crate::event::{Action, FinishReason, NonFinite};
+use crate::retention::Retention;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
 
 /// How a run ended.
@@ -40,6 +41,9 @@ impl<E: Engine> Trainer<E> {
     ) -> Result<Outcome, TrainError> {
         let total = self.config.train.steps;
         let last = max_steps.map_or(total, |most| total.min(most));
+        // One rank removes for all.
+        let keep = if self.comm.rank() == 0 { self.config.checkpoint.keep } else { 0 };
+        let mut retention = Retention::new(keep);
         let mut saved = None;
         let mut evaluated = None;
         let mut reason = match self.step >= total {
@@ -73,6 +77,7 @@ impl<E: Engine> Trainer<E> {
                 self.note_memory();
                 saved = Some(event.path.clone());
                 emit(Event::Saved(event))?;
+                retention.begin(store).map_or(Ok(()), &mut *emit)?;
             }
             if ends {
                 let terminated = wanted.terminate;
@@ -81,6 +86,7 @@ impl<E: Engine> Trainer<E> {
                 break;
             }
         }
+        retention.finish(store).into_iter().try_for_each(&mut *emit)?;
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();
         let step = self.step;

@@ -235,6 +235,8 @@ pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<Vec<String>
         let tensor = &saver.plan.schema.tensors[view.tensor];
         let key = key(&tensor.name, view.slot);
         if checkpoint.tensor(&key).is_err() && view.slot != "param" {
+            // A checkpoint that turned out damaged may have left something there.
+            saver.stream.copy_in(&view.view, &vec![0_f32; view.view.len()])?;
             missing.push(key.to_string());
             continue;
         }

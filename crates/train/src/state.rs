@@ -1,15 +1,36 @@
 //! A rank's state to a checkpoint and from one.
 
+use std::path::Path;
 use std::time::Instant;
 
 use checkpoint::{Attempt, Checkpoint, Digest, RunState, Store};
 use device::DType;
+use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
 use crate::save::{Loaded, Saver, check_model, load_states};
 use crate::trainer::Memory;
 use crate::{Engine, TrainError, Trainer};
+
+/// Why a rank could not read its part of a checkpoint, for the others.
+#[derive(Serialize, Deserialize)]
+struct Unread {
+    /// An older checkpoint may serve.
+    damage: bool,
+    reason: String,
+}
+
+impl Unread {
+    fn of(error: &TrainError) -> Unread {
+        let damage = matches!(error, TrainError::Checkpoint(error) if error.is_damage());
+        Unread { damage, reason: error.to_string() }
+    }
+
+    fn other(reason: String) -> Unread {
+        Unread { damage: false, reason }
+    }
+}
 
 impl<E: Engine> Trainer<E> {
     fn saver(&self) -> Saver<'_> {
@@ -33,18 +54,11 @@ impl<E: Engine> Trainer<E> {
         self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
         let committed = self.saver().save(store, attempt, &self.run_state())?;
-        let mut removed = Vec::new();
-        if self.comm.rank() == 0 && self.config.checkpoint.keep > 0 {
-            let keep = self.config.checkpoint.keep;
-            let paths = store.retain(keep, checkpoint::Proof::EveryByte)?;
-            removed = paths.iter().map(|path| path.display().to_string()).collect();
-        }
         Ok(Saved {
             step: self.step,
             path: committed.path.display().to_string(),
             bytes: committed.bytes,
             ms: started.elapsed().as_secs_f64() * 1e3,
-            removed,
         })
     }
 
@@ -71,13 +85,16 @@ impl<E: Engine> Trainer<E> {
         }
     }
 
-    /// Takes over a checkpoint: whatever its number of ranks was.
+    /// Takes over a checkpoint: whatever its number of ranks was. All ranks call it, and either
+    /// all take it over or none does.
     ///
     /// # Errors
-    /// A checkpoint of another model; damaged data.
-    pub fn load(&mut self, checkpoint: &Checkpoint) -> Result<(Loaded, Vec<String>), TrainError> {
-        check_model(checkpoint, &self.plan)?;
-        let mut warnings: Vec<String> = load_states(checkpoint, &self.saver())?
+    /// A checkpoint of another model; one that cannot be read. [`TrainError::Damaged`], on every
+    /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
+    pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
+        let read = self.read_states(path);
+        let (checkpoint, missing) = self.agree(path, read)?;
+        let mut warnings: Vec<String> = missing
             .into_iter()
             .map(|key| format!("the checkpoint has no {key}; it starts at zero"))
             .collect();
@@ -105,12 +122,41 @@ impl<E: Engine> Trainer<E> {
             };
             let what = numeric_plan::differences(&plan_of(&state), &plan_of(&mine)).join(", ");
             warnings.push(format!(
-                "different from the checkpoint: {what}; the weights will not have the bits of an \
+                "different from the checkpoint: {what}; the weights may not have the bits of an \
                  undisturbed run"
             ));
         }
         let written_by = checkpoint.manifest().world as usize;
         Ok((Loaded { state, written_by }, warnings))
+    }
+
+    fn read_states(&self, path: &Path) -> Result<(Checkpoint, Vec<String>), TrainError> {
+        let checkpoint = Checkpoint::open(path)?;
+        check_model(&checkpoint, &self.plan)?;
+        let missing = load_states(&checkpoint, &self.saver())?;
+        Ok((checkpoint, missing))
+    }
+
+    /// What this rank has read, if every rank could read.
+    fn agree<T>(&self, path: &Path, mine: Result<T, TrainError>) -> Result<T, TrainError> {
+        let word = mine.as_ref().map(|_| ()).map_err(Unread::of);
+        let words = self.comm.all_gather_bytes(&serde_json::to_vec(&word).unwrap_or_default())?;
+        let failed = words.iter().enumerate().filter_map(|(rank, word)| {
+            let garbled = |error: serde_json::Error| Err(Unread::other(error.to_string()));
+            let word: Result<(), Unread> = serde_json::from_slice(word).unwrap_or_else(garbled);
+            Some((rank, word.err()?))
+        });
+        // Damage only if nothing else is wrong anywhere.
+        match (failed.min_by_key(|(rank, why)| (why.damage, *rank)), mine) {
+            (None, mine) => mine,
+            (Some((_, Unread { damage: true, reason })), _) => {
+                Err(TrainError::Damaged { path: path.to_owned(), reason })
+            }
+            (_, Err(error)) => Err(error),
+            (Some((rank, Unread { reason, .. })), Ok(_)) => {
+                Err(TrainError::PeerLoad { rank, reason })
+            }
+        }
     }
 
     /// BLAKE3 of all weights and router biases: equal digests are equal bits.

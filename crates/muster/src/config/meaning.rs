@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use data::config::Origin;
-use data::{DataError, Tokenizer};
+use data::{DataError, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelError};
 use optim::OptimError;
 use train::config::{Config, Resume, WeightsDtype};
 
 use crate::console::bytes as size;
+
+/// Stands for a tokenizer that could not be loaded: no model's table is too small for it.
+const SOME_VOCAB: usize = 2;
 
 /// More tokens in one step are a slip of the keyboard, and would overflow what counts them.
 const TOKENS_PER_STEP_MAX: u128 = 1 << 40;
@@ -47,21 +50,20 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
     findings.extend(check_name(config));
     check_text(config, &mut findings);
     let tree = check_batch(config, &mut findings);
-    let tokenizer = Tokenizer::load(&config.data.tokenizer)
-        .map_err(|error| findings.push(of_data(error, "data.tokenizer")))
-        .ok();
-    let architecture = tokenizer.as_ref().and_then(|tokenizer| {
-        let resolved = config.model.resolve(tokenizer.vocab_size(), config.batch.seq_len);
-        resolved.map_err(|error| findings.push(of_model(error))).ok()
-    });
+    let tokenizer = load_tokenizer(&config.data.tokenizer, &mut findings);
+    findings.extend(check_prompt(config));
+    // Without a tokenizer the model can still be wrong in everything but its vocabulary.
+    let vocab = tokenizer.as_ref().map_or(SOME_VOCAB, Tokenizer::vocab_size);
+    let resolved = config.model.resolve(vocab, config.batch.seq_len);
+    let architecture = resolved.map_err(|error| findings.push(of_model(error))).ok();
     let schema = architecture.as_ref().and_then(|architecture| {
         model::parameters(architecture).map_err(|error| findings.push(of_model(error))).ok()
     });
-    let plan = match &schema {
-        Some((schema, _)) => optim::plan(schema, &config.optimizer).map(|_| ()),
-        None => config.optimizer.check(),
-    };
-    findings.extend(plan.err().map(of_optimizer));
+    let mut problems = config.optimizer.problems();
+    if let (Some((schema, _)), true) = (&schema, problems.is_empty()) {
+        problems.extend(optim::plan(schema, &config.optimizer).err());
+    }
+    findings.extend(problems.into_iter().map(of_optimizer));
     // With a tree the batch has been found small enough to multiply.
     if let (Some(architecture), Some((schema, _)), Some(_)) = (&architecture, &schema, &tree) {
         findings.extend(check_micro_batch(config, architecture, schema));
@@ -106,16 +108,11 @@ fn check_name(config: &Config) -> Option<Finding> {
 
 fn check_text(config: &Config, findings: &mut Vec<Finding>) {
     let data = &config.data;
-    if let Err(error) = data.check() {
-        findings.push(of_data(error, "data"));
-        return;
-    }
-    if data.mixture.is_empty() {
-        let origin = match data.files.is_empty() {
-            false => Origin::Files(&data.files),
-            true => Origin::Crates(&data.crates),
-        };
-        check_origin("data", &origin, findings);
+    findings.extend(data.problems().into_iter().map(|error| of_data(error, "data")));
+    check_origin("data", &Origin::Files(&data.files), findings);
+    // Given together with files, crates are not read.
+    if data.files.is_empty() {
+        check_origin("data", &Origin::Crates(&data.crates), findings);
     }
     for (i, entry) in data.mixture.iter().enumerate() {
         let at = format!("data.mixture[{i}]");
@@ -202,6 +199,30 @@ fn check_micro_batch(config: &Config, a: &Architecture, schema: &Schema) -> Opti
     };
     let sections = &["batch", "model", "data"];
     Some(finding("batch.micro_batch", what, &help, sections).about(&["batch.seq_len"]))
+}
+
+fn load_tokenizer(spec: &TokenizerSpec, findings: &mut Vec<Finding>) -> Option<Tokenizer> {
+    if let TokenizerSpec::File(path) = spec
+        && let Some(unreadable) = check_file("data.tokenizer.file", path)
+    {
+        findings.push(unreadable);
+        return None;
+    }
+    let failed = |error| findings.push(of_data(error, "data.tokenizer"));
+    Tokenizer::load(spec).map_err(failed).ok()
+}
+
+/// A prompt is text; token ids alone cannot say which tokens it is.
+fn check_prompt(config: &Config) -> Option<Finding> {
+    let TokenizerSpec::Ids(ids) = &config.data.tokenizer else { return None };
+    let train = &config.train;
+    if train.sample_tokens == 0 || train.sample_prompt.is_empty() {
+        return None;
+    }
+    let prompt = &train.sample_prompt;
+    let what = format!("{prompt:?} cannot become tokens: data.tokenizer is {{ids: {ids}}}");
+    let help = "leave it empty, or name the tokenizer that the token files were made with";
+    Some(finding("train.sample_prompt", what, help, &["train", "data"]))
 }
 
 fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {

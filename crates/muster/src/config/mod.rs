@@ -19,6 +19,7 @@ mod schema;
 mod tree;
 
 pub use load::{Loaded, load};
+pub use meaning::neighbour;
 pub use nearest::nearest;
 pub use overrides::Override;
 pub use print::commented;

@@ -51,6 +51,9 @@ impl Renderer {
             Event::Step(step) => self.step(step),
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
             Event::Saved(saved) => self.saved(saved),
+            Event::Removed { paths } => {
+                format!("removed {}", plural(paths.len(), "older checkpoint"))
+            }
             Event::NonFinite(event) => {
                 let places: Vec<String> =
                     event.places.iter().map(|place| format!("\n  {place}")).collect();
@@ -169,17 +172,13 @@ impl Renderer {
     }
 
     fn saved(&self, saved: &Saved) -> String {
-        let mut out = format!(
+        format!(
             "step {} | saved {} ({}) in {}",
             self.of_steps(saved.step),
             saved.path,
             bytes(saved.bytes),
             ms(saved.ms)
-        );
-        if !saved.removed.is_empty() {
-            let _ = write!(out, ", removed {} older", saved.removed.len());
-        }
-        out
+        )
     }
 
     fn finished(&self, finished: &Finished) -> String {

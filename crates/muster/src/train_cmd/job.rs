@@ -62,6 +62,7 @@ impl Job {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
         let mut identity = vec![
+            ("build".into(), train::BUILD.into()),
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
             ("model".into(), hex(plan.schema.digest())),

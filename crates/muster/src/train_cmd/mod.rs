@@ -9,6 +9,7 @@
 mod generate;
 mod job;
 mod line;
+mod resume;
 mod signals;
 mod supervise;
 mod verdict;

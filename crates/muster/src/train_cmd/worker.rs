@@ -5,17 +5,18 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checkpoint::{Checkpoint, Store};
+use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
 use comm::{Communicator, Fault, tcp};
-use data::Dataset;
+use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind};
-use train::config::{Backend, DeviceName, Resume};
-use train::event::{FinishReason, Finished, Resumed};
+use train::config::{Backend, DeviceName};
+use train::event::{FinishReason, Finished};
 use train::{Event, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants};
 
 use super::job::Job;
 use super::line::Line;
+use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
@@ -110,19 +111,19 @@ fn train(
     let mut reporter = Reporter { speaks };
     let store = Store::new(&job.checkpoints);
     let generation = claim(&store, comm.as_ref())?;
-    resume(job, &store, comm.as_ref(), &mut trainer, &mut reporter)?;
+    let mut emit = |event: Event| reporter.emit(&event);
+    resume(job, &store, comm.as_ref(), &mut trainer, &mut emit)?;
     let outcome = {
         let mut wants = |step: u64| {
             progress(control, step);
             let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
-        let mut emit = |event: Event| reporter.emit(&event);
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
     let reason = outcome.reason;
     if reason == FinishReason::Complete && speaks {
-        sample(job, &trainer, &mut reporter)?;
+        sample(job, &trainer).map_or(Ok(()), |event| reporter.emit(&event))?;
     }
     finish(&trainer, outcome, started, &mut reporter)?;
     progress(control, trainer.steps_taken());
@@ -182,68 +183,31 @@ fn claim(store: &Store, comm: &dyn Communicator) -> Result<u32, CliError> {
     Ok(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])))
 }
 
-/// Rank 0 chooses what to start from; every rank loads its part.
-fn resume(
-    job: &Job,
-    store: &Store,
-    comm: &dyn Communicator,
-    trainer: &mut Trainer<NativeEngine>,
-    reporter: &mut Reporter,
-) -> Result<(), CliError> {
-    let mut chosen = Vec::new();
-    let mut skipped = Vec::new();
-    if comm.rank() == 0 {
-        let path = match &job.config.checkpoint.resume {
-            Resume::Never => None,
-            Resume::From(path) => Some(path.clone()),
-            Resume::Auto => {
-                let newest = store.newest()?;
-                // An attempt that was never committed is no checkpoint and no news.
-                let damaged = newest
-                    .skipped
-                    .iter()
-                    .filter(|s| !matches!(s.reason, checkpoint::Error::NotCommitted { .. }));
-                skipped =
-                    damaged.map(|s| (s.path.display().to_string(), s.reason.to_string())).collect();
-                newest.checkpoint.map(|checkpoint| checkpoint.path().to_owned())
-            }
-        };
-        chosen = path.map(|path| path.display().to_string().into_bytes()).unwrap_or_default();
+/// Text that the trained model writes. The run is done and saved: where there can be none, that is
+/// a warning.
+fn sample(job: &Job, trainer: &Trainer<NativeEngine>) -> Option<Event> {
+    let ids_only = matches!(job.config.data.tokenizer, TokenizerSpec::Ids(_));
+    if job.config.train.sample_tokens == 0 || ids_only {
+        return None;
     }
-    comm.broadcast_bytes(0, &mut chosen)?;
-    if chosen.is_empty() {
-        return Ok(());
-    }
-    let path = String::from_utf8_lossy(&chosen).into_owned();
-    let checkpoint = Checkpoint::open(&path)?;
-    let (loaded, warnings) = trainer.load(&checkpoint)?;
-    let (step, written_by) = (loaded.state.step, loaded.written_by);
-    reporter.emit(&Event::Resumed(Resumed { step, path, skipped, written_by }))?;
-    for message in warnings {
-        reporter.emit(&Event::Warning { message })?;
-    }
-    Ok(())
+    let prompt = job.config.train.sample_prompt.clone();
+    Some(match sample_text(job, trainer) {
+        Ok(text) => Event::Sample { prompt, text },
+        Err(error) => Event::Warning {
+            message: format!("no sample of text: {}; the run is saved", error.message),
+        },
+    })
 }
 
-fn sample(
-    job: &Job,
-    trainer: &Trainer<NativeEngine>,
-    reporter: &mut Reporter,
-) -> Result<(), CliError> {
+fn sample_text(job: &Job, trainer: &Trainer<NativeEngine>) -> Result<String, CliError> {
     let config = &job.config.train;
-    if config.sample_tokens == 0 {
-        return Ok(());
-    }
     let tokenizer = trainer.dataset().tokenizer();
     let mut prompt = vec![tokenizer.end_of_text()];
     tokenizer.encode(&config.sample_prompt, &mut prompt)?;
     let sampling = Sampling { temperature: 0.8, top_k: 0, seed: job.config.seed };
     let vocab = tokenizer.vocab_size();
     let tokens = trainer.generate(&prompt, config.sample_tokens, vocab, sampling)?;
-    let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
-    let prompt = config.sample_prompt.clone();
-    reporter.emit(&Event::Sample { prompt, text })?;
-    Ok(())
+    Ok(String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned())
 }
 
 fn finish(

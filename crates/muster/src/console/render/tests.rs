@@ -97,8 +97,8 @@ fn a_whole_run() {
             path: "runs/quickstart/checkpoints/step-00000100.g0001".into(),
             bytes: 25_000_000,
             ms: 210.0,
-            removed: vec!["step-00000050.g0001".into()],
         }),
+        Event::Removed { paths: vec!["step-00000050.g0001".into()] },
         Event::Sample { prompt: "fn ".into(), text: "main() {\n\tlet x = \x1b[2J1;\r\n}".into() },
         finished(FinishReason::Complete, 600),
     ];

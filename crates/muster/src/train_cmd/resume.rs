@@ -1,0 +1,118 @@
+//! What a start begins from: rank 0 chooses, every rank loads its part.
+
+use std::path::{Path, PathBuf};
+
+use checkpoint::{Attempt, Error, Skipped, Store};
+use comm::Communicator;
+use train::config::Resume;
+use train::event::Resumed;
+use train::{Engine, Event, TrainError, Trainer};
+
+use super::job::Job;
+use crate::error::CliError;
+use crate::run_dir::{self, PassedOver};
+
+/// Loads what the config says to begin from, if anything; tells what it was. Where the data of
+/// the newest checkpoint turn out damaged, the next older one serves, and this is told.
+///
+/// # Errors
+/// Checkpoints are there and none of them can be used: to start over instead would train again
+/// what may have taken weeks, without a word. One that cannot be read; one of another model.
+pub fn resume<E: Engine>(
+    job: &Job,
+    store: &Store,
+    comm: &dyn Communicator,
+    trainer: &mut Trainer<E>,
+    emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+) -> Result<(), CliError> {
+    let Some(start) = Start::of(&job.config.checkpoint.resume, store) else { return Ok(()) };
+    let mut skipped = Vec::new();
+    let mut bound = None;
+    loop {
+        let mut chosen = Vec::new();
+        if comm.rank() == 0 {
+            let path = start.choose(bound, &mut skipped)?;
+            chosen = path.map(|path| path.display().to_string().into_bytes()).unwrap_or_default();
+        }
+        comm.broadcast_bytes(0, &mut chosen)?;
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let path = String::from_utf8_lossy(&chosen).into_owned();
+        let (loaded, warnings) = match (trainer.load(Path::new(&path)), start.older_than(&path)) {
+            (Err(TrainError::Damaged { reason, .. }), Some(attempt)) => {
+                bound = Some(attempt);
+                skipped.push((path, reason));
+                continue;
+            }
+            (result, _) => result?,
+        };
+        let (step, written_by) = (loaded.state.step, loaded.written_by);
+        emit(Event::Resumed(Resumed { step, path, skipped, written_by }))?;
+        for message in warnings {
+            emit(Event::Warning { message })?;
+        }
+        return Ok(());
+    }
+}
+
+/// Where to begin.
+enum Start {
+    /// This checkpoint and no other.
+    Exactly(PathBuf),
+    /// The newest of these that is whole.
+    Newest {
+        store: Store,
+        /// Whether there must be one.
+        needed: bool,
+    },
+}
+
+impl Start {
+    /// `None`: anew.
+    fn of(resume: &Resume, own: &Store) -> Option<Start> {
+        match resume {
+            Resume::Never => None,
+            Resume::Auto => Some(Start::Newest { store: own.clone(), needed: false }),
+            Resume::From(path) if run_dir::is_checkpoint(path) => {
+                Some(Start::Exactly(path.clone()))
+            }
+            Resume::From(run) => {
+                Some(Start::Newest { store: run_dir::store_in(run), needed: true })
+            }
+        }
+    }
+
+    /// The bound below which another checkpoint may take the place of this one, if any may.
+    fn older_than(&self, path: &str) -> Option<Attempt> {
+        match self {
+            Start::Exactly(_) => None,
+            Start::Newest { .. } => Attempt::parse(Path::new(path).file_name()?.to_str()?),
+        }
+    }
+
+    /// The directory of a checkpoint, older than `bound`; none to begin anew. What is passed over
+    /// is added to `skipped`.
+    fn choose(
+        &self,
+        bound: Option<Attempt>,
+        skipped: &mut Vec<PassedOver>,
+    ) -> Result<Option<PathBuf>, CliError> {
+        let (store, needed) = match self {
+            Start::Exactly(path) => return Ok(Some(path.clone())),
+            Start::Newest { store, needed } => (store, *needed),
+        };
+        let newest = store.newest_before(bound)?;
+        let is_news = |s: &&Skipped| !matches!(s.reason, Error::NotCommitted { .. });
+        // An attempt that was never committed is no checkpoint and no news.
+        let damaged = newest.skipped.iter().filter(is_news);
+        skipped.extend(damaged.map(|s| (s.path.display().to_string(), s.reason.to_string())));
+        match newest.checkpoint {
+            Some(checkpoint) => Ok(Some(checkpoint.path().to_owned())),
+            None if skipped.is_empty() && !needed => Ok(None),
+            None => Err(run_dir::no_checkpoint(store.root(), skipped, REMEDY)),
+        }
+    }
+}
+
+const REMEDY: &str = "restore one from a copy, or start over with --resume never";
