@@ -199,6 +199,11 @@ impl ControlHandle {
         self.shared.aborted.get().cloned()
     }
 
+    /// Says that this rank will leave because of others, not yet because of whom.
+    pub fn follow(&self) {
+        self.say(ToServer::Follows);
+    }
+
     /// Leaves because of others; returns once that is said.
     pub fn blame(mut self, fault: &Fault) {
         self.say(ToServer::Blame(fault.clone()));

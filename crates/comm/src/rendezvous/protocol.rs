@@ -73,6 +73,8 @@ pub(super) enum ToServer {
     Status {
         step: u64,
     },
+    /// It will leave because of others, and does not know yet because of whom.
+    Follows,
     /// It leaves because of others.
     Blame(Fault),
     Bye,

@@ -238,7 +238,7 @@ impl Shared {
         match message {
             ToServer::Hello(_) => {}
             ToServer::Status { step } => worker.last_step = Some(step),
-            ToServer::Bye | ToServer::Blame(_) => worker.has_left = true,
+            ToServer::Bye | ToServer::Follows | ToServer::Blame(_) => worker.has_left = true,
         }
     }
 
@@ -309,21 +309,25 @@ async fn attend(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
     converse(&mut frames, outgoing, |message| {
         let Some(rank) = rank else { return };
         if let ToServer::Blame(Fault { ranks, what }) = &message
-            && let Some(&blamed) = ranks.first()
+            && !ranks.is_empty()
         {
-            tokio::spawn(mourn(blamed, what.clone(), Arc::clone(&shared)));
+            tokio::spawn(mourn(ranks.clone(), what.clone(), Arc::clone(&shared)));
         }
         shared.hear(rank, message);
     })
     .await;
     let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
-    mourn(rank, "its control connection ended".to_owned(), shared).await;
+    mourn(vec![rank], "its control connection ended".to_owned(), shared).await;
 }
 
-/// Loses a rank, unless a better reason comes soon.
-async fn mourn(rank: usize, reason: String, shared: Arc<Shared>) {
+/// Loses the first of `ranks` that has not said by then that it only follows, unless a better
+/// reason comes soon.
+async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
-    shared.lose(rank, &reason);
+    let silent = ranks.iter().find(|&&rank| !shared.has_left(rank));
+    if let Some(&rank) = silent.or(ranks.first()) {
+        shared.lose(rank, &reason);
+    }
 }
 
 /// Passes messages both ways until either side ends.

@@ -74,6 +74,9 @@ fn rank(job: &Job, rank: usize, device: &Device, signals: &Signals) -> Result<Ex
 
 /// The server may know better than an error in the group who failed.
 fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
+    if fault.ranks.is_empty() {
+        control.follow();
+    }
     let patience = Instant::now() + ABORT;
     while fault.ranks.is_empty() && control.aborted().is_none() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(10));
