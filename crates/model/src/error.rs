@@ -16,9 +16,9 @@ pub enum ModelError {
     Missing { key: &'static str, hint: &'static str },
     /// A model that no process can hold.
     #[error(
-        "the model would have {parameters} parameters in {tensors} tensors; at most \
-         {parameters_max} (2^45, whose f32 weights fill an address space) in {tensors_max} are \
-         possible"
+        "the model would have {parameters} parameters in {tensors} tensors; the most are \
+         {parameters_max} parameters (2^45: f32 weights that fill an address space) in \
+         {tensors_max} tensors"
     )]
     TooLarge { parameters: u128, parameters_max: u128, tensors: u128, tensors_max: u128 },
     /// Two numbers that do not divide, or a number out of range.
