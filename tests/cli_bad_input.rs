@@ -146,7 +146,7 @@ fn impossible_shapes() {
         &["batch.radices=[2, 3]", "batch.leaves=8"],
         &["ranks.count=5"],
         &["model.positions.learned.max=64"],
-        &["batch.micro_batches=99999999999999"],
+        &["batch.micro_batches=1048576", "batch.seq_len=16777216"],
     ];
     let all: Vec<String> = cases.iter().map(|sets| check(&desk, SMALL, sets)).collect();
     insta::assert_snapshot!(all.join("\n"));
@@ -176,7 +176,8 @@ ranks:
   timeout_ms: 1e18
 ";
     let mut all = vec![check(&desk, config, &[])];
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 8] = [
+        &["batch.radices=[65536, 65536]"],
         &["model.positions.rotary.theta=-1"],
         // A prime: one level of the tree, and no smaller number of ranks without extra bytes.
         &["batch.leaves=65521"],

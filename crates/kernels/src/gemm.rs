@@ -158,11 +158,16 @@ impl Cut {
     pub(crate) fn new(m: usize, n: usize, k: usize) -> Cut {
         const MIN_WORK: usize = 1 << 23;
         const MOST: usize = 8;
-        const GRAIN: usize = 48;
+        // Rows by the inner kernels' 6 and 4, columns by their 64 (AVX-512) and 24 (FMA) where
+        // blocks are long enough, so that none but the last has remainders.
+        const ROWS: usize = 48;
+        const COLS: [usize; 2] = [64, 192];
         let by_rows = m > n;
         let (long, short) = if by_rows { (m, n) } else { (n, m) };
         let least = MIN_WORK.div_ceil((short * k).max(1));
-        let block = least.max(long.div_ceil(MOST)).next_multiple_of(GRAIN);
+        let block = least.max(long.div_ceil(MOST));
+        let grain = if by_rows { ROWS } else { COLS[usize::from(block > COLS[0])] };
+        let block = block.next_multiple_of(grain);
         Cut { by_rows, block: block.min(long.max(1)), long }
     }
 

@@ -514,7 +514,8 @@ mod tests {
             ..ModelConfig::default()
         };
         let message = |config: ModelConfig| config.resolve(257, 64).unwrap_err().to_string();
-        // 10 000 layers of 8 experts · 3 · 4096 · 16 777 216 are 1.65e16 alone; attention, routers and norms are the rest.
+        // 10 000 layers of 8·3·4096·16 777 216 in experts, 32 768 in the router, 41 943 040 in
+        // attention and 8192 in norms; twice 32 000·4096 outside, and a norm.
         let error = message(wide(10_000, 8, Some(16_777_216)));
         assert!(error.contains("16493094518788096"), "{error}");
         let error = message(wide(10_000, 65_536, Some(1)));

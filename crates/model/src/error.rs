@@ -16,8 +16,8 @@ pub enum ModelError {
     Missing { key: &'static str, hint: &'static str },
     /// A model that no process can hold.
     #[error(
-        "the model would have {parameters} parameters in {tensors} tensors; at most \
-         {} (2^45, whose f32 weights fill an address space) in {} are possible",
+        "the model would have {parameters} parameters in {tensors} tensors; the most are \
+         {} parameters (2^45: f32 weights that fill an address space) in {} tensors",
         crate::params::PARAMETERS_MAX,
         crate::params::TENSORS_MAX
     )]

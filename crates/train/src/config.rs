@@ -54,13 +54,16 @@ impl Default for Config {
     }
 }
 
+/// More leaves than any cluster has devices.
+pub const LEAVES_MAX: usize = 65_536;
+
 /// The `batch` section. Tokens per step = leaves · micro_batches · micro_batch · seq_len.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
     /// Virtual ranks that the batch is divided over; at least the number of ranks. The weights
     /// have the same bits for every number of ranks that shares these leaves.
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = LEAVES_MAX))]
     pub leaves: usize,
     /// The summation tree over the leaves, root first; their product is `leaves`. Empty: its
     /// prime factors, small ones first.

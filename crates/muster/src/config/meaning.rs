@@ -7,7 +7,7 @@ use data::{DataError, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelError};
 use optim::OptimError;
-use train::config::{Config, Resume, WeightsDtype};
+use train::config::{Config, LEAVES_MAX, Resume, WeightsDtype};
 
 use crate::console::bytes as size;
 
@@ -259,7 +259,7 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
         }
         Err(error) => {
             let help = match error {
-                LayoutError::RadicesProduct { product, .. } => format!(
+                LayoutError::RadicesProduct { product, .. } if product <= LEAVES_MAX => format!(
                     "use leaves: {product}, or radices: {:?}, or leave radices empty",
                     Tree::for_leaves(batch.leaves).radices()
                 ),
