@@ -26,7 +26,7 @@ fn main() {
 }
 
 /// What goes into the digest: files, and directories with all that is in them.
-fn places() -> Vec<String> {
+pub fn places() -> Vec<String> {
     let crates = CRATES.iter();
     let mut places: Vec<String> = crates
         .flat_map(|name| [format!("crates/{name}/Cargo.toml"), format!("crates/{name}/src")])
@@ -36,7 +36,7 @@ fn places() -> Vec<String> {
 }
 
 /// FNV-1a (Fowler, Noll, Vo) of the compiler, and of each file's place, length and content.
-fn digest(root: &Path, compiler: &[u8]) -> u64 {
+pub fn digest(root: &Path, compiler: &[u8]) -> u64 {
     let mut files: Vec<String> = places().iter().flat_map(|place| files(root, place)).collect();
     files.sort();
     let mut hash = 0xcbf2_9ce4_8422_2325;

@@ -65,6 +65,7 @@ mod tests {
 
     fn plan(change: impl Fn(&mut Config), world: usize, threads: usize) -> NumericPlan {
         let mut config = Config::default();
+        config.model.preset = Some(model::Preset::TinyMoe);
         change(&mut config);
         let plan = RunPlan::new(&config, 257, world, threads).unwrap();
         numeric_plan(&plan, &config)
