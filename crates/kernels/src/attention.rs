@@ -168,7 +168,7 @@ impl Block {
             let query = (qkv, h.query(self.window, self.head, rows.clone()));
             let key = (qkv, h.key(self.window, self.kv(), keys.clone()).t());
             crate::gemm::serial(scale, query, key, T::ZERO, (scores, layout));
-            vectorize(|| {
+            vectorize!(|| {
                 for (i, row) in rows.clone().enumerate() {
                     let scores = &mut scores[i * BLOCK..][..keys.len()];
                     mask(scores, &keys, doc_start[row] as usize, row);
@@ -183,7 +183,7 @@ impl Block {
             first = false;
         }
         let to = h.output(self.window, self.head, rows.clone());
-        vectorize(|| {
+        vectorize!(|| {
             for (i, row) in rows.clone().enumerate() {
                 let inverse = T::ONE / total[i];
                 let start = to.offset + i * to.row_stride;
@@ -219,7 +219,7 @@ fn online_softmax<T: Real>(scores: &mut [T], sums: &mut [T], most: &mut T, total
     for score in scores.iter_mut() {
         *score = (*score - new_most).portable_exp();
     }
-    let row_total = crate::math::sum(scores.len(), |j| scores[j]);
+    let row_total = crate::math::sum([&*scores], |[s]| s);
     if *most != new_most {
         let keep = (*most - new_most).portable_exp();
         *total *= keep;
@@ -303,7 +303,7 @@ impl Block {
         for (i, delta) in delta.iter_mut().take(rows.len()).enumerate() {
             let start = o.offset + i * o.row_stride;
             let range = start..start + h.head_dim;
-            *delta = vectorize(|| dot(&dout[range.clone()], &out[range.clone()]));
+            *delta = vectorize!(|| dot(&dout[range.clone()], &out[range.clone()]));
         }
         let q = h.query(self.window, self.head, rows.clone());
         for keys in self.key_blocks(doc_start) {
@@ -312,7 +312,7 @@ impl Block {
             let square = Layout::strided(0, rows.len(), keys.len(), BLOCK);
             crate::gemm::serial(scale, (qkv, q), (qkv, k.t()), T::ZERO, (probs, square));
             crate::gemm::serial(T::ONE, (dout, o), (qkv, v.t()), T::ZERO, (dscores, square));
-            vectorize(|| {
+            vectorize!(|| {
                 for (i, row) in rows.clone().enumerate() {
                     let probs = &mut probs[i * BLOCK..][..keys.len()];
                     let dscores = &mut dscores[i * BLOCK..][..keys.len()];

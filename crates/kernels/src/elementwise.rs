@@ -63,7 +63,7 @@ pub fn add(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), KernelError> {
         stream.launch("add", move |k| {
             let x = k.read::<T>(&x)?;
             k.parallel().chunks(k.write::<T>(&y)?, TASK, |task, y| {
-                vectorize(|| {
+                vectorize!(|| {
                     let x = &x[task * TASK..][..y.len()];
                     y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
                 });
@@ -84,7 +84,7 @@ pub fn widen(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), KernelError>
     stream.launch("widen", move |k| {
         let x = k.read::<bf16>(&x)?;
         k.parallel().chunks(k.write::<f32>(&y)?, TASK, |task, y| {
-            vectorize(|| {
+            vectorize!(|| {
                 let x = &x[task * TASK..][..y.len()];
                 for (y, x) in y.iter_mut().zip(x) {
                     *y = f32::from_bits(u32::from(x.to_bits()) << 16);
@@ -109,7 +109,7 @@ pub fn add_bias(stream: &Stream, bias: &Tensor, y: &Tensor) -> Result<(), Kernel
             let bias = k.read::<T>(&bias)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&y)?, rows * cols, |_, y| {
-                vectorize(|| {
+                vectorize!(|| {
                     for y in y.chunks_exact_mut(cols) {
                         y.iter_mut().zip(bias).for_each(|(y, b)| *y += *b);
                     }
@@ -139,7 +139,7 @@ pub fn bias_backward(
         stream.launch("bias_backward", move |k| {
             let dy = k.read::<T>(&dy)?;
             k.parallel().chunks(k.write::<T>(&db)?, COLUMNS, |task, db| {
-                vectorize(|| {
+                vectorize!(|| {
                     if !accumulate {
                         db.fill(T::ZERO);
                     }
@@ -175,7 +175,7 @@ pub fn swiglu_forward(stream: &Stream, gate_up: &Tensor, y: &Tensor) -> Result<(
             let gate_up = k.read::<T>(&gate_up)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&y)?, rows * cols, |task, y| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, y) in y.chunks_exact_mut(cols).enumerate() {
                         let row = &gate_up[(task * rows + i) * 2 * cols..][..2 * cols];
                         let (gate, up) = row.split_at(cols);
@@ -205,7 +205,7 @@ pub fn swiglu_backward(stream: &Stream, dy: &Tensor, gate_up: &Tensor) -> Result
             let dy = k.read::<T>(&dy)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&gate_up)?, rows * 2 * cols, |task, gate_up| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, row) in gate_up.chunks_exact_mut(2 * cols).enumerate() {
                         let dy = &dy[(task * rows + i) * cols..][..cols];
                         let (gate, up) = row.split_at_mut(cols);
@@ -242,7 +242,7 @@ pub fn gelu_forward(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), Kerne
         stream.launch(NAME, move |k| {
             let x = k.read::<T>(&x)?;
             k.parallel().chunks(k.write::<T>(&y)?, TASK, |task, y| {
-                vectorize(|| {
+                vectorize!(|| {
                     let (scale, cubic) = (T::of(GELU_SCALE), T::of(GELU_CUBIC));
                     for (y, &x) in y.iter_mut().zip(&x[task * TASK..]) {
                         let inner = scale * (x + cubic * x * x * x);
@@ -268,7 +268,7 @@ pub fn gelu_backward(stream: &Stream, dy: &Tensor, x: &Tensor) -> Result<(), Ker
         stream.launch(NAME, move |k| {
             let dy = k.read::<T>(&dy)?;
             k.parallel().chunks(k.write::<T>(&x)?, TASK, |task, x| {
-                vectorize(|| {
+                vectorize!(|| {
                     let (scale, cubic) = (T::of(GELU_SCALE), T::of(GELU_CUBIC));
                     for (x, &dy) in x.iter_mut().zip(&dy[task * TASK..]) {
                         let v = *x;

@@ -80,7 +80,7 @@ pub fn scatter_add(
             let width = 64;
             k.parallel().each(cols.div_ceil(width), |task| {
                 let (start, end) = (task * width, cols.min((task + 1) * width));
-                vectorize(|| {
+                vectorize!(|| {
                     for (n, &token) in tokens.iter().enumerate() {
                         let row = token as usize * cols;
                         // SAFETY: each task has its own columns.

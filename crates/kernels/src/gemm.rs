@@ -1,9 +1,12 @@
 //! Matrix products.
 //!
-//! The inner kernels are those of the `gemm` crate, always called single-threaded on blocks whose
-//! shapes depend on the product's shape alone: its choice of blocking, and so its rounding,
-//! depends on the shape of the call. Threads share the blocks.
+//! The inner kernels are those of the `gemm` crate, called on blocks that depend on the product's
+//! shape alone (`gemm/calls.rs`). Threads share the blocks of a coarser cut (`Cut`).
 
+mod calls;
+mod transpose;
+
+use calls::View;
 use device::{Parallel, Stream, Tensor};
 
 use crate::error::dispatch;
@@ -65,12 +68,9 @@ impl Layout {
 }
 
 /// What decides how products round on this CPU, beside their shapes: the instruction set that the
-/// inner kernels use, and the first cache, whose geometry decides where sums over `k` are cut.
-/// All other arithmetic of this crate has the same bits on every CPU.
+/// inner kernels use. All other arithmetic of this crate has the same bits on every CPU.
 pub fn arithmetic() -> String {
-    let [l1, ..] = *gemm_common::cache::CACHE_INFO;
-    let (kib, ways) = (l1.cache_bytes / 1024, l1.associativity);
-    format!("{} {}, L1 {kib} KiB {ways}-way", std::env::consts::ARCH, instructions())
+    format!("{} {}", std::env::consts::ARCH, instructions())
 }
 
 /// The set that `gemm` chooses.
@@ -90,10 +90,9 @@ fn instructions() -> &'static str {
     "baseline"
 }
 
-/// Bytes that a thread keeps for packed left operands: `gemm` gives them one second-level cache.
-/// Packed right operands come on top while a product runs: a slice of `k` by the block's columns.
+/// Bytes that a thread keeps to pack operands in.
 pub fn packing_bytes() -> usize {
-    gemm_common::cache::CACHE_INFO[1].cache_bytes
+    calls::scratch_bytes::<f32>()
 }
 
 /// `C = alpha·A·B + beta·C`, where `A` is `[m, k]`, `B` is `[k, n]` and `C` is `[m, n]`.
@@ -254,31 +253,9 @@ unsafe fn serial_into<T: Real>(
     beta: T,
     (c, lc): (*mut T, Layout),
 ) {
-    let (a, b) = (a[la.offset..].as_ptr(), b[lb.offset..].as_ptr());
+    let (a, b) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
     // SAFETY: the caller's promise; A and B are borrowed shared.
-    unsafe {
-        gemm::gemm(
-            lc.rows,
-            lc.cols,
-            la.cols,
-            c.add(lc.offset),
-            lc.col_stride as isize,
-            lc.row_stride as isize,
-            beta != T::ZERO,
-            a,
-            la.col_stride as isize,
-            la.row_stride as isize,
-            b,
-            lb.col_stride as isize,
-            lb.row_stride as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    unsafe { calls::multiply(alpha, a, b, beta, View::of(c, lc)) };
 }
 
 #[cfg(test)]

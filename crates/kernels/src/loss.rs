@@ -36,7 +36,7 @@ pub fn cross_entropy(
             }
             let outputs = ((k.write::<T>(&logits)?, vocab), (k.write::<T>(&losses)?, 1));
             k.parallel().chunks2(outputs.0, outputs.1, |row, logits, loss| {
-                vectorize(|| loss[0] = row_loss(logits, targets[row], gradient));
+                vectorize!(|| loss[0] = row_loss(logits, targets[row], gradient));
             });
             Ok(())
         })?;
@@ -56,13 +56,17 @@ fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
     let most = crate::math::most(logits);
     let chosen = logits[target];
     if !gradient {
-        let total = sum(logits.len(), |j| (logits[j] - most).portable_exp());
+        let total = sum(
+            [&*logits],
+            #[inline(always)]
+            |[x]| (x - most).portable_exp(),
+        );
         return total.portable_ln() + most - chosen;
     }
     for x in logits.iter_mut() {
         *x = (*x - most).portable_exp();
     }
-    let total = sum(logits.len(), |j| logits[j]);
+    let total = sum([&*logits], |[x]| x);
     let inverse = T::ONE / total;
     for x in logits.iter_mut() {
         *x *= inverse;

@@ -1,44 +1,37 @@
 //! Vector-friendly arithmetic: exp without a call, and fixed-order sums.
 //!
-//! `vectorize` runs a loop compiled for the widest instruction set of this CPU. Rust never
+//! `vectorize!` runs a loop compiled for the widest instruction set of this CPU. Rust never
 //! contracts `a * b + c`, so the bits are those of the plain loop on any CPU.
 
 use crate::Real;
 
-/// Runs `body` compiled for the CPU's vector instructions.
+/// Runs a closure compiled for the CPU's vector instructions, and what is inlined into it.
+///
+/// A macro, because the closure must say that it is always inlined: the compiler may leave any
+/// other as a function of its own, with the instructions that every CPU has. Functions and closures
+/// that it calls in a loop must say so, too.
+macro_rules! vectorize {
+    (|| $body:expr) => {
+        $crate::math::vectorized(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorize;
+
+/// What [`vectorize!`] stands for.
 #[inline(always)]
-pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     struct Body<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Body<F> {
         type Output = R;
         #[inline(always)]
-        fn call(self) -> R {
+        fn with_simd<S: pulp::Simd>(self, _simd: S) -> R {
             (self.0)()
         }
     }
-    pulp::Arch::new().dispatch(Body(body).wrap())
-}
-
-/// Lets a nullary body pass through `pulp`'s dispatch.
-trait Wrap: Sized {
-    fn wrap(self) -> Wrapped<Self>;
-}
-
-impl<F: pulp::NullaryFnOnce> Wrap for F {
-    #[inline(always)]
-    fn wrap(self) -> Wrapped<F> {
-        Wrapped(self)
-    }
-}
-
-struct Wrapped<F>(F);
-
-impl<F: pulp::NullaryFnOnce> pulp::WithSimd for Wrapped<F> {
-    type Output = F::Output;
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _simd: S) -> F::Output {
-        self.0.call()
-    }
+    pulp::Arch::new().dispatch(Body(body))
 }
 
 /// e^x for f32 with a relative error below 2.5e-7: argument reduction to |r| ≤ ln2/2 in two parts
@@ -75,26 +68,30 @@ pub fn exp_f32(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// Sum of `term(i)` for `i` in `0..len` in eight interleaved partial sums, folded in order: one
-/// fixed order that vectorizes.
+/// Sum of a term of each row of `slices`, which have the length of the first: in 64 interleaved
+/// partial sums, folded by halves, and the tail added last. One fixed order, and a loop long enough
+/// for the compiler to keep and make vectors of.
 #[inline(always)]
-pub fn sum<T: Real>(len: usize, term: impl Fn(usize) -> T) -> T {
-    const LANES: usize = 8;
-    let mut lanes = [T::ZERO; LANES];
-    let whole = len - len % LANES;
-    let mut i = 0;
-    while i < whole {
+pub fn sum<const N: usize, T: Copy, S: Real>(slices: [&[T]; N], term: impl Fn([T; N]) -> S) -> S {
+    const LANES: usize = 64;
+    let len = slices.first().map_or(0, |slice| slice.len());
+    let parts = slices.map(|slice| slice[..len].as_chunks::<LANES>());
+    let mut lanes = [S::ZERO; LANES];
+    for chunk in 0..len / LANES {
+        let rows = parts.map(|(whole, _)| &whole[chunk]);
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(i + lane);
+            *sum += term(rows.map(|row| row[lane]));
         }
-        i += LANES;
     }
-    let mut tail = T::ZERO;
-    for i in whole..len {
-        tail += term(i);
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let other = lanes[lane + half];
+            lanes[lane] += other;
+        }
+        half /= 2;
     }
-    let pair = |a: usize| lanes[a] + lanes[a + 4];
-    ((pair(0) + pair(2)) + (pair(1) + pair(3))) + tail
+    (0..len % LANES).fold(lanes[0], |sum, i| sum + term(parts.map(|(_, tail)| tail[i])))
 }
 
 /// The largest of `x`, −∞ for none; NaN is passed over.
@@ -113,9 +110,7 @@ pub fn most<T: Real>(x: &[T]) -> T {
 /// Inner product in the order of [`sum`].
 #[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    sum(len, |i| a[i] * b[i])
+    sum([a, b], |[a, b]| a * b)
 }
 
 #[cfg(test)]
@@ -133,8 +128,8 @@ mod tests {
 
         #[test]
         fn a_sum_has_the_same_bits_vectorized(values in prop::collection::vec(-1.0_f32..1.0, 0..99)) {
-            let plain = sum(values.len(), |i| values[i]);
-            let fast = vectorize(|| sum(values.len(), |i| values[i]));
+            let plain = sum([&values[..]], |[x]| x);
+            let fast = vectorize!(|| sum([&values[..]], |[x]| x));
             prop_assert_eq!(plain.to_bits(), fast.to_bits());
         }
     }

@@ -114,6 +114,7 @@ pub fn route(
     })
 }
 
+#[inline(always)]
 fn score<T: Real>(router: &Router, scores: &mut [T]) {
     if router.sigmoid {
         scores.iter_mut().for_each(|s| *s = T::ONE / (T::ONE + (-*s).portable_exp()));
@@ -121,7 +122,7 @@ fn score<T: Real>(router: &Router, scores: &mut [T]) {
     }
     let most = most(scores);
     scores.iter_mut().for_each(|s| *s = (*s - most).portable_exp());
-    let total = sum(scores.len(), |j| scores[j]);
+    let total = sum([&*scores], |[s]| s);
     scores.iter_mut().for_each(|s| *s /= total);
 }
 
@@ -254,29 +255,36 @@ fn weights_backward<T: Real>(
 }
 
 /// Adds `unit · load_e` to the gradient of expert e's share of the scores.
+#[inline(always)]
 fn aux_backward<T: Real>(router: &Router, scores: &[T], offsets: &[u32], unit: f64, d: &mut [T]) {
     let slope = |e: usize| T::of(unit * f64::from(offsets[e + 1] - offsets[e]));
     if !router.sigmoid {
         d.iter_mut().enumerate().for_each(|(e, d)| *d += slope(e));
         return;
     }
-    let total = sum(scores.len(), |e| scores[e]);
-    let inner = sum(scores.len(), |e| slope(e) * scores[e]) / total;
+    let total = sum([scores], |[s]| s);
+    let inner = scores.iter().enumerate().fold(T::ZERO, |sum, (e, &s)| sum + slope(e) * s) / total;
     d.iter_mut().enumerate().for_each(|(e, d)| *d += (slope(e) - inner) / total);
 }
 
+#[inline(always)]
 fn score_backward<T: Real>(router: &Router, scores: &[T], d: &mut [T]) {
     if router.sigmoid {
         d.iter_mut().zip(scores).for_each(|(d, &s)| *d *= s * (T::ONE - s));
         return;
     }
-    let inner = sum(scores.len(), |e| d[e] * scores[e]);
+    let inner = sum([&*d, scores], |[d, s]| d * s);
     d.iter_mut().zip(scores).for_each(|(d, &s)| *d = s * (*d - inner));
 }
 
+#[inline(always)]
 fn z_backward<T: Real>(logits: &[T], weight: f64, d: &mut [T]) {
     let most = most(logits);
-    let total = sum(logits.len(), |e| (logits[e] - most).portable_exp());
+    let total = sum(
+        [logits],
+        #[inline(always)]
+        |[x]| (x - most).portable_exp(),
+    );
     let lse = most + total.portable_ln();
     let factor = T::of(2.0 * weight) * lse;
     for (d, &logit) in d.iter_mut().zip(logits) {
@@ -330,7 +338,7 @@ pub fn group_rows_backward(
         stream.launch(NAME, move |k| {
             let (slots, dy) = (k.read::<u32>(&slots)?, k.read::<T>(&dy)?);
             k.parallel().rows(k.write::<T>(&dx)?, cols, |row, dx| {
-                vectorize(|| {
+                vectorize!(|| {
                     for &slot in &slots[row * top_k..][..top_k] {
                         let dy = &dy[slot as usize * cols..][..cols];
                         dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy);
@@ -362,7 +370,7 @@ pub fn combine(
             let (slots, weights) = (k.read::<u32>(&from.slots)?, k.read::<T>(&from.weights)?);
             let y = k.read::<T>(&y)?;
             k.parallel().rows(k.write::<T>(&out)?, cols, |row, out| {
-                vectorize(|| {
+                vectorize!(|| {
                     for a in row * top_k..(row + 1) * top_k {
                         let y = &y[slots[a] as usize * cols..][..cols];
                         let weight = weights[a];
@@ -403,7 +411,7 @@ pub fn combine_backward(
             k.parallel().rows(k.write::<T>(&dweights)?, top_k, |row, dweights| {
                 let dout = &dout[row * cols..][..cols];
                 let slots = &slots[row * top_k..][..top_k];
-                vectorize(|| {
+                vectorize!(|| {
                     for (dweight, &slot) in dweights.iter_mut().zip(slots) {
                         *dweight = dot(dout, &y[slot as usize * cols..][..cols]);
                     }
@@ -416,7 +424,7 @@ pub fn combine_backward(
                 // Routing names every grouped row once, as a choice of its source.
                 let weight = choice.map_or(T::ZERO, |choice| weights[choice]);
                 let dout = &dout[row * cols..][..cols];
-                vectorize(|| y.iter_mut().zip(dout).for_each(|(y, d)| *y = weight * *d));
+                vectorize!(|| y.iter_mut().zip(dout).for_each(|(y, d)| *y = weight * *d));
             });
             Ok(())
         })?;

@@ -222,7 +222,7 @@ fn one<T: Real>(
         true => transpose(parallel, (rows, cols), x, start, |x| scale.apply(x)),
         false => parallel.chunks(start, CHUNK, |i, start| {
             let x = &x[i * CHUNK..][..start.len()];
-            math::vectorize(|| start.iter_mut().zip(x).for_each(|(y, &x)| *y = scale.apply(x)));
+            math::vectorize!(|| start.iter_mut().zip(x).for_each(|(y, &x)| *y = scale.apply(x)));
         }),
     }
     for quintic in iteration.quintics() {
@@ -291,7 +291,7 @@ enum Norm<T> {
 /// rounded), which keeps squares of tiny and of huge elements in range; the rest lies in
 /// `1 ..= 2·sqrt(len)`, so that no epsilon is needed in the division.
 fn norm<T: Real>(x: &[T], least: f64) -> Norm<T> {
-    let (largest, probe) = math::vectorize(|| {
+    let (largest, probe) = math::vectorize!(|| {
         let mut largest = [T::ZERO; 16];
         let (whole, tail) = x.as_chunks::<16>();
         for chunk in whole {
@@ -301,7 +301,7 @@ fn norm<T: Real>(x: &[T], least: f64) -> Norm<T> {
         }
         let largest = largest.iter().chain(tail).fold(T::ZERO, |most, x| x.abs().max(most));
         // 0·x is NaN where x is infinite or NaN.
-        (largest, math::sum(x.len(), |i| x[i] * T::ZERO))
+        (largest, math::sum([x], |[x]| x * T::ZERO))
     });
     if !probe.is_finite() {
         return Norm::NonFinite;
@@ -311,9 +311,9 @@ fn norm<T: Real>(x: &[T], least: f64) -> Norm<T> {
     }
     let exponent = largest.to_f64().log2().floor() as i32;
     let largest = T::of(2_f64.powi(exponent.max(LEAST_EXPONENT)));
-    let sum = math::vectorize(|| {
-        math::sum(x.len(), |i| {
-            let x = (x[i] / largest).to_f64();
+    let sum = math::vectorize!(|| {
+        math::sum([x], |[x]| {
+            let x = (x / largest).to_f64();
             x * x
         })
     });

@@ -94,14 +94,14 @@ pub fn rms_forward(
             let (x, gain) = (k.read::<T>(&x)?, k.read::<T>(&gain)?);
             let y = SharedSlice::new(k.write::<T>(&y)?);
             k.parallel().chunks(k.write::<T>(&rstd)?, TASK, |task, rstd| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, rstd) in rstd.iter_mut().enumerate() {
                         let row = task * TASK + i;
-                        let x = &x[rx.start(row)..][..rx.len];
-                        let square = sum(rx.len, |j| x[j] * x[j]) / T::of(rx.len as f64);
+                        let (x, gain) = (&x[rx.start(row)..][..rx.len], &gain[..rx.len]);
+                        let square = sum([x], |[x]| x * x) / T::of(rx.len as f64);
                         *rstd = T::ONE / (square + T::of(eps)).sqrt();
                         // SAFETY: vectors do not overlap (checked) and each belongs to one task.
-                        let y = unsafe { y.part(ry.start(row)..ry.start(row) + ry.len) };
+                        let y = unsafe { y.part(ry.start(row)..ry.start(row) + rx.len) };
                         for j in 0..rx.len {
                             y[j] = x[j] * *rstd * gain[j];
                         }
@@ -144,12 +144,12 @@ pub fn rms_backward(
             gain_gradient((dy, rdy), (x, rx), rstd, (k.write::<T>(&dgain)?, accumulate), k);
             let dx = SharedSlice::new(k.write::<T>(&dx)?);
             k.parallel().each(rx.count().div_ceil(TASK), |task| {
-                vectorize(|| {
+                vectorize!(|| {
                     for row in task * TASK..rx.count().min((task + 1) * TASK) {
                         let x = &x[rx.start(row)..][..rx.len];
                         let dy = &dy[rdy.start(row)..][..rx.len];
                         let gain = &gain[..rx.len];
-                        let inner = sum(rx.len, |j| dy[j] * gain[j] * x[j]);
+                        let inner = sum([dy, gain, x], |[dy, gain, x]| dy * gain * x);
                         let pull = inner * rstd[row] * rstd[row] / T::of(rx.len as f64);
                         // SAFETY: vectors do not overlap (checked) and each belongs to one task.
                         let dx = unsafe { dx.part(rdx.start(row)..rdx.start(row) + rx.len) };
@@ -194,12 +194,12 @@ pub fn rms_backward_in_place(
             gain_gradient((&*d, rows), (x, rows), rstd, (k.write::<T>(&dgain)?, accumulate), k);
             let d = SharedSlice::new(d);
             k.parallel().each(rows.count().div_ceil(TASK), |task| {
-                vectorize(|| {
+                vectorize!(|| {
                     for row in task * TASK..rows.count().min((task + 1) * TASK) {
                         // SAFETY: vectors do not overlap (checked) and each belongs to one task.
                         let d = unsafe { d.part(rows.start(row)..rows.start(row) + rows.len) };
                         let (x, gain) = (&x[rows.start(row)..][..rows.len], &gain[..rows.len]);
-                        let inner = sum(rows.len, |j| d[j] * gain[j] * x[j]);
+                        let inner = sum([&*d, gain, x], |[d, gain, x]| d * gain * x);
                         let pull = inner * rstd[row] * rstd[row] / T::of(rows.len as f64);
                         for j in 0..rows.len {
                             d[j] = rstd[row] * (d[j] * gain[j] - x[j] * pull);
@@ -222,7 +222,7 @@ fn gain_gradient<T: Real>(
     k: &device::Kernel,
 ) {
     k.parallel().chunks(dgain, COLUMNS, |task, dgain| {
-        vectorize(|| {
+        vectorize!(|| {
             if !accumulate {
                 dgain.fill(T::ZERO);
             }
@@ -263,11 +263,12 @@ pub fn layer_forward(
             let (x, gain, bias) = (k.read::<T>(&x)?, k.read::<T>(&gain)?, k.read::<T>(&bias)?);
             let outputs = ((k.write::<T>(&y)?, TASK * cols), (k.write::<T>(&stats)?, TASK * 2));
             k.parallel().chunks2(outputs.0, outputs.1, |task, y, stats| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, y) in y.chunks_exact_mut(cols).enumerate() {
                         let x = &x[(task * TASK + i) * cols..][..cols];
-                        let mean = sum(cols, |j| x[j]) / T::of(cols as f64);
-                        let var = sum(cols, |j| (x[j] - mean) * (x[j] - mean));
+                        let (gain, bias) = (&gain[..cols], &bias[..cols]);
+                        let mean = sum([x], |[x]| x) / T::of(cols as f64);
+                        let var = sum([x], |[x]| (x - mean) * (x - mean));
                         let rstd = T::ONE / (var / T::of(cols as f64) + T::of(eps)).sqrt();
                         stats[2 * i] = mean;
                         stats[2 * i + 1] = rstd;
@@ -317,12 +318,13 @@ pub fn layer_backward(
             let outputs = (k.write::<T>(&dgain)?, k.write::<T>(&dbias)?);
             let outputs = ((outputs.0, COLUMNS), (outputs.1, COLUMNS));
             k.parallel().chunks2(outputs.0, outputs.1, |task, dgain, dbias| {
-                vectorize(|| {
+                vectorize!(|| {
                     if !accumulate {
                         dgain.fill(T::ZERO);
                         dbias.fill(T::ZERO);
                     }
                     let width = dgain.len();
+                    let dbias = &mut dbias[..width];
                     for row in 0..rows {
                         let x = &x[row * cols + task * COLUMNS..][..width];
                         let dy = &dy[row * cols + task * COLUMNS..][..width];
@@ -335,14 +337,15 @@ pub fn layer_backward(
                 });
             });
             k.parallel().chunks(k.write::<T>(&dx)?, TASK * cols, |task, dx| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
                         let row = task * TASK + i;
                         let (x, dy) = (&x[row * cols..][..cols], &dy[row * cols..][..cols]);
+                        let gain = &gain[..cols];
                         let (mean, rstd) = (stats[2 * row], stats[2 * row + 1]);
                         let n = T::of(cols as f64);
-                        let push = sum(cols, |j| dy[j] * gain[j]) / n;
-                        let pull = sum(cols, |j| dy[j] * gain[j] * (x[j] - mean));
+                        let push = sum([dy, gain], |[dy, gain]| dy * gain) / n;
+                        let pull = sum([dy, gain, x], |[dy, gain, x]| dy * gain * (x - mean));
                         let pull = pull * rstd * rstd / n;
                         for j in 0..cols {
                             let value = rstd * (dy[j] * gain[j] - push - (x[j] - mean) * pull);

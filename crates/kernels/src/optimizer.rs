@@ -185,10 +185,10 @@ impl<'a> OpenWeights<'a> {
     #[inline(always)]
     fn update(&self, span: &Span, update: impl FnOnce(&mut [f32])) {
         match self {
-            OpenWeights::InPlace(flat) => math::vectorize(|| update(flat.flat(span))),
+            OpenWeights::InPlace(flat) => math::vectorize!(|| update(flat.flat(span))),
             OpenWeights::Mastered { masters, flat } => {
                 let (masters, flat) = (masters.local(span), flat.flat(span));
-                math::vectorize(|| {
+                math::vectorize!(|| {
                     update(masters);
                     round_out(masters, flat);
                 });
@@ -260,7 +260,7 @@ pub fn sum_of_squares(
         k.parallel().each(ranges.ranges.len(), |index| {
             let SlotRange { flat, len, slot } = ranges.ranges[index];
             let g = &grads[flat..flat + len];
-            let sum = math::vectorize(|| squares(g));
+            let sum = math::vectorize!(|| math::sum([g], |[x]| f64::from(x) * f64::from(x)));
             // SAFETY: `SlotRanges::new` gave each range a slot of its own.
             let out = unsafe { sums.part(slot..slot + 1) };
             out[0] = sum;
@@ -268,25 +268,6 @@ pub fn sum_of_squares(
         Ok(())
     })?;
     Ok(())
-}
-
-/// In 16 interleaved partial sums, folded by halves, and the tail added last.
-#[inline(always)]
-fn squares(values: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let (whole, tail) = values.as_chunks::<16>();
-    let mut lanes = [0.0_f64; 16];
-    for chunk in whole {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += square(x);
-        }
-    }
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    tail.iter().fold(lanes[0], |sum, &x| sum + square(x))
 }
 
 /// The numbers of one AdamW update.
@@ -386,7 +367,11 @@ pub fn adamw(
         each_chunk(k.parallel(), &spans, |span| {
             let (g, factor) = (&grads[span.flat..span.flat + span.len], factors[span.unit]);
             let (m, v) = (first.local(span), second.local(span));
-            weights.update(span, |w| numbers.update(factor, w, g, m, v));
+            weights.update(
+                span,
+                #[inline(always)]
+                |w| numbers.update(factor, w, g, m, v),
+            );
         });
         Ok(())
     })?;
@@ -433,7 +418,7 @@ pub fn muon_momentum(
             let (m, u) = (momentum.local(span), update.local(span));
             let m = &mut m[..g.len()];
             let u = &mut u[..g.len()];
-            math::vectorize(|| {
+            math::vectorize!(|| {
                 for i in 0..g.len() {
                     let g = add * (g[i] * factor);
                     let new: f32 = keep * m[i] + g;
@@ -468,11 +453,15 @@ pub fn muon_apply(
         let (weights, direction) = (OpenWeights::of(k, &weights)?, k.read::<f32>(&direction)?);
         each_chunk(k.parallel(), &spans, |span| {
             let o = &direction[span.local..span.local + span.len];
-            weights.update(span, |w| {
-                for (w, &o) in w.iter_mut().zip(o) {
-                    *w = keep * *w - rate * o;
-                }
-            });
+            weights.update(
+                span,
+                #[inline(always)]
+                |w| {
+                    for (w, &o) in w.iter_mut().zip(o) {
+                        *w = keep * *w - rate * o;
+                    }
+                },
+            );
         });
         Ok(())
     })?;

@@ -58,7 +58,7 @@ pub fn rotate(
             let table = k.read::<T>(&table)?;
             let sign = if inverse { -T::ONE } else { T::ONE };
             k.parallel().chunks(k.write::<T>(&x)?, ROWS * stride, |task, rows| {
-                vectorize(|| {
+                vectorize!(|| {
                     for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
                         let t = (task * ROWS + i) % positions;
                         let angles = &table[t * 2 * half..][..2 * half];

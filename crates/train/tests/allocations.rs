@@ -28,7 +28,7 @@ struct Library {
     what: &'static str,
     /// How names of its crates begin.
     crates: &'static [&'static str],
-    /// Most that it may in a step of all ranks. Measured: gemm 1781, rayon none.
+    /// Most that it may in a step of all ranks. Measured: gemm 1624, rayon none.
     per_step: usize,
 }
 

@@ -1,0 +1,310 @@
+//! What one thread multiplies: calls of the `gemm` crate on blocks.
+//!
+//! `gemm` vectorizes along the columns of C and reads B in packed panels. Where B has `k` along its
+//! rows (`x·Wᵀ`, every forward product) it packs element by element, which costs a tenth of the
+//! product when A has few rows. There B is turned here, by shuffles of vectors, a block at a time
+//! that stays in the second cache, and `gemm` reads it where it lies, as it does for a few rows
+//! of A:
+//!
+//! ```text
+//!               n: blocks of 128 or 144       for blocks of columns:
+//!             ┌───────┬───────┬──               for slices of k:
+//!          k: │       │       │                   turn the block of B
+//!      slices ├───────┤   B   │                   for 48 or 32 rows: one call of gemm
+//!       ≤ 512 │       │       │
+//!       ┌─────┼───────┼───────┼──
+//! rows: │  A  │   C   │       │
+//!       └─────┴───────┴───────┴──
+//! ```
+//!
+//! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`. Where
+//! `k` is cut depends on `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
+
+use std::cell::RefCell;
+
+use super::{Layout, transpose};
+use crate::Real;
+
+/// Most of `k` in a slice.
+const DEPTH: usize = 512;
+/// Elements between the rows of a turned block: whole cache lines, but no multiple of a page,
+/// whose lines would share sets of the caches.
+const STRIDE: usize = 144 + 16;
+/// Products with fewer rows or columns go to `gemm` as they are.
+const LEAST: usize = 32;
+
+/// A matrix in memory that may be read, and written if it is the result.
+#[derive(Clone, Copy)]
+pub(super) struct View<T> {
+    start: *mut T,
+    layout: Layout,
+}
+
+impl<T> View<T> {
+    pub(super) fn of(start: *const T, layout: Layout) -> View<T> {
+        View { start: start.cast_mut(), layout }
+    }
+
+    /// The pointer to entry (0, 0).
+    fn first(&self) -> *mut T {
+        self.start.wrapping_add(self.layout.offset)
+    }
+
+    fn t(mut self) -> View<T> {
+        self.layout = self.layout.t();
+        self
+    }
+
+    /// `rows × cols` entries from `(row, col)`, or as many as there are.
+    fn part(mut self, (row, rows): (usize, usize), (col, cols): (usize, usize)) -> View<T> {
+        let Layout { row_stride, col_stride, .. } = self.layout;
+        self.layout.offset += row * row_stride + col * col_stride;
+        self.layout.rows = rows.min(self.layout.rows - row);
+        self.layout.cols = cols.min(self.layout.cols - col);
+        self
+    }
+}
+
+/// `C = alpha·A·B + beta·C` on the calling thread; C is not read if `beta` is zero.
+///
+/// # Safety
+/// All entries lie in memory that is valid for reads; those of C also for writes, by this thread
+/// alone, and they are no entries of A or B. The shapes chain.
+pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    // The inner kernels write rows of C; a C of columns is the transposed product.
+    let columns = c.layout.row_stride == 1 && c.layout.col_stride != 1;
+    let (a, b, c) = if columns { (b.t(), a.t(), c.t()) } else { (a, b, c) };
+    let across = b.layout.row_stride == 1 && b.layout.col_stride != 1;
+    let large = c.layout.rows.min(c.layout.cols) >= LEAST;
+    // SAFETY: the caller's promise, which transposing does not touch.
+    unsafe {
+        if across && large {
+            SCRATCH.with_borrow_mut(|scratch| turned(alpha, a, b, beta, c, room(scratch)));
+        } else {
+            direct(alpha, a, b, beta, c);
+        }
+    }
+}
+
+/// # Safety
+/// As [`multiply`].
+unsafe fn direct<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    let (m, n, k) = (c.layout.rows, c.layout.cols, a.layout.cols);
+    let depth = slice_depth(k);
+    for deep in (0..k.max(1)).step_by(depth) {
+        let (a, b) = (a.part((0, m), (deep, depth)), b.part((deep, depth), (0, n)));
+        // SAFETY: parts of the caller's views.
+        unsafe { inner(alpha, a, b, if deep == 0 { beta } else { T::ONE }, c) };
+    }
+}
+
+/// The loops of the picture above.
+///
+/// # Safety
+/// As [`multiply`], and the scratch may be written as far as [`room`] says.
+unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>, scratch: *mut T) {
+    let (m, n, k) = (c.layout.rows, c.layout.cols, a.layout.cols);
+    let (rows, cols) = block_shape();
+    let depth = slice_depth(k);
+    for col in (0..n).step_by(cols) {
+        for deep in (0..k.max(1)).step_by(depth) {
+            let beta = if deep == 0 { beta } else { T::ONE };
+            // SAFETY: a part of the caller's view; a block is what the scratch has room for.
+            let b = unsafe { turn(b.part((deep, depth), (col, cols)), scratch) };
+            for row in (0..m).step_by(rows) {
+                let (a, c) = (a.part((row, rows), (deep, depth)), c.part((row, rows), (col, cols)));
+                // SAFETY: parts of the caller's views.
+                unsafe { inner(alpha, a, b, beta, c) };
+            }
+        }
+    }
+}
+
+/// Slices of equal depth but the last, a multiple of a vector.
+fn slice_depth(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(DEPTH).max(1)).next_multiple_of(8).max(8)
+}
+
+/// Rows and columns of a call for which `gemm` does not pack: at most 8 of the rows that its
+/// kernels take at once (6 with AVX-512, 4 with FMA), whole panels of columns (64 or 24 of f32).
+fn block_shape() -> (usize, usize) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return (48, 128);
+    }
+    (32, 144)
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]);
+
+thread_local! {
+    /// Where a thread turns blocks; its first product makes it, and it stays.
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of a turned block.
+pub(super) const fn scratch_bytes<T>() -> usize {
+    DEPTH * STRIDE * size_of::<T>()
+}
+
+/// Room for a turned block, as long as the vector is left alone.
+fn room<T>(scratch: &mut Vec<Line>) -> *mut T {
+    let lines = scratch_bytes::<T>().div_ceil(size_of::<Line>());
+    if scratch.capacity() < lines {
+        *scratch = Vec::with_capacity(lines);
+    }
+    scratch.as_mut_ptr().cast()
+}
+
+/// A copy with contiguous rows of a view with contiguous columns.
+///
+/// # Safety
+/// `from` may be read; it has at most [`DEPTH`] rows and [`STRIDE`] columns, and `to` has room.
+unsafe fn turn<T: Real>(from: View<T>, to: *mut T) -> View<T> {
+    let Layout { rows, cols, col_stride, .. } = from.layout;
+    // SAFETY: the caller's promise; `transpose` moves f32 as they are, T has their size there.
+    unsafe {
+        if size_of::<T>() == size_of::<f32>() {
+            let (from, to) = (from.first().cast::<f32>(), to.cast::<f32>());
+            transpose::blocks((from, col_stride), (to, STRIDE), rows, cols);
+        } else {
+            transpose::each((from.first(), col_stride), (to, STRIDE), 0..rows, 0..cols);
+        }
+    }
+    let layout = Layout { offset: 0, rows, cols, row_stride: STRIDE, col_stride: 1 };
+    View { start: to, layout }
+}
+
+/// One call of `gemm`.
+///
+/// # Safety
+/// As [`multiply`].
+unsafe fn inner<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    let (la, lb, lc) = (a.layout, b.layout, c.layout);
+    // SAFETY: the caller's promise.
+    unsafe {
+        gemm::gemm(
+            lc.rows,
+            lc.cols,
+            la.cols,
+            c.first(),
+            lc.col_stride as isize,
+            lc.row_stride as isize,
+            beta != T::ZERO,
+            a.first(),
+            la.col_stride as isize,
+            la.row_stride as isize,
+            b.first(),
+            lb.col_stride as isize,
+            lb.row_stride as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn values(len: usize, seed: u64) -> Vec<f64> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f64 / f64::from(1 << 23) - 1.0
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    /// A view with gaps, by rows or by columns, and the length that it needs.
+    fn spaced(rows: usize, cols: usize, by_columns: bool) -> (Layout, usize) {
+        let (outer, inner) = if by_columns { (cols, rows) } else { (rows, cols) };
+        let layout = Layout::strided(3, outer, inner, inner + 5);
+        (if by_columns { layout.t() } else { layout }, 3 + outer * (inner + 5))
+    }
+
+    fn at(layout: Layout, i: usize, j: usize) -> usize {
+        layout.offset + i * layout.row_stride + j * layout.col_stride
+    }
+
+    /// The product, and what it should be, with the elements between C's rows untouched.
+    fn check<T: Real>((m, n, k): (usize, usize, usize), by: [bool; 3], beta: f64, within: f64) {
+        let [(la, a), (lb, b), (lc, c)] =
+            [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
+        let typed = |values: &[f64]| values.iter().map(|&x| T::of(x)).collect::<Vec<T>>();
+        let (a, b, before) = (values(a, 1), values(b, 2), values(c, 3));
+        let (ta, tb, mut tc) = (typed(&a), typed(&b), typed(&before));
+        let (va, vb) = (View::of(ta.as_ptr(), la), View::of(tb.as_ptr(), lb));
+        let vc = View::of(tc.as_mut_ptr(), lc);
+        // SAFETY: `spaced` made the layouts with the slices' lengths; C is mutable and its own.
+        unsafe { multiply(T::of(0.5), va, vb, T::of(beta), vc) };
+        let mut expected = before;
+        for i in 0..m {
+            for j in 0..n {
+                let sum: f64 = (0..k).map(|p| a[at(la, i, p)] * b[at(lb, p, j)]).sum();
+                let c = &mut expected[at(lc, i, j)];
+                *c = 0.5 * sum + beta * *c;
+            }
+        }
+        for (i, (got, want)) in tc.iter().zip(&expected).enumerate() {
+            let off = (got.to_f64() - want).abs();
+            assert!(off < within, "{m}×{n}×{k} {by:?} beta {beta}: element {i} is off by {off}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn products_of_every_shape_and_stride_are_right(
+            m in 0_usize..300, n in 1_usize..200, k in 0_usize..300, by: [bool; 3], keep: bool,
+        ) {
+            let beta = if keep { 2.0 } else { 0.0 };
+            check::<f32>((m, n, k), by, beta, 1e-3);
+            check::<f64>((m, n, k), by, beta, 1e-11);
+        }
+
+        /// So that no cut along rows or columns of C can change a bit.
+        #[test]
+        fn an_element_does_not_depend_on_its_neighbours(
+            m in 64_usize..300, n in 64_usize..300, k in 1_usize..600, by: [bool; 3],
+        ) {
+            let [(la, a), (lb, b), (lc, c)] =
+                [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
+            let typed = |len, seed| values(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>();
+            let (a, b, mut whole) = (typed(a, 1), typed(b, 2), typed(c, 3));
+            let mut parts = whole.clone();
+            let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
+            // SAFETY: as in `check`; the parts are inside the whole.
+            unsafe {
+                multiply(1.0, va, vb, 0.0, View::of(whole.as_mut_ptr(), lc));
+                for (row, rows) in [(0, 32), (32, m - 32)] {
+                    for (col, cols) in [(0, 32), (32, n - 32)] {
+                        let (a, b) = (va.part((row, rows), (0, k)), vb.part((0, k), (col, cols)));
+                        let c = View::of(parts.as_mut_ptr(), lc);
+                        multiply(1.0, a, b, 0.0, c.part((row, rows), (col, cols)));
+                    }
+                }
+            }
+            let same = whole.iter().zip(&parts).all(|(a, b)| a.to_bits() == b.to_bits());
+            prop_assert!(same, "{m}×{n}×{k} {by:?}");
+        }
+    }
+
+    #[test]
+    fn deep_products_are_right() {
+        for by in [[false, false, false], [true, true, false], [true, false, true]] {
+            check::<f32>((300, 70, 2500), by, 1.0, 1e-2);
+            check::<f32>((5, 9, 1300), by, 1.0, 1e-2);
+        }
+    }
+}
