@@ -90,9 +90,10 @@ fn instructions() -> &'static str {
     "baseline"
 }
 
-/// Bytes that a thread keeps to pack operands in.
+/// Bytes that a thread keeps to pack operands in: a turned block, and what `gemm` fills of its own
+/// buffer, 8 panels of 64 columns by a slice of 512.
 pub fn packing_bytes() -> usize {
-    calls::scratch_bytes::<f32>()
+    calls::SCRATCH_BYTES + 8 * 64 * 512 * size_of::<f32>()
 }
 
 /// `C = alpha·A·B + beta·C`, where `A` is `[m, k]`, `B` is `[k, n]` and `C` is `[m, n]`.

@@ -13,7 +13,7 @@ use crate::event::{Corpus, Header};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, per process: measured, see the memory benchmark.
-const PROCESS_BYTES: usize = 12 << 20;
+const PROCESS_BYTES: usize = 4 << 20;
 
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
@@ -39,8 +39,6 @@ pub struct RunPlan {
     /// Per rank: the statistic slots it fills.
     pub slots: Vec<Vec<Range<usize>>>,
     pub bucket_elements: usize,
-    /// Whether rank 0 writes a sample of text at the end.
-    pub samples: bool,
 }
 
 impl RunPlan {
@@ -96,7 +94,6 @@ impl RunPlan {
             partials,
             segments,
             bucket_elements,
-            samples: config.train.sample_tokens > 0,
         })
     }
 
@@ -150,11 +147,6 @@ impl RunPlan {
         let bf16 = self.weights == DType::Bf16;
         for (name, bytes) in model::memory_plan(&self.architecture, schema, self.batch, bf16) {
             items.push((name.to_owned(), page(bytes)));
-        }
-        if self.samples && rank == 0 {
-            let window = MicroBatch { windows: 1, ..self.batch };
-            let arena = model::memory_plan(&self.architecture, schema, window, bf16);
-            items.push(("sampler".into(), page(arena.iter().map(|(_, bytes)| bytes).sum())));
         }
         let packing = self.threads * kernels::gemm::packing_bytes();
         items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));

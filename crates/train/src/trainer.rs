@@ -15,7 +15,7 @@ use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
 use crate::diagnose;
 use crate::event::{Action, NonFinite, Place, Step};
 use crate::vote::{Ballot, Tally, expert_load};
-use crate::{Config, Engine, RunPlan, Sampler, Sampling, TrainError, Wants};
+use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 
 /// What a trainer is put together from.
 pub struct Parts<E> {
@@ -195,7 +195,7 @@ impl<E: Engine> Trainer<E> {
     }
 
     /// Most bytes of anonymous and shared memory that were seen: after each of the first steps,
-    /// validation and save, and with the sampler at work.
+    /// validation and save.
     pub fn peak_bytes(&self) -> u64 {
         self.peak_bytes.get()
     }
@@ -470,29 +470,24 @@ impl<E: Engine> Trainer<E> {
         self.tokens - self.tokens_loaded
     }
 
-    /// Continues `prompt` by `tokens` tokens below `vocab` under the present weights.
+    /// Ends training: frees all memory but the weights, and returns what draws tokens from them. It
+    /// needs no more than the micro-batch did.
     ///
     /// # Errors
-    /// Memory; a prompt that does not fit.
-    pub fn generate(
-        &self,
-        prompt: &[u32],
-        tokens: usize,
-        vocab: usize,
-        sampling: Sampling,
-    ) -> Result<Vec<u32>, TrainError> {
-        let (plan, memory) = (&self.plan, &self.memory);
+    /// Memory.
+    pub fn into_sampler(self) -> Result<(Sampler, Dataset), TrainError> {
+        let Trainer { plan, comm, dataset, engine, memory, optimizer, stream, .. } = self;
+        let Memory { weights_window, weights, slots, grads, router_bias, .. } = memory;
+        drop((engine, optimizer, slots, grads, weights_window, comm));
         let sampler = Sampler::new(
-            self.stream.device(),
+            stream.device(),
             &plan.architecture,
             plan.batch.positions,
             plan.bucket_elements,
-            &memory.weights,
-            &memory.router_bias,
+            &weights,
+            &router_bias,
         )?;
-        let text = sampler.generate(prompt, tokens, vocab, sampling)?;
-        self.note_memory();
-        Ok(text)
+        Ok((sampler, dataset))
     }
 
     pub fn dataset(&self) -> &Dataset {

@@ -20,12 +20,12 @@
 //! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`. Where
 //! `k` is cut depends on `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
 
-use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use super::{Layout, transpose};
 use crate::Real;
 
-/// Most of `k` in a slice.
+/// Most of `k` in a slice of f32; of f64 half of it.
 const DEPTH: usize = 512;
 /// Elements between the rows of a turned block: whole cache lines, but no multiple of a page,
 /// whose lines would share sets of the caches.
@@ -79,7 +79,7 @@ pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T
     // SAFETY: the caller's promise, which transposing does not touch.
     unsafe {
         if across && large {
-            SCRATCH.with_borrow_mut(|scratch| turned(alpha, a, b, beta, c, room(scratch)));
+            turned(alpha, a, b, beta, c);
         } else {
             direct(alpha, a, b, beta, c);
         }
@@ -90,7 +90,7 @@ pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T
 /// As [`multiply`].
 unsafe fn direct<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
     let (m, n, k) = (c.layout.rows, c.layout.cols, a.layout.cols);
-    let depth = slice_depth(k);
+    let depth = slice_depth::<T>(k);
     for deep in (0..k.max(1)).step_by(depth) {
         let (a, b) = (a.part((0, m), (deep, depth)), b.part((deep, depth), (0, n)));
         // SAFETY: parts of the caller's views.
@@ -101,11 +101,14 @@ unsafe fn direct<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>)
 /// The loops of the picture above.
 ///
 /// # Safety
-/// As [`multiply`], and the scratch may be written as far as [`room`] says.
-unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>, scratch: *mut T) {
+/// As [`multiply`].
+unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    // On the stack, so that no thread allocates at a step where it first multiplies.
+    let mut scratch = MaybeUninit::<[Line; SCRATCH_BYTES / size_of::<Line>()]>::uninit();
+    let scratch = scratch.as_mut_ptr().cast::<T>();
     let (m, n, k) = (c.layout.rows, c.layout.cols, a.layout.cols);
     let (rows, cols) = block_shape();
-    let depth = slice_depth(k);
+    let depth = slice_depth::<T>(k);
     for col in (0..n).step_by(cols) {
         for deep in (0..k.max(1)).step_by(depth) {
             let beta = if deep == 0 { beta } else { T::ONE };
@@ -121,8 +124,9 @@ unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>,
 }
 
 /// Slices of equal depth but the last, a multiple of a vector.
-fn slice_depth(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(DEPTH).max(1)).next_multiple_of(8).max(8)
+fn slice_depth<T>(k: usize) -> usize {
+    let most = DEPTH * size_of::<f32>() / size_of::<T>();
+    k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(8).max(8)
 }
 
 /// Rows and columns of a call for which `gemm` does not pack: at most 8 of the rows that its
@@ -135,33 +139,17 @@ fn block_shape() -> (usize, usize) {
     (32, 144)
 }
 
-#[derive(Clone, Copy)]
+/// Bytes of a turned block.
+pub(super) const SCRATCH_BYTES: usize = DEPTH * STRIDE * size_of::<f32>();
+
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [u8; 64]);
-
-thread_local! {
-    /// Where a thread turns blocks; its first product makes it, and it stays.
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Bytes of a turned block.
-pub(super) const fn scratch_bytes<T>() -> usize {
-    DEPTH * STRIDE * size_of::<T>()
-}
-
-/// Room for a turned block, as long as the vector is left alone.
-fn room<T>(scratch: &mut Vec<Line>) -> *mut T {
-    let lines = scratch_bytes::<T>().div_ceil(size_of::<Line>());
-    if scratch.capacity() < lines {
-        *scratch = Vec::with_capacity(lines);
-    }
-    scratch.as_mut_ptr().cast()
-}
 
 /// A copy with contiguous rows of a view with contiguous columns.
 ///
 /// # Safety
-/// `from` may be read; it has at most [`DEPTH`] rows and [`STRIDE`] columns, and `to` has room.
+/// `from` may be read; it has at most [`slice_depth`] rows and [`STRIDE`] columns, and `to` has
+/// [`SCRATCH_BYTES`].
 unsafe fn turn<T: Real>(from: View<T>, to: *mut T) -> View<T> {
     let Layout { rows, cols, col_stride, .. } = from.layout;
     // SAFETY: the caller's promise; `transpose` moves f32 as they are, T has their size there.

@@ -111,7 +111,7 @@ fn train(
     };
     let mut trainer = Trainer::new(parts)?;
     let speaks = comm.rank() == 0;
-    let mut reporter = Reporter { speaks };
+    let reporter = Reporter { speaks };
     let store = Store::new(&job.checkpoints);
     let generation = claim(&store, comm.as_ref())?;
     let mut emit = |event: Event| reporter.emit(&event);
@@ -125,11 +125,12 @@ fn train(
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
     let reason = outcome.reason;
-    if reason == FinishReason::Complete && speaks {
-        sample(job, &trainer).map_or(Ok(()), |event| reporter.emit(&event))?;
-    }
-    finish(&trainer, outcome, started, &mut reporter)?;
+    let finished = finish(&trainer, outcome, started)?;
     progress(control, trainer.steps_taken());
+    if reason == FinishReason::Complete && speaks {
+        sample(job, trainer).map_or(Ok(()), |event| reporter.emit(&event))?;
+    }
+    reporter.emit(&finished)?;
     Ok(match reason {
         FinishReason::Terminated => Exit::Preempted,
         _ => Exit::Ok,
@@ -188,7 +189,7 @@ fn claim(store: &Store, comm: &dyn Communicator) -> Result<u32, CliError> {
 
 /// Text that the trained model writes. The run is done and saved: where there can be none, that is
 /// a warning.
-fn sample(job: &Job, trainer: &Trainer<NativeEngine>) -> Option<Event> {
+fn sample(job: &Job, trainer: Trainer<NativeEngine>) -> Option<Event> {
     let ids_only = matches!(job.config.data.tokenizer, TokenizerSpec::Ids(_));
     if job.config.train.sample_tokens == 0 || ids_only {
         return None;
@@ -202,14 +203,15 @@ fn sample(job: &Job, trainer: &Trainer<NativeEngine>) -> Option<Event> {
     })
 }
 
-fn sample_text(job: &Job, trainer: &Trainer<NativeEngine>) -> Result<String, CliError> {
+fn sample_text(job: &Job, trainer: Trainer<NativeEngine>) -> Result<String, CliError> {
     let config = &job.config.train;
-    let tokenizer = trainer.dataset().tokenizer();
+    let (sampler, dataset) = trainer.into_sampler()?;
+    let tokenizer = dataset.tokenizer();
     let mut prompt = vec![tokenizer.end_of_text()];
     tokenizer.encode(&config.sample_prompt, &mut prompt)?;
     let sampling = Sampling { temperature: 0.8, top_k: 0, seed: job.config.seed };
     let vocab = tokenizer.vocab_size();
-    let tokens = trainer.generate(&prompt, config.sample_tokens, vocab, sampling)?;
+    let tokens = sampler.generate(&prompt, config.sample_tokens, vocab, sampling)?;
     Ok(String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned())
 }
 
@@ -217,9 +219,8 @@ fn finish(
     trainer: &Trainer<NativeEngine>,
     outcome: Outcome,
     started: Instant,
-    reporter: &mut Reporter,
-) -> Result<(), CliError> {
-    let event = Event::Finished(Finished {
+) -> Result<Event, CliError> {
+    Ok(Event::Finished(Finished {
         step: outcome.step,
         reason: outcome.reason,
         seconds: started.elapsed().as_secs_f64(),
@@ -231,9 +232,7 @@ fn finish(
         planned_bytes: trainer.plan().peak_bytes(),
         weights_digest: trainer.weights_digest()?,
         checkpoint: outcome.checkpoint,
-    });
-    reporter.emit(&event)?;
-    Ok(())
+    }))
 }
 
 /// Events to the supervisor; only rank 0 speaks.
