@@ -13,7 +13,7 @@ use crate::event::{Corpus, Header};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, per process: measured, see the memory benchmark.
-const PROCESS_BYTES: usize = 4 << 20;
+const PROCESS_BYTES: usize = 6 << 20;
 
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
