@@ -134,4 +134,9 @@ fn text_is_generated_from_a_run_and_follows_the_seed() {
     let args = ["generate", checkpoint.to_str().unwrap(), "--tokens", "40", "--prompt", "pub fn"];
     let named = run.muster(&[&args[..], &["--seed", "7"]].concat());
     assert_eq!(named.stdout, one.stdout);
+    for bad in ["-1", "nan"] {
+        let done = run.muster(&["generate", "runs/text", "--temperature", bad]);
+        assert_eq!(done.code(), Some(2), "{done}");
+        assert!(done.stderr.contains("is no temperature; give 0 or more"), "{done}");
+    }
 }

@@ -325,8 +325,9 @@ fn token_files() {
     let mut flipped = whole.clone();
     flipped[4100] ^= 1;
     desk.put("flipped.tok", flipped);
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 10] = [
         &["data", "tokenize", "text.txt", "text.txt"],
+        &["data", "tokenize", "text.tok", "again.tok"],
         &["data", "tokenize", "missing.txt", "out.tok"],
         &["data", "tokenize", "bad.jsonl", "out.tok"],
         &["data", "tokenize", "--tokenizer", "gtp2", "text.txt", "out.tok"],

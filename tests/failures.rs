@@ -80,7 +80,7 @@ fn a_worker_that_dies_has_the_last_word() {
     error: rank 1 failed: killed by signal 6; its last step was N; its last log lines:
         memory allocation of N bytes failed
         note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
     ");
 }
 
@@ -102,7 +102,7 @@ fn a_killed_worker_ends_the_job() {
     assert!(said_step(&done).abs_diff(last_step(&run)) <= 1, "{done}");
     insta::assert_snapshot!(message(&run, &done, &[(&last, "STEP")]), @"
     error: rank 1 failed: killed by signal 9; its last step was STEP
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
     ");
     assert!(run.verify(&run.name) > 0);
     // As it says.
@@ -132,7 +132,7 @@ fn a_worker_that_stands_still_is_the_one_at_fault() {
         insta::allow_duplicates! {
             insta::assert_snapshot!(format!("{start} in OPERATION {end}"), @"
             error: rank 1 failed: no sign of life within 2000 ms in OPERATION #N (see what it is doing, or raise ranks.timeout_ms); its last step was N
-            The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+            The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
             ");
         }
     }
@@ -369,11 +369,11 @@ fn every_host_names_the_rank_that_was_killed() {
     assert!(why.starts_with("error: rank 1 failed: "), "{first}");
     insta::assert_snapshot!(end, @"
     its last step was N
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
     ");
     insta::assert_snapshot!(masked(&second), @"
     error: rank 1 failed: killed by signal 9; its last step was N
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
     ");
 }
 

@@ -154,3 +154,38 @@ fn old_checkpoints_that_cannot_be_removed_are_a_warning() {
     assert_eq!(run.finished(&run.name)["reason"], "complete");
     assert_eq!(run.verify(&run.name), 1);
 }
+
+#[test]
+fn a_run_that_is_being_trained_is_not_started_again() {
+    let run = Workdir::new("resume-locked");
+    let long = ["--set", "train.steps=100000"];
+    let mut first = run.start(&long);
+    assert!(first.wait_until(|| !run.events_of(&run.name, "step").is_empty()));
+    let done = run.train(&[]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    insta::assert_snapshot!(message(&run, &done), @"error: runs/resume-locked is being trained already, by the process that holds runs/resume-locked/node0.lock; stop that one first, or give this run a name of its own with --name");
+    first.signal(libc::SIGTERM);
+    let done = first.wait();
+    assert_eq!(done.code(), Some(75), "{done}");
+    // Who has ended holds nothing.
+    let done = run.train(&["--resume", "never"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+}
+
+#[test]
+fn a_run_whose_newest_checkpoint_is_damaged_is_not_verified() {
+    let run = Workdir::new("resume-verify");
+    let [older, newer] = two_checkpoints(&run, "2");
+    let shard = newer.join("rank-00000/shard-000.safetensors");
+    let bytes = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &bytes[..bytes.len() - 8]).unwrap();
+    let done = run.muster(&["ckpt", "verify", "runs/resume-verify"]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    for part in [newer.to_str().unwrap(), older.to_str().unwrap(), "every checksum right"] {
+        let here = part.strip_prefix(&format!("{}/", run.path().display())).unwrap_or(part);
+        assert!(done.stderr.contains(here), "{here}: {done}");
+    }
+    let done = run.muster(&["ckpt", "show", "runs/resume-verify"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stderr.starts_with("warning: passed over runs/resume-verify"), "{done}");
+}

@@ -19,6 +19,9 @@ pub enum DataError {
     #[error("{path} holds no text")]
     NoText { path: PathBuf },
 
+    #[error("{path} holds tokens and not text; it is used as it is (data.files={path})")]
+    AlreadyTokens { path: PathBuf },
+
     /// A token file that is not what its own header says.
     #[error(
         "{path} is damaged at byte {offset}: {reason}; make it again with `muster data tokenize`"

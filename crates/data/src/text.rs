@@ -45,11 +45,25 @@ impl TextInput {
         Self { path, kind }
     }
 
-    /// Size in bytes; the file must be readable and no directory.
+    /// Whether the file is one of ours already.
+    fn holds_tokens(&self) -> Result<bool> {
+        let mut file = std::fs::File::open(&self.path).map_err(io_error("read", &self.path))?;
+        let mut start = [0; crate::token_file::MAGIC.len()];
+        match file.read_exact(&mut start) {
+            Ok(()) => Ok(&start == crate::token_file::MAGIC),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(io_error("read", &self.path)(error)),
+        }
+    }
+
+    /// Size in bytes; the file must be readable, no directory, and no token file.
     pub fn bytes(&self) -> Result<u64> {
         let meta = std::fs::metadata(&self.path).map_err(io_error("read", &self.path))?;
         match meta.is_dir() {
             true => Err(DataError::IsDirectory { path: self.path.clone() }),
+            false if self.holds_tokens()? => {
+                Err(DataError::AlreadyTokens { path: self.path.clone() })
+            }
             false => Ok(meta.len()),
         }
     }

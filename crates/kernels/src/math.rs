@@ -8,8 +8,8 @@ use crate::Real;
 /// Runs a closure compiled for the CPU's vector instructions, and what is inlined into it.
 ///
 /// A macro, because the closure must say that it is always inlined: the compiler may leave any
-/// other as a function of its own, with the instructions that every CPU has. Functions and closures
-/// that it calls in a loop must say so, too.
+/// other as a function of its own, with the instructions that every CPU has. Functions that it calls
+/// in a loop must say so, too, and closures of more than a few operations.
 macro_rules! vectorize {
     (|| $body:expr) => {
         $crate::math::vectorized(
@@ -68,17 +68,28 @@ pub fn exp_f32(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// Sum of a term of each row of `slices`, which have the length of the first: in 64 interleaved
-/// partial sums, folded by halves, and the tail added last. One fixed order, and a loop long enough
-/// for the compiler to keep and make vectors of.
+/// Sum of a term of each row of `slices`, which have at least the length of the first: in 64
+/// interleaved partial sums folded by halves, then what is left in 8, then one by one. One fixed
+/// order, and loops long enough for the compiler to keep and make vectors of.
 #[inline(always)]
 pub fn sum<const N: usize, T: Copy, S: Real>(slices: [&[T]; N], term: impl Fn([T; N]) -> S) -> S {
-    const LANES: usize = 64;
     let len = slices.first().map_or(0, |slice| slice.len());
-    let parts = slices.map(|slice| slice[..len].as_chunks::<LANES>());
+    let (most, rest) = interleaved::<64, N, T, S>(slices.map(|slice| &slice[..len]), &term);
+    let (some, rest) = interleaved::<8, N, T, S>(rest, &term);
+    (0..len % 8).fold(most + some, |sum, i| sum + term(rest.map(|slice| slice[i])))
+}
+
+/// The sum over whole groups of `LANES` rows, and the rows that are left.
+#[inline(always)]
+fn interleaved<'a, const LANES: usize, const N: usize, T: Copy, S: Real>(
+    slices: [&'a [T]; N],
+    term: &impl Fn([T; N]) -> S,
+) -> (S, [&'a [T]; N]) {
+    let parts = slices.map(|slice| slice.as_chunks::<LANES>());
+    let groups = parts.first().map_or(0, |(whole, _)| whole.len());
     let mut lanes = [S::ZERO; LANES];
-    for chunk in 0..len / LANES {
-        let rows = parts.map(|(whole, _)| &whole[chunk]);
+    for group in 0..groups {
+        let rows = parts.map(|(whole, _)| &whole[group]);
         for (lane, sum) in lanes.iter_mut().enumerate() {
             *sum += term(rows.map(|row| row[lane]));
         }
@@ -91,7 +102,7 @@ pub fn sum<const N: usize, T: Copy, S: Real>(slices: [&[T]; N], term: impl Fn([T
         }
         half /= 2;
     }
-    (0..len % LANES).fold(lanes[0], |sum, i| sum + term(parts.map(|(_, tail)| tail[i])))
+    (lanes[0], parts.map(|(_, rest)| rest))
 }
 
 /// The largest of `x`, −∞ for none; NaN is passed over.
@@ -127,7 +138,18 @@ mod tests {
         }
 
         #[test]
-        fn a_sum_has_the_same_bits_vectorized(values in prop::collection::vec(-1.0_f32..1.0, 0..99)) {
+        fn a_sum_has_every_row_once(
+            rows in prop::collection::vec((-9_i32..9, -9_i32..9), 0..300),
+        ) {
+            let (a, b): (Vec<f32>, Vec<f32>) =
+                rows.iter().map(|&(a, b)| (a as f32, b as f32)).unzip();
+            // Integers, so that every order gives the same.
+            let want: i32 = rows.iter().map(|(a, b)| a * b).sum();
+            prop_assert_eq!(dot(&a, &b), want as f32);
+        }
+
+        #[test]
+        fn a_sum_has_the_same_bits_vectorized(values in prop::collection::vec(-1.0_f32..1.0, 0..200)) {
             let plain = sum([&values[..]], |[x]| x);
             let fast = vectorize!(|| sum([&values[..]], |[x]| x));
             prop_assert_eq!(plain.to_bits(), fast.to_bits());

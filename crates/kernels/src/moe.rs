@@ -114,7 +114,6 @@ pub fn route(
     })
 }
 
-#[inline(always)]
 fn score<T: Real>(router: &Router, scores: &mut [T]) {
     if router.sigmoid {
         scores.iter_mut().for_each(|s| *s = T::ONE / (T::ONE + (-*s).portable_exp()));
@@ -255,7 +254,6 @@ fn weights_backward<T: Real>(
 }
 
 /// Adds `unit · load_e` to the gradient of expert e's share of the scores.
-#[inline(always)]
 fn aux_backward<T: Real>(router: &Router, scores: &[T], offsets: &[u32], unit: f64, d: &mut [T]) {
     let slope = |e: usize| T::of(unit * f64::from(offsets[e + 1] - offsets[e]));
     if !router.sigmoid {
@@ -267,7 +265,6 @@ fn aux_backward<T: Real>(router: &Router, scores: &[T], offsets: &[u32], unit: f
     d.iter_mut().enumerate().for_each(|(e, d)| *d += (slope(e) - inner) / total);
 }
 
-#[inline(always)]
 fn score_backward<T: Real>(router: &Router, scores: &[T], d: &mut [T]) {
     if router.sigmoid {
         d.iter_mut().zip(scores).for_each(|(d, &s)| *d *= s * (T::ONE - s));
@@ -277,7 +274,6 @@ fn score_backward<T: Real>(router: &Router, scores: &[T], d: &mut [T]) {
     d.iter_mut().zip(scores).for_each(|(d, &s)| *d = s * (*d - inner));
 }
 
-#[inline(always)]
 fn z_backward<T: Real>(logits: &[T], weight: f64, d: &mut [T]) {
     let most = most(logits);
     let total = sum(

@@ -58,7 +58,13 @@ fn check(
     kernel: &'static str,
     tensors: &[(&'static str, &Tensor, Rows)],
 ) -> Result<(), KernelError> {
+    let Some(&(_, _, first)) = tensors.first() else { return Ok(()) };
     for &(operand, tensor, rows) in tensors {
+        if (rows.count(), rows.len) != (first.count(), first.len) {
+            let message =
+                format!("the vectors of `{operand}`, {rows:?}, are not those of {first:?}");
+            return Err(KernelError::Argument { kernel, message });
+        }
         if !rows.are_disjoint() {
             let message = format!("the vectors of `{operand}` overlap: {rows:?}");
             return Err(KernelError::Argument { kernel, message });

@@ -9,7 +9,7 @@ use crate::cli::CkptCommand;
 use crate::console::{bytes, count, plural, short};
 use crate::error::{CliError, Exit};
 use crate::output::say;
-use crate::run_dir::{checkpoint_path, open_checkpoint, store};
+use crate::run_dir::{PassedOver, open_checkpoint, store, usable};
 
 pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
     match command {
@@ -19,14 +19,16 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
             Ok(Exit::Ok)
         }
         CkptCommand::Verify { path, deep } => {
-            let report = verify(checkpoint_path(&path)?, deep)?;
-            match report.is_whole() {
-                true => {
-                    say(&whole(&report));
-                    Ok(Exit::Ok)
-                }
-                false => Err(CliError::mistake(damage(&report))),
+            let (path, passed) = usable(&path)?;
+            let report = verify(path, deep)?;
+            if !report.is_whole() {
+                return Err(CliError::mistake(damage(&report)));
             }
+            if !passed.is_empty() {
+                return Err(CliError::mistake(newer_damage(&report, &passed)));
+            }
+            say(&whole(&report));
+            Ok(Exit::Ok)
         }
         CkptCommand::Diff { a, b, parameters_only } => {
             let (a, b) = (open_checkpoint(&a)?, open_checkpoint(&b)?);
@@ -161,6 +163,17 @@ fn damage(report: &VerifyReport) -> String {
         "\nA run resumes from the newest whole checkpoint (`muster ckpt ls` lists them); restore \
          the files named above from a copy, or remove this checkpoint's directory.",
     );
+    out
+}
+
+/// The newest checkpoints of a run are damaged, and this one is not.
+fn newer_damage(report: &VerifyReport, passed: &[PassedOver]) -> String {
+    let mut out =
+        format!("{} newer than the newest whole one:", plural(passed.len(), "checkpoint"));
+    for (path, why) in passed {
+        let _ = write!(out, "\n  {path}: {why}");
+    }
+    let _ = write!(out, "\n{}\nThe run would resume from there.", whole(report));
     out
 }
 

@@ -58,6 +58,7 @@ Examples:
   muster train configs/quickstart.yaml --resume never
 
 Ctrl-C finishes the step and saves; a second one stops at once. Run the same command again to go on.")]
+#[command(allow_negative_numbers = true)]
 pub struct TrainArgs {
     /// The config; `muster config default` prints one to start from
     #[arg(value_name = "CONFIG")]
@@ -149,6 +150,7 @@ Examples:
   muster generate runs/quickstart --prompt 'fn main() {'
   muster generate runs/quickstart --tokens 400 --temperature 0.7 --top-k 40 --seed 3
   muster generate runs/quickstart/checkpoints/step-00000400.g0001")]
+#[command(allow_negative_numbers = true)]
 pub struct GenerateArgs {
     /// A run's directory (its newest checkpoint) or a checkpoint
     #[arg(value_name = "RUN_OR_CHECKPOINT")]
@@ -190,6 +192,7 @@ number of threads.")]
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "muster data tokenize [OPTIONS] <IN>... <OUT>")]
 pub struct TokenizeArgs {
     /// Text files, in order, and at the end the token file to write (`.tok`)
     #[arg(value_name = "IN… OUT", num_args = 2.., required = true)]

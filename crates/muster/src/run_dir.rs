@@ -5,14 +5,19 @@
 //!           events.jsonl         one event a line
 //!           loss.svg             plot of the losses
 //!           checkpoints/         see `muster ckpt`
+//!           data/                the text as token files
+//!           logs/                what each rank had to say
+//!           job-nodeN.json       what host N told its ranks
+//!           nodeN.lock           held while host N trains
 //! ```
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Attempt, Checkpoint, Store};
+use checkpoint::{Attempt, Checkpoint, Entry, Status, Store};
 
 use crate::config::nearest;
 use crate::error::CliError;
+use crate::output::complain;
 
 /// A run's directory.
 #[derive(Debug, Clone)]
@@ -46,6 +51,11 @@ impl RunDir {
         self.root.join("loss.svg")
     }
 
+    /// Held by the supervisor of a host.
+    pub fn lock(&self, node: usize) -> PathBuf {
+        self.root.join(format!("node{node}.lock"))
+    }
+
     /// Where checkpoints lie.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
@@ -70,18 +80,37 @@ pub fn store_in(path: &Path) -> Store {
 }
 
 /// The directory of the checkpoint that a person named: itself, or the newest usable one of a
-/// run.
+/// run. Newer ones that are damaged are told as warnings.
 ///
 /// # Errors
 /// There is none.
 pub fn checkpoint_path(path: &Path) -> Result<PathBuf, CliError> {
+    let (found, damaged) = usable(path)?;
+    for (path, why) in damaged {
+        complain(&format!("warning: passed over {path}: {why}"));
+    }
+    Ok(found)
+}
+
+/// As [`checkpoint_path`], with the damaged commits that are newer, newest first.
+///
+/// # Errors
+/// There is none.
+pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
     if is_checkpoint(path) {
-        return Ok(path.to_path_buf());
+        return Ok((path.to_path_buf(), Vec::new()));
     }
     let store = store(path)?;
     let newest = store.newest()?;
     if let Some(checkpoint) = newest.checkpoint {
-        return Ok(checkpoint.path().to_path_buf());
+        let place = |entry: &Entry| store.root().join(entry.attempt.dir_name());
+        let entries = store.list()?;
+        let newer = entries.iter().rev().take_while(|entry| place(entry) != checkpoint.path());
+        let damaged = newer.filter_map(|entry| match &entry.status {
+            Status::Corrupt(why) => Some((place(entry).display().to_string(), why.to_string())),
+            Status::Committed | Status::Incomplete => None,
+        });
+        return Ok((checkpoint.path().to_path_buf(), damaged.collect()));
     }
     let skipped: Vec<PassedOver> = newest
         .skipped

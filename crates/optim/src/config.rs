@@ -325,6 +325,18 @@ pub enum Clip {
     Global(f64),
 }
 
+/// As a config has it.
+impl std::fmt::Display for Clip {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Clip::None => write!(f, "none"),
+            Clip::PerMatrix(norm) => write!(f, "per_matrix({norm:?})"),
+            Clip::PreviousNorm(norm) => write!(f, "previous_norm({norm:?})"),
+            Clip::Global(norm) => write!(f, "global({norm:?})"),
+        }
+    }
+}
+
 /// What a step with an infinite or NaN gradient does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -204,7 +204,7 @@ impl RunPlan {
             optimizer: table.lines().map(str::to_owned).collect(),
             balance: self.ownership.balance(),
             critical,
-            clip: format!("{:?}", config.optimizer.clip).to_lowercase(),
+            clip: config.optimizer.clip.to_string(),
             corpus,
             run_dir,
         })

@@ -17,8 +17,9 @@
 //!       └─────┴───────┴───────┴──
 //! ```
 //!
-//! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`. Where
-//! `k` is cut depends on `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
+//! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`, but for
+//! small products and those with a vector, where `gemm` has other ways. Where `k` is cut depends on
+//! `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
 
 use std::mem::MaybeUninit;
 
@@ -114,10 +115,14 @@ unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>)
             let beta = if deep == 0 { beta } else { T::ONE };
             // SAFETY: a part of the caller's view; a block is what the scratch has room for.
             let b = unsafe { turn(b.part((deep, depth), (col, cols)), scratch) };
-            for row in (0..m).step_by(rows) {
+            let mut row = 0;
+            while row < m {
+                // A single row would be a product of a matrix and a vector, which rounds otherwise.
+                let rows = if m - row == rows + 1 { rows + 1 } else { rows };
                 let (a, c) = (a.part((row, rows), (deep, depth)), c.part((row, rows), (col, cols)));
                 // SAFETY: parts of the caller's views.
                 unsafe { inner(alpha, a, b, beta, c) };
+                row += rows;
             }
         }
     }
@@ -230,7 +235,11 @@ mod tests {
         let [(la, a), (lb, b), (lc, c)] =
             [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
         let typed = |values: &[f64]| values.iter().map(|&x| T::of(x)).collect::<Vec<T>>();
-        let (a, b, before) = (values(a, 1), values(b, 2), values(c, 3));
+        let (a, b, mut before) = (values(a, 1), values(b, 2), values(c, 3));
+        if beta == 0.0 {
+            // Must not be read.
+            (0..m).for_each(|i| (0..n).for_each(|j| before[at(lc, i, j)] = f64::NAN));
+        }
         let (ta, tb, mut tc) = (typed(&a), typed(&b), typed(&before));
         let (va, vb) = (View::of(ta.as_ptr(), la), View::of(tb.as_ptr(), lb));
         let vc = View::of(tc.as_mut_ptr(), lc);
@@ -241,7 +250,7 @@ mod tests {
             for j in 0..n {
                 let sum: f64 = (0..k).map(|p| a[at(la, i, p)] * b[at(lb, p, j)]).sum();
                 let c = &mut expected[at(lc, i, j)];
-                *c = 0.5 * sum + beta * *c;
+                *c = 0.5 * sum + if beta == 0.0 { 0.0 } else { beta * *c };
             }
         }
         for (i, (got, want)) in tc.iter().zip(&expected).enumerate() {
@@ -266,33 +275,52 @@ mod tests {
         fn an_element_does_not_depend_on_its_neighbours(
             m in 64_usize..300, n in 64_usize..300, k in 1_usize..600, by: [bool; 3],
         ) {
-            let [(la, a), (lb, b), (lc, c)] =
-                [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
-            let typed = |len, seed| values(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>();
-            let (a, b, mut whole) = (typed(a, 1), typed(b, 2), typed(c, 3));
-            let mut parts = whole.clone();
-            let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
-            // SAFETY: as in `check`; the parts are inside the whole.
-            unsafe {
-                multiply(1.0, va, vb, 0.0, View::of(whole.as_mut_ptr(), lc));
-                for (row, rows) in [(0, 32), (32, m - 32)] {
-                    for (col, cols) in [(0, 32), (32, n - 32)] {
-                        let (a, b) = (va.part((row, rows), (0, k)), vb.part((0, k), (col, cols)));
-                        let c = View::of(parts.as_mut_ptr(), lc);
-                        multiply(1.0, a, b, 0.0, c.part((row, rows), (col, cols)));
-                    }
+            same_in_parts((m, n, k), by)?;
+        }
+    }
+
+    /// Blocks of rows that would leave one over.
+    #[test]
+    fn an_element_does_not_depend_on_its_neighbours_at_the_end() {
+        for m in [97, 145, 65] {
+            for by in [[false, true, false], [true, false, true]] {
+                same_in_parts((m, 64, 600), by).unwrap();
+                same_in_parts((64, m, 600), by).unwrap();
+            }
+        }
+    }
+
+    /// Four parts of a product by themselves, and the whole.
+    fn same_in_parts((m, n, k): (usize, usize, usize), by: [bool; 3]) -> Result<(), TestCaseError> {
+        let [(la, a), (lb, b), (lc, c)] =
+            [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
+        let typed = |len, seed| values(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>();
+        let (a, b, mut whole) = (typed(a, 1), typed(b, 2), typed(c, 3));
+        let mut parts = whole.clone();
+        let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
+        // SAFETY: as in `check`; the parts are inside the whole.
+        unsafe {
+            multiply(1.0, va, vb, 0.0, View::of(whole.as_mut_ptr(), lc));
+            for (row, rows) in [(0, 32), (32, m - 32)] {
+                for (col, cols) in [(0, 32), (32, n - 32)] {
+                    let (a, b) = (va.part((row, rows), (0, k)), vb.part((0, k), (col, cols)));
+                    let c = View::of(parts.as_mut_ptr(), lc);
+                    multiply(1.0, a, b, 0.0, c.part((row, rows), (col, cols)));
                 }
             }
-            let same = whole.iter().zip(&parts).all(|(a, b)| a.to_bits() == b.to_bits());
-            prop_assert!(same, "{m}×{n}×{k} {by:?}");
         }
+        let same = whole.iter().zip(&parts).all(|(a, b)| a.to_bits() == b.to_bits());
+        prop_assert!(same, "{m}×{n}×{k} {by:?}");
+        Ok(())
     }
 
     #[test]
     fn deep_products_are_right() {
-        for by in [[false, false, false], [true, true, false], [true, false, true]] {
-            check::<f32>((300, 70, 2500), by, 1.0, 1e-2);
-            check::<f32>((5, 9, 1300), by, 1.0, 1e-2);
+        for by in [[false, false, false], [false, true, false], [true, true, false], [true; 3]] {
+            for beta in [0.0, 2.0] {
+                check::<f32>((300, 70, 2500), by, beta, 1e-2);
+                check::<f32>((5, 9, 1300), by, beta, 1e-2);
+            }
         }
     }
 }

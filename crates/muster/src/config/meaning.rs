@@ -280,7 +280,7 @@ fn check_resume(config: &Config) -> Option<Finding> {
     let what = format!("there is no directory {}", path.display());
     let help = match neighbour(path) {
         Some(near) => format!("did you mean {}?", near.display()),
-        None => "give the directory of a checkpoint, `auto` or `never`".into(),
+        None => "give the directory of a checkpoint or of a run, `auto` or `never`".into(),
     };
     Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
 }

@@ -15,6 +15,12 @@ use crate::run_dir;
 /// # Errors
 /// No checkpoint, no config beside it, or a damaged one.
 pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
+    if !args.temperature.is_finite() || args.temperature < 0.0 {
+        return Err(CliError::mistake(format!(
+            "--temperature {} is no temperature; give 0 or more (0 always takes the likeliest)",
+            args.temperature
+        )));
+    }
     let path = run_dir::checkpoint_path(&args.from)?;
     let config = config_of(&path)?;
     let tokenizer = Tokenizer::load(&config.data.tokenizer)?;

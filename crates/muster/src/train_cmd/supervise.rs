@@ -1,5 +1,6 @@
 //! The supervising process of a host: prepares, starts the ranks, and says how it ended.
 
+use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
@@ -50,6 +51,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let cache = run.root().join("data");
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
+    let _lock = hold(&run, place.node)?;
     let prepared = prepare(&config, &run)?;
     let name = job_name(&args, &config);
     let (server, rendezvous) = rendezvous(&args, &config, &place, &name)?;
@@ -73,6 +75,17 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
+    if place.node > 0 {
+        crate::output::say(&format!(
+            "node {} of {}: ranks {} to {} of {} meet the others at {}; node 0 shows the run",
+            place.node,
+            place.nodes,
+            place.ranks.start,
+            place.ranks.end - 1,
+            job.world,
+            job.rendezvous,
+        ));
+    }
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
     let finish = Finish { job: &job, run: &run };
     let mut has_begun = false;
@@ -92,7 +105,12 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     clean_up(&job);
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
-        Ended::Done(exit) => Ok(exit),
+        Ended::Done(exit) => {
+            if place.node > 0 {
+                crate::output::say(&format!("node {}: its ranks are done", place.node));
+            }
+            Ok(exit)
+        }
         Ended::AtOnce => {
             drop(watch);
             signals.at_once()
@@ -350,6 +368,26 @@ fn make_dirs(run: &RunDir) -> Result<(), CliError> {
         let _ = comm::shm::remove_stale(Path::new(comm::shm::DEFAULT_DIR));
     }
     Ok(())
+}
+
+/// Keeps other jobs out of the run's directory while this process lives: they would write the same
+/// events, and the first save of one would end the other.
+fn hold(run: &RunDir, node: usize) -> Result<File, CliError> {
+    let path = run.lock(node);
+    let file =
+        File::options().create(true).append(true).open(&path).map_err(|error| {
+            CliError::mistake(format!("cannot write {}: {error}", path.display()))
+        })?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(CliError::mistake(format!(
+            "{} is being trained already, by the process that holds {}; stop that one first, or \
+             give this run a name of its own with --name",
+            run.root().display(),
+            path.display()
+        ))),
+        // A file system without locks leaves it to the generations of checkpoints.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 /// Removes token files that this process has not finished.

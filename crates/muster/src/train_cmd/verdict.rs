@@ -128,7 +128,7 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
     };
     let message = format!(
         "{headline}\nThe other ranks were stopped. Checkpoints are intact: the same command \
-         continues from the newest one."
+         continues from the newest one, or starts anew where none was saved yet."
     );
     let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
     let exit = if bug { Exit::Bug } else { Exit::Peer };
