@@ -91,9 +91,13 @@ fn two_hosts_without_shared_memory_have_the_bits_of_one() {
         run.spawn(hosts.command(node, &line))
     };
     let jobs = [start(0), start(1)];
-    for done in jobs.map(|job| job.wait()) {
-        assert_eq!(done.code(), Some(0), "{done}");
-    }
+    let [first, second] = jobs.map(|job| job.wait());
+    assert_eq!((first.code(), second.code()), (Some(0), Some(0)), "{first}\n{second}");
+    // All that the second host shows.
+    let shown: Vec<&str> = second.stdout.lines().collect();
+    assert_eq!(shown.len(), 2, "{second}");
+    assert!(shown[0].starts_with("node 1 of 2: ranks ") && shown[0].contains("4100"), "{second}");
+    assert_eq!(shown[1], "node 1: its ranks are done");
     assert_eq!(run.final_digest("two-hosts"), expected);
     assert_eq!(run.events_of("two-hosts", "header")[0]["backend"], "tcp");
     assert_eq!(run.verify("two-hosts"), 2);

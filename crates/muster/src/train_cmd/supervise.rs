@@ -29,6 +29,29 @@ struct Place {
     ranks: Range<usize>,
 }
 
+impl Place {
+    /// Where there is nothing else to see: host 0 shows the run.
+    fn says_it_joins(&self, job: &Job) {
+        let Place { nodes, node, ranks } = self;
+        if *node > 0 {
+            crate::output::say(&format!(
+                "node {node} of {nodes}: ranks {} to {} of {} meet the others at {}; node 0 shows \
+                 the run",
+                ranks.start,
+                ranks.end - 1,
+                job.world,
+                job.rendezvous,
+            ));
+        }
+    }
+
+    fn says_it_is_done(&self) {
+        if self.node > 0 {
+            crate::output::say(&format!("node {}: its ranks are done", self.node));
+        }
+    }
+}
+
 /// Trains.
 ///
 /// # Errors
@@ -75,17 +98,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
-    if place.node > 0 {
-        crate::output::say(&format!(
-            "node {} of {}: ranks {} to {} of {} meet the others at {}; node 0 shows the run",
-            place.node,
-            place.nodes,
-            place.ranks.start,
-            place.ranks.end - 1,
-            job.world,
-            job.rendezvous,
-        ));
-    }
+    place.says_it_joins(&job);
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
     let finish = Finish { job: &job, run: &run };
     let mut has_begun = false;
@@ -106,9 +119,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => {
-            if place.node > 0 {
-                crate::output::say(&format!("node {}: its ranks are done", place.node));
-            }
+            place.says_it_is_done();
             Ok(exit)
         }
         Ended::AtOnce => {
