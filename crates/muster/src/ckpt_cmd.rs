@@ -168,8 +168,10 @@ fn damage(report: &VerifyReport) -> String {
 
 /// The newest checkpoints of a run are damaged, and this one is not.
 fn newer_damage(report: &VerifyReport, passed: &[PassedOver]) -> String {
-    let mut out =
-        format!("{} newer than the newest whole one:", plural(passed.len(), "checkpoint"));
+    let mut out = format!(
+        "{} newer than the newest whole one cannot be used:",
+        plural(passed.len(), "checkpoint")
+    );
     for (path, why) in passed {
         let _ = write!(out, "\n  {path}: {why}");
     }
