@@ -266,14 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn values(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        std::iter::repeat_with(next).take(len).collect()
+        calls::tests::values(len, seed).into_iter().map(|x| x as f32).collect()
     }
 
     fn run(threads: usize, (m, n, k): (usize, usize, usize), ta: bool, tb: bool) -> Vec<f32> {

@@ -365,3 +365,26 @@ pub fn layer_backward(
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use device::{DType, Device};
+
+    use super::*;
+
+    /// Otherwise tasks would write over each other's vectors.
+    #[test]
+    fn views_of_other_shapes_are_refused() {
+        let device = Device::cpu(1).unwrap();
+        let stream = device.stream();
+        let [x, y] = [0, 1].map(|_| device.zeros(&[4, 8], DType::F32).unwrap());
+        let gain = device.zeros(&[8], DType::F32).unwrap();
+        let rstd = device.zeros(&[4], DType::F32).unwrap();
+        let whole = Rows::dense(4, 8);
+        rms_forward(&stream, (&x, whole), &gain, 1e-6, (&y, whole), &rstd).unwrap();
+        for other in [Rows::dense(4, 4), Rows::dense(2, 8), Rows::heads(4, 8, 0, 2, 4)] {
+            let refused = rms_forward(&stream, (&x, whole), &gain, 1e-6, (&y, other), &rstd);
+            assert!(matches!(refused, Err(KernelError::Argument { .. })), "{other:?}");
+        }
+    }
+}

@@ -482,6 +482,7 @@ require_muon: false
         let config = parse(TEXT).unwrap();
         assert_eq!(config.rules[0].muon.as_ref().unwrap().scale, Scale::Spectral);
         assert_eq!(config.clip, Clip::PerMatrix(2.0));
+        assert_eq!(config.clip.to_string(), "per_matrix(2.0)");
         let cosine = DecaySchedule { warmup_steps: 20, final_fraction: 0.1 };
         assert_eq!(config.schedule, Schedule::Cosine(cosine));
         for config in [config, OptimizerConfig::default()] {

@@ -470,7 +470,7 @@ impl<E: Engine> Trainer<E> {
         self.tokens - self.tokens_loaded
     }
 
-    /// Ends training: frees all memory but the weights, and returns what draws tokens from them. It
+    /// Ends training: frees the large buffers but the weights, and returns what draws tokens from them. It
     /// needs no more than the micro-batch did.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T
     }
 }
 
+/// As `gemm` does it, but for where `k` is cut.
+///
 /// # Safety
 /// As [`multiply`].
 unsafe fn direct<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
@@ -203,12 +205,13 @@ unsafe fn inner<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn values(len: usize, seed: u64) -> Vec<f64> {
+    /// Noise in −1 ..= 1, exact in f32.
+    pub(in crate::gemm) fn values(len: usize, seed: u64) -> Vec<f64> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let next = || {
             state ^= state << 13;
