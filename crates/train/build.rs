@@ -1,7 +1,7 @@
 //! Which build this is: a digest of the code that decides bits and what ranks say to each other.
 //!
 //! It is taken over the sources of every crate that this one is built from, itself included, over
-//! the versions of their dependencies and over the compiler: no git, no clock, no path of this
+//! the device kernels, over the versions of their dependencies and over the compiler: no git, no clock, no path of this
 //! machine. All of it makes cargo build this crate again anyway, so that nothing more is rebuilt.
 //! The binary above is left out: it decides no bits, and a reworded message on a console is no
 //! reason to warn of another build.
@@ -31,7 +31,11 @@ pub fn places() -> Vec<String> {
     let mut places: Vec<String> = crates
         .flat_map(|name| [format!("crates/{name}/Cargo.toml"), format!("crates/{name}/src")])
         .collect();
-    places.push("Cargo.lock".into());
+    // Device code decides bits as well, and how it is compiled.
+    places.extend(
+        ["Cargo.lock", "crates/kernels/build", "crates/kernels/build.rs", "kernels"]
+            .map(String::from),
+    );
     places
 }
 

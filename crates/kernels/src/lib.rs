@@ -21,6 +21,7 @@ mod error;
 pub mod gemm;
 pub mod loss;
 pub mod math;
+pub mod modules;
 pub mod moe;
 pub mod newton_schulz;
 pub mod norm;
