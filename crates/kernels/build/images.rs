@@ -113,7 +113,7 @@ impl Image {
         if let Target::Sim(..) = self.target {
             files.extend(runtime(kernels)?);
         }
-        let mut digest = Digest::new();
+        let mut digest = Digest::default();
         digest.add(tool.version.as_bytes());
         for word in self.steps(kernels)?.concat() {
             digest.add(word.as_bytes());

@@ -47,11 +47,13 @@ fn plain(path: &Path) -> PathBuf {
 /// FNV-1a of 128 bits (Fowler, Noll, Vo) over parts, each with its length before it.
 pub struct Digest(u128);
 
-impl Digest {
-    pub fn new() -> Self {
+impl Default for Digest {
+    fn default() -> Self {
         Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
     }
+}
 
+impl Digest {
     pub fn add(&mut self, part: &[u8]) {
         for &byte in (part.len() as u64).to_le_bytes().iter().chain(part) {
             self.0 = (self.0 ^ u128::from(byte)).wrapping_mul((1 << 88) | 0x13b);

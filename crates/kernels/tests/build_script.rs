@@ -64,7 +64,7 @@ fn the_digest_of_an_image_follows_sources_compiler_and_target_and_no_path() {
 #[test]
 fn parts_of_a_digest_do_not_run_into_each_other() {
     let of = |parts: &[&str]| {
-        let mut digest = Digest::new();
+        let mut digest = Digest::default();
         parts.iter().for_each(|part| digest.add(part.as_bytes()));
         digest.finish()
     };
