@@ -250,7 +250,7 @@ fn optimizer_rules_that_do_not_fit_the_model() {
         &["optimizer.rules=[{match: {roles: [matrix, expert]}, muon: {}}]"],
         &["optimizer.rules=[{match: {}, adamw: {}}]"],
         &["optimizer.rules=[{match: {}, muon: {}}]"],
-        &["optimizer.rules[0].muon.steps=9"],
+        &["optimizer.rules[0].muon.steps=0"],
         &["optimizer.rules[0].muon.momentum=1"],
     ];
     let config = format!(

@@ -1,5 +1,7 @@
 use device::{DType, DeviceError};
 
+use crate::newton_schulz::Range;
+
 /// What an entry point refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -9,6 +11,12 @@ pub enum KernelError {
     Operand { kernel: &'static str, operand: &'static str, got: usize, expected: usize },
     #[error("{kernel}: {dtype} is not supported")]
     Dtype { kernel: &'static str, dtype: DType },
+    #[error(
+        "coefficients {set}: {steps} step{} maps singular values of 0 to 1 to {range}; use \
+         polynomials that stay in 0 to 2",
+        if *.steps == 1 { "" } else { "s" }
+    )]
+    Coefficients { set: &'static str, steps: usize, range: Range },
     #[error("{kernel}: {message}")]
     Argument { kernel: &'static str, message: String },
 }

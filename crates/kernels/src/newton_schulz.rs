@@ -20,13 +20,19 @@
 //!     or large its norm (short of underflow of its elements, and above the least norm).
 
 mod coefficients;
+mod method;
+mod program;
+mod range;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use device::{Parallel, Stream, Tensor};
 
-pub use coefficients::{Coefficients, Iteration, MAX_STEPS, Quintic, composed_range};
+pub use coefficients::{Beyond, Coefficients, MAX_KAPPA, Odd};
+pub use method::{Algorithm, Iteration, MAX_DEGREE, MAX_STEPS, Method, Storage};
+pub use program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
+pub use range::{Range, composed_range};
 
 use crate::error::{dispatch, expect};
 use crate::gemm::{Layout, product, serial};
@@ -141,7 +147,7 @@ pub fn orthogonalize(
         }
     }
     expect(KERNEL, "status", status, batch.matrices.len())?;
-    let (batch, iteration) = (batch.clone(), *iteration);
+    let (batch, iteration) = (batch.clone(), iteration.clone());
     let (input, output, workspace, status) =
         (input.clone(), output.clone(), workspace.clone(), status.clone());
     dispatch!(KERNEL, input.dtype(), T => {
@@ -198,7 +204,7 @@ fn one<T: Real>(
     out: &mut [T],
     work: &mut [T],
 ) -> bool {
-    let scale = match norm(x, iteration.least_norm()) {
+    let scale = match norm(x, iteration.method().least_norm) {
         Norm::Positive(scale) => scale,
         Norm::Zero => {
             out.fill(T::ZERO);
@@ -215,7 +221,7 @@ fn one<T: Real>(
     let spare = &mut work[..n * m];
     // `X` moves between `out` and `spare` with every step, so that a wide result ends in `out`
     // and a tall one in `spare`, to be transposed.
-    let even = iteration.quintics().len().is_multiple_of(2);
+    let even = iteration.polynomials().len().is_multiple_of(2);
     let mut in_out = tall != even;
     let start = if in_out { &mut *out } else { &mut *spare };
     match tall {
@@ -225,12 +231,12 @@ fn one<T: Real>(
             math::vectorize!(|| start.iter_mut().zip(x).for_each(|(y, &x)| *y = scale.apply(x)));
         }),
     }
-    for quintic in iteration.quintics() {
+    for polynomial in iteration.polynomials() {
         let (from, to) = match in_out {
             true => (&*out, &mut *spare),
             false => (&*spare, &mut *out),
         };
-        step(parallel, *quintic, (n, m), from, lower, full, to);
+        step(parallel, polynomial, (n, m), from, lower, full, to);
         in_out = !in_out;
     }
     if tall {
@@ -242,7 +248,7 @@ fn one<T: Real>(
 /// `to = (a·I + b·A + c·A·A)·from` with `A = from·fromᵀ`, all `[n, m]` or `[n, n]`.
 fn step<T: Real>(
     parallel: &Parallel,
-    quintic: Quintic,
+    polynomial: &Odd,
     (n, m): (usize, usize),
     from: &[T],
     lower: &mut [T],
@@ -252,9 +258,10 @@ fn step<T: Real>(
     let (x, square) = (Layout::dense(n, m), Layout::dense(n, n));
     symmetric(parallel, T::ONE, (from, x), (from, x.t()), T::ZERO, lower);
     mirror(parallel, n, lower, T::ZERO, full);
-    let (b, c) = (T::of(quintic.b), T::of(quintic.c));
+    let c = |i: usize| T::of(polynomial.coefficients().get(i).copied().unwrap_or(0.0));
+    let (a, b, c) = (c(0), c(1), c(2));
     symmetric(parallel, c, (full, square), (full, square), b, lower);
-    mirror(parallel, n, lower, T::of(quintic.a), full);
+    mirror(parallel, n, lower, a, full);
     product(parallel, T::ONE, (full, square), (from, x), T::ZERO, (to, x));
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Every struct refuses unknown keys. Values are checked by [`OptimizerConfig::check`].
 
+use kernels::newton_schulz::Method;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +124,7 @@ pub struct MuonConfig {
     pub nesterov: bool,
     /// Newton–Schulz coefficients: `polar_express` (closer to orthogonal) or `jordan` (the first).
     pub coefficients: Coefficients,
-    /// Newton–Schulz steps, 1 to 8.
+    /// Newton–Schulz steps, at least 1.
     pub steps: usize,
     /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
     /// the update as large as AdamW's; `spectral` is sqrt(max(1, out/in)); `none` is 1.
@@ -177,7 +178,7 @@ impl Coefficients {
     pub fn family(self) -> kernels::newton_schulz::Coefficients {
         match self {
             Coefficients::Jordan => kernels::newton_schulz::Coefficients::Jordan,
-            Coefficients::PolarExpress => kernels::newton_schulz::Coefficients::PolarExpress,
+            Coefficients::PolarExpress => kernels::newton_schulz::Coefficients::polar_express(),
         }
     }
 }
@@ -401,6 +402,16 @@ impl Clip {
 }
 
 impl MuonConfig {
+    /// The orthogonalization.
+    pub fn method(&self) -> Method {
+        Method {
+            coefficients: self.coefficients.family(),
+            steps: self.steps,
+            least_norm: self.eps,
+            ..Method::default()
+        }
+    }
+
     fn check(&self, at: &str) -> Result<(), OptimError> {
         positive(&format!("{at}.lr"), self.lr, 0.003)?;
         below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
@@ -541,8 +552,8 @@ require_muon: false
             check(&move |config| change(config.rules[0].muon.as_mut().unwrap()))
         };
         assert_eq!(
-            muon(|muon| muon.steps = 9),
-            "optimizer.rules[0].muon.steps is 9; it must be a whole number from 1 to 8: use 8"
+            muon(|muon| muon.steps = 1001),
+            "optimizer.rules[0].muon.steps is 1001; it must be a whole number from 1 to 1000: use 1000"
         );
         assert_eq!(
             muon(|muon| muon.momentum = 1.0),

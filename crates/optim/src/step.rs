@@ -410,12 +410,10 @@ impl Launches<'_> {
     fn muon(&self) -> Result<Vec<MuonLaunch>, OptimError> {
         let batches = self.local.muon.iter().map(|batch| {
             let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
-            let steps = batch.config.steps;
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
-                iteration: Iteration::new(batch.config.coefficients.family(), steps)?
-                    .with_least_norm(batch.config.eps),
+                iteration: Iteration::new(&batch.config.method())?,
                 spans: Spans::new(&batch.spans)?,
                 matrices: batch.matrices.clone(),
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,

@@ -36,12 +36,13 @@ fn transposed(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
 fn newton_schulz(iteration: &Iteration, x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let mut x: Vec<f64> = x.iter().map(|x| x / norm).collect();
-    for quintic in iteration.quintics() {
+    for step in iteration.polynomials() {
+        let [a, b, c] = *step.coefficients() else { panic!("{step:?} is no quintic") };
         let gram = multiply(&x, &transposed(&x, rows, cols), (rows, cols, rows));
         let cube = multiply(&gram, &x, (rows, rows, cols));
         let fifth = multiply(&gram, &cube, (rows, rows, cols));
         let terms = x.iter().zip(&cube).zip(&fifth);
-        x = terms.map(|((x, y), z)| quintic.a * x + quintic.b * y + quintic.c * z).collect();
+        x = terms.map(|((x, y), z)| a * x + b * y + c * z).collect();
     }
     x
 }
@@ -89,7 +90,7 @@ impl Reference {
         let momentum = &mut self.first[range.clone()];
         momentum.iter_mut().zip(&g).for_each(|(m, g)| *m = mu * *m + (1.0 - mu) * g);
         let u: Vec<f64> = momentum.iter().zip(&g).map(|(m, g)| mu * m + (1.0 - mu) * g).collect();
-        let iteration = Iteration::new(muon.coefficients.family(), muon.steps).unwrap();
+        let iteration = Iteration::new(&muon.method()).unwrap();
         let o = newton_schulz(&iteration, &u, rows, cols);
         let scale = 0.2 * (rows.max(cols) as f64).sqrt();
         for (w, o) in self.weights[range].iter_mut().zip(o) {

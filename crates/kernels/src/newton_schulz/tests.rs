@@ -83,6 +83,11 @@ fn alone<T: Real>(iteration: &Iteration, (rows, cols): (usize, usize), x: &[f64]
     parts.remove(0)
 }
 
+fn of(coefficients: &Coefficients, steps: usize) -> Iteration {
+    let coefficients = coefficients.clone();
+    Iteration::new(&Method { coefficients, steps, ..Method::default() }).unwrap()
+}
+
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
@@ -104,9 +109,9 @@ const SHAPES: [(usize, usize); 12] = [
 
 #[test]
 fn singular_vectors_stay_and_values_follow_the_polynomial() {
-    for coefficients in [Coefficients::Jordan, Coefficients::PolarExpress] {
+    for coefficients in [Coefficients::Jordan, Coefficients::polar_express()] {
         for steps in [1, 2, 5, 8] {
-            let iteration = Iteration::new(coefficients, steps).unwrap();
+            let iteration = of(&coefficients, steps);
             for (seed, shape) in SHAPES.into_iter().enumerate() {
                 let x = matrix(shape.0, shape.1, seed as u64);
                 let want = reference(&x, &iteration);
@@ -129,8 +134,8 @@ fn hard_spectra_are_followed_in_f32() {
         ("exponential", 1e-4, |i| 10_f64.powf(-4.0 * i as f64 / 95.0)),
         ("rank 8", 2e-3, |i| if i < 8 { 1.0 } else { 1e-6 }),
     ];
-    for coefficients in [Coefficients::Jordan, Coefficients::PolarExpress] {
-        let iteration = Iteration::new(coefficients, 5).unwrap();
+    for coefficients in [Coefficients::Jordan, Coefficients::polar_express()] {
+        let iteration = of(&coefficients, 5);
         for (name, tolerance, values) in spectra {
             let x = with_spectrum(96, 384, values);
             let want = reference(&x, &iteration);
@@ -142,14 +147,14 @@ fn hard_spectra_are_followed_in_f32() {
 
 #[test]
 fn singular_values_lie_in_the_composed_range() {
-    for coefficients in [Coefficients::Jordan, Coefficients::PolarExpress] {
-        let iteration = Iteration::new(coefficients, 5).unwrap();
+    for coefficients in [Coefficients::Jordan, Coefficients::polar_express()] {
+        let iteration = of(&coefficients, 5);
         let x = with_spectrum(60, 90, |i| 1.0 / (1.0 + i as f64).powi(2));
         let norm = x.norm_l2();
         let out = alone::<f32>(&iteration, (60, 90), &dense(&x));
         let out = Mat::from_fn(60, 90, |i, j| f64::from(out[i * 90 + j]));
         let lo = 1.0 / 3600.0 / norm;
-        let (least, greatest) = composed_range(iteration.quintics(), lo, 1.0);
+        let Range { least, greatest } = iteration.range_from(lo);
         for value in out.singular_values().unwrap() {
             assert!((least - 1e-4..=greatest + 1e-4).contains(&value), "{value}");
         }
@@ -164,10 +169,10 @@ type Promise = (Coefficients, usize, f64, (f64, f64));
 const PROMISES: [Promise; 6] = [
     (Coefficients::Jordan, 5, 1e-3, (0.470, 1.202)),
     (Coefficients::Jordan, 5, 1e-2, (0.682, 1.134)),
-    (Coefficients::PolarExpress, 5, 1e-3, (0.846, 1.124)),
-    (Coefficients::PolarExpress, 5, 1e-2, (0.870, 1.124)),
-    (Coefficients::PolarExpress, 8, 1e-3, (1.0, 1.0)),
-    (Coefficients::PolarExpress, 8, 1e-2, (1.0, 1.0)),
+    (Coefficients::polar_express(), 5, 1e-3, (0.846, 1.124)),
+    (Coefficients::polar_express(), 5, 1e-2, (0.870, 1.124)),
+    (Coefficients::polar_express(), 8, 1e-3, (1.0, 1.0)),
+    (Coefficients::polar_express(), 8, 1e-2, (1.0, 1.0)),
 ];
 
 /// The result beside the polar factor `U·Vᵀ` itself: no direction is farther from it than the
@@ -175,7 +180,7 @@ const PROMISES: [Promise; 6] = [
 #[test]
 fn the_polar_factor_is_as_near_as_the_range_promises() {
     for (coefficients, steps, least, (low, high)) in PROMISES {
-        let iteration = Iteration::new(coefficients, steps).unwrap();
+        let iteration = of(&coefficients, steps);
         let farthest = (1.0 - low).max(high - 1.0);
         for (rows, cols) in [(60, 90), (90, 60), (80, 80)] {
             let last = rows.min(cols) - 1;
@@ -202,7 +207,7 @@ fn the_polar_factor_is_as_near_as_the_range_promises() {
 
 #[test]
 fn the_norm_of_the_input_does_not_matter() {
-    let iteration = Iteration::new(Coefficients::Jordan, 5).unwrap();
+    let iteration = of(&Coefficients::Jordan, 5);
     for shape in [(40, 90), (90, 40)] {
         let x = noise(shape.0 * shape.1, 3);
         let plain = alone::<f32>(&iteration, shape, &x);
@@ -223,7 +228,7 @@ fn the_norm_of_the_input_does_not_matter() {
 
 #[test]
 fn zero_stays_zero_and_what_is_not_finite_is_told() {
-    let iteration = Iteration::new(Coefficients::PolarExpress, 5).unwrap();
+    let iteration = of(&Coefficients::polar_express(), 5);
     let good: Vec<f32> = noise(20 * 30, 1).iter().map(|&x| x as f32).collect();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for at in [0, 19, 599] {
@@ -249,7 +254,7 @@ fn zero_stays_zero_and_what_is_not_finite_is_told() {
 
 #[test]
 fn tall_is_the_transpose_of_wide() {
-    let iteration = Iteration::new(Coefficients::PolarExpress, 6).unwrap();
+    let iteration = of(&Coefficients::polar_express(), 6);
     for (rows, cols) in [(1, 50), (33, 100), (110, 230)] {
         let x = matrix(rows, cols, 11);
         let wide = alone::<f32>(&iteration, (rows, cols), &dense(&x));
@@ -263,7 +268,7 @@ fn tall_is_the_transpose_of_wide() {
 
 #[test]
 fn a_vector_is_normalized_and_scaled() {
-    let iteration = Iteration::new(Coefficients::Jordan, 5).unwrap();
+    let iteration = of(&Coefficients::Jordan, 5);
     let x = noise(37, 5);
     let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let want: Vec<f64> = x.iter().map(|x| x / norm * iteration.at(1.0)).collect();
@@ -275,7 +280,7 @@ fn a_vector_is_normalized_and_scaled() {
 #[test]
 fn bits_depend_on_the_matrix_alone() {
     for steps in [4, 5] {
-        let iteration = Iteration::new(Coefficients::PolarExpress, steps).unwrap();
+        let iteration = of(&Coefficients::polar_express(), steps);
         let members: Vec<(usize, usize, Vec<f32>)> = SHAPES
             .iter()
             .enumerate()
@@ -307,7 +312,7 @@ fn bits_depend_on_the_matrix_alone() {
 /// Large enough for the products themselves to be shared by threads.
 #[test]
 fn a_large_matrix_has_the_same_bits_on_any_number_of_threads() {
-    let iteration = Iteration::new(Coefficients::Jordan, 2).unwrap();
+    let iteration = of(&Coefficients::Jordan, 2);
     let x: Vec<f32> = noise(500 * 700, 2).iter().map(|&x| x as f32).collect();
     let run = |threads| {
         let device = Device::cpu(threads).unwrap();
@@ -329,7 +334,7 @@ fn what_does_not_fit_is_refused() {
     let zeros = |len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let (x, o) = (zeros(12, DType::F32), zeros(24, DType::F32));
     let status = zeros(2, DType::U32);
-    let iteration = Iteration::new(Coefficients::Jordan, 5).unwrap();
+    let iteration = of(&Coefficients::Jordan, 5);
     let stream = device.stream();
     let run = |o: &Tensor, work: &Tensor, status: &Tensor| {
         orthogonalize(&stream, &list, &iteration, &x, o, work, status)

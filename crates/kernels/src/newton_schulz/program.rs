@@ -1,0 +1,412 @@
+//! The products of one orthogonalization, as every executor runs them.
+//!
+//! With `X` the matrix over its norm, short side first (`n ≤ m`), and `p(x) = a·x + b·x³ + c·x⁵`, a
+//! step of the standard and of the symmetric algorithm is
+//!
+//! ```text
+//! A = X·Xᵀ        Z = b·A + c·A·A        X ← a·X + Z·X
+//! ```
+//!
+//! and the Gram form, from a start to the next, is
+//!
+//! ```text
+//! R = X·Xᵀ        Z = b·R + c·R·R        Q = a·I + Z             (the first step)
+//!                                        Q ← a·Q + Z·Q           (the others)
+//!                 R ← a·W + Z·W   with   W = a·R + Z·R           (all but the last)
+//! X ← Q·X
+//! ```
+//!
+//! All `n × n` matrices are polynomials of one symmetric matrix: they are symmetric and commute.
+//! Higher degrees take `Z` by Horner's rule, cubics need no product for it.
+//!
+//! Where matrices are stored in 16 bits, `a` joins in the f32 accumulators and `Z + a·I`, whose
+//! diagonal would lose the bits that matter, is stored only as the first `Q`. In f32 `P = Z + a·I` is
+//! stored instead of `Z`, and a product needs no addend.
+//!
+//! Operations of one stage do not depend on each other: an executor may merge them.
+
+use super::method::{Algorithm, Iteration, Storage};
+
+/// A matrix of the workspace, or the caller's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// `[n, m]`.
+    X(usize),
+    /// `[n, n]`, symmetric.
+    S(usize),
+    /// The caller's matrix; the last operation alone writes it, and none reads it.
+    Out,
+}
+
+/// Where the matrix lies, divided by its norm, before the first operation.
+pub const INPUT: Slot = Slot::X(0);
+
+/// The operands of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `X·Xᵀ`, an S; `left` and `right` are the same X.
+    Gram,
+    /// S·S, an S.
+    Square,
+    /// S·X, an X or the result.
+    Apply,
+    /// No product: the addend and `gamma` alone, an S. Left and right are the addend's slot and
+    /// `alpha` is zero, so that an executor may run any part of the square as a product.
+    Combine,
+}
+
+/// `into = alpha·left·right + beta·addend + gamma·I`, where `addend` is `(beta, slot)`.
+///
+/// `into` is none of the slots that the operations of the same stage read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    pub kind: Kind,
+    pub left: Slot,
+    pub right: Slot,
+    pub addend: Option<(f64, Slot)>,
+    pub alpha: f64,
+    pub gamma: f64,
+    pub into: Slot,
+    /// Compute the lower triangle and mirror it.
+    pub triangle: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Op {
+    Product(Product),
+    /// With `s_i = 1/sqrt(max(Σ_j |gram_ij|, AOL_LEAST))`: `x ← diag(s)·x` and
+    /// `gram ← diag(s)·gram·diag(s)`, both in place.
+    Aol {
+        x: Slot,
+        gram: Slot,
+    },
+}
+
+/// Keeps the rescale of rows of zeros finite, and of a matrix below its least norm from undoing it.
+pub const AOL_LEAST: f64 = 1e-12;
+
+/// What is done to a matrix whose sides are `short` and `long`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    pub short: usize,
+    pub long: usize,
+    /// Never [`Algorithm::Auto`]. That of an SVD has no stage.
+    pub algorithm: Algorithm,
+    /// Operations of a stage read what earlier stages wrote.
+    pub stages: Vec<Vec<Op>>,
+    /// Slots `X(0..x_slots)` and `S(0..s_slots)` are used.
+    pub x_slots: usize,
+    pub s_slots: usize,
+}
+
+impl Program {
+    /// Useful FLOPs: a product of `[i, k]` and `[k, j]` is `2·i·j·k`, a triangle half of it.
+    pub fn flops(&self) -> f64 {
+        let (n, m) = (self.short as f64, self.long as f64);
+        let products = self.stages.iter().flatten().map(|op| match op {
+            Op::Aol { .. } => 0.0,
+            Op::Product(product) => {
+                let full = match product.kind {
+                    Kind::Gram | Kind::Apply => 2.0 * n * n * m,
+                    Kind::Square => 2.0 * n * n * n,
+                    Kind::Combine => 0.0,
+                };
+                if product.triangle { full / 2.0 } else { full }
+            }
+        });
+        products.sum()
+    }
+
+    /// An X that the last operation does not read: memory of the result may hold it until then.
+    pub fn spare_x(&self) -> Option<usize> {
+        let last = self.stages.last()?;
+        (0..self.x_slots).rev().find(|&x| last.iter().all(|op| !op.reads().contains(&Slot::X(x))))
+    }
+}
+
+impl Op {
+    /// The slots that are read; some more than once.
+    pub fn reads(&self) -> [Slot; 3] {
+        match *self {
+            Op::Aol { x, gram } => [x, gram, gram],
+            Op::Product(Product { left, right, addend, .. }) => {
+                [left, right, addend.map_or(right, |(_, slot)| slot)]
+            }
+        }
+    }
+}
+
+/// The program of a checked method.
+pub(super) fn program(iteration: &Iteration, short: usize, long: usize) -> Program {
+    let build = |algorithm| Builder::build(iteration, algorithm, short, long);
+    match iteration.method().algorithm {
+        Algorithm::Auto => {
+            let symmetric = build(Algorithm::Symmetric);
+            // bf16 is too coarse for a Gram form (see the rounding table).
+            if iteration.method().storage == Storage::Bf16 {
+                return symmetric;
+            }
+            let gram = build(Algorithm::Gram);
+            if gram.flops() <= 0.9 * symmetric.flops() { gram } else { symmetric }
+        }
+        algorithm => build(algorithm),
+    }
+}
+
+/// The matrix `alpha·slot + a·I`, where `a` is zero if it is stored with the slot.
+#[derive(Clone, Copy)]
+struct Factor {
+    slot: Slot,
+    alpha: f64,
+    a: f64,
+}
+
+/// Collects operations on numbered values, one slot each, and the stage where each is ready.
+struct Builder<'a> {
+    iteration: &'a Iteration,
+    triangle: bool,
+    stages: Vec<Vec<Op>>,
+    ready_x: Vec<usize>,
+    ready_s: Vec<usize>,
+}
+
+impl Builder<'_> {
+    fn build(iteration: &Iteration, algorithm: Algorithm, short: usize, long: usize) -> Program {
+        let mut builder = Builder {
+            iteration,
+            triangle: algorithm != Algorithm::Standard,
+            stages: Vec::new(),
+            ready_x: vec![0],
+            ready_s: Vec::new(),
+        };
+        match algorithm {
+            Algorithm::Svd => {}
+            Algorithm::Gram => builder.gram_form(),
+            _ => builder.direct(),
+        }
+        let Builder { stages, ready_x, ready_s, .. } = builder;
+        let mut program = Program { short, long, algorithm, stages, x_slots: 1, s_slots: 0 };
+        share_slots(&mut program, ready_x.len(), ready_s.len());
+        program
+    }
+
+    fn direct(&mut self) {
+        let (mut x, last) = (INPUT, self.iteration.polynomials().len() - 1);
+        for index in 0..=last {
+            let a = self.gram(x, index);
+            let factor = self.factor(a, index);
+            x = self.apply(factor, x, index == last);
+        }
+    }
+
+    fn gram_form(&mut self) {
+        let (mut x, steps) = (INPUT, self.iteration.polynomials().len());
+        let (mut r, mut q) = (self.gram(x, 0), None);
+        for index in 0..steps {
+            let last = index + 1 == steps;
+            let restart = self.iteration.restarts().contains(&(index + 1));
+            let factor = self.factor(r, index);
+            if !(last || restart) {
+                q = Some(match q {
+                    None => self.stored(factor),
+                    Some(q) => self.square(factor, q),
+                });
+                let half = self.square(factor, r);
+                r = self.square(factor, half);
+                continue;
+            }
+            let whole = match q.take() {
+                None => factor,
+                Some(q) => Factor { slot: self.square(factor, q), alpha: 1.0, a: 0.0 },
+            };
+            x = self.apply(whole, x, last);
+            if restart {
+                r = self.gram(x, index + 1);
+            }
+        }
+    }
+
+    /// `X·Xᵀ` before step `index`, rescaled before the first if the set asks for it.
+    fn gram(&mut self, x: Slot, index: usize) -> Slot {
+        let into = self.new_s();
+        self.product(Kind::Gram, (1.0, x, x), None, 0.0, into);
+        if index == 0 && self.iteration.method().coefficients.is_preconditioned() {
+            self.push(Op::Aol { x, gram: into }, &[x, into]);
+        }
+        into
+    }
+
+    /// `p(x)/x` of the Gram matrix `a`.
+    fn factor(&mut self, a: Slot, index: usize) -> Factor {
+        let iteration = self.iteration;
+        let c = iteration.polynomials()[index].coefficients();
+        let top = c.len() - 1;
+        if top == 1 {
+            return Factor { slot: a, alpha: c[1], a: c[0] };
+        }
+        let stored = iteration.method().storage == Storage::F32;
+        let (mut slot, mut alpha) = (a, c[top]);
+        for (i, &coefficient) in c.iter().enumerate().take(top).skip(1).rev() {
+            let gamma = if i == 1 && stored { c[0] } else { 0.0 };
+            let into = self.new_s();
+            self.product(Kind::Square, (alpha, a, slot), Some((coefficient, a)), gamma, into);
+            (slot, alpha) = (into, 1.0);
+        }
+        Factor { slot, alpha: 1.0, a: if stored { 0.0 } else { c[0] } }
+    }
+
+    /// The factor as a matrix.
+    fn stored(&mut self, factor: Factor) -> Slot {
+        let Factor { slot, alpha, a } = factor;
+        if alpha == 1.0 && a == 0.0 {
+            return slot;
+        }
+        let into = self.new_s();
+        self.product(Kind::Combine, (0.0, slot, slot), Some((alpha, slot)), a, into);
+        into
+    }
+
+    fn square(&mut self, factor: Factor, s: Slot) -> Slot {
+        let into = self.new_s();
+        self.multiply(Kind::Square, factor, s, into);
+        into
+    }
+
+    fn apply(&mut self, factor: Factor, x: Slot, last: bool) -> Slot {
+        let into = if last { Slot::Out } else { self.new_x() };
+        self.multiply(Kind::Apply, factor, x, into);
+        into
+    }
+
+    fn multiply(&mut self, kind: Kind, Factor { slot, alpha, a }: Factor, by: Slot, into: Slot) {
+        let addend = (a != 0.0).then_some((a, by));
+        self.product(kind, (alpha, slot, by), addend, 0.0, into);
+    }
+
+    fn product(
+        &mut self,
+        kind: Kind,
+        (alpha, left, right): (f64, Slot, Slot),
+        addend: Option<(f64, Slot)>,
+        gamma: f64,
+        into: Slot,
+    ) {
+        let triangle = self.triangle && matches!(kind, Kind::Gram | Kind::Square);
+        let product = Product { kind, left, right, addend, alpha, gamma, into, triangle };
+        self.push(Op::Product(product), &[into]);
+    }
+
+    fn new_x(&mut self) -> Slot {
+        self.ready_x.push(0);
+        Slot::X(self.ready_x.len() - 1)
+    }
+
+    fn new_s(&mut self) -> Slot {
+        self.ready_s.push(0);
+        Slot::S(self.ready_s.len() - 1)
+    }
+
+    /// Puts an operation where all that it reads is ready.
+    fn push(&mut self, op: Op, writes: &[Slot]) {
+        let ready = |slot: Slot| match slot {
+            Slot::X(x) => self.ready_x[x],
+            Slot::S(s) => self.ready_s[s],
+            Slot::Out => 0,
+        };
+        let stage = op.reads().map(ready).into_iter().max().unwrap_or(0);
+        if self.stages.len() <= stage {
+            self.stages.resize(stage + 1, Vec::new());
+        }
+        self.stages[stage].push(op);
+        for &slot in writes {
+            match slot {
+                Slot::X(x) => self.ready_x[x] = stage + 1,
+                Slot::S(s) => self.ready_s[s] = stage + 1,
+                Slot::Out => {}
+            }
+        }
+    }
+}
+
+/// Gives values that do not live at the same time the same slot. A value lives from the stage that
+/// writes it to the last that reads it, both included: no stage writes what it reads.
+fn share_slots(program: &mut Program, x_values: usize, s_values: usize) {
+    let mut last_read = [vec![0; x_values], vec![0; s_values]];
+    for (stage, ops) in program.stages.iter().enumerate() {
+        for (class, value) in ops.iter().flat_map(Op::reads).filter_map(number) {
+            last_read[class][value] = stage;
+        }
+    }
+    let mut slots = [vec![usize::MAX; x_values], vec![usize::MAX; s_values]];
+    // Free slots, and slots in use with the last stage that reads them.
+    let mut classes = [Pool::default(), Pool::default()];
+    slots[0][0] = classes[0].take(last_read[0][0]);
+    for (stage, ops) in program.stages.iter_mut().enumerate() {
+        classes.iter_mut().for_each(|pool| pool.release_before(stage));
+        for op in ops.iter() {
+            let Op::Product(product) = op else { continue };
+            if let Some((class, value)) = number(product.into) {
+                slots[class][value] = classes[class].take(last_read[class][value]);
+            }
+        }
+        let rename = |slot: &mut Slot| match slot {
+            Slot::X(value) => *value = slots[0][*value],
+            Slot::S(value) => *value = slots[1][*value],
+            Slot::Out => {}
+        };
+        for op in ops.iter_mut() {
+            match op {
+                Op::Aol { x, gram } => [x, gram].map(rename),
+                Op::Product(Product { left, right, addend, into, .. }) => {
+                    addend.iter_mut().for_each(|(_, slot)| rename(slot));
+                    rename(into);
+                    [left, right].map(rename)
+                }
+            };
+        }
+    }
+    (program.x_slots, program.s_slots) = (classes[0].count, classes[1].count);
+}
+
+/// The class of a slot, and its number.
+fn number(slot: Slot) -> Option<(usize, usize)> {
+    match slot {
+        Slot::X(x) => Some((0, x)),
+        Slot::S(s) => Some((1, s)),
+        Slot::Out => None,
+    }
+}
+
+#[derive(Default)]
+struct Pool {
+    free: Vec<usize>,
+    /// Slots and the last stage that reads each.
+    used: Vec<(usize, usize)>,
+    count: usize,
+}
+
+impl Pool {
+    fn take(&mut self, last_read: usize) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.count += 1;
+            self.count - 1
+        });
+        self.used.push((slot, last_read));
+        slot
+    }
+
+    /// Frees what no stage from `stage` on reads.
+    fn release_before(&mut self, stage: usize) {
+        let free = &mut self.free;
+        self.used.retain(|&(slot, last_read)| {
+            if last_read < stage {
+                free.push(slot);
+            }
+            last_read >= stage
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "program_tests.rs"]
+mod tests;
