@@ -1,7 +1,8 @@
-// The seam by simulation: every name of dev.h as a call of the simulator's runtime (sim/runtime.h).
+// The seam by simulation: every name of dev.h as a call of the simulator's runtime
+// (sim/runtime.h).
 //
-// The architecture is chosen on the command line: -DDEV_SIM and one of DEV_SM90, DEV_SM80, DEV_GFX90A,
-// DEV_GFX942, DEV_GFX950.
+// The architecture is chosen on the command line: -DDEV_SIM and one of DEV_SM90, DEV_SM80,
+// DEV_GFX90A, DEV_GFX942, DEV_GFX950.
 #pragma once
 
 #include "../sim/formats.h"
@@ -10,22 +11,22 @@
 #if defined(DEV_GFX90A) || defined(DEV_GFX942) || defined(DEV_GFX950)
 #define DEV_CDNA 1
 #elif !defined(DEV_SM80) && !defined(DEV_SM90)
-#error "the simulator needs an architecture: DEV_SM90, DEV_SM80, DEV_GFX90A, DEV_GFX942 or DEV_GFX950"
+#error "the simulator needs DEV_SM90, DEV_SM80, DEV_GFX90A, DEV_GFX942 or DEV_GFX950"
 #endif
 
 #define DEV_FN inline
 // A kernel as a function of its own in the module's list. `args` is a copy, as on a device.
-#define DEV_KERNEL(name, threads, min_blocks, Args)                                              \
-    static void name(Args args);                                                                 \
-    static const ::sim::Kernel name##_kernel(                                                    \
+#define DEV_KERNEL(name, threads, min_blocks, Args)                                               \
+    static void name(Args args);                                                                  \
+    static const ::sim::Kernel name##_kernel(                                                     \
         #name, threads, sizeof(Args), [](const void* p) { name(*static_cast<const Args*>(p)); }); \
     static void name([[maybe_unused]] const Args args)
 
 namespace sim {
 
-// Name, lanes of a wave, bytes of shared memory, blocks of a cluster, asynchronous proxy, late writes. The
-// limits are those of the CUDA programming guide ("Technical Specifications per Compute Capability") and
-// of AMD's instruction set guides (LDS of a work-group).
+// Name, lanes of a wave, bytes of shared memory, blocks of a cluster, asynchronous proxy, late
+// writes. The limits are those of the CUDA programming guide ("Technical Specifications per
+// Compute Capability") and of AMD's instruction set guides (LDS of a work-group).
 #if defined(DEV_SM90)
 extern const Target target = {"sm_90a", 32, 227 << 10, 8, true, false};
 #elif defined(DEV_SM80)
@@ -74,9 +75,13 @@ struct F16 {};
 template <class T>
 constexpr sim::Format sim_format();
 template <>
-constexpr sim::Format sim_format<Bf16>() { return sim::Format::Bf16; }
+constexpr sim::Format sim_format<Bf16>() {
+    return sim::Format::Bf16;
+}
 template <>
-constexpr sim::Format sim_format<F16>() { return sim::Format::F16; }
+constexpr sim::Format sim_format<F16>() {
+    return sim::Format::F16;
+}
 
 inline u32 thread() { return sim::thread_index(); }
 inline u32 block() { return sim::block_index(); }
@@ -84,6 +89,7 @@ inline u32 grid() { return sim::grid_blocks(); }
 inline u32 lane() { return thread() % WAVE; }
 inline u32 wave() { return thread() / WAVE; }
 inline u32 uniform(u32 value) { return sim::uniform(value); }
+inline u32 opaque(u32 value) { return value; }
 inline unsigned char* shared() { return sim::shared_memory(); }
 
 inline void sync() { sim::block_sync(); }
@@ -109,7 +115,8 @@ inline f32 from_f16(u16 bits) { return sim::f16_to_f32(bits); }
 
 template <class T>
 u32 pack(f32 lo, f32 hi) {
-    if (sim_format<T>() == sim::Format::Bf16) return static_cast<u32>(to_bf16(hi)) << 16 | to_bf16(lo);
+    if (sim_format<T>() == sim::Format::Bf16)
+        return static_cast<u32>(to_bf16(hi)) << 16 | to_bf16(lo);
     return static_cast<u32>(to_f16(hi)) << 16 | to_f16(lo);
 }
 template <class T>
@@ -143,7 +150,8 @@ inline void store4(void* at, u32 value) { sim::store(at, &value, sizeof value); 
 inline void store8(void* at, u32x2 value) { sim::store(at, &value, sizeof value); }
 inline void store16(void* at, u32x4 value) { sim::store(at, &value, sizeof value); }
 
-// The contraction of a·b + c is the kernel's to ask for: modules are compiled with -ffp-contract=off.
+// The contraction of a·b + c is the kernel's to ask for: modules are compiled with
+// -ffp-contract=off.
 inline f32 fma(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 inline f64 fma(f64 a, f64 b, f64 c) { return __builtin_fma(a, b, c); }
 inline f32 sqrt(f32 value) { return __builtin_sqrtf(value); }

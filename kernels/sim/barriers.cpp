@@ -14,8 +14,8 @@ void arrive_and_wait(Barrier& barrier, uint32_t expected, const char* what, uint
     if (barrier.arrived == 0) {
         barrier.expected = expected;
     } else if (barrier.expected != expected) {
-        fault("barrier mismatch: %s arrives at %s %u with %u threads, others with %u", who(fiber), what,
-              id, expected, barrier.expected);
+        fault("barrier mismatch: %s arrives at %s %u with %u threads, others with %u", who(fiber),
+              what, id, expected, barrier.expected);
     }
     if (launch.races) join(barrier.clock, fiber->clock);
     barrier.arrived++;
@@ -60,8 +60,8 @@ void execution_barrier() {
 void named_sync(uint32_t id, uint32_t threads) {
     if (id >= 16) fault("bad barrier: named_sync with barrier %u; there are 16", id);
     if (threads == 0 || threads % target.wave != 0 || threads > launch.threads) {
-        fault("bad barrier: named_sync %u with %u threads; a block of %u has whole waves of %u", id,
-              threads, launch.threads, target.wave);
+        fault("bad barrier: named_sync %u with %u threads; a block of %u has whole waves of %u",
+              id, threads, launch.threads, target.wave);
     }
     arrive_and_wait(current->block->barriers[id], threads, "named_sync, barrier", id);
 }
@@ -71,15 +71,17 @@ void cluster_sync() {
     arrive_and_wait(launch.cluster_barrier, threads, "cluster_sync, cluster of", launch.cluster);
 }
 
-// Fibers of a meeting have stacks of their own, so payloads may point into them while all are here.
-void meet(Meeting& meeting, uint32_t slot, const char* what, uint64_t tag, void* payload, Work work) {
+// Fibers of a meeting have stacks of their own, so payloads may point into them while all are
+// here.
+void meet(Meeting& meeting, uint32_t slot, const char* what, uint64_t tag, void* payload,
+          Work work) {
     Fiber* fiber = current;
     if (meeting.arrived == 0) {
         meeting.what = what;
         meeting.tag = tag;
     } else if (strcmp(meeting.what, what) != 0 || meeting.tag != tag) {
-        fault("divergence: %s executes %s (%#lx) together with others at %s (%#lx)", who(fiber), what,
-              tag, meeting.what, meeting.tag);
+        fault("divergence: %s executes %s (%#lx) together with others at %s (%#lx)", who(fiber),
+              what, tag, meeting.what, meeting.tag);
     }
     meeting.payloads[slot] = payload;
     meeting.fibers[slot] = fiber;
@@ -107,9 +109,8 @@ void wave_sync() {
     Meeting& wave = wave_of(fiber);
     if (target.late_shared_writes) settle(fiber);
     // The payload leads to the meeting, whose fibers' clocks are joined.
-    meet(wave, fiber->lane, "wave_sync", 0, &wave, [](void* const* payloads, uint32_t) {
-        join_all(*static_cast<Meeting*>(payloads[0]));
-    });
+    meet(wave, fiber->lane, "wave_sync", 0, &wave,
+         [](void* const* payloads, uint32_t) { join_all(*static_cast<Meeting*>(payloads[0])); });
 }
 
 namespace {
@@ -132,12 +133,14 @@ void shuffle(void* value, uint32_t bytes, uint32_t operand, bool exchange) {
     Shuffle payload{static_cast<unsigned char*>(value), bytes, source, {}};
     memcpy(payload.given, value, bytes);
     uint64_t tag = bytes + (exchange ? 16 + (static_cast<uint64_t>(operand) << 8) : 0);
-    wave_meet(exchange ? "shfl_xor" : "shfl", tag, &payload, [](void* const* payloads, uint32_t count) {
-        for (uint32_t lane = 0; lane < count; lane++) {
-            auto* mine = static_cast<Shuffle*>(payloads[lane]);
-            memcpy(mine->value, static_cast<Shuffle*>(payloads[mine->source])->given, mine->bytes);
-        }
-    });
+    wave_meet(exchange ? "shfl_xor" : "shfl", tag, &payload,
+              [](void* const* payloads, uint32_t count) {
+                  for (uint32_t lane = 0; lane < count; lane++) {
+                      auto* mine = static_cast<Shuffle*>(payloads[lane]);
+                      memcpy(mine->value, static_cast<Shuffle*>(payloads[mine->source])->given,
+                             mine->bytes);
+                  }
+              });
 }
 
 uint32_t uniform(uint32_t value) {
@@ -147,7 +150,8 @@ uint32_t uniform(uint32_t value) {
         for (uint32_t lane = 1; lane < count; lane++) {
             uint32_t other = *static_cast<uint32_t*>(payloads[lane]);
             if (other != first) {
-                fault("divergence: uniform(%u) in lane 0 is %u in lane %u", first, other, lane);
+                fault("divergence: lanes disagree in uniform: %u in lane 0, %u in lane %u", first,
+                      other, lane);
             }
         }
     });

@@ -1,7 +1,9 @@
-// Asynchronous copies: those in a thread's own queue (cp.async, loads to LDS) and Hopper's bulk copies.
+// Asynchronous copies: those in a thread's own queue (cp.async, loads to LDS) and Hopper's bulk
+// copies.
 //
-// A copy completes as late as its rules allow: at the wait that demands it, or, for a bulk load, which
-// others may wait for, when no thread can run. Until then its destination is poisoned and marked.
+// A copy completes as late as its rules allow: at the wait that demands it, or, for a bulk load,
+// which others may wait for, when no thread can run. Until then its destination is poisoned and
+// marked.
 #include <string.h>
 
 #include <algorithm>
@@ -76,7 +78,8 @@ void bulk_load(void* to, const void* global, uint32_t bytes, uint64_t* bar, uint
     require_places(what, shared, global);
     require_aligned(what, shared, 16);
     require_aligned(what, global, 16);
-    if (bytes == 0 || bytes % 16 != 0) fault("misaligned: %s of %u bytes, not a multiple of 16", what, bytes);
+    if (bytes == 0 || bytes % 16 != 0)
+        fault("misaligned: %s of %u bytes, not a multiple of 16", what, bytes);
     check_bounds(shared, bytes, true, what);
     check_bounds(global, bytes, false, what);
     if (!multicast) mask = 1u << fiber->block->rank;
@@ -86,20 +89,26 @@ void bulk_load(void* to, const void* global, uint32_t bytes, uint64_t* bar, uint
     uint32_t actor = async_actor(fiber), stamp = ++stamp_counter;
     check_access({fiber, actor, stamp, false, true, true}, global, bytes);
     uint64_t place_in_block = static_cast<uint64_t>(shared - fiber->block->shared);
-    uint64_t bar_offset = static_cast<uint64_t>(reinterpret_cast<unsigned char*>(bar) - fiber->block->shared);
+    uint64_t bar_offset =
+        static_cast<uint64_t>(reinterpret_cast<unsigned char*>(bar) - fiber->block->shared);
     for (uint32_t rank = 0; rank < launch.cluster; rank++) {
         if ((mask >> rank & 1) == 0) continue;
         Block& block = launch.blocks[rank];
-        if (block.live == 0) fault("exited: %s writes to block %u of the cluster, which has ended", what, block.index);
+        if (block.live == 0)
+            fault("exited: %s writes to block %u of the cluster, which has ended", what,
+                  block.index);
         unsigned char* there = block.shared + place_in_block;
         Mbar& there_bar = mbar_at(block, static_cast<uint32_t>(bar_offset), what);
         if (!there_bar.fenced) {
-            fault("missing fence: %s completes at an mbarrier that was initialised without "
-                  "mbar_init_fence", what);
+            fault(
+                "missing fence: %s completes at an mbarrier that was initialised without "
+                "mbar_init_fence",
+                what);
         }
         begin_write({fiber, actor, stamp, true, true, false}, there, bytes, BULK_LOAD);
-        launch.loads.push_back({fiber, actor, stamp, there, static_cast<const unsigned char*>(global),
-                                bytes, &block, static_cast<uint32_t>(bar_offset), 0, false});
+        launch.loads.push_back({fiber, actor, stamp, there,
+                                static_cast<const unsigned char*>(global), bytes, &block,
+                                static_cast<uint32_t>(bar_offset), 0, false});
         if (rank != fiber->block->rank) block.touched[actor] = stamp;
     }
     perhaps_yield();
@@ -131,7 +140,8 @@ void bulk_store(void* global, const void* from, uint32_t bytes) {
     require_places("bulk_store", shared, global);
     require_aligned("bulk_store", shared, 16);
     require_aligned("bulk_store", global, 16);
-    if (bytes == 0 || bytes % 16 != 0) fault("misaligned: bulk_store of %u bytes, not a multiple of 16", bytes);
+    if (bytes == 0 || bytes % 16 != 0)
+        fault("misaligned: bulk_store of %u bytes, not a multiple of 16", bytes);
     check_bounds(shared, bytes, false, "bulk_store");
     check_bounds(global, bytes, true, "bulk_store");
     uint32_t actor = async_actor(fiber), stamp = ++stamp_counter;
@@ -139,14 +149,14 @@ void bulk_store(void* global, const void* from, uint32_t bytes) {
     require_valid(shared, bytes, "stores");
     check_access({fiber, actor, stamp, true, true, true}, global, bytes);
     mark_reading(fiber->block->storing, shared, bytes, 1);
-    fiber->stores.push_back({fiber, actor, stamp, static_cast<unsigned char*>(global), shared, bytes,
-                             fiber->block, 0, fiber->store_group, false});
+    fiber->stores.push_back({fiber, actor, stamp, static_cast<unsigned char*>(global), shared,
+                             bytes, fiber->block, 0, fiber->store_group, false});
 }
 
 void bulk_commit() { current->store_group++; }
 
-// Reading and writing happen together, at the first wait that demands either. But only the full wait orders
-// the write before what the thread does next.
+// Reading and writing happen together, at the first wait that demands either. But only the full
+// wait orders the write before what the thread does next.
 void bulk_wait(uint32_t groups_left, bool read_only) {
     Fiber* fiber = current;
     for (Bulk& store : fiber->stores) {
@@ -157,7 +167,8 @@ void bulk_wait(uint32_t groups_left, bool read_only) {
             store.read = true;
             // From here on the source may be written by whoever is ordered after this thread.
             if (launch.races) {
-                check_access({fiber, fiber->index, fiber->stamp, false, false, true}, store.from, store.bytes);
+                check_access({fiber, fiber->index, fiber->stamp, false, false, true}, store.from,
+                             store.bytes);
             }
         }
         if (!read_only) acquire(fiber, store.actor, store.stamp);
@@ -172,12 +183,16 @@ void bulk_wait(uint32_t groups_left, bool read_only) {
 void check_exit(Fiber* fiber) {
     for (const Bulk& store : fiber->stores) {
         if (!store.read) {
-            fault("in flight: %s ends while a bulk_store has still to read %s", who(fiber), place(store.from));
+            fault("in flight: %s ends while a bulk_store has still to read %s", who(fiber),
+                  place(store.from));
         }
     }
     if (!fiber->copies.empty()) {
-        fault("in flight: %s ends with %zu copies to shared memory not waited for (cp.async, or loads to "
-              "LDS)", who(fiber), fiber->copies.size());
+        fault(
+            "in flight: %s ends with %zu copies to shared memory not waited for (cp.async, or "
+            "loads to "
+            "LDS)",
+            who(fiber), fiber->copies.size());
     }
     if (!fiber->flights.empty()) {
         fault("in flight: %s ends with accumulators of a wgmma not waited for", who(fiber));

@@ -12,7 +12,8 @@
 #error "the simulator switches stacks with code for x86-64 and Linux"
 #endif
 
-// Saves the callee-saved registers and the stack pointer in *from, and goes on where `to` was saved.
+// Saves the callee-saved registers and the stack pointer in *from, and goes on where `to` was
+// saved.
 extern "C" void muster_sim_switch(void** from, void* to) __attribute__((visibility("hidden")));
 asm(R"(
 .text
@@ -49,7 +50,8 @@ constexpr size_t GUARD_BYTES = 4096;
 std::vector<unsigned char*> stacks;  // kept between launches; the first is the scheduler's
 
 void* prepare_stack(unsigned char* stack, void (*entry)()) {
-    // As after a call: a return address, which `entry` does not use, 8 bytes below a multiple of 16.
+    // As after a call: a return address, which `entry` does not use, 8 bytes below a multiple
+    // of 16.
     void** sp = reinterpret_cast<void**>(stack + STACK_BYTES) - 3;
     *sp = nullptr;
     *--sp = reinterpret_cast<void*>(entry);
@@ -77,12 +79,13 @@ void fiber_main() {
     __builtin_trap();
 }
 
-// Fibers that wait for the same thing, wave by wave: "block 0 waves 0-3: 128 threads wait at sync()".
+// Fibers that wait for the same thing, wave by wave: "block 0 waves 0-3: 128 threads wait at
+// sync()".
 void report_deadlock() {
     char text[1400];
     size_t used = 0;
     uint32_t told = 0;
-    for (size_t first = 0; first < launch.fibers.size() && told < 10; ) {
+    for (size_t first = 0; first < launch.fibers.size() && told < 10;) {
         const Fiber& leader = launch.fibers[first];
         size_t end = first;
         while (end < launch.fibers.size() && launch.fibers[end].block == leader.block &&
@@ -91,10 +94,11 @@ void report_deadlock() {
             end++;
         }
         if (!leader.done && used < sizeof text) {
-            used += static_cast<size_t>(snprintf(
-                text + used, sizeof text - used, "\n  block %u threads %u-%u (waves %u-%u) wait at %s",
-                leader.block->index, leader.thread, launch.fibers[end - 1].thread, leader.wave,
-                launch.fibers[end - 1].wave, leader.waits));
+            used += static_cast<size_t>(
+                snprintf(text + used, sizeof text - used,
+                         "\n  block %u threads %u-%u (waves %u-%u) wait at %s",
+                         leader.block->index, leader.thread, launch.fibers[end - 1].thread,
+                         leader.wave, launch.fibers[end - 1].wave, leader.waits));
             told++;
         }
         first = end;
@@ -181,7 +185,8 @@ void perhaps_yield() {
 void run_cluster() {
     for (Fiber& fiber : launch.fibers) {
         fiber.stack = fiber_stack(fiber.index + 1);
-        if (fiber.stack == nullptr) fault("no memory for the stacks of %zu threads", launch.fibers.size());
+        if (fiber.stack == nullptr)
+            fault("no memory for the stacks of %zu threads", launch.fibers.size());
         fiber.sp = prepare_stack(fiber.stack, fiber_main);
         wake(&fiber);
     }
@@ -213,8 +218,8 @@ void fault(const char* format, ...) {
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     const char* also = launch.suspicion[0] != 0 ? "\n  before that: " : "";
-    snprintf(launch.message, launch.message_bytes, "kernel `%s`: %s%s%s", launch.kernel->name, text, also,
-             launch.suspicion);
+    snprintf(launch.message, launch.message_bytes, "kernel `%s`: %s%s%s", launch.kernel->name,
+             text, also, launch.suspicion);
     void* abandoned;
     muster_sim_switch(&abandoned, launch.caller_sp);
     __builtin_unreachable();

@@ -1,5 +1,6 @@
-// What the compiler's instrumentation (-fsanitize=thread) calls at every load and store of a kernel. The
-// hooks are ours and bind inside the module, so that a sanitizer of the host process is not called.
+// What the compiler's instrumentation (-fsanitize=thread) calls at every load and store of a
+// kernel. The hooks are ours and bind inside the module, so that a sanitizer of the host process
+// is not called.
 #include "state.h"
 
 #define HOOK extern "C" __attribute__((visibility("hidden")))
@@ -8,7 +9,8 @@ extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
 
 namespace {
 
-inline void checked(const void* address, unsigned long bytes, bool write, bool aligned, void* code) {
+inline void checked(const void* address, unsigned long bytes, bool write, bool aligned,
+                    void* code) {
     sim::Fiber* fiber = sim::current;
     if (fiber == nullptr) return;
     uintptr_t value = reinterpret_cast<uintptr_t>(address);
@@ -64,7 +66,8 @@ HOOK void __tsan_func_entry(void*) {
     sim::Fiber* fiber = sim::current;
     if (fiber == nullptr) return;
     char here;
-    if (reinterpret_cast<uintptr_t>(&here) - reinterpret_cast<uintptr_t>(fiber->stack) < (16 << 10)) {
+    if (reinterpret_cast<uintptr_t>(&here) - reinterpret_cast<uintptr_t>(fiber->stack) <
+        (16 << 10)) {
         sim::fault("stack overflow: %s has used its %u bytes", sim::who(fiber), sim::STACK_BYTES);
     }
 }

@@ -55,8 +55,10 @@ bool map_shared() {
     void* area = mmap(nullptr, bytes + SHARED_STRIDE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) return false;
-    // Aligned to its size in a descriptor, so that host and shared addresses agree in their low bits.
-    uintptr_t start = (reinterpret_cast<uintptr_t>(area) + SHARED_STRIDE - 1) & ~(SHARED_STRIDE - 1);
+    // Aligned to its size in a descriptor, so that host and shared addresses agree in their low
+    // bits.
+    uintptr_t start =
+        (reinterpret_cast<uintptr_t>(area) + SHARED_STRIDE - 1) & ~(SHARED_STRIDE - 1);
     shared_window = reinterpret_cast<unsigned char*>(start);
     return true;
 }
@@ -110,7 +112,8 @@ void prepare_block(Block& block, uint32_t rank) {
 void prepare_cluster(uint32_t first_block) {
     launch.first_block = first_block;
     launch.alive = static_cast<uint32_t>(launch.fibers.size());
-    for (uint32_t rank = 0; rank < launch.cluster; rank++) prepare_block(launch.blocks[rank], rank);
+    for (uint32_t rank = 0; rank < launch.cluster; rank++)
+        prepare_block(launch.blocks[rank], rank);
     for (uint32_t index = 0; index < launch.fibers.size(); index++) {
         Fiber& fiber = launch.fibers[index];
         fiber.index = index;
@@ -128,12 +131,14 @@ void prepare_cluster(uint32_t first_block) {
 
 }  // namespace
 
-Kernel::Kernel(const char* name, uint32_t max_threads, uint32_t args_bytes, void (*run)(const void*))
+Kernel::Kernel(const char* name, uint32_t max_threads, uint32_t args_bytes,
+               void (*run)(const void*))
     : name(name), max_threads(max_threads), args_bytes(args_bytes), run(run), next(kernels) {
     kernels = this;
 }
 
-// Clusters one after another, in an order that the seed decides: a walk by a step without a common divisor.
+// Clusters one after another, in an order that the seed decides: a walk by a step without a common
+// divisor.
 void run_clusters() {
     uint64_t count = launch.request->grid[0] / launch.cluster;
     uint64_t step = 1, at = 0;
@@ -173,7 +178,8 @@ MUSTER_SIM_EXPORT int muster_sim_kernel(uint32_t index, MusterSimKernel* kernel)
     return 1;
 }
 
-MUSTER_SIM_EXPORT int muster_sim_launch(const MusterSimLaunch* request, char* message, size_t bytes) {
+MUSTER_SIM_EXPORT int muster_sim_launch(const MusterSimLaunch* request, char* message,
+                                        size_t bytes) {
     std::lock_guard<std::mutex> guard(sim::one_launch);
     const sim::Kernel* kernel = sim::find_kernel(request->kernel);
     sim::refusal(*request, kernel, message, bytes);

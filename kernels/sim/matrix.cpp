@@ -42,7 +42,8 @@ void run_ldmatrix(void* const* payloads, uint32_t lanes) {
     for (uint32_t i = 0; i < 32; i++) rows[i] = static_cast<MatrixLane*>(payloads[i])->row;
     nvidia::ldmatrix_x4(registers, rows, TRANS);
     for (uint32_t i = 0; i < 32; i++) {
-        memcpy(static_cast<MatrixLane*>(payloads[i])->registers, registers[i], sizeof registers[i]);
+        memcpy(static_cast<MatrixLane*>(payloads[i])->registers, registers[i],
+               sizeof registers[i]);
     }
 }
 

