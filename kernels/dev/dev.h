@@ -17,6 +17,8 @@
 //   shfl_xor(v, mask)  shfl(v, lane)  f32, u32, f64
 //   u16 to_bf16(f32), to_f16(f32)     round to nearest even; f32 from_bf16(u16), from_f16(u16)
 //   pack<T>(f32 lo, f32 hi) -> u32    two 16-bit values, T = Bf16 or F16 (tag types); unpack<T>(u32, f32&, f32&)
+//   T* pointer<T>(u64 address)        device memory; const T* constant<T>(u64): that no launch in flight writes
+//                                     (on AMD: global and scalar accesses; other casts give slow flat ones)
 //   load16(const void*) -> u32x4, store16(void*, u32x4); load8/store8 u32x2; load4/store4: memory of any kind
 //   fma(f32,f32,f32) sqrt(f64) …      plain arithmetic where a library would be needed
 //
@@ -51,6 +53,7 @@
 //   lds_load16(void* wave_base, const void* global)                          16 bytes a lane, lane l to base + 16·l (gfx950)
 //   lds_read_tr8(const void*) -> u32x2                                       ds_read_b64_tr_b16 (gfx950)
 //   wait_memory<N>(), wait_lds<N>()                                          s_waitcnt vmcnt / lgkmcnt
+//   opaque(u32)                                      the value, made where it is used and not kept in a register
 //   block_barrier()                                                          s_barrier alone
 //   priority<N>(); schedule_fence()                                          s_setprio, sched_barrier(0)
 #pragma once
