@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 
+// A kernel says where a product and a sum are rounded once, by fma; on every target the same.
+#pragma clang fp contract(off)
+
 #if defined(__gfx90a__)
 #define DEV_GFX90A 1
 #elif defined(__gfx942__)
