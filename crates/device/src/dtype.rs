@@ -1,4 +1,4 @@
-use half::bf16;
+use half::{bf16, f16};
 
 /// Element types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -6,6 +6,7 @@ pub enum DType {
     F32,
     F64,
     Bf16,
+    F16,
     I32,
     U32,
     U64,
@@ -18,7 +19,7 @@ impl DType {
         match self {
             DType::F64 | DType::U64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
             DType::U8 => 1,
         }
     }
@@ -30,6 +31,7 @@ impl std::fmt::Display for DType {
             DType::F32 => "f32",
             DType::F64 => "f64",
             DType::Bf16 => "bf16",
+            DType::F16 => "f16",
             DType::I32 => "i32",
             DType::U32 => "u32",
             DType::U64 => "u64",
@@ -50,4 +52,5 @@ macro_rules! element {
     };
 }
 
-element!(f32 => F32, f64 => F64, bf16 => Bf16, i32 => I32, u32 => U32, u64 => U64, u8 => U8);
+element!(f32 => F32, f64 => F64, bf16 => Bf16, f16 => F16, i32 => I32,
+    u32 => U32, u64 => U64, u8 => U8);

@@ -1,12 +1,21 @@
 use std::path::PathBuf;
 
-use crate::DType;
+use crate::vendor::Failure;
+use crate::{DType, DeviceKind};
 
 /// What a device refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    #[error("device `{got}` is unknown to this build; use `cpu` (or `guarded`, the test device)")]
+    #[error(
+        "device `{got}` is unknown; use `cpu`, `cuda:0`, `hip:0`, `sim` or `sim:gfx942` (kernels \
+         simulated on the CPU), or `guarded` (the test device)"
+    )]
     UnknownDevice { got: String },
+    #[error(
+        "architecture `{got}` has no kernels; there are sm_80, sm_90a, sm_100a, gfx90a, gfx942 \
+         and gfx950"
+    )]
+    UnknownArch { got: String },
     #[error(
         "cannot allocate {bytes} bytes: {source}; lower the batch, the model or the ranks per host"
     )]
@@ -35,4 +44,41 @@ pub enum DeviceError {
     Foreign { kernel: &'static str },
     #[error("kernel `{kernel}`: {message}")]
     Kernel { kernel: &'static str, message: String },
+
+    #[error("kernel `{kernel}` has no implementation for {device} yet")]
+    NoHostKernels { kernel: &'static str, device: DeviceKind },
+    #[error("{device} has no {what}")]
+    Unsupported { device: DeviceKind, what: &'static str },
+    #[error("{device} is not open: {library} was not found (tried {tried}): {reason}; {install}")]
+    Library {
+        device: DeviceKind,
+        library: &'static str,
+        tried: String,
+        reason: String,
+        install: &'static str,
+    },
+    #[error(
+        "{device} is not open: {library} has no entry point `{symbol}`; the driver is too old: \
+         {install}"
+    )]
+    Symbol { device: DeviceKind, library: String, symbol: &'static str, install: &'static str },
+    #[error("there is no {device}: the driver sees {count} device(s){advice}")]
+    NoDevice { device: DeviceKind, count: u32, advice: &'static str },
+    #[error("{device} is a {name}, for which there are no kernels (compute capability {found})")]
+    NoKernels { device: DeviceKind, name: String, found: String },
+    #[error("{device}: {call} failed: {name} ({code}){}", failure.advice())]
+    Driver { device: DeviceKind, call: &'static str, code: i32, name: String, failure: Failure },
+    #[error("{device}: this is no module: {message}")]
+    Image { device: DeviceKind, message: String },
+    #[error("{device}: the module has no kernel `{name}`{have}")]
+    NoFunction { device: DeviceKind, name: String, have: String },
+    #[error("{device}: kernel `{kernel}` cannot be launched: {message}")]
+    Launch { device: DeviceKind, kernel: String, message: String },
+    /// Found by the simulator while the kernel ran.
+    #[error("{device}: kernel `{kernel}` is wrong: {message}")]
+    Fault { device: DeviceKind, kernel: String, message: String },
+    #[error("{device}: {message}")]
+    Misuse { device: DeviceKind, message: String },
+    #[error("{device} has no clock: times there are not measurements")]
+    NoClock { device: DeviceKind },
 }

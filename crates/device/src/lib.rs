@@ -1,14 +1,19 @@
-//! Memory, streams and launch, on the CPU and on the guarded test device.
+//! Memory, streams, modules and launch, on the CPU, on NVIDIA and AMD devices, on a simulator of
+//! both, and on a guarded test device.
 //!
 //! ```text
 //! Device ──alloc──▶ Buffer ◀── Tensor (offset, shape, dtype)
-//!    │
-//!    └─stream─▶ Stream ──launch(name, kernel)──▶ Kernel ──read/write──▶ &[T], &mut [T]
+//!    ├─stream─▶ Stream ──launch(name, kernel)──▶ Kernel ──read/write──▶ &[T], &mut [T]    host
+//!    └─load_module─▶ Module ─▶ Function ──launch_module(grid, args)                    the others
 //! ```
 //!
+//! Nothing of a vendor is linked: driver libraries are opened when a device of theirs is made, and
+//! what is missing is an error that says what was looked for and what to install.
+//!
 //! Invariants:
-//!   * memory is touched only through a [`Kernel`] or a copy: nothing else hands out slices;
-//!   * kernels of one device run one at a time, in launch order, and a kernel cannot obtain
+//!   * memory is touched only through a [`Kernel`], a copy or a module's kernel: nothing else hands
+//!     out slices;
+//!   * closures run on the host devices only, where kernels of one device run one at a time, in launch order, and a kernel cannot obtain
 //!     overlapping ranges when one of them is writable, so the slices are sound by construction;
 //!   * [`DeviceKind::Guarded`] runs launches late and keeps its memory inaccessible in between:
 //!     code that assumes host memory, or that forgets to wait, fails there.
@@ -16,47 +21,41 @@
 //! Shared mappings may be changed by other processes; whoever maps one keeps kernels and peers
 //! apart by a barrier (see the `comm` crate).
 
+mod driver;
 mod dtype;
 mod error;
+mod kernel;
+mod kind;
 mod memory;
+mod module;
 mod parallel;
+mod sim;
+pub mod simulated;
 mod stream;
 mod tensor;
+mod vendor;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;
-pub use memory::Buffer;
+pub use kernel::Kernel;
+pub use kind::{Arch, DeviceKind};
+pub use memory::{Buffer, Pinned};
+pub use module::{Function, Graph, Module};
 pub use parallel::Parallel;
-pub use stream::{Event, Kernel, Stream};
+pub use sim::SimOptions;
+pub use stream::{Event, Stream};
 pub use tensor::{Shape, Tensor};
+pub use vendor::Failure;
 
-use memory::Mapping;
-use stream::Queue;
-
-/// Which device this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// Host memory; a launch runs at once.
-    Cpu,
-    /// Host memory that is inaccessible outside kernels and copies; a launch runs late.
-    Guarded,
-}
-
-impl std::str::FromStr for DeviceKind {
-    type Err = DeviceError;
-
-    fn from_str(word: &str) -> Result<DeviceKind, DeviceError> {
-        match word {
-            "cpu" => Ok(DeviceKind::Cpu),
-            "guarded" => Ok(DeviceKind::Guarded),
-            _ => Err(DeviceError::UnknownDevice { got: word.to_owned() }),
-        }
-    }
-}
+use driver::Driver;
+use memory::{Mapping, Storage};
+use sim::Sim;
+use stream::{Queue, RawStream};
 
 /// Where the bytes of a buffer live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,17 +80,53 @@ struct Inner {
     queue: Mutex<Queue>,
     allocated: AtomicUsize,
     peak: AtomicUsize,
+    /// What is not a host device has a driver, and a stream for everyone.
+    driver: Option<Arc<dyn Driver>>,
+    compute: Option<Arc<RawStream>>,
 }
 
 impl Device {
-    /// A device whose kernels use `threads` threads.
+    /// A device whose host kernels use `threads` threads.
     ///
     /// # Errors
-    /// The thread pool cannot be made.
+    /// The thread pool cannot be made; the driver's library, an entry point of it or the device is
+    /// missing.
     pub fn new(kind: DeviceKind, threads: usize) -> Result<Device, DeviceError> {
+        let driver: Option<Arc<dyn Driver>> = match kind {
+            DeviceKind::Cpu | DeviceKind::Guarded => None,
+            DeviceKind::Sim(arch) => {
+                Some(Arc::new(Sim::new(arch, SimOptions::from_environment(arch)?)))
+            }
+            DeviceKind::Cuda(_) | DeviceKind::Hip(_) => {
+                return Err(DeviceError::Unsupported { device: kind, what: "driver layer" });
+            }
+        };
+        Device::with_driver(kind, threads, driver)
+    }
+
+    /// The simulated device.
+    ///
+    /// # Errors
+    /// As [`Device::new`].
+    pub fn sim(arch: Arch, threads: usize, options: SimOptions) -> Result<Device, DeviceError> {
+        let driver = Arc::new(Sim::new(arch, options));
+        Device::with_driver(DeviceKind::Sim(arch), threads, Some(driver))
+    }
+
+    fn with_driver(
+        kind: DeviceKind,
+        threads: usize,
+        driver: Option<Arc<dyn Driver>>,
+    ) -> Result<Device, DeviceError> {
+        let compute = match &driver {
+            Some(driver) => Some(Arc::new(RawStream::new(driver.clone())?)),
+            None => None,
+        };
         let inner = Inner {
             kind,
             parallel: Parallel::new(threads)?,
+            driver,
+            compute,
             running: Mutex::new(()),
             queue: Mutex::new(Queue::default()),
             allocated: AtomicUsize::new(0),
@@ -120,7 +155,36 @@ impl Device {
         self.inner.kind
     }
 
-    /// Threads that a kernel may use.
+    /// What is known of the device.
+    pub fn properties(&self) -> Properties {
+        match &self.inner.driver {
+            Some(driver) => driver.properties().clone(),
+            None => Properties {
+                name: self.kind().to_string(),
+                arch: None,
+                multiprocessors: u32::try_from(self.threads()).unwrap_or(u32::MAX),
+                l2_bytes: 0,
+                shared_bytes_per_block: 0,
+                memory_bytes: memory::host_bytes(),
+                clock_khz: 0,
+                driver: "host".to_owned(),
+                simulated: false,
+            },
+        }
+    }
+
+    /// Loads device kernels.
+    ///
+    /// # Errors
+    /// An image that is no module for this device; a host device.
+    pub fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {
+        let device = self.kind();
+        let driver = self.inner.driver.as_ref();
+        let driver = driver.ok_or(DeviceError::Unsupported { device, what: "modules" })?;
+        Module::load(driver, image)
+    }
+
+    /// Threads that a host kernel may use.
     pub fn threads(&self) -> usize {
         self.inner.parallel.threads()
     }
@@ -131,11 +195,21 @@ impl Device {
         self.inner.parallel.install(work)
     }
 
-    /// Zeroed memory of `bytes` bytes, page-aligned.
+    /// Zeroed memory of `bytes` bytes, page-aligned on the host devices and 256-byte aligned on the
+    /// others.
     ///
     /// # Errors
-    /// The operating system refuses; a shared file exists already or cannot be made.
+    /// The operating system or the driver refuses; a shared file exists already or cannot be made;
+    /// shared memory on another device than the host's.
     pub fn alloc(&self, bytes: usize, placement: &Placement) -> Result<Buffer, DeviceError> {
+        if let Some(driver) = &self.inner.driver {
+            if *placement != Placement::Private {
+                let (device, what) = (self.kind(), "memory that is shared between processes");
+                return Err(DeviceError::Unsupported { device, what });
+            }
+            let address = if bytes == 0 { 0 } else { driver.alloc(bytes)? };
+            return Ok(self.count(Storage::Device { driver: driver.clone(), address, len: bytes }));
+        }
         let mapping = match placement {
             Placement::Private => Mapping::private(bytes)?,
             Placement::Shared(path) => Mapping::create(path, bytes)?,
@@ -146,8 +220,12 @@ impl Device {
     /// Memory that another process made as [`Placement::Shared`].
     ///
     /// # Errors
-    /// The file is missing or has another length.
+    /// The file is missing or has another length; another device than the host's.
     pub fn map_shared(&self, path: &Path, bytes: usize) -> Result<Buffer, DeviceError> {
+        if !self.kind().is_host() {
+            let (device, what) = (self.kind(), "memory that is shared between processes");
+            return Err(DeviceError::Unsupported { device, what });
+        }
         self.adopt(Mapping::open(path, bytes)?)
     }
 
@@ -171,9 +249,30 @@ impl Device {
         Ok(tensor)
     }
 
+    /// Page-locked host memory of `bytes` bytes, for copies that nobody waits for.
+    ///
+    /// # Errors
+    /// The operating system or the driver refuses.
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned, DeviceError> {
+        Pinned::new(self, bytes)
+    }
+
     /// The compute stream.
     pub fn stream(&self) -> Stream {
-        Stream::new(self.clone())
+        Stream::new(self.clone(), self.inner.compute.clone())
+    }
+
+    /// A stream of its own, which other streams order themselves to by events. The host devices
+    /// have one order for all.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn new_stream(&self) -> Result<Stream, DeviceError> {
+        let raw = match &self.inner.driver {
+            Some(driver) => Some(Arc::new(RawStream::new(driver.clone())?)),
+            None => None,
+        };
+        Ok(Stream::new(self.clone(), raw))
     }
 
     /// Bytes in live buffers.
@@ -190,9 +289,13 @@ impl Device {
         if self.inner.kind == DeviceKind::Guarded {
             mapping.protect(memory::Access::None)?;
         }
-        let now = self.inner.allocated.fetch_add(mapping.len(), Ordering::Relaxed) + mapping.len();
+        Ok(self.count(Storage::Host(mapping)))
+    }
+
+    fn count(&self, storage: Storage) -> Buffer {
+        let now = self.inner.allocated.fetch_add(storage.len(), Ordering::Relaxed) + storage.len();
         self.inner.peak.fetch_max(now, Ordering::Relaxed);
-        Ok(Buffer::new(mapping, self.clone()))
+        Buffer::new(storage, self.clone())
     }
 
     fn is_same(&self, other: &Device) -> bool {
@@ -202,6 +305,6 @@ impl Device {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} device, {} threads", self.kind(), self.threads())
+        write!(f, "{} device, {} threads", self.kind(), self.threads())
     }
 }

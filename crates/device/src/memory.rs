@@ -1,4 +1,4 @@
-//! Page mappings: the only place that talks to the operating system about memory.
+//! Buffers, and page mappings: the only place that talks to the operating system about memory.
 
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::{Device, DeviceError};
+use crate::driver::Driver;
+use crate::{Device, DeviceError, DeviceKind};
 
 /// What the pages of a mapping allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,10 @@ impl Mapping {
         self.len
     }
 
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
     pub(crate) fn protect(&self, access: Access) -> Result<(), DeviceError> {
         if self.len == 0 {
             return Ok(());
@@ -124,6 +129,14 @@ impl Drop for Mapping {
     }
 }
 
+/// Memory of this machine, in bytes; 0 where it does not tell.
+pub(crate) fn host_bytes() -> u64 {
+    // SAFETY: both ask for a number and change nothing.
+    let (pages, bytes) =
+        unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0) * u64::try_from(bytes).unwrap_or(0)
+}
+
 /// Device memory; clones share it, the last one frees it.
 #[derive(Clone)]
 pub struct Buffer {
@@ -131,18 +144,37 @@ pub struct Buffer {
 }
 
 struct Allocation {
-    mapping: Mapping,
+    storage: Storage,
     device: Device,
 }
 
+pub(crate) enum Storage {
+    Host(Mapping),
+    /// Memory of a driver; address 0 where it is empty.
+    Device {
+        driver: Arc<dyn Driver>,
+        address: u64,
+        len: usize,
+    },
+}
+
+impl Storage {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Storage::Host(mapping) => mapping.len(),
+            Storage::Device { len, .. } => *len,
+        }
+    }
+}
+
 impl Buffer {
-    pub(crate) fn new(mapping: Mapping, device: Device) -> Buffer {
-        Buffer { inner: Arc::new(Allocation { mapping, device }) }
+    pub(crate) fn new(storage: Storage, device: Device) -> Buffer {
+        Buffer { inner: Arc::new(Allocation { storage, device }) }
     }
 
     /// Size in bytes.
     pub fn len(&self) -> usize {
-        self.inner.mapping.len()
+        self.inner.storage.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -153,12 +185,26 @@ impl Buffer {
         &self.inner.device
     }
 
-    pub(crate) fn protect(&self, access: Access) -> Result<(), DeviceError> {
-        self.inner.mapping.protect(access)
+    /// Where kernels see the first byte; 0 for an empty buffer. On the host devices a host address,
+    /// which is of no use outside kernels.
+    pub fn address(&self) -> u64 {
+        match &self.inner.storage {
+            _ if self.is_empty() => 0,
+            Storage::Host(mapping) => mapping.start().as_ptr().addr() as u64,
+            Storage::Device { address, .. } => *address,
+        }
     }
 
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.inner.mapping.start
+    pub(crate) fn protect(&self, access: Access) -> Result<(), DeviceError> {
+        self.mapping().map_or(Ok(()), |mapping| mapping.protect(access))
+    }
+
+    /// The host memory of a host device.
+    pub(crate) fn mapping(&self) -> Option<&Mapping> {
+        match &self.inner.storage {
+            Storage::Host(mapping) => Some(mapping),
+            Storage::Device { .. } => None,
+        }
     }
 
     pub(crate) fn is_same(&self, other: &Buffer) -> bool {
@@ -168,6 +214,85 @@ impl Buffer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        self.device.inner.allocated.fetch_sub(self.mapping.len(), Ordering::Relaxed);
+        if let Storage::Device { driver, address, len: 1.. } = &self.storage {
+            driver.free(*address);
+        }
+        self.device.inner.allocated.fetch_sub(self.storage.len(), Ordering::Relaxed);
+    }
+}
+
+/// Host memory that copies can run from and to while the host goes on: page-locked where the
+/// device needs that.
+pub struct Pinned {
+    home: Home,
+    len: usize,
+}
+
+enum Home {
+    Host(Mapping),
+    Device { driver: Arc<dyn Driver>, address: u64 },
+}
+
+impl Pinned {
+    pub(crate) fn new(device: &Device, len: usize) -> Result<Pinned, DeviceError> {
+        let home = match &device.inner.driver {
+            None => Home::Host(Mapping::private(len)?),
+            Some(driver) => {
+                let address = driver.alloc_pinned(len.max(1))?;
+                Home::Device { driver: driver.clone(), address }
+            }
+        };
+        Ok(Pinned { home, len })
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        match &self.home {
+            Home::Host(mapping) => mapping.start(),
+            Home::Device { address, .. } => {
+                NonNull::new(*address as *mut u8).unwrap_or(NonNull::dangling())
+            }
+        }
+    }
+
+    /// The bytes.
+    ///
+    /// # Safety
+    /// No copy to this memory is under way.
+    pub unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: initialized memory of `len` bytes that lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start().as_ptr(), self.len) }
+    }
+
+    /// The bytes, to be written.
+    ///
+    /// # Safety
+    /// No copy from or to this memory is under way.
+    pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and nothing else refers to it.
+        unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.len) }
+    }
+
+    pub(crate) fn is_of(&self, kind: DeviceKind) -> bool {
+        match &self.home {
+            Home::Host(_) => kind.is_host(),
+            Home::Device { driver, .. } => driver.kind() == kind,
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Home::Device { driver, address } = &self.home {
+            driver.free_pinned(*address);
+        }
     }
 }

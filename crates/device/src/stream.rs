@@ -1,14 +1,15 @@
-//! In-order streams and the kernel context.
+//! In-order streams, and events between them.
+//!
+//! On the host devices all streams share one order, which is always a legal one. On the others
+//! each stream is the driver's.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use crate::memory::Access;
-use crate::{Buffer, Device, DeviceError, DeviceKind, Element, Parallel, Tensor};
-
-/// Most memory ranges that one kernel may ask for.
-const GRANTS: usize = 32;
+use crate::driver::{Direction, Driver, Handle};
+use crate::{Device, DeviceError, DeviceKind, Element, Function, Graph, Grid, Kernel};
+use crate::{Pinned, Tensor};
 
 /// Launches that the guarded device holds back before it runs the oldest.
 const LATE: usize = 64;
@@ -23,17 +24,61 @@ pub(crate) struct Queue {
     failed: Option<DeviceError>,
 }
 
-/// An in-order queue of kernels and copies. All streams of a device share one order, which is
-/// always a legal one.
+/// A stream of a driver.
+pub(crate) struct RawStream {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+    /// What the graph that is being captured will need; `None` when there is none.
+    capture: Mutex<Option<Vec<Function>>>,
+}
+
+impl RawStream {
+    pub(crate) fn new(driver: Arc<dyn Driver>) -> Result<RawStream, DeviceError> {
+        let handle = driver.stream_create()?;
+        Ok(RawStream { driver, handle, capture: Mutex::new(None) })
+    }
+
+    fn captured(&self) -> std::sync::MutexGuard<'_, Option<Vec<Function>>> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RawStream {
+    fn drop(&mut self) {
+        self.driver.stream_destroy(self.handle);
+    }
+}
+
+/// An in-order queue of kernels and copies; clones are handles to the same one.
 #[derive(Clone)]
 pub struct Stream {
     device: Device,
+    raw: Option<Arc<RawStream>>,
 }
 
 /// A point in a stream's order.
 #[derive(Clone)]
 pub struct Event {
     stream: Stream,
+    mark: Mark,
+}
+
+#[derive(Clone)]
+enum Mark {
+    Cpu(Instant),
+    Guarded,
+    Driver(Arc<RawEvent>),
+}
+
+struct RawEvent {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
+}
+
+impl Drop for RawEvent {
+    fn drop(&mut self) {
+        self.driver.event_destroy(self.handle);
+    }
 }
 
 impl Event {
@@ -42,13 +87,41 @@ impl Event {
     /// # Errors
     /// The first error of those launches.
     pub fn wait(&self) -> Result<(), DeviceError> {
-        self.stream.synchronize()
+        match &self.mark {
+            Mark::Driver(raw) => raw.driver.event_synchronize(raw.handle),
+            Mark::Cpu(_) | Mark::Guarded => self.stream.synchronize(),
+        }
+    }
+
+    /// Milliseconds of the device from `earlier` to this event; waits for both.
+    ///
+    /// # Errors
+    /// A device on which times mean nothing; an error of the launches before; an event of another
+    /// device.
+    pub fn elapsed_ms(&self, earlier: &Event) -> Result<f64, DeviceError> {
+        let device = self.stream.device.kind();
+        match (&earlier.mark, &self.mark) {
+            (Mark::Cpu(start), Mark::Cpu(end)) => {
+                Ok(end.saturating_duration_since(*start).as_secs_f64() * 1e3)
+            }
+            (Mark::Driver(start), Mark::Driver(end)) if Arc::ptr_eq(&start.driver, &end.driver) => {
+                start.driver.event_synchronize(start.handle)?;
+                end.driver.event_synchronize(end.handle)?;
+                end.driver.event_elapsed_ms(start.handle, end.handle).map(f64::from)
+            }
+            (Mark::Guarded, Mark::Guarded) => Err(DeviceError::NoClock { device }),
+            _ => Err(foreign_event(device)),
+        }
     }
 }
 
+fn foreign_event(device: DeviceKind) -> DeviceError {
+    DeviceError::Misuse { device, message: "the event is of another device".to_owned() }
+}
+
 impl Stream {
-    pub(crate) fn new(device: Device) -> Stream {
-        Stream { device }
+    pub(crate) fn new(device: Device, raw: Option<Arc<RawStream>>) -> Stream {
+        Stream { device, raw }
     }
 
     pub fn device(&self) -> &Device {
@@ -59,13 +132,12 @@ impl Stream {
     /// returns; on the guarded device it runs later, and its error appears at the next wait.
     ///
     /// # Errors
-    /// What `kernel` returned, if it has run.
+    /// What `kernel` returned, if it has run; a device whose kernels come from modules.
     pub fn launch<F>(&self, name: &'static str, kernel: F) -> Result<(), DeviceError>
     where
         F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
     {
         match self.device.kind() {
-            DeviceKind::Cpu => self.execute(name, kernel),
             DeviceKind::Guarded => {
                 let late = {
                     let mut queue = self.queue();
@@ -77,16 +149,50 @@ impl Stream {
                 }
                 Ok(())
             }
+            _ => self.execute(name, kernel),
         }
     }
 
-    /// Copies `values` to `to`.
+    /// Enqueues a kernel of a module, with one argument.
     ///
     /// # Errors
-    /// Another number of elements or another type.
+    /// A shape that the device or the kernel does not allow; an argument of another size than the
+    /// kernel's, where the module knows it; memory of another device. Errors of earlier work may
+    /// appear here.
+    ///
+    /// # Safety
+    /// `Args` is the kernel's argument, and until the work is done, or for as long as a graph
+    /// that captures it may run, every address in it is good for what the kernel does with it.
+    pub unsafe fn launch_module<Args: bytemuck::Pod>(
+        &self,
+        function: &Function,
+        grid: &Grid,
+        args: &Args,
+    ) -> Result<(), DeviceError> {
+        let raw = self.raw("modules")?;
+        let args = bytemuck::bytes_of(args);
+        function.check(&raw.driver, grid, args.len())?;
+        if let Some(functions) = raw.captured().as_mut() {
+            functions.push(function.clone());
+        }
+        // SAFETY: the caller's.
+        unsafe { raw.driver.launch(raw.handle, function.handle(), function.name(), grid, args) }
+    }
+
+    /// Copies `values` to `to`; they have been taken when this returns.
+    ///
+    /// # Errors
+    /// Another number of elements or another type; a stream that captures a graph.
     pub fn copy_in<T: Element>(&self, to: &Tensor, values: &[T]) -> Result<(), DeviceError> {
         if to.len() != values.len() {
             return Err(DeviceError::Elements { got: values.len(), expected: to.len() });
+        }
+        if let Some(raw) = &self.raw {
+            self.check::<T>("copy_in", to)?;
+            return match to.is_empty() {
+                true => Ok(()),
+                false => raw.driver.copy_in(raw.handle, to.address(), bytemuck::cast_slice(values)),
+            };
         }
         if self.device.kind() == DeviceKind::Cpu {
             return self.execute("copy_in", |k| {
@@ -109,6 +215,14 @@ impl Stream {
         if from.len() != values.len() {
             return Err(DeviceError::Elements { got: values.len(), expected: from.len() });
         }
+        if let Some(raw) = &self.raw {
+            self.check::<T>("copy_out", from)?;
+            let values = bytemuck::cast_slice_mut(values);
+            return match from.is_empty() {
+                true => self.synchronize(),
+                false => raw.driver.copy_out(raw.handle, values, from.address()),
+            };
+        }
         self.synchronize()?;
         self.execute("copy_out", |k| {
             values.copy_from_slice(k.read::<T>(from)?);
@@ -126,11 +240,114 @@ impl Stream {
         Ok(values)
     }
 
+    /// Enqueues a copy from one tensor to another of the same type and number of elements.
+    ///
+    /// # Errors
+    /// Another type or number of elements; memory of another device; overlapping memory.
+    pub fn copy(&self, to: &Tensor, from: &Tensor) -> Result<(), DeviceError> {
+        let kernel = "copy";
+        if to.len() != from.len() {
+            return Err(DeviceError::Elements { got: from.len(), expected: to.len() });
+        }
+        if to.dtype() != from.dtype() {
+            return Err(DeviceError::Dtype { kernel, got: to.dtype(), expected: from.dtype() });
+        }
+        self.check_device(kernel, to)?;
+        self.check_device(kernel, from)?;
+        let (start, end, bytes) = (to.address(), from.address(), to.bytes());
+        if bytes > 0 && start.abs_diff(end) < bytes as u64 {
+            return Err(DeviceError::Overlap { kernel });
+        }
+        match &self.raw {
+            _ if bytes == 0 => Ok(()),
+            Some(raw) => raw.driver.copy(raw.handle, start, end, bytes, Direction::DeviceToDevice),
+            None => {
+                let (to, from) = (to.as_bytes(), from.as_bytes());
+                self.launch(kernel, move |k| {
+                    k.write::<u8>(&to)?.copy_from_slice(k.read::<u8>(&from)?);
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// Sets every byte of `to`.
+    ///
+    /// # Errors
+    /// Memory of another device.
+    pub fn fill(&self, to: &Tensor, byte: u8) -> Result<(), DeviceError> {
+        self.check_device("fill", to)?;
+        match &self.raw {
+            _ if to.is_empty() => Ok(()),
+            Some(raw) => raw.driver.fill(raw.handle, to.address(), byte, to.bytes()),
+            None => {
+                let to = to.as_bytes();
+                self.launch("fill", move |k| {
+                    k.write::<u8>(&to)?.fill(byte);
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// Enqueues a copy of all of `from` to `to`, and does not wait for it.
+    ///
+    /// # Errors
+    /// Another number of bytes; memory of another device.
+    ///
+    /// # Safety
+    /// Nothing writes to `from` until the copy is done.
+    pub unsafe fn copy_in_async(&self, to: &Tensor, from: &Pinned) -> Result<(), DeviceError> {
+        self.check_pinned("copy_in_async", to, from)?;
+        let start = from.start();
+        match &self.raw {
+            _ if to.is_empty() => Ok(()),
+            Some(raw) => {
+                let (to, bytes) = (to.address(), to.bytes());
+                let start = start.as_ptr().addr() as u64;
+                raw.driver.copy(raw.handle, to, start, bytes, Direction::HostToDevice)
+            }
+            None => self.with_memory("copy_in_async", |k| {
+                // SAFETY: the caller's.
+                k.write::<u8>(&to.as_bytes())?.copy_from_slice(unsafe { from.bytes() });
+                Ok(())
+            }),
+        }
+    }
+
+    /// Enqueues a copy of `from` to all of `to`, and does not wait for it.
+    ///
+    /// # Errors
+    /// Another number of bytes; memory of another device.
+    ///
+    /// # Safety
+    /// Nothing touches `to` until the copy is done.
+    pub unsafe fn copy_out_async(&self, to: &Pinned, from: &Tensor) -> Result<(), DeviceError> {
+        self.check_pinned("copy_out_async", from, to)?;
+        let start = to.start();
+        match &self.raw {
+            _ if from.is_empty() => Ok(()),
+            Some(raw) => {
+                let (from, bytes) = (from.address(), from.bytes());
+                let start = start.as_ptr().addr() as u64;
+                raw.driver.copy(raw.handle, start, from, bytes, Direction::DeviceToHost)
+            }
+            None => self.with_memory("copy_out_async", |k| {
+                let from = from.as_bytes();
+                let from = k.read::<u8>(&from)?;
+                // SAFETY: `check_pinned` compared the lengths, and the caller keeps away.
+                unsafe { from.as_ptr().copy_to_nonoverlapping(start.as_ptr(), from.len()) };
+                Ok(())
+            }),
+        }
+    }
+
     /// Waits for the stream, then runs `kernel` at once; for host work on device memory (saving,
     /// communication) whose closure borrows from the caller.
     ///
     /// # Errors
-    /// An earlier error of the stream, or what `kernel` returned.
+    /// An earlier error of the stream, or what `kernel` returned; a device whose memory the host
+    /// cannot reach.
     pub fn with_memory<R>(
         &self,
         name: &'static str,
@@ -141,8 +358,66 @@ impl Stream {
     }
 
     /// The present end of the stream.
-    pub fn record(&self) -> Event {
-        Event { stream: self.clone() }
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn record(&self) -> Result<Event, DeviceError> {
+        let mark = match &self.raw {
+            Some(raw) => {
+                let driver = raw.driver.clone();
+                let handle = driver.event_create()?;
+                let event = RawEvent { driver, handle };
+                raw.driver.event_record(handle, raw.handle)?;
+                Mark::Driver(Arc::new(event))
+            }
+            None if self.device.kind() == DeviceKind::Cpu => Mark::Cpu(Instant::now()),
+            None => Mark::Guarded,
+        };
+        Ok(Event { stream: self.clone(), mark })
+    }
+
+    /// Lets the stream's later work wait for `event`; the caller goes on.
+    ///
+    /// # Errors
+    /// An event of another device.
+    pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
+        match (&self.raw, &event.mark) {
+            (Some(raw), Mark::Driver(event)) if Arc::ptr_eq(&raw.driver, &event.driver) => {
+                raw.driver.stream_wait(raw.handle, event.handle)
+            }
+            (None, _) if event.stream.device.is_same(&self.device) => Ok(()),
+            _ => Err(foreign_event(self.device.kind())),
+        }
+    }
+
+    /// Keeps what `work` enqueues on this stream, instead of running it.
+    ///
+    /// # Errors
+    /// What `work` returned; work that cannot be captured; a device without graphs.
+    pub fn capture(
+        &self,
+        work: impl FnOnce(&Stream) -> Result<(), DeviceError>,
+    ) -> Result<Graph, DeviceError> {
+        let raw = self.raw("graphs")?;
+        raw.driver.capture_begin(raw.handle)?;
+        *raw.captured() = Some(Vec::new());
+        let done = work(self);
+        let functions = raw.captured().take().unwrap_or_default();
+        let graph = raw.driver.capture_end(raw.handle);
+        let graph = graph.map(|handle| Graph::new(raw.driver.clone(), handle, functions));
+        done.and(graph)
+    }
+
+    /// Enqueues the work of a graph.
+    ///
+    /// # Errors
+    /// A graph of another device.
+    ///
+    /// # Safety
+    /// The addresses in the captured launches are still good.
+    pub unsafe fn launch_graph(&self, graph: &Graph) -> Result<(), DeviceError> {
+        let raw = self.raw("graphs")?;
+        graph.launch(&raw.driver, raw.handle)
     }
 
     /// Blocks until everything launched so far has run.
@@ -150,6 +425,9 @@ impl Stream {
     /// # Errors
     /// The first error since the last wait.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
+        if let Some(raw) = &self.raw {
+            return raw.driver.stream_synchronize(raw.handle);
+        }
         if self.device.kind() == DeviceKind::Cpu {
             return Ok(());
         }
@@ -157,6 +435,42 @@ impl Stream {
         match self.queue().failed.take() {
             None => Ok(()),
             Some(error) => Err(error),
+        }
+    }
+
+    fn raw(&self, what: &'static str) -> Result<&RawStream, DeviceError> {
+        let device = self.device.kind();
+        self.raw.as_deref().ok_or(DeviceError::Unsupported { device, what })
+    }
+
+    fn check<T: Element>(&self, kernel: &'static str, tensor: &Tensor) -> Result<(), DeviceError> {
+        if tensor.dtype() != T::DTYPE {
+            let (got, expected) = (T::DTYPE, tensor.dtype());
+            return Err(DeviceError::Dtype { kernel, got, expected });
+        }
+        self.check_device(kernel, tensor)
+    }
+
+    fn check_device(&self, kernel: &'static str, tensor: &Tensor) -> Result<(), DeviceError> {
+        match tensor.buffer().device().is_same(&self.device) {
+            true => Ok(()),
+            false => Err(DeviceError::Foreign { kernel }),
+        }
+    }
+
+    fn check_pinned(
+        &self,
+        kernel: &'static str,
+        tensor: &Tensor,
+        pinned: &Pinned,
+    ) -> Result<(), DeviceError> {
+        self.check_device(kernel, tensor)?;
+        if !pinned.is_of(self.device.kind()) {
+            return Err(DeviceError::Foreign { kernel });
+        }
+        match pinned.len() == tensor.bytes() {
+            true => Ok(()),
+            false => Err(DeviceError::Elements { got: pinned.len(), expected: tensor.bytes() }),
         }
     }
 
@@ -180,9 +494,13 @@ impl Stream {
         name: &'static str,
         kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
+        if !self.device.kind().is_host() {
+            let device = self.device.kind();
+            return Err(DeviceError::NoHostKernels { kernel: name, device });
+        }
         // A panic in an earlier kernel leaves no broken invariant in `()`.
         let guard = self.device.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let context = Kernel { name, device: &self.device, grants: RefCell::new(Grants::new()) };
+        let context = Kernel::new(name, &self.device);
         let result = kernel(&context);
         context.close()?;
         drop(guard);
@@ -190,195 +508,5 @@ impl Stream {
     }
 }
 
-/// What a kernel sees while it runs: typed slices of device memory and the device's threads.
-pub struct Kernel<'a> {
-    name: &'static str,
-    device: &'a Device,
-    grants: RefCell<Grants>,
-}
-
-struct Grants {
-    ranges: [(usize, usize, bool); GRANTS],
-    count: usize,
-    /// Guarded device only: buffers made accessible for this kernel.
-    open: Vec<Buffer>,
-}
-
-impl Grants {
-    fn new() -> Grants {
-        Grants { ranges: [(0, 0, false); GRANTS], count: 0, open: Vec::new() }
-    }
-}
-
-impl Kernel<'_> {
-    /// The elements of `tensor`.
-    ///
-    /// # Errors
-    /// Another type; memory that this kernel already writes; memory of another device.
-    pub fn read<'s, T: Element>(&'s self, tensor: &'s Tensor) -> Result<&'s [T], DeviceError> {
-        let (start, len) = self.grant::<T>(tensor, false)?;
-        // SAFETY: `Tensor::new` keeps the range inside the buffer, which `tensor` keeps alive for
-        // 's; it is page-aligned memory plus whole elements of T, so aligned; every bit pattern
-        // is a T. `grant` refused overlaps with writable slices of this kernel, and the running
-        // lock excludes other kernels of this device.
-        Ok(unsafe { std::slice::from_raw_parts(start, len) })
-    }
-
-    /// The elements of `tensor`, to be written.
-    ///
-    /// # Errors
-    /// Another type; memory that this kernel already reads or writes; memory of another device.
-    #[allow(clippy::mut_from_ref)] // `grant` is the borrow checker of device memory.
-    pub fn write<'s, T: Element>(&'s self, tensor: &'s Tensor) -> Result<&'s mut [T], DeviceError> {
-        let (start, len) = self.grant::<T>(tensor, true)?;
-        // SAFETY: as in `read`; `grant` refused overlaps with any slice of this kernel.
-        Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
-    }
-
-    /// Parallel loops on the device's threads.
-    pub fn parallel(&self) -> &Parallel {
-        &self.device.inner.parallel
-    }
-
-    /// An error of this kernel.
-    pub fn error(&self, message: impl std::fmt::Display) -> DeviceError {
-        DeviceError::Kernel { kernel: self.name, message: message.to_string() }
-    }
-
-    fn grant<T: Element>(
-        &self,
-        tensor: &Tensor,
-        write: bool,
-    ) -> Result<(*mut T, usize), DeviceError> {
-        let kernel = self.name;
-        if tensor.dtype() != T::DTYPE {
-            let (got, expected) = (T::DTYPE, tensor.dtype());
-            return Err(DeviceError::Dtype { kernel, got, expected });
-        }
-        if !tensor.buffer.device().is_same(self.device) {
-            return Err(DeviceError::Foreign { kernel });
-        }
-        if tensor.is_empty() {
-            return Ok((std::ptr::NonNull::dangling().as_ptr(), 0));
-        }
-        // SAFETY: `Tensor::new` proved that offset + len elements lie inside the buffer.
-        let start = unsafe { tensor.buffer.start().cast::<T>().add(tensor.offset()) };
-        let range = (start.addr().get(), start.addr().get() + tensor.len() * size_of::<T>());
-        let mut grants = self.grants.borrow_mut();
-        for &(from, to, writes) in &grants.ranges[..grants.count] {
-            if (write || writes) && range.0 < to && from < range.1 {
-                return Err(DeviceError::Overlap { kernel });
-            }
-        }
-        if grants.count == GRANTS {
-            return Err(DeviceError::Grants { kernel, limit: GRANTS });
-        }
-        let next = grants.count;
-        grants.ranges[next] = (range.0, range.1, write);
-        grants.count += 1;
-        if self.device.kind() == DeviceKind::Guarded {
-            self.open(&mut grants, &tensor.buffer)?;
-        }
-        Ok((start.as_ptr(), tensor.len()))
-    }
-
-    fn open(&self, grants: &mut Grants, buffer: &Buffer) -> Result<(), DeviceError> {
-        if !grants.open.iter().any(|open| open.is_same(buffer)) {
-            buffer.protect(Access::ReadWrite)?;
-            grants.open.push(buffer.clone());
-        }
-        Ok(())
-    }
-
-    fn close(&self) -> Result<(), DeviceError> {
-        let mut grants = self.grants.borrow_mut();
-        grants.open.drain(..).try_for_each(|buffer| buffer.protect(Access::None))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{DType, Placement};
-
-    fn add_one(stream: &Stream, x: &Tensor) -> Result<(), DeviceError> {
-        let x = x.clone();
-        stream.launch("add_one", move |k| {
-            k.write::<f32>(&x)?.iter_mut().for_each(|x| *x += 1.0);
-            Ok(())
-        })
-    }
-
-    #[test]
-    fn kernels_run_in_order_on_both_devices() {
-        for device in [Device::cpu(2).unwrap(), Device::guarded(2).unwrap()] {
-            let x = device.tensor(&[3], &[1.0_f32, 2.0, 3.0]).unwrap();
-            let stream = device.stream();
-            for _ in 0..200 {
-                add_one(&stream, &x).unwrap();
-            }
-            assert_eq!(stream.to_vec::<f32>(&x).unwrap(), [201.0, 202.0, 203.0], "{device:?}");
-        }
-    }
-
-    #[test]
-    fn overlapping_writes_and_wrong_types_are_refused() {
-        let device = Device::cpu(1).unwrap();
-        let x = device.zeros(&[8], DType::F32).unwrap();
-        let tail = x.flat(4..8).unwrap();
-        let (a, b) = (x.clone(), tail.clone());
-        let twice = device.stream().launch("twice", move |k| {
-            let _a = k.write::<f32>(&a)?;
-            k.read::<f32>(&b).map(|_| ())
-        });
-        assert!(matches!(twice, Err(DeviceError::Overlap { kernel: "twice" })));
-        let wrong = device.stream().launch("wrong", move |k| k.read::<f64>(&tail).map(|_| ()));
-        assert!(matches!(wrong, Err(DeviceError::Dtype { .. })));
-    }
-
-    #[test]
-    fn a_late_error_surfaces_at_the_next_wait() {
-        let device = Device::guarded(1).unwrap();
-        let x = device.zeros(&[8], DType::F32).unwrap();
-        let stream = device.stream();
-        stream.launch("fail", |k| Err(k.error("on purpose"))).unwrap();
-        add_one(&stream, &x).unwrap();
-        let error = stream.synchronize().unwrap_err();
-        assert_eq!(error.to_string(), "kernel `fail`: on purpose");
-        assert_eq!(stream.to_vec::<f32>(&x).unwrap(), [0.0; 8], "work after an error is dropped");
-    }
-
-    #[test]
-    fn guarded_memory_is_inaccessible_between_kernels() {
-        let device = Device::guarded(1).unwrap();
-        let x = device.zeros(&[1024], DType::F32).unwrap();
-        device.stream().synchronize().unwrap();
-        // The system refuses to read inaccessible pages on our behalf: EFAULT instead of a crash.
-        let path = std::env::temp_dir().join(format!("muster-guarded-{}", std::process::id()));
-        let file = std::fs::File::create(&path).unwrap();
-        let start = x.buffer().start().as_ptr();
-        // SAFETY: write(2) validates the range itself and fails without touching our memory.
-        let wrote =
-            unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&file), start.cast(), 16) };
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(wrote, -1);
-        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EFAULT));
-    }
-
-    #[test]
-    fn shared_memory_is_seen_by_another_mapping_and_removed_with_its_maker() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("window");
-        let device = Device::cpu(1).unwrap();
-        let ours = device.alloc(64, &Placement::Shared(path.clone())).unwrap();
-        let theirs = device.map_shared(&path, 64).unwrap();
-        let ours = Tensor::new(ours, 0, &[16], DType::U32).unwrap();
-        let theirs = Tensor::new(theirs, 0, &[16], DType::U32).unwrap();
-        device.stream().copy_in(&ours, &[7_u32; 16]).unwrap();
-        assert_eq!(device.stream().to_vec::<u32>(&theirs).unwrap(), [7; 16]);
-        assert!(device.map_shared(&path, 65).is_err());
-        drop(ours);
-        assert!(!path.exists());
-        assert_eq!(device.allocated_bytes(), 64);
-    }
-}
+mod tests;

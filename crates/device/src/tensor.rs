@@ -79,6 +79,26 @@ impl Tensor {
         self.offset
     }
 
+    /// Where kernels see the first element; 0 in an empty buffer.
+    pub fn address(&self) -> u64 {
+        match self.buffer.address() {
+            0 => 0,
+            start => start + (self.offset * self.dtype.bytes()) as u64,
+        }
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype.bytes()
+    }
+
+    /// The same memory, byte by byte.
+    pub(crate) fn as_bytes(&self) -> Tensor {
+        let shape = Shape { extents: [self.bytes(), 1, 1, 1], rank: 1 };
+        let offset = self.offset * self.dtype.bytes();
+        Tensor { buffer: self.buffer.clone(), offset, shape, dtype: DType::U8 }
+    }
+
     pub fn dims(&self) -> &[usize] {
         self.shape.dims()
     }
