@@ -64,7 +64,7 @@ pub enum DeviceError {
     Symbol { device: DeviceKind, library: String, symbol: &'static str, install: &'static str },
     #[error("there is no {device}: the driver sees {count} device(s){advice}")]
     NoDevice { device: DeviceKind, count: u32, advice: &'static str },
-    #[error("{device} is a {name}, for which there are no kernels (compute capability {found})")]
+    #[error("{device} is a {name}, for which there are no kernels ({found})")]
     NoKernels { device: DeviceKind, name: String, found: String },
     #[error("{device}: {call} failed: {name} ({code}){}", failure.advice())]
     Driver { device: DeviceKind, call: &'static str, code: i32, name: String, failure: Failure },

@@ -24,6 +24,7 @@
 mod driver;
 mod dtype;
 mod error;
+mod gpu;
 mod kernel;
 mod kind;
 mod memory;
@@ -42,6 +43,7 @@ use std::sync::{Arc, Mutex};
 pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;
+pub use gpu::entry_points;
 pub use kernel::Kernel;
 pub use kind::{Arch, DeviceKind};
 pub use memory::{Buffer, Pinned};
@@ -97,9 +99,8 @@ impl Device {
             DeviceKind::Sim(arch) => {
                 Some(Arc::new(Sim::new(arch, SimOptions::from_environment(arch)?)))
             }
-            DeviceKind::Cuda(_) | DeviceKind::Hip(_) => {
-                return Err(DeviceError::Unsupported { device: kind, what: "driver layer" });
-            }
+            DeviceKind::Cuda(ordinal) => Some(Arc::new(gpu::cuda::open(ordinal)?)),
+            DeviceKind::Hip(ordinal) => Some(Arc::new(gpu::hip::open(ordinal)?)),
         };
         Device::with_driver(kind, threads, driver)
     }

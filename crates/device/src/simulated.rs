@@ -94,7 +94,7 @@ impl SimModule {
     /// # Errors
     /// Why these bytes are no simulated module of this machine.
     pub fn load(image: &[u8]) -> Result<SimModule, String> {
-        elf_bytes(image)?;
+        check_elf(image)?;
         let file = memory_file(image).map_err(|e| format!("cannot keep a copy: {e}"))?;
         let path = fresh_path(file.as_raw_fd());
         // SAFETY: loading runs the initializers of a module that the caller wants to run.
@@ -187,11 +187,11 @@ impl SimModule {
     }
 }
 
-/// The length of an ELF file, from its headers: what a driver goes by that is given an address
-/// alone. `image` may be longer.
+/// The length of a 64-bit ELF file, from its first 64 bytes: what a driver goes by that is given an
+/// address alone.
 ///
 /// # Errors
-/// It is no ELF file, or it is cut short.
+/// This is no such header.
 pub fn elf_bytes(image: &[u8]) -> Result<usize, String> {
     let field = |at: usize, bytes: usize| -> Option<u64> {
         let mut word = [0; 8];
@@ -206,10 +206,16 @@ pub fn elf_bytes(image: &[u8]) -> Result<usize, String> {
         let sections = field(0x28, 8)?.checked_add(field(0x3a, 2)? * field(0x3c, 2)?)?;
         Some(segments.max(sections).max(64))
     };
-    let end = end().ok_or("its header is cut short")?;
-    match usize::try_from(end) {
-        Ok(end) if end <= image.len() => Ok(end),
-        _ => Err(format!("its headers tell of {end} bytes, it has {}", image.len())),
+    let end = end().and_then(|end| usize::try_from(end).ok());
+    end.ok_or_else(|| "its header is cut short or broken".to_owned())
+}
+
+/// Checks that an ELF file is all there.
+pub(crate) fn check_elf(image: &[u8]) -> Result<(), String> {
+    let end = elf_bytes(image)?;
+    match end <= image.len() {
+        true => Ok(()),
+        false => Err(format!("its headers tell of {end} bytes, it has {}", image.len())),
     }
 }
 

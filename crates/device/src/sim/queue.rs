@@ -124,7 +124,9 @@ impl Queues {
 
     fn forget_doomed(&mut self) {
         if self.waiting == 0 {
-            self.doomed.drain(..).for_each(|event| drop(self.events.remove(&event)));
+            for event in self.doomed.drain(..) {
+                self.events.remove(&event);
+            }
         }
     }
 

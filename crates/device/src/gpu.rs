@@ -1,0 +1,476 @@
+//! Devices behind a vendor's driver: one implementation over the common table of entry points.
+//!
+//! ```text
+//! Gpu ──▶ Common (what both vendors have)
+//!     └─▶ Vendor: Cuda (contexts, launch with clusters), Hip (current device, launch)
+//! ```
+//!
+//! Every call first makes the device current in the calling thread, because threads come and go.
+//! Refusals become errors with the name of the call; in destructors they are dropped, because the
+//! driver reports a broken device at every other call too.
+
+pub(crate) mod cuda;
+pub(crate) mod hip;
+mod library;
+pub(crate) mod table;
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use crate::driver::{Direction, Driver, Found, Handle, Properties};
+use crate::simulated::check_elf;
+use crate::vendor::{
+    Attribute, CAPTURE_RELAXED, EVENT_DEFAULT, FUNCTION_MAX_THREADS, Failure, STREAM_NON_BLOCKING,
+};
+use crate::{DeviceError, DeviceKind, Grid};
+use table::{Common, Refusal};
+
+/// What the vendors do in their own ways.
+pub(crate) trait Vendor: Send + Sync {
+    /// Makes the device current in this thread.
+    fn enter(&self) -> Result<(), Refusal>;
+    fn error_name(&self, code: i32) -> String;
+    /// Lets launches of `function` ask for `bytes` bytes of dynamic shared memory.
+    fn allow_shared(&self, function: u64, bytes: u32) -> Result<(), Refusal>;
+    /// # Safety
+    /// As [`Driver::launch`]; `params` points to the argument.
+    unsafe fn launch(
+        &self,
+        stream: u64,
+        function: u64,
+        grid: &Grid,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Refusal>;
+}
+
+/// The entry points that a device of this kind needs of its vendor's library.
+pub fn entry_points(kind: DeviceKind) -> Vec<&'static str> {
+    match kind {
+        DeviceKind::Cuda(_) => {
+            [Common::symbols(table::CUDA), table::CudaOnly::symbols(table::OWN)].concat()
+        }
+        DeviceKind::Hip(_) => {
+            let own = table::HipOnly::symbols(table::OWN);
+            [Common::symbols(table::HIP), own, vec![hip::ERROR_NAME]].concat()
+        }
+        DeviceKind::Cpu | DeviceKind::Guarded | DeviceKind::Sim(_) => Vec::new(),
+    }
+}
+
+pub(crate) struct Gpu<V: Vendor> {
+    kind: DeviceKind,
+    common: Common,
+    vendor: V,
+    properties: Properties,
+    /// Where new memory is cleared, beside whatever the other streams do.
+    service: u64,
+    /// Dynamic shared memory that functions have been allowed.
+    allowed: Mutex<BTreeMap<u64, u32>>,
+}
+
+/// Dynamic shared memory that needs no permission.
+const FREE_SHARED: u32 = 48 << 10;
+
+pub(crate) fn driver_error(
+    device: DeviceKind,
+    refusal: Refusal,
+    name: impl Fn(i32) -> String,
+) -> DeviceError {
+    let Refusal { call, code } = refusal;
+    let failure = Failure::of(code);
+    DeviceError::Driver { device, call, code, name: name(code), failure }
+}
+
+fn constant_text(text: Option<*const c_char>, otherwise: &str) -> String {
+    match text {
+        Some(text) if !text.is_null() => {
+            // SAFETY: both drivers return constant strings.
+            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+        }
+        _ => otherwise.to_owned(),
+    }
+}
+
+/// Initializes the driver and finds a device by number.
+fn start(
+    common: &Common,
+    kind: DeviceKind,
+    ordinal: u32,
+    advice: &'static str,
+    name: impl Fn(i32) -> String,
+) -> Result<i32, DeviceError> {
+    let mut count = 0;
+    // SAFETY: the first call, with the only flags there are; then `count` is written.
+    let counted = unsafe { common.init(0).and_then(|()| common.device_count(&raw mut count)) };
+    match counted {
+        Err(refusal) if Failure::of(refusal.code) == Failure::NoDevice => count = 0,
+        other => other.map_err(|refusal| driver_error(kind, refusal, &name))?,
+    }
+    let wanted = i32::try_from(ordinal).ok().filter(|&ordinal| ordinal < count);
+    let Some(wanted) = wanted else {
+        let count = u32::try_from(count).unwrap_or(0);
+        return Err(DeviceError::NoDevice { device: kind, count, advice });
+    };
+    let mut device = 0;
+    // SAFETY: `device` is written.
+    let found = unsafe { common.device_get(&raw mut device, wanted) };
+    found.map_err(|refusal| driver_error(kind, refusal, &name))?;
+    Ok(device)
+}
+
+/// What both drivers tell in the same way; the architecture is left open.
+fn properties(
+    common: &Common,
+    kind: DeviceKind,
+    device: i32,
+    column: impl Fn(Attribute) -> i32,
+    version: impl Fn(i32) -> String,
+    name: impl Fn(i32) -> String,
+) -> Result<Properties, DeviceError> {
+    let fail = |refusal| driver_error(kind, refusal, &name);
+    let attribute = |attribute| {
+        let mut value = 0;
+        // SAFETY: `value` is written.
+        let told = unsafe { common.device_attribute(&raw mut value, column(attribute), device) };
+        told.map(|()| u32::try_from(value).unwrap_or(0)).map_err(fail)
+    };
+    let (mut text, mut bytes, mut driver) = ([0_u8; 256], 0_usize, 0);
+    // SAFETY: each writes to a place of the size that it is told or that its type has.
+    unsafe {
+        common.device_name(text.as_mut_ptr().cast(), 255, device).map_err(fail)?;
+        common.device_memory(&raw mut bytes, device).map_err(fail)?;
+        common.driver_version(&raw mut driver).map_err(fail)?;
+    }
+    let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+    Ok(Properties {
+        name: String::from_utf8_lossy(&text[..end]).into_owned(),
+        arch: None,
+        multiprocessors: attribute(Attribute::Multiprocessors)?,
+        l2_bytes: u64::from(attribute(Attribute::L2Bytes)?),
+        shared_bytes_per_block: attribute(Attribute::SharedBytesPerBlock)?,
+        memory_bytes: bytes as u64,
+        clock_khz: attribute(Attribute::ClockKhz)?,
+        driver: version(driver),
+        simulated: false,
+    })
+}
+
+/// Calls of the common table, one after the other until one is refused, on the device of `$gpu`.
+macro_rules! ask {
+    ($gpu:expr, $($call:ident($($arg:expr),*)),+) => {
+        $gpu.call(|common| {
+            // SAFETY: handles and addresses come from this driver; the public types own them, keep
+            // them while they are used, and destroy each once. Places to write to are locals, or
+            // slices of the length that is passed.
+            unsafe { $(common.$call($($arg),*)?;)+ }
+            Ok(())
+        })
+    };
+}
+
+impl<V: Vendor> Gpu<V> {
+    fn new(
+        kind: DeviceKind,
+        common: Common,
+        vendor: V,
+        properties: Properties,
+    ) -> Result<Gpu<V>, DeviceError> {
+        let allowed = Mutex::new(BTreeMap::new());
+        let mut gpu = Gpu { kind, common, vendor, properties, service: 0, allowed };
+        gpu.service = gpu.stream_create()?.0;
+        Ok(gpu)
+    }
+
+    /// A call of the common table, on this device.
+    fn call(&self, call: impl FnOnce(&Common) -> Result<(), Refusal>) -> Result<(), DeviceError> {
+        let done = self.vendor.enter().and_then(|()| call(&self.common));
+        done.map_err(|refusal| self.error(refusal))
+    }
+
+    fn error(&self, refusal: Refusal) -> DeviceError {
+        driver_error(self.kind, refusal, |code| self.vendor.error_name(code))
+    }
+
+    /// Waits for everything, so that what it uses can be destroyed.
+    fn quiesce(&self) {
+        let _ = ask!(self, synchronize());
+    }
+}
+
+impl<V: Vendor> Driver for Gpu<V> {
+    fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        let mut address = 0;
+        ask!(self, alloc(&raw mut address, bytes))?;
+        let cleared =
+            ask!(self, fill(address, 0, bytes, self.service), stream_synchronize(self.service));
+        match cleared {
+            Ok(()) => Ok(address),
+            Err(error) => {
+                self.free(address);
+                Err(error)
+            }
+        }
+    }
+
+    /// Both drivers wait for the work that was enqueued before.
+    fn free(&self, address: u64) {
+        let _ = ask!(self, free(address));
+    }
+
+    fn alloc_pinned(&self, bytes: usize) -> Result<u64, DeviceError> {
+        let mut address = 0;
+        ask!(self, alloc_pinned(&raw mut address, bytes, 0))?;
+        // SAFETY: host memory of this size that was just made.
+        unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
+        Ok(address)
+    }
+
+    fn free_pinned(&self, address: u64) {
+        self.quiesce();
+        let _ = ask!(self, free_pinned(address));
+    }
+
+    fn stream_create(&self) -> Result<Handle, DeviceError> {
+        let mut stream = 0;
+        ask!(self, stream_create(&raw mut stream, STREAM_NON_BLOCKING))?;
+        Ok(Handle(stream))
+    }
+
+    fn stream_destroy(&self, stream: Handle) {
+        let _ = ask!(self, stream_destroy(stream.0));
+    }
+
+    fn stream_synchronize(&self, stream: Handle) -> Result<(), DeviceError> {
+        ask!(self, stream_synchronize(stream.0))
+    }
+
+    fn stream_wait(&self, stream: Handle, event: Handle) -> Result<(), DeviceError> {
+        ask!(self, stream_wait(stream.0, event.0, 0))
+    }
+
+    fn event_create(&self) -> Result<Handle, DeviceError> {
+        let mut event = 0;
+        ask!(self, event_create(&raw mut event, EVENT_DEFAULT))?;
+        Ok(Handle(event))
+    }
+
+    fn event_destroy(&self, event: Handle) {
+        let _ = ask!(self, event_destroy(event.0));
+    }
+
+    fn event_record(&self, event: Handle, stream: Handle) -> Result<(), DeviceError> {
+        ask!(self, event_record(event.0, stream.0))
+    }
+
+    fn event_synchronize(&self, event: Handle) -> Result<(), DeviceError> {
+        ask!(self, event_synchronize(event.0))
+    }
+
+    fn event_elapsed_ms(&self, start: Handle, end: Handle) -> Result<f32, DeviceError> {
+        let mut ms = 0.0;
+        ask!(self, event_elapsed(&raw mut ms, start.0, end.0))?;
+        Ok(ms)
+    }
+
+    /// Waits for the copy: how far a driver has got with pageable memory when it returns is not
+    /// the same at both vendors.
+    fn copy_in(&self, stream: Handle, to: u64, from: &[u8]) -> Result<(), DeviceError> {
+        ask!(
+            self,
+            copy_in(to, from.as_ptr().cast(), from.len(), stream.0),
+            stream_synchronize(stream.0)
+        )
+    }
+
+    fn copy_out(&self, stream: Handle, to: &mut [u8], from: u64) -> Result<(), DeviceError> {
+        ask!(
+            self,
+            copy_out(to.as_mut_ptr().cast(), from, to.len(), stream.0),
+            stream_synchronize(stream.0)
+        )
+    }
+
+    fn copy(
+        &self,
+        stream: Handle,
+        to: u64,
+        from: u64,
+        bytes: usize,
+        direction: Direction,
+    ) -> Result<(), DeviceError> {
+        match direction {
+            Direction::HostToDevice => {
+                ask!(self, copy_in(to, from as *const c_void, bytes, stream.0))
+            }
+            Direction::DeviceToHost => {
+                ask!(self, copy_out(to as *mut c_void, from, bytes, stream.0))
+            }
+            Direction::DeviceToDevice => ask!(self, copy(to, from, bytes, stream.0)),
+        }
+    }
+
+    fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
+        ask!(self, fill(to, byte, bytes, stream.0))
+    }
+
+    fn module_load(&self, image: &[u8]) -> Result<Handle, DeviceError> {
+        let wrong = |message| DeviceError::Image { device: self.kind, message };
+        let image = whole(image).map_err(wrong)?;
+        let mut module = 0;
+        ask!(self, module_load(&raw mut module, image.as_ptr().cast()))?;
+        Ok(Handle(module))
+    }
+
+    fn module_unload(&self, module: Handle) {
+        self.quiesce();
+        // Its functions are not known here; a new one at an old address must ask again.
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let _ = ask!(self, module_unload(module.0));
+    }
+
+    fn function(&self, module: Handle, name: &str) -> Result<Found, DeviceError> {
+        let absent = || DeviceError::NoFunction {
+            device: self.kind,
+            name: name.to_owned(),
+            have: String::new(),
+        };
+        let text = CString::new(name).map_err(|_| absent())?;
+        let (mut function, mut threads) = (0, 0);
+        match ask!(self, function(&raw mut function, module.0, text.as_ptr())) {
+            Err(DeviceError::Driver { failure: Failure::NotFound, .. }) => return Err(absent()),
+            other => other?,
+        }
+        ask!(self, function_attribute(&raw mut threads, FUNCTION_MAX_THREADS, function))?;
+        let max_threads = u32::try_from(threads).unwrap_or(0);
+        Ok(Found { function: Handle(function), max_threads, args_bytes: None })
+    }
+
+    unsafe fn launch(
+        &self,
+        stream: Handle,
+        function: Handle,
+        name: &str,
+        grid: &Grid,
+        args: &[u8],
+    ) -> Result<(), DeviceError> {
+        let enter = || self.vendor.enter();
+        if grid.shared_bytes > FREE_SHARED {
+            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            if allowed.get(&function.0).is_none_or(|&bytes| bytes < grid.shared_bytes) {
+                let done =
+                    enter().and_then(|()| self.vendor.allow_shared(function.0, grid.shared_bytes));
+                done.map_err(|refusal| self.error(refusal))?;
+                allowed.insert(function.0, grid.shared_bytes);
+            }
+        }
+        // The driver copies the argument, and reads it only.
+        let mut params = [args.as_ptr().cast_mut().cast::<c_void>()];
+        let done = enter().and_then(|()| {
+            // SAFETY: the caller's.
+            unsafe { self.vendor.launch(stream.0, function.0, grid, &mut params) }
+        });
+        done.map_err(|refusal| match Failure::of(refusal.code) {
+            Failure::InvalidValue | Failure::OutOfResources => DeviceError::Launch {
+                device: self.kind,
+                kernel: name.to_owned(),
+                message: format!("{} ({grid:?})", self.error(refusal)),
+            },
+            _ => self.error(refusal),
+        })
+    }
+
+    fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
+        ask!(self, capture_begin(stream.0, CAPTURE_RELAXED))
+    }
+
+    fn capture_end(&self, stream: Handle) -> Result<Handle, DeviceError> {
+        let (mut graph, mut executable) = (0, 0);
+        ask!(self, capture_end(stream.0, &raw mut graph))?;
+        let made = ask!(self, graph_instantiate(&raw mut executable, graph, 0));
+        let _ = ask!(self, graph_destroy(graph));
+        made.map(|()| Handle(executable))
+    }
+
+    fn graph_launch(&self, stream: Handle, graph: Handle) -> Result<(), DeviceError> {
+        ask!(self, graph_launch(graph.0, stream.0))
+    }
+
+    fn graph_destroy(&self, graph: Handle) {
+        self.quiesce();
+        let _ = ask!(self, executable_destroy(graph.0));
+    }
+}
+
+impl<V: Vendor> Drop for Gpu<V> {
+    fn drop(&mut self) {
+        self.stream_destroy(Handle(self.service));
+    }
+}
+
+/// The image, in a form that a driver can find the end of by itself: it is given no length.
+fn whole(image: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, String> {
+    const FATBIN: u32 = 0xba55_ed50;
+    let word = |at: usize| {
+        let bytes = image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        u32::from_le_bytes(bytes.unwrap_or_default())
+    };
+    if word(0) == FATBIN {
+        // Magic, version and length of the header (16 bits each), length of the rest (64 bits).
+        let needed = u64::from(word(4) >> 16) + (u64::from(word(12)) << 32) + u64::from(word(8));
+        return match needed <= image.len() as u64 {
+            true => Ok(image.into()),
+            false => Err(format!("its header tells of {needed} bytes, it has {}", image.len())),
+        };
+    }
+    if image.starts_with(b"\x7fELF") {
+        check_elf(image)?;
+        return Ok(image.into());
+    }
+    let text = image.iter().all(|&b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    if text && image.windows(8).any(|window| window == b".version") {
+        let mut image = image.to_vec();
+        image.push(0);
+        return Ok(image.into());
+    }
+    Err("it is neither a fatbin, nor an ELF file, nor PTX".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_that_a_driver_would_read_beyond_are_refused() {
+        let mut fatbin = vec![0_u8; 80];
+        fatbin[..4].copy_from_slice(&0xba55_ed50_u32.to_le_bytes());
+        fatbin[4..8].copy_from_slice(&(16_u32 << 16 | 1).to_le_bytes());
+        fatbin[8] = 64;
+        assert!(whole(&fatbin).is_ok());
+        assert!(whole(&fatbin[..79]).unwrap_err().contains("80 bytes, it has 79"));
+        let ptx = b"// made by hand\n.version 8.0\n.target sm_80\n";
+        assert_eq!(whole(ptx).unwrap().last(), Some(&0));
+        assert!(whole(b"\x7fELF").is_err());
+        assert!(whole(b"").is_err());
+    }
+
+    #[test]
+    fn both_columns_name_every_symbol_once() {
+        for (kind, prefix) in [(DeviceKind::Cuda(0), "cu"), (DeviceKind::Hip(0), "hip")] {
+            let mut symbols = entry_points(kind);
+            let all = symbols.len();
+            assert!(all > 35 && symbols.iter().all(|symbol| symbol.starts_with(prefix)));
+            symbols.sort_unstable();
+            symbols.dedup();
+            assert_eq!(symbols.len(), all);
+        }
+    }
+}

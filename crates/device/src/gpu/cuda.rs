@@ -1,0 +1,169 @@
+//! NVIDIA devices, through the CUDA driver.
+//!
+//! Of `cudarc` this uses the types, the constants and the names under which it looks for the
+//! library. Its functions are not called: they panic where a symbol is missing, and return enums,
+//! which a code of a newer driver is not a value of.
+
+use std::ffi::{c_char, c_void};
+
+use cudarc::driver::sys;
+use libloading::Library;
+
+use super::library::Wanted;
+use super::table::{CUDA, Common, CudaOnly, OWN, Refusal};
+use super::{Gpu, Vendor, properties};
+use crate::driver::Properties;
+use crate::vendor::{Attribute, COMPUTE_CAPABILITY, FUNCTION_MAX_DYNAMIC_SHARED};
+use crate::{Arch, DeviceError, DeviceKind, Grid};
+
+pub(crate) struct Cuda {
+    table: CudaOnly,
+    device: i32,
+    context: u64,
+}
+
+fn wanted(ordinal: u32) -> Wanted {
+    let mut candidates = cudarc::get_lib_name_candidates("cuda");
+    candidates.extend(cudarc::get_lib_name_candidates("nvcuda"));
+    Wanted {
+        device: DeviceKind::Cuda(ordinal),
+        library: "libcuda.so.1",
+        candidates,
+        install: "install NVIDIA's driver, version 580 or later, which brings it",
+    }
+}
+
+/// # Errors
+/// The library, a symbol or the device is missing; a device without kernels.
+pub(crate) fn open(ordinal: u32) -> Result<Gpu<Cuda>, DeviceError> {
+    let wanted = wanted(ordinal);
+    let (library, name) = wanted.open()?;
+    let lacks = |symbol| wanted.lacks(name, symbol);
+    // SAFETY: the types are those of cuda.h.
+    let common = unsafe { Common::load(&library, CUDA) }.map_err(lacks)?;
+    // SAFETY: as above.
+    let table = unsafe { CudaOnly::load(&library, OWN) }.map_err(lacks)?;
+    // Drivers are not made to be closed again.
+    std::mem::forget::<Library>(library);
+    let kind = DeviceKind::Cuda(ordinal);
+    let name = |code| error_name(&table, code);
+    let device =
+        super::start(&common, kind, ordinal, "; CUDA_VISIBLE_DEVICES may hide some", name)?;
+    let properties = properties(&common, kind, device, Attribute::cuda, version, name)?;
+    let properties = with_arch(properties, &common, kind, device, name)?;
+    let mut context = 0;
+    // SAFETY: `context` is written; the device was found.
+    let retained = unsafe { table.context_retain(&raw mut context, device) };
+    retained.map_err(|refusal| super::driver_error(kind, refusal, name))?;
+    Gpu::new(kind, common, Cuda { table, device, context }, properties)
+}
+
+fn with_arch(
+    mut properties: Properties,
+    common: &Common,
+    kind: DeviceKind,
+    device: i32,
+    name: impl Fn(i32) -> String,
+) -> Result<Properties, DeviceError> {
+    let mut capability = [0; 2];
+    for (value, attribute) in capability.iter_mut().zip(COMPUTE_CAPABILITY) {
+        // SAFETY: `value` is written.
+        let told = unsafe { common.device_attribute(value, attribute, device) };
+        told.map_err(|refusal| super::driver_error(kind, refusal, &name))?;
+    }
+    let [major, minor] = capability;
+    properties.arch = Arch::of_compute_capability(major, minor);
+    match properties.arch {
+        Some(_) => Ok(properties),
+        None => Err(DeviceError::NoKernels {
+            device: kind,
+            name: properties.name,
+            found: format!("compute capability {major}.{minor}; 8.0 is the least"),
+        }),
+    }
+}
+
+fn version(version: i32) -> String {
+    format!("CUDA {}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn error_name(table: &CudaOnly, code: i32) -> String {
+    let mut name: *const c_char = std::ptr::null();
+    // SAFETY: `name` is set to a constant string, or left alone for an unknown code.
+    let known = unsafe { table.error_name(code, &raw mut name) };
+    super::constant_text(known.is_ok().then_some(name), "an error that the driver does not name")
+}
+
+impl Vendor for Cuda {
+    fn enter(&self) -> Result<(), Refusal> {
+        // SAFETY: the primary context, retained until `self` is dropped.
+        unsafe { self.table.context_set(self.context) }
+    }
+
+    fn error_name(&self, code: i32) -> String {
+        error_name(&self.table, code)
+    }
+
+    fn allow_shared(&self, function: u64, bytes: u32) -> Result<(), Refusal> {
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        // SAFETY: a function of a loaded module.
+        unsafe { self.table.function_set(function, FUNCTION_MAX_DYNAMIC_SHARED, bytes) }
+    }
+
+    unsafe fn launch(
+        &self,
+        stream: u64,
+        function: u64,
+        grid: &Grid,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Refusal> {
+        let [x, y, z] = grid.cluster;
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { clusterDim: cluster },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.grid[0],
+            gridDimY: grid.grid[1],
+            gridDimZ: grid.grid[2],
+            blockDimX: grid.block[0],
+            blockDimY: grid.block[1],
+            blockDimZ: grid.block[2],
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream as sys::CUstream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.blocks_per_cluster() > 1),
+        };
+        let config = (&raw const config).cast::<c_void>();
+        // SAFETY: the config and what it points to live until the call returns; the caller vouches
+        // for the rest.
+        unsafe { self.table.launch(config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // SAFETY: retained once, in `open`.
+        let _ = unsafe { self.table.context_release(self.device) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_said_as_people_do() {
+        assert_eq!(version(13_000), "CUDA 13.0");
+        assert_eq!(version(12_080), "CUDA 12.8");
+    }
+
+    #[test]
+    fn the_library_is_looked_for_as_cudarc_does() {
+        let names = wanted(0).candidates;
+        assert_eq!(names[0], "libcuda.so");
+        assert!(names.contains(&"libcuda.so.1".to_owned()));
+    }
+}
