@@ -3,7 +3,7 @@
 //
 // arch: gfx950
 // launch: blocks=1 cluster=1 shared=4096
-// expect: lanes
+// expect: lanes disagree
 #include "broken.h"
 
 template <bool BROKEN>

@@ -2,7 +2,7 @@
 //
 // arch: sm_90a
 // launch: blocks=2 cluster=2 shared=1024
-// expect: cluster
+// expect: which has ended
 #include "broken.h"
 
 template <bool BROKEN>

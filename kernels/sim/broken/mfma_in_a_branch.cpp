@@ -2,7 +2,7 @@
 //
 // arch: gfx90a gfx942
 // launch: blocks=1 cluster=1 shared=0
-// expect: mfma
+// expect: mfma (0x
 #include "broken.h"
 
 template <bool BROKEN>

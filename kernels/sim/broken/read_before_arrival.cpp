@@ -2,7 +2,7 @@
 //
 // arch: sm_90a
 // launch: blocks=1 cluster=1 shared=9216
-// expect: bulk
+// expect: bulk_load
 #include "broken.h"
 
 template <bool BROKEN>

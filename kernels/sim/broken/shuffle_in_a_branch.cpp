@@ -2,7 +2,7 @@
 //
 // arch: sm_80 gfx942
 // launch: blocks=1 cluster=1 shared=0
-// expect: shfl
+// expect: divergence
 #include "broken.h"
 
 template <bool BROKEN>

@@ -2,7 +2,7 @@
 //
 // arch: sm_90a
 // launch: blocks=1 cluster=1 shared=1024
-// expect: arriv
+// expect: over-arrival
 #include "broken.h"
 
 template <bool BROKEN>

@@ -3,7 +3,7 @@
 //
 // arch: sm_90a
 // launch: blocks=1 cluster=1 shared=17408
-// expect: bytes
+// expect: bulk_load
 #include "broken.h"
 
 template <bool BROKEN>

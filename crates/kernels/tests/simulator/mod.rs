@@ -1,5 +1,13 @@
 //! Compiling C++ for the tests of the simulator.
 
+// Each test uses a part of this.
+#![allow(dead_code)]
+
+pub mod build;
+pub mod gemm;
+pub mod module;
+pub mod tiles;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
