@@ -1,17 +1,17 @@
 // Which part of which matrix a block computes: pure functions of indices, for host and device.
 //
-// A product is cut into square units, as wide as the kernel's class says (256 or 128 elements). A unit
-// is the work of one cluster: of one block, or on Hopper of two that share their right operand. All
-// units of a launch are numbered through its table of problems:
+// A product is cut into square units, as wide as the kernel's class says (256 or 128 elements). A
+// unit is the work of one cluster: of one block, or on Hopper of two that share their right
+// operand. All units of a launch are numbered through its table of problems:
 //
 //   unit → problem (search on first_block) → local unit → (row, column) of the square
 //
-// Three orders: dense, lower triangle, and both over a group of problems. Every order is a bijection, and
-// the row of squares is the same whoever computes it, so the order decides speed and never bits.
-// crates/kernels mirrors this file in Rust; a property test holds the two together.
+// Three orders: dense, lower triangle, and both over a group of problems. Every order is a
+// bijection, and the row of squares is the same whoever computes it, so the order decides speed and
+// never bits. crates/kernels mirrors this file in Rust; a property test holds the two together.
 //
-// All arithmetic is in integers: with floats, the square root of a triangle order goes wrong from some
-// size on. nvcc needs --expt-relaxed-constexpr for constexpr functions in device code.
+// All arithmetic is in integers: with floats, the square root of a triangle order goes wrong from
+// some size on. nvcc needs --expt-relaxed-constexpr for constexpr functions in device code.
 #pragma once
 
 #include <stdint.h>
@@ -46,8 +46,8 @@ constexpr uint64_t units_of(const MusterGemmProblem& problem) {
                : static_cast<uint64_t>(problem.m_blocks) * problem.n_blocks;
 }
 
-// Dense order: bands of `group_rows` rows, in each band column by column, so that the units in flight
-// share a compact set of operand tiles in the second-level cache.
+// Dense order: bands of `group_rows` rows, in each band column by column, so that the units in
+// flight share a compact set of operand tiles in the second-level cache.
 //
 //   group_rows 2:   0 2 4
 //                   1 3 5
@@ -60,29 +60,29 @@ constexpr Square dense(uint64_t unit, uint32_t m_blocks, uint32_t n_blocks, uint
     return {first + within % height, within / height};
 }
 
-// Lower-triangle order: the same bands; a band is a rectangle left of its diagonal, and a small triangle.
+// Lower-triangle order: the same bands; a band is a rectangle left of its diagonal, and a small
+// triangle.
 //
 //   group_rows 2:   0
 //                   1 2
 //                   3 5 7
 //                   4 6 8 9
 constexpr Square lower(uint64_t unit, uint32_t m_blocks, uint32_t group_rows) {
-    uint32_t low = 0;  // The band is the last whose first unit is not behind `unit`.
-    uint32_t high = (m_blocks + group_rows - 1) / group_rows;
-    while (high - low > 1) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (triangle(static_cast<uint64_t>(middle) * group_rows) <= unit) {
-            low = middle;
-        } else {
-            high = middle;
+    uint32_t band = 0;  // The last whose first unit is not behind `unit`, among `bands` from it on.
+    for (uint32_t bands = (m_blocks + group_rows - 1) / group_rows; bands > 1;) {
+        const uint32_t half = bands / 2;
+        if (triangle(static_cast<uint64_t>(band + half) * group_rows) <= unit) {
+            band += half;
         }
+        bands -= half;
     }
-    const uint32_t first = low * group_rows;
+    const uint32_t first = band * group_rows;
     const uint32_t height = smaller(group_rows, m_blocks - first);
     uint64_t within = unit - triangle(first);
     const uint64_t rectangle = static_cast<uint64_t>(height) * (first + 1);
     if (within < rectangle) {
-        return {first + static_cast<uint32_t>(within % height), static_cast<uint32_t>(within / height)};
+        return {first + static_cast<uint32_t>(within % height),
+                static_cast<uint32_t>(within / height)};
     }
     within -= rectangle;
     uint32_t step = 1;  // Column first + step holds height - step squares.
@@ -100,24 +100,22 @@ constexpr Square square(const MusterGemmProblem& problem, uint64_t local, uint32
                : dense(local, problem.m_blocks, problem.n_blocks, group_rows);
 }
 
-// Problem of a unit: the last whose first_block is not behind it. `from` is a problem known not to be
-// behind it; in a persistent loop the previous unit's, which mostly answers at once.
+// Problem of a unit: the last whose first_block is not behind it. `from` is a problem known not to
+// be behind it; in a persistent loop the previous unit's, which mostly answers at once.
 constexpr uint32_t problem_of(const MusterGemmProblem* problems, uint32_t count, uint32_t unit,
                               uint32_t from) {
     if (from + 1 == count || unit < problems[from + 1].first_block) {
         return from;
     }
-    uint32_t low = from + 1;
-    uint32_t high = count;
-    while (high - low > 1) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (problems[middle].first_block <= unit) {
-            low = middle;
-        } else {
-            high = middle;
+    uint32_t index = from + 1;
+    for (uint32_t left = count - index; left > 1;) {
+        const uint32_t half = left / 2;
+        if (problems[index + half].first_block <= unit) {
+            index += half;
         }
+        left -= half;
     }
-    return low;
+    return index;
 }
 
 // Grouped order: a unit's problem and its square there.
@@ -128,8 +126,8 @@ constexpr Unit locate(const MusterGemmProblem* problems, uint32_t count, uint32_
     return {index, square(problem, unit - problem.first_block, group_rows)};
 }
 
-// Consecutive blocks are dealt to `xcds` chiplets in turn, each with a cache of its own. Renumbers the
-// `blocks` of a grid so that a chiplet gets a run of neighbouring numbers.
+// Consecutive blocks are dealt to `xcds` chiplets in turn, each with a cache of its own. Renumbers
+// the `blocks` of a grid so that a chiplet gets a run of neighbouring numbers.
 //
 //   8 blocks, 3 chiplets:   block 0 1 2 3 4 5 6 7   becomes   0 3 6 1 4 7 2 5
 constexpr uint32_t chiplet_order(uint32_t block, uint32_t blocks, uint32_t xcds) {

@@ -1,0 +1,395 @@
+// The Hopper core: persistent, warp-specialized, fed by bulk copies.
+//
+//   warpgroup 0    one thread fills a ring of stages in shared memory, running ahead through units
+//   warpgroup 1–2  multiply from the ring (wgmma), finish in f32, hand tiles to the copy engine
+//
+// Class 256: a cluster of two blocks computes a unit of 256×256, each its 128 rows. They share the
+// right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows.
+//
+// Class 128: a block computes a unit of 128×128, and its warpgroups take turns, so that one's
+// epilogue runs under the other's products. The ring sequences them: a turn's stages are filled
+// after those of the turn before.
+//
+// A stage is 64 k's: A's two tiles, then B's, unchanged from device memory (tile.h). The addend C
+// comes through the same ring as further stages behind the last k, so its latency hides as theirs
+// does. The sum over k has one order, whatever else is in the launch.
+#pragma once
+
+#include "../schedule.h"
+#include "fragment.h"
+
+namespace gemm {
+
+template <u32 CLASS>
+struct Sm90 {
+    static_assert(CLASS == 256 || CLASS == 128, "two block classes");
+    static constexpr bool WIDE = CLASS == 256;
+    static constexpr u32 CLUSTER = WIDE ? 2 : 1;
+    static constexpr u32 UNIT_TILES = CLASS / tile::SIDE;
+    static constexpr u32 M_TILES = 2;  // of a block
+    static constexpr u32 N_TILES = UNIT_TILES;
+    static constexpr u32 N = N_TILES * tile::SIDE;
+    static constexpr u32 STAGES = WIDE ? 4 : 6;
+    static constexpr u32 STAGE_BYTES = (M_TILES + N_TILES) * tile::BYTES;
+    static constexpr u32 ADDEND_STAGES = N_TILES / 2;  // two columns of tiles each
+
+    static constexpr u32 GROUP = 128;             // threads of a warpgroup
+    static constexpr u32 THREADS = 3 * GROUP;
+    static constexpr u32 STRIPS = WIDE ? 1 : 2;   // of 64 rows, in a multiplying warpgroup
+    static constexpr u32 STRIP_F32 = N / 2;       // accumulators of a thread
+    // Warps that must leave a stage before it is filled again, in all blocks that get its bytes.
+    static constexpr u32 READERS = WIDE ? 8 * CLUSTER : 4;
+
+    static constexpr u32 OUTBOX = STAGES * STAGE_BYTES;  // two tiles for each multiplying warpgroup
+    static constexpr u32 BARRIERS = OUTBOX + 4 * tile::BYTES;
+    static constexpr u32 SHARED_BYTES = BARRIERS + 2 * STAGES * sizeof(u64);
+    static_assert(SHARED_BYTES <= 227 * 1024, "a block's shared memory on Hopper");
+};
+
+template <u32 CLASS>
+DEV_FN unsigned char* stage_at(u32 stage) {
+    return shared() + stage * Sm90<CLASS>::STAGE_BYTES;
+}
+template <u32 CLASS>
+DEV_FN u64* full_barrier(u32 stage) {
+    return reinterpret_cast<u64*>(shared() + Sm90<CLASS>::BARRIERS) + stage;
+}
+template <u32 CLASS>
+DEV_FN u64* empty_barrier(u32 stage) {
+    return full_barrier<CLASS>(Sm90<CLASS>::STAGES + stage);
+}
+
+// A place in the ring, and the parity of its round.
+template <u32 STAGES>
+struct Ring {
+    u32 stage = 0;
+    u32 parity = 0;
+
+    DEV_FN void advance(u32 steps) {
+        stage += steps;
+        parity ^= stage / STAGES & 1;
+        stage %= STAGES;
+    }
+    DEV_FN void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+// ---- the filling thread -------------------------------------------------------------------------
+
+template <bool B_MN, u32 CLASS>
+DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, u32 m_tile,
+                         u32 n_tile, u32 rank) {
+    using S = Sm90<CLASS>;
+    constexpr u32 SHARE = S::N_TILES / S::CLUSTER;
+    for (u32 k = 0; k < p.k_tiles; ++k) {
+        u64* const full = full_barrier<CLASS>(ring.stage);
+        unsigned char* const stage = stage_at<CLASS>(ring.stage);
+        mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+        mbar_expect(full, S::STAGE_BYTES);
+#pragma unroll
+        for (u32 i = 0; i < S::M_TILES; ++i) {
+            const u64 at = p.a + tile::tile_offset(m_tile + i, k, p.a_tiles_per_row);
+            bulk_load(stage + i * tile::BYTES, pointer<const void>(at), tile::BYTES, full);
+        }
+#pragma unroll
+        for (u32 i = 0; i < SHARE; ++i) {
+            const u32 n = rank * SHARE + i;
+            const u64 at = p.b + (B_MN ? tile::tile_offset(k, n_tile + n, p.b_tiles_per_row)
+                                       : tile::tile_offset(n_tile + n, k, p.b_tiles_per_row));
+            unsigned char* const to = stage + (S::M_TILES + n) * tile::BYTES;
+            if constexpr (S::CLUSTER == 1) {
+                bulk_load(to, pointer<const void>(at), tile::BYTES, full);
+            } else {
+                bulk_load_multicast(to, pointer<const void>(at), tile::BYTES, full,
+                                    (1u << S::CLUSTER) - 1);
+            }
+        }
+        ring.next();
+    }
+}
+
+// Two rows and two columns of C's tiles to a stage. Tiles that the result drops are not read: in a
+// symmetric product in place another block may be writing them.
+template <u32 CLASS>
+DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, u32 m_tile,
+                        u32 n_tile) {
+    for (u32 step = 0; step < Sm90<CLASS>::ADDEND_STAGES; ++step) {
+        u64* const full = full_barrier<CLASS>(ring.stage);
+        mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+        u32 bytes = 0;
+        for (u32 i = 0; i < 4; ++i) {
+            bytes += kept(p, m_tile + i / 2, n_tile + 2 * step + i % 2) ? tile::BYTES : 0;
+        }
+        mbar_expect(full, bytes);
+        for (u32 i = 0; i < 4; ++i) {
+            const u32 row = m_tile + i / 2;
+            const u32 col = n_tile + 2 * step + i % 2;
+            if (kept(p, row, col)) {
+                const u64 at = p.c + tile::tile_offset(row, col, p.c_tiles_per_row);
+                bulk_load(stage_at<CLASS>(ring.stage) + i * tile::BYTES, pointer<const void>(at),
+                          tile::BYTES, full);
+            }
+        }
+        ring.next();
+    }
+}
+
+template <bool B_MN, u32 CLASS>
+DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
+    using S = Sm90<CLASS>;
+    const MusterGemmProblem* const problems = pointer<const MusterGemmProblem>(args.problems);
+    Ring<S::STAGES> ring;
+    u32 problem = 0;
+    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += grid() / S::CLUSTER) {
+        const schedule::Unit at =
+            schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
+        problem = at.problem;
+        const MusterGemmProblem& p = problems[problem];
+        const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
+        const u32 n_tile = at.at.col * S::UNIT_TILES;
+        fill_product<B_MN, CLASS>(ring, p, m_tile, n_tile, rank);
+        if (has_addend(p)) {
+            fill_addend<CLASS>(ring, p, m_tile, n_tile);
+        }
+    }
+    if constexpr (S::CLUSTER > 1) {
+        // The partner's warps still arrive here: a block's barriers must outlive its last stages.
+        for (u32 stage = 0; stage < S::STAGES; ++stage) {
+            mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+            ring.next();
+        }
+    }
+}
+
+// ---- the multiplying warpgroups -----------------------------------------------------------------
+
+// This warp has read the stage; told to all blocks that put bytes into it.
+template <u32 CLASS>
+DEV_FN void release(u32 stage) {
+    u64* const empty = empty_barrier<CLASS>(stage);
+    if (lane() < Sm90<CLASS>::CLUSTER) {
+        if constexpr (Sm90<CLASS>::CLUSTER == 1) {
+            mbar_arrive(empty);
+        } else {
+            mbar_arrive_cluster(empty, lane());
+        }
+    }
+}
+
+// acc = A·B over all k's. One stage's products are in flight while the next one's are issued.
+template <class T, bool B_MN, u32 CLASS>
+DEV_FN void multiply(Ring<Sm90<CLASS>::STAGES>& ring, u32 k_tiles, u32 first_strip,
+                     f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32]) {
+    using S = Sm90<CLASS>;
+    constexpr u32 K = 16;  // of an instruction
+    u32 previous = 0;
+    // Zeros, and not the instruction's "do not accumulate": with two strips ptxas then finds
+    // registers that it must copy, and serializes the products.
+#pragma unroll
+    for (u32 i = 0; i < S::STRIPS * S::STRIP_F32; ++i) {
+        acc[i / S::STRIP_F32][i % S::STRIP_F32] = 0.0f;
+    }
+    for (u32 k = 0; k < k_tiles; ++k) {
+        mbar_wait(full_barrier<CLASS>(ring.stage), ring.parity);
+        const unsigned char* const a = stage_at<CLASS>(ring.stage) + first_strip * tile::BYTES;
+        const unsigned char* const b = stage_at<CLASS>(ring.stage) + S::M_TILES * tile::BYTES;
+        wgmma_fence();
+#pragma unroll
+        for (u32 i = 0; i < tile::SIDE / K; ++i) {
+            // K-major: 16 k's are 32 bytes of a row, 8 rows 1024 bytes. MN-major: 16 k's are 16
+            // rows.
+            const u64 right = B_MN ? wgmma_desc(b + i * K * tile::ROW_BYTES, tile::BYTES, 1024)
+                                   : wgmma_desc(b + i * K * 2, 16, 1024);
+#pragma unroll
+            for (u32 strip = 0; strip < S::STRIPS; ++strip) {
+                const u64 left = wgmma_desc(a + strip * tile::BYTES + i * K * 2, 16, 1024);
+                wgmma<T, S::N, B_MN>(acc[strip], left, right, true);
+            }
+        }
+        wgmma_commit();
+        if (k != 0) {
+            wgmma_wait<1>(acc[0]);
+            release<CLASS>(previous);
+        }
+        previous = ring.stage;
+        ring.next();
+    }
+#pragma unroll
+    for (u32 strip = 0; strip < S::STRIPS; ++strip) {
+        wgmma_wait<0>(acc[strip]);
+    }
+    release<CLASS>(previous);
+}
+
+// A warpgroup's way out: two tile images in shared memory, used in turn, and the copy engine.
+struct Outbox {
+    unsigned char* images;
+    u32 barrier;
+    u32 member;  // of the warpgroup
+    u32 turn = 0;
+
+    using Strip = Part<4, 4>;  // a warp's 16 rows of a sub-tile
+
+    DEV_FN void meet() const { named_sync(barrier, 128); }
+
+    // The image of v's sub-tile, complete for generic reads. `send` must follow.
+    template <class T>
+    DEV_FN unsigned char* image(const Strip& strip, const f32* v, bool transposed, f32 scale,
+                                bool symmetric) {
+        unsigned char* const to = images + turn * tile::BYTES;
+        turn ^= 1;
+        if (member == 0) {
+            bulk_wait_read<1>();
+        }
+        meet();
+        strip.image<T>(to, v, transposed, scale);
+        if (symmetric) {
+            meet();
+            symmetrize(to, member, 128);
+        }
+        return to;
+    }
+
+    // To a tile of a grid; with 0, the image stays here, but counts: groups and images go in step.
+    DEV_FN void send(u64 to, const unsigned char* image) const {
+        fence_async_shared();
+        meet();
+        if (member == 0) {
+            if (to != 0) {
+                bulk_store(pointer<void>(to), image, tile::BYTES);
+            }
+            bulk_commit();
+        }
+    }
+
+    // The sub-tile to D, and its transpose to the place above the diagonal.
+    template <class T>
+    DEV_FN void grid(const MusterGemmProblem& p, const Strip& strip, const f32* v, u32 row,
+                     u32 col) {
+        const u32 copies = mirrored(p, row, col) ? 2 : 1;
+#pragma unroll 1
+        for (u32 copy = 0; copy < copies; ++copy) {
+            const unsigned char* const from =
+                image<T>(strip, v, copy != 0, 1.0f, on_diagonal(p, row, col));
+            send(p.d + (copy == 0 ? tile::tile_offset(row, col, p.d_tiles_per_row)
+                                  : tile::tile_offset(col, row, p.d_tiles_per_row)),
+                 from);
+        }
+    }
+
+    DEV_FN void caller_bf16(const MusterGemmProblem& p, const Strip& strip, const f32* v, u32 row,
+                            u32 col) {
+        const u32 copies = mirrored(p, row, col) ? 2 : 1;
+#pragma unroll 1
+        for (u32 copy = 0; copy < copies; ++copy) {
+            const bool transposed = copy != 0 || transposed_out(p);
+            const unsigned char* const from =
+                image<Bf16>(strip, v, transposed, p.out_scale, on_diagonal(p, row, col));
+            send(0, from);
+            write_bf16(p, from, transposed ? col : row, transposed ? row : col, transposed, member,
+                       128);
+        }
+    }
+};
+
+// Finishes the sub-tiles of acc in turn, each while the one before is on its way out.
+template <class T, u32 CLASS>
+DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, Outbox& outbox,
+                   f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32], u32 m_tile, u32 n_tile,
+                   u32 first_strip) {
+    using S = Sm90<CLASS>;
+    const bool addend = has_addend(p);
+    const Outbox::Strip warp = {outbox.member / WAVE * FRAGMENT, 0};
+#pragma unroll
+    for (u32 i = 0; i < S::STRIPS * S::N_TILES; ++i) {
+        const u32 strip = i / S::N_TILES;
+        const u32 across = i % S::N_TILES;
+        const u32 row = m_tile + first_strip + strip;
+        const u32 col = n_tile + across;
+        f32* const v = acc[strip] + across * (4 * FRAGMENT_F32);
+        if (addend && i % (2 * S::STRIPS) == 0) {
+            mbar_wait(full_barrier<CLASS>(ring.stage), ring.parity);
+        }
+        if (kept(p, row, col)) {
+            const u32 place = (first_strip + strip) * 2 + across % 2;
+            const unsigned char* const image = stage_at<CLASS>(ring.stage) + place * tile::BYTES;
+            warp.template finish<T>(p, v, addend ? image : nullptr, row, col);
+            if (p.d != 0) {
+                outbox.template grid<T>(p, warp, v, row, col);
+            }
+            if (p.out != 0 && p.flags & MUSTER_GEMM_OUT_BF16) {
+                outbox.caller_bf16(p, warp, v, row, col);
+            } else if (p.out != 0) {
+                warp.write(p, v, row, col);
+            }
+        }
+        if (addend && i % (2 * S::STRIPS) == 2 * S::STRIPS - 1) {
+            wave_sync();  // All lanes have read.
+            release<CLASS>(ring.stage);
+            ring.next();
+        }
+    }
+}
+
+template <class T, bool B_MN, u32 CLASS>
+DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
+    using S = Sm90<CLASS>;
+    const MusterGemmProblem* const problems = pointer<const MusterGemmProblem>(args.problems);
+    Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
+                     thread() % S::GROUP};
+    Ring<S::STAGES> ring;
+    u32 problem = 0;
+    u32 turn = 0;
+    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += grid() / S::CLUSTER) {
+        const schedule::Unit at =
+            schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
+        problem = at.problem;
+        const MusterGemmProblem& p = problems[problem];
+        if (!S::WIDE && turn++ % 2 != group) {
+            ring.advance(p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0));
+            continue;
+        }
+        const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
+        const u32 first_strip = S::WIDE ? group : 0;
+        f32 acc[S::STRIPS][S::STRIP_F32];
+        multiply<T, B_MN, CLASS>(ring, p.k_tiles, first_strip, acc);
+        finish<T, CLASS>(ring, p, outbox, acc, m_tile, at.at.col * S::UNIT_TILES, first_strip);
+    }
+    if (outbox.member == 0) {
+        bulk_wait<0>();
+    }
+}
+
+template <class T, bool B_MN, u32 CLASS>
+DEV_FN void run_sm90(const MusterGemmArgs& args) {
+    using S = Sm90<CLASS>;
+    const u32 rank = S::CLUSTER == 1 ? 0 : cluster_rank();
+    if (thread() == 0) {
+        for (u32 stage = 0; stage < S::STAGES; ++stage) {
+            mbar_init(full_barrier<CLASS>(stage), 1);
+            mbar_init(empty_barrier<CLASS>(stage), S::READERS);
+        }
+        mbar_init_fence();
+    }
+    if constexpr (S::CLUSTER == 1) {
+        sync();
+    } else {
+        cluster_sync();
+    }
+    const u32 group = uniform(thread() / S::GROUP);
+    if (group == 0) {
+        registers_down<40>();
+        if (wave() == 0 && elect()) {
+            fill<B_MN, CLASS>(args, rank);
+        }
+    } else {
+        registers_up<232>();
+        multiply_all<T, B_MN, CLASS>(args, rank, group - 1);
+    }
+}
+
+}  // namespace gemm
