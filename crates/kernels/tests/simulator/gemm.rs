@@ -162,7 +162,8 @@ impl Spec {
             lower,
             alpha: random.pick(&[1.0, 0.5, -2.0]),
             beta,
-            gamma: random.pick(&[0.0, 1.5]),
+            // The identity is for square results.
+            gamma: if rows == cols { random.pick(&[0.0, 1.5]) } else { 0.0 },
             addend,
             store: !with_out || addend == Addend::InPlace || random.below(2) == 0,
             out: with_out.then_some(out),
@@ -273,49 +274,48 @@ impl Memory {
         }
     }
 
-    /// Element (row, col) before it is stored, by plain loops; and what rounding can do to it.
-    fn expected(&self, before: &Self, kernel: &Kernel, row: usize, col: usize) -> (f64, f64) {
+    /// Elements before they are stored, by plain loops, and what roundings can do to each.
+    fn expected(&self, before: &Self, kernel: &Kernel) -> Vec<(f64, f64)> {
         let spec = &self.spec;
-        let b = self.b.as_ref().unwrap_or(&self.a);
-        let (mut sum, mut magnitude) = (0.0, 0.0);
-        for k in 0..self.k_tiles(kernel) * 64 {
-            let right = if kernel.nn { b.get(k, col) } else { b.get(col, k) };
-            let product = f64::from(self.a.get(row, k)) * f64::from(right);
-            sum += product;
-            magnitude += product.abs();
-        }
-        let addend = match spec.addend {
-            Addend::None | Addend::Ignored => 0.0,
-            Addend::Separate => before.c.as_ref().unwrap().get(row, col),
-            Addend::InPlace => before.d.as_ref().unwrap().get(row, col),
+        let depth = self.k_tiles(kernel) * 64;
+        let right = self.b.as_ref().unwrap_or(&self.a);
+        let a = rows_of(spec.rows, depth, |row, k| self.a.get(row, k));
+        let b = rows_of(spec.cols, depth, |col, k| {
+            if kernel.nn { right.get(k, col) } else { right.get(col, k) }
+        });
+        let c = match spec.addend {
+            Addend::None | Addend::Ignored => None,
+            Addend::Separate => before.c.as_ref(),
+            Addend::InPlace => before.d.as_ref(),
         };
-        let addend = f64::from(spec.beta) * f64::from(addend);
-        let identity = if row == col && row < spec.rows { f64::from(spec.gamma) } else { 0.0 };
-        let alpha = f64::from(spec.alpha);
-        let error = (alpha * magnitude).abs() + addend.abs() + identity.abs();
-        // Each of at most depth + 3 roundings of f32 is at most 2⁻²⁴ of the sum of magnitudes.
-        let roundings = (self.k_tiles(kernel) * 64 + 3) as f64;
-        (
-            alpha * sum + addend + identity,
-            if spec.exact { 0.0 } else { error * roundings / (1 << 24) as f64 },
-        )
+        let element = |row: usize, col: usize| {
+            let products = || a[row].iter().zip(&b[col]).map(|(a, b)| a * b);
+            let addend = f64::from(spec.beta * c.map_or(0.0, |c| c.get(row, col)));
+            let identity = if row == col { f64::from(spec.gamma) } else { 0.0 };
+            let value = f64::from(spec.alpha) * products().sum::<f64>() + addend + identity;
+            if spec.exact {
+                return (value, 0.0);
+            }
+            // Each of at most depth + 3 roundings of f32 is at most 2⁻²⁴ of the sum of magnitudes.
+            let products: f64 = products().map(f64::abs).sum();
+            let magnitude = products * f64::from(spec.alpha.abs()) + addend.abs() + identity.abs();
+            (value, magnitude * (depth + 3) as f64 / (1 << 24) as f64)
+        };
+        let rows = 0..spec.rows;
+        rows.flat_map(|row| (0..spec.cols).map(move |col| (row, col)))
+            .map(|(row, col)| element(row, col))
+            .collect()
     }
 
     fn check(&self, before: &Self, kernel: &Kernel) {
         let Self { spec, d, .. } = self;
-        let values: Vec<(f64, f64)> = (0..spec.rows * spec.cols)
-            .map(|index| self.expected(before, kernel, index / spec.cols, index % spec.cols))
-            .collect();
+        let values = self.expected(before, kernel);
         if let Some(d) = d {
             for row in 0..d.rows() {
                 for col in 0..d.cols() {
                     let inside = row < spec.rows && col < spec.cols;
-                    // The identity is as long as the rows, also where columns are padding.
-                    let identity = if row == col && row < spec.rows { spec.gamma } else { 0.0 };
-                    let (value, error) = match inside {
-                        true => values[row * spec.cols + col],
-                        false => (f64::from(identity), 0.0),
-                    };
+                    let (value, error) =
+                        if inside { values[row * spec.cols + col] } else { (0.0, 0.0) };
                     let got = d.get(row, col);
                     let stored =
                         |value: f64| kernel.format.decode(kernel.format.encode(value as f32));
@@ -432,6 +432,11 @@ fn symmetric(grid: &mut Grid, size: usize, value: &mut impl FnMut() -> f32) {
             grid.set(col, row, value);
         }
     }
+}
+
+fn rows_of(rows: usize, depth: usize, at: impl Fn(usize, usize) -> f32) -> Vec<Vec<f64>> {
+    let row = |row| (0..depth).map(|k| f64::from(at(row, k))).collect();
+    (0..rows).map(row).collect()
 }
 
 fn out_shape(spec: &Spec, out: Out) -> (usize, usize) {
