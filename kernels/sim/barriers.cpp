@@ -21,7 +21,7 @@ void arrive_and_wait(Barrier& barrier, uint32_t expected, const char* what, uint
     barrier.arrived++;
     if (barrier.arrived < expected) {
         barrier.waiting.push_back(fiber);
-        block("%s %u of %u threads", what, id, expected);
+        block({what, "%ld of %ld threads", {id, expected}});
         return;
     }
     barrier.arrived = 0;
@@ -86,7 +86,7 @@ void meet(Meeting& meeting, uint32_t slot, const char* what, uint64_t tag, void*
     meeting.payloads[slot] = payload;
     meeting.fibers[slot] = fiber;
     if (++meeting.arrived < meeting.expected) {
-        block("%s for all %u lanes", what, meeting.expected);
+        block({what, "for all %ld lanes", {meeting.expected}});
         return;
     }
     meeting.arrived = 0;

@@ -10,7 +10,10 @@ cxx=${MUSTER_CXX:-g++}
 common=(-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off
     -Wall -Wextra)
 # The kernels alone are instrumented; the hooks that this calls are in hooks.cpp.
-kernel=(-fsanitize=thread -Wno-unknown-pragmas -Wno-psabi -Wno-unused-function -x c++)
+kernel=(-fsanitize=thread -Wno-unknown-pragmas -Wno-psabi -Wno-unused-function
+    -Wno-maybe-uninitialized -x c++)
+link=(-shared -Wl,-Bsymbolic,--no-undefined,--version-script="$sim/exports.map" -static-libstdc++
+    -static-libgcc)
 mkdir -p "$out/runtime"
 
 for source in "$sim"/*.cpp; do
@@ -37,9 +40,9 @@ for family in $families; do
         esac
         if [[ -f $family ]]; then source=$family; fi
         name=$(basename "${family%.*}").sim-$arch
-        "$cxx" "${common[@]}" "${kernel[@]}" -DDEV_SIM "$(define "$arch")" -c "$source" -o "$out/$name.o"
-        "$cxx" -shared -Wl,-Bsymbolic,--no-undefined,--exclude-libs,ALL -static-libstdc++ -static-libgcc \
-            "$out/$name.o" "$out"/runtime/*.o -o "$out/$name.so"
+        "$cxx" "${common[@]}" "${kernel[@]}" -DDEV_SIM "$(define "$arch")" \
+            -c "$source" -o "$out/$name.o"
+        "$cxx" "${link[@]}" "$out/$name.o" "$out"/runtime/*.o -o "$out/$name.so"
         rm "$out/$name.o"
     done
 done

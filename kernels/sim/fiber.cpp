@@ -79,29 +79,29 @@ void fiber_main() {
     __builtin_trap();
 }
 
-// Fibers that wait for the same thing, wave by wave: "block 0 waves 0-3: 128 threads wait at
-// sync()".
+// Neighbours that wait for the same thing, told in one line.
 void report_deadlock() {
     char text[1400];
     size_t used = 0;
     uint32_t told = 0;
-    for (size_t first = 0; first < launch.fibers.size() && told < 10;) {
+    for (size_t first = 0, end; first < launch.fibers.size() && told < 10; first = end) {
         const Fiber& leader = launch.fibers[first];
-        size_t end = first;
-        while (end < launch.fibers.size() && launch.fibers[end].block == leader.block &&
-               launch.fibers[end].done == leader.done &&
-               strcmp(launch.fibers[end].waits, leader.waits) == 0) {
-            end++;
-        }
-        if (!leader.done && used < sizeof text) {
-            used += static_cast<size_t>(
-                snprintf(text + used, sizeof text - used,
-                         "\n  block %u threads %u-%u (waves %u-%u) wait at %s",
-                         leader.block->index, leader.thread, launch.fibers[end - 1].thread,
-                         leader.wave, launch.fibers[end - 1].wave, leader.waits));
-            told++;
-        }
-        first = end;
+        auto alike = [&](const Fiber& other) {
+            return other.block == leader.block && other.done == leader.done &&
+                   other.wait == leader.wait;
+        };
+        for (end = first; end < launch.fibers.size() && alike(launch.fibers[end]);) end++;
+        if (leader.done) continue;
+        char numbers[128];
+        const long* n = leader.wait.numbers;
+        snprintf(numbers, sizeof numbers, leader.wait.format, n[0], n[1], n[2], n[3], n[4]);
+        const Fiber& last = launch.fibers[end - 1];
+        used += static_cast<size_t>(snprintf(
+            text + used, sizeof text - used,
+            "\n  block %u threads %u-%u (waves %u-%u) wait at %s %s", leader.block->index,
+            leader.thread, last.thread, leader.wave, last.wave, leader.wait.what, numbers));
+        told++;
+        if (used >= sizeof text) break;
     }
     fault("deadlock: %u of %zu threads wait for what cannot happen%s", launch.alive,
           launch.fibers.size(), text);
@@ -129,7 +129,7 @@ void schedule() {
             if (finish_one_load()) continue;
             report_deadlock();
         }
-        fiber->waits[0] = 0;
+        fiber->wait.what = nullptr;
         current = fiber;
         muster_sim_switch(&launch.scheduler_sp, fiber->sp);
     }
@@ -167,11 +167,13 @@ void wake(Fiber* fiber) {
     launch.ready_count++;
 }
 
-void block(const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(current->waits, sizeof current->waits, format, arguments);
-    va_end(arguments);
+bool Wait::operator==(const Wait& other) const {
+    return what == other.what && format == other.format &&
+           memcmp(numbers, other.numbers, sizeof numbers) == 0;
+}
+
+void block(const Wait& wait) {
+    current->wait = wait;
     switch_to_scheduler();
 }
 

@@ -122,7 +122,7 @@ void prepare_cluster(uint32_t first_block) {
         fiber.wave = fiber.thread / target.wave;
         fiber.block = &launch.blocks[index / launch.threads];
         fiber.done = false;
-        fiber.waits[0] = 0;
+        fiber.wait.what = nullptr;
         fiber.wgmma_fenced = false;
         fiber.copy_group = fiber.store_group = fiber.multiply_group = 0;
     }

@@ -116,8 +116,9 @@ void mbar_wait(uint64_t* pointer, uint32_t parity) {
             return;
         }
         bar.waiting.push_back(fiber);
-        block("mbar_wait +%#x parity %u: phase %u lacks %u arrivals, %ld bytes", offset, parity,
-              bar.phase, bar.pending, static_cast<long>(bar.bytes));
+        block({"mbar_wait",
+               "+%#lx parity %ld: phase %ld lacks %ld arrivals, %ld bytes",
+               {offset, parity, bar.phase, bar.pending, static_cast<long>(bar.bytes)}});
     }
 }
 
@@ -151,11 +152,9 @@ void check_block_end(Block& block) {
     }
     for (const Mbar& bar : block.mbars) {
         if (bar.bytes < 0) {
-            fault(
-                "expected bytes: block %u ends with mbarrier +%#x in phase %u, which got %ld "
-                "bytes that "
-                "were not expected",
-                block.index, bar.offset, bar.phase, -static_cast<long>(bar.bytes));
+            fault("expected bytes: block %u ends with %ld bytes of a bulk_load that mbarrier %#x "
+                  "did not expect",
+                  block.index, -static_cast<long>(bar.bytes), bar.offset);
         }
     }
     if (!launch.races) return;

@@ -104,6 +104,15 @@ struct Flight {  // registers of one thread that asynchronous work owns
     uintptr_t start, end;
 };
 
+// What a thread waits for, told only when it is asked for. The format takes the numbers.
+struct Wait {
+    const char* what = nullptr;  // null: nothing
+    const char* format = "";
+    long numbers[5] = {};
+
+    bool operator==(const Wait& other) const;
+};
+
 struct Fiber {
     void* sp = nullptr;
     unsigned char* stack = nullptr;
@@ -111,7 +120,7 @@ struct Fiber {
     uint32_t thread = 0, lane = 0, wave = 0;
     Block* block = nullptr;
     bool done = false;
-    char waits[96] = {};  // for the deadlock report; empty if it can run
+    Wait wait;
     uint32_t stamp = 0;
     uint32_t write_actor = 0;     // of its shared writes
     std::vector<uint32_t> clock;  // seen, then fenced
@@ -199,8 +208,8 @@ extern unsigned char* shared_window;  // CLUSTER_LIMIT × SHARED_STRIDE
 
 // ---- fiber.cpp
 void wake(Fiber* fiber);
-void block(const char* format, ...) __attribute__((format(printf, 1, 2)));  // until woken
-void perhaps_yield();                                                       // at a seeded whim
+void block(const Wait& wait);  // until woken
+void perhaps_yield();          // at a seeded whim
 uint64_t random_below(uint64_t bound);
 void run_cluster();  // one, whose fibers and blocks are set up
 bool run_guarded();  // run_clusters on a stack that a fault can abandon
