@@ -49,7 +49,7 @@ pub enum DeviceError {
     NoHostKernels { kernel: &'static str, device: DeviceKind },
     #[error("{device} has no {what}")]
     Unsupported { device: DeviceKind, what: &'static str },
-    #[error("{device} is not open: {library} was not found (tried {tried}): {reason}; {install}")]
+    #[error("{device} is not open: {library} was not found (tried {tried}: {reason}); {install}")]
     Library {
         device: DeviceKind,
         library: &'static str,

@@ -11,7 +11,7 @@
 
 pub(crate) mod cuda;
 pub(crate) mod hip;
-mod library;
+pub(crate) mod library;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;

@@ -29,7 +29,7 @@ fn wanted(ordinal: u32) -> Wanted {
     }
     Wanted {
         device: DeviceKind::Hip(ordinal),
-        library: "libamdhip64.so",
+        library: "the HIP runtime",
         candidates,
         install: "install ROCm 6 or 7 (hip-runtime-amd), or set ROCM_PATH",
     }

@@ -23,11 +23,11 @@ impl Wanted {
             // SAFETY: a driver's library runs its initializers, which is what it is opened for.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Ok((library, name)),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(reason(&error)),
             }
         }
-        let absent = |reason: &&String| !reason.contains("No such file or directory");
-        let reason = reasons.iter().find(absent).or(reasons.first());
+        let present = |reason: &&String| !reason.contains("No such file or directory");
+        let reason = reasons.iter().find(present).or(reasons.first());
         Err(DeviceError::Library {
             device: self.device,
             library: self.library,
@@ -41,4 +41,9 @@ impl Wanted {
         let (device, install) = (self.device, self.install);
         DeviceError::Symbol { device, library: name.to_owned(), symbol, install }
     }
+}
+
+/// What the loader said, which the error itself leaves to its source.
+pub(crate) fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
