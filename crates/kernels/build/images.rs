@@ -147,8 +147,10 @@ impl Image {
         let source = self.source().display().to_string();
         match self.target {
             Target::Cuda => {
-                let mut words =
-                    words("-O3 -std=c++17 -I. -lineinfo -fatbin --threads 2 -o @/image");
+                let mut words = words(
+                    "-O3 -std=c++17 --expt-relaxed-constexpr -I. -lineinfo -fatbin --threads 2 \
+                         -o @/image",
+                );
                 words.extend(CUDA.iter().flat_map(|arch| ["-gencode".into(), arch.to_string()]));
                 words.push(source);
                 Ok(vec![words])
