@@ -55,6 +55,12 @@ DEV_FN u32 shared_address(const void* pointer) {
 }
 
 DEV_FN void sync() { __syncthreads(); }
+DEV_FN void named_sync(u32 id, u32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+DEV_FN void named_arrive(u32 id, u32 threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 DEV_FN void wave_sync() { __syncwarp(); }
 
 template <class V>

@@ -103,9 +103,6 @@ DEV_FN void fence_async_shared() {
 
 // ---- warps --------------------------------------------------------------------------------------
 
-DEV_FN void named_sync(u32 id, u32 threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 template <int N>
 DEV_FN void registers_down() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));

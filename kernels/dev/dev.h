@@ -23,6 +23,8 @@
 //   fma(f32,f32,f32) sqrt(f64) …      plain arithmetic where a library would be needed
 //
 // DEV_SM80 and DEV_SM90:
+//   named_sync(u32 id, u32 threads)                                          bar.sync id, threads
+//   named_arrive(u32 id, u32 threads)                                        bar.arrive id, threads: does not wait
 //   cp_async16(dst_shared, src_global); cp_async_commit(); cp_async_wait<N>()
 //   ldmatrix_x4(u32 (&r)[4], const void* row); ldmatrix_x4_trans(…)
 //   stmatrix_x4(void* row, const u32 (&r)[4]); stmatrix_x4_trans(…)          (sm_90)
@@ -38,7 +40,6 @@
 //   bulk_load_multicast(dst, src, bytes, bar, u16 mask)                      same offsets in every block of mask
 //   bulk_store(dst_global, src_shared, bytes); bulk_commit(); bulk_wait_read<N>(); bulk_wait<N>()
 //   fence_async_shared()                                                     generic writes → async proxy
-//   named_sync(u32 id, u32 threads)                                          bar.sync id, threads
 //   registers_down<N>(), registers_up<N>()                                   setmaxnreg
 //   elect()                                                                  true in one lane of the wave
 //   wgmma_fence(); wgmma_commit(); wgmma_wait<N>(acc)                        acc: the registers in flight

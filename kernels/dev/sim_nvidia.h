@@ -19,6 +19,9 @@ void mma_16816(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     sim::mma_16816(d, a, b, sim_format<T>());
 }
 
+inline void named_sync(u32 id, u32 threads) { sim::named_sync(id, threads); }
+inline void named_arrive(u32 id, u32 threads) { sim::named_arrive(id, threads); }
+
 #if defined(DEV_SM90)
 
 inline void stmatrix_x4(void* row, const u32 (&r)[4]) { sim::stmatrix_x4(row, r, false); }
@@ -53,7 +56,6 @@ void bulk_wait() {
 }
 inline void fence_async_shared() { sim::fence_async_shared(); }
 
-inline void named_sync(u32 id, u32 threads) { sim::named_sync(id, threads); }
 template <int N>
 void registers_down() {
     static_assert(N % 8 == 0 && N >= 24 && N <= 256, "PTX ISA, setmaxnreg");

@@ -100,15 +100,16 @@ struct Part {
         }
     }
 
+    // The diagonal of a sub-tile runs through fragments on it, and in a lane through few elements.
     DEV_FN void add_identity(const MusterGemmProblem& p, f32* v, u32 tile_row) const {
 #pragma unroll
         for (u32 f = 0; f < FRAGMENTS; ++f) {
 #pragma unroll
             for (u32 i = 0; i < FRAGMENT_F32; ++i) {
-                const u32 at_row = row_of(f) + fragment_row(i);
-                const u32 at_col = col_of(f) + fragment_col(i);
-                if (at_row == at_col && tile_row * tile::SIDE + at_row < p.rows) {
-                    v[f * FRAGMENT_F32 + i] += p.gamma;
+                if (i / 2 % 2 == i / 4 && row_of(f) == col_of(f)) {
+                    const u32 at = fragment_row(i);
+                    const bool inside = tile_row * tile::SIDE + row_of(f) + at < p.rows;
+                    v[f * FRAGMENT_F32 + i] += at == fragment_col(i) && inside ? p.gamma : 0.0f;
                 }
             }
         }
@@ -129,20 +130,18 @@ struct Part {
         }
     }
 
-    // To the caller's f32 matrix. The stores of a warp fill whole 32-byte sectors, in either
-    // orientation.
-    DEV_FN void write(const MusterGemmProblem& p, const f32* v, u32 tile_row, u32 tile_col) const {
-        const u32 copies = p.flags & MUSTER_GEMM_LOWER ? 2 : 1;
-#pragma unroll 1
-        for (u32 copy = 0; copy < copies; ++copy) {
-            const bool transposed = copy != 0 || transposed_out(p);
+    // The same in f32; Image says where an element lies.
+    template <class Image>
+    DEV_FN void whole_image(unsigned char* to, const f32* v, bool transposed, f32 scale,
+                            Image) const {
 #pragma unroll
-            for (u32 i = 0; i < FRAGMENTS * FRAGMENT_F32; ++i) {
-                const u32 f = i / FRAGMENT_F32;
-                write_f32(p, tile_row * tile::SIDE + row_of(f) + fragment_row(i % FRAGMENT_F32),
-                          tile_col * tile::SIDE + col_of(f) + fragment_col(i % FRAGMENT_F32),
-                          transposed, v[i]);
-            }
+        for (u32 i = 0; i < FRAGMENTS * FRAGMENT_F32; ++i) {
+            const u32 f = i / FRAGMENT_F32;
+            const u32 at_row = row_of(f) + fragment_row(i % FRAGMENT_F32);
+            const u32 at_col = col_of(f) + fragment_col(i % FRAGMENT_F32);
+            const u32 at =
+                transposed ? Image::offset(at_col, at_row) : Image::offset(at_row, at_col);
+            *reinterpret_cast<f32*>(to + at) = v[i] * scale;
         }
     }
 };

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "../schedule.h"
-#include "fragment.h"
+#include "outbox.h"
 
 namespace gemm {
 
@@ -22,8 +22,6 @@ struct Sm80 {
     static constexpr u32 SHARED_BYTES = STAGES * STAGE_BYTES;
     static constexpr u32 TEAM = 64;  // threads of a sub-tile
 
-    using Strip = Part<8, 2>;
-    static constexpr u32 STRIP_F32 = 8 * FRAGMENT_F32;
 };
 
 // This warp's and thread's place in the block.
@@ -125,88 +123,22 @@ DEV_FN void multiply80(const MusterGemmProblem& p, u32 m_tile, u32 n_tile, const
     sync();
 }
 
-// Four tile images side by side, each by its 64 threads; between barriers of the whole block, whose
-// sub-tiles may have different things to do.
-struct Outbox80 {
-    const MusterGemmProblem& p;
-    const Place80& at;
-    u32 row;  // of the sub-tile in the grid
-    u32 col;
-
-    template <class T>
-    DEV_FN void image(const f32* v, bool wanted, bool transposed, f32 scale) const {
-        const Sm80::Strip strip = {0, at.half * 32};
-        if (wanted) {
-            strip.image<T>(place(), v, transposed, scale);
-        }
-        sync();
-        if (p.flags & MUSTER_GEMM_LOWER) {
-            if (on_diagonal(p, row, col)) {
-                symmetrize(place(), at.member, Sm80::TEAM);
-            }
-            sync();
-        }
-    }
-
-    DEV_FN unsigned char* place() const { return shared() + (at.row * 2 + at.col) * tile::BYTES; }
-
-    template <class T>
-    DEV_FN void grid(const f32* v) const {
-        const u32 copies = p.flags & MUSTER_GEMM_LOWER ? 2 : 1;
-#pragma unroll 1
-        for (u32 copy = 0; copy < copies; ++copy) {
-            const bool wanted = copy == 0 ? kept(p, row, col) : mirrored(p, row, col);
-            image<T>(v, wanted, copy != 0, 1.0f);
-            const u64 to = p.d + (copy == 0 ? tile::tile_offset(row, col, p.d_tiles_per_row)
-                                            : tile::tile_offset(col, row, p.d_tiles_per_row));
-            for (u32 i = at.member * tile::CHUNK_BYTES; wanted && i < tile::BYTES;
-                 i += Sm80::TEAM * tile::CHUNK_BYTES) {
-                store16(pointer<unsigned char>(to) + i, load16(place() + i));
-            }
-            sync();
-        }
-    }
-
-    DEV_FN void caller_bf16(const f32* v) const {
-        const u32 copies = p.flags & MUSTER_GEMM_LOWER ? 2 : 1;
-#pragma unroll 1
-        for (u32 copy = 0; copy < copies; ++copy) {
-            const bool wanted = copy == 0 ? kept(p, row, col) : mirrored(p, row, col);
-            const bool transposed = copy != 0 || transposed_out(p);
-            image<Bf16>(v, wanted, transposed, p.out_scale);
-            if (wanted) {
-                write_bf16(p, place(), transposed ? col : row, transposed ? row : col, transposed,
-                           at.member, Sm80::TEAM);
-            }
-            sync();
-        }
-    }
-};
-
+// Each sub-tile by its own 64 threads, with room in the ring that is now at rest.
 template <class T>
 DEV_FN void finish80(const MusterGemmProblem& p, u32 m_tile, u32 n_tile, const Place80& at,
                      f32 (&acc)[16][4]) {
-    const Sm80::Strip strip = {0, at.half * 32};
+    const Part<8, 2> warp = {0, at.half * 32};
     const u32 row = m_tile + at.row;
     const u32 col = n_tile + at.col;
     f32* const v = &acc[0][0];
     if (kept(p, row, col)) {
-        strip.template finish<T>(p, v,
-                                 has_addend(p) ? pointer<const unsigned char>(
-                                                     p.c + tile::tile_offset(row, col,
-                                                                             p.c_tiles_per_row))
-                                               : nullptr,
-                                 row, col);
+        const u32 team = at.row * 2 + at.col;
+        const u64 c = p.c + tile::tile_offset(row, col, p.c_tiles_per_row);
+        Outbox outbox = {shared() + team * 2 * tile::BYTES, 1 + team, at.member, Sm80::TEAM};
+        warp.finish<T>(p, v, has_addend(p) ? pointer<const unsigned char>(c) : nullptr, row, col);
+        outbox.send<T>(p, warp, v, row, col);
     }
-    const Outbox80 outbox = {p, at, row, col};
-    if (p.d != 0) {
-        outbox.grid<T>(v);
-    }
-    if (p.out != 0 && p.flags & MUSTER_GEMM_OUT_BF16) {
-        outbox.caller_bf16(v);
-    } else if (p.out != 0 && kept(p, row, col)) {
-        strip.write(p, v, row, col);
-    }
+    sync();
 }
 
 template <class T, bool B_MN>
@@ -218,7 +150,7 @@ DEV_FN void run_sm80(const MusterGemmArgs& args) {
         const schedule::Unit found =
             schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
         problem = found.problem;
-        const MusterGemmProblem& p = problems[problem];
+        const MusterGemmProblem p = problems[problem];
         const u32 m_tile = found.at.row * Sm80::UNIT_TILES;
         const u32 n_tile = found.at.col * Sm80::UNIT_TILES;
         f32 acc[16][4];

@@ -16,7 +16,7 @@
 #pragma once
 
 #include "../schedule.h"
-#include "fragment.h"
+#include "outbox.h"
 
 namespace gemm {
 
@@ -148,7 +148,7 @@ DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
         const schedule::Unit at =
             schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
         problem = at.problem;
-        const MusterGemmProblem& p = problems[problem];
+        const MusterGemmProblem p = problems[problem];
         const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
         const u32 n_tile = at.at.col * S::UNIT_TILES;
         fill_product<B_MN, CLASS>(ring, p, m_tile, n_tile, rank);
@@ -225,77 +225,6 @@ DEV_FN void multiply(Ring<Sm90<CLASS>::STAGES>& ring, u32 k_tiles, u32 first_str
     release<CLASS>(previous);
 }
 
-// A warpgroup's way out: two tile images in shared memory, used in turn, and the copy engine.
-struct Outbox {
-    unsigned char* images;
-    u32 barrier;
-    u32 member;  // of the warpgroup
-    u32 turn = 0;
-
-    using Strip = Part<4, 4>;  // a warp's 16 rows of a sub-tile
-
-    DEV_FN void meet() const { named_sync(barrier, 128); }
-
-    // The image of v's sub-tile, complete for generic reads. `send` must follow.
-    template <class T>
-    DEV_FN unsigned char* image(const Strip& strip, const f32* v, bool transposed, f32 scale,
-                                bool symmetric) {
-        unsigned char* const to = images + turn * tile::BYTES;
-        turn ^= 1;
-        if (member == 0) {
-            bulk_wait_read<1>();
-        }
-        meet();
-        strip.image<T>(to, v, transposed, scale);
-        if (symmetric) {
-            meet();
-            symmetrize(to, member, 128);
-        }
-        return to;
-    }
-
-    // To a tile of a grid; with 0, the image stays here, but counts: groups and images go in step.
-    DEV_FN void send(u64 to, const unsigned char* image) const {
-        fence_async_shared();
-        meet();
-        if (member == 0) {
-            if (to != 0) {
-                bulk_store(pointer<void>(to), image, tile::BYTES);
-            }
-            bulk_commit();
-        }
-    }
-
-    // The sub-tile to D, and its transpose to the place above the diagonal.
-    template <class T>
-    DEV_FN void grid(const MusterGemmProblem& p, const Strip& strip, const f32* v, u32 row,
-                     u32 col) {
-        const u32 copies = mirrored(p, row, col) ? 2 : 1;
-#pragma unroll 1
-        for (u32 copy = 0; copy < copies; ++copy) {
-            const unsigned char* const from =
-                image<T>(strip, v, copy != 0, 1.0f, on_diagonal(p, row, col));
-            send(p.d + (copy == 0 ? tile::tile_offset(row, col, p.d_tiles_per_row)
-                                  : tile::tile_offset(col, row, p.d_tiles_per_row)),
-                 from);
-        }
-    }
-
-    DEV_FN void caller_bf16(const MusterGemmProblem& p, const Strip& strip, const f32* v, u32 row,
-                            u32 col) {
-        const u32 copies = mirrored(p, row, col) ? 2 : 1;
-#pragma unroll 1
-        for (u32 copy = 0; copy < copies; ++copy) {
-            const bool transposed = copy != 0 || transposed_out(p);
-            const unsigned char* const from =
-                image<Bf16>(strip, v, transposed, p.out_scale, on_diagonal(p, row, col));
-            send(0, from);
-            write_bf16(p, from, transposed ? col : row, transposed ? row : col, transposed, member,
-                       128);
-        }
-    }
-};
-
 // Finishes the sub-tiles of acc in turn, each while the one before is on its way out.
 template <class T, u32 CLASS>
 DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, Outbox& outbox,
@@ -303,7 +232,7 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, 
                    u32 first_strip) {
     using S = Sm90<CLASS>;
     const bool addend = has_addend(p);
-    const Outbox::Strip warp = {outbox.member / WAVE * FRAGMENT, 0};
+    const Part<4, 4> warp = {outbox.member / WAVE * FRAGMENT, 0};
 #pragma unroll
     for (u32 i = 0; i < S::STRIPS * S::N_TILES; ++i) {
         const u32 strip = i / S::N_TILES;
@@ -318,14 +247,7 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, 
             const u32 place = (first_strip + strip) * 2 + across % 2;
             const unsigned char* const image = stage_at<CLASS>(ring.stage) + place * tile::BYTES;
             warp.template finish<T>(p, v, addend ? image : nullptr, row, col);
-            if (p.d != 0) {
-                outbox.template grid<T>(p, warp, v, row, col);
-            }
-            if (p.out != 0 && p.flags & MUSTER_GEMM_OUT_BF16) {
-                outbox.caller_bf16(p, warp, v, row, col);
-            } else if (p.out != 0) {
-                warp.write(p, v, row, col);
-            }
+            outbox.send<T>(p, warp, v, row, col);
         }
         if (addend && i % (2 * S::STRIPS) == 2 * S::STRIPS - 1) {
             wave_sync();  // All lanes have read.
@@ -340,7 +262,7 @@ DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
     using S = Sm90<CLASS>;
     const MusterGemmProblem* const problems = pointer<const MusterGemmProblem>(args.problems);
     Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
-                     thread() % S::GROUP};
+                     thread() % S::GROUP, S::GROUP};
     Ring<S::STAGES> ring;
     u32 problem = 0;
     u32 turn = 0;
@@ -348,7 +270,7 @@ DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
         const schedule::Unit at =
             schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
         problem = at.problem;
-        const MusterGemmProblem& p = problems[problem];
+        const MusterGemmProblem p = problems[problem];
         if (!S::WIDE && turn++ % 2 != group) {
             ring.advance(p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0));
             continue;
@@ -359,9 +281,7 @@ DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
         multiply<T, B_MN, CLASS>(ring, p.k_tiles, first_strip, acc);
         finish<T, CLASS>(ring, p, outbox, acc, m_tile, at.at.col * S::UNIT_TILES, first_strip);
     }
-    if (outbox.member == 0) {
-        bulk_wait<0>();
-    }
+    outbox.close();
 }
 
 template <class T, bool B_MN, u32 CLASS>
