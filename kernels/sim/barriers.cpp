@@ -8,27 +8,26 @@ namespace sim {
 
 namespace {
 
-// Arrives, and waits until `expected` threads have. All leave with the clocks of all.
-void arrive_and_wait(Barrier& barrier, uint32_t expected, const char* what, uint32_t id) {
+// Arrives, and where it `waits` goes on when `expected` threads have arrived. Who waits leaves
+// with the clocks of all.
+void arrive(Barrier& barrier, uint32_t expected, bool waits, const char* what, uint32_t id) {
     Fiber* fiber = current;
     if (barrier.arrived == 0) {
         barrier.expected = expected;
     } else if (barrier.expected != expected) {
-        fault("barrier mismatch: %s arrives at %s %u with %u threads, others with %u", who(fiber),
-              what, id, expected, barrier.expected);
+        fault("bad barrier: %s arrives at %s %u with %u threads, others with %u", who(fiber), what,
+              id, expected, barrier.expected);
     }
     if (launch.races) join(barrier.clock, fiber->clock);
-    barrier.arrived++;
-    if (barrier.arrived < expected) {
-        barrier.waiting.push_back(fiber);
-        block({what, "%ld of %ld threads", {id, expected}});
+    bump(fiber);
+    if (waits) barrier.waiting.push_back(fiber);
+    if (++barrier.arrived < expected) {
+        if (waits) block({what, "%ld of %ld threads", {id, expected}});
         return;
     }
     barrier.arrived = 0;
-    barrier.waiting.push_back(fiber);
     for (Fiber* other : barrier.waiting) {
-        if (launch.races) other->clock = barrier.clock;
-        bump(other);
+        if (launch.races) join(other->clock, barrier.clock);
         if (other != fiber) wake(other);
     }
     barrier.waiting.clear();
@@ -50,25 +49,37 @@ void join_all(Meeting& meeting) {
 
 void block_sync() {
     if (target.late_shared_writes) settle(current);
-    arrive_and_wait(current->block->barriers[0], launch.threads, "sync, barrier", 0);
+    arrive(current->block->barriers[0], launch.threads, true, "sync, barrier", 0);
 }
 
 void execution_barrier() {
-    arrive_and_wait(current->block->barriers[0], launch.threads, "block_barrier", 0);
+    arrive(current->block->barriers[0], launch.threads, true, "block_barrier", 0);
 }
 
-void named_sync(uint32_t id, uint32_t threads) {
-    if (id >= 16) fault("bad barrier: named_sync with barrier %u; there are 16", id);
+namespace {
+
+void arrive_named(uint32_t id, uint32_t threads, bool waits, const char* what) {
+    if (id >= 16) fault("bad barrier: %s %u; there are 16", what, id);
     if (threads == 0 || threads % target.wave != 0 || threads > launch.threads) {
-        fault("bad barrier: named_sync %u with %u threads; a block of %u has whole waves of %u",
-              id, threads, launch.threads, target.wave);
+        fault("bad barrier: %s %u with %u threads; a block of %u has whole waves of %u", what, id,
+              threads, launch.threads, target.wave);
     }
-    arrive_and_wait(current->block->barriers[id], threads, "named_sync, barrier", id);
+    arrive(current->block->barriers[id], threads, waits, what, id);
+}
+
+}  // namespace
+
+void named_sync(uint32_t id, uint32_t threads) {
+    arrive_named(id, threads, true, "named_sync, barrier");
+}
+
+void named_arrive(uint32_t id, uint32_t threads) {
+    arrive_named(id, threads, false, "named_arrive, barrier");
 }
 
 void cluster_sync() {
     uint32_t threads = launch.threads * launch.cluster;
-    arrive_and_wait(launch.cluster_barrier, threads, "cluster_sync, cluster of", launch.cluster);
+    arrive(launch.cluster_barrier, threads, true, "cluster_sync, cluster of", launch.cluster);
 }
 
 // Fibers of a meeting have stacks of their own, so payloads may point into them while all are

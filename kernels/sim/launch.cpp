@@ -101,8 +101,10 @@ void prepare_block(Block& block, uint32_t rank) {
         uint32_t rest = launch.threads - wave * target.wave;
         block.waves[wave].expected = rest < target.wave ? rest : target.wave;
     }
-    block.warpgroups.assign(launch.threads / WARPGROUP, Warpgroup());
+    block.warpgroups.clear();
+    block.warpgroups.resize(launch.threads / WARPGROUP);
     for (Warpgroup& group : block.warpgroups) group.meeting.expected = WARPGROUP;
+    for (Barrier& barrier : block.barriers) barrier = Barrier();
     block.mbars.clear();
     block.exited.clear();
     block.touched.assign(launch.actors, 0);

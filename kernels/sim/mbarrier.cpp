@@ -152,9 +152,10 @@ void check_block_end(Block& block) {
     }
     for (const Mbar& bar : block.mbars) {
         if (bar.bytes < 0) {
-            fault("expected bytes: block %u ends with %ld bytes of a bulk_load that mbarrier %#x "
-                  "did not expect",
-                  block.index, -static_cast<long>(bar.bytes), bar.offset);
+            fault(
+                "expected bytes: block %u ends with %ld bytes of a bulk_load that mbarrier %#x "
+                "did not expect",
+                block.index, -static_cast<long>(bar.bytes), bar.offset);
         }
     }
     if (!launch.races) return;

@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint64_t PAGE = 4096;
 constexpr size_t CELLS = PAGE / GRANULE;
-constexpr size_t SHADOW_PAGES_KEPT = 2048;
+constexpr size_t SHADOW_PAGES_KEPT = 1024;
 
 struct ShadowPage {
     ShadowCell cells[CELLS];

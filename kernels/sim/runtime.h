@@ -60,6 +60,7 @@ void check(const void* address, uint32_t bytes, bool write);
 void block_sync();         // orders memory
 void execution_barrier();  // s_barrier: orders nothing that is not waited for
 void named_sync(uint32_t id, uint32_t threads);
+void named_arrive(uint32_t id, uint32_t threads);  // does not wait
 void cluster_sync();
 void wave_sync();
 

@@ -9,6 +9,7 @@
 // says the same for what a proxy fence has made visible to it.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "runtime.h"
@@ -96,7 +97,7 @@ struct Multiply {
 
 struct Warpgroup {
     Meeting meeting;
-    std::vector<Accumulators*> in_flight;
+    std::vector<std::unique_ptr<Accumulators>> in_flight;
     std::vector<Multiply> queue;  // in order of issue
 };
 

@@ -74,7 +74,7 @@ void begin_reading(const Multiply& multiply, Fiber* fiber) {
 }
 
 Accumulators* find_accumulators(Warpgroup& group, const WgmmaThread* const* threads) {
-    for (Accumulators* acc : group.in_flight) {
+    for (const auto& acc : group.in_flight) {
         if (acc->registers[0] != threads[0]->acc) continue;
         for (uint32_t t = 0; t < WARPGROUP; t++) {
             if (acc->back[t] || acc->registers[t] != threads[t]->acc || acc->n != threads[t]->n) {
@@ -84,14 +84,15 @@ Accumulators* find_accumulators(Warpgroup& group, const WgmmaThread* const* thre
                     who(threads[t]->fiber));
             }
         }
-        return acc;
+        return acc.get();
     }
     return nullptr;
 }
 
 // Takes the registers of all threads away.
 Accumulators* take_accumulators(Warpgroup& group, const WgmmaThread* const* threads) {
-    auto* acc = new Accumulators();
+    group.in_flight.push_back(std::make_unique<Accumulators>());
+    Accumulators* acc = group.in_flight.back().get();
     acc->n = threads[0]->n;
     acc->values.resize(static_cast<size_t>(WARPGROUP) * acc->n / 2);
     size_t bytes = acc->n / 2 * sizeof(float);
@@ -109,7 +110,6 @@ Accumulators* take_accumulators(Warpgroup& group, const WgmmaThread* const* thre
         uintptr_t start = reinterpret_cast<uintptr_t>(threads[t]->acc);
         fiber->flights.push_back({start, start + bytes});
     }
-    group.in_flight.push_back(acc);
     return acc;
 }
 
@@ -209,17 +209,16 @@ void give_back(Accumulators& acc, Fiber* fiber) {
 // Products whose registers all threads have again are forgotten.
 void forget_returned(Warpgroup& group) {
     for (size_t i = 0; i < group.in_flight.size();) {
-        Accumulators* acc = group.in_flight[i];
+        const Accumulators* acc = group.in_flight[i].get();
         if (acc->returned < WARPGROUP) {
             i++;
             continue;
         }
-        group.in_flight.erase(group.in_flight.begin() + static_cast<long>(i));
         auto& queue = group.queue;
         queue.erase(std::remove_if(queue.begin(), queue.end(),
                                    [&](const Multiply& multiply) { return multiply.acc == acc; }),
                     queue.end());
-        delete acc;
+        group.in_flight.erase(group.in_flight.begin() + static_cast<long>(i));
     }
 }
 
@@ -244,10 +243,11 @@ void wgmma_wait(uint32_t groups_left) {
     for (Multiply& multiply : group.queue) {
         if (multiply.group + groups_left < fiber->multiply_group) finish(multiply, fiber);
     }
-    for (Accumulators* acc : group.in_flight) {
+    for (const auto& acc : group.in_flight) {
         bool over = true;
         for (const Multiply& multiply : group.queue) {
-            over &= multiply.acc != acc || multiply.group + groups_left < fiber->multiply_group;
+            over &=
+                multiply.acc != acc.get() || multiply.group + groups_left < fiber->multiply_group;
         }
         if (over) give_back(*acc, fiber);
     }
