@@ -66,52 +66,31 @@ DEV_FN void meet() {
 // --- Class 256: two groups of waves in turn -----------------------------------------------------------
 //
 // Each SIMD holds one wave of either group. While one multiplies, the other reads its operands for the
-// next step, writes the coming half into LDS and asks memory for the tile after it; then they change
-// places at a barrier. Phases of a tile (R: read a half from LDS, W: write a half of this or the next tile):
+// next step and feeds the LDS; then they change places at a barrier. Phases of a tile where halves go
+// through registers (R: read a half from LDS, W: write a half of this or the next tile):
 //
 //   phase     0             1             2             3
 //   group 0   R 0, W 1      multiply 0    R 1, W 0'     multiply 1
 //   group 1   multiply 1    R 0, W 1      multiply 0    R 1, W 0'
 //
-// A slot is written two phases after its last read, and read two phases after its first write.
+// A slot is written a phase or more after its last read, and read a phase or more after its last write.
 template <class T, class B, bool NN>
 struct PingPong {
-    static constexpr u32 SHARED_BYTES = 2 * B::SLOT_BYTES;
-
-    Feed<B, NN, 1> feed;
+    Feeding<B, NN, 1> feeding;
     Reader<B> reader;
-    Staged staged;
     Fragments<B> fragments;
     Accumulators<B> acc;
 
-    DEV_FN explicit PingPong(const MusterGemmArgs& args) : feed(args) {}
+    DEV_FN explicit PingPong(const MusterGemmArgs& args) : feeding(args) {}
 
-    DEV_FN unsigned char* slot(u32 half) const { return shared() + half * B::SLOT_BYTES; }
-
-    DEV_FN void read(u32 half) {
-        if (NN) {
-            Untransposed b;
+    DEV_FN void step(bool odd) {
+        reader.template all<NN>(feeding.from(odd), odd, fragments);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) {
-                b.k[k] = reader.b_row(slot(half), k);
-            }
-#pragma unroll
-            for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                fragments.b[t] = transposed(b, t);
-            }
-        } else {
-#pragma unroll
-            for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                fragments.b[t] = reader.b(slot(half), half, t);
-            }
+        for (u32 i = 0; i < LOADS; ++i) {
+            feeding.part(odd, i, 0);
         }
-#pragma unroll
-        for (u32 i = 0; i < B::ROW_TILES; ++i) {
-            fragments.a[i] = reader.a(slot(half), half, i);
-        }
-    }
-
-    DEV_FN void multiply() {
+        feeding.behind(odd, 0);
+        meet();
         priority<1>();
 #pragma unroll
         for (u32 i = 0; i < B::ROW_TILES; ++i) {
@@ -123,24 +102,9 @@ struct PingPong {
         schedule_fence();
     }
 
-    DEV_FN void tile() {
-        read(0);
-        feed.store(slot(1), staged.half[1]);
-        feed.next();
-        feed.load(staged);
-        meet();
-        multiply();
-
-        read(1);
-        feed.store(slot(0), staged.half[0]);
-        meet();
-        multiply();
-    }
-
     DEV_FN void run(Units units) {
         const bool second_group = wave() >= B::WAVES / 2;
-        feed.load(staged);
-        feed.store(slot(0), staged.half[0]);
+        feeding.start();
         meet();
         if (second_group) {
             block_barrier();
@@ -148,10 +112,12 @@ struct PingPong {
         for (; units.left(); units.advance()) {
             acc.clear();
             for (u32 k = units.problem().k_tiles; k != 0; --k) {
-                tile();
+                step(false);
+                step(true);
             }
             finish_unit<T>(units, acc);
         }
+        feeding.stop();
         if (!second_group) {
             block_barrier();
         }
@@ -160,48 +126,41 @@ struct PingPong {
 
 // --- Class 128: one wave on each SIMD, its reads under its own products -------------------------------
 //
-// Fragments are kept twice. In step s a wave multiplies the half it read in step s-1, reads half s+1,
-// and writes half s+2 into the slot that step s-1 read from: one barrier a step. Two blocks fit on a
-// compute unit and fill each other's gaps. Two tiles are on their way in registers, so memory has three
-// steps' time to answer; steps go by twos of tiles, since registers cannot be indexed.
+// Fragments are kept twice. In its step of half s a wave multiplies what it read in the step before, reads
+// half s+1 and does the feeding that belongs to that: one barrier a step. Two blocks fit on a compute unit
+// and fill each other's gaps. Where tiles are on their way in registers there are two of them, so
+// memory has three steps' time to answer; since registers cannot be indexed, the loop then goes by two
+// tiles.
 template <class T, class B, bool NN>
 struct Interleaved {
-    static constexpr u32 SHARED_BYTES = 2 * B::SLOT_BYTES;
-
-    Feed<B, NN, 2> feed;
+    Feeding<B, NN, 2> feeding;
     Reader<B> reader;
-    Staged staged[2];
     Fragments<B> fragments[2];
     Accumulators<B> acc;
 
-    DEV_FN explicit Interleaved(const MusterGemmArgs& args) : feed(args) {}
+    DEV_FN explicit Interleaved(const MusterGemmArgs& args) : feeding(args) {}
 
-    DEV_FN unsigned char* slot(u32 half) const { return shared() + half * B::SLOT_BYTES; }
-
-    // Step of half `half`; the half after the next is one of `coming`.
-    DEV_FN void step(u32 half, const u32x4 (&coming)[LOADS], bool wanted) {
-        const Fragments<B>& now = fragments[half];
-        Fragments<B>& next = fragments[1 - half];
-        const unsigned char* const from = slot(1 - half);
-        Untransposed b;
+    // The step of half `odd`; `set` is the one of the next tile.
+    DEV_FN void step(bool odd, u32 set, bool wanted) {
+        Fragments<B>& next = fragments[!odd];
+        const unsigned char* const from = feeding.from(!odd);
+        Untransposed columns;
         static_assert(B::ROW_TILES == 4 && LOADS == 4, "the quarters below");
         priority<1>();
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            if (NN) {
-                if (i < 2) {
+            if (!NN) {
+                next.b[i] = reader.b(from, !odd, i);
+            } else if (i < 2) {
 #pragma unroll
-                    for (u32 k = 4 * i; k < 4 * i + 4; ++k) {
-                        b.k[k] = reader.b_row(from, k);
-                    }
+                for (u32 k = 4 * i; k < 4 * i + 4; ++k) {
+                    columns.k[k] = reader.b_row(from, k);
                 }
-            } else {
-                next.b[i] = reader.b(from, 1 - half, i);
             }
-            next.a[i] = reader.a(from, 1 - half, i);
-            feed.store_part(slot(half), coming, i);
+            next.a[i] = reader.a(from, !odd, i);
+            feeding.part(!odd, i, set);
             if (wanted) {
-                multiply_row<T>(acc, now, i);
+                multiply_row<T>(acc, fragments[odd], i);
             }
             schedule_fence();
         }
@@ -209,61 +168,45 @@ struct Interleaved {
         if (NN) {
 #pragma unroll
             for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                next.b[t] = transposed(b, t);
+                next.b[t] = transposed(columns, t);
             }
         }
+        feeding.behind(!odd, set);
         meet();
     }
 
-    // The steps of one tile; `coming` holds the next tile, and then receives the one two after it.
-    DEV_FN void tile(Staged& coming, bool wanted) {
-        step(0, coming.half[0], wanted);
-        step(1, coming.half[1], wanted);
-        feed.next();
-        feed.load(coming);
+    DEV_FN void tile(u32 set, bool wanted) {
+        step(false, set, wanted);
+        step(true, set, wanted);
     }
 
     DEV_FN void start() {
-        feed.load(staged[0]);
-        feed.next();
-        feed.load(staged[1]);
-        feed.store(slot(0), staged[0].half[0]);
-        feed.store(slot(1), staged[0].half[1]);
-        feed.next();
-        feed.load(staged[0]);
+        feeding.start();
         meet();
-        if (NN) {
-            Untransposed b;
+        reader.template all<NN>(feeding.from(false), false, fragments[0]);
 #pragma unroll
-            for (u32 k = 0; k < 8; ++k) {
-                b.k[k] = reader.b_row(slot(0), k);
-            }
-#pragma unroll
-            for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                fragments[0].b[t] = transposed(b, t);
-            }
+        for (u32 i = 0; i < LOADS; ++i) {
+            feeding.part(false, i, 0);
         }
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            if (!NN) {
-                fragments[0].b[i] = reader.b(slot(0), 0, i);
-            }
-            fragments[0].a[i] = reader.a(slot(0), 0, i);
-        }
+        feeding.behind(false, 0);
         meet();
     }
 
     DEV_FN void run(Units units) {
+        constexpr u32 GROUP = decltype(feeding)::GROUP;
         start();
         for (; units.left(); units.advance()) {
             acc.clear();
             const u32 k_tiles = units.problem().k_tiles;
-            for (u32 k = 0; k < k_tiles; k += 2) {
-                tile(staged[1], true);
-                tile(staged[0], k + 1 < k_tiles);
+            for (u32 k = 0; k < k_tiles; k += GROUP) {
+                tile(GROUP - 1, true);
+                if (GROUP == 2) {
+                    tile(0, k + 1 < k_tiles);
+                }
             }
             finish_unit<T>(units, acc);
         }
+        feeding.stop();
     }
 };
 

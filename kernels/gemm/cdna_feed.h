@@ -84,11 +84,6 @@ struct Units {
     }
 };
 
-// A tile on its way, in registers.
-struct Staged {
-    u32x4 half[2][LOADS];
-};
-
 // The stream of tiles that this wave feeds, over all units of the block. Units are fed in whole groups of
 // GROUP tiles: where k_tiles is no multiple, the last tile is repeated and its product is left out.
 // Behind the last unit the last tile is repeated without end; nobody uses it.
@@ -103,14 +98,14 @@ struct Feed {
     u32 lane_offset;
     u32 load_mask;
     u32 half_mask;
-    u32 lds_offset;  // of this lane's first 16 bytes in a slot
+    u32 wave_offset;  // of this wave's half in a slot
 
     DEV_FN explicit Feed(const MusterGemmArgs& args) : units(args) {
         const bool is_a = wave() < B::TILES;
         const u32 l = lane();
         const u32 row = l / 32 * 8 + l / 8 % 4 + l % 8 / 4 * 4;  // in LDS, of half 0 and the first load
         const u32 position = l % 8;
-        lds_offset = wave() * HALF_BYTES + l * tile::CHUNK_BYTES;
+        wave_offset = wave() * HALF_BYTES;
         if (is_a) {
             lane_offset = row * tile::ROW_BYTES + position * tile::CHUNK_BYTES;
             load_mask = MMA * tile::ROW_BYTES;
@@ -146,7 +141,10 @@ struct Feed {
         tiles = (k_tiles + GROUP - 1) / GROUP * GROUP;
     }
 
+    // The lane's offset is made opaque for each tile, so that the address stays a pointer of the wave plus
+    // 32 bits of the lane, as the instruction takes it, and not eight 64-bit numbers kept in registers.
     DEV_FN void next() {
+        lane_offset = opaque(lane_offset);
         ++tile_index;
         if (tile_index < k_tiles) {
             at += step;
@@ -158,27 +156,149 @@ struct Feed {
         }
     }
 
-    // Starts loading the current tile. The offset is opaque so that the address stays a pointer of the wave
-    // plus 32 bits of the lane, as the instruction takes it.
-    DEV_FN void load(Staged& to) const {
-        const u32 first = opaque(lane_offset);
+    // Where this lane's 16 bytes of load `i` come from.
+    DEV_FN const unsigned char* source(u32 half, u32 i) const {
+        return pointer<const unsigned char>(at) + (lane_offset ^ i * load_mask ^ half * half_mask);
+    }
+};
+
+// --- Two ways of a tile into LDS ----------------------------------------------------------------------
+//
+// Both count the halves of the stream; r is the half that is being read from LDS, `odd` is r % 2.
+//
+//   start()        before r = 0, which is in LDS once all waves have met
+//   from(odd)      the slot of half r
+//   part(odd, i)   a quarter of the feeding that belongs to r
+//   behind(odd)    the rest of it; when all waves have met after that, half r+1 is in LDS
+
+// By registers, for chips whose loads to LDS are of 4 bytes: two slots. While half r is read, half r+1 takes the
+// slot of r-1. SETS tiles are on their way in registers, and the feeding of half r takes set `set`,
+// that of the tile of half r+1.
+template <class B, bool NN, u32 SETS>
+struct ByRegisters {
+    static constexpr u32 GROUP = SETS;
+    static constexpr u32 SHARED_BYTES = 2 * B::SLOT_BYTES;
+
+    struct Staged {
+        u32x4 half[2][LOADS];
+    };
+    Feed<B, NN, GROUP> feed;
+    Staged staged[SETS];
+    u32 lane_to;  // this lane's first 16 bytes in a slot
+
+    DEV_FN explicit ByRegisters(const MusterGemmArgs& args)
+        : feed(args), lane_to(feed.wave_offset + lane() * tile::CHUNK_BYTES) {}
+
+    DEV_FN unsigned char* from(bool odd) const { return shared() + odd * B::SLOT_BYTES; }
+
+    DEV_FN void load(u32 set) {
 #pragma unroll
         for (u32 i = 0; i < LOADS; ++i) {
-            to.half[0][i] = load16(pointer<const unsigned char>(at) + (first ^ i * load_mask));
-            to.half[1][i] = load16(pointer<const unsigned char>(at) + (first ^ i * load_mask ^ half_mask));
+            staged[set].half[0][i] = load16(feed.source(0, i));
+            staged[set].half[1][i] = load16(feed.source(1, i));
         }
     }
 
-    DEV_FN void store_part(unsigned char* slot, const u32x4 (&half)[LOADS], u32 i) const {
-        store16(slot + lds_offset + i * LOAD_BYTES, half[i]);
-    }
-    DEV_FN void store(unsigned char* slot, const u32x4 (&half)[LOADS]) const {
+    DEV_FN void start() {
+        load(0);
+        if (SETS == 2) {
+            feed.next();
+            load(1);
+        }
 #pragma unroll
         for (u32 i = 0; i < LOADS; ++i) {
-            store_part(slot, half, i);
+            part(true, i, 0);
         }
     }
+
+    DEV_FN void part(bool odd, u32 i, u32 set) {
+        store16(from(!odd) + lane_to + i * LOAD_BYTES, staged[set].half[!odd][i]);
+    }
+
+    DEV_FN void behind(bool odd, u32 set) {
+        if (!odd) {
+            feed.next();
+            load(set);
+        }
+    }
+
+    DEV_FN void stop() {}
 };
+
+#if defined(DEV_GFX950)
+// By direct loads of 16 bytes a lane: a ring of five slots. While half r = 2t+1 is read, tile t+2 takes the
+// slots of halves r-2 and r-1, which all waves have read. The waits leave in flight what is not
+// needed yet: of the loads, which go in pairs of halves, the next tile's eight, and the last one of the
+// current tile where only its first half is needed. (Stores of an epilogue in between only lengthen
+// the wait.)
+template <class B, bool NN>
+struct ByRing {
+    static constexpr u32 GROUP = 1;
+    static constexpr u32 SLOTS = 5;
+    static constexpr u32 SHARED_BYTES = SLOTS * B::SLOT_BYTES;
+
+    Feed<B, NN, GROUP> feed;
+    u32 at;  // bytes of the slot of half r
+
+    DEV_FN explicit ByRing(const MusterGemmArgs& args) : feed(args), at(0) {}
+
+    DEV_FN u32 ahead(u32 halves) const {
+        const u32 there = at + halves * B::SLOT_BYTES;
+        return there >= SHARED_BYTES ? there - SHARED_BYTES : there;
+    }
+    DEV_FN unsigned char* from(bool) const { return shared() + at; }
+
+    DEV_FN void send(u32 first_half, u32 i) {
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            unsigned char* const to = shared() + ahead(first_half + half);
+            lds_load16(to + feed.wave_offset + i * LOAD_BYTES, feed.source(half, i));
+        }
+    }
+
+    DEV_FN void start() {
+#pragma unroll
+        for (u32 i = 0; i < LOADS; ++i) {
+            send(0, i);
+        }
+        feed.next();
+#pragma unroll
+        for (u32 i = 0; i < LOADS; ++i) {
+            send(2, i);
+        }
+        wait_memory<2 * LOADS + 1>();
+    }
+
+    DEV_FN void part(bool odd, u32 i, u32) {
+        if (odd) {
+            if (i == 0) {
+                feed.next();
+            }
+            send(3, i);
+        }
+    }
+
+    DEV_FN void behind(bool odd, u32) {
+        if (odd) {
+            wait_memory<2 * LOADS + 1>();
+        } else {
+            wait_memory<2 * LOADS>();
+        }
+        at = ahead(1);
+    }
+
+    // LDS may be another block's when this one has ended.
+    DEV_FN void stop() { wait_memory<0>(); }
+};
+
+template <class B, bool NN, u32>
+using Feeding = ByRing<B, NN>;
+#else
+template <class B, bool NN, u32 SETS>
+using Feeding = ByRegisters<B, NN, SETS>;
+#endif
+
+// --- LDS to registers ---------------------------------------------------------------------------------
 
 // The operands of a wave for 32 k's. Lane l holds k's 8·(l/16)…+8 of each row (of A) and column (of B).
 template <class B>
@@ -191,6 +311,15 @@ struct Fragments {
 struct Untransposed {
     u32x2 k[8];
 };
+
+// Column t of the lane's four: its 8 k's side by side.
+DEV_FN u32x4 transposed(const Untransposed& from, u32 t) {
+    const u32 selector = t % 2 == 0 ? 0x05040100 : 0x07060302;  // both lower or both upper halves
+    return u32x4{perm(from.k[1][t / 2], from.k[0][t / 2], selector),
+                 perm(from.k[3][t / 2], from.k[2][t / 2], selector),
+                 perm(from.k[5][t / 2], from.k[4][t / 2], selector),
+                 perm(from.k[7][t / 2], from.k[6][t / 2], selector)};
+}
 
 // Reads of a wave's fragments from a slot.
 template <class B>
@@ -211,25 +340,40 @@ struct Reader {
         b_untransposed = b_tile + 8 * g * tile::ROW_BYTES + c / 2 * tile::CHUNK_BYTES + c % 2 * 8;
     }
 
-    // Chunks 4·half… differ from those of half 0 in one bit of their position.
-    DEV_FN u32x4 a(const unsigned char* slot, u32 half, u32 i) const {
-        return load16(slot + (a_offset ^ half * 4 * tile::CHUNK_BYTES) + i * LOAD_BYTES);
+    // The second half's chunks differ from the first's in one bit of their position.
+    DEV_FN u32x4 a(const unsigned char* slot, bool odd, u32 i) const {
+        return load16(slot + (a_offset ^ odd * 4 * tile::CHUNK_BYTES) + i * LOAD_BYTES);
     }
-    DEV_FN u32x4 b(const unsigned char* slot, u32 half, u32 t) const {
-        return load16(slot + (b_offset ^ half * 4 * tile::CHUNK_BYTES) + t * LOAD_BYTES);
+    DEV_FN u32x4 b(const unsigned char* slot, bool odd, u32 t) const {
+        return load16(slot + (b_offset ^ odd * 4 * tile::CHUNK_BYTES) + t * LOAD_BYTES);
     }
     DEV_FN u32x2 b_row(const unsigned char* slot, u32 k) const {
         return load8(slot + (b_untransposed ^ k * (tile::ROW_BYTES + tile::CHUNK_BYTES)));
     }
-};
 
-// Column t of the lane's four: its 8 k's side by side.
-DEV_FN u32x4 transposed(const Untransposed& from, u32 t) {
-    const u32 selector = t % 2 == 0 ? 0x05040100 : 0x07060302;  // both lower or both upper halves
-    return u32x4{perm(from.k[1][t / 2], from.k[0][t / 2], selector),
-                 perm(from.k[3][t / 2], from.k[2][t / 2], selector),
-                 perm(from.k[5][t / 2], from.k[4][t / 2], selector),
-                 perm(from.k[7][t / 2], from.k[6][t / 2], selector)};
-}
+    template <bool NN>
+    DEV_FN void all(const unsigned char* slot, bool odd, Fragments<B>& to) const {
+        if (NN) {
+            Untransposed columns;
+#pragma unroll
+            for (u32 k = 0; k < 8; ++k) {
+                columns.k[k] = b_row(slot, k);
+            }
+#pragma unroll
+            for (u32 t = 0; t < COLUMN_TILES; ++t) {
+                to.b[t] = transposed(columns, t);
+            }
+        } else {
+#pragma unroll
+            for (u32 t = 0; t < COLUMN_TILES; ++t) {
+                to.b[t] = b(slot, odd, t);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < B::ROW_TILES; ++i) {
+            to.a[i] = a(slot, odd, i);
+        }
+    }
+};
 
 }  // namespace cdna

@@ -1,10 +1,13 @@
 // The entry points of the product on AMD; the twins of gemm.cu, under the same names.
 //
-//   class   block       threads   LDS (dynamic)   blocks a compute unit
-//   256     256 × 256   512       64 KiB          1
-//   128     128 × 128   256       32 KiB          2
+//   target           class   unit = block   threads   dynamic shared bytes   blocks a compute unit
+//   gfx90a, gfx942   256     256×256        512       65536                  1
+//   gfx90a, gfx942   128     128×128        256       32768                  2
+//   gfx950           256     256×256        512       163840                 1
+//   gfx950           128     128×128        256       81920                  2
 //
-// Launch min(units, compute units × blocks of a compute unit) blocks.
+// A launch has min(units, compute units × blocks of a compute unit) blocks. Grids of tiles are padded to
+// whole units, and k_tiles is at least 1.
 #include "cdna.h"
 
 #define MUSTER_GEMM(form, nn, name, type)                                            \
