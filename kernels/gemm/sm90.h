@@ -7,8 +7,7 @@
 // right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows.
 //
 // Class 128: a block computes a unit of 128×128, and its warpgroups take turns, so that one's
-// epilogue runs under the other's products. The ring sequences them: a turn's stages are filled
-// after those of the turn before.
+// epilogue runs under the other's products.
 //
 // A stage is 64 k's: A's two tiles, then B's, unchanged from device memory (tile.h). The addend C
 // comes through the same ring as further stages behind the last k, so its latency hides as theirs
@@ -39,6 +38,8 @@ struct Sm90 {
     static constexpr u32 STRIP_F32 = N / 2;       // accumulators of a thread
     // Warps that must leave a stage before it is filled again, in all blocks that get its bytes.
     static constexpr u32 READERS = WIDE ? 8 * CLUSTER : 4;
+
+    static constexpr u32 TURN = 3;                // named barrier, and 4: whose turn it is
 
     static constexpr u32 OUTBOX = STAGES * STAGE_BYTES;  // two tiles for each multiplying warpgroup
     static constexpr u32 BARRIERS = OUTBOX + 4 * tile::BYTES;
@@ -180,7 +181,8 @@ DEV_FN void release(u32 stage) {
     }
 }
 
-// acc = A·B over all k's. One stage's products are in flight while the next one's are issued.
+// acc = A·B over all k's. One stage's products are in flight while the next one's are issued; the
+// last stage's are still in flight in the end, for `settle`.
 template <class T, bool B_MN, u32 CLASS>
 DEV_FN void multiply(Ring<Sm90<CLASS>::STAGES>& ring, u32 k_tiles, u32 first_strip,
                      f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32]) {
@@ -218,11 +220,34 @@ DEV_FN void multiply(Ring<Sm90<CLASS>::STAGES>& ring, u32 k_tiles, u32 first_str
         previous = ring.stage;
         ring.next();
     }
+}
+
+// The products are done, and with them the last stage.
+template <u32 CLASS>
+DEV_FN void settle(const Ring<Sm90<CLASS>::STAGES>& ring,
+                   f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32]) {
 #pragma unroll
-    for (u32 strip = 0; strip < S::STRIPS; ++strip) {
+    for (u32 strip = 0; strip < Sm90<CLASS>::STRIPS; ++strip) {
         wgmma_wait<0>(acc[strip]);
     }
-    release<CLASS>(previous);
+    release<CLASS>(ring.stage == 0 ? Sm90<CLASS>::STAGES - 1 : ring.stage - 1);
+}
+
+// Class 128: a warpgroup may wait for its first stage once all stages of the turn before are full.
+// A wait that began earlier could be a whole round behind, and parities do not tell rounds apart.
+DEV_FN void begin_turn(u32 turn, u32 group) {
+    if (turn != 0) {
+        named_sync(Sm90<128>::TURN + group, 2 * Sm90<128>::GROUP);
+    }
+}
+DEV_FN void end_turn(const Ring<Sm90<128>::STAGES>& ring, u32 group, bool addend, bool last) {
+    if (addend) {
+        static_assert(Sm90<128>::ADDEND_STAGES == 1, "the turn's last stage");
+        mbar_wait(full_barrier<128>(ring.stage), ring.parity);
+    }
+    if (!last) {
+        named_arrive(Sm90<128>::TURN + 1 - group, 2 * Sm90<128>::GROUP);
+    }
 }
 
 // Finishes the sub-tiles of acc in turn, each while the one before is on its way out.
@@ -266,19 +291,27 @@ DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
     Ring<S::STAGES> ring;
     u32 problem = 0;
     u32 turn = 0;
-    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += grid() / S::CLUSTER) {
+    const u32 step = grid() / S::CLUSTER;
+    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += step, ++turn) {
         const schedule::Unit at =
             schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
         problem = at.problem;
         const MusterGemmProblem p = problems[problem];
-        if (!S::WIDE && turn++ % 2 != group) {
+        if (!S::WIDE && turn % 2 != group) {
             ring.advance(p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0));
             continue;
         }
         const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
         const u32 first_strip = S::WIDE ? group : 0;
         f32 acc[S::STRIPS][S::STRIP_F32];
+        if constexpr (!S::WIDE) {
+            begin_turn(turn, group);
+        }
         multiply<T, B_MN, CLASS>(ring, p.k_tiles, first_strip, acc);
+        if constexpr (!S::WIDE) {
+            end_turn(ring, group, has_addend(p), unit + step >= args.block_count);
+        }
+        settle<CLASS>(ring, acc);
         finish<T, CLASS>(ring, p, outbox, acc, m_tile, at.at.col * S::UNIT_TILES, first_strip);
     }
     outbox.close();
