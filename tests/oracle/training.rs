@@ -83,6 +83,7 @@ fn config(n: Numbers) -> OptimizerConfig {
             scale: if muon.modern { Scale::Rms } else { Scale::Spectral },
             weight_decay: muon.decay,
             eps: 1e-7,
+            ..MuonConfig::default()
         }),
         adamw: None,
     });

@@ -17,6 +17,10 @@ pub enum KernelError {
         if *.steps == 1 { "" } else { "s" }
     )]
     Coefficients { set: &'static str, steps: usize, range: Range },
+    #[error("matrix {index} ({name}) holds an infinity or NaN")]
+    NonFinite { index: usize, name: String },
+    #[error("matrix {index} ({name}): the singular value decomposition did not converge")]
+    Unsolved { index: usize, name: String },
     #[error("{kernel}: {message}")]
     Argument { kernel: &'static str, message: String },
 }

@@ -2,32 +2,32 @@
 //!
 //! For `X` with singular value decomposition `U·S·Vᵀ` the result is `U·p(S/|X|_F)·Vᵀ`, where `p`
 //! is the composed polynomial of an [`Iteration`] and `|X|_F` the Frobenius norm, or the
-//! iteration's least norm if that is larger. With the short
-//! side first (`n ≤ m`; tall matrices are transposed), one step is
+//! method's least norm if that is larger.
 //!
 //! ```text
-//! A = X·Xᵀ          B = b·A + c·A·A          X ← (a·I + B)·X
-//! └ lower panels ┘  └── lower panels ──┘     └── one product ──┘
+//! Method ──check──▶ Iteration ──shape──▶ Program ──▶ CPU (twin.rs), devices, f64 reference
+//! Coefficients, algorithm, storage       stages of products
 //! ```
 //!
-//! `A` and `B` are symmetric: only the lower triangle is computed, in panels of whole block rows,
-//! and mirrored. `a·I` is added to `B` while it is mirrored.
-//!
 //! Invariants:
-//!   * the bits of a result depend on the matrix, its shape and the iteration alone: not on the
-//!     other members of the batch, the number of threads or the size of the workspace;
+//!   * the bits of a result depend on the matrix, its shape and the method alone: not on strides,
+//!     the other members of the batch, the number of threads or the size of the workspace;
 //!   * the result does not change when the input is multiplied by a power of two, however small
 //!     or large its norm (short of underflow of its elements, and above the least norm).
 
 mod coefficients;
+mod exact;
 mod method;
+mod norm;
 mod program;
 mod range;
+mod square;
+mod twin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use device::{Parallel, Stream, Tensor};
+use device::{DType, Parallel, Stream, Tensor};
 
 pub use coefficients::{Beyond, Coefficients, MAX_KAPPA, Odd};
 pub use method::{Algorithm, Iteration, MAX_DEGREE, MAX_STEPS, Method, Storage};
@@ -35,9 +35,10 @@ pub use program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
 pub use range::{Range, composed_range};
 
 use crate::error::{dispatch, expect};
-use crate::gemm::{Layout, product, serial};
 use crate::shared_slice::SharedSlice;
-use crate::{KernelError, Real, math};
+use crate::{KernelError, Real};
+use norm::{Norm, norm};
+use twin::Caller;
 
 const KERNEL: &str = "newton_schulz";
 
@@ -45,34 +46,74 @@ const KERNEL: &str = "newton_schulz";
 pub const STATUS_FINITE: u32 = 0;
 /// A matrix that held an infinity or NaN; its result is zero.
 pub const STATUS_NON_FINITE: u32 = 1;
+/// A matrix whose singular value decomposition did not converge; its result is zero.
+pub const STATUS_UNSOLVED: u32 = 2;
 
-/// One dense row-major matrix `[rows, cols]`, by its offsets in elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One row-major matrix `[rows, cols]`, by offsets and strides in elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Matrix {
     /// Start in the input tensor.
     pub input: usize,
+    /// Elements between the starts of rows, at least `cols`.
+    pub input_stride: usize,
     /// Start in the output tensor.
     pub output: usize,
+    pub output_stride: usize,
     pub rows: usize,
     pub cols: usize,
+    /// Factor on the result.
+    pub scale: f64,
 }
 
 impl Matrix {
-    fn len(self) -> usize {
-        self.rows * self.cols
+    /// A matrix without gaps, here and there.
+    pub fn dense(input: usize, output: usize, rows: usize, cols: usize) -> Matrix {
+        let (input_stride, output_stride) = (cols, cols);
+        Matrix { input, input_stride, output, output_stride, rows, cols, scale: 1.0 }
     }
 
-    /// Elements of workspace: the other copy of `X`, and two Gram matrices.
-    fn workspace(self) -> usize {
-        let short = self.rows.min(self.cols);
-        self.len() + 2 * short * short
+    /// The shorter side.
+    pub fn short(self) -> usize {
+        self.rows.min(self.cols)
+    }
+
+    /// The longer side.
+    pub fn long(self) -> usize {
+        self.rows.max(self.cols)
+    }
+
+    fn span(self, stride: usize) -> usize {
+        if self.rows == 0 || self.cols == 0 { 0 } else { (self.rows - 1) * stride + self.cols }
+    }
+
+    /// One past the last element of the result.
+    fn output_end(self) -> usize {
+        self.output + self.span(self.output_stride)
+    }
+
+    /// Whether two results share an element, or cannot be seen not to.
+    fn meets(self, other: Matrix) -> bool {
+        let apart = self.output_end() <= other.output || other.output_end() <= self.output;
+        if apart || self.output_stride != other.output_stride {
+            return !apart;
+        }
+        // Columns of the same rows, as where several matrices lie side by side.
+        let stride = self.output_stride;
+        let (a, b) = (self.output % stride, other.output % stride);
+        a.max(b) < (a + self.cols).min(b + other.cols)
+            || a + self.cols > stride
+            || b + other.cols > stride
     }
 }
 
-/// Matrices that are orthogonalized together; clones share the list.
+/// Matrices that are orthogonalized together by one method; clones share the list.
 #[derive(Debug, Clone)]
 pub struct Batch {
+    iteration: Iteration,
     matrices: Arc<[Matrix]>,
+    /// One for each shape, and which one each matrix has.
+    programs: Arc<[Program]>,
+    program_of: Arc<[usize]>,
     /// Elements of workspace of one matrix at a time.
     lane: usize,
     input_end: usize,
@@ -83,27 +124,47 @@ impl Batch {
     /// A batch; threads take its matrices in order, so the costliest should come first.
     ///
     /// # Errors
-    /// Two matrices whose outputs overlap.
-    pub fn new(matrices: Vec<Matrix>) -> Result<Batch, KernelError> {
-        let mut order: Vec<&Matrix> = matrices.iter().filter(|m| m.len() > 0).collect();
-        order.sort_by_key(|matrix| matrix.output);
-        for pair in order.windows(2) {
-            if pair[0].output + pair[0].len() > pair[1].output {
-                let message = format!("the outputs of {:?} and {:?} overlap", pair[0], pair[1]);
-                return Err(KernelError::Argument { kernel: KERNEL, message });
-            }
+    /// Rows that overlap; two matrices whose outputs overlap.
+    pub fn new(iteration: &Iteration, matrices: Vec<Matrix>) -> Result<Batch, KernelError> {
+        check(&matrices)?;
+        let (mut programs, mut program_of) = (Vec::<Program>::new(), Vec::new());
+        for matrix in &matrices {
+            let (short, long) = (matrix.short(), matrix.long());
+            let same = |program: &Program| program.short == short && program.long == long;
+            program_of.push(programs.iter().position(same).unwrap_or_else(|| {
+                programs.push(iteration.program(short, long));
+                programs.len() - 1
+            }));
         }
+        let lanes = matrices.iter().zip(&program_of).map(|(matrix, &index)| {
+            twin::workspace(&programs[index], matrix.output_stride == matrix.cols)
+        });
+        let lane = lanes.max().unwrap_or(0);
         let most = |value: fn(&Matrix) -> usize| matrices.iter().map(value).max().unwrap_or(0);
-        let (lane, input_end, output_end) = (
-            most(|matrix| matrix.workspace()),
-            most(|matrix| matrix.input + matrix.len()),
-            most(|matrix| matrix.output + matrix.len()),
-        );
-        Ok(Batch { matrices: matrices.into(), lane, input_end, output_end })
+        let input_end = most(|matrix| matrix.input + matrix.span(matrix.input_stride));
+        let output_end = most(|matrix| matrix.output_end());
+        Ok(Batch {
+            iteration: iteration.clone(),
+            lane,
+            input_end,
+            output_end,
+            matrices: matrices.into(),
+            programs: programs.into(),
+            program_of: program_of.into(),
+        })
+    }
+
+    pub fn iteration(&self) -> &Iteration {
+        &self.iteration
     }
 
     pub fn matrices(&self) -> &[Matrix] {
         &self.matrices
+    }
+
+    /// What is done to matrix `index`.
+    pub fn program(&self, index: usize) -> &Program {
+        &self.programs[self.program_of[index]]
     }
 
     /// Elements of workspace with which `threads` threads work on a matrix each. Any whole number
@@ -118,19 +179,38 @@ impl Batch {
     }
 }
 
+fn check(matrices: &[Matrix]) -> Result<(), KernelError> {
+    let refused = |message| Err(KernelError::Argument { kernel: KERNEL, message });
+    let mut order: Vec<&Matrix> = matrices.iter().filter(|m| m.short() > 0).collect();
+    order.sort_by_key(|matrix| matrix.output);
+    for (index, matrix) in order.iter().enumerate() {
+        if matrix.input_stride < matrix.cols || matrix.output_stride < matrix.cols {
+            return refused(format!("the rows of {matrix:?} overlap"));
+        }
+        let after = order[index + 1..].iter();
+        let near = after.take_while(|other| other.output < matrix.output_end());
+        for other in near {
+            if matrix.meets(**other) {
+                return refused(format!("the outputs of {matrix:?} and {other:?} overlap"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Orthogonalizes every matrix of `batch` from `input` to `output` (f32 or f64, other tensors).
 ///
 /// `workspace` has the type of the input and at least [`Batch::least_workspace_elements`]
 /// elements; its contents are lost. `status` has one u32 per matrix: the launch may run later, so
 /// a matrix with an infinity or NaN is no error of this call; its status becomes
-/// [`STATUS_NON_FINITE`] and its result zero, all others are unaffected. A zero matrix gives zero.
+/// [`STATUS_NON_FINITE`] and its result zero, all others are unaffected ([`check_status`] makes an
+/// error of it). A zero matrix gives zero. 16-bit storage is emulated, for f32 operands.
 ///
 /// # Errors
 /// Tensors too small for the batch; mixed or unsupported types.
 pub fn orthogonalize(
     stream: &Stream,
     batch: &Batch,
-    iteration: &Iteration,
     input: &Tensor,
     output: &Tensor,
     workspace: &Tensor,
@@ -147,25 +227,48 @@ pub fn orthogonalize(
         }
     }
     expect(KERNEL, "status", status, batch.matrices.len())?;
-    let (batch, iteration) = (batch.clone(), iteration.clone());
+    let storage = batch.iteration.method().storage;
+    if storage != Storage::F32 && input.dtype() != DType::F32 {
+        return Err(KernelError::Dtype { kernel: KERNEL, dtype: input.dtype() });
+    }
+    let batch = batch.clone();
     let (input, output, workspace, status) =
         (input.clone(), output.clone(), workspace.clone(), status.clone());
     dispatch!(KERNEL, input.dtype(), T => {
         stream.launch(KERNEL, move |k| {
             let (x, o) = (k.read::<T>(&input)?, k.write::<T>(&output)?);
             let (work, status) = (k.write::<T>(&workspace)?, k.write::<u32>(&status)?);
-            run(k.parallel(), &batch, &iteration, x, o, work, status);
+            run(k.parallel(), &batch, x, o, work, status);
             Ok(())
         })?;
         Ok(())
     })
 }
 
+/// Waits for the stream and makes an error of the first status that is not [`STATUS_FINITE`];
+/// `name` says which matrix an index is.
+///
+/// # Errors
+/// That matrix; an earlier error of the stream.
+pub fn check_status(
+    stream: &Stream,
+    status: &Tensor,
+    name: impl Fn(usize) -> String,
+) -> Result<(), KernelError> {
+    let statuses = stream.to_vec::<u32>(status)?;
+    match statuses.iter().position(|&status| status != STATUS_FINITE) {
+        None => Ok(()),
+        Some(index) if statuses[index] == STATUS_UNSOLVED => {
+            Err(KernelError::Unsolved { index, name: name(index) })
+        }
+        Some(index) => Err(KernelError::NonFinite { index, name: name(index) }),
+    }
+}
+
 /// Lanes, each with a workspace of its own, take the matrices one by one.
 fn run<T: Real>(
     parallel: &Parallel,
     batch: &Batch,
-    iteration: &Iteration,
     input: &[T],
     output: &mut [T],
     work: &mut [T],
@@ -184,246 +287,51 @@ fn run<T: Real>(
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(&matrix) = batch.matrices.get(index) else { return };
-            let x = &input[matrix.input..matrix.input + matrix.len()];
-            // SAFETY: `Batch::new` refused overlapping outputs and `index` is taken once.
-            let o = unsafe { output.part(matrix.output..matrix.output + matrix.len()) };
-            let finite = one(parallel, iteration, (matrix.rows, matrix.cols), x, o, work);
+            // `Batch::new` refused overlapping outputs and `index` is taken once.
+            let caller = Caller {
+                x: &input[matrix.input..matrix.input + matrix.span(matrix.input_stride)],
+                x_stride: matrix.input_stride,
+                out: &output,
+                offset: matrix.output,
+                stride: matrix.output_stride,
+                rows: matrix.rows,
+                cols: matrix.cols,
+                scale: matrix.scale,
+            };
+            let result = one(parallel, batch, batch.program(index), &caller, work);
             // SAFETY: `index` is taken once.
             let status = unsafe { status.part(index..index + 1) };
-            status[0] = if finite { STATUS_FINITE } else { STATUS_NON_FINITE };
+            status[0] = result;
         }
     });
 }
 
-/// Orthogonalizes one matrix; false if it is not finite.
+/// Orthogonalizes one matrix and returns its status.
 fn one<T: Real>(
     parallel: &Parallel,
-    iteration: &Iteration,
-    (rows, cols): (usize, usize),
-    x: &[T],
-    out: &mut [T],
+    batch: &Batch,
+    program: &Program,
+    caller: &Caller<T>,
     work: &mut [T],
-) -> bool {
-    let scale = match norm(x, iteration.method().least_norm) {
+) -> u32 {
+    let Method { least_norm, storage, .. } = *batch.iteration.method();
+    let zero = |status| {
+        caller.fill(T::ZERO);
+        status
+    };
+    let scale = match norm(caller.x, caller.cols, caller.x_stride, least_norm) {
         Norm::Positive(scale) => scale,
-        Norm::Zero => {
-            out.fill(T::ZERO);
-            return true;
-        }
-        Norm::NonFinite => {
-            out.fill(T::ZERO);
-            return false;
-        }
+        Norm::Zero => return zero(STATUS_FINITE),
+        Norm::NonFinite => return zero(STATUS_NON_FINITE),
     };
-    let (n, m, tall) = (rows.min(cols), rows.max(cols), rows > cols);
-    let (lower, work) = work.split_at_mut(n * n);
-    let (full, work) = work.split_at_mut(n * n);
-    let spare = &mut work[..n * m];
-    // `X` moves between `out` and `spare` with every step, so that a wide result ends in `out`
-    // and a tall one in `spare`, to be transposed.
-    let even = iteration.polynomials().len().is_multiple_of(2);
-    let mut in_out = tall != even;
-    let start = if in_out { &mut *out } else { &mut *spare };
-    match tall {
-        true => transpose(parallel, (rows, cols), x, start, |x| scale.apply(x)),
-        false => parallel.chunks(start, CHUNK, |i, start| {
-            let x = &x[i * CHUNK..][..start.len()];
-            math::vectorize!(|| start.iter_mut().zip(x).for_each(|(y, &x)| *y = scale.apply(x)));
-        }),
+    if program.algorithm != Algorithm::Svd {
+        twin::run(parallel, program, storage, caller, scale, work);
+        return STATUS_FINITE;
     }
-    for polynomial in iteration.polynomials() {
-        let (from, to) = match in_out {
-            true => (&*out, &mut *spare),
-            false => (&*spare, &mut *out),
-        };
-        step(parallel, polynomial, (n, m), from, lower, full, to);
-        in_out = !in_out;
+    match exact::polar(caller, scale.share, |x| scale.apply(x)) {
+        true => STATUS_FINITE,
+        false => zero(STATUS_UNSOLVED),
     }
-    if tall {
-        transpose(parallel, (n, m), spare, out, |x| x);
-    }
-    true
-}
-
-/// `to = (a·I + b·A + c·A·A)·from` with `A = from·fromᵀ`, all `[n, m]` or `[n, n]`.
-fn step<T: Real>(
-    parallel: &Parallel,
-    polynomial: &Odd,
-    (n, m): (usize, usize),
-    from: &[T],
-    lower: &mut [T],
-    full: &mut [T],
-    to: &mut [T],
-) {
-    let (x, square) = (Layout::dense(n, m), Layout::dense(n, n));
-    symmetric(parallel, T::ONE, (from, x), (from, x.t()), T::ZERO, lower);
-    mirror(parallel, n, lower, T::ZERO, full);
-    let c = |i: usize| T::of(polynomial.coefficients().get(i).copied().unwrap_or(0.0));
-    let (a, b, c) = (c(0), c(1), c(2));
-    symmetric(parallel, c, (full, square), (full, square), b, lower);
-    mirror(parallel, n, lower, a, full);
-    product(parallel, T::ONE, (full, square), (from, x), T::ZERO, (to, x));
-}
-
-/// Elements of a chunk of an elementwise loop.
-const CHUNK: usize = 1 << 15;
-
-/// What the elements are divided by.
-#[derive(Debug, Clone, Copy)]
-struct Scale<T> {
-    largest: T,
-    /// The inverse Frobenius norm of the elements over `largest`.
-    inverse: T,
-}
-
-impl<T: Real> Scale<T> {
-    #[inline(always)]
-    fn apply(self, x: T) -> T {
-        x / self.largest * self.inverse
-    }
-}
-
-/// 2⁻¹⁰⁰⁰ and its inverse are normal f64, and no f32 is below it.
-const LEAST_EXPONENT: i32 = -1000;
-
-enum Norm<T> {
-    Zero,
-    NonFinite,
-    Positive(Scale<T>),
-}
-
-/// The Frobenius norm, or `least` if that is larger, summed in f64 in a fixed order.
-///
-/// The largest magnitude is divided out first (rounded down to a power of two, so that nothing is
-/// rounded), which keeps squares of tiny and of huge elements in range; the rest lies in
-/// `1 ..= 2·sqrt(len)`, so that no epsilon is needed in the division.
-fn norm<T: Real>(x: &[T], least: f64) -> Norm<T> {
-    let (largest, probe) = math::vectorize!(|| {
-        let mut largest = [T::ZERO; 16];
-        let (whole, tail) = x.as_chunks::<16>();
-        for chunk in whole {
-            for (largest, x) in largest.iter_mut().zip(chunk) {
-                *largest = x.abs().max(*largest);
-            }
-        }
-        let largest = largest.iter().chain(tail).fold(T::ZERO, |most, x| x.abs().max(most));
-        // 0·x is NaN where x is infinite or NaN.
-        (largest, math::sum([x], |[x]| x * T::ZERO))
-    });
-    if !probe.is_finite() {
-        return Norm::NonFinite;
-    }
-    if largest == T::ZERO {
-        return Norm::Zero;
-    }
-    let exponent = largest.to_f64().log2().floor() as i32;
-    let largest = T::of(2_f64.powi(exponent.max(LEAST_EXPONENT)));
-    let sum = math::vectorize!(|| {
-        math::sum([x], |[x]| {
-            let x = (x / largest).to_f64();
-            x * x
-        })
-    });
-    let inverse = match sum.sqrt() {
-        norm if norm * largest.to_f64() < least => largest.to_f64() / least,
-        norm => 1.0 / norm,
-    };
-    Norm::Positive(Scale { largest, inverse: T::of(inverse) })
-}
-
-/// Rows of a panel of [`symmetric`]: a pure function of the side.
-///
-/// At most 8 panels keep the products large; the work beyond the triangle is 1/8 of it then. A
-/// small matrix is one panel: its products cost less than sharing them.
-fn panel(n: usize) -> usize {
-    const GRAIN: usize = 48;
-    match n {
-        0..=192 => n,
-        _ => n.div_ceil(8).next_multiple_of(GRAIN).max(2 * GRAIN),
-    }
-}
-
-/// The lower triangle of `C = alpha·A·B + beta·C`, `[n, n]`, where the result is symmetric; what
-/// lies above it is left undefined.
-fn symmetric<T: Real>(
-    parallel: &Parallel,
-    alpha: T,
-    (a, la): (&[T], Layout),
-    (b, lb): (&[T], Layout),
-    beta: T,
-    c: &mut [T],
-) {
-    let n = la.rows;
-    let panel = panel(n);
-    let panels = n.div_ceil(panel);
-    let c = SharedSlice::new(c);
-    parallel.each(panels, |turn| {
-        // The long panels first.
-        let i = panels - 1 - turn;
-        let (start, end) = (i * panel, n.min((i + 1) * panel));
-        // SAFETY: panel i alone writes these rows.
-        let rows = unsafe { c.part(start * n..end * n) };
-        let (mut la, mut lb) = (la, lb);
-        la.offset += start * la.row_stride;
-        (la.rows, lb.cols) = (end - start, end);
-        serial(alpha, (a, la), (b, lb), beta, (rows, Layout::strided(0, end - start, end, n)));
-    });
-}
-
-/// Rows of the result that are written together: one cache line of the source is used whole.
-const TILE: usize = 16;
-
-/// Calls `body` with the first row and the contents of each tile of `to`, whose rows have `len`
-/// elements; a thread takes about [`CHUNK`] elements of tiles at a time.
-fn each_tile<T: Real>(
-    parallel: &Parallel,
-    len: usize,
-    to: &mut [T],
-    body: impl Fn(usize, &mut [T]) + Sync + Send,
-) {
-    let tile = TILE * len;
-    let tiles = (CHUNK / tile).max(1);
-    parallel.chunks(to, tiles * tile, |chunk, to| {
-        for (index, to) in to.chunks_mut(tile).enumerate() {
-            body((chunk * tiles + index) * TILE, to);
-        }
-    });
-}
-
-/// `full = L + Lᵀ - diag(L) + diagonal·I`, where `L` is the lower triangle of `lower`.
-fn mirror<T: Real>(parallel: &Parallel, n: usize, lower: &[T], diagonal: T, full: &mut [T]) {
-    each_tile(parallel, n, full, |start, full| {
-        let rows = full.len() / n;
-        for (i, row) in full.chunks_mut(n).enumerate() {
-            let i = start + i;
-            row[..=i].copy_from_slice(&lower[i * n..=i * n + i]);
-            row[i] += diagonal;
-        }
-        for j in start + 1..n {
-            // Column j right of the diagonal: a run of row j of the lower triangle.
-            for (i, &x) in lower[j * n + start..j * n + j.min(start + rows)].iter().enumerate() {
-                full[i * n + j] = x;
-            }
-        }
-    });
-}
-
-/// `to = fromᵀ` with `map` on each element; `from` is `[rows, cols]`.
-fn transpose<T: Real>(
-    parallel: &Parallel,
-    (rows, cols): (usize, usize),
-    from: &[T],
-    to: &mut [T],
-    map: impl Fn(T) -> T + Sync + Send,
-) {
-    each_tile(parallel, rows, to, |start, to| {
-        let width = to.len() / rows;
-        for i in 0..rows {
-            for (j, &x) in from[i * cols + start..][..width].iter().enumerate() {
-                to[j * rows + i] = map(x);
-            }
-        }
-    });
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Every struct refuses unknown keys. Values are checked by [`OptimizerConfig::check`].
 
-use kernels::newton_schulz::Method;
+use kernels::newton_schulz::{self, Iteration, Method};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -122,10 +122,29 @@ pub struct MuonConfig {
     pub momentum: f64,
     /// Looks one step ahead: orthogonalizes the average of momentum and gradient.
     pub nesterov: bool,
-    /// Newton–Schulz coefficients: `polar_express` (closer to orthogonal) or `jordan` (the first).
+    /// Newton–Schulz coefficients: `polar_express` (close to orthogonal in few steps), `jordan` (the
+    /// first), `polar_express_cushion`, `cans`, `you`, `aol` (rows are balanced first), `cubic5`,
+    /// `deepseek_v4` (for 10 steps), `{taylor: {kappa: K}}` (degree 2K+1) or
+    /// `{custom: {steps: [[a, b, c], …]}}`.
+    #[serde(with = "crate::tagged")]
+    #[schemars(with = "Coefficients")]
     pub coefficients: Coefficients,
+    /// Divisor of the singular values that `polar_express` is made for, 1 to 1.2: 1.01 if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safety: Option<f64>,
     /// Newton–Schulz steps, at least 1.
     pub steps: usize,
+    /// How the products are arranged: `standard`, `symmetric` (triangles only), `gram` (on the small
+    /// Gram matrix), `auto` (gram where it is cheaper, else symmetric) or `svd` (exact, slow, on CPUs).
+    /// All but `svd` follow the same polynomial and differ by rounding.
+    pub algorithm: Algorithm,
+    /// Steps, counted from 0, before which the Gram form starts afresh from the matrix. Chosen by
+    /// the slopes of the coefficients if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Vec<usize>>,
+    /// What matrices between products are rounded to: `f32`, or `bf16` or `f16` as on GPUs, which a
+    /// CPU emulates.
+    pub storage: Storage,
     /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
     /// the update as large as AdamW's; `spectral` is sqrt(max(1, out/in)); `none` is 1.
     pub scale: Scale,
@@ -147,7 +166,11 @@ impl Default for MuonConfig {
             momentum: 0.95,
             nesterov: true,
             coefficients: Coefficients::PolarExpress,
+            safety: None,
             steps: 5,
+            algorithm: Algorithm::Auto,
+            restarts: None,
+            storage: Storage::F32,
             scale: Scale::Rms,
             weight_decay: 0.1,
             eps: 1e-7,
@@ -156,29 +179,141 @@ impl Default for MuonConfig {
 }
 
 /// A family of Newton–Schulz coefficients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Coefficients {
     /// The same quintic every step (Jordan 2024).
     Jordan,
     /// The best quintic for each step (Polar Express, arXiv 2505.16932).
     PolarExpress,
+    /// Polar Express computed with a cushion, for matrices divided by 1.02 times their norm.
+    PolarExpressCushion,
+    /// Chebyshev-type quintics (CANS, arXiv 2506.10935).
+    Cans,
+    /// You's quintics.
+    You,
+    /// Four quintics after a rescale of the rows (Turbo-Muon, arXiv 2512.04632).
+    Aol,
+    /// Cubics (arXiv 2606.00371).
+    Cubic5,
+    /// Eight steps of Jordan and two that settle.
+    DeepseekV4,
+    /// The Taylor polynomial of degree 2κ+1 (arXiv 2601.19156).
+    Taylor(TaylorConfig),
+    /// The user's own.
+    Custom(CustomConfig),
+}
+
+/// A degree of the Taylor family.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaylorConfig {
+    /// κ: 1 is the cubic (1.5, -0.5), 2 the quintic (1.875, -1.25, 0.375), up to 12.
+    pub kappa: usize,
+}
+
+/// Polynomials of one's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CustomConfig {
+    /// For each step the coefficients of x, x³, x⁵, …; their composition has to stay between 0 and 2
+    /// on [0, 1].
+    pub steps: Vec<Vec<f64>>,
+    /// What follows the last: `repeat` it, or `cycle` through all.
+    #[serde(default)]
+    pub beyond: Beyond,
+}
+
+/// What follows the last polynomial.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Beyond {
+    /// The last again.
+    #[default]
+    Repeat,
+    /// All from the start.
+    Cycle,
+}
+
+/// How the products of Newton–Schulz are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Gram where it is cheaper, else symmetric.
+    Auto,
+    /// Every product in full.
+    Standard,
+    /// Symmetric products by one triangle.
+    Symmetric,
+    /// On the Gram matrix.
+    Gram,
+    /// The exact polar factor.
+    Svd,
+}
+
+impl Algorithm {
+    fn kernel(self) -> newton_schulz::Algorithm {
+        match self {
+            Algorithm::Auto => newton_schulz::Algorithm::Auto,
+            Algorithm::Standard => newton_schulz::Algorithm::Standard,
+            Algorithm::Symmetric => newton_schulz::Algorithm::Symmetric,
+            Algorithm::Gram => newton_schulz::Algorithm::Gram,
+            Algorithm::Svd => newton_schulz::Algorithm::Svd,
+        }
+    }
+}
+
+/// What matrices between products are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// Nothing.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Storage {
+    fn kernel(self) -> newton_schulz::Storage {
+        match self {
+            Storage::F32 => newton_schulz::Storage::F32,
+            Storage::Bf16 => newton_schulz::Storage::Bf16,
+            Storage::F16 => newton_schulz::Storage::F16,
+        }
+    }
 }
 
 impl Coefficients {
     /// The word in configs.
-    pub fn word(self) -> &'static str {
-        match self {
-            Coefficients::Jordan => "jordan",
-            Coefficients::PolarExpress => "polar_express",
-        }
+    pub fn word(&self) -> &'static str {
+        self.family(None).word()
     }
 
-    /// The numbers.
-    pub fn family(self) -> kernels::newton_schulz::Coefficients {
+    /// The numbers; `safety` is that of Polar Express.
+    fn family(&self, safety: Option<f64>) -> newton_schulz::Coefficients {
+        use newton_schulz::Coefficients as Family;
         match self {
-            Coefficients::Jordan => kernels::newton_schulz::Coefficients::Jordan,
-            Coefficients::PolarExpress => kernels::newton_schulz::Coefficients::polar_express(),
+            Coefficients::Jordan => Family::Jordan,
+            Coefficients::PolarExpress => match safety {
+                None => Family::polar_express(),
+                Some(safety) => Family::PolarExpress { safety },
+            },
+            Coefficients::PolarExpressCushion => Family::PolarExpressCushion,
+            Coefficients::Cans => Family::Cans,
+            Coefficients::You => Family::You,
+            Coefficients::Aol => Family::Aol,
+            Coefficients::Cubic5 => Family::Cubic5,
+            Coefficients::DeepseekV4 => Family::DeepseekV4,
+            Coefficients::Taylor(taylor) => Family::Taylor { kappa: taylor.kappa },
+            Coefficients::Custom(custom) => Family::Custom {
+                steps: custom.steps.clone(),
+                beyond: match custom.beyond {
+                    Beyond::Repeat => newton_schulz::Beyond::Repeat,
+                    Beyond::Cycle => newton_schulz::Beyond::Cycle,
+                },
+            },
         }
     }
 }
@@ -405,10 +540,12 @@ impl MuonConfig {
     /// The orthogonalization.
     pub fn method(&self) -> Method {
         Method {
-            coefficients: self.coefficients.family(),
+            algorithm: self.algorithm.kernel(),
+            restarts: self.restarts.clone(),
+            coefficients: self.coefficients.family(self.safety),
             steps: self.steps,
+            storage: self.storage.kernel(),
             least_norm: self.eps,
-            ..Method::default()
         }
     }
 
@@ -417,15 +554,30 @@ impl MuonConfig {
         below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
         within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
         within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
-        let most = kernels::newton_schulz::MAX_STEPS;
-        if (1..=most).contains(&self.steps) {
-            return Ok(());
+        self.check_safety(&format!("{at}.safety"))?;
+        let most = newton_schulz::MAX_STEPS;
+        if !(1..=most).contains(&self.steps) {
+            return Err(OptimError::Value {
+                at: format!("{at}.steps"),
+                got: self.steps.to_string(),
+                allowed: format!("a whole number from 1 to {most}"),
+                nearest: self.steps.clamp(1, most).to_string(),
+            });
+        }
+        let refused = |source| OptimError::NewtonSchulz { at: at.to_owned(), source };
+        Iteration::new(&self.method()).map(|_| ()).map_err(refused)
+    }
+
+    fn check_safety(&self, at: &str) -> Result<(), OptimError> {
+        let Some(safety) = self.safety else { return Ok(()) };
+        if self.coefficients == Coefficients::PolarExpress {
+            return within(at, safety, 1.0, 1.2);
         }
         Err(OptimError::Value {
-            at: format!("{at}.steps"),
-            got: self.steps.to_string(),
-            allowed: format!("a whole number from 1 to {most}"),
-            nearest: self.steps.clamp(1, most).to_string(),
+            at: at.to_owned(),
+            got: safety.to_string(),
+            allowed: format!("left out with {}", self.coefficients.word()),
+            nearest: "polar_express with it".to_owned(),
         })
     }
 }
@@ -538,6 +690,44 @@ require_muon: false
         let schema = serde_json::to_value(schemars::schema_for!(OptimizerConfig)).unwrap();
         let clip = schema["$defs"]["Clip"].to_string();
         assert!(clip.contains("\"global\"") && clip.contains("\"none\""), "{clip}");
+    }
+
+    #[test]
+    fn every_coefficient_set_is_read_written_and_checked() {
+        let muon = |text: &str| {
+            let text = format!("rules: [{{match: {{}}, muon: {text}}}]");
+            let config = parse(&text).unwrap();
+            let written = serde_yaml::to_string(&config).unwrap();
+            assert!(!written.contains('!'), "{written}");
+            assert_eq!(parse(&written).unwrap(), config);
+            (config.rules[0].muon.clone().unwrap(), config.check().map_err(|e| e.to_string()))
+        };
+        let words = "jordan polar_express polar_express_cushion cans you aol cubic5 deepseek_v4";
+        for word in words.split(' ') {
+            let (config, checked) = muon(&format!("{{coefficients: {word}, steps: 12}}"));
+            assert_eq!(config.coefficients.word(), word);
+            checked.unwrap();
+        }
+        let (taylor, checked) = muon("{coefficients: {taylor: {kappa: 3}}, algorithm: gram}");
+        assert_eq!(taylor.coefficients, Coefficients::Taylor(TaylorConfig { kappa: 3 }));
+        checked.unwrap();
+        let custom = "{custom: {steps: [[1.5, -0.5], [1.875, -1.25, 0.375]], beyond: cycle}}";
+        let (custom, checked) = muon(&format!("{{coefficients: {custom}, storage: f16}}"));
+        assert_eq!(custom.method().coefficients.word(), "custom");
+        checked.unwrap();
+        let (safe, checked) = muon("{safety: 1.05, algorithm: gram, restarts: [2]}");
+        let coefficients = newton_schulz::Coefficients::PolarExpress { safety: 1.05 };
+        assert_eq!(safe.method().coefficients, coefficients);
+        checked.unwrap();
+        let refused = |text: &str| muon(text).1.unwrap_err();
+        assert_eq!(
+            refused("{coefficients: {custom: {steps: [[3.0, -3.2]]}}, steps: 1}"),
+            "optimizer.rules[0].muon: coefficients custom: 1 step maps singular values of 0 to 1 to \
+             -0.200 to 1.118; use polynomials that stay in 0 to 2"
+        );
+        assert!(refused("{coefficients: {taylor: {kappa: 0}}}").contains("kappa 0; use 1 to 12"));
+        assert!(refused("{coefficients: jordan, safety: 1.05}").contains("left out with jordan"));
+        assert!(refused("{restarts: [7]}").contains("use rising numbers from 1 to 4"));
     }
 
     #[test]

@@ -10,6 +10,9 @@ pub enum OptimError {
     /// A value out of range.
     #[error("{at} is {got}; it must be {allowed}: use {nearest}")]
     Value { at: String, got: String, allowed: String, nearest: String },
+    /// Coefficients or restarts that make no sense.
+    #[error("{at}: {source}")]
+    NewtonSchulz { at: String, source: KernelError },
     #[error(
         "optimizer.rules[{rule}] has no update; give it `muon: {{}}` or `adamw: {{}}` (with defaults)"
     )]

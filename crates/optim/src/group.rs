@@ -8,7 +8,7 @@
 //! Matrices of one rule and one shape lie side by side and are orthogonalized in batches that keep
 //! the threads busy while the scratch stays small.
 
-use kernels::newton_schulz::{Batch, Matrix};
+use kernels::newton_schulz::{Batch, Iteration, Matrix};
 use kernels::optimizer::{SlotRange, Span};
 use layout::flat::ALIGN;
 use layout::{Ownership, Piece, PieceKind, Schema};
@@ -134,7 +134,7 @@ impl LocalPlan {
             let (local, len) = (self.muon_len - start, piece.flat.len());
             let unit = self.pieces.len();
             spans.push(Span { flat: piece.flat.start, local, len, unit });
-            matrices.push(Matrix { input: local, output: local, rows, cols });
+            matrices.push(Matrix::dense(local, local, rows, cols));
             let (piece, local, row_len) = (piece.clone(), self.muon_len, cols);
             self.pieces.push(LocalPiece { piece, row_len, local, muon: true });
             self.muon_len += len.next_multiple_of(ALIGN);
@@ -145,7 +145,7 @@ impl LocalPlan {
             local: start..self.muon_len,
             pieces: first_piece..self.pieces.len(),
             spans,
-            matrices: Batch::new(matrices)?,
+            matrices: Batch::new(&Iteration::new(&config.method())?, matrices)?,
         });
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use kernels::newton_schulz::{Iteration, Method};
 use layout::{LogicalTensor, Schema, Treatment};
 
 use crate::config::{AdamWConfig, Match, MuonConfig, OptimizerConfig, Rule};
@@ -176,7 +177,8 @@ pub fn treatments(plans: &[TensorPlan]) -> Vec<Treatment> {
 }
 
 /// The plan for people: one line per kind of parameter, in schema order; layers and experts that
-/// differ by number alone share a line.
+/// differ by number alone share a line. Then one line per way to orthogonalize: what it makes of
+/// singular values.
 pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
     // Keyed by first appearance, so that lines keep the order of the model.
     let mut lines: Vec<(String, Vec<String>, usize)> = Vec::new();
@@ -202,7 +204,24 @@ pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
             lines[at].2 += 1;
         }
     }
-    render(&lines)
+    render(&lines) + &promises(plans)
+}
+
+/// A line for each method in use, as `rule 0: 5 steps polar_express: σ 1e-3…1 → 0.846 to 1.124, …`.
+fn promises(plans: &[TensorPlan]) -> String {
+    let mut lines: Vec<(usize, String)> = Vec::new();
+    for plan in plans {
+        let Update::Muon(muon) = &plan.update else { continue };
+        if lines.iter().any(|(rule, _)| *rule == plan.rule) {
+            continue;
+        }
+        let Ok(iteration) = Iteration::new(&muon.method()) else { continue };
+        let Method { algorithm, storage, .. } = iteration.method();
+        let (algorithm, storage) = (algorithm.word(), storage.word());
+        let line = format!("rule {}: {iteration}; {algorithm} in {storage}\n", plan.rule);
+        lines.push((plan.rule, line));
+    }
+    lines.into_iter().map(|(_, line)| line).collect()
 }
 
 fn update_words(update: &Update, scale: f64, rule: usize) -> String {
@@ -289,7 +308,12 @@ mod tests {
         assert_eq!(treatments[2], Treatment::Elementwise);
         let table = table(&schema(), &plans);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines.len(), 6, "{table}");
+        assert_eq!(lines.len(), 7, "{table}");
+        assert_eq!(
+            lines[6],
+            "rule 0: 5 steps polar_express: σ 1e-3…1 → 0.846 to 1.124, 1e-2…1 → 0.870 to 1.124; \
+             auto in f32"
+        );
         assert!(lines[4].starts_with("2 of 8 "), "{table}");
         assert!(lines[5].contains("4 of 32×8   model.layers.*.experts.*.up.weight"), "{table}");
         assert!(lines[5].contains("muon lr 0.003 × 1.131 (rms), 5 steps polar_express"), "{table}");

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::newton_schulz::{self, Iteration, STATUS_FINITE};
+use kernels::newton_schulz::{self, STATUS_FINITE};
 use kernels::optimizer::{self, AdamW, SlotRanges, Spans, Weights};
 use layout::{FlatLayout, Ownership, Schema};
 
@@ -45,7 +45,6 @@ pub struct StateView {
 struct MuonLaunch {
     config: MuonConfig,
     scale: f64,
-    iteration: Iteration,
     spans: Spans,
     matrices: newton_schulz::Batch,
     momentum: Tensor,
@@ -205,7 +204,6 @@ impl ShardedOptimizer {
         newton_schulz::orthogonalize(
             &self.stream,
             &batch.matrices,
-            &batch.iteration,
             update,
             direction,
             &self.workspace,
@@ -413,7 +411,6 @@ impl Launches<'_> {
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
-                iteration: Iteration::new(&batch.config.method())?,
                 spans: Spans::new(&batch.spans)?,
                 matrices: batch.matrices.clone(),
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,

@@ -12,12 +12,13 @@
 //! ```text
 //! R = X·Xᵀ        Z = b·R + c·R·R        Q = a·I + Z             (the first step)
 //!                                        Q ← a·Q + Z·Q           (the others)
-//!                 R ← a·W + Z·W   with   W = a·R + Z·R           (all but the last)
+//!                 R ← a·W + Z·W   with   W = a·R + R·Z           (all but the last)
 //! X ← Q·X
 //! ```
 //!
-//! All `n × n` matrices are polynomials of one symmetric matrix: they are symmetric and commute.
-//! Higher degrees take `Z` by Horner's rule, cubics need no product for it.
+//! All `n × n` matrices are polynomials of one symmetric matrix: they are symmetric and commute, but
+//! for rounding: with `Z` on both sides of `R` it cancels, on one side it adds up (half as much error
+//! again on decaying spectra in 16 bits). Higher degrees take `Z` by Horner's rule, cubics need no product for it.
 //!
 //! Where matrices are stored in 16 bits, `a` joins in the f32 accumulators and `Z + a·I`, whose
 //! diagonal would lose the bits that matter, is stored only as the first `Q`. In f32 `P = Z + a·I` is
@@ -161,6 +162,17 @@ struct Factor {
     a: f64,
 }
 
+/// Where the factor stands.
+#[derive(Clone, Copy)]
+enum Side {
+    Left,
+    Right,
+}
+
+fn addend(a: f64, slot: Slot) -> Option<(f64, Slot)> {
+    (a != 0.0).then_some((a, slot))
+}
+
 /// Collects operations on numbered values, one slot each, and the stage where each is ready.
 struct Builder<'a> {
     iteration: &'a Iteration,
@@ -209,15 +221,15 @@ impl Builder<'_> {
             if !(last || restart) {
                 q = Some(match q {
                     None => self.stored(factor),
-                    Some(q) => self.square(factor, q),
+                    Some(q) => self.square(factor, q, Side::Left),
                 });
-                let half = self.square(factor, r);
-                r = self.square(factor, half);
+                let half = self.square(factor, r, Side::Right);
+                r = self.square(factor, half, Side::Left);
                 continue;
             }
             let whole = match q.take() {
                 None => factor,
-                Some(q) => Factor { slot: self.square(factor, q), alpha: 1.0, a: 0.0 },
+                Some(q) => Factor { slot: self.square(factor, q, Side::Left), alpha: 1.0, a: 0.0 },
             };
             x = self.apply(whole, x, last);
             if restart {
@@ -266,21 +278,20 @@ impl Builder<'_> {
         into
     }
 
-    fn square(&mut self, factor: Factor, s: Slot) -> Slot {
+    fn square(&mut self, Factor { slot, alpha, a }: Factor, s: Slot, side: Side) -> Slot {
         let into = self.new_s();
-        self.multiply(Kind::Square, factor, s, into);
+        let (left, right) = match side {
+            Side::Left => (slot, s),
+            Side::Right => (s, slot),
+        };
+        self.product(Kind::Square, (alpha, left, right), addend(a, s), 0.0, into);
         into
     }
 
-    fn apply(&mut self, factor: Factor, x: Slot, last: bool) -> Slot {
+    fn apply(&mut self, Factor { slot, alpha, a }: Factor, x: Slot, last: bool) -> Slot {
         let into = if last { Slot::Out } else { self.new_x() };
-        self.multiply(Kind::Apply, factor, x, into);
+        self.product(Kind::Apply, (alpha, slot, x), addend(a, x), 0.0, into);
         into
-    }
-
-    fn multiply(&mut self, kind: Kind, Factor { slot, alpha, a }: Factor, by: Slot, into: Slot) {
-        let addend = (a != 0.0).then_some((a, by));
-        self.product(kind, (alpha, slot, by), addend, 0.0, into);
     }
 
     fn product(

@@ -2,6 +2,9 @@ use super::*;
 use device::{DType, Device};
 use faer::Mat;
 
+mod algorithms;
+mod rounding;
+
 /// Uniform in -1..1.
 fn noise(len: usize, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -56,21 +59,21 @@ fn batch<T: Real>(
     for (rows, cols, x) in members {
         // A gap shows that nothing is written between members.
         let (input, output) = (values.len(), values.len() + matrices.len());
-        matrices.push(Matrix { input, output, rows: *rows, cols: *cols });
+        matrices.push(Matrix::dense(input, output, *rows, *cols));
         values.extend_from_slice(x);
     }
-    let list = Batch::new(matrices.clone()).unwrap();
+    let list = Batch::new(iteration, matrices.clone()).unwrap();
     let input = device.tensor(&[values.len()], &values).unwrap();
     let sentinel = vec![T::of(9.0); values.len() + members.len()];
     let output = device.tensor(&[sentinel.len()], &sentinel).unwrap();
     let workspace = device.zeros(&[list.workspace_elements(lanes)], T::DTYPE).unwrap();
     let status = device.zeros(&[members.len()], DType::U32).unwrap();
     let stream = device.stream();
-    orthogonalize(&stream, &list, iteration, &input, &output, &workspace, &status).unwrap();
+    orthogonalize(&stream, &list, &input, &output, &workspace, &status).unwrap();
     let result = stream.to_vec::<T>(&output).unwrap();
     let parts = matrices.iter().map(|m| {
-        assert!(result[m.output + m.len()] == T::of(9.0), "wrote beyond a member");
-        result[m.output..m.output + m.len()].to_vec()
+        assert!(result[m.output_end()] == T::of(9.0), "wrote beyond a member");
+        result[m.output..m.output_end()].to_vec()
     });
     (parts.collect(), stream.to_vec(&status).unwrap())
 }
@@ -324,20 +327,20 @@ fn a_large_matrix_has_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let at = |input, output| Matrix { input, output, rows: 3, cols: 4 };
-    let overlap = Batch::new(vec![at(0, 0), at(12, 11)]).unwrap_err().to_string();
+    let at = |input, output| Matrix::dense(input, output, 3, 4);
+    let iteration = of(&Coefficients::Jordan, 5);
+    let overlap = Batch::new(&iteration, vec![at(0, 0), at(12, 11)]).unwrap_err().to_string();
     assert!(overlap.contains("overlap"), "{overlap}");
     // Two results from one input are fine.
-    let list = Batch::new(vec![at(0, 0), at(0, 12)]).unwrap();
+    let list = Batch::new(&iteration, vec![at(0, 0), at(0, 12)]).unwrap();
     assert_eq!(list.workspace_elements(64), 2 * list.least_workspace_elements());
     let device = Device::cpu(1).unwrap();
     let zeros = |len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let (x, o) = (zeros(12, DType::F32), zeros(24, DType::F32));
     let status = zeros(2, DType::U32);
-    let iteration = of(&Coefficients::Jordan, 5);
     let stream = device.stream();
     let run = |o: &Tensor, work: &Tensor, status: &Tensor| {
-        orthogonalize(&stream, &list, &iteration, &x, o, work, status)
+        orthogonalize(&stream, &list, &x, o, work, status)
     };
     let least = list.least_workspace_elements();
     let work = zeros(least, DType::F32);

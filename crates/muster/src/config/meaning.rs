@@ -326,6 +326,7 @@ fn of_optimizer(error: OptimError) -> Finding {
             let help = format!("write {allowed}, such as {nearest}");
             finding(at, format!("{got} is out of range"), &help, sections)
         }
+        OptimError::NewtonSchulz { at, source } => finding(at, source.to_string(), "", sections),
         OptimError::NoUpdate { rule } => {
             let help = "give it `muon: {}` or `adamw: {}` (with defaults)";
             finding(format!("optimizer.rules[{rule}]"), "it has no update", help, sections)
