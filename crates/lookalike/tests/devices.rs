@@ -348,7 +348,9 @@ fn shapes_arrive(device: &Device, image: &[u8]) {
         // SAFETY: `out` has room for what the kernel writes.
         unsafe { stream.launch_module(&function, &grid, &Shape { out: out.address() }) }.unwrap();
         let seen = stream.to_vec::<u32>(&out).unwrap();
-        assert_eq!(seen, [6, 4, cluster, shared_bytes, 0], "{device:?}");
+        assert_eq!(seen[..4], [6, 4, cluster, shared_bytes], "{device:?}");
+        let seeded = std::env::var_os("MUSTER_SIM_SEED").is_some();
+        assert_eq!(seen[4] != 0, seeded, "the seed of the device reaches its kernels");
     }
 }
 
@@ -385,6 +387,12 @@ fn sim_in_other_orders() {
         launches_are_captured(&device, &image);
         modules_outlive_their_handle(&device, &image);
     }
+}
+
+#[test]
+fn sim_takes_its_seed_from_the_environment() {
+    Child::new("sim").env("MUSTER_SIM_SEED", "77").passes();
+    Child::new("no seed").env("MUSTER_SIM_SEED", "x").passes();
 }
 
 /// Without events the seed decides; with them it cannot.
@@ -462,7 +470,13 @@ fn hip_lookalike() {
 #[test]
 #[ignore = "run by the tests that set up its libraries"]
 fn child() {
-    on(std::env::var("CHILD_TASK").unwrap().parse().unwrap());
+    match std::env::var("CHILD_TASK").unwrap().as_str() {
+        "no seed" => {
+            let error = Device::new(DeviceKind::Sim(Arch::Sm90a), 1).unwrap_err().to_string();
+            assert!(error.contains("MUSTER_SIM_SEED is `x`"), "{error}");
+        }
+        kind => on(kind.parse().unwrap()),
+    }
 }
 
 /// On a machine that has them: `MUSTER_TEST_DEVICES=cuda:0,hip:0`.

@@ -9,7 +9,7 @@ use device::{DType, Device, DeviceError, DeviceKind, Failure, Placement};
 const KINDS: [DeviceKind; 2] = [DeviceKind::Cuda(0), DeviceKind::Hip(0)];
 
 fn open(kind: DeviceKind) -> DeviceError {
-    Device::new(kind, 1).err().expect("something is missing")
+    Device::new(kind, 1).expect_err("something is missing")
 }
 
 /// Whether this machine has the real library, which is then found behind ours.
