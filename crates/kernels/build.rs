@@ -54,7 +54,8 @@ fn run() -> Result<(), String> {
     }
     let store = target_directory(&out).join("kernels");
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    let made = make_all(&images::all(), &found, &root.join("kernels"), &store, jobs)?;
+    let maker = Maker { found: &found, kernels: root.join("kernels"), store: store.clone(), jobs };
+    let made = maker.make_all(&images::all())?;
     show(&made, &store)?;
     write(&out.join("images.rs"), images::table(&made).as_bytes())
 }
@@ -65,60 +66,66 @@ fn target_directory(out: &Path) -> PathBuf {
     marked.unwrap_or(out).to_owned()
 }
 
-/// Makes every image whose compiler is there, a few at a time; the costliest stand first.
-pub fn make_all(
-    images: &[Image],
-    found: &tools::Found,
-    kernels: &Path,
-    store: &Path,
-    jobs: usize,
-) -> Result<Vec<(Image, PathBuf)>, String> {
-    let work: Vec<(&Image, &Tool)> =
-        images.iter().filter_map(|image| Some((image, found.tool(image.vendor())?))).collect();
-    // A family whose source is not there yet is left out.
-    let work: Vec<_> = work.into_iter().filter(|(image, _)| image.exists(kernels)).collect();
-    let next = AtomicUsize::new(0);
-    let made = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, work.len().max(1)) {
-            scope.spawn(|| {
-                while let Some((image, tool)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = make(image, tool, kernels, store);
-                    let failed = result.is_err();
-                    made.lock().expect("no panic inside").push((**image, result));
-                    if failed {
-                        next.store(work.len(), Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-    let mut made = made.into_inner().expect("no panic inside");
-    made.sort_by_key(|(image, _)| image.file());
-    made.into_iter().map(|(image, path)| Ok((image, path?))).collect()
+/// Compiles images into a store.
+pub struct Maker<'a> {
+    pub found: &'a tools::Found,
+    pub kernels: PathBuf,
+    pub store: PathBuf,
+    pub jobs: usize,
 }
 
-/// The path of an image in the store, compiled if it is not there yet.
-fn make(image: &Image, tool: &Tool, kernels: &Path, store: &Path) -> Result<PathBuf, String> {
-    let name = format!("{}-{:032x}", image.file(), image.digest(tool, kernels)?);
-    let path = store.join("cache").join(&name);
-    if path.exists() {
-        return Ok(path);
+impl Maker<'_> {
+    /// Makes every image whose compiler is there, a few at a time; the costliest stand first.
+    pub fn make_all(&self, images: &[Image]) -> Result<Vec<(Image, PathBuf)>, String> {
+        // A family whose source is not there yet is left out.
+        let there = |image: &&Image| image.exists(&self.kernels);
+        let tool = |image| Some((image, self.found.tool(Image::vendor(image))?));
+        let work: Vec<(&Image, &Tool)> = images.iter().filter(there).filter_map(tool).collect();
+        let simulator = self.found.tool(Vendor::Sim);
+        let runtime =
+            simulator.map(|tool| self.make(&images::runtime(), tool, None)).transpose()?;
+        let next = AtomicUsize::new(0);
+        let made = Mutex::new(Vec::new());
+        let worker = || {
+            while let Some((image, tool)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let result = self.make(image, tool, runtime.as_deref());
+                if result.is_err() {
+                    next.store(work.len(), Ordering::Relaxed);
+                }
+                made.lock().expect("no panic inside").push((**image, result));
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..self.jobs.clamp(1, work.len().max(1))).for_each(|_| drop(scope.spawn(worker)));
+        });
+        let mut made = made.into_inner().expect("no panic inside");
+        made.sort_by_key(|(image, _)| image.file());
+        made.into_iter().map(|(image, path)| Ok((image, path?))).collect()
     }
-    let scratch = store.join("cache").join(format!(".{name}.{}", std::process::id()));
-    std::fs::create_dir_all(&scratch).map_err(|error| told(&scratch, error))?;
-    let said = image
-        .commands(tool, kernels, &scratch)?
-        .iter_mut()
-        .map(|command| tools::run(command).map_err(|why| format!("{}: {why}", image.file())))
-        .collect::<Result<String, String>>();
-    let made = said.and_then(|said| {
-        // What the compiler remarks is looked at by scripts/check_kernels.py.
-        write(&store.join("cache").join(format!("{name}.log")), said.as_bytes())?;
-        std::fs::rename(scratch.join("image"), &path).map_err(|error| told(&path, error))
-    });
-    std::fs::remove_dir_all(&scratch).map_err(|error| told(&scratch, error))?;
-    made.map(|()| path)
+
+    /// The path of an image in the store, compiled if it is not there yet.
+    fn make(&self, image: &Image, tool: &Tool, runtime: Option<&Path>) -> Result<PathBuf, String> {
+        let name = format!("{}-{:032x}", image.file(), image.digest(tool, &self.kernels)?);
+        let cache = self.store.join("cache");
+        let path = cache.join(&name);
+        if path.exists() {
+            return Ok(path);
+        }
+        let scratch = cache.join(format!(".{name}.{}", std::process::id()));
+        std::fs::create_dir_all(&scratch).map_err(|error| told(&scratch, error))?;
+        let said = image
+            .commands(tool, &self.kernels, &scratch, runtime)?
+            .iter_mut()
+            .map(|command| tools::run(command).map_err(|why| format!("{}: {why}", image.file())))
+            .collect::<Result<String, String>>();
+        let made = said.and_then(|said| {
+            // What the compiler remarks is looked at by scripts/check_kernels.py.
+            write(&cache.join(format!("{name}.log")), said.as_bytes())?;
+            std::fs::rename(scratch.join("image"), &path).map_err(|error| told(&path, error))
+        });
+        std::fs::remove_dir_all(&scratch).map_err(|error| told(&scratch, error))?;
+        made.map(|()| path)
+    }
 }
 
 /// Puts the images of this build under their plain names, and takes away all others.

@@ -26,18 +26,21 @@ const SIM: [(&str, &str, &str); 5] = [
     ("gfx950", "DEV_GFX950", "hip"),
 ];
 
-/// Loads and stores of kernels are announced to hooks of the simulator, in its runtime, which is
-/// compiled without them; an image shows three functions and binds its own hooks.
-const SIM_KERNELS: &str = "-c -x c++ -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -I. \
-     -fsanitize=thread --param tsan-instrument-func-entry-exit=0";
-const SIM_RUNTIME: &str = "-c -x c++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -I.";
-const SIM_LINK: &str = "-shared -Wl,-Bsymbolic -o @/image @/kernels.o";
+/// As in `kernels/sim/build.sh`. Loads and stores of kernels are announced to hooks in the simulator's
+/// runtime, which is compiled without them; a module shows three functions and binds its own hooks.
+const SIM_COMMON: &str = "-c -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
+     -ffp-contract=off";
+const SIM_KERNELS: &str = "-fsanitize=thread -Wno-psabi -x c++ -DDEV_SIM";
+const SIM_LINK: &str = "-shared -Wl,-Bsymbolic,--no-undefined,--exclude-libs,ALL -static-libstdc++ \
+     -static-libgcc -o @/image @/kernels.o %";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Target {
     Cuda,
     Hip(&'static str),
     Sim(&'static str, &'static str, &'static str),
+    /// What every simulated module has in it beside its kernels.
+    Runtime,
 }
 
 /// One family for one target.
@@ -56,6 +59,11 @@ pub fn all() -> Vec<Image> {
     FAMILIES.into_iter().flat_map(of_family).collect()
 }
 
+/// The simulator's runtime: an object that simulated modules are linked with, made before them.
+pub fn runtime() -> Image {
+    Image { family: "sim", target: Target::Runtime }
+}
+
 /// `IMAGES`, in Rust.
 pub fn table(made: &[(Image, PathBuf)]) -> String {
     let mut text =
@@ -72,7 +80,7 @@ impl Image {
         match self.target {
             Target::Cuda => Vendor::Cuda,
             Target::Hip(_) => Vendor::Hip,
-            Target::Sim(..) => Vendor::Sim,
+            Target::Sim(..) | Target::Runtime => Vendor::Sim,
         }
     }
 
@@ -81,6 +89,7 @@ impl Image {
             Target::Cuda => "cuda".into(),
             Target::Hip(arch) => arch.into(),
             Target::Sim(arch, ..) => format!("sim-{arch}"),
+            Target::Runtime => "runtime".into(),
         }
     }
 
@@ -90,28 +99,31 @@ impl Image {
             Target::Cuda => format!("{family}.fatbin"),
             Target::Hip(_) => format!("{family}.{target}.hsaco"),
             Target::Sim(..) => format!("{family}.{target}.so"),
+            Target::Runtime => format!("{family}.{target}.o"),
         }
     }
 
-    /// Relative to `kernels/`.
-    fn source(&self) -> PathBuf {
+    /// What is compiled, relative to `kernels/`.
+    fn sources(&self, kernels: &Path) -> Result<Vec<PathBuf>, String> {
         let twin = match self.target {
             Target::Cuda => "cu",
             Target::Hip(_) => "hip",
             Target::Sim(_, _, twin) => twin,
+            Target::Runtime => return runtime_sources(kernels),
         };
-        format!("{0}/{0}.{twin}", self.family).into()
+        Ok(vec![format!("{0}/{0}.{twin}", self.family).into()])
     }
 
     pub fn exists(&self, kernels: &Path) -> bool {
-        kernels.join(self.source()).is_file()
+        self.sources(kernels)
+            .is_ok_and(|files| files.iter().all(|file| kernels.join(file).is_file()))
     }
 
     /// Of all that the image depends on, and of no path of this machine.
     pub fn digest(&self, tool: &Tool, kernels: &Path) -> Result<u128, String> {
-        let mut files = vec![self.source()];
+        let mut files = self.sources(kernels)?;
         if let Target::Sim(..) = self.target {
-            files.extend(runtime(kernels)?);
+            files.extend(runtime_sources(kernels)?);
         }
         let mut digest = Digest::default();
         digest.add(tool.version.as_bytes());
@@ -125,67 +137,69 @@ impl Image {
         Ok(digest.finish())
     }
 
-    /// What makes the image at `scratch/image`. The compilers run in `kernels`, so that no path of
-    /// this machine enters an image.
+    /// What makes the image at `scratch/image`, for a simulated module with the runtime at hand. The
+    /// compilers run in `kernels`, so that no path of this machine enters an image.
     pub fn commands(
         &self,
         tool: &Tool,
         kernels: &Path,
         scratch: &Path,
+        runtime: Option<&Path>,
     ) -> Result<Vec<Command>, String> {
         let scratch = scratch.display().to_string();
+        let runtime = runtime.unwrap_or(Path::new("")).display().to_string();
         let command = |words: Vec<String>| {
+            let words = words.iter().map(|word| word.replace('@', &scratch).replace('%', &runtime));
             let mut command = Command::new(&tool.path);
-            command.current_dir(kernels).args(words.iter().map(|word| word.replace('@', &scratch)));
+            command.current_dir(kernels).args(words);
             command
         };
         Ok(self.steps(kernels)?.into_iter().map(command).collect())
     }
 
-    /// The arguments of each run of the compiler; `@` stands for a directory of its own.
+    /// The arguments of each run of the compiler; `@` stands for a directory of its own, `%` for the
+    /// simulator's runtime.
     fn steps(&self, kernels: &Path) -> Result<Vec<Vec<String>>, String> {
-        let source = self.source().display().to_string();
-        match self.target {
+        let sources = self.sources(kernels)?;
+        let source = sources.first().map(|path| path.display().to_string()).unwrap_or_default();
+        Ok(match self.target {
             Target::Cuda => {
-                let mut words = words(
-                    "-O3 -std=c++17 --expt-relaxed-constexpr -I. -lineinfo -fatbin --threads 2 \
-                         -o @/image",
-                );
-                words.extend(CUDA.iter().flat_map(|arch| ["-gencode".into(), arch.to_string()]));
-                words.push(source);
-                Ok(vec![words])
+                let mut run =
+                    words("-O3 -std=c++17 --expt-relaxed-constexpr -fatbin --threads 2 -o @/image");
+                run.extend(CUDA.iter().flat_map(|arch| ["-gencode".into(), arch.to_string()]));
+                run.push(source);
+                vec![run]
             }
-            Target::Hip(arch) => Ok(vec![words(&format!(
+            Target::Hip(arch) => vec![words(&format!(
                 "-x hip --offload-device-only --no-gpu-bundle-output --offload-arch={arch} -nogpuinc \
-                 -nogpulib -munsafe-fp-atomics -fno-math-errno -O3 -std=c++17 -I. -o @/image {source}"
-            ))]),
-            Target::Sim(_, define, _) => {
-                let defines = format!("-DDEV_SIM -D{define}");
-                let mut steps =
-                    vec![words(&format!("{SIM_KERNELS} {defines} {source} -o @/kernels.o"))];
-                let mut link = words(SIM_LINK);
-                for (index, file) in runtime(kernels)?.iter().enumerate() {
-                    let file = file.display();
-                    steps.push(words(&format!("{SIM_RUNTIME} {defines} {file} -o @/{index}.o")));
-                    link.push(format!("@/{index}.o"));
+                 -nogpulib -munsafe-fp-atomics -fno-math-errno -O3 -std=c++17 -o @/image {source}"
+            ))],
+            Target::Sim(_, define, _) => vec![
+                words(&format!("{SIM_COMMON} {SIM_KERNELS} -D{define} {source} -o @/kernels.o")),
+                words(SIM_LINK),
+            ],
+            Target::Runtime => {
+                let mut runs = Vec::new();
+                let mut join = words("-r -nostdlib -o @/image");
+                for (index, file) in sources.iter().enumerate() {
+                    runs.push(words(&format!("{SIM_COMMON} {} -o @/{index}.o", file.display())));
+                    join.push(format!("@/{index}.o"));
                 }
-                steps.push(link);
-                Ok(steps)
+                runs.push(join);
+                runs
             }
-        }
+        })
     }
 }
 
-/// The simulator's own sources, which are linked into each of its images.
-fn runtime(kernels: &Path) -> Result<Vec<PathBuf>, String> {
+/// The simulator's own sources.
+fn runtime_sources(kernels: &Path) -> Result<Vec<PathBuf>, String> {
     let directory = kernels.join("sim");
     let entries = std::fs::read_dir(&directory)
         .map_err(|error| format!("{}: {error}", directory.display()))?;
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let mut files: Vec<PathBuf> = names
-        .filter(|name| name.ends_with(".cpp"))
-        .map(|name| format!("sim/{name}").into())
-        .collect();
+    let names = names.filter(|name| name.ends_with(".cpp"));
+    let mut files: Vec<PathBuf> = names.map(|name| format!("sim/{name}").into()).collect();
     files.sort();
     Ok(files)
 }

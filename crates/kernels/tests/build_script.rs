@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 #[path = "../build.rs"]
 mod build;
 
+use build::Maker;
 use build::sources::{Digest, closure};
 use build::tools::{self, Tool, Vendor, major, wanted};
 
@@ -148,6 +149,10 @@ fn compiler(directory: &Path) -> Tool {
     Tool { path, version: "13.0".into() }
 }
 
+fn maker<'a>(found: &'a tools::Found, kernels: &tempfile::TempDir, store: &Path) -> Maker<'a> {
+    Maker { found, kernels: kernels.path().into(), store: store.into(), jobs: 2 }
+}
+
 #[test]
 fn an_image_is_compiled_once_for_all_profiles_and_again_after_an_edit() {
     let (kernels, store) = (tree(), tempfile::tempdir().unwrap());
@@ -155,8 +160,9 @@ fn an_image_is_compiled_once_for_all_profiles_and_again_after_an_edit() {
     let found = tools::Found { tools, missing: Vec::new() };
     let all = build::images::all();
     let gemm = [*all.iter().find(|image| image.file() == "gemm.fatbin").unwrap()];
+    let maker = maker(&found, &kernels, store.path());
     let make = || {
-        let made = build::make_all(&gemm, &found, kernels.path(), store.path(), 2).unwrap();
+        let made = maker.make_all(&gemm).unwrap();
         build::show(&made, store.path()).unwrap();
         assert_eq!(made.len(), 1);
         std::fs::read(&made[0].1).unwrap()
@@ -182,7 +188,7 @@ fn a_kernel_that_does_not_compile_fails_the_build_with_its_message() {
     let tool = compiler(store.path());
     let found = tools::Found { tools: vec![(Vendor::Cuda, tool)], missing: Vec::new() };
     let all = build::images::all();
-    let error = build::make_all(&all, &found, kernels.path(), &broken, 2).unwrap_err();
+    let error = maker(&found, &kernels, &broken).make_all(&all).unwrap_err();
     assert!(error.contains("broken.cu:7: no") && error.contains(".fatbin"), "{error}");
     let left = std::fs::read_dir(broken.join("cache")).unwrap().count();
     assert_eq!(left, 0, "a failed attempt leaves nothing");
