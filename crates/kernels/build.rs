@@ -130,16 +130,16 @@ impl Maker<'_> {
 
 /// Puts the images of this build under their plain names, and takes away all others.
 pub fn show(made: &[(Image, PathBuf)], store: &Path) -> Result<(), String> {
+    let log = |path: &Path| PathBuf::from(format!("{}.log", path.display()));
     for image in images::all() {
         let shown = store.join(image.file());
-        let path = made.iter().find(|(other, _)| other.file() == image.file()).map(|made| &made.1);
-        match path {
-            Some(path) => {
+        match made.iter().find(|(other, _)| *other == image) {
+            Some((_, path)) => {
                 copy(path, &shown)?;
-                let log = |path: &Path| PathBuf::from(format!("{}.log", path.display()));
                 copy(&log(path), &log(&shown))?;
             }
-            None => drop(std::fs::remove_file(shown)),
+            // It may not have been there.
+            None => drop([log(&shown), shown].map(std::fs::remove_file)),
         }
     }
     Ok(())

@@ -28,11 +28,12 @@ const SIM: [(&str, &str, &str); 5] = [
 
 /// As in `kernels/sim/build.sh`. Loads and stores of kernels are announced to hooks in the simulator's
 /// runtime, which is compiled without them; a module shows three functions and binds its own hooks.
+pub const SIM_FLAGS: [&str; 3] = [SIM_COMMON, SIM_KERNELS, SIM_LINK];
 const SIM_COMMON: &str = "-c -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
      -ffp-contract=off";
 const SIM_KERNELS: &str = "-fsanitize=thread -Wno-psabi -x c++ -DDEV_SIM";
-const SIM_LINK: &str = "-shared -Wl,-Bsymbolic,--no-undefined,--exclude-libs,ALL -static-libstdc++ \
-     -static-libgcc -o @/image @/kernels.o %";
+const SIM_LINK: &str = "-shared -Wl,-Bsymbolic,--no-undefined,--version-script=sim/exports.map \
+     -static-libstdc++ -static-libgcc";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Target {
@@ -124,6 +125,7 @@ impl Image {
         let mut files = self.sources(kernels)?;
         if let Target::Sim(..) = self.target {
             files.extend(runtime_sources(kernels)?);
+            files.push("sim/exports.map".into());
         }
         let mut digest = Digest::default();
         digest.add(tool.version.as_bytes());
@@ -176,7 +178,7 @@ impl Image {
             ))],
             Target::Sim(_, define, _) => vec![
                 words(&format!("{SIM_COMMON} {SIM_KERNELS} -D{define} {source} -o @/kernels.o")),
-                words(SIM_LINK),
+                words(&format!("{SIM_LINK} @/kernels.o % -o @/image")),
             ],
             Target::Runtime => {
                 let mut runs = Vec::new();

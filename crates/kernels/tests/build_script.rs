@@ -26,6 +26,7 @@ fn tree() -> tempfile::TempDir {
     write(root.path(), "dev/vendor.h", "");
     write(root.path(), "memory/memory.cu", "");
     write(root.path(), "sim/runtime.cpp", "");
+    write(root.path(), "sim/exports.map", "");
     root
 }
 
@@ -60,6 +61,17 @@ fn the_digest_of_an_image_follows_sources_compiler_and_target_and_no_path() {
     assert_ne!(digest(&there, "gemm.sim-sm_90a.so", "12"), simulated, "its runtime was edited");
     write(there.path(), "dev/vendor.h", "// edited");
     assert_ne!(digest(&there, "gemm.fatbin", "13.0"), before);
+}
+
+/// Tests and people build modules by the script, the crate by its build script.
+#[test]
+fn simulated_modules_are_compiled_as_the_simulators_own_script_does() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    let script = std::fs::read_to_string(kernels.join("sim/build.sh")).unwrap();
+    for flag in build::images::SIM_FLAGS.iter().flat_map(|flags| flags.split_whitespace()) {
+        let flag = flag.split("=sim/").next().unwrap();
+        assert!(script.contains(flag), "{flag} is not in build.sh");
+    }
 }
 
 #[test]
