@@ -14,8 +14,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 out=${1:-target/gpu-bundle}
 readonly LIMIT=$((64 << 20))
-# Programs whose tests run on the device that MUSTER_TEST_DEVICE names: package and test.
-readonly TESTS=(kernels:on_device device:on_device)
+# Tests that run on the devices that MUSTER_TEST_DEVICES names: package, program, filter.
+readonly TESTS=("lookalike devices real_devices" "kernels on_device real_devices")
 readonly PEERS=(
     gram-newton-schulz==0.1.6 quack-kernels==0.5.0 nvidia-cutlass-dsl==4.5.2
     nvidia-cutlass-dsl-libs-base==4.5.2 apache-tvm-ffi==0.1.15 torch-c-dlpack-ext==0.1.5
@@ -38,11 +38,10 @@ found = [m["executable"] for m in map(json.loads, sys.stdin) if m.get("executabl
 print(found[-1])'
 }
 for test in "${TESTS[@]}"; do
-    package=${test%%:*} name=${test##*:}
-    if [[ -e crates/$package/tests/$name.rs ]]; then
-        cp "$(program "$package" "$name")" "$core/tests/$package-$name"
-    fi
-done
+    read -r package name filter <<<"$test"
+    cp "$(program "$package" "$name")" "$core/tests/$package-$name"
+    echo "$package-$name $filter"
+done >"$core/tests.txt"
 strip --strip-all "$core"/bin/* "$core"/tests/*
 cp benches/gpu/*.py "$core/"
 {

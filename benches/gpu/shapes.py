@@ -3,7 +3,10 @@
 # M×N×K of products.
 GEMM = ["4096x4096x4096", "8192x8192x8192", "16x2048x2048x2048", "4096x4096x14336"]
 # X·Xᵀ, of which Muster computes one triangle.
-SYMMETRIC = ["8x2048x2048x2048", "16x2048x2048x7168", "8x4096x4096x4096", "8192x8192x8192"]
+SYMMETRIC = [
+    "8x2048x2048x2048", "16x2048x2048x7168", "8x4096x4096x4096", "8192x8192x8192",
+    "24x768x768x3072", "64x1024x1024x2816",
+]
 # Batches that are orthogonalized: experts, attention, and the largest set of a published model.
 NEWTON_SCHULZ = [
     "24x768x3072", "64x1024x2816", "16x2048x2048", "4x4096x4096", "8x4096x14336", "8192x8192",
