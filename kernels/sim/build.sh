@@ -14,14 +14,21 @@ kernel=(-fsanitize=thread -Wno-unknown-pragmas -Wno-psabi -Wno-unused-function
     -Wno-maybe-uninitialized -x c++)
 link=(-shared -Wl,-Bsymbolic,--no-undefined,--version-script="$sim/exports.map" -static-libstdc++
     -static-libgcc)
-mkdir -p "$out/runtime"
-
-for source in "$sim"/*.cpp; do
-    object="$out/runtime/$(basename "$source" .cpp).o"
-    if [[ ! -e $object || -n $(find "$sim" -maxdepth 1 -name '*.[hc]*' -newer "$object") ]]; then
-        "$cxx" "${common[@]}" -c "$source" -o "$object"
-    fi
-done
+# Objects of the runtime, kept while compiler, flags and sources stay the same.
+runtime=${MUSTER_SIM_RUNTIME:-$out/runtime}
+mkdir -p "$out" "$runtime"
+exec 9>"$runtime/lock"
+flock 9
+stamp=$("$cxx" --version; echo "${common[@]}"; cat "$sim"/*.cpp "$sim"/*.h)
+stamp=$(sha256sum <<<"$stamp")
+if [[ $(cat "$runtime/stamp" 2>/dev/null) != "$stamp" ]]; then
+    rm -f "$runtime"/*.o
+    for source in "$sim"/*.cpp; do
+        "$cxx" "${common[@]}" -c "$source" -o "$runtime/$(basename "$source" .cpp).o"
+    done
+    echo "$stamp" >"$runtime/stamp"
+fi
+flock -u 9
 
 define() {
     case $1 in
@@ -42,7 +49,7 @@ for family in $families; do
         name=$(basename "${family%.*}").sim-$arch
         "$cxx" "${common[@]}" "${kernel[@]}" -DDEV_SIM "$(define "$arch")" \
             -c "$source" -o "$out/$name.o"
-        "$cxx" "${link[@]}" "$out/$name.o" "$out"/runtime/*.o -o "$out/$name.so"
+        "$cxx" "${link[@]}" "$out/$name.o" "$runtime"/*.o -o "$out/$name.so"
         rm "$out/$name.o"
     done
 done

@@ -143,6 +143,11 @@ void scheduler_main() {
 
 }  // namespace
 
+// When the module is unloaded. Its other memory has owners that free it.
+__attribute__((destructor)) static void release_stacks() {
+    for (unsigned char* stack : stacks) munmap(stack - GUARD_BYTES, GUARD_BYTES + STACK_BYTES);
+}
+
 static unsigned char* fiber_stack(uint32_t index) {
     while (stacks.size() <= index) {
         void* area = mmap(nullptr, GUARD_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
