@@ -17,7 +17,7 @@
 //!   * after a kernel has failed every call fails.
 //!
 //! The environment says what it stands for: `LOOKALIKE_DEVICES` (1), `LOOKALIKE_ARCH` (`sm_90a` or
-//! `gfx942` by the name of the first call), `LOOKALIKE_MEMORY` (bytes).
+//! `gfx942` by the vendor), `LOOKALIKE_MEMORY` (bytes).
 
 // The entry points have their vendors' names.
 #[allow(non_snake_case)]
@@ -26,3 +26,17 @@ mod launch;
 mod order;
 mod work;
 mod world;
+
+use std::path::PathBuf;
+
+/// The shared object, which cargo has built beside the running test.
+///
+/// # Errors
+/// The program was not built by cargo, or is no test of a package that depends on this one.
+pub fn library() -> std::io::Result<PathBuf> {
+    const NAME: &str = "liblookalike.so";
+    let program = std::env::current_exe()?;
+    let beside = program.ancestors().skip(1).take(2).map(|dir| dir.join(NAME));
+    let found = beside.into_iter().find(|path| path.exists());
+    found.ok_or_else(|| std::io::Error::other(format!("{NAME} is not beside {program:?}")))
+}

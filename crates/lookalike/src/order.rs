@@ -27,6 +27,8 @@ struct Touch {
     writes: bool,
     stream: u64,
     count: u64,
+    /// What was known to be over before it.
+    clock: Clock,
     call: &'static str,
 }
 
@@ -81,26 +83,37 @@ impl Order {
         writes: bool,
         call: &'static str,
     ) -> Option<&'static str> {
-        let met = self.unordered(stream).find(|touch| {
+        let clock = self.clock(stream);
+        let met = self.unordered((stream, count), &clock).find(|touch| {
             (writes || touch.writes)
                 && touch.bytes.start < bytes.end
                 && bytes.start < touch.bytes.end
         });
         let met = met.map(|touch| touch.call);
-        self.touches.push(Touch { bytes, writes, stream, count, call });
+        self.touches.push(Touch { bytes, writes, stream, count, clock, call });
         met
     }
 
-    /// What unordered work writes to while the next operation of `stream` runs.
-    pub(crate) fn unordered_writes(&self, stream: u64) -> Vec<(Range<u64>, &'static str)> {
-        let writes = self.unordered(stream).filter(|touch| touch.writes);
+    /// What unordered work writes to, enqueued before or after operation `count` of `stream`, before
+    /// which `clock` was known to be over.
+    pub(crate) fn unordered_writes(
+        &self,
+        operation: (u64, u64),
+        clock: &Clock,
+    ) -> Vec<(Range<u64>, &'static str)> {
+        let writes = self.unordered(operation, clock).filter(|touch| touch.writes);
         writes.map(|touch| (touch.bytes.clone(), touch.call)).collect()
     }
 
-    fn unordered(&self, stream: u64) -> impl Iterator<Item = &Touch> {
-        let clock = self.streams.get(&stream);
+    fn unordered(
+        &self,
+        (stream, count): (u64, u64),
+        clock: &Clock,
+    ) -> impl Iterator<Item = &Touch> {
         self.touches.iter().filter(move |touch| {
-            touch.stream != stream && clock.is_none_or(|clock| clock.of(touch.stream) < touch.count)
+            let before = clock.of(touch.stream) >= touch.count;
+            let after = touch.clock.of(stream) >= count;
+            touch.stream != stream && !before && !after
         })
     }
 }
@@ -136,8 +149,13 @@ mod tests {
         order.host_waits_for_all();
         let third = order.enqueue(3);
         assert_eq!(order.touch((3, third), 0..12, true, "after the host waited"), None);
-        assert_eq!(order.unordered_writes(1).len(), 1);
-        assert_eq!(order.unordered_writes(3), vec![]);
+        let first = (1, order.enqueue(1));
+        let clock = order.clock(1);
+        assert_eq!(order.unordered_writes(first, &clock).len(), 1, "of the third stream");
+        order.wait(3, &clock);
+        let third = order.enqueue(3);
+        assert_eq!(order.touch((3, third), 12..13, true, "after the first stream"), None);
+        assert_eq!(order.unordered_writes(first, &clock).len(), 1, "and no more");
     }
 
     #[test]

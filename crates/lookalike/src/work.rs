@@ -6,7 +6,7 @@ use std::time::Instant;
 use device::Grid;
 use device::simulated::{SimFailure, SimModule, SimOrder, SimRange};
 
-use crate::order::without;
+use crate::order::{Clock, without};
 use crate::world::{Call, Capture, EventState, Told, code};
 
 /// One operation as it was asked for.
@@ -54,9 +54,10 @@ pub(crate) enum Work {
 /// An operation in the queue.
 pub(crate) struct Op {
     stream: u64,
+    /// Its number among the operations of the stream, and what is known to be over before it.
+    count: u64,
+    clock: Clock,
     work: Work,
-    /// What a kernel must not see, because unordered work writes to it.
-    hidden: Vec<(std::ops::Range<u64>, &'static str)>,
     name: &'static str,
 }
 
@@ -105,11 +106,8 @@ impl Call {
                 return Err(self.wrong(code::INVALID_VALUE, what));
             }
         }
-        let hidden = match &work {
-            Work::Launch { .. } => self.order.unordered_writes(stream),
-            _ => Vec::new(),
-        };
-        self.queue.push_back(Op { stream, work, hidden, name });
+        let clock = self.order.clock(stream);
+        self.queue.push_back(Op { stream, count, clock, work, name });
         Ok(())
     }
 
@@ -308,7 +306,9 @@ impl Call {
                 unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes as usize) };
             }
             Work::Launch { code, index, grid, args, .. } => {
-                self.run_kernel(code, *index, grid, args, &op.hidden)?;
+                // A kernel must not see what unordered work writes to.
+                let hidden = self.order.unordered_writes((op.stream, op.count), &op.clock);
+                self.run_kernel(code, *index, grid, args, &hidden)?;
             }
             Work::Record { event, generation } => {
                 if let Some(state) = self.events.get_mut(event) {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Child, library_name, lookalike};
+use common::{Child, library_name};
 use device::{DType, Device, DeviceError, DeviceKind, Failure, Placement};
 
 const KINDS: [DeviceKind; 2] = [DeviceKind::Cuda(0), DeviceKind::Hip(0)];
@@ -110,7 +110,7 @@ fn a_missing_library_is_named_with_what_was_tried() {
 
 #[test]
 fn every_single_missing_entry_point_is_named() {
-    let library = std::fs::read(lookalike()).unwrap();
+    let library = std::fs::read(lookalike::library().unwrap()).unwrap();
     for kind in KINDS {
         let symbols = device::entry_points(kind);
         // The library that would be found first.

@@ -4,7 +4,7 @@ mod common;
 
 use std::ffi::{c_char, c_void};
 
-use common::{Child, ScaleAdd, library_name, lookalike, toy};
+use common::{Child, ScaleAdd, library_name, toy};
 use device::{Arch, DType, Device, DeviceError, DeviceKind, Failure, Grid};
 use libloading::Library;
 
@@ -26,7 +26,7 @@ macro_rules! call {
 impl Raw {
     fn open() -> Raw {
         // SAFETY: the library is ours.
-        Raw(unsafe { Library::new(lookalike()) }.unwrap())
+        Raw(unsafe { Library::new(lookalike::library().unwrap()) }.unwrap())
     }
 
     fn with_context() -> Raw {
@@ -188,8 +188,9 @@ fn unordered_copies(kind: DeviceKind) {
     second.synchronize().unwrap();
 }
 
-/// A kernel that reads what an unordered copy writes fails, and the device with it.
-fn unordered_kernel(kind: DeviceKind) {
+/// A kernel that reads what an unordered copy writes fails, and the device with it; whichever was
+/// enqueued first.
+fn unordered_kernel(kind: DeviceKind, kernel_first: bool) {
     let arch = if kind == KINDS[0] { Arch::Sm90a } else { Arch::Gfx942 };
     let Some(image) = toy(arch) else {
         // What the parent looks for.
@@ -210,8 +211,13 @@ fn unordered_kernel(kind: DeviceKind) {
     launch().unwrap();
     assert_eq!(second.to_vec::<f32>(&x).unwrap(), [1.0; 16]);
     first.wait_for(&second.record().unwrap()).unwrap();
+    if kernel_first {
+        launch().unwrap();
+    }
     first.fill(&x.flat(8..16).unwrap(), 0).unwrap();
-    launch().unwrap();
+    if !kernel_first {
+        launch().unwrap();
+    }
     let error = second.synchronize().unwrap_err();
     assert!(
         matches!(error, DeviceError::Driver { failure: Failure::IllegalAddress, .. }),
@@ -233,7 +239,8 @@ fn child() {
         "handles" => handles(),
         "launches" => launches(),
         "unordered_copies" => unordered_copies(kind),
-        "unordered_kernel" => unordered_kernel(kind),
+        "unordered_kernel" => unordered_kernel(kind, false),
+        "kernel_and_then_copy" => unordered_kernel(kind, true),
         _ => panic!("there is no task {name}"),
     }
 }
@@ -251,7 +258,9 @@ fn unordered_work_is_reported() {
     for kind in KINDS {
         let said = Child::with_lookalike(&format!("unordered_copies {kind}"), kind).passes();
         assert!(said.contains("nothing orders the two"), "{}: {said}", library_name(kind));
-        let said = Child::with_lookalike(&format!("unordered_kernel {kind}"), kind).passes();
-        assert!(said.contains("lookalike: it did not see"), "{said}");
+        for task in ["unordered_kernel", "kernel_and_then_copy"] {
+            let said = Child::with_lookalike(&format!("{task} {kind}"), kind).passes();
+            assert!(said.contains("lookalike: it did not see"), "{said}");
+        }
     }
 }

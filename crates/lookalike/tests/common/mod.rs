@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
@@ -62,15 +62,6 @@ pub fn arch_of(kind: DeviceKind) -> Option<Arch> {
     }
 }
 
-/// The look-alike, which cargo has built beside the tests.
-pub fn lookalike() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let deps = tests.parent().unwrap();
-    let name = "liblookalike.so";
-    let found = [deps.join(name), deps.with_file_name(name)].into_iter().find(|path| path.exists());
-    found.expect("cargo builds the library of a package before its tests")
-}
-
 /// Where a stand-in for a driver's library is looked for.
 pub fn library_name(kind: DeviceKind) -> &'static str {
     match kind {
@@ -100,7 +91,7 @@ impl Child {
     pub fn with_lookalike(task: &str, kind: DeviceKind) -> Child {
         let child = Child::new(task);
         let link = child.dir.path().join(library_name(kind));
-        std::os::unix::fs::symlink(lookalike(), link).unwrap();
+        std::os::unix::fs::symlink(lookalike::library().unwrap(), link).unwrap();
         child
     }
 
