@@ -50,9 +50,91 @@ typedef struct MusterGemmArgs {
     uint32_t xcds;             // chiplets over which consecutive blocks are dealt (1: one)
 } MusterGemmArgs;
 
+// The caller's matrix has 16-bit elements (else f32) …
+#define MUSTER_NS_INPUT_16 1u
+// … which are f16 (else bf16).
+#define MUSTER_NS_INPUT_F16 2u
+// X is the transpose of the caller's matrix.
+#define MUSTER_NS_TALL 4u
+// Tiles hold f16 (else bf16).
+#define MUSTER_NS_TILES_F16 8u
+// X is the caller's matrix as it is: no norm, no status.
+#define MUSTER_NS_PLAIN 16u
+
+// Status of a matrix.
+#define MUSTER_NS_FINITE 0u
+#define MUSTER_NS_NON_FINITE 1u
+
+// A strip is what one partial sum of squares covers.
+#define MUSTER_NS_STRIP_ROWS 64u
+#define MUSTER_NS_STRIP_COLS 256u
+
+// One matrix of a launch of ns_norm and of ns_cast.
+typedef struct MusterNsMatrix {
+    uint64_t input;            // the caller's row-major matrix [rows, cols]
+    uint64_t partials;         // f64 [strips down, strips across]: sums of squares
+    uint64_t x;                // grid [row_tiles, col_tiles], short side first; 0 if it is empty
+    uint64_t norm;             // f64: the Frobenius norm goes here, or 0
+    uint64_t status;           // u32: MUSTER_NS_FINITE or _NON_FINITE goes here, or 0
+    double least_norm;         // X is divided by the larger of this and the norm
+    uint32_t rows;             // of the caller's matrix
+    uint32_t cols;
+    uint32_t row_stride;       // elements
+    uint32_t flags;            // MUSTER_NS_*
+    uint32_t row_tiles;        // of X, with padding
+    uint32_t col_tiles;
+    uint32_t first_strip;      // strips of all matrices before this one in the launch
+    uint32_t first_tile;       // tiles of X of all matrices before this one; an empty one counts 1
+} MusterNsMatrix;
+
+// A launch of ns_norm (units are strips) or ns_cast (units are tiles).
+typedef struct MusterNsArgs {
+    uint64_t matrices;         // MusterNsMatrix[matrix_count]
+    uint32_t matrix_count;
+    uint32_t unit_count;       // of all matrices
+} MusterNsArgs;
+
+// Least sum of magnitudes of a row that ns_aol_rows takes the inverse root of.
+#define MUSTER_NS_AOL_LEAST 1e-12f
+
+// One matrix of a launch of ns_aol_rows and of ns_aol_scale.
+typedef struct MusterNsAol {
+    uint64_t gram;             // grid [row_tiles, row_tiles]
+    uint64_t x;                // grid [row_tiles, col_tiles]
+    uint64_t scales;           // f32 [64·row_tiles]
+    uint32_t row_tiles;
+    uint32_t col_tiles;
+    uint32_t first_row;        // row tiles of all matrices before this one in the launch
+    uint32_t first_tile;       // tiles of Gram matrix and X of all before
+    uint32_t flags;            // MUSTER_NS_TILES_F16
+    uint32_t reserved;
+} MusterNsAol;
+
+// A launch of ns_aol_rows (units are rows of tiles) or ns_aol_scale (units are tiles).
+typedef struct MusterNsAolArgs {
+    uint64_t matrices;         // MusterNsAol[matrix_count]
+    uint32_t matrix_count;
+    uint32_t unit_count;       // of all matrices
+} MusterNsAolArgs;
+
+// A launch of memory_copy, memory_read or memory_write.
+typedef struct MusterMemoryArgs {
+    uint64_t source;           // 16-byte aligned
+    uint64_t target;           // 16-byte aligned
+    uint64_t chunks;           // of 16 bytes
+    uint32_t value;            // written; or, by memory_read, compared with what it read
+    uint32_t reserved;
+} MusterMemoryArgs;
+
 #ifdef __cplusplus
 static_assert(sizeof(MusterGemmProblem) == 128, "mirrored in Rust");
 static_assert(offsetof(MusterGemmProblem, a_tiles_per_row) == 40, "mirrored in Rust");
 static_assert(offsetof(MusterGemmProblem, alpha) == 88, "mirrored in Rust");
 static_assert(sizeof(MusterGemmArgs) == 24, "mirrored in Rust");
+static_assert(sizeof(MusterNsMatrix) == 80, "mirrored in Rust");
+static_assert(offsetof(MusterNsMatrix, rows) == 48, "mirrored in Rust");
+static_assert(sizeof(MusterNsArgs) == 16, "mirrored in Rust");
+static_assert(sizeof(MusterNsAol) == 48, "mirrored in Rust");
+static_assert(sizeof(MusterNsAolArgs) == 16, "mirrored in Rust");
+static_assert(sizeof(MusterMemoryArgs) == 32, "mirrored in Rust");
 #endif
