@@ -36,9 +36,11 @@ mod stream;
 mod tensor;
 mod vendor;
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
@@ -80,6 +82,8 @@ struct Inner {
     /// Held while a kernel runs: the proof that its slices are exclusive.
     running: Mutex<()>,
     queue: Mutex<Queue>,
+    /// What floors above keep with the device, one of each type.
+    kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     allocated: AtomicUsize,
     peak: AtomicUsize,
     /// What is not a host device has a driver, and a stream for everyone.
@@ -130,6 +134,7 @@ impl Device {
             compute,
             running: Mutex::new(()),
             queue: Mutex::new(Queue::default()),
+            kept: Mutex::default(),
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
         };
@@ -183,6 +188,18 @@ impl Device {
         let driver = self.inner.driver.as_ref();
         let driver = driver.ok_or(DeviceError::Unsupported { device, what: "modules" })?;
         Module::load(driver, image)
+    }
+
+    /// The `T` that is kept with the device, made by the first call. It must not hold the device,
+    /// which would then never close.
+    pub fn kept<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ok(found)) = kept.get(&TypeId::of::<T>()).map(|x| x.clone().downcast::<T>()) {
+            return found;
+        }
+        let made = Arc::new(make());
+        kept.insert(TypeId::of::<T>(), made.clone());
+        made
     }
 
     /// Threads that a host kernel may use.

@@ -7,6 +7,8 @@ use crate::newton_schulz::Range;
 pub enum KernelError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Image(#[from] crate::modules::ImageError),
     #[error("{kernel}: {operand} has {got} elements, the shapes given need {expected}")]
     Operand { kernel: &'static str, operand: &'static str, got: usize, expected: usize },
     #[error("{kernel}: {dtype} is not supported")]

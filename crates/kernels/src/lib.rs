@@ -19,6 +19,7 @@ pub mod elementwise;
 pub mod embedding;
 mod error;
 pub mod gemm;
+pub mod gpu;
 pub mod loss;
 pub mod math;
 pub mod modules;

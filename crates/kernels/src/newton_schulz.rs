@@ -36,7 +36,7 @@ pub use range::{Range, composed_range};
 
 use crate::error::{dispatch, expect};
 use crate::shared_slice::SharedSlice;
-use crate::{KernelError, Real};
+use crate::{KernelError, Real, gpu};
 use norm::{Norm, norm};
 use twin::Caller;
 
@@ -173,6 +173,17 @@ impl Batch {
         self.lane * threads.clamp(1, self.matrices.len().max(1))
     }
 
+    /// Checks that the caller's tensors hold every matrix.
+    pub(crate) fn check_operands(&self, input: usize, output: usize) -> Result<(), KernelError> {
+        let operands = [("input", input, self.input_end), ("output", output, self.output_end)];
+        for (operand, got, expected) in operands {
+            if got < expected {
+                return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
+            }
+        }
+        Ok(())
+    }
+
     /// Elements of workspace for one matrix at a time.
     pub fn least_workspace_elements(&self) -> usize {
         self.lane
@@ -201,7 +212,10 @@ fn check(matrices: &[Matrix]) -> Result<(), KernelError> {
 /// Orthogonalizes every matrix of `batch` from `input` to `output` (f32 or f64, other tensors).
 ///
 /// `workspace` has the type of the input and at least [`Batch::least_workspace_elements`]
-/// elements; its contents are lost. `status` has one u32 per matrix: the launch may run later, so
+/// elements; its contents are lost. Devices whose kernels come from modules take f32, bf16 and f16
+/// inputs, f32 and bf16 outputs, and bytes of workspace as [`gpu::execute::Prepared`] tells; they
+/// run the batch in parts where they get less, and plan anew with each call: whoever repeats one
+/// holds on to [`gpu::execute::Bound`]. `status` has one u32 per matrix: the launch may run later, so
 /// a matrix with an infinity or NaN is no error of this call; its status becomes
 /// [`STATUS_NON_FINITE`] and its result zero, all others are unaffected ([`check_status`] makes an
 /// error of it). A zero matrix gives zero. 16-bit storage is emulated, for f32 operands.
@@ -216,15 +230,14 @@ pub fn orthogonalize(
     workspace: &Tensor,
     status: &Tensor,
 ) -> Result<(), KernelError> {
-    let operands = [
-        ("input", input.len(), batch.input_end),
-        ("output", output.len(), batch.output_end),
-        ("workspace", workspace.len(), batch.lane),
-    ];
-    for (operand, got, expected) in operands {
-        if got < expected {
-            return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
-        }
+    if !stream.device().kind().is_host() {
+        return gpu::execute::orthogonalize(stream, batch, input, output, workspace, status);
+    }
+    batch.check_operands(input.len(), output.len())?;
+    let (got, expected) = (workspace.len(), batch.lane);
+    if got < expected {
+        let operand = "workspace";
+        return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
     }
     expect(KERNEL, "status", status, batch.matrices.len())?;
     let storage = batch.iteration.method().storage;

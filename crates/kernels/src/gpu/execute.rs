@@ -1,0 +1,231 @@
+//! Runs a plan: tables to the device once, then launches alone.
+
+use device::{DType, Graph, Stream, Tensor};
+
+use super::arch::TileType;
+use super::calls::{Call, Calls};
+use super::modules::Kernels;
+use super::plan::{Bases, Common, Plan};
+use crate::newton_schulz::{Algorithm, Batch, Program, Storage};
+use crate::{KernelError, error::expect};
+
+const KERNEL: &str = "newton_schulz";
+
+/// A batch that is planned for a device with kernels of modules.
+pub struct Prepared {
+    kernels: Kernels,
+    batch: Batch,
+    plan: Plan,
+    common: Common,
+}
+
+impl Prepared {
+    /// `limit` is the most bytes of workspace for slots: a batch that needs more runs in parts.
+    ///
+    /// # Errors
+    /// A method without kernels (f32 storage, SVD); types or shapes that kernels do not take.
+    pub fn new(
+        kernels: &Kernels,
+        batch: &Batch,
+        (input, output): (DType, DType),
+        limit: Option<u64>,
+    ) -> Result<Prepared, KernelError> {
+        let method = batch.iteration().method();
+        if method.algorithm == Algorithm::Svd {
+            let message = "the exact polar factor (svd) is computed on CPUs".to_owned();
+            return Err(KernelError::Argument { kernel: KERNEL, message });
+        }
+        let tiles = match method.storage {
+            Storage::Bf16 => TileType::Bf16,
+            Storage::F16 => TileType::F16,
+            Storage::F32 => {
+                let message = "storage f32 has no device kernels; use bf16 or f16".to_owned();
+                return Err(KernelError::Argument { kernel: KERNEL, message });
+            }
+        };
+        let (arch, least_norm) = (kernels.arch(), method.least_norm);
+        let common = Common { arch, tiles, input, output, least_norm };
+        let matrices = batch.matrices();
+        let programs: Vec<&Program> = (0..matrices.len()).map(|i| batch.program(i)).collect();
+        let plan = Plan::new(&common, matrices, &programs, limit)?;
+        Ok(Prepared { kernels: kernels.clone(), batch: batch.clone(), plan, common })
+    }
+
+    /// The fewest parts that fit `bytes` of workspace, if any number of them does.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`].
+    pub fn within(
+        kernels: &Kernels,
+        batch: &Batch,
+        types: (DType, DType),
+        bytes: usize,
+    ) -> Result<Prepared, KernelError> {
+        let mut prepared = Prepared::new(kernels, batch, types, None)?;
+        let mut limit = prepared.plan.tables_start;
+        // Each part has tables of its own, so that the first cut may be a little too large.
+        while prepared.workspace_bytes() > bytes
+            && prepared.plan.parts.len() < batch.matrices().len()
+        {
+            let excess = (prepared.workspace_bytes() - bytes) as u64;
+            limit = limit.min(prepared.plan.tables_start).saturating_sub(excess);
+            prepared = Prepared::new(kernels, batch, types, Some(limit))?;
+        }
+        Ok(prepared)
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Bytes of workspace, at an address that is a multiple of 256.
+    pub fn workspace_bytes(&self) -> usize {
+        self.plan.workspace_bytes() as usize
+    }
+
+    /// Copies the tables into `workspace`, where they stay as long as the result is used.
+    ///
+    /// # Errors
+    /// Tensors of other types, or too small; kernels that do not load.
+    pub fn bind(
+        &self,
+        stream: &Stream,
+        input: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+        status: &Tensor,
+    ) -> Result<Bound, KernelError> {
+        self.check(input, output, workspace, status)?;
+        let bases = Bases {
+            input: input.address(),
+            output: output.address(),
+            status: status.address(),
+            workspace: workspace.address(),
+        };
+        let tables = self.plan.tables(&bases);
+        let start = self.plan.tables_start as usize;
+        stream.copy_in(&bytes_of(workspace, start, tables.len())?, &tables)?;
+        let tables = bases.workspace + self.plan.tables_start;
+        let to_calls = Calls { kernels: &self.kernels, tiles: self.common.tiles, tables };
+        let mut calls = Vec::new();
+        for part in &self.plan.parts {
+            calls.extend(to_calls.of(part)?);
+        }
+        let tensors = [input, output, workspace, status].map(Tensor::clone);
+        Ok(Bound { calls, _tensors: tensors })
+    }
+
+    fn check(
+        &self,
+        input: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+        status: &Tensor,
+    ) -> Result<(), KernelError> {
+        for (tensor, dtype) in
+            [(input, self.common.input), (output, self.common.output), (status, DType::U32)]
+        {
+            if tensor.dtype() != dtype {
+                return Err(KernelError::Dtype { kernel: KERNEL, dtype: tensor.dtype() });
+            }
+        }
+        self.batch.check_operands(input.len(), output.len())?;
+        expect(KERNEL, "status", status, self.batch.matrices().len())?;
+        let (got, expected) = (workspace.bytes(), self.workspace_bytes());
+        if got < expected {
+            let operand = "workspace (in bytes)";
+            return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
+        }
+        if !workspace.address().is_multiple_of(256) {
+            let message = format!("the workspace starts at {:#x}", workspace.address());
+            return Err(KernelError::Argument { kernel: KERNEL, message });
+        }
+        Ok(())
+    }
+}
+
+/// A batch with its tensors: launches without any work on the host.
+pub struct Bound {
+    calls: Vec<Call>,
+    /// Keeps what the launches point to.
+    _tensors: [Tensor; 4],
+}
+
+impl Bound {
+    /// Launches of one run.
+    pub fn launches(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Enqueues one run on a stream that comes after that of [`Prepared::bind`].
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
+        for call in &self.calls {
+            // SAFETY: the addresses lie in the tensors that `self` keeps, and memory that is freed
+            // later is freed after the work that was enqueued before; `plan` keeps every place
+            // within the sizes that `bind` checked.
+            unsafe { call.launch(stream) }?;
+        }
+        Ok(())
+    }
+
+    /// One run as a graph.
+    ///
+    /// # Errors
+    /// A device without graphs.
+    pub fn capture(self, stream: &Stream) -> Result<Captured, KernelError> {
+        let mut refused = None;
+        let graph = stream.capture(|stream| match self.launch(stream) {
+            Ok(()) => Ok(()),
+            Err(KernelError::Device(error)) => Err(error),
+            Err(error) => {
+                refused = Some(error);
+                Ok(())
+            }
+        });
+        match refused {
+            Some(error) => Err(error),
+            None => Ok(Captured { graph: graph?, _bound: self }),
+        }
+    }
+}
+
+/// Bytes `start … start + len` of a tensor of any type.
+pub(super) fn bytes_of(tensor: &Tensor, start: usize, len: usize) -> Result<Tensor, KernelError> {
+    let start = tensor.offset() * tensor.dtype().bytes() + start;
+    Ok(Tensor::new(tensor.buffer().clone(), start, &[len], DType::U8)?)
+}
+
+/// A run as one graph.
+pub struct Captured {
+    graph: Graph,
+    _bound: Bound,
+}
+
+impl Captured {
+    /// Enqueues the run.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
+        // SAFETY: `_bound` keeps the memory that the captured launches point to.
+        Ok(unsafe { stream.launch_graph(&self.graph) }?)
+    }
+}
+
+/// Plans, binds and launches at once; see [`crate::newton_schulz::orthogonalize`].
+pub(crate) fn orthogonalize(
+    stream: &Stream,
+    batch: &Batch,
+    input: &Tensor,
+    output: &Tensor,
+    workspace: &Tensor,
+    status: &Tensor,
+) -> Result<(), KernelError> {
+    let kernels = Kernels::of(stream.device())?;
+    let types = (input.dtype(), output.dtype());
+    let prepared = Prepared::within(&kernels, batch, types, workspace.bytes())?;
+    prepared.bind(stream, input, output, workspace, status)?.launch(stream)
+}

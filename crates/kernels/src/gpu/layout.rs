@@ -1,0 +1,149 @@
+//! Where the parts of a batch lie in its workspace: pure functions of shapes.
+//!
+//! ```text
+//! workspace   tables │ norms, partial sums │ matrix 0: X slots, S slots │ matrix 1: … │
+//! X slot      grid of tiles, short side first, zero-padded to whole blocks
+//! S slot      the same, short × short
+//! ```
+
+use super::abi;
+use super::arch::{Class, TILE, TILE_BYTES};
+use crate::KernelError;
+
+const KERNEL: &str = "newton_schulz";
+
+/// Parts of a workspace start at multiples of this.
+const ALIGNMENT: u64 = 256;
+
+/// Bytes from the start of a workspace on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Cursor(u64);
+
+impl Cursor {
+    /// Takes `bytes` and returns where they start.
+    pub(crate) fn take(&mut self, bytes: u64) -> u64 {
+        let start = self.0.next_multiple_of(ALIGNMENT);
+        self.0 = start + bytes;
+        start
+    }
+
+    pub(crate) fn end(self) -> u64 {
+        self.0.next_multiple_of(ALIGNMENT)
+    }
+}
+
+/// A matrix as kernels see it: short side first, padded to whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Extents {
+    pub short: usize,
+    pub long: usize,
+    /// The caller's matrix is the transpose.
+    pub is_tall: bool,
+    /// Class of the products that give a symmetric matrix …
+    pub symmetric: Class,
+    /// … and of those that give one of the caller's shape.
+    pub apply: Class,
+}
+
+/// The symmetric product: blocks on the diagonal do twice the work, which at this many of the
+/// large ones along a side costs as much as the small ones' lower rate.
+const LARGE_SYMMETRIC: usize = 2049;
+
+/// A side whose padding to large blocks adds more than this part of it takes small ones.
+const PADDING: f64 = 1.0 / 12.0;
+
+impl Extents {
+    /// # Errors
+    /// A side that 32-bit extents do not hold.
+    pub fn new(rows: usize, cols: usize) -> Result<Extents, KernelError> {
+        let (short, long) = (rows.min(cols), rows.max(cols));
+        if long > (i32::MAX as usize) - Class::Large.side() {
+            let message = format!("a matrix of {rows}×{cols} is beyond 32-bit extents");
+            return Err(KernelError::Argument { kernel: KERNEL, message });
+        }
+        let pads_little = |side: usize| {
+            let padding = side.next_multiple_of(Class::Large.side()) - side;
+            padding as f64 <= side as f64 * PADDING
+        };
+        let large_if = |is_large| if is_large { Class::Large } else { Class::Small };
+        let pads_little = pads_little(short) && pads_little(long);
+        let symmetric = large_if(pads_little && short >= LARGE_SYMMETRIC);
+        Ok(Extents { short, long, is_tall: rows > cols, symmetric, apply: large_if(pads_little) })
+    }
+
+    /// Both sides are multiples of this.
+    fn side(&self) -> usize {
+        self.symmetric.max(self.apply).side()
+    }
+
+    /// Tiles along the short side, with padding.
+    pub fn short_tiles(&self) -> u32 {
+        (self.short.next_multiple_of(self.side()) / TILE) as u32
+    }
+
+    /// Tiles along the long side, with padding.
+    pub fn long_tiles(&self) -> u32 {
+        (self.long.next_multiple_of(self.side()) / TILE) as u32
+    }
+
+    /// Bytes of a slot of X's shape.
+    pub fn x_bytes(&self) -> u64 {
+        u64::from(self.short_tiles()) * u64::from(self.long_tiles()) * TILE_BYTES
+    }
+
+    /// Bytes of a symmetric slot.
+    pub fn s_bytes(&self) -> u64 {
+        u64::from(self.short_tiles()).pow(2) * TILE_BYTES
+    }
+}
+
+/// Strips whose sums of squares make up the norm of a matrix.
+pub fn strips(rows: usize, cols: usize) -> u64 {
+    let (strip_rows, strip_cols) = abi::NS_STRIP;
+    rows.div_ceil(strip_rows as usize) as u64 * cols.div_ceil(strip_cols as usize) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_and_padding_follow_the_shape() {
+        let of = |rows, cols| {
+            let e = Extents::new(rows, cols).unwrap();
+            (e.symmetric, e.apply, e.short_tiles() as usize * TILE, e.long_tiles() as usize * TILE)
+        };
+        use Class::{Large, Small};
+        assert_eq!(of(768, 3072), (Small, Large, 768, 3072));
+        assert_eq!(of(2816, 1024), (Small, Large, 1024, 2816));
+        assert_eq!(of(4096, 11008), (Large, Large, 4096, 11008));
+        assert_eq!(of(1, 1000), (Small, Small, 128, 1024));
+        assert_eq!(of(129, 64), (Small, Small, 128, 256));
+        // 640 would grow by a fifth.
+        assert_eq!(of(640, 2560), (Small, Small, 640, 2560));
+        assert_eq!(of(0, 7), (Small, Small, 0, 128));
+        assert!(Extents::new(1, 1 << 31).is_err());
+    }
+
+    #[test]
+    fn a_matrix_and_its_transpose_are_laid_out_alike() {
+        for (rows, cols) in [(3, 5), (200, 4096), (4096, 4095)] {
+            let wide = Extents::new(rows, cols).unwrap();
+            let tall = Extents::new(cols, rows).unwrap();
+            assert_eq!((wide.x_bytes(), wide.s_bytes()), (tall.x_bytes(), tall.s_bytes()));
+            assert_ne!(wide.is_tall, tall.is_tall);
+        }
+    }
+
+    #[test]
+    fn parts_are_aligned_and_disjoint() {
+        let mut cursor = Cursor::default();
+        assert_eq!((cursor.take(1), cursor.take(0), cursor.take(300)), (0, 256, 256));
+        assert_eq!(cursor.end(), 768);
+    }
+
+    #[test]
+    fn strips_cover_the_matrix() {
+        assert_eq!((strips(64, 256), strips(65, 257), strips(0, 9)), (1, 4, 0));
+    }
+}

@@ -1,0 +1,101 @@
+//! The kernels of a device: modules loaded on first use, kept with the device.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use device::{Arch, Device, DeviceKind, Function, Module};
+
+use crate::KernelError;
+use crate::modules::image;
+
+/// What is compiled together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    Gemm,
+    NewtonSchulz,
+    Memory,
+}
+
+impl Family {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Gemm => "gemm",
+            Family::NewtonSchulz => "newton_schulz",
+            Family::Memory => "memory",
+        }
+    }
+}
+
+/// The kernels of one device; all of a device share what is loaded.
+#[derive(Clone)]
+pub struct Kernels {
+    device: Device,
+    arch: Arch,
+    multiprocessors: u32,
+    loaded: Arc<Mutex<Loaded>>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<Family, Module>,
+    functions: HashMap<&'static str, Function>,
+}
+
+impl Kernels {
+    /// # Errors
+    /// A host device: its kernels are closures.
+    pub fn of(device: &Device) -> Result<Kernels, KernelError> {
+        let properties = device.properties();
+        let Some(arch) = properties.arch else {
+            let message = format!("{} runs no kernels of modules", device.kind());
+            return Err(KernelError::Argument { kernel: "modules", message });
+        };
+        let multiprocessors = properties.multiprocessors.max(1);
+        let loaded = device.kept(Mutex::<Loaded>::default);
+        Ok(Kernels { device: device.clone(), arch, multiprocessors, loaded })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn arch(&self) -> Arch {
+        self.arch
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// What the device's images are called after.
+    pub fn target(&self) -> String {
+        match self.device.kind() {
+            DeviceKind::Sim(_) => format!("sim-{}", self.arch),
+            DeviceKind::Hip(_) => self.arch.to_string(),
+            _ => "cuda".to_owned(),
+        }
+    }
+
+    /// A kernel; its module is loaded on the first call.
+    ///
+    /// # Errors
+    /// There is no image for the device, or it does not load.
+    pub fn function(&self, family: Family, name: &'static str) -> Result<Function, KernelError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(name) {
+            return Ok(function.clone());
+        }
+        let module = match loaded.modules.get(&family) {
+            Some(module) => module.clone(),
+            None => {
+                let image = image(&self.target(), family.name())?;
+                let module = self.device.load_module(&image)?;
+                loaded.modules.insert(family, module.clone());
+                module
+            }
+        };
+        let function = module.function(name)?;
+        loaded.functions.insert(name, function.clone());
+        Ok(function)
+    }
+}
