@@ -126,6 +126,28 @@ constexpr Unit locate(const MusterGemmProblem* problems, uint32_t count, uint32_
     return {index, square(problem, unit - problem.first_block, group_rows)};
 }
 
+// What a cluster of a persistent launch takes at a time: a unit, or half the rows of one.
+struct Piece {
+    uint32_t unit;
+    uint32_t half;
+    bool whole;
+};
+
+// A last round that would leave half of the `clusters` or more without work is dealt in halves.
+constexpr uint32_t pieces(uint32_t units, uint32_t clusters) {
+    const uint32_t rest = units % clusters;
+    return rest <= clusters / 2 ? units + rest : units;
+}
+
+// Piece number `index` of pieces(units, clusters); cluster c takes c, c + clusters, ….
+constexpr Piece piece(uint32_t index, uint32_t units, uint32_t clusters) {
+    const uint32_t rounds = units - units % clusters;
+    if (index < rounds || pieces(units, clusters) == units) {
+        return {index, 0, true};
+    }
+    return {rounds + (index - rounds) / 2, (index - rounds) % 2, false};
+}
+
 // Consecutive blocks are dealt to `xcds` chiplets in turn, each with a cache of its own. Renumbers
 // the `blocks` of a grid so that a chiplet gets a run of neighbouring numbers.
 //

@@ -4,7 +4,10 @@
 //   warpgroup 1–2  multiply from the ring (wgmma), finish in f32, hand tiles to the copy engine
 //
 // Class 256: a cluster of two blocks computes a unit of 256×256, each its 128 rows. They share the
-// right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows.
+// right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows. The last
+// round may deal half units (schedule.h): then a block has 64 rows, for its first warpgroup. That
+// costs more bandwidth a product, but not half a round; and the instructions stay the same, so the
+// bits do.
 //
 // Class 128: a block computes a unit of 128×128, and its warpgroups take turns, so that one's
 // epilogue runs under the other's products.
@@ -79,28 +82,74 @@ struct Ring {
     }
 };
 
+// The part of a piece that is this block's: from tile (m_tile, n_tile) on, m_tiles rows of tiles.
+struct Share {
+    u32 problem;
+    u32 m_tile;
+    u32 n_tile;
+    u32 m_tiles;
+};
+
+// The pieces of this block's cluster, one after the other.
+template <u32 CLASS>
+struct Deal {
+    using S = Sm90<CLASS>;
+    const MusterGemmArgs& args;
+    u32 rank;
+    u32 clusters;
+    u32 pieces;
+    u32 index;
+    u32 problem = 0;
+
+    DEV_FN Deal(const MusterGemmArgs& a, u32 block_rank) : args(a), rank(block_rank) {
+        clusters = grid() / S::CLUSTER;
+        pieces = S::WIDE ? schedule::pieces(a.block_count, clusters) : a.block_count;
+        index = block() / S::CLUSTER;
+    }
+    DEV_FN bool more() const { return index < pieces; }
+    DEV_FN const MusterGemmProblem* problems() const {
+        return constant<MusterGemmProblem>(args.problems);
+    }
+    DEV_FN Share next() {
+        const schedule::Piece piece = S::WIDE
+                                          ? schedule::piece(index, args.block_count, clusters)
+                                          : schedule::Piece{index, 0, true};
+        const schedule::Unit at = schedule::locate(problems(), args.problem_count, piece.unit,
+                                                   args.group_rows, problem);
+        problem = at.problem;
+        index += clusters;
+        const u32 m_tiles = piece.whole ? S::M_TILES : S::M_TILES / 2;
+        return {problem, at.at.row * S::UNIT_TILES + piece.half * S::M_TILES + rank * m_tiles,
+                at.at.col * S::UNIT_TILES, m_tiles};
+    }
+};
+
 // ---- the filling thread -------------------------------------------------------------------------
 
 template <bool B_MN, u32 CLASS>
-DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, u32 m_tile,
-                         u32 n_tile, u32 rank) {
+DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
+                         const Share& share, u32 rank) {
     using S = Sm90<CLASS>;
-    constexpr u32 SHARE = S::N_TILES / S::CLUSTER;
+    constexpr u32 LOADS = S::N_TILES / S::CLUSTER;  // of the right operand, by this block
+    const u32 bytes = (share.m_tiles + S::N_TILES) * tile::BYTES;
     for (u32 k = 0; k < p.k_tiles; ++k) {
         u64* const full = full_barrier<CLASS>(ring.stage);
         unsigned char* const stage = stage_at<CLASS>(ring.stage);
         mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
-        mbar_expect(full, S::STAGE_BYTES);
+        mbar_expect(full, bytes);
 #pragma unroll
         for (u32 i = 0; i < S::M_TILES; ++i) {
-            const u64 at = p.a + tile::tile_offset(m_tile + i, k, p.a_tiles_per_row);
-            bulk_load(stage + i * tile::BYTES, pointer<const void>(at), tile::BYTES, full);
+            const u64 at = p.a + tile::tile_offset(share.m_tile + i, k, p.a_tiles_per_row);
+            if (i < share.m_tiles) {
+                bulk_load(stage + i * tile::BYTES, pointer<const void>(at), tile::BYTES, full);
+            }
         }
 #pragma unroll
-        for (u32 i = 0; i < SHARE; ++i) {
-            const u32 n = rank * SHARE + i;
-            const u64 at = p.b + (B_MN ? tile::tile_offset(k, n_tile + n, p.b_tiles_per_row)
-                                       : tile::tile_offset(n_tile + n, k, p.b_tiles_per_row));
+        for (u32 i = 0; i < LOADS; ++i) {
+            const u32 n = rank * LOADS + i;
+            const u32 n_tile = share.n_tile + n;
+            const u64 at = p.b + (B_MN ? tile::tile_offset(k, n_tile, p.b_tiles_per_row)
+                                       : tile::tile_offset(n_tile, k, p.b_tiles_per_row));
             unsigned char* const to = stage + (S::M_TILES + n) * tile::BYTES;
             if constexpr (S::CLUSTER == 1) {
                 bulk_load(to, pointer<const void>(at), tile::BYTES, full);
@@ -116,19 +165,20 @@ DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProble
 // Two rows and two columns of C's tiles to a stage. Tiles that the result drops are not read: in a
 // symmetric product in place another block may be writing them.
 template <u32 CLASS>
-DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, u32 m_tile,
-                        u32 n_tile) {
+DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
+                        const Share& share) {
     for (u32 step = 0; step < Sm90<CLASS>::ADDEND_STAGES; ++step) {
         u64* const full = full_barrier<CLASS>(ring.stage);
         mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+        const u32 n_tile = share.n_tile + 2 * step;
         u32 bytes = 0;
-        for (u32 i = 0; i < 4; ++i) {
-            bytes += kept(p, m_tile + i / 2, n_tile + 2 * step + i % 2) ? tile::BYTES : 0;
+        for (u32 i = 0; i < 2 * share.m_tiles; ++i) {
+            bytes += kept(p, share.m_tile + i / 2, n_tile + i % 2) ? tile::BYTES : 0;
         }
         mbar_expect(full, bytes);
-        for (u32 i = 0; i < 4; ++i) {
-            const u32 row = m_tile + i / 2;
-            const u32 col = n_tile + 2 * step + i % 2;
+        for (u32 i = 0; i < 2 * share.m_tiles; ++i) {
+            const u32 row = share.m_tile + i / 2;
+            const u32 col = n_tile + i % 2;
             if (kept(p, row, col)) {
                 const u64 at = p.c + tile::tile_offset(row, col, p.c_tiles_per_row);
                 bulk_load(stage_at<CLASS>(ring.stage) + i * tile::BYTES, pointer<const void>(at),
@@ -142,19 +192,13 @@ DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem
 template <bool B_MN, u32 CLASS>
 DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
     using S = Sm90<CLASS>;
-    const MusterGemmProblem* const problems = pointer<const MusterGemmProblem>(args.problems);
     Ring<S::STAGES> ring;
-    u32 problem = 0;
-    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += grid() / S::CLUSTER) {
-        const schedule::Unit at =
-            schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
-        problem = at.problem;
-        const MusterGemmProblem p = problems[problem];
-        const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
-        const u32 n_tile = at.at.col * S::UNIT_TILES;
-        fill_product<B_MN, CLASS>(ring, p, m_tile, n_tile, rank);
+    for (Deal<CLASS> deal(args, rank); deal.more();) {
+        const Share share = deal.next();
+        const MusterGemmProblem p = deal.problems()[share.problem];
+        fill_product<B_MN, CLASS>(ring, p, share, rank);
         if (has_addend(p)) {
-            fill_addend<CLASS>(ring, p, m_tile, n_tile);
+            fill_addend<CLASS>(ring, p, share);
         }
     }
     if constexpr (S::CLUSTER > 1) {
@@ -250,6 +294,16 @@ DEV_FN void end_turn(const Ring<Sm90<128>::STAGES>& ring, u32 group, bool addend
     }
 }
 
+// A warpgroup without rows in a piece only lets its stages go.
+template <u32 CLASS>
+DEV_FN void pass(Ring<Sm90<CLASS>::STAGES>& ring, u32 stages) {
+    for (u32 i = 0; i < stages; ++i) {
+        mbar_wait(full_barrier<CLASS>(ring.stage), ring.parity);
+        release<CLASS>(ring.stage);
+        ring.next();
+    }
+}
+
 // Finishes the sub-tiles of acc in turn, each while the one before is on its way out.
 template <class T, u32 CLASS>
 DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, Outbox& outbox,
@@ -285,34 +339,33 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, 
 template <class T, bool B_MN, u32 CLASS>
 DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
     using S = Sm90<CLASS>;
-    const MusterGemmProblem* const problems = pointer<const MusterGemmProblem>(args.problems);
     Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
                      thread() % S::GROUP, S::GROUP};
     Ring<S::STAGES> ring;
-    u32 problem = 0;
     u32 turn = 0;
-    const u32 step = grid() / S::CLUSTER;
-    for (u32 unit = block() / S::CLUSTER; unit < args.block_count; unit += step, ++turn) {
-        const schedule::Unit at =
-            schedule::locate(problems, args.problem_count, unit, args.group_rows, problem);
-        problem = at.problem;
-        const MusterGemmProblem p = problems[problem];
+    for (Deal<CLASS> deal(args, rank); deal.more(); ++turn) {
+        const Share share = deal.next();
+        const MusterGemmProblem p = deal.problems()[share.problem];
+        const u32 stages = p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0);
+        const u32 first_strip = S::WIDE ? group : 0;
         if (!S::WIDE && turn % 2 != group) {
-            ring.advance(p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0));
+            ring.advance(stages);
             continue;
         }
-        const u32 m_tile = at.at.row * S::UNIT_TILES + rank * S::M_TILES;
-        const u32 first_strip = S::WIDE ? group : 0;
+        if (S::WIDE && first_strip >= share.m_tiles) {
+            pass<CLASS>(ring, stages);
+            continue;
+        }
         f32 acc[S::STRIPS][S::STRIP_F32];
         if constexpr (!S::WIDE) {
             begin_turn(turn, group);
         }
         multiply<T, B_MN, CLASS>(ring, p.k_tiles, first_strip, acc);
         if constexpr (!S::WIDE) {
-            end_turn(ring, group, has_addend(p), unit + step >= args.block_count);
+            end_turn(ring, group, has_addend(p), !deal.more());
         }
         settle<CLASS>(ring, acc);
-        finish<T, CLASS>(ring, p, outbox, acc, m_tile, at.at.col * S::UNIT_TILES, first_strip);
+        finish<T, CLASS>(ring, p, outbox, acc, share.m_tile, share.n_tile, first_strip);
     }
     outbox.close();
 }
