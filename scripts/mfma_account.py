@@ -3,13 +3,13 @@
 
     scripts/mfma_account.py [--check] [--json] gemm.gfx942.hsaco …
 
-For each kernel with matrix instructions it finds the steady-state loop and prints cycles of the matrix
-unit against everything else that is issued, bytes through LDS and from memory against the chip's rates,
-and the bound on the use of the matrix unit that follows. It is a count, not a measurement: latencies,
-bank conflicts, clocks and other waves' luck are not in it.
+For each kernel with matrix instructions it finds the steady-state loop and prints cycles of the
+matrix unit against everything else that is issued, bytes through LDS and from memory against the
+chip's rates, and the bound on the use of the matrix unit that follows. It is a count, not a
+measurement: latencies, bank conflicts and clocks are not in it.
 
---check fails (exit code 1) with the kernel's name on register spills, scratch memory, more LDS than a work
-group can have, a gemm_* kernel without v_mfma, or flat (untyped) memory instructions in its loop.
+--check fails (exit code 1) with the kernel's name on register spills, scratch memory, more LDS than
+a work group can have, a gemm_* kernel without v_mfma, or flat memory instructions in its loop.
 
 The steady-state loop is the shortest cycle of the control-flow graph through all blocks that hold
 matrix instructions. What the figures mean is explained in kernels/gemm/cdna.md.
@@ -41,14 +41,18 @@ CHIPS = {
 }
 # Vector registers of a SIMD's lane, for all its waves.
 REGISTERS = 512
-# Dynamic LDS of the product's kernels by class and chip, as in gemm.hip; code objects do not know it.
+# Dynamic LDS of the product's kernels by class and chip, as in gemm.hip; code objects do not say.
 DYNAMIC_LDS = {
     "gfx90a": {"256": 65536, "128": 32768},
     "gfx942": {"256": 65536, "128": 32768},
     "gfx950": {"256": 163840, "128": 81920},
 }
-WIDTH = {"b32": 4, "b64": 8, "b96": 12, "b128": 16, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
-INSTRUCTION = re.compile(r"^\t(\S+)\s*(.*?)\s*// ([0-9A-F]{12}):.*?(?:<(\S+?)(?:\+0x([0-9a-f]+))?>)?$")
+WIDTH = {
+    "b32": 4, "b64": 8, "b96": 12, "b128": 16,
+    "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16,
+}
+INSTRUCTION = re.compile(
+    r"^\t(\S+)\s*(.*?)\s*// ([0-9A-F]{12}):.*?(?:<(\S+?)(?:\+0x([0-9a-f]+))?>)?$")
 LABEL = re.compile(r"^([0-9a-f]{16}) <(\S+)>:$")
 
 
@@ -231,8 +235,8 @@ def account(name, code, facts, arch):
 
 
 def beside_cycles(loop, chip):
-    """What a wave spends beside its products if it overlaps nothing with them: issue, or the LDS and
-    memory traffic of the four waves (one a SIMD) that do the same at the same time."""
+    """What a wave spends beside its products if it overlaps nothing with them: issue, or the LDS
+    and memory traffic of the four waves (one a SIMD) that do the same at the same time."""
     total = 0.0
     for _, mnemonic, _, _ in loop:
         traffic, cost = bytes_of(mnemonic) * SIMDS, ISSUE_CYCLES
@@ -261,7 +265,8 @@ def findings(name, facts, code, arch):
     return found
 
 
-COLUMNS = ("kernel", "registers", "waves / SIMD", "mfma", "VALU", "LDS", "memory", "scalar", "control",
+COLUMNS = ("kernel", "registers", "waves / SIMD", "mfma", "VALU", "LDS", "memory", "scalar",
+           "control",
            "matrix cycles", "other issue", "beside", "CU: matrix", "CU: vector issue", "CU: LDS",
            "CU: memory", "bound", "one block", "no overlap")
 
@@ -276,13 +281,14 @@ def table(accounts):
         cells += [a["matrix_cycles_per_wave"], a["other_issue_cycles_per_wave"]]
         cells += [f"{a['beside_cycles_per_wave']:.0f}"]
         cells += [f"{cycles[what]:.0f}" for what in ("matrix", "vector issue", "lds", "memory")]
-        cells += [f"{100 * a[key]:.0f} %" for key in ("bound", "bound_of_one_block", "bound_without_overlap")]
+        bounds = (a["bound"], a["bound_of_one_block"], a["bound_without_overlap"])
+        cells += [f"{100 * bound:.0f} %" for bound in bounds]
         yield f"| {' | '.join(map(str, cells))} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail on spills, LDS and missing v_mfma")
+    parser.add_argument("--check", action="store_true", help="fail on what is wrong with a kernel")
     parser.add_argument("--json", action="store_true", help="print accounts as JSON")
     parser.add_argument("objects", nargs="+")
     options = parser.parse_args()

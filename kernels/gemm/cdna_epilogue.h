@@ -41,28 +41,43 @@ struct Lane {
     DEV_FN bool across(u32 i) const { return c == 4 * i + g; }
 };
 
-// acc ← alpha·acc + beta·C + gamma·I. Of a symmetric result's diagonal sub-tile C is read in the lower
-// half only, since other lanes may already write the upper one.
-template <class T>
-DEV_FN void combine(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at, Row* acc) {
-    const bool addend = gemm::has_addend(p);
-    const bool half = gemm::on_diagonal(p, tile_row, tile_col);
-    const unsigned char* const c =
-        pointer<const unsigned char>(p.c + tile::tile_offset(tile_row, tile_col, p.c_tiles_per_row));
+// What a lane holds of a sub-tile of C.
+struct Addend {
+    u32x2 line[SUBTILE_ROWS][PATCH];
+};
+
+// Of a symmetric result C is read where the result is kept, on its diagonal in the lower half only: others
+// may already write elsewhere.
+DEV_FN Addend fetch(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at) {
+    Addend addend = {};
+    if (gemm::has_addend(p) && gemm::kept(p, tile_row, tile_col)) {
+        const bool half = gemm::on_diagonal(p, tile_row, tile_col);
+        const unsigned char* const c =
+            pointer<const unsigned char>(p.c + tile::tile_offset(tile_row, tile_col, p.c_tiles_per_row));
 #pragma unroll
-    for (u32 i = 0; i < SUBTILE_ROWS; ++i) {
-        u32x2 line[PATCH] = {};
-        if (addend && (!half || at.below(i) || at.across(i))) {
+        for (u32 i = 0; i < SUBTILE_ROWS; ++i) {
+            if (!half || at.below(i) || at.across(i)) {
 #pragma unroll
-            for (u32 q = 0; q < PATCH; ++q) {
-                line[q] = load8(c + at.direct_at(i, q));
+                for (u32 q = 0; q < PATCH; ++q) {
+                    addend.line[i][q] = load8(c + at.direct_at(i, q));
+                }
             }
         }
+    }
+    return addend;
+}
+
+// acc ← alpha·acc + beta·C + gamma·I.
+template <class T>
+DEV_FN void combine(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at,
+                    const Addend& addend, Row* acc) {
+#pragma unroll
+    for (u32 i = 0; i < SUBTILE_ROWS; ++i) {
 #pragma unroll
         for (u32 q = 0; q < PATCH; ++q) {
             f32 v[PATCH];
-            unpack<T>(line[q][0], v[0], v[1]);
-            unpack<T>(line[q][1], v[2], v[3]);
+            unpack<T>(addend.line[i][q][0], v[0], v[1]);
+            unpack<T>(addend.line[i][q][1], v[2], v[3]);
 #pragma unroll
             for (u32 t = 0; t < PATCH; ++t) {
                 acc[i][t][q] = gemm::combine(p, acc[i][t][q], v[t]);
@@ -202,12 +217,10 @@ DEV_FN void write_out(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, co
 }
 
 template <class T>
-DEV_FN void finish_subtile(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at,
-                           Row* acc) {
+DEV_FN void store(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at, Row* acc) {
     if (!gemm::kept(p, tile_row, tile_col)) {
         return;
     }
-    combine<T>(p, tile_row, tile_col, at, acc);
     if (gemm::on_diagonal(p, tile_row, tile_col)) {
         symmetrize(at, acc);
     }
@@ -219,14 +232,20 @@ DEV_FN void finish_subtile(const MusterGemmProblem& p, u32 tile_row, u32 tile_co
     }
 }
 
-// The results of a wave: ROW_TILES row tiles from sub-tile (tile_row, tile_col) down.
+// The results of a wave: ROW_TILES row tiles from sub-tile (tile_row, tile_col) down. The second sub-tile's
+// addend is on its way while the first is stored.
 template <class T, u32 ROW_TILES>
 DEV_FN void finish(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, f32x4 (&acc)[ROW_TILES][4]) {
     const Lane at;
-    finish_subtile<T>(p, tile_row, tile_col, at, acc);
-    if constexpr (ROW_TILES > SUBTILE_ROWS) {
+    combine<T>(p, tile_row, tile_col, at, fetch(p, tile_row, tile_col, at), acc);
+    if constexpr (ROW_TILES == SUBTILE_ROWS) {
+        store<T>(p, tile_row, tile_col, at, acc);
+    } else {
         static_assert(ROW_TILES == 2 * SUBTILE_ROWS, "a wave is one or two sub-tiles tall");
-        finish_subtile<T>(p, tile_row + 1, tile_col, at, acc + SUBTILE_ROWS);
+        const Addend second = fetch(p, tile_row + 1, tile_col, at);
+        store<T>(p, tile_row, tile_col, at, acc);
+        combine<T>(p, tile_row + 1, tile_col, at, second, acc + SUBTILE_ROWS);
+        store<T>(p, tile_row + 1, tile_col, at, acc + SUBTILE_ROWS);
     }
 }
 
