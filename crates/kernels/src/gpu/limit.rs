@@ -6,7 +6,7 @@
 
 use device::Arch;
 
-use super::arch::{TILE, TILE_BYTES, gemm};
+use super::arch::{self, TILE, TILE_BYTES, gemm};
 use super::plan::{GemmLaunch, Launch, Plan};
 use super::schedule;
 
@@ -45,13 +45,20 @@ pub fn limit(plan: &Plan, arch: Arch, multiprocessors: u32, ceiling: Ceiling) ->
 pub fn limit_of(launch: &GemmLaunch, arch: Arch, multiprocessors: u32, ceiling: Ceiling) -> Limit {
     let unit = f64::from(gemm(arch, launch.class).unit);
     let clusters = schedule::clusters(arch, launch.class, multiprocessors) as usize;
+    let units = launch.problems.iter().map(|problem| problem.units() as usize).sum::<usize>();
+    let halves = arch::halves(arch, launch.class);
+    let whole = units - if halves { schedule::halved(units, clusters) } else { 0 };
     let mut work = vec![0.0; clusters];
-    let (mut flops, mut bytes, mut next) = (0.0, 0.0, 0);
+    let (mut flops, mut bytes, mut unit_index, mut piece) = (0.0, 0.0, 0, 0);
     for problem in &launch.problems {
         let cost = 2.0 * unit * unit * f64::from(problem.k_tiles()) * TILE as f64;
         for _ in 0..problem.units() {
-            work[next % clusters] += cost;
-            next += 1;
+            let pieces = if unit_index < whole { 1 } else { 2 };
+            for _ in 0..pieces {
+                work[piece % clusters] += cost / f64::from(pieces);
+                piece += 1;
+            }
+            unit_index += 1;
         }
         flops += cost * problem.units() as f64;
         bytes += problem.tiles() as f64 * TILE_BYTES as f64;
@@ -89,6 +96,10 @@ mod tests {
         let seconds = |units| limit_of(&launch(units), Arch::Gfx942, 4, ceiling).seconds;
         assert!((seconds(5) / seconds(4) - 2.0).abs() < 1e-12);
         assert_eq!(seconds(8), seconds(5));
+        // Where the last round is dealt in halves, the time of 6.
+        let halves = |units| limit_of(&launch(units), Arch::Sm90a, 8, ceiling).seconds;
+        assert!((halves(5) / halves(4) - 1.5).abs() < 1e-12);
+        assert_eq!(halves(7), halves(8));
         let flops = 4.0 * 2.0 * 256.0 * 256.0 * 1024.0;
         assert!((seconds(4) * 1e12 / flops - 1.0).abs() < 1e-12);
         // Without compute, bytes are the limit.
