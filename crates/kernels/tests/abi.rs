@@ -1,5 +1,6 @@
-//! The argument structs in Rust and in `kernels/abi.h` have the same sizes, offsets and constants.
-//! Needs a C compiler; where there is none, the test says so and checks nothing.
+//! Rust agrees with the headers of the device code: on the sizes, offsets and constants of
+//! `kernels/abi.h`, and on the counts of `kernels/schedule.h`. Needs a C++ compiler; where there is
+//! none, each test says so and checks nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kernels::gpu::abi::*;
+use kernels::gpu::schedule;
 
 /// Everything that is compared: the C expression and Rust's value.
 fn expected() -> BTreeMap<String, u64> {
@@ -96,29 +98,68 @@ fn expected() -> BTreeMap<String, u64> {
     values
 }
 
-#[test]
-fn the_argument_structs_are_those_of_the_device_code() {
-    let expected = expected();
-    let abi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/abi.h");
-    let mut source =
-        format!("#include <stdio.h>\n#include \"{}\"\nint main(void) {{\n", abi.display());
-    for expression in expected.keys() {
-        let _ = writeln!(
-            source,
-            "printf(\"%s\\t%llu\\n\", \"{expression}\", (unsigned long long){expression});"
-        );
-    }
-    source.push_str("return 0;\n}\n");
+/// Builds and runs a program that includes a header of the device code; `None` without a compiler.
+fn printed(header: &str, body: &str) -> Option<String> {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels").join(header);
     let dir = tempfile::tempdir().unwrap();
-    let (file, program) = (dir.path().join("abi.c"), dir.path().join("abi"));
+    let (file, program) = (dir.path().join("main.cpp"), dir.path().join("main"));
+    let source = format!(
+        "#include <stdio.h>\n#include \"{}\"\nint main() {{\n{body}return 0;\n}}\n",
+        header.display()
+    );
     std::fs::write(&file, source).unwrap();
-    let built = match Command::new("cc").arg(&file).arg("-o").arg(&program).output() {
+    let built = Command::new("c++").arg("-std=c++17").arg(&file).arg("-o").arg(&program).output();
+    let built = match built {
         Ok(built) => built,
-        Err(error) => return eprintln!("nothing was compared: cannot run cc: {error}"),
+        Err(error) => {
+            eprintln!("nothing was compared: cannot run c++: {error}");
+            return None;
+        }
     };
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let printed = Command::new(&program).output().unwrap();
-    let printed = String::from_utf8(printed.stdout).unwrap();
+    Some(String::from_utf8(printed.stdout).unwrap())
+}
+
+#[test]
+fn units_and_pieces_are_counted_alike() {
+    let body = "
+        for (uint32_t m = 0; m < 40; m += 3) {
+            MusterGemmProblem problem = {};
+            problem.m_blocks = m;
+            problem.n_blocks = m + 1;
+            const auto dense = schedule::units_of(problem);
+            problem.n_blocks = m;
+            problem.flags = MUSTER_GEMM_LOWER;
+            const auto lower = schedule::units_of(problem);
+            printf(\"%llu %llu\\n\", (unsigned long long)dense, (unsigned long long)lower);
+        }
+        for (uint32_t units = 1; units < 200; ++units) {
+            printf(\"%u %u\\n\", schedule::pieces(units, 66), schedule::pieces(units, 5));
+        }
+    ";
+    let Some(printed) = printed("schedule.h", body) else { return };
+    let mut expected = String::new();
+    for m in (0..40).step_by(3) {
+        let (dense, lower) = (schedule::units(m, m + 1, false), schedule::units(m, m, true));
+        let _ = writeln!(expected, "{dense} {lower}");
+    }
+    for units in 1..200 {
+        let of = |clusters| schedule::pieces(units, clusters);
+        let _ = writeln!(expected, "{} {}", of(66), of(5));
+    }
+    assert_eq!(printed, expected);
+}
+
+#[test]
+fn the_argument_structs_are_those_of_the_device_code() {
+    let expected = expected();
+    let mut body = String::new();
+    for expression in expected.keys() {
+        let value = format!("(unsigned long long)({expression})");
+        let _ = writeln!(body, "printf(\"%s\\t%llu\\n\", \"{expression}\", {value});");
+    }
+    let Some(printed) = printed("abi.h", &body) else { return };
     let got: BTreeMap<String, u64> = printed
         .lines()
         .map(|line| line.split_once('\t').unwrap())

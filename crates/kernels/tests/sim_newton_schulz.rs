@@ -132,6 +132,8 @@ fn a_batch_gives_the_bits_of_its_members_in_any_order_and_in_parts() {
                 let alone = case.part(&[index]).run(&device);
                 assert_eq!(alone.outputs[0], whole.outputs[index], "{arch} {:?}", SHAPES[index]);
             }
+            let lines = |case: &Case| case.prepare(&device).unwrap().numeric_plan();
+            assert!(lines(&case).is_superset(&lines(&case.part(&[0, 5]))));
             let parts = Case { limit: Some(1 << 20), ..case.clone() }.run(&device);
             assert_eq!(parts.outputs, whole.outputs);
             assert!(parts.launches > whole.launches);

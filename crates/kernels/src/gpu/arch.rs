@@ -111,21 +111,6 @@ pub const fn gemm(arch: Arch, class: Class) -> Gemm {
     }
 }
 
-/// Whether a last round that would leave half the clusters idle is dealt in half units
-/// (`pieces` in `kernels/schedule.h`).
-pub const fn halves(arch: Arch, class: Class) -> bool {
-    matches!((arch, class), (Arch::Sm90a, Class::Large))
-}
-
-/// Rows of units that are visited together: so many that the operands of the units in flight are
-/// about square and stay in the second-level cache.
-pub const fn group_rows(arch: Arch, class: Class) -> u32 {
-    match (arch, class) {
-        (Arch::Sm90a, Class::Large) | (Arch::Gfx942 | Arch::Gfx950, _) => 8,
-        _ => 16,
-    }
-}
-
 /// Chiplets over which an architecture deals consecutive blocks.
 pub const fn xcds(arch: Arch) -> u32 {
     match arch {

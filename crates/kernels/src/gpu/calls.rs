@@ -98,15 +98,16 @@ impl Calls<'_> {
     pub(super) fn gemm(&self, launch: &GemmLaunch) -> Result<Call, KernelError> {
         let arch = self.kernels.arch();
         let &GemmLaunch { form, class, units, table, .. } = launch;
+        let multiprocessors = self.kernels.multiprocessors();
         let args = GemmArgs {
             problems: self.tables + table,
             problem_count: launch.problems.len() as u32,
             block_count: units,
-            group_rows: arch::group_rows(arch, class),
+            group_rows: self.kernels.tuning().group_rows(arch, class, multiprocessors),
             xcds: arch::xcds(arch),
         };
         let function = self.kernels.function(Family::Gemm, gemm_name(form, self.tiles, class))?;
-        let grid = schedule::launch(arch, class, self.kernels.multiprocessors(), units);
+        let grid = schedule::launch(arch, class, multiprocessors, units);
         Ok(Call { function, grid, args: Args::Gemm(args) })
     }
 }

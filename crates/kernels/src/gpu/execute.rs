@@ -1,9 +1,12 @@
 //! Runs a plan: tables to the device once, then launches alone.
 
+use std::collections::BTreeSet;
+
 use device::{DType, Graph, Stream, Tensor};
 
 use super::arch::TileType;
 use super::calls::{Call, Calls};
+use super::layout::Extents;
 use super::modules::Kernels;
 use super::plan::{Bases, Common, Plan};
 use crate::newton_schulz::{Algorithm, Batch, Program, Storage};
@@ -76,6 +79,26 @@ impl Prepared {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What decides the rounding of each matrix, one line for each kind: of the method, the shape and
+    /// the architecture alone, whatever else is in the batch.
+    pub fn numeric_plan(&self) -> BTreeSet<String> {
+        let method = self.batch.iteration();
+        let Common { arch, tiles, .. } = self.common;
+        let line = |index: usize| {
+            let program = self.batch.program(index);
+            let (n, m) = (program.short, program.long);
+            let extents = Extents::new(n, m).ok()?;
+            let (symmetric, apply) = (extents.symmetric.side(), extents.apply.side());
+            let (algorithm, tiles) = (program.algorithm.word(), tiles.dtype());
+            let restarts = method.restarts();
+            Some(format!(
+                "{arch} {tiles} {n}x{m}: {method}; {algorithm}, restarts {restarts:?}; blocks of \
+                 {symmetric} and {apply}"
+            ))
+        };
+        (0..self.batch.matrices().len()).filter_map(line).collect()
     }
 
     /// Bytes of workspace, at an address that is a multiple of 256.

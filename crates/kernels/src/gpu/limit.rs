@@ -6,7 +6,7 @@
 
 use device::Arch;
 
-use super::arch::{self, TILE, TILE_BYTES, gemm};
+use super::arch::{TILE, TILE_BYTES, gemm};
 use super::plan::{GemmLaunch, Launch, Plan};
 use super::schedule;
 
@@ -44,27 +44,24 @@ pub fn limit(plan: &Plan, arch: Arch, multiprocessors: u32, ceiling: Ceiling) ->
 /// The limit of one launch.
 pub fn limit_of(launch: &GemmLaunch, arch: Arch, multiprocessors: u32, ceiling: Ceiling) -> Limit {
     let unit = f64::from(gemm(arch, launch.class).unit);
-    let clusters = schedule::clusters(arch, launch.class, multiprocessors) as usize;
-    let units = launch.problems.iter().map(|problem| problem.units() as usize).sum::<usize>();
-    let halves = arch::halves(arch, launch.class);
-    let whole = units - if halves { schedule::halved(units, clusters) } else { 0 };
-    let mut work = vec![0.0; clusters];
-    let (mut flops, mut bytes, mut unit_index, mut piece) = (0.0, 0.0, 0, 0);
+    let clusters = schedule::clusters(arch, launch.class, multiprocessors);
+    let mut costs = Vec::with_capacity(launch.units as usize);
+    let (mut flops, mut bytes) = (0.0, 0.0);
     for problem in &launch.problems {
         let cost = 2.0 * unit * unit * f64::from(problem.k_tiles()) * TILE as f64;
-        for _ in 0..problem.units() {
-            let pieces = if unit_index < whole { 1 } else { 2 };
-            for _ in 0..pieces {
-                work[piece % clusters] += cost / f64::from(pieces);
-                piece += 1;
-            }
-            unit_index += 1;
-        }
+        costs.extend(std::iter::repeat_n(cost, problem.units() as usize));
         flops += cost * problem.units() as f64;
         bytes += problem.tiles() as f64 * TILE_BYTES as f64;
     }
+    let mut work = vec![0.0; clusters as usize];
+    let mut done = 0.0;
+    let shares = schedule::shares(arch, launch.class, clusters, launch.units);
+    for (piece, share) in shares.enumerate() {
+        work[piece % clusters as usize] += costs[done as usize] * share;
+        done += share;
+    }
     let longest = work.into_iter().fold(0.0, f64::max);
-    let compute = longest * clusters as f64 / ceiling.flops_per_s;
+    let compute = longest * f64::from(clusters) / ceiling.flops_per_s;
     Limit { seconds: compute.max(bytes / ceiling.bytes_per_s), flops, bytes }
 }
 

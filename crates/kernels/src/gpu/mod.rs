@@ -6,7 +6,7 @@
 //!            schedule: units of work           limit: what they must cost
 //! ```
 //!
-//! `product` and `bandwidth` run the same kernels alone, to be measured. All but these, `execute`
+//! `tuning` is a measured table over the cost models. `product` and `bandwidth` run the same kernels alone, to be measured. All but these, `execute`
 //! and `modules` are pure functions of shapes and of the architecture.
 
 pub mod abi;
@@ -21,3 +21,4 @@ pub mod plan;
 pub mod product;
 pub mod schedule;
 pub mod tiles;
+pub mod tuning;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use device::{Arch, Device, DeviceKind, Function, Module};
 
+use super::tuning::Tuning;
 use crate::KernelError;
 use crate::modules::image;
 
@@ -32,6 +33,7 @@ pub struct Kernels {
     device: Device,
     arch: Arch,
     multiprocessors: u32,
+    tuning: Arc<Tuning>,
     loaded: Arc<Mutex<Loaded>>,
 }
 
@@ -43,7 +45,7 @@ struct Loaded {
 
 impl Kernels {
     /// # Errors
-    /// A host device: its kernels are closures.
+    /// A host device: its kernels are closures. A tuning table that cannot be read.
     pub fn of(device: &Device) -> Result<Kernels, KernelError> {
         let properties = device.properties();
         let Some(arch) = properties.arch else {
@@ -52,7 +54,8 @@ impl Kernels {
         };
         let multiprocessors = properties.multiprocessors.max(1);
         let loaded = device.kept(Mutex::<Loaded>::default);
-        Ok(Kernels { device: device.clone(), arch, multiprocessors, loaded })
+        let tuning = Arc::new(Tuning::from_environment()?);
+        Ok(Kernels { device: device.clone(), arch, multiprocessors, tuning, loaded })
     }
 
     pub fn device(&self) -> &Device {
@@ -65,6 +68,11 @@ impl Kernels {
 
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// What was measured about the order of work.
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// What the device's images are called after.

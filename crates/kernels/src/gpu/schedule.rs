@@ -2,7 +2,7 @@
 
 use device::{Arch, Grid};
 
-use super::arch::{Class, Gemm, gemm, halves};
+use super::arch::{Class, Gemm, gemm, xcds};
 
 /// Units of a product whose result has `m_blocks` × `n_blocks` squares; with `triangle`, those that
 /// meet the lower triangle.
@@ -10,12 +10,24 @@ pub const fn units(m_blocks: u64, n_blocks: u64, triangle: bool) -> u64 {
     if triangle { m_blocks * (m_blocks + 1) / 2 } else { m_blocks * n_blocks }
 }
 
+/// Whether a kernel deals half units in its last round.
+const fn deals_halves(arch: Arch, class: Class) -> bool {
+    matches!((arch, class), (Arch::Sm90a, Class::Large))
+}
+
+/// What `clusters` clusters take in turn: units, and those of the last round as halves where half of
+/// the clusters or more would stand idle.
+pub const fn pieces(units: u32, clusters: u32) -> u32 {
+    let rest = units % clusters;
+    if rest <= clusters / 2 { units + rest } else { units }
+}
+
 /// How a product kernel is launched: as many blocks as run at a time, in whole clusters, and no
 /// more than there is work for.
 pub fn launch(arch: Arch, class: Class, multiprocessors: u32, units: u32) -> Grid {
     let Gemm { threads, shared_bytes, cluster, .. } = gemm(arch, class);
-    let pieces = if halves(arch, class) { units.saturating_mul(2) } else { units };
-    let blocks = clusters(arch, class, multiprocessors).min(pieces) * cluster;
+    let clusters = busy_clusters(arch, class, multiprocessors, units);
+    let blocks = clusters * cluster;
     Grid { cluster: [cluster, 1, 1], shared_bytes, ..Grid::linear(blocks, threads) }
 }
 
@@ -25,10 +37,27 @@ pub fn clusters(arch: Arch, class: Class, multiprocessors: u32) -> u32 {
     (multiprocessors * shape.resident / shape.cluster).max(1)
 }
 
-/// Units at the end of a launch that are dealt in halves, where the kernel does that.
-pub const fn halved(units: usize, clusters: usize) -> usize {
-    let rest = units % clusters;
-    if rest <= clusters / 2 { rest } else { 0 }
+/// Of those, the ones that a launch of `units` units has work for.
+fn busy_clusters(arch: Arch, class: Class, multiprocessors: u32, units: u32) -> u32 {
+    let most = if deals_halves(arch, class) { units.saturating_mul(2) } else { units };
+    clusters(arch, class, multiprocessors).min(most)
+}
+
+/// The share of a unit's work that each piece has, in the order in which clusters take them: piece
+/// `i` goes to cluster `i % clusters`.
+pub fn shares(arch: Arch, class: Class, clusters: u32, units: u32) -> impl Iterator<Item = f64> {
+    let halves = match deals_halves(arch, class) {
+        true => pieces(units, clusters) - units,
+        false => 0,
+    };
+    let whole = std::iter::repeat_n(1.0, (units - halves) as usize);
+    whole.chain(std::iter::repeat_n(0.5, 2 * halves as usize))
+}
+
+/// Rows of units that are visited together: with as many columns as fill the clusters of a chiplet,
+/// the fewest operand tiles are in flight where the two are equal.
+pub fn group_rows(arch: Arch, class: Class, multiprocessors: u32) -> u32 {
+    (clusters(arch, class, multiprocessors) / xcds(arch)).isqrt().max(1)
 }
 
 #[cfg(test)]
@@ -41,11 +70,6 @@ mod tests {
     }
 
     #[test]
-    fn a_last_round_is_halved_where_half_the_clusters_suffice() {
-        assert_eq!([288, 297, 298, 264, 3].map(|units| halved(units, 66)), [24, 33, 0, 0, 3]);
-    }
-
-    #[test]
     fn grids_are_whole_clusters() {
         let blocks = |arch, class, multiprocessors, units| {
             launch(arch, class, multiprocessors, units).grid[0]
@@ -55,5 +79,22 @@ mod tests {
         assert_eq!(blocks(Arch::Sm90a, Class::Small, 132, 3), 3);
         assert_eq!(blocks(Arch::Gfx942, Class::Small, 304, 1000), 608);
         assert_eq!(blocks(Arch::Sm90a, Class::Large, 1, 6), 2);
+    }
+
+    #[test]
+    fn a_last_round_of_halves_is_the_work_of_all_units() {
+        for units in 1..300 {
+            let shares: Vec<f64> = shares(Arch::Sm90a, Class::Large, 66, units).collect();
+            assert_eq!(shares.len(), pieces(units, 66) as usize);
+            assert_eq!(shares.iter().sum::<f64>(), f64::from(units));
+        }
+        assert_eq!(shares(Arch::Sm80, Class::Large, 66, 7).sum::<f64>(), 7.0);
+    }
+
+    #[test]
+    fn bands_are_about_square() {
+        assert_eq!(group_rows(Arch::Sm90a, Class::Large, 132), 8);
+        assert_eq!(group_rows(Arch::Gfx942, Class::Large, 304), 6);
+        assert_eq!(group_rows(Arch::Gfx942, Class::Large, 4), 1);
     }
 }
