@@ -1,0 +1,22 @@
+//! Measurements of kernels and memory: cases, timing, limits, and reports of them.
+//!
+//! ```text
+//! shapes × algorithms × … ─▶ cases ─▶ measure (warm-up, cold caches, median) ─▶ rows ─▶ Report
+//!                                                                   table, JSON, CSV, SVG ◀─┘
+//! ```
+//!
+//! Invariants:
+//!   * inputs are random: zeros run faster than data on real devices and hide unwritten results;
+//!   * a result is compared with f64 before its time is believed;
+//!   * a simulated device yields no times.
+
+mod error;
+mod report;
+mod shape;
+mod svg;
+mod timing;
+
+pub use error::BenchError;
+pub use report::{Bar, Environment, Report, Row};
+pub use shape::{BatchShape, Matrices, ProductShape};
+pub use timing::{Repeat, Timing};
