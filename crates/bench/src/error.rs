@@ -5,6 +5,8 @@ pub enum BenchError {
     Shape { text: String, why: String },
     #[error("{0}")]
     Argument(String),
+    #[error("a wrong result, whose time means nothing: {0}")]
+    Wrong(String),
     #[error(transparent)]
     Device(#[from] device::DeviceError),
     #[error(transparent)]

@@ -11,12 +11,17 @@
 //!   * a simulated device yields no times.
 
 mod error;
+pub mod gemm;
+mod measure;
+pub mod memory;
+pub mod newton_schulz;
 mod report;
 mod shape;
 mod svg;
 mod timing;
 
 pub use error::BenchError;
+pub use measure::Bench;
 pub use report::{Bar, Environment, Report, Row};
 pub use shape::{BatchShape, Matrices, ProductShape};
 pub use timing::{Repeat, Timing};

@@ -38,6 +38,7 @@ pub struct Environment {
     pub device: String,
     /// The device's own name.
     pub device_name: String,
+    pub driver: String,
     /// True where nothing was measured but a simulation: its times mean nothing, and are absent.
     pub simulated: bool,
     pub threads: usize,
@@ -187,6 +188,7 @@ mod tests {
             muster: "0".into(),
             device: "cpu".into(),
             device_name: "a <fast> one".into(),
+            driver: String::new(),
             simulated: false,
             threads: 1,
             warmup: 0,

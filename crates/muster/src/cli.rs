@@ -1,11 +1,17 @@
 //! The command line: what may be typed, with examples.
 
+mod bench;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Override;
+
+pub use bench::{
+    BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
+};
 
 /// Trains mixture-of-experts language models with Muon, sharded over ranks.
 #[derive(Debug, Parser)]
@@ -35,6 +41,11 @@ pub enum Command {
     /// Look at checkpoints
     #[command(subcommand)]
     Ckpt(CkptCommand),
+    /// Measure kernels and memory
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Orthogonalize the matrices of a safetensors file
+    Orthogonalize(OrthogonalizeArgs),
     /// One rank of a run; started by `train`
     #[command(hide = true)]
     Worker(WorkerArgs),

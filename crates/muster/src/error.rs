@@ -114,6 +114,20 @@ impl From<kernels::KernelError> for CliError {
     }
 }
 
+impl From<bench::BenchError> for CliError {
+    fn from(error: bench::BenchError) -> CliError {
+        use bench::BenchError;
+        match error {
+            BenchError::Shape { .. } | BenchError::Argument(_) => CliError::mistake(error),
+            BenchError::Device(error) => error.into(),
+            BenchError::Kernel(error) => error.into(),
+            // A device that computes wrongly, or kernels that do.
+            BenchError::Wrong(_) => CliError::peer(error),
+            BenchError::Json(_) | BenchError::Plot(_) => CliError::bug(error),
+        }
+    }
+}
+
 impl From<device::DeviceError> for CliError {
     fn from(error: device::DeviceError) -> CliError {
         CliError::peer(error)

@@ -3,6 +3,7 @@
 //! Commands decide nothing that the library crates could: they read what was typed, call, and
 //! render what comes back. Every failure ends in `CliError`, whose exit code says whose fault it is.
 
+mod bench_cmd;
 mod ckpt_cmd;
 mod cli;
 mod config;
@@ -11,6 +12,8 @@ mod console;
 mod data_cmd;
 mod error;
 mod events;
+mod method;
+mod orthogonalize_cmd;
 mod output;
 mod panic;
 mod plot;
@@ -48,5 +51,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Data(command) => data_cmd::run(command),
         Command::Config(command) => config_cmd::run(command),
         Command::Ckpt(command) => ckpt_cmd::run(command),
+        Command::Bench(command) => bench_cmd::run(command),
+        Command::Orthogonalize(args) => orthogonalize_cmd::run(args),
     }
 }

@@ -1,7 +1,7 @@
 //! Patterns on parameter names: `*` is any run of characters (dots too), `?` is one.
 
 /// Whether all of `name` matches `pattern`.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);

@@ -19,7 +19,7 @@
 pub mod clip;
 pub mod config;
 mod error;
-mod glob;
+pub mod glob;
 mod group;
 pub mod memory;
 pub mod rules;

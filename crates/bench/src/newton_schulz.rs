@@ -1,0 +1,295 @@
+//! `muster bench newton-schulz`: time, useful operations, limits, and the error against f64.
+
+use device::{DType, Device, Tensor};
+use kernels::gpu::execute::Prepared;
+use kernels::gpu::limit::{Ceiling, limit};
+use kernels::gpu::modules::Kernels;
+use kernels::newton_schulz::{
+    self, Algorithm, Batch, Iteration, Matrix, Method, STATUS_FINITE, Storage,
+};
+use serde::Serialize;
+
+use crate::measure::{Bench, noise};
+use crate::{Bar, BatchShape, BenchError, Row, Timing};
+
+/// One batch under one method.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewtonSchulzRow {
+    pub shape: BatchShape,
+    pub matrices: usize,
+    /// As asked for.
+    pub algorithm: &'static str,
+    /// What ran for the first matrix: `auto` depends on the shape.
+    pub ran: &'static str,
+    pub coefficients: &'static str,
+    pub steps: usize,
+    pub dtype: &'static str,
+    pub time: Option<Timing>,
+    /// Of the algorithm that ran, counted as in `Program::flops`.
+    pub useful_gflop: f64,
+    pub useful_tflops: Option<f64>,
+    /// Of the device's dense products.
+    pub ceiling_tflops: Option<f64>,
+    pub percent_of_ceiling: Option<f64>,
+    /// What tiles and waves allow at the ceiling.
+    pub limit_ms: Option<f64>,
+    pub percent_of_limit: Option<f64>,
+    /// Relative Frobenius error against the same polynomials in f64; the worst of one matrix of
+    /// each shape.
+    pub error: Option<f64>,
+    /// Of the whole batch, on devices with launches.
+    pub launches: Option<usize>,
+}
+
+impl Row for NewtonSchulzRow {
+    const COLUMNS: &'static [&'static str] = &[
+        "shape", "algorithm", "coefficients", "dtype", "ms", "least", "most", "TFLOP/s", "% ceiling",
+        "limit ms", "% limit", "error", "launches",
+    ];
+    const UNIT: &'static str = "useful TFLOP/s";
+
+    fn cells(&self) -> Vec<String> {
+        let number = |value: Option<f64>, digits: usize| {
+            value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let algorithm = match self.algorithm == self.ran {
+            true => self.ran.to_owned(),
+            false => format!("{} ({})", self.algorithm, self.ran),
+        };
+        vec![
+            self.shape.to_string(),
+            algorithm,
+            format!("{} × {}", self.steps, self.coefficients),
+            self.dtype.to_owned(),
+            number(self.time.map(|time| time.median_ms), 3),
+            number(self.time.map(|time| time.least_ms), 3),
+            number(self.time.map(|time| time.most_ms), 3),
+            number(self.useful_tflops, 3),
+            number(self.percent_of_ceiling, 0),
+            number(self.limit_ms, 3),
+            number(self.percent_of_limit, 0),
+            self.error.map_or("–".to_owned(), |error| format!("{error:.1e}")),
+            self.launches.map_or("–".to_owned(), |launches| launches.to_string()),
+        ]
+    }
+
+    fn bar(&self) -> Bar {
+        let label = format!(
+            "{} {} {} {}",
+            self.shape, self.algorithm, self.coefficients, self.dtype
+        );
+        Bar { label, value: self.useful_tflops.unwrap_or(0.0), limit: self.ceiling_tflops }
+    }
+}
+
+/// What bounds a case.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Dense products; none where nothing is measured.
+    pub ceiling_tflops: Option<f64>,
+    /// Device memory, for the limit of small cases.
+    pub gb_per_s: Option<f64>,
+    /// Cases up to so much work are compared with f64.
+    pub check_gflop: f64,
+}
+
+/// Measures one batch.
+///
+/// # Errors
+/// A device that fails or lacks the method; a result that is not finite.
+pub fn measure(
+    bench: &Bench,
+    shape: &BatchShape,
+    method: &Method,
+    bounds: Bounds,
+) -> Result<NewtonSchulzRow, BenchError> {
+    let iteration = Iteration::new(method)?;
+    let case = Case::new(bench, shape)?;
+    let (time, launches, limit_ms) = match bench.device.kind().is_host() {
+        true => (case.time_on_the_host(bench, &iteration)?, None, None),
+        false => case.time_on_the_device(bench, &iteration, bounds)?,
+    };
+    let programs = shape.0.iter().map(|part| {
+        let (short, long) = (part.rows.min(part.cols), part.rows.max(part.cols));
+        (part.count as f64, iteration.program(short, long))
+    });
+    let programs: Vec<_> = programs.collect();
+    let flops: f64 = programs.iter().map(|(count, program)| count * program.flops()).sum();
+    let useful_tflops = time.map(|time| time.tflops(flops)).filter(|_| flops > 0.0);
+    let share = |whole: Option<f64>| Some(100.0 * useful_tflops? / whole?);
+    let host_limit = bounds.ceiling_tflops.filter(|_| bench.device.kind().is_host());
+    let limit_ms = limit_ms.or(host_limit.map(|ceiling| flops / ceiling * 1e-9)).filter(|ms| *ms > 0.0);
+    Ok(NewtonSchulzRow {
+        matrices: shape.matrices(),
+        shape: shape.clone(),
+        algorithm: method.algorithm.word(),
+        ran: programs[0].1.algorithm.word(),
+        coefficients: method.coefficients.word(),
+        steps: method.steps,
+        dtype: method.storage.word(),
+        time,
+        useful_gflop: flops * 1e-9,
+        useful_tflops,
+        ceiling_tflops: bounds.ceiling_tflops,
+        percent_of_ceiling: share(bounds.ceiling_tflops),
+        limit_ms,
+        percent_of_limit: time.and_then(|time| Some(100.0 * limit_ms? / time.median_ms)),
+        error: case.error(bench, &iteration, bounds.check_gflop)?,
+        launches,
+    })
+}
+
+/// Random matrices on the device, and room for their results.
+struct Case {
+    batch: Batch,
+    input: Tensor,
+    output: Tensor,
+    status: Tensor,
+    /// (index, rows, columns) of the first matrix of each shape.
+    firsts: Vec<(usize, usize, usize)>,
+}
+
+/// Elements of the pool that all matrices of a batch are windows of.
+const WINDOW: usize = 1 << 12;
+
+impl Case {
+    fn new(bench: &Bench, shape: &BatchShape) -> Result<Case, BenchError> {
+        let device = &bench.device;
+        let (mut matrices, mut firsts, mut at) = (Vec::new(), Vec::new(), 0);
+        for (index, (rows, cols)) in shape.each().enumerate() {
+            matrices.push(Matrix::dense(at, at, rows, cols));
+            if !firsts.iter().any(|&(_, r, c)| (r, c) == (rows, cols)) {
+                firsts.push((index, rows, cols));
+            }
+            at += rows * cols;
+        }
+        let largest = shape.each().map(|(rows, cols)| rows * cols).max().unwrap_or(0);
+        // Every matrix is another window of one pool: a batch of billions of elements is made on
+        // the device, in no time, and no two matrices are equal.
+        let pool = device.tensor(&[largest + WINDOW], &noise(largest + WINDOW, 1))?;
+        let input = device.zeros(&[at], DType::F32)?;
+        for (index, matrix) in matrices.iter().enumerate() {
+            let len = matrix.rows * matrix.cols;
+            let from = index * 61 % WINDOW;
+            let window = pool.flat(from..from + len)?;
+            bench.stream.copy(&input.flat(matrix.input..matrix.input + len)?, &window)?;
+        }
+        let output = device.zeros(&[at], DType::F32)?;
+        let status = device.zeros(&[matrices.len()], DType::U32)?;
+        bench.stream.synchronize()?;
+        Ok(Case { batch: Batch::new(matrices)?, input, output, status, firsts })
+    }
+
+    fn time_on_the_host(
+        &self,
+        bench: &Bench,
+        iteration: &Iteration,
+    ) -> Result<Option<Timing>, BenchError> {
+        let elements = self.batch.workspace_elements(iteration, bench.device.threads());
+        let workspace = bench.device.zeros(&[elements], DType::F32)?;
+        bench.time(|stream| {
+            let Case { batch, input, output, status, .. } = self;
+            newton_schulz::orthogonalize(
+                stream, batch, iteration, input, output, &workspace, status,
+            )?;
+            Ok(())
+        })
+    }
+
+    fn time_on_the_device(
+        &self,
+        bench: &Bench,
+        iteration: &Iteration,
+        bounds: Bounds,
+    ) -> Result<(Option<Timing>, Option<usize>, Option<f64>), BenchError> {
+        let kernels = Kernels::of(&bench.device)?;
+        let dtypes = (DType::F32, DType::F32);
+        let prepared = Prepared::new(&kernels, &self.batch, iteration, dtypes, None)?;
+        let workspace = bench.device.zeros(&[prepared.workspace_bytes()], DType::U8)?;
+        let Case { input, output, status, .. } = self;
+        let bound = prepared.bind(&bench.stream, input, output, &workspace, status)?;
+        let launches = bound.launches();
+        let time = bench.time(|stream| Ok(bound.launch(stream)?))?;
+        let limit_ms = bounds.ceiling_tflops.map(|tflops| {
+            let bytes_per_s = bounds.gb_per_s.map_or(f64::INFINITY, |rate| rate * 1e9);
+            let ceiling = Ceiling { flops_per_s: tflops * 1e12, bytes_per_s };
+            let units = kernels.multiprocessors();
+            1e3 * limit(prepared.plan(), kernels.arch(), units, ceiling).seconds
+        });
+        Ok((time, Some(launches), limit_ms))
+    }
+
+    /// The worst error of one matrix of each shape, or none where that is too much work.
+    fn error(
+        &self,
+        bench: &Bench,
+        iteration: &Iteration,
+        check_gflop: f64,
+    ) -> Result<Option<f64>, BenchError> {
+        let status: Vec<u32> = bench.stream.to_vec(&self.status)?;
+        if let Some(matrix) = status.iter().position(|&status| status != STATUS_FINITE) {
+            return Err(BenchError::Wrong(format!("matrix {matrix} was taken for not finite")));
+        }
+        let work = self.firsts.iter().map(|&(_, rows, cols)| {
+            reference_of(iteration).map(|it| it.program(rows.min(cols), rows.max(cols)).flops())
+        });
+        let work: f64 = work.sum::<Result<f64, _>>()?;
+        if work > check_gflop * 1e9 {
+            return Ok(None);
+        }
+        let mut worst: f64 = 0.0;
+        for &(index, rows, cols) in &self.firsts {
+            let matrix = self.batch.matrices()[index];
+            let part = |tensor: &Tensor, start: usize| -> Result<Vec<f32>, BenchError> {
+                Ok(bench.stream.to_vec(&tensor.flat(start..start + rows * cols)?)?)
+            };
+            let input = part(&self.input, matrix.input)?;
+            let want = in_f64(iteration, &input, (rows, cols))?;
+            let error = relative_error(&part(&self.output, matrix.output)?, &want);
+            if !error.is_finite() {
+                return Err(BenchError::Wrong(format!("matrix {index} came out not finite")));
+            }
+            worst = worst.max(error);
+        }
+        Ok(Some(worst))
+    }
+}
+
+/// The same polynomials, stored without rounding to 16 bits.
+fn reference_of(iteration: &Iteration) -> Result<Iteration, BenchError> {
+    let algorithm = match iteration.method().algorithm {
+        Algorithm::Svd => Algorithm::Svd,
+        _ => Algorithm::Symmetric,
+    };
+    let method = Method { algorithm, storage: Storage::F32, restarts: None, ..iteration.method().clone() };
+    Ok(Iteration::new(&method)?)
+}
+
+fn in_f64(
+    iteration: &Iteration,
+    input: &[f32],
+    (rows, cols): (usize, usize),
+) -> Result<Vec<f64>, BenchError> {
+    let iteration = reference_of(iteration)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = Device::cpu(threads)?;
+    let batch = Batch::new(vec![Matrix::dense(0, 0, rows, cols)])?;
+    let values: Vec<f64> = input.iter().map(|&x| f64::from(x)).collect();
+    let input = device.tensor(&[values.len()], &values)?;
+    let output = device.zeros(&[values.len()], DType::F64)?;
+    let status = device.zeros(&[1], DType::U32)?;
+    let workspace = device.zeros(&[batch.workspace_elements(&iteration, 1)], DType::F64)?;
+    let stream = device.stream();
+    newton_schulz::orthogonalize(&stream, &batch, &iteration, &input, &output, &workspace, &status)?;
+    Ok(stream.to_vec(&output)?)
+}
+
+/// |got − want| / |want| in Frobenius norms.
+pub(crate) fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+    let (mut difference, mut whole) = (0.0, 0.0);
+    for (&got, &want) in got.iter().zip(want) {
+        difference += (f64::from(got) - want).powi(2);
+        whole += want * want;
+    }
+    (difference / whole).sqrt()
+}

@@ -1,0 +1,188 @@
+//! The command line of `muster bench` and `muster orthogonalize`.
+
+use std::path::PathBuf;
+
+use ::bench::{BatchShape, ProductShape};
+use clap::{Args, Subcommand};
+use device::DeviceKind;
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time orthogonalization: shapes × algorithms × coefficients × dtypes
+    #[command(after_help = "\
+Examples:
+  muster bench newton-schulz
+  muster bench newton-schulz --shapes 24x768x3072,64x1024x2816 --algorithm standard,gram --json ns.json
+  muster bench newton-schulz --device cuda:0 --dtype bf16,f16 --svg ns.svg
+  muster bench newton-schulz --device sim:gfx942 --shapes 3x100x260 --dtype bf16
+
+A shape is ROWSxCOLS or COUNTxROWSxCOLS; shapes joined by + are one mixed batch. Useful TFLOP/s count
+the operations of the algorithm that ran; the limit is what its tiles and waves allow at the ceiling.")]
+    NewtonSchulz(NewtonSchulzArgs),
+    /// Time matrix products, whole and of one triangle
+    #[command(after_help = "\
+Examples:
+  muster bench gemm
+  muster bench gemm --device cuda:0 --shapes 4096x4096x4096,8192x8192x8192 --dtype bf16
+  muster bench gemm --device cuda:0 --shapes 8x2048x2048x2048 --symmetric
+
+A shape is MxNxK or COUNTxMxNxK. On a GPU operands lie in tiles, as Newton-Schulz keeps them; packing
+is not timed.")]
+    Gemm(GemmArgs),
+    /// Time reading, writing and copying of device memory
+    #[command(after_help = "\
+Examples:
+  muster bench memory
+  muster bench memory --device cuda:0 --sizes 256MiB,4GiB --json memory.json")]
+    Memory(MemoryArgs),
+}
+
+/// What every benchmark takes.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Where: `cpu`, `sim`, `sim:ARCH`, `cuda:N` or `hip:N`. A simulated device checks, and times nothing
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceKind,
+    /// Threads on the CPU; 0 uses every core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Runs that are not counted
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub warmup: usize,
+    /// Runs of which the median is shown
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    pub iterations: u32,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the rows as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write a plot
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct NewtonSchulzArgs {
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Batches to orthogonalize
+    #[arg(long, value_delimiter = ',', default_value = "8x256x1024,512x512,256x1024+128x512")]
+    pub shapes: Vec<BatchShape>,
+    /// `auto`, `standard`, `symmetric`, `gram`, or on the CPU `svd`, the exact result
+    #[arg(long, value_delimiter = ',', default_value = "standard,symmetric,gram")]
+    pub algorithm: Vec<String>,
+    /// Coefficient sets, by the names that configs use
+    #[arg(long, value_delimiter = ',', default_value = "polar_express")]
+    pub coefficients: Vec<String>,
+    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
+    #[arg(long, value_delimiter = ',')]
+    pub dtype: Vec<String>,
+    /// Newton–Schulz steps
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// TFLOP/s of the device's products, instead of measuring them first
+    #[arg(long, value_name = "TFLOPS")]
+    pub ceiling: Option<f64>,
+    /// Compare with f64 up to so many GFLOP of work; larger cases show no error
+    #[arg(long, value_name = "GFLOP", default_value_t = 50.0)]
+    pub check_gflop: f64,
+}
+
+#[derive(Debug, Args)]
+pub struct GemmArgs {
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Products to time
+    #[arg(long, value_delimiter = ',', default_value = "256x256x256,512x512x512,768x768x768,1024x1024x1024")]
+    pub shapes: Vec<ProductShape>,
+    /// `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
+    #[arg(long, value_delimiter = ',')]
+    pub dtype: Vec<String>,
+    /// Time X·Xᵀ, of which one triangle is computed (M and N must be equal)
+    #[arg(long)]
+    pub symmetric: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MemoryArgs {
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Bytes of a buffer, such as 64MiB or 4GiB
+    #[arg(long, value_delimiter = ',', default_value = "64MiB,256MiB", value_parser = byte_size)]
+    pub sizes: Vec<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  muster orthogonalize momentum.safetensors out.safetensors
+  muster orthogonalize in.safetensors out.safetensors --algorithm gram --dtype f16 --device cuda:0
+  muster orthogonalize in.safetensors out.safetensors --algorithm svd
+
+Every matrix of IN is replaced by the nearest matrix with orthonormal rows or columns, as far as the
+method goes; of a three-dimensional tensor each matrix along the first axis. All else is copied, and named.")]
+pub struct OrthogonalizeArgs {
+    /// A safetensors file
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The file to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Where: `cpu`, `sim`, `sim:ARCH`, `cuda:N` or `hip:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceKind,
+    /// Threads on the CPU; 0 uses every core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// `auto`, `standard`, `symmetric`, `gram`, or on the CPU `svd`, the exact result
+    #[arg(long, default_value = "auto")]
+    pub algorithm: String,
+    /// Coefficient set, by the name that configs use
+    #[arg(long, default_value = "polar_express")]
+    pub coefficients: String,
+    /// Newton–Schulz steps
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Only tensors whose names match; `*` stands for anything. May be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub tensors: Vec<String>,
+    /// Write over an existing OUT
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `64MiB`, `4GiB`, `1000`.
+fn byte_size(text: &str) -> Result<usize, String> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
+    let unit = units.iter().find(|(unit, _)| text.ends_with(unit));
+    let (number, shift) = match unit {
+        Some((unit, shift)) => (text.trim_end_matches(unit), *shift),
+        None => (text, 0),
+    };
+    let number: usize = number
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is no size; write 4096, 64MiB or 4GiB"))?;
+    let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes > 0);
+    bytes.ok_or_else(|| format!("`{text}` is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(byte_size("64MiB"), Ok(64 << 20));
+        assert_eq!(byte_size("4 KiB"), Ok(4096));
+        assert_eq!(byte_size("12"), Ok(12));
+        for wrong in ["", "MiB", "0", "4MB", "99999999999GiB", "-1KiB"] {
+            assert!(byte_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `muster orthogonalize`: a safetensors file in, one with its matrices orthogonalized out.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use device::{DType, Device, Tensor};
+use half::{bf16, f16};
+use kernels::Real;
+use kernels::newton_schulz::{self, Batch, Iteration, Matrix};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::cli::OrthogonalizeArgs;
+use crate::console::{duration, plural};
+use crate::error::{CliError, Exit};
+use crate::method::{default_storage, iteration};
+use crate::output::say;
+
+pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
+    check_paths(&args)?;
+    let start = Instant::now();
+    let storage = match &args.dtype {
+        Some(word) => crate::method::storage(word)?,
+        None => default_storage(args.device),
+    };
+    let method = crate::method::method(&args.algorithm, &args.coefficients, args.steps, storage)?;
+    let iteration = iteration(&method, args.device)?;
+    let device = Device::new(args.device, crate::method::threads(args.threads))?;
+
+    let bytes = std::fs::read(&args.input).map_err(|error| failed("read", &args.input, &error))?;
+    let not_safetensors = |error| {
+        CliError::mistake(format!("{} is not a safetensors file: {error}", args.input.display()))
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(not_safetensors)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_safetensors)?;
+
+    let mut tensors = file.tensors();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    for pattern in &args.tensors {
+        if !tensors.iter().any(|(name, _)| optim::glob::matches(pattern, name)) {
+            return Err(CliError::mistake(no_match(pattern, &tensors)));
+        }
+    }
+    let mut lines = Vec::new();
+    let mut results = Vec::new();
+    let mut matrices = 0;
+    for (name, view) in &tensors {
+        let selected = args.tensors.is_empty()
+            || args.tensors.iter().any(|pattern| optim::glob::matches(pattern, name));
+        let action = if selected { action(view) } else { Action::Copy("not asked for") };
+        lines.push(format!("  {name} {:?} {:?}: {action}", view.shape(), view.dtype()));
+        results.push(match action {
+            Action::Copy(_) => view.data().to_vec(),
+            Action::Orthogonalize { count, rows, cols } => {
+                matrices += count;
+                let shape = (count, rows, cols);
+                orthogonalize(&device, &iteration, name, view, shape)?
+            }
+        });
+    }
+    if matrices == 0 {
+        return Err(CliError::mistake(format!(
+            "{} holds no matrix to orthogonalize:\n{}",
+            args.input.display(),
+            lines.join("\n")
+        )));
+    }
+    write(&args.output, &tensors, &results, header.metadata().clone())?;
+    say(&format!(
+        "{}\n{}\n{} of {} to {} in {}",
+        iteration,
+        lines.join("\n"),
+        plural(matrices, "matrix"),
+        args.input.display(),
+        args.output.display(),
+        duration(start.elapsed().as_secs_f64())
+    ));
+    Ok(Exit::Ok)
+}
+
+fn failed(action: &str, path: &Path, error: &std::io::Error) -> CliError {
+    CliError::mistake(format!("cannot {action} {}: {error}", path.display()))
+}
+
+fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {
+    let same = match (args.input.canonicalize(), args.output.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output,
+        _ => false,
+    };
+    if same {
+        let out = args.output.display();
+        return Err(CliError::mistake(format!("IN and OUT are one file, {out}; name another OUT")));
+    }
+    if args.output.exists() && !args.force {
+        let out = args.output.display();
+        return Err(CliError::mistake(format!("{out} exists; name another OUT, or use --force")));
+    }
+    Ok(())
+}
+
+fn no_match(pattern: &str, tensors: &[(String, TensorView)]) -> String {
+    let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    let near = match crate::config::nearest(pattern, names.iter().copied()) {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None => String::new(),
+    };
+    format!("--tensors {pattern} matches none of {}{near}", plural(names.len(), "tensor"))
+}
+
+/// What becomes of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Orthogonalize { count: usize, rows: usize, cols: usize },
+    /// Unchanged, and why.
+    Copy(&'static str),
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Action::Orthogonalize { count: 1, .. } => f.write_str("orthogonalized"),
+            Action::Orthogonalize { count, rows, cols } => {
+                write!(f, "{count} matrices of {rows}×{cols} orthogonalized")
+            }
+            Action::Copy(why) => write!(f, "copied ({why})"),
+        }
+    }
+}
+
+fn action(view: &TensorView) -> Action {
+    if !matches!(view.dtype(), Dtype::F32 | Dtype::F64 | Dtype::BF16 | Dtype::F16) {
+        return Action::Copy("not f64, f32, bf16 or f16");
+    }
+    let (count, rows, cols) = match *view.shape() {
+        [rows, cols] => (1, rows, cols),
+        [count, rows, cols] => (count, rows, cols),
+        _ => return Action::Copy("not two- or three-dimensional"),
+    };
+    match count * rows * cols {
+        0 => Action::Copy("empty"),
+        _ => Action::Orthogonalize { count, rows, cols },
+    }
+}
+
+/// The bytes of the orthogonalized tensor, in its own type.
+fn orthogonalize(
+    device: &Device,
+    iteration: &Iteration,
+    name: &str,
+    view: &TensorView,
+    shape: (usize, usize, usize),
+) -> Result<Vec<u8>, CliError> {
+    let data = view.data();
+    let host = device.kind().is_host();
+    match view.dtype() {
+        Dtype::F64 if host => {
+            let values: Vec<f64> = data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+            let result = on_device(device, iteration, name, &values, shape)?;
+            Ok(result.iter().flat_map(|x| x.to_le_bytes()).collect())
+        }
+        dtype => {
+            let result = on_device(device, iteration, name, &widen(dtype, data), shape)?;
+            Ok(narrow(dtype, &result))
+        }
+    }
+}
+
+fn widen(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::BF16 => data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
+}
+
+fn narrow(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+/// Orthogonalizes `count` matrices that lie one after another.
+fn on_device<T: Real>(
+    device: &Device,
+    iteration: &Iteration,
+    name: &str,
+    values: &[T],
+    (count, rows, cols): (usize, usize, usize),
+) -> Result<Vec<T>, CliError> {
+    let at = |index| index * rows * cols;
+    let matrices = (0..count).map(|index| Matrix::dense(at(index), at(index), rows, cols));
+    let batch = Batch::new(iteration, matrices.collect())?;
+    let input = device.tensor(&[values.len()], values)?;
+    let output = device.zeros(&[values.len()], T::DTYPE)?;
+    let status = device.zeros(&[count], DType::U32)?;
+    let workspace: Tensor = newton_schulz::workspace(device, &batch, iteration, &input, &output)?;
+    let stream = device.stream();
+    newton_schulz::orthogonalize(&stream, &batch, iteration, &input, &output, &workspace, &status)?;
+    let named = |index| match count {
+        1 => name.to_owned(),
+        _ => format!("{name}[{index}]"),
+    };
+    newton_schulz::check_status(&stream, &status, named).map_err(CliError::mistake)?;
+    Ok(stream.to_vec(&output)?)
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(String, TensorView)],
+    results: &[Vec<u8>],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<(), CliError> {
+    let bug = |error| CliError::bug(format!("{}: {error}", path.display()));
+    let views: Vec<(&str, TensorView)> = tensors
+        .iter()
+        .zip(results)
+        .map(|((name, view), data)| {
+            let view = TensorView::new(view.dtype(), view.shape().to_vec(), data).map_err(bug)?;
+            Ok((name.as_str(), view))
+        })
+        .collect::<Result<_, CliError>>()?;
+    let bytes = safetensors::serialize(views, metadata).map_err(bug)?;
+    // A file of this name is whole or absent.
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    std::fs::write(&part, bytes)
+        .and_then(|()| std::fs::rename(&part, path))
+        .map_err(|error| failed("write", path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(dtype: Dtype, shape: &[usize], data: &[u8]) -> Action {
+        action(&TensorView::new(dtype, shape.to_vec(), data).unwrap())
+    }
+
+    #[test]
+    fn matrices_are_orthogonalized_and_all_else_is_copied_with_a_reason() {
+        let data = [0_u8; 24];
+        assert_eq!(
+            of(Dtype::F32, &[2, 3], &data),
+            Action::Orthogonalize { count: 1, rows: 2, cols: 3 }
+        );
+        assert_eq!(
+            of(Dtype::BF16, &[2, 2, 3], &data),
+            Action::Orthogonalize { count: 2, rows: 2, cols: 3 }
+        );
+        assert_eq!(of(Dtype::F32, &[6], &data), Action::Copy("not two- or three-dimensional"));
+        assert_eq!(of(Dtype::I32, &[2, 3], &data), Action::Copy("not f64, f32, bf16 or f16"));
+        assert_eq!(of(Dtype::F32, &[0, 3], &[]), Action::Copy("empty"));
+    }
+
+    #[test]
+    fn types_go_through_f32_and_back() {
+        let values = [1.5_f32, -2.0, 0.25];
+        for dtype in [Dtype::F32, Dtype::F64, Dtype::BF16, Dtype::F16] {
+            assert_eq!(widen(dtype, &narrow(dtype, &values)), values, "{dtype:?}");
+        }
+    }
+}
