@@ -1,0 +1,163 @@
+//! `muster orthogonalize` on files: results are orthogonal, all else is as it was, and mistakes leave
+//! nothing behind.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+/// Exit code, standard output, standard error.
+fn orthogonalize(dir: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.arg("orthogonalize").args(args).current_dir(dir).env_remove("RUST_BACKTRACE");
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Values without structure: parts of multiples of an irrational number.
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let part = |i: u64| ((i * i + 7 * seed + 1) as f64 * 0.618_033_988_749_894_9).fract() - 0.5;
+    (0..len as u64).map(|i| part(i) as f32).collect()
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn floats(view: &TensorView) -> Vec<f32> {
+    view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+type Entry<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
+
+fn write(path: &Path, tensors: &[Entry]) {
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (*name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let metadata = HashMap::from([("made_by".to_owned(), "a test".to_owned())]);
+    let file = safetensors::serialize(views, Some(metadata)).unwrap();
+    std::fs::write(path, file).unwrap();
+}
+
+/// The largest entry of |X·Xᵀ − I| over the short side.
+fn defect(x: &[f32], rows: usize, cols: usize) -> f64 {
+    let at = |i: usize, k: usize| {
+        f64::from(if rows <= cols { x[i * cols + k] } else { x[k * cols + i] })
+    };
+    let (short, long) = (rows.min(cols), rows.max(cols));
+    let mut most: f64 = 0.0;
+    for i in 0..short {
+        for j in 0..short {
+            let dot: f64 = (0..long).map(|k| at(i, k) * at(j, k)).sum();
+            most = most.max((dot - f64::from(u8::from(i == j))).abs());
+        }
+    }
+    most
+}
+
+fn sample(dir: &Path) {
+    write(
+        &dir.join("in.safetensors"),
+        &[
+            ("bias", Dtype::F32, vec![5], bytes(&values(5, 9))),
+            ("experts", Dtype::F32, vec![3, 12, 20], bytes(&values(720, 2))),
+            ("tall", Dtype::F32, vec![30, 8], bytes(&values(240, 1))),
+            ("tokens", Dtype::I32, vec![2, 2], vec![1; 16]),
+        ],
+    );
+}
+
+#[test]
+fn matrices_become_orthogonal_and_all_else_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    let (code, out, err) =
+        orthogonalize(dir.path(), &["in.safetensors", "out.safetensors", "--algorithm", "svd"]);
+    assert_eq!(code, Some(0), "{err}");
+    for words in [
+        "bias [5] F32: copied (not two- or three-dimensional)",
+        "experts [3, 12, 20] F32: 3 matrices of 12×20 orthogonalized",
+        "tokens [2, 2] I32: copied",
+    ] {
+        assert!(out.contains(words), "{words} is not in\n{out}");
+    }
+    let before = std::fs::read(dir.path().join("in.safetensors")).unwrap();
+    let after = std::fs::read(dir.path().join("out.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&after).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["made_by"], "a test");
+    let (before, after) =
+        (SafeTensors::deserialize(&before).unwrap(), SafeTensors::deserialize(&after).unwrap());
+    for name in ["bias", "tokens"] {
+        assert_eq!(before.tensor(name).unwrap().data(), after.tensor(name).unwrap().data());
+    }
+    assert!(defect(&floats(&after.tensor("tall").unwrap()), 30, 8) < 1e-5);
+    for expert in floats(&after.tensor("experts").unwrap()).chunks(240) {
+        assert!(defect(expert, 12, 20) < 1e-5);
+    }
+}
+
+/// Every algorithm follows the same polynomials, and eight steps come close to the exact factor.
+#[test]
+fn algorithms_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    let mut results = Vec::new();
+    for algorithm in ["svd", "standard", "symmetric", "gram", "auto"] {
+        let out = format!("{algorithm}.safetensors");
+        let args = ["in.safetensors", &out, "--algorithm", algorithm, "--steps", "8"];
+        let (code, _, err) = orthogonalize(dir.path(), &args);
+        assert_eq!(code, Some(0), "{err}");
+        let file = std::fs::read(dir.path().join(out)).unwrap();
+        results.push(floats(&SafeTensors::deserialize(&file).unwrap().tensor("tall").unwrap()));
+    }
+    for result in &results[1..] {
+        let apart = result.iter().zip(&results[0]).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-3);
+    }
+}
+
+#[test]
+fn selected_tensors_alone_are_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    let args = ["in.safetensors", "out.safetensors", "--tensors", "exp*"];
+    let (code, out, err) = orthogonalize(dir.path(), &args);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("tall [30, 8] F32: copied (not asked for)"), "{out}");
+}
+
+#[test]
+fn mistakes_are_named_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    let mut broken = values(240, 1);
+    broken[121] = f32::NAN;
+    write(
+        &dir.path().join("nan.safetensors"),
+        &[("experts", Dtype::F32, vec![2, 12, 10], bytes(&broken))],
+    );
+    write(
+        &dir.path().join("flat.safetensors"),
+        &[("bias", Dtype::F32, vec![5], bytes(&values(5, 9)))],
+    );
+    std::fs::write(dir.path().join("text.txt"), "no tensors").unwrap();
+    std::fs::write(dir.path().join("taken.safetensors"), "mine").unwrap();
+    for (args, words) in [
+        (&["missing.safetensors", "o.safetensors"][..], "cannot read missing.safetensors"),
+        (&["text.txt", "o.safetensors"], "not a safetensors file"),
+        (&["nan.safetensors", "o.safetensors"], "experts[1]"),
+        (&["flat.safetensors", "o.safetensors"], "holds no matrix"),
+        (&["in.safetensors", "taken.safetensors"], "--force"),
+        (&["in.safetensors", "in.safetensors"], "one file"),
+        (&["in.safetensors", "o.safetensors", "--tensors", "tal"], "did you mean `tall`?"),
+    ] {
+        let (code, _, err) = orthogonalize(dir.path(), args);
+        assert_eq!(code, Some(2), "{args:?}\n{err}");
+        assert!(err.contains(words), "{args:?}\n{err}");
+        assert!(!dir.path().join("o.safetensors").exists(), "{args:?}");
+    }
+    assert_eq!(std::fs::read(dir.path().join("taken.safetensors")).unwrap(), b"mine");
+}
