@@ -36,10 +36,28 @@ fn newton_schulz_reports_every_case_with_times_and_errors() {
     let table = ok(
         dir.path(),
         &[
-            "bench", "newton-schulz", "--shapes", "2x24x48,16x40+30x10", "--algorithm",
-            "standard,symmetric,gram,auto,svd", "--coefficients", "polar_express", "--coefficients",
-            "{taylor: {kappa: 3}}", "--iterations", "2", "--warmup", "1", "--threads", "1", "--json",
-            "ns.json", "--csv", "ns.csv", "--svg", "ns.svg",
+            "bench",
+            "newton-schulz",
+            "--shapes",
+            "2x24x48,16x40+30x10",
+            "--algorithm",
+            "standard,symmetric,gram,auto,svd",
+            "--coefficients",
+            "polar_express",
+            "--coefficients",
+            "{taylor: {kappa: 3}}",
+            "--iterations",
+            "2",
+            "--warmup",
+            "1",
+            "--threads",
+            "1",
+            "--json",
+            "ns.json",
+            "--csv",
+            "ns.csv",
+            "--svg",
+            "ns.svg",
         ],
     );
     assert!(table.contains("16x40+30x10") && !table.contains("SIMULATED"), "{table}");
@@ -91,8 +109,16 @@ fn a_simulated_device_checks_and_times_nothing() {
     assert!(output.status.success(), "{stderr}");
     for device in ["sim", "sim:sm_80", "sim:gfx942"] {
         let args = [
-            "bench", "newton-schulz", "--device", device, "--shapes", "2x40x70", "--algorithm",
-            "gram", "--json", "r.json",
+            "bench",
+            "newton-schulz",
+            "--device",
+            device,
+            "--shapes",
+            "2x40x70",
+            "--algorithm",
+            "gram",
+            "--json",
+            "r.json",
         ];
         let table = ok(dir.path(), &args);
         assert!(table.contains("SIMULATED"), "{table}");

@@ -87,9 +87,8 @@ fn on_the_device(
     let source = bench.device.zeros(&[bytes / 4], DType::U32)?;
     let target = bench.device.zeros(&[target_bytes / 4], DType::U32)?;
     bench.stream.fill(&source, 0x3C)?;
-    let time = bench.time(|stream| {
-        Ok(launch(&kernels, stream, traffic, (&source, &target), VALUE)?)
-    })?;
+    let time =
+        bench.time(|stream| Ok(launch(&kernels, stream, traffic, (&source, &target), VALUE)?))?;
     check(traffic, &bench.stream.to_vec(&target)?)?;
     Ok(time)
 }

@@ -43,8 +43,19 @@ pub struct NewtonSchulzRow {
 
 impl Row for NewtonSchulzRow {
     const COLUMNS: &'static [&'static str] = &[
-        "shape", "algorithm", "coefficients", "dtype", "ms", "least", "most", "TFLOP/s", "% ceiling",
-        "limit ms", "% limit", "error", "launches",
+        "shape",
+        "algorithm",
+        "coefficients",
+        "dtype",
+        "ms",
+        "least",
+        "most",
+        "TFLOP/s",
+        "% ceiling",
+        "limit ms",
+        "% limit",
+        "error",
+        "launches",
     ];
     const UNIT: &'static str = "useful TFLOP/s";
 
@@ -74,10 +85,8 @@ impl Row for NewtonSchulzRow {
     }
 
     fn bar(&self) -> Bar {
-        let label = format!(
-            "{} {} {} {}",
-            self.shape, self.algorithm, self.coefficients, self.dtype
-        );
+        let label =
+            format!("{} {} {} {}", self.shape, self.algorithm, self.coefficients, self.dtype);
         Bar { label, value: self.useful_tflops.unwrap_or(0.0), limit: self.ceiling_tflops }
     }
 }
@@ -104,10 +113,10 @@ pub fn measure(
     bounds: Bounds,
 ) -> Result<NewtonSchulzRow, BenchError> {
     let iteration = Iteration::new(method)?;
-    let case = Case::new(bench, shape)?;
+    let case = Case::new(bench, shape, &iteration)?;
     let (time, launches, limit_ms) = match bench.device.kind().is_host() {
-        true => (case.time_on_the_host(bench, &iteration)?, None, None),
-        false => case.time_on_the_device(bench, &iteration, bounds)?,
+        true => (case.time_on_the_host(bench)?, None, None),
+        false => case.time_on_the_device(bench, bounds)?,
     };
     let programs = shape.0.iter().map(|part| {
         let (short, long) = (part.rows.min(part.cols), part.rows.max(part.cols));
@@ -118,7 +127,8 @@ pub fn measure(
     let useful_tflops = time.map(|time| time.tflops(flops)).filter(|_| flops > 0.0);
     let share = |whole: Option<f64>| Some(100.0 * useful_tflops? / whole?);
     let host_limit = bounds.ceiling_tflops.filter(|_| bench.device.kind().is_host());
-    let limit_ms = limit_ms.or(host_limit.map(|ceiling| flops / ceiling * 1e-9)).filter(|ms| *ms > 0.0);
+    let limit_ms =
+        limit_ms.or(host_limit.map(|ceiling| flops / ceiling * 1e-9)).filter(|ms| *ms > 0.0);
     Ok(NewtonSchulzRow {
         matrices: shape.matrices(),
         shape: shape.clone(),
@@ -134,7 +144,7 @@ pub fn measure(
         percent_of_ceiling: share(bounds.ceiling_tflops),
         limit_ms,
         percent_of_limit: time.and_then(|time| Some(100.0 * limit_ms? / time.median_ms)),
-        error: case.error(bench, &iteration, bounds.check_gflop)?,
+        error: case.error(bench, bounds.check_gflop)?,
         launches,
     })
 }
@@ -153,7 +163,7 @@ struct Case {
 const WINDOW: usize = 1 << 12;
 
 impl Case {
-    fn new(bench: &Bench, shape: &BatchShape) -> Result<Case, BenchError> {
+    fn new(bench: &Bench, shape: &BatchShape, iteration: &Iteration) -> Result<Case, BenchError> {
         let device = &bench.device;
         let (mut matrices, mut firsts, mut at) = (Vec::new(), Vec::new(), 0);
         for (index, (rows, cols)) in shape.each().enumerate() {
@@ -177,21 +187,15 @@ impl Case {
         let output = device.zeros(&[at], DType::F32)?;
         let status = device.zeros(&[matrices.len()], DType::U32)?;
         bench.stream.synchronize()?;
-        Ok(Case { batch: Batch::new(matrices)?, input, output, status, firsts })
+        Ok(Case { batch: Batch::new(iteration, matrices)?, input, output, status, firsts })
     }
 
-    fn time_on_the_host(
-        &self,
-        bench: &Bench,
-        iteration: &Iteration,
-    ) -> Result<Option<Timing>, BenchError> {
-        let elements = self.batch.workspace_elements(iteration, bench.device.threads());
+    fn time_on_the_host(&self, bench: &Bench) -> Result<Option<Timing>, BenchError> {
+        let elements = self.batch.workspace_elements(bench.device.threads());
         let workspace = bench.device.zeros(&[elements], DType::F32)?;
         bench.time(|stream| {
             let Case { batch, input, output, status, .. } = self;
-            newton_schulz::orthogonalize(
-                stream, batch, iteration, input, output, &workspace, status,
-            )?;
+            newton_schulz::orthogonalize(stream, batch, input, output, &workspace, status)?;
             Ok(())
         })
     }
@@ -199,12 +203,11 @@ impl Case {
     fn time_on_the_device(
         &self,
         bench: &Bench,
-        iteration: &Iteration,
         bounds: Bounds,
     ) -> Result<(Option<Timing>, Option<usize>, Option<f64>), BenchError> {
         let kernels = Kernels::of(&bench.device)?;
         let dtypes = (DType::F32, DType::F32);
-        let prepared = Prepared::new(&kernels, &self.batch, iteration, dtypes, None)?;
+        let prepared = Prepared::new(&kernels, &self.batch, dtypes, None)?;
         let workspace = bench.device.zeros(&[prepared.workspace_bytes()], DType::U8)?;
         let Case { input, output, status, .. } = self;
         let bound = prepared.bind(&bench.stream, input, output, &workspace, status)?;
@@ -220,12 +223,8 @@ impl Case {
     }
 
     /// The worst error of one matrix of each shape, or none where that is too much work.
-    fn error(
-        &self,
-        bench: &Bench,
-        iteration: &Iteration,
-        check_gflop: f64,
-    ) -> Result<Option<f64>, BenchError> {
+    fn error(&self, bench: &Bench, check_gflop: f64) -> Result<Option<f64>, BenchError> {
+        let iteration = self.batch.iteration();
         let status: Vec<u32> = bench.stream.to_vec(&self.status)?;
         if let Some(matrix) = status.iter().position(|&status| status != STATUS_FINITE) {
             return Err(BenchError::Wrong(format!("matrix {matrix} was taken for not finite")));
@@ -261,7 +260,8 @@ fn reference_of(iteration: &Iteration) -> Result<Iteration, BenchError> {
         Algorithm::Svd => Algorithm::Svd,
         _ => Algorithm::Symmetric,
     };
-    let method = Method { algorithm, storage: Storage::F32, restarts: None, ..iteration.method().clone() };
+    let method =
+        Method { algorithm, storage: Storage::F32, restarts: None, ..iteration.method().clone() };
     Ok(Iteration::new(&method)?)
 }
 
@@ -273,14 +273,14 @@ fn in_f64(
     let iteration = reference_of(iteration)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = Device::cpu(threads)?;
-    let batch = Batch::new(vec![Matrix::dense(0, 0, rows, cols)])?;
+    let batch = Batch::new(&iteration, vec![Matrix::dense(0, 0, rows, cols)])?;
     let values: Vec<f64> = input.iter().map(|&x| f64::from(x)).collect();
     let input = device.tensor(&[values.len()], &values)?;
     let output = device.zeros(&[values.len()], DType::F64)?;
     let status = device.zeros(&[1], DType::U32)?;
-    let workspace = device.zeros(&[batch.workspace_elements(&iteration, 1)], DType::F64)?;
+    let workspace = device.zeros(&[batch.workspace_elements(1)], DType::F64)?;
     let stream = device.stream();
-    newton_schulz::orthogonalize(&stream, &batch, &iteration, &input, &output, &workspace, &status)?;
+    newton_schulz::orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
     Ok(stream.to_vec(&output)?)
 }
 

@@ -93,10 +93,8 @@ fn gemm(args: GemmArgs) -> Result<Exit, CliError> {
             true => bench::gemm::ceiling_tflops(&bench, storage)?,
             false => None,
         };
-        let ceiling = ceiling.map(|tflops| Ceiling {
-            flops_per_s: tflops * 1e12,
-            bytes_per_s: f64::INFINITY,
-        });
+        let ceiling = ceiling
+            .map(|tflops| Ceiling { flops_per_s: tflops * 1e12, bytes_per_s: f64::INFINITY });
         for &shape in &args.shapes {
             let case = GemmCase { shape, storage, symmetric: args.symmetric };
             rows.extend(bench::gemm::measure(&bench, case, ceiling)?);

@@ -63,11 +63,12 @@ pub fn method(
     steps: usize,
     storage: Storage,
 ) -> Result<Method, CliError> {
-    let set: optim::Coefficients = serde_yaml::from_str(coefficients)
+    // As the key of a config, whose words and errors these are.
+    let muon: optim::MuonConfig = serde_yaml::from_str(&format!("coefficients: {coefficients}"))
         .map_err(|error| CliError::mistake(format!("--coefficients `{coefficients}`: {error}")))?;
     Ok(Method {
         algorithm: self::algorithm(algorithm)?,
-        coefficients: set.family(),
+        coefficients: muon.method().coefficients,
         steps,
         storage,
         ..Method::default()

@@ -7,6 +7,8 @@ use std::time::Instant;
 use device::{DType, Device, Tensor};
 use half::{bf16, f16};
 use kernels::Real;
+use kernels::gpu::execute::Prepared;
+use kernels::gpu::modules::Kernels;
 use kernels::newton_schulz::{self, Batch, Iteration, Matrix};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -111,7 +113,11 @@ fn no_match(pattern: &str, tensors: &[(String, TensorView)]) -> String {
 /// What becomes of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    Orthogonalize { count: usize, rows: usize, cols: usize },
+    Orthogonalize {
+        count: usize,
+        rows: usize,
+        cols: usize,
+    },
     /// Unchanged, and why.
     Copy(&'static str),
 }
@@ -155,7 +161,8 @@ fn orthogonalize(
     let host = device.kind().is_host();
     match view.dtype() {
         Dtype::F64 if host => {
-            let values: Vec<f64> = data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+            let values: Vec<f64> =
+                data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
             let result = on_device(device, iteration, name, &values, shape)?;
             Ok(result.iter().flat_map(|x| x.to_le_bytes()).collect())
         }
@@ -168,7 +175,9 @@ fn orthogonalize(
 
 fn widen(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     match dtype {
-        Dtype::BF16 => data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => {
+            data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+        }
         Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
         _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -198,15 +207,23 @@ fn on_device<T: Real>(
     let input = device.tensor(&[values.len()], values)?;
     let output = device.zeros(&[values.len()], T::DTYPE)?;
     let status = device.zeros(&[count], DType::U32)?;
-    let workspace: Tensor = newton_schulz::workspace(device, &batch, iteration, &input, &output)?;
+    let workspace = workspace(device, &batch, T::DTYPE)?;
     let stream = device.stream();
-    newton_schulz::orthogonalize(&stream, &batch, iteration, &input, &output, &workspace, &status)?;
+    newton_schulz::orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
     let named = |index| match count {
         1 => name.to_owned(),
         _ => format!("{name}[{index}]"),
     };
     newton_schulz::check_status(&stream, &status, named).map_err(CliError::mistake)?;
     Ok(stream.to_vec(&output)?)
+}
+
+fn workspace(device: &Device, batch: &Batch, dtype: DType) -> Result<Tensor, CliError> {
+    if device.kind().is_host() {
+        return Ok(device.zeros(&[batch.workspace_elements(device.threads())], dtype)?);
+    }
+    let prepared = Prepared::new(&Kernels::of(device)?, batch, (dtype, dtype), None)?;
+    Ok(device.zeros(&[prepared.workspace_bytes()], DType::U8)?)
 }
 
 fn write(

@@ -95,7 +95,11 @@ pub struct GemmArgs {
     #[command(flatten)]
     pub common: BenchArgs,
     /// Products to time
-    #[arg(long, value_delimiter = ',', default_value = "256x256x256,512x512x512,768x768x768,1024x1024x1024")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "256x256x256,512x512x512,768x768x768,1024x1024x1024"
+    )]
     pub shapes: Vec<ProductShape>,
     /// `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
     #[arg(long, value_delimiter = ',')]
