@@ -4,8 +4,9 @@
 // Counters. A load to LDS completes as late as wait_memory demands: each is one count of vmcnt,
 // and its destination is poisoned until then. All other loads complete at once and are not
 // counted, so wait_memory<N> with N > 0 is right only while nothing but loads to LDS is in flight.
-// Writes to LDS reach other waves only after wait_lds<0>, or the waiting that sync() includes;
-// reads complete at once, which the compiler guarantees on the chip by waits of its own.
+// Accesses of LDS are over, for other waves, only after wait_lds<0>, or the waiting that sync()
+// includes. The compiler's own waits, before a value that was read is used, are not known here: a
+// kernel that counts on them for a barrier alone is reported.
 #pragma once
 
 #include "../sim/amd.h"
@@ -70,7 +71,7 @@ void wait_memory() {
 
 template <uint32_t N>
 void wait_lds() {
-    if (N == 0) sim::settle_shared_writes();
+    if (N == 0) sim::settle_shared();
 }
 
 inline void block_barrier() { sim::execution_barrier(); }

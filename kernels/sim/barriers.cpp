@@ -48,7 +48,7 @@ void join_all(Meeting& meeting) {
 }  // namespace
 
 void block_sync() {
-    if (target.late_shared_writes) settle(current);
+    if (target.late_shared) settle(current);
     arrive(current->block->barriers[0], launch.threads, true, "sync, barrier", 0);
 }
 
@@ -118,7 +118,7 @@ void wave_meet(const char* what, uint64_t tag, void* payload, Work work) {
 void wave_sync() {
     Fiber* fiber = current;
     Meeting& wave = wave_of(fiber);
-    if (target.late_shared_writes) settle(fiber);
+    if (target.late_shared) settle(fiber);
     // The payload leads to the meeting, whose fibers' clocks are joined.
     meet(wave, fiber->lane, "wave_sync", 0, &wave,
          [](void* const* payloads, uint32_t) { join_all(*static_cast<Meeting*>(payloads[0])); });

@@ -20,9 +20,9 @@ void bump(Fiber* fiber) {
     if (launch.races) fiber->clock[fiber->index] = fiber->stamp;
 }
 
-// What the thread wrote to shared memory is done, so that its next release covers it.
+// What the thread did in shared memory is over, so that its next release covers it.
 void settle(Fiber* fiber) {
-    if (launch.races) fiber->clock[fiber->write_actor] = fiber->stamp;
+    if (launch.races) fiber->clock[fiber->shared_actor] = fiber->stamp;
 }
 
 // Threads beyond ASYNC_ACTORS share an actor, which may hide a race and cannot invent one.
@@ -55,9 +55,9 @@ void begin_clocks() {
     for (Fiber& fiber : launch.fibers) {
         fiber.clock.assign(launch.clock_words, launch.cluster_floor);
         fiber.async_actor = 0;
-        fiber.write_actor = target.late_shared_writes
-                                ? static_cast<uint32_t>(launch.fibers.size()) + fiber.index
-                                : fiber.index;
+        fiber.shared_actor = target.late_shared
+                                 ? static_cast<uint32_t>(launch.fibers.size()) + fiber.index
+                                 : fiber.index;
         bump(&fiber);
     }
 }

@@ -51,7 +51,7 @@ void queue_copy(const char* what, void* to, const void* global, uint32_t bytes) 
     check_bounds(global, bytes, false, what);
     check_access({fiber, fiber->index, fiber->stamp, false, false, true}, global, bytes);
     begin_write({fiber, fiber->index, fiber->stamp, true, false, false}, shared, bytes,
-                target.late_shared_writes ? LOAD_TO_LDS : CP_ASYNC);
+                target.late_shared ? LOAD_TO_LDS : CP_ASYNC);
     const unsigned char* from = static_cast<const unsigned char*>(global);
     fiber->copies.push_back({shared, from, bytes, fiber->copy_group});
 }
@@ -68,7 +68,7 @@ void queue_wait(uint32_t groups_left) {
     fiber->copies.erase(fiber->copies.begin(), fiber->copies.begin() + static_cast<long>(done));
 }
 
-void settle_shared_writes() { settle(current); }
+void settle_shared() { settle(current); }
 
 void bulk_load(void* to, const void* global, uint32_t bytes, uint64_t* bar, uint32_t mask,
                bool multicast) {

@@ -78,7 +78,7 @@ void prepare_launch(const MusterSimLaunch& request, const Kernel* kernel) {
     if (old) stamp_counter = 0;
     launch.launch_floor = ++stamp_counter;
     uint32_t fibers = launch.threads * launch.cluster;
-    launch.actors = fibers + (target.late_shared_writes ? fibers : ASYNC_ACTORS);
+    launch.actors = fibers + (target.late_shared ? fibers : ASYNC_ACTORS);
     launch.clock_words = launch.races ? launch.actors * (target.async_proxy ? 2 : 1) : 0;
     launch.fibers.clear();
     launch.fibers.resize(fibers);

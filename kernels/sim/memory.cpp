@@ -114,7 +114,7 @@ void visit(ShadowCell& cell, uint8_t mask, const Access& access, uintptr_t addre
         if (own && slot.stamp == access.stamp && slot.flags == flags && (mask & ~slot.mask) == 0) {
             if (kept == i) return;
         }
-        bool before = own || (!elsewhere && (slot.actor == access.fiber->write_actor ||
+        bool before = own || (!elsewhere && (slot.actor == access.fiber->shared_actor ||
                                              ordered(access.fiber, slot.actor, slot.stamp)));
         if ((slot.mask & mask) != 0 && (access.write || (slot.flags & SLOT_WRITE) != 0)) {
             if (!before) fault_race(access, slot, address, false);
@@ -221,7 +221,7 @@ const char* who(const Fiber* fiber) {
 
 const char* actor_name(uint32_t actor) {
     uint32_t threads = static_cast<uint32_t>(launch.fibers.size());
-    bool thread = actor < threads || target.late_shared_writes;
+    bool thread = actor < threads || target.late_shared;
     return who(thread ? &launch.fibers[actor % threads] : launch.async_owner[actor - threads]);
 }
 
@@ -288,7 +288,7 @@ void check(const void* pointer, uint32_t bytes, bool write) {
     check_bounds(pointer, bytes, write, "plain access");
     bool shared = is_shared(pointer);
     if (!shared && !write && (in_arguments(address, bytes) || in_module(address))) return;
-    uint32_t actor = shared && write ? fiber->write_actor : fiber->index;
+    uint32_t actor = shared ? fiber->shared_actor : fiber->index;
     check_access({fiber, actor, fiber->stamp, write, false, true}, pointer, bytes);
     if (!shared) return;
     uint32_t offset =

@@ -15,12 +15,11 @@ namespace sim {
 // files serve every module.
 struct Target {
     const char* name;
-    uint32_t wave;            // lanes
-    uint32_t shared_limit;    // bytes of shared memory a block can have
-    uint32_t cluster_limit;   // blocks
-    bool async_proxy;         // generic writes reach asynchronous readers only through a fence
-    bool late_shared_writes;  // a wave's shared writes are seen by others only after it waited for
-                              // them
+    uint32_t wave;           // lanes
+    uint32_t shared_limit;   // bytes of shared memory a block can have
+    uint32_t cluster_limit;  // blocks
+    bool async_proxy;        // generic writes reach asynchronous readers only through a fence
+    bool late_shared;  // shared accesses are over, for other waves, only after a wait for them
 };
 extern const Target target;
 
@@ -82,7 +81,7 @@ bool elect();
 void queue_copy(const char* what, void* shared, const void* global, uint32_t bytes);
 void queue_commit();  // closes a group, which may be empty
 void queue_wait(uint32_t groups_left);
-void settle_shared_writes();  // late_shared_writes: others may see them after a barrier
+void settle_shared();  // late_shared: the thread's accesses are over
 
 // ---- Hopper
 // ------------------------------------------------------------------------------------------

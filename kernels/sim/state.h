@@ -123,7 +123,7 @@ struct Fiber {
     bool done = false;
     Wait wait;
     uint32_t stamp = 0;
-    uint32_t write_actor = 0;     // of its shared writes
+    uint32_t shared_actor = 0;    // of its accesses of shared memory
     std::vector<uint32_t> clock;  // seen, then fenced
     std::vector<Copy> copies;
     uint64_t copy_group = 0;
