@@ -32,7 +32,8 @@ DEV_FN float row_share(uint64_t row, uint32_t tiles) {
     float sum = 0;
     for (uint32_t i = 0; i < tiles; i++) {
         for (uint32_t j = 0; j < CHUNKS_PER_THREAD; j++) {
-            const uint64_t chunk = row + static_cast<uint64_t>(i) * tile::BYTES + tile::chunk_offset(tile_row, first + j);
+            const uint64_t tile = row + static_cast<uint64_t>(i) * tile::BYTES;
+            const uint64_t chunk = tile + tile::chunk_offset(tile_row, first + j);
             sum += magnitudes<T>(dev::load16(dev::pointer<const void>(chunk)));
         }
     }
@@ -42,11 +43,14 @@ DEV_FN float row_share(uint64_t row, uint32_t tiles) {
 DEV_FN void aol_rows(const MusterNsAolArgs& args) {
     const auto* matrices = dev::pointer<const MusterNsAol>(args.matrices);
     for (uint32_t unit = dev::block(); unit < args.unit_count; unit += dev::grid()) {
-        const MusterNsAol matrix = matrices[entry_of(matrices, args.matrix_count, &MusterNsAol::first_row, unit)];
+        const uint32_t entry =
+            entry_of(matrices, args.matrix_count, &MusterNsAol::first_row, unit);
+        const MusterNsAol matrix = matrices[entry];
         const uint32_t row_tile = unit - matrix.first_row;
         const uint64_t row = matrix.gram + tile::tile_offset(row_tile, 0, matrix.row_tiles);
-        float sum = matrix.flags & MUSTER_NS_TILES_F16 ? row_share<dev::F16>(row, matrix.row_tiles)
-                                                       : row_share<dev::Bf16>(row, matrix.row_tiles);
+        const bool f16 = matrix.flags & MUSTER_NS_TILES_F16;
+        float sum = f16 ? row_share<dev::F16>(row, matrix.row_tiles)
+                        : row_share<dev::Bf16>(row, matrix.row_tiles);
         for (uint32_t mask = 1; mask < THREADS_PER_ROW; mask *= 2) sum += dev::shfl_xor(sum, mask);
         if (dev::thread() % THREADS_PER_ROW == 0) {
             const uint32_t at = row_tile * tile::SIDE + dev::thread() / THREADS_PER_ROW;
@@ -56,7 +60,8 @@ DEV_FN void aol_rows(const MusterNsAolArgs& args) {
     }
 }
 
-// Multiplies a tile in place: its rows by `rows[0 … 64]` and, unless that is 0, its columns by `cols[0 … 64]`.
+// Multiplies a tile in place: its rows by `rows[0 … 64]` and, unless that is 0, its columns by
+// `cols[0 … 64]`.
 template <class T>
 DEV_FN void scale_tile(uint64_t at, const float* rows, const float* cols) {
     for (uint32_t slot = dev::thread(); slot < CHUNKS; slot += THREADS) {
@@ -82,13 +87,16 @@ DEV_FN void scale_tile(uint64_t at, const float* rows, const float* cols) {
 DEV_FN void aol_scale(const MusterNsAolArgs& args) {
     const auto* matrices = dev::pointer<const MusterNsAol>(args.matrices);
     for (uint32_t unit = dev::block(); unit < args.unit_count; unit += dev::grid()) {
-        const MusterNsAol matrix = matrices[entry_of(matrices, args.matrix_count, &MusterNsAol::first_tile, unit)];
+        const uint32_t entry =
+            entry_of(matrices, args.matrix_count, &MusterNsAol::first_tile, unit);
+        const MusterNsAol matrix = matrices[entry];
         const uint32_t gram_tiles = matrix.row_tiles * matrix.row_tiles;
         uint32_t index = unit - matrix.first_tile;
         const bool in_gram = index < gram_tiles;
         if (!in_gram) index -= gram_tiles;
         const uint32_t across = in_gram ? matrix.row_tiles : matrix.col_tiles;
-        const uint64_t at = (in_gram ? matrix.gram : matrix.x) + static_cast<uint64_t>(index) * tile::BYTES;
+        const uint64_t grid = in_gram ? matrix.gram : matrix.x;
+        const uint64_t at = grid + static_cast<uint64_t>(index) * tile::BYTES;
         const auto* scales = dev::pointer<const float>(matrix.scales);
         const float* rows = scales + index / across * tile::SIDE;
         const float* cols = in_gram ? scales + index % across * tile::SIDE : nullptr;

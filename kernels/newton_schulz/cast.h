@@ -1,15 +1,16 @@
-// ns_cast: X = the caller's matrix over its norm, short side first, as 16-bit tiles with zero padding.
+// ns_cast: X = the caller's matrix over its norm, short side first, as 16-bit tiles with zeros
+// around it.
 //
-// A block takes a contiguous range of tiles, so that it finishes the norm of few matrices. Stores go to
-// consecutive addresses; a tall matrix turns round in shared memory, so that loads do too.
+// A block takes a contiguous range of tiles, so that it finishes the norm of few matrices. Stores
+// go to consecutive addresses; a tall matrix turns round in shared memory, so that loads do too.
 #pragma once
 
 #include "norm.h"
 
 namespace newton_schulz {
 
-// x / norm = x·power·inverse: `power` is a power of two (so nothing is rounded twice) and 1 unless the norm
-// lies so far out that its inverse is no normal f32.
+// x / norm = x·power·inverse: `power` is a power of two (so nothing is rounded twice) and 1 unless
+// the norm lies so far out that its inverse is no normal f32.
 struct Scale {
     float power;
     float inverse;
@@ -38,53 +39,61 @@ DEV_FN Scale prepare(const MusterNsMatrix& matrix, bool reports) {
     if (reports && dev::thread() == 0) {
         if (matrix.norm) *dev::pointer<double>(matrix.norm) = norm;
         if (matrix.status) {
-            *dev::pointer<uint32_t>(matrix.status) = is_finite ? MUSTER_NS_FINITE : MUSTER_NS_NON_FINITE;
+            *dev::pointer<uint32_t>(matrix.status) =
+                is_finite ? MUSTER_NS_FINITE : MUSTER_NS_NON_FINITE;
         }
     }
     if (!is_finite || sum == 0) return {0, 0, true};
     return scale_of(norm, matrix.least_norm);
 }
 
-DEV_FN uint32_t pack_scaled(float low, float high, Scale scale, bool f16) {
-    return pack(low * scale.power * scale.inverse, high * scale.power * scale.inverse, f16);
+// A quad over the norm, as two words.
+DEV_FN dev::u32x2 pack_scaled(const Quad& quad, Scale scale, bool f16) {
+    float v[4];
+    for (uint32_t i = 0; i < 4; i++) v[i] = quad.v[i] * scale.power * scale.inverse;
+    const dev::u32x2 words = {pack(v[0], v[1], f16), pack(v[2], v[3], f16)};
+    return words;
 }
 
 // The tile at `to` from rows row … and columns col … of the caller's matrix.
 template <class Access>
-DEV_FN void cast_wide(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col, uint64_t to) {
+DEV_FN void cast_wide(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col,
+                      uint64_t to) {
     const bool f16 = matrix.flags & MUSTER_NS_TILES_F16;
     for (uint32_t slot = dev::thread(); slot < tile::BYTES / tile::CHUNK_BYTES; slot += THREADS) {
         const uint32_t tile_row = slot / 8;
         const uint32_t chunk = slot % 8 ^ tile_row % 8;
         const Quad left = load_quad<Access>(matrix, row + tile_row, col + chunk * 8);
         const Quad right = load_quad<Access>(matrix, row + tile_row, col + chunk * 8 + 4);
-        const dev::u32x4 words = {
-            pack_scaled(left.v[0], left.v[1], scale, f16), pack_scaled(left.v[2], left.v[3], scale, f16),
-            pack_scaled(right.v[0], right.v[1], scale, f16), pack_scaled(right.v[2], right.v[3], scale, f16)};
+        const dev::u32x2 low = pack_scaled(left, scale, f16);
+        const dev::u32x2 high = pack_scaled(right, scale, f16);
+        const dev::u32x4 words = {low[0], low[1], high[0], high[1]};
         dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), words);
     }
 }
 
 // The tile at `to` is the transpose of rows row … and columns col … of the caller's matrix.
 template <class Access>
-DEV_FN void cast_tall(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col, uint64_t to) {
+DEV_FN void cast_tall(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col,
+                      uint64_t to) {
     const bool f16 = matrix.flags & MUSTER_NS_TILES_F16;
     auto* stage = reinterpret_cast<uint16_t*>(dev::shared() + STAGE_OFFSET);
     constexpr uint32_t QUADS = tile::SIDE / 4;
+    constexpr uint32_t STEP = THREADS / QUADS;
     const uint32_t first = dev::thread() % QUADS * 4;
+    const uint32_t own = dev::thread() / QUADS;
     Quad quads[4];
     for (uint32_t i = 0; i < 4; i++) {
-        quads[i] = load_quad<Access>(matrix, row + dev::thread() / QUADS + i * THREADS / QUADS, col + first);
+        quads[i] = load_quad<Access>(matrix, row + own + i * STEP, col + first);
     }
     dev::sync();  // the tile before has been read
     for (uint32_t i = 0; i < 4; i++) {
-        uint16_t* at = stage + first * STAGE_PITCH + dev::thread() / QUADS + i * THREADS / QUADS;
-        const uint32_t low = pack_scaled(quads[i].v[0], quads[i].v[1], scale, f16);
-        const uint32_t high = pack_scaled(quads[i].v[2], quads[i].v[3], scale, f16);
-        at[0] = static_cast<uint16_t>(low);
-        at[STAGE_PITCH] = static_cast<uint16_t>(low >> 16);
-        at[2 * STAGE_PITCH] = static_cast<uint16_t>(high);
-        at[3 * STAGE_PITCH] = static_cast<uint16_t>(high >> 16);
+        uint16_t* at = stage + first * STAGE_PITCH + own + i * STEP;
+        const dev::u32x2 words = pack_scaled(quads[i], scale, f16);
+        at[0] = static_cast<uint16_t>(words[0]);
+        at[STAGE_PITCH] = static_cast<uint16_t>(words[0] >> 16);
+        at[2 * STAGE_PITCH] = static_cast<uint16_t>(words[1]);
+        at[3 * STAGE_PITCH] = static_cast<uint16_t>(words[1] >> 16);
     }
     dev::sync();
     for (uint32_t slot = dev::thread(); slot < tile::BYTES / tile::CHUNK_BYTES; slot += THREADS) {
@@ -92,13 +101,15 @@ DEV_FN void cast_tall(const MusterNsMatrix& matrix, Scale scale, uint32_t row, u
         const uint32_t chunk = slot % 8 ^ tile_row % 8;
         // The odd pitch leaves a chunk aligned to words only.
         const uint16_t* from = stage + tile_row * STAGE_PITCH + chunk * 8;
-        const dev::u32x4 words = {dev::load4(from), dev::load4(from + 2), dev::load4(from + 4), dev::load4(from + 6)};
+        const dev::u32x4 words = {dev::load4(from), dev::load4(from + 2), dev::load4(from + 4),
+                                  dev::load4(from + 6)};
         dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), words);
     }
 }
 
 template <class Access>
-DEV_FN void cast_by(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col, uint64_t to) {
+DEV_FN void cast_by(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col,
+                    uint64_t to) {
     if (matrix.flags & MUSTER_NS_TALL) {
         cast_tall<Access>(matrix, scale, row, col, to);
     } else {

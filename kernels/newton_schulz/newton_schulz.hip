@@ -14,6 +14,10 @@ DEV_KERNEL(ns_norm, newton_schulz::THREADS, 4, MusterNsArgs) { newton_schulz::no
 
 DEV_KERNEL(ns_cast, newton_schulz::THREADS, 4, MusterNsArgs) { newton_schulz::cast(args); }
 
-DEV_KERNEL(ns_aol_rows, newton_schulz::THREADS, 4, MusterNsAolArgs) { newton_schulz::aol_rows(args); }
+DEV_KERNEL(ns_aol_rows, newton_schulz::THREADS, 4, MusterNsAolArgs) {
+    newton_schulz::aol_rows(args);
+}
 
-DEV_KERNEL(ns_aol_scale, newton_schulz::THREADS, 4, MusterNsAolArgs) { newton_schulz::aol_scale(args); }
+DEV_KERNEL(ns_aol_scale, newton_schulz::THREADS, 4, MusterNsAolArgs) {
+    newton_schulz::aol_scale(args);
+}

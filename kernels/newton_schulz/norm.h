@@ -1,4 +1,5 @@
-// The Frobenius norm of every matrix of a batch, in f64 and in an order that depends on its shape alone.
+// The Frobenius norm of every matrix of a batch, in f64 and in an order that depends on its shape
+// alone.
 //
 //   ns_norm   a block takes strips of 64×256 elements and leaves one sum of squares of each
 //   finish    whoever needs the norm adds the strips' sums; that costs less than another launch
@@ -13,7 +14,8 @@ namespace newton_schulz {
 constexpr uint32_t STRIP_QUADS = MUSTER_NS_STRIP_COLS / 4;
 constexpr uint32_t ROWS_AT_ONCE = THREADS / STRIP_QUADS;
 static_assert(THREADS == 32 * SUMS, "a sum of each 32 threads");
-static_assert(MUSTER_NS_STRIP_ROWS % (ROWS_AT_ONCE * WholeF32::AHEAD) == 0, "a strip is whole steps");
+static_assert(MUSTER_NS_STRIP_ROWS % (ROWS_AT_ONCE * WholeF32::AHEAD) == 0,
+              "a strip is whole steps");
 
 DEV_FN uint32_t strips_across(const MusterNsMatrix& matrix) {
     return (matrix.cols + MUSTER_NS_STRIP_COLS - 1) / MUSTER_NS_STRIP_COLS;

@@ -1,5 +1,5 @@
-// What the kernels around the products share: which matrix a unit of work belongs to, reading the caller's
-// matrix, and sums over a block in a fixed order.
+// What the kernels around the products share: which matrix a unit of work belongs to, reading the
+// caller's matrix, and sums over a block in a fixed order.
 #pragma once
 
 #include "../abi.h"
@@ -13,14 +13,16 @@ constexpr uint32_t THREADS = 256;
 // Dynamic shared memory: the partial sums of a block, then one tile that is being transposed.
 constexpr uint32_t SUMS = 8;
 constexpr uint32_t STAGE_OFFSET = 128;
-constexpr uint32_t STAGE_PITCH = tile::SIDE + 2;  // in elements; the odd number of words spreads columns over banks
+// In elements; an odd number of words spreads columns over banks.
+constexpr uint32_t STAGE_PITCH = tile::SIDE + 2;
 constexpr uint32_t SHARED_BYTES = STAGE_OFFSET + tile::SIDE * STAGE_PITCH * 2;
 
 DEV_FN float as_f32(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 // The last entry whose `first` is not beyond `unit`; entry 0 starts at 0.
 template <typename Entry>
-DEV_FN uint32_t entry_of(const Entry* table, uint32_t count, uint32_t Entry::*first, uint32_t unit) {
+DEV_FN uint32_t entry_of(const Entry* table, uint32_t count, uint32_t Entry::*first,
+                         uint32_t unit) {
     uint32_t low = 0;
     uint32_t high = count;
     while (high - low > 1) {
@@ -34,7 +36,7 @@ DEV_FN uint32_t entry_of(const Entry* table, uint32_t count, uint32_t Entry::*fi
     return low;
 }
 
-// The sum of every thread's value, in every thread. The order is the same for waves of 32 and of 64.
+// The sum of every thread's value, in every thread; in the same order for waves of 32 and of 64.
 DEV_FN double block_sum(double value) {
     for (uint32_t mask = 16; mask > 0; mask /= 2) value += dev::shfl_xor(value, mask);
     double* sums = reinterpret_cast<double*>(dev::shared());
@@ -51,8 +53,8 @@ struct Quad {
     float v[4];
 };
 
-// How a quad is read: whole ones of f32, bf16 and f16 by one load each, so that a loop keeps several in
-// flight; and any by elements, with zeros beyond the edges.
+// How a quad is read: whole ones of f32, bf16 and f16 by one load each, so that a loop keeps
+// several in flight; and any by elements, with zeros beyond the edges.
 struct WholeF32 {
     static constexpr uint32_t AHEAD = 8;  // loads in flight in each thread
     static DEV_FN Quad load(const MusterNsMatrix& matrix, uint64_t element, uint32_t, uint32_t) {
@@ -75,7 +77,8 @@ struct Whole16 {
 
 struct Guarded {
     static constexpr uint32_t AHEAD = 1;
-    static DEV_FN Quad load(const MusterNsMatrix& matrix, uint64_t element, uint32_t row, uint32_t col) {
+    static DEV_FN Quad load(const MusterNsMatrix& matrix, uint64_t element, uint32_t row,
+                            uint32_t col) {
         Quad quad = {{0, 0, 0, 0}};
         for (uint32_t i = 0; i < 4; i++) {
             if (row >= matrix.rows || col + i >= matrix.cols) continue;
@@ -83,8 +86,9 @@ struct Guarded {
                 quad.v[i] = *dev::pointer<const float>(matrix.input + (element + i) * 4);
                 continue;
             }
-            const uint16_t bits = *dev::pointer<const uint16_t>(matrix.input + (element + i) * 2);
-            quad.v[i] = matrix.flags & MUSTER_NS_INPUT_F16 ? dev::from_f16(bits) : dev::from_bf16(bits);
+            const bool f16 = matrix.flags & MUSTER_NS_INPUT_F16;
+            const auto bits = *dev::pointer<const uint16_t>(matrix.input + (element + i) * 2);
+            quad.v[i] = f16 ? dev::from_f16(bits) : dev::from_bf16(bits);
         }
         return quad;
     }
@@ -97,10 +101,11 @@ DEV_FN Quad load_quad(const MusterNsMatrix& matrix, uint32_t row, uint32_t col) 
 }
 
 // Whether every aligned quad of the box [row, row + rows) × [col, col + cols) may be loaded whole.
-DEV_FN bool is_whole(const MusterNsMatrix& matrix, uint32_t row, uint32_t rows, uint32_t col, uint32_t cols) {
+DEV_FN bool is_whole(const MusterNsMatrix& matrix, uint32_t row, uint32_t rows, uint32_t col,
+                     uint32_t cols) {
     const uint32_t quad_bytes = matrix.flags & MUSTER_NS_INPUT_16 ? 8 : 16;
-    return matrix.input % quad_bytes == 0 && matrix.row_stride % 4 == 0 && row + rows <= matrix.rows &&
-           col + cols <= matrix.cols;
+    return matrix.input % quad_bytes == 0 && matrix.row_stride % 4 == 0 &&
+           row + rows <= matrix.rows && col + cols <= matrix.cols;
 }
 
 // Two f32 as 16-bit elements in one word.

@@ -38,16 +38,19 @@ fn most_error(case: &Case, (rows, cols): (usize, usize)) -> f64 {
     storage * single + output
 }
 
-/// Runs a case and compares every member with f64.
+/// Runs a case and compares every member with f64, and its error with that of the CPU.
 fn check(device: &Device, case: &Case) {
-    let outcome = case.run(device);
+    let (outcome, twin) = (case.run(device), case.twin());
     for (index, out) in outcome.outputs.iter().enumerate() {
-        let error = relative_error(out, &reference(case, index));
+        let expected = reference(case, index);
+        let error = relative_error(out, &expected);
+        let of_twin = relative_error(&twin[index], &expected);
         let (shape, set) = (case.shapes[index], &case.coefficients);
         let most = most_error(case, shape);
         let Case { algorithm, storage, input, .. } = case;
         let what = format!("{device:?} {algorithm:?} {storage:?} {set:?} {input} {shape:?}");
         assert!(error <= most, "{what}: {error:.2e}");
+        assert!(error <= 2.0 * of_twin + most / 4.0, "{what}: {error:.2e}, CPU {of_twin:.2e}");
     }
     assert_eq!(outcome.statuses, vec![STATUS_FINITE; case.shapes.len()]);
 }

@@ -52,8 +52,8 @@ pub fn read_target_bytes(kernels: &Kernels) -> usize {
     (kernels.multiprocessors() * BLOCKS_PER_MULTIPROCESSOR * THREADS) as usize * 4
 }
 
-/// Copies `source` to `target`, reads `source`, or fills `target` with the word `value`. A thread of
-/// a read whose words' exclusive or is `value` writes it to its place in `target`.
+/// Copies `source` to `target`, reads `source`, or fills `target` with the word `value`. A thread
+/// of a read whose words' exclusive or is `value` writes it to its place in `target`.
 ///
 /// # Errors
 /// Tensors of other sizes, or not of whole aligned 16-byte chunks; no kernels for the device.

@@ -81,8 +81,8 @@ impl Prepared {
         &self.plan
     }
 
-    /// What decides the rounding of each matrix, one line for each kind: of the method, the shape and
-    /// the architecture alone, whatever else is in the batch.
+    /// What decides the rounding of each matrix, one line for each kind: of the method, the shape
+    /// and the architecture alone, whatever else is in the batch.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
         let method = self.batch.iteration();
         let Common { arch, tiles, .. } = self.common;

@@ -1,8 +1,8 @@
 //! The physical limit of a plan: what its launches would take if every cluster worked at the
 //! measured ceiling and nothing else cost time.
 //!
-//! Three things are counted that the useful FLOPs do not have: padding to whole units, the halves of
-//! diagonal units above the diagonal, and the end of a launch, when some clusters have no unit left.
+//! Three things are counted that the useful FLOPs do not have: padding to whole units, what units
+//! on the diagonal compute above it, and the end of a launch, when some clusters have no unit left.
 
 use device::Arch;
 

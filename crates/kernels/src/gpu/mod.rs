@@ -6,8 +6,9 @@
 //!            schedule: units of work           limit: what they must cost
 //! ```
 //!
-//! `tuning` is a measured table over the cost models. `product` and `bandwidth` run the same kernels alone, to be measured. All but these, `execute`
-//! and `modules` are pure functions of shapes and of the architecture.
+//! `tuning` is a measured table over the cost models. `product` and `bandwidth` run the same
+//! kernels alone, to be measured. All but these, `execute` and `modules` are pure functions of
+//! shapes and of the architecture.
 
 pub mod abi;
 pub mod arch;

@@ -4,9 +4,9 @@
 //! ns_norm │ ns_cast │ stage 0: gemm … │ stage 1: gemm … │ …        one part; then the next part
 //! ```
 //!
-//! All matrices of a part advance together, stage by stage of their programs: products of one stage,
-//! form and class are one launch whatever their matrices' shapes. Tables lie at the end of the
-//! workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
+//! All matrices of a part advance together, stage by stage of their programs: products of one
+//! stage, form and class are one launch whatever their matrices' shapes. Tables lie at the end of
+//! the workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
 //!
 //! Invariant: parts, order and grids change no bit of any result.
 
@@ -201,8 +201,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `programs` has the program of each matrix. With `limit`, the batch is cut into parts that need
-    /// no more than so many bytes for slots, as far as each matrix alone does not.
+    /// `programs` has the program of each matrix. With `limit`, the batch is cut into parts that
+    /// need no more than so many bytes for slots, as far as each matrix alone does not.
     ///
     /// # Errors
     /// Shapes beyond 32-bit extents; types that tiles are not made from or to.

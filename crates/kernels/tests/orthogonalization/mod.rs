@@ -6,7 +6,7 @@ use kernels::KernelError;
 use kernels::gpu::execute::Prepared;
 use kernels::gpu::modules::{Family, Kernels};
 use kernels::newton_schulz::{
-    AOL_LEAST, Algorithm, Batch, Coefficients, Iteration, Matrix, Method, Storage,
+    AOL_LEAST, Algorithm, Batch, Coefficients, Iteration, Matrix, Method, Storage, orthogonalize,
 };
 
 /// What is orthogonalized and how.
@@ -104,6 +104,19 @@ impl Case {
     pub fn prepare(&self, device: &Device) -> Result<Prepared, KernelError> {
         let types = (self.input, self.output);
         Prepared::new(&Kernels::of(device)?, &self.batch()?, types, self.limit)
+    }
+
+    /// The results of the CPU, which emulates the storage; of a case with f32 results.
+    pub fn twin(&self) -> Vec<Vec<f32>> {
+        let (device, batch) = (Device::cpu(1).unwrap(), self.batch().unwrap());
+        let flat = self.with_gaps();
+        let [input, output] = [flat.clone(), vec![f32::NAN; flat.len()]]
+            .map(|values| device.tensor(&[values.len()], &values).unwrap());
+        let work = device.zeros(&[batch.least_workspace_elements()], DType::F32).unwrap();
+        let status = device.zeros(&[self.shapes.len()], DType::U32).unwrap();
+        let stream = device.stream();
+        orthogonalize(&stream, &batch, &input, &output, &work, &status).unwrap();
+        self.without_gaps(&stream.to_vec(&output).unwrap())
     }
 
     /// The rows of all matrices, with infinities in the gaps: no one may read them.
