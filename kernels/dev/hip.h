@@ -197,10 +197,10 @@ DEV_FN void store16(void* p, u32x4 v) { *static_cast<u32x4*>(p) = v; }
 
 #if defined(DEV_GFX950)
 // By hand, since the compiler waits for every such load before the next LDS read. It counts too few
-// loads in flight then, which makes its own waits longer than needed, never shorter. The address of LDS
-// is the low half of the generic pointer; nothing else uses M0.
+// loads in flight then, which makes its own waits longer than needed, never shorter. Nothing else
+// uses M0.
 DEV_FN void lds_load16(void* wave_base, const void* global) {
-    const u32 base = uniform(static_cast<u32>(reinterpret_cast<u64>(wave_base)));
+    const u32 base = uniform((u32)(__attribute__((address_space(3))) unsigned char*)wave_base);
     asm volatile("s_mov_b32 m0, %0\n\ts_nop 0\n\tglobal_load_lds_dwordx4 %1, off"
                  :
                  : "s"(base), "v"(global)

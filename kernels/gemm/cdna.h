@@ -28,12 +28,16 @@ struct Accumulators {
 
 // One row of tiles times 32 k's. Where an instruction takes 16 k's, those are the first four of each
 // lane's eight, then the last four: A and B agree on that, and the order is the same everywhere.
-template <class T, class B>
-DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i) {
+// `between` is called in the middle and at the end, with 0 and 1.
+template <class T, class B, class Between>
+DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i, const Between& between) {
 #if defined(DEV_GFX950)
 #pragma unroll
     for (u32 t = 0; t < COLUMN_TILES; ++t) {
         acc.of[i][t] = mfma_16x16x32<T>(f.a[i], f.b[t], acc.of[i][t]);
+        if (t % 2 == 1) {
+            between(t / 2);
+        }
     }
 #else
 #pragma unroll
@@ -43,6 +47,7 @@ DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i) {
             acc.of[i][t] = mfma_16x16x16<T>(u32x2{f.a[i][part], f.a[i][part + 1]},
                                             u32x2{f.b[t][part], f.b[t][part + 1]}, acc.of[i][t]);
         }
+        between(part / 2);
     }
 #endif
 }
@@ -94,7 +99,7 @@ struct PingPong {
         priority<1>();
 #pragma unroll
         for (u32 i = 0; i < B::ROW_TILES; ++i) {
-            multiply_row<T>(acc, fragments, i);
+            multiply_row<T>(acc, fragments, i, [](u32) {});
         }
         priority<0>();
         schedule_fence();
@@ -159,18 +164,23 @@ struct Interleaved {
             }
             next.a[i] = reader.a(from, !odd, i);
             feeding.part(!odd, i, set);
+            // Transposes come in fours after matrix instructions, in whose time they fit.
+            const auto between = [&](u32 middle) {
+                if (NN && i >= 2) {
+                    schedule_fence();
+                    next.b[2 * i - 4 + middle] = transposed(columns, 2 * i - 4 + middle);
+                    schedule_fence();
+                }
+            };
             if (wanted) {
-                multiply_row<T>(acc, fragments[odd], i);
+                multiply_row<T>(acc, fragments[odd], i, between);
+            } else {
+                between(0);
+                between(1);
             }
             schedule_fence();
         }
         priority<0>();
-        if (NN) {
-#pragma unroll
-            for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                next.b[t] = transposed(columns, t);
-            }
-        }
         feeding.behind(!odd, set);
         meet();
     }
