@@ -5,8 +5,8 @@
 #
 # Needs no Rust, no compiler and no network; PyTorch for the peers. Writes one JSON file per part
 # into DIR (default results/ beside this script), and ends within the given seconds: what has no time
-# left is listed as not measured. --quick takes tiny shapes; `--device sim --quick` goes through
-# everything without a GPU, and calls itself SIMULATED.
+# left is listed as not measured. Fails if a test or a benchmark of Muster's fails. --quick takes tiny
+# shapes; `--device sim --quick` goes through everything without a GPU, and calls itself SIMULATED.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -34,6 +34,7 @@ it, see BUILT); build with cargo on this machine, and set MUSTER to the binary" 
     exit 1
 fi
 
+failed=0
 left() { echo $((seconds - SECONDS)); }
 prefix() { if ((${#quick[@]})); then echo QUICK_; fi; }
 shapes() { (cd "$here" && python3 -B shapes.py "$(prefix)$1"); }
@@ -56,7 +57,7 @@ environment() {
     gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null |
         head -n 1)
     printf '{"gpu": "%s", "device": "%s", "muster": "%s", "built": "%s", "date": "%s", "cpus": %s}\n' \
-        "${gpu:-none}" "$device" "$("$muster" --version)" "$(tr '\n' ' ' <"$here/BUILT" 2>/dev/null)" \
+        "${gpu:-none}" "$device" "$("$muster" --version)" "$(cat "$here/BUILT" 2>/dev/null | tr '\n' ' ')" \
         "$(date -u +%FT%TZ)" "$(nproc)" >"$out/environment.json"
 }
 
@@ -67,6 +68,7 @@ tests() {
         begin=$SECONDS
         MUSTER_TEST_DEVICES=$device part "test-$name" 90 "$here/tests/$name" "$filter" --nocapture
         status=$?
+        ((status)) && failed=1
         lines+=("{\"name\": \"$name\", \"exit\": $status, \"seconds\": $((SECONDS - begin))}")
     done < <(cat "$here/tests.txt" 2>/dev/null)
     local IFS=,
@@ -76,7 +78,8 @@ tests() {
 bench() {
     local name=$1 share=$2
     shift 2
-    part "bench-$name" "$share" "$muster" bench "$@" --device "$device" --json "$out/$name.json"
+    part "bench-$name" "$share" "$muster" bench "$@" --device "$device" --json "$out/$name.json" ||
+        failed=1
 }
 
 environment
@@ -95,3 +98,4 @@ PYTHONPATH=$here/site:$here/site/nvidia_cutlass_dsl/python_packages:${PYTHONPATH
     --json "$out/peers.json" --seconds "$(($(left) - 60))" "${quick[@]}"
 (cd "$here" && python3 -B summary.py "$out") | tee "$out/summary.txt"
 echo "-- all: $SECONDS s; results in $out"
+exit $failed
