@@ -57,15 +57,14 @@ install_nvcc() {
 
 # A compiler is there when it compiles.
 check() {
-    local scratch
+    local scratch status=0
     scratch=$(mktemp -d)
     echo 'extern "C" __global__ void k(float* p) { p[0] = 1; }' >"$scratch/k.cu"
     echo 'extern "C" __attribute__((global)) void k(float* p) { p[0] = 1; }' >"$scratch/k.hip"
     "$MUSTER_NVCC" -arch=sm_90a -cubin -o "$scratch/k.cubin" "$scratch/k.cu" &&
         "$MUSTER_HIP_CLANG" -x hip --offload-device-only --no-gpu-bundle-output \
             --offload-arch=gfx942 -nogpuinc -nogpulib -o "$scratch/k.hsaco" "$scratch/k.hip" &&
-        "$MUSTER_CXX" -x c++ -fsyntax-only - <<<'int main() {}'
-    local status=$?
+        "$MUSTER_CXX" -x c++ -fsyntax-only - <<<'int main() {}' || status=$?
     rm -rf "$scratch"
     return $status
 }

@@ -77,10 +77,8 @@ pub struct Maker<'a> {
 impl Maker<'_> {
     /// Makes every image whose compiler is there, a few at a time; the costliest stand first.
     pub fn make_all(&self, images: &[Image]) -> Result<Vec<(Image, PathBuf)>, String> {
-        // A family whose source is not there yet is left out.
-        let there = |image: &&Image| image.exists(&self.kernels);
         let tool = |image| Some((image, self.found.tool(Image::vendor(image))?));
-        let work: Vec<(&Image, &Tool)> = images.iter().filter(there).filter_map(tool).collect();
+        let work: Vec<(&Image, &Tool)> = images.iter().filter_map(tool).collect();
         let simulator = self.found.tool(Vendor::Sim);
         let runtime =
             simulator.map(|tool| self.make(&images::runtime(), tool, None)).transpose()?;

@@ -115,11 +115,6 @@ impl Image {
         Ok(vec![format!("{0}/{0}.{twin}", self.family).into()])
     }
 
-    pub fn exists(&self, kernels: &Path) -> bool {
-        self.sources(kernels)
-            .is_ok_and(|files| files.iter().all(|file| kernels.join(file).is_file()))
-    }
-
     /// Of all that the image depends on, and of no path of this machine.
     pub fn digest(&self, tool: &Tool, kernels: &Path) -> Result<u128, String> {
         let mut files = self.sources(kernels)?;
