@@ -213,8 +213,9 @@ fn row(
     })
 }
 
-/// The largest |C − A·B| of some entries, each over the root of Σ(a·b)², in f64. Corners are
-/// among them; the others spread over the result.
+/// The largest |C − A·B| of some entries, in f64: each over the root of Σ(a·b)², or over the entry
+/// where that is larger, as on the diagonal of X·Xᵀ. Corners are among them; the others spread over
+/// the result.
 fn sampled_error(
     ProductShape { m, n, k, .. }: ProductShape,
     result: &[f32],
@@ -232,7 +233,7 @@ fn sampled_error(
             sum += term;
             square += term * term;
         }
-        let error = (f64::from(result[i * n + j]) - sum).abs() / square.sqrt();
+        let error = (f64::from(result[i * n + j]) - sum).abs() / square.sqrt().max(sum.abs());
         // A NaN must win, which `max` would drop.
         if error.is_nan() { f64::INFINITY } else { error }
     });
