@@ -1,8 +1,8 @@
 //! Newton–Schulz in f32 on the CPU: ours beside the same iteration written with candle's products.
 //!
 //! candle's is what one writes with a tensor library: `A = X·Xᵀ`, `B = b·A + c·A·A`,
-//! `X = a·X + B·X`, all in full. Both sides take matrices one at a time, with as many threads. A line
-//! per shape: medians in ms, and how many times as long candle takes.
+//! `X = a·X + B·X`, all in full. Both sides take matrices one at a time, with as many threads. A
+//! line per shape: medians in ms, and how many times as long candle takes.
 //!
 //! ```text
 //! RAYON_NUM_THREADS=1 cargo bench -p oracle --bench newton_schulz_candle

@@ -72,8 +72,8 @@ pub enum Coefficients {
     /// The quintics of J. You, tuned step by step for the flattest result.
     You,
     /// The degree-`2κ+1` family whose every step is the Taylor polynomial of the sign at 1: cubic
-    /// (1.5, -0.5), quintic (1.875, -1.25, 0.375), and on. Slow from small singular values, exact in
-    /// the limit. Source: "Convergence of Muon with Newton–Schulz" (arXiv 2601.19156).
+    /// (1.5, -0.5), quintic (1.875, -1.25, 0.375), and on. Slow from small singular values, exact
+    /// in the limit. Source: "Convergence of Muon with Newton–Schulz" (arXiv 2601.19156).
     Taylor { kappa: usize },
     /// Four quintics for a matrix whose rows are first scaled so that almost-orthogonality bounds
     /// its largest singular value by 1 (AOL; Turbo-Muon, arXiv 2512.04632). The published table

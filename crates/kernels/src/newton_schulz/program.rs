@@ -16,13 +16,14 @@
 //! X ← Q·X
 //! ```
 //!
-//! All `n × n` matrices are polynomials of one symmetric matrix: they are symmetric and commute, but
-//! for rounding: with `Z` on both sides of `R` it cancels, on one side it adds up (half as much error
-//! again on decaying spectra in 16 bits). Higher degrees take `Z` by Horner's rule, cubics need no product for it.
+//! All `n × n` matrices are polynomials of one symmetric matrix: they are symmetric and commute,
+//! but for rounding: with `Z` on both sides of `R` it cancels, on one side it adds up (half as much
+//! error again on decaying spectra in 16 bits). Higher degrees take `Z` by Horner's rule, cubics
+//! need no product for it.
 //!
 //! Where matrices are stored in 16 bits, `a` joins in the f32 accumulators and `Z + a·I`, whose
-//! diagonal would lose the bits that matter, is stored only as the first `Q`. In f32 `P = Z + a·I` is
-//! stored instead of `Z`, and a product needs no addend.
+//! diagonal would lose the bits that matter, is stored only as the first `Q`. In f32 `P = Z + a·I`
+//! is stored instead of `Z`, and a product needs no addend.
 //!
 //! Operations of one stage do not depend on each other: an executor may merge them.
 

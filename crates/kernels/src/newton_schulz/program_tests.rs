@@ -50,8 +50,8 @@ fn auto_takes_gram_where_it_saves_and_storage_carries_it() {
     assert_eq!(auto(Storage::Bf16, 512, 4096), Algorithm::Symmetric);
 }
 
-/// A stage writes no slot twice, and none that it reads; slots are written before they are read, and
-/// stay as they are until the last operation that means that value.
+/// A stage writes no slot twice, and none that it reads; slots are written before they are read,
+/// and stay as they are until the last operation that means that value.
 #[test]
 fn stages_are_independent_and_slots_hold_what_is_meant() {
     let sets = [

@@ -1,4 +1,5 @@
-//! Symmetric `n × n` matrices: products that compute one triangle, and what is done to each element.
+//! Symmetric `n × n` matrices: products that compute one triangle, and what is done to each
+//! element.
 
 use device::Parallel;
 

@@ -1,8 +1,8 @@
 //! The CPU executor of a [`Program`], in f32 or f64.
 //!
-//! Operations run one after another, each shared by the threads. With 16-bit storage every matrix of
-//! the workspace is rounded when it is written, so that results carry the rounding of a device, but
-//! for the order of sums.
+//! Operations run one after another, each shared by the threads. With 16-bit storage every matrix
+//! of the workspace is rounded when it is written, so that results carry the rounding of a device,
+//! but for the order of sums.
 
 use device::{DType, Parallel};
 use half::slice::HalfFloatSliceExt;
@@ -229,11 +229,11 @@ impl<T: Real> Lane<'_, T> {
         }
         let factors = &*factors;
         self.parallel.chunks(self.slots[x], m, |i, row| {
-            row.iter_mut().for_each(|x| *x = *x * factors[i]);
+            row.iter_mut().for_each(|x| *x *= factors[i]);
         });
         self.parallel.chunks(self.slots[gram], n, |i, row| {
             let all = row.iter_mut().zip(factors);
-            all.for_each(|(x, &factor)| *x = *x * (factors[i] * factor));
+            all.for_each(|(x, &factor)| *x *= factors[i] * factor);
         });
         for slot in [x, gram] {
             round(self.parallel, self.storage, self.slots[slot]);

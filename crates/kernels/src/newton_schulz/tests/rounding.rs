@@ -44,9 +44,9 @@ fn columns() -> [Column; 8] {
 /// The published figures in the order of [`columns`], and two of ours at the end: a triangle rounds
 /// as the whole does, and f32 has 13 bits more than f16.
 ///
-/// The figures have two digits, and the noise here is another: a tenth and half of the last digit are
-/// allowed beyond them. Without the restart that it needs Polar Express feeds on its own rounding, so
-/// that only the size of its error can be compared.
+/// The figures have two digits, and the noise here is another: a tenth and half of the last digit
+/// are allowed beyond them. Without the restart that it needs Polar Express feeds on its own
+/// rounding, so that only the size of its error can be compared.
 #[test]
 fn errors_are_those_of_the_rounding_table() {
     let one_over = |i: usize| 1.0 / (i + 1) as f64;
@@ -103,8 +103,8 @@ fn errors_are_those_of_the_rounding_table() {
     assert!(!failed, "{report}");
 }
 
-/// The restarts that are chosen by slopes keep the Gram form in f16 near the standard form, for every
-/// set, where Polar Express with its published restart is (measured: 2.8 times its error).
+/// The restarts that are chosen by slopes keep the Gram form in f16 near the standard form, for
+/// every set, where Polar Express with its published restart is (measured: 2.8 times its error).
 #[test]
 fn chosen_restarts_bound_the_error_of_every_set() {
     let values = |i: usize| 10_f64.powf(-4.0 * i as f64 / 191.0);
