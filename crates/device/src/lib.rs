@@ -13,8 +13,9 @@
 //! Invariants:
 //!   * memory is touched only through a [`Kernel`], a copy or a module's kernel: nothing else hands
 //!     out slices;
-//!   * closures run on the host devices only, where kernels of one device run one at a time, in launch order, and a kernel cannot obtain
-//!     overlapping ranges when one of them is writable, so the slices are sound by construction;
+//!   * closures run on the host devices only; there kernels of one device run one at a time, in
+//!     launch order, and a kernel cannot obtain overlapping ranges when one of them is writable, so
+//!     the slices are sound by construction;
 //!   * [`DeviceKind::Guarded`] runs launches late and keeps its memory inaccessible in between:
 //!     code that assumes host memory, or that forgets to wait, fails there.
 //!

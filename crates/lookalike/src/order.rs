@@ -94,8 +94,8 @@ impl Order {
         met
     }
 
-    /// What unordered work writes to, enqueued before or after operation `count` of `stream`, before
-    /// which `clock` was known to be over.
+    /// What unordered work writes to, enqueued before or after an operation (its stream, its number
+    /// there) before which `clock` was known to be over.
     pub(crate) fn unordered_writes(
         &self,
         operation: (u64, u64),

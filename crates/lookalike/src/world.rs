@@ -275,7 +275,10 @@ impl Call {
     }
 
     pub(crate) fn free(&mut self, address: u64, pinned: bool) -> Told {
-        self.wait_for_all()?;
+        // Of page-locked memory no original promises to wait for the copies from and to it.
+        if !pinned {
+            self.wait_for_all()?;
+        }
         let blocks = if pinned { &mut self.pinned } else { &mut self.memory };
         let Some(block) = blocks.remove(&address) else {
             let what = format!("{address:#x} is no allocation, or was freed already");

@@ -89,13 +89,19 @@ fn memory() {
     assert_eq!(call!(raw, "cuMemAlloc_v2"(*mut u64: &raw mut address, usize: 0)), 1, "no bytes");
     assert_eq!(call!(raw, "cuMemAlloc_v2"(*mut u64: std::ptr::null_mut(), usize: 8)), 1, "null");
     let x = raw.alloc(64);
-    let fill = |to: u64, bytes: usize, stream: u64| call!(raw, "cuMemsetD8Async"(u64: to, u8: 1, usize: bytes, u64: stream));
+    let fill = |to: u64, bytes: usize, stream: u64| {
+        call!(raw, "cuMemsetD8Async"
+            (u64: to, u8: 1, usize: bytes, u64: stream))
+    };
     assert_eq!(fill(x, 64, stream), 0);
     assert_eq!(fill(x + 1, 64, stream), 1, "beyond the end");
     assert_eq!(fill(x, 8, 5), 400, "no such stream");
     let mut word = 0_u64;
     let to = (&raw mut word).cast::<c_void>();
-    let read = |from: u64, bytes: usize| call!(raw, "cuMemcpyDtoHAsync_v2"(*mut c_void: to, u64: from, usize: bytes, u64: stream));
+    let read = |from: u64, bytes: usize| {
+        call!(raw, "cuMemcpyDtoHAsync_v2"
+            (*mut c_void: to, u64: from, usize: bytes, u64: stream))
+    };
     assert_eq!(read(x + 60, 8), 1, "beyond the end");
     assert_eq!(read(x, 8), 0);
     assert_eq!(word, 0x0101_0101_0101_0101);
@@ -144,7 +150,10 @@ fn launches() {
     let raw = Raw::open();
     assert_eq!(call!(raw, "hipInit"(u32: 0)), 0);
     let (mut module, mut function, mut stream, mut x) = (0_u64, 0_u64, 0_u64, 0_u64);
-    let load = |module: *mut u64, image: *const c_void| call!(raw, "hipModuleLoadData"(*mut u64: module, *const c_void: image));
+    let load = |module: *mut u64, image: *const c_void| {
+        call!(raw, "hipModuleLoadData"
+            (*mut u64: module, *const c_void: image))
+    };
     assert_eq!(load(&raw mut module, std::ptr::null()), 1, "null");
     assert_eq!(load(&raw mut module, [0_u8; 64].as_ptr().cast()), 200, "no ELF");
     assert_eq!(load(&raw mut module, image.as_ptr().cast()), 0);

@@ -1,7 +1,7 @@
 //! NVIDIA devices, through the CUDA driver.
 //!
-//! Of `cudarc` this uses the types and the constants. Its functions are not called: they panic where
-//! a symbol is missing, and return enums, which a code of a newer driver is not a value of.
+//! Of `cudarc` this uses the types and the constants. Its functions are not called: they panic
+//! where a symbol is missing, and return enums, which a code of a newer driver is not a value of.
 
 use std::ffi::{c_char, c_void};
 

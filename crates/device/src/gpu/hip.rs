@@ -74,7 +74,7 @@ fn name_of(error_name: ErrorName, code: i32) -> String {
 /// `gfx942:sramecc+:xnack-` and the like.
 ///
 /// Where it stands among the properties depends on the version of the struct, whose size is below
-/// 2 KiB in all of them; after the device's own name (256 bytes) it is the only text that begins so.
+/// 2 KiB in all of them; after the device's own name (256 bytes) no other text begins so.
 fn arch_name(table: &HipOnly, device: i32) -> Result<String, Refusal> {
     const NAME_BYTES: usize = 256;
     let mut properties = [0_u64; 1024];

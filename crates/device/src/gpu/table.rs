@@ -74,13 +74,15 @@ entry_points! {
     driver_version = "cuDriverGetVersion" | "hipRuntimeGetVersion", (version: *mut i32);
     device_count = "cuDeviceGetCount" | "hipGetDeviceCount", (count: *mut i32);
     device_get = "cuDeviceGet" | "hipDeviceGet", (device: *mut i32, ordinal: i32);
-    device_name = "cuDeviceGetName" | "hipDeviceGetName", (name: *mut c_char, bytes: i32, device: i32);
+    device_name = "cuDeviceGetName" | "hipDeviceGetName",
+        (name: *mut c_char, bytes: i32, device: i32);
     device_memory = "cuDeviceTotalMem_v2" | "hipDeviceTotalMem", (bytes: *mut usize, device: i32);
     device_attribute = "cuDeviceGetAttribute" | "hipDeviceGetAttribute",
         (value: *mut i32, attribute: i32, device: i32);
     alloc = "cuMemAlloc_v2" | "hipMalloc", (address: *mut u64, bytes: usize);
     free = "cuMemFree_v2" | "hipFree", (address: u64);
-    alloc_pinned = "cuMemHostAlloc" | "hipHostMalloc", (address: *mut u64, bytes: usize, flags: u32);
+    alloc_pinned = "cuMemHostAlloc" | "hipHostMalloc",
+        (address: *mut u64, bytes: usize, flags: u32);
     free_pinned = "cuMemFreeHost" | "hipHostFree", (address: u64);
     copy_in = "cuMemcpyHtoDAsync_v2" | "hipMemcpyHtoDAsync",
         (to: u64, from: *const c_void, bytes: usize, stream: u64);
@@ -99,7 +101,8 @@ entry_points! {
     event_synchronize = "cuEventSynchronize" | "hipEventSynchronize", (event: u64);
     event_elapsed = "cuEventElapsedTime" | "hipEventElapsedTime",
         (milliseconds: *mut f32, start: u64, end: u64);
-    module_load = "cuModuleLoadData" | "hipModuleLoadData", (module: *mut u64, image: *const c_void);
+    module_load = "cuModuleLoadData" | "hipModuleLoadData",
+        (module: *mut u64, image: *const c_void);
     module_unload = "cuModuleUnload" | "hipModuleUnload", (module: u64);
     function = "cuModuleGetFunction" | "hipModuleGetFunction",
         (function: *mut u64, module: u64, name: *const c_char);
