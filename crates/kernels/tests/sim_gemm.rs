@@ -67,14 +67,16 @@ fn bits_depend_on_the_problem_alone(module: &Module) {
     }
 }
 
-/// A triangle and a rectangle of several units a side, walked in bands and dealt over chiplets.
-fn many_units(module: &Module) {
+/// Triangles and a rectangle of several units a side, walked in bands and dealt over chiplets; and a sum
+/// that goes to the caller alone, so that nothing else of an epilogue orders its reads of the addend.
+fn many_units(module: &Module, class: usize) {
     let out = Some(Out { bf16: false, transposed: true, scale: 1.0, gap: 3 });
     let triangle = Spec {
-        rows: 500,
-        cols: 500,
+        rows: 4 * class - 12,
+        cols: 4 * class - 12,
         depth: 70,
         lower: true,
+        skewed: false,
         alpha: 1.0,
         beta: -3.0,
         gamma: 1.5,
@@ -84,11 +86,13 @@ fn many_units(module: &Module) {
         exact: true,
         seed: 5,
     };
-    let rectangle =
-        Spec { cols: 300, lower: false, gamma: 0.0, addend: Addend::None, out, ..triangle.clone() };
-    let kernel = Kernel { nn: false, format: Format::Bf16, class: 128 };
+    let rectangle = Spec { cols: 300, lower: false, gamma: 0.0, out, ..triangle.clone() };
+    let sum = Spec { store: false, seed: 6, ..rectangle.clone() };
+    let small = Spec { rows: class - 5, cols: class - 5, skewed: true, ..triangle.clone() };
+    let first = if class == 128 { triangle } else { small.clone() };
+    let kernel = Kernel { nn: false, format: Format::Bf16, class };
     let order = Order { seed: 3, check_races: true };
-    gemm::launch(module, &kernel, &[triangle, rectangle], (2, 8, 10), order, true);
+    gemm::launch(module, &kernel, &[first, sum, rectangle, small], (2, 8, 10), order, true);
 }
 
 macro_rules! on {
@@ -98,7 +102,8 @@ macro_rules! on {
             let Some((_directory, module)) = module(stringify!($arch)) else { return };
             tables_of_problems(&module);
             bits_depend_on_the_problem_alone(&module);
-            many_units(&module);
+            many_units(&module, 128);
+            many_units(&module, 256);
         }
     )*};
 }

@@ -110,6 +110,8 @@ pub struct Spec {
     pub cols: usize,
     pub depth: usize,
     pub lower: bool,
+    /// A lower triangle of a product that is not symmetric, which its transpose is to complete.
+    pub skewed: bool,
     pub alpha: f32,
     pub beta: f32,
     pub gamma: f32,
@@ -162,6 +164,7 @@ impl Spec {
             cols,
             depth: 1 + random.below(200),
             lower,
+            skewed: lower && random.below(2) == 0,
             alpha: random.pick(&[1.0, 0.5, -2.0]),
             beta,
             // The identity is for square results.
@@ -183,7 +186,7 @@ impl Memory {
         let padded = |size: usize| size.div_ceil(unit) * (unit / 64);
         let (m, n, k) = (padded(spec.rows), padded(spec.cols), spec.depth.div_ceil(64));
         let mut a = Grid::new(kernel.format, m, k + 1);
-        let b = match (spec.lower, kernel.nn) {
+        let b = match (spec.lower && !spec.skewed, kernel.nn) {
             // A symmetric matrix times itself.
             (true, true) => {
                 a = Grid::new(kernel.format, m, m);
@@ -208,7 +211,7 @@ impl Memory {
         let mut addend = Grid::new(kernel.format, m, n);
         match spec.addend {
             Addend::Ignored => addend.fill(m * 64, n * 64, |_, _| f32::NAN),
-            _ if spec.lower => symmetric(&mut addend, spec.rows, &mut value),
+            _ if spec.lower && !spec.skewed => symmetric(&mut addend, spec.rows, &mut value),
             _ => addend.fill(spec.rows, spec.cols, |_, _| value()),
         }
         let mut d = spec.store.then(|| Grid::new(kernel.format, m, n));
@@ -229,7 +232,7 @@ impl Memory {
     }
 
     fn k_tiles(&self, kernel: &Kernel) -> usize {
-        match (self.spec.lower, kernel.nn) {
+        match (self.spec.lower && !self.spec.skewed, kernel.nn) {
             (true, true) => self.spec.rows.div_ceil(64),
             _ => self.spec.depth.div_ceil(64),
         }
@@ -291,6 +294,7 @@ impl Memory {
             Addend::InPlace => before.d.as_ref(),
         };
         let element = |row: usize, col: usize| {
+            let (row, col) = if spec.lower && col > row { (col, row) } else { (row, col) };
             let products = || a[row].iter().zip(&b[col]).map(|(a, b)| a * b);
             let addend = f64::from(spec.beta * c.map_or(0.0, |c| c.get(row, col)));
             let identity = if row == col { f64::from(spec.gamma) } else { 0.0 };
