@@ -60,7 +60,7 @@ fn roots(polynomial: &[f64], hi: f64) -> Vec<f64> {
     let mut ends = vec![0.0];
     ends.extend(roots(&derivative, hi));
     ends.push(hi);
-    let crossings = ends.windows(2).filter_map(|pair| bisect(&at, pair[0], pair[1]));
+    let crossings = ends.windows(2).filter_map(|pair| bisect(at, pair[0], pair[1]));
     crossings.collect()
 }
 
