@@ -194,7 +194,7 @@ fn row(
 ) -> Result<GemmRow, BenchError> {
     let flops = case.shape.flops() / if case.symmetric { 2.0 } else { 1.0 };
     // The rounding of a 16-bit result, of an entry as large as its bound.
-    if !(error < 1e-2) {
+    if error.is_nan() || error >= 1e-2 {
         let GemmCase { shape, storage, .. } = case;
         let message = format!("{shape} in {} is wrong by {error:.1e}", storage.word());
         return Err(BenchError::Wrong(message));

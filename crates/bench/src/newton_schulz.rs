@@ -114,8 +114,8 @@ pub fn measure(
 ) -> Result<NewtonSchulzRow, BenchError> {
     let iteration = Iteration::new(method)?;
     let case = Case::new(bench, shape, &iteration)?;
-    let (time, launches, limit_ms) = match bench.device.kind().is_host() {
-        true => (case.time_on_the_host(bench)?, None, None),
+    let Run { time, launches, limit_ms } = match bench.device.kind().is_host() {
+        true => Run { time: case.time_on_the_host(bench)?, launches: None, limit_ms: None },
         false => case.time_on_the_device(bench, bounds)?,
     };
     let programs = shape.0.iter().map(|part| {
@@ -147,6 +147,13 @@ pub fn measure(
         error: case.error(bench, bounds.check_gflop)?,
         launches,
     })
+}
+
+/// What was seen of a case, and its limit where tiles and waves have one.
+struct Run {
+    time: Option<Timing>,
+    launches: Option<usize>,
+    limit_ms: Option<f64>,
 }
 
 /// Random matrices on the device, and room for their results.
@@ -200,11 +207,7 @@ impl Case {
         })
     }
 
-    fn time_on_the_device(
-        &self,
-        bench: &Bench,
-        bounds: Bounds,
-    ) -> Result<(Option<Timing>, Option<usize>, Option<f64>), BenchError> {
+    fn time_on_the_device(&self, bench: &Bench, bounds: Bounds) -> Result<Run, BenchError> {
         let kernels = Kernels::of(&bench.device)?;
         let dtypes = (DType::F32, DType::F32);
         let prepared = Prepared::new(&kernels, &self.batch, dtypes, None)?;
@@ -219,7 +222,7 @@ impl Case {
             let units = kernels.multiprocessors();
             1e3 * limit(prepared.plan(), kernels.arch(), units, ceiling).seconds
         });
-        Ok((time, Some(launches), limit_ms))
+        Ok(Run { time, launches: Some(launches), limit_ms })
     }
 
     /// The worst error of one matrix of each shape, or none where that is too much work.
