@@ -40,7 +40,7 @@ fn storages(words: &[String], device: DeviceKind) -> Result<Vec<Storage>, CliErr
 fn newton_schulz(args: NewtonSchulzArgs) -> Result<Exit, CliError> {
     let methods = methods(&args)?;
     let bench = bench(&args.common)?;
-    if let Some(ceiling) = args.ceiling.filter(|ceiling| !(*ceiling > 0.0)) {
+    if let Some(ceiling) = args.ceiling.filter(|ceiling| ceiling.is_nan() || *ceiling <= 0.0) {
         return Err(CliError::mistake(format!("--ceiling {ceiling}; use TFLOP/s above 0")));
     }
     let mut ceilings: Vec<(Storage, Option<f64>)> = Vec::new();

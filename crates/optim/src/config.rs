@@ -564,7 +564,8 @@ impl MuonConfig {
                 nearest: self.steps.clamp(1, most).to_string(),
             });
         }
-        let refused = |source| OptimError::NewtonSchulz { at: at.to_owned(), source };
+        let refused =
+            |source| OptimError::NewtonSchulz { at: at.to_owned(), source: Box::new(source) };
         Iteration::new(&self.method()).map(|_| ()).map_err(refused)
     }
 

@@ -12,7 +12,7 @@ pub enum OptimError {
     Value { at: String, got: String, allowed: String, nearest: String },
     /// Coefficients or restarts that make no sense.
     #[error("{at}: {source}")]
-    NewtonSchulz { at: String, source: KernelError },
+    NewtonSchulz { at: String, source: Box<KernelError> },
     #[error(
         "optimizer.rules[{rule}] has no update; give it `muon: {{}}` or `adamw: {{}}` (with defaults)"
     )]
