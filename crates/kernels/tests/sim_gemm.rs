@@ -61,7 +61,14 @@ fn bits_depend_on_the_problem_alone(module: &Module) {
         let order = |seed| Order { seed, check_races: false };
         let together = gemm::launch(module, &kernel, &specs, (2, 1, RESIDENT), order(0), true);
         for (spec, expected) in specs.iter().zip(&together) {
-            let alone = gemm::launch(module, &kernel, &[spec.clone()], (1, 8, 64), order(7), false);
+            let alone = gemm::launch(
+                module,
+                &kernel,
+                std::slice::from_ref(spec),
+                (1, 8, 64),
+                order(7),
+                false,
+            );
             assert!(alone[0] == *expected, "{} on {}: {spec:?}", kernel.name(), module.arch);
         }
     }
