@@ -1,5 +1,8 @@
 //! Batches for tests, run on a device with kernels of modules, and what they should give.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
 use device::{Arch, DType, Device, Element, SimOptions, Tensor};
 use half::{bf16, f16};
 use kernels::KernelError;
