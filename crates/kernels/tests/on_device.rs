@@ -1,7 +1,6 @@
 //! What the simulator shows of whole orthogonalizations, on real devices: on each that
 //! `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is said.
 
-#[allow(dead_code)] // Other tests use the rest.
 mod orthogonalization;
 
 use device::{DType, Device, DeviceKind};
