@@ -61,9 +61,12 @@ fn run() -> Result<(), String> {
 }
 
 /// The directory that cargo marked as a target directory; above `OUT_DIR` in every layout of it.
+///
+/// One that was there before cargo, as where the toolchain lies in it, has no mark: `OUT_DIR` is
+/// `TARGET/PROFILE/build/PACKAGE/out` then.
 fn target_directory(out: &Path) -> PathBuf {
     let marked = out.ancestors().find(|path| path.join("CACHEDIR.TAG").exists());
-    marked.unwrap_or(out).to_owned()
+    marked.or(out.ancestors().nth(4)).unwrap_or(out).to_owned()
 }
 
 /// Compiles images into a store.
