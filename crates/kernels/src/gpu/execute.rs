@@ -89,7 +89,7 @@ impl Prepared {
         let line = |index: usize| {
             let program = self.batch.program(index);
             let (n, m) = (program.short, program.long);
-            let extents = Extents::new(arch, n, m).ok()?;
+            let extents = Extents::new(n, m).ok()?;
             let (symmetric, apply) = (extents.symmetric.side(), extents.apply.side());
             let (algorithm, tiles) = (program.algorithm.word(), tiles.dtype());
             let restarts = method.restarts();

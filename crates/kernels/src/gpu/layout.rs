@@ -6,8 +6,6 @@
 //! S slot      the same, short × short
 //! ```
 
-use device::Arch;
-
 use super::abi;
 use super::arch::{Class, TILE, TILE_BYTES};
 use crate::KernelError;
@@ -47,15 +45,9 @@ pub struct Extents {
     pub apply: Class,
 }
 
-/// Side from which symmetric products use large blocks. Those on the diagonal do twice the work, which
-/// from this side on costs no more than the small ones' lower rate: on Hopper 3 units along a side
-/// against at most 0.8 of the rate (`kernels/gemm/README.md`).
-const fn large_symmetric(arch: Arch) -> usize {
-    match arch {
-        Arch::Sm90a => 768,
-        _ => 2049,
-    }
-}
+/// The symmetric product: blocks on the diagonal do twice the work, which at this many of the
+/// large ones along a side costs as much as the small ones' lower rate.
+const LARGE_SYMMETRIC: usize = 2049;
 
 /// A side whose padding to large blocks adds more than this part of it takes small ones.
 const PADDING: f64 = 1.0 / 12.0;
@@ -63,7 +55,7 @@ const PADDING: f64 = 1.0 / 12.0;
 impl Extents {
     /// # Errors
     /// A side that 32-bit extents do not hold.
-    pub fn new(arch: Arch, rows: usize, cols: usize) -> Result<Extents, KernelError> {
+    pub fn new(rows: usize, cols: usize) -> Result<Extents, KernelError> {
         let (short, long) = (rows.min(cols), rows.max(cols));
         if long > (i32::MAX as usize) - Class::Large.side() {
             let message = format!("a matrix of {rows}×{cols} is beyond 32-bit extents");
@@ -75,7 +67,7 @@ impl Extents {
         };
         let large_if = |is_large| if is_large { Class::Large } else { Class::Small };
         let pads_little = pads_little(short) && pads_little(long);
-        let symmetric = large_if(pads_little && short >= large_symmetric(arch));
+        let symmetric = large_if(pads_little && short >= LARGE_SYMMETRIC);
         Ok(Extents { short, long, is_tall: rows > cols, symmetric, apply: large_if(pads_little) })
     }
 
@@ -118,7 +110,7 @@ mod tests {
     #[test]
     fn classes_and_padding_follow_the_shape() {
         let of = |rows, cols| {
-            let e = Extents::new(Arch::Gfx942, rows, cols).unwrap();
+            let e = Extents::new(rows, cols).unwrap();
             (e.symmetric, e.apply, e.short_tiles() as usize * TILE, e.long_tiles() as usize * TILE)
         };
         use Class::{Large, Small};
@@ -130,16 +122,14 @@ mod tests {
         // 640 would grow by a fifth.
         assert_eq!(of(640, 2560), (Small, Small, 640, 2560));
         assert_eq!(of(0, 7), (Small, Small, 0, 128));
-        assert!(Extents::new(Arch::Gfx942, 1, 1 << 31).is_err());
-        let on_hopper = |side| Extents::new(Arch::Sm90a, side, 4096).unwrap().symmetric;
-        assert_eq!([512, 640, 768, 800, 1024].map(on_hopper), [Small, Small, Large, Small, Large]);
+        assert!(Extents::new(1, 1 << 31).is_err());
     }
 
     #[test]
     fn a_matrix_and_its_transpose_are_laid_out_alike() {
         for (rows, cols) in [(3, 5), (200, 4096), (4096, 4095)] {
-            let wide = Extents::new(Arch::Sm90a, rows, cols).unwrap();
-            let tall = Extents::new(Arch::Sm90a, cols, rows).unwrap();
+            let wide = Extents::new(rows, cols).unwrap();
+            let tall = Extents::new(cols, rows).unwrap();
             assert_eq!((wide.x_bytes(), wide.s_bytes()), (tall.x_bytes(), tall.s_bytes()));
             assert_ne!(wide.is_tall, tall.is_tall);
         }

@@ -213,8 +213,8 @@ impl Plan {
         limit: Option<u64>,
     ) -> Result<Plan, KernelError> {
         check_types(common)?;
-        let extent = |m: &Matrix| Extents::new(common.arch, m.rows, m.cols);
-        let extents: Vec<Extents> = matrices.iter().map(extent).collect::<Result<_, _>>()?;
+        let extents: Vec<Extents> =
+            matrices.iter().map(|m| Extents::new(m.rows, m.cols)).collect::<Result<_, _>>()?;
         let builder = Builder { common, matrices, extents: &extents, programs };
         let mut tables = Cursor::default();
         let mut slots_end = 0;
