@@ -59,7 +59,7 @@ if [[ ! -e $out/peers.tar.xz ]]; then
     for wheel in "$wheels"/*.whl; do
         python3 -m zipfile -e "$wheel" "$out/peers/site"
     done
-    tar -C "$out/peers" -cf - . | xz -T0 -6 >"$out/peers.tar.xz"
+    tar -C "$out/peers" -cf - . | xz -9 >"$out/peers.tar.xz"
 fi
 
 for file in "$out"/*.tar.xz; do

@@ -2,7 +2,11 @@
 """What others take for the same work on the same GPU: PyTorch's products (cuBLAS), Newton-Schulz
 in PyTorch compiled by torch.compile, the Gram form in PyTorch, and gram-newton-schulz with quack.
 
-    peers.py --json FILE [--quick] [--seconds N]
+    peers.py PEER --json FILE [--quick] [--seconds N] [--ready FILE --go FILE]
+
+PEER is one of products, standard, gram, quack. Compiling takes far longer than measuring, so peers may
+be prepared beside each other: with --ready, a peer runs each shape once, makes that file, and waits for
+the file of --go before it measures.
 
 Every time is the median of runs that each begin with a cold L2, on random data, measured by device
 events; Newton-Schulz takes and gives bf16. A peer that cannot run is listed with the reason. Peers whose
@@ -10,10 +14,13 @@ source is here follow their published form; the coefficients are Polar Express (
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 
@@ -30,6 +37,8 @@ COEFFICIENTS = [(a / 1.05, b / 1.05**3, c / 1.05**5) for a, b, c in RAW]
 # Gram matrix taken anew before this step, as gram-newton-schulz does by default.
 RESTART = 2
 MIN_RUNS, MAX_RUNS, RUN_SECONDS = 5, 30, 0.6
+# Elements of a batch that is large beside a GPU's memory.
+LARGE = 1 << 29
 
 
 class Clock:
@@ -97,24 +106,25 @@ def gram(torch, dtype):
     return orthogonalize
 
 
-def peers_of_newton_schulz(torch):
-    """Name, storage and a function that makes the peer; making may fail where it is not installed."""
-    plain = {"fullgraph": True, "dynamic": False}
+def compiled(function):
+    """A maker of the compiled function, whatever the size of the batch."""
+    return lambda torch, elements: torch.compile(function(torch), fullgraph=True, dynamic=False)
 
-    def compiled(function):
-        return lambda elements: torch.compile(function, **plain)
 
-    def quack(elements):
-        from gram_newton_schulz import GramNewtonSchulz
-        # By default it records a CUDA graph, whose pool does not fit beside the largest batches.
-        options = {} if elements < 1 << 29 else {"compile_kwargs": plain}
-        return GramNewtonSchulz(ns_coefficients=COEFFICIENTS, **options)
+def quack(torch, elements):
+    from gram_newton_schulz import GramNewtonSchulz
+    # By default it records a CUDA graph, whose pool does not fit beside the largest batches.
+    plain = {"compile_kwargs": {"fullgraph": True, "dynamic": False}}
+    return GramNewtonSchulz(ns_coefficients=COEFFICIENTS, **(plain if elements >= LARGE else {}))
 
-    return [
-        ("torch.compile standard", "bf16", compiled(standard(torch, torch.bfloat16))),
-        ("torch.compile gram", "f16", compiled(gram(torch, torch.float16))),
-        ("gram-newton-schulz, quack", "f16", quack),
-    ]
+
+# Name in reports, storage, and what makes the peer; making fails where it is not installed.
+NEWTON_SCHULZ = {
+    "standard": ("torch.compile standard", "bf16",
+                 compiled(lambda torch: standard(torch, torch.bfloat16))),
+    "gram": ("torch.compile gram", "f16", compiled(lambda torch: gram(torch, torch.float16))),
+    "quack": ("gram-newton-schulz, quack", "f16", quack),
+}
 
 
 def error_of(torch, result, x):
@@ -137,79 +147,149 @@ class Session:
         self.end = time.monotonic() + seconds
         self.rows, self.skipped = [], []
 
-    def run(self, peer, case, measure):
-        labels = {"peer": peer, **case}
+    def guarded(self, labels, work):
+        """The result of `work`, or None and a line among what was skipped."""
         if time.monotonic() > self.end:
             self.skipped.append({**labels, "why": "out of time"})
-            return
+            return None
         try:
-            self.rows.append({**labels, **measure()})
+            return work()
         except Exception as error:  # Whatever a peer throws, the others go on.
             traceback.print_exc(limit=3)
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            text = str(error).strip()
+            why = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
             self.skipped.append({**labels, "why": why[:300]})
+            return None
         finally:
             self.torch.cuda.empty_cache()
-        print(self.rows[-1] if self.rows else self.skipped[-1], file=sys.stderr, flush=True)
 
-    def gemm(self, shape, dtype):
+    def row(self, labels, measure):
+        measured = self.guarded(labels, measure)
+        if measured is not None:
+            self.rows.append({**labels, **measured})
+            print(self.rows[-1], file=sys.stderr, flush=True)
+
+
+class Products(Session):
+    """torch.matmul, which is cuBLAS."""
+
+    def __init__(self, torch, seconds, prefix):
+        super().__init__(torch, seconds)
+        listed = getattr(shapes, prefix + "GEMM") + getattr(shapes, prefix + "SYMMETRIC")
+        self.shapes = list(dict.fromkeys(listed))
+
+    def prepare(self):
+        pass
+
+    def measure(self):
+        for shape in self.shapes:
+            labels = {"peer": "torch.matmul", "benchmark": "gemm", "shape": shape, "dtype": "bf16"}
+            self.row(labels, lambda: self.product(shape))
+
+    def product(self, shape):
         torch = self.torch
         count, m, n, k = shapes.product(shape)
-        kind = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
+        like = {"device": "cuda", "dtype": torch.bfloat16}
+        a = torch.randn(count, m, k, **like).squeeze(0)
+        b = torch.randn(count, n, k, **like).squeeze(0).mT
+        out = torch.empty(count, m, n, **like).squeeze(0)
+        timing = self.clock.median_ms(lambda: torch.matmul(a, b, out=out))
+        return {**timing, "tflops": 2e-9 * count * m * n * k / timing["median_ms"]}
 
-        def measure():
-            a = torch.randn(count, m, k, device="cuda", dtype=kind).squeeze(0)
-            b = torch.randn(count, n, k, device="cuda", dtype=kind).squeeze(0).mT
-            out = torch.empty(count, m, n, device="cuda", dtype=kind).squeeze(0)
-            timing = self.clock.median_ms(lambda: torch.matmul(a, b, out=out))
-            return {**timing, "tflops": 2e-9 * count * m * n * k / timing["median_ms"]}
 
-        self.run("torch.matmul", {"benchmark": "gemm", "shape": shape, "dtype": dtype}, measure)
+class NewtonSchulz(Session):
+    """One peer on all batches."""
 
-    def newton_schulz(self, peer, dtype, make, shape):
-        torch = self.torch
+    def __init__(self, torch, seconds, prefix, peer):
+        super().__init__(torch, seconds)
+        # A shape is a compilation of its own.
+        torch._dynamo.config.recompile_limit = 64
+        self.peer, self.dtype, self.make = NEWTON_SCHULZ[peer]
+        self.shapes = getattr(shapes, prefix + "NEWTON_SCHULZ")
+        self.ready = {}
+
+    def labels(self, shape):
+        return {"peer": self.peer, "benchmark": "newton-schulz", "shape": shape,
+                "dtype": self.dtype}
+
+    def batch(self, shape):
+        return self.torch.randn(*shapes.batch(shape), device="cuda", dtype=self.torch.bfloat16)
+
+    def prepare(self):
+        for shape in self.shapes:
+            self.guarded(self.labels(shape), lambda: self.first_run(shape))
+
+    def first_run(self, shape):
         count, rows, columns = shapes.batch(shape)
-
-        def measure():
-            x = torch.randn(count, rows, columns, device="cuda", dtype=torch.bfloat16)
-            function = make(count * rows * columns)
+        elements = count * rows * columns
+        begin = time.monotonic()
+        with only_one(elements >= LARGE):
+            function, x = self.make(self.torch, elements), self.batch(shape)
+            result = function(x)
+            self.torch.cuda.synchronize()
             small = min(rows, columns) <= 1024
-            error = error_of(torch, function(x), x) if small else None
-            return {**self.clock.median_ms(lambda: function(x)), "error": error}
+            self.ready[shape] = function, error_of(self.torch, result, x) if small else None
+        print(f"{shape}: ready after {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
 
-        case = {"benchmark": "newton-schulz", "shape": shape, "dtype": dtype}
-        self.run(peer, case, measure)
+    def measure(self):
+        for shape in filter(self.ready.get, self.shapes):
+            self.row(self.labels(shape), lambda: self.timed(shape))
+
+    def timed(self, shape):
+        (function, error), x = self.ready[shape], self.batch(shape)
+        return {**self.clock.median_ms(lambda: function(x)), "error": error}
+
+
+@contextlib.contextmanager
+def only_one(alone):
+    """Where memory is short, one process at a time."""
+    with open(pathlib.Path(tempfile.gettempdir()) / "muster-peers.lock", "w") as lock:
+        if alone:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def wait_for(go, seconds):
+    until = time.monotonic() + seconds
+    while not go.exists() and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("peer", choices=["products", *NEWTON_SCHULZ])
     parser.add_argument("--json", type=pathlib.Path, required=True)
     parser.add_argument("--quick", action="store_true", help="tiny shapes")
-    parser.add_argument("--seconds", type=float, default=200, help="no case begins later")
+    parser.add_argument("--seconds", type=float, default=400, help="no case begins later")
+    parser.add_argument("--ready", type=pathlib.Path, help="made when all is compiled")
+    parser.add_argument("--go", type=pathlib.Path, help="waited for before measuring")
     options = parser.parse_args()
 
     def finish(report):
         options.json.write_text(json.dumps(report, indent=1))
+        if options.ready:
+            options.ready.touch()
 
     try:
         import torch
     except ImportError as error:
-        return finish({"rows": [], "skipped": [{"peer": "all", "why": str(error)}]})
+        return finish({"rows": [], "skipped": [{"peer": options.peer, "why": str(error)}]})
     if not torch.cuda.is_available():
         why = f"PyTorch {torch.__version__} finds no GPU"
-        return finish({"rows": [], "skipped": [{"peer": "all", "why": why}]})
+        return finish({"rows": [], "skipped": [{"peer": options.peer, "why": why}]})
 
     torch.manual_seed(7)
-    session = Session(torch, options.seconds)
     prefix = "QUICK_" if options.quick else ""
-    symmetric = getattr(shapes, prefix + "SYMMETRIC")
-    for shape in dict.fromkeys(getattr(shapes, prefix + "GEMM") + symmetric):
-        session.gemm(shape, "bf16")
-    # All shapes of one peer before the next, so that a budget that ends early cuts whole peers last.
-    for peer, dtype, make in peers_of_newton_schulz(torch):
-        for shape in getattr(shapes, prefix + "NEWTON_SCHULZ"):
-            torch.compiler.reset()
-            session.newton_schulz(peer, dtype, make, shape)
+    if options.peer == "products":
+        session = Products(torch, options.seconds, prefix)
+    else:
+        session = NewtonSchulz(torch, options.seconds, prefix, options.peer)
+    session.prepare()
+    if options.ready:
+        options.ready.touch()
+    if options.go:
+        wait_for(options.go, session.end - time.monotonic())
+    session.measure()
     finish({
         "torch": torch.__version__, "device": torch.cuda.get_device_name(0),
         "rows": session.rows, "skipped": session.skipped,

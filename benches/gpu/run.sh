@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # Runs what bundle.sh packed: tests on the device, Muster's benchmarks, its peers', and their summary.
 #
-#     run.sh [--device cuda:0] [--out DIR] [--seconds 460] [--quick]
+#     run.sh [--device cuda:0] [--out DIR] [--seconds 460] [--quick] [--no-peers]
 #
 # Needs no Rust, no compiler and no network; PyTorch for the peers. Writes one JSON file per part
 # into DIR (default results/ beside this script), and ends within the given seconds: what has no time
-# left is listed as not measured. Fails if a test or a benchmark of Muster's fails. --quick takes tiny
-# shapes; `--device sim --quick` goes through everything without a GPU, and calls itself SIMULATED.
+# left is listed as not measured. Fails if a test or a benchmark of Muster's fails; after a test that
+# fails nothing is measured. --quick takes tiny shapes; `--device sim --quick` goes through everything
+# without a GPU, and calls itself SIMULATED.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-device=cuda:0 out=$here/results seconds=460 quick=()
+device=cuda:0 out=$here/results seconds=460 quick=() peers=1
 while (($#)); do
     case $1 in
         --device) device=$2; shift 2 ;;
         --out) out=$2; shift 2 ;;
         --seconds) seconds=$2; shift 2 ;;
         --quick) quick=(--quick); shift ;;
+        --no-peers) peers=0; shift ;;
         *) echo "unknown argument $1; see the head of $0" >&2; exit 2 ;;
     esac
 done
@@ -66,7 +68,7 @@ tests() {
     local name filter lines=() begin status
     while read -r name filter; do
         begin=$SECONDS
-        MUSTER_TEST_DEVICES=$device part "test-$name" 90 "$here/tests/$name" "$filter" --nocapture
+        MUSTER_TEST_DEVICES=$device part "test-$name" 60 "$here/tests/$name" "$filter" --nocapture
         status=$?
         ((status)) && failed=1
         lines+=("{\"name\": \"$name\", \"exit\": $status, \"seconds\": $((SECONDS - begin))}")
@@ -82,20 +84,64 @@ bench() {
         failed=1
 }
 
+# The peers compile for minutes; all of them do so while the tests run.
+readonly PEERS=(products standard gram quack)
+# The second path is what a .pth file of the wheel says, which only real site directories obey.
+export PYTHONPATH=$here/site:$here/site/nvidia_cutlass_dsl/python_packages:${PYTHONPATH:-}
+declare -A peer_pid=()
+
+prepare_peers() {
+    local peer
+    for peer in "${PEERS[@]}"; do
+        rm -f "$out/$peer.ready" "$out/$peer.go"
+        timeout --kill-after=5 "$(left)" python3 -B "$here/peers.py" "$peer" \
+            --json "$out/peer-$peer.json" --seconds "$(($(left) - 10))" \
+            --ready "$out/$peer.ready" --go "$out/$peer.go" "${quick[@]}" >"$out/peer-$peer.log" 2>&1 &
+        peer_pid[$peer]=$!
+    done
+}
+
+# Nothing is measured while others compile, except after that many seconds.
+await_peers() {
+    local peer until=$((SECONDS + $1)) begin=$SECONDS
+    for peer in "${PEERS[@]}"; do
+        while [[ ! -e $out/$peer.ready ]] && kill -0 "${peer_pid[$peer]}" 2>/dev/null &&
+            ((SECONDS < until)); do
+            sleep 0.2
+        done
+        [[ -e $out/$peer.ready ]] || echo "-- $peer: not ready"
+    done
+    echo "-- waited $((SECONDS - begin)) s for peers"
+}
+
+measure_peers() {
+    local peer begin
+    for peer in "${PEERS[@]}"; do
+        begin=$SECONDS
+        touch "$out/$peer.go"
+        wait "${peer_pid[$peer]}"
+        echo "-- peer $peer: $((SECONDS - begin)) s, exit status $?"
+    done
+    rm -f "$out"/*.ready "$out"/*.go
+}
+
 environment
 few=()
 ((${#quick[@]})) && few=(--warmup 0 --iterations 1)
+((peers)) && prepare_peers
 tests
+if ((failed)); then
+    echo "-- a test failed: nothing is measured" >&2
+    kill "${peer_pid[@]}" 2>/dev/null
+    exit 1
+fi
+((peers)) && await_peers "$(($(left) / 3))"
 bench memory 30 memory --sizes "$( ((${#quick[@]})) && echo 64KiB || echo 1GiB,4GiB)" "${few[@]}"
 bench gemm 60 gemm --shapes "$(shapes GEMM)" --dtype bf16 "${few[@]}"
 bench symmetric 60 gemm --symmetric --shapes "$(shapes SYMMETRIC)" --dtype bf16 "${few[@]}"
-bench newton-schulz 120 newton-schulz --shapes "$(shapes NEWTON_SCHULZ)" \
+bench newton-schulz 120 newton-schulz --shapes "$(shapes NEWTON_SCHULZ)" --io bf16 \
     --algorithm standard,symmetric,gram --coefficients polar_express --dtype bf16,f16 "${few[@]}"
-# The peers get what is left but for the summary.
-# The second path is what a .pth file of the wheel says, which only real site directories obey.
-PYTHONPATH=$here/site:$here/site/nvidia_cutlass_dsl/python_packages:${PYTHONPATH:-} \
-    part peers "$(left)" python3 -B "$here/peers.py" \
-    --json "$out/peers.json" --seconds "$(($(left) - 60))" "${quick[@]}"
+((peers)) && measure_peers
 (cd "$here" && python3 -B summary.py "$out") | tee "$out/summary.txt"
 echo "-- all: $SECONDS s; results in $out"
 exit $failed

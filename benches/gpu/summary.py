@@ -29,7 +29,10 @@ class Measured:
     def __init__(self, directory):
         self.reports = {name: load(directory, name + ".json")
                         for name in ("memory", "gemm", "symmetric", "newton-schulz")}
-        self.peers = load(directory, "peers.json") or {"rows": [], "skipped": []}
+        reports = [load(directory, path.name) for path in sorted(directory.glob("peer-*.json"))]
+        reports = [report for report in reports if report]
+        self.peers = {key: [entry for report in reports for entry in report[key]]
+                      for key in ("rows", "skipped")}
         there = [report for report in self.reports.values() if report]
         self.simulated = any(report["environment"]["simulated"] for report in there)
 

@@ -8,6 +8,7 @@ use kernels::gpu::limit::Ceiling;
 use kernels::gpu::modules::Kernels;
 use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::Storage;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::measure::{Bench, noise};
@@ -95,8 +96,11 @@ pub fn measure(
     if bench.device.kind().is_host() {
         return Ok(vec![on_the_host(bench, case)?]);
     }
+    let tiles = tiles_of(bench, case.storage)?;
+    let operands = Operands::new(case, tiles);
     let classes = [Class::Large, Class::Small];
-    classes.into_iter().map(|class| on_the_device(bench, case, class, ceiling)).collect()
+    let measure = |class| on_the_device(bench, case, &operands, (tiles, class), ceiling);
+    classes.into_iter().map(measure).collect()
 }
 
 /// TFLOP/s of dense products, from the largest that is quick: what other cases are held against.
@@ -142,37 +146,61 @@ fn on_the_host(bench: &Bench, case: GemmCase) -> Result<GemmRow, BenchError> {
     row(case, None, time, (None, error))
 }
 
+fn tiles_of(bench: &Bench, storage: Storage) -> Result<TileType, BenchError> {
+    match storage {
+        Storage::Bf16 => Ok(TileType::Bf16),
+        Storage::F16 => Ok(TileType::F16),
+        Storage::F32 => {
+            let message = format!("{} multiplies bf16 and f16, not f32", bench.device.kind());
+            Err(BenchError::Argument(message))
+        }
+    }
+}
+
+/// Random operands, `[count, m, k]` and `[count, n, k]`, rounded as they will be stored: so what
+/// remains is the product's own error.
+struct Operands {
+    a: Vec<f32>,
+    /// None: the same as `a`.
+    b: Option<Vec<f32>>,
+}
+
+impl Operands {
+    fn new(case: GemmCase, tiles: TileType) -> Operands {
+        let ProductShape { count, m, n, k } = case.shape;
+        let rounded = |mut values: Vec<f32>| {
+            values.par_iter_mut().for_each(|x| {
+                *x = match tiles {
+                    TileType::Bf16 => half::bf16::from_f32(*x).to_f32(),
+                    TileType::F16 => half::f16::from_f32(*x).to_f32(),
+                };
+            });
+            values
+        };
+        let b = (!case.symmetric).then(|| rounded(noise(count * n * k, 2)));
+        Operands { a: rounded(noise(count * m * k, 1)), b }
+    }
+
+    fn b(&self) -> &[f32] {
+        self.b.as_deref().unwrap_or(&self.a)
+    }
+}
+
 fn on_the_device(
     bench: &Bench,
     case: GemmCase,
-    class: Class,
+    operands: &Operands,
+    (tiles, class): (TileType, Class),
     ceiling: Option<Ceiling>,
 ) -> Result<GemmRow, BenchError> {
     let ProductShape { count, m, n, k } = case.shape;
-    let tiles = match case.storage {
-        Storage::Bf16 => TileType::Bf16,
-        Storage::F16 => TileType::F16,
-        Storage::F32 => {
-            let message = format!("{} multiplies bf16 and f16, not f32", bench.device.kind());
-            return Err(BenchError::Argument(message));
-        }
-    };
     let kernels = Kernels::of(&bench.device)?;
     let shape = Shape { batch: count, m, n, k };
     let spec = Spec { shape, symmetric: case.symmetric, form: Form::Nt, tiles, class };
     let products = Products::new(&kernels, spec)?;
-    // Rounded as they will be stored, so that what remains is the product's own error.
-    let round = |values: Vec<f32>| -> Vec<f32> {
-        let rounded = values.into_iter().map(|x| match tiles {
-            TileType::Bf16 => half::bf16::from_f32(x).to_f32(),
-            TileType::F16 => half::f16::from_f32(x).to_f32(),
-        });
-        rounded.collect()
-    };
-    let a = round(noise(count * m * k, 1));
-    let b = if case.symmetric { a.clone() } else { round(noise(count * n * k, 2)) };
+    let (a, b) = (&operands.a[..], operands.b());
     let tensor = |values: &[f32]| bench.device.tensor(&[values.len()], values);
-    let (ta, tb): (Tensor, Tensor) = (tensor(&a)?, tensor(&b)?);
+    let (ta, tb): (Tensor, Tensor) = (tensor(a)?, tensor(b)?);
     let workspace = bench.device.zeros(&[products.workspace_bytes()], DType::U8)?;
     let bound = products.bind(&bench.stream, (&ta, &tb), &workspace)?;
     let time = bench.time(|stream| Ok(bound.launch(stream)?))?;

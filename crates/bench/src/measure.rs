@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use device::{DType, Device, Stream, Tensor};
+use rayon::prelude::*;
 
 use crate::{BenchError, Environment, Repeat, Timing};
 
@@ -119,7 +120,7 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
         let parts = [z & 0xffff, z >> 16 & 0xffff, z >> 32 & 0xffff, z >> 48];
         (parts.iter().sum::<u64>() as f32 - 131_070.0) * scale
     };
-    (0..len).map(one).collect()
+    (0..len).into_par_iter().map(one).collect()
 }
 
 #[cfg(test)]

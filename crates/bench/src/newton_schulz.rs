@@ -1,6 +1,7 @@
 //! `muster bench newton-schulz`: time, useful operations, limits, and the error against f64.
 
 use device::{DType, Device, Tensor};
+use half::bf16;
 use kernels::gpu::execute::Prepared;
 use kernels::gpu::limit::{Ceiling, limit};
 use kernels::gpu::modules::Kernels;
@@ -23,7 +24,10 @@ pub struct NewtonSchulzRow {
     pub ran: &'static str,
     pub coefficients: &'static str,
     pub steps: usize,
+    /// Of stored matrices.
     pub dtype: &'static str,
+    /// Of the caller's matrices.
+    pub io: &'static str,
     pub time: Option<Timing>,
     /// Of the algorithm that ran, counted as in `Program::flops`.
     pub useful_gflop: f64,
@@ -47,6 +51,7 @@ impl Row for NewtonSchulzRow {
         "algorithm",
         "coefficients",
         "dtype",
+        "in, out",
         "ms",
         "least",
         "most",
@@ -72,6 +77,7 @@ impl Row for NewtonSchulzRow {
             algorithm,
             format!("{} × {}", self.steps, self.coefficients),
             self.dtype.to_owned(),
+            self.io.to_owned(),
             number(self.time.map(|time| time.median_ms), 3),
             number(self.time.map(|time| time.least_ms), 3),
             number(self.time.map(|time| time.most_ms), 3),
@@ -88,6 +94,30 @@ impl Row for NewtonSchulzRow {
         let label =
             format!("{} {} {} {}", self.shape, self.algorithm, self.coefficients, self.dtype);
         Bar { label, value: self.useful_tflops.unwrap_or(0.0), limit: self.ceiling_tflops }
+    }
+}
+
+/// Type of the caller's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    F32,
+    /// On devices with kernels.
+    Bf16,
+}
+
+impl Io {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Io::F32 => "f32",
+            Io::Bf16 => "bf16",
+        }
+    }
+
+    fn dtype(self) -> DType {
+        match self {
+            Io::F32 => DType::F32,
+            Io::Bf16 => DType::Bf16,
+        }
     }
 }
 
@@ -110,10 +140,11 @@ pub fn measure(
     bench: &Bench,
     shape: &BatchShape,
     method: &Method,
+    io: Io,
     bounds: Bounds,
 ) -> Result<NewtonSchulzRow, BenchError> {
     let iteration = Iteration::new(method)?;
-    let case = Case::new(bench, shape, &iteration)?;
+    let case = Case::new(bench, shape, &iteration, io)?;
     let Run { time, launches, limit_ms } = match bench.device.kind().is_host() {
         true => Run { time: case.time_on_the_host(bench)?, launches: None, limit_ms: None },
         false => case.time_on_the_device(bench, bounds)?,
@@ -137,6 +168,7 @@ pub fn measure(
         coefficients: method.coefficients.word(),
         steps: method.steps,
         dtype: method.storage.word(),
+        io: io.word(),
         time,
         useful_gflop: flops * 1e-9,
         useful_tflops,
@@ -159,6 +191,7 @@ struct Run {
 /// Random matrices on the device, and room for their results.
 struct Case {
     batch: Batch,
+    io: Io,
     input: Tensor,
     output: Tensor,
     status: Tensor,
@@ -170,8 +203,17 @@ struct Case {
 const WINDOW: usize = 1 << 12;
 
 impl Case {
-    fn new(bench: &Bench, shape: &BatchShape, iteration: &Iteration) -> Result<Case, BenchError> {
+    fn new(
+        bench: &Bench,
+        shape: &BatchShape,
+        iteration: &Iteration,
+        io: Io,
+    ) -> Result<Case, BenchError> {
         let device = &bench.device;
+        if device.kind().is_host() && io != Io::F32 {
+            let message = format!("the CPU takes f32 matrices, not {}", io.word());
+            return Err(BenchError::Argument(message));
+        }
         let (mut matrices, mut firsts, mut at) = (Vec::new(), Vec::new(), 0);
         for (index, (rows, cols)) in shape.each().enumerate() {
             matrices.push(Matrix::dense(at, at, rows, cols));
@@ -183,18 +225,25 @@ impl Case {
         let largest = shape.each().map(|(rows, cols)| rows * cols).max().unwrap_or(0);
         // Every matrix is another window of one pool: a batch of billions of elements is made on
         // the device, in no time, and no two matrices are equal.
-        let pool = device.tensor(&[largest + WINDOW], &noise(largest + WINDOW, 1))?;
-        let input = device.zeros(&[at], DType::F32)?;
+        let pool = noise(largest + WINDOW, 1);
+        let pool = match io {
+            Io::F32 => device.tensor(&[pool.len()], &pool)?,
+            Io::Bf16 => {
+                let rounded: Vec<bf16> = pool.iter().map(|&x| bf16::from_f32(x)).collect();
+                device.tensor(&[rounded.len()], &rounded)?
+            }
+        };
+        let input = device.zeros(&[at], io.dtype())?;
         for (index, matrix) in matrices.iter().enumerate() {
             let len = matrix.rows * matrix.cols;
             let from = index * 61 % WINDOW;
             let window = pool.flat(from..from + len)?;
             bench.stream.copy(&input.flat(matrix.input..matrix.input + len)?, &window)?;
         }
-        let output = device.zeros(&[at], DType::F32)?;
+        let output = device.zeros(&[at], io.dtype())?;
         let status = device.zeros(&[matrices.len()], DType::U32)?;
         bench.stream.synchronize()?;
-        Ok(Case { batch: Batch::new(iteration, matrices)?, input, output, status, firsts })
+        Ok(Case { batch: Batch::new(iteration, matrices)?, io, input, output, status, firsts })
     }
 
     fn time_on_the_host(&self, bench: &Bench) -> Result<Option<Timing>, BenchError> {
@@ -209,8 +258,8 @@ impl Case {
 
     fn time_on_the_device(&self, bench: &Bench, bounds: Bounds) -> Result<Run, BenchError> {
         let kernels = Kernels::of(&bench.device)?;
-        let dtypes = (DType::F32, DType::F32);
-        let prepared = Prepared::new(&kernels, &self.batch, dtypes, None)?;
+        let dtype = self.io.dtype();
+        let prepared = Prepared::new(&kernels, &self.batch, (dtype, dtype), None)?;
         let workspace = bench.device.zeros(&[prepared.workspace_bytes()], DType::U8)?;
         let Case { input, output, status, .. } = self;
         let bound = prepared.bind(&bench.stream, input, output, &workspace, status)?;
@@ -243,7 +292,14 @@ impl Case {
         for &(index, rows, cols) in &self.firsts {
             let matrix = self.batch.matrices()[index];
             let part = |tensor: &Tensor, start: usize| -> Result<Vec<f32>, BenchError> {
-                Ok(bench.stream.to_vec(&tensor.flat(start..start + rows * cols)?)?)
+                let tensor = tensor.flat(start..start + rows * cols)?;
+                match self.io {
+                    Io::F32 => Ok(bench.stream.to_vec(&tensor)?),
+                    Io::Bf16 => {
+                        let values: Vec<bf16> = bench.stream.to_vec(&tensor)?;
+                        Ok(values.into_iter().map(bf16::to_f32).collect())
+                    }
+                }
             };
             let input = part(&self.input, matrix.input)?;
             let want = in_f64(iteration, &input, (rows, cols))?;

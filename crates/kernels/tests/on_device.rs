@@ -41,8 +41,13 @@ fn results_follow_the_polynomial(device: &Device) {
         let outcome = Case { algorithm, storage, ..Case::new(&SHAPES) }.run(device);
         for ((shape, out), expected) in SHAPES.iter().zip(&outcome.outputs).zip(&expected) {
             let error = relative_error(out, expected);
-            // A single singular value is 1, where the polynomials are steep.
-            let most = if shape.0.min(shape.1) == 1 { 5.0 * most } else { most };
+            let most = match algorithm {
+                // A single singular value is 1, where the polynomials are steep.
+                _ if shape.0.min(shape.1) == 1 => 5.0 * most,
+                // Of square matrices the least singular values are squared below f16's rounding.
+                Algorithm::Gram if shape.0 == shape.1 => 10.0 * most,
+                _ => most,
+            };
             eprintln!("{algorithm:?} {storage:?} {shape:?}: {error:.2e}");
             assert!(error <= most, "{algorithm:?} {storage:?} {shape:?}: {error:.2e}");
         }

@@ -60,7 +60,7 @@ fn newton_schulz(args: NewtonSchulzArgs) -> Result<Exit, CliError> {
             let (gb_per_s, check_gflop) = (None, args.check_gflop);
             let bounds = Bounds { ceiling_tflops, gb_per_s, check_gflop };
             complain(&format!("{shape} {} …", method.algorithm.word()));
-            rows.push(bench::newton_schulz::measure(&bench, shape, method, bounds)?);
+            rows.push(bench::newton_schulz::measure(&bench, shape, method, args.io, bounds)?);
         }
     }
     finish(&args.common, "newton-schulz", &bench, rows)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ::bench::newton_schulz::Io;
 use ::bench::{BatchShape, ProductShape};
 use clap::{Args, Subcommand};
 use device::DeviceKind;
@@ -79,6 +80,9 @@ pub struct NewtonSchulzArgs {
     /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
     #[arg(long, value_delimiter = ',')]
     pub dtype: Vec<String>,
+    /// Type of the matrices given and returned: `f32`, or on a GPU `bf16`
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = io)]
+    pub io: Io,
     /// Newton–Schulz steps
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
@@ -158,6 +162,11 @@ pub struct OrthogonalizeArgs {
     /// Write over an existing OUT
     #[arg(long)]
     pub force: bool,
+}
+
+fn io(text: &str) -> Result<Io, String> {
+    let known = [Io::F32, Io::Bf16].into_iter().find(|io| io.word() == text);
+    known.ok_or_else(|| format!("`{text}` is neither f32 nor bf16"))
 }
 
 /// `64MiB`, `4GiB`, `1000`.
