@@ -37,12 +37,19 @@ pub struct Grid {
     pub cluster: [u32; 3],
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Blocks may begin while the launch before in the stream ends: the kernel itself waits for it
+    /// (CUDA's programmatic dependent launch). Other devices launch one after the other.
+    pub early: bool,
+    /// All blocks run at the same time or the launch is refused (CUDA's cooperative launch): they
+    /// may wait for each other. [`crate::Function::clusters_together`] tells how many clusters can.
+    pub together: bool,
 }
 
 impl Grid {
     /// A row of `blocks` blocks of `threads` threads.
     pub const fn linear(blocks: u32, threads: u32) -> Grid {
-        Grid { grid: [blocks, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], shared_bytes: 0 }
+        let (grid, block, cluster) = ([blocks, 1, 1], [threads, 1, 1], [1, 1, 1]);
+        Grid { grid, block, cluster, shared_bytes: 0, early: false, together: false }
     }
 
     pub(crate) fn threads_per_block(&self) -> u64 {
@@ -147,6 +154,8 @@ pub(crate) trait Driver: Send + Sync {
     /// Unloads a module, after all work that was enqueued before.
     fn module_unload(&self, module: Handle);
     fn function(&self, module: Handle, name: &str) -> Result<Found, DeviceError>;
+    /// How many clusters such as those of `grid` surely run at the same time.
+    fn clusters_together(&self, function: Handle, grid: &Grid) -> Result<u32, DeviceError>;
     /// Enqueues a kernel of one argument, given by its bytes; `grid` has been checked.
     ///
     /// # Safety

@@ -33,6 +33,8 @@ pub(crate) trait Vendor: Send + Sync {
     fn error_name(&self, code: i32) -> String;
     /// Lets launches of `function` ask for `bytes` bytes of dynamic shared memory.
     fn allow_shared(&self, function: u64, bytes: u32) -> Result<(), Refusal>;
+    /// As [`Driver::clusters_together`].
+    fn clusters_together(&self, function: u64, grid: &Grid) -> Result<u32, Refusal>;
     /// # Safety
     /// As [`Driver::launch`]; `params` points to the argument.
     unsafe fn launch(
@@ -198,6 +200,24 @@ impl<V: Vendor> Gpu<V> {
     }
 }
 
+impl<V: Vendor> Gpu<V> {
+    /// Lets a function have the shared memory that a launch asks for, where that must be said.
+    fn allow_shared(&self, function: Handle, grid: &Grid) -> Result<(), DeviceError> {
+        if grid.shared_bytes <= FREE_SHARED {
+            return Ok(());
+        }
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        if allowed.get(&function.0).is_none_or(|&bytes| bytes < grid.shared_bytes) {
+            let entered = self.vendor.enter();
+            let done =
+                entered.and_then(|()| self.vendor.allow_shared(function.0, grid.shared_bytes));
+            done.map_err(|refusal| self.error(refusal))?;
+            allowed.insert(function.0, grid.shared_bytes);
+        }
+        Ok(())
+    }
+}
+
 impl<V: Vendor> Driver for Gpu<V> {
     fn kind(&self) -> DeviceKind {
         self.kind
@@ -354,6 +374,13 @@ impl<V: Vendor> Driver for Gpu<V> {
         Ok(Found { function: Handle(function), max_threads, args_bytes: None })
     }
 
+    fn clusters_together(&self, function: Handle, grid: &Grid) -> Result<u32, DeviceError> {
+        self.allow_shared(function, grid)?;
+        let told =
+            self.vendor.enter().and_then(|()| self.vendor.clusters_together(function.0, grid));
+        told.map_err(|refusal| self.error(refusal))
+    }
+
     unsafe fn launch(
         &self,
         stream: Handle,
@@ -362,16 +389,8 @@ impl<V: Vendor> Driver for Gpu<V> {
         grid: &Grid,
         args: &[u8],
     ) -> Result<(), DeviceError> {
+        self.allow_shared(function, grid)?;
         let enter = || self.vendor.enter();
-        if grid.shared_bytes > FREE_SHARED {
-            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-            if allowed.get(&function.0).is_none_or(|&bytes| bytes < grid.shared_bytes) {
-                let done =
-                    enter().and_then(|()| self.vendor.allow_shared(function.0, grid.shared_bytes));
-                done.map_err(|refusal| self.error(refusal))?;
-                allowed.insert(function.0, grid.shared_bytes);
-            }
-        }
         // The driver copies the argument, and reads it only.
         let mut params = [args.as_ptr().cast_mut().cast::<c_void>()];
         let done = enter().and_then(|()| {

@@ -70,6 +70,15 @@ impl Function {
         self.inner.found.args_bytes
     }
 
+    /// How many clusters of this kernel surely run at the same time, with threads, cluster and
+    /// shared memory as in `grid`. One on devices that do not say.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn clusters_together(&self, grid: &Grid) -> Result<u32, DeviceError> {
+        self.inner.module.inner.driver.clusters_together(self.handle(), grid)
+    }
+
     pub(crate) fn handle(&self) -> Handle {
         self.inner.found.function
     }

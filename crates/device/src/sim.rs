@@ -306,6 +306,11 @@ impl Driver for Sim {
         Ok(Found { function, max_threads, args_bytes: Some(args_bytes) })
     }
 
+    /// Clusters run one after another here.
+    fn clusters_together(&self, _function: Handle, _grid: &Grid) -> Result<u32, DeviceError> {
+        Ok(1)
+    }
+
     unsafe fn launch(
         &self,
         stream: Handle,

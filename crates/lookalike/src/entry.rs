@@ -261,17 +261,40 @@ only!(Cuda Device cuLaunchKernelEx (
         return Err(call.wrong(code::INVALID_VALUE, "no config, or arguments in two ways"));
     }
     let config = &*config;
-    let mut cluster = [1; 3];
+    let (mut cluster, mut together) = ([1; 3], false);
     for index in 0..config.attribute_count as usize {
         let attribute = &*config.attributes.add(index);
         match attribute.id {
             0 => {}
+            // Its kernels run in the simulator, one cluster after another.
+            COOPERATIVE if attribute.value[0] == 0 => {}
+            COOPERATIVE => together = true,
+            // The driver may begin early; to begin late is allowed, too.
+            PROGRAMMATIC_STREAM_SERIALIZATION if attribute.value[0] <= 1 => {}
             CLUSTER => cluster.copy_from_slice(&attribute.value[..3]),
             _ => return Err(call.wrong(code::INVALID_VALUE, "an attribute not known here")),
         }
     }
     let LaunchConfig { grid, block, shared_bytes, stream, .. } = *config;
-    call.launch(stream, function, Grid { grid, block, cluster, shared_bytes }, params)
+    if together && grid != cluster {
+        return Err(call.wrong(code::COOPERATIVE_TOO_LARGE, "more than one cluster together"));
+    }
+    call.launch(stream, function, Grid { grid, block, cluster, shared_bytes, early: false, together: false }, params)
+});
+
+only!(Cuda Device cuOccupancyMaxActiveClusters (
+    out: *mut i32,
+    function: u64,
+    config: *const LaunchConfig
+) |call| {
+    call.attribute_of(function, 0)?;
+    if config.is_null() {
+        return Err(call.wrong(code::INVALID_VALUE, "no config"));
+    }
+    // As seen of the real one: without the extents of a cluster it counts none.
+    let attributes = (0..(*config).attribute_count as usize).map(|i| &*(*config).attributes.add(i));
+    let has_clusters = attributes.into_iter().any(|attribute| attribute.id == CLUSTER);
+    call.give(out, i32::from(has_clusters))
 });
 
 only!(Hip Driver hipSetDevice (device: i32) |call| call.set_device(Some(device)));
@@ -299,7 +322,7 @@ only!(Hip Device hipModuleLaunchKernel (
         return Err(call.wrong(code::INVALID_VALUE, "arguments in two ways"));
     }
     let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-    call.launch(stream, function, Grid { grid, block, cluster: [1; 3], shared_bytes }, params)
+    call.launch(stream, function, Grid { grid, block, cluster: [1; 3], shared_bytes, early: false, together: false }, params)
 });
 
 /// The one function that returns no code.
@@ -328,7 +351,9 @@ pub struct LaunchAttribute {
     value: [u32; 16],
 }
 
+const COOPERATIVE: u32 = 2;
 const CLUSTER: u32 = 4;
+const PROGRAMMATIC_STREAM_SERIALIZATION: u32 = 6;
 
 fn name_of(error: i32) -> Option<&'static CStr> {
     Some(match error {
@@ -338,6 +363,7 @@ fn name_of(error: i32) -> Option<&'static CStr> {
         code::INVALID_CONTEXT => c"LOOKALIKE_INVALID_CONTEXT",
         code::NO_BINARY => c"LOOKALIKE_NO_BINARY_FOR_DEVICE",
         code::INVALID_HANDLE => c"LOOKALIKE_INVALID_HANDLE",
+        code::COOPERATIVE_TOO_LARGE => c"LOOKALIKE_COOPERATIVE_TOO_LARGE",
         code::NOT_READY => c"LOOKALIKE_NOT_READY",
         code::ILLEGAL_ADDRESS => c"LOOKALIKE_ILLEGAL_ADDRESS",
         code::CAPTURE_UNSUPPORTED => c"LOOKALIKE_CAPTURE_UNSUPPORTED",

@@ -116,7 +116,7 @@ impl Call {
         let state = self.function(function)?;
         let kernel = &state.code.kernels()[state.index];
         let refuse = |what: String| Err(self.wrong(code::INVALID_VALUE, what));
-        let Grid { grid: blocks, block, cluster, shared_bytes } = grid;
+        let Grid { grid: blocks, block, cluster, shared_bytes, .. } = grid;
         let product = |extents: [u32; 3]| extents.iter().map(|&n| u128::from(n)).product::<u128>();
         if product(blocks) == 0 || product(block) == 0 || product(cluster) == 0 {
             return refuse(format!("an extent of {grid:?} is 0"));

@@ -31,6 +31,7 @@ pub(crate) mod code {
     pub const INVALID_CONTEXT: i32 = 201;
     pub const NO_BINARY: i32 = 209;
     pub const INVALID_HANDLE: i32 = 400;
+    pub const COOPERATIVE_TOO_LARGE: i32 = 720;
     pub const ILLEGAL_STATE: i32 = 401;
     pub const NOT_FOUND: i32 = 500;
     pub const NOT_READY: i32 = 600;

@@ -344,7 +344,14 @@ fn shapes_arrive(device: &Device, image: &[u8]) {
     let cluster = if clusters { 2 } else { 1 };
     for shared_bytes in [0, 40 << 10, 64 << 10, 60 << 10] {
         let block = [32, 4, 1];
-        let grid = Grid { grid: [6, 2, 1], block, cluster: [cluster, 1, 1], shared_bytes };
+        let grid = Grid {
+            grid: [6, 2, 1],
+            block,
+            cluster: [cluster, 1, 1],
+            shared_bytes,
+            early: cluster > 1,
+            together: false,
+        };
         // SAFETY: `out` has room for what the kernel writes.
         unsafe { stream.launch_module(&function, &grid, &Shape { out: out.address() }) }.unwrap();
         let seen = stream.to_vec::<u32>(&out).unwrap();

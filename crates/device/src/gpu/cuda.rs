@@ -108,6 +108,21 @@ impl Vendor for Cuda {
         unsafe { self.table.function_set(function, FUNCTION_MAX_DYNAMIC_SHARED, bytes) }
     }
 
+    fn clusters_together(&self, function: u64, grid: &Grid) -> Result<u32, Refusal> {
+        let mut attributes = attributes(grid);
+        if grid.blocks_per_cluster() == 1 {
+            // Without this attribute the driver counts none.
+            attributes.push(cluster_attribute(grid));
+        }
+        let config = config(grid, 0, &mut attributes);
+        let config = (&raw const config).cast::<c_void>();
+        let mut clusters = 0;
+        // SAFETY: the config and what it points to live until the call returns; a function of a
+        // loaded module.
+        unsafe { self.table.clusters_together(&raw mut clusters, function, config) }?;
+        Ok(u32::try_from(clusters).unwrap_or(0))
+    }
+
     unsafe fn launch(
         &self,
         stream: u64,
@@ -115,30 +130,63 @@ impl Vendor for Cuda {
         grid: &Grid,
         params: &mut [*mut c_void],
     ) -> Result<(), Refusal> {
-        let [x, y, z] = grid.cluster;
-        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { clusterDim: cluster },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid.grid[0],
-            gridDimY: grid.grid[1],
-            gridDimZ: grid.grid[2],
-            blockDimX: grid.block[0],
-            blockDimY: grid.block[1],
-            blockDimZ: grid.block[2],
-            sharedMemBytes: grid.shared_bytes,
-            hStream: stream as sys::CUstream,
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.blocks_per_cluster() > 1),
-        };
+        let mut attributes = attributes(grid);
+        let config = config(grid, stream, &mut attributes);
         let config = (&raw const config).cast::<c_void>();
         // SAFETY: the config and what it points to live until the call returns; the caller vouches
         // for the rest.
         unsafe { self.table.launch(config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
     }
+}
+
+fn config(
+    grid: &Grid,
+    stream: u64,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: grid.grid[0],
+        gridDimY: grid.grid[1],
+        gridDimZ: grid.grid[2],
+        blockDimX: grid.block[0],
+        blockDimY: grid.block[1],
+        blockDimZ: grid.block[2],
+        sharedMemBytes: grid.shared_bytes,
+        hStream: stream as sys::CUstream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
+type Id = sys::CUlaunchAttributeID;
+
+fn attribute(id: Id, value: sys::CUlaunchAttributeValue) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+fn cluster_attribute(grid: &Grid) -> sys::CUlaunchAttribute {
+    let [x, y, z] = grid.cluster;
+    let extents = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+    let value = sys::CUlaunchAttributeValue { clusterDim: extents };
+    attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value)
+}
+
+/// What a launch asks for beside its extents.
+fn attributes(grid: &Grid) -> Vec<sys::CUlaunchAttribute> {
+    let mut attributes = Vec::new();
+    if grid.blocks_per_cluster() > 1 {
+        attributes.push(cluster_attribute(grid));
+    }
+    if grid.early {
+        let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        attributes
+            .push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
+    }
+    if grid.together {
+        let value = sys::CUlaunchAttributeValue { cooperative: 1 };
+        attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value));
+    }
+    attributes
 }
 
 impl Drop for Cuda {

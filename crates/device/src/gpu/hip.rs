@@ -110,6 +110,10 @@ impl Vendor for Hip {
         Ok(())
     }
 
+    fn clusters_together(&self, _function: u64, _grid: &Grid) -> Result<u32, Refusal> {
+        Ok(1)
+    }
+
     unsafe fn launch(
         &self,
         stream: u64,

@@ -127,6 +127,8 @@ entry_points! {
     function_set = "cuFuncSetAttribute", (function: u64, attribute: i32, value: i32);
     launch = "cuLaunchKernelEx",
         (config: *const c_void, function: u64, params: *mut *mut c_void, extra: *mut *mut c_void);
+    clusters_together = "cuOccupancyMaxActiveClusters",
+        (clusters: *mut i32, function: u64, config: *const c_void);
     error_name = "cuGetErrorName", (code: i32, name: *mut *const c_char);
 }
 
