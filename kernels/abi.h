@@ -38,8 +38,14 @@ typedef struct MusterGemmProblem {
     float beta;
     float gamma;               // added where row == column < rows
     float out_scale;
-    uint32_t reserved[6];
+    uint64_t after;            // u32: no unit begins before this has come to after_count; or 0
+    uint64_t done;             // u32: every unit that is stored adds to this, in all …; or 0
+    uint32_t after_count;
+    uint32_t reserved;
 } MusterGemmProblem;
+
+// … so much for each of the blocks of its cluster.
+#define MUSTER_GEMM_DONE_PER_BLOCK 2u
 
 // A launch of gemm_*: blocks are numbered through all problems, in the order of the table.
 typedef struct MusterGemmArgs {
@@ -85,6 +91,9 @@ typedef struct MusterNsMatrix {
     uint32_t col_tiles;
     uint32_t first_strip;      // strips of all matrices before this one in the launch
     uint32_t first_tile;       // tiles of X of all matrices before this one; an empty one counts 1
+    uint64_t counters;         // u32 [counter_count]: set to zero by ns_norm
+    uint32_t counter_count;
+    uint32_t reserved;
 } MusterNsMatrix;
 
 // A launch of ns_norm (units are strips) or ns_cast (units are tiles).
@@ -130,8 +139,9 @@ typedef struct MusterMemoryArgs {
 static_assert(sizeof(MusterGemmProblem) == 128, "mirrored in Rust");
 static_assert(offsetof(MusterGemmProblem, a_tiles_per_row) == 40, "mirrored in Rust");
 static_assert(offsetof(MusterGemmProblem, alpha) == 88, "mirrored in Rust");
+static_assert(offsetof(MusterGemmProblem, after) == 104, "mirrored in Rust");
 static_assert(sizeof(MusterGemmArgs) == 24, "mirrored in Rust");
-static_assert(sizeof(MusterNsMatrix) == 80, "mirrored in Rust");
+static_assert(sizeof(MusterNsMatrix) == 96, "mirrored in Rust");
 static_assert(offsetof(MusterNsMatrix, rows) == 48, "mirrored in Rust");
 static_assert(sizeof(MusterNsArgs) == 16, "mirrored in Rust");
 static_assert(sizeof(MusterNsAol) == 48, "mirrored in Rust");

@@ -52,11 +52,12 @@ constexpr uint64_t units_of(const MusterGemmProblem& problem) {
 //   group_rows 2:   0 2 4
 //                   1 3 5
 //                   6 7 8
-constexpr Square dense(uint64_t unit, uint32_t m_blocks, uint32_t n_blocks, uint32_t group_rows) {
-    const uint64_t band_units = static_cast<uint64_t>(group_rows) * n_blocks;
-    const uint32_t first = static_cast<uint32_t>(unit / band_units) * group_rows;
-    const uint32_t height = smaller(group_rows, m_blocks - first);
-    const uint32_t within = static_cast<uint32_t>(unit % band_units);
+constexpr Square dense(uint32_t unit, uint32_t m_blocks, uint32_t n_blocks, uint32_t group_rows) {
+    const uint32_t band_rows = smaller(group_rows, m_blocks);  // No more units than 32 bits count.
+    const uint32_t band_units = band_rows * n_blocks;
+    const uint32_t first = unit / band_units * band_rows;
+    const uint32_t height = smaller(band_rows, m_blocks - first);
+    const uint32_t within = unit % band_units;
     return {first + within % height, within / height};
 }
 
@@ -67,7 +68,7 @@ constexpr Square dense(uint64_t unit, uint32_t m_blocks, uint32_t n_blocks, uint
 //                   1 2
 //                   3 5 7
 //                   4 6 8 9
-constexpr Square lower(uint64_t unit, uint32_t m_blocks, uint32_t group_rows) {
+constexpr Square lower(uint32_t unit, uint32_t m_blocks, uint32_t group_rows) {
     uint32_t band = 0;  // The last whose first unit is not behind `unit`, among `bands` from it on.
     for (uint32_t bands = (m_blocks + group_rows - 1) / group_rows; bands > 1;) {
         const uint32_t half = bands / 2;
@@ -78,11 +79,10 @@ constexpr Square lower(uint64_t unit, uint32_t m_blocks, uint32_t group_rows) {
     }
     const uint32_t first = band * group_rows;
     const uint32_t height = smaller(group_rows, m_blocks - first);
-    uint64_t within = unit - triangle(first);
-    const uint64_t rectangle = static_cast<uint64_t>(height) * (first + 1);
+    uint32_t within = unit - static_cast<uint32_t>(triangle(first));
+    const uint32_t rectangle = height * (first + 1);
     if (within < rectangle) {
-        return {first + static_cast<uint32_t>(within % height),
-                static_cast<uint32_t>(within / height)};
+        return {first + within % height, within / height};
     }
     within -= rectangle;
     uint32_t step = 1;  // Column first + step holds height - step squares.
@@ -90,25 +90,26 @@ constexpr Square lower(uint64_t unit, uint32_t m_blocks, uint32_t group_rows) {
         within -= height - step;
         ++step;
     }
-    return {first + step + static_cast<uint32_t>(within), first + step};
+    return {first + step + within, first + step};
 }
 
 // The unit's square in its problem.
-constexpr Square square(const MusterGemmProblem& problem, uint64_t local, uint32_t group_rows) {
+constexpr Square square(const MusterGemmProblem& problem, uint32_t local, uint32_t group_rows) {
     return problem.flags & MUSTER_GEMM_LOWER
                ? lower(local, problem.m_blocks, group_rows)
                : dense(local, problem.m_blocks, problem.n_blocks, group_rows);
 }
 
-// Problem of a unit: the last whose first_block is not behind it. `from` is a problem known not to
-// be behind it; in a persistent loop the previous unit's, which mostly answers at once.
+// Problem of a unit: the last whose first_block is not behind it. `guess` is one that may well be
+// it, such as the previous unit's in a persistent loop: each step of a search waits for memory.
 constexpr uint32_t problem_of(const MusterGemmProblem* problems, uint32_t count, uint32_t unit,
-                              uint32_t from) {
-    if (from + 1 == count || unit < problems[from + 1].first_block) {
-        return from;
+                              uint32_t guess) {
+    if (problems[guess].first_block <= unit &&
+        (guess + 1 == count || unit < problems[guess + 1].first_block)) {
+        return guess;
     }
-    uint32_t index = from + 1;
-    for (uint32_t left = count - index; left > 1;) {
+    uint32_t index = 0;
+    for (uint32_t left = count; left > 1;) {
         const uint32_t half = left / 2;
         if (problems[index + half].first_block <= unit) {
             index += half;
@@ -120,8 +121,8 @@ constexpr uint32_t problem_of(const MusterGemmProblem* problems, uint32_t count,
 
 // Grouped order: a unit's problem and its square there.
 constexpr Unit locate(const MusterGemmProblem* problems, uint32_t count, uint32_t unit,
-                      uint32_t group_rows, uint32_t from) {
-    const uint32_t index = problem_of(problems, count, unit, from);
+                      uint32_t group_rows, uint32_t guess) {
+    const uint32_t index = problem_of(problems, count, unit, guess);
     const MusterGemmProblem& problem = problems[index];
     return {index, square(problem, unit - problem.first_block, group_rows)};
 }

@@ -23,6 +23,29 @@ DEV_FN void cluster_sync() {
             : "memory");
 }
 
+// ---- launches -----------------------------------------------------------------------------------
+
+// The next launch of the stream, if it was told to be early, may have its blocks begin on
+// multiprocessors that have room.
+DEV_FN void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// In an early launch: until the one before has ended, and all that it wrote is visible.
+DEV_FN void await_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// ---- counters in device memory ------------------------------------------------------------------
+
+// All that this thread knows to be written is visible to who awaits the count.
+DEV_FN void count_add(u64 counter, u32 amount) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(amount) : "memory");
+}
+DEV_FN void count_await(u64 counter, u32 amount) {
+    u32 count;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    } while (count < amount);
+}
+// What is known to be written to device memory is visible to the copies that this thread begins.
+DEV_FN void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 // ---- mbarriers ----------------------------------------------------------------------------------
 
 DEV_FN void mbar_init(u64* bar, u32 count) {

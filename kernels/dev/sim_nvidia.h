@@ -27,6 +27,16 @@ inline void named_arrive(u32 id, u32 threads) { sim::named_arrive(id, threads); 
 inline void stmatrix_x4(void* row, const u32 (&r)[4]) { sim::stmatrix_x4(row, r, false); }
 inline void stmatrix_x4_trans(void* row, const u32 (&r)[4]) { sim::stmatrix_x4(row, r, true); }
 
+// Launches run one after the other here.
+inline void let_next_launch_begin() {}
+inline void await_launch_before() {}
+
+inline void count_add(u64 counter, u32 amount) { sim::count_add(pointer<u32>(counter), amount); }
+inline void count_await(u64 counter, u32 amount) {
+    sim::count_await(pointer<u32>(counter), amount);
+}
+inline void fence_async_global() {}  // Only the fence of shared memory is modelled.
+
 inline u32 cluster_rank() { return sim::cluster_rank(); }
 inline u32 cluster_blocks() { return sim::cluster_blocks(); }
 inline void cluster_sync() { sim::cluster_sync(); }

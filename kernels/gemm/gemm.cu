@@ -2,8 +2,8 @@
 // launch needs. One source for all architectures; which core runs is decided in the kernel's body.
 //
 //   target              class   unit       block      cluster   threads   dynamic shared bytes
-//   sm_90a              256     256×256    128×256    2         384       229440
-//   sm_90a              128     128×128    128×128    1         384       229472
+//   sm_90a              256     256×256    128×256    2         384       230112
+//   sm_90a              128     128×128    128×128    1         384       230144
 //   sm_80, sm_100a, …   both    128×128    128×128    1         256       98304
 //
 // A launch has cluster · min(units, multiprocessors / cluster) blocks; on sm_90a class 256 gains

@@ -2,8 +2,7 @@
 // memory, from there in whole lines to the grid of tiles or to the caller's matrix.
 //
 // A sub-tile belongs to a team: the warps that hold it, with two tile images of their own and a
-// named barrier. Everything here is done by all threads of a team. On Hopper the copy engine
-// carries images to the grid, the two in turn, so that one is on its way while the next is made.
+// named barrier. Everything here is done by all threads of a team.
 #pragma once
 
 #include "fragment.h"
@@ -74,47 +73,48 @@ struct Outbox {
     u32 barrier;            // the team's, not 0
     u32 member;             // this thread in the team
     u32 members;
-    u32 turn = 0;
 
     DEV_FN void meet() const { named_sync(barrier, members); }
 
     // Sends scale·v to the places of sub-tile (row, col): D's, its mirror image, and the caller's.
     template <class T, class Part>
-    DEV_FN void send(const MusterGemmProblem& p, const Part& part, const f32* v, u32 row, u32 col) {
-        const u32 copies = mirrored(p, row, col) ? 2 : 1;
-        const u32 passes = p.out != 0 ? 2 * copies : copies;
+    DEV_FN void send(const MusterGemmProblem& p, const Part& part, const f32* v, u32 row,
+                     u32 col) const {
+        const bool twice = mirrored(p, row, col);
+        if (p.d != 0) {
+            grid<T>(p, part, v, row, col, twice);
+        }
+        if (p.out != 0) {
 #pragma unroll 1
-        for (u32 pass = p.d != 0 ? 0 : copies; pass < passes; ++pass) {
-            if (pass < copies) {
-                grid<T>(p, part, v, row, col, pass != 0);
-            } else {
-                caller<T>(p, part, v, row, col, pass != copies || transposed_out(p));
+            for (u32 copy = 0; copy < (twice ? 2 : 1); ++copy) {
+                caller<T>(p, part, v, row, col, copy != 0 || transposed_out(p));
             }
         }
     }
 
     template <class T, class Part>
     DEV_FN void grid(const MusterGemmProblem& p, const Part& part, const f32* v, u32 row, u32 col,
-                     bool transposed) {
-        unsigned char* const image = images + turn * tile::BYTES;
-        turn ^= 1;
-        drain<1>();
-        meet();
-        part.template image<T>(image, v, transposed, 1.0f);
-        if (on_diagonal(p, row, col)) {
-            meet();
-            symmetrize<HalfImage>(image, member, members);
+                     bool twice) const {
+        meet();  // All have read the images before.
+        part.template image<T>(images, v, false, 1.0f);
+        if (twice) {
+            part.template image<T>(images + tile::BYTES, v, true, 1.0f);
         }
-        carry(p.d + (transposed ? tile::tile_offset(col, row, p.d_tiles_per_row)
-                                : tile::tile_offset(row, col, p.d_tiles_per_row)),
-              image);
+        meet();
+        if (on_diagonal(p, row, col)) {
+            symmetrize<HalfImage>(images, member, members);
+            meet();
+        }
+        carry(p.d + tile::tile_offset(row, col, p.d_tiles_per_row), images);
+        if (twice) {
+            carry(p.d + tile::tile_offset(col, row, p.d_tiles_per_row), images + tile::BYTES);
+        }
     }
 
     template <class T, class Part>
     DEV_FN void caller(const MusterGemmProblem& p, const Part& part, const f32* v, u32 row, u32 col,
-                       bool transposed) {
-        drain<0>();
-        meet();
+                       bool transposed) const {
+        meet();  // All have read the images before.
         if (p.flags & MUSTER_GEMM_OUT_BF16) {
             part.template image<Bf16>(images, v, transposed, p.out_scale);
             to_caller<HalfImage>(p, row, col, transposed);
@@ -136,42 +136,13 @@ struct Outbox {
                           transposed ? p.rows : p.cols, member, members);
     }
 
-    // All but the last N images that were carried off are free again; for the caller of `meet`.
-    template <int N>
-    DEV_FN void drain() const {
-#if defined(DEV_SM90)
-        if (member == 0) {
-            bulk_wait_read<N>();
-        }
-#endif
-    }
-
     // An image of the whole team to a tile of a grid.
     DEV_FN void carry(u64 to, const unsigned char* image) const {
-#if defined(DEV_SM90)
-        fence_async_shared();
-        meet();
-        if (member == 0) {
-            bulk_store(pointer<void>(to), image, tile::BYTES);
-            bulk_commit();
-        }
-#else
-        meet();
-#pragma unroll 1
+#pragma unroll
         for (u32 i = member; i < tile::BYTES / tile::CHUNK_BYTES; i += members) {
             const u32 byte = i * tile::CHUNK_BYTES;
             store16(pointer<unsigned char>(to) + byte, load16(image + byte));
         }
-#endif
-    }
-
-    // Nothing is on its way any more.
-    DEV_FN void close() const {
-#if defined(DEV_SM90)
-        if (member == 0) {
-            bulk_wait<0>();
-        }
-#endif
     }
 };
 

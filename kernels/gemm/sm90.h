@@ -1,7 +1,16 @@
 // The Hopper core: persistent, warp-specialized, fed by bulk copies.
 //
-//   warpgroup 0    one thread fills a ring of stages in shared memory, running ahead through units
-//   warpgroup 1–2  multiply from the ring (wgmma), finish in f32, hand tiles to the copy engine
+//   warpgroup 0    a warp deals: works out which units are this block's, and reads their problems
+//                  one thread fills a ring of stages in shared memory, running ahead through units
+//   warpgroup 1–2  multiply from the ring (wgmma), finish in f32, store tiles
+//
+// Dealing takes as long as the products of a small unit: a search in memory, and divisions. So it
+// has a warp of its own, whose lanes work out a unit each, and a ring of its own to run ahead in.
+//
+// A launch may chain products: units of one wait until all of another are stored, told by a counter
+// in device memory. The dealing warp waits, so units that need nothing go on; a third warp reports
+// what is stored. Units come in an order in which each needs only earlier ones, and all blocks run
+// at once: so some block can always go on.
 //
 // Class 256: a cluster of two blocks computes a unit of 256×256, each its 128 rows. They share the
 // right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows. The last
@@ -21,6 +30,22 @@
 #include "outbox.h"
 
 namespace gemm {
+
+// The part of a piece that is this block's: from tile (m_tile, n_tile) on, m_tiles rows of tiles.
+struct Share {
+    u32 problem;
+    u32 m_tile;
+    u32 n_tile;
+    u32 m_tiles;
+};
+
+// What is dealt at a time.
+struct Hand {
+    MusterGemmProblem problem;
+    Share share;
+};
+constexpr u32 HAND_BYTES = sizeof(Hand);
+static_assert(HAND_BYTES % 16 == 0, "hands are aligned");
 
 template <u32 CLASS>
 struct Sm90 {
@@ -45,8 +70,12 @@ struct Sm90 {
     static constexpr u32 TURN = 3;                // named barrier, and 4: whose turn it is
 
     static constexpr u32 OUTBOX = STAGES * STAGE_BYTES;  // two tiles for each multiplying warpgroup
-    static constexpr u32 BARRIERS = OUTBOX + 4 * tile::BYTES;
-    static constexpr u32 SHARED_BYTES = BARRIERS + 2 * STAGES * sizeof(u64);
+    static constexpr u32 HANDS = OUTBOX + 4 * tile::BYTES;
+    static constexpr u32 HAND_COUNT = 4;
+    static constexpr u32 PLAYERS = 8;       // the multiplying warps
+    static constexpr u32 HAND_READERS = 2;  // the filling and the reporting thread
+    static constexpr u32 BARRIERS = HANDS + HAND_COUNT * HAND_BYTES;
+    static constexpr u32 SHARED_BYTES = BARRIERS + (2 * STAGES + 3 * HAND_COUNT) * sizeof(u64);
     static_assert(SHARED_BYTES <= 227 * 1024, "a block's shared memory on Hopper");
 };
 
@@ -82,64 +111,156 @@ struct Ring {
     }
 };
 
-// The part of a piece that is this block's: from tile (m_tile, n_tile) on, m_tiles rows of tiles.
-struct Share {
-    u32 problem;
-    u32 m_tile;
-    u32 n_tile;
-    u32 m_tiles;
-};
+// ---- the dealing warp ---------------------------------------------------------------------------
 
-// The pieces of this block's cluster, one after the other.
 template <u32 CLASS>
-struct Deal {
-    using S = Sm90<CLASS>;
-    const MusterGemmArgs& args;
-    u32 rank;
-    u32 clusters;
-    u32 pieces;
-    u32 index;
-    u32 problem = 0;
+DEV_FN Hand* hand_at(u32 place) {
+    return reinterpret_cast<Hand*>(shared() + Sm90<CLASS>::HANDS) + place;
+}
+template <u32 CLASS>
+DEV_FN u64* dealt_barrier(u32 place) {
+    return full_barrier<CLASS>(2 * Sm90<CLASS>::STAGES + place);
+}
+template <u32 CLASS>
+DEV_FN u64* taken_barrier(u32 place) {
+    return dealt_barrier<CLASS>(Sm90<CLASS>::HAND_COUNT + place);
+}
+template <u32 CLASS>
+DEV_FN u64* played_barrier(u32 place) {
+    return taken_barrier<CLASS>(Sm90<CLASS>::HAND_COUNT + place);
+}
 
-    DEV_FN Deal(const MusterGemmArgs& a, u32 block_rank) : args(a), rank(block_rank) {
+// The pieces of this block's cluster: every `clusters`-th.
+template <u32 CLASS>
+struct Pieces {
+    u32 clusters;
+    u32 count;  // of all clusters
+    u32 first;
+
+    DEV_FN explicit Pieces(const MusterGemmArgs& args) {
+        using S = Sm90<CLASS>;
         clusters = grid() / S::CLUSTER;
-        pieces = S::WIDE ? schedule::pieces(a.block_count, clusters) : a.block_count;
-        index = block() / S::CLUSTER;
+        count = S::WIDE ? schedule::pieces(args.block_count, clusters) : args.block_count;
+        first = block() / S::CLUSTER;
     }
-    DEV_FN bool more() const { return index < pieces; }
-    DEV_FN const MusterGemmProblem* problems() const {
-        return constant<MusterGemmProblem>(args.problems);
-    }
-    DEV_FN Share next() {
-        const schedule::Piece piece = S::WIDE
-                                          ? schedule::piece(index, args.block_count, clusters)
+    DEV_FN u32 own() const { return first < count ? (count - first - 1) / clusters + 1 : 0; }
+};
+
+template <u32 CLASS>
+DEV_FN Share share_of(const MusterGemmArgs& args, u32 index, u32 clusters, u32 rank) {
+    using S = Sm90<CLASS>;
+    const schedule::Piece piece = S::WIDE ? schedule::piece(index, args.block_count, clusters)
                                           : schedule::Piece{index, 0, true};
-        const schedule::Unit at = schedule::locate(problems(), args.problem_count, piece.unit,
-                                                   args.group_rows, problem);
-        problem = at.problem;
-        index += clusters;
-        const u32 m_tiles = piece.whole ? S::M_TILES : S::M_TILES / 2;
-        return {problem, at.at.row * S::UNIT_TILES + piece.half * S::M_TILES + rank * m_tiles,
-                at.at.col * S::UNIT_TILES, m_tiles};
+    // Right where all problems are as large.
+    const u32 guess =
+        static_cast<u32>(static_cast<u64>(piece.unit) * args.problem_count / args.block_count);
+    const schedule::Unit at =
+        schedule::locate(constant<MusterGemmProblem>(args.problems), args.problem_count,
+                         piece.unit, args.group_rows, guess);
+    const u32 m_tiles = piece.whole ? S::M_TILES : S::M_TILES / 2;
+    return {at.problem, at.at.row * S::UNIT_TILES + piece.half * S::M_TILES + rank * m_tiles,
+            at.at.col * S::UNIT_TILES, m_tiles};
+}
+
+// Until the problem whose words the lanes hold may begin.
+DEV_FN void await_others(u32 word) {
+    constexpr u32 AFTER = offsetof(MusterGemmProblem, after) / sizeof(u32);
+    constexpr u32 COUNT = offsetof(MusterGemmProblem, after_count) / sizeof(u32);
+    const u64 after = static_cast<u64>(shfl(word, AFTER + 1)) << 32 | shfl(word, AFTER);
+    const u32 count = shfl(word, COUNT);
+    if (after != 0) {
+        count_await(after, count);
+    }
+}
+
+template <u32 CLASS>
+DEV_FN void deal(const MusterGemmArgs& args, u32 rank) {
+    using S = Sm90<CLASS>;
+    constexpr u32 WORDS = sizeof(MusterGemmProblem) / sizeof(u32);
+    static_assert(WORDS == WAVE, "a lane copies a word of a problem");
+    const Pieces<CLASS> pieces(args);
+    const u32 own = pieces.own();
+    Ring<S::HAND_COUNT> ring;
+    for (u32 done = 0; done < own; done += WAVE) {
+        const u32 ahead = schedule::smaller(WAVE, own - done);
+        Share mine = {};
+        if (lane() < ahead) {
+            const u32 index = pieces.first + (done + lane()) * pieces.clusters;
+            mine = share_of<CLASS>(args, index, pieces.clusters, rank);
+        }
+        for (u32 i = 0; i < ahead; ++i) {
+            const Share share = {shfl(mine.problem, i), shfl(mine.m_tile, i), shfl(mine.n_tile, i),
+                                 shfl(mine.m_tiles, i)};
+            const u32 word = constant<u32>(args.problems)[share.problem * WORDS + lane()];
+            await_others(word);
+            Hand* const hand = hand_at<CLASS>(ring.stage);
+            mbar_wait(taken_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+            reinterpret_cast<u32*>(&hand->problem)[lane()] = word;
+            if (lane() == 0) {
+                hand->share = share;
+            }
+            wave_sync();
+            if (lane() == 0) {
+                mbar_arrive(dealt_barrier<CLASS>(ring.stage));
+            }
+            ring.next();
+        }
+    }
+}
+
+// The hands of this block, one after the other, for those who read them.
+template <u32 CLASS>
+struct Hands {
+    u32 left;
+    Ring<Sm90<CLASS>::HAND_COUNT> ring;
+
+    DEV_FN explicit Hands(const MusterGemmArgs& args) : left(Pieces<CLASS>(args).own()) {}
+
+    DEV_FN bool more() const { return left != 0; }
+    DEV_FN const Hand& look() const {
+        mbar_wait(dealt_barrier<CLASS>(ring.stage), ring.parity);
+        return *hand_at<CLASS>(ring.stage);
+    }
+    DEV_FN void lay_down() const { mbar_arrive(taken_barrier<CLASS>(ring.stage)); }
+    DEV_FN void next() {
+        --left;
+        ring.next();
     }
 };
+
+// Tells the others of the launch what is stored: the multiplying warps do not wait until it is.
+template <u32 CLASS>
+DEV_FN void report(const MusterGemmArgs& args) {
+    static_assert(Sm90<CLASS>::M_TILES == MUSTER_GEMM_DONE_PER_BLOCK, "halves count half");
+    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
+        mbar_wait(played_barrier<CLASS>(hands.ring.stage), hands.ring.parity);
+        const Hand& hand = hands.look();
+        if (hand.problem.done != 0) {
+            count_add(hand.problem.done, hand.share.m_tiles);
+        }
+        hands.lay_down();
+    }
+}
 
 // ---- the filling thread -------------------------------------------------------------------------
 
 template <bool B_MN, u32 CLASS>
 DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
-                         const Share& share, u32 rank) {
+                         Share share, u32 rank) {
     using S = Sm90<CLASS>;
     constexpr u32 LOADS = S::N_TILES / S::CLUSTER;  // of the right operand, by this block
     const u32 bytes = (share.m_tiles + S::N_TILES) * tile::BYTES;
-    for (u32 k = 0; k < p.k_tiles; ++k) {
+    const u32 k_tiles = p.k_tiles;
+    const u32 a_tiles_per_row = p.a_tiles_per_row;
+    const u32 b_tiles_per_row = p.b_tiles_per_row;
+    for (u32 k = 0; k < k_tiles; ++k) {
         u64* const full = full_barrier<CLASS>(ring.stage);
         unsigned char* const stage = stage_at<CLASS>(ring.stage);
         mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
         mbar_expect(full, bytes);
 #pragma unroll
         for (u32 i = 0; i < S::M_TILES; ++i) {
-            const u64 at = p.a + tile::tile_offset(share.m_tile + i, k, p.a_tiles_per_row);
+            const u64 at = p.a + tile::tile_offset(share.m_tile + i, k, a_tiles_per_row);
             if (i < share.m_tiles) {
                 bulk_load(stage + i * tile::BYTES, pointer<const void>(at), tile::BYTES, full);
             }
@@ -148,8 +269,8 @@ DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProble
         for (u32 i = 0; i < LOADS; ++i) {
             const u32 n = rank * LOADS + i;
             const u32 n_tile = share.n_tile + n;
-            const u64 at = p.b + (B_MN ? tile::tile_offset(k, n_tile, p.b_tiles_per_row)
-                                       : tile::tile_offset(n_tile, k, p.b_tiles_per_row));
+            const u64 at = p.b + (B_MN ? tile::tile_offset(k, n_tile, b_tiles_per_row)
+                                       : tile::tile_offset(n_tile, k, b_tiles_per_row));
             unsigned char* const to = stage + (S::M_TILES + n) * tile::BYTES;
             if constexpr (S::CLUSTER == 1) {
                 bulk_load(to, pointer<const void>(at), tile::BYTES, full);
@@ -166,7 +287,7 @@ DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProble
 // symmetric product in place another block may be writing them.
 template <u32 CLASS>
 DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
-                        const Share& share) {
+                        Share share) {
     for (u32 step = 0; step < Sm90<CLASS>::ADDEND_STAGES; ++step) {
         u64* const full = full_barrier<CLASS>(ring.stage);
         mbar_wait(empty_barrier<CLASS>(ring.stage), ring.parity ^ 1);
@@ -193,13 +314,17 @@ template <bool B_MN, u32 CLASS>
 DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
     using S = Sm90<CLASS>;
     Ring<S::STAGES> ring;
-    for (Deal<CLASS> deal(args, rank); deal.more();) {
-        const Share share = deal.next();
-        const MusterGemmProblem p = deal.problems()[share.problem];
-        fill_product<B_MN, CLASS>(ring, p, share, rank);
-        if (has_addend(p)) {
-            fill_addend<CLASS>(ring, p, share);
+    await_launch_before();
+    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
+        const Hand& hand = hands.look();
+        if (hand.problem.after != 0) {
+            fence_async_global();
         }
+        fill_product<B_MN, CLASS>(ring, hand.problem, hand.share, rank);
+        if (has_addend(hand.problem)) {
+            fill_addend<CLASS>(ring, hand.problem, hand.share);
+        }
+        hands.lay_down();
     }
     if constexpr (S::CLUSTER > 1) {
         // The partner's warps still arrive here: a block's barriers must outlive its last stages.
@@ -304,11 +429,12 @@ DEV_FN void pass(Ring<Sm90<CLASS>::STAGES>& ring, u32 stages) {
     }
 }
 
-// Finishes the sub-tiles of acc in turn, each while the one before is on its way out.
+// Finishes the sub-tiles of acc. All of C is read before anything is stored: the stages that hold it
+// are the ring's next, without which the next unit's products would have to wait for the stores.
 template <class T, u32 CLASS>
-DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, Outbox& outbox,
-                   f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32], u32 m_tile, u32 n_tile,
-                   u32 first_strip) {
+DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
+                   const Outbox& outbox, f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32],
+                   u32 m_tile, u32 n_tile, u32 first_strip) {
     using S = Sm90<CLASS>;
     const bool addend = has_addend(p);
     const Part<4, 4> warp = {outbox.member / WAVE * FRAGMENT, 0};
@@ -326,7 +452,6 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, 
             const u32 place = (first_strip + strip) * 2 + across % 2;
             const unsigned char* const image = stage_at<CLASS>(ring.stage) + place * tile::BYTES;
             warp.template finish<T>(p, v, addend ? image : nullptr, row, col);
-            outbox.send<T>(p, warp, v, row, col);
         }
         if (addend && i % (2 * S::STRIPS) == 2 * S::STRIPS - 1) {
             wave_sync();  // All lanes have read.
@@ -334,50 +459,81 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p, 
             ring.next();
         }
     }
+#pragma unroll
+    for (u32 i = 0; i < S::STRIPS * S::N_TILES; ++i) {
+        const u32 row = m_tile + first_strip + i / S::N_TILES;
+        const u32 col = n_tile + i % S::N_TILES;
+        if (kept(p, row, col)) {
+            const f32* const strip = acc[i / S::N_TILES];
+            outbox.send<T>(p, warp, strip + i % S::N_TILES * (4 * FRAGMENT_F32), row, col);
+        }
+    }
+}
+
+// What a warpgroup does with a hand.
+template <class T, bool B_MN, u32 CLASS>
+DEV_FN void play(Ring<Sm90<CLASS>::STAGES>& ring, const Hand& hand, const Outbox& outbox,
+                 u32 group, u32 turn, bool last) {
+    using S = Sm90<CLASS>;
+    const MusterGemmProblem p = hand.problem;
+    const Share share = hand.share;
+    const u32 k_tiles = p.k_tiles;
+    const bool addend = has_addend(p);
+    const u32 stages = k_tiles + (addend ? S::ADDEND_STAGES : 0);
+    const u32 first_strip = S::WIDE ? group : 0;
+    if (!S::WIDE && turn % 2 != group) {
+        ring.advance(stages);
+        return;
+    }
+    if (S::WIDE && first_strip >= share.m_tiles) {
+        pass<CLASS>(ring, stages);
+        return;
+    }
+    f32 acc[S::STRIPS][S::STRIP_F32];
+    if constexpr (!S::WIDE) {
+        begin_turn(turn, group);
+    }
+    multiply<T, B_MN, CLASS>(ring, k_tiles, first_strip, acc);
+    if constexpr (!S::WIDE) {
+        end_turn(ring, group, addend, last);
+    }
+    settle<CLASS>(ring, acc);
+    finish<T, CLASS>(ring, p, outbox, acc, share.m_tile, share.n_tile, first_strip);
 }
 
 template <class T, bool B_MN, u32 CLASS>
-DEV_FN void multiply_all(const MusterGemmArgs& args, u32 rank, u32 group) {
+DEV_FN void multiply_all(const MusterGemmArgs& args, u32 group) {
     using S = Sm90<CLASS>;
-    Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
-                     thread() % S::GROUP, S::GROUP};
+    const Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
+                           thread() % S::GROUP, S::GROUP};
     Ring<S::STAGES> ring;
     u32 turn = 0;
-    for (Deal<CLASS> deal(args, rank); deal.more(); ++turn) {
-        const Share share = deal.next();
-        const MusterGemmProblem p = deal.problems()[share.problem];
-        const u32 stages = p.k_tiles + (has_addend(p) ? S::ADDEND_STAGES : 0);
-        const u32 first_strip = S::WIDE ? group : 0;
-        if (!S::WIDE && turn % 2 != group) {
-            ring.advance(stages);
-            continue;
+    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
+        play<T, B_MN, CLASS>(ring, hands.look(), outbox, group, turn, hands.left == 1);
+        wave_sync();  // All lanes have stored.
+        if (lane() == 0) {
+            mbar_arrive(played_barrier<CLASS>(hands.ring.stage));
         }
-        if (S::WIDE && first_strip >= share.m_tiles) {
-            pass<CLASS>(ring, stages);
-            continue;
-        }
-        f32 acc[S::STRIPS][S::STRIP_F32];
-        if constexpr (!S::WIDE) {
-            begin_turn(turn, group);
-        }
-        multiply<T, B_MN, CLASS>(ring, p.k_tiles, first_strip, acc);
-        if constexpr (!S::WIDE) {
-            end_turn(ring, group, has_addend(p), !deal.more());
-        }
-        settle<CLASS>(ring, acc);
-        finish<T, CLASS>(ring, p, outbox, acc, share.m_tile, share.n_tile, first_strip);
+        ++turn;
     }
-    outbox.close();
 }
 
 template <class T, bool B_MN, u32 CLASS>
 DEV_FN void run_sm90(const MusterGemmArgs& args) {
     using S = Sm90<CLASS>;
     const u32 rank = S::CLUSTER == 1 ? 0 : cluster_rank();
+    // Only the filling thread waits for the launch before: all else that reads or writes what others
+    // write does so after it. Tables are older than that launch.
+    let_next_launch_begin();
     if (thread() == 0) {
         for (u32 stage = 0; stage < S::STAGES; ++stage) {
             mbar_init(full_barrier<CLASS>(stage), 1);
             mbar_init(empty_barrier<CLASS>(stage), S::READERS);
+        }
+        for (u32 place = 0; place < S::HAND_COUNT; ++place) {
+            mbar_init(dealt_barrier<CLASS>(place), 1);
+            mbar_init(taken_barrier<CLASS>(place), S::HAND_READERS);
+            mbar_init(played_barrier<CLASS>(place), S::PLAYERS);
         }
         mbar_init_fence();
     }
@@ -388,13 +544,20 @@ DEV_FN void run_sm90(const MusterGemmArgs& args) {
     }
     const u32 group = uniform(thread() / S::GROUP);
     if (group == 0) {
-        registers_down<40>();
-        if (wave() == 0 && elect()) {
+        registers_down<56>();
+        const u32 warp = uniform(wave());
+        if (warp == 0 && elect()) {
             fill<B_MN, CLASS>(args, rank);
         }
+        if (warp == 1) {
+            deal<CLASS>(args, rank);
+        }
+        if (warp == 2 && elect()) {
+            report<CLASS>(args);
+        }
     } else {
-        registers_up<232>();
-        multiply_all<T, B_MN, CLASS>(args, rank, group - 1);
+        registers_up<224>();
+        multiply_all<T, B_MN, CLASS>(args, group - 1);
     }
 }
 

@@ -59,15 +59,21 @@ DEV_FN dev::u32x2 pack_scaled(const Quad& quad, Scale scale, bool f16) {
 template <class Access>
 DEV_FN void cast_wide(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uint32_t col,
                       uint64_t to) {
+    constexpr uint32_t CHUNKS = tile::BYTES / tile::CHUNK_BYTES / THREADS;  // of a thread
     const bool f16 = matrix.flags & MUSTER_NS_TILES_F16;
-    for (uint32_t slot = dev::thread(); slot < tile::BYTES / tile::CHUNK_BYTES; slot += THREADS) {
-        const uint32_t tile_row = slot / 8;
-        const uint32_t chunk = slot % 8 ^ tile_row % 8;
-        const Quad left = load_quad<Access>(matrix, row + tile_row, col + chunk * 8);
-        const Quad right = load_quad<Access>(matrix, row + tile_row, col + chunk * 8 + 4);
-        const dev::u32x2 low = pack_scaled(left, scale, f16);
-        const dev::u32x2 high = pack_scaled(right, scale, f16);
+    const uint32_t tile_row = dev::thread() / 8;
+    const uint32_t chunk = dev::thread() % 8 ^ tile_row % 8;
+    Quad quads[CHUNKS][2];  // all on their way before the first is used
+    for (uint32_t i = 0; i < CHUNKS; i++) {
+        const uint32_t from = row + tile_row + i * (THREADS / 8);
+        quads[i][0] = load_quad<Access>(matrix, from, col + chunk * 8);
+        quads[i][1] = load_quad<Access>(matrix, from, col + chunk * 8 + 4);
+    }
+    for (uint32_t i = 0; i < CHUNKS; i++) {
+        const dev::u32x2 low = pack_scaled(quads[i][0], scale, f16);
+        const dev::u32x2 high = pack_scaled(quads[i][1], scale, f16);
         const dev::u32x4 words = {low[0], low[1], high[0], high[1]};
+        const uint32_t slot = dev::thread() + i * THREADS;
         dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), words);
     }
 }

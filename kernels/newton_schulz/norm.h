@@ -67,6 +67,9 @@ DEV_FN void norm(const MusterNsArgs& args) {
         const uint32_t col = strip % strips_across(matrix) * MUSTER_NS_STRIP_COLS;
         const double sum = block_sum(strip_share_of(matrix, row, col));
         if (dev::thread() == 0) dev::pointer<double>(matrix.partials)[strip] = sum;
+        for (uint32_t i = dev::thread(); strip == 0 && i < matrix.counter_count; i += THREADS) {
+            dev::pointer<uint32_t>(matrix.counters)[i] = 0;
+        }
     }
 }
 

@@ -88,6 +88,7 @@ void prepare_launch(const MusterSimLaunch& request, const Kernel* kernel) {
     launch.ready_head = launch.ready_count = 0;
     launch.loads.clear();
     launch.cluster_barrier = Barrier();
+    launch.counters.clear();
 }
 
 void prepare_block(Block& block, uint32_t rank) {

@@ -132,6 +132,48 @@ void complete_bytes(Block& block, uint32_t offset, const Bulk& load) {
     turn_phase(bar);
 }
 
+namespace {
+
+// Accesses of counters are atomic: they race with no other of the same kind.
+Counter& counter_at(uint32_t* counter, bool write, const char* what) {
+    if (is_shared(counter) || reinterpret_cast<uintptr_t>(counter) % 4 != 0) {
+        fault("bad counter: %s of %s at %s", what, who(current), place(counter));
+    }
+    check_bounds(counter, 4, write, what);
+    for (Counter& found : launch.counters) {
+        if (found.at == counter) return found;
+    }
+    launch.counters.push_back({counter, {}, {}});
+    return launch.counters.back();
+}
+
+}  // namespace
+
+void count_add(uint32_t* pointer, uint32_t amount) {
+    Counter& counter = counter_at(pointer, true, "count_add");
+    Fiber* fiber = current;
+    if (launch.races) join(counter.clock, fiber->clock);
+    bump(fiber);
+    *pointer += amount;
+    for (Fiber* waiting : counter.waiting) wake(waiting);
+    counter.waiting.clear();
+    perhaps_yield();
+}
+
+void count_await(uint32_t* pointer, uint32_t amount) {
+    Fiber* fiber = current;
+    perhaps_yield();
+    for (;;) {
+        Counter& counter = counter_at(pointer, false, "count_await");
+        if (*pointer >= amount) {
+            if (launch.races) join(fiber->clock, counter.clock);
+            return;
+        }
+        counter.waiting.push_back(fiber);
+        block({"count_await", "for %ld: the count is %ld", {amount, *pointer}});
+    }
+}
+
 // What the thread knows of so far is visible to the asynchronous proxy.
 void fence_async_shared() {
     Fiber* fiber = current;

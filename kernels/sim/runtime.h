@@ -98,6 +98,11 @@ void bulk_commit();
 void bulk_wait(uint32_t groups_left, bool read_only);
 void fence_async_shared();
 
+// ---- counters in device memory
+// ----------------------------------------------------------------------
+void count_add(uint32_t* counter, uint32_t amount);    // releases
+void count_await(uint32_t* counter, uint32_t amount);  // waits for so much, and acquires
+
 // ---- NVIDIA's matrix instructions
 // --------------------------------------------------------------------
 enum class Format { Bf16, F16 };

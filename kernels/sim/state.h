@@ -56,6 +56,13 @@ struct Mbar {
     std::vector<Fiber*> waiting;
 };
 
+// A word of device memory by which threads tell each other what is done.
+struct Counter {
+    const uint32_t* at;
+    std::vector<uint32_t> clock;
+    std::vector<Fiber*> waiting;
+};
+
 // A copy in a thread's own queue.
 struct Copy {
     unsigned char* shared;
@@ -196,6 +203,7 @@ struct Launch {
     std::vector<Fiber> fibers;
     std::vector<Block> blocks;
     Barrier cluster_barrier;
+    std::vector<Counter> counters;  // those that this launch has used
     std::vector<Bulk> loads;
     std::vector<Fiber*> ready;  // a ring
     uint32_t ready_head = 0, ready_count = 0;

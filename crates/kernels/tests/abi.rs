@@ -48,6 +48,9 @@ fn expected() -> BTreeMap<String, u64> {
             beta,
             gamma,
             out_scale,
+            after,
+            done,
+            after_count,
             reserved
         ]
     );
@@ -69,7 +72,10 @@ fn expected() -> BTreeMap<String, u64> {
             row_tiles,
             col_tiles,
             first_strip,
-            first_tile
+            first_tile,
+            counters,
+            counter_count,
+            reserved
         ]
     );
     compare!("MusterNsArgs", NsArgs, [matrices, matrix_count, unit_count]);
@@ -84,6 +90,7 @@ fn expected() -> BTreeMap<String, u64> {
         ("MUSTER_GEMM_LOWER", GEMM_LOWER),
         ("MUSTER_GEMM_OUT_BF16", GEMM_OUT_BF16),
         ("MUSTER_GEMM_OUT_TRANSPOSED", GEMM_OUT_TRANSPOSED),
+        ("MUSTER_GEMM_DONE_PER_BLOCK", GEMM_DONE_PER_BLOCK),
         ("MUSTER_NS_INPUT_16", NS_INPUT_16),
         ("MUSTER_NS_INPUT_F16", NS_INPUT_F16),
         ("MUSTER_NS_TALL", NS_TALL),

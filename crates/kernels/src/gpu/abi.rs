@@ -34,8 +34,14 @@ pub struct GemmProblem {
     pub beta: f32,
     pub gamma: f32,
     pub out_scale: f32,
-    pub reserved: [u32; 6],
+    pub after: u64,
+    pub done: u64,
+    pub after_count: u32,
+    pub reserved: u32,
 }
+
+/// What a stored unit adds to `done`, for each of the blocks of its cluster.
+pub const GEMM_DONE_PER_BLOCK: u32 = 2;
 
 /// A launch of `gemm_*`.
 #[repr(C)]
@@ -79,6 +85,9 @@ pub struct NsMatrix {
     pub col_tiles: u32,
     pub first_strip: u32,
     pub first_tile: u32,
+    pub counters: u64,
+    pub counter_count: u32,
+    pub reserved: u32,
 }
 
 /// A launch of `ns_norm`, `ns_cast`, `ns_aol_rows` or `ns_aol_scale`.

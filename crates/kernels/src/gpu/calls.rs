@@ -23,12 +23,26 @@ enum Args {
 
 /// A launch with its argument.
 pub(super) struct Call {
+    name: &'static str,
     function: Function,
     grid: Grid,
     args: Args,
 }
 
 impl Call {
+    /// The kernel's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Units of work in the launch.
+    pub(super) fn units(&self) -> u32 {
+        match &self.args {
+            Args::Gemm(args) => args.block_count,
+            Args::Ns(args) => args.unit_count,
+        }
+    }
+
     /// # Errors
     /// The device refuses.
     ///
@@ -92,7 +106,7 @@ impl Calls<'_> {
         let blocks = unit_count.min(self.kernels.multiprocessors() * RESIDENT);
         let grid = Grid { shared_bytes, ..Grid::linear(blocks, THREADS) };
         let function = self.kernels.function(Family::NewtonSchulz, name)?;
-        Ok(Call { function, grid, args: Args::Ns(args) })
+        Ok(Call { name, function, grid, args: Args::Ns(args) })
     }
 
     pub(super) fn gemm(&self, launch: &GemmLaunch) -> Result<Call, KernelError> {
@@ -106,8 +120,18 @@ impl Calls<'_> {
             group_rows: self.kernels.tuning().group_rows(arch, class, multiprocessors),
             xcds: arch::xcds(arch),
         };
-        let function = self.kernels.function(Family::Gemm, gemm_name(form, self.tiles, class))?;
-        let grid = schedule::launch(arch, class, multiprocessors, units);
-        Ok(Call { function, grid, args: Args::Gemm(args) })
+        let name = gemm_name(form, self.tiles, class);
+        let function = self.kernels.function(Family::Gemm, name)?;
+        let mut grid = schedule::launch(arch, class, multiprocessors, units);
+        if launch.is_chain {
+            (grid.early, grid.together) = (false, true);
+            let clusters = function.clusters_together(&grid)?;
+            if clusters == 0 {
+                let message = format!("no cluster of {name} fits this device");
+                return Err(KernelError::Argument { kernel: "newton_schulz", message });
+            }
+            grid.grid[0] = grid.grid[0].min(clusters * grid.cluster[0]);
+        }
+        Ok(Call { name, function, grid, args: Args::Gemm(args) })
     }
 }

@@ -6,7 +6,7 @@ use device::{DType, Graph, Stream, Tensor};
 
 use super::arch::TileType;
 use super::calls::{Call, Calls};
-use super::layout::Extents;
+use super::layout::{Classes, Extents};
 use super::modules::Kernels;
 use super::plan::{Bases, Common, Plan};
 use crate::newton_schulz::{Algorithm, Batch, Program, Storage};
@@ -47,7 +47,8 @@ impl Prepared {
             }
         };
         let (arch, least_norm) = (kernels.arch(), method.least_norm);
-        let common = Common { arch, tiles, input, output, least_norm };
+        let chains = kernels.tuning().chains(arch);
+        let common = Common { arch, tiles, input, output, least_norm, chains };
         let matrices = batch.matrices();
         let programs: Vec<&Program> = (0..matrices.len()).map(|i| batch.program(i)).collect();
         let plan = Plan::new(&common, matrices, &programs, limit)?;
@@ -89,13 +90,13 @@ impl Prepared {
         let line = |index: usize| {
             let program = self.batch.program(index);
             let (n, m) = (program.short, program.long);
-            let extents = Extents::new(n, m).ok()?;
-            let (symmetric, apply) = (extents.symmetric.side(), extents.apply.side());
+            let Classes { gram, square, apply } = Extents::new(arch, n, m).ok()?.classes;
+            let blocks = [gram, square, apply].map(|class| class.side());
             let (algorithm, tiles) = (program.algorithm.word(), tiles.dtype());
             let restarts = method.restarts();
             Some(format!(
                 "{arch} {tiles} {n}x{m}: {method}; {algorithm}, restarts {restarts:?}; blocks of \
-                 {symmetric} and {apply}"
+                 X·Xᵀ, S·S, S·X {blocks:?}"
             ))
         };
         (0..self.batch.matrices().len()).filter_map(line).collect()
@@ -185,11 +186,24 @@ impl Bound {
     /// # Errors
     /// The device refuses.
     pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
+        self.launch_with(stream, |_, _| Ok(()))
+    }
+
+    /// The same; `after` each launch is told its kernel and units, for instance to record an event.
+    ///
+    /// # Errors
+    /// The device or `after` refuses.
+    pub fn launch_with(
+        &self,
+        stream: &Stream,
+        mut after: impl FnMut(&'static str, u32) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
         for call in &self.calls {
             // SAFETY: the addresses lie in the tensors that `self` keeps, and memory that is freed
             // later is freed after the work that was enqueued before; `plan` keeps every place
             // within the sizes that `bind` checked.
             unsafe { call.launch(stream) }?;
+            after(call.name(), call.units())?;
         }
         Ok(())
     }

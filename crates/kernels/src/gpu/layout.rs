@@ -6,6 +6,8 @@
 //! S slot      the same, short × short
 //! ```
 
+use device::Arch;
+
 use super::abi;
 use super::arch::{Class, TILE, TILE_BYTES};
 use crate::KernelError;
@@ -39,41 +41,69 @@ pub struct Extents {
     pub long: usize,
     /// The caller's matrix is the transpose.
     pub is_tall: bool,
-    /// Class of the products that give a symmetric matrix …
-    pub symmetric: Class,
-    /// … and of those that give one of the caller's shape.
-    pub apply: Class,
+    pub classes: Classes,
 }
 
-/// The symmetric product: blocks on the diagonal do twice the work, which at this many of the
-/// large ones along a side costs as much as the small ones' lower rate.
-const LARGE_SYMMETRIC: usize = 2049;
+/// The class of each kind of product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Classes {
+    /// `X·Xᵀ`.
+    pub gram: Class,
+    /// Of two symmetric matrices, giving one.
+    pub square: Class,
+    /// Of a symmetric matrix and `X`.
+    pub apply: Class,
+}
 
 /// A side whose padding to large blocks adds more than this part of it takes small ones.
 const PADDING: f64 = 1.0 / 12.0;
 
+impl Classes {
+    /// Large blocks load less for each product; small ones of Hopper store under the products of
+    /// the next, and waste less on the diagonal. So large ones pay where sums are long: measured
+    /// on an H200, at its power limit (benches/RESULTS.md). For others nothing is measured, and
+    /// what large blocks waste on the diagonal is held against their higher rate.
+    fn new(arch: Arch, short: usize, long: usize) -> Classes {
+        let pads_little = |side: usize| {
+            let padding = side.next_multiple_of(Class::Large.side()) - side;
+            padding as f64 <= side as f64 * PADDING
+        };
+        let pads_little = pads_little(short) && pads_little(long);
+        let large_if = |is_large| if is_large && pads_little { Class::Large } else { Class::Small };
+        match arch {
+            Arch::Sm90a => Classes {
+                gram: large_if(long > 3072 && short >= 2048),
+                square: large_if(short > 3072),
+                apply: large_if(short >= 2048),
+            },
+            _ => {
+                let symmetric = large_if(short > 2048);
+                Classes { gram: symmetric, square: symmetric, apply: large_if(true) }
+            }
+        }
+    }
+
+    fn largest(self) -> Class {
+        self.gram.max(self.square).max(self.apply)
+    }
+}
+
 impl Extents {
     /// # Errors
     /// A side that 32-bit extents do not hold.
-    pub fn new(rows: usize, cols: usize) -> Result<Extents, KernelError> {
+    pub fn new(arch: Arch, rows: usize, cols: usize) -> Result<Extents, KernelError> {
         let (short, long) = (rows.min(cols), rows.max(cols));
         if long > (i32::MAX as usize) - Class::Large.side() {
             let message = format!("a matrix of {rows}×{cols} is beyond 32-bit extents");
             return Err(KernelError::Argument { kernel: KERNEL, message });
         }
-        let pads_little = |side: usize| {
-            let padding = side.next_multiple_of(Class::Large.side()) - side;
-            padding as f64 <= side as f64 * PADDING
-        };
-        let large_if = |is_large| if is_large { Class::Large } else { Class::Small };
-        let pads_little = pads_little(short) && pads_little(long);
-        let symmetric = large_if(pads_little && short >= LARGE_SYMMETRIC);
-        Ok(Extents { short, long, is_tall: rows > cols, symmetric, apply: large_if(pads_little) })
+        let classes = Classes::new(arch, short, long);
+        Ok(Extents { short, long, is_tall: rows > cols, classes })
     }
 
     /// Both sides are multiples of this.
     fn side(&self) -> usize {
-        self.symmetric.max(self.apply).side()
+        self.classes.largest().side()
     }
 
     /// Tiles along the short side, with padding.
@@ -109,27 +139,36 @@ mod tests {
 
     #[test]
     fn classes_and_padding_follow_the_shape() {
-        let of = |rows, cols| {
-            let e = Extents::new(rows, cols).unwrap();
-            (e.symmetric, e.apply, e.short_tiles() as usize * TILE, e.long_tiles() as usize * TILE)
+        let of = |arch, rows, cols| {
+            let e = Extents::new(arch, rows, cols).unwrap();
+            let Classes { gram, square, apply } = e.classes;
+            let sides = (e.short_tiles() as usize * TILE, e.long_tiles() as usize * TILE);
+            (gram.side(), square.side(), apply.side(), sides.0, sides.1)
         };
-        use Class::{Large, Small};
-        assert_eq!(of(768, 3072), (Small, Large, 768, 3072));
-        assert_eq!(of(2816, 1024), (Small, Large, 1024, 2816));
-        assert_eq!(of(4096, 11008), (Large, Large, 4096, 11008));
-        assert_eq!(of(1, 1000), (Small, Small, 128, 1024));
-        assert_eq!(of(129, 64), (Small, Small, 128, 256));
-        // 640 would grow by a fifth.
-        assert_eq!(of(640, 2560), (Small, Small, 640, 2560));
-        assert_eq!(of(0, 7), (Small, Small, 0, 128));
-        assert!(Extents::new(1, 1 << 31).is_err());
+        for (arch, at_1024, at_2048) in [
+            (Arch::Sm90a, (128, 128, 128), (256, 128, 256)),
+            (Arch::Gfx942, (128, 128, 256), (128, 128, 256)),
+        ] {
+            let (gram, square, apply) = at_1024;
+            assert_eq!(of(arch, 768, 3072), (gram, square, apply, 768, 3072));
+            assert_eq!(of(arch, 2816, 1024), (gram, square, apply, 1024, 2816));
+            let (gram, square, apply) = at_2048;
+            assert_eq!(of(arch, 2048, 7168), (gram, square, apply, 2048, 7168));
+            assert_eq!(of(arch, 4096, 11008), (256, 256, 256, 4096, 11008));
+            assert_eq!(of(arch, 1, 1000), (128, 128, 128, 128, 1024));
+            assert_eq!(of(arch, 129, 64), (128, 128, 128, 128, 256));
+            // 640 would grow by a fifth.
+            assert_eq!(of(arch, 640, 2560), (128, 128, 128, 640, 2560));
+            assert_eq!(of(arch, 0, 7), (128, 128, 128, 0, 128));
+            assert!(Extents::new(arch, 1, 1 << 31).is_err());
+        }
     }
 
     #[test]
     fn a_matrix_and_its_transpose_are_laid_out_alike() {
         for (rows, cols) in [(3, 5), (200, 4096), (4096, 4095)] {
-            let wide = Extents::new(rows, cols).unwrap();
-            let tall = Extents::new(cols, rows).unwrap();
+            let wide = Extents::new(Arch::Sm90a, rows, cols).unwrap();
+            let tall = Extents::new(Arch::Sm90a, cols, rows).unwrap();
             assert_eq!((wide.x_bytes(), wide.s_bytes()), (tall.x_bytes(), tall.s_bytes()));
             assert_ne!(wide.is_tall, tall.is_tall);
         }

@@ -87,6 +87,7 @@ mod tests {
                 ..GemmProblem::default()
             })],
             units,
+            is_chain: false,
             table: 0,
         };
         let ceiling = Ceiling { flops_per_s: 1e12, bytes_per_s: 1e15 };

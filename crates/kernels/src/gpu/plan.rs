@@ -5,8 +5,9 @@
 //! ```
 //!
 //! All matrices of a part advance together, stage by stage of their programs: products of one
-//! stage, form and class are one launch whatever their matrices' shapes. Tables lie at the end of
-//! the workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
+//! stage, form and class are one launch whatever their matrices' shapes. On Hopper stages of the same
+//! form and class that follow each other are one launch, too: its units wait for what they need by
+//! counters, which `ns_norm` sets to zero. Tables lie at the end of the workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
 //!
 //! Invariant: parts, order and grids change no bit of any result.
 
@@ -32,6 +33,8 @@ pub struct Common {
     pub input: DType,
     pub output: DType,
     pub least_norm: f64,
+    /// Stages that follow each other may be one launch.
+    pub chains: bool,
 }
 
 /// Where the caller's tensors and the workspace lie on the device.
@@ -89,6 +92,9 @@ impl Problem {
         abi.c = if self.has_addend { abi.c + bases.workspace } else { 0 };
         abi.d = if self.is_last { 0 } else { abi.d + bases.workspace };
         abi.out = if self.is_last { abi.out + bases.output } else { 0 };
+        for counter in [&mut abi.after, &mut abi.done] {
+            *counter += if *counter == 0 { 0 } else { bases.workspace };
+        }
         abi
     }
 }
@@ -100,6 +106,8 @@ pub struct GemmLaunch {
     pub class: Class,
     pub problems: Vec<Problem>,
     pub units: u32,
+    /// Some units wait for others: all blocks must run at the same time.
+    pub is_chain: bool,
     /// Where its table starts.
     pub table: u64,
 }
@@ -161,6 +169,7 @@ impl Part {
             input: matrix.input + bases.input,
             partials: matrix.partials + bases.workspace,
             x: if matrix.row_tiles == 0 { 0 } else { matrix.x + bases.workspace },
+            counters: if matrix.counter_count == 0 { 0 } else { matrix.counters + bases.workspace },
             status: if matrix.flags & abi::NS_PLAIN == 0 {
                 matrix.status + bases.status
             } else {
@@ -213,8 +222,8 @@ impl Plan {
         limit: Option<u64>,
     ) -> Result<Plan, KernelError> {
         check_types(common)?;
-        let extents: Vec<Extents> =
-            matrices.iter().map(|m| Extents::new(m.rows, m.cols)).collect::<Result<_, _>>()?;
+        let extents = matrices.iter().map(|m| Extents::new(common.arch, m.rows, m.cols));
+        let extents: Vec<Extents> = extents.collect::<Result<_, _>>()?;
         let builder = Builder { common, matrices, extents: &extents, programs };
         let mut tables = Cursor::default();
         let mut slots_end = 0;

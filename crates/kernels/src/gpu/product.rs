@@ -206,7 +206,8 @@ impl Products {
         let mut tables = Cursor::default();
         let table = tables.take(size_of_val(&matrices[..]) as u64);
         let of_problems = tables.take((problems.len() * size_of::<GemmProblem>()) as u64);
-        let launch = GemmLaunch { form, class, problems, units, table: of_problems };
+        let is_chain = false;
+        let launch = GemmLaunch { form, class, problems, units, is_chain, table: of_problems };
         let launches = vec![Launch::Gemm(launch.clone())];
         (Part::new(matrices, (0, tiles_before), launches, table), launch)
     }

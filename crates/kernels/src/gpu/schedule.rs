@@ -28,7 +28,9 @@ pub fn launch(arch: Arch, class: Class, multiprocessors: u32, units: u32) -> Gri
     let Gemm { threads, shared_bytes, cluster, .. } = gemm(arch, class);
     let clusters = busy_clusters(arch, class, multiprocessors, units);
     let blocks = clusters * cluster;
-    Grid { cluster: [cluster, 1, 1], shared_bytes, ..Grid::linear(blocks, threads) }
+    // The kernel that waits for the launch before by itself (sm90.h).
+    let early = matches!(arch, Arch::Sm90a);
+    Grid { cluster: [cluster, 1, 1], shared_bytes, early, ..Grid::linear(blocks, threads) }
 }
 
 /// Clusters that run at a time.

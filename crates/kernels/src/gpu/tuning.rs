@@ -3,6 +3,8 @@
 //! ```text
 //! # arch   class  group_rows
 //! sm_90a   256    12
+//! # arch   chain  whether stages that follow each other are one launch
+//! sm_90a   chain  off
 //! ```
 //!
 //! The environment variable `MUSTER_TUNING` names the file. No entry changes a bit of any result.
@@ -19,6 +21,7 @@ use crate::KernelError;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tuning {
     group_rows: Vec<(Arch, Class, u32)>,
+    chains: Vec<(Arch, bool)>,
 }
 
 impl Tuning {
@@ -47,13 +50,29 @@ impl Tuning {
             if words.is_empty() {
                 continue;
             }
-            let entry = entry(&words).ok_or_else(|| {
+            let refused = || {
                 let number = number + 1;
-                format!("line {number} is `{line}`; use `arch class group_rows`: `sm_90a 256 8`")
-            })?;
-            tuning.group_rows.push(entry);
+                format!(
+                    "line {number} is `{line}`; use `arch class group_rows`: `sm_90a 256 8`, or \
+                     `arch chain on|off`: `sm_90a chain off`"
+                )
+            };
+            match words[..] {
+                [arch, "chain", word] => {
+                    let arch = arch.parse().map_err(|_| refused())?;
+                    let on = ["off", "on"].iter().position(|known| *known == word);
+                    tuning.chains.push((arch, on.ok_or_else(refused)? == 1));
+                }
+                _ => tuning.group_rows.push(entry(&words).ok_or_else(refused)?),
+            }
         }
         Ok(tuning)
+    }
+
+    /// Whether stages of products that follow each other are one launch, where the kernels can.
+    pub fn chains(&self, arch: Arch) -> bool {
+        let measured = self.chains.iter().rev().find(|entry| entry.0 == arch);
+        matches!(arch, Arch::Sm90a) && measured.is_none_or(|&(_, on)| on)
     }
 
     /// Rows of units that are visited together.
@@ -83,11 +102,22 @@ mod tests {
         assert_eq!(tuning.group_rows(Arch::Sm90a, Class::Large, 132), 13);
         assert_eq!(tuning.group_rows(Arch::Sm90a, Class::Small, 132), 11);
         assert_eq!(Tuning::default().group_rows(Arch::Sm90a, Class::Large, 132), 8);
+        assert!(tuning.chains(Arch::Sm90a) && !tuning.chains(Arch::Gfx942));
+        let tuning = Tuning::parse("sm_90a chain off\nsm_80 chain on\n").unwrap();
+        assert!(!tuning.chains(Arch::Sm90a) && !tuning.chains(Arch::Sm80));
     }
 
     #[test]
     fn what_is_no_entry_is_named() {
-        for line in ["sm_90a 256", "sm_91 256 8", "sm_90a 64 8", "sm_90a 256 0", "sm_90a 256 8 9"] {
+        for line in [
+            "sm_90a chain maybe",
+            "sm_91 chain on",
+            "sm_90a 256",
+            "sm_91 256 8",
+            "sm_90a 64 8",
+            "sm_90a 256 0",
+            "sm_90a 256 8 9",
+        ] {
             let message = Tuning::parse(&format!("\n{line}")).unwrap_err();
             assert!(message.contains("line 2") && message.contains(line), "{message}");
         }

@@ -73,8 +73,8 @@ impl Kernel {
     /// The shape for `units` units on a chip that holds `resident` blocks.
     fn shape(&self, arch: &str, units: u32, resident: u32) -> Shape {
         let (threads, shared_bytes, cluster) = match (arch, self.class) {
-            ("sm_90a", 256) => (384, 229_440, 2),
-            ("sm_90a", _) => (384, 229_472, 1),
+            ("sm_90a", 256) => (384, 230_112, 2),
+            ("sm_90a", _) => (384, 230_144, 1),
             ("sm_80", _) => (256, 98_304, 1),
             ("gfx950", 256) => (512, 163_840, 1),
             ("gfx950", _) => (256, 81_920, 1),

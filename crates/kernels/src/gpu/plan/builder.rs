@@ -10,7 +10,7 @@ use super::{AolLaunch, Common, GemmLaunch, KERNEL, Launch, Part, Problem};
 use crate::KernelError;
 use crate::gpu::abi::{self, GemmProblem, NsAol, NsMatrix};
 use crate::gpu::arch::{Class, Form, TILE, TileType, gemm};
-use crate::gpu::layout::{Cursor, Extents, strips};
+use crate::gpu::layout::{Classes, Cursor, Extents, strips};
 use crate::newton_schulz::{Kind, Matrix, Op, Product, Program, Slot};
 
 /// Where the parts of one matrix lie in the workspace.
@@ -19,6 +19,8 @@ struct Place {
     partials: u64,
     /// Of the rescale of rows.
     scales: u64,
+    /// How much of each stage is done, where launches chain stages.
+    counters: u64,
     x: Vec<u64>,
     s: Vec<u64>,
 }
@@ -55,9 +57,14 @@ impl Builder<'_> {
         Place {
             partials: cursor.take(strips(item.rows, item.cols) * 8),
             scales: cursor.take(scales),
+            counters: cursor.take(4 * u64::from(self.counter_count(index))),
             x: (0..program.x_slots).map(|_| cursor.take(extents.x_bytes())).collect(),
             s: (0..program.s_slots).map(|_| cursor.take(extents.s_bytes())).collect(),
         }
+    }
+
+    fn counter_count(&self, index: usize) -> u32 {
+        if self.common.chains { self.programs[index].stages.len() as u32 } else { 0 }
     }
 
     pub(super) fn places(&self, range: Range<usize>) -> Places {
@@ -108,10 +115,21 @@ impl Builder<'_> {
             }
         }
         let table = tables.take(size_of_val(&matrices[..]) as u64);
-        let launches: Vec<Launch> = steps
-            .into_iter()
-            .map(|((_, step), ops)| self.launch(step, &ops, tables))
-            .collect::<Result<_, _>>()?;
+        let mut launches = Vec::new();
+        let mut steps = steps.into_iter().peekable();
+        while let Some(((stage, step), ops)) = steps.next() {
+            let Step::Gemm(form, class) = step else {
+                launches.push(self.aol(&ops, tables)?);
+                continue;
+            };
+            let mut stages = vec![(stage, ops)];
+            while let Some(((stage, _), ops)) =
+                steps.next_if(|&((_, next), _)| next == step && self.common.chains)
+            {
+                stages.push((stage, ops));
+            }
+            launches.push(self.gemm((form, class), &stages, tables)?);
+        }
         let (strips, tiles) = (narrow(strips_before)?, narrow(tiles_before)?);
         Ok(Part::new(matrices, (strips, tiles), launches, table))
     }
@@ -151,36 +169,55 @@ impl Builder<'_> {
             col_tiles: if is_empty { 0 } else { extents.long_tiles() },
             first_strip: narrow(strips_before)?,
             first_tile: narrow(tiles_before)?,
+            counters: place.counters,
+            counter_count: if is_empty { 0 } else { self.counter_count(index) },
+            reserved: 0,
         })
     }
 
-    fn launch(
+    /// Products of the same form and class. Of several stages, a matrix's products wait until those
+    /// of its stage before are done.
+    fn gemm(
         &self,
-        step: Step,
-        ops: &[(usize, &Place, Op)],
+        (form, class): (Form, Class),
+        stages: &[(usize, Vec<(usize, &Place, Op)>)],
         tables: &mut Cursor,
     ) -> Result<Launch, KernelError> {
-        match step {
-            Step::Aol => self.aol(ops, tables),
-            Step::Gemm(form, class) => {
-                let unit = gemm(self.common.arch, class).unit;
-                let mut problems = Vec::with_capacity(ops.len());
-                for (index, place, op) in ops {
-                    if let Op::Product(product) = op {
-                        problems.push(self.problem(*index, place, product, unit)?);
-                    }
+        let shape = gemm(self.common.arch, class);
+        let done_by_unit = shape.cluster * abi::GEMM_DONE_PER_BLOCK;
+        let last = stages.len() - 1;
+        // For each matrix the counter of its latest stage, and what it comes to.
+        let mut awaited = BTreeMap::<usize, (u64, u32)>::new();
+        let (mut all, mut units) = (Vec::new(), 0);
+        for (at, (stage, ops)) in stages.iter().enumerate() {
+            let mut problems = Vec::with_capacity(ops.len());
+            let mut doing = BTreeMap::<usize, (u64, u32)>::new();
+            for (index, place, op) in ops {
+                let Op::Product(product) = op else { continue };
+                let mut problem = self.problem(*index, place, product, shape.unit)?;
+                let counter = place.counters + 4 * *stage as u64;
+                if let Some(&(after, after_count)) = awaited.get(index) {
+                    (problem.abi.after, problem.abi.after_count) = (after, after_count);
                 }
-                // The longest first, so that the blocks end together.
-                problems.sort_by_key(|problem| Reverse(problem.k_tiles()));
-                let mut units = 0;
-                for problem in &mut problems {
-                    problem.abi.first_block = narrow(units)?;
-                    units += problem.units();
+                if at != last {
+                    problem.abi.done = counter;
                 }
-                let (table, units) = (tables.take(size_of_table(&problems)), narrow(units)?);
-                Ok(Launch::Gemm(GemmLaunch { form, class, problems, units, table }))
+                let count = narrow(problem.units() * u64::from(done_by_unit))?;
+                doing.entry(*index).or_insert((counter, 0)).1 += count;
+                problems.push(problem);
             }
+            awaited.extend(doing);
+            // The longest first, so that the blocks end together.
+            problems.sort_by_key(|problem| Reverse(problem.k_tiles()));
+            for problem in &mut problems {
+                problem.abi.first_block = narrow(units)?;
+                units += problem.units();
+            }
+            all.extend(problems);
         }
+        let (table, units) = (tables.take(size_of_table(&all)), narrow(units)?);
+        let is_chain = stages.len() > 1;
+        Ok(Launch::Gemm(GemmLaunch { form, class, problems: all, units, is_chain, table }))
     }
 
     fn aol(&self, ops: &[(usize, &Place, Op)], tables: &mut Cursor) -> Result<Launch, KernelError> {
@@ -269,8 +306,14 @@ impl Step {
     fn of(op: &Op, extents: &Extents) -> Step {
         match op {
             Op::Aol { .. } => Step::Aol,
-            Op::Product(Product { kind: Kind::Apply, .. }) => Step::Gemm(Form::Nn, extents.apply),
-            Op::Product(_) => Step::Gemm(Form::Nt, extents.symmetric),
+            Op::Product(Product { kind, .. }) => {
+                let Classes { gram, square, apply } = extents.classes;
+                match kind {
+                    Kind::Gram => Step::Gemm(Form::Nt, gram),
+                    Kind::Square | Kind::Combine => Step::Gemm(Form::Nt, square),
+                    Kind::Apply => Step::Gemm(Form::Nn, apply),
+                }
+            }
         }
     }
 }

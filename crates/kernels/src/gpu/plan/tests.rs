@@ -1,5 +1,8 @@
+use std::collections::HashMap;
+
 use super::*;
 use crate::gpu::arch::{TILE_BYTES, gemm};
+use crate::gpu::tuning::Tuning;
 use crate::newton_schulz::{Algorithm, Coefficients, Iteration, Method, Storage};
 
 fn iteration(algorithm: Algorithm, coefficients: Coefficients) -> Iteration {
@@ -10,7 +13,8 @@ fn iteration(algorithm: Algorithm, coefficients: Coefficients) -> Iteration {
 
 fn common(arch: Arch) -> Common {
     let (tiles, input, output) = (TileType::F16, DType::F32, DType::F32);
-    Common { arch, tiles, input, output, least_norm: 0.0 }
+    let chains = Tuning::default().chains(arch);
+    Common { arch, tiles, input, output, least_norm: 0.0, chains }
 }
 
 /// Dense matrices one after another.
@@ -40,7 +44,7 @@ fn gemms(part: &Part) -> impl Iterator<Item = &GemmLaunch> {
 }
 
 #[test]
-fn an_iteration_of_a_batch_is_three_launches_whatever_the_shapes() {
+fn an_iteration_of_a_batch_is_three_launches_at_most_whatever_the_shapes() {
     let batches: [&[(usize, usize)]; 4] = [
         &[(768, 3072); 24],
         &[(1024, 2816); 64],
@@ -49,14 +53,20 @@ fn an_iteration_of_a_batch_is_three_launches_whatever_the_shapes() {
     ];
     for algorithm in [Algorithm::Standard, Algorithm::Symmetric, Algorithm::Gram] {
         let iteration = iteration(algorithm, Coefficients::polar_express());
-        for shapes in batches {
-            let plan = plan_of(&iteration, Arch::Sm90a, shapes, u64::MAX);
-            assert_eq!(plan.parts.len(), 1);
-            let launches = plan.parts[0].launches.len();
-            // The Gram form makes one more at the start and one more at its restart.
-            let starts = if algorithm == Algorithm::Gram { 2 } else { 0 };
-            assert_eq!(launches, 3 * 5 + starts, "{algorithm:?} {shapes:?}");
-            assert_eq!(plan.launches(), launches + 2);
+        // Chained, what comes before `S·X` is one launch: the Gram form has two of these. Else it
+        // makes one launch more at the start and one more at its restart.
+        let (chained, single) = match algorithm {
+            Algorithm::Gram => (4, 3 * 5 + 2),
+            _ => (2 * 5, 3 * 5),
+        };
+        for (arch, expected) in [(Arch::Sm90a, chained), (Arch::Gfx942, single)] {
+            for shapes in batches {
+                let plan = plan_of(&iteration, arch, shapes, u64::MAX);
+                assert_eq!(plan.parts.len(), 1);
+                let launches = plan.parts[0].launches.len();
+                assert_eq!(launches, expected, "{arch} {algorithm:?} {shapes:?}");
+                assert_eq!(plan.launches(), launches + 2);
+            }
         }
     }
 }
@@ -72,12 +82,46 @@ fn units_are_numbered_through_the_problems_of_a_launch() {
             let mut last_k = u32::MAX;
             for problem in &launch.problems {
                 assert_eq!(u64::from(problem.abi.first_block), units);
-                assert!(problem.units() > 0 && problem.k_tiles() <= last_k);
+                assert!(problem.units() > 0);
+                assert!(problem.k_tiles() <= last_k || launch.is_chain);
                 assert_ne!(problem.matrix, 3, "an empty matrix has no product");
                 (units, last_k) = (units + problem.units(), problem.k_tiles());
             }
             assert_eq!(u64::from(launch.units), units);
         }
+    }
+}
+
+/// Units are taken in their order, so that a launch comes to its end if each needs earlier ones.
+#[test]
+fn what_a_chain_waits_for_is_complete_before_it() {
+    let batches: [&[(usize, usize)]; 2] =
+        [&[(100, 300), (300, 100), (768, 3072), (0, 9)], &[(4096, 4096), (4096, 11008)]];
+    for (shapes, algorithm) in
+        batches.into_iter().flat_map(|b| [(b, Algorithm::Symmetric), (b, Algorithm::Gram)])
+    {
+        let iteration = iteration(algorithm, Coefficients::polar_express());
+        let plan = plan_of(&iteration, Arch::Sm90a, shapes, u64::MAX);
+        let mut chained = 0;
+        for launch in gemms(&plan.parts[0]) {
+            let by_unit = u64::from(gemm(Arch::Sm90a, launch.class).cluster) * 2;
+            let mut counts = HashMap::<u64, u64>::new();
+            for problem in &launch.problems {
+                let GemmProblem { after, after_count, done, .. } = problem.abi;
+                if after != 0 {
+                    assert_eq!(counts[&after], u64::from(after_count), "{algorithm:?}");
+                    assert!(launch.is_chain && after != done);
+                    chained += 1;
+                }
+                if done != 0 {
+                    assert!(done < plan.tables_start);
+                    *counts.entry(done).or_default() += by_unit * problem.units();
+                }
+            }
+        }
+        // All products of a chain but a matrix's first, and those of the same stage.
+        let least = if algorithm == Algorithm::Gram { 10 } else { 5 };
+        assert!(chained >= least * (shapes.len() - 1), "{algorithm:?}: {chained}");
     }
 }
 
