@@ -2,7 +2,7 @@
 
 use device::{DType, Device, Tensor};
 use half::bf16;
-use kernels::gpu::execute::Prepared;
+use kernels::gpu::execute::{Bound, Prepared};
 use kernels::gpu::limit::{Ceiling, limit};
 use kernels::gpu::modules::Kernels;
 use kernels::newton_schulz::{
@@ -43,6 +43,17 @@ pub struct NewtonSchulzRow {
     pub error: Option<f64>,
     /// Of the whole batch, on devices with launches.
     pub launches: Option<usize>,
+    /// Each of them, on devices with clocks. Events between launches cost a few microseconds.
+    pub by_launch: Vec<LaunchTime>,
+}
+
+/// One launch of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct LaunchTime {
+    pub kernel: &'static str,
+    pub units: u32,
+    /// The median of the runs.
+    pub ms: f64,
 }
 
 impl Row for NewtonSchulzRow {
@@ -145,8 +156,8 @@ pub fn measure(
 ) -> Result<NewtonSchulzRow, BenchError> {
     let iteration = Iteration::new(method)?;
     let case = Case::new(bench, shape, &iteration, io)?;
-    let Run { time, launches, limit_ms } = match bench.device.kind().is_host() {
-        true => Run { time: case.time_on_the_host(bench)?, launches: None, limit_ms: None },
+    let Run { time, launches, limit_ms, by_launch } = match bench.device.kind().is_host() {
+        true => Run { time: case.time_on_the_host(bench)?, ..Run::default() },
         false => case.time_on_the_device(bench, bounds)?,
     };
     let programs = shape.0.iter().map(|part| {
@@ -178,14 +189,17 @@ pub fn measure(
         percent_of_limit: time.and_then(|time| Some(100.0 * limit_ms? / time.median_ms)),
         error: case.error(bench, bounds.check_gflop)?,
         launches,
+        by_launch,
     })
 }
 
 /// What was seen of a case, and its limit where tiles and waves have one.
+#[derive(Default)]
 struct Run {
     time: Option<Timing>,
     launches: Option<usize>,
     limit_ms: Option<f64>,
+    by_launch: Vec<LaunchTime>,
 }
 
 /// Random matrices on the device, and room for their results.
@@ -271,7 +285,11 @@ impl Case {
             let units = kernels.multiprocessors();
             1e3 * limit(prepared.plan(), kernels.arch(), units, ceiling).seconds
         });
-        Ok(Run { time, launches: Some(launches), limit_ms })
+        let by_launch = match bench.device.properties().simulated {
+            true => Vec::new(),
+            false => time_by_launch(bench, &bound)?,
+        };
+        Ok(Run { time, launches: Some(launches), limit_ms, by_launch })
     }
 
     /// The worst error of one matrix of each shape, or none where that is too much work.
@@ -311,6 +329,29 @@ impl Case {
         }
         Ok(Some(worst))
     }
+}
+
+/// Times of each launch, from events between them.
+fn time_by_launch(bench: &Bench, bound: &Bound) -> Result<Vec<LaunchTime>, BenchError> {
+    let (mut names, mut runs) = (Vec::new(), Vec::new());
+    for _ in 0..bench.repeat.iterations {
+        names.clear();
+        let mut events = vec![bench.stream.record()?];
+        bound.launch_with(&bench.stream, |kernel, units| {
+            names.push((kernel, units));
+            events.push(bench.stream.record()?);
+            Ok(())
+        })?;
+        runs.push(events);
+    }
+    bench.stream.synchronize()?;
+    let launch = |(i, &(kernel, units)): (usize, &(&'static str, u32))| {
+        let times = runs.iter().map(|events| events[i + 1].elapsed_ms(&events[i]));
+        let times = times.collect::<Result<Vec<f64>, _>>()?;
+        let ms = Timing::of(times).map_or(0.0, |timing| timing.median_ms);
+        Ok(LaunchTime { kernel, units, ms })
+    };
+    names.iter().enumerate().map(launch).collect()
 }
 
 /// The same polynomials, stored without rounding to 16 bits.
