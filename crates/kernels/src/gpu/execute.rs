@@ -48,7 +48,8 @@ impl Prepared {
         };
         let (arch, least_norm) = (kernels.arch(), method.least_norm);
         let chains = kernels.tuning().chains(arch);
-        let common = Common { arch, tiles, input, output, least_norm, chains };
+        let multiprocessors = kernels.multiprocessors();
+        let common = Common { arch, tiles, input, output, least_norm, chains, multiprocessors };
         let matrices = batch.matrices();
         let programs: Vec<&Program> = (0..matrices.len()).map(|i| batch.program(i)).collect();
         let plan = Plan::new(&common, matrices, &programs, limit)?;

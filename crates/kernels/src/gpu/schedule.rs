@@ -10,6 +10,16 @@ pub const fn units(m_blocks: u64, n_blocks: u64, triangle: bool) -> u64 {
     if triangle { m_blocks * (m_blocks + 1) / 2 } else { m_blocks * n_blocks }
 }
 
+/// Stages of more rounds than this are launches of their own: what a chain saves at their ends is
+/// little then, and its blocks drift apart, so that their operands leave the second-level cache
+/// (216 × 2048×7168 on an H200: a third slower; 64 × 1024×2816, 35 rounds: the same).
+pub const CHAIN_ROUNDS: u32 = 40;
+
+/// Whether a stage of so many units may be part of a chain.
+pub fn is_short(arch: Arch, class: Class, multiprocessors: u32, units: u64) -> bool {
+    units <= u64::from(CHAIN_ROUNDS) * u64::from(clusters(arch, class, multiprocessors))
+}
+
 /// Whether a kernel deals half units in its last round.
 const fn deals_halves(arch: Arch, class: Class) -> bool {
     matches!((arch, class), (Arch::Sm90a, Class::Large))

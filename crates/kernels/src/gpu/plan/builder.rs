@@ -11,6 +11,7 @@ use crate::KernelError;
 use crate::gpu::abi::{self, GemmProblem, NsAol, NsMatrix};
 use crate::gpu::arch::{Class, Form, TILE, TileType, gemm};
 use crate::gpu::layout::{Classes, Cursor, Extents, strips};
+use crate::gpu::schedule;
 use crate::newton_schulz::{Kind, Matrix, Op, Product, Program, Slot};
 
 /// Where the parts of one matrix lie in the workspace.
@@ -38,6 +39,17 @@ impl Place {
 pub(super) struct Places {
     of: Vec<Place>,
     pub(super) end: u64,
+}
+
+/// Products of one stage, form and class, with the counter of each one's matrix and stage.
+struct Stage {
+    problems: Vec<(u64, Problem)>,
+}
+
+impl Stage {
+    fn units(&self) -> u64 {
+        self.problems.iter().map(|(_, problem)| problem.units()).sum()
+    }
 }
 
 pub(super) struct Builder<'a> {
@@ -122,13 +134,20 @@ impl Builder<'_> {
                 launches.push(self.aol(&ops, tables)?);
                 continue;
             };
-            let mut stages = vec![(stage, ops)];
-            while let Some(((stage, _), ops)) =
-                steps.next_if(|&((_, next), _)| next == step && self.common.chains)
-            {
-                stages.push((stage, ops));
+            let mut chain = vec![self.stage(class, stage, &ops)?];
+            while let Some(((stage, _), ops)) = steps.next_if(|&((_, next), _)| next == step) {
+                chain.push(self.stage(class, stage, &ops)?);
             }
-            launches.push(self.gemm((form, class), &stages, tables)?);
+            let is_short = |stage: &Stage| {
+                let Common { arch, multiprocessors, .. } = *self.common;
+                schedule::is_short(arch, class, multiprocessors, stage.units())
+            };
+            // Long stages part a chain.
+            for stages in
+                chain.chunk_by_mut(|a, b| self.common.chains && is_short(a) && is_short(b))
+            {
+                launches.push(self.gemm((form, class), stages, tables)?);
+            }
         }
         let (strips, tiles) = (narrow(strips_before)?, narrow(tiles_before)?);
         Ok(Part::new(matrices, (strips, tiles), launches, table))
@@ -175,49 +194,56 @@ impl Builder<'_> {
         })
     }
 
-    /// Products of the same form and class. Of several stages, a matrix's products wait until those
-    /// of its stage before are done.
+    /// Products of one stage, form and class.
+    fn stage(
+        &self,
+        class: Class,
+        stage: usize,
+        ops: &[(usize, &Place, Op)],
+    ) -> Result<Stage, KernelError> {
+        let unit = gemm(self.common.arch, class).unit;
+        let mut problems = Vec::with_capacity(ops.len());
+        for (index, place, op) in ops {
+            if let Op::Product(product) = op {
+                let counter = place.counters + 4 * stage as u64;
+                problems.push((counter, self.problem(*index, place, product, unit)?));
+            }
+        }
+        // The longest first, so that the blocks end together.
+        problems.sort_by_key(|(_, problem)| Reverse(problem.k_tiles()));
+        Ok(Stage { problems })
+    }
+
+    /// One launch of products of the same form and class. Of several stages, a matrix's products
+    /// wait until those of its stage before are done.
     fn gemm(
         &self,
         (form, class): (Form, Class),
-        stages: &[(usize, Vec<(usize, &Place, Op)>)],
+        stages: &mut [Stage],
         tables: &mut Cursor,
     ) -> Result<Launch, KernelError> {
-        let shape = gemm(self.common.arch, class);
-        let done_by_unit = shape.cluster * abi::GEMM_DONE_PER_BLOCK;
+        let done_by_unit = gemm(self.common.arch, class).cluster * abi::GEMM_DONE_PER_BLOCK;
         let last = stages.len() - 1;
         // For each matrix the counter of its latest stage, and what it comes to.
         let mut awaited = BTreeMap::<usize, (u64, u32)>::new();
-        let (mut all, mut units) = (Vec::new(), 0);
-        for (at, (stage, ops)) in stages.iter().enumerate() {
-            let mut problems = Vec::with_capacity(ops.len());
+        let (mut problems, mut units) = (Vec::new(), 0);
+        for (at, stage) in stages.iter_mut().enumerate() {
             let mut doing = BTreeMap::<usize, (u64, u32)>::new();
-            for (index, place, op) in ops {
-                let Op::Product(product) = op else { continue };
-                let mut problem = self.problem(*index, place, product, shape.unit)?;
-                let counter = place.counters + 4 * *stage as u64;
-                if let Some(&(after, after_count)) = awaited.get(index) {
+            for (counter, mut problem) in stage.problems.drain(..) {
+                if let Some(&(after, after_count)) = awaited.get(&problem.matrix) {
                     (problem.abi.after, problem.abi.after_count) = (after, after_count);
                 }
-                if at != last {
-                    problem.abi.done = counter;
-                }
+                problem.abi.done = if at == last { 0 } else { counter };
+                problem.abi.first_block = narrow(units)?;
+                units += problem.units();
                 let count = narrow(problem.units() * u64::from(done_by_unit))?;
-                doing.entry(*index).or_insert((counter, 0)).1 += count;
+                doing.entry(problem.matrix).or_insert((counter, 0)).1 += count;
                 problems.push(problem);
             }
             awaited.extend(doing);
-            // The longest first, so that the blocks end together.
-            problems.sort_by_key(|problem| Reverse(problem.k_tiles()));
-            for problem in &mut problems {
-                problem.abi.first_block = narrow(units)?;
-                units += problem.units();
-            }
-            all.extend(problems);
         }
-        let (table, units) = (tables.take(size_of_table(&all)), narrow(units)?);
-        let is_chain = stages.len() > 1;
-        Ok(Launch::Gemm(GemmLaunch { form, class, problems: all, units, is_chain, table }))
+        let (table, units) = (tables.take(size_of_table(&problems)), narrow(units)?);
+        Ok(Launch::Gemm(GemmLaunch { form, class, problems, units, is_chain: last > 0, table }))
     }
 
     fn aol(&self, ops: &[(usize, &Place, Op)], tables: &mut Cursor) -> Result<Launch, KernelError> {

@@ -14,7 +14,8 @@ fn iteration(algorithm: Algorithm, coefficients: Coefficients) -> Iteration {
 fn common(arch: Arch) -> Common {
     let (tiles, input, output) = (TileType::F16, DType::F32, DType::F32);
     let chains = Tuning::default().chains(arch);
-    Common { arch, tiles, input, output, least_norm: 0.0, chains }
+    let multiprocessors = 132;
+    Common { arch, tiles, input, output, least_norm: 0.0, chains, multiprocessors }
 }
 
 /// Dense matrices one after another.
@@ -89,6 +90,16 @@ fn units_are_numbered_through_the_problems_of_a_launch() {
             }
             assert_eq!(u64::from(launch.units), units);
         }
+    }
+}
+
+#[test]
+fn long_stages_are_launches_of_their_own() {
+    let iteration = iteration(Algorithm::Gram, Coefficients::polar_express());
+    for (count, launches) in [(16, 4), (216, 3 * 5 + 2)] {
+        let plan = plan_of(&iteration, Arch::Sm90a, &vec![(2048, 2048); count], u64::MAX);
+        assert_eq!(plan.parts[0].launches.len(), launches);
+        assert_eq!(gemms(&plan.parts[0]).any(|launch| launch.is_chain), count == 16);
     }
 }
 
