@@ -1,0 +1,295 @@
+//! What a person writes about Muon.
+
+use kernels::newton_schulz::{self, Iteration, Method};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{below_one, positive, within};
+use crate::OptimError;
+
+/// Muon: momentum whose singular values are set to about 1, each true matrix by itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonConfig {
+    /// Learning rate before `scale` and schedule. With `scale: rms` a value good for AdamW is good
+    /// here; with `scale: spectral` about 0.02 is usual.
+    pub lr: f64,
+    /// Decay of the momentum average per step, 0 to below 1.
+    pub momentum: f64,
+    /// Looks one step ahead: orthogonalizes the average of momentum and gradient.
+    pub nesterov: bool,
+    /// Newton–Schulz coefficients: `polar_express` (close to orthogonal in few steps), `jordan` (the
+    /// first), `polar_express_cushion`, `cans`, `you`, `aol` (rows are balanced first), `cubic5`,
+    /// `deepseek_v4` (for 10 steps), `{taylor: {kappa: K}}` (degree 2K+1) or
+    /// `{custom: {steps: [[a, b, c], …]}}`.
+    #[serde(with = "crate::tagged")]
+    #[schemars(with = "Coefficients")]
+    pub coefficients: Coefficients,
+    /// Divisor of the singular values that `polar_express` is made for, 1 to 1.2: 1.01 if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safety: Option<f64>,
+    /// Newton–Schulz steps, at least 1.
+    pub steps: usize,
+    /// How the products are arranged: `standard`, `symmetric` (triangles only), `gram` (on the small
+    /// Gram matrix), `auto` (gram where it is cheaper, else symmetric) or `svd` (exact, slow, on CPUs).
+    /// All but `svd` follow the same polynomial and differ by rounding.
+    pub algorithm: Algorithm,
+    /// Steps, counted from 0, before which the Gram form starts afresh from the matrix. Chosen by
+    /// the slopes of the coefficients if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Vec<usize>>,
+    /// What matrices between products are rounded to: `f32`, or `bf16` or `f16` as on GPUs, which a
+    /// CPU emulates.
+    pub storage: Storage,
+    /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
+    /// the update as large as AdamW's; `spectral` is sqrt(max(1, out/in)); `none` is 1.
+    pub scale: Scale,
+    /// Decoupled weight decay: the weights lose this share times the learning rate per step.
+    pub weight_decay: f64,
+    /// Least Frobenius norm that an update is divided by: the momentum of an expert that gets no
+    /// more tokens fades away instead of being blown up for ever.
+    pub eps: f64,
+}
+
+impl Default for MuonConfig {
+    /// The RMS-matching scale and the decay of "Muon is scalable for LLM training" (arXiv
+    /// 2502.16982), so that one learning rate serves matrices and everything else; momentum and
+    /// step count of Jordan's Muon; Polar Express because at the same cost its result is closer to
+    /// orthogonal (0.85 to 1.13 instead of 0.47 to 1.20).
+    fn default() -> Self {
+        Self {
+            lr: 0.003,
+            momentum: 0.95,
+            nesterov: true,
+            coefficients: Coefficients::PolarExpress,
+            safety: None,
+            steps: 5,
+            algorithm: Algorithm::Auto,
+            restarts: None,
+            storage: Storage::F32,
+            scale: Scale::Rms,
+            weight_decay: 0.1,
+            eps: 1e-7,
+        }
+    }
+}
+
+/// A family of Newton–Schulz coefficients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Coefficients {
+    /// The same quintic every step (Jordan 2024).
+    Jordan,
+    /// The best quintic for each step (Polar Express, arXiv 2505.16932).
+    PolarExpress,
+    /// Polar Express computed with a cushion, for matrices divided by 1.02 times their norm.
+    PolarExpressCushion,
+    /// Chebyshev-type quintics (CANS, arXiv 2506.10935).
+    Cans,
+    /// You's quintics.
+    You,
+    /// Four quintics after a rescale of the rows (Turbo-Muon, arXiv 2512.04632).
+    Aol,
+    /// Cubics (arXiv 2606.00371).
+    Cubic5,
+    /// Eight steps of Jordan and two that settle.
+    DeepseekV4,
+    /// The Taylor polynomial of degree 2κ+1 (arXiv 2601.19156).
+    Taylor(TaylorConfig),
+    /// The user's own.
+    Custom(CustomConfig),
+}
+
+/// A degree of the Taylor family.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaylorConfig {
+    /// κ: 1 is the cubic (1.5, -0.5), 2 the quintic (1.875, -1.25, 0.375), up to 12.
+    pub kappa: usize,
+}
+
+/// Polynomials of one's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CustomConfig {
+    /// For each step the coefficients of x, x³, x⁵, …; their composition has to stay between 0 and 2
+    /// on [0, 1].
+    pub steps: Vec<Vec<f64>>,
+    /// What follows the last: `repeat` it, or `cycle` through all.
+    #[serde(default)]
+    pub beyond: Beyond,
+}
+
+/// What follows the last polynomial.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Beyond {
+    /// The last again.
+    #[default]
+    Repeat,
+    /// All from the start.
+    Cycle,
+}
+
+/// How the products of Newton–Schulz are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Gram where it is cheaper, else symmetric.
+    Auto,
+    /// Every product in full.
+    Standard,
+    /// Symmetric products by one triangle.
+    Symmetric,
+    /// On the Gram matrix.
+    Gram,
+    /// The exact polar factor.
+    Svd,
+}
+
+impl Algorithm {
+    fn kernel(self) -> newton_schulz::Algorithm {
+        match self {
+            Algorithm::Auto => newton_schulz::Algorithm::Auto,
+            Algorithm::Standard => newton_schulz::Algorithm::Standard,
+            Algorithm::Symmetric => newton_schulz::Algorithm::Symmetric,
+            Algorithm::Gram => newton_schulz::Algorithm::Gram,
+            Algorithm::Svd => newton_schulz::Algorithm::Svd,
+        }
+    }
+}
+
+/// What matrices between products are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// Nothing.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Storage {
+    fn kernel(self) -> newton_schulz::Storage {
+        match self {
+            Storage::F32 => newton_schulz::Storage::F32,
+            Storage::Bf16 => newton_schulz::Storage::Bf16,
+            Storage::F16 => newton_schulz::Storage::F16,
+        }
+    }
+}
+
+impl Coefficients {
+    /// The word in configs.
+    pub fn word(&self) -> &'static str {
+        self.family(None).word()
+    }
+
+    /// The numbers; `safety` is that of Polar Express.
+    fn family(&self, safety: Option<f64>) -> newton_schulz::Coefficients {
+        use newton_schulz::Coefficients as Family;
+        match self {
+            Coefficients::Jordan => Family::Jordan,
+            Coefficients::PolarExpress => match safety {
+                None => Family::polar_express(),
+                Some(safety) => Family::PolarExpress { safety },
+            },
+            Coefficients::PolarExpressCushion => Family::PolarExpressCushion,
+            Coefficients::Cans => Family::Cans,
+            Coefficients::You => Family::You,
+            Coefficients::Aol => Family::Aol,
+            Coefficients::Cubic5 => Family::Cubic5,
+            Coefficients::DeepseekV4 => Family::DeepseekV4,
+            Coefficients::Taylor(taylor) => Family::Taylor { kappa: taylor.kappa },
+            Coefficients::Custom(custom) => Family::Custom {
+                steps: custom.steps.clone(),
+                beyond: match custom.beyond {
+                    Beyond::Repeat => newton_schulz::Beyond::Repeat,
+                    Beyond::Cycle => newton_schulz::Beyond::Cycle,
+                },
+            },
+        }
+    }
+}
+
+/// How large the update of an `[out, in]` matrix is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// sqrt(max(1, out/in)): bounds the change of the layer's output (Jordan 2024).
+    Spectral,
+    /// 0.2·sqrt(max(out, in)): the root mean square of AdamW's update (arXiv 2502.16982).
+    Rms,
+    /// 1.
+    None,
+}
+
+impl Scale {
+    /// The factor for a matrix `[out, in]`.
+    pub fn of(self, out: usize, into: usize) -> f64 {
+        let (out, into) = (out.max(1) as f64, into.max(1) as f64);
+        match self {
+            Scale::Spectral => (out / into).max(1.0).sqrt(),
+            Scale::Rms => 0.2 * out.max(into).sqrt(),
+            Scale::None => 1.0,
+        }
+    }
+
+    /// The word in configs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Scale::Spectral => "spectral",
+            Scale::Rms => "rms",
+            Scale::None => "none",
+        }
+    }
+}
+
+impl MuonConfig {
+    /// The orthogonalization.
+    pub fn method(&self) -> Method {
+        Method {
+            algorithm: self.algorithm.kernel(),
+            restarts: self.restarts.clone(),
+            coefficients: self.coefficients.family(self.safety),
+            steps: self.steps,
+            storage: self.storage.kernel(),
+            least_norm: self.eps,
+        }
+    }
+
+    pub(super) fn check(&self, at: &str) -> Result<(), OptimError> {
+        positive(&format!("{at}.lr"), self.lr, 0.003)?;
+        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
+        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
+        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
+        self.check_safety(&format!("{at}.safety"))?;
+        let most = newton_schulz::MAX_STEPS;
+        if !(1..=most).contains(&self.steps) {
+            return Err(OptimError::Value {
+                at: format!("{at}.steps"),
+                got: self.steps.to_string(),
+                allowed: format!("a whole number from 1 to {most}"),
+                nearest: self.steps.clamp(1, most).to_string(),
+            });
+        }
+        let refused =
+            |source| OptimError::NewtonSchulz { at: at.to_owned(), source: Box::new(source) };
+        Iteration::new(&self.method()).map(|_| ()).map_err(refused)
+    }
+
+    fn check_safety(&self, at: &str) -> Result<(), OptimError> {
+        let Some(safety) = self.safety else { return Ok(()) };
+        if self.coefficients == Coefficients::PolarExpress {
+            return within(at, safety, 1.0, 1.2);
+        }
+        Err(OptimError::Value {
+            at: at.to_owned(),
+            got: safety.to_string(),
+            allowed: format!("left out with {}", self.coefficients.word()),
+            nearest: "polar_express with it".to_owned(),
+        })
+    }
+}
