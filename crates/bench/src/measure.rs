@@ -93,7 +93,10 @@ impl Bench {
             benchmark,
             muster: env!("CARGO_PKG_VERSION").to_owned(),
             device: self.device.kind().to_string(),
-            device_name: properties.name,
+            device_name: match self.device.kind().is_host() {
+                true => cpu_model().unwrap_or(properties.name),
+                false => properties.name,
+            },
             driver: properties.driver,
             simulated: properties.simulated,
             threads: self.device.threads(),
@@ -103,6 +106,19 @@ impl Bench {
             unix_time_s: now.map_or(0, |since| since.as_secs()),
         }
     }
+}
+
+/// What Linux calls the CPU.
+fn cpu_model() -> Option<String> {
+    model_in(&std::fs::read_to_string("/proc/cpuinfo").ok()?).map(str::to_owned)
+}
+
+/// The first model's name in the text of `/proc/cpuinfo`; some architectures give none.
+fn model_in(cpuinfo: &str) -> Option<&str> {
+    let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+    let mut names =
+        fields.filter(|(key, _)| key.trim() == "model name").map(|(_, name)| name.trim());
+    names.find(|name| !name.is_empty())
 }
 
 /// Bell-shaped random numbers with mean 0 and variance 1: sums of four uniform ones.
@@ -135,6 +151,14 @@ mod tests {
         assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.02, "{mean} {square}");
         assert!(noise(10, 1) != noise(10, 2));
         assert_eq!(noise(10, 1)[..5], noise(5, 1));
+    }
+
+    #[test]
+    fn the_cpu_is_called_what_linux_calls_it() {
+        let text =
+            "processor\t: 0\nmodel\t\t: 17\nmodel name\t: A CPU: v2 @ 3 GHz\n\nprocessor\t: 1\n";
+        assert_eq!(model_in(text), Some("A CPU: v2 @ 3 GHz"));
+        assert_eq!(model_in("processor\t: 0\nBogoMIPS\t: 50\n"), None);
     }
 
     #[test]
