@@ -21,8 +21,8 @@ CUDA_MMA = """gemm_x(float* p, const uint64_t* q) {
     uint64_t k = q[0];
 #if __CUDA_ARCH__ == 900
     FENCE
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %4, 1, 1, 1,"
-                 " 0, 0;" : "+f"(a), "+f"(b), "+f"(c), "+f"(d) : "l"(k));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3},"
+                 " %4, %4, 1, 1, 1, 0, 0;" : "+f"(a), "+f"(b), "+f"(c), "+f"(d) : "l"(k));
     asm volatile("wgmma.commit_group.sync.aligned;");
     asm volatile("wgmma.wait_group.sync.aligned 0;" : "+f"(a), "+f"(b), "+f"(c), "+f"(d));
 #else
@@ -41,7 +41,9 @@ CUDA_LOCAL = """norm_x(float* p, const uint32_t* q) {
     for (int i = 0; i < 64; i++) a[q[i] % 64] = p[i];
     for (int i = 0; i < 64; i++) p[i] = a[q[i + 64] % 64];
 }"""
-HIP_MFMA = "gemm_x(f4* p, s4* q) { *p = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(q[0], q[1], *p, 0, 0, 0); }"
+HIP_MFMA = """gemm_x(f4* p, s4* q) {
+    *p = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(q[0], q[1], *p, 0, 0, 0);
+}"""
 HIP_PLAIN = "gemm_x(float* p) { p[0] += 1; }"
 HIP_SPILL = """__attribute__((amdgpu_num_vgpr(16))) norm_x(float* p) {
     float a[48];

@@ -9,7 +9,8 @@ MFMA = "v_mfma_f32_16x16x16_bf16"
 
 
 def program(*lines):
-    """Instructions at addresses 0, 4, …: "mnemonic" or "mnemonic label"; "label:" names the next."""
+    """Instructions at addresses 0, 4, …, as "mnemonic" or "mnemonic label"; "label:" names the
+    next."""
     labels, code = {}, []
     for line in lines:
         if line.endswith(":"):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the compilers of the device kernels on a Debian machine without a GPU: nvcc from PyPI wheels
-# into DIR (default target/toolchain), clang-22, lld-22, llvm-22 and g++ by apt. What is there already
-# is left alone, so a second run takes a second. Writes DIR/env, which crates/kernels/build.rs reads
-# (MUSTER_TOOLCHAIN names another DIR) and a shell may source.
+# Installs the compilers of the device kernels on a Debian machine without a GPU: nvcc from PyPI
+# wheels into DIR (default target/toolchain), clang-22, lld-22, llvm-22 and g++ by apt. What is
+# there already is left alone, so a second run takes a second. Writes DIR/env, which
+# crates/kernels/build.rs reads (MUSTER_TOOLCHAIN names another DIR) and a shell may source.
 #
 #     scripts/toolchain.sh [DIR]
 set -euo pipefail
@@ -13,7 +13,8 @@ mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 start=$SECONDS
 
-# The five that nvcc consists of, then the two that read its output; these have no 13.0 of their own.
+# The five that nvcc consists of, then the two that read its output; these have no 13.0 of their
+# own.
 readonly WHEELS=(
     nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88
     nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85

@@ -254,8 +254,8 @@ fn optimizer_rules_that_do_not_fit_the_model() {
         &["optimizer.rules[0].muon.momentum=1"],
     ];
     let config = format!(
-        "{SMALL}optimizer:\n  rules:\n    - match: {{roles: [matrix, expert]}}\n      muon: {{}}\n    \
-         - match: {{}}\n      adamw: {{}}\n"
+        "{SMALL}optimizer:\n  rules:\n    - match: {{roles: [matrix, expert]}}\n      muon: \
+         {{}}\n    - match: {{}}\n      adamw: {{}}\n"
     );
     let all: Vec<String> = cases.iter().map(|sets| check(&desk, &config, sets)).collect();
     insta::assert_snapshot!(all.join("\n"));

@@ -22,7 +22,8 @@ fn every_test_and_bench_is_declared() {
         let line = format!("path = \"../../{}\"", file.display());
         assert!(
             lines.contains(&line),
-            "{} is declared by no crate: add it to crates/muster/Cargo.toml as [[test]] or [[bench]]",
+            "{} is declared by no crate: add it to crates/muster/Cargo.toml as [[test]] or \
+             [[bench]]",
             file.display()
         );
     }

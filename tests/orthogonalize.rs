@@ -1,5 +1,5 @@
-//! `muster orthogonalize` on files: results are orthogonal, all else is as it was, and mistakes leave
-//! nothing behind.
+//! `muster orthogonalize` on files: results are orthogonal, all else is as it was, and mistakes
+//! leave nothing behind.
 
 use std::collections::HashMap;
 use std::path::Path;

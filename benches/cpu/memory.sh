@@ -25,4 +25,5 @@ PY
 
 measure quickstart configs/quickstart.yaml
 measure gpt2-124m benches/cpu/gpt2-124m.yaml
-measure small-2-ranks benches/cpu/small.yaml --ranks 2 --threads 1 --set batch.leaves=2 --set batch.micro_batch=4
+measure small-2-ranks benches/cpu/small.yaml --ranks 2 --threads 1 \
+  --set batch.leaves=2 --set batch.micro_batch=4

@@ -18,8 +18,8 @@ trap 'rm -rf "$out"' EXIT
 
 # One document a file of up to 64 MB: the first is what tiktoken reads.
 # (`head` closes the pipe early, which is no failure.)
-{ find "$registry" -name '*.rs' -type f | LC_ALL=C sort | xargs cat 2>/dev/null | head -c 64000000; } \
-  >"$out/0.txt" || true
+{ find "$registry" -name '*.rs' -type f | LC_ALL=C sort | xargs cat 2>/dev/null |
+  head -c 64000000; } >"$out/0.txt" || true
 for i in $(seq 1 $((megabytes / 64))); do ln "$out/0.txt" "$out/$i.txt"; done
 
 measure() {

@@ -2,7 +2,8 @@
 
     python benches/peers/newton_schulz_torch.py --threads 1
 
-The usual five steps with all products in full, eager. Prints a line per shape with the median in ms.
+The usual five steps with all products in full, eager. Prints a line per shape with the
+median in ms.
 """
 
 import argparse

@@ -82,7 +82,8 @@ def main():
         if t > 3:
             times.append(time.perf_counter() - start)
     median = statistics.median(times)
-    print(f"jax {jax.__version__} loss {float(value):.4f}: median {median * 1e3:.0f} ms, {B * T / median:.0f} tok/s")
+    speed = f"median {median * 1e3:.0f} ms, {B * T / median:.0f} tok/s"
+    print(f"jax {jax.__version__} loss {float(value):.4f}: {speed}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 //! Which build this is: a digest of the code that decides bits and what ranks say to each other.
 //!
 //! It is taken over the sources of every crate that this one is built from, itself included, over
-//! the device kernels, over the versions of their dependencies and over the compiler: no git, no clock, no path of this
-//! machine. All of it makes cargo build this crate again anyway, so that nothing more is rebuilt.
-//! The binary above is left out: it decides no bits, and a reworded message on a console is no
-//! reason to warn of another build.
+//! the device kernels, over the versions of their dependencies and over the compiler: no git, no
+//! clock, no path of this machine. All of it makes cargo build this crate again anyway, so that
+//! nothing more is rebuilt. The binary above is left out: it decides no bits, and a reworded
+//! message on a console is no reason to warn of another build.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -141,7 +141,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(parts in prop::collection::vec((1_usize..300, 1_usize..9000, 1_usize..9000), 1..4)) {
+        fn what_is_printed_is_read_back(
+            parts in prop::collection::vec((1_usize..300, 1_usize..9000, 1_usize..9000), 1..4),
+        ) {
             let parts = parts.into_iter().map(|(count, rows, cols)| Matrices { count, rows, cols });
             let shape = BatchShape(parts.collect());
             prop_assert_eq!(&shape.to_string().parse::<BatchShape>().unwrap(), &shape);

@@ -1,4 +1,5 @@
-//! Repeated measurements and what is said of them: the median, and the least and the most beside it.
+//! Repeated measurements and what is said of them: the median, and the least and the most beside
+//! it.
 
 use serde::Serialize;
 

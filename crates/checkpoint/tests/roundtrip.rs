@@ -145,7 +145,10 @@ proptest! {
     }
 
     #[test]
-    fn slabs_tile_in_order(shape in proptest::collection::vec(0_usize..6, 0..4), max in 1_usize..40) {
+    fn slabs_tile_in_order(
+        shape in proptest::collection::vec(0_usize..6, 0..4),
+        max in 1_usize..40,
+    ) {
         let slabs = slabs(&shape, max);
         let state = State::new("x", "param", Dtype::U8, &shape, &mut Rng(1));
         let bytes: Vec<u8> = slabs.iter().flat_map(|slab| state.cut(slab)).collect();

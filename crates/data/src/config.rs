@@ -273,7 +273,8 @@ impl DataConfig {
         {
             if given && !self.mixture.is_empty() {
                 let reason = format!(
-                    "given together with data.{key}: keep one (an empty list `[]` removes the other)"
+                    "given together with data.{key}: keep one (an empty list `[]` removes the \
+                     other)"
                 );
                 wrong("data.mixture", reason);
             }

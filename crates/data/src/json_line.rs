@@ -49,7 +49,8 @@ impl<'de> Visitor<'de> for FieldVisitor<'_> {
             let names: Vec<String> = others.iter().take(8).map(|o| format!("`{o}`")).collect();
             let names = if names.is_empty() { "nothing".to_string() } else { names.join(", ") };
             A::Error::custom(format_args!(
-                "no field `{}`; the object has {names} (name another with data.jsonl_field, or --field)",
+                "no field `{}`; the object has {names} (name another with data.jsonl_field, \
+                 or --field)",
                 self.field
             ))
         })

@@ -12,7 +12,8 @@ pub enum LayoutError {
     TooManyLeaves { radices: Vec<usize> },
     /// More ranks than virtual ranks: some rank would have no work.
     #[error(
-        "{world} ranks cannot share {leaves} leaves; use at most {leaves} ranks or raise batch.leaves to {world} or more"
+        "{world} ranks cannot share {leaves} leaves; use at most {leaves} ranks or raise \
+         batch.leaves to {world} or more"
     )]
     TooManyRanks { world: usize, leaves: usize },
     /// Two tensors with one name.

@@ -1,5 +1,5 @@
-//! `muster bench newton-schulz|gemm|memory`: cases from what was typed, reports where they were asked
-//! for.
+//! `muster bench newton-schulz|gemm|memory`: cases from what was typed, reports where they were
+//! asked for.
 
 use std::path::Path;
 

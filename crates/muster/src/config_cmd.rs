@@ -15,8 +15,9 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     match command {
         ConfigCommand::Default => {
             say(&format!(
-                "# A run of Muster: every key, with its default. Keys behind a `#` follow from others,\n\
-                 # such as the preset. Unknown keys are refused; `--set a.b=value` overrides any.\n\n{}",
+                "# A run of Muster: every key, with its default. Keys behind a `#` follow from \
+                 others,\n# such as the preset. Unknown keys are refused; `--set a.b=value` \
+                 overrides any.\n\n{}",
                 commented(&Schema::of::<Config>(), &Config::default())
             ));
             Ok(Exit::Ok)

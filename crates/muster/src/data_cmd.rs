@@ -70,8 +70,8 @@ fn tokenizer_spec(word: &str) -> Result<TokenizerSpec, CliError> {
             let near = nearest(word, ["byte", "gpt2"]);
             let near = near.map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
             Err(CliError::mistake(format!(
-                "--tokenizer {word}: unknown tokenizer; {near}There are `byte`, `gpt2` and the path \
-                 of a Hugging Face tokenizer.json"
+                "--tokenizer {word}: unknown tokenizer; {near}There are `byte`, `gpt2` and the \
+                 path of a Hugging Face tokenizer.json"
             )))
         }
     }

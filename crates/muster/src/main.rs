@@ -1,7 +1,8 @@
 //! `muster`: configs, progress and reports around the training crates.
 //!
 //! Commands decide nothing that the library crates could: they read what was typed, call, and
-//! render what comes back. Every failure ends in `CliError`, whose exit code says whose fault it is.
+//! render what comes back. Every failure ends in `CliError`, whose exit code says whose fault it
+//! is.
 
 mod bench_cmd;
 mod ckpt_cmd;

@@ -198,7 +198,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_clipped_norm_is_at_most_the_limit(
-            sums in prop::array::uniform5(0.0_f64..1e6), tokens in 1_u64..1000, most in 0.01_f64..10.0,
+            sums in prop::array::uniform5(0.0_f64..1e6),
+            tokens in 1_u64..1000,
+            most in 0.01_f64..10.0,
         ) {
             let decision = decide(Clip::Global(most), sums, tokens, None);
             let scaled: f64 = sums.iter().zip(&decision.factors).map(|(s, f)| s * f * f).sum();

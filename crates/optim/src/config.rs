@@ -345,7 +345,8 @@ mod tests {
     const TEXT: &str = "
 rules:
 - match: {roles: [matrix, expert], names: ['*']}
-  muon: {lr: 0.02, momentum: 0.95, nesterov: true, coefficients: jordan, steps: 5, scale: spectral, weight_decay: 0.01}
+  muon: {lr: 0.02, momentum: 0.95, nesterov: true, coefficients: jordan, steps: 5,
+         scale: spectral, weight_decay: 0.01}
 - match: {}
   adamw: {lr: 0.003, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0}
 schedule: {cosine: {warmup_steps: 20, final_fraction: 0.1}}
@@ -440,8 +441,8 @@ require_muon: false
         let refused = |text: &str| muon(text).1.unwrap_err();
         assert_eq!(
             refused("{coefficients: {custom: {steps: [[3.0, -3.2]]}}, steps: 1}"),
-            "optimizer.rules[0].muon: coefficients custom: 1 step maps singular values of 0 to 1 to \
-             -0.200 to 1.118; use polynomials that stay in 0 to 2"
+            "optimizer.rules[0].muon: coefficients custom: 1 step maps singular values of 0 to 1 \
+             to -0.200 to 1.118; use polynomials that stay in 0 to 2"
         );
         assert!(refused("{coefficients: {taylor: {kappa: 0}}}").contains("kappa 0; use 1 to 12"));
         assert!(refused("{coefficients: jordan, safety: 1.05}").contains("left out with jordan"));
@@ -461,7 +462,8 @@ require_muon: false
         };
         assert_eq!(
             muon(|muon| muon.steps = 1001),
-            "optimizer.rules[0].muon.steps is 1001; it must be a whole number from 1 to 1000: use 1000"
+            "optimizer.rules[0].muon.steps is 1001; it must be a whole number from 1 to 1000: \
+             use 1000"
         );
         assert_eq!(
             muon(|muon| muon.momentum = 1.0),

@@ -14,7 +14,8 @@ pub enum OptimError {
     #[error("{at}: {source}")]
     NewtonSchulz { at: String, source: Box<KernelError> },
     #[error(
-        "optimizer.rules[{rule}] has no update; give it `muon: {{}}` or `adamw: {{}}` (with defaults)"
+        "optimizer.rules[{rule}] has no update; give it `muon: {{}}` or `adamw: {{}}` \
+         (with defaults)"
     )]
     NoUpdate { rule: usize },
     #[error("optimizer.rules[{rule}] has both `muon` and `adamw`; split it into two rules")]

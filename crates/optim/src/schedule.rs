@@ -81,7 +81,8 @@ mod tests {
             let steepest = fall.max(1.0 / warmup.max(1) as f64) + 1e-12;
             let mut falling = false;
             for step in 1..=total {
-                let (now, next) = (factor(step, total, &schedule), factor(step + 1, total, &schedule));
+                let now = factor(step, total, &schedule);
+                let next = factor(step + 1, total, &schedule);
                 prop_assert!(now > 0.0 || (total <= warmup), "step {step} of {total} is wasted");
                 prop_assert!((0.0..=1.0).contains(&now), "{now}");
                 // A run that ends inside its warm-up has nothing to fall over.

@@ -470,8 +470,8 @@ impl<E: Engine> Trainer<E> {
         self.tokens - self.tokens_loaded
     }
 
-    /// Ends training: frees the large buffers but the weights, and returns what draws tokens from them. It
-    /// needs no more than the micro-batch did.
+    /// Ends training: frees the large buffers but the weights, and returns what draws tokens from
+    /// them. It needs no more than the micro-batch did.
     ///
     /// # Errors
     /// Memory.

@@ -9,9 +9,9 @@
 //!        ── Blame ──────────▶                    this one leaves because another failed
 //! ```
 //!
-//! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor reports.
-//! Frames carry a length (tokio-util) and a postcard message; the first one in each direction
-//! starts with the protocol's number, so that other versions can be told apart.
+//! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
+//! reports. Frames carry a length (tokio-util) and a postcard message; the first one in each
+//! direction starts with the protocol's number, so that other versions can be told apart.
 
 mod client;
 mod protocol;

@@ -13,12 +13,13 @@ pub enum BenchCommand {
     #[command(after_help = "\
 Examples:
   muster bench newton-schulz
-  muster bench newton-schulz --shapes 24x768x3072,64x1024x2816 --algorithm standard,gram --json ns.json
+  muster bench newton-schulz --shapes 24x768x3072,512x512 --algorithm standard,gram --json ns.json
   muster bench newton-schulz --device cuda:0 --dtype bf16,f16 --svg ns.svg
   muster bench newton-schulz --device sim:gfx942 --shapes 3x100x260 --dtype bf16
 
-A shape is ROWSxCOLS or COUNTxROWSxCOLS; shapes joined by + are one mixed batch. Useful TFLOP/s count
-the operations of the algorithm that ran; the limit is what its tiles and waves allow at the ceiling.")]
+A shape is ROWSxCOLS or COUNTxROWSxCOLS; shapes joined by + are one mixed batch. Useful TFLOP/s
+count the operations of the algorithm that ran; the limit is what its tiles and waves allow at the
+ceiling.")]
     NewtonSchulz(NewtonSchulzArgs),
     /// Time matrix products, whole and of one triangle
     #[command(after_help = "\
@@ -27,8 +28,8 @@ Examples:
   muster bench gemm --device cuda:0 --shapes 4096x4096x4096,8192x8192x8192 --dtype bf16
   muster bench gemm --device cuda:0 --shapes 8x2048x2048x2048 --symmetric
 
-A shape is MxNxK or COUNTxMxNxK. On a GPU operands lie in tiles, as Newton-Schulz keeps them; packing
-is not timed.")]
+A shape is MxNxK or COUNTxMxNxK. On a GPU operands lie in tiles, as Newton-Schulz keeps them;
+packing is not timed.")]
     Gemm(GemmArgs),
     /// Time reading, writing and copying of device memory
     #[command(after_help = "\
@@ -41,7 +42,8 @@ Examples:
 /// What every benchmark takes.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Where: `cpu`, `sim`, `sim:ARCH`, `cuda:N` or `hip:N`. A simulated device checks, and times nothing
+    /// Where: `cpu`, `sim`, `sim:ARCH`, `cuda:N` or `hip:N`. A simulated device checks, and times
+    /// nothing
     #[arg(long, default_value = "cpu")]
     pub device: DeviceKind,
     /// Threads on the CPU; 0 uses every core
@@ -51,7 +53,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub warmup: usize,
     /// Runs of which the median is shown
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 7,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub iterations: u32,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
@@ -77,7 +84,8 @@ pub struct NewtonSchulzArgs {
     /// Coefficient sets, by the names that configs use
     #[arg(long, value_delimiter = ',', default_value = "polar_express")]
     pub coefficients: Vec<String>,
-    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
+    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best
+    /// at
     #[arg(long, value_delimiter = ',')]
     pub dtype: Vec<String>,
     /// Type of the matrices given and returned: `f32`, or on a GPU `bf16`
@@ -130,7 +138,8 @@ Examples:
   muster orthogonalize in.safetensors out.safetensors --algorithm svd
 
 Every matrix of IN is replaced by the nearest matrix with orthonormal rows or columns, as far as the
-method goes; of a three-dimensional tensor each matrix along the first axis. All else is copied, and named.")]
+method goes; of a three-dimensional tensor each matrix along the first axis. All else is copied, and
+named.")]
 pub struct OrthogonalizeArgs {
     /// A safetensors file
     #[arg(value_name = "IN")]
@@ -153,7 +162,8 @@ pub struct OrthogonalizeArgs {
     /// Newton–Schulz steps
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
-    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best at
+    /// Type of stored matrices: `f32` (CPU only), `bf16`, `f16`; by default what the device is best
+    /// at
     #[arg(long)]
     pub dtype: Option<String>,
     /// Only tensors whose names match; `*` stands for anything. May be repeated

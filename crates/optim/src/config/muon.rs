@@ -18,21 +18,22 @@ pub struct MuonConfig {
     pub momentum: f64,
     /// Looks one step ahead: orthogonalizes the average of momentum and gradient.
     pub nesterov: bool,
-    /// Newton–Schulz coefficients: `polar_express` (close to orthogonal in few steps), `jordan` (the
-    /// first), `polar_express_cushion`, `cans`, `you`, `aol` (rows are balanced first), `cubic5`,
-    /// `deepseek_v4` (for 10 steps), `{taylor: {kappa: K}}` (degree 2K+1) or
+    /// Newton–Schulz coefficients: `polar_express` (close to orthogonal in few steps), `jordan`
+    /// (the first), `polar_express_cushion`, `cans`, `you`, `aol` (rows are balanced first),
+    /// `cubic5`, `deepseek_v4` (for 10 steps), `{taylor: {kappa: K}}` (degree 2K+1) or
     /// `{custom: {steps: [[a, b, c], …]}}`.
     #[serde(with = "crate::tagged")]
     #[schemars(with = "Coefficients")]
     pub coefficients: Coefficients,
-    /// Divisor of the singular values that `polar_express` is made for, 1 to 1.2: 1.01 if not given.
+    /// Divisor of the singular values that `polar_express` is made for, 1 to 1.2: 1.01 if not
+    /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<f64>,
     /// Newton–Schulz steps, at least 1.
     pub steps: usize,
-    /// How the products are arranged: `standard`, `symmetric` (triangles only), `gram` (on the small
-    /// Gram matrix), `auto` (gram where it is cheaper, else symmetric) or `svd` (exact, slow, on CPUs).
-    /// All but `svd` follow the same polynomial and differ by rounding.
+    /// How the products are arranged: `standard`, `symmetric` (triangles only), `gram` (on the
+    /// small Gram matrix), `auto` (gram where it is cheaper, else symmetric) or `svd` (exact, slow,
+    /// on CPUs). All but `svd` follow the same polynomial and differ by rounding.
     pub algorithm: Algorithm,
     /// Steps, counted from 0, before which the Gram form starts afresh from the matrix. Chosen by
     /// the slopes of the coefficients if not given.
@@ -112,8 +113,8 @@ pub struct TaylorConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CustomConfig {
-    /// For each step the coefficients of x, x³, x⁵, …; their composition has to stay between 0 and 2
-    /// on [0, 1].
+    /// For each step the coefficients of x, x³, x⁵, …; their composition has to stay between 0 and
+    /// 2 on [0, 1].
     pub steps: Vec<Vec<f64>>,
     /// What follows the last: `repeat` it, or `cycle` through all.
     #[serde(default)]
