@@ -102,7 +102,7 @@ impl Trainer {
         let (schema, flat) = (engine.model.schema(), engine.model.flat());
         let config = config(numbers);
         let plans = optim::plan(schema, &config).unwrap();
-        let treatments = optim::treatments(&plans);
+        let treatments = optim::treatments(&plans).unwrap();
         let ownership = Ownership::new(schema, flat, &treatments, 1, &CostTable::CPU).unwrap();
         let device = &engine.device;
         let optimizer =

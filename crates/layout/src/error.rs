@@ -25,4 +25,7 @@ pub enum LayoutError {
     /// A per-tensor argument of the wrong length.
     #[error("{what}: {got} entries for {expected} tensors")]
     Count { what: &'static str, got: usize, expected: usize },
+    /// FLOPs of more or fewer matrices than a tensor has.
+    #[error("`{name}`: FLOPs of {got} matrices for {expected}")]
+    Matrices { name: String, got: usize, expected: usize },
 }

@@ -14,10 +14,10 @@ use crate::{FlatLayout, LayoutError, Schema};
 pub const BLOCK: usize = 4096;
 
 /// How the optimizer treats a tensor.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Treatment {
-    /// Acts on whole matrices, with `newton_schulz_steps` iterations each.
-    WholeMatrix { newton_schulz_steps: usize },
+    /// Acts on whole matrices; the FLOPs of each, in the order of its rows.
+    WholeMatrix { flops: Vec<f64> },
     /// Acts on each element alone.
     Elementwise,
 }
@@ -33,12 +33,9 @@ impl CostTable {
     /// A desktop or server CPU core: about 80 GFLOP/s and 10 GB/s.
     pub const CPU: CostTable = CostTable { seconds_per_flop: 1.0 / 80e9, seconds_per_byte: 1e-10 };
 
-    /// Seconds of one matrix update. Newton–Schulz takes `2T(2α+1)n³` FLOPs for `T` quintic steps
-    /// on an `n × αn` matrix (two products of `n²·αn`, one of `n³`, two FLOPs each).
-    pub fn matrix(&self, rows: usize, cols: usize, steps: usize) -> f64 {
-        let (n, m) = (rows.min(cols) as f64, rows.max(cols) as f64);
-        let flops = 2.0 * steps as f64 * (2.0 * n * n * m + n * n * n);
-        flops * self.seconds_per_flop + self.elements(rows * cols)
+    /// Seconds of the update of a matrix of so many elements that takes `flops`.
+    pub fn matrix(&self, elements: usize, flops: f64) -> f64 {
+        flops * self.seconds_per_flop + self.elements(elements)
     }
 
     /// Seconds of an elementwise update: 28 bytes moved per element (AdamW: 16 read, 12 written).
@@ -91,7 +88,7 @@ impl Ownership {
     /// Plans the update of `schema` over `world` ranks.
     ///
     /// # Errors
-    /// `treatment` without an entry for each tensor.
+    /// `treatment` without an entry for each tensor, or without FLOPs for each matrix of one.
     pub fn new(
         schema: &Schema,
         flat: &FlatLayout,
@@ -110,9 +107,9 @@ impl Ownership {
         let mut elementwise = Vec::new();
         for (tensor, treatment) in treatment.iter().enumerate() {
             let first = plan.slots;
-            match *treatment {
-                Treatment::WholeMatrix { newton_schulz_steps } => {
-                    plan.matrices(schema, flat, tensor, newton_schulz_steps, cost);
+            match treatment {
+                Treatment::WholeMatrix { flops } => {
+                    plan.matrices(schema, flat, tensor, flops, cost)?;
                 }
                 Treatment::Elementwise => {
                     elementwise.push(tensor);
@@ -132,11 +129,16 @@ impl Ownership {
         schema: &Schema,
         flat: &FlatLayout,
         tensor: usize,
-        steps: usize,
+        flops: &[f64],
         cost: &CostTable,
-    ) {
+    ) -> Result<(), LayoutError> {
         let cols = schema.tensors[tensor].row_len();
-        for rows in schema.tensors[tensor].row_ranges() {
+        let matrices = schema.tensors[tensor].row_ranges();
+        if flops.len() != matrices.len() {
+            let name = schema.tensors[tensor].name.clone();
+            return Err(LayoutError::Matrices { name, got: flops.len(), expected: matrices.len() });
+        }
+        for (rows, &flops) in matrices.into_iter().zip(flops) {
             let start = flat.offsets[tensor] + rows.start * cols;
             self.pieces.push(Piece {
                 tensor,
@@ -144,11 +146,12 @@ impl Ownership {
                 kind: PieceKind::Matrix { rows: rows.len(), cols },
                 slots: self.slots..self.slots + 1,
                 owner: 0,
-                cost_s: cost.matrix(rows.len(), cols, steps),
+                cost_s: cost.matrix(rows.len() * cols, flops),
                 rows,
             });
             self.slots += 1;
         }
+        Ok(())
     }
 
     /// Longest processing time first: at most 4/3 of the best makespan (Graham 1969).
@@ -282,13 +285,19 @@ mod tests {
         let flat = FlatLayout::new(&schema, 1 << 16);
         let treatment: Vec<Treatment> = shapes
             .iter()
-            .map(|&(_, _, muon)| match muon {
-                true => Treatment::WholeMatrix { newton_schulz_steps: 5 },
+            .map(|&(rows, cols, muon)| match muon {
+                true => Treatment::WholeMatrix { flops: vec![quintics(rows, cols)] },
                 false => Treatment::Elementwise,
             })
             .collect();
         let plan = Ownership::new(&schema, &flat, &treatment, world, &CostTable::CPU).unwrap();
         (schema, flat, plan)
+    }
+
+    /// Five quintic steps with every product in full: two of `n²·m`, one of `n³` each.
+    fn quintics(rows: usize, cols: usize) -> f64 {
+        let (n, m) = (rows.min(cols) as f64, rows.max(cols) as f64);
+        10.0 * (2.0 * n * n * m + n * n * n)
     }
 
     proptest! {
@@ -323,6 +332,23 @@ mod tests {
         let (_, _, plan) = plan(&[(64, 256, true); 8], 4);
         assert!(plan.balance() > 0.999, "{:?}", plan.load_s);
         assert_eq!(plan.critical().unwrap().kind, PieceKind::Matrix { rows: 64, cols: 256 });
+    }
+
+    #[test]
+    fn matrices_of_a_shape_are_dealt_by_their_flops() {
+        let tensors = (0..4).map(|i| LogicalTensor::new(format!("t{i}"), &[64, 64], Role::Matrix));
+        let schema = Schema::new(tensors.collect()).unwrap();
+        let flat = FlatLayout::new(&schema, 1 << 16);
+        let plan = |flops: [&[f64]; 4]| {
+            let whole = |flops: &[f64]| Treatment::WholeMatrix { flops: flops.to_vec() };
+            Ownership::new(&schema, &flat, &flops.map(whole), 2, &CostTable::CPU)
+        };
+        let owners =
+            |flops| plan(flops).unwrap().pieces.iter().map(|p| p.owner).collect::<Vec<_>>();
+        assert_eq!(owners([&[9e9], &[3e9], &[3e9], &[2e9]]), [0, 1, 1, 1]);
+        assert_eq!(owners([&[3e9], &[3e9], &[3e9], &[3e9]]), [0, 1, 0, 1]);
+        let error = plan([&[1e9], &[1e9, 1e9], &[1e9], &[1e9]]).unwrap_err();
+        assert_eq!(error.to_string(), "`t1`: FLOPs of 2 matrices for 1");
     }
 
     #[test]

@@ -150,7 +150,7 @@ mod tests {
         let schema = Schema::new(vec![fused, table]).unwrap();
         let plans = crate::plan(&schema, &OptimizerConfig::default()).unwrap();
         let flat = FlatLayout::new(&schema, 1 << 20);
-        let treatments = crate::treatments(&plans);
+        let treatments = crate::treatments(&plans).unwrap();
         let ownership = Ownership::new(&schema, &flat, &treatments, 2, &CostTable::CPU).unwrap();
         assert_eq!(ownership.slots, 5);
         Clipper::new(clip, non_finite, &plans, &ownership)

@@ -1,10 +1,11 @@
 //! Which rule updates which parameter: a pure function of schema and config.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use kernels::newton_schulz::{Iteration, Method};
+use kernels::newton_schulz::{Algorithm, Iteration, Method};
 use layout::{LogicalTensor, Schema, Treatment};
 
 use crate::config::{AdamWConfig, Match, MuonConfig, OptimizerConfig, Rule};
@@ -168,12 +169,46 @@ fn nearest_name(schema: &Schema, pattern: &str) -> String {
 }
 
 /// What ownership needs to know of each parameter.
-pub fn treatments(plans: &[TensorPlan]) -> Vec<Treatment> {
-    let treatment = |plan: &TensorPlan| match &plan.update {
-        Update::Muon(muon) => Treatment::WholeMatrix { newton_schulz_steps: muon.steps },
-        Update::AdamW(_) => Treatment::Elementwise,
-    };
-    plans.iter().map(treatment).collect()
+///
+/// # Errors
+/// None for the plans of [`plan`], which has checked their methods.
+pub fn treatments(plans: &[TensorPlan]) -> Result<Vec<Treatment>, OptimError> {
+    // Models have thousands of matrices, of few rules and shapes.
+    let mut iterations: BTreeMap<usize, Iteration> = BTreeMap::new();
+    let mut known: BTreeMap<(usize, usize, usize), f64> = BTreeMap::new();
+    let mut treatments = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let Update::Muon(muon) = &plan.update else {
+            treatments.push(Treatment::Elementwise);
+            continue;
+        };
+        let iteration = match iterations.entry(plan.rule) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let at = format!("optimizer.rules[{}].muon", plan.rule);
+                let refused = |source| OptimError::NewtonSchulz { at, source: Box::new(source) };
+                entry.insert(Iteration::new(&muon.method()).map_err(refused)?)
+            }
+        };
+        let flops = plan.parts.iter().map(|part| {
+            let (short, long) = (part.rows.len().min(part.cols), part.rows.len().max(part.cols));
+            let key = (plan.rule, short, long);
+            *known.entry(key).or_insert_with(|| polar_flops(iteration, short, long))
+        });
+        treatments.push(Treatment::WholeMatrix { flops: flops.collect() });
+    }
+    Ok(treatments)
+}
+
+/// FLOPs of one orthogonalization as it runs.
+fn polar_flops(iteration: &Iteration, short: usize, long: usize) -> f64 {
+    if iteration.method().algorithm == Algorithm::Svd {
+        // The thin R-SVD with both factors is 6mn² + 20n³ (Golub and Van Loan, Matrix
+        // Computations, 4th ed., figure 8.6.1), and their product 2mn².
+        let (n, m) = (short as f64, long as f64);
+        return 8.0 * m * n * n + 20.0 * n * n * n;
+    }
+    iteration.program(short, long).flops()
 }
 
 /// The plan for people: one line per kind of parameter, in schema order; layers and experts that
@@ -303,8 +338,8 @@ mod tests {
         assert_eq!(plans[1].parts.len(), 3);
         assert!((plans[1].parts[2].scale - 0.2 * 8_f64.sqrt()).abs() < 1e-12);
         assert_eq!(plans[1].parts[2].rows, 16..24);
-        let treatments = treatments(&plans);
-        assert_eq!(treatments[1], Treatment::WholeMatrix { newton_schulz_steps: 5 });
+        let treatments = treatments(&plans).unwrap();
+        assert!(matches!(&treatments[1], Treatment::WholeMatrix { flops } if flops.len() == 3));
         assert_eq!(treatments[2], Treatment::Elementwise);
         let table = table(&schema(), &plans);
         let lines: Vec<&str> = table.lines().collect();
@@ -317,6 +352,31 @@ mod tests {
         assert!(lines[4].starts_with("2 of 8 "), "{table}");
         assert!(lines[5].contains("4 of 32×8   model.layers.*.experts.*.up.weight"), "{table}");
         assert!(lines[5].contains("muon lr 0.003 × 1.131 (rms), 5 steps polar_express"), "{table}");
+    }
+
+    #[test]
+    fn the_flops_of_a_matrix_are_those_of_the_program_that_runs() {
+        let flops = |algorithm: crate::config::Algorithm| {
+            let plans = with(|config| {
+                config.rules[0].muon.as_mut().unwrap().algorithm = algorithm;
+            });
+            let treatments = treatments(&plans.unwrap()).unwrap();
+            let flops = |tensor: usize| match &treatments[tensor] {
+                Treatment::WholeMatrix { flops } => flops.clone(),
+                Treatment::Elementwise => Vec::new(),
+            };
+            (flops(1), flops(3))
+        };
+        use crate::config::Algorithm;
+        // Five quintics with every product in full: 2·5·(2mn² + n³).
+        let full = |n: f64, m: f64| 10.0 * (2.0 * m * n * n + n * n * n);
+        let standard = flops(Algorithm::Standard);
+        assert_eq!(standard, (vec![full(8.0, 8.0); 3], vec![full(8.0, 32.0)]));
+        let (symmetric, gram) = (flops(Algorithm::Symmetric), flops(Algorithm::Gram));
+        assert!(symmetric.1 < standard.1 && gram.1 < symmetric.1, "{symmetric:?} {gram:?}");
+        // Square parts gain nothing from the Gram form, long experts do.
+        assert_eq!(flops(Algorithm::Auto), (symmetric.0, gram.1));
+        assert_eq!(flops(Algorithm::Svd).1, vec![8.0 * 32.0 * 64.0 + 20.0 * 512.0]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl RunPlan {
         let bucket_elements = config.ranks.bucket_bytes.div_ceil(4);
         let flat = FlatLayout::new(&schema, bucket_elements);
         let updates = optim::plan(&schema, &config.optimizer)?;
-        let treatments = optim::treatments(&updates);
+        let treatments = optim::treatments(&updates)?;
         let cost = &CostTable::CPU;
         let ownership = Ownership::new(&schema, &flat, &treatments, world, cost)?;
         let mut partials = Vec::with_capacity(world);

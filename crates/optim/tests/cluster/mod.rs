@@ -30,7 +30,7 @@ impl Setup {
     }
 
     pub fn ownership(&self, world: usize) -> Ownership {
-        let treatments = optim::treatments(&self.plans);
+        let treatments = optim::treatments(&self.plans).unwrap();
         Ownership::new(&self.schema, &self.flat, &treatments, world, &CostTable::CPU).unwrap()
     }
 }
