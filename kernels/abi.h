@@ -1,8 +1,8 @@
-// Argument structs of the device kernels, shared with Rust (crates/kernels mirrors each one and tests
-// compare sizes and offsets on both sides).
+// Argument structs of the device kernels, shared with Rust (crates/kernels mirrors each one and
+// tests compare sizes and offsets on both sides).
 //
-// A kernel takes one struct by value. Addresses are device addresses as 64-bit integers, so that one
-// layout serves every device; 0 stands for "none". "Tiles" are the 64×64 tiles of tile.h.
+// A kernel takes one struct by value. Addresses are device addresses as 64-bit integers, so that
+// one layout serves every device; 0 stands for "none". "Tiles" are the 64×64 tiles of tile.h.
 #pragma once
 
 #include <stddef.h>

@@ -3,11 +3,11 @@
 //   grid   [row_tiles, col_tiles], row-major; a tile is 8192 contiguous bytes
 //   tile   64 rows of 128 bytes; the 16-byte chunk c of row r lies at position c ^ (r % 8)
 //
-// That is the 128-byte swizzle of Hopper's shared memory (PTX ISA, "Shared Memory Matrix Layout"), kept
-// in device memory too. So a pipeline stage is filled by plain bulk copies without tensor maps, by
-// cp.async on older chips, and by direct LDS loads, which cannot swizzle, on gfx950; and the reads of
-// matrix instructions meet no bank conflict on any of them. Grids are padded with zeros to whole blocks,
-// so main loops need no predicates.
+// That is the 128-byte swizzle of Hopper's shared memory (PTX ISA, "Shared Memory Matrix Layout"),
+// kept in device memory too. So a pipeline stage is filled by plain bulk copies without tensor
+// maps, by cp.async on older chips, and by direct LDS loads, which cannot swizzle, on gfx950; and
+// the reads of matrix instructions meet no bank conflict on any of them. Grids are padded with
+// zeros to whole blocks, so main loops need no predicates.
 #pragma once
 
 #include <stdint.h>

@@ -81,6 +81,7 @@ fn matrices_become_orthogonal_and_all_else_stays() {
         "bias [5] F32: copied (not two- or three-dimensional)",
         "experts [3, 12, 20] F32: 3 matrices of 12×20 orthogonalized",
         "tokens [2, 2] I32: copied",
+        "4 matrices of ",
     ] {
         assert!(out.contains(words), "{words} is not in\n{out}");
     }

@@ -7,8 +7,8 @@
 #   peers.tar.xz    gram-newton-schulz and quack for Python 3.12, which the peers' PyTorch imports
 #   run.sh          unpacks what lies beside it, and runs
 #
-# Each file stays under 64 MiB. The binaries need a C library no older than this machine's (BUILT says
-# which) and find the driver at run time; nothing of CUDA is linked.
+# Each file stays under 64 MiB. The binaries need a C library no older than this machine's (BUILT
+# says which) and find the driver at run time; nothing of CUDA is linked.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs what bundle.sh packed: tests on the device, Muster's benchmarks, its peers', and their summary.
+# Runs what bundle.sh packed: tests on the device, Muster's benchmarks, its peers', and their
+# summary.
 #
 #     run.sh [--device cuda:0] [--out DIR] [--seconds 460] [--quick] [--no-peers]
 #
 # Needs no Rust, no compiler and no network; PyTorch for the peers. Writes one JSON file per part
-# into DIR (default results/ beside this script), and ends within the given seconds: what has no time
-# left is listed as not measured. Fails if a test or a benchmark of Muster's fails; after a test that
-# fails nothing is measured. --quick takes tiny shapes; `--device sim --quick` goes through everything
-# without a GPU, and calls itself SIMULATED.
+# into DIR (default results/ beside this script), and ends within the given seconds: what has no
+# time left is listed as not measured. Fails if a test or a benchmark of Muster's fails; after a
+# test that fails nothing is measured. --quick takes tiny shapes; `--device sim --quick` goes
+# through everything without a GPU, and calls itself SIMULATED.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

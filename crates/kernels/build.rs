@@ -6,13 +6,14 @@
 //! both, and kernels/sim ──g++──▶ gemm.sim-sm_90a.so … ┘
 //! ```
 //!
-//! An image is named by a digest of what it is made from, and kept in `kernels/cache` under the target
-//! directory: profiles share it, and an edit compiles only what includes the edited file. The images
-//! of the last build stand beside it under their plain names, as `MUSTER_KERNEL_DIR` wants them.
+//! An image is named by a digest of what it is made from, and kept in `kernels/cache` under the
+//! target directory: profiles share it, and an edit compiles only what includes the edited file.
+//! The images of the last build stand beside it under their plain names, as `MUSTER_KERNEL_DIR`
+//! wants them.
 //!
-//! A compiler that is not there costs its images and one warning; `MUSTER_KERNELS` says which must be
-//! there (`all`, or some of `cuda,hip,sim`), or builds none (`off`). A kernel that does not compile
-//! fails the build.
+//! A compiler that is not there costs its images and one warning; `MUSTER_KERNELS` says which must
+//! be there (`all`, or some of `cuda,hip,sim`), or builds none (`off`). A kernel that does not
+//! compile fails the build.
 
 #[path = "build/images.rs"]
 pub mod images;

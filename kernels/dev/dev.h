@@ -1,9 +1,9 @@
 // The seam between kernels and the instructions of a vendor.
 //
 // Kernels call nothing vendor-specific except these names. cuda.h and hip.h implement them by
-// instructions; sim.h by the vendor's published semantics, executed on the CPU. Above the seam everything
-// runs in the simulator; what lies below it is checked in the disassembly, and on a GPU where one is
-// at hand.
+// instructions; sim.h by the vendor's published semantics, executed on the CPU. Above the seam
+// everything runs in the simulator; what lies below it is checked in the disassembly, and on a GPU
+// where one is at hand.
 //
 // Every target:
 //   DEV_KERNEL(name, threads, min_blocks, Args) { … args … }      a kernel taking one Args by value

@@ -1,10 +1,11 @@
 // The seam on AMD: instructions of CDNA by compiler builtins. See dev.h for what each name means.
 //
-// No ROCm header is needed: the file declares the few attributes that those would bring, so that any
-// clang which knows the target makes the code objects.
+// No ROCm header is needed: the file declares the few attributes that those would bring, so that
+// any clang which knows the target makes the code objects.
 //
-// Waves have 64 lanes and run in lockstep. A wait or a barrier here also keeps the compiler from moving
-// memory accesses across it: the builtins alone order the machine's instructions, not the program's.
+// Waves have 64 lanes and run in lockstep. A wait or a barrier here also keeps the compiler from
+// moving memory accesses across it: the builtins alone order the machine's instructions, not the
+// program's.
 #pragma once
 
 #include <stdint.h>
@@ -50,7 +51,8 @@ constexpr u32 WAVE = 64;
 
 DEV_FN u32 thread() { return __builtin_amdgcn_workitem_id_x(); }
 DEV_FN u32 block() { return __builtin_amdgcn_workgroup_id_x(); }
-// The first hidden argument of a kernel is the number of blocks (AMDGPU ABI, code object 5 and later).
+// The first hidden argument of a kernel is the number of blocks (AMDGPU ABI, code object 5 and
+// later).
 DEV_FN u32 grid() {
     return *(const __attribute__((address_space(4))) u32*)__builtin_amdgcn_implicitarg_ptr();
 }
@@ -62,8 +64,8 @@ DEV_FN u32 opaque(u32 v) {
 }
 DEV_FN u32 wave() { return uniform(thread() / WAVE); }
 
-// An address in device memory. The address space is named, so that accesses become global ones: flat
-// ones would also count as LDS accesses in every wait.
+// An address in device memory. The address space is named, so that accesses become global ones:
+// flat ones would also count as LDS accesses in every wait.
 template <class T>
 DEV_FN T* pointer(u64 address) {
     return (T*)(__attribute__((address_space(1))) T*)address;
@@ -100,8 +102,8 @@ DEV_FN void block_barrier() {
     compiler_fence();
 }
 
-// s_waitcnt's operand on gfx9: vmcnt in bits 3:0 and 15:14, expcnt in 6:4, lgkmcnt in 11:8; a counter
-// that is not waited for stands at its maximum.
+// s_waitcnt's operand on gfx9: vmcnt in bits 3:0 and 15:14, expcnt in 6:4, lgkmcnt in 11:8; a
+// counter that is not waited for stands at its maximum.
 template <u32 N>
 DEV_FN void wait_memory() {
     static_assert(N < 64, "vmcnt has six bits");
@@ -143,9 +145,11 @@ DEV_FN f64 fma(f64 a, f64 b, f64 c) { return __builtin_fma(a, b, c); }
 DEV_FN f32 sqrt(f32 v) { return __builtin_sqrtf(v); }
 DEV_FN f64 sqrt(f64 v) { return __builtin_sqrt(v); }
 
-// --- 16-bit floats ------------------------------------------------------------------------------------
+// --- 16-bit floats
+// ------------------------------------------------------------------------------------
 
-// The bits of a bf16 in the upper half: rounded to nearest even, a NaN stays one (and becomes quiet).
+// The bits of a bf16 in the upper half: rounded to nearest even, a NaN stays one (and becomes
+// quiet).
 DEV_FN u32 round_bf16(f32 v) {
     const u32 bits = __builtin_bit_cast(u32, v);
     const u32 rounded = bits + 0x7FFF + ((bits >> 16) & 1);
@@ -186,7 +190,8 @@ DEV_FN void unpack<F16>(u32 v, f32& lo, f32& hi) {
     hi = from_f16(static_cast<u16>(v >> 16));
 }
 
-// --- memory -------------------------------------------------------------------------------------------
+// --- memory
+// -------------------------------------------------------------------------------------------
 
 DEV_FN u32 load4(const void* p) { return *static_cast<const u32*>(p); }
 DEV_FN u32x2 load8(const void* p) { return *static_cast<const u32x2*>(p); }
@@ -214,7 +219,8 @@ DEV_FN u32x2 lds_read_tr8(const void* p) {
 }
 #endif
 
-// --- matrix instructions ------------------------------------------------------------------------------
+// --- matrix instructions
+// ------------------------------------------------------------------------------
 
 using bf16x4 = short __attribute__((ext_vector_type(4)));
 using f16x4 = _Float16 __attribute__((ext_vector_type(4)));

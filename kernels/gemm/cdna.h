@@ -1,9 +1,9 @@
-// The product's main loops on CDNA: gfx90a, gfx942 and gfx950. cdna_feed.h says how operands travel,
-// cdna.md what the loops cost by count.
+// The product's main loops on CDNA: gfx90a, gfx942 and gfx950. cdna_feed.h says how operands
+// travel, cdna.md what the loops cost by count.
 //
-// A step is 32 k's. Per step a wave multiplies ROW_TILES × 4 tiles of 16 × 16, and the LDS is written
-// and read once per element, so barriers are few and the matrix unit's time per step is long: 1024 cycles
-// of class 256 on gfx942.
+// A step is 32 k's. Per step a wave multiplies ROW_TILES × 4 tiles of 16 × 16, and the LDS is
+// written and read once per element, so barriers are few and the matrix unit's time per step is
+// long: 1024 cycles of class 256 on gfx942.
 #pragma once
 
 #include "cdna_epilogue.h"
@@ -26,9 +26,9 @@ struct Accumulators {
     }
 };
 
-// One row of tiles times 32 k's. Where an instruction takes 16 k's, those are the first four of each
-// lane's eight, then the last four: A and B agree on that, and the order is the same everywhere.
-// `between` is called in the middle and at the end, with 0 and 1.
+// One row of tiles times 32 k's. Where an instruction takes 16 k's, those are the first four of
+// each lane's eight, then the last four: A and B agree on that, and the order is the same
+// everywhere. `between` is called in the middle and at the end, with 0 and 1.
 template <class T, class B, class Between>
 DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i, const Between& between) {
 #if defined(DEV_GFX950)
@@ -68,17 +68,19 @@ DEV_FN void meet() {
     schedule_fence();
 }
 
-// --- Class 256: two groups of waves in turn -----------------------------------------------------------
+// --- Class 256: two groups of waves in turn
+// -----------------------------------------------------------
 //
-// Each SIMD holds one wave of either group. While one multiplies, the other reads its operands for the
-// next step and feeds the LDS; then they change places at a barrier. Phases of a tile where halves go
-// through registers (R: read a half from LDS, W: write a half of this or the next tile):
+// Each SIMD holds one wave of either group. While one multiplies, the other reads its operands for
+// the next step and feeds the LDS; then they change places at a barrier. Phases of a tile where
+// halves go through registers (R: read a half from LDS, W: write a half of this or the next tile):
 //
 //   phase     0             1             2             3
 //   group 0   R 0, W 1      multiply 0    R 1, W 0'     multiply 1
 //   group 1   multiply 1    R 0, W 1      multiply 0    R 1, W 0'
 //
-// A slot is written a phase or more after its last read, and read a phase or more after its last write.
+// A slot is written a phase or more after its last read, and read a phase or more after its last
+// write.
 template <class T, class B, bool NN>
 struct PingPong {
     Feeding<B, NN, 1> feeding;
@@ -129,13 +131,14 @@ struct PingPong {
     }
 };
 
-// --- Class 128: one wave on each SIMD, its reads under its own products -------------------------------
+// --- Class 128: one wave on each SIMD, its reads under its own products
+// -------------------------------
 //
-// Fragments are kept twice. In its step of half s a wave multiplies what it read in the step before, reads
-// half s+1 and does the feeding that belongs to that: one barrier a step. Two blocks fit on a compute unit
-// and fill each other's gaps. Where tiles are on their way in registers there are two of them, so
-// memory has three steps' time to answer; since registers cannot be indexed, the loop then goes by two
-// tiles.
+// Fragments are kept twice. In its step of half s a wave multiplies what it read in the step
+// before, reads half s+1 and does the feeding that belongs to that: one barrier a step. Two blocks
+// fit on a compute unit and fill each other's gaps. Where tiles are on their way in registers there
+// are two of them, so memory has three steps' time to answer; since registers cannot be indexed,
+// the loop then goes by two tiles.
 template <class T, class B, bool NN>
 struct Interleaved {
     Feeding<B, NN, 2> feeding;

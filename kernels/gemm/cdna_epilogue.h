@@ -1,9 +1,9 @@
 // The epilogue on CDNA. A lane holds, of each row tile of its wave, a patch of 4 × 4 elements: rows
-// 16i + 4g … +4 and columns 4c … +4 of a sub-tile, with g = lane / 16 and c = lane % 16. Element (q, t) of
-// it is acc[i][t][q]. So four columns of a row are 8 bytes of a tile, and four rows of a column 8 bytes
-// of the transposed tile: results and their mirror images are stored straight from registers, whole lines
-// of the cache at a time for the former. The diagonal of a symmetric result runs through patches c = 4i + g,
-// everything below it lies in patches with c < 4i + g.
+// 16i + 4g … +4 and columns 4c … +4 of a sub-tile, with g = lane / 16 and c = lane % 16. Element
+// (q, t) of it is acc[i][t][q]. So four columns of a row are 8 bytes of a tile, and four rows of a
+// column 8 bytes of the transposed tile: results and their mirror images are stored straight from
+// registers, whole lines of the cache at a time for the former. The diagonal of a symmetric result
+// runs through patches c = 4i + g, everything below it lies in patches with c < 4i + g.
 #pragma once
 
 #include "../schedule.h"
@@ -46,8 +46,8 @@ struct Addend {
     u32x2 line[SUBTILE_ROWS][PATCH];
 };
 
-// Of a symmetric result C is read where the result is kept, on its diagonal in the lower half only: others
-// may already write elsewhere.
+// Of a symmetric result C is read where the result is kept, on its diagonal in the lower half only:
+// others may already write elsewhere.
 DEV_FN Addend fetch(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at) {
     Addend addend = {};
     if (gemm::has_addend(p) && gemm::kept(p, tile_row, tile_col)) {
@@ -148,8 +148,8 @@ DEV_FN void store_tiles(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, 
     }
 }
 
-// Four neighbours in a row of the caller's matrix, of which `width` − col exist. The loop of the slow way
-// stays one: epilogues have much code, and instructions have a cache too.
+// Four neighbours in a row of the caller's matrix, of which `width` − col exist. The loop of the
+// slow way stays one: epilogues have much code, and instructions have a cache too.
 DEV_FN void write_four(const MusterGemmProblem& p, u64 row, u32 col, u32 width, f32x4 v) {
     const u64 first = row * p.out_row_stride + col;
     const u32 count = schedule::smaller(PATCH, width - col);
@@ -232,8 +232,8 @@ DEV_FN void store(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const 
     }
 }
 
-// The results of a wave: ROW_TILES row tiles from sub-tile (tile_row, tile_col) down. The second sub-tile's
-// addend is on its way while the first is stored.
+// The results of a wave: ROW_TILES row tiles from sub-tile (tile_row, tile_col) down. The second
+// sub-tile's addend is on its way while the first is stored.
 template <class T, u32 ROW_TILES>
 DEV_FN void finish(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, f32x4 (&acc)[ROW_TILES][4]) {
     const Lane at;

@@ -1,30 +1,32 @@
-// How operand tiles reach the registers of CDNA's matrix instructions: global memory → LDS → registers.
+// How operand tiles reach the registers of CDNA's matrix instructions: global memory → LDS →
+// registers.
 //
-// A block computes a square of SIDE × SIDE elements with 2·SIDE/64 waves, so the operands of one step in k
-// (64 columns of A, 64 of B: one tile per 64 rows and one per 64 columns) are exactly one tile a wave.
-// Each wave feeds its own tile through the whole launch; only a pointer and a step tell the waves apart.
+// A block computes a square of SIDE × SIDE elements with 2·SIDE/64 waves, so the operands of one
+// step in k (64 columns of A, 64 of B: one tile per 64 rows and one per 64 columns) are exactly one
+// tile a wave. Each wave feeds its own tile through the whole launch; only a pointer and a step
+// tell the waves apart.
 //
-// A tile travels in two halves of 32 k's and 4096 bytes. LDS holds halves in slots of one half per wave:
-// waves 0…TILES hold A, the rest B. Within a half, 16-byte chunks lie in this order:
+// A tile travels in two halves of 32 k's and 4096 bytes. LDS holds halves in slots of one half per
+// wave: waves 0…TILES hold A, the rest B. Within a half, 16-byte chunks lie in this order:
 //
 //   K-major (A, and B of nt)   chunk (row, k/8) at line 4·(row/8) + row%4, position (k/8) ^ (row%8),
 //                              lines of 128 bytes: rows r and r+4 share one, each with its four chunks
 //   MN-major (B of nn)         as in the tile: line k, position (n/8) ^ (k%8)
 //
-// A wave's load instruction fills 1024 consecutive bytes, lane after lane, whatever the form (so it may
-// as well be a load that goes to LDS directly). The order is made by choosing each lane's source: always
-// 64 or more consecutive bytes for neighbouring lanes, and the two halves of a line of the cache are
-// loaded one right after the other.
+// A wave's load instruction fills 1024 consecutive bytes, lane after lane, whatever the form (so it
+// may as well be a load that goes to LDS directly). The order is made by choosing each lane's
+// source: always 64 or more consecutive bytes for neighbouring lanes, and the two halves of a line
+// of the cache are loaded one right after the other.
 //
-// Matrix instructions read 16 rows × 32 k's: lane l takes row l%16 and chunk l/16, one ds_read_b128. The
-// LDS serves such a read in eight cycles, lanes 0–3 with 20–23, 4–7 with 16–19, and so on (ROCm's Composable
-// Kernel documents it, "LDS bank conflicts"); each such group meets eight different positions, thus no
-// bank twice.
+// Matrix instructions read 16 rows × 32 k's: lane l takes row l%16 and chunk l/16, one
+// ds_read_b128. The LDS serves such a read in eight cycles, lanes 0–3 with 20–23, 4–7 with 16–19,
+// and so on (ROCm's Composable Kernel documents it, "LDS bank conflicts"); each such group meets
+// eight different positions, thus no bank twice.
 //
-// Columns are dealt so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile: a patch
-// of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple. For nt the rows
-// of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c); for nn a lane reads
-// 8 k's × 4 n's and transposes them with v_perm_b32.
+// Columns are dealt so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile: a
+// patch of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple. For
+// nt the rows of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c); for
+// nn a lane reads 8 k's × 4 n's and transposes them with v_perm_b32.
 #pragma once
 
 #include "../abi.h"
@@ -84,9 +86,9 @@ struct Units {
     }
 };
 
-// The stream of tiles that this wave feeds, over all units of the block. Units are fed in whole groups of
-// GROUP tiles: where k_tiles is no multiple, the last tile is repeated and its product is left out.
-// Behind the last unit the last tile is repeated without end; nobody uses it.
+// The stream of tiles that this wave feeds, over all units of the block. Units are fed in whole
+// groups of GROUP tiles: where k_tiles is no multiple, the last tile is repeated and its product is
+// left out. Behind the last unit the last tile is repeated without end; nobody uses it.
 template <class B, bool NN, u32 GROUP>
 struct Feed {
     Units units;
@@ -115,7 +117,8 @@ struct Feed {
             load_mask = LOAD_BYTES;
             half_mask = HALF_BYTES;
         } else {
-            // Row 16t + c of LDS is row 4c + t of the tile; its chunks move between the two swizzles.
+            // Row 16t + c of LDS is row 4c + t of the tile; its chunks move between the two
+            // swizzles.
             const u32 chunk = position ^ row % 8;
             lane_offset = tile::chunk_offset(4 * row, chunk);
             load_mask = tile::ROW_BYTES + tile::CHUNK_BYTES;
@@ -141,8 +144,9 @@ struct Feed {
         tiles = (k_tiles + GROUP - 1) / GROUP * GROUP;
     }
 
-    // The lane's offset is made opaque for each tile, so that the address stays a pointer of the wave plus
-    // 32 bits of the lane, as the instruction takes it, and not eight 64-bit numbers kept in registers.
+    // The lane's offset is made opaque for each tile, so that the address stays a pointer of the
+    // wave plus 32 bits of the lane, as the instruction takes it, and not eight 64-bit numbers kept
+    // in registers.
     DEV_FN void next() {
         lane_offset = opaque(lane_offset);
         ++tile_index;
@@ -162,7 +166,8 @@ struct Feed {
     }
 };
 
-// --- Two ways of a tile into LDS ----------------------------------------------------------------------
+// --- Two ways of a tile into LDS
+// ----------------------------------------------------------------------
 //
 // Both count the halves of the stream; r is the half that is being read from LDS, `odd` is r % 2.
 //
@@ -171,9 +176,9 @@ struct Feed {
 //   part(odd, i)   a quarter of the feeding that belongs to r
 //   behind(odd)    the rest of it; when all waves have met after that, half r+1 is in LDS
 
-// By registers, for chips whose loads to LDS are of 4 bytes: two slots. While half r is read, half r+1 takes the
-// slot of r-1. SETS tiles are on their way in registers, and the feeding of half r takes set `set`,
-// that of the tile of half r+1.
+// By registers, for chips whose loads to LDS are of 4 bytes: two slots. While half r is read, half
+// r+1 takes the slot of r-1. SETS tiles are on their way in registers, and the feeding of half r
+// takes set `set`, that of the tile of half r+1.
 template <class B, bool NN, u32 SETS>
 struct ByRegisters {
     static constexpr u32 GROUP = SETS;
@@ -226,11 +231,11 @@ struct ByRegisters {
 };
 
 #if defined(DEV_GFX950)
-// By direct loads of 16 bytes a lane: a ring of five slots. While half r = 2t+1 is read, tile t+2 takes the
-// slots of halves r-2 and r-1, which all waves have read. The waits leave in flight what is not
-// needed yet: of the loads, which go in pairs of halves, the next tile's eight, and the last one of the
-// current tile where only its first half is needed. (Stores of an epilogue in between only lengthen
-// the wait.)
+// By direct loads of 16 bytes a lane: a ring of five slots. While half r = 2t+1 is read, tile t+2
+// takes the slots of halves r-2 and r-1, which all waves have read. The waits leave in flight what
+// is not needed yet: of the loads, which go in pairs of halves, the next tile's eight, and the last
+// one of the current tile where only its first half is needed. (Stores of an epilogue in between
+// only lengthen the wait.)
 template <class B, bool NN>
 struct ByRing {
     static constexpr u32 GROUP = 1;
@@ -298,9 +303,11 @@ template <class B, bool NN, u32 SETS>
 using Feeding = ByRegisters<B, NN, SETS>;
 #endif
 
-// --- LDS to registers ---------------------------------------------------------------------------------
+// --- LDS to registers
+// ---------------------------------------------------------------------------------
 
-// The operands of a wave for 32 k's. Lane l holds k's 8·(l/16)…+8 of each row (of A) and column (of B).
+// The operands of a wave for 32 k's. Lane l holds k's 8·(l/16)…+8 of each row (of A) and column (of
+// B).
 template <class B>
 struct Fragments {
     u32x4 a[B::ROW_TILES];

@@ -6,8 +6,8 @@
 //   gfx950           256     256×256        512       163840                 1
 //   gfx950           128     128×128        256       81920                  2
 //
-// A launch has min(units, compute units × blocks of a compute unit) blocks. Grids of tiles are padded to
-// whole units, and k_tiles is at least 1.
+// A launch has min(units, compute units × blocks of a compute unit) blocks. Grids of tiles are
+// padded to whole units, and k_tiles is at least 1.
 #include "cdna.h"
 
 #define MUSTER_GEMM(form, nn, name, type)                                            \

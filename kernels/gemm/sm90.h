@@ -429,8 +429,8 @@ DEV_FN void pass(Ring<Sm90<CLASS>::STAGES>& ring, u32 stages) {
     }
 }
 
-// Finishes the sub-tiles of acc. All of C is read before anything is stored: the stages that hold it
-// are the ring's next, without which the next unit's products would have to wait for the stores.
+// Finishes the sub-tiles of acc. All of C is read before anything is stored: the stages that hold
+// it are the ring's next, without which the next unit's products would have to wait for the stores.
 template <class T, u32 CLASS>
 DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
                    const Outbox& outbox, f32 (&acc)[Sm90<CLASS>::STRIPS][Sm90<CLASS>::STRIP_F32],
@@ -522,8 +522,8 @@ template <class T, bool B_MN, u32 CLASS>
 DEV_FN void run_sm90(const MusterGemmArgs& args) {
     using S = Sm90<CLASS>;
     const u32 rank = S::CLUSTER == 1 ? 0 : cluster_rank();
-    // Only the filling thread waits for the launch before: all else that reads or writes what others
-    // write does so after it. Tables are older than that launch.
+    // Only the filling thread waits for the launch before: all else that reads or writes what
+    // others write does so after it. Tables are older than that launch.
     let_next_launch_begin();
     if (thread() == 0) {
         for (u32 stage = 0; stage < S::STAGES; ++stage) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds simulated modules: build.sh OUT_DIR [FAMILY|SOURCE] [ARCH]. Without family or arch, all of them.
-# A SOURCE is the path of a file that defines kernels; its module is called after it.
+# Builds simulated modules: build.sh OUT_DIR [FAMILY|SOURCE] [ARCH]. Without family or arch, all of
+# them. A SOURCE is the path of a file that defines kernels; its module is called after it.
 set -euo pipefail
 out=$1
 families=${2:-gemm newton_schulz memory}

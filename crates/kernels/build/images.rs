@@ -26,8 +26,9 @@ const SIM: [(&str, &str, &str); 5] = [
     ("gfx950", "DEV_GFX950", "hip"),
 ];
 
-/// As in `kernels/sim/build.sh`. Loads and stores of kernels are announced to hooks in the simulator's
-/// runtime, which is compiled without them; a module shows three functions and binds its own hooks.
+/// As in `kernels/sim/build.sh`. Loads and stores of kernels are announced to hooks in the
+/// simulator's runtime, which is compiled without them; a module shows three functions and binds
+/// its own hooks.
 pub const SIM_FLAGS: [&str; 3] = [SIM_COMMON, SIM_KERNELS, SIM_LINK];
 const SIM_COMMON: &str = "-c -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
      -ffp-contract=off";
@@ -134,8 +135,8 @@ impl Image {
         Ok(digest.finish())
     }
 
-    /// What makes the image at `scratch/image`, for a simulated module with the runtime at hand. The
-    /// compilers run in `kernels`, so that no path of this machine enters an image.
+    /// What makes the image at `scratch/image`, for a simulated module with the runtime at hand.
+    /// The compilers run in `kernels`, so that no path of this machine enters an image.
     pub fn commands(
         &self,
         tool: &Tool,
@@ -154,8 +155,8 @@ impl Image {
         Ok(self.steps(kernels)?.into_iter().map(command).collect())
     }
 
-    /// The arguments of each run of the compiler; `@` stands for a directory of its own, `%` for the
-    /// simulator's runtime.
+    /// The arguments of each run of the compiler; `@` stands for a directory of its own, `%` for
+    /// the simulator's runtime.
     fn steps(&self, kernels: &Path) -> Result<Vec<Vec<String>>, String> {
         let sources = self.sources(kernels)?;
         let source = sources.first().map(|path| path.display().to_string()).unwrap_or_default();

@@ -4,8 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// The file and those it includes, directly or not, relative to `root`, in the order of names.
 ///
-/// Conditions are not looked at, so a file may be here that one target never reads; `<…>` belongs to
-/// the compiler, whose version is in the digest by itself.
+/// Conditions are not looked at, so a file may be here that one target never reads; `<…>` belongs
+/// to the compiler, whose version is in the digest by itself.
 pub fn closure(root: &Path, files: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     let mut open: Vec<PathBuf> = files.to_vec();
     let mut seen: Vec<PathBuf> = Vec::new();

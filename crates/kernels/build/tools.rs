@@ -44,8 +44,8 @@ impl Vendor {
         }
     }
 
-    /// The first version that has what the kernels need: sm_100a with its family of instructions, the
-    /// builtins of gfx950, `-fsanitize=thread` hooks as the simulator knows them.
+    /// The first version that has what the kernels need: sm_100a with its family of instructions,
+    /// the builtins of gfx950, `-fsanitize=thread` hooks as the simulator knows them.
     fn least_version(self) -> u32 {
         match self {
             Self::Cuda => 13,

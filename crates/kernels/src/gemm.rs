@@ -146,7 +146,8 @@ fn check(
 /// How a product is cut: along rows or columns of `C`, in blocks of so many.
 ///
 /// A pure function of the shape. Blocks hold at least 2²³ multiply-adds, so that packing and
-/// dispatch cost little, and there are at most 8, so that a few threads balance and each packs its shared operand seldom.
+/// dispatch cost little, and there are at most 8, so that a few threads balance and each packs its
+/// shared operand seldom.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
     by_rows: bool,

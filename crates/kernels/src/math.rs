@@ -8,8 +8,8 @@ use crate::Real;
 /// Runs a closure compiled for the CPU's vector instructions, and what is inlined into it.
 ///
 /// A macro, because the closure must say that it is always inlined: the compiler may leave any
-/// other as a function of its own, with the instructions that every CPU has. Functions that it calls
-/// in a loop must say so, too, and closures of more than a few operations.
+/// other as a function of its own, with the instructions that every CPU has. Functions that it
+/// calls in a loop must say so, too, and closures of more than a few operations.
 macro_rules! vectorize {
     (|| $body:expr) => {
         $crate::math::vectorized(

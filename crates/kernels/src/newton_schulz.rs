@@ -211,12 +211,12 @@ fn check(matrices: &[Matrix]) -> Result<(), KernelError> {
 
 /// Orthogonalizes every matrix of `batch` from `input` to `output` (f32 or f64, other tensors).
 ///
-/// `workspace` has the type of the input and at least [`Batch::least_workspace_elements`]
-/// elements; its contents are lost. Devices whose kernels come from modules take f32, bf16 and f16
-/// inputs, f32 and bf16 outputs, and bytes of workspace as [`gpu::execute::Prepared`] tells; they
-/// run the batch in parts where they get less, and plan anew with each call: whoever repeats one
-/// holds on to [`gpu::execute::Bound`]. `status` has one u32 per matrix: the launch may run later, so
-/// a matrix with an infinity or NaN is no error of this call; its status becomes
+/// `workspace` has the type of the input and at least [`Batch::least_workspace_elements`] elements;
+/// its contents are lost. Devices whose kernels come from modules take f32, bf16 and f16 inputs,
+/// f32 and bf16 outputs, and bytes of workspace as [`gpu::execute::Prepared`] tells; they run the
+/// batch in parts where they get less, and plan anew with each call: whoever repeats one holds on
+/// to [`gpu::execute::Bound`]. `status` has one u32 per matrix: the launch may run later, so a
+/// matrix with an infinity or NaN is no error of this call; its status becomes
 /// [`STATUS_NON_FINITE`] and its result zero, all others are unaffected ([`check_status`] makes an
 /// error of it). A zero matrix gives zero. 16-bit storage is emulated, for f32 operands.
 ///

@@ -1,5 +1,6 @@
 //! What the simulator shows of whole orthogonalizations, on real devices: on each that
-//! `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is said.
+//! `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is
+//! said.
 
 mod orthogonalization;
 

@@ -1,4 +1,5 @@
-//! Matrix products of the device kernels, run by the simulator with all its checks, against plain loops.
+//! Matrix products of the device kernels, run by the simulator with all its checks, against plain
+//! loops.
 
 mod simulator;
 
@@ -37,7 +38,8 @@ fn module(arch: &str) -> Option<(tempfile::TempDir, Module)> {
     Some((directory, module))
 }
 
-/// Tables of mixed problems with exact results: odd sizes, triangles, addends, the caller's matrices.
+/// Tables of mixed problems with exact results: odd sizes, triangles, addends, the caller's
+/// matrices.
 fn tables_of_problems(module: &Module) {
     for (index, kernel) in kernels().enumerate() {
         let mut random = Random::new(index as u64 + 1);
@@ -51,8 +53,8 @@ fn tables_of_problems(module: &Module) {
     }
 }
 
-/// The bits of a result depend on its problem alone: not on its neighbours in the table, the order of
-/// fibers, or how many blocks there are.
+/// The bits of a result depend on its problem alone: not on its neighbours in the table, the order
+/// of fibers, or how many blocks there are.
 fn bits_depend_on_the_problem_alone(module: &Module) {
     for (index, kernel) in kernels().enumerate() {
         let mut random = Random::new(index as u64 + 100);
@@ -74,8 +76,9 @@ fn bits_depend_on_the_problem_alone(module: &Module) {
     }
 }
 
-/// Triangles and a rectangle of several units a side, walked in bands and dealt over chiplets; and a sum
-/// that goes to the caller alone, so that nothing else of an epilogue orders its reads of the addend.
+/// Triangles and a rectangle of several units a side, walked in bands and dealt over chiplets; and
+/// a sum that goes to the caller alone, so that nothing else of an epilogue orders its reads of the
+/// addend.
 fn many_units(module: &Module, class: usize) {
     let out = Some(Out { bf16: false, transposed: true, scale: 1.0, gap: 3 });
     let triangle = Spec {

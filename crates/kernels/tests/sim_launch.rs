@@ -1,4 +1,5 @@
-//! The simulator's runtime itself: what it refuses, how seeds choose an order, launches side by side.
+//! The simulator's runtime itself: what it refuses, how seeds choose an order, launches side by
+//! side.
 
 mod simulator;
 

@@ -70,10 +70,10 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     }
     write(&args.output, &tensors, &results, header.metadata().clone())?;
     say(&format!(
-        "{}\n{}\n{} of {} to {} in {}",
+        "{}\n{}\n{matrices} {} of {} to {} in {}",
         iteration,
         lines.join("\n"),
-        plural(matrices, "matrix"),
+        if matrices == 1 { "matrix" } else { "matrices" },
         args.input.display(),
         args.output.display(),
         duration(start.elapsed().as_secs_f64())

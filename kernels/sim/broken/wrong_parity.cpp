@@ -1,4 +1,5 @@
-// The producer's first wait for an empty stage: with parity 0 it waits for a consumer that waits for it.
+// The producer's first wait for an empty stage: with parity 0 it waits for a consumer that waits
+// for it.
 //
 // arch: sm_90a
 // launch: blocks=1 cluster=1 shared=1024

@@ -17,9 +17,9 @@
 //!       └─────┴───────┴───────┴──
 //! ```
 //!
-//! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`, but for
-//! small products and those with a vector, where `gemm` has other ways. Where `k` is cut depends on
-//! `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
+//! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`, but
+//! for small products and those with a vector, where `gemm` has other ways. Where `k` is cut
+//! depends on `k` alone: `gemm` would cut by the CPU's caches, but never below 512.
 
 use std::mem::MaybeUninit;
 

@@ -5,9 +5,10 @@
 //! ```
 //!
 //! All matrices of a part advance together, stage by stage of their programs: products of one
-//! stage, form and class are one launch whatever their matrices' shapes. On Hopper short stages of the
-//! same form and class that follow each other are one launch, too: its units wait for what they need
-//! by counters, which `ns_norm` sets to zero. Tables lie at the end of the workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
+//! stage, form and class are one launch whatever their matrices' shapes. On Hopper short stages of
+//! the same form and class that follow each other are one launch, too: its units wait for what they
+//! need by counters, which `ns_norm` sets to zero. Tables lie at the end of the workspace. Here all
+//! addresses are relative; [`Plan::tables`] makes them absolute.
 //!
 //! Invariant: parts, order and grids change no bit of any result.
 

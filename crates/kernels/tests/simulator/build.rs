@@ -28,8 +28,8 @@ pub fn modules(
     source: impl Fn(&str) -> PathBuf + Sync,
 ) -> Vec<PathBuf> {
     let build = |arch: &str| module(compiler, directory, &source(arch), arch);
-    // The first may compile the runtime. Then two at a time: compilers are other processes, and tests
-    // share the machine.
+    // The first may compile the runtime. Then two at a time: compilers are other processes, and
+    // tests share the machine.
     let (first, others) = ARCHS.split_first().unwrap();
     build(first);
     let next = AtomicUsize::new(0);

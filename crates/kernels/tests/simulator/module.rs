@@ -127,8 +127,8 @@ impl Module {
             reserved: 0,
         };
         let mut message = vec![0_u8; 8192];
-        // SAFETY: every pointer outlives the call; the kernel reaches only `memory`, which is borrowed
-        // mutably, and that every access stays there is what the simulator checks.
+        // SAFETY: every pointer outlives the call; the kernel reaches only `memory`, which is
+        // borrowed mutably, and that every access stays there is what the simulator checks.
         let code = unsafe { (self.launch)(&launch, message.as_mut_ptr().cast(), message.len()) };
         match code {
             0 => Ok(()),
