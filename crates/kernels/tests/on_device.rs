@@ -26,6 +26,9 @@ fn real_devices() {
         a_batch_has_the_bits_of_its_members(&device);
         what_is_not_finite_is_named(&device);
         bits_are_the_same_every_time(&device);
+        if !device.properties().simulated {
+            large_ones_keep_their_bits(&device);
+        }
     }
 }
 
@@ -79,6 +82,24 @@ fn what_is_not_finite_is_named(device: &Device) {
     assert_eq!(bad.statuses, [STATUS_FINITE, STATUS_NON_FINITE, STATUS_NON_FINITE]);
     assert_eq!(bad.outputs[0], good.outputs[0]);
     assert!(bad.outputs[1..].concat().iter().all(|&x| x == 0.0));
+}
+
+/// Products of both classes in one program, chained stages, many rounds: too much for a simulator.
+fn large_ones_keep_their_bits(device: &Device) {
+    let case = Case {
+        algorithm: Algorithm::Gram,
+        output: DType::Bf16,
+        ..Case::new(&[(2048, 3328), (3328, 2048), (768, 3072)])
+    };
+    let whole = case.run(device).outputs;
+    for _ in 0..3 {
+        assert!(case.run(device).outputs == whole, "bits differ between runs");
+    }
+    for (index, of_batch) in whole.iter().enumerate() {
+        let alone = case.part(&[index]).run(device);
+        assert!(alone.outputs[0] == *of_batch, "{:?} alone has other bits", case.shapes[index]);
+        assert!(of_batch.iter().all(|x| x.is_finite()) && of_batch.iter().any(|&x| x != 0.0));
+    }
 }
 
 /// A race that a simulator's model misses shows here sooner or later.
