@@ -126,7 +126,9 @@ DEV_FN void priority() {
 }
 
 DEV_FN u32 shfl(u32 v, u32 from) { return __builtin_amdgcn_ds_bpermute(from << 2, v); }
-DEV_FN f32 shfl(f32 v, u32 from) { return __builtin_bit_cast(f32, shfl(__builtin_bit_cast(u32, v), from)); }
+DEV_FN f32 shfl(f32 v, u32 from) {
+    return __builtin_bit_cast(f32, shfl(__builtin_bit_cast(u32, v), from));
+}
 DEV_FN f64 shfl(f64 v, u32 from) {
     const u64 bits = __builtin_bit_cast(u64, v);
     const u64 low = shfl(static_cast<u32>(bits), from);
@@ -234,8 +236,8 @@ DEV_FN f32x4 mfma_16x16x16<Bf16>(u32x2 a, u32x2 b, f32x4 c) {
 }
 template <>
 DEV_FN f32x4 mfma_16x16x16<F16>(u32x2 a, u32x2 b, f32x4 c) {
-    return __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b),
-                                                 c, 0, 0, 0);
+    return __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(f16x4, a),
+                                                 __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
 template <class T>
@@ -247,8 +249,8 @@ DEV_FN f32x16 mfma_32x32x8<Bf16>(u32x2 a, u32x2 b, f32x16 c) {
 }
 template <>
 DEV_FN f32x16 mfma_32x32x8<F16>(u32x2 a, u32x2 b, f32x16 c) {
-    return __builtin_amdgcn_mfma_f32_32x32x8f16(__builtin_bit_cast(f16x4, a), __builtin_bit_cast(f16x4, b),
-                                                c, 0, 0, 0);
+    return __builtin_amdgcn_mfma_f32_32x32x8f16(__builtin_bit_cast(f16x4, a),
+                                                __builtin_bit_cast(f16x4, b), c, 0, 0, 0);
 }
 
 #if defined(DEV_GFX950)
@@ -264,8 +266,8 @@ DEV_FN f32x4 mfma_16x16x32<Bf16>(u32x4 a, u32x4 b, f32x4 c) {
 }
 template <>
 DEV_FN f32x4 mfma_16x16x32<F16>(u32x4 a, u32x4 b, f32x4 c) {
-    return __builtin_amdgcn_mfma_f32_16x16x32_f16(__builtin_bit_cast(f16x8, a), __builtin_bit_cast(f16x8, b),
-                                                  c, 0, 0, 0);
+    return __builtin_amdgcn_mfma_f32_16x16x32_f16(__builtin_bit_cast(f16x8, a),
+                                                  __builtin_bit_cast(f16x8, b), c, 0, 0, 0);
 }
 
 template <class T>
@@ -277,8 +279,8 @@ DEV_FN f32x16 mfma_32x32x16<Bf16>(u32x4 a, u32x4 b, f32x16 c) {
 }
 template <>
 DEV_FN f32x16 mfma_32x32x16<F16>(u32x4 a, u32x4 b, f32x16 c) {
-    return __builtin_amdgcn_mfma_f32_32x32x16_f16(__builtin_bit_cast(f16x8, a), __builtin_bit_cast(f16x8, b),
-                                                  c, 0, 0, 0);
+    return __builtin_amdgcn_mfma_f32_32x32x16_f16(__builtin_bit_cast(f16x8, a),
+                                                  __builtin_bit_cast(f16x8, b), c, 0, 0, 0);
 }
 #endif
 

@@ -6,7 +6,7 @@
 //!           loss.svg             plot of the losses
 //!           checkpoints/         see `muster ckpt`
 //!           data/                the text as token files
-//!           logs/                what each rank had to say
+//!           logs/                standard error of each rank
 //!           job-nodeN.json       what host N told its ranks
 //!           nodeN.lock           held while host N trains
 //! ```

@@ -214,7 +214,7 @@ impl Default for WsdSchedule {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Clip {
-    /// Not at all.
+    /// No limit.
     None,
     /// Each matrix (each whole parameter under AdamW) to this norm, by itself.
     PerMatrix(f64),

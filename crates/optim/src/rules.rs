@@ -242,7 +242,7 @@ pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
     render(&lines) + &promises(plans)
 }
 
-/// A line for each method in use, as `rule 0: 5 steps polar_express: σ 1e-3…1 → 0.846 to 1.124, …`.
+/// A line for each method in use, as `rule 0: Newton–Schulz, 5 steps of …`.
 fn promises(plans: &[TensorPlan]) -> String {
     let mut lines: Vec<(usize, String)> = Vec::new();
     for plan in plans {
@@ -253,7 +253,8 @@ fn promises(plans: &[TensorPlan]) -> String {
         let Ok(iteration) = Iteration::new(&muon.method()) else { continue };
         let Method { algorithm, storage, .. } = iteration.method();
         let (algorithm, storage) = (algorithm.word(), storage.word());
-        let line = format!("rule {}: {iteration}; {algorithm} in {storage}\n", plan.rule);
+        let line =
+            format!("rule {}: {iteration}; algorithm {algorithm} in {storage}\n", plan.rule);
         lines.push((plan.rule, line));
     }
     lines.into_iter().map(|(_, line)| line).collect()
@@ -346,8 +347,8 @@ mod tests {
         assert_eq!(lines.len(), 7, "{table}");
         assert_eq!(
             lines[6],
-            "rule 0: 5 steps polar_express: σ 1e-3…1 → 0.846 to 1.124, 1e-2…1 → 0.870 to 1.124; \
-             auto in f32"
+            "rule 0: Newton–Schulz, 5 steps of polar_express: singular values of 0.001 to 1 \
+             become 0.846 to 1.124, those of 0.01 to 1 become 0.870 to 1.124; algorithm auto in f32"
         );
         assert!(lines[4].starts_with("2 of 8 "), "{table}");
         assert!(lines[5].contains("4 of 32×8   model.layers.*.experts.*.up.weight"), "{table}");

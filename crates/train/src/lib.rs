@@ -3,7 +3,8 @@
 //! ```text
 //! Config ─▶ RunPlan (architecture, tree, ownership, memory) ─▶ Trainer (one rank)
 //!
-//! Trainer::step:  leaves ─▶ Engine forward, backward ─▶ folds of the tree
+//! Trainer::take_step:
+//!                 leaves ─▶ Engine forward, backward ─▶ folds of the tree
 //!                 ─▶ ordered reduction to owners ─▶ statistics ─▶ vote (all ranks decide the same)
 //!                 ─▶ owners update ─▶ gather of weights
 //! ```

@@ -27,7 +27,7 @@ pub struct Parts<E> {
     pub engine: E,
 }
 
-/// What a step brought.
+/// The result of a step.
 pub struct Taken {
     pub step: Step,
     /// What any rank was asked.
@@ -112,7 +112,7 @@ pub struct Trainer<E: Engine> {
     /// Global sample cursor.
     pub(crate) samples: u64,
     pub(crate) tokens: u64,
-    /// Those that a checkpoint brought.
+    /// Tokens counted in the checkpoint that the run resumed from.
     pub(crate) tokens_loaded: u64,
     /// Updates applied; skipped steps are not among them.
     pub(crate) updates: u64,

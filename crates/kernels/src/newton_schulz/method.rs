@@ -43,7 +43,7 @@ impl Algorithm {
 /// What every matrix between two products is rounded to; products accumulate in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Storage {
-    /// Not at all: f32 (f64 where the operands are).
+    /// No rounding: f32 (f64 where the operands are).
     #[default]
     F32,
     Bf16,
@@ -194,7 +194,7 @@ impl Iteration {
     }
 }
 
-/// As `5 steps of polar_express: singular values from 1e-3 to 0.846 to 1.124, …`.
+/// As `Newton–Schulz, 5 steps of polar_express: singular values of 0.001 to 1 become …`.
 impl fmt::Display for Iteration {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Method { algorithm, coefficients, steps, .. } = self.method();
@@ -202,8 +202,9 @@ impl fmt::Display for Iteration {
             return write!(f, "exact polar factor (svd)");
         }
         let (thousandth, hundredth) = (self.range_from(1e-3), self.range_from(1e-2));
-        write!(f, "{steps} steps {}: σ 1e-3…1 → {thousandth}, ", coefficients.word())?;
-        write!(f, "1e-2…1 → {hundredth}")
+        write!(f, "Newton–Schulz, {steps} steps of {}: ", coefficients.word())?;
+        write!(f, "singular values of 0.001 to 1 become {thousandth}, ")?;
+        write!(f, "those of 0.01 to 1 become {hundredth}")
     }
 }
 
@@ -280,7 +281,8 @@ mod tests {
         let iteration = Iteration::new(&Method::default()).unwrap();
         assert_eq!(
             iteration.to_string(),
-            "5 steps polar_express: σ 1e-3…1 → 0.846 to 1.124, 1e-2…1 → 0.870 to 1.124"
+            "Newton–Schulz, 5 steps of polar_express: singular values of 0.001 to 1 become 0.846 \
+             to 1.124, those of 0.01 to 1 become 0.870 to 1.124"
         );
         let svd = Method { algorithm: Algorithm::Svd, ..Method::default() };
         assert_eq!(Iteration::new(&svd).unwrap().to_string(), "exact polar factor (svd)");

@@ -45,11 +45,11 @@ pub fn check_text(text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Prob
     let Some(Structure { config, root }) = structure else { return Err(problems) };
     let (resolved, findings) = meaning::check(&config);
     let unfit: Vec<String> = problems.iter().map(|problem| top_of(&problem.path)).collect();
-    // What follows from a value that was left out is no news; the top has no name.
-    let news = |finding: &Finding| {
+    // A mistake that follows from a value left out above would only repeat it; the top has no name.
+    let is_own = |finding: &Finding| {
         !unfit.iter().any(|section| section.is_empty() || finding.sections.contains(&&**section))
     };
-    problems.extend(findings.into_iter().filter(news).map(|finding| place(finding, &root)));
+    problems.extend(findings.into_iter().filter(is_own).map(|finding| place(finding, &root)));
     match resolved {
         Some(resolved) if problems.is_empty() => Ok(Loaded { config, resolved }),
         _ => Err(problems),
@@ -83,7 +83,7 @@ fn structure<T: JsonSchema + DeserializeOwned>(
         Ok(config) => (Some(Structure { config, root }), problems),
         Err(error) => {
             // The schema lets pass what serde refuses only where types check themselves; where
-            // something was left out above, its absence is no news.
+            // something was left out above, its absence was reported there.
             if problems.is_empty() {
                 let path = error.path().to_string();
                 let place = written(&root, &[&path]);

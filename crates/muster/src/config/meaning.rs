@@ -31,7 +31,7 @@ pub struct Finding {
     pub others: Vec<String>,
     pub what: String,
     pub help: Vec<String>,
-    /// Sections it follows from; a mistake reported there makes it no news.
+    /// Sections it follows from; where a mistake is reported there, this one is left out.
     pub sections: &'static [&'static str],
 }
 

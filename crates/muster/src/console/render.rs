@@ -105,14 +105,21 @@ impl Renderer {
         let tree: Vec<String> = header.radices.iter().map(ToString::to_string).collect();
         let tree = if tree.is_empty() { "1".into() } else { tree.join("·") };
         let free = match header.free {
-            true => "the bytes of a ring".to_string(),
-            false => format!("{:.2} times the bytes of a ring", header.byte_factor),
+            true => "as many bytes as".to_string(),
+            false => format!("{:.2} times the bytes of", header.byte_factor),
         };
         let mixed = match header.mixed_cpus {
             true => "; bits depend on the CPUs of the hosts (ranks.mixed_cpus)",
             false => "",
         };
-        row("leaves", format!("{} as {tree}; {free}{mixed}", header.leaves));
+        let leaves = plural(header.leaves, "virtual rank");
+        row(
+            "leaves",
+            format!(
+                "{leaves}, gradients summed in a tree of {tree}; {free} a ring \
+                 reduce-scatter{mixed}"
+            ),
+        );
         for corpus in &header.corpus {
             row("text", corpus_line(corpus));
         }
