@@ -253,8 +253,7 @@ fn promises(plans: &[TensorPlan]) -> String {
         let Ok(iteration) = Iteration::new(&muon.method()) else { continue };
         let Method { algorithm, storage, .. } = iteration.method();
         let (algorithm, storage) = (algorithm.word(), storage.word());
-        let line =
-            format!("rule {}: {iteration}; algorithm {algorithm} in {storage}\n", plan.rule);
+        let line = format!("rule {}: {iteration}; algorithm {algorithm} in {storage}\n", plan.rule);
         lines.push((plan.rule, line));
     }
     lines.into_iter().map(|(_, line)| line).collect()
