@@ -77,7 +77,7 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
         args.input.display(),
         args.output.display(),
         duration(start.elapsed().as_secs_f64())
-    ));
+    ))?;
     Ok(Exit::Ok)
 }
 

@@ -34,7 +34,7 @@ impl Place {
     fn says_it_joins(&self, job: &Job) {
         let Place { nodes, node, ranks } = self;
         if *node > 0 {
-            crate::output::say(&format!(
+            crate::output::tell(&format!(
                 "node {node} of {nodes}: ranks {} to {} of {} meet the others at {}; node 0 shows \
                  the run",
                 ranks.start,
@@ -47,7 +47,7 @@ impl Place {
 
     fn says_it_is_done(&self) {
         if self.node > 0 {
-            crate::output::say(&format!("node {}: its ranks are done", self.node));
+            crate::output::tell(&format!("node {}: its ranks are done", self.node));
         }
     }
 }
@@ -67,10 +67,9 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let mut console = Console::new();
     if args.dry_run {
         let header = header(&plan, &config, None, &run)?;
-        console.show(&Event::Header(header));
+        crate::output::show(&console.lines(&Event::Header(header)))?;
         return Ok(Exit::Ok);
     }
-    crate::output::outlive_readers();
     let cache = run.root().join("data");
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
