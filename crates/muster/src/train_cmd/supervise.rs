@@ -12,7 +12,9 @@ use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason};
 use train::{Event, RunPlan};
 
+use super::fit::{self, Fit, Start};
 use super::job::Job;
+use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Watch};
 use crate::cli::TrainArgs;
@@ -65,11 +67,16 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let run = RunDir::new(config.runs_dir.join(&config.name));
     let mut console = Console::new();
+    let fit = memory(&config, &plan, vocab, &place);
     if args.dry_run {
         let header = header(&plan, &config, None, &run)?;
         crate::output::show(&console.lines(&Event::Header(header)))?;
+        if let Err(why) | Ok(Some(why)) = fit {
+            crate::output::complain(&format!("warning: {why}"));
+        }
         return Ok(Exit::Ok);
     }
+    let tight = fit.map_err(CliError::mistake)?;
     let cache = run.root().join("data");
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
@@ -94,6 +101,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
         teller.tell(&Event::Header(event));
     }
+    tight.iter().for_each(|why| teller.warn(why));
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
@@ -259,6 +267,23 @@ fn threads(config: &Config, local: usize) -> usize {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / local.max(1)).max(1)
+}
+
+/// Compares the plan with the memory of this host: a warning, or why the run cannot be.
+fn memory(
+    config: &Config,
+    plan: &RunPlan,
+    vocab: usize,
+    place: &Place,
+) -> Result<Option<String>, String> {
+    let (nodes, local) = (place.nodes, place.ranks.len());
+    let peak_bytes = plan.peak_bytes();
+    let start = Start { config, plan, peak_bytes, vocab, nodes, local };
+    match fit::fit(&start, &room::limits()) {
+        Fit::Fits => Ok(None),
+        Fit::Tight(why) => Ok(Some(why)),
+        Fit::Impossible(why) => Err(why),
+    }
 }
 
 fn header(
