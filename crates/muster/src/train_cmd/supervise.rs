@@ -66,15 +66,9 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let run = RunDir::new(config.runs_dir.join(&config.name));
-    let mut console = Console::new();
     let fit = memory(&config, &plan, vocab, &place);
     if args.dry_run {
-        let header = header(&plan, &config, None, &run)?;
-        crate::output::show(&console.lines(&Event::Header(header)))?;
-        if let Err(why) | Ok(Some(why)) = fit {
-            crate::output::complain(&format!("warning: {why}"));
-        }
-        return Ok(Exit::Ok);
+        return dry_run(&plan, &config, &run, fit);
     }
     let tight = fit.map_err(CliError::mistake)?;
     let cache = run.root().join("data");
@@ -96,7 +90,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         prepared,
     };
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
-    let mut teller = Teller { console, log, has_failed: false };
+    let mut teller = Teller { console: Console::new(), log, has_failed: false };
     if place.node == 0 {
         let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
         teller.tell(&Event::Header(event));
@@ -267,6 +261,21 @@ fn threads(config: &Config, local: usize) -> usize {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / local.max(1)).max(1)
+}
+
+/// Shows the header, and whether it fits.
+fn dry_run(
+    plan: &RunPlan,
+    config: &Config,
+    run: &RunDir,
+    fit: Result<Option<String>, String>,
+) -> Result<Exit, CliError> {
+    let header = header(plan, config, None, run)?;
+    crate::output::show(&Console::new().lines(&Event::Header(header)))?;
+    if let Err(why) | Ok(Some(why)) = fit {
+        crate::output::complain(&format!("warning: {why}"));
+    }
+    Ok(Exit::Ok)
 }
 
 /// Compares the plan with the memory of this host: a warning, or why the run cannot be.
