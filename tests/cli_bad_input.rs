@@ -25,11 +25,15 @@ impl Desk {
     }
 
     fn muster(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
         command.args(args).current_dir(self.path()).env_remove("RUST_BACKTRACE");
         // Help and errors are wrapped to the terminal's width.
         command.env("COLUMNS", "100").env("CARGO_HOME", self.path().join("no-cargo-home"));
-        command.output().unwrap()
+        command
     }
 
     /// What was typed, the exit code, and everything that was printed.
@@ -136,8 +140,11 @@ ranks:
 fn impossible_shapes() {
     let desk = Desk::new();
     desk.put("text.txt", "some text");
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 13] = [
         &["model.d_model=100", "model.heads=6"],
+        &["model.d_model=97", "model.heads=6"],
+        &["model.d_model=100", "model.heads=4"],
+        &["ranks.count=5", "batch.radices=[2, 2]"],
         &["model.d_model=1048573", "model.heads=6"],
         &["model.moe.first_dense_layers=4", "model.d_ff=128"],
         &["model.kv_heads=3"],
@@ -303,6 +310,9 @@ fn files_that_are_not_configs() {
         check(&desk, "model:\n  layers: 2\n d_model: 3\n", &[]),
         check(&desk, "name: a\nname: b\ndata: {files: text.txt}\nmodel: {preset: tiny-moe}\n", &[]),
         check(&desk, "- a\n- b\n", &[]),
+        check(&desk, "- a\n", &["train.steps=3"]),
+        check(&desk, "42\n", &["train.steps=3"]),
+        check(&desk, "train:\nname: a\nseed:\nmodel: {layers: , moe: }\n", &[]),
         check(&desk, "model: &m {layers: 2}\n", &[]),
         check(&desk, "optimizer:\n  clip: !global 1.0\n", &[]),
         check(&desk, "", &[]),
@@ -397,4 +407,168 @@ fn a_closed_pipe_is_no_mistake() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+/// Whatever a command prints: nobody can read it, which is not the user's mistake.
+#[test]
+fn a_full_disk_is_an_error() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text to tokenize, some text to tokenize");
+    desk.put("run.yaml", SMALL);
+    let made = desk.muster(&["data", "tokenize", "text.txt", "text.tok"]);
+    assert!(made.status.success());
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/checkpoint-v1/step-00000012.g0003");
+    let checkpoint = fixture.to_str().unwrap();
+    let quick = ["--sizes", "64KiB", "--iterations", "1", "--warmup", "0", "--threads", "1"];
+    let bench = [&["bench", "memory"][..], &quick].concat();
+    let cases: [&[&str]; 14] = [
+        &["--help"],
+        &["--version"],
+        &["train", "--help"],
+        &["help", "ckpt"],
+        &["config", "default"],
+        &["config", "schema"],
+        &["config", "check", "run.yaml"],
+        &["train", "run.yaml", "--dry-run"],
+        &["ckpt", "show", checkpoint],
+        &["ckpt", "verify", checkpoint],
+        &["ckpt", "diff", checkpoint, checkpoint],
+        &["data", "show", "text.tok"],
+        &["data", "tokenize", "text.txt", "again.tok"],
+        &bench,
+    ];
+    for args in cases {
+        let mut command = desk.command(args);
+        command.stdout(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{args:?}\n{said}");
+        let error = "error: cannot write to standard output: No space left on device";
+        assert!(said.contains(error), "{args:?}\n{said}");
+    }
+    for file in ["--json", "--csv", "--svg"] {
+        let output = desk.muster(&[&bench[..], &[file, "/dev/full"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{file}\n{said}");
+        assert!(said.contains("cannot write /dev/full: No space left on device"), "{said}");
+        // The measurement is not lost with the file.
+        assert!(!output.stdout.is_empty());
+    }
+}
+
+/// What was measured goes through links, and to devices, and replaces neither.
+#[test]
+fn links_and_devices_stay_what_they_are() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text to tokenize");
+    std::fs::create_dir(desk.path().join("there")).unwrap();
+    for (link, target) in [("r.json", "there/r.json"), ("t.tok", "there/t.tok")] {
+        std::os::unix::fs::symlink(target, desk.path().join(link)).unwrap();
+    }
+    let bench = "bench memory --sizes 64KiB --iterations 1 --warmup 0 --threads 1 --json r.json";
+    let bench: Vec<&str> = bench.split(' ').chain(["--csv", "/dev/null"]).collect();
+    for args in [&bench[..], &["data", "tokenize", "text.txt", "t.tok"]] {
+        let output = desk.muster(args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for name in ["r.json", "t.tok"] {
+        assert!(desk.path().join(name).is_symlink(), "{name}");
+        assert!(std::fs::metadata(desk.path().join("there").join(name)).unwrap().len() > 0);
+    }
+    // A token file's header is written last: it needs a place that can be gone back to.
+    std::os::unix::fs::symlink("/dev/null", desk.path().join("null.tok")).unwrap();
+    let said = desk.transcript(&["data", "tokenize", "text.txt", "null.tok"]);
+    assert!(said.contains("[exit 2]") && said.contains("is a character device"), "{said}");
+}
+
+#[test]
+fn nothing_that_was_written_steers_the_terminal() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let escape = "\x1b[31m\u{9b}2J\u{202e}";
+    let config = format!("\"{}\": 1\n", "\\e[31m\\x9b2J\\u202e");
+    for said in [
+        check(&desk, &config, &[]),
+        check(&desk, SMALL, &[&format!("model.{escape}=1")]),
+        desk.transcript(&[escape]),
+        desk.transcript(&["config", "check", escape]),
+        desk.transcript(&["ckpt", "ls", escape]),
+        desk.transcript(&["data", "tokenize", escape, "out.tok"]),
+        desk.transcript(&["orthogonalize", escape, "out"]),
+        desk.transcript(&["bench", "memory", "--sizes", escape]),
+    ] {
+        // What was typed is the first line.
+        let (_, said) = said.split_once("\n[exit").unwrap();
+        assert!(!said.contains(['\x1b', '\u{9b}', '\u{202e}']), "{said:?}");
+        assert!(said.starts_with(" 2]"), "{said}");
+    }
+    assert!(check(&desk, &config, &[]).contains("␛[31m"));
+}
+
+/// Refused before anything is started, in words and not by whatever kills a rank.
+#[test]
+fn plans_beyond_the_memory_of_this_host() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    desk.put("run.yaml", SMALL);
+    let huge = ["--set", "batch.micro_batch=1048576"];
+    let said = desk.transcript(&[&["train", "run.yaml"][..], &huge].concat());
+    assert!(said.contains("[exit 2]\nerror: the run plans "), "{said}");
+    assert!(said.contains("largest parts of a rank: activations "), "{said}");
+    assert!(said.contains("\n    batch.micro_batch="), "{said}");
+    assert!(!desk.path().join("runs").exists(), "{said}");
+    // Every way that is named is one: none of them is refused.
+    let ways: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("    ")).map(str::trim).collect();
+    for way in ways {
+        let words = way.split(" (").next().unwrap().split([' ', ',']);
+        let sets = words.filter(|word| word.contains('=')).flat_map(|set| ["--set", set]);
+        let dry = ["train", "run.yaml", "--dry-run"].into_iter().chain(huge).chain(sets);
+        let said = desk.transcript(&dry.collect::<Vec<_>>());
+        assert!(said.contains("[exit 0]") && !said.contains("warning"), "{way}\n{said}");
+    }
+    let dry = [&["train", "run.yaml", "--dry-run"][..], &huge].concat();
+    let said = desk.transcript(&dry);
+    assert!(said.contains("[exit 0]") && said.contains("warning: the run plans"), "{said}");
+}
+
+/// A limit on the address space counts for each rank.
+#[test]
+fn plans_beyond_the_address_space_of_a_rank() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    desk.put("run.yaml", SMALL);
+    let train = format!(
+        "ulimit -v 1000000; exec '{}' train run.yaml --set batch.micro_batch=512 --ranks 2",
+        env!("CARGO_BIN_EXE_muster")
+    );
+    let mut command = Command::new("sh");
+    let output = command.args(["-c", &train]).current_dir(desk.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("of address space that a process may use (ulimit -v)"), "{said}");
+}
+
+/// A training is worth more than its lines: it ends as it would have, and says once what is lost.
+#[test]
+fn a_training_goes_on_unseen() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text that is long enough to train on\n".repeat(40));
+    desk.put("run.yaml", SMALL);
+    let mut train = desk.command(&["train", "run.yaml", "--ranks", "1"]);
+    for set in ["model.layers=1", "batch.seq_len=16", "train.steps=2", "train.sample_tokens=0"] {
+        train.args(["--set", set]);
+    }
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = train.stdout(full()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(said.matches("warning: cannot write to standard output: ").count(), 1, "{said}");
+    // What it saved is whole, and can be used.
+    assert!(desk.muster(&["ckpt", "verify", "runs/run"]).status.success());
+    for args in [&["ckpt", "ls", "runs/run"][..], &["generate", "runs/run", "--tokens", "2"]] {
+        let output = desk.command(args).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 
+use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -118,6 +119,121 @@ fn algorithms_agree() {
         let apart = result.iter().zip(&results[0]).map(|(a, b)| (a - b).abs());
         assert!(apart.fold(0.0, f32::max) < 1e-3);
     }
+}
+
+/// A matrix of rank 1 with the rounding of its type: nothing is made of the rounding.
+#[test]
+fn the_exact_factor_of_low_rank_has_low_rank() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (values(24, 1), values(36, 2));
+    let outer = |i: usize| f64::from(a[i / 36]) * f64::from(b[i % 36]);
+    let all: Vec<f64> = (0..24 * 36).map(outer).collect();
+    let encode = |each: &dyn Fn(f64) -> Vec<u8>| all.iter().flat_map(|&x| each(x)).collect();
+    write(
+        &dir.path().join("in.safetensors"),
+        &[
+            (
+                "bf16",
+                Dtype::BF16,
+                vec![24, 36],
+                encode(&|x| bf16::from_f64(x).to_le_bytes().into()),
+            ),
+            ("f16", Dtype::F16, vec![24, 36], encode(&|x| f16::from_f64(x).to_le_bytes().into())),
+            ("f32", Dtype::F32, vec![24, 36], encode(&|x| (x as f32).to_le_bytes().into())),
+            ("f64", Dtype::F64, vec![24, 36], encode(&|x| x.to_le_bytes().into())),
+        ],
+    );
+    let args = ["in.safetensors", "out.safetensors", "--algorithm", "svd"];
+    let (code, _, err) = orthogonalize(dir.path(), &args);
+    assert_eq!(code, Some(0), "{err}");
+    let file = std::fs::read(dir.path().join("out.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let squares = |name: &str| -> f64 {
+        let view = file.tensor(name).unwrap();
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b).powi(2)).sum(),
+            Dtype::F32 => floats(&view).iter().map(|x| f64::from(x * x)).sum(),
+            Dtype::BF16 => {
+                let all = data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64());
+                all.map(|x| x * x).sum()
+            }
+            _ => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f64().powi(2)).sum(),
+        }
+    };
+    for name in ["bf16", "f16", "f32", "f64"] {
+        assert!((squares(name) - 1.0).abs() < 1e-2, "{name}: {}", squares(name));
+    }
+}
+
+/// Steps that round to 16 bits take matrices of every type.
+#[test]
+fn every_type_goes_with_every_storage() {
+    let dir = tempfile::tempdir().unwrap();
+    let wide = values(240, 1).iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
+    let half = values(240, 1).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+    write(
+        &dir.path().join("in.safetensors"),
+        &[
+            ("f16", Dtype::F16, vec![8, 30], half),
+            ("f32", Dtype::F32, vec![8, 30], bytes(&values(240, 1))),
+            ("f64", Dtype::F64, vec![8, 30], wide),
+        ],
+    );
+    for storage in ["f32", "bf16", "f16"] {
+        for algorithm in ["auto", "gram", "svd"] {
+            let out = format!("{storage}-{algorithm}.safetensors");
+            let args = ["in.safetensors", &out, "--dtype", storage, "--algorithm", algorithm];
+            let (code, _, err) = orthogonalize(dir.path(), &args);
+            assert_eq!(code, Some(0), "{storage} {algorithm}\n{err}");
+        }
+    }
+}
+
+/// The same bytes from call to call, whatever the metadata; and what comes out can be read again.
+#[test]
+fn metadata_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let metadata: HashMap<String, String> =
+        (0..12).map(|i| (format!("key \"{i}\""), format!("value {i}\n"))).collect();
+    let data = bytes(&values(240, 1));
+    let view = TensorView::new(Dtype::F32, vec![8, 30], &data).unwrap();
+    let file = safetensors::serialize([("a", view)], Some(metadata.clone())).unwrap();
+    std::fs::write(dir.path().join("in.safetensors"), file).unwrap();
+    let mut files = Vec::new();
+    for _ in 0..3 {
+        let args = ["in.safetensors", "out.safetensors", "--force"];
+        let (code, _, err) = orthogonalize(dir.path(), &args);
+        assert_eq!(code, Some(0), "{err}");
+        files.push(std::fs::read(dir.path().join("out.safetensors")).unwrap());
+    }
+    assert!(files[0] == files[1] && files[1] == files[2]);
+    let (length, header) = SafeTensors::read_metadata(&files[0]).unwrap();
+    assert_eq!((length % 8, header.metadata().as_ref()), (0, Some(&metadata)));
+    SafeTensors::deserialize(&files[0]).unwrap();
+}
+
+/// A link leads to the file; a device and a pipe take the bytes; a directory is named.
+#[test]
+fn out_is_followed_and_never_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path());
+    std::fs::create_dir(dir.path().join("there")).unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("there/out", &link).unwrap();
+    let (code, _, err) = orthogonalize(dir.path(), &["in.safetensors", "link"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(link.is_symlink() && dir.path().join("there/out").is_file());
+    let (code, ..) = orthogonalize(dir.path(), &["in.safetensors", "link"]);
+    assert_eq!(code, Some(2), "what the link leads to exists");
+    let (code, _, err) = orthogonalize(dir.path(), &["in.safetensors", "/dev/null"]);
+    assert_eq!(code, Some(0), "{err}");
+    let (code, _, err) = orthogonalize(dir.path(), &["in.safetensors", "/dev/full"]);
+    assert_eq!(code, Some(3), "{err}");
+    let (code, _, err) = orthogonalize(dir.path(), &["in.safetensors", "there", "--force"]);
+    assert!(code == Some(2) && err.contains("there is a directory"), "{err}");
+    let names = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(names, 3, "nothing temporary is left");
 }
 
 #[test]

@@ -240,8 +240,10 @@ pub fn orthogonalize(
         return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
     }
     expect(KERNEL, "status", status, batch.matrices.len())?;
-    let storage = batch.iteration.method().storage;
-    if storage != Storage::F32 && input.dtype() != DType::F32 {
+    let Method { algorithm, storage, .. } = *batch.iteration.method();
+    // An exact factor stores nothing in between.
+    let rounds = storage != Storage::F32 && algorithm != Algorithm::Svd;
+    if rounds && input.dtype() != DType::F32 {
         return Err(KernelError::Dtype { kernel: KERNEL, dtype: input.dtype() });
     }
     let batch = batch.clone();
@@ -327,7 +329,7 @@ fn one<T: Real>(
     caller: &Caller<T>,
     work: &mut [T],
 ) -> u32 {
-    let Method { least_norm, storage, .. } = *batch.iteration.method();
+    let Method { least_norm, storage, input_roundoff, .. } = *batch.iteration.method();
     let zero = |status| {
         caller.fill(T::ZERO);
         status
@@ -341,7 +343,7 @@ fn one<T: Real>(
         twin::run(parallel, program, storage, caller, scale, work);
         return STATUS_FINITE;
     }
-    match exact::polar(caller, scale.share, |x| scale.apply(x)) {
+    match exact::polar(caller, scale.share, input_roundoff, |x| scale.apply(x)) {
         true => STATUS_FINITE,
         false => zero(STATUS_UNSOLVED),
     }

@@ -22,6 +22,8 @@ pub trait Real:
     const ZERO: Self;
     const ONE: Self;
     const NEG_INFINITY: Self;
+    /// The most that rounding to this type changes a number, relative to it.
+    const ROUNDOFF: f64;
     fn of(value: f64) -> Self;
     fn to_f64(self) -> f64;
     fn sqrt(self) -> Self;
@@ -40,6 +42,7 @@ macro_rules! real {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = <$type>::NEG_INFINITY;
+            const ROUNDOFF: f64 = <$type>::EPSILON as f64 / 2.0;
             #[inline(always)]
             fn of(value: f64) -> Self {
                 value as $type

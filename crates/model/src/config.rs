@@ -5,6 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::check::{D_MODEL_MAX, Draft, HEADS_MAX};
 use crate::{ModelError, Preset};
 
 /// The `model` section of a config: a preset and whatever differs from it.
@@ -27,11 +28,11 @@ pub struct ModelConfig {
     pub layers: Option<usize>,
     /// Width of the residual stream.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = D_MODEL_MAX))]
     pub d_model: Option<usize>,
     /// Query heads.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = HEADS_MAX))]
     pub heads: Option<usize>,
     /// Key/value heads; a divisor of `heads` (grouped-query attention).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -269,10 +270,7 @@ impl ModelConfig {
         let heads = need(self.heads.or(base.heads), "heads")?;
         // A preset's head width belongs to its own width and heads.
         let inherited = base.head_dim.filter(|_| self.d_model.is_none() && self.heads.is_none());
-        let head_dim = match self.head_dim.or(inherited) {
-            Some(head_dim) => head_dim,
-            None => divide("d_model", d_model, "heads", heads)?,
-        };
+        let given = self.head_dim.or(inherited);
         let moe = self.moe(&base)?;
         let d_ff = self.d_ff.or(base.d_ff);
         let all_experts = moe.as_ref().is_some_and(|moe| moe.first_dense_layers == 0);
@@ -286,7 +284,7 @@ impl ModelConfig {
             d_model,
             heads,
             kv_heads: self.kv_heads.or(base.kv_heads).unwrap_or(heads),
-            head_dim,
+            head_dim: given.unwrap_or(0),
             norm: self.norm.or(base.norm).unwrap_or(Norm::Rms),
             norm_eps: self.norm_eps.or(base.norm_eps).unwrap_or(1e-5),
             positions: self
@@ -302,8 +300,15 @@ impl ModelConfig {
             tie_embeddings: self.tie_embeddings.or(base.tie_embeddings).unwrap_or(false),
             init_std: self.init_std.or(base.init_std).unwrap_or(0.02),
         };
-        architecture.check(tokenizer_vocab, seq_len)?;
-        Ok(architecture)
+        let mut draft = Draft {
+            architecture,
+            gives_head_dim: self.head_dim.is_some(),
+            head_dim_follows: given.is_none(),
+            tokenizer_vocab,
+            seq_len,
+        };
+        draft.follow();
+        draft.check()
     }
 
     fn moe(&self, base: &ModelConfig) -> Result<Option<Moe>, ModelError> {
@@ -332,29 +337,6 @@ impl ModelConfig {
     }
 }
 
-fn divide(key: &'static str, value: usize, by_key: &str, by: usize) -> Result<usize, ModelError> {
-    if by > 0 && value.is_multiple_of(by) {
-        return Ok(value / by);
-    }
-    let near = nearest_divisor(value, by);
-    let multiple = value.max(1).checked_next_multiple_of(by.max(1));
-    let multiple = multiple.map(|all| format!(", or {key} = {all}")).unwrap_or_default();
-    Err(ModelError::Shape {
-        key,
-        value: value.to_string(),
-        problem: format!("{by_key} = {by} does not divide it"),
-        remedy: format!("use {by_key} = {near}{multiple}"),
-    })
-}
-
-/// The divisor of `value` closest to `by`, the smaller of two; every divisor up to the root has
-/// a partner above it.
-fn nearest_divisor(value: usize, by: usize) -> usize {
-    let low = (1..=value.isqrt()).filter(|d| value.is_multiple_of(*d));
-    let both = low.flat_map(|d| [d, value / d]);
-    both.min_by_key(|d| (d.abs_diff(by), *d)).unwrap_or(1)
-}
-
 impl Architecture {
     /// What layer `layer` has after attention.
     pub fn feed(&self, layer: usize) -> Feed {
@@ -367,83 +349,6 @@ impl Architecture {
     /// Layers with experts.
     pub fn moe_layers(&self) -> usize {
         (0..self.layers).filter(|&layer| self.feed(layer) == Feed::Experts).count()
-    }
-
-    fn check(&self, tokenizer_vocab: usize, seq_len: usize) -> Result<(), ModelError> {
-        divide("heads", self.heads, "kv_heads", self.kv_heads)?;
-        let refuse = |key, value: usize, problem: String, remedy: String| {
-            Err(ModelError::Shape { key, value: value.to_string(), problem, remedy })
-        };
-        if self.vocab_size < tokenizer_vocab {
-            return refuse(
-                "vocab_size",
-                self.vocab_size,
-                format!("the tokenizer has {tokenizer_vocab} tokens"),
-                format!("use {} or more", tokenizer_vocab.next_multiple_of(64)),
-            );
-        }
-        match self.positions {
-            Positions::Learned { max } if seq_len > max => {
-                return refuse(
-                    "positions.learned.max",
-                    max,
-                    format!("the window has {seq_len} positions"),
-                    format!("use {seq_len} or more, or a shorter batch.seq_len"),
-                );
-            }
-            Positions::Rotary { .. } if !self.head_dim.is_multiple_of(2) => {
-                return refuse(
-                    "head_dim",
-                    self.head_dim,
-                    "rotary positions rotate two halves".into(),
-                    format!("use {}", self.head_dim + 1),
-                );
-            }
-            _ => {}
-        }
-        if self.mlp_bias && self.activation == Activation::Swiglu {
-            return Err(ModelError::Shape {
-                key: "mlp_bias",
-                value: "true".into(),
-                problem: "a SwiGLU MLP has no biases".into(),
-                remedy: "use activation: gelu, or mlp_bias: false".into(),
-            });
-        }
-        if let Some(moe) = &self.moe {
-            self.check_moe(moe)?;
-        }
-        crate::params::check_size(self)
-    }
-
-    fn check_moe(&self, moe: &Moe) -> Result<(), ModelError> {
-        let refuse = |key, value: usize, problem: String, remedy: String| {
-            Err(ModelError::Shape { key, value: value.to_string(), problem, remedy })
-        };
-        if moe.top_k > moe.experts || moe.top_k == 0 {
-            return refuse(
-                "moe.top_k",
-                moe.top_k,
-                format!("there are {} experts", moe.experts),
-                format!("use 1 to {}", moe.experts),
-            );
-        }
-        if moe.first_dense_layers >= self.layers {
-            return refuse(
-                "moe.first_dense_layers",
-                moe.first_dense_layers,
-                format!("layers = {} leaves no layer with experts", self.layers),
-                format!("use at most {}", self.layers.saturating_sub(1)),
-            );
-        }
-        if self.activation != Activation::Swiglu {
-            return Err(ModelError::Shape {
-                key: "activation",
-                value: "gelu".into(),
-                problem: "experts are SwiGLU MLPs".into(),
-                remedy: "use activation: swiglu".into(),
-            });
-        }
-        Ok(())
     }
 }
 
@@ -475,20 +380,8 @@ mod tests {
         let error = config.resolve(257, 64).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "model.d_model = 100: heads = 6 does not divide it; use heads = 5, or d_model = 102"
+            "model.d_model = 100: heads = 6 does not divide it; use heads = 2, or d_model = 96"
         );
-    }
-
-    #[test]
-    fn the_nearest_divisor_is_found_by_its_partner() {
-        for value in 1..200 {
-            let divisors: Vec<usize> = (1..=value).filter(|d| value % d == 0).collect();
-            for by in 0..210 {
-                let near = divisors.iter().min_by_key(|d| d.abs_diff(by));
-                assert_eq!(Some(&nearest_divisor(value, by)), near, "{value} by {by}");
-            }
-        }
-        assert_eq!(nearest_divisor(999_999_999_989, 6), 1);
     }
 
     #[test]

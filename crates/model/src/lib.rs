@@ -16,6 +16,7 @@
 //!   * a backward pass consumes the activations of the forward pass before it.
 
 mod backward;
+mod check;
 pub mod config;
 mod error;
 mod forward;

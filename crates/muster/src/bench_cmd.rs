@@ -1,11 +1,11 @@
 //! `muster bench newton-schulz|gemm|memory`: cases from what was typed, reports where they were
 //! asked for.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use bench::gemm::GemmCase;
 use bench::newton_schulz::Bounds;
-use bench::{Bench, Repeat, Report, Row};
+use bench::{Bench, BenchError, Repeat, Report, Row};
 use device::{Device, DeviceKind};
 use kernels::gpu::limit::Ceiling;
 use kernels::newton_schulz::{Method, Storage};
@@ -13,6 +13,7 @@ use kernels::newton_schulz::{Method, Storage};
 use crate::cli::{BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs};
 use crate::error::{CliError, Exit};
 use crate::method;
+use crate::out_file;
 use crate::output::{complain, say};
 
 pub fn run(command: BenchCommand) -> Result<Exit, CliError> {
@@ -122,20 +123,15 @@ fn finish<R: Row>(
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let environment = bench.environment(benchmark, format!("muster {command}"));
     let report = Report { environment, rows };
-    say(&report.table());
-    if let Some(path) = &args.json {
-        write(path, &report.json()?)?;
-    }
-    if let Some(path) = &args.csv {
-        write(path, &report.csv()?)?;
-    }
-    if let Some(path) = &args.svg {
-        write(path, &report.svg()?)?;
-    }
-    Ok(Exit::Ok)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), CliError> {
-    std::fs::write(path, text)
-        .map_err(|error| CliError::mistake(format!("cannot write {}: {error}", path.display())))
+    // What was measured reaches its files also where nobody can read the table.
+    type Form<R> = fn(&Report<R>) -> Result<String, BenchError>;
+    let files: [(&Option<PathBuf>, Form<R>); 3] =
+        [(&args.json, Report::json), (&args.csv, Report::csv), (&args.svg, Report::svg)];
+    let written: Result<Vec<()>, CliError> = files
+        .into_iter()
+        .filter_map(|(path, form)| Some((path.as_deref()?, form)))
+        .map(|(path, form)| out_file::write(path, form(&report)?.as_bytes()))
+        .collect();
+    say(&report.table())?;
+    written.map(|_| Exit::Ok)
 }

@@ -15,7 +15,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
     match command {
         CkptCommand::Ls { dir } => list(&dir),
         CkptCommand::Show { path, tensors } => {
-            say(&show(&open_checkpoint(&path)?, tensors));
+            say(&show(&open_checkpoint(&path)?, tensors))?;
             Ok(Exit::Ok)
         }
         CkptCommand::Verify { path, deep } => {
@@ -27,7 +27,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
             if !passed.is_empty() {
                 return Err(CliError::mistake(newer_damage(&report, &passed)));
             }
-            say(&whole(&report));
+            say(&whole(&report))?;
             Ok(Exit::Ok)
         }
         CkptCommand::Diff { a, b, parameters_only } => {
@@ -37,7 +37,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
                 found.tensors.retain(|tensor| PARAMETER_SLOTS.contains(&tensor.key.slot.as_str()));
                 found.run_state.clear();
             }
-            say(&difference(&a, &b, &found));
+            say(&difference(&a, &b, &found))?;
             Ok(if found.is_equal() { Exit::Ok } else { Exit::Mistake })
         }
     }
@@ -65,7 +65,7 @@ fn list(dir: &Path) -> Result<Exit, CliError> {
         let [step, generation] = numbers;
         rows.push(vec![step, generation, bytes(entry.bytes), state]);
     }
-    say(&format!("{root}\n{}", table(&rows)));
+    say(&format!("{root}\n{}", table(&rows)))?;
     Ok(Exit::Ok)
 }
 

@@ -19,12 +19,12 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
                  others,\n# such as the preset. Unknown keys are refused; `--set a.b=value` \
                  overrides any.\n\n{}",
                 commented(&Schema::of::<Config>(), &Config::default())
-            ));
+            ))?;
             Ok(Exit::Ok)
         }
         ConfigCommand::Schema => {
             let schema = Schema::of::<Config>();
-            say(&serde_json::to_string_pretty(schema.json()).map_err(CliError::bug)?);
+            say(&serde_json::to_string_pretty(schema.json()).map_err(CliError::bug)?)?;
             Ok(Exit::Ok)
         }
         ConfigCommand::Check { file, set } => check(&file, &set.set),
@@ -33,7 +33,7 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
 
 fn check(file: &Path, overrides: &[Override]) -> Result<Exit, CliError> {
     let loaded = load(file, overrides)?;
-    say(&format!("{}: ok\n{}", file.display(), essentials(&loaded)));
+    say(&format!("{}: ok\n{}", file.display(), essentials(&loaded)))?;
     Ok(Exit::Ok)
 }
 

@@ -8,13 +8,14 @@ use crate::cli::{DataCommand, TokenizeArgs};
 use crate::config::{nearest, neighbour};
 use crate::console::{ByteProgress, bytes, count, duration, plural, short};
 use crate::error::{CliError, Exit};
+use crate::out_file;
 use crate::output::say;
 
 pub fn run(command: DataCommand) -> Result<Exit, CliError> {
     match command {
         DataCommand::Tokenize(args) => run_tokenize(args),
         DataCommand::Show { file } => {
-            say(&data::describe(&file)?.to_string());
+            say(&data::describe(&file)?.to_string())?;
             Ok(Exit::Ok)
         }
     }
@@ -23,6 +24,8 @@ pub fn run(command: DataCommand) -> Result<Exit, CliError> {
 fn run_tokenize(args: TokenizeArgs) -> Result<Exit, CliError> {
     let (out, inputs) = split_paths(&args.paths)?;
     let tokenizer = Tokenizer::load(&tokenizer_spec(&args.tokenizer)?)?;
+    // A link is followed here: the token file takes its place under the name it is given.
+    let place = out_file::regular(out)?;
     let inputs: Vec<TextInput> = inputs.iter().map(TextInput::new).collect();
     let options = TokenizeOptions {
         threads: args.threads,
@@ -30,11 +33,11 @@ fn run_tokenize(args: TokenizeArgs) -> Result<Exit, CliError> {
         ..TokenizeOptions::default()
     };
     let mut progress = ByteProgress::new("tokenizing");
-    let report = tokenize(&inputs, &tokenizer, out, &options, &mut |at| {
+    let report = tokenize(&inputs, &tokenizer, &place, &options, &mut |at| {
         progress.update(at.done_bytes, at.total_bytes);
     })?;
     drop(progress);
-    say(&summary(out, &tokenizer, &report));
+    say(&summary(out, &tokenizer, &report))?;
     Ok(Exit::Ok)
 }
 

@@ -1,6 +1,8 @@
 //! Whose fault it is, in an exit code, and everything that should be said, in one message.
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::train_cmd::KIND_OF_CPU;
@@ -59,6 +61,20 @@ impl CliError {
     /// Something that broke outside this process.
     pub fn peer(message: impl fmt::Display) -> CliError {
         CliError { exit: Exit::Peer, message: message.to_string(), fault: None }
+    }
+
+    /// A file that could not be read or written; a machine that has no room, or whose disk fails,
+    /// is not the user's mistake.
+    pub fn file(action: &str, path: &Path, error: &std::io::Error) -> CliError {
+        let message = format!("cannot {action} {}: {error}", path.display());
+        let of_machine = matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+        );
+        match of_machine || error.raw_os_error() == Some(libc::EIO) {
+            true => CliError::peer(message),
+            false => CliError::mistake(message),
+        }
     }
 
     /// Something that cannot happen.

@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod method;
 mod orthogonalize_cmd;
+mod out_file;
 mod output;
 mod panic;
 mod plot;
@@ -33,8 +34,11 @@ pub const CARGO_LOCK: &str = include_str!("../../../Cargo.lock");
 
 fn main() -> ExitCode {
     panic::install_hook();
-    let cli = Cli::parse();
-    match run(cli.command) {
+    let ended = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(instead) => output::show_clap(&instead),
+    };
+    match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
             console::restore_terminal();

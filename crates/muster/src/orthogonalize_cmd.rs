@@ -1,6 +1,6 @@
 //! `muster orthogonalize`: a safetensors file in, one with its matrices orthogonalized out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use kernels::Real;
 use kernels::gpu::execute::Prepared;
 use kernels::gpu::modules::Kernels;
-use kernels::newton_schulz::{self, Batch, Iteration, Matrix};
+use kernels::newton_schulz::{self, Algorithm, Batch, Iteration, Matrix, Method, Storage};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -17,6 +17,7 @@ use crate::cli::OrthogonalizeArgs;
 use crate::console::{duration, plural};
 use crate::error::{CliError, Exit};
 use crate::method::{default_storage, iteration};
+use crate::out_file::{self, Place};
 use crate::output::say;
 
 pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
@@ -27,10 +28,11 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
         None => default_storage(args.device),
     };
     let method = crate::method::method(&args.algorithm, &args.coefficients, args.steps, storage)?;
-    let iteration = iteration(&method, args.device)?;
+    let shown = iteration(&method, args.device)?;
     let device = Device::new(args.device, crate::method::threads(args.threads))?;
 
-    let bytes = std::fs::read(&args.input).map_err(|error| failed("read", &args.input, &error))?;
+    let bytes =
+        std::fs::read(&args.input).map_err(|error| CliError::file("read", &args.input, &error))?;
     let not_safetensors = |error| {
         CliError::mistake(format!("{} is not a safetensors file: {error}", args.input.display()))
     };
@@ -57,6 +59,7 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
             Action::Orthogonalize { count, rows, cols } => {
                 matrices += count;
                 let shape = (count, rows, cols);
+                let iteration = iteration(&of_stored(&method, view.dtype()), args.device)?;
                 orthogonalize(&device, &iteration, name, view, shape)?
             }
         });
@@ -70,19 +73,14 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     }
     write(&args.output, &tensors, &results, header.metadata().clone())?;
     say(&format!(
-        "{}\n{}\n{matrices} {} of {} to {} in {}",
-        iteration,
+        "{shown}\n{}\n{matrices} {} of {} to {} in {}",
         lines.join("\n"),
         if matrices == 1 { "matrix" } else { "matrices" },
         args.input.display(),
         args.output.display(),
         duration(start.elapsed().as_secs_f64())
-    ));
+    ))?;
     Ok(Exit::Ok)
-}
-
-fn failed(action: &str, path: &Path, error: &std::io::Error) -> CliError {
-    CliError::mistake(format!("cannot {action} {}: {error}", path.display()))
 }
 
 fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {
@@ -94,7 +92,9 @@ fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {
         let out = args.output.display();
         return Err(CliError::mistake(format!("IN and OUT are one file, {out}; name another OUT")));
     }
-    if args.output.exists() && !args.force {
+    // What is written to a device or pipe replaces nothing.
+    let is_regular = matches!(out_file::place(&args.output)?, Place::Regular(_));
+    if is_regular && args.output.exists() && !args.force {
         let out = args.output.display();
         return Err(CliError::mistake(format!("{out} exists; name another OUT, or use --force")));
     }
@@ -158,9 +158,11 @@ fn orthogonalize(
     shape: (usize, usize, usize),
 ) -> Result<Vec<u8>, CliError> {
     let data = view.data();
-    let host = device.kind().is_host();
+    let Method { algorithm, storage, .. } = *iteration.method();
+    // Steps that round to 16 bits compute in f32.
+    let in_f64 = storage == Storage::F32 || algorithm == Algorithm::Svd;
     match view.dtype() {
-        Dtype::F64 if host => {
+        Dtype::F64 if device.kind().is_host() && in_f64 => {
             let values: Vec<f64> =
                 data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
             let result = on_device(device, iteration, name, &values, shape)?;
@@ -171,6 +173,16 @@ fn orthogonalize(
             Ok(narrow(dtype, &result))
         }
     }
+}
+
+/// The method for matrices that were stored as `dtype`.
+fn of_stored(method: &Method, dtype: Dtype) -> Method {
+    let input_roundoff = match dtype {
+        Dtype::BF16 => f64::from(bf16::EPSILON) / 2.0,
+        Dtype::F16 => f64::from(f16::EPSILON) / 2.0,
+        _ => 0.0,
+    };
+    Method { input_roundoff, ..method.clone() }
 }
 
 fn widen(dtype: Dtype, data: &[u8]) -> Vec<f32> {
@@ -241,13 +253,32 @@ fn write(
             Ok((name.as_str(), view))
         })
         .collect::<Result<_, CliError>>()?;
-    let bytes = safetensors::serialize(views, metadata).map_err(bug)?;
-    // A file of this name is whole or absent.
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    std::fs::write(&part, bytes)
-        .and_then(|()| std::fs::rename(&part, path))
-        .map_err(|error| failed("write", path, &error))
+    let mut bytes = safetensors::serialize(views, None).map_err(bug)?;
+    if let Some(metadata) = metadata {
+        let sorted: BTreeMap<_, _> = metadata.into_iter().collect();
+        bytes = with_metadata(&bytes, &sorted).map_err(CliError::bug)?;
+    }
+    out_file::write(path, &bytes)
+}
+
+/// A safetensors file without metadata, with it: `metadata` as the first entry of the header.
+/// The crate writes it in the order of a hash map, which differs from call to call.
+fn with_metadata(
+    file: &[u8],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, serde_json::Error> {
+    const LEN: usize = 8;
+    let (len, rest) = file.split_at(LEN);
+    let len = u64::from_le_bytes(len.try_into().expect("eight bytes were split off"));
+    let (header, data) = rest.split_at(len as usize);
+    // The header is an object of at least one tensor, without its brace, and is padded by spaces.
+    let entries = header[1..].trim_ascii_end();
+    let mut new = b"{\"__metadata__\":".to_vec();
+    new.extend(serde_json::to_vec(metadata)?);
+    new.push(b',');
+    new.extend_from_slice(entries);
+    new.resize(new.len().next_multiple_of(LEN), b' ');
+    Ok([&(new.len() as u64).to_le_bytes(), new.as_slice(), data].concat())
 }
 
 #[cfg(test)]

@@ -57,6 +57,9 @@ impl Default for Config {
 /// More leaves than any cluster has devices.
 pub const LEAVES_MAX: usize = 65_536;
 
+/// The most micro-batches of a leaf.
+pub const MICRO_BATCHES_MAX: usize = 1_048_576;
+
 /// The `batch` section. Tokens per step = leaves · micro_batches · micro_batch · seq_len.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -70,7 +73,7 @@ pub struct BatchConfig {
     #[schemars(inner(range(min = 2, max = 65_536)))]
     pub radices: Vec<usize>,
     /// Micro-batches that each leaf accumulates.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = MICRO_BATCHES_MAX))]
     pub micro_batches: usize,
     /// Windows per micro-batch.
     #[schemars(range(min = 1, max = 1_048_576))]

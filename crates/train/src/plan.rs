@@ -211,8 +211,11 @@ impl RunPlan {
     }
 }
 
-/// The parts of sorted `segments` inside `range`.
+/// The parts of `segments` inside `range`; they are sorted and disjoint, and there may be many of
+/// both.
 fn cut(segments: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
-    let parts = segments.iter().map(|s| s.start.max(range.start)..s.end.min(range.end));
+    let first = segments.partition_point(|segment| segment.end <= range.start);
+    let inside = segments[first..].iter().take_while(|segment| segment.start < range.end);
+    let parts = inside.map(|s| s.start.max(range.start)..s.end.min(range.end));
     parts.filter(|part| !part.is_empty()).collect()
 }

@@ -75,6 +75,10 @@ pub struct Method {
     /// the momentum of an expert without tokens does, leaves no update behind. Muon's reference
     /// implementations use 1e-7.
     pub least_norm: f64,
+    /// The relative rounding error that the elements carry already, where it exceeds that of the
+    /// type that computes: 2⁻⁸ of values that were stored as bf16. The exact polar factor alone
+    /// asks for it.
+    pub input_roundoff: f64,
 }
 
 impl Default for Method {
@@ -86,6 +90,7 @@ impl Default for Method {
             steps: 5,
             storage: Storage::F32,
             least_norm: 0.0,
+            input_roundoff: 0.0,
         }
     }
 }

@@ -69,19 +69,35 @@ impl<'s> Checker<'s> {
         self.problems.push(Problem { help: help.into(), ..problem });
     }
 
-    /// An empty section or list is written by commenting out all that was in it.
+    /// Nothing behind a key may be a slip, of a section as of a number: defaults are asked for by
+    /// leaving the key out, and no value, where there may be none, by `null`.
     fn null(&mut self, node: &Node, slot: &Slot, path: &str) -> Option<Json> {
-        match &slot.kind {
-            _ if slot.optional => Some(Json::Null),
-            Kind::Section(section) => Some(self.section(node, section, &[], path)),
-            Kind::Table(_) => Some(Json::Object(Map::new())),
-            Kind::List(_) => Some(Json::Array(Vec::new())),
-            Kind::Either(_) => None,
-            kind => {
-                let help = format!("write {}, or remove the key", kind.expectation());
-                self.report(&node.place, path, "no value".into(), [help]);
-                None
+        if slot.optional && !node.is_empty() {
+            return Some(Json::Null);
+        }
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let help = match &slot.kind {
+            Kind::Section(section) => {
+                let names: Vec<&str> = section.keys.iter().map(|(name, _)| *name).collect();
+                let names = names.join(", ");
+                format!("write some of its keys ({names}), or `{key}: {{}}` for their defaults")
             }
+            Kind::Table(_) => format!("write its keys, or `{key}: {{}}` for none"),
+            Kind::List(_) => format!("write its elements, or `{key}: []` for none"),
+            kind => format!("write {}, or remove the key", self.expectation(kind)),
+        };
+        self.report(&node.place, path, "no value".into(), [help]);
+        None
+    }
+
+    /// What to write; of several forms all.
+    fn expectation(&self, kind: &Kind) -> String {
+        match kind {
+            Kind::Either(forms) => {
+                let forms = forms.iter().map(|form| self.schema.slot(form).kind.expectation());
+                forms.collect::<Vec<_>>().join(" or ")
+            }
+            kind => kind.expectation(),
         }
     }
 
@@ -205,9 +221,9 @@ impl<'s> Checker<'s> {
         match slots.iter().find(fits) {
             Some(slot) => self.node(node, slot, path),
             None => {
-                let all: Vec<String> = slots.iter().map(|slot| slot.kind.expectation()).collect();
+                let all = self.expectation(&Kind::Either(forms.to_vec()));
                 let what = format!("{} does not fit", quoted_summary(node));
-                self.report(&node.place, path, what, [format!("write {}", all.join(" or "))]);
+                self.report(&node.place, path, what, [format!("write {all}")]);
                 None
             }
         }

@@ -242,7 +242,7 @@ name: 2024
 model:
   layers: 1e1
   positions: {rotary: {theta: 1e4}}
-batch:
+batch: {}
 resume: {from: a/b}
 rules:
   - {matching: '*', lr: 3}
@@ -280,6 +280,35 @@ betas: [0.8, 0.9]
     fn an_override_heals_what_the_file_has_wrong() {
         assert!(read_sample("batch: {leaves: none}\n", &["batch.leaves=2"]).is_ok());
         assert!(read_sample("name: a\nname: b\n", &["name=c"]).is_ok());
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_section_is_not_overridden() {
+        for text in ["- a\n", "42\n", "[]\n", "word\n"] {
+            let refused = read_sample(text, &["batch.leaves=2"]).unwrap_err();
+            assert!(refused.contains("run.yaml:1:1: `"), "{refused}");
+            assert!(refused.contains("is not a section of keys"), "{refused}");
+        }
+        let refused = read_sample("batch: [1]\n", &["batch.leaves=2"]).unwrap_err();
+        assert!(refused.contains("batch: `[1]` is not a section of keys"), "{refused}");
+        assert!(read_sample("batch: [1]\n", &["batch={leaves: 2}"]).is_ok());
+    }
+
+    /// Of whatever kind: section, list, choice, number, text.
+    #[test]
+    fn a_key_without_a_value_is_named() {
+        let keys = ["name", "model", "batch", "resume", "rules", "files", "betas"];
+        let text: String = keys.iter().map(|key| format!("{key}:\n")).collect();
+        let refused = read_sample(&text, &[]).unwrap_err();
+        for (line, key) in (1..).zip(keys) {
+            assert!(refused.contains(&format!("run.yaml:{line}:")), "{refused}");
+            assert!(refused.contains(&format!(" {key}: no value")), "{refused}");
+        }
+        for written in ["batch: {}", "rules: []", "model: {layers: null}", "", "# nothing"] {
+            assert!(read_sample(written, &[]).is_ok(), "{written}");
+        }
+        assert!(read_sample("model: {layers: }", &[]).is_err());
+        assert!(read_sample("batch:", &["batch.leaves=2"]).is_ok());
     }
 
     #[test]

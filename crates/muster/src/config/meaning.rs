@@ -225,6 +225,14 @@ fn check_prompt(config: &Config) -> Option<Finding> {
     Some(finding("train.sample_prompt", what, help, &["train", "data"]))
 }
 
+/// The most leaves that the rest of the batch leaves room for.
+fn most_leaves(config: &Config) -> usize {
+    let batch = &config.batch;
+    let others = [batch.micro_batches, batch.micro_batch, batch.seq_len];
+    let others = others.iter().fold(1_u128, |all, &n| all.saturating_mul(n.max(1) as u128));
+    (TOKENS_PER_STEP_MAX / others).min(LEAVES_MAX as u128) as usize
+}
+
 fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
     let batch = &config.batch;
     let factors = [batch.leaves, batch.micro_batches, batch.micro_batch, batch.seq_len];
@@ -251,7 +259,16 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
             let (ranks, leaves) = (config.ranks.count, batch.leaves);
             if ranks > leaves {
                 let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
-                let help = format!("use at most {leaves} ranks, or batch.leaves: {ranks} or more");
+                let help = match ranks <= most_leaves(config) {
+                    false => format!("use at most {leaves} ranks"),
+                    true if batch.radices.is_empty() => {
+                        format!("use at most {leaves} ranks, or batch.leaves: {ranks} or more")
+                    }
+                    true => format!(
+                        "use at most {leaves} ranks, or batch.leaves: {ranks} or more without \
+                         batch.radices"
+                    ),
+                };
                 let found = finding("ranks.count", what, &help, &["batch", "ranks"]);
                 findings.push(found.about(&["batch.leaves"]));
             }
@@ -259,10 +276,15 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
         }
         Err(error) => {
             let help = match error {
-                LayoutError::RadicesProduct { product, .. } if product <= LEAVES_MAX => format!(
-                    "use leaves: {product}, or radices: {:?}, or leave radices empty",
-                    Tree::for_leaves(batch.leaves).radices()
-                ),
+                LayoutError::RadicesProduct { product, .. } => {
+                    let fits = (config.ranks.count..=most_leaves(config)).contains(&product);
+                    let leaves = if fits { format!("leaves: {product}, or ") } else { "".into() };
+                    let radices = match Tree::for_leaves(batch.leaves).radices() {
+                        [] => String::new(),
+                        radices => format!("radices: {radices:?}, or "),
+                    };
+                    format!("use {leaves}{radices}leave radices empty")
+                }
                 _ => "leave radices empty for the prime factors of leaves".into(),
             };
             let found = finding("batch.radices", error.to_string(), &help, &["batch"]);
@@ -348,5 +370,56 @@ fn of_optimizer(error: OptimError) -> Finding {
             finding(format!("optimizer.rules[{rule}]"), what, &help, sections)
         }
         other => finding("optimizer.rules", other.to_string(), "", sections),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Leaves, radices and ranks that a message says to use are taken.
+        #[test]
+        fn offered_batches_are_taken(
+            leaves in 1_usize..40,
+            radices in prop::collection::vec(2_usize..5, 0..4),
+            ranks in 1_usize..50,
+            micro_batches in prop::sample::select(vec![1_usize, 1 << 20]),
+        ) {
+            let mut config = Config::default();
+            (config.batch.leaves, config.batch.radices) = (leaves, radices);
+            (config.ranks.count, config.batch.micro_batches) = (ranks, micro_batches);
+            config.batch.micro_batch = 1 << 10;
+            let mut findings = Vec::new();
+            check_batch(&config, &mut findings);
+            let first = findings.first().filter(|finding| finding.path != "batch");
+            let Some(Finding { help, path, .. }) = first else { return Ok(()) };
+            for offer in help[0].trim_start_matches("use ").split(", or ") {
+                let words = offer.split(|c: char| !c.is_ascii_digit());
+                let numbers = words.filter_map(|word| word.parse().ok());
+                let numbers: Vec<usize> = numbers.collect();
+                let mut changed = config.clone();
+                match offer {
+                    offer if offer.contains("leaves: ") => changed.batch.leaves = numbers[0],
+                    offer if offer.starts_with("at most") => changed.ranks.count = numbers[0],
+                    // None, where they are to be left empty.
+                    _ => changed.batch.radices = numbers,
+                }
+                if offer.contains("without batch.radices") {
+                    changed.batch.radices.clear();
+                }
+                let mut left = Vec::new();
+                check_batch(&changed, &mut left);
+                // More ranks than leaves were a mistake before, where it was not shown first.
+                let new = left.iter().any(|finding| {
+                    finding.path != "ranks.count"
+                        || offer.contains("leaves: ")
+                        || path == "ranks.count"
+                });
+                prop_assert!(!new, "{config:?}: {offer}: {left:?}");
+            }
+        }
     }
 }

@@ -78,6 +78,11 @@ impl Override {
             Kind::List(_) | Kind::Tuple(_) => format!("{path}[{segment}]"),
             _ => join(path, segment),
         };
+        let holds_keys = matches!(slot.kind, Kind::Section(_) | Kind::Table(_));
+        if holds_keys && !matches!(node.value, Value::Map(_)) && !node.is_null() {
+            // What the file has in the place of the section stays, for the check to report.
+            return Ok(());
+        }
         let (next, exclusive) = self.step(schema, &slot.kind, node, segment, path, &at)?;
         if let (Kind::List(_) | Kind::Tuple(_), Value::List(items)) = (&slot.kind, &mut node.value)
         {

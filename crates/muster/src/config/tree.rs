@@ -51,6 +51,11 @@ impl Node {
         }
     }
 
+    /// Whether not even `null` was written.
+    pub fn is_empty(&self) -> bool {
+        matches!(&self.value, Value::Scalar { text, quoted: false } if text.is_empty())
+    }
+
     /// The value in one line, shortened, for messages.
     pub fn summary(&self) -> String {
         let mut out = String::new();
@@ -135,7 +140,7 @@ pub fn parse(text: &str) -> Result<Node, Box<Problem>> {
         width: if span.start.line() == span.end.line() { span.len().max(1) } else { 1 },
     })?;
     // A document of comments alone is an empty mapping.
-    let empty = root.is_null();
+    let empty = root.is_empty();
     Ok(if empty { Node { value: Value::Map(Vec::new()), ..root } } else { root })
 }
 

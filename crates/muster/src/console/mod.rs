@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use train::event::Event;
 
+use crate::output::{complain, tell, visible};
+
 pub use render::{Renderer, plural};
 pub use units::{bytes, count, duration, short};
 
@@ -52,9 +54,14 @@ impl Console {
         Console { renderer: Renderer::new(color), bar: None, on_terminal }
     }
 
+    /// The lines that an event is worth.
+    pub fn lines(&mut self, event: &Event) -> String {
+        self.renderer.render(event)
+    }
+
     /// Shows an event.
     pub fn show(&mut self, event: &Event) {
-        let lines = self.renderer.render(event);
+        let lines = self.lines(event);
         if !lines.is_empty() {
             self.print(&lines);
         }
@@ -87,8 +94,8 @@ impl Console {
     /// Prints lines above the bar.
     pub fn print(&self, lines: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| crate::output::say(lines)),
-            None => crate::output::say(lines),
+            Some(bar) => bar.suspend(|| tell(lines)),
+            None => tell(lines),
         }
     }
 }
@@ -112,14 +119,14 @@ pub struct ByteProgress {
 
 impl ByteProgress {
     /// Nothing done yet of `what`, in words (`tokenizing`).
-    pub fn new(what: impl Into<String>) -> ByteProgress {
+    pub fn new(what: &str) -> ByteProgress {
         let now = Instant::now();
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
             let style = ProgressStyle::with_template(template).expect("a constant template");
             bars().add(ProgressBar::new(0).with_style(style))
         });
-        ByteProgress { what: what.into(), bar, started: now, said: now }
+        ByteProgress { what: visible(what), bar, started: now, said: now }
     }
 
     /// `done` of `total` bytes.
@@ -134,14 +141,15 @@ impl ByteProgress {
             self.said = Instant::now();
             let rate = done as f64 / 1e6 / self.started.elapsed().as_secs_f64();
             let (what, done, total) = (&self.what, bytes(done), bytes(total));
-            crate::output::complain(&format!("{what}: {done} of {total}, {rate:.1} MB/s"));
+            complain(&format!("{what}: {done} of {total}, {rate:.1} MB/s"));
         }
     }
 
     /// Begins another piece of work.
     pub fn rename(&mut self, what: &str) {
+        let what = visible(what);
         if self.what != what {
-            self.what = what.into();
+            self.what = what;
             self.started = Instant::now();
         }
     }

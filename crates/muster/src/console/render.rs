@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 
 use train::event::{Action, Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
 
-use super::units::{bytes, count, duration, ms, short, visible};
+use super::units::{bytes, count, duration, ms, short};
+use crate::output::{BOLD, PLAIN, visible};
 
 /// What earlier events told that later lines need.
 #[derive(Debug, Default)]
 pub struct Renderer {
-    /// Escape sequences for bold and dim text.
+    /// Marks of bold text.
     pub color: bool,
     steps: u64,
     name: String,
@@ -285,7 +286,7 @@ impl Renderer {
     }
 
     fn strong(&self, text: &str) -> String {
-        if self.color { format!("\x1b[1m{text}\x1b[0m") } else { text.to_string() }
+        if self.color { format!("{BOLD}{text}{PLAIN}") } else { text.to_string() }
     }
 }
 

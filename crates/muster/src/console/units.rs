@@ -52,32 +52,6 @@ pub fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 
-/// Text with everything invisible made visible, newlines kept: whatever a model wrote, it must
-/// not steer the terminal.
-pub fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => out.push('\n'),
-            '\t' => out.push_str("    "),
-            '\u{fffd}' => out.push('\u{fffd}'),
-            // The pictures of control characters.
-            '\0'..' ' => out.push(char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}')),
-            '\u{7f}' => out.push('\u{2421}'),
-            c if c.is_control() || is_direction(c) => {
-                out.push_str(&format!("\\u{{{:x}}}", c as u32));
-            }
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// Marks that reorder the text around them.
-fn is_direction(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,13 +65,5 @@ mod tests {
         assert_eq!(sizes, ["0 B", "1023 B", "1.00 KiB", "1.00 MiB", "1.15 GiB"]);
         let times: Vec<String> = [0.25, 59.4, 61.0, 3661.0, 200_000.0].map(duration).into();
         assert_eq!(times, ["0.2 s", "59.4 s", "1 m 01 s", "1 h 01 m", "2 d 07 h"]);
-    }
-
-    #[test]
-    fn control_characters_show() {
-        assert_eq!(
-            visible("a\x1b[31m\r\n\u{202e}b\u{85}\x7f\tc"),
-            "a␛[31m␍\n\\u{202e}b\\u{85}␡    c"
-        );
     }
 }

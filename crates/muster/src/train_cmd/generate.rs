@@ -45,7 +45,7 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     let vocab = tokenizer.vocab_size();
     let tokens = device.run(|| sampler.generate(&prompt, args.tokens, vocab, sampling))?;
     let text = tokenizer.decode(&tokens);
-    crate::output::say(&format!("{}{}", args.prompt, String::from_utf8_lossy(&text)));
+    crate::output::pass_on(&format!("{}{}", args.prompt, String::from_utf8_lossy(&text)))?;
     Ok(Exit::Ok)
 }
 

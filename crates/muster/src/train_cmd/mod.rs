@@ -6,10 +6,12 @@
 //!   └─ supervise: events of rank 0 ─▶ console, events.jsonl ┘ logs, exits, signals of every rank
 //! ```
 
+mod fit;
 mod generate;
 mod job;
 mod line;
 mod resume;
+mod room;
 mod signals;
 mod supervise;
 mod verdict;

@@ -12,7 +12,9 @@ use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason};
 use train::{Event, RunPlan};
 
+use super::fit::{self, Fit, Start};
 use super::job::Job;
+use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Watch};
 use crate::cli::TrainArgs;
@@ -34,7 +36,7 @@ impl Place {
     fn says_it_joins(&self, job: &Job) {
         let Place { nodes, node, ranks } = self;
         if *node > 0 {
-            crate::output::say(&format!(
+            crate::output::tell(&format!(
                 "node {node} of {nodes}: ranks {} to {} of {} meet the others at {}; node 0 shows \
                  the run",
                 ranks.start,
@@ -47,7 +49,7 @@ impl Place {
 
     fn says_it_is_done(&self) {
         if self.node > 0 {
-            crate::output::say(&format!("node {}: its ranks are done", self.node));
+            crate::output::tell(&format!("node {}: its ranks are done", self.node));
         }
     }
 }
@@ -64,13 +66,11 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let run = RunDir::new(config.runs_dir.join(&config.name));
-    let mut console = Console::new();
+    let fit = memory(&config, &plan, vocab, &place);
     if args.dry_run {
-        let header = header(&plan, &config, None, &run)?;
-        console.show(&Event::Header(header));
-        return Ok(Exit::Ok);
+        return dry_run(&plan, &config, &run, fit);
     }
-    crate::output::outlive_readers();
+    let tight = fit.map_err(CliError::mistake)?;
     let cache = run.root().join("data");
     let signals = Signals::watch(move || remove_temporary(&cache))?;
     make_dirs(&run)?;
@@ -90,11 +90,12 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         prepared,
     };
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
-    let mut teller = Teller { console, log, has_failed: false };
+    let mut teller = Teller { console: Console::new(), log, has_failed: false };
     if place.node == 0 {
         let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
         teller.tell(&Event::Header(event));
     }
+    tight.iter().for_each(|why| teller.warn(why));
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
@@ -260,6 +261,38 @@ fn threads(config: &Config, local: usize) -> usize {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / local.max(1)).max(1)
+}
+
+/// Shows the header, and whether it fits.
+fn dry_run(
+    plan: &RunPlan,
+    config: &Config,
+    run: &RunDir,
+    fit: Result<Option<String>, String>,
+) -> Result<Exit, CliError> {
+    let header = header(plan, config, None, run)?;
+    crate::output::show(&Console::new().lines(&Event::Header(header)))?;
+    if let Err(why) | Ok(Some(why)) = fit {
+        crate::output::complain(&format!("warning: {why}"));
+    }
+    Ok(Exit::Ok)
+}
+
+/// Compares the plan with the memory of this host: a warning, or why the run cannot be.
+fn memory(
+    config: &Config,
+    plan: &RunPlan,
+    vocab: usize,
+    place: &Place,
+) -> Result<Option<String>, String> {
+    let (nodes, local) = (place.nodes, place.ranks.len());
+    let peak_bytes = plan.peak_bytes();
+    let start = Start { config, plan, peak_bytes, vocab, nodes, local };
+    match fit::fit(&start, &room::limits()) {
+        Fit::Fits => Ok(None),
+        Fit::Tight(why) => Ok(Some(why)),
+        Fit::Impossible(why) => Err(why),
+    }
 }
 
 fn header(

@@ -258,6 +258,7 @@ impl MuonConfig {
             steps: self.steps,
             storage: self.storage.kernel(),
             least_norm: self.eps,
+            ..Method::default()
         }
     }
 

@@ -95,6 +95,34 @@ fn svd_is_the_polar_factor() {
     assert!((squares - 3.0).abs() < 1e-9, "{squares}");
 }
 
+/// Rounding to a type gives a matrix of low rank small singular values in all other directions;
+/// they are no part of it. A matrix of full rank keeps every direction.
+#[test]
+fn svd_makes_nothing_of_rounding_error() {
+    let (rows, cols) = (40, 96);
+    let (a, b) = (noise(rows, 1), noise(cols, 2));
+    let exact: Vec<f64> = (0..rows * cols).map(|i| a[i / cols] * b[i % cols]).collect();
+    // Rows that are multiples of one another carry the same errors.
+    let alike: Vec<f64> =
+        (0..rows * cols).map(|i| [1.0, 3.0][i / cols % 2] * b[i % cols]).collect();
+    let full = dense(&matrix(rows, cols, 4));
+    let bf16 = |x: f64| half::bf16::from_f64(x).to_f64();
+    let f16 = |x: f64| half::f16::from_f64(x).to_f64();
+    let f32 = |x: f64| f64::from(x as f32);
+    let types: [(f64, &dyn Fn(f64) -> f64); 3] =
+        [(0.0, &f32), (2_f64.powi(-8), &bf16), (2_f64.powi(-11), &f16)];
+    for (input_roundoff, round) in types {
+        let method = Method { algorithm: Algorithm::Svd, input_roundoff, ..Method::default() };
+        let iteration = Iteration::new(&method).unwrap();
+        for (values, rank) in [(&exact, 1.0), (&alike, 1.0), (&full, rows as f64)] {
+            let rounded: Vec<f64> = values.iter().map(|&x| round(x)).collect();
+            let got = alone::<f32>(&iteration, (rows, cols), &rounded);
+            let squares: f64 = got.iter().map(|&x| f64::from(x).powi(2)).sum();
+            assert!((squares - rank).abs() < 1e-3, "{input_roundoff}: {squares} of {rank}");
+        }
+    }
+}
+
 /// The quick algorithms of many steps come where the exact one is.
 #[test]
 fn eight_steps_agree_with_the_svd() {

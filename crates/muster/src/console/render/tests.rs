@@ -165,6 +165,6 @@ fn every_ending() {
 
 #[test]
 fn color_is_only_for_terminals_that_show_it() {
-    assert!(Renderer::new(true).render(&header()).contains("\x1b[1m"));
-    assert!(!Renderer::new(false).render(&header()).contains('\x1b'));
+    assert!(Renderer::new(true).render(&header()).contains(BOLD));
+    assert!(!Renderer::new(false).render(&header()).contains(BOLD));
 }

@@ -1,0 +1,347 @@
+//! Numbers that must fit each other, and the nearest ones that do.
+//!
+//! A value is offered only after it has been through the checks that refused the one before it: no
+//! rule that it takes part in is broken then, and none that was not broken before.
+
+use crate::ModelError;
+use crate::config::{Activation, Architecture, Positions};
+
+/// The ranges that a config gives these keys.
+pub(crate) const HEADS_MAX: usize = 65_536;
+pub(crate) const D_MODEL_MAX: usize = 1_048_576;
+
+/// An architecture whose numbers have been decided, and not compared yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub architecture: Architecture,
+    /// The config gives the width of a head; what a preset gives belongs to its own `d_model` and
+    /// `heads`, and goes with either.
+    pub gives_head_dim: bool,
+    /// `head_dim` is `d_model / heads`, or 0 where that is not whole.
+    pub head_dim_follows: bool,
+    pub tokenizer_vocab: usize,
+    pub seq_len: usize,
+}
+
+/// What must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    HeadsDivideModel,
+    KvHeadsDivideHeads,
+    TableHoldsTokens,
+    TableHoldsPositions,
+    HalvesOfHead,
+    BiasesOfMlp,
+    TopK,
+    DenseLayers,
+    ExpertsAreSwiglu,
+}
+
+/// A number of a [`Draft`] that can be offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    DModel,
+    Heads,
+    KvHeads,
+    HeadDim,
+}
+
+impl Key {
+    fn name(self) -> &'static str {
+        match self {
+            Key::DModel => "d_model",
+            Key::Heads => "heads",
+            Key::KvHeads => "kv_heads",
+            Key::HeadDim => "head_dim",
+        }
+    }
+}
+
+impl Draft {
+    /// Compares everything.
+    ///
+    /// # Errors
+    /// The first rule that is broken, with values that mend it; a model that is too large.
+    pub fn check(self) -> Result<Architecture, ModelError> {
+        match self.broken().first() {
+            Some(&rule) => Err(self.refusal(rule)),
+            None => {
+                crate::params::check_size(&self.architecture)?;
+                Ok(self.architecture)
+            }
+        }
+    }
+
+    /// The rules that are broken, those first that others follow from.
+    fn broken(&self) -> Vec<Rule> {
+        let a = &self.architecture;
+        let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
+        let swiglu = a.activation == Activation::Swiglu;
+        let moe = a.moe.as_ref();
+        let all = [
+            (Rule::HeadsDivideModel, self.head_dim_follows && !divides(a.heads, a.d_model)),
+            (Rule::KvHeadsDivideHeads, !divides(a.kv_heads, a.heads)),
+            (Rule::TableHoldsTokens, a.vocab_size < self.tokenizer_vocab),
+            (
+                Rule::TableHoldsPositions,
+                matches!(a.positions, Positions::Learned { max } if self.seq_len > max),
+            ),
+            (
+                Rule::HalvesOfHead,
+                matches!(a.positions, Positions::Rotary { .. }) && !a.head_dim.is_multiple_of(2),
+            ),
+            (Rule::BiasesOfMlp, a.mlp_bias && swiglu),
+            (Rule::TopK, moe.is_some_and(|moe| !(1..=moe.experts).contains(&moe.top_k))),
+            (Rule::DenseLayers, moe.is_some_and(|moe| moe.first_dense_layers >= a.layers)),
+            (Rule::ExpertsAreSwiglu, moe.is_some() && !swiglu),
+        ];
+        all.into_iter().filter(|(_, broken)| *broken).map(|(rule, _)| rule).collect()
+    }
+
+    fn refusal(&self, rule: Rule) -> ModelError {
+        let a = &self.architecture;
+        let (experts, top_k, dense) =
+            a.moe.as_ref().map_or((0, 0, 0), |m| (m.experts, m.top_k, m.first_dense_layers));
+        let learned = if let Positions::Learned { max } = a.positions { max } else { 0 };
+        let (tokens, seq_len) = (self.tokenizer_vocab, self.seq_len);
+        let (key, value, problem, remedy) = match rule {
+            Rule::HeadsDivideModel => (
+                "d_model",
+                a.d_model.to_string(),
+                format!("heads = {} does not divide it", a.heads),
+                self.offers(rule, &[Key::Heads, Key::DModel]),
+            ),
+            Rule::KvHeadsDivideHeads => (
+                "heads",
+                a.heads.to_string(),
+                format!("kv_heads = {} does not divide it", a.kv_heads),
+                self.offers(rule, &[Key::KvHeads, Key::Heads]),
+            ),
+            Rule::TableHoldsTokens => (
+                "vocab_size",
+                a.vocab_size.to_string(),
+                format!("the tokenizer has {tokens} tokens"),
+                format!("use {} or more", tokens.next_multiple_of(64)),
+            ),
+            Rule::TableHoldsPositions => (
+                "positions.learned.max",
+                learned.to_string(),
+                format!("the window has {seq_len} positions"),
+                format!("use {seq_len} or more, or a shorter batch.seq_len"),
+            ),
+            Rule::HalvesOfHead => (
+                "head_dim",
+                a.head_dim.to_string(),
+                "rotary positions rotate two halves".to_owned(),
+                self.offers(rule, &[Key::HeadDim, Key::Heads]),
+            ),
+            Rule::BiasesOfMlp => (
+                "mlp_bias",
+                "true".to_owned(),
+                "a SwiGLU MLP has no biases".to_owned(),
+                match a.moe {
+                    // Experts need it.
+                    Some(_) => "use mlp_bias: false".to_owned(),
+                    None => "use activation: gelu, or mlp_bias: false".to_owned(),
+                },
+            ),
+            Rule::TopK => (
+                "moe.top_k",
+                top_k.to_string(),
+                format!("there are {experts} experts"),
+                format!("use 1 to {experts}"),
+            ),
+            Rule::DenseLayers => (
+                "moe.first_dense_layers",
+                dense.to_string(),
+                format!("layers = {} leaves no layer with experts", a.layers),
+                format!("use at most {}", a.layers.saturating_sub(1)),
+            ),
+            Rule::ExpertsAreSwiglu => (
+                "activation",
+                "gelu".to_owned(),
+                "experts are SwiGLU MLPs".to_owned(),
+                match a.mlp_bias {
+                    true => "use activation: swiglu with mlp_bias: false".to_owned(),
+                    false => "use activation: swiglu".to_owned(),
+                },
+            ),
+        };
+        ModelError::Shape { key, value, problem, remedy }
+    }
+
+    /// `use heads = 4, or d_model = 96`: of each key the nearest value that mends `rule`.
+    fn offers(&self, rule: Rule, keys: &[Key]) -> String {
+        let found: Vec<String> = keys
+            .iter()
+            .filter_map(|&key| Some(format!("{} = {}", key.name(), self.nearest(rule, key)?)))
+            .collect();
+        match found.is_empty() {
+            true => "no one number mends it: change d_model, heads and kv_heads together".into(),
+            false => format!("use {}", found.join(", or ")),
+        }
+    }
+
+    fn nearest(&self, rule: Rule, key: Key) -> Option<usize> {
+        let now = self.value(key);
+        let mut candidates = self.candidates(key);
+        candidates.sort_unstable_by_key(|&value| (value.abs_diff(now), value));
+        candidates.into_iter().find(|&value| value != now && self.mends(rule, key, value))
+    }
+
+    /// Whether `rule` holds with `value`, and every other that held or that the key is part of.
+    fn mends(&self, rule: Rule, key: Key, value: usize) -> bool {
+        let before = self.broken();
+        let draft = self.with(key, value);
+        let left = draft.broken();
+        let part = |rule: &Rule| match rule {
+            Rule::HeadsDivideModel => matches!(key, Key::DModel | Key::Heads | Key::HeadDim),
+            Rule::KvHeadsDivideHeads => matches!(key, Key::Heads | Key::KvHeads),
+            Rule::HalvesOfHead => key != Key::KvHeads,
+            _ => false,
+        };
+        let fits = left.iter().all(|rule| before.contains(rule) && !part(rule));
+        fits && !left.contains(&rule) && crate::params::check_size(&draft.architecture).is_ok()
+    }
+
+    fn value(&self, key: Key) -> usize {
+        let a = &self.architecture;
+        match key {
+            Key::DModel => a.d_model,
+            Key::Heads => a.heads,
+            Key::KvHeads => a.kv_heads,
+            Key::HeadDim => a.head_dim,
+        }
+    }
+
+    /// This draft as if the config gave `key` that value.
+    fn with(&self, key: Key, value: usize) -> Draft {
+        let mut draft = self.clone();
+        let a = &mut draft.architecture;
+        match key {
+            Key::DModel => a.d_model = value,
+            Key::Heads => a.heads = value,
+            Key::KvHeads => a.kv_heads = value,
+            Key::HeadDim => a.head_dim = value,
+        }
+        match key {
+            Key::KvHeads => {}
+            Key::HeadDim => (draft.gives_head_dim, draft.head_dim_follows) = (true, false),
+            Key::DModel | Key::Heads => draft.head_dim_follows = !draft.gives_head_dim,
+        }
+        draft.follow();
+        draft
+    }
+
+    /// Sets a width of heads that follows from other numbers.
+    pub fn follow(&mut self) {
+        let a = &mut self.architecture;
+        if self.head_dim_follows {
+            let divides = a.heads > 0 && a.d_model.is_multiple_of(a.heads);
+            a.head_dim = if divides { a.d_model / a.heads } else { 0 };
+        }
+    }
+
+    /// Values among which a fitting one is looked for.
+    fn candidates(&self, key: Key) -> Vec<usize> {
+        let a = &self.architecture;
+        let all = match key {
+            Key::DModel => multiples_around(a.d_model, a.heads, D_MODEL_MAX),
+            Key::Heads if self.gives_head_dim => multiples_around(a.heads, a.kv_heads, HEADS_MAX),
+            Key::Heads => divisors(a.d_model).into_iter().filter(|&d| d <= HEADS_MAX).collect(),
+            Key::KvHeads => divisors(a.heads),
+            Key::HeadDim => vec![a.head_dim.saturating_sub(1), a.head_dim + 1],
+        };
+        all.into_iter().filter(|&value| value > 0).collect()
+    }
+}
+
+/// Multiples of `of` on both sides of `value`, an even one of each among them, up to `most`.
+fn multiples_around(value: usize, of: usize, most: usize) -> Vec<usize> {
+    let near = value / of.max(1);
+    let all = (near.saturating_sub(2)..=near + 3).filter_map(|n| n.checked_mul(of.max(1)));
+    // Where `value` is beyond the range, the last ones inside it.
+    let last = most / of.max(1);
+    let last = (last.saturating_sub(1)..=last).map(|n| n * of.max(1));
+    all.chain(last).filter(|&multiple| multiple <= most).collect()
+}
+
+/// Every divisor up to the root has a partner above it.
+fn divisors(value: usize) -> Vec<usize> {
+    let low = (1..=value.isqrt()).filter(|d| value.is_multiple_of(*d));
+    low.flat_map(|d| [d, value / d]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{ModelConfig, Preset, QkNorm};
+
+    #[test]
+    fn every_divisor_is_found_by_its_partner() {
+        for value in 1..200 {
+            let mut found = divisors(value);
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(found, (1..=value).filter(|d| value % d == 0).collect::<Vec<_>>());
+        }
+    }
+
+    fn shape() -> impl Strategy<Value = ModelConfig> {
+        let size = |most: usize| prop::option::weighted(0.7, 1..most);
+        let presets = [Preset::TinyMoe, Preset::Gpt2124m, Preset::Qwen3Moe30b];
+        (
+            prop::sample::select(presets.to_vec()),
+            size(300),
+            size(40),
+            size(40),
+            prop::option::weighted(0.3, 1_usize..80),
+            prop::option::of(Just(QkNorm::Head)),
+        )
+            .prop_map(|(preset, d_model, heads, kv_heads, head_dim, qk_norm)| {
+                let (layers, preset) = (Some(1), Some(preset));
+                ModelConfig {
+                    preset,
+                    layers,
+                    d_model,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    qk_norm,
+                    ..ModelConfig::default()
+                }
+            })
+    }
+
+    proptest! {
+        /// Whatever a message says to use is taken.
+        #[test]
+        fn offered_values_are_taken(config in shape()) {
+            let Err(ModelError::Shape { remedy, .. }) = config.resolve(257, 64) else {
+                return Ok(());
+            };
+            prop_assert!(remedy.starts_with("use ") || remedy.starts_with("no one"), "{remedy}");
+            for offer in remedy.trim_start_matches("use ").split(", or ") {
+                let Some((key, value)) = offer.split_once(" = ") else { continue };
+                let value: Option<usize> = Some(value.parse().unwrap());
+                let mut changed = config.clone();
+                match key {
+                    "d_model" => changed.d_model = value,
+                    "heads" => changed.heads = value,
+                    "kv_heads" => changed.kv_heads = value,
+                    "head_dim" => changed.head_dim = value,
+                    other => prop_assert!(false, "{other}"),
+                }
+                // What remains was wrong before, and has nothing to do with this key.
+                if let Err(error) = changed.resolve(257, 64) {
+                    let text = error.to_string();
+                    let about = format!("model.{key} = ");
+                    prop_assert!(!text.contains(&about), "{config:?}: {remedy}: {text}");
+                    prop_assert!(!text.contains(&format!(" {key} = ")), "{config:?}: {text}");
+                }
+            }
+        }
+    }
+}

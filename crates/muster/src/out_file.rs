@@ -1,0 +1,204 @@
+//! Files that a person asked a command to write.
+//!
+//! ```text
+//! the name ─ links followed ─┬ a regular file, or none yet ─▶ made beside it, takes its place
+//!                            ├ a character device, a pipe  ─▶ written to as it is
+//!                            └ a directory, a disk, …      ─▶ refused, with what it is
+//! ```
+//! So a file is whole or as it was, and a link or device is never replaced by a file.
+
+use std::fs::{File, FileType, Metadata};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::CliError;
+
+/// As many links as Linux follows.
+const LINKS_MAX: usize = 40;
+
+/// Where what is written to a path goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A regular file of this name, with all links followed; it need not be there.
+    Regular(PathBuf),
+    /// What takes bytes as they come.
+    Stream,
+}
+
+/// Finds the place.
+///
+/// # Errors
+/// It is a directory, a disk or a socket, or cannot be looked at.
+pub fn place(path: &Path) -> Result<Place, CliError> {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return end_of_links(path).map(Place::Regular);
+        }
+        Err(error) => return Err(CliError::file("write", path, &error)),
+    };
+    let kind = meta.file_type();
+    if kind.is_char_device() || kind.is_fifo() {
+        return Ok(Place::Stream);
+    }
+    match kind.is_file() {
+        true => end_of_links(path).map(Place::Regular),
+        false => Err(refusal(path, kind)),
+    }
+}
+
+/// The regular file that `path` stands for.
+///
+/// # Errors
+/// It is anything else.
+pub fn regular(path: &Path) -> Result<PathBuf, CliError> {
+    match place(path)? {
+        Place::Regular(file) => Ok(file),
+        Place::Stream => {
+            let meta = std::fs::metadata(path).map_err(|e| CliError::file("write", path, &e))?;
+            Err(refusal(path, meta.file_type()))
+        }
+    }
+}
+
+/// Writes all of a file.
+///
+/// # Errors
+/// As [`place`]; a pipe that nobody reads; whatever a file system refuses. A regular file is as it
+/// was then.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    let written = match place(path)? {
+        Place::Regular(file) => replace(&file, bytes),
+        Place::Stream => stream(path)?.write_all(bytes),
+    };
+    written.map_err(|error| CliError::file("write", path, &error))
+}
+
+fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let old = std::fs::metadata(file).as_ref().map(Metadata::permissions).ok();
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".part");
+    // What a plain new file gets: the process's mask applies.
+    builder.permissions(std::fs::Permissions::from_mode(0o666));
+    let mut new = builder.tempfile_in(parent)?;
+    new.write_all(bytes)?;
+    if let Some(old) = old {
+        new.as_file().set_permissions(old)?;
+    }
+    new.persist(file).map(|_| ()).map_err(|error| error.error)
+}
+
+/// Opens a device or pipe, without waiting for a reader that may never come.
+fn stream(path: &Path) -> Result<File, CliError> {
+    let open = |flags| File::options().write(true).custom_flags(flags).open(path);
+    let probe = open(libc::O_NONBLOCK).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => CliError::mistake(format!(
+            "{} is a pipe that nobody reads; start its reader first",
+            path.display()
+        )),
+        _ => CliError::file("write", path, &error),
+    })?;
+    // The reader is there: this one blocks in writes alone.
+    let file = open(0).map_err(|error| CliError::file("write", path, &error));
+    drop(probe);
+    file
+}
+
+/// Follows links by name, so that one whose target is not there yet leads to where it will be.
+fn end_of_links(path: &Path) -> Result<PathBuf, CliError> {
+    let mut at = path.to_path_buf();
+    for _ in 0..LINKS_MAX {
+        match std::fs::read_link(&at) {
+            Ok(target) => at = at.parent().unwrap_or(Path::new("")).join(target),
+            // No link.
+            Err(_) => return Ok(at),
+        }
+    }
+    Err(CliError::mistake(format!("{} is a circle of links", path.display())))
+}
+
+fn refusal(path: &Path, kind: FileType) -> CliError {
+    let what = match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_block_device() => "a block device",
+        kind if kind.is_char_device() => "a character device",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "no regular file",
+    };
+    CliError::mistake(format!("{} is {what}; name a file to write", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_and_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, chain) =
+            (dir.path().join("file"), dir.path().join("link"), dir.path().join("chain"));
+        symlink("file", &link).unwrap();
+        symlink(&link, &chain).unwrap();
+        for text in ["first", "second"] {
+            write(&chain, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+            assert!(link.is_symlink() && chain.is_symlink() && !file.is_symlink());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        std::fs::remove_file(&file).unwrap();
+        symlink("chain", &file).unwrap();
+        assert!(write(&file, b"x").is_err());
+    }
+
+    #[test]
+    fn an_old_file_keeps_its_permissions_and_a_failure_leaves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "old").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        write(&file, b"new").unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        let error = write(&dir.path().join("gone/file"), b"x").unwrap_err();
+        assert_eq!(error.exit.code(), 2, "{error}");
+    }
+
+    #[test]
+    fn devices_take_bytes_and_directories_are_named() {
+        assert_eq!(place(Path::new("/dev/null")).unwrap(), Place::Stream);
+        write(Path::new("/dev/null"), b"x").unwrap();
+        assert_eq!(write(Path::new("/dev/full"), b"x").unwrap_err().exit.code(), 3);
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(dir.path(), b"x").unwrap_err();
+        assert!(error.message.contains("is a directory"), "{error}");
+        let error = regular(Path::new("/dev/null")).unwrap_err();
+        assert!(error.message.contains("is a character device"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_takes_bytes_if_somebody_reads_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let error = write(&pipe, b"x").unwrap_err();
+        assert!(error.message.contains("nobody reads"), "{error}");
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        // Until the reader has opened it.
+        while write(&pipe, b"bytes").is_err() {
+            std::thread::yield_now();
+        }
+        assert_eq!(reader.join().unwrap(), b"bytes");
+        assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+}
