@@ -32,7 +32,8 @@ for vocab in 257 32768 131072; do
   for weights in f32 bf16; do
     for place in 1x1 1x2 2x1; do
       measure "vocab-$vocab-$weights-$place" benches/cpu/small.yaml \
-        --set "model.vocab_size=$vocab" --set "train.weights=$weights" --ranks "${place%x*}" --threads "${place#*x}" \
+        --set "model.vocab_size=$vocab" --set "train.weights=$weights" \
+        --ranks "${place%x*}" --threads "${place#*x}" \
         --set batch.leaves=2 --set batch.micro_batch=4
     done
   done
