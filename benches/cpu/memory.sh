@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Peak anonymous memory of rank 0 beside the printed plan, on three configs.
+# Peak anonymous memory of rank 0 beside the printed plan: three configs, and a small model with
+# vocabularies of 257, 32768 and 131072 tokens on ranks and threads, with both types of weights.
 #
 #   benches/cpu/memory.sh
 set -euo pipefail
@@ -27,3 +28,13 @@ measure quickstart configs/quickstart.yaml
 measure gpt2-124m benches/cpu/gpt2-124m.yaml
 measure small-2-ranks benches/cpu/small.yaml --ranks 2 --threads 1 \
   --set batch.leaves=2 --set batch.micro_batch=4
+for vocab in 257 32768 131072; do
+  for weights in f32 bf16; do
+    for place in 1x1 1x2 2x1; do
+      measure "vocab-$vocab-$weights-$place" benches/cpu/small.yaml \
+        --set "model.vocab_size=$vocab" --set "train.weights=$weights" \
+        --ranks "${place%x*}" --threads "${place#*x}" \
+        --set batch.leaves=2 --set batch.micro_batch=4
+    done
+  done
+done

@@ -3,10 +3,16 @@
 Same shape, batch, type and optimizer as there: batch 4 x 64, f32, AdamW with clipping, one
 step per iteration, random tokens. Prints the median step time and tokens per second.
 
-    python3 benches/peers/gpt2_torch.py --threads 1 --steps 6
+`--mode` is `eager`, `compile` (torch.compile of the forward and backward passes, with fixed
+shapes), or `max-autotune` (the same, choosing among product kernels by timing them). With `--type
+bf16` products run under autocast to bf16, which is less work than f32. The allocator and OpenMP
+are set by whoever starts this: see tuned.sh.
+
+    benches/peers/tuned.sh glibc 1 python3 benches/peers/gpt2_torch.py --threads 1 --steps 6
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 
@@ -55,12 +61,22 @@ class Gpt2(nn.Module):
         return F.cross_entropy(logits.view(-1, V), targets.reshape(-1))
 
 
+def compiled(model, mode):
+    if mode == "eager":
+        return model
+    return torch.compile(
+        model, fullgraph=True, dynamic=False, mode=None if mode == "compile" else mode
+    )
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--seq", type=int, default=64)
     p.add_argument("--steps", type=int, default=6)
+    p.add_argument("--mode", choices=["eager", "compile", "max-autotune"], default="eager")
+    p.add_argument("--type", choices=["f32", "bf16"], default="f32")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
@@ -69,11 +85,15 @@ def main():
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
+    forward = compiled(model, a.mode)
+    bf16 = torch.autocast("cpu", torch.bfloat16)
+    products = contextlib.nullcontext() if a.type == "f32" else bf16
     times = []
     for step in range(a.steps + WARM_UP):
         data = torch.randint(0, V, (a.batch, a.seq + 1))
         start = time.perf_counter()
-        loss = model(data[:, :-1], data[:, 1:])
+        with products:
+            loss = forward(data[:, :-1], data[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -85,7 +105,8 @@ def main():
     median = statistics.median(times)
     tokens = a.batch * a.seq
     print(f"{a.threads} threads, {count} parameters")
-    print(f"torch {torch.__version__}: median {median * 1e3:.0f} ms, {tokens / median:.1f} tok/s")
+    what = f"torch {torch.__version__} {a.mode} {a.type}"
+    print(f"{what}: median {median * 1e3:.0f} ms, {tokens / median:.1f} tok/s")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use crate::memory::Access;
+use crate::profile::Work;
 use crate::{Buffer, Device, DeviceError, DeviceKind, Element, Parallel, Tensor};
 
 /// Most memory ranges that one kernel may ask for.
@@ -13,6 +14,7 @@ pub struct Kernel<'a> {
     name: &'static str,
     device: &'a Device,
     grants: RefCell<Grants>,
+    work: Work,
 }
 
 struct Grants {
@@ -30,7 +32,7 @@ impl Grants {
 
 impl<'a> Kernel<'a> {
     pub(crate) fn new(name: &'static str, device: &'a Device) -> Kernel<'a> {
-        Kernel { name, device, grants: RefCell::new(Grants::new()) }
+        Kernel { name, device, grants: RefCell::new(Grants::new()), work: Work::default() }
     }
 
     /// The elements of `tensor`.
@@ -60,6 +62,30 @@ impl<'a> Kernel<'a> {
     /// Parallel loops on the device's threads.
     pub fn parallel(&self) -> &Parallel {
         &self.device.inner.parallel
+    }
+
+    /// Tells a profile how many floating-point operations this kernel does.
+    pub fn flops(&self, flops: usize) {
+        self.work.flops.set(flops as u64);
+    }
+
+    /// Tells a profile how many bytes its operands have, each counted once.
+    pub fn bytes(&self, bytes: usize) {
+        self.work.bytes.set(bytes as u64);
+    }
+
+    /// As [`Kernel::bytes`], where they are all the memory that this kernel asks for.
+    pub fn streams(&self) {
+        self.work.streams.set(true);
+    }
+
+    /// Floating-point operations and bytes, as far as they are known.
+    pub(crate) fn work(&self) -> (u64, u64) {
+        let grants = self.grants.borrow();
+        let ranges = grants.ranges[..grants.count].iter();
+        let asked = ranges.map(|&(start, end, _)| (end - start) as u64).sum();
+        let bytes = if self.work.streams.get() { asked } else { self.work.bytes.get() };
+        (self.work.flops.get(), bytes)
     }
 
     /// An error of this kernel.

@@ -31,6 +31,7 @@ mod kind;
 mod memory;
 mod module;
 mod parallel;
+mod profile;
 mod sim;
 pub mod simulated;
 mod stream;
@@ -52,6 +53,7 @@ pub use kind::{Arch, DeviceKind};
 pub use memory::{Buffer, Pinned};
 pub use module::{Function, Graph, Module};
 pub use parallel::Parallel;
+pub use profile::Operation;
 pub use sim::SimOptions;
 pub use stream::{Event, Stream};
 pub use tensor::{Shape, Tensor};
@@ -59,6 +61,7 @@ pub use vendor::Failure;
 
 use driver::Driver;
 use memory::{Mapping, Storage};
+use profile::Profile;
 use sim::Sim;
 use stream::{Queue, RawStream};
 
@@ -87,6 +90,7 @@ struct Inner {
     kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     allocated: AtomicUsize,
     peak: AtomicUsize,
+    profile: Profile,
     /// What is not a host device has a driver, and a stream for everyone.
     driver: Option<Arc<dyn Driver>>,
     compute: Option<Arc<RawStream>>,
@@ -138,6 +142,7 @@ impl Device {
             kept: Mutex::default(),
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            profile: Profile::default(),
         };
         Ok(Device { inner: Arc::new(inner) })
     }
@@ -302,6 +307,16 @@ impl Device {
     /// The most bytes that were ever in live buffers.
     pub fn peak_bytes(&self) -> usize {
         self.inner.peak.load(Ordering::Relaxed)
+    }
+
+    /// From now on the kernels of a host device are timed.
+    pub fn begin_profile(&self) {
+        self.inner.profile.begin();
+    }
+
+    /// What kernels took since [`Device::begin_profile`], by name; they are no longer timed.
+    pub fn end_profile(&self) -> Vec<(&'static str, Operation)> {
+        self.inner.profile.end()
     }
 
     fn adopt(&self, mapping: Mapping) -> Result<Buffer, DeviceError> {

@@ -501,7 +501,11 @@ impl Stream {
         // A panic in an earlier kernel leaves no broken invariant in `()`.
         let guard = self.device.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         let context = Kernel::new(name, &self.device);
+        let start = self.device.inner.profile.start();
         let result = kernel(&context);
+        if let Some(start) = start {
+            self.device.inner.profile.add(name, start, context.work());
+        }
         context.close()?;
         drop(guard);
         result

@@ -27,6 +27,7 @@ pub fn zero(stream: &Stream, y: &Tensor) -> Result<(), KernelError> {
 fn zero_as<T: Element>(stream: &Stream, y: &Tensor) -> Result<(), KernelError> {
     let y = y.clone();
     stream.launch("zero", move |k| {
+        k.streams();
         k.parallel().chunks(k.write::<T>(&y)?, TASK, |_, y| y.fill(T::zeroed()));
         Ok(())
     })?;
@@ -42,6 +43,7 @@ pub fn copy(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), KernelError> 
     let (x, y) = (x.clone(), y.clone());
     dispatch!("copy", y.dtype(), T => {
         stream.launch("copy", move |k| {
+            k.streams();
             let x = k.read::<T>(&x)?;
             k.parallel().chunks(k.write::<T>(&y)?, TASK, |task, y| {
                 y.copy_from_slice(&x[task * TASK..][..y.len()]);
@@ -61,6 +63,7 @@ pub fn add(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), KernelError> {
     let (x, y) = (x.clone(), y.clone());
     dispatch!("add", y.dtype(), T => {
         stream.launch("add", move |k| {
+            k.streams();
             let x = k.read::<T>(&x)?;
             k.parallel().chunks(k.write::<T>(&y)?, TASK, |task, y| {
                 vectorize!(|| {
@@ -82,6 +85,7 @@ pub fn widen(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), KernelError>
     expect("widen", "x", x, y.len())?;
     let (x, y) = (x.clone(), y.clone());
     stream.launch("widen", move |k| {
+        k.streams();
         let x = k.read::<bf16>(&x)?;
         k.parallel().chunks(k.write::<f32>(&y)?, TASK, |task, y| {
             vectorize!(|| {
@@ -106,6 +110,7 @@ pub fn add_bias(stream: &Stream, bias: &Tensor, y: &Tensor) -> Result<(), Kernel
     let (bias, y) = (bias.clone(), y.clone());
     dispatch!("add_bias", y.dtype(), T => {
         stream.launch("add_bias", move |k| {
+            k.streams();
             let bias = k.read::<T>(&bias)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&y)?, rows * cols, |_, y| {
@@ -137,6 +142,7 @@ pub fn bias_backward(
     let (dy, db) = (dy.clone(), db.clone());
     dispatch!("bias_backward", db.dtype(), T => {
         stream.launch("bias_backward", move |k| {
+            k.streams();
             let dy = k.read::<T>(&dy)?;
             k.parallel().chunks(k.write::<T>(&db)?, COLUMNS, |task, db| {
                 vectorize!(|| {
@@ -172,6 +178,7 @@ pub fn swiglu_forward(stream: &Stream, gate_up: &Tensor, y: &Tensor) -> Result<(
     let (gate_up, y) = (gate_up.clone(), y.clone());
     dispatch!(NAME, y.dtype(), T => {
         stream.launch(NAME, move |k| {
+            k.streams();
             let gate_up = k.read::<T>(&gate_up)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&y)?, rows * cols, |task, y| {
@@ -202,6 +209,7 @@ pub fn swiglu_backward(stream: &Stream, dy: &Tensor, gate_up: &Tensor) -> Result
     let (gate_up, dy) = (gate_up.clone(), dy.clone());
     dispatch!(NAME, dy.dtype(), T => {
         stream.launch(NAME, move |k| {
+            k.streams();
             let dy = k.read::<T>(&dy)?;
             let rows = (TASK / cols.max(1)).max(1);
             k.parallel().chunks(k.write::<T>(&gate_up)?, rows * 2 * cols, |task, gate_up| {
@@ -240,6 +248,7 @@ pub fn gelu_forward(stream: &Stream, x: &Tensor, y: &Tensor) -> Result<(), Kerne
     let (x, y) = (x.clone(), y.clone());
     dispatch!(NAME, y.dtype(), T => {
         stream.launch(NAME, move |k| {
+            k.streams();
             let x = k.read::<T>(&x)?;
             k.parallel().chunks(k.write::<T>(&y)?, TASK, |task, y| {
                 vectorize!(|| {
@@ -266,6 +275,7 @@ pub fn gelu_backward(stream: &Stream, dy: &Tensor, x: &Tensor) -> Result<(), Ker
     let (x, dy) = (x.clone(), dy.clone());
     dispatch!(NAME, dy.dtype(), T => {
         stream.launch(NAME, move |k| {
+            k.streams();
             let dy = k.read::<T>(&dy)?;
             k.parallel().chunks(k.write::<T>(&x)?, TASK, |task, x| {
                 vectorize!(|| {

@@ -90,10 +90,10 @@ fn instructions() -> &'static str {
     "baseline"
 }
 
-/// Bytes that a thread keeps to pack operands in: a turned block, and what `gemm` fills of its own
-/// buffer, 8 panels of 64 columns by a slice of 512.
+/// Bytes that a thread keeps to pack operands in: a turned panel of A and a block of B on its
+/// stack, and what `gemm` fills of its own buffer where a block has an odd width.
 pub fn packing_bytes() -> usize {
-    calls::SCRATCH_BYTES + 8 * 64 * 512 * size_of::<f32>()
+    calls::PANEL_BYTES + 2 * calls::SCRATCH_BYTES
 }
 
 /// `C = alpha·A·B + beta·C`, where `A` is `[m, k]`, `B` is `[k, n]` and `C` is `[m, n]`.
@@ -112,6 +112,7 @@ pub fn matmul(
     let (a, b, c) = (a.clone(), b.clone(), c.clone());
     dispatch!("matmul", c.dtype(), T => {
         stream.launch("matmul", move |k| {
+            k.flops(2 * la.rows * la.cols * lb.cols);
             let (a, b, c) = (k.read::<T>(&a)?, k.read::<T>(&b)?, k.write::<T>(&c)?);
             product(k.parallel(), T::of(alpha), (a, la), (b, lb), T::of(beta), (c, lc));
             Ok(())

@@ -29,6 +29,7 @@ pub fn cross_entropy(
     let (logits, targets, losses) = (logits.clone(), targets.clone(), losses.clone());
     dispatch!(NAME, logits.dtype(), T => {
         stream.launch(NAME, move |k| {
+            k.streams();
             let targets = k.read::<u32>(&targets)?;
             let outside = |t: &&u32| **t != IGNORE && **t as usize >= vocab;
             if let Some(target) = targets.iter().find(outside) {

@@ -483,6 +483,8 @@ pub fn grouped_product(
             }
             let (a, b) = (k.read::<T>(&a)?, k.read::<T>(&b)?);
             let c = SharedSlice::new(k.write::<T>(&c)?);
+            let routed = offsets.last().map_or(0, |&end| end as usize);
+            k.flops(2 * routed * out_width * in_width);
             let cut = |e: usize| {
                 let [a, _, c] = layouts(offsets, e);
                 Cut::new(c.rows, c.cols, a.cols)

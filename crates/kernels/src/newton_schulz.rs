@@ -121,6 +121,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Useful floating-point operations, as [`Program::flops`].
+    pub fn flops(&self) -> f64 {
+        self.program_of.iter().map(|&index| self.programs[index].flops()).sum()
+    }
+
     /// A batch; threads take its matrices in order, so the costliest should come first.
     ///
     /// # Errors
@@ -253,6 +258,7 @@ pub fn orthogonalize(
         stream.launch(KERNEL, move |k| {
             let (x, o) = (k.read::<T>(&input)?, k.write::<T>(&output)?);
             let (work, status) = (k.write::<T>(&workspace)?, k.write::<u32>(&status)?);
+            k.flops(batch.flops() as usize);
             run(k.parallel(), &batch, x, o, work, status);
             Ok(())
         })?;

@@ -41,6 +41,7 @@ pub struct Spans {
     flat_end: usize,
     local_end: usize,
     units: usize,
+    elements: usize,
 }
 
 impl Spans {
@@ -50,6 +51,7 @@ impl Spans {
         let flat_end = disjoint("flat", spans.iter().map(|span| (span.flat, span.len)))?;
         let local_end = disjoint("local", spans.iter().map(|span| (span.local, span.len)))?;
         let units = spans.iter().map(|span| span.unit + 1).max().unwrap_or(0);
+        let elements = spans.iter().map(|span| span.len).sum();
         let chunks = spans.iter().flat_map(|&span| {
             (0..span.len).step_by(CHUNK).map(move |start| Span {
                 flat: span.flat + start,
@@ -58,7 +60,7 @@ impl Spans {
                 unit: span.unit,
             })
         });
-        Ok(Spans { chunks: chunks.collect(), flat_end, local_end, units })
+        Ok(Spans { chunks: chunks.collect(), flat_end, local_end, units, elements })
     }
 
     /// Number of elements.
@@ -255,6 +257,7 @@ pub fn sum_of_squares(
     at_least("sum_of_squares", "sums", sums, ranges.slot_end)?;
     let (ranges, grads, sums) = (ranges.clone(), grads.clone(), sums.clone());
     stream.launch("sum_of_squares", move |k| {
+        k.bytes(4 * ranges.ranges.iter().map(|range| range.len).sum::<usize>());
         let grads = k.read::<f32>(&grads)?;
         let sums = SharedSlice::new(k.write::<f64>(&sums)?);
         k.parallel().each(ranges.ranges.len(), |index| {
@@ -361,6 +364,7 @@ pub fn adamw(
     let (spans, weights, grads) = (spans.clone(), weights.clone(), grads.clone());
     let (first, second, factors) = (first.clone(), second.clone(), factors.clone());
     stream.launch("adamw", move |k| {
+        k.bytes(4 * 4 * spans.elements);
         let (weights, grads) = (OpenWeights::of(k, &weights)?, k.read::<f32>(&grads)?);
         let (first, second) = (Parts::of(k, &first)?, Parts::of(k, &second)?);
         let factors = k.read::<f32>(&factors)?;
@@ -411,6 +415,7 @@ pub fn muon_momentum(
     let (update, factors) = (update.clone(), factors.clone());
     let (keep, add) = (mu as f32, (1.0 - mu) as f32);
     stream.launch("muon_momentum", move |k| {
+        k.bytes(3 * 4 * spans.elements);
         let (grads, factors) = (k.read::<f32>(&grads)?, k.read::<f32>(&factors)?);
         let (momentum, update) = (Parts::of(k, &momentum)?, Parts::of(k, &update)?);
         each_chunk(k.parallel(), &spans, |span| {
@@ -450,6 +455,7 @@ pub fn muon_apply(
     let (spans, weights, direction) = (spans.clone(), weights.clone(), direction.clone());
     let (keep, rate) = (keep as f32, rate as f32);
     stream.launch("muon_apply", move |k| {
+        k.bytes(2 * 4 * spans.elements);
         let (weights, direction) = (OpenWeights::of(k, &weights)?, k.read::<f32>(&direction)?);
         each_chunk(k.parallel(), &spans, |span| {
             let o = &direction[span.local..span.local + span.len];

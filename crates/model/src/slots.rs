@@ -44,7 +44,7 @@ const USES: [(Use, &str); 4] = [
     (Use::Activations, "activations"),
     (Use::Gradients, "activation gradients and workspace"),
     (Use::Logits, "logits chunk"),
-    (Use::Widened, "widened weights"),
+    (Use::Widened, "the largest weight as f32"),
 ];
 
 /// Saved for the backward pass of one layer.

@@ -95,6 +95,9 @@ pub struct TrainArgs {
     /// Stop after this step, saved; the schedule is that of the whole run
     #[arg(long, value_name = "N")]
     pub max_steps: Option<u64>,
+    /// Show at the end what each operation of rank 0 took
+    #[arg(long)]
+    pub profile: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -197,6 +197,7 @@ mod tests {
             dead_experts: 0,
             skipped: false,
             phases_ms: [0.0; 4],
+            data_ms: 0.0,
         })
     }
 

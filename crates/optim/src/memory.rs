@@ -62,7 +62,7 @@ impl LocalPlan {
             item("momentum", self.muon_len, DType::F32),
             item("adam_m", self.adamw_len, DType::F32),
             item("adam_v", self.adamw_len, DType::F32),
-            item("master weights", masters, DType::F32),
+            item("f32 masters of the weights", masters, DType::F32),
             item("muon update", batch, DType::F32),
             item("muon direction", batch, DType::F32),
             item("newton-schulz workspace", workspace, DType::F32),

@@ -115,7 +115,9 @@ pub struct TrainConfig {
     /// Validation windows that are read, at most; 0 reads all of them.
     #[schemars(range(max = 1_000_000_000_000_u64))]
     pub eval_samples: u64,
-    /// Type in which weights are stored and exchanged.
+    /// Type in which weights are stored and exchanged. With bf16 the owner of a weight keeps it
+    /// as f32, too, and a pass widens one matrix at a time: it halves what ranks send each other,
+    /// and takes more memory than f32 on one rank.
     pub weights: WeightsDtype,
     /// Tokens of the sample of generated text at the end; 0 for none.
     #[schemars(range(max = 1_048_576))]

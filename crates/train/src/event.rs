@@ -35,6 +35,8 @@ pub enum Event {
         prompt: String,
         text: String,
     },
+    /// What the operations of rank 0 took, where that was asked for.
+    Profile(Profile),
     Finished(Finished),
 }
 
@@ -125,6 +127,9 @@ pub struct Step {
     pub skipped: bool,
     /// Milliseconds by phase of this rank: forward and backward, reduce, optimizer, gather.
     pub phases_ms: [f64; 4],
+    /// Milliseconds in which this rank read samples, before the phases.
+    #[serde(default)]
+    pub data_ms: f64,
 }
 
 /// Loss on the validation split.
@@ -200,6 +205,99 @@ pub struct Finished {
     /// Digest of all weights: equal digests are equal bits.
     pub weights_digest: String,
     pub checkpoint: Option<String>,
+    /// Of rank 0.
+    #[serde(default)]
+    pub times: Times,
+}
+
+/// Where the time of a rank went, all of it in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// Opening the data, memory, initial weights, and the checkpoint that it goes on from.
+    pub start_ms: f64,
+    /// Reading samples to train on.
+    pub data_ms: f64,
+    pub forward_backward_ms: f64,
+    /// Adding the gradients of all ranks.
+    pub reduce_ms: f64,
+    /// With the vote before it, in which ranks wait for each other.
+    pub optimizer_ms: f64,
+    /// Exchanging the weights.
+    pub gather_ms: f64,
+    pub evaluation_ms: f64,
+    pub saves_ms: f64,
+    /// Writing the sample of text.
+    pub sample_ms: f64,
+    /// From the start of the rank's work to its last event.
+    pub all_ms: f64,
+}
+
+impl Times {
+    /// The parts by name, the largest first; what is left over comes last, as `other`.
+    pub fn parts(&self) -> Vec<(&'static str, f64)> {
+        let mut parts = vec![
+            ("start", self.start_ms),
+            ("data", self.data_ms),
+            ("forward and backward", self.forward_backward_ms),
+            ("reduce", self.reduce_ms),
+            ("optimizer", self.optimizer_ms),
+            ("gather", self.gather_ms),
+            ("evaluation", self.evaluation_ms),
+            ("saves", self.saves_ms),
+            ("sample", self.sample_ms),
+        ];
+        parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let known: f64 = parts.iter().map(|(_, ms)| ms).sum();
+        parts.push(("other", (self.all_ms - known).max(0.0)));
+        parts
+    }
+
+    /// Adds a step's.
+    pub(crate) fn add(&mut self, step: &Step) {
+        let [forward_backward, reduce, optimizer, gather] = step.phases_ms;
+        self.data_ms += step.data_ms;
+        self.forward_backward_ms += forward_backward;
+        self.reduce_ms += reduce;
+        self.optimizer_ms += optimizer;
+        self.gather_ms += gather;
+    }
+}
+
+/// What the operations of a rank took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// From the first step to the end of training, with what was between the operations.
+    pub ms: f64,
+    /// The costliest first.
+    pub operations: Vec<Operation>,
+}
+
+/// All calls of one operation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    pub name: String,
+    pub calls: u64,
+    pub ms: f64,
+    /// Floating-point operations, where they are counted.
+    pub flops: Option<u64>,
+    /// Bytes of the operands, each counted once, where they are counted.
+    pub bytes: Option<u64>,
+}
+
+impl Profile {
+    /// Of what a device counted in `ms` milliseconds.
+    pub fn new(ms: f64, seen: &[(&'static str, device::Operation)]) -> Profile {
+        let operation = |(name, seen): &(&'static str, device::Operation)| Operation {
+            name: (*name).to_owned(),
+            calls: seen.calls,
+            ms: seen.time.as_secs_f64() * 1e3,
+            flops: Some(seen.flops).filter(|&flops| flops > 0),
+            bytes: Some(seen.bytes).filter(|&bytes| bytes > 0),
+        };
+        let mut operations: Vec<Operation> = seen.iter().map(operation).collect();
+        operations.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        Profile { ms, operations }
+    }
 }
 
 /// Why a run ended.

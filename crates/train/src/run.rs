@@ -69,12 +69,14 @@ impl<E: Engine> Trainer<E> {
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
                 let evaluation = self.evaluate()?;
                 self.note_memory();
+                self.times.evaluation_ms += evaluation.ms;
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
                 let event = self.save(store, generation)?;
                 self.note_memory();
+                self.times.saves_ms += event.ms;
                 saved = Some(event.path.clone());
                 emit(Event::Saved(event))?;
                 retention.begin(store).map_or(Ok(()), &mut *emit)?;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use comm::{Communicator, OrderedReduce, Window};
 use data::{Dataset, SampleMut, Split};
@@ -13,7 +13,7 @@ use model::{Gradients, Inputs, NoHooks, Parameters, State};
 use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
 
 use crate::diagnose;
-use crate::event::{Action, NonFinite, Place, Step};
+use crate::event::{Action, NonFinite, Place, Step, Times};
 use crate::vote::{Ballot, Tally, expert_load};
 use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 
@@ -91,6 +91,8 @@ pub(crate) struct Host {
     statistics: Vec<f64>,
     pub(crate) bias: Vec<f32>,
     scratch: Vec<f64>,
+    /// Time of this step in which samples were read.
+    reading: Duration,
 }
 
 /// One rank of a run.
@@ -118,6 +120,7 @@ pub struct Trainer<E: Engine> {
     pub(crate) updates: u64,
     pub(crate) previous_norm: Option<f64>,
     pub(crate) peak_bytes: Cell<u64>,
+    pub(crate) times: Times,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -180,6 +183,7 @@ impl<E: Engine> Trainer<E> {
             updates: 0,
             previous_norm: None,
             peak_bytes: Cell::new(0),
+            times: Times::default(),
         })
     }
 
@@ -200,6 +204,11 @@ impl<E: Engine> Trainer<E> {
         self.peak_bytes.get()
     }
 
+    /// Where the time went, as far as steps, validation and saves are concerned.
+    pub fn times(&self) -> Times {
+        self.times
+    }
+
     /// Bytes moved so far.
     pub fn counters(&self) -> comm::Counters {
         self.comm.counters()
@@ -211,7 +220,9 @@ impl<E: Engine> Trainer<E> {
     /// A lost peer; device errors. Weights are then those of before.
     pub fn take_step(&mut self, wants: Wants) -> Result<Taken, TrainError> {
         let started = Instant::now();
+        self.host.reading = Duration::ZERO;
         self.accumulate(self.samples)?;
+        let reading = self.host.reading;
         let accumulated = started.elapsed();
         self.reduce()?;
         let reduced = started.elapsed();
@@ -249,20 +260,28 @@ impl<E: Engine> Trainer<E> {
         if self.updates <= 2 {
             self.note_memory();
         }
-        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let phases_ms = [
-            ms(accumulated),
+            ms(accumulated.saturating_sub(reading)),
             ms(reduced - accumulated),
             ms(updated - reduced),
             ms(total - updated),
         ];
-        let step = self.report(factor, ms(total), phases_ms, verdict);
+        let times_ms = (ms(total), ms(reading), phases_ms);
+        let step = self.report(factor, times_ms, verdict);
+        self.times.add(&step);
         let tally = &self.host.tally;
         let wants = Wants { stop: tally.stop, terminate: tally.terminate };
         Ok(Taken { step, wants, non_finite })
     }
 
-    fn report(&mut self, factor: f64, ms: f64, phases_ms: [f64; 4], verdict: Verdict) -> Step {
+    /// The event of the step; `times_ms` are all of it, reading, and the phases.
+    fn report(
+        &mut self,
+        factor: f64,
+        (ms, data_ms, phases_ms): (f64, f64, [f64; 4]),
+        verdict: Verdict,
+    ) -> Step {
         let host = &mut self.host;
         let experts = self.plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
         let load = expert_load(&host.tally.loads, experts, &mut host.scratch);
@@ -284,6 +303,7 @@ impl<E: Engine> Trainer<E> {
             dead_experts: load.map_or(0, |(_, dead)| dead),
             skipped: verdict != Verdict::Apply,
             phases_ms,
+            data_ms,
         }
     }
 
@@ -336,6 +356,7 @@ impl<E: Engine> Trainer<E> {
 
     /// Reads a micro-batch of training windows into the host buffers; returns its target tokens.
     fn read(&mut self, first: u64) -> Result<u64, TrainError> {
+        let started = Instant::now();
         let positions = self.plan.batch.positions;
         let host = &mut self.host;
         let mut tokens = 0;
@@ -352,6 +373,7 @@ impl<E: Engine> Trainer<E> {
             host.ballot.target_bytes = bytes.map(|(a, b)| a + b);
         }
         host.ballot.target_tokens += tokens;
+        host.reading += started.elapsed();
         Ok(tokens)
     }
 

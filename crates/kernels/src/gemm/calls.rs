@@ -1,20 +1,21 @@
 //! What one thread multiplies: calls of the `gemm` crate on blocks.
 //!
-//! `gemm` vectorizes along the columns of C and reads B in packed panels. Where B has `k` along its
-//! rows (`x·Wᵀ`, every forward product) it packs element by element, which costs a tenth of the
-//! product when A has few rows. There B is turned here, by shuffles of vectors, a block at a time
-//! that stays in the second cache, and `gemm` reads it where it lies, as it does for a few rows
-//! of A:
+//! `gemm` vectorizes along the columns of C, and takes packed panels of A and B. Left to itself it
+//! packs element by element, which costs a tenth of a product with few rows where B has `k` along
+//! its rows (`x·Wᵀ`, every forward product), and into memory that it allocates for every call: as
+//! many rows of A as the call has, 32 MiB for the gradient of a large vocabulary. Here blocks are
+//! copied to the stack, turned by shuffles of vectors where that is needed, and `gemm` gets calls
+//! that are small enough for it to read them where they lie:
 //!
 //! ```text
 //!               n: blocks of 128 or 144       for blocks of columns:
 //!             ┌───────┬───────┬──               for slices of k:
-//!          k: │       │       │                   turn the block of B
+//!          k: │       │       │                   copy or turn the block of B
 //!      slices ├───────┤   B   │                   for 48 or 32 rows: one call of gemm
 //!       ≤ 512 │       │       │
-//!       ┌─────┼───────┼───────┼──
-//! rows: │  A  │   C   │       │
-//!       └─────┴───────┴───────┴──
+//!       ┌─────┼───────┼───────┼──             where A has k along its rows (`dyᵀ·x`, every
+//! rows: │  A  │   C   │       │               gradient of a weight), 384 rows of A are turned
+//!       └─────┴───────┴───────┴──             first, and take their turns with all blocks of B
 //! ```
 //!
 //! An element of C is the sum of its slices in order, each a chain of multiply-adds over `k`, but
@@ -31,6 +32,10 @@ const DEPTH: usize = 512;
 /// Elements between the rows of a turned block: whole cache lines, but no multiple of a page,
 /// whose lines would share sets of the caches.
 const STRIDE: usize = 144 + 16;
+/// Rows of A that are turned at a time: whole calls of 48 or of 32.
+const PANEL: usize = 384;
+/// Elements between the rows of a turned panel of A.
+const PANEL_STRIDE: usize = DEPTH + 16;
 /// Products with fewer rows or columns go to `gemm` as they are.
 const LEAST: usize = 32;
 
@@ -75,14 +80,15 @@ pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T
     // The inner kernels write rows of C; a C of columns is the transposed product.
     let columns = c.layout.row_stride == 1 && c.layout.col_stride != 1;
     let (a, b, c) = if columns { (b.t(), a.t(), c.t()) } else { (a, b, c) };
-    let across = b.layout.row_stride == 1 && b.layout.col_stride != 1;
     let large = c.layout.rows.min(c.layout.cols) >= LEAST;
+    let across = b.layout.row_stride == 1 && b.layout.col_stride != 1;
+    let along = b.layout.col_stride == 1;
     // SAFETY: the caller's promise, which transposing does not touch.
     unsafe {
-        if across && large {
-            turned(alpha, a, b, beta, c);
-        } else {
-            direct(alpha, a, b, beta, c);
+        match large {
+            true if across || (along && a.layout.col_stride == 1) => in_place(alpha, a, b, beta, c),
+            true if along && a.layout.row_stride == 1 => in_panels(alpha, a, b, beta, c),
+            _ => direct(alpha, a, b, beta, c),
         }
     }
 }
@@ -101,32 +107,83 @@ unsafe fn direct<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>)
     }
 }
 
-/// The loops of the picture above.
+/// The loops of the picture above, with A where it lies.
 ///
 /// # Safety
-/// As [`multiply`].
-unsafe fn turned<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+/// As [`multiply`]; entries of B lie side by side along its rows or its columns.
+unsafe fn in_place<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
     // On the stack, so that no thread allocates at a step where it first multiplies.
     let mut scratch = MaybeUninit::<[Line; SCRATCH_BYTES / size_of::<Line>()]>::uninit();
     let scratch = scratch.as_mut_ptr().cast::<T>();
-    let (m, n, k) = (c.layout.rows, c.layout.cols, a.layout.cols);
-    let (rows, cols) = block_shape();
+    let (m, k) = (c.layout.rows, a.layout.cols);
     let depth = slice_depth::<T>(k);
-    for col in (0..n).step_by(cols) {
+    let (rows, cols) = block_shape();
+    let across = b.layout.col_stride != 1;
+    // That a turned B does not join is how these products have always ended.
+    for (col, cols) in blocks(c.layout.cols, cols, !across) {
         for deep in (0..k.max(1)).step_by(depth) {
             let beta = if deep == 0 { beta } else { T::ONE };
-            // SAFETY: a part of the caller's view; a block is what the scratch has room for.
-            let b = unsafe { turn(b.part((deep, depth), (col, cols)), scratch) };
-            let mut row = 0;
-            while row < m {
-                // A single row would be a product of a matrix and a vector, which rounds otherwise.
-                let rows = if m - row == rows + 1 { rows + 1 } else { rows };
-                let (a, c) = (a.part((row, rows), (deep, depth)), c.part((row, rows), (col, cols)));
-                // SAFETY: parts of the caller's views.
-                unsafe { inner(alpha, a, b, beta, c) };
-                row += rows;
+            // SAFETY: parts of the caller's views; a block is what the scratch has room for.
+            unsafe {
+                let b = b.part((deep, depth), (col, cols));
+                let reused = across || m > rows;
+                let b = if reused { gather(b, (scratch, STRIDE)) } else { b };
+                let (a, c) = (a.part((0, m), (deep, depth)), c.part((0, m), (col, cols)));
+                strip(alpha, a, b, beta, c);
             }
         }
+    }
+}
+
+/// The loops of the picture above, with rows of A turned.
+///
+/// # Safety
+/// As [`multiply`]; entries of A lie side by side along its columns, those of B along its rows.
+unsafe fn in_panels<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    let mut panel = MaybeUninit::<[Line; PANEL_BYTES / size_of::<Line>()]>::uninit();
+    let mut scratch = MaybeUninit::<[Line; SCRATCH_BYTES / size_of::<Line>()]>::uninit();
+    let panel = panel.as_mut_ptr().cast::<T>();
+    let scratch = scratch.as_mut_ptr().cast::<T>();
+    let stride = PANEL_STRIDE * size_of::<f32>() / size_of::<T>();
+    let (m, k) = (c.layout.rows, a.layout.cols);
+    let depth = slice_depth::<T>(k);
+    for (row, rows) in blocks(m, PANEL, true) {
+        for deep in (0..k.max(1)).step_by(depth) {
+            let beta = if deep == 0 { beta } else { T::ONE };
+            // SAFETY: a part of the caller's view, for which the panel has room.
+            let a = unsafe { gather(a.part((row, rows), (deep, depth)), (panel, stride)) };
+            for (col, cols) in blocks(c.layout.cols, block_shape().1, true) {
+                // SAFETY: as in `in_place`.
+                unsafe {
+                    let b = gather(b.part((deep, depth), (col, cols)), (scratch, STRIDE));
+                    strip(alpha, a, b, beta, c.part((row, rows), (col, cols)));
+                }
+            }
+        }
+    }
+}
+
+/// Start and length of the blocks of `0..len`. Where a single one would be left over, which were a
+/// product with a vector that rounds otherwise, the last block takes it with it if it `joins`.
+fn blocks(len: usize, width: usize, joins: bool) -> impl Iterator<Item = (usize, usize)> {
+    let joined = joins && len > width && len % width == 1;
+    let count = if joined { len / width } else { len.div_ceil(width) };
+    (0..count).map(move |i| {
+        let end = if i + 1 == count { len } else { (i + 1) * width };
+        (i * width, end - i * width)
+    })
+}
+
+/// One block of columns, in calls for which `gemm` does not pack.
+///
+/// # Safety
+/// As [`multiply`].
+unsafe fn strip<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    let (depth, width) = (b.layout.rows, b.layout.cols);
+    for (row, rows) in blocks(c.layout.rows, block_shape().0, true) {
+        let (a, c) = (a.part((row, rows), (0, depth)), c.part((row, rows), (0, width)));
+        // SAFETY: parts of the caller's views.
+        unsafe { inner(alpha, a, b, beta, c) };
     }
 }
 
@@ -152,23 +209,31 @@ pub(super) const SCRATCH_BYTES: usize = DEPTH * STRIDE * size_of::<f32>();
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [u8; 64]);
 
-/// A copy with contiguous rows of a view with contiguous columns.
+/// Bytes of a turned panel of A, of which the last has one row more.
+pub(super) const PANEL_BYTES: usize = (PANEL + 1) * PANEL_STRIDE * size_of::<f32>();
+
+/// A copy with contiguous rows of a view with contiguous rows or columns.
 ///
 /// # Safety
-/// `from` may be read; it has at most [`slice_depth`] rows and [`STRIDE`] columns, and `to` has
-/// [`SCRATCH_BYTES`].
-unsafe fn turn<T: Real>(from: View<T>, to: *mut T) -> View<T> {
-    let Layout { rows, cols, col_stride, .. } = from.layout;
+/// `from` may be read, and `to` has room for as many rows, so many elements apart.
+unsafe fn gather<T: Real>(from: View<T>, (to, stride): (*mut T, usize)) -> View<T> {
+    let Layout { rows, cols, row_stride, col_stride, .. } = from.layout;
+    let start = from.first();
     // SAFETY: the caller's promise; `transpose` moves f32 as they are, T has their size there.
     unsafe {
-        if size_of::<T>() == size_of::<f32>() {
-            let (from, to) = (from.first().cast::<f32>(), to.cast::<f32>());
-            transpose::blocks((from, col_stride), (to, STRIDE), rows, cols);
+        if col_stride == 1 {
+            for row in 0..rows {
+                let (from, to) = (start.add(row * row_stride), to.add(row * stride));
+                from.copy_to_nonoverlapping(to, cols);
+            }
+        } else if size_of::<T>() == size_of::<f32>() {
+            let (from, to) = (start.cast::<f32>(), to.cast::<f32>());
+            transpose::blocks((from, col_stride), (to, stride), rows, cols);
         } else {
-            transpose::each((from.first(), col_stride), (to, STRIDE), 0..rows, 0..cols);
+            transpose::each((start, col_stride), (to, stride), 0..rows, 0..cols);
         }
     }
-    let layout = Layout { offset: 0, rows, cols, row_stride: STRIDE, col_stride: 1 };
+    let layout = Layout { offset: 0, rows, cols, row_stride: stride, col_stride: 1 };
     View { start: to, layout }
 }
 
@@ -273,6 +338,14 @@ pub(super) mod tests {
             check::<f64>((m, n, k), by, beta, 1e-11);
         }
 
+        /// Copies of operands are for speed and memory alone.
+        #[test]
+        fn blocks_have_the_bits_of_one_call(
+            m in 32_usize..450, n in 32_usize..300, k in 1_usize..600, turned: bool, keep: bool,
+        ) {
+            same_as_direct((m, n, k), turned, keep)?;
+        }
+
         /// So that no cut along rows or columns of C can change a bit.
         #[test]
         fn an_element_does_not_depend_on_its_neighbours(
@@ -291,6 +364,41 @@ pub(super) mod tests {
                 same_in_parts((64, m, 600), by).unwrap();
             }
         }
+    }
+
+    /// Sizes that would leave one row or column over.
+    #[test]
+    fn blocks_have_the_bits_of_one_call_at_the_end() {
+        for m in [33, 49, 385, 769] {
+            for n in [33, 129, 145, 257] {
+                for turned in [false, true] {
+                    same_as_direct((m, n, 70), turned, true).unwrap();
+                }
+            }
+        }
+    }
+
+    /// A product whose B has its entries along rows, in blocks and as `gemm` does it.
+    fn same_as_direct(
+        (m, n, k): (usize, usize, usize),
+        turned: bool,
+        keep: bool,
+    ) -> Result<(), TestCaseError> {
+        let [(la, a), (lb, b), (lc, c)] =
+            [spaced(m, k, turned), spaced(k, n, false), spaced(m, n, false)];
+        let typed = |len, seed| values(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>();
+        let (a, b, mut blocks) = (typed(a, 1), typed(b, 2), typed(c, 3));
+        let mut whole = blocks.clone();
+        let beta = if keep { 2.0 } else { 0.0 };
+        let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
+        // SAFETY: as in `check`.
+        unsafe {
+            multiply(0.5, va, vb, beta, View::of(blocks.as_mut_ptr(), lc));
+            direct(0.5, va, vb, beta, View::of(whole.as_mut_ptr(), lc));
+        }
+        let same = whole.iter().zip(&blocks).all(|(a, b)| a.to_bits() == b.to_bits());
+        prop_assert!(same, "{m}×{n}×{k} turned {turned} keep {keep}");
+        Ok(())
     }
 
     /// Four parts of a product by themselves, and the whole.

@@ -1,5 +1,7 @@
 //! Events as lines of text: a fold without side effects.
 
+mod time;
+
 use std::fmt::Write as _;
 
 use train::event::{Action, Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
@@ -79,6 +81,9 @@ impl Renderer {
                 self.prompt.clone_from(prompt);
                 self.sample = Some(text.clone());
                 String::new() // It belongs to the summary.
+            }
+            Event::Profile(profile) => {
+                format!("{}\n{}", self.strong("operations of rank 0"), time::table(profile))
             }
             Event::Finished(finished) => self.finished(finished),
         }
@@ -213,6 +218,9 @@ impl Renderer {
                 _ => String::new(),
             };
             row("trained", format!("{tokens} tokens in {time}, {rate:.0} tok/s{all}"));
+        }
+        if finished.times.all_ms > 0.0 && finished.reason != FinishReason::AlreadyComplete {
+            row("time", time::line(&finished.times));
         }
         if let Some(loss) = finished.final_loss {
             let result = self.result(loss, finished.final_bits_per_byte);

@@ -28,6 +28,9 @@ pub struct Job {
     pub bind: IpAddr,
     pub checkpoints: PathBuf,
     pub max_steps: Option<u64>,
+    /// Whether rank 0 times its operations.
+    #[serde(default)]
+    pub profile: bool,
 }
 
 impl Job {
@@ -107,6 +110,7 @@ mod tests {
             bind: [127, 0, 0, 1].into(),
             checkpoints: PathBuf::new(),
             max_steps: None,
+            profile: false,
         }
     }
 

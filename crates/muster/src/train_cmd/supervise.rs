@@ -86,6 +86,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         bind: args.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
+        profile: args.profile,
         config,
         prepared,
     };

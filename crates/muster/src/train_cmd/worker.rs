@@ -11,7 +11,7 @@ use comm::{Communicator, Fault, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind};
 use train::config::{Backend, DeviceName};
-use train::event::{FinishReason, Finished};
+use train::event::{FinishReason, Finished, Profile};
 use train::{Event, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants};
 
 use super::job::Job;
@@ -116,6 +116,11 @@ fn train(
     let generation = claim(&store, comm.as_ref())?;
     let mut emit = |event: Event| reporter.emit(&event);
     resume(job, &store, comm.as_ref(), &mut trainer, &mut emit)?;
+    let start_ms = milliseconds(started);
+    let profiled = (job.profile && speaks).then(|| {
+        device.begin_profile();
+        Instant::now()
+    });
     let outcome = {
         let mut wants = |step: u64| {
             progress(control, step);
@@ -124,17 +129,28 @@ fn train(
         };
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
+    if let Some(since) = profiled {
+        reporter.emit(&Event::Profile(Profile::new(milliseconds(since), &device.end_profile())))?;
+    }
     let reason = outcome.reason;
-    let finished = finish(&trainer, outcome, started)?;
+    let mut finished = finish(&trainer, outcome, started)?;
     progress(control, trainer.steps_taken());
     if reason == FinishReason::Complete && speaks {
+        let since = Instant::now();
         sample(job, trainer).map_or(Ok(()), |event| reporter.emit(&event))?;
+        finished.times.sample_ms = milliseconds(since);
     }
-    reporter.emit(&finished)?;
+    finished.times.start_ms = start_ms;
+    finished.times.all_ms = milliseconds(started);
+    reporter.emit(&Event::Finished(finished))?;
     Ok(match reason {
         FinishReason::Terminated => Exit::Preempted,
         _ => Exit::Ok,
     })
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// Tells server and supervisor how far this rank has come.
@@ -219,8 +235,8 @@ fn finish(
     trainer: &Trainer<NativeEngine>,
     outcome: Outcome,
     started: Instant,
-) -> Result<Event, CliError> {
-    Ok(Event::Finished(Finished {
+) -> Result<Finished, CliError> {
+    Ok(Finished {
         step: outcome.step,
         reason: outcome.reason,
         seconds: started.elapsed().as_secs_f64(),
@@ -232,7 +248,8 @@ fn finish(
         planned_bytes: trainer.plan().peak_bytes(),
         weights_digest: trainer.weights_digest()?,
         checkpoint: outcome.checkpoint,
-    }))
+        times: trainer.times(),
+    })
 }
 
 /// Events to the supervisor; only rank 0 speaks.

@@ -1,4 +1,4 @@
-use train::event::{Action, Corpus, NonFinite, Place, Resumed};
+use train::event::{Action, Corpus, NonFinite, Operation, Place, Profile, Resumed, Times};
 
 use super::*;
 
@@ -53,6 +53,7 @@ fn step(step: u64) -> Step {
         dead_experts: 0,
         skipped: false,
         phases_ms: [100.0, 20.0, 30.0, 2.3],
+        data_ms: 0.0,
     }
 }
 
@@ -69,6 +70,36 @@ fn finished(reason: FinishReason, step: u64) -> Event {
         planned_bytes: 300 << 20,
         weights_digest: "00112233445566778899".into(),
         checkpoint: Some("runs/quickstart/checkpoints/step-00000600.g0001".into()),
+        times: Times {
+            start_ms: 310.0,
+            data_ms: 95.0,
+            forward_backward_ms: 64_900.0,
+            reduce_ms: 4_100.0,
+            optimizer_ms: 13_700.0,
+            gather_ms: 2_000.0,
+            evaluation_ms: 3_600.0,
+            saves_ms: 1_700.0,
+            sample_ms: 900.0,
+            all_ms: 92_300.0,
+        },
+    })
+}
+
+fn profile() -> Event {
+    let operation = |name: &str, calls, ms, flops, bytes| Operation {
+        name: name.into(),
+        calls,
+        ms,
+        flops,
+        bytes,
+    };
+    Event::Profile(Profile {
+        ms: 91_000.0,
+        operations: vec![
+            operation("matmul", 120_000, 45_500.0, Some(7_100_000_000_000), None),
+            operation("adamw", 600, 1_820.0, None, Some(21_800_000_000)),
+            operation("attention_forward", 9_600, 12.3, None, None),
+        ],
     })
 }
 
@@ -100,6 +131,7 @@ fn a_whole_run() {
         }),
         Event::Removed { paths: vec!["step-00000050.g0001".into()] },
         Event::Sample { prompt: "fn ".into(), text: "main() {\n\tlet x = \x1b[2J1;\r\n}".into() },
+        profile(),
         finished(FinishReason::Complete, 600),
     ];
     insta::assert_snapshot!(render(&events));
