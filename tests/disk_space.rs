@@ -59,8 +59,8 @@ fn a_disk_without_room_for_a_checkpoint_is_told_before_training() {
         without_sizes(&done.stderr)
     });
     insta::assert_snapshot!(told.join("\n"), @"
-    error: no checkpoint of this run would fit on the disk of runs/space-none/checkpoints: about N bytes in 9 files are needed, and N bytes and N files are free; free some space, or let runs lie on another disk (runs_dir)
-    error: no checkpoint of this run would fit on the disk of runs/space-none/checkpoints: about N bytes in 9 files are needed, and N bytes and 4 files are free; free some space, or let runs lie on another disk (runs_dir)
+    error: no checkpoint of this run would fit on the disk of runs/space-none/checkpoints: about N bytes in 10 files are needed, and N bytes and N files are free; free some space, or let runs lie on another disk (runs_dir)
+    error: no checkpoint of this run would fit on the disk of runs/space-none/checkpoints: about N bytes in 10 files are needed, and N bytes and 4 files are free; free some space, or let runs lie on another disk (runs_dir)
     ");
 }
 
@@ -77,7 +77,7 @@ fn a_disk_with_room_for_some_is_a_warning_and_a_full_one_leaves_what_is_saved() 
     let warning = done.stdout.lines().find(|line| line.starts_with("warning: ")).expect("one");
     let text = format!("{}\n{}", without_sizes(warning), without_sizes(&done.stderr));
     insta::assert_snapshot!(text, @"
-    warning: the disk of runs/space-some/checkpoints has room for 3 of the 6 checkpoints that are to lie there together (checkpoint.keep: 0 keeps all), each of about N bytes in 6 files; N bytes and N files are free
+    warning: the disk of runs/space-some/checkpoints has room for 3 of the 6 checkpoints that are to lie there together (checkpoint.keep: 0 keeps all), each of about N bytes in 7 files; N bytes and N files are free
     error: disk full writing runs/space-some/checkpoints/step-00000004.g0001/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory
     ");
     // What had been saved before is whole.

@@ -239,11 +239,12 @@ fn full_text(needed_bytes: u64, free: Option<Free>, quota: bool) -> String {
     };
     match (quota, files) {
         (true, _) => format!(
-            "this user's quota is used up; {needed}, and {bytes} are free on the disk for others"
+            "this user's quota is used up; {needed}, and {bytes} bytes of the disk are free for \
+             others"
         ),
         (_, Some(0)) => format!(
             "no more files can be made there, as all inodes of the file system are in use; \
-             {needed}, and {bytes} are free"
+             {needed}, and {bytes} bytes are free"
         ),
         _ if bytes < needed_bytes => format!("{needed} and {bytes} are free"),
         _ => format!(

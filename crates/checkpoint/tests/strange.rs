@@ -287,11 +287,11 @@ fn a_full_disk_says_what_has_run_out() {
     let expected = [
         "N more bytes are needed and an unknown number are free",
         "no more files can be made there, as all inodes of the file system are in use; N more \
-         bytes are needed, and 100000000 are free",
+         bytes are needed, and 100000000 bytes are free",
         "it takes no more although 100000000 bytes are free and N more bytes are needed: a limit \
          of its own, or of this user, is reached",
-        "this user's quota is used up; N more bytes are needed, and 100000000 are free on the \
-         disk for others",
+        "this user's quota is used up; N more bytes are needed, and 100000000 bytes of the disk \
+         are free for others",
         "N more bytes are needed and 100 are free",
     ];
     assert_eq!(all, expected);
