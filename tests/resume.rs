@@ -2,9 +2,10 @@
 
 mod common;
 
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use common::{Done, Workdir};
+use common::{Done, Workdir, as_nobody, skip};
 
 /// Saves after steps 2 and 4 of 6, and keeps both.
 const TWO: [&str; 6] =
@@ -61,13 +62,147 @@ fn a_run_without_a_usable_checkpoint_does_not_start_over_by_itself() {
 fn a_checkpoint_that_cannot_be_read_is_not_passed_over() {
     let run = Workdir::new("resume-io");
     let [_, newer] = two_checkpoints(&run, "1");
-    // Whoever runs the tests, a directory cannot be read as a file.
-    std::fs::remove_file(newer.join("manifest.json")).unwrap();
-    std::fs::create_dir(newer.join("manifest.json")).unwrap();
+    // Whoever runs the tests, a link to itself cannot be followed.
+    let manifest = newer.join("manifest.json");
+    std::fs::rename(&manifest, newer.join("kept")).unwrap();
+    symlink("manifest.json", &manifest).unwrap();
     let done = run.train(&[]);
     assert_eq!(done.code(), Some(2), "{done}");
-    insta::assert_snapshot!(message(&run, &done), @"error: cannot read runs/resume-io/checkpoints/step-00000004.g0001/manifest.json: Is a directory (os error 21)");
+    insta::assert_snapshot!(message(&run, &done), @"
+    error: cannot read runs/resume-io/checkpoints/step-00000004.g0001/manifest.json: Too many levels of symbolic links (os error 40)
+    What is there may be whole, so nothing older is gone on from in its place; to do that, name one with --resume PATH
+    ");
     assert!(run.events_of(&run.name, "resumed").is_empty());
+    // What is no file is no checkpoint's.
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::create_dir(&manifest).unwrap();
+    let done = run.train(&["--max-steps", "3"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stdout.contains("manifest.json is a directory, not a file"), "{done}");
+    assert_eq!(run.events_of(&run.name, "resumed")[0]["step"], 2);
+}
+
+/// Sets the permissions of a file or directory.
+fn permit(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_may_not_be_read_is_not_called_damaged() {
+    let run = Workdir::new("resume-modes");
+    let [_, newer] = two_checkpoints(&run, "2");
+    permit(run.path(), 0o755);
+    let root = run.run_dir(&run.name);
+    let probe = as_nobody(&run, &["ckpt", "ls", root.to_str().unwrap()]);
+    if probe.code() != Some(0) {
+        return skip(&format!("no other user can look here: {}", probe.stderr.trim()));
+    }
+    let places = [
+        (newer.clone(), 0o755),
+        (newer.join("COMMIT"), 0o644),
+        (newer.join("manifest.json"), 0o644),
+        (newer.join("rank-00001"), 0o755),
+        (newer.join("rank-00001/shard-000.sums"), 0o644),
+        (newer.join("rank-00001/shard-000.safetensors"), 0o644),
+    ];
+    let whole = newer.to_str().unwrap();
+    for (place, mode) in &places {
+        permit(place, 0);
+        for command in [&["verify"][..], &["verify", "--deep"], &["show"], &["diff", whole]] {
+            for path in [root.to_str().unwrap(), whole] {
+                let done = as_nobody(&run, &[&["ckpt"], command, &[path]].concat());
+                let text = format!("{place:?} {command:?}: {done}");
+                assert!(!text.contains("damaged") && !text.contains("remove"), "{text}");
+                // To show and to verify as a whole need not all of it.
+                if command[0] == "verify" {
+                    assert_eq!(done.code(), Some(2), "{text}");
+                    assert!(done.stderr.contains("Permission denied"), "{text}");
+                }
+            }
+        }
+        let done = as_nobody(&run, &["ckpt", "ls", root.to_str().unwrap()]);
+        assert_eq!(done.code(), Some(0), "{done}");
+        assert!(!done.stdout.contains("UNUSABLE"), "{done}");
+        let shown = done.stdout.contains("NOT READABLE, perhaps whole: cannot ");
+        // To list opens everything but the data.
+        assert_eq!(shown, !place.ends_with("shard-000.safetensors"), "{place:?}: {done}");
+        permit(place, *mode);
+    }
+    for place in [root.join("checkpoints"), root.clone()] {
+        permit(&place, 0);
+        for path in [root.to_str().unwrap(), whole] {
+            let done = as_nobody(&run, &["ckpt", "verify", path]);
+            assert_eq!(done.code(), Some(2), "{done}");
+            assert!(done.stderr.contains("Permission denied"), "{done}");
+        }
+        permit(&place, 0o755);
+    }
+    assert_eq!(run.verify(&run.name), 2);
+}
+
+#[test]
+fn a_checkpoint_is_what_its_manifest_says_and_not_its_name() {
+    let run = Workdir::new("resume-names");
+    let expected = run.digest("undisturbed", &[]);
+    let [older, newer] = two_checkpoints(&run, "1");
+    let claims = older.with_file_name("step-00000009.g0001");
+    std::fs::rename(&older, &claims).unwrap();
+    let done = run.muster(&["ckpt", "verify", claims.to_str().unwrap()]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    insta::assert_snapshot!(message(&run, &done), @"error: HERE/runs/resume-names/checkpoints/step-00000009.g0001 holds step 2 of generation 1: it was renamed, or copied under another name; its own name is step-00000002.g0001");
+    let done = run.muster(&["ckpt", "ls", "runs/resume-names"]);
+    assert!(done.stdout.contains("UNUSABLE: runs/resume-names"), "{done}");
+    // The newest is the one of step 4, which is gone on from; the other is left where it is.
+    assert_eq!(run.digest(&run.name, &["--set", "checkpoint.keep=1"]), expected);
+    let resumed = &run.events_of(&run.name, "resumed")[0];
+    assert_eq!((&resumed["step"], resumed["skipped"].as_array().unwrap().len()), (&4.into(), 1));
+    assert!(claims.is_dir() && !newer.exists());
+    std::fs::rename(&claims, &older).unwrap();
+    assert_eq!(run.verify(&run.name), 2);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_told() {
+    let run = Workdir::new("resume-stranger");
+    two_checkpoints(&run, "1");
+    std::fs::rename(run.run_dir(&run.name), run.run_dir("renamed")).unwrap();
+    let done = run.train(&["--name", "renamed"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    let warnings = run.events_of("renamed", "warning");
+    assert_eq!(warnings.len(), 1, "{done}");
+    insta::assert_snapshot!(warnings[0]["message"].as_str().unwrap(), @"runs/renamed/checkpoints/step-00000004.g0001 was saved by the run `resume-stranger`, not by `renamed`; if this run was not renamed, move it elsewhere and start again");
+    let done = run.muster(&["ckpt", "show", "runs/renamed"]);
+    assert!(done.stdout.contains("  run          renamed\n"), "{done}");
+    // One that is asked for by its path may be anyone's.
+    let done = run.train(&["--name", "third", "--resume", "runs/renamed"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(run.events_of("third", "warning").len(), 0, "{done}");
+}
+
+#[test]
+fn other_rules_are_told_in_words_and_by_every_rank() {
+    let run = Workdir::new("resume-rules");
+    let moved = "*.o_proj.weight";
+    let rules = |first: &str, lr: &str| {
+        format!(
+            "optimizer.rules=[{first}{{match: {{roles: [matrix, expert]}}, muon: {{lr: {lr}}}}}, \
+             {{match: {{}}, adamw: {{}}}}]"
+        )
+    };
+    let adamw = rules(&format!("{{match: {{names: ['{moved}']}}, adamw: {{}}}}, "), "0.003");
+    let constant = "optimizer.schedule={constant: {warmup_steps: 2}}";
+    let common = ["--ranks", "2", "--set", constant];
+    let done = run.train(&[&common[..], &["--set", &adamw, "--max-steps", "2"]].concat());
+    assert_eq!(done.code(), Some(0), "{done}");
+    let muon = rules("", "0.006");
+    let done = run.train(&[&common[..], &["--set", &muon, "--max-steps", "4"]].concat());
+    assert_eq!(done.code(), Some(0), "{done}");
+    let warnings = run.events_of(&run.name, "warning");
+    let texts: Vec<&str> = warnings.iter().map(|w| w["message"].as_str().unwrap()).collect();
+    insta::assert_snapshot!(texts.join("\n"), @r#"
+    the checkpoint has no momentum of model.layers.0.self_attn.o_proj.weight, model.layers.1.self_attn.o_proj.weight; it starts at zero
+    different from the checkpoint: optimizer.rules[0].adamw ({"lr":0.003,"beta1":0.9,"beta2":0.95,"eps":1e-8,"weight_decay":0.0} there, not set here), optimizer.rules[0].match.names (["*.o_proj.weight"] there, not set here), optimizer.rules[0].match.roles (not set there, ["matrix","expert"] here), optimizer.rules[0].muon (not set there, {"lr":0.006,"momentum":0.95,"nesterov":true,"coefficients":"polar_express","steps":5,"algorithm":"auto","storage":"f32","scale":"rms","weight_decay":0.1,"eps":1e-7} here), optimizer.rules[1].adamw (not set there, {"lr":0.003,"beta1":0.9,"beta2":0.95,"eps":1e-8,"weight_decay":0.0} here), optimizer.rules[1].match.roles (["matrix","expert"] there, not set here), optimizer.rules[1].muon ({"lr":0.003,"momentum":0.95,"nesterov":true,"coefficients":"polar_express","steps":5,"algorithm":"auto","storage":"f32","scale":"rms","weight_decay":0.1,"eps":1e-7} there, not set here), optimizer.rules[2] ({"match":{},"adamw":{"lr":0.003,"beta1":0.9,"beta2":0.95,"eps":1e-8,"weight_decay":0.0}} there, not set here); the weights may not have the bits of an undisturbed run
+    "#);
 }
 
 /// Flips a bit in the data of the second rank's part of a checkpoint.

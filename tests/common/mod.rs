@@ -312,6 +312,22 @@ pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
+/// Runs `muster …` in the run's directory as a user who owns nothing there, or as whoever runs the
+/// tests where that is not root.
+pub fn as_nobody(run: &Workdir, args: &[&str]) -> Done {
+    // SAFETY: a system call without arguments that always succeeds.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let mut command = match is_root {
+        true => Command::new("setpriv"),
+        false => Command::new(MUSTER),
+    };
+    if is_root {
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", MUSTER]);
+    }
+    command.args(args);
+    run.spawn(command).wait()
+}
+
 /// Opens a file for appending, making it.
 pub fn append_to(path: &Path) -> File {
     File::options().create(true).append(true).open(path).unwrap()

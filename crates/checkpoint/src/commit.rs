@@ -22,11 +22,11 @@ use std::path::{Path, PathBuf};
 
 use layout::Schema;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Kind};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, StateTensor};
 use crate::region::{CoverFault, elements, prove_cover};
-use crate::write::{ReportedChunk, sync_dir, write_file};
+use crate::write::{ReportedChunk, create_error, sync_dir, write_file};
 use crate::{
     Attempt, Digest, Dtype, Error, FORMAT_VERSION, RankReport, Region, RunState, TensorKey, names,
     sums,
@@ -57,12 +57,12 @@ pub(crate) fn commit(
     disk: &dyn Disk,
     root: &Path,
     manifest: &Manifest,
-    newest_generation: impl FnOnce() -> Result<u32, Error>,
+    newest_generation: impl Fn() -> Result<u32, Error>,
 ) -> Result<Committed, Error> {
     let attempt = Attempt { step: manifest.step, generation: manifest.generation };
     let dir = root.join(attempt.dir_name());
     let commit_path = dir.join(names::COMMIT);
-    if crate::disk::exists(disk, &commit_path).map_err(Error::io("read", &commit_path))? {
+    if crate::disk::exists(disk, &commit_path).map_err(Error::io(disk, "read", &commit_path))? {
         return Err(Error::AlreadyCommitted { path: dir });
     }
     check_files(disk, &dir, manifest)?;
@@ -73,23 +73,27 @@ pub(crate) fn commit(
     sync_dir(disk, &dir)?;
     let temporary = dir.join(names::COMMIT_TEMPORARY);
     write_file(disk, &temporary, record.as_bytes(), 0)?;
-    let newest = newest_generation()?;
-    if newest > attempt.generation {
-        return Err(Error::Fenced { path: dir, ours: attempt.generation, newest });
-    }
+    let fence = || match newest_generation()? {
+        newest if newest > attempt.generation => {
+            Err(Error::Fenced { path: dir.clone(), ours: attempt.generation, newest })
+        }
+        _ => Ok(()),
+    };
+    fence()?;
     disk.link(&temporary, &commit_path).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyCommitted { path: dir.clone() },
         io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported => {
             Error::NoHardLinks { path: dir.clone(), source }
         }
-        _ => Error::Io { action: "link", path: commit_path.clone(), offset: None, source },
+        _ => create_error(disk, &commit_path, 0)(source),
     })?;
     // A second name of the same bytes: harmless where it stays or comes back.
     let _ = disk.remove_file(&temporary);
-    let durable = sync_dir(disk, &dir).and_then(|()| sync_dir(disk, root));
+    // A generation may have been claimed between the look and the link.
+    let durable = fence().and_then(|()| sync_dir(disk, &dir)).and_then(|()| sync_dir(disk, root));
     if let Err(error) = durable {
-        // The commit is visible but may vanish with the power. Take it back as far as possible,
-        // so that nothing is deleted on its word.
+        // The commit is visible, but is not wanted or may vanish with the power. Take it back as
+        // far as possible, so that nothing is deleted on its word.
         let _ = disk.remove_file(&commit_path);
         return Err(error);
     }
@@ -106,19 +110,36 @@ pub(crate) fn commit(
 /// coordinator does not see must not yield a commit.
 ///
 /// # Errors
-/// The first file that is missing or has another length.
+/// The first file that is missing, is no file or has another length.
 pub(crate) fn check_files(disk: &dyn Disk, dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     for file in &manifest.files {
         let table = (file.sums_path(), sums::table_bytes(file.bytes));
         for (name, expected) in [(file.path.clone(), file.bytes), table] {
             let path = dir.join(name);
-            let actual = disk.file_len(&path).map_err(Error::io("read", &path))?;
-            if actual != expected {
-                return Err(Error::FileLength { path, expected, actual });
-            }
+            check_file(disk, &path, expected)?;
         }
     }
     Ok(())
+}
+
+/// A file is there, is one, and has its length.
+///
+/// # Errors
+/// It is not so.
+pub(crate) fn check_file(disk: &dyn Disk, path: &Path, expected: u64) -> Result<(), Error> {
+    let found = disk.stat(path).map_err(Error::io(disk, "read", path))?;
+    let (path, actual) = (path.to_path_buf(), found.bytes);
+    match found.kind {
+        Kind::File if actual == expected => Ok(()),
+        Kind::File => Err(Error::FileLength { path, expected, actual }),
+        found => Err(Error::WrongKind { path, found, wanted: Kind::File }),
+    }
+}
+
+/// What `COMMIT` says of the manifest.
+pub(crate) struct CommitRecord {
+    pub manifest_bytes: u64,
+    pub manifest_blake3: Digest,
 }
 
 /// The bytes of `COMMIT`.
@@ -132,18 +153,12 @@ fn render_commit(manifest: &[u8]) -> String {
     format!("{text}crc32c {crc:08x}\n")
 }
 
-/// Checks the bytes of a manifest against those of `COMMIT`.
+/// Reads the bytes of `COMMIT`.
 ///
 /// # Errors
-/// A damaged `COMMIT`, one of another version, or a manifest that is not the one it names.
-pub(crate) fn check_commit(
-    commit: &[u8],
-    commit_path: &Path,
-    manifest: &[u8],
-    manifest_path: &Path,
-) -> Result<(), Error> {
-    let damaged =
-        |reason: &str| Error::Commit { path: commit_path.to_path_buf(), reason: reason.into() };
+/// A damaged `COMMIT`, or one of another version.
+pub(crate) fn parse_commit(commit: &[u8], path: &Path) -> Result<CommitRecord, Error> {
+    let damaged = |reason: &str| Error::Commit { path: path.to_path_buf(), reason: reason.into() };
     let text = std::str::from_utf8(commit).map_err(|_| damaged("it is not text"))?;
     let body = text.rfind("crc32c ").map(|at| &text[..at]);
     let body = body.ok_or_else(|| damaged("its last line is not `crc32c …`"))?;
@@ -154,23 +169,15 @@ pub(crate) fn check_commit(
     let found = version.and_then(|version| version.parse::<u32>().ok());
     let found = found.ok_or_else(|| damaged("its first line is not `muster-checkpoint N`"))?;
     if found != FORMAT_VERSION {
-        return Err(Error::UnsupportedVersion { path: commit_path.to_path_buf(), found });
+        return Err(Error::UnsupportedVersion { path: path.to_path_buf(), found });
     }
     let recorded = |word: &str| body.lines().find_map(|line| line.strip_prefix(word));
-    let expected = recorded("manifest-blake3 ").and_then(|text| text.parse::<Digest>().ok());
-    let expected = expected.ok_or_else(|| damaged("it names no digest of the manifest"))?;
+    let digest = recorded("manifest-blake3 ").and_then(|text| text.parse::<Digest>().ok());
     let bytes = recorded("manifest-bytes ").and_then(|text| text.parse::<u64>().ok());
-    let bytes = bytes.ok_or_else(|| damaged("it names no length of the manifest"))?;
-    let path = manifest_path.to_path_buf();
-    let actual = manifest.len() as u64;
-    if bytes != actual {
-        return Err(Error::FileLength { path, expected: bytes, actual });
-    }
-    let actual = Digest::of(manifest);
-    if expected != actual {
-        return Err(Error::FileDigest { path, expected, actual });
-    }
-    Ok(())
+    Ok(CommitRecord {
+        manifest_blake3: digest.ok_or_else(|| damaged("it names no digest of the manifest"))?,
+        manifest_bytes: bytes.ok_or_else(|| damaged("it names no length of the manifest"))?,
+    })
 }
 
 /// Puts the ranks' reports together, proving that they hold every expected tensor exactly once

@@ -3,11 +3,12 @@
 //! Everything goes through [`Disk`], so that tests can fail or "crash" at each operation and lose
 //! what was not fsynced. [`OsDisk`] is the real one. There is no rename and no truncation: a
 //! file is created once, written front to back, fsynced once and never opened for writing again.
+//! Only regular files are read: what a pipe or a device would do to a reader is nobody's wish.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::system;
@@ -37,11 +38,76 @@ pub trait ReadFile: Send + Sync {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
-/// One name in a directory.
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    File,
+    Dir,
+    Link,
+    Pipe,
+    Socket,
+    Device,
+}
+
+impl Kind {
+    fn of(kind: FileType) -> Kind {
+        match kind {
+            _ if kind.is_file() => Kind::File,
+            _ if kind.is_dir() => Kind::Dir,
+            _ if kind.is_symlink() => Kind::Link,
+            _ if kind.is_fifo() => Kind::Pipe,
+            _ if kind.is_socket() => Kind::Socket,
+            _ => Kind::Device,
+        }
+    }
+}
+
+/// In words.
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::File => "a file",
+            Kind::Dir => "a directory",
+            Kind::Link => "a link",
+            Kind::Pipe => "a pipe",
+            Kind::Socket => "a socket",
+            Kind::Device => "a device",
+        })
+    }
+}
+
+/// The error, inside an [`io::Error`], of opening what is no regular file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is {0}, not a file")]
+pub struct NotAFile(pub Kind);
+
+impl From<NotAFile> for io::Error {
+    fn from(error: NotAFile) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+/// One name in a directory; links are not followed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DirEntry {
     pub name: OsString,
-    pub is_dir: bool,
+    pub kind: Kind,
+}
+
+/// What a path leads to; links are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    pub kind: Kind,
+    /// Length of a file.
+    pub bytes: u64,
+}
+
+/// What a file system still takes from this user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    pub bytes: u64,
+    /// Files that can still be made; `None` where there is no limit or it is not told.
+    pub files: Option<u64>,
 }
 
 /// The operations. Errors are those of the system call named.
@@ -49,10 +115,12 @@ pub struct DirEntry {
 pub trait Disk: Send + Sync {
     /// Creates a file that must not exist (`O_CREAT | O_EXCL`).
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
-    /// Opens a file for reading.
+    /// Opens a regular file for reading, without waiting for anything; [`NotAFile`] otherwise.
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
-    /// The file's length in bytes.
-    fn file_len(&self, path: &Path) -> io::Result<u64>;
+    /// What the path leads to (`stat(2)`).
+    fn stat(&self, path: &Path) -> io::Result<Stat>;
+    /// What a link holds; `None` for whatever is no link.
+    fn link_target(&self, path: &Path) -> Option<PathBuf>;
     /// Creates a directory that must not exist, in one that does.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
@@ -64,8 +132,8 @@ pub trait Disk: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;
-    /// Bytes free for this user on the disk that holds `path`; `None` where unknown.
-    fn free_bytes(&self, path: &Path) -> Option<u64>;
+    /// What is free for this user on the disk that holds `path`; `None` where unknown.
+    fn free(&self, path: &Path) -> Option<Free>;
 }
 
 /// The operating system's file system.
@@ -104,11 +172,25 @@ impl Disk for OsDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
-        Ok(Box::new(File::open(path)?))
+        let check = |found: &fs::Metadata| match Kind::of(found.file_type()) {
+            Kind::File => Ok(()),
+            other => Err(NotAFile(other)),
+        };
+        // To open a device may already do something; what came in its place since then does not
+        // make the open wait, and is found out by the second look.
+        check(&fs::metadata(path)?)?;
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        check(&file.metadata()?)?;
+        Ok(Box::new(file))
     }
 
-    fn file_len(&self, path: &Path) -> io::Result<u64> {
-        Ok(fs::metadata(path)?.len())
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        let found = fs::metadata(path)?;
+        Ok(Stat { kind: Kind::of(found.file_type()), bytes: found.len() })
+    }
+
+    fn link_target(&self, path: &Path) -> Option<PathBuf> {
+        fs::read_link(path).ok()
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -116,7 +198,8 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        let only = libc::O_DIRECTORY | libc::O_NONBLOCK;
+        OpenOptions::new().read(true).custom_flags(only).open(path)?.sync_all()
     }
 
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
@@ -135,16 +218,16 @@ impl Disk for OsDisk {
         let mut entries = fs::read_dir(path)?
             .map(|entry| {
                 let entry = entry?;
-                let is_dir = entry.file_type()?.is_dir();
-                Ok(DirEntry { name: entry.file_name(), is_dir })
+                let kind = Kind::of(entry.file_type()?);
+                Ok(DirEntry { name: entry.file_name(), kind })
             })
             .collect::<io::Result<Vec<DirEntry>>>()?;
         entries.sort();
         Ok(entries)
     }
 
-    fn free_bytes(&self, path: &Path) -> Option<u64> {
-        system::free_bytes(path)
+    fn free(&self, path: &Path) -> Option<Free> {
+        system::free(path)
     }
 }
 
@@ -171,22 +254,12 @@ pub(crate) fn read_exact_at(
     Ok(())
 }
 
-/// The whole of a small file.
-///
-/// # Errors
-/// As the disk says.
-pub(crate) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; disk.file_len(path)? as usize];
-    read_exact_at(disk.open(path)?.as_ref(), &mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// True where the path is there.
+/// True where the path leads to something.
 ///
 /// # Errors
 /// As the disk says, except that the path is not there.
 pub(crate) fn exists(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
-    match disk.file_len(path) {
+    match disk.stat(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::{Digest, Dtype, FORMAT_VERSION, Region, TensorKey};
+use crate::disk::{Disk, Free, Kind, NotAFile, parent_of};
+use crate::{Attempt, Digest, Dtype, FORMAT_VERSION, Region, TensorKey};
 
 /// Any error of a foreign source of data (a device, a socket).
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -16,12 +17,17 @@ pub type Source = Box<dyn std::error::Error + Send + Sync>;
 pub enum Error {
     // --- the file system
     #[error(
-        "disk full writing {path}: {needed_bytes} more bytes are needed and {} are free; older \
-         checkpoints are intact; free some space, keep fewer checkpoints or choose another \
-         directory", free_text(*.free_bytes)
+        "disk full writing {path}: {}; older checkpoints are intact; free some space, keep fewer \
+         checkpoints or choose another directory", full_text(*.needed_bytes, *.free, *.quota)
     )]
-    DiskFull { path: PathBuf, needed_bytes: u64, free_bytes: Option<u64> },
-    #[error("cannot {action} {path}{}: {source}", at_text(*.offset))]
+    DiskFull {
+        path: PathBuf,
+        needed_bytes: u64,
+        free: Option<Free>,
+        /// The limit of this user rather than of the disk.
+        quota: bool,
+    },
+    #[error("cannot {action} {path}{}: {source}{}", at_text(*.offset), advice(.action, .source))]
     Io { action: &'static str, path: PathBuf, offset: Option<u64>, source: io::Error },
     #[error(
         "fsync of {path} failed: {source}; what was written may be lost, and a second fsync \
@@ -34,6 +40,12 @@ pub enum Error {
     AlreadyExists { path: PathBuf },
 
     // --- committing
+    #[error(
+        "{path} claims the highest generation that there can be, {}, so that no job can claim \
+         one after it; remove it, or give it another name, if no job of yours made it",
+        u32::MAX
+    )]
+    LastGeneration { path: PathBuf },
     #[error("{path} is committed already")]
     AlreadyCommitted { path: PathBuf },
     #[error(
@@ -62,8 +74,27 @@ pub enum Error {
     ChunkData { key: TensorKey, offset: u64, source: Source },
 
     // --- what lies on the disk
-    #[error("{path} is not committed: the save did not finish (it has no COMMIT)")]
+    #[error(
+        "{path} is not committed (it has no COMMIT): it is being saved, or its save did not finish"
+    )]
     NotCommitted { path: PathBuf },
+    #[error(
+        "{path} was removed while it was being read; a run keeps its newest checkpoints only \
+         (checkpoint.keep)"
+    )]
+    Removed { path: PathBuf },
+    #[error(
+        "{path} holds step {} of generation {}: it was renamed, or copied under another name; its \
+         own name is {holds}", .holds.step, .holds.generation
+    )]
+    Misnamed { path: PathBuf, holds: Attempt },
+    #[error("{path} is {found}, not {wanted}")]
+    WrongKind { path: PathBuf, found: Kind, wanted: Kind },
+    #[error(
+        "{path} is a link to {target}, which is not there now; make that reachable again, or put a \
+         copy in its place"
+    )]
+    DanglingLink { path: PathBuf, target: PathBuf },
     #[error("{path} is damaged: {reason}")]
     Commit { path: PathBuf, reason: String },
     #[error(
@@ -106,12 +137,15 @@ pub enum Error {
 impl Error {
     /// True where what is stored is not a whole checkpoint, so that an older one may serve. False
     /// where it may be whole and is not for us, where it could not be read (a permission, a disk
-    /// that fails, too many open files), and where the request itself was wrong: there, going on
-    /// from an older one would silently lose work.
+    /// that fails or is not there, too many open files), and where the request itself was wrong:
+    /// there, going on from an older one would silently lose work.
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
             Error::NotCommitted { .. }
+                | Error::Removed { .. }
+                | Error::Misnamed { .. }
+                | Error::WrongKind { .. }
                 | Error::Commit { .. }
                 | Error::ManifestSyntax { .. }
                 | Error::ManifestContent { .. }
@@ -124,19 +158,58 @@ impl Error {
         )
     }
 
-    /// Wraps a failed read or directory operation.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_path_buf();
+    /// Wraps a failed operation on what should be there.
+    pub(crate) fn io(
+        disk: &dyn Disk,
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> Error {
         move |source| match source.kind() {
-            io::ErrorKind::NotFound if action != "create" => Error::MissingFile { path },
-            _ => Error::Io { action, path, offset: None, source },
+            io::ErrorKind::NotFound => missing(disk, path),
+            io::ErrorKind::NotADirectory => not_a_directory(disk, path, action, source),
+            _ => match source.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(&NotAFile(found)) => {
+                    Error::WrongKind { path: path.to_path_buf(), found, wanted: Kind::File }
+                }
+                None => Error::Io { action, path: path.to_path_buf(), offset: None, source },
+            },
         }
     }
 }
 
+/// What is missing is the path, or what it or its directory is a link to: a disk, perhaps, that
+/// will be there again.
+fn missing(disk: &dyn Disk, path: &Path) -> Error {
+    for link in [path.to_path_buf(), parent_of(path)] {
+        if disk.stat(&link).is_err()
+            && let Some(target) = disk.link_target(&link)
+        {
+            return Error::DanglingLink { path: link, target };
+        }
+    }
+    Error::MissingFile { path: path.to_path_buf() }
+}
+
+/// The path or the one above it is no directory.
+fn not_a_directory(disk: &dyn Disk, path: &Path, action: &'static str, source: io::Error) -> Error {
+    for place in [path.to_path_buf(), parent_of(path)] {
+        if let Ok(found) = disk.stat(&place).map(|stat| stat.kind)
+            && found != Kind::Dir
+        {
+            return Error::WrongKind { path: place, found, wanted: Kind::Dir };
+        }
+    }
+    Error::Io { action, path: path.to_path_buf(), offset: None, source }
+}
+
 /// True for the errors by which a disk or a quota says that it is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    error.kind() == io::ErrorKind::StorageFull || is_quota(error)
+}
+
+/// True where a quota says so.
+pub(crate) fn is_quota(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::QuotaExceeded
 }
 
 /// The candidate most like `wanted`, if any is like it at all.
@@ -152,8 +225,48 @@ pub(crate) fn nearest<'a>(
         .map(|(_, text)| text)
 }
 
-fn free_text(free_bytes: Option<u64>) -> String {
-    free_bytes.map_or_else(|| "an unknown number".to_string(), |bytes| bytes.to_string())
+/// Why a disk takes no more. Bytes are not all that runs out.
+fn full_text(needed_bytes: u64, free: Option<Free>, quota: bool) -> String {
+    let needed = match needed_bytes {
+        0 => "a file has to be made".to_owned(),
+        bytes => format!("{bytes} more bytes are needed"),
+    };
+    let Some(Free { bytes, files }) = free else {
+        return match quota {
+            true => format!("this user's quota is used up; {needed}"),
+            false => format!("{needed} and an unknown number are free"),
+        };
+    };
+    match (quota, files) {
+        (true, _) => format!(
+            "this user's quota is used up; {needed}, and {bytes} bytes of the disk are free for \
+             others"
+        ),
+        (_, Some(0)) => format!(
+            "no more files can be made there, as all inodes of the file system are in use; \
+             {needed}, and {bytes} bytes are free"
+        ),
+        _ if bytes < needed_bytes => format!("{needed} and {bytes} are free"),
+        _ => format!(
+            "it takes no more although {bytes} bytes are free and {needed}: a limit of its own, \
+             or of this user, is reached"
+        ),
+    }
+}
+
+/// What helps, where it is known.
+fn advice(action: &str, source: &io::Error) -> &'static str {
+    let reads = ["read", "open", "list"].contains(&action);
+    match source.kind() {
+        io::ErrorKind::PermissionDenied if reads => {
+            "; nothing is known to be wrong with it: let this user read it and the directories \
+             above it"
+        }
+        _ if reads && source.raw_os_error() == Some(libc::EIO) => {
+            "; the disk, or what connects it, has failed"
+        }
+        _ => "",
+    }
 }
 
 fn at_text(offset: Option<u64>) -> String {

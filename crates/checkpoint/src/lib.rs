@@ -30,6 +30,7 @@ mod shard;
 mod store;
 mod sums;
 mod system;
+mod values;
 mod verify;
 mod write;
 
@@ -44,6 +45,7 @@ pub use read::Checkpoint;
 pub use region::{Region, slabs};
 pub use store::{Entry, Newest, Proof, Skipped, Status, Store};
 pub use sums::RANGE_BYTES;
+pub use values::{ValueDifference, value_differences};
 pub use verify::{VerifyReport, verify, verify_on};
 pub use write::{Chunk, ChunkData, RankReport, ReportedChunk, ReportedFile, WriteOptions};
 

@@ -284,6 +284,10 @@ impl Manifest {
 
     /// What contradicts itself, in words.
     fn check(&self) -> Result<(), String> {
+        if self.run_state.step != self.step {
+            let (step, of_run) = (self.step, self.run_state.step);
+            return Err(format!("step is {step}, but its run state is of step {of_run}"));
+        }
         let mut paths = HashSet::new();
         for file in &self.files {
             if names::parse_shard_path(&file.path).is_none() {
@@ -502,6 +506,7 @@ mod tests {
         let cases = [
             told(|m| m.format = "other".to_string()),
             told(|m| m.format_version = 2),
+            told(|m| m.step = 4),
             told(|m| m.files[0].path = "../rank-00000/shard-000.safetensors".to_string()),
             told(|m| m.files[1].path = m.files[0].path.clone()),
             told(|m| m.tensors[0].chunks.truncate(1)),
@@ -515,6 +520,7 @@ mod tests {
         let wanted = [
             "m contradicts itself: format is `other`, not `muster-checkpoint`",
             "m has checkpoint format version 2; this program reads version 1: use a later Muster",
+            "m contradicts itself: step is 4, but its run state is of step 3",
             "m contradicts itself: `../rank-00000/shard-000.safetensors` is not a shard's path",
             "m contradicts itself: `rank-00000/shard-000.safetensors` is listed twice",
             "m contradicts itself: tensor w:param: no chunk holds [1, 0]+[1, 3]",

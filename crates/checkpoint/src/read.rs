@@ -15,16 +15,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use layout::{LogicalTensor, Schema};
 
-use crate::commit::{check_commit, check_files};
-use crate::disk::{Disk, OsDisk, ReadFile, read_exact_at, read_file};
+use crate::commit::{check_file, check_files, parse_commit};
+use crate::disk::{Disk, Kind, OsDisk, ReadFile, exists, read_exact_at};
 use crate::error::nearest;
 use crate::manifest::{Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
-use crate::sums::{RANGE_BYTES, Sums};
+use crate::sums::{self, RANGE_BYTES, Sums};
 use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names};
 
 /// Shards kept open at a time.
 const MAX_OPEN_FILES: usize = 64;
+
+/// A `COMMIT` of any version is far shorter.
+const MAX_COMMIT_BYTES: u64 = 1 << 16;
 
 /// A committed checkpoint whose structure has been verified: `COMMIT`, manifest, exact cover,
 /// every file present with its length, and the sums tables. Data are verified as they are read.
@@ -68,22 +71,30 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn open_on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
         let dir = path.into();
-        let commit_path = dir.join(names::COMMIT);
-        disk.list(&dir).map_err(Error::io("list", &dir))?;
-        let commit =
-            read_file(disk.as_ref(), &commit_path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Error::NotCommitted { path: dir.clone() },
-                _ => Error::io("read", &commit_path)(error),
-            })?;
+        let commit = read_commit(disk.as_ref(), &dir)?;
+        Checkpoint::open_committed(&disk, &dir, &commit)
+            .map_err(|error| if_removed(disk.as_ref(), &dir, error))
+    }
+
+    fn open_committed(
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        commit: &[u8],
+    ) -> Result<Checkpoint, Error> {
+        let record = parse_commit(commit, &dir.join(names::COMMIT))?;
         let path = dir.join(names::MANIFEST);
-        let bytes = read_file(disk.as_ref(), &path).map_err(Error::io("read", &path))?;
-        check_commit(&commit, &commit_path, &bytes, &path)?;
+        let bytes = read_file(disk.as_ref(), &path, record.manifest_bytes)?;
+        let (expected, manifest_blake3) = (record.manifest_blake3, Digest::of(&bytes));
+        if expected != manifest_blake3 {
+            return Err(Error::FileDigest { path, expected, actual: manifest_blake3 });
+        }
         let manifest = Manifest::parse(&bytes, &path)?;
-        check_files(disk.as_ref(), &dir, &manifest)?;
-        let sums = read_sums(disk.as_ref(), &dir, &manifest)?;
+        check_name(dir, &manifest)?;
+        check_files(disk.as_ref(), dir, &manifest)?;
+        let sums = read_sums(disk.as_ref(), dir, &manifest)?;
         let index = manifest.tensors.iter().map(StateTensor::key).zip(0..).collect();
-        let manifest_blake3 = Digest::of(&bytes);
         let (open, staging) = (Mutex::default(), Mutex::default());
+        let (disk, dir) = (Arc::clone(disk), dir.to_path_buf());
         Ok(Checkpoint { disk, dir, manifest, manifest_blake3, sums, index, open, staging })
     }
 
@@ -235,7 +246,7 @@ impl Checkpoint {
         read_exact_at(handle.as_ref(), out, start).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => {
                 let expected = self.sums[file].file_bytes;
-                let actual = self.disk.file_len(&path()).unwrap_or(start);
+                let actual = self.disk.stat(&path()).map_or(start, |found| found.bytes);
                 Error::FileLength { path: path(), expected, actual }
             }
             _ => Error::Io { action: "read", path: path(), offset: Some(start), source },
@@ -267,7 +278,10 @@ impl Checkpoint {
             open.clear();
         }
         let path = self.dir.join(&self.manifest.files[file].path);
-        let handle = self.disk.open(&path).map_err(Error::io("open", &path))?;
+        let handle = self.disk.open(&path).map_err(|error| {
+            let error = Error::io(self.disk.as_ref(), "open", &path)(error);
+            if_removed(self.disk.as_ref(), &self.dir, error)
+        })?;
         let handle: Arc<dyn ReadFile> = Arc::from(handle);
         open.insert(file, Arc::clone(&handle));
         Ok(handle)
@@ -290,11 +304,62 @@ impl Checkpoint {
     }
 }
 
+/// The bytes of an attempt's `COMMIT`.
+fn read_commit(disk: &dyn Disk, dir: &Path) -> Result<Vec<u8>, Error> {
+    let path = dir.join(names::COMMIT);
+    // A directory that is not there, or not to be looked into, is told as itself.
+    disk.list(dir).map_err(Error::io(disk, "list", dir))?;
+    let found = disk.stat(&path).map_err(|error| match Error::io(disk, "read", &path)(error) {
+        Error::MissingFile { .. } => Error::NotCommitted { path: dir.to_path_buf() },
+        other => other,
+    })?;
+    if found.kind == Kind::File && found.bytes > MAX_COMMIT_BYTES {
+        let reason = format!("it has {} bytes, and none has more than a few hundred", found.bytes);
+        return Err(Error::Commit { path, reason });
+    }
+    read_file(disk, &path, found.bytes)
+}
+
+/// The whole of a file whose length is known. Nothing is allocated for one of another length, and
+/// none that is no file is waited for.
+fn read_file(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::io(disk, "read", path)(error);
+    let file = disk.open(path).map_err(failed)?;
+    check_file(disk, path, bytes)?;
+    let mut out = Vec::new();
+    let room = usize::try_from(bytes).ok().map(|count| (out.try_reserve_exact(count), count));
+    let Some((Ok(()), count)) = room else {
+        return Err(failed(io::ErrorKind::OutOfMemory.into()));
+    };
+    out.resize(count, 0);
+    read_exact_at(file.as_ref(), &mut out, 0).map_err(failed)?;
+    Ok(out)
+}
+
+/// What is missing from a checkpoint that has lost its `COMMIT` was deleted with it.
+fn if_removed(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
+    let gone = || matches!(exists(disk, &dir.join(names::COMMIT)), Ok(false));
+    match error {
+        Error::MissingFile { .. } if gone() => Error::Removed { path: dir.to_path_buf() },
+        other => other,
+    }
+}
+
+/// A directory that bears an attempt's name holds that attempt.
+fn check_name(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let holds = Attempt { step: manifest.step, generation: manifest.generation };
+    let named = dir.file_name().and_then(|name| Attempt::parse(name.to_str()?));
+    match named {
+        Some(named) if named != holds => Err(Error::Misnamed { path: dir.to_path_buf(), holds }),
+        _ => Ok(()),
+    }
+}
+
 /// The sums tables, each against its digest.
 fn read_sums(disk: &dyn Disk, dir: &Path, manifest: &Manifest) -> Result<Vec<Sums>, Error> {
     let table = |file: &crate::manifest::FileRecord| {
         let path = dir.join(file.sums_path());
-        let bytes = read_file(disk, &path).map_err(Error::io("read", &path))?;
+        let bytes = read_file(disk, &path, sums::table_bytes(file.bytes))?;
         let (expected, actual) = (file.sums_blake3, Digest::of(&bytes));
         if expected != actual {
             return Err(Error::FileDigest { path, expected, actual });

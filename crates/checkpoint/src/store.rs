@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use layout::Schema;
 
 use crate::commit::{self, Committed, ExpectedTensor};
-use crate::disk::{DirEntry, Disk, OsDisk, create_dirs, exists};
+use crate::disk::{DirEntry, Disk, Free, Kind, OsDisk, create_dirs, exists};
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
 use crate::{Attempt, Checkpoint, Error, RunState, names, verify};
 
@@ -27,8 +27,8 @@ pub struct Entry {
     pub attempt: Attempt,
     pub path: PathBuf,
     pub status: Status,
-    /// Bytes of all files found in it.
-    pub bytes: u64,
+    /// Bytes of all files found in it; `None` where it could not be looked through.
+    pub bytes: Option<u64>,
 }
 
 /// What an attempt is worth.
@@ -40,6 +40,8 @@ pub enum Status {
     Incomplete,
     /// Committed, but not usable for this reason.
     Corrupt(Error),
+    /// Whole perhaps, but it cannot be read, or not by this program.
+    Unreadable(Error),
 }
 
 /// What [`Store::newest`] found.
@@ -94,12 +96,12 @@ impl Store {
     /// Creates the directory where it is missing.
     ///
     /// # Errors
-    /// The directory cannot be made or written.
+    /// The directory cannot be made or written; the highest generation of all is claimed.
     pub fn claim_generation(&self) -> Result<u32, Error> {
         let disk = self.disk.as_ref();
         create_dirs(disk, &self.root).map_err(create_error(disk, &self.root, 0))?;
         loop {
-            let generation = self.newest_generation()? + 1;
+            let generation = self.next_generation()?;
             match write_file(disk, &self.root.join(names::claim_name(generation)), b"", 0) {
                 Err(Error::AlreadyExists { .. }) => {} // Another process was quicker.
                 result => {
@@ -149,7 +151,7 @@ impl Store {
         commit::commit(self.disk.as_ref(), &self.root, &manifest, || self.newest_generation())
     }
 
-    /// Every attempt, oldest first.
+    /// Every attempt, oldest first. What cannot be read of one is told in its entry.
     ///
     /// # Errors
     /// The directory cannot be read; a missing one is empty.
@@ -159,12 +161,29 @@ impl Store {
             let status = match self.open(attempt) {
                 Ok(_) => Status::Committed,
                 Err(Error::NotCommitted { .. }) => Status::Incomplete,
-                Err(error) => Status::Corrupt(error),
+                Err(error) if is_gone(&error, &path) => return None,
+                Err(error) if error.is_damage() => Status::Corrupt(error),
+                Err(error) => Status::Unreadable(error),
             };
-            let bytes = self.bytes_under(&path)?;
-            Ok(Entry { attempt, path, status, bytes })
+            let bytes = self.bytes_under(&path, true).ok();
+            Some(Entry { attempt, path, status, bytes })
         };
-        self.attempts()?.into_iter().map(entry).collect()
+        Ok(self.attempts()?.into_iter().filter_map(entry).collect())
+    }
+
+    /// How many attempts have a `COMMIT`; whether they are whole is not looked at.
+    ///
+    /// # Errors
+    /// The directory cannot be read; a missing one is empty.
+    pub fn committed(&self) -> Result<usize, Error> {
+        let commit = |attempt: &Attempt| self.root.join(attempt.dir_name()).join(names::COMMIT);
+        let there = |attempt: &Attempt| self.disk.stat(&commit(attempt)).is_ok();
+        Ok(self.attempts()?.iter().filter(|attempt| there(attempt)).count())
+    }
+
+    /// What is free for this user on the disk of the directory; `None` where it is not told.
+    pub fn free(&self) -> Option<Free> {
+        self.disk.free(&self.root)
     }
 
     /// Opens one attempt.
@@ -193,11 +212,11 @@ impl Store {
         let mut attempts = self.attempts()?;
         attempts.retain(|attempt| bound.is_none_or(|bound| attempt.age_key() < bound.age_key()));
         for attempt in attempts.into_iter().rev() {
+            let path = self.root.join(attempt.dir_name());
             match self.open(attempt) {
                 Ok(checkpoint) => return Ok(Newest { checkpoint: Some(checkpoint), skipped }),
-                Err(reason) if reason.is_damage() => {
-                    skipped.push(Skipped { path: self.root.join(attempt.dir_name()), reason });
-                }
+                Err(reason) if is_gone(&reason, &path) => {}
+                Err(reason) if reason.is_damage() => skipped.push(Skipped { path, reason }),
                 Err(error) => return Err(error),
             }
         }
@@ -207,8 +226,9 @@ impl Store {
     /// Deletes all commits but the newest `keep` (at least one) that verify, and what incomplete
     /// attempts of generations before the current one left. Nothing committed is deleted unless
     /// the newest commit verifies again, as far as `proof` asks. Damaged commits are deleted only
-    /// when `keep` newer ones are whole; those of a later format version never. Returns what was
-    /// deleted, oldest first.
+    /// when `keep` newer ones are whole; those of a later format version, those that cannot be
+    /// read and those under another's name never. Of one that is linked from elsewhere the link
+    /// is deleted. Returns what was deleted, oldest first.
     ///
     /// # Errors
     /// A directory cannot be read, or a file not deleted.
@@ -238,10 +258,11 @@ impl Store {
     pub fn discard(&self, attempt: Attempt) -> Result<(), Error> {
         let dir = self.root.join(attempt.dir_name());
         let commit = dir.join(names::COMMIT);
-        if exists(self.disk.as_ref(), &commit).map_err(Error::io("read", &commit))? {
+        let disk = self.disk.as_ref();
+        if exists(disk, &commit).map_err(Error::io(disk, "read", &commit))? {
             return Err(Error::AlreadyCommitted { path: dir });
         }
-        if exists(self.disk.as_ref(), &dir).map_err(Error::io("read", &dir))? {
+        if exists(disk, &dir).map_err(Error::io(disk, "read", &dir))? {
             self.delete(attempt)?;
         }
         Ok(())
@@ -269,11 +290,20 @@ impl Store {
     /// `COMMIT` goes first, durably: from then on the attempt is incomplete, never half there.
     fn delete(&self, attempt: Attempt) -> Result<PathBuf, Error> {
         let (disk, dir) = (self.disk.as_ref(), self.root.join(attempt.dir_name()));
+        // What lies elsewhere is not ours to delete.
+        if disk.link_target(&dir).is_some() {
+            self.remove_file(&dir)?;
+            sync_dir(disk, &self.root)?;
+            return Ok(dir);
+        }
         let commit = dir.join(names::COMMIT);
         match disk.remove_file(&commit) {
             Ok(()) => sync_dir(disk, &dir)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("delete", &commit)(error)),
+            // A directory of this name commits nothing.
+            Err(error)
+                if [io::ErrorKind::NotFound, io::ErrorKind::IsADirectory]
+                    .contains(&error.kind()) => {}
+            Err(error) => return Err(Error::io(disk, "delete", &commit)(error)),
         }
         self.delete_tree(&dir)?;
         sync_dir(disk, &self.root)?;
@@ -281,14 +311,20 @@ impl Store {
     }
 
     fn delete_tree(&self, dir: &Path) -> Result<(), Error> {
-        for DirEntry { name, is_dir } in self.entries(dir)? {
+        for DirEntry { name, kind } in self.entries(dir)? {
             let path = dir.join(name);
-            match is_dir {
-                true => self.delete_tree(&path)?,
-                false => self.disk.remove_file(&path).map_err(Error::io("delete", &path))?,
+            match kind {
+                Kind::Dir => self.delete_tree(&path)?,
+                _ => self.remove_file(&path)?,
             }
         }
-        self.disk.remove_dir(dir).map_err(Error::io("delete", dir))
+        let disk = self.disk.as_ref();
+        disk.remove_dir(dir).map_err(Error::io(disk, "delete", dir))
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<(), Error> {
+        let disk = self.disk.as_ref();
+        disk.remove_file(path).map_err(Error::io(disk, "delete", path))
     }
 
     /// Claims below the current one say nothing more.
@@ -296,8 +332,7 @@ impl Store {
         for DirEntry { name, .. } in self.entries(&self.root)? {
             let claim = name.to_str().and_then(names::parse_claim);
             if claim.is_some_and(|generation| generation < current) {
-                let path = self.root.join(name);
-                self.disk.remove_file(&path).map_err(Error::io("delete", &path))?;
+                self.remove_file(&self.root.join(name))?;
             }
         }
         Ok(())
@@ -305,18 +340,30 @@ impl Store {
 
     /// The highest generation seen, in claims or attempts; 0 for none.
     fn newest_generation(&self) -> Result<u32, Error> {
-        let generation = |entry: &DirEntry| {
-            let name = entry.name.to_str()?;
-            names::parse_claim(name).or_else(|| Attempt::parse(name).map(|a| a.generation))
-        };
-        let entries = self.entries(&self.root)?;
-        Ok(entries.iter().filter_map(generation).max().unwrap_or(0))
+        Ok(self.newest_claim()?.map_or(0, |(generation, _)| generation))
     }
 
-    /// The attempts, oldest first.
+    /// The one after it.
+    fn next_generation(&self) -> Result<u32, Error> {
+        let Some((newest, path)) = self.newest_claim()? else { return Ok(1) };
+        newest.checked_add(1).ok_or(Error::LastGeneration { path })
+    }
+
+    /// The highest generation and what bears it.
+    fn newest_claim(&self) -> Result<Option<(u32, PathBuf)>, Error> {
+        let claim = |entry: &DirEntry| {
+            let name = entry.name.to_str()?;
+            let of_attempt = || Attempt::parse(name).map(|attempt| attempt.generation);
+            Some((names::parse_claim(name).or_else(of_attempt)?, self.root.join(name)))
+        };
+        Ok(self.entries(&self.root)?.iter().filter_map(claim).max())
+    }
+
+    /// The attempts, oldest first; a whole one may be linked from another disk.
     fn attempts(&self) -> Result<Vec<Attempt>, Error> {
         let attempt = |entry: &DirEntry| {
-            entry.name.to_str().filter(|_| entry.is_dir).and_then(Attempt::parse)
+            let may_be = matches!(entry.kind, Kind::Dir | Kind::Link);
+            entry.name.to_str().filter(|_| may_be).and_then(Attempt::parse)
         };
         let mut attempts: Vec<Attempt> =
             self.entries(&self.root)?.iter().filter_map(attempt).collect();
@@ -328,17 +375,29 @@ impl Store {
     fn entries(&self, dir: &Path) -> Result<Vec<DirEntry>, Error> {
         match self.disk.list(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            result => result.map_err(Error::io("list", dir)),
+            result => result.map_err(Error::io(self.disk.as_ref(), "list", dir)),
         }
     }
 
-    fn bytes_under(&self, dir: &Path) -> Result<u64, Error> {
+    /// The bytes of all files; what vanishes meanwhile, or leads nowhere, counts as none. Links to
+    /// directories are followed at the first level only, where those of ranks lie: no further, so
+    /// that none leads in a circle.
+    fn bytes_under(&self, dir: &Path, first_level: bool) -> io::Result<u64> {
+        let entries = match self.disk.list(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
         let mut bytes = 0;
-        for DirEntry { name, is_dir } in self.entries(dir)? {
+        for DirEntry { name, kind } in entries {
             let path = dir.join(name);
-            bytes += match is_dir {
-                true => self.bytes_under(&path)?,
-                false => self.disk.file_len(&path).map_err(Error::io("read", &path))?,
+            let found = match self.disk.stat(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            bytes += match found.kind {
+                Kind::File => found.bytes,
+                Kind::Dir if kind == Kind::Dir || first_level => self.bytes_under(&path, false)?,
+                _ => 0,
             };
         }
         Ok(bytes)
@@ -359,8 +418,19 @@ fn worth(opened: &Result<Checkpoint, Error>) -> Worth {
     match opened {
         Ok(_) => Worth::Whole,
         Err(Error::NotCommitted { .. }) => Worth::Incomplete,
+        // Somebody moved it here, and it may be their only one.
+        Err(Error::Misnamed { .. } | Error::Removed { .. }) => Worth::Foreign,
         Err(error) if error.is_damage() => Worth::Damaged,
         Err(_) => Worth::Foreign,
+    }
+}
+
+/// True where an attempt that was there a moment ago is not there any more.
+fn is_gone(error: &Error, dir: &Path) -> bool {
+    match error {
+        Error::Removed { .. } => true,
+        Error::MissingFile { path } => path == dir,
+        _ => false,
     }
 }
 

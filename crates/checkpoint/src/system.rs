@@ -6,9 +6,11 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Bytes an unprivileged process may still write on the file system that holds `path`; `None`
+use crate::disk::Free;
+
+/// What an unprivileged process may still write on the file system that holds `path`; `None`
 /// where it does not say (some network file systems report no blocks at all).
-pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free(path: &Path) -> Option<Free> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `path` is a NUL-terminated string and `stat` is writable memory of the size of
@@ -22,7 +24,11 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     // The field widths differ between platforms.
     #[allow(clippy::unnecessary_cast)]
     let (blocks, free, unit) = (stat.f_blocks as u64, stat.f_bavail as u64, stat.f_frsize as u64);
-    (blocks > 0).then(|| free.saturating_mul(unit))
+    #[allow(clippy::unnecessary_cast)]
+    let (inodes, files) = (stat.f_files as u64, stat.f_favail as u64);
+    let bytes = free.saturating_mul(unit);
+    // File systems that make inodes as they need them count none.
+    (blocks > 0).then_some(Free { bytes, files: (inodes > 0).then_some(files) })
 }
 
 /// Asks the kernel to begin writing some bytes of a file to the disk, without waiting, so that the
@@ -47,7 +53,7 @@ pub(crate) fn begin_writeback(_: &File, _: u64, _: u64) {}
 mod tests {
     #[test]
     fn a_real_directory_has_free_space_and_a_missing_one_has_no_answer() {
-        assert!(super::free_bytes(&std::env::temp_dir()).is_some_and(|bytes| bytes > 0));
-        assert_eq!(super::free_bytes("/no/such/directory".as_ref()), None);
+        assert!(super::free(&std::env::temp_dir()).is_some_and(|free| free.bytes > 0));
+        assert_eq!(super::free("/no/such/directory".as_ref()), None);
     }
 }

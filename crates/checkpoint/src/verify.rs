@@ -1,11 +1,12 @@
 //! Reading a checkpoint through: every byte of every file against what is recorded of it.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::disk::{Disk, OsDisk, read_exact_at};
+use crate::disk::{Disk, Kind, OsDisk, read_exact_at};
 use crate::shard::ALIGN_BYTES;
 use crate::sums::RANGE_BYTES;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
@@ -24,9 +25,9 @@ pub struct VerifyReport {
     pub data_blake3: Vec<Digest>,
     /// With `deep`: how many shards had a recorded digest to compare.
     pub digests_compared: usize,
-    /// Files that the manifest does not know; readers pass them over.
+    /// What the manifest does not know; readers pass it over.
     pub strangers: Vec<PathBuf>,
-    /// All that is wrong.
+    /// All that is wrong, or could not be read: [`Error::is_damage`] tells these apart.
     pub problems: Vec<Error>,
 }
 
@@ -56,7 +57,7 @@ pub fn verify_on(
     deep: bool,
 ) -> Result<VerifyReport, Error> {
     let path = path.as_ref();
-    disk.list(path).map_err(Error::io("list", path))?;
+    disk.list(path).map_err(Error::io(disk.as_ref(), "list", path))?;
     match Checkpoint::open_on(disk, path) {
         Ok(checkpoint) => verify_checkpoint(&checkpoint, deep),
         Err(problem) => Ok(VerifyReport { problems: vec![problem], ..empty(path) }),
@@ -89,6 +90,10 @@ pub(crate) fn verify_checkpoint(
         report.shards += 1;
         let mut digest = deep.then(blake3::Hasher::new);
         let mut whole = true;
+        if let Err(problem) = checkpoint.shard(file) {
+            report.problems.push(problem);
+            continue;
+        }
         for (number, count) in checkpoint.ranges(file) {
             let bytes = &mut buffer[..count];
             if let Err(problem) = checkpoint.read_range(file, number, bytes) {
@@ -136,7 +141,8 @@ fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
     let wrong = |reason: String| Error::ShardHeader { path: path(), reason };
     let shard = checkpoint.shard(file)?;
     let read = |out: &mut [u8], offset: u64| {
-        read_exact_at(shard.as_ref(), out, offset).map_err(Error::io("read", &path()))
+        let failed = |error| Error::io(checkpoint.disk.as_ref(), "read", &path())(error);
+        read_exact_at(shard.as_ref(), out, offset).map_err(failed)
     };
     let mut length = [0; 8];
     read(&mut length, 0)?;
@@ -170,23 +176,25 @@ fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Files of the directory that the manifest does not know.
+/// What lies in the directory and the manifest does not know. A rank's directory may be a link.
 fn strangers(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>, Error> {
-    let mut known: Vec<PathBuf> = [names::MANIFEST, names::COMMIT].map(PathBuf::from).to_vec();
+    let mut known: HashSet<PathBuf> = [names::MANIFEST, names::COMMIT].map(PathBuf::from).into();
+    let mut known_dirs = HashSet::new();
     for file in &checkpoint.manifest().files {
         known.extend([PathBuf::from(&file.path), PathBuf::from(file.sums_path())]);
+        known_dirs.extend(Path::new(&file.path).parent().map(Path::to_path_buf));
     }
-    known.sort();
     let mut found = Vec::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
-        let dir = checkpoint.dir.join(&relative);
-        for entry in checkpoint.disk.list(&dir).map_err(Error::io("list", &dir))? {
+        let (disk, dir) = (checkpoint.disk.as_ref(), checkpoint.dir.join(&relative));
+        for entry in disk.list(&dir).map_err(Error::io(disk, "list", &dir))? {
             let path = relative.join(&entry.name);
-            match entry.is_dir {
-                true => pending.push(path),
-                false if known.binary_search(&path).is_err() => found.push(path),
-                false => {}
+            match entry.kind {
+                Kind::Dir => pending.push(path),
+                Kind::Link if known_dirs.contains(&path) => pending.push(path),
+                _ if known.contains(&path) => {}
+                _ => found.push(path),
             }
         }
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, WriteFile, exists};
-use crate::error::{Source, is_disk_full};
+use crate::error::{Source, is_disk_full, is_quota};
 use crate::shard::{self, Label, Plan};
 use crate::sums::{RANGE_BYTES, Sums, table_bytes};
 use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names};
@@ -147,11 +147,11 @@ pub(crate) fn write_rank(
     let plans = shard::plan(&labels, rank, options.max_shard_bytes);
 
     let needed_bytes = plans.iter().map(|plan| plan.bytes + table_bytes(plan.bytes)).sum();
-    if let Some(free_bytes) = disk.free_bytes(root).filter(|free| *free < needed_bytes) {
-        let free_bytes = Some(free_bytes);
-        return Err(Error::DiskFull { path: rank_dir, needed_bytes, free_bytes });
+    if let Some(free) = disk.free(root).filter(|free| free.bytes < needed_bytes) {
+        let (path, free) = (rank_dir, Some(free));
+        return Err(Error::DiskFull { path, needed_bytes, free, quota: false });
     }
-    if exists(disk, &dir.join(names::COMMIT)).map_err(Error::io("read", &dir))? {
+    if exists(disk, &dir.join(names::COMMIT)).map_err(Error::io(disk, "read", &dir))? {
         return Err(Error::AlreadyCommitted { path: dir });
     }
     match disk.create_dir(&dir) {
@@ -341,7 +341,7 @@ fn write_all(
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if is_disk_full(&error) => {
-                return Err(disk_full(disk, path, needed_bytes - done as u64));
+                return Err(disk_full(disk, path, needed_bytes - done as u64, &error));
             }
             Err(source) => {
                 let offset = Some(offset + done as u64);
@@ -365,7 +365,7 @@ fn sync_file(
 ) -> Result<(), Error> {
     file.sync().map_err(|source| match is_disk_full(&source) {
         // Delayed allocation and network file systems may notice only now.
-        true => disk_full(disk, path, needed_bytes),
+        true => disk_full(disk, path, needed_bytes, &source),
         false => Error::SyncFailed { path: path.to_path_buf(), source },
     })
 }
@@ -379,9 +379,9 @@ pub(crate) fn sync_dir(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
     disk.sync_dir(path).map_err(|source| Error::SyncFailed { path: path_buf(), source })
 }
 
-fn disk_full(disk: &dyn Disk, path: &Path, needed_bytes: u64) -> Error {
-    let free_bytes = disk.free_bytes(&crate::disk::parent_of(path));
-    Error::DiskFull { path: path.to_path_buf(), needed_bytes, free_bytes }
+fn disk_full(disk: &dyn Disk, path: &Path, needed_bytes: u64, why: &io::Error) -> Error {
+    let free = disk.free(&crate::disk::parent_of(path));
+    Error::DiskFull { path: path.to_path_buf(), needed_bytes, free, quota: is_quota(why) }
 }
 
 /// Wraps a failed creation.
@@ -393,7 +393,7 @@ pub(crate) fn create_error(
     let path: PathBuf = path.to_path_buf();
     move |source| match source.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyExists { path },
-        _ if is_disk_full(&source) => disk_full(disk, &path, needed_bytes),
+        _ if is_disk_full(&source) => disk_full(disk, &path, needed_bytes, &source),
         _ => Error::Io { action: "create", path, offset: None, source },
     }
 }

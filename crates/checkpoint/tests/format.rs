@@ -153,7 +153,7 @@ fn a_life_on_the_real_file_system() {
 
     let entry = &store.list().unwrap()[0];
     let on_disk: usize = files(&entry.path).values().map(Vec::len).sum();
-    assert_eq!(entry.bytes, on_disk as u64);
+    assert_eq!(entry.bytes, Some(on_disk as u64));
     assert!(store.retain(1, Proof::EveryByte).unwrap().is_empty());
     let names: Vec<_> =
         fs::read_dir(store.root()).unwrap().map(|e| e.unwrap().file_name()).collect();

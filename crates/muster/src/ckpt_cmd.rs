@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use checkpoint::{Checkpoint, Diff, Status, TensorDifference, VerifyReport, diff, verify};
+use checkpoint::{Checkpoint, Diff, Error, Status, TensorDifference, VerifyReport, diff, verify};
 
 use crate::cli::CkptCommand;
 use crate::console::{bytes, count, plural, short};
 use crate::error::{CliError, Exit};
 use crate::output::say;
-use crate::run_dir::{PassedOver, open_checkpoint, store, usable};
+use crate::run_dir::{PassedOver, open_checkpoint, run_name, store, usable};
 
 pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
     match command {
@@ -22,7 +22,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
             let (path, passed) = usable(&path)?;
             let report = verify(path, deep)?;
             if !report.is_whole() {
-                return Err(CliError::mistake(damage(&report)));
+                return Err(CliError::mistake(not_whole(&report)));
             }
             if !passed.is_empty() {
                 return Err(CliError::mistake(newer_damage(&report, &passed)));
@@ -59,11 +59,13 @@ fn list(dir: &Path) -> Result<Exit, CliError> {
             Status::Committed => "committed".to_string(),
             Status::Incomplete => "not committed (being written, or given up)".to_string(),
             Status::Corrupt(why) => format!("UNUSABLE: {why}"),
+            Status::Unreadable(why) => format!("NOT READABLE, perhaps whole: {why}"),
         };
+        let size = entry.bytes.map_or_else(|| "unknown".to_string(), bytes);
         let attempt = entry.attempt;
         let numbers = [attempt.step.to_string(), attempt.generation.to_string()];
         let [step, generation] = numbers;
-        rows.push(vec![step, generation, bytes(entry.bytes), state]);
+        rows.push(vec![step, generation, size, state]);
     }
     say(&format!("{root}\n{}", table(&rows)))?;
     Ok(Exit::Ok)
@@ -79,6 +81,9 @@ fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
         let _ = writeln!(out, "  {name:<12} {text}");
     };
     line("format", format!("version {}", manifest.format_version));
+    if let Some(name) = run_name(&state.extra) {
+        line("run", name.to_string());
+    }
     line("step", format!("{} (generation {})", manifest.step, manifest.generation));
     line(
         "written by",
@@ -150,14 +155,36 @@ fn whole(report: &VerifyReport) -> String {
     out
 }
 
-fn damage(report: &VerifyReport) -> String {
-    let mut out = format!(
-        "{} is damaged: {}",
-        report.path.display(),
-        plural(report.problems.len(), "problem")
-    );
-    for problem in &report.problems {
-        let _ = write!(out, "\n  {problem}");
+/// What is wrong with a checkpoint. What cannot be read is not thereby damaged, and nothing is to
+/// be removed for it.
+fn not_whole(report: &VerifyReport) -> String {
+    use Error::{Misnamed, NotCommitted, Removed, UnsupportedVersion};
+    let path = report.path.display();
+    let problems = &report.problems;
+    if let [
+        one @ (Misnamed { .. } | NotCommitted { .. } | Removed { .. } | UnsupportedVersion { .. }),
+    ] = &problems[..]
+    {
+        return one.to_string();
+    }
+    let list = |out: &mut String, damaged: bool| {
+        for problem in problems.iter().filter(|problem| problem.is_damage() == damaged) {
+            let _ = write!(out, "\n  {problem}");
+        }
+    };
+    let damaged = problems.iter().filter(|problem| problem.is_damage()).count();
+    let unread = problems.len() - damaged;
+    if damaged == 0 {
+        let mut out = format!("{path} cannot be read through, and may be whole:");
+        list(&mut out, false);
+        out.push_str("\nKeep it, and verify it again where all of it can be read.");
+        return out;
+    }
+    let mut out = format!("{path} is damaged: {}", plural(damaged, "problem"));
+    list(&mut out, true);
+    if unread > 0 {
+        let _ = write!(out, "\n{} of it cannot be read, and may be whole:", plural(unread, "part"));
+        list(&mut out, false);
     }
     out.push_str(
         "\nA run resumes from the newest whole checkpoint (`muster ckpt ls` lists them); restore \

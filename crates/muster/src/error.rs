@@ -156,6 +156,14 @@ impl From<checkpoint::Error> for CliError {
         match error {
             // Another incarnation of the job, or a disk that lost writes.
             Error::Fenced { .. } | Error::SyncFailed { .. } => CliError::peer(error),
+            // A disk that fails, or what connects it.
+            Error::Io { ref source, .. }
+                if [libc::EIO, libc::ESTALE, libc::ENODEV, libc::ENXIO]
+                    .map(Some)
+                    .contains(&source.raw_os_error()) =>
+            {
+                CliError::peer(error)
+            }
             // The parts of a save are decided by the trainer.
             Error::Report { .. }
             | Error::Gap { .. }
@@ -215,6 +223,7 @@ impl From<train::TrainError> for CliError {
             TrainError::Checkpoint(error) => error.into(),
             error @ (TrainError::NonFinite { .. }
             | TrainError::OtherModel { .. }
+            | TrainError::NoRoom { .. }
             | TrainError::Damaged { .. }) => CliError::mistake(error),
             error @ TrainError::Vote { .. } => CliError::bug(error),
             TrainError::PeerSave { rank, .. } => {

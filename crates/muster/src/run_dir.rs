@@ -11,6 +11,7 @@
 //!           nodeN.lock           held while host N trains
 //! ```
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Attempt, Checkpoint, Entry, Status, Store};
@@ -67,16 +68,31 @@ impl RunDir {
 /// # Errors
 /// It is no directory.
 pub fn store(path: &Path) -> Result<Store, CliError> {
-    if !path.is_dir() {
-        return Err(not_there(path));
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(store_in(path)),
+        Ok(_) => Err(CliError::mistake(format!("{} is no directory", path.display()))),
+        Err(error) if is_absent(&error) => Err(not_there(path)),
+        Err(error) => Err(CliError::mistake(format!(
+            "cannot look at {}: {error}; let this user read it and the directories above it",
+            path.display()
+        ))),
     }
-    Ok(store_in(path))
+}
+
+/// True where nothing is there, rather than something that cannot be looked at.
+fn is_absent(error: &std::io::Error) -> bool {
+    [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind())
 }
 
 /// As [`store`], of a directory that is known to be there.
 pub fn store_in(path: &Path) -> Store {
     let inner = RunDir::new(path).checkpoints();
-    Store::new(if inner.is_dir() { inner } else { path.to_path_buf() })
+    let is_run = match std::fs::metadata(&inner) {
+        Ok(found) => found.is_dir(),
+        // What cannot be looked at is there.
+        Err(error) => !is_absent(&error),
+    };
+    Store::new(if is_run { inner } else { path.to_path_buf() })
 }
 
 /// The directory of the checkpoint that a person named: itself, or the newest usable one of a
@@ -107,7 +123,9 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
         let entries = store.list()?;
         let newer = entries.iter().rev().take_while(|entry| place(entry) != checkpoint.path());
         let damaged = newer.filter_map(|entry| match &entry.status {
-            Status::Corrupt(why) => Some((place(entry).display().to_string(), why.to_string())),
+            Status::Corrupt(why) | Status::Unreadable(why) => {
+                Some((place(entry).display().to_string(), why.to_string()))
+            }
             Status::Committed | Status::Incomplete => None,
         });
         return Ok((checkpoint.path().to_path_buf(), damaged.collect()));
@@ -123,7 +141,15 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
 /// Whether a path is that of one checkpoint, rather than of a directory that holds some.
 pub fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    path.is_dir() && (Attempt::parse(name).is_some() || path.join("manifest.json").is_file())
+    // Whatever lies under these names, and wherever it leads: to open it tells.
+    let has = |name: &str| path.join(name).symlink_metadata().is_ok();
+    path.is_dir() && (Attempt::parse(name).is_some() || has("manifest.json") || has("COMMIT"))
+}
+
+/// The name of the run that saved a checkpoint, by what it kept of its config; earlier versions
+/// kept none.
+pub fn run_name(extra: &serde_json::Value) -> Option<&str> {
+    extra.pointer("/config/name")?.as_str()
 }
 
 /// A checkpoint that was not used, and why.

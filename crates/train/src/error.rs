@@ -33,6 +33,13 @@ pub enum TrainError {
         "{path} holds another model: {difference}; give the run another name, or use --resume never"
     )]
     OtherModel { path: PathBuf, difference: String },
+    /// A disk without room for a checkpoint, before the first step.
+    #[error(
+        "no checkpoint of this run would fit on the disk of {path}: about {needed_bytes} bytes in \
+         {needed_files} files are needed, and {} bytes{} are free; free some space, or let runs \
+         lie on another disk (runs_dir)", free.bytes, files_text(free.files)
+    )]
+    NoRoom { path: PathBuf, needed_bytes: u64, needed_files: u64, free: checkpoint::disk::Free },
     /// Some rank's part of a checkpoint is damaged; every rank gets this error.
     #[error("{path} is damaged: {reason}")]
     Damaged { path: PathBuf, reason: String },
@@ -44,4 +51,8 @@ pub enum TrainError {
     Vote { rank: usize, got: usize, expected: usize },
     #[error("cannot tell what happens: {0}")]
     Events(std::io::Error),
+}
+
+fn files_text(files: Option<u64>) -> String {
+    files.map_or_else(String::new, |files| format!(" and {files} files"))
 }

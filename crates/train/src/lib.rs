@@ -24,6 +24,7 @@ pub mod memory;
 pub mod numeric_plan;
 mod plan;
 mod retention;
+mod room;
 mod run;
 mod sample;
 mod save;

@@ -2,9 +2,11 @@
 //!
 //! Neither the number of ranks nor that of threads is in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use checkpoint::{ValueDifference, value_differences};
 use optim::Schedule;
+use serde_json::Value;
 
 use crate::{Config, RunPlan};
 
@@ -61,17 +63,45 @@ pub fn digest(plan: &NumericPlan) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// What differs, in words: `leaves (4 as 2·2 there, 6 as 2·3 here)`.
-pub fn differences(theirs: &NumericPlan, ours: &NumericPlan) -> Vec<String> {
-    let names: std::collections::BTreeSet<&String> = theirs.keys().chain(ours.keys()).collect();
+/// Entries that are digests, and the section of the config that they are of: its place in JSON,
+/// and for people.
+const DIGESTS: [(&str, &str, &str); 2] =
+    [("model", "/model", "model"), ("optimizer rules", "/optimizer/rules", "optimizer.rules")];
+
+/// What differs between theirs and ours, in words: `leaves (4 as 2·2 there, 6 as 2·3 here)`. Where
+/// entries are digests and both configs are known, the keys of the config are told.
+pub fn differences(plans: &[NumericPlan; 2], configs: [Option<&Value>; 2]) -> Vec<String> {
+    let [theirs, ours] = plans;
+    let names: BTreeSet<&String> = theirs.keys().chain(ours.keys()).collect();
     let word = |plan: &NumericPlan, name: &String| {
         plan.get(name).cloned().unwrap_or_else(|| "not recorded".to_owned())
     };
-    names
-        .into_iter()
-        .filter(|name| theirs.get(*name) != ours.get(*name))
-        .map(|name| format!("{name} ({} there, {} here)", word(theirs, name), word(ours, name)))
-        .collect()
+    let told = |name: &String| match in_words(name, configs) {
+        words if words.is_empty() => {
+            vec![format!("{name} ({} there, {} here)", word(theirs, name), word(ours, name))]
+        }
+        words => words,
+    };
+    names.into_iter().filter(|name| theirs.get(*name) != ours.get(*name)).flat_map(told).collect()
+}
+
+/// The keys of the config behind a digest that differ: `optimizer.rules[0].muon.lr (0.003 there,
+/// 0.006 here)`. None where a config is not known or it is not they that differ.
+fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Vec<String> {
+    let Some((_, pointer, at)) = DIGESTS.iter().find(|(entry, ..)| *entry == name) else {
+        return Vec::new();
+    };
+    let [Some(theirs), Some(ours)] = configs.map(|config| config?.pointer(pointer)) else {
+        return Vec::new();
+    };
+    let word = |value: Option<Value>| match value {
+        None | Some(Value::Null) => "not set".to_owned(),
+        Some(value) => value.to_string(),
+    };
+    let told = |found: ValueDifference| {
+        format!("{} ({} there, {} here)", found.place, word(found.a), word(found.b))
+    };
+    value_differences(at, theirs, ours).into_iter().map(told).collect()
 }
 
 #[cfg(test)]
@@ -99,7 +129,7 @@ mod tests {
         let named = |change: &dyn Fn(&mut Config)| {
             let other = plan(change, 1, 1);
             assert_ne!(digest(&one), digest(&other));
-            differences(&one, &other).join("; ")
+            differences(&[one.clone(), other], [None; 2]).join("; ")
         };
         let leaves = named(&|config| config.batch.leaves = 6);
         assert_eq!(leaves, "leaves (4 as 2·2 there, 6 as 2·3 here)");
@@ -117,11 +147,53 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_is_told_by_the_keys_that_differ() {
+        let of = |change: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            config.model.preset = Some(model::Preset::TinyMoe);
+            change(&mut config);
+            let plan = RunPlan::new(&config, 257, 1, 1).unwrap();
+            (numeric_plan(&plan, &config), serde_json::to_value(&config).unwrap())
+        };
+        let (theirs, their_config) = of(&|_| ());
+        let (ours, our_config) = of(&|config| {
+            config.optimizer.rules[0].muon.as_mut().unwrap().lr = 0.006;
+            config.optimizer.rules[1].adamw.as_mut().unwrap().beta2 = 0.5;
+            config.model.norm_eps = Some(0.001);
+        });
+        let plans = [theirs.clone(), ours.clone()];
+        let told = differences(&plans, [Some(&their_config), Some(&our_config)]);
+        let expected = [
+            "model.norm_eps (not set there, 0.001 here)",
+            "optimizer.rules[0].muon.lr (0.003 there, 0.006 here)",
+            "optimizer.rules[1].adamw.beta2 (0.95 there, 0.5 here)",
+        ];
+        assert_eq!(told, expected);
+        // A rule more, and matches that differ.
+        let (ours, our_config) = of(&|config| {
+            let rest = config.optimizer.rules[1].clone();
+            config.optimizer.rules.push(rest);
+            config.optimizer.rules[1].matches.roles = Some(vec![optim::RoleWord::Vector]);
+        });
+        let told = differences(&[theirs.clone(), ours], [Some(&their_config), Some(&our_config)]);
+        let expected = "optimizer.rules[1].match.roles (not set there, [\"vector\"] here)";
+        assert_eq!(told[0], expected);
+        assert!(told[1].starts_with("optimizer.rules[2] (not set there, {"), "{told:?}");
+        assert_eq!(told.len(), 2);
+        // Of a checkpoint that has the digest alone, or the same words for another digest.
+        for configs in [[None, Some(&our_config)], [Some(&our_config); 2]] {
+            let told = differences(&plans, configs);
+            assert_eq!(told.len(), 2);
+            assert!(told[1].starts_with("optimizer rules ("), "{told:?}");
+        }
+    }
+
+    #[test]
     fn another_build_is_named() {
         let one = plan(|_| (), 1, 1);
         let mut other = one.clone();
         other.insert("build".into(), "0.1.0 fedcba9876543210".into());
-        let text = differences(&other, &one).join("");
+        let text = differences(&[other, one], [None; 2]).join("");
         let ours = format!("{} {}", env!("CARGO_PKG_VERSION"), crate::BUILD);
         assert_eq!(text, format!("build (0.1.0 fedcba9876543210 there, {ours} here)"));
     }
@@ -131,7 +203,7 @@ mod tests {
         let one = plan(|_| (), 1, 1);
         let mut older = one.clone();
         older.remove("arithmetic");
-        let text = differences(&older, &one).join("");
+        let text = differences(&[older, one], [None; 2]).join("");
         assert!(text.starts_with("arithmetic (not recorded there, "), "{text}");
     }
 }

@@ -78,10 +78,10 @@ fn failed(why: impl std::fmt::Display) -> Event {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::{Arc, Mutex};
 
-    use checkpoint::disk::{DirEntry, Disk, ReadFile, WriteFile};
+    use checkpoint::disk::{DirEntry, Disk, Free, ReadFile, Stat, WriteFile};
 
     use super::*;
 
@@ -106,7 +106,10 @@ mod tests {
         fn open(&self, _: &Path) -> io::Result<Box<dyn ReadFile>> {
             unreachable!()
         }
-        fn file_len(&self, _: &Path) -> io::Result<u64> {
+        fn stat(&self, _: &Path) -> io::Result<Stat> {
+            unreachable!()
+        }
+        fn link_target(&self, _: &Path) -> Option<PathBuf> {
             unreachable!()
         }
         fn create_dir(&self, _: &Path) -> io::Result<()> {
@@ -124,7 +127,7 @@ mod tests {
         fn remove_dir(&self, _: &Path) -> io::Result<()> {
             unreachable!()
         }
-        fn free_bytes(&self, _: &Path) -> Option<u64> {
+        fn free(&self, _: &Path) -> Option<Free> {
             None
         }
     }

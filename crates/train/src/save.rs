@@ -60,7 +60,7 @@ fn key(name: &str, slot: &str) -> TensorKey {
 }
 
 /// Every state tensor of a whole checkpoint.
-fn expected(plan: &RunPlan, params: &Parameters) -> Vec<ExpectedTensor> {
+pub(crate) fn expected(plan: &RunPlan, params: &Parameters) -> Vec<ExpectedTensor> {
     let mut expected = Vec::new();
     let mut add = |name: &str, slot: &str, shape: &[usize]| {
         let global_shape = shape.to_vec();
@@ -223,28 +223,49 @@ pub fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainE
     Ok(())
 }
 
+/// Per slot of the optimizer, the tensors whose state a checkpoint lacks, as their rule was another
+/// then: those of every rank. They start at zero.
+pub fn missing_states(
+    checkpoint: &Checkpoint,
+    plan: &RunPlan,
+    params: &Parameters,
+) -> Vec<(String, Vec<String>)> {
+    let mut missing: Vec<(String, Vec<String>)> = Vec::new();
+    for ExpectedTensor { key, .. } in expected(plan, params) {
+        if !may_start_at_zero(&key) || checkpoint.tensor(&key).is_ok() {
+            continue;
+        }
+        match missing.iter_mut().find(|(slot, _)| *slot == key.slot) {
+            Some((_, names)) => names.push(key.name),
+            None => missing.push((key.slot, vec![key.name])),
+        }
+    }
+    missing
+}
+
+/// The model itself must be there; the optimizer's state can be made up for.
+fn may_start_at_zero(key: &TensorKey) -> bool {
+    !["param", "router_bias"].contains(&key.slot.as_str())
+}
+
 /// Loads the states of this rank's pieces and the router biases; weights still have to be
-/// gathered. A state that the checkpoint lacks (its rule was another then) starts at zero and is
-/// named in the result.
+/// gathered. A state that the checkpoint lacks starts at zero: see [`missing_states`].
 ///
 /// # Errors
 /// Damaged or missing data.
-pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<Vec<String>, TrainError> {
-    let mut missing = Vec::new();
+pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
     for view in saver.optimizer.states(saver.weights)? {
         let tensor = &saver.plan.schema.tensors[view.tensor];
         let key = key(&tensor.name, view.slot);
-        if checkpoint.tensor(&key).is_err() && view.slot != "param" {
+        if may_start_at_zero(&key) && checkpoint.tensor(&key).is_err() {
             // A checkpoint that turned out damaged may have left something there.
             saver.stream.copy_in(&view.view, &vec![0_f32; view.view.len()])?;
-            missing.push(key.to_string());
             continue;
         }
         let region = rows_region(&tensor.shape, &view.rows);
         read_into(checkpoint, saver.stream, &key, &region, &view.view)?;
     }
-    load_router_biases(checkpoint, saver.params, saver.stream, saver.router_bias)?;
-    Ok(missing)
+    load_router_biases(checkpoint, saver.params, saver.stream, saver.router_bias)
 }
 
 fn load_router_biases(

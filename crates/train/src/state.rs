@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, check_model, load_states};
+use crate::save::{Loaded, Saver, check_model, load_states, missing_states};
 use crate::trainer::Memory;
 use crate::{Engine, TrainError, Trainer};
 
@@ -81,6 +81,8 @@ impl<E: Engine> Trainer<E> {
                 "previous_norm": self.previous_norm,
                 "updates": self.updates,
                 "numeric_plan": plan,
+                // What the digests are of, in words.
+                "config": self.config,
             }),
         }
     }
@@ -93,11 +95,12 @@ impl<E: Engine> Trainer<E> {
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
         let read = self.read_states(path);
-        let (checkpoint, missing) = self.agree(path, read)?;
-        let mut warnings: Vec<String> = missing
-            .into_iter()
-            .map(|key| format!("the checkpoint has no {key}; it starts at zero"))
-            .collect();
+        let checkpoint = self.agree(path, read)?;
+        let missing = missing_states(&checkpoint, &self.plan, &self.params);
+        let told = |(slot, names): (String, Vec<String>)| {
+            format!("the checkpoint has no {slot} of {}; it starts at zero", names.join(", "))
+        };
+        let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
         self.optimizer.publish(&self.memory.weights)?;
         self.gather_weights()?;
         if !self.host.bias.is_empty() {
@@ -120,7 +123,9 @@ impl<E: Engine> Trainer<E> {
                 let plan = state.extra.get("numeric_plan").cloned().unwrap_or_default();
                 serde_json::from_value(plan).unwrap_or_default()
             };
-            let what = numeric_plan::differences(&plan_of(&state), &plan_of(&mine)).join(", ");
+            let plans = [plan_of(&state), plan_of(&mine)];
+            let configs = [&state, &mine].map(|state| state.extra.get("config"));
+            let what = numeric_plan::differences(&plans, configs).join(", ");
             warnings.push(format!(
                 "different from the checkpoint: {what}; the weights may not have the bits of an \
                  undisturbed run"
@@ -130,11 +135,11 @@ impl<E: Engine> Trainer<E> {
         Ok((Loaded { state, written_by }, warnings))
     }
 
-    fn read_states(&self, path: &Path) -> Result<(Checkpoint, Vec<String>), TrainError> {
+    fn read_states(&self, path: &Path) -> Result<Checkpoint, TrainError> {
         let checkpoint = Checkpoint::open(path)?;
         check_model(&checkpoint, &self.plan)?;
-        let missing = load_states(&checkpoint, &self.saver())?;
-        Ok((checkpoint, missing))
+        load_states(&checkpoint, &self.saver())?;
+        Ok(checkpoint)
     }
 
     /// What this rank has read, if every rank could read.

@@ -97,7 +97,12 @@ impl Tally {
             |i: usize| u64::from_le_bytes(head[8 * i..8 * i + 8].try_into().unwrap_or([0; 8]));
         let [losses, statistics, loads] = [3, 4, 5].map(|i| word(i) as usize);
         let owned: usize = slots.iter().map(ExactSizeIterator::len).sum();
-        let expected = 48 + 8 * losses + 8 * owned + 4 * loads;
+        let sizes = [(losses, 8), (owned, 8), (loads, 4)];
+        let expected = sizes.iter().try_fold(48_usize, |sum, (count, bytes)| {
+            sum.checked_add(usize::checked_mul(*count, *bytes)?)
+        });
+        // A header that tells of more than can be told is wrong, too.
+        let expected = expected.unwrap_or(usize::MAX);
         if got != expected || statistics != owned {
             return Err(short(expected));
         }
@@ -189,6 +194,14 @@ mod tests {
         bytes.pop();
         let result = Tally::default().count(&[bytes], &[Vec::new()]);
         assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 55, expected: 56 })));
+        // A number of losses whose bytes no integer counts, and whose low bits would fit.
+        for count in [u64::MAX, 1 << 61] {
+            let mut bytes = Vec::new();
+            Ballot::default().encode(&mut bytes);
+            bytes[24..32].copy_from_slice(&count.to_le_bytes());
+            let result = Tally::default().count(&[bytes], &[Vec::new()]);
+            assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 48, .. })), "{count}");
+        }
     }
 
     #[test]

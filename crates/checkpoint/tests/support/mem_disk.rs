@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use checkpoint::disk::{DirEntry, Disk, ReadFile, WriteFile};
+use checkpoint::disk::{DirEntry, Disk, Free, Kind, NotAFile, ReadFile, Stat, WriteFile};
 
 use super::Rng;
 
@@ -56,6 +56,10 @@ struct Inner {
     /// them to the disk unless they change again.
     lost: BTreeMap<(usize, OsString), Option<usize>>,
     capacity_bytes: Option<u64>,
+    /// What the disk says of itself.
+    free: Option<Free>,
+    /// A file that another process makes just before the next link.
+    rival: Option<PathBuf>,
     max_transfer: usize,
     rng: u64,
 }
@@ -75,6 +79,8 @@ impl MemDisk {
             unsyncable: HashSet::new(),
             lost: BTreeMap::new(),
             capacity_bytes: None,
+            free: None,
+            rival: None,
             max_transfer: usize::MAX,
             rng: 1,
         })))
@@ -108,6 +114,16 @@ impl MemDisk {
     /// Says that the disk is full once this many more bytes are written.
     pub fn limit_capacity(&self, bytes: u64) {
         self.lock().capacity_bytes = Some(bytes);
+    }
+
+    /// What the disk says is free, whatever is.
+    pub fn say_free(&self, free: Free) {
+        self.lock().free = Some(free);
+    }
+
+    /// Lets another process make a file just before the next link.
+    pub fn make_before_link(&self, path: &str) {
+        self.lock().rival = Some(path.into());
     }
 
     /// What is left after the power comes back.
@@ -147,6 +163,21 @@ impl MemDisk {
         }
         files.sort();
         files
+    }
+
+    /// Gives what lies under a path a second name, as `cp -r` would.
+    pub fn copy(&self, from: &str, to: &str) {
+        let mut inner = self.lock();
+        let node = inner.find(Path::new(from)).unwrap();
+        let copy = inner.clone_tree(node);
+        inner.give_name(Path::new(to), copy).unwrap();
+    }
+
+    /// Removes a file, as somebody might.
+    pub fn remove(&self, path: &str) {
+        let mut inner = self.lock();
+        let (names, name) = inner.place(Path::new(path)).unwrap();
+        names.remove(&name).unwrap();
     }
 
     /// Replaces a file's bytes, as a failing disk or a stray program might.
@@ -244,6 +275,16 @@ impl Inner {
         self.give_name(path, number)?;
         self.nodes.push(node);
         Ok(number)
+    }
+
+    fn clone_tree(&mut self, node: usize) -> usize {
+        let mut copy = self.nodes[node].clone();
+        if let Node::Dir { names, synced } = &mut copy {
+            names.values_mut().for_each(|node| *node = self.clone_tree(*node));
+            synced.clone_from(names);
+        }
+        self.nodes.push(copy);
+        self.nodes.len() - 1
     }
 
     fn give_name(&mut self, path: &Path, number: usize) -> io::Result<()> {
@@ -346,17 +387,24 @@ impl Disk for MemDisk {
         let mut inner = self.lock();
         inner.operation()?;
         let node = inner.find(path)?;
-        Ok(Box::new(OpenFile { disk: self.clone(), node }))
+        match &inner.nodes[node] {
+            Node::File { .. } => Ok(Box::new(OpenFile { disk: self.clone(), node })),
+            Node::Dir { .. } => Err(NotAFile(Kind::Dir).into()),
+        }
     }
 
-    fn file_len(&self, path: &Path) -> io::Result<u64> {
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
         let mut inner = self.lock();
         inner.operation()?;
         let node = inner.find(path)?;
         Ok(match &inner.nodes[node] {
-            Node::File { bytes, .. } => bytes.len() as u64,
-            Node::Dir { .. } => 0,
+            Node::File { bytes, .. } => Stat { kind: Kind::File, bytes: bytes.len() as u64 },
+            Node::Dir { .. } => Stat { kind: Kind::Dir, bytes: 0 },
         })
+    }
+
+    fn link_target(&self, _: &Path) -> Option<PathBuf> {
+        None
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -375,6 +423,9 @@ impl Disk for MemDisk {
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
         let mut inner = self.lock();
         inner.operation()?;
+        if let Some(rival) = inner.rival.take() {
+            inner.add(&rival, Node::File { bytes: Vec::new(), synced: Vec::new() })?;
+        }
         let node = inner.find(existing)?;
         inner.give_name(new, node)
     }
@@ -405,14 +456,17 @@ impl Disk for MemDisk {
         let Node::Dir { names, .. } = &inner.nodes[node] else {
             return Err(error(io::ErrorKind::NotADirectory));
         };
-        let is_dir = |node: &usize| matches!(inner.nodes[*node], Node::Dir { .. });
+        let kind = |node: &usize| match inner.nodes[*node] {
+            Node::Dir { .. } => Kind::Dir,
+            Node::File { .. } => Kind::File,
+        };
         Ok(names
             .iter()
-            .map(|(name, node)| DirEntry { name: name.clone(), is_dir: is_dir(node) })
+            .map(|(name, node)| DirEntry { name: name.clone(), kind: kind(node) })
             .collect())
     }
 
-    fn free_bytes(&self, _: &Path) -> Option<u64> {
-        None
+    fn free(&self, _: &Path) -> Option<Free> {
+        self.lock().free
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Attempt, Error, Skipped, Store};
+use checkpoint::{Attempt, Error, RunState, Skipped, Store};
 use comm::Communicator;
 use train::config::Resume;
 use train::event::Resumed;
@@ -48,12 +48,26 @@ pub fn resume<E: Engine>(
             (result, _) => result?,
         };
         let (step, written_by) = (loaded.state.step, loaded.written_by);
+        let stranger = stranger(job, &path, &loaded.state);
         emit(Event::Resumed(Resumed { step, path, skipped, written_by }))?;
-        for message in warnings {
+        for message in warnings.into_iter().chain(stranger) {
             emit(Event::Warning { message })?;
         }
         return Ok(());
     }
+}
+
+/// That a run's own directory holds what another run saved, if the checkpoint says so. One that
+/// the config names may be anyone's.
+fn stranger(job: &Job, path: &str, state: &RunState) -> Option<String> {
+    let (ours, theirs) = (&job.config.name, run_dir::run_name(&state.extra)?);
+    let is_stranger = job.config.checkpoint.resume == Resume::Auto && theirs != ours;
+    is_stranger.then(|| {
+        format!(
+            "{path} was saved by the run `{theirs}`, not by `{ours}`; if this run was not renamed, \
+             move it elsewhere and start again"
+        )
+    })
 }
 
 /// Where to begin.
@@ -102,7 +116,7 @@ impl Start {
             Start::Exactly(path) => return Ok(Some(path.clone())),
             Start::Newest { store, needed } => (store, *needed),
         };
-        let newest = store.newest_before(bound)?;
+        let newest = store.newest_before(bound).map_err(kept_out)?;
         let is_news = |s: &&Skipped| !matches!(s.reason, Error::NotCommitted { .. });
         // An attempt that was never committed is no checkpoint and no news.
         let damaged = newest.skipped.iter().filter(is_news);
@@ -114,5 +128,15 @@ impl Start {
         }
     }
 }
+
+/// The newest checkpoint cannot be read: it may be whole, so no older one takes its place.
+fn kept_out(error: Error) -> CliError {
+    let mut error = CliError::from(error);
+    error.message += NO_OLDER;
+    error
+}
+
+const NO_OLDER: &str = "\nWhat is there may be whole, so nothing older is gone on from in its place; \
+                        to do that, name one with --resume PATH";
 
 const REMEDY: &str = "restore one from a copy, or start over with --resume never";

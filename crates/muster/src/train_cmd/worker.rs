@@ -116,6 +116,7 @@ fn train(
     let generation = claim(&store, comm.as_ref())?;
     let mut emit = |event: Event| reporter.emit(&event);
     resume(job, &store, comm.as_ref(), &mut trainer, &mut emit)?;
+    trainer.check_room(&store, job.max_steps)?.map_or(Ok(()), &mut emit)?;
     let start_ms = milliseconds(started);
     let profiled = (job.profile && speaks).then(|| {
         device.begin_profile();
