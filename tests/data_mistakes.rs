@@ -80,39 +80,6 @@ fn a_tokenizer_file_that_is_not_there() {
     insta::assert_snapshot!(done.stderr.trim_end(), @"error: --tokenizer tokeniser.json: there is no such file; did you mean tokenizer.json?");
 }
 
-/// A file of a tokenizer that knows few characters, with this in its model.
-fn letters(run: &Workdir, more: &str) {
-    let json = format!(
-        r#"{{"model": {{"type": "BPE", "merges": [], "vocab": {{"a": 0, "b": 1, "</s>": 2}}{more}}}}}"#
-    );
-    std::fs::write(run.path().join("tokenizer.json"), json).unwrap();
-}
-
-#[test]
-fn what_a_tokenizer_would_lose_or_draw() {
-    let run = Workdir::new("data-lost");
-    letters(&run, "");
-    std::fs::write(run.path().join("text.txt"), "ab\u{2603}ba\n").unwrap();
-    let tokenizer = "data.tokenizer.file=tokenizer.json";
-    insta::assert_snapshot!(refusal(&run, &[tokenizer]), @"");
-    letters(&run, r#", "dropout": 0.5"#);
-    insta::assert_snapshot!(refusal(&run, &[tokenizer]), @"");
-}
-
-#[test]
-fn text_without_tokens() {
-    let run = Workdir::new("data-nothing");
-    std::fs::write(run.path().join("empty.txt"), "").unwrap();
-    std::fs::write(run.path().join("lines.jsonl"), "\n{\"text\": \"\"}\n").unwrap();
-    let done = run.muster(&["data", "tokenize", "empty.txt", "lines.jsonl", "nothing.tok"]);
-    assert_eq!(done.code(), Some(2), "{done}");
-    insta::assert_snapshot!(done.stderr.trim_end(), @"");
-    assert!(!run.path().join("nothing.tok").exists());
-    let done = run.muster(&["data", "tokenize", "empty.txt", "text.txt", "some.tok"]);
-    assert_eq!(done.code(), Some(0), "{done}");
-    assert!(done.stdout.contains("; 1 empty document left out\n"), "{done}");
-}
-
 #[test]
 fn every_section_has_its_say() {
     let run = Workdir::new("data-sections");

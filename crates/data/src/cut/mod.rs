@@ -4,14 +4,16 @@
 //! of memory or of how the file was read. Each piece is cut at the last place of its second half
 //! that is *neutral*: the tokens of the two sides, one after the other, are the tokens of the
 //! whole. Where there is none the piece grows to the first neutral place after its limit, or to the
-//! document's end: never is a cut made that is not proven.
+//! document's end: never is a cut made that is not proven. (A tokenizer of an unusual kind, or one
+//! with added tokens that divide a text, may so encode a document whole, in memory of a hundred
+//! times its size.)
 //!
 //! * The byte tokenizer may be cut anywhere.
 //! * For others the two characters beside a place decide, with what the tokenizer does to a text,
 //!   step by step (`seam`, and `pattern` for what its regular expressions may match). Most split a
 //!   text between a letter and white space, and in other places, too.
 //! * A tokenizer that marks the start of a text (`▁`, or a space) has a twin that does not, for
-//!   what is not a document's first piece (`huggingface`).
+//!   what is not a document's first piece (`twin`).
 
 mod pattern;
 mod seam;
