@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::unknown::Lost;
+
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
 
 /// An error of this crate. Messages are lower-case fragments that fit after "cannot train: ".
@@ -16,8 +18,21 @@ pub enum DataError {
     #[error("{path} is a directory: name its files (your shell can: DIR/*.txt)")]
     IsDirectory { path: PathBuf },
 
-    #[error("{path} holds no text")]
-    NoText { path: PathBuf },
+    /// Of files that leave no token; `path` is the first of them.
+    #[error(
+        "{path} holds no text{more}; there is nothing to train on",
+        more = left_out(*empty_documents, *blank_lines)
+            .map(|what| format!(" ({what})"))
+            .unwrap_or_default()
+    )]
+    NoText { path: PathBuf, empty_documents: u64, blank_lines: u64 },
+
+    #[error(
+        "the tokenizer {tokenizer} has no token for {lost} in {place}, and would drop what it does \
+         not know: give it an `unk_token` or tokens for bytes (`byte_fallback`), or take these \
+         characters out of the text"
+    )]
+    Unknown { place: String, tokenizer: String, lost: Lost },
 
     #[error("{path} holds tokens and not text; it is used as it is (data.files={path})")]
     AlreadyTokens { path: PathBuf },
@@ -107,8 +122,29 @@ impl DataError {
         Self::Config { place: place.into(), reason }
     }
 
+    /// Says in which text characters are unknown.
+    pub(crate) fn in_text(self, text: impl std::fmt::Display) -> Self {
+        match self {
+            Self::Unknown { tokenizer, lost, .. } => {
+                Self::Unknown { place: text.to_string(), tokenizer, lost }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn damaged(path: &Path, offset: u64, reason: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_path_buf(), offset, reason: reason.into() }
+    }
+}
+
+/// What was left out, in words, if anything was.
+pub fn left_out(empty_documents: u64, blank_lines: u64) -> Option<String> {
+    let some = |n: u64, what: &str| {
+        (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }))
+    };
+    match (some(empty_documents, "empty document"), some(blank_lines, "blank line")) {
+        (Some(a), Some(b)) => Some(format!("{a} and {b}")),
+        (a, b) => a.or(b),
     }
 }
 

@@ -10,15 +10,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::models::ModelWrapper;
+use tokenizers::{NormalizedString, Normalizer, Tokenizer as HfTokenizer};
 
-use crate::cut::Cut;
+use crate::cut::{AddedTokens, Cut, Seams};
 use crate::error::{DataError, Result};
 use crate::tokenizer::TokenBytes;
+use crate::twin::without_start_mark;
+use crate::unknown::may_drop;
 
 /// A tokenizer file, read and understood.
 pub(crate) struct Loaded {
     pub tokenizer: HfTokenizer,
+    /// Encodes what is not a document's first piece, where that is another matter.
+    pub twin: Option<HfTokenizer>,
+    /// Whether it would drop characters that it does not know.
+    pub may_drop: bool,
     pub vocab_size: u32,
     pub end_of_text: u32,
     pub bytes: Option<TokenBytes>,
@@ -32,7 +39,8 @@ const USUAL_ENDS: [&str; 9] = [
     "<|begin_of_text|>",
     "</s>",
     "<eos>",
-    "<|end▁of▁sentence|>",
+    // DeepSeek's bars are full-width.
+    "<｜end▁of▁sentence｜>",
     "<|eos|>",
     "[EOS]",
     "[SEP]",
@@ -48,8 +56,9 @@ pub(crate) fn load(path: &Path, content: &[u8]) -> Result<Loaded> {
     tokenizer.with_truncation(None).map_err(|e| fail(e.to_string()))?;
     tokenizer.set_encode_special_tokens(true);
 
-    let vocab: BTreeMap<u32, String> =
-        tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+    refuse_chance(&tokenizer).map_err(fail)?;
+
+    let vocab = tokens_by_id(&tokenizer).map_err(fail)?;
     let Some((&last, _)) = vocab.last_key_value() else {
         return Err(fail("its vocabulary is empty".into()));
     };
@@ -59,8 +68,62 @@ pub(crate) fn load(path: &Path, content: &[u8]) -> Result<Loaded> {
     }
     let end_of_text = find_end_of_text(path, &tokenizer)?;
     let bytes = token_bytes(&json, &tokenizer, &vocab, last);
-    let cut = find_cut(&tokenizer);
-    Ok(Loaded { tokenizer, vocab_size: last + 1, end_of_text, bytes, cut })
+    let (raw, normalized) = added_tokens(&[&tokenizer]);
+    let sections = raw.have_effect() || normalized.have_effect();
+    let twin = without_start_mark(&tokenizer, sections).map_err(|e| fail(e.to_string()))?;
+    let later = twin.as_ref().unwrap_or(&tokenizer);
+    let (raw, normalized) = added_tokens(&[&tokenizer, later]);
+    let cut = Cut::Neutral(Box::new(Seams::new(later, raw, normalized)));
+    let may_drop = may_drop(&tokenizer);
+    Ok(Loaded { tokenizer, twin, may_drop, vocab_size: last + 1, end_of_text, bytes, cut })
+}
+
+/// The same text must always give the same tokens. (Sampling of a unigram model cannot be asked for
+/// in a file.)
+fn refuse_chance(tokenizer: &HfTokenizer) -> Result<(), String> {
+    match tokenizer.get_model() {
+        ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|dropout| dropout > 0.0) => {
+            let dropout = bpe.dropout.unwrap_or_default();
+            Err(format!(
+                "its model has \"dropout\": {dropout}: it leaves out merges at random, and the \
+                 same text would give other tokens each time; write \"dropout\": null into the \
+                 file"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The vocabulary; two tokens of one id would make chance decide what the id stands for.
+fn tokens_by_id(tokenizer: &HfTokenizer) -> Result<BTreeMap<u32, String>, String> {
+    let mut by_id: BTreeMap<u32, String> = BTreeMap::new();
+    for (token, id) in tokenizer.get_vocab(true) {
+        if let Some(other) = by_id.insert(id, token) {
+            let token = &by_id[&id];
+            let (a, b) = if other < *token { (&other, token) } else { (token, &other) };
+            return Err(format!("its token id {id} stands for both `{a}` and `{b}`"));
+        }
+    }
+    Ok(by_id)
+}
+
+/// What is looked for in the text as it is, and as these tokenizers normalize it. Special tokens
+/// are found, too, and then ignored.
+fn added_tokens(tokenizers: &[&HfTokenizer]) -> (AddedTokens, AddedTokens) {
+    let (mut raw, mut normalized) = (AddedTokens::default(), AddedTokens::default());
+    for tokenizer in tokenizers {
+        for token in tokenizer.get_added_tokens_decoder().values() {
+            let mut text = NormalizedString::from(token.content.as_str());
+            match tokenizer.get_normalizer() {
+                _ if !token.normalized => raw.add(token, &token.content, token.special),
+                Some(normalizer) if normalizer.normalize(&mut text).is_ok() => {
+                    normalized.add(token, text.get(), token.special);
+                }
+                _ => normalized.add(token, &token.content, token.special),
+            }
+        }
+    }
+    (raw, normalized)
 }
 
 /// The end-of-text token: `eos_token` of `tokenizer_config.json` beside the file, else a usual
@@ -78,11 +141,14 @@ fn find_end_of_text(path: &Path, tokenizer: &HfTokenizer) -> Result<u32> {
             });
         }
     }
-    if let Some(id) = USUAL_ENDS.iter().find_map(|name| tokenizer.token_to_id(name)) {
+    let added = tokenizer.get_added_tokens_decoder();
+    // An ordinary token of such a name is text in a document.
+    let usual = || USUAL_ENDS.iter().filter_map(|name| tokenizer.token_to_id(name));
+    let is_special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+    if let Some(id) = usual().find(is_special).or_else(|| usual().next()) {
         return Ok(id);
     }
-    let special: Vec<String> = tokenizer
-        .get_added_tokens_decoder()
+    let special: Vec<String> = added
         .into_values()
         .filter(|t| t.special)
         .map(|t| format!("`{}`", t.content))
@@ -159,31 +225,20 @@ fn mentions_type(part: &Value, name: &str) -> bool {
     }
 }
 
-/// GPT-2's printable stand-ins: bytes that print stand for themselves, the other 68 are numbered
-/// from U+0100 (Radford et al. 2019, the released encoder).
-fn byte_alphabet() -> BTreeMap<char, u8> {
-    let prints = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut hidden = ('\u{100}'..).take(68);
-    (0..=255u8)
-        .map(|b| {
-            (if prints(b) { char::from(b) } else { hidden.next().expect("68 do not print") }, b)
-        })
-        .collect()
+/// GPT-2's printable stand-in of a byte: those that print stand for themselves, the other 68 are
+/// numbered from U+0100 (Radford et al. 2019, the released encoder).
+pub(crate) fn byte_stand_in(byte: u8) -> char {
+    let number = match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => return char::from(byte),
+        0..=0x20 => u32::from(byte),
+        0x7F..=0xA0 => u32::from(byte) - 0x7F + 0x21,
+        0xAD => 67,
+    };
+    char::from_u32(0x100 + number).expect("below U+0144")
 }
 
-/// Tries which cut leaves the tokens as they are; [`Cut::BeforeSpace`] if neither does.
-fn find_cut(tokenizer: &HfTokenizer) -> Cut {
-    let encode = |text: &str| {
-        tokenizer.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default()
-    };
-    let samples = [("the first", "second word."), ("ab, 12", "x3\n  y"), ("A b\nc", "D e")];
-    let holds = |space: &str| {
-        samples.iter().all(|(left, right)| {
-            let halves = [encode(left), encode(&format!("{space}{right}"))].concat();
-            encode(&format!("{left} {right}")) == halves
-        })
-    };
-    if !holds(" ") && holds("") { Cut::DropSpace } else { Cut::BeforeSpace }
+pub(crate) fn byte_alphabet() -> BTreeMap<char, u8> {
+    (0..=255).map(|byte| (byte_stand_in(byte), byte)).collect()
 }
 
 #[cfg(test)]
@@ -246,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn sentence_piece_drops_the_space_at_a_cut() {
+    fn sentence_piece_marks_the_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         let mut vocab: Vec<(String, f64)> = vec![("<unk>".into(), 0.0), ("</s>".into(), 0.0)];
@@ -265,11 +320,98 @@ mod tests {
         });
         std::fs::write(&path, json.to_string()).unwrap();
         let t = Tokenizer::load(&TokenizerSpec::File(path)).unwrap();
-        assert_eq!(t.cut(), Cut::DropSpace);
         let mut out = Vec::new();
         t.encode("the fox\n", &mut out).unwrap();
         assert_eq!(t.decode(&out), b" the fox\n");
         assert_eq!(t.bytes_of(out[0]), Some(&b" the"[..]));
+    }
+
+    /// The file at `path` with a change.
+    fn changed(path: &Path, change: impl Fn(&mut Value)) -> Result<Tokenizer> {
+        let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        change(&mut json);
+        let path = path.with_file_name("changed.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        Tokenizer::load(&TokenizerSpec::File(path))
+    }
+
+    #[test]
+    fn chance_is_refused() {
+        let (_dir, path) = byte_level(true);
+        let error = changed(&path, |json| json["model"]["dropout"] = 0.5.into()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("\"dropout\": 0.5") && text.contains("\"dropout\": null"), "{text}");
+        // The model's type may be left out.
+        let untyped = changed(&path, |json| {
+            json["model"]["dropout"] = 0.1.into();
+            json["model"].as_object_mut().unwrap().remove("type");
+        });
+        assert!(untyped.unwrap_err().to_string().contains("dropout"));
+        for none in [Value::Null, 0.0.into()] {
+            changed(&path, |json| json["model"]["dropout"] = none.clone()).unwrap();
+        }
+        let twice = changed(&path, |json| json["model"]["vocab"]["zz"] = 256.into());
+        let text = twice.unwrap_err().to_string();
+        assert!(text.contains("256 stands for both `th` and `zz`"), "{text}");
+    }
+
+    #[test]
+    fn a_special_end_wins_over_an_ordinary_token() {
+        let (_dir, path) = byte_level(false);
+        let end_of = |ends: &[(&str, bool)]| {
+            let t = changed(&path, |json| {
+                let added = json["added_tokens"].as_array_mut().unwrap();
+                for (at, (content, special)) in ends.iter().enumerate() {
+                    let mut token = added[0].clone();
+                    token["id"] = (258 + at).into();
+                    token["content"] = (*content).into();
+                    token["special"] = (*special).into();
+                    added.push(token);
+                }
+            })
+            .unwrap();
+            ends[t.end_of_text() as usize - 258].0.to_string()
+        };
+        let deepseek = "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>";
+        assert_eq!(end_of(&[(deepseek, true)]), deepseek);
+        assert_eq!(end_of(&[("</s>", false), (deepseek, true)]), deepseek);
+        assert_eq!(end_of(&[("<eos>", true), ("</s>", true)]), "</s>");
+        assert_eq!(end_of(&[("</s>", false)]), "</s>");
+    }
+
+    #[test]
+    fn unknown_characters_are_named() {
+        let (_dir, path) = byte_level(true);
+        let encode = |t: Result<Tokenizer>, text: &str| {
+            let mut out = Vec::new();
+            t.unwrap().encode(text, &mut out).map(|()| out).map_err(|error| error.to_string())
+        };
+        let rename = |json: &mut Value, token: &str| {
+            let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+            let id = vocab.remove(token).unwrap();
+            vocab.insert("renamed".into(), id);
+        };
+        // Without a token for a byte.
+        let bytes = || changed(&path, |json| rename(json, "\u{120}"));
+        assert_eq!(encode(bytes(), "the"), Ok(vec![256, 101]));
+        let error = encode(bytes(), "a b c").unwrap_err();
+        assert!(error.contains("2 bytes, of which 0x20 is the first"), "{error}");
+        // Without a token for a character.
+        let letters = |more: &[(&str, Value)]| {
+            changed(&path, |json| {
+                json["pre_tokenizer"] = Value::Null;
+                json["decoder"] = Value::Null;
+                for (key, value) in more {
+                    json["model"][*key] = value.clone();
+                }
+            })
+        };
+        let error = encode(letters(&[]), "the \u{2603} \u{2603}!").unwrap_err();
+        assert!(error.contains("4 characters (8 bytes), of which ` ` (U+0020)"), "{error}");
+        assert!(error.contains("unk_token") && error.contains("byte_fallback"), "{error}");
+        assert_eq!(encode(letters(&[]), "the"), Ok(vec![256, 101]));
+        let unknown = letters(&[("unk_token", "!".into())]);
+        assert_eq!(encode(unknown, "\u{2603}th"), Ok(vec![33, 256]));
     }
 
     #[test]

@@ -42,14 +42,17 @@ pub mod token_file;
 mod token_writer;
 mod tokenize;
 mod tokenizer;
+mod twin;
+mod unknown;
 
 pub use config::{DataConfig, MixtureEntry, OneOrMany, TokenizerSpec};
 pub use dataset::{Dataset, IGNORE, SampleInfo, SampleMut, Split};
 pub use describe::{Description, describe};
-pub use error::{DataError, Result};
+pub use error::{DataError, Result, left_out};
 pub use ngram::{Order2, order2_bits_per_byte, order2_bits_per_byte_of};
 pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
 pub use text::{TextInput, TextKind};
 pub use token_writer::TokenWriter;
 pub use tokenize::{TokenizeOptions, TokenizeProgress, TokenizeReport, tokenize};
 pub use tokenizer::Tokenizer;
+pub use unknown::Lost;

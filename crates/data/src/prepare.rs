@@ -49,6 +49,12 @@ pub struct PreparedSource {
     pub documents: u64,
     /// Bytes of text, where known.
     pub bytes: Option<u64>,
+    /// Documents without a token and lines without a document, left out when the text was
+    /// tokenized; zero where its tokens were in the cache.
+    #[serde(default)]
+    pub empty_documents: u64,
+    #[serde(default)]
+    pub blank_lines: u64,
     /// Files of text that went into it (0 for token files).
     pub text_files: u64,
     /// BLAKE3 of the text: of (label, length, content) of each file. For crates the label is
@@ -149,6 +155,8 @@ impl Preparing<'_> {
             tokens: 0,
             documents: 0,
             bytes: Some(0),
+            empty_documents: 0,
+            blank_lines: 0,
             text_files: texts.inputs.len() as u64,
             text_digest: [0; 32],
             digest: [0; 32],
@@ -158,6 +166,8 @@ impl Preparing<'_> {
             hasher.update(&part.part.digest);
             source.tokens += part.part.tokens;
             source.documents += part.documents;
+            source.empty_documents += part.empty_documents;
+            source.blank_lines += part.blank_lines;
             source.bytes = source.bytes.zip(part.bytes).map(|(a, b)| a + b);
             source.parts.push(part.part);
         };
@@ -229,7 +239,7 @@ impl Preparing<'_> {
 
     /// The token file of this text: from the cache, or made now.
     fn tokenized(&mut self, name: &str, texts: &Texts, text_digest: &[u8; 32]) -> Result<Part> {
-        let mut hasher = blake3::Hasher::new_derive_key("muster tokenized text 1");
+        let mut hasher = blake3::Hasher::new_derive_key("muster tokenized text 2");
         hasher.update(&self.tokenizer.digest()).update(text_digest);
         let source_digest = *hasher.finalize().as_bytes();
         let tidy = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
@@ -252,11 +262,14 @@ impl Preparing<'_> {
             let (done_bytes, total_bytes) = (p.done_bytes, p.total_bytes);
             progress(Progress { source: name, stage: Stage::Tokenizing, done_bytes, total_bytes });
         })?;
-        if report.documents == 0 {
-            return Err(DataError::NoText { path: texts.inputs[0].path.clone() });
-        }
         let part = PreparedPart { path, tokens: report.tokens, digest: report.content_digest };
-        Ok(Part { part, documents: report.documents, bytes: Some(report.bytes) })
+        Ok(Part {
+            part,
+            documents: report.documents,
+            bytes: Some(report.bytes),
+            empty_documents: report.empty_documents,
+            blank_lines: report.blank_lines,
+        })
     }
 
     /// A token file that is there already: checked, and read once if it is of a foreign kind.
@@ -283,7 +296,7 @@ impl Preparing<'_> {
             }
         };
         let part = PreparedPart { path: absolute(path)?, tokens, digest };
-        Ok(Part { part, documents, bytes })
+        Ok(Part { part, documents, bytes, empty_documents: 0, blank_lines: 0 })
     }
 }
 
@@ -291,6 +304,8 @@ struct Part {
     part: PreparedPart,
     documents: u64,
     bytes: Option<u64>,
+    empty_documents: u64,
+    blank_lines: u64,
 }
 
 /// A `.tok` file knows its tokenizer; a vocabulary given by size alone fits every smaller one.

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::cut::{Cut, SIGHT_BYTES};
+use crate::cut::{Cut, PIECE_BYTES};
 use crate::error::{DataError, Result, io_error};
 
 /// How a file of text is divided into documents.
@@ -71,6 +71,8 @@ impl TextInput {
 
 /// About this much text is handed to a thread at once.
 const BLOCK_BYTES: usize = 1 << 20;
+/// How much of a document is read to decide its next cut; mostly enough.
+const SIGHT_BYTES: usize = PIECE_BYTES + 4;
 /// A line longer than this is taken for a mistake (the file is probably not `.jsonl`).
 const LINE_BYTES_MAX: usize = 64 << 20;
 
@@ -82,9 +84,10 @@ pub(crate) enum Block {
     Lines { path: Arc<Path>, first_line: u64, text: Vec<u8> },
 }
 
-/// Where a piece ends in its block's text, and whether the document ends there too.
+/// Where a piece ends in its block's text, and whether the document begins and ends with it.
 pub(crate) struct PieceEnd {
     pub end: usize,
+    pub starts_document: bool,
     pub ends_document: bool,
 }
 
@@ -105,7 +108,7 @@ impl Block {
 /// Reads files one after the other and hands out blocks through `give`, which returns whether to go
 /// on.
 pub(crate) struct BlockReader<'a, F: FnMut(Block) -> bool> {
-    cut: Cut,
+    cut: &'a Cut,
     /// Column of parquet files.
     field: &'a str,
     give: F,
@@ -115,7 +118,7 @@ pub(crate) struct BlockReader<'a, F: FnMut(Block) -> bool> {
 }
 
 impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
-    pub fn new(cut: Cut, field: &'a str, give: F) -> Self {
+    pub fn new(cut: &'a Cut, field: &'a str, give: F) -> Self {
         Self { cut, field, give, path: Path::new("").into(), text: Vec::new(), pieces: Vec::new() }
     }
 
@@ -150,29 +153,35 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
         (self.give)(Block::Pieces { path: self.path.clone(), text, pieces })
     }
 
-    fn add_piece(&mut self, piece: &[u8], ends_document: bool) -> bool {
+    fn add_piece(&mut self, piece: &[u8], starts_document: bool, ends_document: bool) -> bool {
         self.text.extend_from_slice(piece);
-        self.pieces.push(PieceEnd { end: self.text.len(), ends_document });
+        self.pieces.push(PieceEnd { end: self.text.len(), starts_document, ends_document });
         self.text.len() < BLOCK_BYTES || self.flush()
     }
 
-    /// One document, cut into pieces as it is read.
+    /// One document, cut into pieces as it is read. What is in sight grows until it decides a cut.
     fn read_document(&mut self, from: &mut impl Read) -> Result<bool> {
         let mut sight = Vec::with_capacity(SIGHT_BYTES);
+        let (mut wanted, mut at_end, mut starts_document) = (SIGHT_BYTES, false, true);
         let path = self.path.clone();
         loop {
-            let missing = (SIGHT_BYTES - sight.len()) as u64;
+            let missing = wanted.saturating_sub(sight.len()) as u64;
             let read = from.by_ref().take(missing).read_to_end(&mut sight);
             read.map_err(io_error("read", &path))?;
-            let piece = self.cut.first_piece(&sight);
-            let ends_document = piece.next == sight.len() && sight.len() < SIGHT_BYTES;
-            if !self.add_piece(&sight[..piece.end], ends_document) {
+            at_end |= sight.len() < wanted;
+            let Some(end) = self.cut.first_piece(&sight, at_end, PIECE_BYTES) else {
+                wanted = sight.len() * 2;
+                continue;
+            };
+            let ends_document = at_end && end == sight.len();
+            if !self.add_piece(&sight[..end], starts_document, ends_document) {
                 return Ok(false);
             }
             if ends_document {
                 return Ok(true);
             }
-            sight.drain(..piece.next);
+            sight.drain(..end);
+            (wanted, starts_document) = (SIGHT_BYTES, false);
         }
     }
 

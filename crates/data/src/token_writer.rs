@@ -132,13 +132,14 @@ impl TokenWriter {
     }
 
     /// Ends the current document with the end-of-text token. A document without tokens leaves no
-    /// trace.
-    pub fn end_document(&mut self) -> Result<()> {
-        if self.document_open {
+    /// trace; whether there was one.
+    pub fn end_document(&mut self) -> Result<bool> {
+        let open = self.document_open;
+        if open {
             self.push(&[self.info.end_of_text])?;
             self.document_open = false;
         }
-        Ok(())
+        Ok(open)
     }
 
     /// Counts bytes of text for the header.

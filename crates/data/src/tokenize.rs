@@ -55,6 +55,9 @@ pub struct TokenizeReport {
     /// Tokens written, end-of-text tokens included.
     pub tokens: u64,
     pub documents: u64,
+    /// Documents without a token, and lines without a document: left out.
+    pub empty_documents: u64,
+    pub blank_lines: u64,
     pub seconds: f64,
     pub content_digest: [u8; 32],
 }
@@ -73,7 +76,7 @@ pub struct TokenizeProgress {
 const MEMORY_FACTOR: usize = 8;
 
 /// Tokenizes `inputs`, in order, into one `.tok` file at `out`, which appears only when it is
-/// complete.
+/// complete. Inputs without any token are an error.
 pub fn tokenize(
     inputs: &[TextInput],
     tokenizer: &Tokenizer,
@@ -114,14 +117,20 @@ pub fn tokenize(
         budget.close();
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // An error in an earlier block comes before one that the reader met later.
-        written.and(read)
+        written.and_then(|left_out| read.map(|()| left_out))
     });
-    written?;
+    let LeftOut { empty_documents, blank_lines } = written?;
+    if writer.tokens() == 0 {
+        let path = inputs.first().map(|input| input.path.clone()).unwrap_or_default();
+        return Err(DataError::NoText { path, empty_documents, blank_lines });
+    }
     let info = writer.finish()?;
     Ok(TokenizeReport {
         bytes: info.text_bytes.unwrap_or(0),
         tokens: info.tokens,
         documents: info.documents,
+        empty_documents,
+        blank_lines,
         seconds: started.elapsed().as_secs_f64(),
         content_digest: info.content_digest,
     })
@@ -179,6 +188,14 @@ struct Done {
     /// Bytes of text in it, and bytes of the block they were read from.
     text_bytes: u64,
     block_bytes: usize,
+    blank_lines: u64,
+}
+
+/// What became no document.
+#[derive(Default)]
+struct LeftOut {
+    empty_documents: u64,
+    blank_lines: u64,
 }
 
 type Numbered = (u64, Result<Done>);
@@ -207,10 +224,13 @@ fn work(
 fn encode_block(block: &Block, tokenizer: &Tokenizer, field: &str) -> Result<Done> {
     let mut done = Done { block_bytes: block.text_bytes(), ..Done::default() };
     match block {
-        Block::Pieces { text, pieces, .. } => {
+        Block::Pieces { path, text, pieces } => {
             let mut start = 0;
             for piece in pieces {
-                tokenizer.encode_piece(&text[start..piece.end], &mut done.tokens)?;
+                let bytes = &text[start..piece.end];
+                tokenizer
+                    .encode_piece(bytes, piece.starts_document, &mut done.tokens)
+                    .map_err(|error| error.in_text(path.display()))?;
                 if piece.ends_document {
                     done.document_ends.push(done.tokens.len());
                 }
@@ -219,14 +239,19 @@ fn encode_block(block: &Block, tokenizer: &Tokenizer, field: &str) -> Result<Don
             done.text_bytes = text.len() as u64;
         }
         Block::Lines { path, first_line, text } => {
+            let newlines = memchr::memchr_iter(b'\n', text).count() as u64;
             for (line, number) in text.split(|&b| b == b'\n').zip(*first_line..) {
                 if line.iter().all(u8::is_ascii_whitespace) {
+                    // What follows the last line's end is no line.
+                    done.blank_lines += u64::from(first_line + newlines > number);
                     continue;
                 }
                 let document = json_line::text_of(line, field).map_err(|reason| {
                     DataError::Line { path: path.to_path_buf(), line: number, reason }
                 })?;
-                tokenizer.encode(document.as_bytes(), &mut done.tokens)?;
+                tokenizer
+                    .encode(document.as_bytes(), &mut done.tokens)
+                    .map_err(|error| error.in_text(format!("{}:{number}", path.display())))?;
                 done.document_ends.push(done.tokens.len());
                 done.text_bytes += document.len() as u64;
             }
@@ -242,7 +267,8 @@ fn write(
     budget: &Budget,
     total_bytes: u64,
     progress: &mut dyn FnMut(TokenizeProgress),
-) -> Result<()> {
+) -> Result<LeftOut> {
+    let mut left_out = LeftOut::default();
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     let mut done_bytes = 0;
@@ -253,11 +279,12 @@ fn write(
             let mut start = 0;
             for &end in &block.document_ends {
                 writer.push(&block.tokens[start..end])?;
-                writer.end_document()?;
+                left_out.empty_documents += u64::from(!writer.end_document()?);
                 start = end;
             }
             writer.push(&block.tokens[start..])?;
             writer.add_text_bytes(block.text_bytes);
+            left_out.blank_lines += block.blank_lines;
             budget.give_back(block.block_bytes);
             done_bytes += block.block_bytes as u64;
             let tokens = writer.tokens();
@@ -265,5 +292,5 @@ fn write(
             next += 1;
         }
     }
-    Ok(())
+    Ok(left_out)
 }

@@ -7,10 +7,11 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::config::TokenizerSpec;
-use crate::cut::Cut;
+use crate::cut::{Cut, PIECE_BYTES, Seams};
 use crate::error::{DataError, Result, io_error};
 use crate::gpt2::{self, Gpt2};
 use crate::huggingface;
+use crate::unknown;
 
 /// A loaded tokenizer. Cheap to share between threads; loading takes up to some 100 ms.
 pub struct Tokenizer {
@@ -27,8 +28,15 @@ pub struct Tokenizer {
 enum Kind {
     Byte,
     Gpt2(Box<Gpt2>),
-    HuggingFace(Box<tokenizers::Tokenizer>),
+    HuggingFace(Box<HuggingFace>),
     Ids,
+}
+
+struct HuggingFace {
+    tokenizer: tokenizers::Tokenizer,
+    /// For what is not the first piece of a document, if that is another matter.
+    twin: Option<tokenizers::Tokenizer>,
+    may_drop: bool,
 }
 
 /// The bytes of every token, back to back; special tokens have none.
@@ -93,7 +101,7 @@ impl Tokenizer {
             vocab_size: gpt2::END_OF_TEXT + 1,
             end_of_text: gpt2::END_OF_TEXT,
             bytes: Some(bytes),
-            cut: Cut::BeforeSpace,
+            cut: Cut::Neutral(Box::new(Seams::gpt2())),
             kind: Kind::Gpt2(Box::new(bpe)),
         })
     }
@@ -111,7 +119,11 @@ impl Tokenizer {
             end_of_text: loaded.end_of_text,
             bytes: loaded.bytes,
             cut: loaded.cut,
-            kind: Kind::HuggingFace(Box::new(loaded.tokenizer)),
+            kind: Kind::HuggingFace(Box::new(HuggingFace {
+                tokenizer: loaded.tokenizer,
+                twin: loaded.twin,
+                may_drop: loaded.may_drop,
+            })),
         })
     }
 
@@ -130,29 +142,56 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of one whole document to `out`, without an end-of-text token. Long texts
-    /// are encoded in pieces of about a megabyte (see [`Cut`]). Text that looks like a special
-    /// token is ordinary text here. Bytes that are not UTF-8 become U+FFFD, except for the byte
-    /// tokenizer.
+    /// are encoded in pieces where that changes no token (see [`Cut`]). Text that looks like a
+    /// special token is ordinary text here. Bytes that are not UTF-8 become U+FFFD, except for the
+    /// byte tokenizer. Characters that would be dropped are an error.
     pub fn encode(&self, text: impl AsRef<[u8]>, out: &mut Vec<u32>) -> Result<()> {
-        let mut rest = text.as_ref();
+        self.encode_by(PIECE_BYTES, text.as_ref(), out)
+    }
+
+    /// The same in pieces of another length; a test's way to many cuts.
+    pub(crate) fn encode_by(
+        &self,
+        piece_bytes: usize,
+        text: &[u8],
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let (mut rest, mut starts_document) = (text, true);
         while !rest.is_empty() {
-            let cut = self.cut.first_piece(rest);
-            self.encode_piece(&rest[..cut.end], out)?;
-            rest = &rest[cut.next..];
+            let end = self.cut.first_piece(rest, true, piece_bytes).unwrap_or(rest.len());
+            self.encode_piece(&rest[..end], starts_document, out)?;
+            (rest, starts_document) = (&rest[end..], false);
         }
         Ok(())
     }
 
     /// Encodes one piece of a document, as cut by [`Self::cut`].
-    pub(crate) fn encode_piece(&self, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    pub(crate) fn encode_piece(
+        &self,
+        piece: &[u8],
+        starts_document: bool,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
         match &self.kind {
             Kind::Byte => out.extend(piece.iter().map(|&b| u32::from(b))),
             Kind::Gpt2(bpe) => bpe.encode(&String::from_utf8_lossy(piece), out),
-            Kind::HuggingFace(tokenizer) => {
+            Kind::HuggingFace(this) => {
+                let fail = |error: tokenizers::Error| DataError::Tokenizer {
+                    path: PathBuf::from(&self.name),
+                    reason: error.to_string(),
+                };
+                let tokenizer = match &this.twin {
+                    Some(twin) if !starts_document => twin,
+                    _ => &this.tokenizer,
+                };
                 let text = String::from_utf8_lossy(piece);
-                let encoding = tokenizer.encode_fast(text.as_ref(), false).map_err(|e| {
-                    DataError::Tokenizer { path: PathBuf::from(&self.name), reason: e.to_string() }
-                })?;
+                if this.may_drop
+                    && let Some(lost) = unknown::lost(tokenizer, &text).map_err(fail)?
+                {
+                    let tokenizer = self.name.clone();
+                    return Err(DataError::Unknown { place: "this text".into(), tokenizer, lost });
+                }
+                let encoding = tokenizer.encode_fast(text.as_ref(), false).map_err(fail)?;
                 out.extend_from_slice(encoding.get_ids());
             }
             Kind::Ids => {
@@ -165,8 +204,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    pub(crate) fn cut(&self) -> Cut {
-        self.cut
+    pub(crate) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     /// Whether this is a vocabulary size and nothing more.
@@ -180,8 +219,8 @@ impl Tokenizer {
             (Some(bytes), _) => {
                 tokens.iter().filter_map(|&id| bytes.get(id)).flatten().copied().collect()
             }
-            (None, Kind::HuggingFace(tokenizer)) => {
-                tokenizer.decode(tokens, true).unwrap_or_default().into_bytes()
+            (None, Kind::HuggingFace(this)) => {
+                this.tokenizer.decode(tokens, true).unwrap_or_default().into_bytes()
             }
             (None, _) => Vec::new(),
         }

@@ -126,6 +126,39 @@ fn the_cache_is_used_and_distrusted() {
 }
 
 #[test]
+fn what_holds_nothing_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        TextInput::new(path)
+    };
+    let empty = put("empty.txt", "");
+    let lines = put("a.jsonl", "{\"text\": \"one\"}\n\n{\"text\": \"\"}\n \n{\"text\": \"two\"}\n");
+    let byte = Tokenizer::load(&TokenizerSpec::Byte).unwrap();
+    let out = dir.path().join("a.tok");
+    let options = TokenizeOptions::default();
+    let inputs = [empty.clone(), lines.clone(), put("c.txt", "three")];
+    let report = tokenize(&inputs, &byte, &out, &options, &mut |_| {}).unwrap();
+    assert_eq!((report.documents, report.empty_documents, report.blank_lines), (3, 2, 2));
+
+    // In a run, too.
+    let cfg = serde_json::json!({"files": [&empty.path, &lines.path], "tokenizer": "byte"});
+    let source = &prepare_json(dir.path(), &cfg).unwrap().sources[0];
+    assert_eq!((source.documents, source.empty_documents, source.blank_lines), (2, 2, 2));
+
+    // Nothing but these: no file, and nothing temporary.
+    let nothing = [empty, put("b.jsonl", "\n\n{\"text\": \"\"}\n")];
+    let count = || std::fs::read_dir(dir.path()).unwrap().count();
+    let (out, before) = (dir.path().join("b.tok"), count());
+    let error = tokenize(&nothing, &byte, &out, &options, &mut |_| {}).unwrap_err();
+    let no_text = matches!(error, DataError::NoText { empty_documents: 2, blank_lines: 2, .. });
+    assert!(no_text, "{error}");
+    assert!(error.to_string().contains("(2 empty documents and 2 blank lines)"), "{error}");
+    assert_eq!(count(), before);
+}
+
+#[test]
 fn wrong_files_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let error = |files: &[&Path], tokenizer: &str| {

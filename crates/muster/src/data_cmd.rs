@@ -83,9 +83,11 @@ fn tokenizer_spec(word: &str) -> Result<TokenizerSpec, CliError> {
 fn summary(out: &Path, tokenizer: &Tokenizer, report: &TokenizeReport) -> String {
     let rate = report.bytes as f64 / 1e6 / report.seconds.max(1e-9);
     let ratio = report.bytes as f64 / report.tokens.max(1) as f64;
+    let left_out = data::left_out(report.empty_documents, report.blank_lines);
+    let left_out = left_out.map(|what| format!("; {what} left out")).unwrap_or_default();
     format!(
         "{}: {} tokens ({}) from {} in {}, {ratio:.3} bytes per token\n\
-         {} at {rate:.1} MB/s; digest {}\n\
+         {} at {rate:.1} MB/s; digest {}{left_out}\n\
          train on it with --set data.files={}{}",
         out.display(),
         count(report.tokens),

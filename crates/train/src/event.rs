@@ -87,6 +87,9 @@ pub struct Corpus {
     pub tokens: u64,
     pub documents: u64,
     pub bytes: Option<u64>,
+    /// Documents and lines that held nothing, in words, if there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     pub weight: f64,
     pub digest: String,
 }

@@ -310,6 +310,8 @@ fn corpus_line(corpus: &train::event::Corpus) -> String {
         if corpus.weight == 1.0 { String::new() } else { format!(", weight {}", corpus.weight) };
     let (tokens, digest) = (count(corpus.tokens), short(&corpus.digest));
     let documents = plural(corpus.documents as usize, "document");
+    let left_out = corpus.left_out.as_ref().map(|what| format!(" ({what} left out)"));
+    let documents = documents + &left_out.unwrap_or_default();
     format!("{}: {tokens} tokens{size}, {documents}{weight}, digest {digest}", corpus.name)
 }
 

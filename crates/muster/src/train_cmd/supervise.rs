@@ -309,6 +309,7 @@ fn header(
         tokens: source.tokens,
         documents: source.documents,
         bytes: source.bytes,
+        left_out: data::left_out(source.empty_documents, source.blank_lines),
         weight: source.weight,
         digest: hex(if source.text_files > 0 { source.text_digest } else { source.digest }),
     });

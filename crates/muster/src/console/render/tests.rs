@@ -31,6 +31,7 @@ fn header() -> Event {
             name: "crates".into(),
             tokens: 9_000_000,
             documents: 812,
+            left_out: None,
             bytes: Some(8_999_188),
             weight: 1.0,
             digest: "abcdef0123456789".into(),
