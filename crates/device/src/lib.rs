@@ -36,6 +36,7 @@ pub mod simulated;
 mod stream;
 mod tensor;
 mod vendor;
+pub mod work;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;

@@ -504,6 +504,7 @@ impl Stream {
         let result = kernel(&context);
         context.close()?;
         drop(guard);
+        crate::work::mark();
         result
     }
 }
