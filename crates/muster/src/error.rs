@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::limits;
 use crate::train_cmd::KIND_OF_CPU;
 use comm::Fault;
 
@@ -51,14 +52,28 @@ pub struct CliError {
 }
 
 impl CliError {
-    /// Something that the user can put right.
+    /// Something that the user can put right, unless the system's own word for it is that the
+    /// machine has failed.
     pub fn mistake(message: impl fmt::Display) -> CliError {
-        CliError { exit: Exit::Mistake, message: message.to_string(), fault: None }
+        let message = message.to_string();
+        match limits::is_of_machine(&message) {
+            true => CliError::limited(message),
+            false => CliError { exit: Exit::Mistake, message, fault: None },
+        }
     }
 
     /// Something that broke outside this process.
     pub fn peer(message: impl fmt::Display) -> CliError {
         CliError { exit: Exit::Peer, message: message.to_string(), fault: None }
+    }
+
+    /// Something that broke outside this process, perhaps because it met a limit of the machine.
+    fn limited(error: impl fmt::Display) -> CliError {
+        let message = error.to_string();
+        match limits::advice_in(&message) {
+            Some(advice) => CliError::peer(format!("{message}; {advice}")),
+            None => CliError::peer(message),
+        }
     }
 
     /// Something that cannot happen.
@@ -130,7 +145,7 @@ impl From<bench::BenchError> for CliError {
 
 impl From<device::DeviceError> for CliError {
     fn from(error: device::DeviceError) -> CliError {
-        CliError::peer(error)
+        CliError::limited(error)
     }
 }
 
@@ -147,6 +162,9 @@ impl From<checkpoint::Error> for CliError {
             | Error::Stranger { .. }
             | Error::OutOfBounds { .. }
             | Error::OutputLength { .. } => CliError::bug(error),
+            Error::Io { ref source, .. } if limits::advice(source).is_some() => {
+                CliError::limited(error)
+            }
             other => CliError::mistake(other),
         }
     }
@@ -180,7 +198,7 @@ impl From<comm::CommError> for CliError {
             {
                 CliError::mistake(error)
             }
-            other => CliError { fault: other.fault(), ..CliError::peer(other) },
+            other => CliError { fault: other.fault(), ..CliError::limited(other) },
         }
     }
 }
@@ -205,7 +223,9 @@ impl From<train::TrainError> for CliError {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }
             }
-            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => CliError::peer(error),
+            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => {
+                CliError::limited(error)
+            }
         }
     }
 }
