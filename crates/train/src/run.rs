@@ -3,6 +3,7 @@
 use checkpoint::Store;
 
 use crate::event::{Action, FinishReason, NonFinite};
+use crate::pulse::{self, Phase};
 use crate::retention::Retention;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
 
@@ -52,6 +53,7 @@ impl<E: Engine> Trainer<E> {
             false => FinishReason::Complete,
         };
         while self.step < last {
+            pulse::enter(Phase::Training);
             let Taken { step, wants: wanted, non_finite } = self.take_step(wants(self.step))?;
             if let Some(report) = &non_finite {
                 emit(Event::NonFinite(report.clone()))?;
@@ -67,12 +69,14 @@ impl<E: Engine> Trainer<E> {
             let (eval_due, save_due) =
                 (due(self.config.train.eval_every), due(self.config.checkpoint.every));
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
+                pulse::enter(Phase::Validating);
                 let evaluation = self.evaluate()?;
                 self.note_memory();
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
+                pulse::enter(Phase::Saving);
                 let event = self.save(store, generation)?;
                 self.note_memory();
                 saved = Some(event.path.clone());
@@ -86,6 +90,7 @@ impl<E: Engine> Trainer<E> {
                 break;
             }
         }
+        pulse::enter(Phase::Ending);
         retention.finish(store).into_iter().try_for_each(&mut *emit)?;
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();

@@ -8,11 +8,13 @@
 
 mod generate;
 mod job;
+mod life;
 mod line;
 mod resume;
 mod signals;
 mod supervise;
 mod verdict;
+mod voice;
 mod watch;
 mod worker;
 
