@@ -7,19 +7,37 @@
 //! ```
 //!
 //! The kills are seeded. Two in five wait for an attempt directory without `COMMIT` and hit
-//! inside the save; the others fall anywhere: reading, meeting, resuming, between steps.
+//! inside the save; the others fall anywhere: reading, meeting, resuming, between steps. Between
+//! them all ranks hang, which their supervisor has to notice, or the whole job stands still for
+//! longer than its timeout and goes on.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Job, Process, Workdir, processes, send, shared_memory_of};
+use common::{Done, Job, Process, Workdir, processes, send, shared_memory_of};
 
 /// Kills that must have happened.
 const KILLS: usize = 20;
 
 /// Of them, kills that must have left an attempt without `COMMIT`.
 const IN_A_SAVE: usize = 4;
+
+/// Hangs, and standstills, that must have happened.
+const STANDS: usize = 3;
+
+/// How long ranks wait for each other where they will stand still.
+const TIMEOUT_MS: u64 = 3000;
+
+/// What happens to a start.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Killed,
+    /// All of its ranks stop for ever.
+    Hangs,
+    /// Everything stops for a while.
+    StandsStill,
+}
 
 /// SplitMix64 (Steele, Lea, Flood 2014): seeded moments that are the same on every machine.
 struct Random(u64);
@@ -36,6 +54,10 @@ impl Random {
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
+}
+
+fn steps_of(run: &Workdir) -> usize {
+    run.events_of(&run.name, "step").len()
 }
 
 /// Attempts without `COMMIT`.
@@ -58,15 +80,35 @@ fn kill(mut job: Job) {
     }
 }
 
+/// Stops all of its `ranks` for ever, and waits for the end that its supervisor makes of it.
+fn hang(mut job: Job, ranks: usize) -> Done {
+    while job.poll().is_none() && job.workers().len() < ranks {}
+    job.workers().iter().for_each(|&(_, pid)| send(pid, libc::SIGSTOP));
+    job.wait()
+}
+
+/// Stops the job as a whole for longer than its ranks wait for each other; returns whether there
+/// were any.
+fn stand_still(job: &Job) -> bool {
+    // Then it starts no more of them.
+    job.signal(libc::SIGSTOP);
+    let workers = job.workers();
+    let all = || workers.iter().map(|&(_, pid)| pid);
+    all().for_each(|pid| send(pid, libc::SIGSTOP));
+    std::thread::sleep(Duration::from_millis(TIMEOUT_MS + 1000));
+    all().for_each(|pid| send(pid, libc::SIGCONT));
+    job.signal(libc::SIGCONT);
+    !workers.is_empty()
+}
+
 /// Lets a random amount happen; returns whether the job still runs.
 fn let_happen(run: &Workdir, job: &mut Job, random: &mut Random, torn_before: usize) -> bool {
     if random.below(5) < 2 {
         // Inside a save: an attempt has appeared that is not committed.
         return job.wait_until(|| torn(run) > torn_before);
     }
-    let steps = |run: &Workdir| run.events_of(&run.name, "step").len();
-    let wanted = steps(run) + random.below(3) as usize;
-    let running = job.wait_until(|| steps(run) >= wanted);
+    let wanted = steps_of(run) + random.below(3) as usize;
+    let running = job.wait_until(|| steps_of(run) >= wanted);
     std::thread::sleep(Duration::from_millis(random.below(40)));
     running && job.poll().is_none()
 }
@@ -79,6 +121,7 @@ fn kills_do_not_change_the_weights() {
     let expected = run.digest("undisturbed", &sets);
     let mut random = Random(20);
     let (mut kills, mut in_a_save) = (0, 0);
+    let (mut hangs, mut stands) = (0, 0);
     let mut starts = 0;
     let mut seen = false;
     while run.events_of(&run.name, "finished").is_empty() {
@@ -86,10 +129,18 @@ fn kills_do_not_change_the_weights() {
         let ranks = (1 + (starts * 3 + random.below(2) as usize * 2) % 4).to_string();
         let backend = ["shm", "tcp"][starts % 2];
         let enough = kills >= KILLS && in_a_save >= IN_A_SAVE;
+        let enough = enough && hangs >= STANDS && stands >= STANDS;
+        let fate = match starts % 5 {
+            1 if hangs < STANDS => Fate::Hangs,
+            3 if stands < STANDS => Fate::StandsStill,
+            _ => Fate::Killed,
+        };
         let every = if enough { 50 } else { 1 + starts % 2 };
         let every = format!("checkpoint.every={every}");
         starts += 1;
-        let place = ["--ranks", &ranks, "--backend", backend, "--resume", "auto", "--set", &every];
+        let timeout_ms = if fate == Fate::Killed { 60_000 } else { TIMEOUT_MS };
+        let timeout = format!("ranks.timeout_ms={timeout_ms}");
+        let place = ["--ranks", &ranks, "--backend", backend, "--set", &every, "--set", &timeout];
         let torn_before = torn(&run);
         let mut job = run.start(&[&sets[..], &place].concat());
         if enough {
@@ -102,6 +153,23 @@ fn kills_do_not_change_the_weights() {
             seen = job.wait_until(|| worker_with_shared_memory(&run));
         }
         if let_happen(&run, &mut job, &mut random, torn_before) {
+            if fate == Fate::Hangs {
+                let done = hang(job, ranks.parse().unwrap());
+                assert_eq!(done.code(), Some(3), "{done}");
+                assert!(done.stderr.contains("failed: no sign of life for "), "{done}");
+                hangs += 1;
+                continue;
+            }
+            if fate == Fate::StandsStill && stand_still(&job) {
+                stands += 1;
+                let before = steps_of(&run);
+                // It takes another step, or ends because all are done.
+                if !job.wait_until(|| steps_of(&run) > before) {
+                    let done = job.wait();
+                    assert_eq!(done.code(), Some(0), "{done}");
+                    continue;
+                }
+            }
             kill(job);
             kills += 1;
             in_a_save += usize::from(torn(&run) > torn_before);
@@ -111,7 +179,10 @@ fn kills_do_not_change_the_weights() {
         }
     }
     assert!(seen, "no worker with shared memory was found while a job ran");
-    println!("{kills} kills, {in_a_save} of them inside a save, {starts} starts");
+    println!(
+        "{kills} kills, {in_a_save} of them inside a save, {hangs} hangs, {stands} standstills, \
+         {starts} starts"
+    );
     assert!(kills >= KILLS, "the run ended after {kills} kills");
     assert!(in_a_save >= IN_A_SAVE, "only {in_a_save} kills inside a save");
     let resumed = run.events_of(&run.name, "resumed").len();

@@ -12,7 +12,7 @@
 //! Invariants:
 //!   * every rank calls the same operations in the same order; each has a sequence number, and
 //!     ranks that disagree get [`CommError::Mismatch`];
-//!   * every wait has a deadline; any failure gives up the whole group, and everyone learns why;
+//!   * every wait has a deadline, which stands still while the process is stopped; any failure gives up the whole group, and everyone learns why;
 //!   * when an operation returns, its windows may be rewritten;
 //!   * sums are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
 //!     neither on the number of ranks, nor on the backend, nor on threads or timing.
@@ -22,6 +22,7 @@ mod combine;
 mod counters;
 mod error;
 mod memory;
+mod patience;
 mod reduce;
 pub mod rendezvous;
 #[cfg(target_os = "linux")]
@@ -37,6 +38,7 @@ use device::{Device, Stream, Tensor};
 pub use collectives::{AllToAll, EvenPlan};
 pub use counters::{Count, Counters};
 pub use error::{CommError, Fault, Operation};
+pub use patience::AwakeClock;
 pub use reduce::OrderedReduce;
 pub use window::Window;
 

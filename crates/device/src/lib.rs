@@ -37,6 +37,7 @@ pub mod simulated;
 mod stream;
 mod tensor;
 mod vendor;
+pub mod work;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;

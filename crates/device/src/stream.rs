@@ -508,6 +508,7 @@ impl Stream {
         }
         context.close()?;
         drop(guard);
+        crate::work::mark();
         result
     }
 }

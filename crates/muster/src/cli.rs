@@ -68,8 +68,9 @@ Examples:
   muster train configs/gpt2-124m.yaml --set data.files='[a.txt, b.jsonl]' --dry-run
   muster train configs/quickstart.yaml --resume never
 
-Ctrl-C finishes the step and saves; a second one stops at once. Run the same command again to
-go on.")]
+Ctrl-C finishes the step and saves; a second one stops at once. SIGTERM, SIGHUP, SIGXCPU and the
+signal that a scheduler warns with (ranks.warn_signal, USR1 by default) do so with exit code 75.
+Run the same command again to go on.")]
 #[command(allow_negative_numbers = true)]
 pub struct TrainArgs {
     /// The config; `muster config default` prints one to start from

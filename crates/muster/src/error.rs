@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::limits;
 use crate::train_cmd::KIND_OF_CPU;
 use comm::Fault;
 
@@ -53,9 +54,14 @@ pub struct CliError {
 }
 
 impl CliError {
-    /// Something that the user can put right.
+    /// Something that the user can put right, unless the system's own word for it is that the
+    /// machine has failed.
     pub fn mistake(message: impl fmt::Display) -> CliError {
-        CliError { exit: Exit::Mistake, message: message.to_string(), fault: None }
+        let message = message.to_string();
+        match limits::is_of_machine(&message) {
+            true => CliError::limited(message),
+            false => CliError { exit: Exit::Mistake, message, fault: None },
+        }
     }
 
     /// Something that broke outside this process.
@@ -74,6 +80,15 @@ impl CliError {
         match of_machine || error.raw_os_error() == Some(libc::EIO) {
             true => CliError::peer(message),
             false => CliError::mistake(message),
+        }
+    }
+
+    /// Something that broke outside this process, perhaps because it met a limit of the machine.
+    fn limited(error: impl fmt::Display) -> CliError {
+        let message = error.to_string();
+        match limits::advice_in(&message) {
+            Some(advice) => CliError::peer(format!("{message}; {advice}")),
+            None => CliError::peer(message),
         }
     }
 
@@ -146,7 +161,7 @@ impl From<bench::BenchError> for CliError {
 
 impl From<device::DeviceError> for CliError {
     fn from(error: device::DeviceError) -> CliError {
-        CliError::peer(error)
+        CliError::limited(error)
     }
 }
 
@@ -171,6 +186,9 @@ impl From<checkpoint::Error> for CliError {
             | Error::Stranger { .. }
             | Error::OutOfBounds { .. }
             | Error::OutputLength { .. } => CliError::bug(error),
+            Error::Io { ref source, .. } if limits::advice(source).is_some() => {
+                CliError::limited(error)
+            }
             other => CliError::mistake(other),
         }
     }
@@ -204,7 +222,7 @@ impl From<comm::CommError> for CliError {
             {
                 CliError::mistake(error)
             }
-            other => CliError { fault: other.fault(), ..CliError::peer(other) },
+            other => CliError { fault: other.fault(), ..CliError::limited(other) },
         }
     }
 }
@@ -230,7 +248,9 @@ impl From<train::TrainError> for CliError {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }
             }
-            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => CliError::peer(error),
+            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => {
+                CliError::limited(error)
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ mod console;
 mod data_cmd;
 mod error;
 mod events;
+mod exhausted;
+mod limits;
 mod method;
 mod orthogonalize_cmd;
 mod out_file;
@@ -32,8 +34,12 @@ use crate::error::{CliError, Exit};
 /// The versions of every dependency this program was built with; `data.crates` reads from them.
 pub const CARGO_LOCK: &str = include_str!("../../../Cargo.lock");
 
+#[global_allocator]
+static ALLOCATOR: exhausted::Noting = exhausted::Noting;
+
 fn main() -> ExitCode {
     panic::install_hook();
+    exhausted::survive_limits();
     let ended = match Cli::try_parse() {
         Ok(cli) => run(cli.command),
         Err(instead) => output::show_clap(&instead),

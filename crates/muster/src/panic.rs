@@ -1,24 +1,30 @@
-//! The last resort: a panic is a bug in Muster, and is called that.
+//! The last resort: a panic is a bug in Muster, and is called that; unless a library panicked
+//! because a limit of the machine was met.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 
 use crate::console;
 use crate::error::Exit;
+use crate::limits;
 use crate::output::complain;
 
-/// From now on a panic in any thread ends the process with exit code 70, the terminal usable and
-/// a message that says what to report.
+/// From now on a panic in any thread ends the process, the terminal usable: with exit code 70 and
+/// a message that says what to report, or 3 and the limit that was met.
 pub fn install_hook() {
     std::panic::set_hook(Box::new(|info| {
         console::restore_terminal();
-        complain(&message(info, &Backtrace::capture()));
+        let what = info.payload_as_str().unwrap_or("an unknown panic");
+        if let Some(advice) = limits::advice_in(what) {
+            complain(&format!("error: {what}; {advice}\nCheckpoints that were saved are intact."));
+            std::process::exit(Exit::Peer.code().into());
+        }
+        complain(&message(what, info, &Backtrace::capture()));
         std::process::exit(Exit::Bug.code().into());
     }));
 }
 
-fn message(info: &PanicHookInfo, backtrace: &Backtrace) -> String {
-    let what = info.payload_as_str().unwrap_or("an unknown panic");
+fn message(what: &str, info: &PanicHookInfo, backtrace: &Backtrace) -> String {
     let place = info.location().map_or_else(String::new, |place| format!(" ({place})"));
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");

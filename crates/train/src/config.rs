@@ -203,9 +203,18 @@ pub struct RanksConfig {
     pub threads: usize,
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
-    /// How long a collective waits for a peer before the job is declared broken.
+    /// How long ranks wait for one that does not come, and the supervisor for one that says
+    /// nothing, before the job is declared broken. Time in which the job is stopped does not count.
     #[schemars(range(min = 1, max = 604_800_000))]
     pub timeout_ms: u64,
+    /// How long a rank may live without any progress, such as a kernel or a write to a file,
+    /// before the job is declared broken; 0 for ever. After `timeout_ms` it is told in any case.
+    #[schemars(range(max = 604_800_000))]
+    pub step_timeout_ms: u64,
+    /// The signal by which a scheduler warns before it ends the job: `usr1`, `usr2` or `none`. The
+    /// run saves and ends with exit code 75, as after SIGTERM, SIGHUP and SIGXCPU. For Slurm:
+    /// `--signal=USR1@300`.
+    pub warn_signal: WarnSignal,
     /// Size of a communication bucket in bytes of f32 gradient.
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     pub bucket_bytes: usize,
@@ -222,10 +231,21 @@ impl Default for RanksConfig {
             threads: 0,
             device: DeviceName::Cpu,
             timeout_ms: 120_000,
+            step_timeout_ms: 0,
+            warn_signal: WarnSignal::Usr1,
             bucket_bytes: 32 << 20,
             mixed_cpus: false,
         }
     }
+}
+
+/// The signal by which a scheduler warns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WarnSignal {
+    Usr1,
+    Usr2,
+    None,
 }
 
 /// What connects the ranks.

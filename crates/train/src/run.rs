@@ -3,6 +3,7 @@
 use checkpoint::Store;
 
 use crate::event::{Action, FinishReason, NonFinite};
+use crate::pulse::{self, Phase};
 use crate::retention::Retention;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
 
@@ -52,6 +53,7 @@ impl<E: Engine> Trainer<E> {
             false => FinishReason::Complete,
         };
         while self.step < last {
+            pulse::enter(Phase::Training);
             let Taken { step, wants: wanted, non_finite } = self.take_step(wants(self.step))?;
             if let Some(report) = &non_finite {
                 emit(Event::NonFinite(report.clone()))?;
@@ -67,6 +69,7 @@ impl<E: Engine> Trainer<E> {
             let (eval_due, save_due) =
                 (due(self.config.train.eval_every), due(self.config.checkpoint.every));
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
+                pulse::enter(Phase::Validating);
                 let evaluation = self.evaluate()?;
                 self.note_memory();
                 self.times.evaluation_ms += evaluation.ms;
@@ -74,6 +77,7 @@ impl<E: Engine> Trainer<E> {
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
+                pulse::enter(Phase::Saving);
                 let event = self.save(store, generation)?;
                 self.note_memory();
                 self.times.saves_ms += event.ms;
@@ -88,6 +92,7 @@ impl<E: Engine> Trainer<E> {
                 break;
             }
         }
+        pulse::enter(Phase::Ending);
         retention.finish(store).into_iter().try_for_each(&mut *emit)?;
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();

@@ -11,10 +11,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
+use crate::patience::Patience;
 use crate::{CommError, Communicator, Fault, Result};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(2);
 
 type Frames = Framed<TcpStream, LengthDelimitedCodec>;
 
@@ -93,12 +94,12 @@ async fn meet(
     timeout_ms: u64,
 ) -> Result<(Frames, Vec<SocketAddr>)> {
     let limit = Duration::from_millis(timeout_ms);
-    let silent = |_| CommError::NoRendezvous { addr, timeout_ms };
-    let stream = tokio::time::timeout(limit, connect(addr)).await.map_err(silent)?;
+    let silent = || CommError::NoRendezvous { addr, timeout_ms };
+    let stream = Patience::new(limit).within(connect(addr)).await.ok_or_else(silent)?;
     let mut frames = Framed::new(stream, protocol::codec());
     let lost = |source| CommError::Socket { addr, action: "join", source };
     frames.send(protocol::encode(&ToServer::Hello(hello), true)).await.map_err(lost)?;
-    let first = tokio::time::timeout(limit + PATIENCE, frames.next()).await.map_err(silent)?;
+    let first = Patience::new(limit + LATER).within(frames.next()).await.ok_or_else(silent)?;
     let ended = || lost(std::io::ErrorKind::UnexpectedEof.into());
     let first = first.ok_or_else(ended)?.map_err(lost)?;
     match protocol::decode(&first, true) {

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
+use crate::patience::Patience;
 use crate::{CommError, Fault, Result, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
@@ -265,7 +266,7 @@ async fn serve(
     let Ok(listener) = TcpListener::from_std(listener) else { return };
     let late = Arc::clone(&shared);
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(late.timeout_ms)).await;
+        Patience::of_ms(late.timeout_ms).passed().await;
         let mut meeting = late.lock();
         let absent = |rank: &usize| meeting.workers[*rank].is_none();
         let missing = (0..late.world).filter(absent).collect();
@@ -289,8 +290,8 @@ async fn serve(
 async fn attend(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let mut frames = Framed::new(stream, protocol::codec());
-    let first = tokio::time::timeout(HELLO, frames.next()).await;
-    let Ok(Some(Ok(first))) = first else { return };
+    let first = Patience::new(HELLO).within(frames.next()).await;
+    let Some(Some(Ok(first))) = first else { return };
     let mut hello = match protocol::decode::<ToServer>(&first, true) {
         Ok(ToServer::Hello(hello)) => hello,
         Ok(_) | Err(Garbled::Stranger) => return,

@@ -28,10 +28,11 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::files;
 use super::system::{self, Words};
+use crate::patience::Patience;
 use crate::{CommError, Operation};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"muster01");
@@ -105,12 +106,12 @@ impl Control {
         Ok(control)
     }
 
-    /// Opens the block once rank 0 has made it; `Ok(None)` if it is not there by `deadline`.
+    /// Opens the block once rank 0 has made it; `Ok(None)` if it is not there before the deadline.
     pub(super) fn open(
         dir: &Path,
         job: &str,
         world: usize,
-        deadline: Instant,
+        mut patience: Patience,
     ) -> Result<Option<Control>, CommError> {
         let path = files::control_path(dir, job);
         loop {
@@ -135,7 +136,7 @@ impl Control {
                 }
                 Err(_) => {}
             }
-            if Instant::now() >= deadline {
+            if patience.left().is_zero() {
                 return Ok(None);
             }
             std::thread::sleep(Duration::from_millis(1));

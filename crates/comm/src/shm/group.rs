@@ -1,15 +1,17 @@
 //! The group: meeting, operations as (enter, read, leave), waiting, giving up.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::control::{self, Announcement, Control};
 use super::files;
 use super::system::Process;
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
+use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
 /// Looks at a peer's phase before the first yield, where every rank has a core.
@@ -66,16 +68,24 @@ impl Reads {
 }
 
 /// The operation in progress.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Call {
     pub operation: Operation,
     pub sequence: u64,
-    pub deadline: Instant,
+    /// For all of its waits together.
+    patience: Cell<Patience>,
 }
 
 impl Call {
     fn phase(&self) -> u32 {
         (self.sequence as u32).wrapping_mul(2)
+    }
+
+    fn left(&self) -> Duration {
+        let mut patience = self.patience.get();
+        let left = patience.left();
+        self.patience.set(patience);
+        left
     }
 }
 
@@ -108,10 +118,10 @@ impl Shm {
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
-        let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+        let patience = Patience::of_ms(timeout_ms);
         let control = match rank {
             0 => Control::create(dir, job, world)?,
-            _ => Control::open(dir, job, world, deadline)?.ok_or(CommError::Timeout {
+            _ => Control::open(dir, job, world, patience)?.ok_or(CommError::Timeout {
                 operation: Operation::Join,
                 sequence: 1,
                 missing: vec![0],
@@ -161,11 +171,10 @@ impl Shm {
         self.settle(&call, body(self, &mut state, &call))
     }
 
-    /// The next operation's number and deadline.
+    /// The next operation's number.
     pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
         state.sequence += 1;
-        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
-        Call { operation, sequence: state.sequence, deadline }
+        self.call(operation, state.sequence)
     }
 
     /// The next message between this rank and `peer` in one direction; such messages have
@@ -174,8 +183,11 @@ impl Shm {
         let receives = operation == Operation::Receive;
         let count = state.messages_with.entry((peer, receives)).or_default();
         *count += 1;
-        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
-        Call { operation, sequence: *count, deadline }
+        self.call(operation, *count)
+    }
+
+    fn call(&self, operation: Operation, sequence: u64) -> Call {
+        Call { operation, sequence, patience: Patience::of_ms(self.timeout_ms).into() }
     }
 
     pub(super) fn announce(&self, call: &Call, digest: u64) {
@@ -275,7 +287,7 @@ impl Shm {
         while !done(peer) {
             self.check_revoked()?;
             self.check_peers(call, &done)?;
-            let left = call.deadline.saturating_duration_since(Instant::now());
+            let left = call.left();
             if left.is_zero() {
                 let missing = self.peers().filter(|&rank| !done(rank)).collect();
                 let Call { operation, sequence, .. } = *call;
@@ -297,7 +309,8 @@ impl Shm {
             };
             // Looked at again: it may have arrived before it went.
             if !done(rank) {
-                let (cause, Call { operation, sequence, .. }) = (cause.to_owned(), *call);
+                let Call { operation, sequence, .. } = *call;
+                let cause = cause.to_owned();
                 self.check_revoked()?;
                 return Err(CommError::PeerLost { rank, operation, sequence, cause });
             }

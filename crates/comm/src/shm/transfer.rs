@@ -231,7 +231,7 @@ impl Shm {
         all.resize_with(self.world, Vec::new);
         all.iter_mut().for_each(Vec::clear);
         all[self.rank].extend_from_slice(mine);
-        let (mut call, mut done) = (*call, 0);
+        let (mut call, mut done) = (call.clone(), 0);
         let (mut sent, mut received) = (0, 0);
         loop {
             let part = &mine[done.min(mine.len())..(done + MAIL_BYTES).min(mine.len())];

@@ -2,11 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::exchange::{Call, Progress};
 use super::frame::{self, HEADER_BYTES};
@@ -15,6 +13,7 @@ use super::signal::Signals;
 use super::wire::{Reader, Writer};
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
+use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
 /// A rank's end of a mesh.
@@ -101,8 +100,7 @@ impl Tcp {
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
         let me = Identity { token: frame::token(job), rank, world };
         let pairs = runtime.block_on(async {
-            let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-            mesh::meet(listener, peers, me, deadline).await
+            mesh::meet(listener, peers, me, Patience::of_ms(timeout_ms)).await
         })?;
         let absent = |peer: &usize| pairs[*peer].data.is_none() || pairs[*peer].signal.is_none();
         let missing: Vec<usize> = (0..world).filter(|&p| p != rank).filter(absent).collect();
@@ -211,7 +209,7 @@ impl Tcp {
             () = notified => self.check_revoked().and_then(|()| {
                 Err(CommError::Revoked { why: "no reason given".to_owned() })
             }),
-            () = tokio::time::sleep(Duration::from_millis(timeout_ms)) => {
+            () = Patience::of_ms(timeout_ms).passed() => {
                 let Call { operation, sequence, .. } = *call;
                 let missing = progress.missing();
                 Err(CommError::Timeout { operation, sequence, missing, timeout_ms })

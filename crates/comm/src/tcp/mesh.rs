@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::frame::{HEADER_BYTES, Header};
+use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
 /// Binds the address that peers will connect to; port 0 takes any free one.
@@ -67,12 +68,12 @@ impl Identity {
     }
 }
 
-/// The connections by rank, as far as they came by `deadline`.
+/// The connections by rank, as far as they came before the deadline.
 pub(super) async fn meet(
     listener: TcpListener,
     peers: &[SocketAddr],
     me: Identity,
-    deadline: Instant,
+    patience: Patience,
 ) -> Result<Vec<Pair>> {
     let mut pairs: Vec<Pair> = (0..me.world).map(|_| Pair::default()).collect();
     let addr = peers[me.rank];
@@ -86,6 +87,8 @@ pub(super) async fn meet(
         }
     }
     let mut wanted = 2 * (me.world - 1);
+    let passed = patience.passed();
+    tokio::pin!(passed);
     while wanted > 0 {
         tokio::select! {
             accepted = listener.accept() => {
@@ -104,7 +107,7 @@ pub(super) async fn meet(
                 }
                 wanted -= 1;
             }
-            () = tokio::time::sleep_until(deadline) => break,
+            () = &mut passed => break,
         }
     }
     Ok(pairs)

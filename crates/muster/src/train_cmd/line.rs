@@ -1,11 +1,11 @@
 //! What a worker writes on standard output for its supervisor: one JSON object a line.
 
 use std::borrow::Cow;
-use std::io::Write;
 
 use comm::Fault;
 use serde::{Deserialize, Serialize};
 use train::Event;
+use train::pulse::Pulse;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,19 +16,20 @@ pub enum Line<'a> {
     Event(Cow<'a, Event>),
     /// Steps that this rank has done.
     At(u64),
+    /// Nothing to say, but alive.
+    Alive(Pulse),
     /// This rank ends because others failed.
     Fault(Cow<'a, Fault>),
 }
 
 impl Line<'_> {
-    /// Writes the line.
+    /// The line with its end.
     ///
     /// # Errors
-    /// The supervisor is gone.
-    pub fn say(&self) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer(&mut out, self)?;
-        out.write_all(b"\n")?;
-        out.flush()
+    /// None of today's lines has any.
+    pub fn bytes(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 }

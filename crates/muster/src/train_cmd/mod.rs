@@ -9,12 +9,14 @@
 mod fit;
 mod generate;
 mod job;
+mod life;
 mod line;
 mod resume;
 mod room;
 mod signals;
 mod supervise;
 mod verdict;
+mod voice;
 mod watch;
 mod worker;
 

@@ -6,20 +6,29 @@
 //!              anywhere                   second Ctrl-C: ends the process
 //! worker       before it has handlers     blocked since it was spawned, then counted
 //! ```
+//!
+//! SIGHUP (the terminal is closed), SIGXCPU (the limit of CPU time is near) and the signal that a
+//! scheduler warns with are requests to stop like SIGTERM. One that was ignored when the program
+//! started, as `nohup` does with SIGHUP, stays ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use train::config::WarnSignal;
 
 use crate::error::{CliError, Exit};
+use crate::limits;
 
 /// What the shell calls a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
 /// How long the watch may take to end the ranks in good order after a second Ctrl-C.
 const ORDERLY: Duration = Duration::from_millis(300);
+
+/// Every signal that may be counted.
+const ALL: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1, SIGUSR2];
 
 /// How often each signal has come.
 #[derive(Clone, Default)]
@@ -31,14 +40,16 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Counts SIGINT and SIGTERM from now on, instead of dying of them; those that were blocked
-    /// come now.
+    /// Counts SIGINT and the requests to stop from now on, instead of dying of them; those that
+    /// were blocked come now.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn count() -> Result<Signals, CliError> {
+    pub fn count(warn: WarnSignal) -> Result<Signals, CliError> {
         let signals = Signals::default();
-        for (signal, count) in [(SIGINT, &signals.interrupts), (SIGTERM, &signals.terminations)] {
+        for signal in counted(warn) {
+            let interrupts = signal == SIGINT;
+            let count = if interrupts { &signals.interrupts } else { &signals.terminations };
             let count = Arc::clone(count);
             let action = move || {
                 count.fetch_add(1, Ordering::Relaxed);
@@ -56,10 +67,12 @@ impl Signals {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn watch(leave: impl Fn() + Send + 'static) -> Result<Signals, CliError> {
+    pub fn watch(warn: WarnSignal, leave: impl Fn() + Send + 'static) -> Result<Signals, CliError> {
+        // Asked before any of them has a handler.
+        let counted = counted(warn);
         // Counted before the thread hears of it.
-        let signals = Signals::count()?;
-        let incoming = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]);
+        let signals = Signals::count(warn)?;
+        let incoming = signal_hook::iterator::Signals::new(counted);
         let mut incoming = incoming.map_err(cannot_watch)?;
         let known = signals.clone();
         let watch = move || {
@@ -67,7 +80,7 @@ impl Signals {
                 if !known.training.load(Ordering::Acquire) {
                     leave();
                     let code =
-                        if signal == SIGTERM { Exit::Preempted.code().into() } else { INTERRUPTED };
+                        if signal == SIGINT { INTERRUPTED } else { Exit::Preempted.code().into() };
                     end("stopped before training began", code);
                 }
                 if known.interrupts() > 1 {
@@ -101,7 +114,7 @@ impl Signals {
 }
 
 fn cannot_watch(error: std::io::Error) -> CliError {
-    CliError::peer(format!("cannot watch signals: {error}"))
+    limits::refused("watch signals", &error)
 }
 
 /// Ends the process with a last word, which only the first thread that comes here says.
@@ -117,7 +130,26 @@ fn end(word: &str, code: i32) -> ! {
     std::process::exit(code);
 }
 
-/// Blocks SIGINT and SIGTERM in a process that is about to become a worker, until it counts them.
+/// The signals that are counted when a scheduler warns with `warn`.
+fn counted(warn: WarnSignal) -> Vec<i32> {
+    let warning = match warn {
+        WarnSignal::Usr1 => Some(SIGUSR1),
+        WarnSignal::Usr2 => Some(SIGUSR2),
+        WarnSignal::None => None,
+    };
+    let others = [SIGHUP, SIGXCPU].into_iter().chain(warning);
+    [SIGINT, SIGTERM].into_iter().chain(others.filter(|&signal| !is_ignored(signal))).collect()
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all-zero bytes are a value of this plain type, which the call overwrites.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to the action, which lives until the call returns; nothing is set.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Blocks all of these signals in a process that is about to become a worker, until it counts them.
 /// Async-signal-safe.
 pub fn block() -> std::io::Result<()> {
     mask(libc::SIG_BLOCK)
@@ -129,8 +161,9 @@ fn mask(how: i32) -> std::io::Result<()> {
     // SAFETY: the pointers are to the set, which lives until the calls return.
     let failed = unsafe {
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, SIGINT);
-        libc::sigaddset(&raw mut set, SIGTERM);
+        for signal in ALL {
+            libc::sigaddset(&raw mut set, signal);
+        }
         libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut())
     };
     if failed == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(failed)) }

@@ -14,6 +14,7 @@ use train::{Event, RunPlan};
 
 use super::fit::{self, Fit, Start};
 use super::job::Job;
+use super::life::Limits;
 use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Watch};
@@ -21,6 +22,7 @@ use crate::cli::TrainArgs;
 use crate::console::{ByteProgress, Console};
 use crate::error::{CliError, Exit};
 use crate::events::{self, EventLog};
+use crate::limits;
 use crate::run_dir::RunDir;
 
 /// Where this host stands among the hosts of a job.
@@ -63,6 +65,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let config = loaded.config;
     let place = place(&args, &config)?;
     let threads = threads(&config, place.ranks.len());
+    limits::check_threads(place.ranks.len(), threads)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let run = RunDir::new(config.runs_dir.join(&config.name));
@@ -72,7 +75,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     }
     let tight = fit.map_err(CliError::mistake)?;
     let cache = run.root().join("data");
-    let signals = Signals::watch(move || remove_temporary(&cache))?;
+    let signals = Signals::watch(config.ranks.warn_signal, move || remove_temporary(&cache))?;
     make_dirs(&run)?;
     let _lock = hold(&run, place.node)?;
     let prepared = prepare(&config, &run)?;
@@ -104,7 +107,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
     let finish = Finish { job: &job, run: &run };
     let mut has_begun = false;
-    let ended = watch.run(server.as_ref(), &signals, &mut |event| {
+    let limits = patience(&job.config);
+    let ended = watch.run(server.as_ref(), &signals, &limits, &mut |event| {
         // Not before the ranks agree and have loaded what they go on from: until then the
         // directory may be another run's, whose checkpoints need its config.
         let begins = !matches!(event, Event::Warning { .. });
@@ -194,9 +198,9 @@ impl Finish<'_> {
             0 => dataset.validation_samples(),
             most => most.min(dataset.validation_samples()),
         };
-        let counting = std::thread::spawn(move || {
-            data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples)
-        });
+        let count = move || data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples);
+        let counting = std::thread::Builder::new().name("baseline".into()).spawn(count);
+        let counting = counting.map_err(|error| limits::refused("start a thread", &error))?;
         while !counting.is_finished() {
             if signals.interrupts() + signals.terminations() > 0 {
                 return Ok(None);
@@ -220,6 +224,13 @@ impl Finish<'_> {
         }
         Ok(others)
     }
+}
+
+/// How long the watch lets ranks be.
+fn patience(config: &Config) -> Limits {
+    let ms = Duration::from_millis;
+    let (timeout, step) = (config.ranks.timeout_ms, config.ranks.step_timeout_ms);
+    Limits { timeout: ms(timeout), step_timeout: (step > 0).then_some(ms(step)) }
 }
 
 fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {

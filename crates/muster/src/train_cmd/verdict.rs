@@ -27,6 +27,8 @@ pub struct Seen {
     pub end: Option<(Instant, ExitStatus)>,
     /// The supervisor did it.
     pub was_killed: bool,
+    /// Why the supervisor gave it up, if it did.
+    pub given_up: Option<String>,
     tail: VecDeque<String>,
 }
 
@@ -75,19 +77,25 @@ impl Seen {
         self.ended_with(Exit::Ok) || self.ended_with(Exit::Preempted)
     }
 
-    /// It ended badly, by itself, and blames nobody.
+    /// It ended badly, by itself, and blames nobody; or had to be given up.
     pub fn is_at_fault(&self) -> bool {
-        self.end.is_some() && !self.is_well() && !self.was_killed && self.fault.is_none()
+        let fell = self.end.is_some() && !self.is_well();
+        self.given_up.is_some() || (fell && !self.was_killed && self.fault.is_none())
     }
 
     /// `killed by signal 9`, its last step and last log lines.
     pub fn obituary(&self) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
+            _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
             Some((Some(code), _)) => format!("exit status {code}"),
             Some((_, Some(signal))) => format!("killed by signal {signal}"),
             _ => "ended".to_owned(),
         };
-        format!("{how}{}{}", last_step(self.step), self.last_lines())
+        let undead = match self.end {
+            None if self.was_killed => ", and its process cannot be killed",
+            _ => "",
+        };
+        format!("{how}{undead}{}{}", last_step(self.step), self.last_lines())
     }
 
     fn last_lines(&self) -> String {
@@ -123,7 +131,7 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
         return Err(CliError::mistake(rank.complaint()));
     }
     let headline = match at_fault().min_by_key(|rank| rank.end.map(|(when, _)| when)) {
-        Some(rank) => format!("rank {} failed: {}", rank.rank, rank.obituary()),
+        Some(rank) => headline(rank, seen),
         None => blamed(seen, elsewhere),
     };
     let message = format!(
@@ -133,6 +141,21 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
     let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
     let exit = if bug { Exit::Bug } else { Exit::Peer };
     Err(CliError { exit, ..CliError::peer(message) })
+}
+
+/// The rank at fault, with those that were given up at the same time.
+fn headline(first: &Seen, seen: &[&Seen]) -> String {
+    let given_up = |rank: &&&Seen| rank.given_up.is_some();
+    let mut ranks: Vec<usize> = seen.iter().filter(given_up).map(|rank| rank.rank).collect();
+    if first.given_up.is_none() || ranks.len() == 1 {
+        ranks = vec![first.rank];
+    }
+    let what = first.obituary();
+    let what = match ranks.len() {
+        1 => what,
+        _ => what.replace("; its ", "; their "),
+    };
+    Fault { ranks, what }.headline()
 }
 
 /// All ranks here ended because of others.
@@ -229,6 +252,24 @@ mod tests {
         assert_eq!(judge(&circle).0, 3);
         let nobody = [ended(0, exit(3), Some(&[]))];
         assert_eq!(judge(&nobody), (3, "no sign".to_owned()));
+    }
+
+    #[test]
+    fn ranks_that_were_given_up_are_named_together() {
+        let given_up = |rank| Seen {
+            was_killed: true,
+            given_up: Some("no sign of life".into()),
+            ..ended(rank, 9, None)
+        };
+        let one = [ended(0, exit(3), Some(&[1])), given_up(1)];
+        let expected = "rank 1 failed: no sign of life; its last step was 5";
+        assert_eq!(judge(&one), (3, expected.to_owned()));
+        let all = [given_up(0), given_up(1)];
+        let expected = "ranks 0 and 1 failed: no sign of life; its last step was 5";
+        assert_eq!(judge(&all), (3, expected.replace("its", "their")));
+        // What a rank that ended by itself says comes first.
+        let fell = [ended(0, 6, None), given_up(1)];
+        assert!(judge(&fell).1.starts_with("rank 0 failed: killed by signal 6"));
     }
 
     #[test]

@@ -9,19 +9,30 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
 
+use super::life::{Judgement, Life, Limits};
 use super::line::Line;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
 use crate::error::{CliError, Exit};
+use crate::limits;
 
 /// After a rank has died the others get this long to notice before they are killed.
 const GRACE: Duration = Duration::from_millis(3500);
 
+/// A process that was killed and is still there after this long waits for something that does not
+/// answer, such as a file system. It is not waited for.
+const UNDEAD: Duration = Duration::from_secs(5);
+
 /// How often processes and signals are looked at.
 const TICK: Duration = Duration::from_millis(20);
+
+/// What follows the warning that a rank does not get on.
+const PATIENT: &str = "a step may take long, so it goes on; Ctrl-C twice stops at once, and \
+                       ranks.step_timeout_ms sets a limit";
 
 /// How the ranks ended.
 pub enum Ended {
@@ -41,12 +52,46 @@ enum Message {
 struct Rank {
     child: Child,
     seen: Seen,
+    life: Life,
+}
+
+/// What the user and the scheduler have asked for so far.
+#[derive(Default)]
+struct Asked {
+    interrupts: usize,
+    terminations: usize,
+    /// When the first of them was passed on.
+    stop: Option<Duration>,
+}
+
+impl Asked {
+    /// Passes new signals on to the ranks; whether somebody does not want to wait for them.
+    fn is_too_much(&mut self, signals: &Signals, watch: &Watch) -> bool {
+        if signals.interrupts() > self.interrupts {
+            self.interrupts = signals.interrupts();
+            if self.interrupts > 1 {
+                return true;
+            }
+            crate::output::complain("finishing the step and saving; Ctrl-C again stops at once");
+            watch.signal(libc::SIGINT);
+            self.stop.get_or_insert(watch.now);
+        }
+        if signals.terminations() > self.terminations {
+            self.terminations = signals.terminations();
+            watch.signal(libc::SIGTERM);
+            self.stop.get_or_insert(watch.now);
+        }
+        false
+    }
 }
 
 /// The ranks of this host.
 pub struct Watch {
     ranks: Vec<Rank>,
     messages: Receiver<Message>,
+    clock: AwakeClock,
+    /// What the clock showed last.
+    now: Duration,
 }
 
 impl Watch {
@@ -56,10 +101,12 @@ impl Watch {
     /// A process cannot be started.
     pub fn start(file: &Path, ranks: Range<usize>, logs: &Path) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
-        let mut watch = Watch { ranks: Vec::new(), messages };
+        let (clock, now) = (AwakeClock::default(), Duration::ZERO);
+        let mut watch = Watch { ranks: Vec::new(), messages, clock, now };
         for rank in ranks {
             let child = start(file, rank, logs, &sender)?;
-            watch.ranks.push(Rank { child, seen: Seen::new(rank) });
+            let (seen, life) = (Seen::new(rank), Life::new(now));
+            watch.ranks.push(Rank { child, seen, life });
         }
         Ok(watch)
     }
@@ -72,43 +119,76 @@ impl Watch {
         &mut self,
         server: Option<&Server>,
         signals: &Signals,
+        limits: &Limits,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, CliError> {
-        let (mut interrupts, mut terminations) = (0, 0);
-        let mut kill_at: Option<Instant> = None;
+        let mut asked = Asked::default();
+        let mut kill_at: Option<Duration> = None;
         loop {
             let open = self.pass_on(tell);
-            if signals.interrupts() > interrupts {
-                interrupts = signals.interrupts();
-                if interrupts > 1 {
-                    self.kill();
-                    return Ok(Ended::AtOnce);
-                }
-                crate::output::complain(
-                    "finishing the step and saving; Ctrl-C again stops at once",
-                );
-                self.signal(libc::SIGINT);
-            }
-            if signals.terminations() > terminations {
-                terminations = signals.terminations();
-                self.signal(libc::SIGTERM);
+            self.now = self.clock.look();
+            if asked.is_too_much(signals, self) {
+                self.kill();
+                return Ok(Ended::AtOnce);
             }
             let dead = self.reap();
             if !dead.is_empty() {
                 self.drain(tell);
                 self.report(&dead, server);
-                kill_at.get_or_insert(Instant::now() + GRACE);
+                kill_at.get_or_insert(self.now + GRACE);
             }
-            if kill_at.is_some_and(|at| Instant::now() > at) {
+            // Once a rank has ended badly, the others say why, or are killed.
+            if kill_at.is_none() && self.give_up(limits, asked.stop, server, tell) {
+                kill_at = Some(self.now + GRACE);
+            }
+            if kill_at.is_some_and(|at| self.now > at) {
                 self.kill();
             }
-            if self.ranks.iter().all(|rank| rank.seen.end.is_some()) && !open {
+            let ended = self.ranks.iter().all(|rank| rank.seen.end.is_some()) && !open;
+            if ended || kill_at.is_some_and(|at| self.now > at + UNDEAD) {
                 break;
             }
         }
         self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
         verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+    }
+
+    /// Gives up ranks that show no life; returns whether there were any.
+    fn give_up(
+        &mut self,
+        limits: &Limits,
+        stop: Option<Duration>,
+        server: Option<&Server>,
+        tell: &mut dyn FnMut(Event),
+    ) -> bool {
+        let mut lost = false;
+        for Rank { seen, life, .. } in self.ranks.iter_mut().filter(|r| r.seen.end.is_none()) {
+            match life.judge(self.now, limits, stop) {
+                Judgement::Well => {}
+                Judgement::Slow(how) => tell(Event::Warning {
+                    message: format!("rank {} is {how}; {PATIENT}", seen.rank),
+                }),
+                Judgement::Lost(why) => {
+                    seen.given_up = Some(why);
+                    lost = true;
+                }
+            }
+        }
+        for Rank { child, seen, life } in self.ranks.iter_mut().filter(|_| lost) {
+            if seen.end.is_none() && seen.given_up.is_none() {
+                seen.given_up = life.is_silent(self.now);
+            }
+            if let Some(why) = &seen.given_up {
+                if let Some(server) = server {
+                    server.report_exit(seen.rank, why);
+                }
+                seen.was_killed = true;
+                // It may have ended meanwhile; the next look collects it either way.
+                let _ = child.kill();
+            }
+        }
+        lost
     }
 
     /// Tells the ranks of all hosts who of `dead` is at fault; others have said whom they blame.
@@ -121,11 +201,15 @@ impl Watch {
         }
     }
 
-    /// Handles messages for a tick; returns whether a pipe is still open.
+    /// Handles messages for a tick, however many there are; returns whether a pipe may still be
+    /// open.
     fn pass_on(&mut self, tell: &mut dyn FnMut(Event)) -> bool {
         let end = Instant::now() + TICK;
         loop {
             let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
             match self.messages.recv_timeout(left) {
                 Ok(message) => self.handle(message, tell),
                 Err(RecvTimeoutError::Timeout) => return true,
@@ -148,14 +232,30 @@ impl Watch {
     }
 
     fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Event)) {
+        self.note_life(&message);
         match message {
             Message::Line(rank, line) => match *line {
                 Line::Event(event) => tell(event.into_owned()),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
+                Line::Alive(_) => {}
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),
             },
             Message::Stray(line) => crate::output::complain(&line),
             Message::Log(rank, line) => self.of(rank, |seen| seen.log(line)),
+        }
+    }
+
+    fn note_life(&mut self, message: &Message) {
+        let now = self.now;
+        let (Message::Line(rank, _) | Message::Log(rank, _)) = message else { return };
+        let found = self.ranks.iter_mut().find(|r| r.seen.rank == *rank);
+        let Some(Rank { life, .. }) = found else { return };
+        match message {
+            Message::Line(_, line) => match **line {
+                Line::Alive(pulse) => life.beat(pulse, now),
+                _ => life.advance(now),
+            },
+            _ => life.hear(now),
         }
     }
 
@@ -201,8 +301,10 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.kill();
-        for rank in &mut self.ranks {
-            let _ = rank.child.wait();
+        let patience = Instant::now() + UNDEAD;
+        while self.ranks.iter().any(|rank| rank.seen.end.is_none()) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+            self.reap();
         }
     }
 }
@@ -213,10 +315,8 @@ fn start(
     logs: &Path,
     sender: &Sender<Message>,
 ) -> Result<Child, CliError> {
-    let failed = |error: &dyn std::fmt::Display| {
-        CliError::peer(format!("cannot start rank {rank}: {error}"))
-    };
-    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let failed = |error: std::io::Error| limits::refused(format!("start rank {rank}"), &error);
+    let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
     command.arg("worker").arg("--plan").arg(file).arg("--rank").arg(rank.to_string());
     command.env(signals::PARENT, std::process::id().to_string());
@@ -225,17 +325,26 @@ fn start(
     command.process_group(0);
     // SAFETY: between fork and exec it only changes the signal mask, which is async-signal-safe.
     unsafe { command.pre_exec(signals::block) };
-    let mut child = command.spawn().map_err(|error| failed(&error))?;
+    let mut child = command.spawn().map_err(failed)?;
     let path = logs.join(format!("rank-{rank:05}.log"));
     let log = File::options().create(true).append(true).open(&path);
-    let log = log.map_err(|error| failed(&format!("{}: {error}", path.display())))?;
+    let log = log.map_err(|error| {
+        let _ = child.kill();
+        limits::refused(format!("write {}", path.display()), &error)
+    })?;
     if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
         let to = sender.clone();
-        std::thread::spawn(move || read_lines(rank, out, &to));
+        reader(move || read_lines(rank, out, &to))?;
         let to = sender.clone();
-        std::thread::spawn(move || read_log(rank, err, log, &to));
+        reader(move || read_log(rank, err, log, &to))?;
     }
     Ok(child)
+}
+
+/// Without it the rank, which dies with this process, cannot be heard.
+fn reader(read: impl FnOnce() + Send + 'static) -> Result<(), CliError> {
+    let started = std::thread::Builder::new().name("reader".into()).spawn(read);
+    started.map(drop).map_err(|error| limits::refused("start a thread", &error))
 }
 
 fn read_lines(rank: usize, from: impl Read, to: &Sender<Message>) {

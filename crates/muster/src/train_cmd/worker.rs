@@ -12,12 +12,16 @@ use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind};
 use train::config::{Backend, DeviceName};
 use train::event::{FinishReason, Finished, Profile};
-use train::{Event, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants};
+use train::pulse::{self, Phase};
+use train::{
+    Event, MarkedDisk, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants,
+};
 
 use super::job::Job;
 use super::line::Line;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
+use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
 
@@ -30,32 +34,40 @@ const ABORT: Duration = Duration::from_secs(1);
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
-    let signals = Signals::count()?;
+    let voice = Voice::start()?;
     let job = Job::read(&args.plan)?;
+    let signals = Signals::count(job.config.ranks.warn_signal)?;
     let kind = match job.config.ranks.device {
         DeviceName::Cpu => DeviceKind::Cpu,
         DeviceName::Guarded => DeviceKind::Guarded,
     };
     let device = Device::new(kind, job.threads)?;
     // On a thread of the device's pool, parallel loops start without handing over.
-    let ended = device.run(|| rank(&job, args.rank, &device, &signals));
+    let ended = device.run(|| rank(&job, args.rank, &device, &Told { signals, voice: &voice }));
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
-        let _ = Line::Fault(Cow::Borrowed(fault)).say();
+        let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
     }
     ended
 }
 
-fn rank(job: &Job, rank: usize, device: &Device, signals: &Signals) -> Result<Exit, CliError> {
+/// What passes between a rank and its supervisor.
+struct Told<'a> {
+    signals: Signals,
+    voice: &'a Voice,
+}
+
+fn rank(job: &Job, rank: usize, device: &Device, told: &Told) -> Result<Exit, CliError> {
     let vocab = job.prepared.vocab_size as usize;
     let plan = RunPlan::new(&job.config, vocab, job.world, job.threads)?;
+    pulse::enter(Phase::Meeting);
     let (joined, listener) = meet(job, rank, &plan)?;
     let control = joined.control;
     // The group outlives the training, so that the server hears first whose fault an end is.
     let mut group = None;
     let trained = connect(job, rank, listener, joined.peers).and_then(|comm| {
         control.attach(&comm);
-        train(job, plan, group.insert(comm), device, signals, &control)
+        train(job, plan, group.insert(comm), device, told, &control)
     });
     match trained {
         Ok(exit) => {
@@ -92,10 +104,12 @@ fn train(
     plan: RunPlan,
     comm: &Arc<dyn Communicator>,
     device: &Device,
-    signals: &Signals,
+    told: &Told,
     control: &ControlHandle,
 ) -> Result<Exit, CliError> {
     let started = Instant::now();
+    pulse::enter(Phase::Loading);
+    let Told { signals, voice } = told;
     let config = &job.config;
     let fraction = config.data.validation_fraction;
     let dataset = Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction)?;
@@ -111,8 +125,8 @@ fn train(
     };
     let mut trainer = Trainer::new(parts)?;
     let speaks = comm.rank() == 0;
-    let reporter = Reporter { speaks };
-    let store = Store::new(&job.checkpoints);
+    let reporter = Reporter { speaks, voice };
+    let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
     let generation = claim(&store, comm.as_ref())?;
     let mut emit = |event: Event| reporter.emit(&event);
     resume(job, &store, comm.as_ref(), &mut trainer, &mut emit)?;
@@ -124,7 +138,7 @@ fn train(
     });
     let outcome = {
         let mut wants = |step: u64| {
-            progress(control, step);
+            progress(voice, control, step);
             let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
@@ -135,7 +149,7 @@ fn train(
     }
     let reason = outcome.reason;
     let mut finished = finish(&trainer, outcome, started)?;
-    progress(control, trainer.steps_taken());
+    progress(voice, control, trainer.steps_taken());
     if reason == FinishReason::Complete && speaks {
         let since = Instant::now();
         sample(job, trainer).map_or(Ok(()), |event| reporter.emit(&event))?;
@@ -155,10 +169,10 @@ fn milliseconds(since: Instant) -> f64 {
 }
 
 /// Tells server and supervisor how far this rank has come.
-fn progress(control: &ControlHandle, step: u64) {
+fn progress(voice: &Voice, control: &ControlHandle, step: u64) {
     control.status(step);
     // The next event tells if the supervisor is gone.
-    let _ = Line::At(step).say();
+    let _ = voice.say(&Line::At(step));
 }
 
 /// Meets the other ranks, who are told where this one listens.
@@ -254,14 +268,18 @@ fn finish(
 }
 
 /// Events to the supervisor; only rank 0 speaks.
-struct Reporter {
+struct Reporter<'a> {
     speaks: bool,
+    voice: &'a Voice,
 }
 
-impl Reporter {
+impl Reporter<'_> {
     fn emit(&self, event: &Event) -> Result<(), TrainError> {
         match self.speaks {
-            true => Line::Event(Cow::Borrowed(event)).say().map_err(TrainError::Events),
+            true => {
+                let line = Line::Event(Cow::Borrowed(event));
+                self.voice.say(&line).map_err(TrainError::Events)
+            }
             false => Ok(()),
         }
     }

@@ -1,0 +1,83 @@
+//! What the rank of this process is doing and how much it has done: for whoever watches it.
+//!
+//! One for the process, since a rank is one, and since a rank that stands still cannot be asked.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// What a rank is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Starting,
+    Meeting,
+    Loading,
+    Training,
+    Validating,
+    Saving,
+    Ending,
+}
+
+impl Phase {
+    const ALL: [Phase; 7] = [
+        Phase::Starting,
+        Phase::Meeting,
+        Phase::Loading,
+        Phase::Training,
+        Phase::Validating,
+        Phase::Saving,
+        Phase::Ending,
+    ];
+
+    /// In words that follow `while it was`.
+    pub fn words(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Meeting => "meeting the other ranks",
+            Phase::Loading => "allocating memory and loading a checkpoint",
+            Phase::Training => "training",
+            Phase::Validating => "validating",
+            Phase::Saving => "saving a checkpoint",
+            Phase::Ending => "ending the run",
+        }
+    }
+}
+
+/// A moment of a rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    pub phase: Phase,
+    /// Pieces of work done so far: the same number twice is no progress.
+    pub work: u64,
+}
+
+static PHASE: AtomicU8 = AtomicU8::new(0);
+
+/// The rank of this process begins with `phase`.
+pub fn enter(phase: Phase) {
+    PHASE.store(phase as u8, Ordering::Relaxed);
+    device::work::mark();
+}
+
+/// The pulse of this process.
+pub fn take() -> Pulse {
+    let phase = Phase::ALL[usize::from(PHASE.load(Ordering::Relaxed)) % Phase::ALL.len()];
+    Pulse { phase, work: device::work::done() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_is_told_apart() {
+        for phase in Phase::ALL {
+            let before = take().work;
+            enter(phase);
+            let pulse = take();
+            assert_eq!(pulse.phase, phase);
+            assert!(pulse.work > before);
+        }
+    }
+}
