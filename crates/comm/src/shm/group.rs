@@ -1,16 +1,16 @@
 //! The group: meeting, operations as (enter, read, leave), waiting, giving up.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::control::{self, Announcement, Control};
-use super::files;
+use super::memory::{Places, SharedMemory};
 use super::system::Process;
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
-use crate::{CommError, Operation, Result};
+use crate::error::Moved;
+use crate::{CommError, Operation, Result, Revocation};
 
 /// Looks at a peer's phase before the first yield, where every rank has a core.
 const SPINS: usize = 300;
@@ -24,9 +24,8 @@ pub struct Shm {
     pub(super) control: Control,
     pub(super) rank: usize,
     pub(super) world: usize,
-    pub(super) dir: PathBuf,
-    pub(super) job: String,
     timeout_ms: u64,
+    revocation: Revocation,
     spins: usize,
     /// Known once everyone is there.
     peers: OnceLock<Vec<Process>>,
@@ -37,7 +36,7 @@ pub struct Shm {
 /// What only the operation in progress uses.
 pub(super) struct State {
     sequence: u64,
-    pub windows: u64,
+    pub places: Places,
     pub scratch: Scratch,
     pub reads: Reads,
     /// Messages of a broadcast.
@@ -80,10 +79,10 @@ impl Call {
 }
 
 impl State {
-    fn new(world: usize) -> State {
+    fn new(memory: SharedMemory, world: usize) -> State {
         State {
             sequence: 0,
-            windows: 0,
+            places: Places::new(memory, world),
             scratch: Scratch::default(),
             reads: Reads::new(world),
             messages: Vec::new(),
@@ -93,31 +92,23 @@ impl State {
 }
 
 impl Shm {
-    /// Meets the other ranks of `job` through files in `dir`; returns once all `world` are there.
+    /// Meets the other ranks that share `memory`; returns once all `world` are there, or when
+    /// `revocation` gives the group up.
     ///
     /// # Errors
-    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`; no room in `dir`.
+    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`; memory of another
+    /// group.
     pub fn connect(
-        dir: &Path,
-        job: &str,
+        memory: SharedMemory,
         rank: usize,
         world: usize,
         timeout_ms: u64,
+        revocation: Revocation,
     ) -> Result<Shm> {
-        files::check_job(job)?;
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
-        let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-        let control = match rank {
-            0 => Control::create(dir, job, world)?,
-            _ => Control::open(dir, job, world, deadline)?.ok_or(CommError::Timeout {
-                operation: Operation::Join,
-                sequence: 1,
-                missing: vec![0],
-                timeout_ms,
-            })?,
-        };
+        let control = Control::open(&memory, world)?;
         if !control.claim(rank) {
             return Err(CommError::RankTaken { rank });
         }
@@ -126,24 +117,19 @@ impl Shm {
             control,
             rank,
             world,
-            dir: dir.to_owned(),
-            job: job.to_owned(),
             timeout_ms,
+            revocation,
             spins: if world <= cores { SPINS } else { 1 },
             peers: OnceLock::new(),
-            state: Mutex::new(State::new(world)),
+            state: Mutex::new(State::new(memory, world)),
             counters: CounterCells::default(),
         };
-        let met = group.collective(Operation::Join, 0, |group, _, call| {
+        group.collective(Operation::Join, 0, |group, _, call| {
             group.enter(call)?;
-            let peers = (0..world).map(|peer| Process::new(group.control.pid(peer)));
-            let _ = group.peers.set(peers.collect());
+            let _ = group.peers.set((0..world).map(|rank| group.control.process(rank)).collect());
             Ok(())
-        });
-        if rank == 0 {
-            let _ = std::fs::remove_file(files::control_path(dir, job));
-        }
-        met.map(|()| group)
+        })?;
+        Ok(group)
     }
 
     /// Runs one operation: numbers it, announces it, and gives the group up if it fails.
@@ -164,8 +150,11 @@ impl Shm {
     /// The next operation's number and deadline.
     pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
         state.sequence += 1;
-        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
-        Call { operation, sequence: state.sequence, deadline }
+        Call { operation, sequence: state.sequence, deadline: self.deadline() }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.timeout_ms)
     }
 
     /// The next message between this rank and `peer` in one direction; such messages have
@@ -174,8 +163,26 @@ impl Shm {
         let receives = operation == Operation::Receive;
         let count = state.messages_with.entry((peer, receives)).or_default();
         *count += 1;
-        let deadline = Instant::now() + Duration::from_millis(self.timeout_ms);
-        Call { operation, sequence: *count, deadline }
+        Call { operation, sequence: *count, deadline: self.deadline() }
+    }
+
+    /// Waits for one end of a message whose earlier boxes have moved.
+    pub(super) fn wait_box(
+        &self,
+        call: &Call,
+        moved: Moved,
+        peer: usize,
+        done: impl Fn() -> bool,
+        sleep: impl Fn(Duration),
+    ) -> Result<()> {
+        let call = Call { deadline: self.deadline(), ..*call };
+        let waited = self.wait(&call, peer, |rank| rank != peer || done(), sleep);
+        waited.map_err(|error| match error {
+            CommError::Timeout { operation, sequence, missing, timeout_ms, .. } => {
+                CommError::Timeout { operation, sequence, missing, timeout_ms, moved }
+            }
+            other => other,
+        })
     }
 
     pub(super) fn announce(&self, call: &Call, digest: u64) {
@@ -199,6 +206,10 @@ impl Shm {
     }
 
     pub(super) fn check_revoked(&self) -> Result<()> {
+        // Of this process first: the others need to hear of it.
+        if let Some(why) = self.revocation.why() {
+            self.control.revoke(why);
+        }
         self.control.revoked().map_or(Ok(()), |why| Err(CommError::Revoked { why }))
     }
 
@@ -217,9 +228,11 @@ impl Shm {
         Ok(())
     }
 
-    /// Says that this rank has read its peers' data; returns when they have read ours.
+    /// Says that this rank has read its peers' data; returns when they have read ours. However
+    /// long reading took, they get the whole timeout from here on.
     pub(super) fn leave(&self, call: &Call) -> Result<()> {
-        self.wait_all(call, call.phase().wrapping_add(1))
+        let call = Call { deadline: self.deadline(), ..*call };
+        self.wait_all(&call, call.phase().wrapping_add(1))
     }
 
     /// As [`Shm::leave`], and counts what was read: here, and by peers out of this rank's windows.
@@ -231,6 +244,8 @@ impl Shm {
             received += bytes;
         }
         self.leave(call)?;
+        // A peer that gave the group up may have dropped its windows while they were read.
+        self.check_revoked()?;
         // No peer reads again before this rank enters the next operation.
         self.counters.add(call.operation, self.control.take_read(self.rank), 0, received);
         Ok(())
@@ -280,7 +295,8 @@ impl Shm {
                 let missing = self.peers().filter(|&rank| !done(rank)).collect();
                 let Call { operation, sequence, .. } = *call;
                 let timeout_ms = self.timeout_ms;
-                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms });
+                let moved = Moved::default();
+                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved });
             }
             sleep(left.min(TICK));
         }

@@ -1,11 +1,10 @@
 //! The group: meeting, one operation at a time under its deadline, giving up.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::exchange::{Call, Progress};
@@ -15,7 +14,7 @@ use super::signal::Signals;
 use super::wire::{Reader, Writer};
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
-use crate::{CommError, Operation, Result};
+use crate::{CommError, Operation, Result, Revocation};
 
 /// A rank's end of a mesh.
 pub struct Tcp {
@@ -26,9 +25,17 @@ pub struct Tcp {
     /// Taken when the group ends.
     runtime: Option<Runtime>,
     inner: Mutex<Inner>,
-    revoked: OnceLock<String>,
-    notify: Notify,
+    revocation: Revocation,
     pub(super) counters: CounterCells,
+}
+
+/// Who connects to a mesh.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Keeps strangers apart: the same on all ranks, and new for each start.
+    pub job: &'a str,
+    pub rank: usize,
+    pub timeout_ms: u64,
 }
 
 /// What only the operation in progress uses.
@@ -80,19 +87,19 @@ impl Staging {
 }
 
 impl Tcp {
-    /// Meets the other ranks of `job`; returns once all of them are connected. `listener` is this
-    /// rank's own, `peers` the address of every rank's, this one's included.
+    /// Meets the other ranks of a job; returns once all of them are connected, or when
+    /// `revocation` gives the group up. `listener` is this rank's own, `peers` the address of every
+    /// rank's, this one's included.
     ///
     /// # Errors
-    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`.
+    /// A rank out of range; ranks that cannot be reached, or are missing after the timeout.
     pub fn connect(
         listener: TcpListener,
         peers: &[SocketAddr],
-        job: &str,
-        rank: usize,
-        timeout_ms: u64,
+        member: Member,
+        revocation: Revocation,
     ) -> Result<Tcp> {
-        let world = peers.len();
+        let (Member { job, rank, timeout_ms }, world) = (member, peers.len());
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
@@ -102,14 +109,11 @@ impl Tcp {
         let me = Identity { token: frame::token(job), rank, world };
         let pairs = runtime.block_on(async {
             let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-            mesh::meet(listener, peers, me, deadline).await
+            tokio::select! {
+                met = mesh::meet(listener, peers, me, deadline, timeout_ms) => met,
+                error = revocation.wait() => Err(error),
+            }
         })?;
-        let absent = |peer: &usize| pairs[*peer].data.is_none() || pairs[*peer].signal.is_none();
-        let missing: Vec<usize> = (0..world).filter(|&p| p != rank).filter(absent).collect();
-        if !missing.is_empty() {
-            let operation = Operation::Join;
-            return Err(CommError::Timeout { operation, sequence: 0, missing, timeout_ms });
-        }
         let counters = CounterCells::default();
         counters.add(Operation::Join, 0, (2 * (world - 1) * HEADER_BYTES) as u64, 0);
         let (data, signals) = pairs.into_iter().map(|pair| (pair.data, pair.signal)).unzip();
@@ -125,8 +129,7 @@ impl Tcp {
             timeout_ms,
             runtime: Some(runtime),
             inner: Mutex::new(Inner { state, signals: Signals::new(signals) }),
-            revoked: OnceLock::new(),
-            notify: Notify::new(),
+            revocation,
             counters,
         })
     }
@@ -186,12 +189,12 @@ impl Tcp {
                 CommError::Revoked { why } => why.clone(),
                 _ => format!("rank {}: {error}", self.rank),
             };
-            signals.revoke(self.revoked.get_or_init(|| why));
+            signals.revoke(self.revocation.revoke(&why));
         }
         result
     }
 
-    /// `work` until it is done, the deadline passes or the group is given up.
+    /// `work` until it is done, no byte has moved for the timeout, or the group is given up.
     async fn guard<R>(
         &self,
         call: &Call,
@@ -199,34 +202,25 @@ impl Tcp {
         signals: &mut Signals,
         work: impl Future<Output = Result<R>>,
     ) -> Result<R> {
-        let notified = self.notify.notified();
-        tokio::pin!(notified);
-        // Registered before the flag is looked at, so that no revocation falls in between.
-        notified.as_mut().enable();
-        self.check_revoked()?;
         let timeout_ms = self.timeout_ms;
         tokio::select! {
             result = work => result,
             error = signals.watch(call) => Err(error),
-            () = notified => self.check_revoked().and_then(|()| {
-                Err(CommError::Revoked { why: "no reason given".to_owned() })
-            }),
-            () = tokio::time::sleep(Duration::from_millis(timeout_ms)) => {
+            error = self.revocation.wait() => Err(error),
+            () = progress.stands_still_for(Duration::from_millis(timeout_ms)) => {
                 let Call { operation, sequence, .. } = *call;
-                let missing = progress.missing();
-                Err(CommError::Timeout { operation, sequence, missing, timeout_ms })
+                let (missing, moved) = (progress.missing(), progress.moved());
+                Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved })
             }
         }
     }
 
     pub(super) fn check_revoked(&self) -> Result<()> {
-        let why = self.revoked.get().cloned();
-        why.map_or(Ok(()), |why| Err(CommError::Revoked { why }))
+        self.revocation.check()
     }
 
     pub(super) fn give_up(&self, why: &str) {
-        let why = self.revoked.get_or_init(|| why.to_owned());
-        self.notify.notify_waiters();
+        let why = self.revocation.revoke(why);
         // An operation in progress fails at once and lets go.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.signals.revoke(why);
