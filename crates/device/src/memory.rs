@@ -136,7 +136,11 @@ impl Drop for Mapping {
         #[cfg(target_os = "linux")]
         if let Some(part) = self.reserved.as_ref().filter(|_| self.len > 0) {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            let (offset, len) = (part.offset as libc::off_t, self.len as libc::off_t);
+            // SAFETY: it asks for a number and changes nothing.
+            let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+            // Whole pages, as they were reserved: other parts begin on pages of their own.
+            let len = self.len.next_multiple_of(usize::try_from(page).unwrap_or(1).max(1));
+            let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
             // SAFETY: a system call on an open descriptor. Who still maps the part reads zeros; a
             // refusal leaves the pages to the end of the last process.
             unsafe { libc::fallocate(part.file.as_raw_fd(), mode, offset, len) };
