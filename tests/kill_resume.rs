@@ -193,7 +193,7 @@ fn kills_do_not_change_the_weights() {
     leaves_nothing(&run);
 }
 
-/// Shared memory of killed jobs is removed by the next start, and no worker outlives its job.
+/// Shared memory has no name that could be left, and no worker outlives its job.
 fn leaves_nothing(run: &Workdir) {
     assert_eq!(shared_memory_of(&run.name), Vec::<String>::new());
     for process in processes() {
@@ -209,13 +209,12 @@ fn is_here(run: &Workdir, process: &Process) -> bool {
     std::fs::read_link(format!("/proc/{}/cwd", process.pid)).is_ok_and(|cwd| cwd == here)
 }
 
-/// Whether a worker that is here has mapped shared memory of the run's name. The files have no
-/// name any more once every rank has mapped them, which may be too soon to see them.
+/// Whether a worker that is here has mapped shared memory of the run's name.
 fn worker_with_shared_memory(run: &Workdir) -> bool {
     processes().iter().any(|process| {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.pid));
         let mapped = maps.is_ok_and(|maps| {
-            maps.lines().any(|line| line.contains("/dev/shm/") && line.contains(&run.name))
+            maps.lines().any(|line| line.contains("/memfd:muster-") && line.contains(&run.name))
         });
         mapped && process.rank().is_some() && is_here(run, process)
     })

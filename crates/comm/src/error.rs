@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::net::SocketAddr;
 
 use device::{DType, DeviceError};
 
@@ -67,13 +67,19 @@ impl std::fmt::Display for Operation {
 /// What a group, or the meeting before it, refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum CommError {
-    /// The deadline passed.
+    /// The deadline passed, which begins anew whenever bytes have moved.
     #[error(
-        "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms; \
+        "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms{moved}; \
          see what that process is doing, or raise ranks.timeout_ms",
         ranks(missing)
     )]
-    Timeout { operation: Operation, sequence: u64, missing: Vec<usize>, timeout_ms: u64 },
+    Timeout {
+        operation: Operation,
+        sequence: u64,
+        missing: Vec<usize>,
+        timeout_ms: u64,
+        moved: Moved,
+    },
     /// A peer died or closed its connection.
     #[error("{operation} #{sequence}: rank {rank} is lost: {cause}")]
     PeerLost { rank: usize, operation: Operation, sequence: u64, cause: String },
@@ -97,25 +103,34 @@ pub enum CommError {
     ForeignWindow,
     #[error("rank {rank} sends {got} bytes where {expected} were expected")]
     Length { rank: usize, got: u64, expected: u64 },
-    #[error("shared memory {path}: cannot {action}: {source}")]
-    Shared { path: PathBuf, action: &'static str, source: std::io::Error },
-    #[error("job name `{job}` must be 1 to 64 letters, digits, `_` or `.`, since it names files")]
-    JobName { job: String },
-    #[error("{path} belongs to a running process ({pid}); give this job another name")]
-    JobRunning { path: PathBuf, pid: u32 },
-    #[error("{path} is not a control block of {world} ranks of this version")]
-    ForeignControl { path: PathBuf, world: usize },
-    #[error("address {addr} is taken; choose another port")]
-    PortTaken { addr: std::net::SocketAddr },
+    #[error("cannot {action} shared memory: {source}")]
+    SharedMemory { action: &'static str, source: std::io::Error },
+    #[error(
+        "what was inherited is not the shared memory of {world} ranks of this version; workers are \
+         started by the process that makes it"
+    )]
+    ForeignMemory { world: usize },
+    /// Something else listens there, the address is not this host's, or the port needs rights.
+    #[error("cannot listen at {addr}: {}", bind_text(*addr, source))]
+    Bind { addr: SocketAddr, source: std::io::Error },
     #[error("{addr}: cannot {action}: {source}")]
-    Socket { addr: std::net::SocketAddr, action: &'static str, source: std::io::Error },
+    Socket { addr: SocketAddr, action: &'static str, source: std::io::Error },
     #[error("two processes claim rank {rank}; start each rank once")]
     RankTaken { rank: usize },
+    /// `last` is what came of the last try.
     #[error(
-        "nobody answers at {addr} for {timeout_ms} ms; \
+        "nobody answers at {addr} for {timeout_ms} ms ({last}); \
          check the rendezvous address and that its process runs, or raise ranks.timeout_ms"
     )]
-    NoRendezvous { addr: std::net::SocketAddr, timeout_ms: u64 },
+    NoRendezvous { addr: SocketAddr, timeout_ms: u64, last: String },
+    #[error(
+        "{addr} {how}: the supervising process there has ended, or another program has that port; \
+         check the rendezvous address"
+    )]
+    NotRendezvous { addr: SocketAddr, how: &'static str },
+    /// Trying again would not help.
+    #[error("{addr} cannot be reached from here: {source}; {}", reach_text(*addr))]
+    Unreachable { addr: SocketAddr, source: std::io::Error },
     /// The ranks did not come together.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -125,6 +140,25 @@ pub enum CommError {
     Runtime(std::io::Error),
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+/// Bytes of an operation that had moved, sent and received, when its deadline passed, and of how
+/// many; shown as a clause that is empty where nothing had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub bytes: u64,
+    /// 0 where it is not known.
+    pub of: u64,
+}
+
+impl std::fmt::Display for Moved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Moved { bytes: 0, .. } => Ok(()),
+            Moved { bytes, of: 0 } => write!(f, " after {bytes} bytes had moved"),
+            Moved { bytes, of } => write!(f, " after {bytes} of {of} bytes had moved"),
+        }
+    }
 }
 
 /// What other ranks did, where an error is theirs and not that of the rank which met it.
@@ -150,23 +184,47 @@ impl CommError {
     /// The other ranks at fault, if this is not the fault of the rank that met it.
     pub fn fault(&self) -> Option<Fault> {
         let (ranks, what) = match self {
-            CommError::Timeout { operation, sequence, missing, timeout_ms } => (
+            CommError::Timeout { operation, sequence, missing, timeout_ms, moved } => (
                 missing.clone(),
                 format!(
-                    "no sign of life within {timeout_ms} ms in {operation} #{sequence} (see what \
-                     it is doing, or raise ranks.timeout_ms)"
+                    "no sign of life within {timeout_ms} ms in {operation} #{sequence}{moved} \
+                     (see what it is doing, or raise ranks.timeout_ms)"
                 ),
             ),
             CommError::PeerLost { rank, operation, sequence, cause } => {
                 (vec![*rank], format!("{cause} ({operation} #{sequence})"))
             }
             CommError::Refused(Refusal::Ended { rank, reason }) => (vec![*rank], reason.clone()),
-            CommError::Refused(Refusal::Missing { .. })
+            CommError::Refused(Refusal::Missing { .. } | Refusal::Absent { .. })
             | CommError::NoRendezvous { .. }
+            | CommError::NotRendezvous { .. }
             | CommError::Revoked { .. } => (Vec::new(), self.to_string()),
             _ => return None,
         };
         Some(Fault { ranks, what })
+    }
+}
+
+fn bind_text(addr: SocketAddr, source: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::AddrInUse => {
+            format!("another process listens at port {}; choose another port", addr.port())
+        }
+        ErrorKind::AddrNotAvailable => {
+            format!("{} is no address of this host; give one that is", addr.ip())
+        }
+        ErrorKind::PermissionDenied => {
+            format!("port {} needs the rights of root; choose one above 1023", addr.port())
+        }
+        _ => source.to_string(),
+    }
+}
+
+fn reach_text(addr: SocketAddr) -> &'static str {
+    match addr.ip().is_loopback() {
+        true => "this host's loopback interface is down: `ip link set lo up`",
+        false => "see whether this host has a network and a route there, or name another address",
     }
 }
 

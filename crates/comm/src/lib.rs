@@ -4,7 +4,7 @@
 //! rendezvous::Server ◀── join ──▶ peers agree on versions, configuration, addresses
 //!        │ Abort, Stop                     │
 //!        ▼                                 ▼ connect
-//! ControlHandle ──revoke──▶ Communicator (shm: files of one host │ tcp: full mesh)
+//! ControlHandle ──revoke──▶ Communicator (shm: memory of one host │ tcp: full mesh)
 //!                                │
 //!                    OrderedReduce over Windows: owners sum partials in one fixed order
 //! ```
@@ -12,7 +12,8 @@
 //! Invariants:
 //!   * every rank calls the same operations in the same order; each has a sequence number, and
 //!     ranks that disagree get [`CommError::Mismatch`];
-//!   * every wait has a deadline, which stands still while the process is stopped; any failure gives up the whole group, and everyone learns why;
+//!   * every wait has a deadline, which stands still while the process is stopped and over tcp begins
+//!     anew when bytes move; any failure gives up the whole group, and everyone learns why;
 //!   * when an operation returns, its windows may be rewritten;
 //!   * sums are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
 //!     neither on the number of ranks, nor on the backend, nor on threads or timing.
@@ -20,11 +21,13 @@
 mod collectives;
 mod combine;
 mod counters;
+mod door;
 mod error;
 mod memory;
 mod patience;
 mod reduce;
 pub mod rendezvous;
+mod revocation;
 #[cfg(target_os = "linux")]
 pub mod shm;
 pub mod tcp;
@@ -37,9 +40,10 @@ use device::{Device, Stream, Tensor};
 
 pub use collectives::{AllToAll, EvenPlan};
 pub use counters::{Count, Counters};
-pub use error::{CommError, Fault, Operation};
+pub use error::{CommError, Fault, Moved, Operation};
 pub use patience::AwakeClock;
 pub use reduce::OrderedReduce;
+pub use revocation::Revocation;
 pub use window::Window;
 
 /// A result of this crate.
@@ -163,9 +167,9 @@ pub trait Communicator: Send + Sync {
 /// How the ranks of a group reach each other.
 #[derive(Debug)]
 pub enum Backend {
-    /// Processes of one host, through files in `dir` named after `job`, which must be new for each
-    /// start of a job.
-    Shm { dir: std::path::PathBuf, job: String },
+    /// Processes of one host, through memory that was made for one start of a group.
+    #[cfg(target_os = "linux")]
+    Shm { memory: shm::SharedMemory },
     /// Anywhere: a listener of this rank (see [`tcp::listen`]), the address of every rank's, and a
     /// job name that keeps strangers apart.
     Tcp { listener: std::net::TcpListener, peers: Vec<std::net::SocketAddr>, job: String },
@@ -182,22 +186,32 @@ pub fn connect(
     world: usize,
     timeout_ms: u64,
 ) -> Result<Arc<dyn Communicator>> {
+    connect_unless(backend, rank, world, timeout_ms, Revocation::default())
+}
+
+/// As [`connect`]; ends early if `revocation` gives the group up, which it still can afterwards.
+///
+/// # Errors
+/// As [`connect`], and [`CommError::Revoked`].
+pub fn connect_unless(
+    backend: Backend,
+    rank: usize,
+    world: usize,
+    timeout_ms: u64,
+    revocation: Revocation,
+) -> Result<Arc<dyn Communicator>> {
     match backend {
         #[cfg(target_os = "linux")]
-        Backend::Shm { dir, job } => {
-            Ok(Arc::new(shm::Shm::connect(&dir, &job, rank, world, timeout_ms)?))
-        }
-        #[cfg(not(target_os = "linux"))]
-        Backend::Shm { dir, .. } => {
-            let source = std::io::ErrorKind::Unsupported.into();
-            Err(CommError::Shared { path: dir, action: "be used here, only on Linux", source })
+        Backend::Shm { memory } => {
+            Ok(Arc::new(shm::Shm::connect(memory, rank, world, timeout_ms, revocation)?))
         }
         Backend::Tcp { listener, peers, job } => {
             let (what, got, expected) = ("peer addresses", peers.len(), world);
             if got != expected {
                 return Err(CommError::PerRank { what, got, expected });
             }
-            Ok(Arc::new(tcp::Tcp::connect(listener, &peers, &job, rank, timeout_ms)?))
+            let me = tcp::Member { job: &job, rank, timeout_ms };
+            Ok(Arc::new(tcp::Tcp::connect(listener, &peers, me, revocation)?))
         }
     }
 }

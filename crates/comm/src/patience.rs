@@ -4,6 +4,7 @@
 //! meanwhile, and those that it waits for may have stood still with it. So waiting is counted in
 //! looks at the clock, and the time between two looks counts for a bounded amount only.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// How often whoever waits looks at the clock at least.
@@ -61,6 +62,11 @@ impl Patience {
         self.limit.saturating_sub(self.clock.look())
     }
 
+    /// The whole timeout again.
+    pub(crate) fn afresh(self) -> Patience {
+        Patience::new(self.limit)
+    }
+
     /// Returns when the deadline has passed.
     pub(crate) async fn passed(mut self) {
         loop {
@@ -80,6 +86,25 @@ impl Patience {
             () = self.passed() => None,
         }
     }
+}
+
+/// Returns when the deadline has passed, which others may begin anew meanwhile.
+pub(crate) async fn passed(patience: &Cell<Patience>) {
+    loop {
+        let left = left(patience);
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+/// As [`Patience::left`].
+pub(crate) fn left(patience: &Cell<Patience>) -> Duration {
+    let mut looked_at = patience.get();
+    let left = looked_at.left();
+    patience.set(looked_at);
+    left
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -206,7 +208,7 @@ fn a_window_of_another_group_is_refused() {
 #[test]
 fn ranks_that_never_join_are_named() {
     for kind in BACKENDS {
-        let (mut backends, _dir) = common::backends(kind, 3);
+        let mut backends = common::backends(kind, 3);
         let absent = backends.remove(1);
         let results: Vec<String> = std::thread::scope(|scope| {
             let ranks = [0, 2].into_iter().zip(backends);
@@ -226,28 +228,15 @@ fn ranks_that_never_join_are_named() {
 
 #[test]
 fn a_rank_claimed_twice_is_refused() {
-    let (backends, _dir) = common::backends("shm", 2);
-    let results: Vec<String> = std::thread::scope(|scope| {
-        let ranks = [0, 1]
-            .into_iter()
-            .zip(backends)
-            .map(|(_, backend)| scope.spawn(move || message(comm::connect(backend, 1, 2, 300))));
-        let ranks: Vec<_> = ranks.collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    });
-    // Nobody is rank 0, so neither gets to meet.
-    assert!(results.iter().all(|text| tells(text, "rank 0 had not arrived")), "{results:?}");
-    let (mut backends, _dir) = common::backends("shm", 2);
+    let mut backends = common::backends("shm", 2);
     let (third, [first, second]) = (common::again(&backends[1]), take_two(&mut backends));
     std::thread::scope(|scope| {
-        let first = scope.spawn(move || message(comm::connect(first, 0, 2, 1000)));
         let ends = [second, third]
-            .map(|backend| scope.spawn(move || message(comm::connect(backend, 1, 2, 1000))));
-        let ends = ends.map(|end| end.join().unwrap());
-        assert_eq!(first.join().unwrap(), "no error");
-        let taken = ends.iter().filter(|text| tells(text, "two processes claim rank 1")).count();
-        let late = ends.iter().filter(|text| tells(text, "rank 0 had not arrived")).count();
-        assert_eq!(taken + late, 1, "{ends:?}");
+            .map(|backend| scope.spawn(move || message(comm::connect(backend, 1, 2, PATIENCE_MS))));
+        assert_eq!(message(comm::connect(first, 0, 2, PATIENCE_MS)), "no error");
+        let mut ends = ends.map(|end| end.join().unwrap());
+        ends.sort();
+        assert_eq!(ends, ["no error", "two processes claim rank 1; start each rank once"]);
     });
 }
 
@@ -258,7 +247,7 @@ fn take_two(backends: &mut Vec<comm::Backend>) -> [comm::Backend; 2] {
 
 #[test]
 fn a_frame_of_another_job_is_refused() {
-    let (mut backends, _) = common::backends("tcp", 2);
+    let mut backends = common::backends("tcp", 2);
     if let comm::Backend::Tcp { job, .. } = &mut backends[1] {
         job.push('x');
     }
@@ -284,4 +273,108 @@ fn asynchronous_code_is_told_to_use_a_thread() {
         assert!(tells(&text, "from an ordinary thread"), "{text}");
         group.barrier().unwrap();
     });
+}
+
+#[test]
+fn strangers_at_a_ranks_port_do_not_keep_the_others_out() {
+    let backends = common::backends("tcp", 2);
+    let comm::Backend::Tcp { peers, .. } = &backends[0] else { panic!("not tcp") };
+    let connect = || TcpStream::connect(peers[0]).unwrap();
+    let mut strangers: Vec<TcpStream> = (0..100).map(|_| connect()).collect();
+    strangers[0].write_all(b"GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n").unwrap();
+    drop(strangers.remove(1));
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = backends
+            .into_iter()
+            .enumerate()
+            .map(|(rank, backend)| {
+                scope.spawn(move || message(comm::connect(backend, rank, 2, PATIENCE_MS)))
+            })
+            .collect();
+        ranks.into_iter().for_each(|rank| assert_eq!(rank.join().unwrap(), "no error"));
+    });
+    assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS / 2));
+}
+
+#[test]
+fn a_rank_whose_address_refuses_is_named_with_the_reason() {
+    let mut backends = common::backends("tcp", 2);
+    let last = backends.pop().unwrap();
+    // Rank 0 is gone with its listener.
+    drop(backends);
+    let text = message(comm::connect(last, 1, 2, 300));
+    assert!(text.starts_with("join #0: rank 0 is lost: cannot connect to it at 127."), "{text}");
+    assert!(text.ends_with(": Connection refused (os error 111)"), "{text}");
+}
+
+/// An address that leads to `addr`. Each connection made there passes on `free` bytes at once, and
+/// then as many as come in a read of 128 KiB per `tick`.
+fn slow_way_to(addr: SocketAddr, free: usize, tick: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let way = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for inner in listener.incoming() {
+            let (inner, outer) = (inner.unwrap(), TcpStream::connect(addr).unwrap());
+            let back = (outer.try_clone().unwrap(), inner.try_clone().unwrap());
+            for (mut from, mut to) in [(inner, outer), back] {
+                std::thread::spawn(move || {
+                    let (mut bytes, mut passed) = (vec![0; 128 << 10], 0);
+                    while let Ok(count @ 1..) = from.read(&mut bytes) {
+                        if passed >= free {
+                            std::thread::sleep(tick);
+                        }
+                        passed += count;
+                        if to.write_all(&bytes[..count]).is_err() {
+                            return;
+                        }
+                    }
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    way
+}
+
+/// Rank 1 sends 8 MiB to rank 0 over a slow way; what rank 0 says, and how long it took.
+fn slowly(timeout_ms: u64, free: usize, tick: Duration) -> (String, Duration) {
+    let mut backends = common::backends("tcp", 2);
+    if let comm::Backend::Tcp { peers, .. } = &mut backends[1] {
+        peers[0] = slow_way_to(peers[0], free, tick);
+    }
+    let start = Instant::now();
+    let said = std::thread::scope(|scope| {
+        let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
+            scope.spawn(move || {
+                let group = comm::connect(backend, rank, 2, timeout_ms).unwrap();
+                let device = Device::cpu(1).unwrap();
+                let tensor = device.zeros(&[8 << 20], DType::U8).unwrap();
+                match rank {
+                    0 => message(group.recv(&device.stream(), 1, &tensor)),
+                    _ => message(group.send(&device.stream(), 0, &tensor)),
+                }
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).next().unwrap()
+    });
+    (said, start.elapsed())
+}
+
+#[test]
+fn a_deadline_does_not_run_while_bytes_move() {
+    // 64 ticks of 60 ms are well beyond the timeout, one is well within.
+    let (said, took) = slowly(1500, 4096, Duration::from_millis(60));
+    assert_eq!(said, "no error");
+    assert!(took > Duration::from_millis(3000), "{took:?}");
+}
+
+#[test]
+fn a_timeout_tells_how_much_had_moved() {
+    // After a part the way stands still.
+    let (said, _) = slowly(1500, 1 << 20, Duration::from_secs(5));
+    let (what, rest) = said.split_once(" after 1500 ms after ").expect(&said);
+    assert_eq!(what, "receive #1: rank 1 had not arrived");
+    assert!(rest.contains(" of 8388608 bytes had moved; see what"), "{said}");
 }

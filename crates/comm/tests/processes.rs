@@ -3,11 +3,11 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Hello, Server, join};
+use comm::shm::SharedMemory;
 use comm::{Backend, Communicator, EvenPlan};
 use common::{BACKENDS, PATIENCE_MS};
 use device::{DType, Device};
@@ -31,12 +31,13 @@ fn worker() {
         identity: Vec::new(),
         listen: Some(listener.local_addr().unwrap()),
     };
-    let addr = text("COMM_TEST_ADDR").parse().unwrap();
-    let joined = join(addr, hello, PATIENCE_MS).unwrap();
-    let job = "job".to_owned();
+    let joined = join(text("COMM_TEST_ADDR"), hello, PATIENCE_MS).unwrap();
     let backend = match text("COMM_TEST_BACKEND").as_str() {
-        "shm" => Backend::Shm { dir: text("COMM_TEST_DIR").into(), job },
-        _ => Backend::Tcp { listener, peers: joined.peers.clone(), job },
+        "shm" => {
+            let descriptor = text("COMM_TEST_MEMORY").parse().unwrap();
+            Backend::Shm { memory: SharedMemory::inherited(descriptor).unwrap() }
+        }
+        _ => Backend::Tcp { listener, peers: joined.peers.clone(), job: joined.group.clone() },
     };
     let group = comm::connect(backend, rank, world, PATIENCE_MS).unwrap();
     if task == "controlled" {
@@ -80,7 +81,9 @@ fn work(group: &dyn Communicator, rounds: usize) -> Option<String> {
     None
 }
 
-fn start(task: &str, kind: &str, world: usize, server: &Server, dir: &Path) -> Vec<Child> {
+fn start(task: &str, kind: &str, world: usize, server: &Server) -> Vec<Child> {
+    // They inherit it, and hold it when it is closed here.
+    let memory = SharedMemory::create("processes", world).unwrap();
     let worker = |rank: usize| {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "worker", "--nocapture"])
@@ -89,7 +92,7 @@ fn start(task: &str, kind: &str, world: usize, server: &Server, dir: &Path) -> V
             .env("COMM_TEST_RANK", rank.to_string())
             .env("COMM_TEST_WORLD", world.to_string())
             .env("COMM_TEST_ADDR", server.addr().to_string())
-            .env("COMM_TEST_DIR", dir)
+            .env("COMM_TEST_MEMORY", memory.descriptor().to_string())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap()
@@ -106,16 +109,14 @@ fn line(child: &mut Child, word: &str) -> String {
 }
 
 #[test]
-fn processes_sum_and_leave_no_files() {
+fn processes_sum_and_leave_in_good_order() {
     for (kind, world) in [("shm", 1), ("shm", 2), ("shm", 5), ("tcp", 3)] {
-        let dir = tempfile::tempdir().unwrap();
-        let server = Server::bind("127.0.0.1:0".parse().unwrap(), "job", world, PATIENCE_MS);
+        let server = Server::bind("127.0.0.1:0", "job", world, PATIENCE_MS);
         let server = server.unwrap();
-        for mut child in start("sum", kind, world, &server, dir.path()) {
+        for mut child in start("sum", kind, world, &server) {
             line(&mut child, "result");
             assert!(child.wait().unwrap().success());
         }
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{kind}");
         assert_eq!(server.lost(), None);
     }
 }
@@ -125,12 +126,10 @@ fn a_killed_rank_is_named_by_the_others() {
     // With the control connection and without, since either alone must do.
     for task in ["controlled", "alone"] {
         for kind in BACKENDS {
-            let dir = tempfile::tempdir().unwrap();
-            let server = Server::bind("127.0.0.1:0".parse().unwrap(), "job", 3, PATIENCE_MS);
+            let server = Server::bind("127.0.0.1:0", "job", 3, PATIENCE_MS);
             let server = server.unwrap();
-            let mut children = start(task, kind, 3, &server, dir.path());
+            let mut children = start(task, kind, 3, &server);
             children.iter_mut().for_each(|child| drop(line(child, "ready")));
-            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{kind}");
             children[1].kill().unwrap();
             let killed = Instant::now();
             // Not waited for: until then it is a zombie, which must count as dead.

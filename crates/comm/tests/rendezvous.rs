@@ -2,19 +2,20 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use comm::rendezvous::{Hello, Joined, Server, join};
+use comm::rendezvous::{Hello, Joined, Server, can_serve, join, report_absent};
 use comm::{Backend, Communicator, Fault, Result};
 use common::{PATIENCE_MS, message};
 
 const LOCAL: &str = "127.0.0.1:0";
 
 fn server(world: usize, timeout_ms: u64) -> Server {
-    Server::bind(LOCAL.parse().unwrap(), "job", world, timeout_ms).unwrap()
+    Server::bind(LOCAL, "job", world, timeout_ms).unwrap()
 }
 
 fn hello(rank: usize, world: usize) -> Hello {
@@ -110,13 +111,11 @@ fn another_jobs_worker_disturbs_nobody() {
     let stranger = Hello { job: "other".to_owned(), ..hello(0, 1) };
     assert_eq!(
         message(join(server.addr(), stranger, PATIENCE_MS)),
-        "a worker of job `other` came to job `job`; check its rendezvous address"
+        "a worker of job `other` came to job `job`; check its rendezvous address, and that every \
+         host gives the run the same name"
     );
-    std::io::Write::write_all(
-        &mut std::net::TcpStream::connect(server.addr()).unwrap(),
-        b"GET / HTTP/1.1\r\n\r\n",
-    )
-    .unwrap();
+    let mut stranger = std::net::TcpStream::connect(server.addr()).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     join(server.addr(), hello(0, 1), PATIENCE_MS).unwrap().control.bye();
 }
 
@@ -138,13 +137,19 @@ fn a_taken_port_and_a_missing_server_are_named() {
     let server = server(1, PATIENCE_MS);
     let again = Server::bind(server.addr(), "job", 1, PATIENCE_MS);
     let addr = server.addr();
-    assert_eq!(message(again), format!("address {addr} is taken; choose another port"));
+    let taken = format!(
+        "cannot listen at {addr}: another process listens at port {}; choose another port",
+        addr.port()
+    );
+    assert_eq!(message(again), taken);
+    assert_eq!(message(can_serve(addr)), taken);
     drop(server);
+    assert_eq!(message(can_serve(addr)), "no error");
     assert_eq!(
         message(join(addr, hello(0, 1), 200)),
         format!(
-            "nobody answers at {addr} for 200 ms; check the rendezvous address and that its \
-             process runs, or raise ranks.timeout_ms"
+            "nobody answers at {addr} for 200 ms (Connection refused (os error 111)); check the \
+             rendezvous address and that its process runs, or raise ranks.timeout_ms"
         )
     );
 }
@@ -179,10 +184,9 @@ fn controlled(server: &Server) -> Vec<(Arc<dyn Communicator>, Joined)> {
                 let listener = comm::tcp::listen(LOCAL.parse().unwrap()).unwrap();
                 let listen = Some(listener.local_addr().unwrap());
                 let joined = join(addr, Hello { listen, ..hello(rank, 3) }, PATIENCE_MS).unwrap();
-                let peers = joined.peers.clone();
-                let backend = Backend::Tcp { listener, peers, job: "job".to_owned() };
-                let group = comm::connect(backend, rank, 3, PATIENCE_MS).unwrap();
-                joined.control.attach(&group);
+                let (peers, job) = (joined.peers.clone(), joined.group.clone());
+                let backend = Backend::Tcp { listener, peers, job };
+                let group = joined.control.connect(backend, rank, 3, PATIENCE_MS).unwrap();
                 (group, joined)
             })
         })
@@ -223,4 +227,144 @@ fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
     eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
     let expected = "the group was given up: the supervising process is gone";
     assert_eq!(message(ranks[0].0.barrier()), expected);
+}
+
+#[test]
+fn a_rank_that_is_lost_before_the_ranks_connect_ends_the_meeting_of_the_others() {
+    let server = server(3, PATIENCE_MS);
+    let listeners: Vec<_> = (0..3).map(|_| comm::tcp::listen(LOCAL.parse().unwrap())).collect();
+    let hellos = listeners.iter().enumerate().map(|(rank, listener)| {
+        let listen = Some(listener.as_ref().unwrap().local_addr().unwrap());
+        Hello { listen, ..hello(rank, 3) }
+    });
+    let mut joined: Vec<Joined> =
+        join_all(server.addr(), hellos.collect()).into_iter().map(Result::unwrap).collect();
+    let lost = joined.remove(1);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let ends: Vec<_> = [0, 2].into_iter().zip(listeners.into_iter().step_by(2)).collect();
+        let ends = ends.into_iter().zip(&joined).map(|((rank, listener), joined)| {
+            let (peers, job) = (joined.peers.clone(), joined.group.clone());
+            let backend = Backend::Tcp { listener: listener.unwrap(), peers, job };
+            scope.spawn(move || message(joined.control.connect(backend, rank, 3, PATIENCE_MS)))
+        });
+        let ends: Vec<_> = ends.collect();
+        drop(lost);
+        for end in ends {
+            let what = "the group was given up: rank 1 is lost: its control connection ended";
+            assert_eq!(end.join().unwrap(), what);
+        }
+    });
+    assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS / 2));
+}
+
+#[test]
+fn an_abort_ends_the_meeting_in_shared_memory() {
+    let server = server(2, PATIENCE_MS);
+    let mut joined: Vec<Joined> = join_all(server.addr(), (0..2).map(|r| hello(r, 2)).collect())
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    drop(joined.remove(1));
+    let memory = comm::shm::SharedMemory::create("abort", 2).unwrap();
+    let start = Instant::now();
+    let met = joined[0].control.connect(Backend::Shm { memory }, 0, 2, PATIENCE_MS);
+    let what = "the group was given up: rank 1 is lost: its control connection ended";
+    assert_eq!(message(met), what);
+    assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS / 2));
+}
+
+#[test]
+fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
+    let server = server(2, PATIENCE_MS);
+    let first = joining(server.addr(), hello(0, 2));
+    // Of another job: nobody's business here.
+    report_absent(server.addr(), "other", 1, "no text");
+    report_absent(server.addr(), "job", 1, "no text");
+    let expected = "node 1 ended before the job began: no text";
+    assert_eq!(message(first.join().unwrap()), expected);
+    assert_eq!(message(server.wait_joined()), expected);
+}
+
+/// A first frame as it travels.
+fn frame(protocol: u32, message: &[u8]) -> Vec<u8> {
+    let body = [b"MSTC", &protocol.to_le_bytes()[..], message].concat();
+    [&u32::try_from(body.len()).unwrap().to_le_bytes(), &body[..]].concat()
+}
+
+#[test]
+fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
+    let server = server(2, 1500);
+    let connect = || std::net::TcpStream::connect(server.addr()).unwrap();
+    // Silent, of another language, of another version, and with more to say than it says.
+    let _silent: Vec<_> = (0..100).map(|_| connect()).collect();
+    connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut other = connect();
+    other.write_all(&frame(77, b"x")).unwrap();
+    let mut endless = connect();
+    endless.write_all(&(1_u32 << 20).to_le_bytes()).unwrap();
+    let mut answer = Vec::new();
+    other.read_to_end(&mut answer).unwrap();
+    assert!(answer.len() > 12, "it was told why: {answer:?}");
+    let expected = "rank 1 did not come within 1500 ms (a worker that speaks protocol 77 from \
+                    127.0.0.1 was turned away); see whether they started and reach this address, \
+                    or raise ranks.timeout_ms";
+    assert_eq!(message(join(server.addr(), hello(0, 2), PATIENCE_MS)), expected);
+    let server = self::server(2, PATIENCE_MS);
+    let mut other = std::net::TcpStream::connect(server.addr()).unwrap();
+    other.write_all(&frame(77, b"x")).unwrap();
+    let joined = join_all(server.addr(), vec![hello(0, 2), hello(1, 2)]);
+    joined.into_iter().for_each(|joined| joined.unwrap().control.bye());
+}
+
+#[test]
+fn ranks_that_do_not_exist_are_blamed_in_vain() {
+    let server = server(2, PATIENCE_MS);
+    let joined = join_all(server.addr(), vec![hello(0, 2), hello(1, 2)]);
+    let mut joined = joined.into_iter().map(Result::unwrap);
+    let (first, second) = (joined.next().unwrap(), joined.next().unwrap());
+    first.control.blame(&Fault { ranks: vec![7, usize::MAX], what: "nonsense".to_owned() });
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(server.lost(), None);
+    second.control.status(3);
+    eventually("the report", || server.last_step(1) == Some(3));
+    let again = self::server(2, PATIENCE_MS);
+    let joined = join_all(again.addr(), vec![hello(0, 2), hello(1, 2)]);
+    let mut joined = joined.into_iter().map(Result::unwrap);
+    let (first, _second) = (joined.next().unwrap(), joined.next().unwrap());
+    first.control.blame(&Fault { ranks: vec![7, 1], what: "silence".to_owned() });
+    eventually("the loss", || again.lost() == Some((1, "silence".to_owned())));
+}
+
+#[test]
+fn a_reason_of_any_length_reaches_everyone() {
+    let server = server(2, PATIENCE_MS);
+    let joined = join_all(server.addr(), vec![hello(0, 2), hello(1, 2)]);
+    let joined: Vec<Joined> = joined.into_iter().map(Result::unwrap).collect();
+    server.report_exit(1, &"line é".repeat(1 << 20));
+    eventually("the abort", || joined.iter().all(|j| j.control.aborted().is_some()));
+    let reason = joined[0].control.aborted().unwrap().reason;
+    assert!(reason.starts_with("line éline") && reason.len() < 1 << 20, "{}", reason.len());
+}
+
+#[test]
+fn two_names_of_one_meeting_point_meet() {
+    // What has no address here is passed over, as long as something is left.
+    let elsewhere: SocketAddr = "192.0.2.1:0".parse().unwrap();
+    let here: SocketAddr = LOCAL.parse().unwrap();
+    let server = Server::bind(&[elsewhere, here, here][..], "job", 2, PATIENCE_MS).unwrap();
+    let refused = std::net::TcpListener::bind(LOCAL).unwrap().local_addr().unwrap();
+    let addrs = [refused, server.addr()];
+    let second = std::thread::spawn(move || join(&addrs[..], hello(1, 2), PATIENCE_MS));
+    let first = join(server.addr(), hello(0, 2), PATIENCE_MS).unwrap();
+    let second = second.join().unwrap().unwrap();
+    assert_eq!(first.group, second.group);
+    let none = Server::bind(elsewhere, "job", 2, PATIENCE_MS);
+    assert_eq!(
+        message(none),
+        "cannot listen at 192.0.2.1:0: 192.0.2.1 is no address of this host; give one that is"
+    );
+    // A later start of the same job is another group.
+    let later = Server::bind(LOCAL, "job", 1, PATIENCE_MS).unwrap();
+    assert_ne!(join(later.addr(), hello(0, 1), PATIENCE_MS).unwrap().group, first.group);
 }

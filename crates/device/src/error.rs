@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use crate::vendor::Failure;
 use crate::{DType, DeviceKind};
 
@@ -20,8 +18,11 @@ pub enum DeviceError {
         "cannot allocate {bytes} bytes: {source}; lower the batch, the model or the ranks per host"
     )]
     OutOfMemory { bytes: usize, source: std::io::Error },
-    #[error("shared memory {path}: cannot {action} {bytes} bytes: {source}")]
-    Shared { path: PathBuf, action: &'static str, bytes: usize, source: std::io::Error },
+    #[error(
+        "cannot {action} {bytes} bytes of shared memory: {source}; lower the batch, the model or \
+         the ranks per host, or use --backend tcp"
+    )]
+    Shared { action: &'static str, bytes: usize, source: std::io::Error },
     #[error("cannot change the protection of device memory: {0}")]
     Protect(std::io::Error),
     #[error("cannot start {threads} threads: {message}")]

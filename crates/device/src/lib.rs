@@ -41,7 +41,6 @@ pub mod work;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -51,7 +50,7 @@ pub use error::DeviceError;
 pub use gpu::entry_points;
 pub use kernel::Kernel;
 pub use kind::{Arch, DeviceKind};
-pub use memory::{Buffer, Pinned};
+pub use memory::{Buffer, Pinned, SharedPart};
 pub use module::{Function, Graph, Module};
 pub use parallel::Parallel;
 pub use profile::Operation;
@@ -67,12 +66,12 @@ use sim::Sim;
 use stream::{Queue, RawStream};
 
 /// Where the bytes of a buffer live.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Placement {
     /// This process alone.
     Private,
-    /// A new file (in a memory file system) that other processes may map.
-    Shared(PathBuf),
+    /// A part of a shared file, which nobody has used before and other processes may map.
+    Shared(SharedPart),
 }
 
 /// A device; clones are handles to the same one.
@@ -224,11 +223,10 @@ impl Device {
     /// others.
     ///
     /// # Errors
-    /// The operating system or the driver refuses; a shared file exists already or cannot be made;
-    /// shared memory on another device than the host's.
+    /// The operating system or the driver refuses; shared memory on another device than the host's.
     pub fn alloc(&self, bytes: usize, placement: &Placement) -> Result<Buffer, DeviceError> {
         if let Some(driver) = &self.inner.driver {
-            if *placement != Placement::Private {
+            if let Placement::Shared(_) = placement {
                 let (device, what) = (self.kind(), "memory that is shared between processes");
                 return Err(DeviceError::Unsupported { device, what });
             }
@@ -237,7 +235,7 @@ impl Device {
         }
         let mapping = match placement {
             Placement::Private => Mapping::private(bytes)?,
-            Placement::Shared(path) => Mapping::create(path, bytes)?,
+            Placement::Shared(part) => Mapping::create(part, bytes)?,
         };
         self.adopt(mapping)
     }
@@ -245,13 +243,13 @@ impl Device {
     /// Memory that another process made as [`Placement::Shared`].
     ///
     /// # Errors
-    /// The file is missing or has another length; another device than the host's.
-    pub fn map_shared(&self, path: &Path, bytes: usize) -> Result<Buffer, DeviceError> {
+    /// The file is shorter; another device than the host's.
+    pub fn map_shared(&self, part: &SharedPart, bytes: usize) -> Result<Buffer, DeviceError> {
         if !self.kind().is_host() {
             let (device, what) = (self.kind(), "memory that is shared between processes");
             return Err(DeviceError::Unsupported { device, what });
         }
-        self.adopt(Mapping::open(path, bytes)?)
+        self.adopt(Mapping::open(part, bytes)?)
     }
 
     /// A zeroed tensor in memory of its own.

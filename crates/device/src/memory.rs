@@ -1,8 +1,7 @@
 //! Buffers, and page mappings: the only place that talks to the operating system about memory.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,11 +16,20 @@ pub(crate) enum Access {
     ReadWrite,
 }
 
-/// A page-aligned mapping, unmapped on drop; a created shared file is unlinked on drop.
+/// Where memory lies that several processes map: in a file without a name, which every one of them
+/// holds open and the kernel frees with the last.
+#[derive(Debug, Clone)]
+pub struct SharedPart {
+    pub file: Arc<File>,
+    /// Of the first byte; a multiple of the page size.
+    pub offset: u64,
+}
+
+/// A page-aligned mapping, unmapped on drop; shared memory that was reserved here is given back.
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     len: usize,
-    unlink: Option<PathBuf>,
+    reserved: Option<SharedPart>,
 }
 
 // SAFETY: a mapping is plain memory; who may touch it when is decided by `Kernel`.
@@ -34,7 +42,7 @@ const HUGE_PAGE: usize = 2 << 20;
 impl Mapping {
     pub(crate) fn private(len: usize) -> Result<Mapping, DeviceError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let mapping = Mapping::map(len, flags, -1)
+        let mapping = Mapping::map(len, flags, -1, 0)
             .map_err(|source| DeviceError::OutOfMemory { bytes: len, source })?;
         #[cfg(target_os = "linux")]
         if len >= 2 * HUGE_PAGE {
@@ -44,54 +52,56 @@ impl Mapping {
         Ok(mapping)
     }
 
-    pub(crate) fn create(path: &Path, len: usize) -> Result<Mapping, DeviceError> {
-        let failed = |action| {
-            move |source| DeviceError::Shared { path: path.to_owned(), action, bytes: len, source }
-        };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let file = file.map_err(failed("create"))?;
-        // Reserving the blocks now turns a full memory file system into an error here instead of
-        // a SIGBUS at the first touch.
+    /// Reserves a part of a shared file, which nobody has used before, and maps it.
+    pub(crate) fn create(part: &SharedPart, len: usize) -> Result<Mapping, DeviceError> {
+        // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
+        // the first touch.
         let code = match len {
             0 => 0,
             // SAFETY: a system call on an open descriptor.
-            _ => unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len as libc::off_t) },
+            _ => unsafe {
+                let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
+                libc::posix_fallocate(part.file.as_raw_fd(), offset, len)
+            },
         };
         if code != 0 {
-            let _ = std::fs::remove_file(path);
-            return Err(failed("reserve")(std::io::Error::from_raw_os_error(code)));
+            let source = std::io::Error::from_raw_os_error(code);
+            return Err(DeviceError::Shared { action: "reserve", bytes: len, source });
         }
-        let mapping = Mapping::map(len, libc::MAP_SHARED, file.as_raw_fd());
-        let mut mapping = mapping.map_err(failed("map"))?;
-        mapping.unlink = Some(path.to_owned());
+        let mut mapping = Mapping::open(part, len)?;
+        mapping.reserved = Some(part.clone());
         Ok(mapping)
     }
 
-    pub(crate) fn open(path: &Path, len: usize) -> Result<Mapping, DeviceError> {
-        let failed = |action| {
-            move |source| DeviceError::Shared { path: path.to_owned(), action, bytes: len, source }
-        };
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
-        let actual = file.metadata().map_err(failed("measure"))?.len();
-        if actual != len as u64 {
-            let source = std::io::Error::other(format!("the file has {actual} bytes"));
-            return Err(failed("map")(source));
+    /// Maps a part that another process has reserved.
+    pub(crate) fn open(part: &SharedPart, len: usize) -> Result<Mapping, DeviceError> {
+        let failed = |source| DeviceError::Shared { action: "map", bytes: len, source };
+        let end = part.file.metadata().map_err(failed)?.len();
+        // Pages beyond the end would be a SIGBUS.
+        if len > 0 && part.offset.saturating_add(len as u64) > end {
+            return Err(failed(std::io::Error::other(format!("they end at {end}"))));
         }
-        Mapping::map(len, libc::MAP_SHARED, file.as_raw_fd()).map_err(failed("map"))
+        let offset = part.offset as libc::off_t;
+        Mapping::map(len, libc::MAP_SHARED, part.file.as_raw_fd(), offset).map_err(failed)
     }
 
-    fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> std::io::Result<Mapping> {
+    fn map(
+        len: usize,
+        flags: libc::c_int,
+        fd: libc::c_int,
+        offset: libc::off_t,
+    ) -> std::io::Result<Mapping> {
         if len == 0 {
-            return Ok(Mapping { start: NonNull::dangling(), len, unlink: None });
+            return Ok(Mapping { start: NonNull::dangling(), len, reserved: None });
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the system's choice overlaps nothing of ours.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, 0) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| std::io::Error::other("null map"))?;
-        Ok(Mapping { start, len, unlink: None })
+        Ok(Mapping { start, len, reserved: None })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -123,8 +133,17 @@ impl Drop for Mapping {
             // SAFETY: the range was mapped by `map` and no reference into it outlives its buffer.
             unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
         }
-        if let Some(path) = &self.unlink {
-            let _ = std::fs::remove_file(path);
+        #[cfg(target_os = "linux")]
+        if let Some(part) = self.reserved.as_ref().filter(|_| self.len > 0) {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            // SAFETY: it asks for a number and changes nothing.
+            let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+            // Whole pages, as they were reserved: other parts begin on pages of their own.
+            let len = self.len.next_multiple_of(usize::try_from(page).unwrap_or(1).max(1));
+            let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
+            // SAFETY: a system call on an open descriptor. Who still maps the part reads zeros; a
+            // refusal leaves the pages to the end of the last process.
+            unsafe { libc::fallocate(part.file.as_raw_fd(), mode, offset, len) };
         }
     }
 }

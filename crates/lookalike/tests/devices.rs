@@ -7,8 +7,8 @@ mod common;
 use bytemuck::Zeroable;
 use common::{Child, ScaleAdd, Shape, arch_of, toy};
 use device::{
-    Arch, DType, Device, DeviceError, DeviceKind, Element, Function, Grid, Placement, SimOptions,
-    Tensor,
+    Arch, DType, Device, DeviceError, DeviceKind, Element, Function, Grid, Placement, SharedPart,
+    SimOptions, Tensor,
 };
 use half::{bf16, f16};
 
@@ -209,10 +209,10 @@ fn what_it_cannot_do_is_said(device: &Device) {
     let expected = format!("kernel `add` has no implementation for {} yet", device.kind());
     assert_eq!(stream.launch("add", |_| Ok(())).unwrap_err().to_string(), expected);
     assert_eq!(stream.with_memory("add", |_| Ok(())).unwrap_err().to_string(), expected);
-    let path = std::env::temp_dir().join("never-made");
-    let shared = device.alloc(64, &Placement::Shared(path.clone())).err().unwrap().to_string();
+    let part = SharedPart { file: tempfile::tempfile().unwrap().into(), offset: 0 };
+    let shared = device.alloc(64, &Placement::Shared(part.clone())).err().unwrap().to_string();
     assert!(shared.contains("shared between processes"), "{shared}");
-    assert!(device.map_shared(&path, 64).is_err());
+    assert!(device.map_shared(&part, 64).is_err());
 }
 
 /// Enqueues x = a·x + b.

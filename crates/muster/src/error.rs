@@ -199,10 +199,20 @@ impl From<comm::CommError> for CliError {
         use comm::CommError;
         use comm::rendezvous::Refusal;
         match error {
-            CommError::PortTaken { .. }
-            | CommError::JobName { .. }
-            | CommError::JobRunning { .. }
-            | CommError::RankTaken { .. } => CliError::mistake(error),
+            CommError::RankTaken { .. } | CommError::ForeignMemory { .. } => {
+                CliError::mistake(error)
+            }
+            // An address or a port that the user chose; else the machine lacks something.
+            CommError::Bind { ref source, .. }
+                if matches!(
+                    source.kind(),
+                    ErrorKind::AddrInUse
+                        | ErrorKind::AddrNotAvailable
+                        | ErrorKind::PermissionDenied
+                ) =>
+            {
+                CliError::mistake(error)
+            }
             // What a group is asked to do is decided by the trainer.
             CommError::NoSuchRank { .. }
             | CommError::PerRank { .. }
@@ -218,7 +228,10 @@ impl From<comm::CommError> for CliError {
             }
             // Missing or dead ranks may be there the next time; ranks that differ will not agree.
             CommError::Refused(ref refusal)
-                if !matches!(refusal, Refusal::Missing { .. } | Refusal::Ended { .. }) =>
+                if !matches!(
+                    refusal,
+                    Refusal::Missing { .. } | Refusal::Ended { .. } | Refusal::Absent { .. }
+                ) =>
             {
                 CliError::mistake(error)
             }

@@ -1,9 +1,10 @@
 //! The worker's side: joining, and the handle to the control connection.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
@@ -11,11 +12,17 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
+use crate::door;
 use crate::patience::Patience;
-use crate::{CommError, Communicator, Fault, Result};
+use crate::{Backend, CommError, Communicator, Fault, Result, Revocation, connect_unless};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const LATER: Duration = Duration::from_secs(2);
+
+/// How long one try to connect may take, where more than one address or try may do.
+const TRY: Duration = Duration::from_secs(5);
+/// How long the server is looked for to be told that a host will not come.
+const ABSENCE: Duration = Duration::from_secs(2);
 
 type Frames = Framed<TcpStream, LengthDelimitedCodec>;
 
@@ -23,6 +30,8 @@ type Frames = Framed<TcpStream, LengthDelimitedCodec>;
 pub struct Joined {
     /// Where each rank listens; empty where they do not.
     pub peers: Vec<SocketAddr>,
+    /// The job's name with a number of this start, which keeps those of earlier starts out.
+    pub group: String,
     pub control: ControlHandle,
 }
 
@@ -55,27 +64,31 @@ pub struct ControlHandle {
 struct Shared {
     wants_stop: AtomicBool,
     aborted: OnceLock<Aborted>,
+    /// Of groups that are about to meet, and then for as long as they live.
+    revocation: Revocation,
     groups: Mutex<Vec<Weak<dyn Communicator>>>,
 }
 
-/// Meets the other ranks at `addr`; tries again until the server is there.
+/// Meets the other ranks at any of the addresses of the server; tries again until it is there.
 ///
 /// # Errors
-/// Nobody answers within `timeout_ms`; or why the ranks do not come together, the same on each.
-pub fn join(addr: SocketAddr, hello: Hello, timeout_ms: u64) -> Result<Joined> {
+/// Nobody answers within `timeout_ms`, or the network is not there; or why the ranks do not come
+/// together, the same on each.
+pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<Joined> {
+    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
     let shared = Arc::new(Shared::default());
     let (outgoing, messages) = unbounded_channel();
     let (answer, answered) = mpsc::channel();
-    let known = Arc::clone(&shared);
+    let (known, job) = (Arc::clone(&shared), hello.job.clone());
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread.spawn(move || {
         runtime.block_on(async move {
-            match meet(addr, hello, timeout_ms).await {
+            match meet(&addrs, hello, timeout_ms).await {
                 Err(error) => drop(answer.send(Err(error))),
-                Ok((frames, peers)) => {
-                    let _ = answer.send(Ok(peers));
+                Ok((frames, peers, start)) => {
+                    let _ = answer.send(Ok((peers, start)));
                     converse(frames, messages, &known).await;
                 }
             }
@@ -83,40 +96,88 @@ pub fn join(addr: SocketAddr, hello: Hello, timeout_ms: u64) -> Result<Joined> {
     });
     let thread = Some(thread.map_err(CommError::Runtime)?);
     let control = ControlHandle { shared, outgoing: Some(outgoing), thread };
-    let silent = || CommError::NoRendezvous { addr, timeout_ms };
-    let peers = answered.recv().map_err(|_| silent())??;
-    Ok(Joined { peers, control })
+    let ended = |_| CommError::Runtime(std::io::ErrorKind::BrokenPipe.into());
+    let (peers, start) = answered.recv().map_err(ended)??;
+    Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
 }
 
 async fn meet(
-    addr: SocketAddr,
+    addrs: &[SocketAddr],
     hello: Hello,
     timeout_ms: u64,
-) -> Result<(Frames, Vec<SocketAddr>)> {
+) -> Result<(Frames, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
-    let silent = || CommError::NoRendezvous { addr, timeout_ms };
-    let stream = Patience::new(limit).within(connect(addr)).await.ok_or_else(silent)?;
+    let addr = *addrs.first().ok_or(CommError::Runtime(std::io::ErrorKind::NotFound.into()))?;
+    let mut last = "no try has ended".to_owned();
+    let tried = Patience::new(limit).within(connect(addrs, &mut last)).await;
+    let silent = |last: String| CommError::NoRendezvous { addr, timeout_ms, last };
+    let (stream, addr) = tried.ok_or_else(|| silent(last))??;
     let mut frames = Framed::new(stream, protocol::codec());
     let lost = |source| CommError::Socket { addr, action: "join", source };
     frames.send(protocol::encode(&ToServer::Hello(hello), true)).await.map_err(lost)?;
-    let first = Patience::new(limit + LATER).within(frames.next()).await.ok_or_else(silent)?;
-    let ended = || lost(std::io::ErrorKind::UnexpectedEof.into());
-    let first = first.ok_or_else(ended)?.map_err(lost)?;
+    let first = Patience::new(limit + LATER).within(frames.next()).await;
+    let first =
+        first.ok_or_else(|| silent("it took the connection and says nothing".to_owned()))?;
+    let stranger = |how| CommError::NotRendezvous { addr, how };
+    let first = first.ok_or_else(|| stranger("closed the connection without an answer"))?;
+    let other = "answers as something else";
+    let first = first.map_err(|error| match error.kind() {
+        // A length that no frame has.
+        std::io::ErrorKind::InvalidData => stranger(other),
+        _ => lost(error),
+    })?;
     match protocol::decode(&first, true) {
-        Ok(ToWorker::Joined { peers }) => Ok((frames, peers)),
+        Ok(ToWorker::Joined { peers, start }) => Ok((frames, peers, start)),
         Ok(ToWorker::Refused(refusal)) => Err(refusal.into()),
         Err(Garbled::Protocol(got)) => Err(protocol::other_protocol(got).into()),
-        Ok(_) | Err(Garbled::Stranger) => Err(lost(std::io::ErrorKind::InvalidData.into())),
+        Ok(_) | Err(Garbled::Stranger) => Err(stranger(other)),
     }
 }
 
-async fn connect(addr: SocketAddr) -> TcpStream {
+/// Connects to whichever address answers first; `last` tells what came of the last try.
+async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, SocketAddr)> {
     loop {
-        if let Ok(stream) = TcpStream::connect(addr).await {
-            let _ = stream.set_nodelay(true);
-            return stream;
+        let mut unreachable = None;
+        let mut hopeless = 0;
+        for &addr in addrs {
+            match tokio::time::timeout(TRY, TcpStream::connect(addr)).await {
+                Ok(Ok(stream)) => {
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, addr));
+                }
+                Ok(Err(source)) if door::is_final(&source) => {
+                    hopeless += 1;
+                    unreachable = Some(CommError::Unreachable { addr, source });
+                }
+                Ok(Err(error)) => *last = error.to_string(),
+                Err(_) => "no answer".clone_into(last),
+            }
+        }
+        if let Some(error) = unreachable.filter(|_| hopeless == addrs.len()) {
+            return Err(error);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Tells the server, if it is found within a few seconds, that a host will not bring its ranks, so
+/// that the others need not wait for them. Once they have met this changes nothing.
+pub fn report_absent(addrs: impl ToSocketAddrs, job: &str, node: usize, reason: &str) {
+    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
+    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
+    let message = protocol::encode(&ToServer::Absent { job, node, reason }, true);
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let until = Instant::now() + ABSENCE;
+    while Instant::now() < until {
+        let connect = |addr| std::net::TcpStream::connect_timeout(addr, ABSENCE).ok();
+        if let Some(mut stream) = addrs.iter().find_map(connect) {
+            let _ = stream.set_read_timeout(Some(ABSENCE));
+            // The server has heard it when it closes the connection.
+            let said = stream.write_all(&[&length[..], &message].concat());
+            let _ = said.and_then(|()| stream.read(&mut [0]));
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -163,6 +224,7 @@ impl Shared {
     /// The first reason stays; every attached group is given up.
     fn abort(&self, aborted: Aborted) {
         let aborted = self.aborted.get_or_init(|| aborted);
+        self.revocation.revoke(&aborted.to_string());
         let groups: Vec<Arc<dyn Communicator>> =
             self.groups().iter().filter_map(Weak::upgrade).collect();
         groups.iter().for_each(|group| group.revoke(&aborted.to_string()));
@@ -176,6 +238,24 @@ impl Shared {
 }
 
 impl ControlHandle {
+    /// As [`crate::connect`], under control: an abort ends the meeting at once, and revokes the
+    /// group for as long as it lives.
+    ///
+    /// # Errors
+    /// As [`crate::connect`].
+    pub fn connect(
+        &self,
+        backend: Backend,
+        rank: usize,
+        world: usize,
+        timeout_ms: u64,
+    ) -> Result<Arc<dyn Communicator>> {
+        let revocation = self.shared.revocation.clone();
+        let group = connect_unless(backend, rank, world, timeout_ms, revocation)?;
+        self.attach(&group);
+        Ok(group)
+    }
+
     /// Lets an abort revoke `group`, from now on for as long as it lives.
     pub fn attach(&self, group: &Arc<dyn Communicator>) {
         self.shared.groups().push(Arc::downgrade(group));
@@ -207,7 +287,8 @@ impl ControlHandle {
 
     /// Leaves because of others; returns once that is said.
     pub fn blame(mut self, fault: &Fault) {
-        self.say(ToServer::Blame(fault.clone()));
+        let what = protocol::cut(&fault.what).to_owned();
+        self.say(ToServer::Blame(Fault { ranks: fault.ranks.clone(), what }));
         self.close();
     }
 

@@ -9,10 +9,12 @@ use tokio_util::codec::LengthDelimitedCodec;
 use crate::error::{Fault, ranks};
 
 /// Changes when a message changes.
-const PROTOCOL: u32 = 2;
+const PROTOCOL: u32 = 3;
 const MAGIC: [u8; 4] = *b"MSTC";
 /// Longest frame; a hello of a few dozen digests takes kilobytes.
 const FRAME_BYTES: usize = 1 << 20;
+/// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
+const REASON_BYTES: usize = 16 << 10;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,16 +49,23 @@ pub enum Refusal {
     World { rank: usize, got: usize, world: usize },
     #[error("rank {rank} does not exist among {world} ranks; ranks count from 0")]
     NoSuchRank { rank: usize, world: usize },
-    #[error("a worker of job `{got}` came to job `{job}`; check its rendezvous address")]
-    Job { job: String, got: String },
     #[error(
-        "{} did not come within {timeout_ms} ms; see whether they started and reach this address, \
-         or raise ranks.timeout_ms",
-        ranks(missing)
+        "a worker of job `{got}` came to job `{job}`; check its rendezvous address, and that every \
+         host gives the run the same name"
     )]
-    Missing { missing: Vec<usize>, timeout_ms: u64 },
+    Job { job: String, got: String },
+    /// `turned_away` are those who came and were none of the job's.
+    #[error(
+        "{} did not come within {timeout_ms} ms{}; see whether they started and reach this \
+         address, or raise ranks.timeout_ms",
+        ranks(missing),
+        turned_away_text(turned_away)
+    )]
+    Missing { missing: Vec<usize>, timeout_ms: u64, turned_away: Vec<String> },
     #[error("rank {rank} ended before the job began: {reason}")]
     Ended { rank: usize, reason: String },
+    #[error("node {node} ended before the job began: {reason}")]
+    Absent { node: usize, reason: String },
     #[error("a worker speaks protocol {got}, this is {ours}; use the same build everywhere")]
     Protocol { ours: u32, got: u32 },
 }
@@ -66,7 +75,19 @@ fn groups_text(groups: &[(String, Vec<usize>)]) -> String {
     each.collect::<Vec<String>>().join(", ")
 }
 
-/// From a worker.
+fn turned_away_text(turned_away: &[String]) -> String {
+    match turned_away {
+        [] => String::new(),
+        some => format!(" ({} was turned away)", some.join("; ")),
+    }
+}
+
+/// A reason for an end, cut to what a message can hold.
+pub(super) fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(REASON_BYTES)]
+}
+
+/// From a worker, or from the process that would have started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ToServer {
     Hello(Hello),
@@ -78,14 +99,21 @@ pub(super) enum ToServer {
     /// It leaves because of others.
     Blame(Fault),
     Bye,
+    /// Instead of a hello: a host will not bring its ranks.
+    Absent {
+        job: String,
+        node: usize,
+        reason: String,
+    },
 }
 
 /// To a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ToWorker {
-    /// Empty where ranks do not listen.
+    /// `peers` is empty where ranks do not listen; `start` is another number for each start.
     Joined {
         peers: Vec<SocketAddr>,
+        start: u64,
     },
     Refused(Refusal),
     Abort {

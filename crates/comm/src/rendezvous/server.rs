@@ -1,23 +1,29 @@
 //! The server: run by the supervising process of node 0, on a thread of its own.
 
-use std::net::SocketAddr;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
+use crate::door::{self, Door};
 use crate::patience::Patience;
 use crate::{CommError, Fault, Result, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
-/// How long a new connection may take to say who it is.
-const HELLO: Duration = Duration::from_secs(10);
+/// How long an address may take to answer when it is tried.
+const PROBE: Duration = Duration::from_secs(1);
+/// How long messages may take to leave when the server ends.
+const PARTING: Duration = Duration::from_millis(100);
+/// Strangers that are remembered, for whoever wonders why a rank is missing.
+const STRANGERS: usize = 3;
 
 /// The meeting point; dropping it ends every control connection.
 pub struct Server {
@@ -31,6 +37,8 @@ struct Shared {
     job: String,
     world: usize,
     timeout_ms: u64,
+    /// Another number for each start.
+    start: u64,
     meeting: Mutex<Meeting>,
     /// The phase has changed.
     changed: Condvar,
@@ -42,6 +50,8 @@ struct Meeting {
     wants_stop: bool,
     /// The first rank that was lost after the meeting, and how.
     lost: Option<(usize, String)>,
+    /// Who came and is none of the job's.
+    turned_away: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -60,15 +70,23 @@ struct Worker {
 }
 
 impl Server {
-    /// Starts waiting for the `world` ranks of `job`, for `timeout_ms` at most.
+    /// Starts waiting for the `world` ranks of `job`, for `timeout_ms` at most, at every one of
+    /// the addresses that this host has.
     ///
     /// # Errors
-    /// The port is taken; the address is not one of this host.
-    pub fn bind(addr: SocketAddr, job: &str, world: usize, timeout_ms: u64) -> Result<Server> {
-        let listener = tcp::listen(addr)?;
-        let failed = |source| CommError::Socket { addr, action: "listen", source };
-        let addr = listener.local_addr().map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+    /// A port is taken; no address is one of this host; it cannot be reached even from here.
+    pub fn bind(
+        addrs: impl ToSocketAddrs,
+        job: &str,
+        world: usize,
+        timeout_ms: u64,
+    ) -> Result<Server> {
+        let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
+        let listen = |addr| tcp::listen(addr).and_then(probe);
+        let listeners = each_of_this_host(&addrs, listen)?;
+        let addr = listeners.first().map(TcpListener::local_addr);
+        let addr = addr.unwrap_or(Err(std::io::ErrorKind::NotFound.into()));
+        let addr = addr.map_err(CommError::Runtime)?;
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
         let meeting = Meeting {
@@ -76,18 +94,20 @@ impl Server {
             workers: (0..world).map(|_| None).collect(),
             wants_stop: false,
             lost: None,
+            turned_away: Vec::new(),
         };
         let shared = Arc::new(Shared {
             job: job.to_owned(),
             world,
             timeout_ms,
+            start: RandomState::new().build_hasher().finish(),
             meeting: Mutex::new(meeting),
             changed: Condvar::new(),
         });
         let (shutdown, ended) = oneshot::channel();
         let served = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("rendezvous".to_owned());
-        let thread = thread.spawn(move || runtime.block_on(serve(listener, served, ended)));
+        let thread = thread.spawn(move || runtime.block_on(serve(listeners, served, ended)));
         let thread = Some(thread.map_err(CommError::Runtime)?);
         Ok(Server { addr, shared, shutdown: Some(shutdown), thread })
     }
@@ -151,17 +171,79 @@ impl Drop for Server {
     }
 }
 
+/// Whether a server can be bound to the addresses. Nobody can connect to it meanwhile.
+///
+/// # Errors
+/// As [`Server::bind`], but for addresses that cannot be reached from here.
+pub fn can_serve(addrs: impl ToSocketAddrs) -> Result<()> {
+    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
+    each_of_this_host(&addrs, tcp::can_listen).map(drop)
+}
+
+/// What `make` makes of every address that this host has.
+fn each_of_this_host<T>(
+    addrs: &[SocketAddr],
+    make: impl Fn(SocketAddr) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut all = Vec::new();
+    let mut elsewhere = None;
+    for (index, &addr) in addrs.iter().enumerate() {
+        if addrs[..index].contains(&addr) {
+            continue;
+        }
+        match make(addr) {
+            Ok(made) => all.push(made),
+            // A name may stand for addresses that this host lacks, such as those of IPv6.
+            Err(error) if is_elsewhere(&error) => elsewhere = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match elsewhere {
+        Some(error) if all.is_empty() => Err(error),
+        _ => Ok(all),
+    }
+}
+
+/// Whether an address is none of this host, or has no network to it.
+fn is_elsewhere(error: &CommError) -> bool {
+    match error {
+        CommError::Bind { source, .. } => {
+            source.kind() == std::io::ErrorKind::AddrNotAvailable || door::is_final(source)
+        }
+        CommError::Unreachable { .. } => true,
+        _ => false,
+    }
+}
+
+/// One can listen where nobody gets to: at loopback while that interface is down.
+fn probe(listener: TcpListener) -> Result<TcpListener> {
+    let own = listener.local_addr().map_err(CommError::Runtime)?;
+    if !own.ip().is_unspecified()
+        && let Err(source) = std::net::TcpStream::connect_timeout(&own, PROBE)
+        && door::is_final(&source)
+    {
+        return Err(CommError::Unreachable { addr: own, source });
+    }
+    Ok(listener)
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Meeting> {
         self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a worker in; the last one completes the meeting.
-    fn enter(&self, hello: Hello, outgoing: UnboundedSender<ToWorker>) -> Option<usize> {
+    fn enter(
+        &self,
+        hello: Hello,
+        from: SocketAddr,
+        outgoing: UnboundedSender<ToWorker>,
+    ) -> Option<usize> {
         let mut meeting = self.lock();
         let (rank, world) = (hello.rank, self.world);
         if hello.job != self.job {
             // Not one of ours: it alone is turned away.
+            meeting.turn_away(format!("a worker of job `{}` from {}", hello.job, from.ip()));
             let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
             let _ = outgoing.send(ToWorker::Refused(refusal));
             return None;
@@ -202,7 +284,8 @@ impl Shared {
         }
         let peers: Option<Vec<SocketAddr>> = hellos.iter().map(|hello| hello.listen).collect();
         meeting.phase = Phase::Open;
-        meeting.tell_all(&ToWorker::Joined { peers: peers.unwrap_or_default() });
+        let (peers, start) = (peers.unwrap_or_default(), self.start);
+        meeting.tell_all(&ToWorker::Joined { peers, start });
         if meeting.wants_stop {
             meeting.tell_all(&ToWorker::Stop);
         }
@@ -218,10 +301,19 @@ impl Shared {
         }
     }
 
+    /// Nobody else comes in time.
+    fn close(&self) {
+        let mut meeting = self.lock();
+        let absent = |rank: &usize| meeting.workers[*rank].is_none();
+        let missing = (0..self.world).filter(absent).collect();
+        let (timeout_ms, turned_away) = (self.timeout_ms, meeting.turned_away.clone());
+        self.refuse(&mut meeting, Refusal::Missing { missing, timeout_ms, turned_away });
+    }
+
     /// `rank` will not come back.
     fn lose(&self, rank: usize, reason: &str) {
         let mut meeting = self.lock();
-        let reason = reason.to_owned();
+        let reason = protocol::cut(reason).to_owned();
         match meeting.phase {
             Phase::Refused(_) => {}
             Phase::Gathering => self.refuse(&mut meeting, Refusal::Ended { rank, reason }),
@@ -235,20 +327,27 @@ impl Shared {
 
     fn hear(&self, rank: usize, message: ToServer) {
         let mut meeting = self.lock();
-        let Some(worker) = &mut meeting.workers[rank] else { return };
+        let Some(worker) = meeting.workers.get_mut(rank).and_then(Option::as_mut) else { return };
         match message {
-            ToServer::Hello(_) => {}
+            ToServer::Hello(_) | ToServer::Absent { .. } => {}
             ToServer::Status { step } => worker.last_step = Some(step),
             ToServer::Bye | ToServer::Follows | ToServer::Blame(_) => worker.has_left = true,
         }
     }
 
     fn has_left(&self, rank: usize) -> bool {
-        self.lock().workers[rank].as_ref().is_some_and(|worker| worker.has_left)
+        let meeting = self.lock();
+        meeting.workers.get(rank).and_then(Option::as_ref).is_some_and(|worker| worker.has_left)
     }
 }
 
 impl Meeting {
+    fn turn_away(&mut self, who: String) {
+        if self.turned_away.len() < STRANGERS && !self.turned_away.contains(&who) {
+            self.turned_away.push(who);
+        }
+    }
+
     fn tell_all(&self, message: &ToWorker) {
         for worker in self.workers.iter().flatten() {
             // A worker whose connection is gone needs no message.
@@ -257,62 +356,85 @@ impl Meeting {
     }
 }
 
-async fn serve(
-    listener: std::net::TcpListener,
-    shared: Arc<Shared>,
-    mut ended: oneshot::Receiver<()>,
-) {
-    // The descriptor is known to be a listening socket; without a runtime nothing can be served.
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
+async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot::Receiver<()>) {
     let late = Arc::clone(&shared);
     tokio::spawn(async move {
         Patience::of_ms(late.timeout_ms).passed().await;
-        let mut meeting = late.lock();
-        let absent = |rank: &usize| meeting.workers[*rank].is_none();
-        let missing = (0..late.world).filter(absent).collect();
-        late.refuse(&mut meeting, Refusal::Missing { missing, timeout_ms: late.timeout_ms });
+        late.close();
     });
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, from)) => {
-                    tokio::spawn(attend(stream, from, Arc::clone(&shared)));
-                }
-                // Out of descriptors, most likely: others may end meanwhile.
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            },
-            _ = &mut ended => return,
+    for listener in listeners {
+        // The descriptor is known to be a listening socket; without it nothing can be served.
+        let Ok(mut door) = Door::new(listener) else { continue };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            loop {
+                let guest = door.next(introduce).await;
+                tokio::spawn(attend(guest, Arc::clone(&shared)));
+            }
+        });
+    }
+    let _ = ended.await;
+    // The rest ends with the runtime: the ranks of other hosts should hear of a loss before.
+    if shared.lock().lost.is_some() {
+        tokio::time::sleep(PARTING).await;
+    }
+}
+
+type Frames = Framed<TcpStream, LengthDelimitedCodec>;
+
+/// A connection that has said something in our language.
+struct Guest {
+    frames: Frames,
+    from: SocketAddr,
+    /// Or the number of another version of that language.
+    said: std::result::Result<ToServer, u32>,
+}
+
+async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
+    let _ = stream.set_nodelay(true);
+    let mut frames = Framed::new(stream, protocol::codec());
+    let first = frames.next().await?.ok()?;
+    let said = match protocol::decode::<ToServer>(&first, true) {
+        Ok(said) => Ok(said),
+        Err(Garbled::Protocol(got)) => Err(got),
+        Err(Garbled::Stranger) => return None,
+    };
+    Some(Guest { frames, from, said })
+}
+
+/// One connection from its introduction to its last byte.
+async fn attend(guest: Guest, shared: Arc<Shared>) {
+    let Guest { mut frames, from, said } = guest;
+    match said {
+        Ok(ToServer::Hello(hello)) => serve_worker(frames, from, hello, shared).await,
+        Ok(ToServer::Absent { job, node, reason }) if job == shared.job => {
+            let reason = protocol::cut(&reason).to_owned();
+            shared.refuse(&mut shared.lock(), Refusal::Absent { node, reason });
+        }
+        Ok(_) => {}
+        Err(got) => {
+            let who = format!("a worker that speaks protocol {got} from {}", from.ip());
+            shared.lock().turn_away(who);
+            let answer = ToWorker::Refused(protocol::other_protocol(got));
+            let _ = frames.send(protocol::encode(&answer, true)).await;
         }
     }
 }
 
-/// One connection from its first byte to its last.
-async fn attend(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) {
-    let _ = stream.set_nodelay(true);
-    let mut frames = Framed::new(stream, protocol::codec());
-    let first = Patience::new(HELLO).within(frames.next()).await;
-    let Some(Some(Ok(first))) = first else { return };
-    let mut hello = match protocol::decode::<ToServer>(&first, true) {
-        Ok(ToServer::Hello(hello)) => hello,
-        Ok(_) | Err(Garbled::Stranger) => return,
-        Err(Garbled::Protocol(got)) => {
-            let refusal = protocol::other_protocol(got);
-            let answer = ToWorker::Refused(refusal.clone());
-            let _ = frames.send(protocol::encode(&answer, true)).await;
-            return shared.refuse(&mut shared.lock(), refusal);
-        }
-    };
+async fn serve_worker(mut frames: Frames, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
     if let Some(listen) = hello.listen.as_mut().filter(|listen| listen.ip().is_unspecified()) {
         listen.set_ip(from.ip());
     }
     let (sender, outgoing) = unbounded_channel();
-    let rank = shared.enter(hello, sender);
+    let rank = shared.enter(hello, from, sender);
     converse(&mut frames, outgoing, |message| {
         let Some(rank) = rank else { return };
-        if let ToServer::Blame(Fault { ranks, what }) = &message
-            && !ranks.is_empty()
-        {
-            tokio::spawn(mourn(ranks.clone(), what.clone(), Arc::clone(&shared)));
+        if let ToServer::Blame(Fault { ranks, what }) = &message {
+            let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
+            let ranks: Vec<usize> = known.collect();
+            if !ranks.is_empty() {
+                tokio::spawn(mourn(ranks, what.clone(), Arc::clone(&shared)));
+            }
         }
         shared.hear(rank, message);
     })
@@ -333,7 +455,7 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
 
 /// Passes messages both ways until either side ends.
 async fn converse(
-    frames: &mut Framed<TcpStream, LengthDelimitedCodec>,
+    frames: &mut Frames,
     mut outgoing: UnboundedReceiver<ToWorker>,
     hear: impl Fn(ToServer),
 ) {

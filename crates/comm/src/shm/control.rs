@@ -1,8 +1,8 @@
-//! The control block: one shared file of atomic words through which ranks meet.
+//! The control block: atomic words at the start of shared memory, through which ranks meet.
 //!
 //! ```text
-//! header   magic, world, creator's pid, revocation flag and text
-//! record   per rank: phase | sleepers | pid | left          (cache lines of their own)
+//! header   magic, world, revocation flag and text
+//! record   per rank: phase | sleepers | pid | left | namespace  (cache lines of their own)
 //!                    announcements of the last two operations
 //!                    bytes that peers read out of its windows
 //! mail     per rank: two boxes of MAIL_BYTES for small messages
@@ -25,23 +25,20 @@
 //! the count and it wakes the waiter. Sleeps are short in any case, since the waiter must also
 //! notice revocation and death.
 
-use std::fs::OpenOptions;
-use std::path::Path;
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::files;
-use super::system::{self, Words};
-use crate::patience::Patience;
+use super::memory::SharedMemory;
+use super::system::{self, Process, Words};
 use crate::{CommError, Operation};
 
-const MAGIC: u64 = u64::from_be_bytes(*b"muster01");
+const MAGIC: u64 = u64::from_be_bytes(*b"muster02");
 
 const HEADER: usize = 128;
 const HEADER_WORLD: usize = 1;
-pub(super) const HEADER_PID: usize = 2;
-const HEADER_REVOKED: usize = 3;
-const HEADER_TEXT_BYTES: usize = 4;
+const HEADER_REVOKED: usize = 2;
+const HEADER_TEXT_BYTES: usize = 3;
 const HEADER_TEXT: std::ops::Range<usize> = 8..HEADER;
 
 /// Two pairs of cache lines (processors fetch lines in pairs).
@@ -50,6 +47,7 @@ const RECORD_PHASE: usize = 0;
 const RECORD_SLEEPERS: usize = 1;
 const RECORD_PID: usize = 2;
 const RECORD_LEFT: usize = 3;
+const RECORD_NAMESPACE: usize = 4;
 const RECORD_ANNOUNCED: usize = 16;
 const ANNOUNCED: usize = 4;
 const RECORD_READ: usize = 24;
@@ -76,70 +74,33 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Makes the block of a job and lets it appear, complete, under its name.
-    pub(super) fn create(dir: &Path, job: &str, world: usize) -> Result<Control, CommError> {
-        let path = files::control_path(dir, job);
-        if let Some(pid) = files::creator(&path) {
-            if system::Process::new(pid).is_alive() {
-                return Err(CommError::JobRunning { path, pid });
-            }
-            let _ = std::fs::remove_file(&path);
-        }
-        let pid = std::process::id();
-        let new = files::rank_path(dir, job, pid, "new", 0);
-        let failed = |action| {
-            let path = new.clone();
-            move |source| CommError::Shared { path, action, source }
-        };
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new);
-        let file = file.map_err(failed("create"))?;
-        let words = HEADER + world * (RECORD + 2 * MAIL) + world * world * super::channel::WORDS;
-        let control = Words::create(&new, &file, words).map(|words| Control { words, world });
-        let control = control.inspect_err(|_| {
-            let _ = std::fs::remove_file(&new);
-        })?;
-        let header = control.words.all();
-        header[HEADER_WORLD].store(world as u64, Ordering::Relaxed);
-        header[HEADER_PID].store(u64::from(pid), Ordering::Relaxed);
-        header[0].store(MAGIC, Ordering::Release);
-        std::fs::rename(&new, &path).map_err(failed("rename"))?;
-        Ok(control)
+    fn words(world: usize) -> usize {
+        HEADER + world * (RECORD + 2 * MAIL) + world * world * super::channel::WORDS
     }
 
-    /// Opens the block once rank 0 has made it; `Ok(None)` if it is not there before the deadline.
-    pub(super) fn open(
-        dir: &Path,
-        job: &str,
-        world: usize,
-        mut patience: Patience,
-    ) -> Result<Option<Control>, CommError> {
-        let path = files::control_path(dir, job);
-        loop {
-            match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(file) => {
-                    let words = Words::open(&path, &file)?;
-                    let header = words.all();
-                    let known = header.len() > HEADER
-                        && header[0].load(Ordering::Acquire) == MAGIC
-                        && header[HEADER_WORLD].load(Ordering::Relaxed) == world as u64;
-                    if !known {
-                        return Err(CommError::ForeignControl { path, world });
-                    }
-                    let creator = header[HEADER_PID].load(Ordering::Relaxed);
-                    // Left over from an earlier job of the same name; rank 0 will replace it.
-                    if system::Process::new(creator as u32).is_alive() {
-                        return Ok(Some(Control { words, world }));
-                    }
-                }
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(CommError::Shared { path, action: "open", source: error });
-                }
-                Err(_) => {}
-            }
-            if patience.left().is_zero() {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(1));
+    /// Size of the block of a group.
+    pub(super) fn bytes(world: usize) -> u64 {
+        8 * Control::words(world) as u64
+    }
+
+    /// Makes the block of a group in a new file.
+    pub(super) fn create(file: &File, world: usize) -> Result<(), CommError> {
+        let words = Words::create(file, Control::words(world))?;
+        let header = words.all();
+        header[HEADER_WORLD].store(world as u64, Ordering::Relaxed);
+        header[0].store(MAGIC, Ordering::Release);
+        Ok(())
+    }
+
+    /// Opens the block of a group of `world` ranks.
+    pub(super) fn open(memory: &SharedMemory, world: usize) -> Result<Control, CommError> {
+        let words = Words::open(memory.file(), Control::words(world))?;
+        let header = words.all();
+        let known = header[0].load(Ordering::Acquire) == MAGIC
+            && header[HEADER_WORLD].load(Ordering::Relaxed) == world as u64;
+        match known {
+            true => Ok(Control { words, world }),
+            false => Err(CommError::ForeignMemory { world }),
         }
     }
 
@@ -149,13 +110,23 @@ impl Control {
 
     /// Takes the place of `rank`; false if somebody has it.
     pub(super) fn claim(&self, rank: usize) -> bool {
-        let pid = &self.record(rank)[RECORD_PID];
+        let record = self.record(rank);
         let mine = u64::from(std::process::id());
-        pid.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let pid = &record[RECORD_PID];
+        let is_first = pid.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if is_first {
+            record[RECORD_NAMESPACE].store(system::namespace(), Ordering::Relaxed);
+        }
+        is_first
     }
 
-    pub(super) fn pid(&self, rank: usize) -> u32 {
-        self.record(rank)[RECORD_PID].load(Ordering::Relaxed) as u32
+    /// The process of `rank`, which has arrived.
+    pub(super) fn process(&self, rank: usize) -> Process {
+        let record = self.record(rank);
+        match record[RECORD_NAMESPACE].load(Ordering::Relaxed) == system::namespace() {
+            true => Process::new(record[RECORD_PID].load(Ordering::Relaxed) as u32),
+            false => Process::Elsewhere,
+        }
     }
 
     fn phase_word(&self, rank: usize) -> &AtomicU32 {

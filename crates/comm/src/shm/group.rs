@@ -1,18 +1,18 @@
 //! The group: meeting, operations as (enter, read, leave), waiting, giving up.
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::control::{self, Announcement, Control};
-use super::files;
+use super::memory::{Places, SharedMemory};
 use super::system::Process;
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
-use crate::patience::Patience;
-use crate::{CommError, Operation, Result};
+use crate::error::Moved;
+use crate::patience::{self, Patience};
+use crate::{CommError, Operation, Result, Revocation};
 
 /// Looks at a peer's phase before the first yield, where every rank has a core.
 const SPINS: usize = 300;
@@ -26,9 +26,8 @@ pub struct Shm {
     pub(super) control: Control,
     pub(super) rank: usize,
     pub(super) world: usize,
-    pub(super) dir: PathBuf,
-    pub(super) job: String,
     timeout_ms: u64,
+    revocation: Revocation,
     spins: usize,
     /// Known once everyone is there.
     peers: OnceLock<Vec<Process>>,
@@ -39,7 +38,7 @@ pub struct Shm {
 /// What only the operation in progress uses.
 pub(super) struct State {
     sequence: u64,
-    pub windows: u64,
+    pub places: Places,
     pub scratch: Scratch,
     pub reads: Reads,
     /// Messages of a broadcast.
@@ -80,20 +79,13 @@ impl Call {
     fn phase(&self) -> u32 {
         (self.sequence as u32).wrapping_mul(2)
     }
-
-    fn left(&self) -> Duration {
-        let mut patience = self.patience.get();
-        let left = patience.left();
-        self.patience.set(patience);
-        left
-    }
 }
 
 impl State {
-    fn new(world: usize) -> State {
+    fn new(memory: SharedMemory, world: usize) -> State {
         State {
             sequence: 0,
-            windows: 0,
+            places: Places::new(memory, world),
             scratch: Scratch::default(),
             reads: Reads::new(world),
             messages: Vec::new(),
@@ -103,31 +95,23 @@ impl State {
 }
 
 impl Shm {
-    /// Meets the other ranks of `job` through files in `dir`; returns once all `world` are there.
+    /// Meets the other ranks that share `memory`; returns once all `world` are there, or when
+    /// `revocation` gives the group up.
     ///
     /// # Errors
-    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`; no room in `dir`.
+    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`; memory of another
+    /// group.
     pub fn connect(
-        dir: &Path,
-        job: &str,
+        memory: SharedMemory,
         rank: usize,
         world: usize,
         timeout_ms: u64,
+        revocation: Revocation,
     ) -> Result<Shm> {
-        files::check_job(job)?;
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
-        let patience = Patience::of_ms(timeout_ms);
-        let control = match rank {
-            0 => Control::create(dir, job, world)?,
-            _ => Control::open(dir, job, world, patience)?.ok_or(CommError::Timeout {
-                operation: Operation::Join,
-                sequence: 1,
-                missing: vec![0],
-                timeout_ms,
-            })?,
-        };
+        let control = Control::open(&memory, world)?;
         if !control.claim(rank) {
             return Err(CommError::RankTaken { rank });
         }
@@ -136,24 +120,19 @@ impl Shm {
             control,
             rank,
             world,
-            dir: dir.to_owned(),
-            job: job.to_owned(),
             timeout_ms,
+            revocation,
             spins: if world <= cores { SPINS } else { 1 },
             peers: OnceLock::new(),
-            state: Mutex::new(State::new(world)),
+            state: Mutex::new(State::new(memory, world)),
             counters: CounterCells::default(),
         };
-        let met = group.collective(Operation::Join, 0, |group, _, call| {
+        group.collective(Operation::Join, 0, |group, _, call| {
             group.enter(call)?;
-            let peers = (0..world).map(|peer| Process::new(group.control.pid(peer)));
-            let _ = group.peers.set(peers.collect());
+            let _ = group.peers.set((0..world).map(|rank| group.control.process(rank)).collect());
             Ok(())
-        });
-        if rank == 0 {
-            let _ = std::fs::remove_file(files::control_path(dir, job));
-        }
-        met.map(|()| group)
+        })?;
+        Ok(group)
     }
 
     /// Runs one operation: numbers it, announces it, and gives the group up if it fails.
@@ -171,10 +150,15 @@ impl Shm {
         self.settle(&call, body(self, &mut state, &call))
     }
 
-    /// The next operation's number.
+    /// The next operation's number and deadline.
     pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
         state.sequence += 1;
         self.call(operation, state.sequence)
+    }
+
+    /// With the whole timeout before it.
+    fn call(&self, operation: Operation, sequence: u64) -> Call {
+        Call { operation, sequence, patience: Patience::of_ms(self.timeout_ms).into() }
     }
 
     /// The next message between this rank and `peer` in one direction; such messages have
@@ -186,8 +170,23 @@ impl Shm {
         self.call(operation, *count)
     }
 
-    fn call(&self, operation: Operation, sequence: u64) -> Call {
-        Call { operation, sequence, patience: Patience::of_ms(self.timeout_ms).into() }
+    /// Waits for one end of a message whose earlier boxes have moved.
+    pub(super) fn wait_box(
+        &self,
+        call: &Call,
+        moved: Moved,
+        peer: usize,
+        done: impl Fn() -> bool,
+        sleep: impl Fn(Duration),
+    ) -> Result<()> {
+        let call = self.call(call.operation, call.sequence);
+        let waited = self.wait(&call, peer, |rank| rank != peer || done(), sleep);
+        waited.map_err(|error| match error {
+            CommError::Timeout { operation, sequence, missing, timeout_ms, .. } => {
+                CommError::Timeout { operation, sequence, missing, timeout_ms, moved }
+            }
+            other => other,
+        })
     }
 
     pub(super) fn announce(&self, call: &Call, digest: u64) {
@@ -211,6 +210,10 @@ impl Shm {
     }
 
     pub(super) fn check_revoked(&self) -> Result<()> {
+        // Of this process first: the others need to hear of it.
+        if let Some(why) = self.revocation.why() {
+            self.control.revoke(why);
+        }
         self.control.revoked().map_or(Ok(()), |why| Err(CommError::Revoked { why }))
     }
 
@@ -229,9 +232,11 @@ impl Shm {
         Ok(())
     }
 
-    /// Says that this rank has read its peers' data; returns when they have read ours.
+    /// Says that this rank has read its peers' data; returns when they have read ours. However
+    /// long reading took, they get the whole timeout from here on.
     pub(super) fn leave(&self, call: &Call) -> Result<()> {
-        self.wait_all(call, call.phase().wrapping_add(1))
+        let call = self.call(call.operation, call.sequence);
+        self.wait_all(&call, call.phase().wrapping_add(1))
     }
 
     /// As [`Shm::leave`], and counts what was read: here, and by peers out of this rank's windows.
@@ -243,6 +248,8 @@ impl Shm {
             received += bytes;
         }
         self.leave(call)?;
+        // A peer that gave the group up may have dropped its windows while they were read.
+        self.check_revoked()?;
         // No peer reads again before this rank enters the next operation.
         self.counters.add(call.operation, self.control.take_read(self.rank), 0, received);
         Ok(())
@@ -287,12 +294,13 @@ impl Shm {
         while !done(peer) {
             self.check_revoked()?;
             self.check_peers(call, &done)?;
-            let left = call.left();
+            let left = patience::left(&call.patience);
             if left.is_zero() {
                 let missing = self.peers().filter(|&rank| !done(rank)).collect();
                 let Call { operation, sequence, .. } = *call;
                 let timeout_ms = self.timeout_ms;
-                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms });
+                let moved = Moved::default();
+                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved });
             }
             sleep(left.min(TICK));
         }
@@ -309,8 +317,7 @@ impl Shm {
             };
             // Looked at again: it may have arrived before it went.
             if !done(rank) {
-                let Call { operation, sequence, .. } = *call;
-                let cause = cause.to_owned();
+                let (cause, Call { operation, sequence, .. }) = (cause.to_owned(), call.clone());
                 self.check_revoked()?;
                 return Err(CommError::PeerLost { rank, operation, sequence, cause });
             }

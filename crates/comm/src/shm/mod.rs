@@ -6,13 +6,10 @@
 
 mod channel;
 mod control;
-mod files;
 mod group;
+mod memory;
 mod system;
 mod transfer;
 
-pub use files::{cleanup, remove_stale};
 pub use group::Shm;
-
-/// Where shared files go unless the caller says otherwise: a memory file system.
-pub const DEFAULT_DIR: &str = "/dev/shm";
+pub use memory::SharedMemory;

@@ -3,13 +3,13 @@
 //! Everything here that two processes may touch at once is an atomic, so that a peer of another
 //! state of mind (or a stale file) can make us read wrong numbers but never break Rust's rules.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use memmap2::MmapRaw;
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::CommError;
 
@@ -19,24 +19,28 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Reserves and maps `words` words of a new file, all zero.
-    pub(super) fn create(path: &Path, file: &File, words: usize) -> Result<Words, CommError> {
-        // Reserving the blocks now turns a full memory file system into an error here instead of
-        // a SIGBUS at the first touch.
+    /// Reserves and maps the first `words` words of a new file, all zero.
+    pub(super) fn create(file: &File, words: usize) -> Result<Words, CommError> {
+        // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
+        // the first touch.
         // SAFETY: a system call on an open descriptor.
         let code =
             unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, (words * 8) as libc::off_t) };
         if code != 0 {
             let source = std::io::Error::from_raw_os_error(code);
-            return Err(CommError::Shared { path: path.into(), action: "reserve", source });
+            return Err(CommError::SharedMemory { action: "reserve", source });
         }
-        Words::open(path, file)
+        Words::open(file, words)
     }
 
-    /// Maps the whole of an existing file.
-    pub(super) fn open(path: &Path, file: &File) -> Result<Words, CommError> {
-        let failed = |source| CommError::Shared { path: path.into(), action: "map", source };
-        Ok(Words { map: MmapRaw::map_raw(file).map_err(failed)? })
+    /// Maps the first `words` words of an existing file.
+    pub(super) fn open(file: &File, words: usize) -> Result<Words, CommError> {
+        let failed = |source| CommError::SharedMemory { action: "map", source };
+        // Pages beyond the end would be a SIGBUS.
+        if file.metadata().map_err(failed)?.len() < words as u64 * 8 {
+            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(Words { map: MmapOptions::new().len(words * 8).map_raw(file).map_err(failed)? })
     }
 
     /// All words.
@@ -46,6 +50,36 @@ impl Words {
         // long as `self`; every access by any process is atomic, so shared references are sound.
         unsafe { std::slice::from_raw_parts(self.map.as_mut_ptr().cast::<AtomicU64>(), len) }
     }
+}
+
+/// A new file in memory that has no name in any directory, so that the kernel frees it with the
+/// last process that holds it; processes that are started from here inherit it. `/dev/shm` and its
+/// size do not matter to it. `name` is for people who look at what a process has mapped.
+pub(super) fn nameless_file(name: &str) -> std::io::Result<File> {
+    let name = CString::new(name)?;
+    // SAFETY: a system call with a string that outlives it.
+    let create = |flags| unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    let mut fd = create(libc::MFD_NOEXEC_SEAL);
+    // Some systems want the flag, and those before Linux 6.3 do not know it.
+    if fd < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+        fd = create(0);
+    }
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that the kernel just made for us and nobody else owns.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// The file that this process has inherited under a number, under a number of its own.
+pub(super) fn inherited_file(descriptor: i32) -> std::io::Result<File> {
+    // SAFETY: a system call without memory; it fails if nothing is open under that number.
+    let fd = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: as in `nameless_file`.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// The low half of a word as a futex: the kernel waits on 32 bits.
@@ -84,6 +118,14 @@ pub(super) enum Process {
     Number(u32),
     /// It was gone when we looked for it.
     Gone,
+    /// In another namespace of process numbers, where its number means nothing here.
+    Elsewhere,
+}
+
+/// The namespace that this process's number belongs to; 0 where the system does not tell.
+pub(super) fn namespace() -> u64 {
+    let found = std::fs::metadata("/proc/self/ns/pid");
+    found.map_or(0, |found| std::os::unix::fs::MetadataExt::ino(&found))
 }
 
 impl Process {
@@ -104,6 +146,7 @@ impl Process {
     pub(super) fn is_alive(&self) -> bool {
         match self {
             Process::Gone => false,
+            Process::Elsewhere => true,
             Process::Number(pid) => number_is_alive(*pid),
             Process::Handle(fd) => {
                 let mut poll =

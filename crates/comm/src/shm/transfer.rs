@@ -6,9 +6,9 @@ use device::{DType, Device, Placement, Stream, Tensor};
 
 use super::channel::{BOX_BYTES, Channel};
 use super::control::MAIL_BYTES;
-use super::files;
 use super::group::{Call, Shm, State};
 use crate::combine::{self, Located, Number};
+use crate::error::Moved;
 use crate::memory::{bytes_of, copy};
 use crate::reduce::{self, Digest};
 use crate::{
@@ -30,26 +30,20 @@ impl Communicator for Shm {
 
     fn window(&self, device: &Device, bytes: usize) -> Result<Window> {
         self.collective(Operation::Window, bytes as u64, |group, state, call| {
-            state.windows += 1;
-            let what = format!("w{}", state.windows);
-            let path = |rank| {
-                files::rank_path(&group.dir, &group.job, group.control.pid(rank), &what, rank)
-            };
+            let place = state.places.take(bytes);
             let placement = match group.world {
                 // Nobody else reads it, and private memory may have huge pages.
                 1 => Placement::Private,
-                _ => Placement::Shared(path(group.rank)),
+                _ => Placement::Shared(place(group.rank)),
             };
             let mine = device.alloc(bytes, &placement)?;
             group.enter(call)?;
             let map = |rank| match rank == group.rank {
                 true => Ok(Some(mine.clone())),
-                false => device.map_shared(&path(rank), bytes).map(Some),
+                false => device.map_shared(&place(rank), bytes).map(Some),
             };
             let buffers = (0..group.world).map(map).collect::<std::result::Result<_, _>>()?;
             group.leave(call)?;
-            // Everyone holds it: from here on it needs no name.
-            let _ = std::fs::remove_file(path(group.rank));
             group.counters.add(Operation::Window, 0, 0, 0);
             Ok(Window::new(buffers, group.rank, bytes))
         })
@@ -172,8 +166,9 @@ impl Communicator for Shm {
             let mut sent = 0;
             for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
                 let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
-                let room = |rank| rank != to || channel.has_room();
-                group.wait(call, to, room, |limit| channel.sleep_for_room(limit))?;
+                let moved = Moved { bytes: sent as u64, of: bytes.len() as u64 };
+                let sleep = |limit| channel.sleep_for_room(limit);
+                group.wait_box(call, moved, to, || channel.has_room(), sleep)?;
                 stream.with_memory("send", |k| {
                     channel.put(bytes.len() as u64, k.read::<u8>(&part)?);
                     Ok(())
@@ -192,8 +187,9 @@ impl Communicator for Shm {
             let mut received = 0;
             for start in (0..bytes.len().max(1)).step_by(BOX_BYTES) {
                 let part = bytes.flat(start..(start + BOX_BYTES).min(bytes.len()))?;
-                let mail = |rank| rank != from || channel.has_mail();
-                group.wait(call, from, mail, |limit| channel.sleep_for_mail(limit))?;
+                let moved = Moved { bytes: received as u64, of: bytes.len() as u64 };
+                let sleep = |limit| channel.sleep_for_mail(limit);
+                group.wait_box(call, moved, from, || channel.has_mail(), sleep)?;
                 let (got, expected) = (channel.total(), bytes.len() as u64);
                 if got != expected {
                     return Err(CommError::Length { rank: from, got, expected });

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::frame::Header;
 use super::group::{Link, Staging};
 use super::wire::{Reader, Writer};
+use crate::error::Moved;
+use crate::patience::{self, Patience};
 use crate::{CommError, Operation, Result};
 use futures_util::future::{try_join, try_join_all};
 
@@ -60,9 +62,13 @@ impl Call {
     }
 }
 
-/// How far each awaited peer has come, for the message of a timeout.
+/// How far an operation has come: for its deadline, and for the message when that passes.
 pub(super) struct Progress {
     ranks: Vec<(usize, Cell<Stage>)>,
+    /// Payload bytes, sent and received, so far and in all.
+    moved: Cell<Moved>,
+    /// Begun anew when bytes move, headers among them.
+    patience: Cell<Patience>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -73,8 +79,36 @@ pub(super) enum Stage {
 }
 
 impl Progress {
-    pub(super) fn new(ranks: impl IntoIterator<Item = usize>) -> Progress {
-        Progress { ranks: ranks.into_iter().map(|rank| (rank, Cell::new(Stage::Absent))).collect() }
+    pub(super) fn new(ranks: impl IntoIterator<Item = usize>, timeout_ms: u64) -> Progress {
+        Progress {
+            ranks: ranks.into_iter().map(|rank| (rank, Cell::new(Stage::Absent))).collect(),
+            moved: Cell::default(),
+            patience: Patience::of_ms(timeout_ms).into(),
+        }
+    }
+
+    /// Expects `bytes` more.
+    pub(super) fn expect(&self, bytes: u64) {
+        let moved = self.moved.get();
+        self.moved.set(Moved { of: moved.of + bytes, ..moved });
+    }
+
+    /// Counts what one call of the system has moved, of payload or not.
+    pub(super) fn advance(&self, bytes: usize, is_payload: bool) {
+        self.patience.set(self.patience.get().afresh());
+        if is_payload {
+            let moved = self.moved.get();
+            self.moved.set(Moved { bytes: moved.bytes + bytes as u64, ..moved });
+        }
+    }
+
+    pub(super) fn moved(&self) -> Moved {
+        self.moved.get()
+    }
+
+    /// Returns once nothing has moved for the timeout.
+    pub(super) async fn stands_still(&self) {
+        patience::passed(&self.patience).await;
     }
 
     pub(super) fn reach(&self, rank: usize, stage: Stage) {
@@ -130,7 +164,9 @@ pub(super) async fn exchange<T: Traffic>(
     let mut receivers = Vec::with_capacity(links.len());
     for (peer, link) in links.iter_mut().enumerate() {
         if let Some(Link { read, write, outgoing, incoming, .. }) = link {
-            senders.push(send(peer, write, outgoing, call, traffic));
+            let (sent, received) = traffic.borrow().total(peer);
+            progress.expect(sent + received);
+            senders.push(send(write, outgoing, call, progress, (peer, traffic)));
             receivers.push(Receiver { peer, read, staging: incoming, len: 0 });
         }
     }
@@ -139,17 +175,17 @@ pub(super) async fn exchange<T: Traffic>(
 }
 
 async fn send<T: Traffic>(
-    peer: usize,
     write: &mut Writer,
     staging: &mut Staging,
     call: &Call,
-    traffic: &std::cell::RefCell<T>,
+    progress: &Progress,
+    (peer, traffic): (usize, &std::cell::RefCell<T>),
 ) -> Result<()> {
     let (total, rounds) = {
         let traffic = traffic.borrow();
         (traffic.total(peer).0, traffic.rounds_to(peer))
     };
-    write.header(call, total).await?;
+    write.header(call, progress, total).await?;
     for round in 0..rounds {
         let bytes = {
             let traffic = traffic.borrow();
@@ -157,7 +193,7 @@ async fn send<T: Traffic>(
             traffic.fill(peer, round, bytes)?;
             bytes
         };
-        write.payload(call, bytes).await?;
+        write.payload(call, progress, bytes).await?;
     }
     Ok(())
 }
@@ -190,7 +226,7 @@ async fn receive<T: Traffic>(
         try_join_all(receivers.iter_mut().map(async |receiver| {
             receiver.len = traffic.borrow().bytes(receiver.peer, round).1;
             let bytes = receiver.staging.bytes(receiver.len);
-            receiver.read.payload(call, bytes).await
+            receiver.read.payload(call, progress, bytes).await
         }))
         .await?;
         let incoming = |peer: usize| {
@@ -215,12 +251,12 @@ pub(super) async fn exchange_messages(
     for ((peer, link), message) in links.iter_mut().enumerate().zip(all) {
         if let Some(Link { read, write, .. }) = link {
             senders.push(async move {
-                write.header(call, mine.len() as u64).await?;
-                write.payload(call, mine).await
+                write.header(call, progress, mine.len() as u64).await?;
+                write.payload(call, progress, mine).await
             });
             receivers.push(async move {
                 let length = read.header(call, progress).await?;
-                read.message(call, length, message).await?;
+                read.message(call, progress, length, message).await?;
                 progress.reach(peer, Stage::Finished);
                 Ok(())
             });
@@ -234,17 +270,19 @@ pub(super) async fn exchange_messages(
 pub(super) async fn send_one(
     link: &mut Link,
     call: &Call,
+    progress: &Progress,
     total: usize,
     part: usize,
     mut fill: impl FnMut(std::ops::Range<usize>, &mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let Link { write, outgoing, .. } = link;
-    write.header(call, total as u64).await?;
+    progress.expect(total as u64);
+    write.header(call, progress, total as u64).await?;
     for start in (0..total).step_by(part) {
         let range = start..(start + part).min(total);
         let bytes = outgoing.bytes(range.len());
         fill(range, bytes)?;
-        write.payload(call, bytes).await?;
+        write.payload(call, progress, bytes).await?;
     }
     Ok(())
 }
@@ -260,6 +298,7 @@ pub(super) async fn receive_one(
     mut drain: impl FnMut(std::ops::Range<usize>, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let Link { read, incoming, .. } = link;
+    progress.expect(total as u64);
     let (got, expected) = (read.header(call, progress).await?, total as u64);
     if got != expected {
         return Err(CommError::Length { rank: peer, got, expected });
@@ -267,7 +306,7 @@ pub(super) async fn receive_one(
     for start in (0..total).step_by(part) {
         let range = start..(start + part).min(total);
         let bytes = incoming.bytes(range.len());
-        read.payload(call, bytes).await?;
+        read.payload(call, progress, bytes).await?;
         drain(range, bytes)?;
     }
     Ok(())

@@ -1,10 +1,9 @@
 //! The group: meeting, one operation at a time under its deadline, giving up.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::runtime::Runtime;
-use tokio::sync::Notify;
 
 use super::exchange::{Call, Progress};
 use super::frame::{self, HEADER_BYTES};
@@ -13,8 +12,7 @@ use super::signal::Signals;
 use super::wire::{Reader, Writer};
 use crate::combine::Scratch;
 use crate::counters::CounterCells;
-use crate::patience::Patience;
-use crate::{CommError, Operation, Result};
+use crate::{CommError, Operation, Result, Revocation};
 
 /// A rank's end of a mesh.
 pub struct Tcp {
@@ -25,9 +23,17 @@ pub struct Tcp {
     /// Taken when the group ends.
     runtime: Option<Runtime>,
     inner: Mutex<Inner>,
-    revoked: OnceLock<String>,
-    notify: Notify,
+    revocation: Revocation,
     pub(super) counters: CounterCells,
+}
+
+/// Who connects to a mesh.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Keeps strangers apart: the same on all ranks, and new for each start.
+    pub job: &'a str,
+    pub rank: usize,
+    pub timeout_ms: u64,
 }
 
 /// What only the operation in progress uses.
@@ -79,19 +85,19 @@ impl Staging {
 }
 
 impl Tcp {
-    /// Meets the other ranks of `job`; returns once all of them are connected. `listener` is this
-    /// rank's own, `peers` the address of every rank's, this one's included.
+    /// Meets the other ranks of a job; returns once all of them are connected, or when
+    /// `revocation` gives the group up. `listener` is this rank's own, `peers` the address of every
+    /// rank's, this one's included.
     ///
     /// # Errors
-    /// A rank out of range or claimed twice; ranks missing after `timeout_ms`.
+    /// A rank out of range; ranks that cannot be reached, or are missing after the timeout.
     pub fn connect(
         listener: TcpListener,
         peers: &[SocketAddr],
-        job: &str,
-        rank: usize,
-        timeout_ms: u64,
+        member: Member,
+        revocation: Revocation,
     ) -> Result<Tcp> {
-        let world = peers.len();
+        let (Member { job, rank, timeout_ms }, world) = (member, peers.len());
         if rank >= world {
             return Err(CommError::NoSuchRank { rank, world });
         }
@@ -100,14 +106,11 @@ impl Tcp {
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
         let me = Identity { token: frame::token(job), rank, world };
         let pairs = runtime.block_on(async {
-            mesh::meet(listener, peers, me, Patience::of_ms(timeout_ms)).await
+            tokio::select! {
+                met = mesh::meet(listener, peers, me, timeout_ms) => met,
+                error = revocation.wait() => Err(error),
+            }
         })?;
-        let absent = |peer: &usize| pairs[*peer].data.is_none() || pairs[*peer].signal.is_none();
-        let missing: Vec<usize> = (0..world).filter(|&p| p != rank).filter(absent).collect();
-        if !missing.is_empty() {
-            let operation = Operation::Join;
-            return Err(CommError::Timeout { operation, sequence: 0, missing, timeout_ms });
-        }
         let counters = CounterCells::default();
         counters.add(Operation::Join, 0, (2 * (world - 1) * HEADER_BYTES) as u64, 0);
         let (data, signals) = pairs.into_iter().map(|pair| (pair.data, pair.signal)).unzip();
@@ -123,8 +126,7 @@ impl Tcp {
             timeout_ms,
             runtime: Some(runtime),
             inner: Mutex::new(Inner { state, signals: Signals::new(signals) }),
-            revoked: OnceLock::new(),
-            notify: Notify::new(),
+            revocation,
             counters,
         })
     }
@@ -137,7 +139,7 @@ impl Tcp {
         body: impl AsyncFnOnce(&mut State, &Call, &Progress) -> Result<R>,
     ) -> Result<R> {
         let everyone = (0..self.world).filter(|&rank| rank != self.rank);
-        self.run(body, Progress::new(everyone), |state| {
+        self.run(body, Progress::new(everyone, self.timeout_ms), |state| {
             state.sequence += 1;
             Ok(Call { operation, token: self.token, sequence: state.sequence, digest })
         })
@@ -150,7 +152,7 @@ impl Tcp {
         peer: usize,
         body: impl AsyncFnOnce(&mut State, &Call, &Progress) -> Result<R>,
     ) -> Result<R> {
-        self.run(body, Progress::new([peer]), |state| {
+        self.run(body, Progress::new([peer], self.timeout_ms), |state| {
             let (rank, world) = (peer, self.world);
             let link = state.links.get_mut(peer).and_then(Option::as_mut);
             let link = link.ok_or(CommError::NoSuchRank { rank, world })?;
@@ -184,12 +186,12 @@ impl Tcp {
                 CommError::Revoked { why } => why.clone(),
                 _ => format!("rank {}: {error}", self.rank),
             };
-            signals.revoke(self.revoked.get_or_init(|| why));
+            signals.revoke(self.revocation.revoke(&why));
         }
         result
     }
 
-    /// `work` until it is done, the deadline passes or the group is given up.
+    /// `work` until it is done, no byte has moved for the timeout, or the group is given up.
     async fn guard<R>(
         &self,
         call: &Call,
@@ -197,34 +199,25 @@ impl Tcp {
         signals: &mut Signals,
         work: impl Future<Output = Result<R>>,
     ) -> Result<R> {
-        let notified = self.notify.notified();
-        tokio::pin!(notified);
-        // Registered before the flag is looked at, so that no revocation falls in between.
-        notified.as_mut().enable();
-        self.check_revoked()?;
         let timeout_ms = self.timeout_ms;
         tokio::select! {
             result = work => result,
             error = signals.watch(call) => Err(error),
-            () = notified => self.check_revoked().and_then(|()| {
-                Err(CommError::Revoked { why: "no reason given".to_owned() })
-            }),
-            () = Patience::of_ms(timeout_ms).passed() => {
+            error = self.revocation.wait() => Err(error),
+            () = progress.stands_still() => {
                 let Call { operation, sequence, .. } = *call;
-                let missing = progress.missing();
-                Err(CommError::Timeout { operation, sequence, missing, timeout_ms })
+                let (missing, moved) = (progress.missing(), progress.moved());
+                Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved })
             }
         }
     }
 
     pub(super) fn check_revoked(&self) -> Result<()> {
-        let why = self.revoked.get().cloned();
-        why.map_or(Ok(()), |why| Err(CommError::Revoked { why }))
+        self.revocation.check()
     }
 
     pub(super) fn give_up(&self, why: &str) {
-        let why = self.revoked.get_or_init(|| why.to_owned());
-        self.notify.notify_waiters();
+        let why = self.revocation.revoke(why);
         // An operation in progress fails at once and lets go.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.signals.revoke(why);

@@ -16,5 +16,5 @@ mod transfer;
 mod wire;
 
 pub use frame::HEADER_BYTES;
-pub use group::Tcp;
-pub use mesh::listen;
+pub use group::{Member, Tcp};
+pub use mesh::{can_listen, listen};

@@ -142,7 +142,7 @@ impl Communicator for Tcp {
             let bytes = bytes_of(tensor)?;
             let link = state.links[to].as_mut().expect("the operation was numbered on it");
             let total = bytes.len();
-            exchange::send_one(link, call, total, PART_BYTES, |range, part| {
+            exchange::send_one(link, call, progress, total, PART_BYTES, |range, part| {
                 load(stream, &bytes.flat(range)?, part)
             })
             .await?;

@@ -21,25 +21,45 @@ impl Writer {
     }
 
     /// Begins a frame of `length` bytes.
-    pub(super) async fn header(&mut self, call: &Call, length: u64) -> Result<()> {
+    pub(super) async fn header(
+        &mut self,
+        call: &Call,
+        progress: &Progress,
+        length: u64,
+    ) -> Result<()> {
         let bytes = call.header(length).encode();
-        self.write(&bytes, call).await?;
+        self.write(&bytes, call, |moved| progress.advance(moved, false)).await?;
         self.header_bytes += bytes.len() as u64;
         Ok(())
     }
 
     /// A part of the frame.
-    pub(super) async fn payload(&mut self, call: &Call, bytes: &[u8]) -> Result<()> {
-        self.write(bytes, call).await?;
+    pub(super) async fn payload(
+        &mut self,
+        call: &Call,
+        progress: &Progress,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.write(bytes, call, |moved| progress.advance(moved, true)).await?;
         self.payload_bytes += bytes.len() as u64;
         Ok(())
     }
 
-    async fn write(&mut self, bytes: &[u8], call: &Call) -> Result<()> {
-        match self.half.write_all(bytes).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(call.lost_by(self.peer, &error).await),
+    async fn write(&mut self, mut bytes: &[u8], call: &Call, moved: impl Fn(usize)) -> Result<()> {
+        while !bytes.is_empty() {
+            match self.half.write(bytes).await {
+                Ok(0) => {
+                    let error = std::io::ErrorKind::WriteZero.into();
+                    return Err(call.lost_by(self.peer, &error).await);
+                }
+                Ok(count) => {
+                    bytes = &bytes[count..];
+                    moved(count);
+                }
+                Err(error) => return Err(call.lost_by(self.peer, &error).await),
+            }
         }
+        Ok(())
     }
 }
 
@@ -58,7 +78,7 @@ impl Reader {
     /// The payload length of the frame that must come next.
     pub(super) async fn header(&mut self, call: &Call, progress: &Progress) -> Result<u64> {
         let (peer, mut bytes) = (self.peer, [0; HEADER_BYTES]);
-        self.read(&mut bytes, call).await?;
+        self.read(&mut bytes, call, |moved| progress.advance(moved, false)).await?;
         let header = Header::decode(&bytes).ok_or_else(|| call.lost(peer, "it sent no frame"))?;
         if header.token != call.token {
             return Err(call.lost(peer, "it sent a frame of another job"));
@@ -71,8 +91,13 @@ impl Reader {
     }
 
     /// A part of the frame.
-    pub(super) async fn payload(&mut self, call: &Call, bytes: &mut [u8]) -> Result<()> {
-        self.read(bytes, call).await?;
+    pub(super) async fn payload(
+        &mut self,
+        call: &Call,
+        progress: &Progress,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        self.read(bytes, call, |moved| progress.advance(moved, true)).await?;
         self.payload_bytes += bytes.len() as u64;
         Ok(())
     }
@@ -82,25 +107,44 @@ impl Reader {
     pub(super) async fn message(
         &mut self,
         call: &Call,
+        progress: &Progress,
         length: u64,
         message: &mut Vec<u8>,
     ) -> Result<()> {
-        let read = match (&mut self.half).take(length).read_to_end(message).await {
-            Ok(bytes) if bytes as u64 == length => Ok(()),
-            Ok(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = read {
-            return Err(call.lost_by(self.peer, &error).await);
+        let mut rest = (&mut self.half).take(length);
+        while rest.limit() > 0 {
+            match rest.read_buf(message).await {
+                Ok(0) => {
+                    let error = std::io::ErrorKind::UnexpectedEof.into();
+                    return Err(call.lost_by(self.peer, &error).await);
+                }
+                Ok(count) => progress.advance(count, true),
+                Err(error) => return Err(call.lost_by(self.peer, &error).await),
+            }
         }
         self.payload_bytes += length;
         Ok(())
     }
 
-    async fn read(&mut self, bytes: &mut [u8], call: &Call) -> Result<()> {
-        match self.half.read_exact(bytes).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(call.lost_by(self.peer, &error).await),
+    async fn read(
+        &mut self,
+        mut bytes: &mut [u8],
+        call: &Call,
+        moved: impl Fn(usize),
+    ) -> Result<()> {
+        while !bytes.is_empty() {
+            match self.half.read(bytes).await {
+                Ok(0) => {
+                    let error = std::io::ErrorKind::UnexpectedEof.into();
+                    return Err(call.lost_by(self.peer, &error).await);
+                }
+                Ok(count) => {
+                    bytes = &mut bytes[count..];
+                    moved(count);
+                }
+                Err(error) => return Err(call.lost_by(self.peer, &error).await),
+            }
         }
+        Ok(())
     }
 }

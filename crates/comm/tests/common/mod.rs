@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use comm::shm::SharedMemory;
 use comm::{Backend, Communicator, Result};
 
 /// Long enough for a loaded machine; tests of timeouts use their own.
@@ -12,15 +13,13 @@ pub const PATIENCE_MS: u64 = 60_000;
 pub const BACKENDS: [&str; 2] = ["shm", "tcp"];
 
 /// One backend per rank of a new job.
-pub fn backends(kind: &str, world: usize) -> (Vec<Backend>, Option<tempfile::TempDir>) {
+pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
     static JOBS: AtomicU64 = AtomicU64::new(0);
     let number = JOBS.fetch_add(1, Ordering::Relaxed);
     let job = format!("test-{}-{number}", std::process::id());
     if kind == "shm" {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let each = (0..world).map(|_| Backend::Shm { dir: path.clone(), job: job.clone() });
-        return (each.collect(), Some(dir));
+        let memory = SharedMemory::create(&job, world).unwrap();
+        return (0..world).map(|_| Backend::Shm { memory: memory.clone() }).collect();
     }
     let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
@@ -30,20 +29,19 @@ pub fn backends(kind: &str, world: usize) -> (Vec<Backend>, Option<tempfile::Tem
         peers: peers.clone(),
         job: job.clone(),
     });
-    (each.collect(), None)
+    each.collect()
 }
 
-/// Runs `body` as every rank of a group; returns what each returned, in rank order. No shared
-/// file is left.
+/// Runs `body` as every rank of a group; returns what each returned, in rank order.
 pub fn with_group<R: Send>(
     kind: &str,
     world: usize,
     timeout_ms: u64,
     body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
 ) -> Vec<R> {
-    let (backends, dir) = backends(kind, world);
+    let backends = backends(kind, world);
     let body = &body;
-    let results = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let ranks: Vec<_> = backends
             .into_iter()
             .enumerate()
@@ -52,12 +50,7 @@ pub fn with_group<R: Send>(
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    });
-    if let Some(dir) = dir {
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
-        assert!(left.is_empty(), "{left:?}");
-    }
-    results
+    })
 }
 
 /// The error of a result, as text.
@@ -71,7 +64,7 @@ pub fn message<T>(result: Result<T>) -> String {
 /// The same way to the same group, for a second process that claims a rank.
 pub fn again(backend: &Backend) -> Backend {
     match backend {
-        Backend::Shm { dir, job } => Backend::Shm { dir: dir.clone(), job: job.clone() },
+        Backend::Shm { memory } => Backend::Shm { memory: memory.clone() },
         Backend::Tcp { .. } => panic!("an address has one listener"),
     }
 }

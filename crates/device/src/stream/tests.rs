@@ -1,5 +1,5 @@
 use super::*;
-use crate::{DType, Placement};
+use crate::{DType, Placement, SharedPart};
 
 fn add_one(stream: &Stream, x: &Tensor) -> Result<(), DeviceError> {
     let x = x.clone();
@@ -65,18 +65,24 @@ fn guarded_memory_is_inaccessible_between_kernels() {
 }
 
 #[test]
-fn shared_memory_is_seen_by_another_mapping_and_removed_with_its_maker() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("window");
+fn shared_memory_is_seen_by_another_mapping_and_given_back_by_its_maker() {
+    const PAGE: u64 = 64 << 10;
+    let file = std::sync::Arc::new(tempfile::tempfile().unwrap());
+    let part = |index| SharedPart { file: file.clone(), offset: index * PAGE };
     let device = Device::cpu(1).unwrap();
-    let ours = device.alloc(64, &Placement::Shared(path.clone())).unwrap();
-    let theirs = device.map_shared(&path, 64).unwrap();
+    let ours = device.alloc(64, &Placement::Shared(part(1))).unwrap();
+    let theirs = device.map_shared(&part(1), 64).unwrap();
     let ours = Tensor::new(ours, 0, &[16], DType::U32).unwrap();
     let theirs = Tensor::new(theirs, 0, &[16], DType::U32).unwrap();
     device.stream().copy_in(&ours, &[7_u32; 16]).unwrap();
     assert_eq!(device.stream().to_vec::<u32>(&theirs).unwrap(), [7; 16]);
-    assert!(device.map_shared(&path, 65).is_err());
+    // Nobody has reserved so much.
+    assert!(device.map_shared(&part(1), 65).is_err());
+    assert!(device.map_shared(&part(2), 1).is_err());
+    let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+    let reserved = blocks();
     drop(ours);
-    assert!(!path.exists());
+    assert!(blocks() < reserved);
+    assert_eq!(device.stream().to_vec::<u32>(&theirs).unwrap(), [0; 16]);
     assert_eq!(device.allocated_bytes(), 64);
 }

@@ -15,15 +15,17 @@ pub const KIND_OF_CPU: &str = "kind of CPU";
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Job {
-    /// New for each start; names shared memory and keeps strangers apart.
+    /// Keeps strangers apart; on one host new for each start.
     pub name: String,
     pub config: Config,
     pub prepared: Prepared,
     /// Ranks of all hosts.
     pub world: usize,
     pub threads: usize,
-    /// Where the ranks meet.
-    pub rendezvous: SocketAddr,
+    /// Where the ranks meet: any of these addresses.
+    pub rendezvous: Vec<SocketAddr>,
+    /// The number under which the ranks inherit the memory that they share.
+    pub shared_memory: Option<i32>,
     /// Where a rank listens for its peers.
     pub bind: IpAddr,
     pub checkpoints: PathBuf,
@@ -66,6 +68,7 @@ impl Job {
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),
+            ("name of the run".into(), self.config.name.clone()),
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
             ("model".into(), hex(plan.schema.digest())),
@@ -106,7 +109,8 @@ mod tests {
             prepared,
             world: 2,
             threads: 1,
-            rendezvous: ([127, 0, 0, 1], 0).into(),
+            rendezvous: vec![([127, 0, 0, 1], 0).into()],
+            shared_memory: None,
             bind: [127, 0, 0, 1].into(),
             checkpoints: PathBuf::new(),
             max_steps: None,
@@ -118,7 +122,7 @@ mod tests {
     fn meet(mixed_cpus: bool, cpus: [&str; 2]) -> Vec<Result<(), String>> {
         let job = job(mixed_cpus);
         let plan = train::RunPlan::new(&job.config, 257, job.world, job.threads).unwrap();
-        let server = Server::bind(job.rendezvous, &job.name, 2, 60_000).unwrap();
+        let server = Server::bind(&job.rendezvous[..], &job.name, 2, 60_000).unwrap();
         std::thread::scope(|scope| {
             let ranks: Vec<_> = (0..2)
                 .map(|rank| {

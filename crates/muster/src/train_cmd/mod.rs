@@ -6,6 +6,7 @@
 //!   └─ supervise: events of rank 0 ─▶ console, events.jsonl ┘ logs, exits, signals of every rank
 //! ```
 
+mod address;
 mod fit;
 mod generate;
 mod job;

@@ -1,17 +1,16 @@
 //! The supervising process of a host: prepares, starts the ranks, and says how it ended.
 
 use std::fs::{File, TryLockError};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use comm::rendezvous::Server;
 use data::{Prepared, Stage};
 use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason};
 use train::{Event, RunPlan};
 
+use super::address::{self, Addresses};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
 use super::life::Limits;
@@ -44,7 +43,7 @@ impl Place {
                 ranks.start,
                 ranks.end - 1,
                 job.world,
-                job.rendezvous,
+                address::list(&job.rendezvous),
             ));
         }
     }
@@ -61,32 +60,77 @@ impl Place {
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
+    let tell = |error: &CliError| address::report_absent(&args, error);
+    let planned = plan(&args).inspect_err(tell)?;
+    let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
+    if args.dry_run {
+        return dry_run(&planned, &run);
+    }
+    let planned = planned.that_fits().inspect_err(tell)?;
+    let cache = run.root().join("data");
+    let warn_signal = planned.config.ranks.warn_signal;
+    let signals = Signals::watch(warn_signal, move || remove_temporary(&cache))?;
+    make_dirs(&run).inspect_err(tell)?;
+    // Where another process trains here, that one's ranks may still come.
+    let _lock = hold(&run, planned.place.node)?;
+    supervise(&args, planned, &run, &signals).inspect_err(tell)
+}
+
+/// What is known before anything is read or written.
+struct Planned {
+    config: Config,
+    place: Place,
+    addresses: Addresses,
+    plan: RunPlan,
+    threads: usize,
+    /// Whether the memory of this host suffices, and a warning where it is tight.
+    fit: Result<Option<String>, String>,
+}
+
+impl Planned {
+    fn that_fits(self) -> Result<Planned, CliError> {
+        match &self.fit {
+            Ok(_) => Ok(self),
+            Err(why) => Err(CliError::mistake(why)),
+        }
+    }
+}
+
+fn plan(args: &TrainArgs) -> Result<Planned, CliError> {
     let loaded = crate::config::load(&args.config, &args.overrides())?;
     let config = loaded.config;
-    let place = place(&args, &config)?;
+    let place = place(args, &config)?;
+    let addresses = Addresses::new(args, place.nodes)?;
     let threads = threads(&config, place.ranks.len());
     limits::check_threads(place.ranks.len(), threads)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
-    let run = RunDir::new(config.runs_dir.join(&config.name));
     let fit = memory(&config, &plan, vocab, &place);
-    if args.dry_run {
-        return dry_run(&plan, &config, &run, fit);
-    }
-    let tight = fit.map_err(CliError::mistake)?;
-    let cache = run.root().join("data");
-    let signals = Signals::watch(config.ranks.warn_signal, move || remove_temporary(&cache))?;
-    make_dirs(&run)?;
-    let _lock = hold(&run, place.node)?;
-    let prepared = prepare(&config, &run)?;
-    let name = job_name(&args, &config);
-    let (server, rendezvous) = rendezvous(&args, &config, &place, &name)?;
+    Ok(Planned { config, place, addresses, plan, threads, fit })
+}
+
+/// Prepares the data, starts this host's ranks and sees them to their end.
+fn supervise(
+    args: &TrainArgs,
+    planned: Planned,
+    run: &RunDir,
+    signals: &Signals,
+) -> Result<Exit, CliError> {
+    let Planned { config, place, addresses, plan, threads, fit } = planned;
+    // Before the data is read, which may take long.
+    addresses.try_out(place.node)?;
+    let prepared = prepare(&config, run)?;
+    let (name, ranks) = (job_name(args, &config), &config.ranks);
+    let server = addresses.serve(&name, place.node, ranks.count, ranks.timeout_ms)?;
+    // Held until the ranks have ended: they inherit it.
+    let memory = SharedMemory::of(&config, &name)?;
     let job = Job {
         name,
         world: config.ranks.count,
         threads,
-        rendezvous,
-        bind: args.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        rendezvous: addresses.of(server.as_ref()),
+        shared_memory: memory.descriptor(),
+        bind: addresses.bind(),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
         profile: args.profile,
@@ -96,32 +140,31 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
     let mut teller = Teller { console: Console::new(), log, has_failed: false };
     if place.node == 0 {
-        let event = header(&plan, &job.config, Some(&job.prepared), &run)?;
+        let event = header(&plan, &job.config, Some(&job.prepared), run)?;
         teller.tell(&Event::Header(event));
     }
-    tight.iter().for_each(|why| teller.warn(why));
+    fit.iter().flatten().for_each(|why| teller.warn(why));
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job);
     let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
-    let finish = Finish { job: &job, run: &run };
+    let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
-    let ended = watch.run(server.as_ref(), &signals, &limits, &mut |event| {
+    let ended = watch.run(server.as_ref(), signals, &limits, &mut |event| {
         // Not before the ranks agree and have loaded what they go on from: until then the
         // directory may be another run's, whose checkpoints need its config.
         let begins = !matches!(event, Event::Warning { .. });
         if begins && !std::mem::replace(&mut has_begun, true) {
-            let kept = keep_config(&job.config, &run);
+            let kept = keep_config(&job.config, run);
             kept.unwrap_or_else(|error| teller.warn(&error.message));
         }
         match event {
-            Event::Finished(finished) => finish.end(finished, &signals, &mut teller),
+            Event::Finished(finished) => finish.end(finished, signals, &mut teller),
             event => teller.tell(&event),
         }
     });
-    clean_up(&job);
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => {
@@ -132,6 +175,42 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
             drop(watch);
             signals.at_once()
         }
+    }
+}
+
+/// What the ranks of this host share, if they do.
+struct SharedMemory {
+    #[cfg(target_os = "linux")]
+    memory: Option<comm::shm::SharedMemory>,
+}
+
+#[cfg(target_os = "linux")]
+impl SharedMemory {
+    fn of(config: &Config, name: &str) -> Result<SharedMemory, CliError> {
+        let ranks = &config.ranks;
+        let make = || comm::shm::SharedMemory::create(name, ranks.count);
+        let memory = (ranks.backend == Backend::Shm).then(make).transpose()?;
+        Ok(SharedMemory { memory })
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        self.memory.as_ref().map(comm::shm::SharedMemory::descriptor)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl SharedMemory {
+    fn of(config: &Config, _: &str) -> Result<SharedMemory, CliError> {
+        match config.ranks.backend {
+            Backend::Tcp => Ok(SharedMemory {}),
+            Backend::Shm => {
+                Err(CliError::mistake("ranks share memory on Linux only; use --backend tcp"))
+            }
+        }
+    }
+
+    fn descriptor(&self) -> Option<i32> {
+        None
     }
 }
 
@@ -259,10 +338,6 @@ fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
     }
     let share = world / nodes;
     let place = Place { nodes, node, ranks: node * share..(node + 1) * share };
-    if let Some(text) = &args.rendezvous {
-        // Before the data is read, which may take long.
-        meeting_address(text, args.bind, &place)?;
-    }
     Ok(place)
 }
 
@@ -276,15 +351,10 @@ fn threads(config: &Config, local: usize) -> usize {
 }
 
 /// Shows the header, and whether it fits.
-fn dry_run(
-    plan: &RunPlan,
-    config: &Config,
-    run: &RunDir,
-    fit: Result<Option<String>, String>,
-) -> Result<Exit, CliError> {
-    let header = header(plan, config, None, run)?;
+fn dry_run(planned: &Planned, run: &RunDir) -> Result<Exit, CliError> {
+    let header = header(&planned.plan, &planned.config, None, run)?;
     crate::output::show(&Console::new().lines(&Event::Header(header)))?;
-    if let Err(why) | Ok(Some(why)) = fit {
+    if let Err(why) | Ok(Some(why)) = &planned.fit {
         crate::output::complain(&format!("warning: {why}"));
     }
     Ok(Exit::Ok)
@@ -345,72 +415,17 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
     Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
 }
 
-/// The meeting point: made here by node 0, the address of node 0 elsewhere.
-fn rendezvous(
-    args: &TrainArgs,
-    config: &Config,
-    place: &Place,
-    job: &str,
-) -> Result<(Option<Server>, SocketAddr), CliError> {
-    let addr = match &args.rendezvous {
-        Some(text) => meeting_address(text, args.bind, place)?,
-        None => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-    };
-    if place.node > 0 {
-        return Ok((None, addr));
-    }
-    let server = Server::bind(addr, job, config.ranks.count, config.ranks.timeout_ms)?;
-    // The port that was taken, if any would do.
-    let addr = server.addr();
-    Ok((Some(server), addr))
-}
-
-/// What `--rendezvous` says, if every host can reach it.
-fn meeting_address(
-    text: &str,
-    bind: Option<IpAddr>,
-    place: &Place,
-) -> Result<SocketAddr, CliError> {
-    let mistake = |what: String| CliError::mistake(format!("--rendezvous {text}{what}"));
-    let mut found = text.to_socket_addrs().map_err(|error| {
-        mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
-    })?;
-    let addr = found.next().ok_or_else(|| mistake(" names no address".into()))?;
-    if place.nodes == 1 {
-        return Ok(addr);
-    }
-    if addr.port() == 0 || addr.ip().is_unspecified() {
-        return Err(mistake(
-            ": the other hosts cannot know which; name the address and a port of node 0, such as \
-             10.0.0.7:4000"
-                .into(),
-        ));
-    }
-    if !addr.ip().is_loopback() && bind.is_none_or(|bind| bind.is_loopback()) {
-        return Err(mistake(
-            " is for several hosts, but the ranks would listen where only this one reaches them; \
-             give --bind an address of this host, or 0.0.0.0 for all of its interfaces"
-                .into(),
-        ));
-    }
-    Ok(addr)
-}
-
-/// New for each start on one host; the same on all hosts of a job that meet at one address.
+/// New for each start on one host. Several hosts meet at one address, whose port one process has;
+/// what else they must have in common is compared there, so that all hosts learn of a difference.
 fn job_name(args: &TrainArgs, config: &Config) -> String {
-    let clean = |text: &str| -> String {
-        let keep = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-        text.chars().map(keep).take(24).collect()
-    };
-    let several = args.nodes.is_some_and(|nodes| nodes > 1);
-    match args.rendezvous.as_ref().filter(|_| several) {
-        Some(text) => format!("{}-{}", clean(&config.name), clean(text)),
-        None => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let stamp = now.as_nanos() % 1_000_000_000_000;
-            format!("{}-{}-{stamp}", clean(&config.name), std::process::id())
-        }
+    if args.nodes.is_some_and(|nodes| nodes > 1) {
+        return address::JOB.to_owned();
     }
+    let clean = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name: String = config.name.chars().map(clean).take(24).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let stamp = now.as_nanos() % 1_000_000_000_000;
+    format!("{name}-{}-{stamp}", std::process::id())
 }
 
 fn make_dirs(run: &RunDir) -> Result<(), CliError> {
@@ -418,11 +433,6 @@ fn make_dirs(run: &RunDir) -> Result<(), CliError> {
         std::fs::create_dir_all(&dir).map_err(|error| {
             CliError::mistake(format!("cannot make the directory {}: {error}", dir.display()))
         })?;
-    }
-    #[cfg(target_os = "linux")]
-    {
-        // Left by jobs that were killed; whoever still runs keeps theirs.
-        let _ = comm::shm::remove_stale(Path::new(comm::shm::DEFAULT_DIR));
     }
     Ok(())
 }
@@ -457,15 +467,6 @@ fn remove_temporary(cache: &Path) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
-}
-
-fn clean_up(job: &Job) {
-    #[cfg(target_os = "linux")]
-    {
-        let _ = comm::shm::cleanup(Path::new(comm::shm::DEFAULT_DIR), &job.name);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = job;
 }
 
 /// Writes `config.yaml`, whole or not at all.

@@ -61,14 +61,14 @@ fn rank(job: &Job, rank: usize, device: &Device, told: &Told) -> Result<Exit, Cl
     let vocab = job.prepared.vocab_size as usize;
     let plan = RunPlan::new(&job.config, vocab, job.world, job.threads)?;
     pulse::enter(Phase::Meeting);
-    let (joined, listener) = meet(job, rank, &plan)?;
-    let control = joined.control;
+    let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan)?;
+    let backend = backend(job, listener, peers, name)?;
     // The group outlives the training, so that the server hears first whose fault an end is.
     let mut group = None;
-    let trained = connect(job, rank, listener, joined.peers).and_then(|comm| {
-        control.attach(&comm);
-        train(job, plan, group.insert(comm), device, told, &control)
-    });
+    let connected = control.connect(backend, rank, job.world, job.config.ranks.timeout_ms);
+    let trained = connected
+        .map_err(CliError::from)
+        .and_then(|comm| train(job, plan, group.insert(comm), device, told, &control));
     match trained {
         Ok(exit) => {
             control.bye();
@@ -190,22 +190,25 @@ fn meet(job: &Job, rank: usize, plan: &RunPlan) -> Result<(Joined, Option<TcpLis
         identity: job.identity(plan, kernels::gemm::arithmetic()),
         listen,
     };
-    Ok((join(job.rendezvous, hello, job.config.ranks.timeout_ms)?, listener))
+    Ok((join(&job.rendezvous[..], hello, job.config.ranks.timeout_ms)?, listener))
 }
 
-/// Connects to the ranks that it has met.
-fn connect(
+/// How the ranks reach each other that have met as the group `name`.
+fn backend(
     job: &Job,
-    rank: usize,
     listener: Option<TcpListener>,
     peers: Vec<SocketAddr>,
-) -> Result<Arc<dyn Communicator>, CliError> {
-    let name = job.name.clone();
-    let backend = match listener {
-        Some(listener) => comm::Backend::Tcp { listener, peers, job: name },
-        None => comm::Backend::Shm { dir: "/dev/shm".into(), job: name },
-    };
-    Ok(comm::connect(backend, rank, job.world, job.config.ranks.timeout_ms)?)
+    name: String,
+) -> Result<comm::Backend, CliError> {
+    if let Some(listener) = listener {
+        return Ok(comm::Backend::Tcp { listener, peers, job: name });
+    }
+    #[cfg(target_os = "linux")]
+    if let Some(descriptor) = job.shared_memory {
+        let memory = comm::shm::SharedMemory::inherited(descriptor)?;
+        return Ok(comm::Backend::Shm { memory });
+    }
+    Err(CliError::mistake("this job has no shared memory; workers are started by `muster train`"))
 }
 
 /// A fencing generation, the same on every rank.

@@ -68,13 +68,14 @@ pub fn with_group<R: Send>(
     let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
     let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    let memory = comm::shm::SharedMemory::create(&job, world).unwrap();
     let body = &body;
     std::thread::scope(|scope| {
         let mut ranks = Vec::new();
         for (rank, listener) in listeners.into_iter().enumerate() {
             let backend = match kind {
                 "tcp" => Backend::Tcp { listener, peers: peers.clone(), job: job.clone() },
-                _ => Backend::Shm { dir: dir.to_owned(), job: job.clone() },
+                _ => Backend::Shm { memory: memory.clone() },
             };
             ranks
                 .push(scope.spawn(move || {

@@ -1,0 +1,152 @@
+//! Taking connections from whoever comes: one that does not say who it is costs nothing.
+//!
+//! A connection has [`LONGEST`] to be introduced, and only so many wait for that at a time; when
+//! there are more, the ones that have been silent longest make room. A port may be dialled by
+//! anyone, so neither a bad introduction nor an error of the system ends anything here.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::patience::Patience;
+
+/// How long a connection may take to say who it is.
+const LONGEST: Duration = Duration::from_secs(10);
+/// How long it may, whatever waits behind it: introductions come with the first packet.
+const GRACE: Duration = Duration::from_secs(1);
+/// Connections that may wait at a time.
+const MOST: usize = 64;
+
+/// A listener, and the connections that were not introduced yet; `T` is what an introduction
+/// yields.
+pub(crate) struct Door<T> {
+    listener: TcpListener,
+    most: usize,
+    silent: VecDeque<(Instant, AbortHandle)>,
+    introductions: JoinSet<Option<T>>,
+}
+
+impl<T: Send + 'static> Door<T> {
+    /// Needs a runtime.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn new(listener: std::net::TcpListener) -> std::io::Result<Door<T>> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let most = open_files().map_or(MOST, |most| (most / 4).clamp(1, MOST));
+        Ok(Door { listener, most, silent: VecDeque::new(), introductions: JoinSet::new() })
+    }
+
+    /// The next connection that `introduce` takes for one of ours. What was begun goes on if this
+    /// is cut off.
+    pub(crate) async fn next<I>(&mut self, introduce: impl Fn(TcpStream, SocketAddr) -> I) -> T
+    where
+        I: Future<Output = Option<T>> + Send + 'static,
+    {
+        loop {
+            self.silent.retain(|(_, silent)| !silent.is_finished());
+            let oldest = self.silent.front().map(|(since, _)| *since + GRACE);
+            let room_at = oldest.filter(|_| self.silent.len() >= self.most);
+            tokio::select! {
+                biased;
+                Some(introduced) = self.introductions.join_next() => {
+                    if let Ok(Some(introduced)) = introduced {
+                        return introduced;
+                    }
+                }
+                () = sleep_until(room_at.unwrap_or_else(Instant::now)), if room_at.is_some() => {
+                    self.turn_away_oldest();
+                }
+                accepted = self.listener.accept(), if room_at.is_none() => match accepted {
+                    Ok((stream, from)) => {
+                        let introduction = introduce(stream, from);
+                        let introduction =
+                            async move { Patience::new(LONGEST).within(introduction).await? };
+                        let silent = self.introductions.spawn(introduction);
+                        self.silent.push_back((Instant::now(), silent));
+                    }
+                    Err(error) => {
+                        if is_shortage(&error) {
+                            self.turn_away_oldest();
+                        }
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn turn_away_oldest(&mut self) {
+        if let Some((_, oldest)) = self.silent.pop_front() {
+            oldest.abort();
+        }
+    }
+}
+
+/// Of descriptors or memory, not a fault of the connection that would have been next.
+fn is_shortage(error: &std::io::Error) -> bool {
+    let short = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| short.contains(&code))
+}
+
+/// Whether trying again will not reach an address: who is not there yet may come, a network that
+/// is not there stays away.
+pub(crate) fn is_final(error: &std::io::Error) -> bool {
+    let lasting =
+        [libc::ENETUNREACH, libc::ENETDOWN, libc::EAFNOSUPPORT, libc::EACCES, libc::EPERM];
+    error.raw_os_error().is_some_and(|code| lasting.contains(&code))
+}
+
+/// Files that this process may have open; `None` where the system does not tell.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream as Client;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Takes who says `hi`.
+    async fn hi(mut stream: TcpStream, _: SocketAddr) -> Option<[u8; 2]> {
+        let mut word = [0; 2];
+        stream.read_exact(&mut word).await.ok()?;
+        (word == *b"hi").then_some(word)
+    }
+
+    #[test]
+    fn whoever_speaks_is_let_in_past_many_who_do_not() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut guests: Vec<Client> = (0..100).map(|_| Client::connect(addr).unwrap()).collect();
+        guests[0].write_all(b"no").unwrap();
+        drop(guests.remove(1));
+        let mut last = Client::connect(addr).unwrap();
+        last.write_all(b"hi").unwrap();
+        let word = runtime.block_on(async {
+            let mut door = Door::new(listener).unwrap();
+            door.most = 64;
+            tokio::time::timeout(Duration::from_secs(60), door.next(hi)).await
+        });
+        assert_eq!(word.unwrap(), *b"hi");
+    }
+
+    #[test]
+    fn the_system_tells_how_many_files_may_be_open() {
+        if cfg!(target_os = "linux") {
+            assert!(open_files().is_none_or(|most| most > 0));
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The memory that the ranks of a host share: one file without a name.
+//!
+//! ```text
+//! control block │ window 1 of rank 0 │ window 1 of rank 1 │ … │ window 2 of rank 0 │ …
+//! ```
+//!
+//! Whoever starts the ranks makes the file, and they inherit it. No directory lists it, so it goes
+//! with the last process that holds it, however those end. Windows are made by all ranks in the
+//! same order, so each rank knows where every other's begin. No place is used twice: what a window
+//! that was dropped gives back is its pages.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use device::SharedPart;
+
+use super::control::Control;
+use super::system;
+use crate::{CommError, Result};
+
+/// Where windows may begin: a multiple of every page size.
+const ALIGN: u64 = 2 << 20;
+
+/// Shared memory of one group; clones are handles to the same.
+#[derive(Debug, Clone)]
+pub struct SharedMemory {
+    file: Arc<File>,
+}
+
+impl SharedMemory {
+    /// Makes the memory of a group of `world` ranks. `name` is for people who look at what a
+    /// process has mapped.
+    ///
+    /// # Errors
+    /// The system refuses; there is no memory.
+    pub fn create(name: &str, world: usize) -> Result<SharedMemory> {
+        let failed = |source| CommError::SharedMemory { action: "make", source };
+        let file = system::nameless_file(&format!("muster-{name}")).map_err(failed)?;
+        Control::create(&file, world)?;
+        Ok(SharedMemory { file: Arc::new(file) })
+    }
+
+    /// The number under which processes that are started from here on have it open.
+    pub fn descriptor(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
+    /// The memory that this process has inherited.
+    ///
+    /// # Errors
+    /// Nothing is open under this number.
+    pub fn inherited(descriptor: i32) -> Result<SharedMemory> {
+        let failed = |source| CommError::SharedMemory { action: "inherit", source };
+        Ok(SharedMemory { file: Arc::new(system::inherited_file(descriptor).map_err(failed)?) })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Where the windows of a group lie.
+pub(super) struct Places {
+    memory: SharedMemory,
+    world: usize,
+    /// Where the next window of rank 0 begins.
+    next: u64,
+}
+
+impl Places {
+    pub(super) fn new(memory: SharedMemory, world: usize) -> Places {
+        let next = Control::bytes(world).next_multiple_of(ALIGN);
+        Places { memory, world, next }
+    }
+
+    /// The place of the next window of each rank, of `bytes` bytes.
+    pub(super) fn take(&mut self, bytes: usize) -> impl Fn(usize) -> SharedPart + use<> {
+        let (start, stride) = (self.next, (bytes as u64).next_multiple_of(ALIGN));
+        self.next += stride * self.world as u64;
+        let file = Arc::clone(&self.memory.file);
+        move |rank| SharedPart { file: Arc::clone(&file), offset: start + stride * rank as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn windows_do_not_meet(sizes in prop::collection::vec(0_usize..5 << 20, 1..6),
+            world in 2_usize..5) {
+            let memory = SharedMemory::create("places", world).unwrap();
+            let mut places = Places::new(memory, world);
+            let mut end = Control::bytes(world);
+            for bytes in sizes {
+                let place = places.take(bytes);
+                for rank in 0..world {
+                    let offset = place(rank).offset;
+                    prop_assert!(offset >= end && offset.is_multiple_of(ALIGN));
+                    end = offset + bytes as u64;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_file_is_no_shared_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = SharedMemory::inherited(file.as_raw_fd()).unwrap();
+        let open = |memory: &SharedMemory| Control::open(memory, 2).map(drop);
+        assert!(matches!(open(&memory), Err(CommError::SharedMemory { action: "map", .. })));
+        file.set_len(1 << 20).unwrap();
+        assert!(matches!(open(&memory), Err(CommError::ForeignMemory { world: 2 })));
+        let other = SharedMemory::create("world", 3).unwrap();
+        assert!(matches!(open(&other), Err(CommError::ForeignMemory { world: 2 })));
+        assert!(SharedMemory::inherited(-1).is_err());
+    }
+}

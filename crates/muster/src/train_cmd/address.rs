@@ -1,0 +1,146 @@
+//! Where ranks meet and listen, as the command says it: `--rendezvous` and `--bind`.
+//!
+//! A name may stand for several addresses, and two hosts may know the meeting point by different
+//! names: node 0 listens at every address that it has, the others try each in turn.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+
+use comm::rendezvous::{self, Server};
+
+use crate::cli::TrainArgs;
+use crate::error::{CliError, Exit};
+
+/// The job of several hosts, to each other.
+pub const JOB: &str = "hosts";
+
+/// Addresses of one start.
+pub struct Addresses {
+    /// What `--rendezvous` says; none on a host that is alone.
+    text: Option<String>,
+    meeting: Vec<SocketAddr>,
+    bind: Option<IpAddr>,
+}
+
+impl Addresses {
+    /// What the command says, if every host can reach it.
+    ///
+    /// # Errors
+    /// A name without an address, or addresses that other hosts cannot use.
+    pub fn new(args: &TrainArgs, nodes: usize) -> Result<Addresses, CliError> {
+        let (text, bind) = (args.rendezvous.clone(), args.bind);
+        let meeting = match &text {
+            Some(text) => meeting(text, bind, nodes)?,
+            None => vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+        };
+        Ok(Addresses { text, meeting, bind })
+    }
+
+    /// Where ranks listen for each other.
+    pub fn bind(&self) -> IpAddr {
+        self.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    /// Whether this host can listen where it is told to.
+    ///
+    /// # Errors
+    /// An address that is not this host's, a port that is taken.
+    pub fn try_out(&self, node: usize) -> Result<(), CliError> {
+        if let Some(bind) = self.bind {
+            let tried = comm::tcp::can_listen(SocketAddr::new(bind, 0));
+            tried.map_err(|error| with_flag(&format!("--bind {bind}"), error))?;
+        }
+        match node {
+            0 => rendezvous::can_serve(&self.meeting[..]).map_err(|error| self.with_flag(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The meeting point, on node 0.
+    ///
+    /// # Errors
+    /// As [`Addresses::try_out`].
+    pub fn serve(
+        &self,
+        job: &str,
+        node: usize,
+        world: usize,
+        timeout_ms: u64,
+    ) -> Result<Option<Server>, CliError> {
+        if node > 0 {
+            return Ok(None);
+        }
+        let server = Server::bind(&self.meeting[..], job, world, timeout_ms);
+        server.map(Some).map_err(|error| self.with_flag(error))
+    }
+
+    fn with_flag(&self, error: comm::CommError) -> CliError {
+        match &self.text {
+            Some(text) => with_flag(&format!("--rendezvous {text}"), error),
+            None => error.into(),
+        }
+    }
+
+    /// Where this host's ranks meet the others.
+    pub fn of(&self, server: Option<&Server>) -> Vec<SocketAddr> {
+        // The port that was taken, if any would do.
+        server.map_or_else(|| self.meeting.clone(), |server| vec![server.addr()])
+    }
+}
+
+fn with_flag(flag: &str, error: comm::CommError) -> CliError {
+    let error = CliError::from(error);
+    CliError { message: format!("{flag}: {}", error.message), ..error }
+}
+
+fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketAddr>, CliError> {
+    let mistake = |what: String| CliError::mistake(format!("--rendezvous {text}{what}"));
+    let found: Vec<SocketAddr> = text
+        .to_socket_addrs()
+        .map_err(|error| {
+            mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+        })?
+        .collect();
+    if found.is_empty() {
+        return Err(mistake(" names no address".into()));
+    }
+    if nodes == 1 {
+        return Ok(found);
+    }
+    if found.iter().any(|addr| addr.port() == 0 || addr.ip().is_unspecified()) {
+        return Err(mistake(
+            ": the other hosts cannot know which; name the address and a port of node 0, such as \
+             10.0.0.7:4000"
+                .into(),
+        ));
+    }
+    let is_here = |addr: &SocketAddr| addr.ip().is_loopback();
+    if !found.iter().any(is_here) && bind.is_none_or(|bind| bind.is_loopback()) {
+        return Err(mistake(
+            " is for several hosts, but the ranks would listen where only this one reaches them; \
+             give --bind an address of this host, or 0.0.0.0 for all of its interfaces"
+                .into(),
+        ));
+    }
+    Ok(found)
+}
+
+/// Addresses in words.
+pub fn list(addrs: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+    texts.join(" or ")
+}
+
+/// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
+pub fn report_absent(args: &TrainArgs, error: &CliError) {
+    let (Some(text), Some(node @ 1..)) = (&args.rendezvous, args.node_rank) else { return };
+    let addrs: Vec<SocketAddr> = text.to_socket_addrs().into_iter().flatten().collect();
+    if args.dry_run || addrs.is_empty() {
+        return;
+    }
+    // The rest of what is said of failed ranks is for whoever sits here.
+    let reason = match error.exit {
+        Exit::Mistake => error.message.trim(),
+        _ => error.message.lines().next().unwrap_or_default(),
+    };
+    rendezvous::report_absent(&addrs[..], JOB, node, reason);
+}
