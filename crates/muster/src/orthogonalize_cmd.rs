@@ -30,7 +30,7 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     let iteration = iteration(&method, args.device)?;
     let device = Device::new(args.device, crate::method::threads(args.threads))?;
 
-    let bytes = std::fs::read(&args.input).map_err(|error| failed("read", &args.input, &error))?;
+    let bytes = data::input::read(&args.input)?;
     let not_safetensors = |error| {
         CliError::mistake(format!("{} is not a safetensors file: {error}", args.input.display()))
     };
