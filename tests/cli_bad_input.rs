@@ -352,6 +352,88 @@ fn token_files() {
 }
 
 #[test]
+fn files_that_are_no_text() {
+    let desk = Desk::new();
+    let files: [(&str, &[u8]); 12] = [
+        ("wide.txt", b"\xFF\xFEw\0i\0d\0e\0"),
+        ("unmarked.jsonl", b"{\0\"\0t\0\"\0:\x001\0}\0"),
+        ("nul.txt", b"text, and then\0"),
+        ("plain.jsonl.gz", b"{\"text\": \"not compressed\"}\n"),
+        // The first bytes of gzip, and no more.
+        ("cut.txt.gz", b"\x1F\x8B\x08\0\0\0\0\0\0\x03KLJN"),
+        ("a.txt.bz2", b"BZh91AY&SY\xB1\x68"),
+        ("a.arrow", b"ARROW1\0\0\xFF\xFF\xFF\xFF"),
+        ("a.zip", b"PK\x03\x04\x14\0"),
+        ("array.json", b"[{\"text\": \"a\"}]"),
+        ("pretty.json", b"{\n  \"text\": \"a\"\n}\n"),
+        ("half.jsonl", b"{\"text\": \"ok\"}\n{\"text\": \"a\\ud83d b\"}\n"),
+        ("two.jsonl", b"\xEF\xBB\xBF{\"text\": \"a\"}\n\xEF\xBB\xBF{\"text\": \"b\"}\n"),
+    ];
+    let mut all = Vec::new();
+    for (name, content) in files {
+        desk.put(name, content);
+        all.push(desk.transcript(&["data", "tokenize", name, "out.tok"]));
+    }
+    assert!(!desk.path().join("out.tok").exists());
+    let sets = ["data.files=[wide.txt, a.txt.bz2, cut.txt.gz]"];
+    all.push(check(&desk, SMALL, &sets));
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn what_has_no_end_or_comes_once() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    desk.put("run.yaml", SMALL);
+    for name in ["pipe", "pipe.tok"] {
+        let made = Command::new("mkfifo").arg(desk.path().join(name)).status().unwrap();
+        assert!(made.success());
+    }
+    let mut large = SMALL.to_string();
+    large.extend(std::iter::repeat_n("# filler\n", 500_000));
+    desk.put("large.yaml", large);
+    let cases: [&[&str]; 8] = [
+        &["config", "check", "/dev/zero"],
+        &["config", "check", "large.yaml"],
+        // Nobody writes to it.
+        &["config", "check", "pipe"],
+        &["config", "check", "run.yaml", "--set", "data.files=[pipe, pipe.tok, /dev/zero]"],
+        &["config", "check", "run.yaml", "--set", "data.tokenizer.file=pipe"],
+        &["data", "tokenize", "/dev/zero", "out.tok"],
+        &["data", "show", "pipe.tok"],
+        &["orthogonalize", "/dev/zero", "out.safetensors"],
+    ];
+    let all: Vec<String> = cases.iter().map(|args| desk.transcript(args)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn a_pipe_is_read_once_and_whole() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let with_input = |args: &[&str], input: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_muster"))
+            .args(args)
+            .current_dir(desk.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = with_input(&["data", "tokenize", "/dev/stdin", "out.tok"], "ABCDEFGHIJKLMNOP\n");
+    assert!(said.starts_with("out.tok: 18 tokens (byte) from 17 B in 1 document"), "{said}");
+    let shown = desk.transcript(&["data", "show", "out.tok"]);
+    assert!(shown.contains("first tokens  65 66 67 68"), "{shown}");
+    with_input(&["config", "check", "/dev/stdin"], SMALL);
+}
+
+#[test]
 fn checkpoints_that_are_not_there() {
     let desk = Desk::new();
     std::fs::create_dir_all(desk.path().join("runs/quickstart/checkpoints")).unwrap();

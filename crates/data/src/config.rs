@@ -25,9 +25,9 @@ pub struct DataConfig {
     /// text: real text without a download. Versions come from the lock file this program was built
     /// with.
     pub crates: Vec<String>,
-    /// Text files (one document each), `.jsonl` files (one document a line), token files (`.tok`),
-    /// Megatron `.bin` + `.idx` pairs, or `.bin` files with a header of 256 integers. One path or a
-    /// list. Takes the place of `crates` when not empty.
+    /// Text files (one document each), `.jsonl` files (one document a line), both also compressed
+    /// (`.gz`, `.zst`), token files (`.tok`), Megatron `.bin` + `.idx` pairs, or `.bin` files with
+    /// a header of 256 integers. One path or a list. Takes the place of `crates` when not empty.
     pub files: OneOrMany<PathBuf>,
     /// Several sources and the share of the samples that each one gives; instead of `crates` and
     /// `files`.

@@ -262,13 +262,17 @@ fn open_source(source: &PreparedSource, seq_len: usize, fraction: f64) -> Result
     let held_out = fraction > 0.0;
     if windows.train() == 0 {
         let wanted = if held_out { 2 } else { 1 };
+        let fits = tokens.saturating_sub(1) / wanted;
         return Err(DataError::TooFewTokens {
             source_name: source.name.clone(),
             tokens,
             seq_len,
             needed: wanted * seq_len as u64 + 1,
             why: if held_out { " (one sample to train on and one to validate)" } else { "" },
-            fits: tokens.saturating_sub(1) / wanted,
+            remedy: match fits {
+                0 => "add text; at no sequence length are these enough".to_string(),
+                _ => format!("add text or set a shorter sequence length (at most {fits})"),
+            },
         });
     }
     Ok(Source { stream, windows, digest: source.digest })

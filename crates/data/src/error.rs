@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kind::Refusal;
+use crate::source::is_token_file;
 use crate::unknown::Lost;
 
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
@@ -17,6 +19,22 @@ pub enum DataError {
 
     #[error("{path} is a directory: name its files (your shell can: DIR/*.txt)")]
     IsDirectory { path: PathBuf },
+
+    #[error("{path} is {what}{}", remedy_of(what))]
+    NotAFile { path: PathBuf, what: &'static str },
+
+    #[error("{path} is a pipe that nobody writes to: start the program that writes to it first")]
+    NobodyWrites { path: PathBuf },
+
+    #[error("{path} is larger than {} MiB, the most that is read here", bytes_max >> 20)]
+    TooLarge { path: PathBuf, bytes_max: u64 },
+
+    /// Not text, of whatever kind.
+    #[error("{path} is {what}: {remedy}")]
+    NotText { path: PathBuf, what: String, remedy: String },
+
+    #[error("{path} is damaged: its {packing} data is wrong at byte {offset}: {reason}")]
+    Packed { path: PathBuf, packing: &'static str, offset: u64, reason: String },
 
     /// Of files that leave no token; `path` is the first of them.
     #[error(
@@ -34,7 +52,7 @@ pub enum DataError {
     )]
     Unknown { place: String, tokenizer: String, lost: Lost },
 
-    #[error("{path} holds tokens and not text; it is used as it is (data.files={path})")]
+    #[error("{path} holds tokens and not text; {}", remedy_of_tokens(path))]
     AlreadyTokens { path: PathBuf },
 
     /// A token file that is not what its own header says.
@@ -42,6 +60,12 @@ pub enum DataError {
         "{path} is damaged at byte {offset}: {reason}; make it again with `muster data tokenize`"
     )]
     Damaged { path: PathBuf, offset: u64, reason: String },
+
+    /// A token file of another program that is not what it says.
+    #[error(
+        "{path} is wrong at byte {offset}: {reason}; make it again with the program that wrote it"
+    )]
+    WrongIndex { path: PathBuf, offset: u64, reason: String },
 
     #[error(
         "{path} is {actual_bytes} bytes long but its header says {expected_bytes}: it was cut \
@@ -96,7 +120,7 @@ pub enum DataError {
 
     #[error(
         "source `{source_name}` has {tokens} tokens; at sequence length {seq_len} at least \
-         {needed} are needed{why}: add text or set a shorter sequence length (at most {fits})"
+         {needed} are needed{why}: {remedy}"
     )]
     TooFewTokens {
         source_name: String,
@@ -104,7 +128,7 @@ pub enum DataError {
         seq_len: usize,
         needed: u64,
         why: &'static str,
-        fits: u64,
+        remedy: String,
     },
 
     #[error("validation sample {index} was asked for, but there are {count}{hint}")]
@@ -115,6 +139,27 @@ pub enum DataError {
 
     #[error("{0}")]
     Unsupported(String),
+}
+
+/// What to do instead of naming a pipe, a device or a socket.
+fn remedy_of(what: &str) -> &'static str {
+    match what {
+        "a pipe" => {
+            ", but is needed more than once: write it to a file, and name that (`muster data \
+             tokenize` reads text from a pipe)"
+        }
+        _ => ", which has no size and may have no end: name a file",
+    }
+}
+
+/// Whether a file is of text or of tokens is told by its name.
+fn remedy_of_tokens(path: &Path) -> String {
+    match is_token_file(path) {
+        true => format!("it is used as it is (data.files={})", path.display()),
+        false => "it is used as it is if its name ends in .tok, or in .bin where it has a header \
+                  of 256 integers"
+            .into(),
+    }
 }
 
 impl DataError {
@@ -130,6 +175,12 @@ impl DataError {
             }
             other => other,
         }
+    }
+
+    /// A refusal says `FILE` where the path stands.
+    pub(crate) fn refused(path: &Path, Refusal { what, remedy }: Refusal) -> Self {
+        let remedy = remedy.replace("FILE", &path.display().to_string());
+        Self::NotText { path: path.to_path_buf(), what, remedy }
     }
 
     pub(crate) fn damaged(path: &Path, offset: u64, reason: impl Into<String>) -> Self {

@@ -6,9 +6,10 @@
 //! offsets into the `.bin`, E × i64 sequence numbers at which documents begin (the last one is S).
 //! Multimodal indices append S × i8.
 //!
-//! **256-integer header** (llm.c, modded-nanogpt): 256 × i32, of which the first three are
-//! 20240520, version 1 and the number of tokens; then u16 GPT-2 tokens, in which 50256 separates
-//! documents.
+//! **256-integer header** (llm.c, modded-nanogpt): 256 × i32, of which the first three are a magic
+//! number, a version and the number of tokens. With 20240520 and version 1, u16 GPT-2 tokens
+//! follow, in which 50256 separates documents; with 20240801 and version 7, u32 Llama-3 tokens, in
+//! which 128000 does.
 
 use std::path::{Path, PathBuf};
 
@@ -52,39 +53,63 @@ impl Element {
 }
 
 const HEADER_INTS: usize = 256;
-const HEADER_MAGIC: u32 = 20240520;
+
+/// What a magic number stands for.
+struct HeaderedKind {
+    magic: u32,
+    version: u32,
+    element: Element,
+    separator: u32,
+}
+
+const HEADERED_KINDS: [HeaderedKind; 2] = [
+    HeaderedKind {
+        magic: 20240520,
+        version: 1,
+        element: Element::U16,
+        separator: gpt2::END_OF_TEXT,
+    },
+    // The separator is <|begin_of_text|>.
+    HeaderedKind { magic: 20240801, version: 7, element: Element::U32, separator: 128_000 },
+];
 
 /// A `.bin` file with a header of 256 integers.
 pub(crate) struct Headered {
     pub map: Map,
     pub tokens: u64,
+    pub element: Element,
+    /// The token after which a document begins.
+    pub separator: u32,
 }
 
 impl Headered {
     pub const DATA: usize = HEADER_INTS * 4;
-    pub const ELEMENT: Element = Element::U16;
-    /// The token after which a document begins.
-    pub const SEPARATOR: u32 = gpt2::END_OF_TEXT;
 
     /// Whether a file begins like one of these.
     pub fn matches(start: &[u8]) -> bool {
-        start.starts_with(&HEADER_MAGIC.to_le_bytes())
+        Self::kind_of(start).is_some()
     }
 
+    fn kind_of(start: &[u8]) -> Option<&'static HeaderedKind> {
+        HEADERED_KINDS.iter().find(|kind| start.starts_with(&kind.magic.to_le_bytes()))
+    }
+
+    /// Opens what [`Self::matches`].
     pub fn open(path: &Path, map: Map) -> Result<Self> {
         let int = |i: usize| map.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok());
         let int = |i: usize| int(i).map(u32::from_le_bytes);
         let actual_bytes = map.len() as u64;
-        let (Some(version), Some(tokens)) = (int(1), int(2)) else {
+        let (Some(kind), Some(version), Some(tokens)) = (Self::kind_of(&map), int(1), int(2))
+        else {
             let (path, expected_bytes) = (path.to_path_buf(), Self::DATA as u64);
             return Err(DataError::WrongSize { path, expected_bytes, actual_bytes });
         };
-        if version != 1 {
+        if version != kind.version {
             let (path, found) = (path.to_path_buf(), u64::from(version));
-            return Err(DataError::Version { path, found, supported: 1 });
+            return Err(DataError::Version { path, found, supported: u64::from(kind.version) });
         }
         let tokens = u64::from(tokens);
-        let expected_bytes = Self::DATA as u64 + 2 * tokens;
+        let expected_bytes = Self::DATA as u64 + kind.element.bytes() as u64 * tokens;
         if actual_bytes != expected_bytes {
             return Err(DataError::WrongSize {
                 path: path.to_path_buf(),
@@ -92,7 +117,7 @@ impl Headered {
                 actual_bytes,
             });
         }
-        Ok(Self { map, tokens })
+        Ok(Self { map, tokens, element: kind.element, separator: kind.separator })
     }
 }
 
@@ -120,7 +145,11 @@ impl Megatron {
         let index_path = Self::index_path(path);
         let data_path = path.with_extension("bin");
         let index = Map::open(&index_path)?;
-        let fail = |offset: u64, reason: String| DataError::damaged(&index_path, offset, reason);
+        let wrong = |offset: u64, reason: String| DataError::WrongIndex {
+            path: index_path.clone(),
+            offset,
+            reason,
+        };
         if !index.starts_with(MEGATRON_MAGIC) {
             let reason = "a Megatron index begins with MMIDIDX".to_string();
             return Err(DataError::UnknownFormat { path: index_path, reason });
@@ -140,22 +169,25 @@ impl Megatron {
             4 => Element::I32,
             5 => Element::I64,
             8 => Element::U16,
-            code => return Err(fail(17, format!("element type {code} cannot hold tokens"))),
+            code => return Err(wrong(17, format!("element type {code} cannot hold tokens"))),
         };
         let (sequences, entries) = (le_u64(&index, 18), le_u64(&index, 26));
         let size = |modes: u64| {
             let per_sequence = sequences.checked_mul(12 + modes)?;
             entries.checked_mul(8)?.checked_add(per_sequence)?.checked_add(MEGATRON_HEADER)
         };
-        let expected_bytes = size(0).ok_or_else(|| fail(18, "impossible counts".into()))?;
+        let expected_bytes = size(0).ok_or_else(|| wrong(18, "impossible counts".into()))?;
         if actual_bytes != expected_bytes && Some(actual_bytes) != size(1) {
             return Err(DataError::WrongSize { path: index_path, expected_bytes, actual_bytes });
+        }
+        if entries == 0 {
+            return Err(wrong(26, "it has no document indices".into()));
         }
         let data = Map::open(&data_path)?;
         let width = element.bytes() as u64;
         let file = Self {
             tokens: data.len() as u64 / width,
-            documents: entries.saturating_sub(1),
+            documents: entries - 1,
             data,
             element,
             index,
@@ -175,11 +207,14 @@ impl Megatron {
         MEGATRON_HEADER + 4 * self.sequences + 8 * sequence
     }
 
+    fn document_entry_at(&self, d: u64) -> u64 {
+        MEGATRON_HEADER + 12 * self.sequences + 8 * d
+    }
+
     /// Index of the first token of document `d`, or the number of tokens for `d` = number of
     /// documents.
     pub fn document_start(&self, d: u64) -> u64 {
-        let entry = MEGATRON_HEADER + 12 * self.sequences + 8 * d;
-        let sequence = le_u64(&self.index, entry as usize);
+        let sequence = le_u64(&self.index, self.document_entry_at(d) as usize);
         if sequence >= self.sequences {
             return self.tokens;
         }
@@ -188,23 +223,7 @@ impl Megatron {
 
     /// Sequences must lie back to back, and documents must be ascending ranges of them.
     fn check(&self, data_path: &Path) -> Result<()> {
-        let fail = |offset, reason| Err(DataError::damaged(&self.index_path, offset, reason));
-        let mut bytes = 0u64;
-        for s in 0..self.sequences {
-            let length = self.length(s);
-            if length < 0 {
-                return fail(MEGATRON_HEADER + 4 * s, format!("sequence {s} has length {length}"));
-            }
-            let pointer = le_u64(&self.index, self.pointer_at(s) as usize);
-            if pointer != bytes {
-                let reason = format!(
-                    "sequence {s} begins at byte {pointer} instead of {bytes}: sequences that do \
-                     not follow each other are not supported"
-                );
-                return fail(self.pointer_at(s), reason);
-            }
-            bytes += length as u64 * self.element.bytes() as u64;
-        }
+        let bytes = self.check_sequences()?;
         let actual_bytes = self.data.len() as u64;
         if actual_bytes != bytes {
             let path = data_path.to_path_buf();
@@ -212,19 +231,62 @@ impl Megatron {
         }
         let mut last = 0;
         for d in 0..=self.documents {
-            let at = MEGATRON_HEADER + 12 * self.sequences + 8 * d;
-            if at as usize + 8 > self.index.len() {
-                return fail(26, "it lists no documents".into());
-            }
-            let sequence = le_u64(&self.index, at as usize);
-            let expected_end =
-                d == 0 && sequence != 0 || d == self.documents && sequence != self.sequences;
-            if sequence < last || expected_end {
-                return fail(at, format!("document {d} cannot begin at sequence {sequence}"));
+            let at = self.document_entry_at(d);
+            // As the writer meant it: a number may be negative by mistake.
+            let sequence = le_u64(&self.index, at as usize) as i64;
+            if let Some(reason) = self.wrong_entry(d, sequence, last) {
+                return Err(self.wrong(at, reason));
             }
             last = sequence;
         }
         Ok(())
+    }
+
+    /// Returns the bytes of all sequences.
+    fn check_sequences(&self) -> Result<u64> {
+        let mut bytes = 0u64;
+        for s in 0..self.sequences {
+            let length = self.length(s);
+            if length < 0 {
+                let reason = format!("sequence {s} has length {length}");
+                return Err(self.wrong(MEGATRON_HEADER + 4 * s, reason));
+            }
+            let at = self.pointer_at(s);
+            let pointer = le_u64(&self.index, at as usize);
+            if pointer != bytes {
+                let reason = format!(
+                    "sequence {s} begins at byte {} instead of {bytes}: sequences that do not \
+                     follow each other are not supported",
+                    pointer as i64
+                );
+                return Err(self.wrong(at, reason));
+            }
+            bytes += length as u64 * self.element.bytes() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// What is wrong with entry `d` of the document indices, `last` being the one before.
+    fn wrong_entry(&self, d: u64, sequence: i64, last: i64) -> Option<String> {
+        let sequences = self.sequences;
+        let entry = format!("document index {d} of 0 to {} is {sequence}", self.documents);
+        let end = sequences as i64;
+        match () {
+            () if d == 0 && sequence != 0 => {
+                Some(format!("{entry}: the first document begins at sequence 0"))
+            }
+            () if sequence < last => Some(format!("{entry}, less than {last} before it")),
+            () if sequence > end => Some(format!("{entry}, but there are {sequences} sequences")),
+            () if d == self.documents && sequence != end => Some(format!(
+                "{entry}: the last is the number of sequences, {sequences}, where the last \
+                 document ends"
+            )),
+            () => None,
+        }
+    }
+
+    fn wrong(&self, offset: u64, reason: String) -> DataError {
+        DataError::WrongIndex { path: self.index_path.clone(), offset, reason }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -15,6 +16,7 @@ use tokenizers::{NormalizedString, Normalizer, Tokenizer as HfTokenizer};
 
 use crate::cut::{AddedTokens, Cut, Seams};
 use crate::error::{DataError, Result};
+use crate::input;
 use crate::tokenizer::TokenBytes;
 use crate::twin::without_start_mark;
 use crate::unknown::may_drop;
@@ -131,7 +133,12 @@ fn added_tokens(tokenizers: &[&HfTokenizer]) -> (AddedTokens, AddedTokens) {
 fn find_end_of_text(path: &Path, tokenizer: &HfTokenizer) -> Result<u32> {
     let fail = |reason: String| DataError::Tokenizer { path: path.to_path_buf(), reason };
     let config_path = path.with_file_name("tokenizer_config.json");
-    if let Ok(text) = std::fs::read(&config_path) {
+    let text = match input::read_file(&config_path, input::TOKENIZER_BYTES_MAX) {
+        Ok(text) => Some(text),
+        Err(DataError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(text) = text {
         let config: Value = serde_json::from_slice(&text)
             .map_err(|e| fail(format!("{} is not JSON: {e}", config_path.display())))?;
         let eos = &config["eos_token"];

@@ -13,7 +13,8 @@
 //!   divided.
 //! * [`token_file`]: the `.tok` format. [`foreign`]: Megatron and 256-integer headers. [`source`]:
 //!   all of them behind one type.
-//! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`corpus`]: crates as
+//! * [`tokenize()`]: text to a token file. [`text`]: what a document is. [`kind`]: what a file is,
+//!   and which are refused. [`input`]: files, pipes and what is neither. [`corpus`]: crates as
 //!   text.
 //! * [`describe()`]: what is in a token file. [`order2_bits_per_byte`]: a model to beat.
 //! * [`order`]: permutations, mixtures and the split.
@@ -28,13 +29,17 @@ mod error;
 pub mod foreign;
 mod gpt2;
 mod huggingface;
+pub mod input;
 mod json_line;
+pub mod kind;
 mod map;
 mod ngram;
+mod open_text;
 pub mod order;
 #[cfg(feature = "parquet")]
 mod parquet_text;
 mod prepare;
+mod signature;
 pub mod source;
 mod temporary;
 pub mod text;
@@ -44,14 +49,17 @@ mod tokenize;
 mod tokenizer;
 mod twin;
 mod unknown;
+mod unpack;
 
 pub use config::{DataConfig, MixtureEntry, OneOrMany, TokenizerSpec};
 pub use dataset::{Dataset, IGNORE, SampleInfo, SampleMut, Split};
 pub use describe::{Description, describe};
 pub use error::{DataError, Result, left_out};
+pub use kind::TextKind;
 pub use ngram::{Order2, order2_bits_per_byte, order2_bits_per_byte_of};
+pub use open_text::Form;
 pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
-pub use text::{TextInput, TextKind};
+pub use text::TextInput;
 pub use token_writer::TokenWriter;
 pub use tokenize::{TokenizeOptions, TokenizeProgress, TokenizeReport, tokenize};
 pub use tokenizer::Tokenizer;

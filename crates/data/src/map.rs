@@ -5,19 +5,17 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use crate::error::{DataError, Result, io_error};
+use crate::error::{Result, io_error};
+use crate::input;
 
 /// Maps a whole file. An empty file gives an empty slice.
 pub(crate) struct Map(Option<Mmap>);
 
 impl Map {
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let bytes = input::look_at_file(path)?;
         let file = File::open(path).map_err(io_error("open", path))?;
-        let meta = file.metadata().map_err(io_error("open", path))?;
-        if meta.is_dir() {
-            return Err(DataError::IsDirectory { path: path.to_path_buf() });
-        }
-        if meta.len() == 0 {
+        if bytes == 0 {
             return Ok(Self(None));
         }
         // SAFETY: the map is private and read-only, and every access is bounds-checked against its

@@ -37,6 +37,10 @@ pub struct Order2 {
 }
 
 /// Trains on the training split and evaluates all validation samples. Needs 70 MB of memory.
+///
+/// # Errors
+/// There is nothing to compare on: tokens without bytes, or a validation split without a byte to
+/// predict (documents of one byte are nobody's targets, the ends of documents have no bytes).
 pub fn order2_bits_per_byte(data: &Dataset, tokenizer: &Tokenizer) -> Result<Order2> {
     order2_bits_per_byte_of(data, tokenizer, data.validation_samples())
 }
@@ -71,6 +75,10 @@ pub fn order2_bits_per_byte_of(
         validation_bytes += reader.read(Split::Validation, index, |context, symbol| {
             bits -= model.probability(context, symbol).log2();
         })?;
+    }
+    if validation_bytes == 0 {
+        let reason = "the validation split has no bytes to predict: its documents are of one byte";
+        return Err(DataError::Unsupported(reason.into()));
     }
     Ok(Order2 { bits_per_byte: bits / validation_bytes as f64, train_bytes, validation_bytes })
 }

@@ -16,8 +16,10 @@ use crate::config::{DataConfig, Origin, SourceSpec, TokenizerSpec};
 use crate::corpus;
 use crate::digest::as_hex;
 use crate::error::{DataError, Result, io_error};
+use crate::kind::TextKind;
+use crate::open_text::Form;
 use crate::source::{TokenSource, is_token_file};
-use crate::text::{TextInput, TextKind};
+use crate::text::TextInput;
 use crate::token_file::open_if_from;
 use crate::tokenize::{TokenizeOptions, tokenize};
 use crate::tokenizer::Tokenizer;
@@ -57,8 +59,8 @@ pub struct PreparedSource {
     pub blank_lines: u64,
     /// Files of text that went into it (0 for token files).
     pub text_files: u64,
-    /// BLAKE3 of the text: of (label, length, content) of each file. For crates the label is
-    /// `NAME-VERSION/PATH`. Zeros without text.
+    /// BLAKE3 of the text: of (label, length, content) of each file, compressed as it may be. The
+    /// label says how it is read; for crates it is `NAME-VERSION/PATH`. Zeros without text.
     #[serde(with = "as_hex")]
     pub text_digest: [u8; 32],
     /// Digest of the tokens and document boundaries.
@@ -139,10 +141,11 @@ struct Preparing<'a> {
     progress: &'a mut dyn FnMut(Progress),
 }
 
-/// Text files with the labels that go into the digest.
+/// Text files with the names that go into the digest.
 struct Texts {
     inputs: Vec<TextInput>,
-    labels: Vec<String>,
+    /// Of files of crates. Others have none: the same text elsewhere is the same data.
+    names: Vec<Option<String>>,
 }
 
 impl Preparing<'_> {
@@ -185,28 +188,23 @@ impl Preparing<'_> {
     }
 
     fn files_of(&self, spec: &SourceSpec) -> Result<(Texts, Vec<PathBuf>)> {
-        let mut texts = Texts { inputs: Vec::new(), labels: Vec::new() };
+        let mut texts = Texts { inputs: Vec::new(), names: Vec::new() };
         let mut token_files = Vec::new();
         match spec.origin {
             Origin::Crates(names) => {
                 for file in corpus::crate_files(names, self.cargo_lock)? {
-                    texts.inputs.push(TextInput { path: file.path, kind: TextKind::Whole });
-                    texts.labels.push(file.label);
+                    texts.inputs.push(TextInput::new(file.path));
+                    texts.names.push(Some(file.label));
                 }
             }
             Origin::Files(paths) => {
                 for path in paths {
                     if is_token_file(path) {
                         token_files.push(path.clone());
-                        continue;
+                    } else {
+                        texts.inputs.push(TextInput::new(path));
+                        texts.names.push(None);
                     }
-                    let input = TextInput::new(path);
-                    // Not the path: the same text elsewhere is the same data.
-                    texts.labels.push(match input.kind {
-                        TextKind::Whole => "text".into(),
-                        _ => format!("field {}", self.cfg.jsonl_field),
-                    });
-                    texts.inputs.push(input);
                 }
             }
         }
@@ -215,13 +213,17 @@ impl Preparing<'_> {
 
     /// BLAKE3 over each file's label, length and content.
     fn text_digest(&mut self, name: &str, texts: &Texts) -> Result<[u8; 32]> {
-        let total_bytes = texts.inputs.iter().map(TextInput::bytes).sum::<Result<u64>>()?;
+        let looked =
+            texts.inputs.iter().map(TextInput::look_at_file).collect::<Result<Vec<_>>>()?;
+        let total_bytes = looked.iter().map(|(bytes, _)| bytes).sum();
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 20];
         let mut done_bytes = 0;
-        for (input, label) in texts.inputs.iter().zip(&texts.labels) {
+        for ((input, in_crate), (bytes, form)) in texts.inputs.iter().zip(&texts.names).zip(looked)
+        {
+            let label = label_of(in_crate.as_deref(), form, &self.cfg.jsonl_field);
             hasher.update(&(label.len() as u64).to_le_bytes()).update(label.as_bytes());
-            hasher.update(&input.bytes()?.to_le_bytes());
+            hasher.update(&bytes.to_le_bytes());
             let mut file = File::open(&input.path).map_err(io_error("open", &input.path))?;
             loop {
                 let n = file.read(&mut buffer).map_err(io_error("read", &input.path))?;
@@ -259,7 +261,8 @@ impl Preparing<'_> {
         };
         let progress = &mut *self.progress;
         let report = tokenize(&texts.inputs, &self.tokenizer, &path, &options, &mut |p| {
-            let (done_bytes, total_bytes) = (p.done_bytes, p.total_bytes);
+            // Files that were hashed have sizes.
+            let (done_bytes, total_bytes) = (p.done_bytes, p.total_bytes.unwrap_or(0));
             progress(Progress { source: name, stage: Stage::Tokenizing, done_bytes, total_bytes });
         })?;
         let part = PreparedPart { path, tokens: report.tokens, digest: report.content_digest };
@@ -298,6 +301,22 @@ impl Preparing<'_> {
         let part = PreparedPart { path: absolute(path)?, tokens, digest };
         Ok(Part { part, documents, bytes, empty_documents: 0, blank_lines: 0 })
     }
+}
+
+/// Whatever decides how bytes become text, so that another reading is other data.
+fn label_of(name: Option<&str>, form: Form, field: &str) -> String {
+    let mut label = match (name, form.kind) {
+        (Some(name), _) => name.to_string(),
+        (None, TextKind::Whole) => "text".to_string(),
+        (None, _) => format!("field {field}"),
+    };
+    if form.byte_order_mark {
+        label += " after a byte order mark";
+    }
+    if let Some(packing) = form.packing {
+        label = format!("{} of {label}", packing.name());
+    }
+    label
 }
 
 struct Part {

@@ -58,8 +58,8 @@ impl TokenSource {
             (Kind::Megatron(file), element, tokens)
         } else if Headered::matches(&map) {
             let file = Headered::open(path, map)?;
-            let tokens = file.tokens;
-            (Kind::Headered(file), Headered::ELEMENT, tokens)
+            let (element, tokens) = (file.element, file.tokens);
+            (Kind::Headered(file), element, tokens)
         } else {
             return Err(unknown_format(path, &map));
         };
@@ -157,10 +157,9 @@ impl TokenSource {
         match &self.file {
             Kind::Native(file) => from_table(file.info().documents, &|d| file.document_start(d)),
             Kind::Megatron(file) => from_table(file.documents, &|d| file.document_start(d)),
-            Kind::Headered(_) => {
+            Kind::Headered(file) => {
                 let within = (end - start) as usize;
-                for (i, _) in
-                    window[..within].iter().enumerate().filter(|t| *t.1 == Headered::SEPARATOR)
+                for (i, _) in window[..within].iter().enumerate().filter(|t| *t.1 == file.separator)
                 {
                     mark(i + 1);
                 }
@@ -234,9 +233,9 @@ fn first_after(documents: u64, begin: &dyn Fn(u64) -> u64, position: u64) -> u64
 fn unknown_format(path: &Path, content: &[u8]) -> DataError {
     let start: Vec<String> = content.iter().take(8).map(|b| format!("{b:02x}")).collect();
     let reason = format!(
-        "it begins with `{}`; known are .tok (4d 55 53 54 52 54 4f 4b), \
-         .bin with a 256-integer header \
-         (e8 d8 34 01) and Megatron .bin with an .idx beside it; text files need another extension",
+        "it begins with `{}`; known are .tok (4d 55 53 54 52 54 4f 4b), .bin with a 256-integer \
+         header (e8 d8 34 01, or a1 d9 34 01) and Megatron .bin with an .idx beside it; text files \
+         need another extension",
         start.join(" ")
     );
     DataError::UnknownFormat { path: path.to_path_buf(), reason }

@@ -4,68 +4,50 @@
 //!   file. A blank line, a form feed or a line of dashes is text like any other and separates
 //!   nothing.
 //! * `.jsonl`: one document per line, the string in one field. Lines of white space are skipped.
+//!   `.json` that begins with `{` is read so, too; and what has no extension (most pipes) and
+//!   begins with `{"`.
 //! * `.parquet` (with the feature of that name): one document per row.
+//! * Any of them but parquet compressed by gzip or zstd (`.jsonl.gz`, `.txt.zst`).
+//!
+//! A byte order mark before the text is left out. What is not text is refused with its name
+//! ([`crate::kind`]).
 
-use std::fs::File;
-use std::io::Read;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::cut::{Cut, PIECE_BYTES};
-use crate::error::{DataError, Result, io_error};
-
-/// How a file of text is divided into documents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TextKind {
-    /// The whole file is one document.
-    Whole,
-    /// One JSON object per line.
-    JsonLines,
-    /// A column of a parquet file.
-    Parquet,
-}
+use crate::error::{DataError, Result};
+use crate::input::{self, Input};
+use crate::kind::TextKind;
+use crate::open_text::{Form, OpenText, form_of};
 
 /// One file of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextInput {
     pub path: PathBuf,
-    pub kind: TextKind,
 }
 
 impl TextInput {
-    /// The kind follows from the extension.
+    /// What it holds is found out when it is read.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let kind = match extension.to_ascii_lowercase().as_str() {
-            "jsonl" | "ndjson" => TextKind::JsonLines,
-            "parquet" => TextKind::Parquet,
-            _ => TextKind::Whole,
-        };
-        Self { path, kind }
+        Self { path: path.into() }
     }
 
-    /// Whether the file is one of ours already.
-    fn holds_tokens(&self) -> Result<bool> {
-        let mut file = std::fs::File::open(&self.path).map_err(io_error("read", &self.path))?;
-        let mut start = [0; crate::token_file::MAGIC.len()];
-        match file.read_exact(&mut start) {
-            Ok(()) => Ok(&start == crate::token_file::MAGIC),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(io_error("read", &self.path)(error)),
+    /// Checks that the file can be read as text, and returns its size in bytes. A pipe has none,
+    /// and what it holds is seen when it is read.
+    pub fn check(&self) -> Result<Option<u64>> {
+        match input::look(&self.path)? {
+            Input::Pipe => Ok(None),
+            Input::File { bytes } => form_of(&self.path).map(|_| Some(bytes)),
         }
     }
 
-    /// Size in bytes; the file must be readable, no directory, and no token file.
-    pub fn bytes(&self) -> Result<u64> {
-        let meta = std::fs::metadata(&self.path).map_err(io_error("read", &self.path))?;
-        match meta.is_dir() {
-            true => Err(DataError::IsDirectory { path: self.path.clone() }),
-            false if self.holds_tokens()? => {
-                Err(DataError::AlreadyTokens { path: self.path.clone() })
-            }
-            false => Ok(meta.len()),
-        }
+    /// Size in bytes and form of what is read more than once, which no pipe can be.
+    pub fn look_at_file(&self) -> Result<(u64, Form)> {
+        let bytes = input::look_at_file(&self.path)?;
+        Ok((bytes, form_of(&self.path)?))
     }
 }
 
@@ -79,9 +61,9 @@ const LINE_BYTES_MAX: usize = 64 << 20;
 /// Work for one thread.
 pub(crate) enum Block {
     /// Pieces of documents, back to back in `text`.
-    Pieces { path: Arc<Path>, text: Vec<u8>, pieces: Vec<PieceEnd> },
+    Pieces { path: Arc<Path>, text: Vec<u8>, pieces: Vec<PieceEnd>, read_bytes: u64 },
     /// Whole lines.
-    Lines { path: Arc<Path>, first_line: u64, text: Vec<u8> },
+    Lines { path: Arc<Path>, first_line: u64, text: Vec<u8>, read_bytes: u64 },
 }
 
 /// Where a piece ends in its block's text, and whether the document begins and ends with it.
@@ -95,6 +77,13 @@ impl Block {
     pub fn text_bytes(&self) -> usize {
         match self {
             Self::Pieces { text, .. } | Self::Lines { text, .. } => text.len(),
+        }
+    }
+
+    /// Bytes of the input files, as they lie there, that were read for this block.
+    pub fn read_bytes(&self) -> u64 {
+        match self {
+            Self::Pieces { read_bytes, .. } | Self::Lines { read_bytes, .. } => *read_bytes,
         }
     }
 
@@ -115,24 +104,27 @@ pub(crate) struct BlockReader<'a, F: FnMut(Block) -> bool> {
     path: Arc<Path>,
     text: Vec<u8>,
     pieces: Vec<PieceEnd>,
+    /// Bytes read from files that no block has accounted for yet.
+    read_bytes: Rc<Cell<u64>>,
 }
 
 impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
     pub fn new(cut: &'a Cut, field: &'a str, give: F) -> Self {
-        Self { cut, field, give, path: Path::new("").into(), text: Vec::new(), pieces: Vec::new() }
+        let (path, read_bytes) = (Path::new("").into(), Rc::default());
+        Self { cut, field, give, path, text: Vec::new(), pieces: Vec::new(), read_bytes }
     }
 
     /// Reads all of `inputs`, as long as blocks are wanted.
     pub fn read_all(&mut self, inputs: &[TextInput]) -> Result<()> {
         for input in inputs {
-            let path: Arc<Path> = input.path.as_path().into();
-            let wanted = match input.kind {
+            let mut text = OpenText::open(&input.path, self.read_bytes.clone())?;
+            let path = text.path.clone();
+            let wanted = match text.form.kind {
                 TextKind::Whole => {
-                    let mut file = open(&path)?;
                     self.path = path;
-                    self.read_document(&mut file)?
+                    self.read_document(&mut |into, limit| text.fill(into, limit).map(|_| ()))?
                 }
-                TextKind::JsonLines => self.flush() && self.read_lines(path)?,
+                TextKind::JsonLines => self.flush() && self.read_lines(&mut text)?,
                 TextKind::Parquet => self.flush() && self.read_parquet(path)?,
             };
             if !wanted {
@@ -150,7 +142,8 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
         }
         let text = std::mem::take(&mut self.text);
         let pieces = std::mem::take(&mut self.pieces);
-        (self.give)(Block::Pieces { path: self.path.clone(), text, pieces })
+        let read_bytes = self.read_bytes.take();
+        (self.give)(Block::Pieces { path: self.path.clone(), text, pieces, read_bytes })
     }
 
     fn add_piece(&mut self, piece: &[u8], starts_document: bool, ends_document: bool) -> bool {
@@ -159,15 +152,17 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
         self.text.len() < BLOCK_BYTES || self.flush()
     }
 
-    /// One document, cut into pieces as it is read. What is in sight grows until it decides a cut.
-    fn read_document(&mut self, from: &mut impl Read) -> Result<bool> {
+    /// One document, cut into pieces as it is read: `fill` appends that many bytes, fewer at the
+    /// end. What is in sight grows until it decides a cut.
+    fn read_document(
+        &mut self,
+        fill: &mut dyn FnMut(&mut Vec<u8>, usize) -> Result<()>,
+    ) -> Result<bool> {
         let mut sight = Vec::with_capacity(SIGHT_BYTES);
         let (mut wanted, mut at_end, mut starts_document) = (SIGHT_BYTES, false, true);
-        let path = self.path.clone();
         loop {
-            let missing = wanted.saturating_sub(sight.len()) as u64;
-            let read = from.by_ref().take(missing).read_to_end(&mut sight);
-            read.map_err(io_error("read", &path))?;
+            let missing = wanted.saturating_sub(sight.len());
+            fill(&mut sight, missing)?;
             at_end |= sight.len() < wanted;
             let Some(end) = self.cut.first_piece(&sight, at_end, PIECE_BYTES) else {
                 wanted = sight.len() * 2;
@@ -185,14 +180,13 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
         }
     }
 
-    fn read_lines(&mut self, path: Arc<Path>) -> Result<bool> {
-        let mut file = open(&path)?;
+    fn read_lines(&mut self, from: &mut OpenText) -> Result<bool> {
+        let path = from.path.clone();
         let mut text = Vec::with_capacity(BLOCK_BYTES);
         let mut first_line = 1;
         loop {
             let limit = (text.len() + 1).next_multiple_of(BLOCK_BYTES) - text.len();
-            let read = file.by_ref().take(limit as u64).read_to_end(&mut text);
-            let at_end = read.map_err(io_error("read", &path))? < limit;
+            let at_end = from.fill(&mut text, limit)? < limit;
             let whole = match memchr::memrchr(b'\n', &text) {
                 _ if at_end => text.len(),
                 Some(newline) => newline + 1,
@@ -211,7 +205,8 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
             };
             let rest = text.split_off(whole);
             let lines = memchr::memchr_iter(b'\n', &text).count() as u64;
-            let block = Block::Lines { path: path.clone(), first_line, text };
+            let read_bytes = self.read_bytes.take();
+            let block = Block::Lines { path: path.clone(), first_line, text, read_bytes };
             if !(self.give)(block) {
                 return Ok(false);
             }
@@ -239,15 +234,12 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
         self.path = path.clone();
         let field = self.field;
         crate::parquet_text::for_each_row(&path, field, &mut |row| {
-            self.read_document(&mut &row[..])
+            let mut row = row;
+            self.read_document(&mut |into, limit| {
+                let now = row.split_off(..limit.min(row.len())).unwrap_or_default();
+                into.extend_from_slice(now);
+                Ok(())
+            })
         })
-    }
-}
-
-fn open(path: &Path) -> Result<File> {
-    let file = File::open(path).map_err(io_error("open", path))?;
-    match file.metadata().map_err(io_error("open", path))?.is_dir() {
-        true => Err(DataError::IsDirectory { path: path.to_path_buf() }),
-        false => Ok(file),
     }
 }

@@ -65,9 +65,10 @@ pub struct TokenizeReport {
 /// How far tokenizing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenizeProgress {
-    /// Bytes of the input files done, of [`Self::total_bytes`].
+    /// Bytes of the input files done, compressed as they lie there, of [`Self::total_bytes`].
     pub done_bytes: u64,
-    pub total_bytes: u64,
+    /// `None` where a pipe is among them.
+    pub total_bytes: Option<u64>,
     pub tokens: u64,
 }
 
@@ -85,7 +86,8 @@ pub fn tokenize(
     progress: &mut dyn FnMut(TokenizeProgress),
 ) -> Result<TokenizeReport> {
     let started = Instant::now();
-    let total_bytes = inputs.iter().map(TextInput::bytes).sum::<Result<u64>>()?;
+    let sizes = inputs.iter().map(TextInput::check).collect::<Result<Vec<_>>>()?;
+    let total_bytes = sizes.into_iter().sum::<Option<u64>>();
     let mut writer = TokenWriter::create(out, tokenizer, options.source_digest)?;
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -188,6 +190,8 @@ struct Done {
     /// Bytes of text in it, and bytes of the block they were read from.
     text_bytes: u64,
     block_bytes: usize,
+    /// Bytes of the input files that were read for it.
+    read_bytes: u64,
     blank_lines: u64,
 }
 
@@ -222,9 +226,10 @@ fn work(
 }
 
 fn encode_block(block: &Block, tokenizer: &Tokenizer, field: &str) -> Result<Done> {
-    let mut done = Done { block_bytes: block.text_bytes(), ..Done::default() };
+    let (block_bytes, read_bytes) = (block.text_bytes(), block.read_bytes());
+    let mut done = Done { block_bytes, read_bytes, ..Done::default() };
     match block {
-        Block::Pieces { path, text, pieces } => {
+        Block::Pieces { path, text, pieces, .. } => {
             let mut start = 0;
             for piece in pieces {
                 let bytes = &text[start..piece.end];
@@ -238,7 +243,7 @@ fn encode_block(block: &Block, tokenizer: &Tokenizer, field: &str) -> Result<Don
             }
             done.text_bytes = text.len() as u64;
         }
-        Block::Lines { path, first_line, text } => {
+        Block::Lines { path, first_line, text, .. } => {
             let newlines = memchr::memchr_iter(b'\n', text).count() as u64;
             for (line, number) in text.split(|&b| b == b'\n').zip(*first_line..) {
                 if line.iter().all(u8::is_ascii_whitespace) {
@@ -265,7 +270,7 @@ fn write(
     writer: &mut TokenWriter,
     done: Receiver<Numbered>,
     budget: &Budget,
-    total_bytes: u64,
+    total_bytes: Option<u64>,
     progress: &mut dyn FnMut(TokenizeProgress),
 ) -> Result<LeftOut> {
     let mut left_out = LeftOut::default();
@@ -286,7 +291,7 @@ fn write(
             writer.add_text_bytes(block.text_bytes);
             left_out.blank_lines += block.blank_lines;
             budget.give_back(block.block_bytes);
-            done_bytes += block.block_bytes as u64;
+            done_bytes += block.read_bytes;
             let tokens = writer.tokens();
             progress(TokenizeProgress { done_bytes, total_bytes, tokens });
             next += 1;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use crate::config::TokenizerSpec;
 use crate::cut::{Cut, PIECE_BYTES, Seams};
-use crate::error::{DataError, Result, io_error};
+use crate::error::{DataError, Result};
 use crate::gpt2::{self, Gpt2};
 use crate::huggingface;
+use crate::input;
 use crate::unknown;
 
 /// A loaded tokenizer. Cheap to share between threads; loading takes up to some 100 ms.
@@ -107,7 +108,7 @@ impl Tokenizer {
     }
 
     fn from_file(path: &Path) -> Result<Self> {
-        let content = std::fs::read(path).map_err(io_error("read tokenizer", path))?;
+        let content = input::read_file(path, input::TOKENIZER_BYTES_MAX)?;
         let loaded = huggingface::load(path, &content)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"muster tokenizer.json").update(&loaded.end_of_text.to_le_bytes());

@@ -21,7 +21,7 @@ fn tokenize_to(
     let tokenizer = Tokenizer::load(spec).unwrap();
     let mut last = 0;
     let report = tokenize(inputs, &tokenizer, &out, options, &mut |p| {
-        assert!(p.done_bytes >= last && p.done_bytes <= p.total_bytes);
+        assert!(p.done_bytes >= last && Some(p.done_bytes) <= p.total_bytes);
         last = p.done_bytes;
     })
     .unwrap();
@@ -223,6 +223,70 @@ fn wrong_megatron_indices_are_refused() {
     std::fs::write(path.with_extension("idx"), &good).unwrap();
     std::fs::write(&path, [0u8; 150]).unwrap();
     assert!(matches!(describe(&path), Err(DataError::WrongSize { expected_bytes: 200, .. })));
+}
+
+#[test]
+fn what_is_wrong_with_a_megatron_index_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.bin");
+    let tokens: Vec<u32> = (0..5).collect();
+    write_megatron(&path, &tokens, &[2, 3], 8);
+    let good = std::fs::read(path.with_extension("idx")).unwrap();
+    let documents = good.len() - 3 * 8;
+    let error = |at: usize, value: i64| {
+        let mut bad = good.clone();
+        bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(path.with_extension("idx"), bad).unwrap();
+        describe(&path).unwrap_err().to_string()
+    };
+    let cases = [
+        (34 + 2 * 4 + 8, -8, "sequence 1 begins at byte -8 instead of 4"),
+        (documents, 1, "document index 0 of 0 to 2 is 1: the first document begins at sequence 0"),
+        (documents + 8, -1, "document index 1 of 0 to 2 is -1, less than 0 before it"),
+        (documents + 8, 3, "document index 1 of 0 to 2 is 3, but there are 2 sequences"),
+        (documents + 16, 1, "document index 2 of 0 to 2 is 1: the last is the number of sequences"),
+        (documents + 16, 7, "document index 2 of 0 to 2 is 7, but there are 2 sequences"),
+    ];
+    for (at, value, reason) in cases {
+        let error = error(at, value);
+        assert!(error.contains(&format!("m.idx is wrong at byte {at}: {reason}")), "{error}");
+        assert!(!error.contains("muster data tokenize"), "{error}");
+    }
+}
+
+#[test]
+fn llama_3_tokens_of_llm_c_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l.bin");
+    let tokens = [128_000, 9906, 1917, 128_000, 100_257, 7];
+    write_headered_wide(&path, &tokens);
+    let described = describe(&path).unwrap();
+    assert_eq!((described.kind, described.dtype), ("256-int header", "uint32"));
+    assert_eq!((described.tokens, described.documents), (6, 3));
+    assert_eq!(described.first_tokens, tokens);
+    assert_eq!(described.largest_token, Some(128_000));
+    let cfg = serde_json::json!({"files": path, "tokenizer": {"ids": 128_256}});
+    let prepared = prepare_json(dir.path(), &cfg).unwrap();
+    assert_eq!((prepared.sources[0].tokens, prepared.sources[0].documents), (6, 3));
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
+    assert!(matches!(describe(&path), Err(DataError::WrongSize { expected_bytes: 1048, .. })));
+    let mut other = bytes.clone();
+    other[4] = 1;
+    std::fs::write(&path, &other).unwrap();
+    let version = describe(&path).unwrap_err();
+    assert!(matches!(version, DataError::Version { found: 1, supported: 7, .. }), "{version}");
+}
+
+#[test]
+fn a_byte_model_without_bytes_to_predict_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one.jsonl");
+    std::fs::write(&path, "{\"text\": \"x\"}\n".repeat(5000)).unwrap();
+    let prepared = prepare_files(dir.path(), &[path], "byte");
+    let data = Dataset::open(&prepared, 16, 1, 0.05).unwrap();
+    let error = order2_bits_per_byte(&data, data.tokenizer()).unwrap_err().to_string();
+    assert!(error.contains("no bytes to predict"), "{error}");
 }
 
 #[test]

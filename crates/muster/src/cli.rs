@@ -196,8 +196,8 @@ Examples:
   muster data tokenize book.txt notes.txt corpus.tok
   muster data tokenize --tokenizer gpt2 --field content part-*.jsonl corpus.tok
 
-A text file is one document; a .jsonl file has one per line. The token file is the same for any
-number of threads.")]
+A text file is one document; a .jsonl file has one per line. Files may be compressed by gzip or
+zstd, and text may come through a pipe. The token file is the same for any number of threads.")]
     Tokenize(TokenizeArgs),
     /// Say what is in a token file, reading all of it
     #[command(after_help = "Example: muster data show corpus.tok")]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use data::input::Input;
 use data::{TextInput, TokenizeOptions, TokenizeReport, Tokenizer, TokenizerSpec, tokenize};
 
 use crate::cli::{DataCommand, TokenizeArgs};
@@ -32,6 +33,12 @@ fn run_tokenize(args: TokenizeArgs) -> Result<Exit, CliError> {
         jsonl_field: args.field,
         ..TokenizeOptions::default()
     };
+    for TextInput { path } in &inputs {
+        if data::input::look(path).is_ok_and(|input| input == Input::Pipe) {
+            let path = path.display();
+            crate::output::complain(&format!("reading the pipe {path} until its end"));
+        }
+    }
     let mut progress = ByteProgress::new("tokenizing");
     let report = tokenize(&inputs, &tokenizer, &place, &options, &mut |at| {
         progress.update(at.done_bytes, at.total_bytes);

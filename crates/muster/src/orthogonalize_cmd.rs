@@ -31,8 +31,7 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     let shown = iteration(&method, args.device)?;
     let device = Device::new(args.device, crate::method::threads(args.threads))?;
 
-    let bytes =
-        std::fs::read(&args.input).map_err(|error| CliError::file("read", &args.input, &error))?;
+    let bytes = data::input::read(&args.input)?;
     let not_safetensors = |error| {
         CliError::mistake(format!("{} is not a safetensors file: {error}", args.input.display()))
     };

@@ -26,6 +26,7 @@ pub enum Event {
     },
     /// The order-2 byte model on the same split, for comparison.
     Baseline {
+        #[serde(deserialize_with = "null_is_nan")]
         bits_per_byte: f64,
         train_bytes: u64,
         validation_bytes: u64,
@@ -63,6 +64,7 @@ pub struct Header {
     /// Whether every rank sends exactly one partial per element.
     pub free: bool,
     /// Gradient bytes over those of a ring reduce-scatter.
+    #[serde(deserialize_with = "null_is_nan")]
     pub byte_factor: f64,
     /// Whether hosts with other CPUs may join, so that bits depend on which rank runs where.
     #[serde(default)]
@@ -72,6 +74,7 @@ pub struct Header {
     /// One line per group of parameters: rule, scale, count.
     pub optimizer: Vec<String>,
     /// Mean over maximum load of the owners.
+    #[serde(deserialize_with = "null_is_nan")]
     pub balance: f64,
     /// The costliest matrix.
     pub critical: Option<String>,
@@ -90,6 +93,7 @@ pub struct Corpus {
     /// Documents and lines that held nothing, in words, if there were any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
+    #[serde(deserialize_with = "null_is_nan")]
     pub weight: f64,
     pub digest: String,
 }
@@ -118,17 +122,22 @@ pub struct Step {
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     /// Factor of the schedule times the base rate of the first rule.
+    #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub ms: f64,
     pub tokens: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub tokens_per_s: f64,
     /// Expert load over the mean load, all MoE layers: smallest, median, largest.
+    #[serde(default, deserialize_with = "nulls_are_nan_if_any")]
     pub expert_load: Option<[f64; 3]>,
     /// Experts that saw no token in this step.
     pub dead_experts: u64,
     /// The step was computed and not applied.
     pub skipped: bool,
     /// Milliseconds by phase of this rank: forward and backward, reduce, optimizer, gather.
+    #[serde(deserialize_with = "nulls_are_nan")]
     pub phases_ms: [f64; 4],
     /// Milliseconds in which this rank read samples, before the phases.
     #[serde(default)]
@@ -143,6 +152,7 @@ pub struct Evaluation {
     pub loss: f64,
     pub bits_per_byte: Option<f64>,
     pub samples: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub ms: f64,
 }
 
@@ -152,6 +162,7 @@ pub struct Saved {
     pub step: u64,
     pub path: String,
     pub bytes: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub ms: f64,
 }
 
@@ -195,6 +206,7 @@ pub struct Finished {
     pub step: u64,
     pub reason: FinishReason,
     /// Since this start.
+    #[serde(deserialize_with = "null_is_nan")]
     pub seconds: f64,
     /// Trained on since this start.
     pub tokens: u64,
@@ -324,6 +336,19 @@ fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
+fn nulls_are_nan<'de, const N: usize, D: Deserializer<'de>>(from: D) -> Result<[f64; N], D::Error>
+where
+    [Option<f64>; N]: Deserialize<'de>,
+{
+    let numbers = <[Option<f64>; N]>::deserialize(from)?;
+    Ok(numbers.map(|number| number.unwrap_or(f64::NAN)))
+}
+
+fn nulls_are_nan_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<[f64; 3]>, D::Error> {
+    let numbers = Option::<[Option<f64>; 3]>::deserialize(from)?;
+    Ok(numbers.map(|numbers| numbers.map(|number| number.unwrap_or(f64::NAN))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +362,59 @@ mod tests {
             let Event::Evaluation(back) = back else { panic!("{back:?}") };
             assert_eq!(back.loss.is_finite(), loss.is_finite());
             assert!(!loss.is_finite() || back.loss == loss);
+        }
+    }
+
+    /// Every number of each kind of event, none of which is whole.
+    fn events() -> Vec<Event> {
+        let step = Step {
+            step: 1,
+            loss: 0.5,
+            bits_per_byte: Some(0.5),
+            grad_norm: 0.5,
+            lr: 0.5,
+            ms: 0.5,
+            tokens: 1,
+            tokens_per_s: 0.5,
+            expert_load: Some([0.5; 3]),
+            dead_experts: 0,
+            skipped: false,
+            phases_ms: [0.5; 4],
+        };
+        let (path, bits_per_byte) = (String::new(), Some(0.5));
+        let evaluation = Evaluation { step: 1, loss: 0.5, bits_per_byte, samples: 1, ms: 0.5 };
+        vec![
+            Event::Step(step),
+            Event::Evaluation(evaluation),
+            Event::Saved(Saved { step: 1, path, bytes: 1, ms: 0.5 }),
+            Event::Baseline { bits_per_byte: 0.5, train_bytes: 1, validation_bytes: 1 },
+            Event::Finished(Finished {
+                step: 1,
+                reason: FinishReason::Complete,
+                seconds: 0.5,
+                tokens: 1,
+                tokens_in_all: 1,
+                final_loss: Some(0.5),
+                final_bits_per_byte: bits_per_byte,
+                peak_anonymous_bytes: 1,
+                planned_bytes: 1,
+                weights_digest: String::new(),
+                checkpoint: None,
+            }),
+        ]
+    }
+
+    #[test]
+    fn any_number_of_any_event_may_not_be_finite() {
+        for event in events() {
+            let text = serde_json::to_string(&event).unwrap();
+            let numbers: Vec<usize> = text.match_indices("0.5").map(|(at, _)| at).collect();
+            assert!(!numbers.is_empty(), "{text}");
+            for at in numbers {
+                let lost = format!("{}null{}", &text[..at], &text[at + 3..]);
+                let back = serde_json::from_str::<Event>(&lost);
+                assert!(back.is_ok(), "{lost}: {back:?}");
+            }
         }
     }
 }

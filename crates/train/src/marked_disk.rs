@@ -2,9 +2,9 @@
 //! one.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use checkpoint::disk::{DirEntry, Disk, OsDisk, ReadFile, WriteFile};
+use checkpoint::disk::{DirEntry, Disk, Free, OsDisk, ReadFile, Stat, WriteFile};
 
 /// The operating system's file system, with marks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,8 +45,12 @@ impl Disk for MarkedDisk {
         Ok(Box::new(Read(marked(OsDisk.open(path))?)))
     }
 
-    fn file_len(&self, path: &Path) -> io::Result<u64> {
-        marked(OsDisk.file_len(path))
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        marked(OsDisk.stat(path))
+    }
+
+    fn link_target(&self, path: &Path) -> Option<PathBuf> {
+        marked(OsDisk.link_target(path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -73,7 +77,7 @@ impl Disk for MarkedDisk {
         marked(OsDisk.list(path))
     }
 
-    fn free_bytes(&self, path: &Path) -> Option<u64> {
-        marked(OsDisk.free_bytes(path))
+    fn free(&self, path: &Path) -> Option<Free> {
+        marked(OsDisk.free(path))
     }
 }

@@ -43,9 +43,10 @@ impl Random {
     }
 }
 
+/// Any bytes but NUL, which no text has.
 pub fn random_text(bytes: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
-    (0..bytes).map(|_| random.below(256) as u8).collect()
+    (0..bytes).map(|_| 1 + random.below(255) as u8).collect()
 }
 
 /// At least `bytes` of something like prose, with some of what makes splitting hard.
@@ -112,12 +113,22 @@ pub fn document_lengths(stream: &[u32], end: u32) -> Vec<usize> {
 }
 
 pub fn write_headered(path: &Path, tokens: &[u32]) {
-    let mut bytes = vec![0u8; 1024];
-    for (i, int) in [20240520u32, 1, tokens.len() as u32].into_iter().enumerate() {
-        bytes[4 * i..4 * i + 4].copy_from_slice(&int.to_le_bytes());
-    }
+    let mut bytes = header([20240520, 1, tokens.len() as u32]);
     bytes.extend(tokens.iter().flat_map(|&t| (t as u16).to_le_bytes()));
     std::fs::write(path, bytes).unwrap();
+}
+
+/// As llm.c writes Llama-3 tokens.
+pub fn write_headered_wide(path: &Path, tokens: &[u32]) {
+    let mut bytes = header([20240801, 7, tokens.len() as u32]);
+    bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn header(ints: [u32; 3]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = ints.into_iter().flat_map(u32::to_le_bytes).collect();
+    bytes.resize(1024, 0);
+    bytes
 }
 
 /// A Megatron pair with one sequence per document, with element type 8 (u16) or 4 (i32).

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data::DataError;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use train::config::Config;
@@ -125,15 +126,25 @@ fn written(root: &Node, paths: &[&str]) -> Place {
     place.cloned().unwrap_or(Place::Nowhere)
 }
 
+/// Longer than any config that a person or a program writes.
+pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// The text of a config, which may come through a pipe.
+///
+/// # Errors
+/// The user's mistake: no such file, nothing that ends, or no text.
 fn read(file: &Path) -> Result<String, CliError> {
     let shown = file.display();
-    let bytes = std::fs::read(file).map_err(|error| {
+    let bytes = data::input::read_at_most(file, CONFIG_BYTES_MAX).map_err(|error| {
+        let DataError::Io { source, .. } = error else {
+            return CliError::mistake(format!("cannot read the config: {}", reason(error)));
+        };
         let near = meaning::neighbour(file);
         let near = near.map(|near| format!("; did you mean {}?", near.display()));
         let hint = near.unwrap_or_else(|| {
             "; `muster config default > run.yaml` writes one to start from".to_string()
         });
-        CliError::mistake(format!("cannot read the config {shown}: {error}{hint}"))
+        CliError::mistake(format!("cannot read the config {shown}: {source}{hint}"))
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -141,6 +152,24 @@ fn read(file: &Path) -> Result<String, CliError> {
             "the config {shown} is not text: byte {at} is not UTF-8; name a YAML file"
         ))
     })
+}
+
+/// What is wrong with a file that is there, and what to do.
+fn reason(error: DataError) -> String {
+    match error {
+        DataError::IsDirectory { path } => {
+            format!("{} is a directory; name a YAML file", path.display())
+        }
+        DataError::NotAFile { path, what } => {
+            format!("{} is {what}; name a YAML file, or a pipe", path.display())
+        }
+        DataError::TooLarge { path, bytes_max } => format!(
+            "{} is larger than {} MiB, which no config is; name a YAML file",
+            path.display(),
+            bytes_max >> 20
+        ),
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

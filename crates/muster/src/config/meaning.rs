@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use data::config::Origin;
-use data::{DataError, Tokenizer, TokenizerSpec};
+use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelError};
 use optim::OptimError;
@@ -141,13 +141,20 @@ fn check_origin(at: &str, origin: &Origin, findings: &mut Vec<Finding>) {
 
 fn check_file(at: &str, file: &Path) -> Option<Finding> {
     let shown = file.display();
-    let problem = match std::fs::metadata(file) {
-        Ok(meta) if meta.is_dir() => {
+    let opened = match data::source::is_token_file(file) {
+        true => data::input::look_at_file(file).and_then(|_| data::input::open(file).map(|_| ())),
+        false => TextInput::new(file).look_at_file().map(|_| ()),
+    };
+    let problem = match opened.err()? {
+        DataError::IsDirectory { .. } => {
             let help = format!("name its files: `{shown}/PART.txt`, as a list");
             return Some(finding(at, format!("{shown} is a directory"), &help, &["data"]));
         }
-        Ok(_) => std::fs::File::open(file).err()?,
-        Err(error) => error,
+        DataError::Io { source, .. } => source,
+        DataError::NotText { what, remedy, .. } => {
+            return Some(finding(at, format!("{shown} is {what}"), &remedy, &["data"]));
+        }
+        other => return Some(of_data(other, at)),
     };
     let help = match (neighbour(file), file.is_absolute(), std::env::current_dir()) {
         (Some(near), ..) => format!("did you mean {}?", near.display()),

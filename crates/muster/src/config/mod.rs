@@ -18,7 +18,7 @@ mod problem;
 mod schema;
 mod tree;
 
-pub use load::{Loaded, load};
+pub use load::{CONFIG_BYTES_MAX, Loaded, load};
 pub use meaning::neighbour;
 pub use nearest::nearest;
 pub use overrides::Override;

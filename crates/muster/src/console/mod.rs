@@ -106,6 +106,12 @@ fn step_bar(steps: u64) -> ProgressBar {
     ProgressBar::new(steps).with_style(style)
 }
 
+/// Of work whose end is not known.
+fn endless_style() -> ProgressStyle {
+    let template = "{msg} {spinner} {bytes} {bytes_per_sec}";
+    ProgressStyle::with_template(template).expect("a constant template")
+}
+
 /// Plain progress lines come this far apart.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -129,10 +135,13 @@ impl ByteProgress {
         ByteProgress { what: visible(what), bar, started: now, said: now }
     }
 
-    /// `done` of `total` bytes.
-    pub fn update(&mut self, done: u64, total: u64) {
+    /// `done` of `total` bytes, where the end is known.
+    pub fn update(&mut self, done: u64, total: Option<u64>) {
         if let Some(bar) = &self.bar {
-            bar.set_length(total);
+            match total {
+                Some(total) => bar.set_length(total),
+                None => bar.set_style(endless_style()),
+            }
             bar.set_message(self.what.clone());
             bar.set_position(done);
             return;
@@ -140,8 +149,9 @@ impl ByteProgress {
         if self.said.elapsed() >= PLAIN_INTERVAL {
             self.said = Instant::now();
             let rate = done as f64 / 1e6 / self.started.elapsed().as_secs_f64();
-            let (what, done, total) = (&self.what, bytes(done), bytes(total));
-            complain(&format!("{what}: {done} of {total}, {rate:.1} MB/s"));
+            let of = total.map(|total| format!(" of {}", bytes(total))).unwrap_or_default();
+            let (what, done) = (&self.what, bytes(done));
+            complain(&format!("{what}: {done}{of}, {rate:.1} MB/s"));
         }
     }
 

@@ -7,6 +7,7 @@ use train::config::Config;
 use train::{RunPlan, Sampler, Sampling, load_weights};
 
 use crate::cli::GenerateArgs;
+use crate::config::CONFIG_BYTES_MAX;
 use crate::error::{CliError, Exit};
 use crate::run_dir;
 
@@ -54,15 +55,14 @@ fn config_of(checkpoint: &std::path::Path) -> Result<Config, CliError> {
     let absolute = std::path::absolute(checkpoint).map_err(CliError::mistake)?;
     let run = absolute.parent().and_then(std::path::Path::parent);
     let file = run.map(|run| run.join("config.yaml")).unwrap_or_default();
-    let text = std::fs::read_to_string(&file).map_err(|error| {
+    let text = data::input::read_file(&file, CONFIG_BYTES_MAX).map_err(|error| {
         CliError::mistake(format!(
-            "cannot read {}: {error}; a checkpoint is read with the config of the run it lies in",
-            file.display()
+            "{error}; a checkpoint is read with the config of the run it lies in"
         ))
     })?;
     let failed =
         |error: &dyn std::fmt::Display| CliError::mistake(format!("{}: {error}", file.display()));
     // Through JSON's data model, in which single-key maps are enums.
-    let value: serde_json::Value = serde_yaml::from_str(&text).map_err(|error| failed(&error))?;
+    let value: serde_json::Value = serde_yaml::from_slice(&text).map_err(|error| failed(&error))?;
     serde_json::from_value(value).map_err(|error| failed(&error))
 }

@@ -409,7 +409,7 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
             Stage::Verifying => "verifying",
         };
         bar.rename(&format!("{verb} {}", p.source));
-        bar.update(p.done_bytes, p.total_bytes);
+        bar.update(p.done_bytes, Some(p.total_bytes));
     };
     let cache = run.root().join("data");
     Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
