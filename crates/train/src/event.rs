@@ -140,7 +140,7 @@ pub struct Step {
     #[serde(deserialize_with = "nulls_are_nan")]
     pub phases_ms: [f64; 4],
     /// Milliseconds in which this rank read samples, before the phases.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_nan")]
     pub data_ms: f64,
 }
 
@@ -229,21 +229,31 @@ pub struct Finished {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Times {
     /// Opening the data, memory, initial weights, and the checkpoint that it goes on from.
+    #[serde(deserialize_with = "null_is_nan")]
     pub start_ms: f64,
     /// Reading samples to train on.
+    #[serde(deserialize_with = "null_is_nan")]
     pub data_ms: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub forward_backward_ms: f64,
     /// Adding the gradients of all ranks.
+    #[serde(deserialize_with = "null_is_nan")]
     pub reduce_ms: f64,
     /// With the vote before it, in which ranks wait for each other.
+    #[serde(deserialize_with = "null_is_nan")]
     pub optimizer_ms: f64,
     /// Exchanging the weights.
+    #[serde(deserialize_with = "null_is_nan")]
     pub gather_ms: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub evaluation_ms: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub saves_ms: f64,
     /// Writing the sample of text.
+    #[serde(deserialize_with = "null_is_nan")]
     pub sample_ms: f64,
     /// From the start of the rank's work to its last event.
+    #[serde(deserialize_with = "null_is_nan")]
     pub all_ms: f64,
 }
 
@@ -282,6 +292,7 @@ impl Times {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// From the first step to the end of training, with what was between the operations.
+    #[serde(deserialize_with = "null_is_nan")]
     pub ms: f64,
     /// The costliest first.
     pub operations: Vec<Operation>,
@@ -292,6 +303,7 @@ pub struct Profile {
 pub struct Operation {
     pub name: String,
     pub calls: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub ms: f64,
     /// Floating-point operations, where they are counted.
     pub flops: Option<u64>,
@@ -380,7 +392,22 @@ mod tests {
             dead_experts: 0,
             skipped: false,
             phases_ms: [0.5; 4],
+            data_ms: 0.5,
         };
+        let times = Times {
+            start_ms: 0.5,
+            data_ms: 0.5,
+            forward_backward_ms: 0.5,
+            reduce_ms: 0.5,
+            optimizer_ms: 0.5,
+            gather_ms: 0.5,
+            evaluation_ms: 0.5,
+            saves_ms: 0.5,
+            sample_ms: 0.5,
+            all_ms: 0.5,
+        };
+        let operation =
+            Operation { name: String::new(), calls: 1, ms: 0.5, flops: Some(1), bytes: None };
         let (path, bits_per_byte) = (String::new(), Some(0.5));
         let evaluation = Evaluation { step: 1, loss: 0.5, bits_per_byte, samples: 1, ms: 0.5 };
         vec![
@@ -400,7 +427,9 @@ mod tests {
                 planned_bytes: 1,
                 weights_digest: String::new(),
                 checkpoint: None,
+                times,
             }),
+            Event::Profile(Profile { ms: 0.5, operations: vec![operation] }),
         ]
     }
 

@@ -121,7 +121,7 @@ fn owner<'a>(name: &'a str, source: Option<&'a str>) -> &'a str {
 /// What is allocated in 20 steps of all ranks together, after some that warm up.
 fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String, usize> {
     let (ranks, threads) = place;
-    rank::with_group("shm", ranks, dir, |comm| {
+    rank::with_group("shm", ranks, |comm| {
         let device = Device::cpu(threads).unwrap();
         // As a worker does it: on a thread of the pool.
         device.run(|| {

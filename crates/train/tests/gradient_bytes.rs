@@ -20,7 +20,7 @@ fn the_gradient_bytes_of_a_ring() {
             let mut config = rank::config(dir.path(), leaves);
             // Several buckets.
             config.ranks.bucket_bytes = 16 << 10;
-            let counted = rank::with_group(kind, world, dir.path(), |comm| {
+            let counted = rank::with_group(kind, world, |comm| {
                 let device = device::Device::cpu(1).unwrap();
                 let cache = dir.path().join(comm.rank().to_string());
                 let mut trainer = rank::trainer(&config, &cache, comm, &device);

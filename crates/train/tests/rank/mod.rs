@@ -61,7 +61,6 @@ pub fn trainer(
 pub fn with_group<R: Send>(
     kind: &str,
     world: usize,
-    dir: &Path,
     body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
 ) -> Vec<R> {
     let job = "ranks".to_owned();
@@ -77,10 +76,8 @@ pub fn with_group<R: Send>(
                 "tcp" => Backend::Tcp { listener, peers: peers.clone(), job: job.clone() },
                 _ => Backend::Shm { memory: memory.clone() },
             };
-            ranks
-                .push(scope.spawn(move || {
-                    body(comm::connect(backend, rank, world, PATIENCE_MS).unwrap())
-                }));
+            let connect = move || comm::connect(backend, rank, world, PATIENCE_MS).unwrap();
+            ranks.push(scope.spawn(move || body(connect())));
         }
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
