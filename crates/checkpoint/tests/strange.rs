@@ -122,7 +122,7 @@ fn a_linked_checkpoint_counts_and_only_its_link_is_removed() {
     assert_eq!(store.newest().unwrap().checkpoint.unwrap().attempt(), fixture::ATTEMPT);
     let newer = Attempt { step: fixture::ATTEMPT.step + 1, ..fixture::ATTEMPT };
     save(&store, newer, 2, &small_model(1), &WriteOptions::default()).unwrap();
-    assert_eq!(store.retain(1, Proof::EveryByte).unwrap(), [dir.clone()]);
+    assert_eq!(store.retain(1, Proof::EveryByte).unwrap(), std::slice::from_ref(&dir));
     assert!(dir.symlink_metadata().is_err());
     assert!(verify(&elsewhere, true).unwrap().is_whole());
 }

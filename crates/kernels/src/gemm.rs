@@ -90,10 +90,9 @@ fn instructions() -> &'static str {
     "baseline"
 }
 
-/// Bytes that a thread keeps to pack operands in: a turned panel of A and a block of B on its
-/// stack, and what `gemm` fills of its own buffer where a block has an odd width.
+/// Bytes that a thread keeps to pack operands in, whatever their shapes.
 pub fn packing_bytes() -> usize {
-    calls::PANEL_BYTES + 2 * calls::SCRATCH_BYTES
+    calls::THREAD_BYTES
 }
 
 /// `C = alpha·A·B + beta·C`, where `A` is `[m, k]`, `B` is `[k, n]` and `C` is `[m, n]`.
