@@ -95,3 +95,39 @@ fn every_section_has_its_say() {
     ];
     insta::assert_snapshot!("every_section", refusal(&run, &sets));
 }
+
+/// A file of a tokenizer that knows few characters, with this in its model.
+fn letters(run: &Workdir, more: &str) {
+    let json = format!(
+        r#"{{"model": {{"type": "BPE", "merges": [], "vocab": {{"a": 0, "b": 1, "</s>": 2}}{more}}}}}"#
+    );
+    std::fs::write(run.path().join("tokenizer.json"), json).unwrap();
+}
+
+#[test]
+fn what_a_tokenizer_would_lose_or_draw() {
+    let run = Workdir::new("data-lost");
+    letters(&run, "");
+    std::fs::write(run.path().join("text.txt"), "ab\u{2603}ba\n").unwrap();
+    let tokenizer = "data.tokenizer.file=tokenizer.json";
+    let lost = refusal(&run, &[tokenizer]);
+    let what = "2 characters (4 bytes), of which `\u{2603}` (U+2603) is the first in text.txt";
+    assert!(lost.contains(what) && lost.contains("unk_token"), "{lost}");
+    letters(&run, r#", "dropout": 0.5"#);
+    let drawn = refusal(&run, &[tokenizer]);
+    assert!(drawn.contains("its model has \"dropout\": 0.5"), "{drawn}");
+}
+
+#[test]
+fn text_without_tokens() {
+    let run = Workdir::new("data-nothing");
+    std::fs::write(run.path().join("empty.txt"), "").unwrap();
+    std::fs::write(run.path().join("lines.jsonl"), "\n{\"text\": \"\"}\n").unwrap();
+    let done = run.muster(&["data", "tokenize", "empty.txt", "lines.jsonl", "nothing.tok"]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    insta::assert_snapshot!(done.stderr.trim_end(), @"error: empty.txt holds no text (2 empty documents and 1 blank line); there is nothing to train on");
+    assert!(!run.path().join("nothing.tok").exists());
+    let done = run.muster(&["data", "tokenize", "empty.txt", "text.txt", "some.tok"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert!(done.stdout.contains("; 1 empty document left out\n"), "{done}");
+}

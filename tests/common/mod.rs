@@ -332,3 +332,50 @@ pub fn as_nobody(run: &Workdir, args: &[&str]) -> Done {
 pub fn append_to(path: &Path) -> File {
     File::options().create(true).append(true).open(path).unwrap()
 }
+
+/// Steps enough that a run does not end by itself meanwhile.
+pub const LONG: [&str; 2] = ["--set", "train.steps=100000"];
+
+/// Waits until the run has taken `count` steps more than `before`.
+pub fn steps(run: &Workdir, job: &mut Job, count: usize) {
+    let before = run.events_of(&run.name, "step").len();
+    let done = job.wait_until(|| run.events_of(&run.name, "step").len() >= before + count);
+    assert!(done, "the run has ended early");
+}
+
+/// The last step in the events.
+pub fn last_step(run: &Workdir) -> u64 {
+    run.events_of(&run.name, "step").last().unwrap()["step"].as_u64().unwrap()
+}
+
+/// The last step of a rank, as the user was told.
+pub fn said_step(done: &Done) -> u64 {
+    let (_, rest) = done.stderr.split_once("last step was ").expect("a last step");
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..digits].parse().unwrap()
+}
+
+/// Standard error with the directory replaced, and some other words.
+pub fn message(run: &Workdir, done: &Done, words: &[(&str, &str)]) -> String {
+    let mut text = done.stderr.replace(run.path().to_str().unwrap(), "HERE");
+    for (from, to) in words {
+        text = text.replace(from, to);
+    }
+    text.trim_end().to_owned()
+}
+
+/// Replaces the number after each of some words, wherever they stand.
+pub fn mask(text: &str, words: &[&str]) -> String {
+    let mut text = text.to_owned();
+    for word in words {
+        let mut parts = text.split(word);
+        let mut masked = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let rest = part.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            let number = if rest.len() < part.len() { "N" } else { "" };
+            masked.extend([word, number, rest]);
+        }
+        text = masked;
+    }
+    text
+}

@@ -31,7 +31,7 @@ pub enum Error {
     Io { action: &'static str, path: PathBuf, offset: Option<u64>, source: io::Error },
     #[error(
         "fsync of {path} failed: {source}; what was written may be lost, and a second fsync \
-         would not tell, so this save is given up; older checkpoints are intact"
+         would not tell, so this save is abandoned; older checkpoints are intact"
     )]
     SyncFailed { path: PathBuf, source: io::Error },
     #[error("short write to {path} at byte {offset}: {left} bytes were not accepted")]

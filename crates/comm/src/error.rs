@@ -87,7 +87,7 @@ pub enum CommError {
     #[error("{operation} #{sequence}: rank {rank} is at {theirs} instead")]
     Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
     /// The group was given up, here or elsewhere; nothing works on it any more.
-    #[error("the group was given up: {why}")]
+    #[error("the group was aborted: {why}")]
     Revoked { why: String },
     #[error("rank {rank} does not exist among {world} ranks")]
     NoSuchRank { rank: usize, world: usize },

@@ -43,7 +43,7 @@ fn a_timeout_names_exactly_the_ranks_that_did_not_come() {
             assert!(tells(&error.to_string(), what), "{kind} {rank}: {error}");
         }
         for (rank, (_, later)) in results.iter().enumerate() {
-            assert!(later.starts_with("the group was given up: rank "), "{kind} {rank}: {later}");
+            assert!(later.starts_with("the group was aborted: rank "), "{kind} {rank}: {later}");
             assert!(tells(later, what), "{kind} {rank}: {later}");
         }
     }
@@ -110,13 +110,13 @@ fn revocation_reaches_blocked_ranks_at_once() {
             });
             let error = group.barrier().unwrap_err();
             let noticed = Instant::now();
-            assert_eq!(error.to_string(), "the group was given up: on purpose", "{kind}");
+            assert_eq!(error.to_string(), "the group was aborted: on purpose", "{kind}");
             if let Some(at) = outside.map(|thread| thread.join().unwrap()) {
                 assert!(noticed.saturating_duration_since(at) < Duration::from_secs(1), "{kind}");
             }
             group.revoke("a second reason changes nothing");
             let later = group.all_gather_bytes(b"").unwrap_err().to_string();
-            assert_eq!(later, "the group was given up: on purpose", "{kind}");
+            assert_eq!(later, "the group was aborted: on purpose", "{kind}");
             revoked.wait();
         });
     }

@@ -202,7 +202,7 @@ fn a_reported_exit_revokes_the_group_of_every_rank() {
     let waiting = std::thread::spawn(move || waiting.barrier());
     std::thread::sleep(Duration::from_millis(50));
     server.report_exit(2, "killed by signal 9");
-    let expected = "the group was given up: rank 2 is lost: killed by signal 9";
+    let expected = "the group was aborted: rank 2 is lost: killed by signal 9";
     assert_eq!(message(waiting.join().unwrap()), expected);
     let aborted = || ranks.iter().all(|(_, joined)| joined.control.aborted().is_some());
     eventually("the abort", aborted);
@@ -225,7 +225,7 @@ fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
     let ranks = controlled(&server);
     drop(server);
     eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
-    let expected = "the group was given up: the supervising process is gone";
+    let expected = "the group was aborted: the supervising process is gone";
     assert_eq!(message(ranks[0].0.barrier()), expected);
 }
 
@@ -251,7 +251,7 @@ fn a_rank_that_is_lost_before_the_ranks_connect_ends_the_meeting_of_the_others()
         let ends: Vec<_> = ends.collect();
         drop(lost);
         for end in ends {
-            let what = "the group was given up: rank 1 is lost: its control connection ended";
+            let what = "the group was aborted: rank 1 is lost: its control connection ended";
             assert_eq!(end.join().unwrap(), what);
         }
     });
@@ -269,7 +269,7 @@ fn an_abort_ends_the_meeting_in_shared_memory() {
     let memory = comm::shm::SharedMemory::create("abort", 2).unwrap();
     let start = Instant::now();
     let met = joined[0].control.connect(Backend::Shm { memory }, 0, 2, PATIENCE_MS);
-    let what = "the group was given up: rank 1 is lost: its control connection ended";
+    let what = "the group was aborted: rank 1 is lost: its control connection ended";
     assert_eq!(message(met), what);
     assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS / 2));
 }

@@ -249,7 +249,7 @@ impl Control {
         }
     }
 
-    /// Why the group was given up, if it was.
+    /// Why the group was aborted, if it was.
     pub(super) fn revoked(&self) -> Option<String> {
         let header = self.words.all();
         match header[HEADER_REVOKED].load(Ordering::Acquire) {

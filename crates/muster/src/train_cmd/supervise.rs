@@ -138,12 +138,12 @@ fn supervise(
         prepared,
     };
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
-    let mut teller = Teller { console: Console::new(), log, has_failed: false };
+    let mut sink = EventSink { console: Console::new(), log, has_failed: false };
     if place.node == 0 {
         let event = header(&plan, &job.config, Some(&job.prepared), run)?;
-        teller.tell(&Event::Header(event));
+        sink.tell(&Event::Header(event));
     }
-    fit.iter().flatten().for_each(|why| teller.warn(why));
+    fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.root().join(format!("job-node{}.json", place.node));
     job.write(&file)?;
     signals.begin_training();
@@ -158,11 +158,11 @@ fn supervise(
         let begins = !matches!(event, Event::Warning { .. });
         if begins && !std::mem::replace(&mut has_begun, true) {
             let kept = keep_config(&job.config, run);
-            kept.unwrap_or_else(|error| teller.warn(&error.message));
+            kept.unwrap_or_else(|error| sink.warn(&error.message));
         }
         match event {
-            Event::Finished(finished) => finish.end(finished, signals, &mut teller),
-            event => teller.tell(&event),
+            Event::Finished(finished) => finish.end(finished, signals, &mut sink),
+            event => sink.tell(&event),
         }
     });
     match ended? {
@@ -215,14 +215,14 @@ impl SharedMemory {
 }
 
 /// Shows events and keeps them.
-struct Teller {
+struct EventSink {
     console: Console,
     /// On host 0, where the events are.
     log: Option<EventLog>,
     has_failed: bool,
 }
 
-impl Teller {
+impl EventSink {
     /// The run goes on without a log: stopping would lose more than lines, and what fills a disk
     /// keeps a checkpoint from it too.
     fn tell(&mut self, event: &Event) {
@@ -247,22 +247,22 @@ struct Finish<'a> {
 
 impl Finish<'_> {
     /// The weights are saved: what fails from here on is told and ends nothing.
-    fn end(&self, finished: train::event::Finished, signals: &Signals, teller: &mut Teller) {
+    fn end(&self, finished: train::event::Finished, signals: &Signals, sink: &mut EventSink) {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
             match self.baseline(signals) {
-                Ok(event) => event.iter().for_each(|event| teller.tell(event)),
-                Err(error) => teller.warn(&format!("no baseline: {}", error.message)),
+                Ok(event) => event.iter().for_each(|event| sink.tell(event)),
+                Err(error) => sink.warn(&format!("no baseline: {}", error.message)),
             }
         }
-        teller.tell(&Event::Finished(finished));
+        sink.tell(&Event::Finished(finished));
         match self.plot() {
             Ok(0) => {}
-            Ok(others) => teller.warn(&format!(
+            Ok(others) => sink.warn(&format!(
                 "{} of {} left out of the plot: no event of this version",
                 crate::console::plural(others, "line"),
                 self.run.events().display(),
             )),
-            Err(error) => teller.warn(&format!("no plot: {}", error.message)),
+            Err(error) => sink.warn(&format!("no plot: {}", error.message)),
         }
     }
 

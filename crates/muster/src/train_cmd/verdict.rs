@@ -84,7 +84,7 @@ impl Seen {
     }
 
     /// `killed by signal 9`, its last step and last log lines.
-    pub fn obituary(&self) -> String {
+    pub fn how_it_ended(&self) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
             Some((Some(code), _)) => format!("exit status {code}"),
@@ -150,7 +150,7 @@ fn headline(first: &Seen, seen: &[&Seen]) -> String {
     if first.given_up.is_none() || ranks.len() == 1 {
         ranks = vec![first.rank];
     }
-    let what = first.obituary();
+    let what = first.how_it_ended();
     let what = match ranks.len() {
         1 => what,
         _ => what.replace("; its ", "; their "),

@@ -196,7 +196,7 @@ impl Watch {
         let Some(server) = server else { return };
         for seen in dead.iter().map(|&index| &self.ranks[index].seen) {
             if seen.is_at_fault() {
-                server.report_exit(seen.rank, &seen.obituary());
+                server.report_exit(seen.rank, &seen.how_it_ended());
             }
         }
     }

@@ -1,0 +1,268 @@
+//! Runs on several hosts, which are processes of one host here, and what reaches the others when
+//! something goes wrong on one of them.
+//!
+//! Whole messages are compared; directories, ports and what else differs between runs are
+//! replaced by words in capitals.
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{
+    Done, Job, LONG, Workdir, free_port, last_step, mask, message, said_step, send, skip, steps,
+};
+
+/// Starts one of two hosts of one rank each, which share the run and meet at a port.
+fn start_node(run: &Workdir, port: u16, number: usize, more: &[&str]) -> Job {
+    let place = format!(
+        "--rendezvous 127.0.0.1:{port} --nodes 2 --node-rank {number} --ranks 2 --backend tcp"
+    );
+    let args: Vec<&str> = place.split(' ').chain(more.iter().copied()).collect();
+    run.start(&args)
+}
+
+/// Two hosts of one rank each that share a run, started.
+fn two_hosts(run: &Workdir, port: u16, more: [&[&str]; 2]) -> [Job; 2] {
+    [0, 1].map(|number| start_node(run, port, number, more[number]))
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let run = Workdir::new("fail-port");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let done = start_node(&run, port, 0, &[]).wait();
+    assert_eq!(done.code(), Some(2), "{done}");
+    let text = message(&run, &done, &[(&port.to_string(), "PORT")]);
+    insta::assert_snapshot!(text, @"error: --rendezvous 127.0.0.1:PORT: cannot listen at 127.0.0.1:PORT: another process listens at port PORT; choose another port");
+}
+
+#[test]
+fn addresses_of_other_hosts_are_named_with_their_flag() {
+    let run = Workdir::new("fail-address");
+    // An address that is kept for documentation is nobody's.
+    let bind = run.train(&["--backend", "tcp", "--bind", "192.0.2.1"]);
+    assert_eq!(bind.code(), Some(2), "{bind}");
+    insta::assert_snapshot!(message(&run, &bind, &[]), @"error: --bind 192.0.2.1: cannot listen at 192.0.2.1:0: 192.0.2.1 is no address of this host; give one that is");
+    let place = "--nodes 2 --node-rank 0 --ranks 2 --backend tcp --bind 0.0.0.0";
+    let args: Vec<&str> = place.split(' ').chain(["--rendezvous", "192.0.2.1:4000"]).collect();
+    let meeting = run.train(&args);
+    assert_eq!(meeting.code(), Some(2), "{meeting}");
+    insta::assert_snapshot!(message(&run, &meeting, &[]), @"error: --rendezvous 192.0.2.1:4000: cannot listen at 192.0.2.1:4000: 192.0.2.1 is no address of this host; give one that is");
+}
+
+#[test]
+fn a_meeting_point_that_is_another_program_is_named() {
+    let run = Workdir::new("fail-other");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let job = start_node(&run, port, 1, &[]);
+    let (mut stream, _) = listener.accept().unwrap();
+    std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    let done = job.wait();
+    assert_eq!(done.code(), Some(3), "{done}");
+    let text = message(&run, &done, &[(&port.to_string(), "PORT")]);
+    insta::assert_snapshot!(text.lines().next().unwrap(), @"error: 127.0.0.1:PORT answers as something else: the supervising process there has ended, or another program has that port; check the rendezvous address");
+}
+
+#[test]
+fn two_names_of_one_meeting_point_meet() {
+    let run = Workdir::new("fail-names");
+    let port = free_port();
+    let first = start_node(&run, port, 0, &[]);
+    let place =
+        format!("--rendezvous localhost:{port} --nodes 2 --node-rank 1 --ranks 2 --backend tcp");
+    let second = run.start(&place.split(' ').collect::<Vec<_>>());
+    for done in [first, second].map(Job::wait) {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+}
+
+#[test]
+fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
+    let run = Workdir::new("fail-one");
+    let (port, started) = (free_port(), Instant::now());
+    let first = start_node(&run, port, 0, &[]);
+    // Until it waits.
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = start_node(&run, port, 1, &["--set", "data.files=nothing.txt"]).wait();
+    assert_eq!(second.code(), Some(2), "{second}");
+    let first = first.wait();
+    assert_eq!(first.code(), Some(3), "{first}");
+    assert!(started.elapsed() < Duration::from_secs(45), "{:?}", started.elapsed());
+    let start = "error: node 1 ended before the job began: 1 mistake in run.yaml";
+    assert!(first.stderr.starts_with(start), "{first}");
+    assert!(first.stderr.contains("cannot read nothing.txt"), "{first}");
+    let [first, second] = two_hosts(&run, free_port(), [&[], &["--name", "fail-two"]]);
+    for done in [first.wait(), second.wait()] {
+        assert_eq!(done.code(), Some(2), "{done}");
+        let what = "the ranks differ in name of the run: fail-one on rank 0, fail-two on rank 1;";
+        assert!(done.stderr.contains(what), "{done}");
+    }
+}
+
+#[test]
+fn a_rank_that_is_lost_before_the_ranks_connect_ends_all_hosts() {
+    let run = Workdir::new("fail-between");
+    let port = free_port();
+    let mut first = start_node(&run, port, 0, &[]);
+    assert!(first.wait_until(|| connections_to(port) > 0), "it has ended early");
+    // It has joined, and will not connect.
+    std::thread::sleep(Duration::from_millis(200));
+    let worker = first.workers()[0].1;
+    send(worker, libc::SIGSTOP);
+    let mut second = start_node(&run, port, 1, &[]);
+    assert!(second.wait_until(|| connections_to(port) > 1), "it has ended early");
+    std::thread::sleep(Duration::from_millis(500));
+    let killed = Instant::now();
+    send(worker, libc::SIGKILL);
+    for done in [first.wait(), second.wait()] {
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(done.stderr.starts_with("error: rank 0 failed: "), "{done}");
+    }
+    assert!(killed.elapsed() < Duration::from_secs(30), "{:?}", killed.elapsed());
+}
+
+/// Connections that a listener at a port of the loopback interface has taken.
+fn connections_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (end, established) = (format!(":{port:04X}"), "01");
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&end) && row[3] == established).count()
+}
+
+/// `muster train run.yaml …` after a shell line, in namespaces of its own; `None` where that may
+/// not be.
+fn apart(run: &Workdir, namespaces: &str, before: &str, args: &str) -> Option<Done> {
+    let in_them = |line: &str| {
+        let mut command = Command::new("unshare");
+        command.args([namespaces, "sh", "-c", line]);
+        command
+    };
+    let probe = run.spawn(in_them(before)).wait();
+    if probe.code() != Some(0) {
+        skip(&format!("no namespaces here: {}", probe.stderr.trim()));
+        return None;
+    }
+    let exe = common::MUSTER;
+    Some(run.spawn(in_them(&format!("{before} && exec {exe} train run.yaml {args}"))).wait())
+}
+
+#[test]
+fn shared_memory_needs_no_room_and_leaves_no_name_in_dev_shm() {
+    let run = Workdir::new("fail-shm");
+    let before = "mount -t tmpfs -o ro,size=64k tmpfs /dev/shm";
+    let Some(done) = apart(&run, "-m", before, "--ranks 2") else { return };
+    assert_eq!(done.code(), Some(0), "{done}");
+    assert_eq!(run.final_digest(&run.name), run.digest("plain", &["--ranks", "2"]));
+}
+
+#[test]
+fn a_loopback_interface_that_is_down_is_named_at_once() {
+    let run = Workdir::new("fail-loopback");
+    let start = Instant::now();
+    let Some(done) = apart(&run, "-n", "true", "--ranks 2") else { return };
+    assert!(start.elapsed() < Duration::from_secs(45), "{:?}", start.elapsed());
+    assert_eq!(done.code(), Some(3), "{done}");
+    let text = mask(&message(&run, &done, &[]), &["127.0.0.1:"]);
+    insta::assert_snapshot!(text, @"error: 127.0.0.1:N cannot be reached from here: Network is unreachable (os error 101); this host's loopback interface is down: `ip link set lo up`");
+}
+
+#[test]
+fn strangers_at_every_port_do_not_keep_the_ranks_apart() {
+    let run = Workdir::new("fail-strangers");
+    let port = free_port();
+    // Fewer descriptors than there are strangers.
+    let (exe, limits) = (common::MUSTER, "ulimit -n 60");
+    let line = format!(
+        "{limits}; exec {exe} train run.yaml --rendezvous 127.0.0.1:{port} --nodes 2 --ranks 2 \
+         --backend tcp --node-rank 0"
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]);
+    let first = run.spawn(command);
+    let connect = |port| std::net::TcpStream::connect(("127.0.0.1", port));
+    while connect(port).is_err() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _strangers: Vec<_> = (0..100).map(|_| connect(port).unwrap()).collect();
+    let second = start_node(&run, port, 1, &[]);
+    for done in [first.wait(), second.wait()] {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+}
+
+#[test]
+fn two_nodes_train_as_one() {
+    let run = Workdir::new("fail-nodes");
+    let expected = run.digest("one", &[]);
+    for done in two_hosts(&run, free_port(), [&[], &[]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    assert_eq!(run.final_digest(&run.name), expected);
+}
+
+#[test]
+fn nodes_that_differ_are_told_in_what() {
+    let run = Workdir::new("fail-differ");
+    for done in two_hosts(&run, free_port(), [&[], &["--set", "seed=2"]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        let text = mask(&message(&run, &done, &[]), &["configuration: ", "rank 0, "]);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(text, @"error: the ranks differ in configuration: N on rank 0, N on rank 1; start every rank with the same configuration");
+        }
+    }
+    for done in two_hosts(&run, free_port(), [&["--max-steps", "3"], &[]]).map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(message(&run, &done, &[]), @"error: the ranks differ in --max-steps: 3 on rank 0, none on rank 1; start every rank with the same --max-steps");
+        }
+    }
+    assert_eq!(run.events_of(&run.name, "step").len(), 0);
+}
+
+#[test]
+fn every_host_names_the_rank_that_was_killed() {
+    let run = Workdir::new("fail-remote");
+    let [mut first, second] = two_hosts(&run, free_port(), [&LONG, &LONG]);
+    steps(&run, &mut first, 3);
+    send(second.workers()[0].1, libc::SIGKILL);
+    let (first, second) = (first.wait(), second.wait());
+    for done in [&first, &second] {
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(said_step(done).abs_diff(last_step(&run)) <= 1, "{done}");
+    }
+    let masked = |done| mask(&message(&run, done, &[]), &["last step was ", "#"]);
+    let text = masked(&first);
+    // Which operation missed it first, and how, is chance.
+    let (why, end) = text.split_once("; ").unwrap();
+    assert!(why.starts_with("error: rank 1 failed: "), "{first}");
+    insta::assert_snapshot!(end, @"
+    its last step was N
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    ");
+    insta::assert_snapshot!(masked(&second), @"
+    error: rank 1 failed: killed by signal 9; its last step was N
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    ");
+}
+
+#[test]
+fn sigterm_at_one_host_is_the_exit_code_of_all() {
+    for to_worker in [false, true] {
+        let run = Workdir::new(&format!("fail-term-{to_worker}"));
+        let [mut first, second] = two_hosts(&run, free_port(), [&LONG, &LONG]);
+        steps(&run, &mut first, 2);
+        match to_worker {
+            true => send(second.workers()[0].1, libc::SIGTERM),
+            false => second.signal(libc::SIGTERM),
+        }
+        for done in [first.wait(), second.wait()] {
+            assert_eq!(done.code(), Some(75), "{done}");
+        }
+        assert_eq!(run.finished(&run.name)["reason"], "terminated");
+    }
+}
