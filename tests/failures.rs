@@ -322,15 +322,20 @@ fn a_full_disk_keeps_the_older_checkpoint() {
     if done.code() == Some(99) {
         return skip("a tmpfs cannot be mounted here");
     }
-    assert_eq!(done.code(), Some(2), "{done}");
+    assert_eq!(done.code(), Some(3), "{done}");
     let text = message(&run, &done, &[]);
     let words = text.split(' ').map(|word| match word.parse::<u64>() {
         Ok(_) => "N",
         Err(_) => word,
     });
     let text = words.collect::<Vec<_>>().join(" ").replace("rank-00001:", "rank-00000:");
-    let text = mask(&text, &["step-"]);
-    insta::assert_snapshot!(text, @"error: disk full writing runs/fail-full/checkpoints/step-N.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory");
+    let text =
+        mask(&text, &["step-", "last step was "]).replace("error: rank 1 ", "error: rank 0 ");
+    insta::assert_snapshot!(text, @"
+    error: rank N failed: exit status 3; its last step was N; its last log lines:
+        error: disk full writing runs/fail-full/checkpoints/step-N.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    ");
     // What was begun is removed, what was there is whole.
     assert!(done.stdout.contains("  2     1 "), "{done}");
     assert_eq!(done.stdout.lines().count(), 3, "{done}");

@@ -196,6 +196,23 @@ fn strangers_at_every_port_do_not_keep_the_ranks_apart() {
 }
 
 #[test]
+fn a_stop_is_obeyed_while_another_host_is_waited_for() {
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 75)] {
+        let run = Workdir::new("hosts-alone");
+        let mut job = start_node(&run, free_port(), 0, &[]);
+        // Its rank waits for the other one, which never comes.
+        while job.poll().is_none() && job.workers().is_empty() {}
+        std::thread::sleep(Duration::from_millis(1500));
+        let asked = Instant::now();
+        job.signal(signal);
+        let done = job.wait();
+        assert_eq!(done.code(), Some(code), "{done}");
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+        assert!(done.stderr.contains("stopped before training began"), "{done}");
+    }
+}
+
+#[test]
 fn two_nodes_train_as_one() {
     let run = Workdir::new("fail-nodes");
     let expected = run.digest("one", &[]);

@@ -17,7 +17,7 @@ use crate::patience::Patience;
 /// How long a connection may take to say who it is.
 const LONGEST: Duration = Duration::from_secs(10);
 /// How long it may, whatever waits behind it: introductions come with the first packet.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_millis(100);
 /// Connections that may wait at a time.
 const MOST: usize = 64;
 

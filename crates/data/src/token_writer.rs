@@ -187,7 +187,7 @@ impl TokenWriter {
     fn copy_starts(&mut self) -> Result<()> {
         let path = self.temporary.starts.clone();
         self.starts.write_all(&self.info.tokens.to_le_bytes()).map_err(io_error("write", &path))?;
-        self.starts.seek(SeekFrom::Start(0)).map_err(io_error("read", &path))?;
+        self.starts.seek(SeekFrom::Start(0)).map_err(io_error("write", &path))?;
         let mut from = BufReader::new(self.starts.get_ref());
         self.scratch.resize(BUFFER_BYTES, 0);
         loop {

@@ -169,8 +169,10 @@ impl From<checkpoint::Error> for CliError {
     fn from(error: checkpoint::Error) -> CliError {
         use checkpoint::Error;
         match error {
-            // Another incarnation of the job, or a disk that lost writes.
-            Error::Fenced { .. } | Error::SyncFailed { .. } => CliError::peer(error),
+            // Another incarnation of the job, or a disk that lost writes or is full.
+            Error::Fenced { .. } | Error::SyncFailed { .. } | Error::DiskFull { .. } => {
+                CliError::peer(error)
+            }
             // A disk that fails, or what connects it.
             Error::Io { ref source, .. }
                 if [libc::EIO, libc::ESTALE, libc::ENODEV, libc::ENXIO]

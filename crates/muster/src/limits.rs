@@ -33,9 +33,11 @@ pub fn advice_in(message: &str) -> Option<&'static str> {
 }
 
 /// Whether a message holds the system's word for a machine that fails or is exhausted, rather than
-/// for a path or a full disk, which are the user's to choose.
+/// for a path, which is the user's to choose.
 pub fn is_of_machine(message: &str) -> bool {
-    let codes = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::EIO];
+    let exhausted = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+    let disk = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EFBIG];
+    let codes = [exhausted, disk].concat();
     code_in(message).is_some_and(|code| codes.contains(&code))
 }
 
@@ -54,7 +56,7 @@ fn of_code(code: i32) -> Option<&'static str> {
             "the limit of open files is reached: use fewer --ranks, or raise it (`ulimit -n`)"
         }
         libc::EFBIG => "the limit of a file's size is reached: raise it (`ulimit -f`)",
-        libc::ENOSPC => "the disk is full: free some space",
+        libc::ENOSPC => "the disk is full, of bytes or of files (`df -i`): free some space",
         libc::EDQUOT => "the disk quota is used up: free some space",
         libc::EIO => "the device behind it reports a failure: see the kernel's log",
         _ => return None,
@@ -260,7 +262,8 @@ mod tests {
     #[test]
     fn limits_are_known_by_their_numbers() {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
-        assert!(refused("write", &full).message.ends_with("; the disk is full: free some space"));
+        let advised = "; the disk is full, of bytes or of files (`df -i`): free some space";
+        assert!(refused("write", &full).message.ends_with(advised));
         let passed_on = io::Error::other("pool: Resource temporarily unavailable (os error 11)");
         assert!(advice(&passed_on).unwrap().contains("ulimit -u"));
         assert!(advice_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));

@@ -81,6 +81,11 @@ impl Life {
         (silent > LATER).then(|| format!("no sign of life for {} ms", silent.as_millis()))
     }
 
+    /// Whether it still waits for the other ranks to come, so that there is nothing to save.
+    pub fn is_meeting(&self) -> bool {
+        self.pulse.is_some_and(|pulse| pulse.phase == Phase::Meeting)
+    }
+
     /// `stop`: when the run was asked to stop, if it was.
     pub fn judge(&mut self, now: Duration, limits: &Limits, stop: Option<Duration>) -> Judgement {
         let since = |then: Duration| now.saturating_sub(then);
@@ -115,7 +120,9 @@ impl Life {
                 self.phase()
             ));
         }
-        if still > limits.timeout && !std::mem::replace(&mut self.is_told, true) {
+        // A silent one is not said to be alive.
+        let is_alive = silent < LATER;
+        if still > limits.timeout && is_alive && !std::mem::replace(&mut self.is_told, true) {
             return Judgement::Slow(format!(
                 "alive, but without progress for {} s{}",
                 still.as_secs(),
@@ -158,21 +165,23 @@ mod tests {
     fn silence_ends_a_rank_and_sooner_after_a_stop() {
         let mut life = Life::new(s(0));
         life.beat(pulse(1), s(10));
+        assert_eq!(life.judge(s(113), &limits(None), None), Judgement::Well);
+        life.beat(pulse(1), s(111));
         assert_eq!(
             life.judge(s(113), &limits(None), None),
             Judgement::Slow(
                 "alive, but without progress for 103 s while it was saving a checkpoint".into()
             )
         );
-        let text = "no sign of life for 114000 ms while it was saving a checkpoint (see what it is \
+        let text = "no sign of life for 104000 ms while it was saving a checkpoint (see what it is \
                     doing, or raise ranks.timeout_ms)";
-        assert_eq!(life.judge(s(124), &limits(None), None), Judgement::Lost(text.into()));
+        assert_eq!(life.judge(s(215), &limits(None), None), Judgement::Lost(text.into()));
         // A log line is a sign of life.
-        life.hear(s(120));
-        assert!(!lost(&life.judge(s(124), &limits(None), None)));
-        // Asked to stop at 125: ten seconds from then on.
-        assert!(!lost(&life.judge(s(135), &limits(None), Some(s(125)))));
-        assert!(lost(&life.judge(s(136), &limits(None), Some(s(125)))));
+        life.hear(s(210));
+        assert!(!lost(&life.judge(s(215), &limits(None), None)));
+        // Asked to stop at 216: ten seconds from then on.
+        assert!(!lost(&life.judge(s(226), &limits(None), Some(s(216)))));
+        assert!(lost(&life.judge(s(227), &limits(None), Some(s(216)))));
     }
 
     #[test]

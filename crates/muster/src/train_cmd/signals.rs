@@ -79,9 +79,7 @@ impl Signals {
             for signal in incoming.forever() {
                 if !known.training.load(Ordering::Acquire) {
                     leave();
-                    let code =
-                        if signal == SIGINT { INTERRUPTED } else { Exit::Preempted.code().into() };
-                    end("stopped before training began", code);
+                    before_training(signal == SIGINT);
                 }
                 if known.interrupts() > 1 {
                     std::thread::sleep(ORDERLY);
@@ -97,6 +95,11 @@ impl Signals {
     /// From now on a first signal is for the ranks.
     pub fn begin_training(&self) {
         self.training.store(true, Ordering::Release);
+    }
+
+    /// Ends the process of a run whose ranks have not met: there is nothing to save.
+    pub fn before_training(&self) -> ! {
+        before_training(self.interrupts() > 0)
     }
 
     /// Ends the process after a second Ctrl-C.
@@ -115,6 +118,11 @@ impl Signals {
 
 fn cannot_watch(error: std::io::Error) -> CliError {
     limits::refused("watch signals", &error)
+}
+
+fn before_training(interrupted: bool) -> ! {
+    let code = if interrupted { INTERRUPTED } else { Exit::Preempted.code().into() };
+    end("stopped before training began", code)
 }
 
 /// Ends the process with a last word, which only the first thread that comes here says.

@@ -175,6 +175,10 @@ fn supervise(
             drop(watch);
             signals.at_once()
         }
+        Ended::BeforeTraining => {
+            drop(watch);
+            signals.before_training()
+        }
     }
 }
 

@@ -27,6 +27,9 @@ const GRACE: Duration = Duration::from_millis(3500);
 /// answer, such as a file system. It is not waited for.
 const UNDEAD: Duration = Duration::from_secs(5);
 
+/// Ranks that have not met this long after a stop was asked for are not waited for.
+const MEETING: Duration = Duration::from_secs(2);
+
 /// How often processes and signals are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -40,6 +43,8 @@ pub enum Ended {
     Done(Exit),
     /// The user did not want to wait.
     AtOnce,
+    /// The run was asked to stop while its ranks still waited for others.
+    BeforeTraining,
 }
 
 enum Message {
@@ -131,6 +136,10 @@ impl Watch {
                 self.kill();
                 return Ok(Ended::AtOnce);
             }
+            if asked.stop.is_some_and(|stop| self.now > stop + MEETING) && self.is_meeting() {
+                self.kill();
+                return Ok(Ended::BeforeTraining);
+            }
             let dead = self.reap();
             if !dead.is_empty() {
                 self.drain(tell);
@@ -152,6 +161,13 @@ impl Watch {
         self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
         verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+    }
+
+    /// Whether every rank of this host still waits for others.
+    fn is_meeting(&self) -> bool {
+        // A rank that counts steps gives signs of life by that, and its pulse may be an old one.
+        let waits = |rank: &Rank| rank.seen.end.is_none() && rank.seen.step.is_none();
+        self.ranks.iter().all(|rank| waits(rank) && rank.life.is_meeting())
     }
 
     /// Gives up ranks that show no life; returns whether there were any.
