@@ -280,6 +280,20 @@ fn an_event_file_that_cannot_be_written_or_read_ends_nothing() {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_a_file_is_named() {
+    let run = Workdir::new("fail-pipe");
+    for name in ["logs/rank-00000.log", "job-node0.json", "node0.lock", "events.jsonl"] {
+        let pipe = run.run_dir(&run.name).join(name);
+        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let done = run.train(&[]);
+        assert_eq!(done.code(), Some(2), "{done}");
+        assert!(done.stderr.contains(&format!("{name} is a pipe, where the run")), "{done}");
+        std::fs::remove_file(&pipe).unwrap();
+    }
+}
+
+#[test]
 fn a_run_outlives_whoever_reads_its_output() {
     let run = Workdir::new("fail-pipe");
     let mut command = Command::new("sh");

@@ -17,6 +17,9 @@ pub enum DataError {
     #[error("cannot {action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
 
+    #[error("cannot start a thread to tokenize: {source}")]
+    Thread { source: std::io::Error },
+
     #[error("{path} is a directory: name its files (your shell can: DIR/*.txt)")]
     IsDirectory { path: PathBuf },
 

@@ -108,8 +108,13 @@ impl Headered {
             let (path, found) = (path.to_path_buf(), u64::from(version));
             return Err(DataError::Version { path, found, supported: u64::from(kind.version) });
         }
+        let count = tokens.cast_signed();
         let tokens = u64::from(tokens);
         let expected_bytes = Self::DATA as u64 + kind.element.bytes() as u64 * tokens;
+        if actual_bytes != expected_bytes && count < 0 {
+            let reason = format!("its header counts {count} tokens");
+            return Err(DataError::UnknownFormat { path: path.to_path_buf(), reason });
+        }
         if actual_bytes != expected_bytes {
             return Err(DataError::WrongSize {
                 path: path.to_path_buf(),

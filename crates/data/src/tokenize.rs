@@ -99,7 +99,7 @@ pub fn tokenize(
     let (done_sender, done_receiver) = channel();
     let written = std::thread::scope(|scope| {
         let (budget, block_receiver) = (&budget, &block_receiver);
-        let reader = scope.spawn(move || {
+        let reader = thread(scope, move || {
             let mut number = 0;
             let give = |block: Block| {
                 let wanted = budget.take(block.text_bytes());
@@ -108,11 +108,13 @@ pub fn tokenize(
                 sent
             };
             BlockReader::new(tokenizer.cut(), &options.jsonl_field, give).read_all(inputs)
-        });
+        })?;
         for _ in 0..threads {
             let done_sender = done_sender.clone();
-            scope
-                .spawn(move || work(block_receiver, tokenizer, &options.jsonl_field, &done_sender));
+            let field = &options.jsonl_field;
+            let worker = move || work(block_receiver, tokenizer, field, &done_sender);
+            // The reader stops, and with it the workers that there are.
+            thread(scope, worker).inspect_err(|_| budget.close())?;
         }
         drop(done_sender);
         let written = write(&mut writer, done_receiver, budget, total_bytes, progress);
@@ -143,6 +145,15 @@ struct Budget {
     state: Mutex<BudgetState>,
     changed: Condvar,
     limit: usize,
+}
+
+/// Starts a thread; the system may have none to spare.
+fn thread<'scope, T: Send + 'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<std::thread::ScopedJoinHandle<'scope, T>> {
+    let started = std::thread::Builder::new().spawn_scoped(scope, work);
+    started.map_err(|source| DataError::Thread { source })
 }
 
 struct BudgetState {

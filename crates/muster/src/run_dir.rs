@@ -12,6 +12,7 @@
 //! ```
 
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Attempt, Checkpoint, Entry, Status, Store};
@@ -55,6 +56,39 @@ impl RunDir {
     /// Held by the supervisor of a host.
     pub fn lock(&self, node: usize) -> PathBuf {
         self.root.join(format!("node{node}.lock"))
+    }
+
+    /// What host `node` told its ranks.
+    pub fn job(&self, node: usize) -> PathBuf {
+        self.root.join(format!("job-node{node}.json"))
+    }
+
+    /// Where ranks log to.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// The standard error of a rank.
+    pub fn log(&self, rank: usize) -> PathBuf {
+        self.logs().join(format!("rank-{rank:05}.log"))
+    }
+
+    /// Whether no pipe stands where host `node` keeps a file: opening one waits for whoever is at
+    /// its other end.
+    ///
+    /// # Errors
+    /// The pipe.
+    pub fn check_pipes(&self, node: usize, ranks: Range<usize>) -> Result<(), CliError> {
+        let own = [self.config(), self.events(), self.plot(), self.lock(node), self.job(node)];
+        let mut all = own.into_iter().chain(ranks.map(|rank| self.log(rank)));
+        match all.find(|path| matches!(data::input::look(path), Ok(data::input::Input::Pipe))) {
+            None => Ok(()),
+            Some(path) => Err(CliError::mistake(format!(
+                "{} is a pipe, where the run keeps a file; remove it, or give the run another name \
+                 (--name)",
+                path.display()
+            ))),
+        }
     }
 
     /// Where checkpoints lie.

@@ -71,6 +71,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let warn_signal = planned.config.ranks.warn_signal;
     let signals = Signals::watch(warn_signal, move || remove_temporary(&cache))?;
     make_dirs(&run).inspect_err(tell)?;
+    run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
     supervise(&args, planned, &run, &signals).inspect_err(tell)
@@ -144,11 +145,11 @@ fn supervise(
         sink.tell(&Event::Header(event));
     }
     fit.iter().flatten().for_each(|why| sink.warn(why));
-    let file = run.root().join(format!("job-node{}.json", place.node));
+    let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job);
-    let mut watch = Watch::start(&file, place.ranks.clone(), &run.root().join("logs"))?;
+    let mut watch = Watch::start(&file, place.ranks.clone(), &run.logs())?;
     let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
@@ -433,7 +434,7 @@ fn job_name(args: &TrainArgs, config: &Config) -> String {
 }
 
 fn make_dirs(run: &RunDir) -> Result<(), CliError> {
-    for dir in [run.root().to_owned(), run.root().join("logs"), run.checkpoints()] {
+    for dir in [run.root().to_owned(), run.logs(), run.checkpoints()] {
         std::fs::create_dir_all(&dir).map_err(|error| {
             CliError::mistake(format!("cannot make the directory {}: {error}", dir.display()))
         })?;
