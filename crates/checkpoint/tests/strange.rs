@@ -160,14 +160,20 @@ fn a_checkpoint_under_another_ones_name_is_not_that_one() {
     }
 }
 
-#[test]
-fn what_cannot_be_read_is_not_damaged() {
+/// Two checkpoints of one model, on a disk in memory.
+fn two_saved() -> (MemDisk, Store) {
     let disk = MemDisk::new();
     let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
     store.claim_generation().unwrap();
     let model = small_model(1);
     save(&store, FIRST, 2, &model, &WriteOptions::default()).unwrap();
     save(&store, SECOND, 2, &model, &WriteOptions::default()).unwrap();
+    (disk, store)
+}
+
+#[test]
+fn what_cannot_be_read_is_not_damaged() {
+    let (disk, _) = two_saved();
     let newer = Path::new("/checkpoints").join(SECOND.dir_name());
     let count = |act: &dyn Fn(&Store, MemDisk)| {
         let disk = disk.fork();
@@ -204,15 +210,10 @@ fn what_cannot_be_read_is_not_damaged() {
 
 #[test]
 fn what_is_removed_while_it_is_read_is_said_to_be() {
-    let disk = MemDisk::new();
-    let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
-    store.claim_generation().unwrap();
-    let model = small_model(1);
-    save(&store, FIRST, 2, &model, &WriteOptions::default()).unwrap();
-    save(&store, SECOND, 2, &model, &WriteOptions::default()).unwrap();
+    let (disk, store) = two_saved();
     let older = store.open(FIRST).unwrap();
     assert_eq!(store.retain(1, Proof::EveryByte).unwrap().len(), 1);
-    let key: &TensorKey = &model.1[0].key;
+    let key: &TensorKey = &small_model(1).1[0].key;
     let error = older.read_tensor(key).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -140,13 +140,6 @@ pub fn tokenize(
     })
 }
 
-/// Bytes of text that may still be read ahead.
-struct Budget {
-    state: Mutex<BudgetState>,
-    changed: Condvar,
-    limit: usize,
-}
-
 /// Starts a thread; the system may have none to spare.
 fn thread<'scope, T: Send + 'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
@@ -154,6 +147,13 @@ fn thread<'scope, T: Send + 'scope>(
 ) -> Result<std::thread::ScopedJoinHandle<'scope, T>> {
     let started = std::thread::Builder::new().spawn_scoped(scope, work);
     started.map_err(|source| DataError::Thread { source })
+}
+
+/// Bytes of text that may still be read ahead.
+struct Budget {
+    state: Mutex<BudgetState>,
+    changed: Condvar,
+    limit: usize,
 }
 
 struct BudgetState {
