@@ -25,7 +25,6 @@ mod error;
 pub mod manifest;
 mod names;
 mod read;
-mod region;
 mod shard;
 mod store;
 mod sums;
@@ -34,15 +33,17 @@ mod values;
 mod verify;
 mod write;
 
+use layout::region;
+
 pub use commit::{Committed, ExpectedTensor};
 pub use diff::{Diff, RunStateDifference, TensorDiff, TensorDifference, diff};
 pub use digest::Digest;
 pub use dtype::Dtype;
 pub use error::{Error, Source};
+pub use layout::{Region, slabs};
 pub use manifest::{Manifest, RunState, StateTensor};
 pub use names::{Attempt, TensorKey};
 pub use read::Checkpoint;
-pub use region::{Region, slabs};
 pub use store::{Entry, Newest, Proof, Skipped, Status, Store};
 pub use sums::RANGE_BYTES;
 pub use values::{ValueDifference, value_differences};

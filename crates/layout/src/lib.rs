@@ -13,11 +13,13 @@
 mod error;
 pub mod flat;
 pub mod ownership;
+pub mod region;
 pub mod schema;
 pub mod tree;
 
 pub use error::LayoutError;
 pub use flat::{Bucket, FlatLayout};
 pub use ownership::{CostTable, Ownership, Piece, PieceKind, Treatment};
+pub use region::{Region, slabs};
 pub use schema::{LogicalTensor, Part, Role, Schema};
 pub use tree::{LeafStep, Node, Program, ReduceOp, Schedule, Tree};
