@@ -1,3 +1,5 @@
+use crate::{Axis, Coordinate, Mesh, MeshProblem, NearestMeshes};
+
 /// What a layout function refuses, with the offending value and what would do instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
@@ -28,4 +30,16 @@ pub enum LayoutError {
     /// FLOPs of more or fewer matrices than a tensor has.
     #[error("`{name}`: FLOPs of {got} matrices for {expected}")]
     Matrices { name: String, got: usize, expected: usize },
+    /// A rank beyond the mesh.
+    #[error("there is no rank {rank} in the mesh {mesh}: use 0 to {}", mesh.ranks().max(1) - 1)]
+    NoSuchRank { rank: usize, mesh: Mesh },
+    /// A coordinate beyond the mesh.
+    #[error(
+        "the coordinate {at} lies outside the mesh {mesh}: along {axis} use 0 to {}",
+        mesh.along(*axis).max(1) - 1
+    )]
+    NoSuchCoordinate { at: Coordinate, axis: Axis, mesh: Mesh },
+    /// A mesh that does not fill the ranks, or that the model does not allow.
+    #[error("{problem}; {near}")]
+    Mesh { problem: MeshProblem, near: NearestMeshes },
 }

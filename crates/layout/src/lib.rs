@@ -5,6 +5,10 @@
 //!    │                                       ├──▶ Ownership (pieces, owners, statistic slots)
 //!    └── Treatment per tensor, CostTable ────┘
 //! Tree (virtual ranks) ──▶ leaf ranges of ranks, accumulation schedule, combine program
+//!
+//! MeshSpec, Demands ──▶ Mesh ──▶ Placements (boxes of tensors per coordinate)
+//!                                    ├──▶ Shard      (what one coordinate holds, as a schema)
+//!                                    └──▶ GroupPlan  (ownership among the replicas of a part)
 //! ```
 //!
 //! Every rank computes the same values from the same configuration without talking; the digests
@@ -12,14 +16,26 @@
 
 mod error;
 pub mod flat;
+pub mod group;
+pub mod mesh;
+pub mod mesh_fit;
 pub mod ownership;
+pub mod placement;
+pub mod placement_rules;
 pub mod region;
 pub mod schema;
+pub mod shard;
 pub mod tree;
 
 pub use error::LayoutError;
 pub use flat::{Bucket, FlatLayout};
+pub use group::GroupPlan;
+pub use mesh::{Axes, Axis, Coordinate, Mesh, replica_axes};
+pub use mesh_fit::{Demands, MeshProblem, MeshSpec, NearestMeshes, Uneven};
 pub use ownership::{CostTable, Ownership, Piece, PieceKind, Treatment};
+pub use placement::{Along, Placement, Placements};
+pub use placement_rules::Split;
 pub use region::{Region, slabs};
 pub use schema::{LogicalTensor, Part, Role, Schema};
+pub use shard::Shard;
 pub use tree::{LeafStep, Node, Program, ReduceOp, Schedule, Tree};

@@ -4,7 +4,10 @@
 //! pieces go to ranks longest-processing-time first. A tensor under an elementwise rule is cut at
 //! fixed blocks of whole rows (about [`BLOCK`] elements), and runs of blocks fill the ranks up to
 //! the balanced share. Statistic slots (one per matrix, one per block) are numbered independently
-//! of the rank count, so that norms combine in one canonical order.
+//! of mesh and rank count, so that norms combine in one canonical order.
+//!
+//! The plan is one of a group of ranks that hold the same parts of the same tensors: all ranks
+//! where the mesh is one of data alone ([`Ownership::new`]), else see [`crate::GroupPlan`].
 
 use std::ops::Range;
 
@@ -49,7 +52,8 @@ impl CostTable {
 pub enum PieceKind {
     /// A true matrix `[rows, cols]`.
     Matrix { rows: usize, cols: usize },
-    /// A run of blocks; each block but a tensor's last has `block` elements.
+    /// A run of blocks; each block but a tensor's last has `block` elements, and where tp cuts rows
+    /// the first and last of a part may have fewer.
     Blocks { block: usize },
 }
 
@@ -58,19 +62,20 @@ pub enum PieceKind {
 pub struct Piece {
     /// Position in the schema.
     pub tensor: usize,
-    /// Rows of the tensor's first axis.
+    /// Rows of the whole tensor's first axis.
     pub rows: Range<usize>,
     /// Elements of the flat buffer.
     pub flat: Range<usize>,
     pub kind: PieceKind,
     /// Its statistic slots.
     pub slots: Range<usize>,
+    /// Position in the group.
     pub owner: usize,
     /// Seconds by the cost table.
     pub cost_s: f64,
 }
 
-/// The plan: every element of every tensor in exactly one piece.
+/// The plan: every element that the group holds in exactly one piece.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ownership {
     pub world: usize,
@@ -84,8 +89,85 @@ pub struct Ownership {
     pub load_s: Vec<f64>,
 }
 
+/// Which members of a group may own a tensor: every `step`th from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owners {
+    pub first: usize,
+    pub step: usize,
+}
+
+impl Owners {
+    pub const ALL: Owners = Owners { first: 0, step: 1 };
+
+    fn of(self, world: usize) -> impl Iterator<Item = usize> + Clone {
+        (self.first..world).step_by(self.step)
+    }
+
+    fn least_loaded(self, load_s: &[f64]) -> usize {
+        let members = self.of(load_s.len());
+        members.min_by(|&a, &b| load_s[a].total_cmp(&load_s[b])).unwrap_or(self.first)
+    }
+}
+
+/// What a group holds of a tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Held<'a> {
+    /// Position in the schema.
+    pub tensor: usize,
+    pub treatment: &'a Treatment,
+    /// Elements of a row, and how many of them are held.
+    pub row_len: usize,
+    pub cols: usize,
+    /// Rows that are held: of each true matrix where the treatment is of matrices, with its
+    /// number; else as few runs as there are.
+    pub runs: Vec<(Range<usize>, usize)>,
+    /// Elements of each whole matrix.
+    pub matrix_len: Vec<usize>,
+    /// Where the first element lies; the others follow.
+    pub flat_start: usize,
+    pub owners: Owners,
+}
+
+/// The statistic slots of a schema: functions of shapes and treatment alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Slots {
+    pub count: usize,
+    pub of: Vec<Range<usize>>,
+}
+
+impl Slots {
+    /// Numbers the slots.
+    ///
+    /// # Errors
+    /// `treatment` without an entry for each tensor, or without FLOPs for each matrix of one.
+    pub fn new(schema: &Schema, treatment: &[Treatment]) -> Result<Slots, LayoutError> {
+        let (got, expected) = (treatment.len(), schema.tensors.len());
+        if got != expected {
+            return Err(LayoutError::Count { what: "treatments", got, expected });
+        }
+        let mut slots = Slots { count: 0, of: Vec::with_capacity(expected) };
+        for (tensor, treatment) in treatment.iter().enumerate() {
+            let first = slots.count;
+            slots.count += match treatment {
+                Treatment::WholeMatrix { flops } => {
+                    let (got, tensor) = (flops.len(), &schema.tensors[tensor]);
+                    let expected = tensor.row_ranges().len();
+                    if got != expected {
+                        let name = tensor.name.clone();
+                        return Err(LayoutError::Matrices { name, got, expected });
+                    }
+                    got
+                }
+                Treatment::Elementwise => block_count(schema, tensor),
+            };
+            slots.of.push(first..slots.count);
+        }
+        Ok(slots)
+    }
+}
+
 impl Ownership {
-    /// Plans the update of `schema` over `world` ranks.
+    /// Plans the update of `schema` over `world` ranks that hold all of it.
     ///
     /// # Errors
     /// `treatment` without an entry for each tensor, or without FLOPs for each matrix of one.
@@ -97,113 +179,107 @@ impl Ownership {
         cost: &CostTable,
     ) -> Result<Ownership, LayoutError> {
         flat.check_count("treatments", treatment.len())?;
+        let slots = Slots::new(schema, treatment)?;
+        let held =
+            schema.tensors.iter().zip(treatment).enumerate().map(|(index, (t, treatment))| {
+                let matrices = t.row_ranges();
+                let (rows, cols) = (t.rows(), t.row_len());
+                Held {
+                    tensor: index,
+                    treatment,
+                    row_len: cols,
+                    cols,
+                    matrix_len: matrices.iter().map(|rows| rows.len() * cols).collect(),
+                    runs: match treatment {
+                        Treatment::WholeMatrix { .. } => matrices.into_iter().zip(0..).collect(),
+                        Treatment::Elementwise => vec![(0..rows, 0)],
+                    },
+                    flat_start: flat.offsets[index],
+                    owners: Owners::ALL,
+                }
+            });
+        Ok(Ownership::among(world, &held.collect::<Vec<_>>(), &slots, cost))
+    }
+
+    /// Plans the update of what the `world` members of a group hold. Tensors that only some may
+    /// own come first, so that the others even the loads out.
+    pub(crate) fn among(world: usize, held: &[Held], slots: &Slots, cost: &CostTable) -> Ownership {
         let mut plan = Ownership {
             world,
             pieces: Vec::new(),
-            slots: 0,
-            tensor_slots: Vec::new(),
+            slots: slots.count,
+            tensor_slots: slots.of.clone(),
             load_s: vec![0.0; world],
         };
-        let mut elementwise = Vec::new();
-        for (tensor, treatment) in treatment.iter().enumerate() {
-            let first = plan.slots;
-            match treatment {
-                Treatment::WholeMatrix { flops } => {
-                    plan.matrices(schema, flat, tensor, flops, cost)?;
-                }
-                Treatment::Elementwise => {
-                    elementwise.push(tensor);
-                    plan.slots += block_count(schema, tensor);
-                }
+        let mut classes: Vec<Owners> = Vec::new();
+        for owners in held.iter().map(|held| held.owners) {
+            if !classes.contains(&owners) {
+                classes.push(owners);
             }
-            plan.tensor_slots.push(first..plan.slots);
         }
-        plan.assign_matrices();
-        plan.assign_blocks(schema, flat, &elementwise, cost);
+        classes.sort_by_key(|owners| (std::cmp::Reverse(owners.step), owners.first));
+        for owners in classes {
+            let mine = held.iter().filter(|held| held.owners == owners);
+            let (matrices, blocks): (Vec<&Held>, Vec<&Held>) =
+                mine.partition(|held| matches!(held.treatment, Treatment::WholeMatrix { .. }));
+            plan.assign_matrices(&matrices, owners, cost);
+            plan.assign_blocks(&blocks, owners, cost);
+        }
         plan.pieces.sort_by_key(|piece| piece.flat.start);
-        Ok(plan)
-    }
-
-    fn matrices(
-        &mut self,
-        schema: &Schema,
-        flat: &FlatLayout,
-        tensor: usize,
-        flops: &[f64],
-        cost: &CostTable,
-    ) -> Result<(), LayoutError> {
-        let cols = schema.tensors[tensor].row_len();
-        let matrices = schema.tensors[tensor].row_ranges();
-        if flops.len() != matrices.len() {
-            let name = schema.tensors[tensor].name.clone();
-            return Err(LayoutError::Matrices { name, got: flops.len(), expected: matrices.len() });
-        }
-        for (rows, &flops) in matrices.into_iter().zip(flops) {
-            let start = flat.offsets[tensor] + rows.start * cols;
-            self.pieces.push(Piece {
-                tensor,
-                flat: start..start + rows.len() * cols,
-                kind: PieceKind::Matrix { rows: rows.len(), cols },
-                slots: self.slots..self.slots + 1,
-                owner: 0,
-                cost_s: cost.matrix(rows.len() * cols, flops),
-                rows,
-            });
-            self.slots += 1;
-        }
-        Ok(())
+        plan
     }
 
     /// Longest processing time first: at most 4/3 of the best makespan (Graham 1969).
-    fn assign_matrices(&mut self) {
-        let mut order: Vec<usize> = (0..self.pieces.len()).collect();
-        order.sort_by(|&a, &b| {
-            let (a_cost, b_cost) = (self.pieces[a].cost_s, self.pieces[b].cost_s);
-            b_cost.total_cmp(&a_cost).then(a.cmp(&b))
-        });
-        for index in order {
-            let owner = least_loaded(&self.load_s);
-            self.pieces[index].owner = owner;
-            self.load_s[owner] += self.pieces[index].cost_s;
+    fn assign_matrices(&mut self, held: &[&Held], owners: Owners, cost: &CostTable) {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for held in held {
+            pieces.extend(held.matrices(&self.tensor_slots[held.tensor], cost));
         }
+        let mut order: Vec<usize> = (0..pieces.len()).collect();
+        order.sort_by(|&a, &b| pieces[b].cost_s.total_cmp(&pieces[a].cost_s).then(a.cmp(&b)));
+        for index in order {
+            let owner = owners.least_loaded(&self.load_s);
+            pieces[index].owner = owner;
+            self.load_s[owner] += pieces[index].cost_s;
+        }
+        self.pieces.append(&mut pieces);
     }
 
-    fn assign_blocks(
-        &mut self,
-        schema: &Schema,
-        flat: &FlatLayout,
-        tensors: &[usize],
-        cost: &CostTable,
-    ) {
-        let elements: usize = tensors.iter().map(|&tensor| flat.lens[tensor]).sum();
-        let total: f64 = self.load_s.iter().sum::<f64>() + cost.elements(elements);
-        let share = total / self.world as f64;
-        let mut owner = least_loaded(&self.load_s);
-        for &tensor in tensors {
-            let (rows, cols) = (schema.tensors[tensor].rows(), schema.tensors[tensor].row_len());
-            let block_rows = block_rows(cols);
-            let block_cost = cost.elements(block_rows * cols);
-            let mut row = 0;
-            while row < rows {
-                if self.load_s[owner] + 0.5 * block_cost > share {
-                    owner = least_loaded(&self.load_s);
+    fn assign_blocks(&mut self, held: &[&Held], owners: Owners, cost: &CostTable) {
+        let elements: usize = held.iter().map(|held| held.len()).sum();
+        let load: f64 = owners.of(self.world).map(|owner| self.load_s[owner]).sum();
+        let share = (load + cost.elements(elements)) / owners.of(self.world).count() as f64;
+        let mut owner = owners.least_loaded(&self.load_s);
+        for held in held {
+            let block_rows = block_rows(held.row_len);
+            let block_cost = cost.elements(block_rows * held.cols);
+            let first = self.tensor_slots[held.tensor].start;
+            let mut start = held.flat_start;
+            for (run, _) in &held.runs {
+                let mut row = run.start;
+                while row < run.end {
+                    if self.load_s[owner] + 0.5 * block_cost > share {
+                        owner = owners.least_loaded(&self.load_s);
+                    }
+                    let room = ((share - self.load_s[owner]) / block_cost).round().max(1.0);
+                    // A part may begin inside a block; pieces end where blocks do.
+                    let block = row - row % block_rows;
+                    let end = block.saturating_add((room as usize).saturating_mul(block_rows));
+                    let end = end.min(run.end);
+                    let elements = (end - row) * held.cols;
+                    let piece = Piece {
+                        tensor: held.tensor,
+                        rows: row..end,
+                        flat: start..start + elements,
+                        kind: PieceKind::Blocks { block: block_rows * held.cols },
+                        slots: first + row / block_rows..first + end.div_ceil(block_rows),
+                        owner,
+                        cost_s: cost.elements(elements),
+                    };
+                    self.load_s[owner] += piece.cost_s;
+                    self.pieces.push(piece);
+                    (row, start) = (end, start + elements);
                 }
-                let room = ((share - self.load_s[owner]) / block_cost).round().max(1.0) as usize;
-                let end = row.saturating_add(room.saturating_mul(block_rows)).min(rows);
-                let start = flat.offsets[tensor] + row * cols;
-                let first = self.tensor_slots[tensor].start + row / block_rows;
-                let piece = Piece {
-                    tensor,
-                    rows: row..end,
-                    flat: start..start + (end - row) * cols,
-                    kind: PieceKind::Blocks { block: block_rows * cols },
-                    slots: first..first + (end - row).div_ceil(block_rows),
-                    owner,
-                    cost_s: cost.elements((end - row) * cols),
-                };
-                self.load_s[owner] += piece.cost_s;
-                self.pieces.push(piece);
-                row = end;
             }
         }
     }
@@ -256,6 +332,36 @@ impl Ownership {
     }
 }
 
+impl Held<'_> {
+    /// Elements that are held.
+    fn len(&self) -> usize {
+        self.runs.iter().map(|(run, _)| run.len() * self.cols).sum()
+    }
+
+    /// A piece of each matrix, without an owner. The FLOPs of one of which others hold parts are
+    /// divided as its elements are.
+    fn matrices(&self, slots: &Range<usize>, cost: &CostTable) -> Vec<Piece> {
+        let Treatment::WholeMatrix { flops } = self.treatment else { return Vec::new() };
+        let mut start = self.flat_start;
+        let piece = |(rows, matrix): &(Range<usize>, usize)| {
+            let elements = rows.len() * self.cols;
+            let share = elements as f64 / self.matrix_len[*matrix] as f64;
+            let slot = slots.start + matrix;
+            start += elements;
+            Piece {
+                tensor: self.tensor,
+                rows: rows.clone(),
+                flat: start - elements..start,
+                kind: PieceKind::Matrix { rows: rows.len(), cols: self.cols },
+                slots: slot..slot + 1,
+                owner: 0,
+                cost_s: cost.matrix(elements, flops[*matrix] * share),
+            }
+        };
+        self.runs.iter().map(piece).collect()
+    }
+}
+
 /// Rows per elementwise block of a tensor with `row_len` elements per row.
 pub fn block_rows(row_len: usize) -> usize {
     (BLOCK / row_len.max(1)).max(1)
@@ -264,11 +370,6 @@ pub fn block_rows(row_len: usize) -> usize {
 fn block_count(schema: &Schema, tensor: usize) -> usize {
     let tensor = &schema.tensors[tensor];
     tensor.rows().div_ceil(block_rows(tensor.row_len()))
-}
-
-fn least_loaded(load_s: &[f64]) -> usize {
-    let ranks = load_s.iter().enumerate();
-    ranks.min_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(rank, _)| rank)
 }
 
 #[cfg(test)]
@@ -325,6 +426,26 @@ mod tests {
                 (0..world).flat_map(|r| plan.segments(r)).map(|range| range.len()).sum();
             prop_assert_eq!(segments, flat.lens.iter().sum::<usize>());
         }
+    }
+
+    /// Plans decide who sums what: these are the owners that released runs have had.
+    #[test]
+    fn plans_are_those_of_earlier_builds() {
+        let mut random = 1_u64;
+        let mut below = |n: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as usize % n
+        };
+        let mut hasher = blake3::Hasher::new();
+        for _ in 0..200 {
+            let tensors = 1 + below(30);
+            let shape = |_| (1 + below(400), 1 + below(300), below(3) > 0);
+            let shapes: Vec<(usize, usize, bool)> = (0..tensors).map(shape).collect();
+            for world in [1, 2, 3, 5, 8] {
+                hasher.update(&plan(&shapes, world).2.digest());
+            }
+        }
+        assert_eq!(hasher.finalize().to_hex()[..16], *"f778d3e53453d2c9");
     }
 
     #[test]

@@ -146,6 +146,27 @@ impl Schema {
         Ok(Schema { tensors })
     }
 
+    /// What lies apart along `axis` of tensor `index` and is cut on its own: the rows of each true
+    /// matrix, else the whole extent. A bias directly after a weight has that one's parts.
+    pub fn runs(&self, index: usize, axis: usize) -> Vec<Range<usize>> {
+        let tensor = &self.tensors[index];
+        let extent = tensor.shape.get(axis).copied().unwrap_or(1);
+        if axis > 0 {
+            return std::iter::once(0..extent).collect();
+        }
+        let weight = index.checked_sub(1).map(|before| &self.tensors[before]);
+        let weight = weight.filter(|weight| {
+            let module = tensor.name.strip_suffix(".bias");
+            module.is_some() && module == weight.name.strip_suffix(".weight")
+        });
+        match weight {
+            Some(weight) if tensor.parts.is_empty() && weight.rows() == extent => {
+                weight.row_ranges()
+            }
+            _ => tensor.row_ranges(),
+        }
+    }
+
     /// Number of elements of all tensors.
     pub fn parameters(&self) -> usize {
         self.tensors.iter().map(LogicalTensor::len).sum()

@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use crate::LayoutError;
+use crate::placement::share;
 
 /// The tree: `radices[0]` is the root's number of children; their product is the leaf count.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,9 +138,7 @@ impl Tree {
         if world > leaves || world == 0 {
             return Err(LayoutError::TooManyRanks { world, leaves });
         }
-        let (share, extra) = (leaves / world, leaves % world);
-        let start = rank * share + rank.min(extra);
-        Ok(start..start + share + usize::from(rank < extra))
+        Ok(share(leaves, world, rank))
     }
 
     /// The maximal complete subtrees inside `range`, in leaf order.
