@@ -24,7 +24,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// `name` with every run of digits replaced by `*`: what the layers of a model have in common.
-pub(crate) fn generalize(name: &str) -> String {
+pub fn generalize(name: &str) -> String {
     let mut general = String::with_capacity(name.len());
     let mut digits = false;
     for c in name.chars() {

@@ -198,6 +198,10 @@ pub struct RanksConfig {
     pub count: usize,
     /// What connects them: `shm` (one host) or `tcp`.
     pub backend: Backend,
+    /// How the ranks divide the model; without it, all of them are parallel over data. Training
+    /// knows nothing else for now: another mesh can be planned (`--dry-run`) but not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshConfig>,
     /// Threads per rank; 0 divides the cores of the host among its ranks.
     #[schemars(range(max = 4_096))]
     pub threads: usize,
@@ -228,6 +232,7 @@ impl Default for RanksConfig {
         RanksConfig {
             count: 1,
             backend: Backend::Shm,
+            mesh: None,
             threads: 0,
             device: DeviceName::Cpu,
             timeout_ms: 120_000,
@@ -236,6 +241,32 @@ impl Default for RanksConfig {
             bucket_bytes: 32 << 20,
             mixed_cpus: false,
         }
+    }
+}
+
+/// Ranks along each axis of the mesh; their product is the number of ranks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshConfig {
+    /// Pipeline stages, each a contiguous run of layers.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub pp: usize,
+    /// Ranks that hold the same parameters and compute other samples; left out, or null: as many
+    /// as the other axes leave.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub dp: Option<usize>,
+    /// Parts that the experts of each layer are divided into, by index; these ranks compute other
+    /// samples, too.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub ep: usize,
+    /// Parts of every matrix: of its heads, its inner width, the vocabulary.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub tp: usize,
+}
+
+impl Default for MeshConfig {
+    fn default() -> MeshConfig {
+        MeshConfig { pp: 1, dp: None, ep: 1, tp: 1 }
     }
 }
 

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use data::config::Origin;
 use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
-use layout::{LayoutError, Schema, Tree};
+use layout::{LayoutError, Mesh, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelError};
 use optim::OptimError;
 use train::config::{Config, LEAVES_MAX, Resume, WeightsDtype};
+use train::mesh_plan;
 
 use crate::console::bytes as size;
 
@@ -42,6 +43,7 @@ pub struct Resolved {
     pub architecture: Architecture,
     pub schema: Schema,
     pub tree: Tree,
+    pub mesh: Mesh,
 }
 
 /// Checks everything; the first part is there if nothing that it needs is wrong.
@@ -68,10 +70,16 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
     if let (Some(architecture), Some((schema, _)), Some(_)) = (&architecture, &schema, &tree) {
         findings.extend(check_micro_batch(config, architecture, schema));
     }
+    let mesh = match (&architecture, &schema) {
+        (Some(architecture), Some((schema, _))) => mesh_plan::mesh(config, architecture, schema)
+            .map_err(|error| findings.push(of_mesh(error)))
+            .ok(),
+        _ => None,
+    };
     findings.extend(check_resume(config));
-    let resolved = match (tokenizer, architecture, schema, tree) {
-        (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree)) => {
-            Some(Resolved { tokenizer, architecture, schema, tree })
+    let resolved = match (tokenizer, architecture, schema, tree, mesh) {
+        (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree), Some(mesh)) => {
+            Some(Resolved { tokenizer, architecture, schema, tree, mesh })
         }
         _ => None,
     };
@@ -264,7 +272,9 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
     match Tree::with_leaves(&batch.radices, batch.leaves) {
         Ok(tree) => {
             let (ranks, leaves) = (config.ranks.count, batch.leaves);
-            if ranks > leaves {
+            // In a mesh that divides the model not every rank has samples of its own.
+            let mesh = mesh_plan::divides_the_model(mesh_plan::spec(&config.ranks));
+            if ranks > leaves && !mesh {
                 let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
                 let help = match ranks <= most_leaves(config) {
                     false => format!("use at most {leaves} ranks"),
@@ -312,6 +322,19 @@ fn check_resume(config: &Config) -> Option<Finding> {
         None => "give the directory of a checkpoint or of a run, `auto` or `never`".into(),
     };
     Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
+}
+
+fn of_mesh(error: LayoutError) -> Finding {
+    let sections = &["ranks", "model", "batch", "data"];
+    let LayoutError::Mesh { problem, near } = error else {
+        return finding("ranks.mesh", error.to_string(), "", sections);
+    };
+    let path = match problem.axis() {
+        Some(axis) => format!("ranks.mesh.{axis}"),
+        None => "ranks.mesh".into(),
+    };
+    let found = finding(path, problem.to_string(), &near.to_string(), sections);
+    found.about(&["ranks.mesh", "ranks.count"])
 }
 
 fn of_data(error: DataError, at: &str) -> Finding {

@@ -12,6 +12,7 @@ mod generate;
 mod job;
 mod life;
 mod line;
+mod mesh;
 mod resume;
 mod room;
 mod signals;

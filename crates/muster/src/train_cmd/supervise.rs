@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data::{Prepared, Stage};
+use layout::Mesh;
 use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason};
 use train::{Event, RunPlan};
@@ -14,10 +15,12 @@ use super::address::{self, Addresses};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
 use super::life::Limits;
+use super::mesh;
 use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Watch};
 use crate::cli::TrainArgs;
+use crate::config::Loaded;
 use crate::console::{ByteProgress, Console};
 use crate::error::{CliError, Exit};
 use crate::events::{self, EventLog};
@@ -61,7 +64,11 @@ impl Place {
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let tell = |error: &CliError| address::report_absent(&args, error);
-    let planned = plan(&args).inspect_err(tell)?;
+    let loaded = crate::config::load(&args.config, &args.overrides()).inspect_err(tell)?;
+    if !loaded.resolved.mesh.is_data_parallel() {
+        return mesh::plan_only(&loaded, args.dry_run).inspect_err(tell);
+    }
+    let planned = plan(&args, loaded).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(&planned, &run);
@@ -97,8 +104,7 @@ impl Planned {
     }
 }
 
-fn plan(args: &TrainArgs) -> Result<Planned, CliError> {
-    let loaded = crate::config::load(&args.config, &args.overrides())?;
+fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
     let config = loaded.config;
     let place = place(args, &config)?;
     let addresses = Addresses::new(args, place.nodes)?;
@@ -358,7 +364,9 @@ fn threads(config: &Config, local: usize) -> usize {
 /// Shows the header, and whether it fits.
 fn dry_run(planned: &Planned, run: &RunDir) -> Result<Exit, CliError> {
     let header = header(&planned.plan, &planned.config, None, run)?;
-    crate::output::show(&Console::new().lines(&Event::Header(header)))?;
+    let lines = Console::new().lines(&Event::Header(header));
+    let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
+    crate::output::show(&format!("{lines}\n{mesh}"))?;
     if let Err(why) | Ok(Some(why)) = &planned.fit {
         crate::output::complain(&format!("warning: {why}"));
     }

@@ -1,0 +1,332 @@
+//! What a mesh would hold where: decided without memory and without talking.
+//!
+//! Training is parallel over data alone for now, so this plan is shown and not run.
+
+use std::ops::Range;
+
+use layout::{
+    Along, Axis, Coordinate, CostTable, Demands, GroupPlan, LayoutError, Mesh, MeshSpec,
+    Placements, Role, Schema, Tree, Uneven, placement,
+};
+use model::Architecture;
+use optim::glob::generalize;
+
+use crate::TrainError;
+use crate::config::{Config, RanksConfig, WeightsDtype};
+
+/// The plan of a mesh for a config.
+pub struct MeshPlan {
+    pub mesh: Mesh,
+    pub schema: Schema,
+    pub placements: Placements,
+    /// What is divided unevenly, and may be.
+    pub uneven: Vec<Uneven>,
+    /// Of each group along dp and ep.
+    pub groups: Vec<GroupPlan>,
+    /// What the ranks hold, those of equal amounts together.
+    pub holdings: Vec<Holding>,
+    /// How tensors lie, those that differ by number alone together.
+    pub kinds: Vec<TensorKind>,
+    /// Gradient buffers of a rank for dense parameters, and for those of its experts, which get
+    /// tokens of the leaves of all ranks along ep.
+    pub gradient_slots: usize,
+    pub expert_slots: usize,
+}
+
+/// What ranks at some coordinates hold each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    pub stage: usize,
+    /// Layers of the stage.
+    pub layers: Range<usize>,
+    pub ep: Range<usize>,
+    pub tp: Range<usize>,
+    /// Elements of all parameters, and of experts among them.
+    pub parameters: usize,
+    pub in_experts: usize,
+    /// Bytes of weights and gradients.
+    pub weight_bytes: u64,
+    pub gradient_bytes: u64,
+    /// Elements that a rank updates, at most.
+    pub owned: usize,
+}
+
+/// A line of the table of tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorKind {
+    /// Numbers replaced by `*`.
+    pub name: String,
+    pub count: usize,
+    pub shape: Vec<usize>,
+    /// How they lie along pp, ep and tp.
+    pub along: [String; 3],
+}
+
+/// The mesh as the config asks for it.
+pub fn spec(ranks: &RanksConfig) -> MeshSpec {
+    match &ranks.mesh {
+        None => MeshSpec::default(),
+        Some(mesh) => MeshSpec { pp: mesh.pp, dp: mesh.dp, ep: mesh.ep, tp: mesh.tp },
+    }
+}
+
+/// Whether a mesh divides more than data.
+pub fn divides_the_model(spec: MeshSpec) -> bool {
+    (spec.pp, spec.ep, spec.tp) != (1, 1, 1)
+}
+
+/// The mesh of a config.
+///
+/// # Errors
+/// Axes that do not fill the ranks, or that the model or the batch do not allow.
+pub fn mesh(config: &Config, a: &Architecture, schema: &Schema) -> Result<Mesh, LayoutError> {
+    spec(&config.ranks).fill(config.ranks.count, &demands(config, a, schema))
+}
+
+fn demands(config: &Config, a: &Architecture, schema: &Schema) -> Demands {
+    let demands = Demands::new(schema, a.head_dim);
+    // Too many ranks for the leaves are told of as such where a rank is nothing else.
+    match divides_the_model(spec(&config.ranks)) {
+        true => demands.with_leaves(config.batch.leaves),
+        false => demands,
+    }
+}
+
+impl MeshPlan {
+    /// Plans the mesh of a config.
+    ///
+    /// # Errors
+    /// A model that does not fit together; a mesh that it or the batch does not allow; optimizer
+    /// rules that leave a parameter out.
+    pub fn new(config: &Config, tokenizer_vocab: usize) -> Result<MeshPlan, TrainError> {
+        let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
+        let (schema, _) = model::parameters(&architecture)?;
+        let mesh = mesh(config, &architecture, &schema)?;
+        let placements = Placements::new(&schema, architecture.head_dim, mesh)?;
+        let updates = optim::plan(&schema, &config.optimizer)?;
+        let treatments = optim::treatments(&updates)?;
+        let bucket_elements = config.ranks.bucket_bytes.div_ceil(4);
+        let cost = &CostTable::CPU;
+        let groups = GroupPlan::all(&schema, &placements, &treatments, bucket_elements, cost)?;
+        let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;
+        let mut plan = MeshPlan {
+            uneven: demands(config, &architecture, &schema).uneven(mesh),
+            kinds: kinds(&schema, &placements),
+            holdings: Vec::new(),
+            mesh,
+            schema,
+            placements,
+            groups,
+            gradient_slots: gradient_slots(mesh, &tree, Role::Matrix)?,
+            expert_slots: gradient_slots(mesh, &tree, Role::Expert { index: 0, of: 1 })?,
+        };
+        let weight = match config.train.weights {
+            WeightsDtype::F32 => 4,
+            WeightsDtype::Bf16 => 2,
+        };
+        plan.holdings = plan.holdings(architecture.layers, weight)?;
+        Ok(plan)
+    }
+
+    /// Mean load over makespan of the group that is balanced worst.
+    pub fn balance(&self) -> f64 {
+        self.groups.iter().map(|group| group.ownership.balance()).fold(1.0, f64::min)
+    }
+
+    fn holdings(&self, layers: usize, weight_bytes: u64) -> Result<Vec<Holding>, TrainError> {
+        let mesh = self.mesh;
+        let mut all: Vec<Holding> = Vec::new();
+        for stage in 0..mesh.pp {
+            let mut of_stage: Vec<Holding> = Vec::new();
+            for tp in 0..mesh.tp {
+                let owned = self.owned(stage, tp);
+                for (ep, &owned) in owned.iter().enumerate() {
+                    let at = Coordinate { pp: stage, dp: 0, ep, tp };
+                    let (parameters, in_experts) = self.elements(at)?;
+                    let holding = Holding {
+                        stage,
+                        layers: placement::share(layers, mesh.pp, stage),
+                        ep: ep..ep + 1,
+                        tp: tp..tp + 1,
+                        parameters,
+                        in_experts,
+                        weight_bytes: parameters as u64 * weight_bytes,
+                        gradient_bytes: self.gradient_elements(parameters, in_experts) * 4,
+                        owned,
+                    };
+                    join(&mut of_stage, holding, |one| &mut one.ep);
+                }
+            }
+            // Rows of one tp number that go on in the next.
+            for holding in of_stage {
+                join(&mut all, holding, |one| &mut one.tp);
+            }
+        }
+        Ok(all)
+    }
+
+    fn gradient_elements(&self, parameters: usize, in_experts: usize) -> u64 {
+        let dense = (parameters - in_experts) * self.gradient_slots;
+        (dense + in_experts * self.expert_slots) as u64
+    }
+
+    /// Of each number along ep, the elements that a rank of this stage and tp number owns at most.
+    fn owned(&self, stage: usize, tp: usize) -> Vec<usize> {
+        let mut most = vec![0; self.mesh.ep];
+        let group = &self.groups[stage * self.mesh.tp + tp];
+        let mut owned = vec![0; group.members.len()];
+        for piece in &group.ownership.pieces {
+            owned[piece.owner] += piece.flat.len();
+        }
+        for (member, owned) in owned.into_iter().enumerate() {
+            let most = &mut most[member % self.mesh.ep];
+            *most = owned.max(*most);
+        }
+        most
+    }
+
+    /// Elements that the rank at `at` holds, and those of experts among them.
+    fn elements(&self, at: Coordinate) -> Result<(usize, usize), TrainError> {
+        let (mut all, mut in_experts) = (0, 0);
+        for (index, tensor) in self.schema.tensors.iter().enumerate() {
+            let elements = self.placements.elements(index, at)?;
+            all += elements;
+            if matches!(tensor.role, Role::Expert { .. }) {
+                in_experts += elements;
+            }
+        }
+        Ok((all, in_experts))
+    }
+}
+
+/// Buffers that accumulate the gradient of a parameter of `role`: those of the rank that needs
+/// most.
+fn gradient_slots(mesh: Mesh, tree: &Tree, role: Role) -> Result<usize, LayoutError> {
+    let mut most = 1;
+    for sample_rank in 0..mesh.sample_ranks() {
+        // The first stage's rank with the first part of every matrix.
+        let leaves = mesh.leaves(tree, sample_rank * mesh.tp, role)?;
+        most = most.max(tree.schedule(&leaves).slots);
+    }
+    Ok(most)
+}
+
+/// Adds `next` to `all`, or makes the range of the last longer where they differ by it alone.
+fn join(all: &mut Vec<Holding>, mut next: Holding, range: fn(&mut Holding) -> &mut Range<usize>) {
+    if let Some(last) = all.last_mut() {
+        let (before, own) = (range(last).clone(), range(&mut next).clone());
+        *range(&mut next) = before.clone();
+        // What ranks own differs a little; the most of all is told.
+        let owned = next.owned.max(last.owned);
+        let alike = Holding { owned: last.owned, ..next.clone() } == *last;
+        if alike && before.end == own.start {
+            *range(last) = before.start..own.end;
+            last.owned = owned;
+            return;
+        }
+        *range(&mut next) = own;
+    }
+    all.push(next);
+}
+
+fn kinds(schema: &Schema, placements: &Placements) -> Vec<TensorKind> {
+    let mut kinds: Vec<TensorKind> = Vec::new();
+    let mut known = std::collections::HashMap::new();
+    for (tensor, placement) in schema.tensors.iter().zip(&placements.tensors) {
+        let name = generalize(&tensor.name);
+        let layered = name != tensor.name;
+        let along = Axis::ALL.into_iter().filter(|&axis| axis != Axis::Dp);
+        let along = along.map(|axis| words(placement.along(axis), axis, layered));
+        let along: Vec<String> = along.collect();
+        let shape = tensor.shape.clone();
+        let at = *known.entry((name.clone(), shape.clone())).or_insert_with(|| {
+            let along = std::array::from_fn(|i| along[i].clone());
+            kinds.push(TensorKind { name, count: 0, shape, along });
+            kinds.len() - 1
+        });
+        kinds[at].count += 1;
+    }
+    kinds
+}
+
+fn words(along: &Along, axis: Axis, layered: bool) -> String {
+    match along {
+        Along::Replicated => "replicated".into(),
+        Along::Sharded { axis, split, .. } => {
+            let lines = if *axis == 0 { "rows" } else { "columns" };
+            format!("{lines} by {}", split.word())
+        }
+        Along::Held { .. } if axis == Axis::Ep => "by index".into(),
+        Along::Held { .. } if layered => "by layer".into(),
+        Along::Held { at } => {
+            let stages: Vec<String> = at.iter().map(ToString::to_string).collect();
+            format!("stage{} {}", if at.len() > 1 { "s" } else { "" }, stages.join(" and "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MeshConfig;
+    use model::Preset;
+
+    fn config(preset: Preset, count: usize, mesh: MeshConfig) -> Config {
+        let mut config = Config::default();
+        config.model.preset = Some(preset);
+        (config.ranks.count, config.ranks.mesh) = (count, Some(mesh));
+        config.batch.leaves = 8;
+        config
+    }
+
+    #[test]
+    fn every_preset_has_a_rule_for_every_tensor() {
+        for preset in [
+            Preset::Gpt2124m,
+            Preset::Llama3_8b,
+            Preset::Qwen3Moe30b,
+            Preset::Olmoe7b,
+            Preset::Mixtral8x7b,
+            Preset::TinyMoe,
+        ] {
+            let mesh = MeshConfig { pp: 2, tp: 2, ..MeshConfig::default() };
+            let plan = MeshPlan::new(&config(preset, 8, mesh), 257).unwrap();
+            // One of each stage and tp number hold the whole between them, and copies of what tp
+            // replicates and both stages need.
+            let total: usize = plan
+                .schema
+                .tensors
+                .iter()
+                .enumerate()
+                .map(|(index, tensor)| tensor.len() * plan.placements.copies(index) / plan.mesh.dp)
+                .sum();
+            let held: usize = plan
+                .holdings
+                .iter()
+                .map(|holding| holding.parameters * holding.ep.len() * holding.tp.len())
+                .sum();
+            assert_eq!(held, total, "{preset:?}");
+            assert!(held < plan.schema.parameters() * 2, "{preset:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_mesh_the_plan_is_the_runs() {
+        let plain = Config {
+            ranks: RanksConfig { count: 3, ..RanksConfig::default() },
+            ..config(Preset::TinyMoe, 3, MeshConfig::default())
+        };
+        let run = crate::RunPlan::new(&plain, 257, 3, 1).unwrap();
+        let plan = MeshPlan::new(&plain, 257).unwrap();
+        assert_eq!(plan.mesh, Mesh::data_parallel(3));
+        assert_eq!(plan.groups.len(), 1);
+        assert_eq!(plan.groups[0].ownership.digest(), run.ownership.digest());
+        assert_eq!(plan.gradient_slots, run.gradient_slots());
+    }
+
+    #[test]
+    fn a_config_without_a_mesh_is_written_as_before() {
+        let text = serde_json::to_string(&Config::default()).unwrap();
+        assert!(!text.contains("mesh"), "{text}");
+    }
+}
