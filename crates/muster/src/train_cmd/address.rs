@@ -114,6 +114,16 @@ fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketA
         ));
     }
     let is_here = |addr: &SocketAddr| addr.ip().is_loopback();
+    let others_come = |bind: &IpAddr| !bind.is_loopback() && !bind.is_unspecified();
+    if let (true, Some(bind)) = (found.iter().all(is_here), bind.filter(others_come)) {
+        // As where /etc/hosts gives a host's own name 127.0.1.1.
+        let (found, port) = (found[0].ip(), found[0].port());
+        return Err(mistake(format!(
+            ": that is {found} here, which only this host reaches, but --bind {bind} is for ranks \
+             of others; name node 0 by an address that all reach, such as {bind}:{port} if it is \
+             this host"
+        )));
+    }
     if !found.iter().any(is_here) && bind.is_none_or(|bind| bind.is_loopback()) {
         return Err(mistake(
             " is for several hosts, but the ranks would listen where only this one reaches them; \
