@@ -279,8 +279,8 @@ fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
     let server = server(2, PATIENCE_MS);
     let first = joining(server.addr(), hello(0, 2));
     // Of another job: nobody's business here.
-    report_absent(server.addr(), "other", 1, "no text");
-    report_absent(server.addr(), "job", 1, "no text");
+    assert!(report_absent(server.addr(), "other", 1, "no text", Duration::from_secs(9)));
+    assert!(report_absent(server.addr(), "job", 1, "no text", Duration::from_secs(9)));
     let expected = "node 1 ended before the job began: no text";
     assert_eq!(message(first.join().unwrap()), expected);
     assert_eq!(message(server.wait_joined()), expected);

@@ -2,7 +2,11 @@
 //!
 //! They are nobody's mistake and no bug: exit code 3, with the limit's name and what to do.
 
+use std::error::Error;
 use std::io;
+use std::path::Path;
+
+use checkpoint::disk::{Disk, OsDisk};
 
 use crate::error::CliError;
 
@@ -19,12 +23,9 @@ const OWN: usize = 4;
 /// Threads per core beyond which ranks wait for each other's threads rather than compute.
 const CROWDED: usize = 64;
 
-/// The limit that an error of the system has met, and what to do; none if it is of another kind.
-pub fn advice(error: &io::Error) -> Option<&'static str> {
-    let code = error.raw_os_error();
-    // Without a code where the system's word was passed on by another library.
-    let code = code.or_else(|| code_in(&error.to_string()))?;
-    of_code(code)
+/// The limit that an error has met, and what to do; none if it is of another kind.
+pub fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    code_of(error).and_then(of_code)
 }
 
 /// As [`advice`], for a message that holds the system's.
@@ -32,13 +33,67 @@ pub fn advice_in(message: &str) -> Option<&'static str> {
     code_in(message).and_then(of_code)
 }
 
-/// Whether a message holds the system's word for a machine that fails or is exhausted, rather than
-/// for a path, which is the user's to choose.
-pub fn is_of_machine(message: &str) -> bool {
+/// As [`advice`], for an error of what lies at `path`: of a full disk it says what has run out.
+pub fn advice_at(path: &Path, error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => {
+            // The file itself may not have been made.
+            let free = path.ancestors().chain([Path::new(".")]).find_map(|at| OsDisk.free(at));
+            let is_out_of_files = free.is_some_and(|free| free.files == Some(0));
+            Some(if is_out_of_files { OUT_OF_FILES } else { OUT_OF_BYTES })
+        }
+        _ => advice(error),
+    }
+}
+
+const OUT_OF_FILES: &str = "no more files can be made there, as all inodes of the file system are \
+                            in use (`df -i`): remove some";
+
+const OUT_OF_BYTES: &str = "the disk is full: free some space";
+
+/// What is said instead of a library's panic that holds the system's word for a limit.
+pub fn met_in(panic: &str) -> Option<String> {
+    let code = code_in(panic)?;
+    let advice = of_code(code)?;
+    let action = match code {
+        libc::EAGAIN => "cannot start a thread",
+        libc::ENOMEM => "cannot reserve memory",
+        _ => "a system call failed",
+    };
+    Some(format!("{action}: {}; {advice}", io::Error::from_raw_os_error(code)))
+}
+
+/// Whether the system's word in an error is that a machine fails or is exhausted, rather than of a
+/// path, which is the user's to choose.
+pub fn is_of_machine(error: &(dyn Error + 'static)) -> bool {
+    code_of(error).is_some_and(is_code_of_machine)
+}
+
+/// As [`is_of_machine`], for a message that holds the system's.
+pub fn is_of_machine_in(message: &str) -> bool {
+    code_in(message).is_some_and(is_code_of_machine)
+}
+
+fn is_code_of_machine(code: i32) -> bool {
     let exhausted = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
     let disk = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EFBIG];
-    let codes = [exhausted, disk].concat();
-    code_in(message).is_some_and(|code| codes.contains(&code))
+    exhausted.contains(&code) || disk.contains(&code)
+}
+
+/// The system's number in an error or in what caused it.
+fn code_of(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if let Some(code) = io.and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        // What an error of the standard library wraps is not among its own causes.
+        let wrapped = io.and_then(|io| io.get_ref()).map(|inner| inner as &(dyn Error + 'static));
+        cause = wrapped.or_else(|| error.source());
+    }
+    // Other ranks send words, and some libraries keep nothing else of the system's error.
+    code_in(&error.to_string())
 }
 
 fn of_code(code: i32) -> Option<&'static str> {
@@ -76,6 +131,23 @@ pub fn refused(action: impl std::fmt::Display, error: &io::Error) -> CliError {
     match advice(error) {
         Some(advice) => CliError::peer(format!("cannot {action}: {error}; {advice}")),
         None => CliError::peer(format!("cannot {action}: {error}")),
+    }
+}
+
+/// The least that the commands need.
+const STACK_KIB: usize = 2048;
+
+/// Whether the stack of this process is large enough; a process cannot say so when it overflows.
+///
+/// # Errors
+/// The limit that keeps it small.
+pub fn check_stack() -> Result<(), CliError> {
+    match system::stack_bytes().map(|bytes| bytes / 1024) {
+        Some(kib) if kib < STACK_KIB => Err(CliError::peer(format!(
+            "the limit of the stack is {kib} KiB (`ulimit -s`), and {STACK_KIB} KiB are needed: \
+             raise it"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -160,6 +232,11 @@ mod system {
     fn field(text: &str, begin: &str) -> Option<String> {
         let line = text.lines().find_map(|line| line.strip_prefix(begin))?;
         line.split_whitespace().next().map(str::to_owned)
+    }
+
+    /// None: unlimited.
+    pub fn stack_bytes() -> Option<usize> {
+        number(&field(&read_to_string("/proc/self/limits").ok()?, "Max stack size")?)
     }
 
     fn of_user() -> Option<(usize, String)> {
@@ -269,9 +346,33 @@ mod tests {
         assert!(advice_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));
         assert_eq!(advice(&io::Error::from_raw_os_error(libc::ENOENT)), None);
         assert_eq!(advice_in("code: none"), None);
-        assert!(is_of_machine("cannot read x: Input/output error (os error 5)"));
-        assert!(!is_of_machine("cannot read x: No such file or directory (os error 2)"));
-        assert!(!is_of_machine("cannot read x5"));
+        assert!(is_of_machine_in("cannot read x: Input/output error (os error 5)"));
+        assert!(!is_of_machine_in("cannot read x: No such file or directory (os error 2)"));
+        assert!(!is_of_machine_in("cannot read x5"));
+    }
+
+    #[test]
+    fn limits_are_known_by_what_caused_an_error() {
+        let source = io::Error::from_raw_os_error(libc::EMFILE);
+        let path = "a (os error 5)".into();
+        let error = data::DataError::Io { action: "read", path, source };
+        assert!(advice(&error).unwrap().contains("ulimit -n"), "{error}");
+        assert!(is_of_machine(&io::Error::other(error)));
+        // The name of a file is no word of the system's.
+        let source = io::Error::from_raw_os_error(libc::ENOENT);
+        let action = "read of a file";
+        let path = "a (os error 5)".into();
+        assert!(!is_of_machine(&data::DataError::Io { action, path, source }));
+    }
+
+    #[test]
+    fn a_librarys_panic_is_told_in_the_systems_words() {
+        let debug = "The global thread pool has not been initialized.: ThreadPoolBuildError { \
+                     kind: IOError(Os { code: 11, kind: WouldBlock, message: \"…\" }) }";
+        let told = met_in(debug).unwrap();
+        let expected = "cannot start a thread: Resource temporarily unavailable (os error 11); ";
+        assert!(told.starts_with(expected), "{told}");
+        assert_eq!(met_in("index out of bounds: the len is 11"), None);
     }
 
     #[test]

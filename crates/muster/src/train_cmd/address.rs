@@ -4,11 +4,13 @@
 //! names: node 0 listens at every address that it has, the others try each in turn.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 use comm::rendezvous::{self, Server};
 
 use crate::cli::TrainArgs;
 use crate::error::{CliError, Exit};
+use crate::output::complain;
 
 /// The job of several hosts, to each other.
 pub const JOB: &str = "hosts";
@@ -140,8 +142,21 @@ pub fn list(addrs: &[SocketAddr]) -> String {
     texts.join(" or ")
 }
 
+/// How long node 0 is looked for in silence to be told that this host will not bring its ranks.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// And then: hosts are not started at the same moment.
+const LATE: Duration = Duration::from_secs(8);
+
+/// Whether this host's ranks were started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Never,
+    /// Perhaps; if they have met the others, node 0 may be gone by now.
+    Tried,
+}
+
 /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
-pub fn report_absent(args: &TrainArgs, error: &CliError) {
+pub fn report_absent(args: &TrainArgs, error: &CliError, start: Start) {
     let (Some(text), Some(node @ 1..)) = (&args.rendezvous, args.node_rank) else { return };
     let addrs: Vec<SocketAddr> = text.to_socket_addrs().into_iter().flatten().collect();
     if args.dry_run || addrs.is_empty() {
@@ -152,5 +167,13 @@ pub fn report_absent(args: &TrainArgs, error: &CliError) {
         Exit::Mistake => error.message.trim(),
         _ => error.message.lines().next().unwrap_or_default(),
     };
-    rendezvous::report_absent(&addrs[..], JOB, node, reason);
+    let tell = |patience| rendezvous::report_absent(&addrs[..], JOB, node, reason, patience);
+    if !tell(AT_ONCE) && start == Start::Never {
+        let (at, most_s) = (list(&addrs), LATE.as_secs());
+        complain(&format!(
+            "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so that \
+             it need not wait"
+        ));
+        tell(LATE);
+    }
 }

@@ -31,6 +31,9 @@ pub struct Limits {
     pub step_timeout: Option<Duration>,
 }
 
+/// After this long a meeting of several hosts is told to be waited for.
+pub const MEETING_IS_SLOW: Duration = Duration::from_secs(2);
+
 /// What is to be done about a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {

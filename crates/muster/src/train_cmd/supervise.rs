@@ -48,6 +48,17 @@ impl Place {
         }
     }
 
+    /// What to say where the others are late; on one host there are none.
+    fn waits(&self, job: &Job) -> Option<String> {
+        let at = address::list(&job.rendezvous);
+        let most_s = job.config.ranks.timeout_ms.div_ceil(1000);
+        let what = match self.node {
+            0 => format!("waiting at {at} for the other hosts"),
+            _ => format!("waiting for node 0 at {at} and the other hosts"),
+        };
+        (self.nodes > 1).then(|| format!("node {}: {what}, for {most_s} s at most", self.node))
+    }
+
     fn says_it_is_done(&self) {
         if self.node > 0 {
             crate::output::tell(&format!("node {}: its ranks are done", self.node));
@@ -60,7 +71,7 @@ impl Place {
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
-    let tell = |error: &CliError| address::report_absent(&args, error);
+    let tell = |error: &CliError| address::report_absent(&args, error, address::Start::Never);
     let planned = plan(&args).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
@@ -74,7 +85,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
-    supervise(&args, planned, &run, &signals).inspect_err(tell)
+    let ended = supervise(&args, planned, &run, &signals);
+    ended.inspect_err(|error| address::report_absent(&args, error, address::Start::Tried))
 }
 
 /// What is known before anything is read or written.
@@ -153,7 +165,7 @@ fn supervise(
     let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
-    let ended = watch.run(server.as_ref(), signals, &limits, &mut |event| {
+    let ended = watch.run(server.as_ref(), signals, &limits, place.waits(&job), &mut |event| {
         // Not before the ranks agree and have loaded what they go on from: until then the
         // directory may be another run's, whose checkpoints need its config.
         let begins = !matches!(event, Event::Warning { .. });

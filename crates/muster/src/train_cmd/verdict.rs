@@ -38,6 +38,8 @@ pub trait Elsewhere {
     fn last_step(&self, rank: usize) -> Option<u64>;
     /// The first rank that was lost, and how.
     fn lost(&self) -> Option<(usize, String)>;
+    /// Ranks of the job, on all hosts.
+    fn world(&self) -> usize;
 }
 
 impl Elsewhere for comm::rendezvous::Server {
@@ -47,6 +49,10 @@ impl Elsewhere for comm::rendezvous::Server {
 
     fn lost(&self) -> Option<(usize, String)> {
         self.lost()
+    }
+
+    fn world(&self) -> usize {
+        self.world()
     }
 }
 
@@ -134,13 +140,23 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
         Some(rank) => headline(rank, seen),
         None => blamed(seen, elsewhere),
     };
-    let message = format!(
-        "{headline}\nThe other ranks were stopped. Checkpoints are intact: the same command \
-         continues from the newest one, or starts anew where none was saved yet."
-    );
+    let message = format!("{headline}\n{}", what_next(seen.len(), elsewhere));
     let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
     let exit = if bug { Exit::Bug } else { Exit::Peer };
     Err(CliError { exit, ..CliError::peer(message) })
+}
+
+/// What became of the others, and what to do; `here` ranks are this host's.
+fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>) -> String {
+    // Only host 0 knows how many there are; where it is not this one, there are several.
+    let several_hosts = elsewhere.is_none_or(|elsewhere| elsewhere.world() > here);
+    let stopped = if here > 1 || several_hosts { "The other ranks were stopped. " } else { "" };
+    let again = match several_hosts {
+        true => "once the cause is mended, start all hosts again; they continue",
+        false => "the same command continues",
+    };
+    let newest = "from the newest one, or anew where none was saved yet";
+    format!("{stopped}Checkpoints are intact: {again} {newest}.")
 }
 
 /// The rank at fault, with those that were given up at the same time.
@@ -300,10 +316,38 @@ mod tests {
             fn lost(&self) -> Option<(usize, String)> {
                 Some((3, "its control connection ended".to_owned()))
             }
+            fn world(&self) -> usize {
+                4
+            }
         }
         let follows = ended(0, exit(3), Some(&[]));
         let text = verdict(&[&follows], Some(&Known)).unwrap_err().message;
         let expected = "rank 3 failed: its control connection ended; its last step was 13\n";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn what_is_to_be_done_is_true_of_this_job() {
+        struct Ranks(usize);
+        impl Elsewhere for Ranks {
+            fn last_step(&self, _: usize) -> Option<u64> {
+                None
+            }
+            fn lost(&self) -> Option<(usize, String)> {
+                None
+            }
+            fn world(&self) -> usize {
+                self.0
+            }
+        }
+        let same = "Checkpoints are intact: the same command continues from the newest one, or \
+                    anew where none was saved yet.";
+        assert_eq!(what_next(1, Some(&Ranks(1))), same);
+        assert_eq!(what_next(2, Some(&Ranks(2))), format!("The other ranks were stopped. {same}"));
+        for server in [Some(&Ranks(2) as &dyn Elsewhere), None] {
+            let text = what_next(1, server);
+            assert!(text.starts_with("The other ranks were stopped. "), "{text}");
+            assert!(text.contains("start all hosts again"), "{text}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
 
-use super::life::{Judgement, Life, Limits};
+use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW};
 use super::line::Line;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
@@ -116,7 +116,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Waits until every rank has ended, passing events on.
+    /// Waits until every rank has ended, passing events on. `waiting` is said once if the ranks
+    /// have not met after a moment.
     ///
     /// # Errors
     /// The first cause of their end.
@@ -125,6 +126,7 @@ impl Watch {
         server: Option<&Server>,
         signals: &Signals,
         limits: &Limits,
+        mut waiting: Option<String>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, CliError> {
         let mut asked = Asked::default();
@@ -132,6 +134,12 @@ impl Watch {
         loop {
             let open = self.pass_on(tell);
             self.now = self.clock.look();
+            if self.now > MEETING_IS_SLOW
+                && self.is_meeting()
+                && let Some(words) = waiting.take()
+            {
+                crate::output::tell(&words);
+            }
             if asked.is_too_much(signals, self) {
                 self.kill();
                 return Ok(Ended::AtOnce);
