@@ -155,8 +155,10 @@ impl std::fmt::Display for Moved {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Moved { bytes: 0, .. } => Ok(()),
-            Moved { bytes, of: 0 } => write!(f, " after {bytes} bytes had moved"),
-            Moved { bytes, of } => write!(f, " after {bytes} of {of} bytes had moved"),
+            Moved { bytes, of: 0 } => write!(f, " without progress ({bytes} bytes had moved)"),
+            Moved { bytes, of } => {
+                write!(f, " without progress ({bytes} of {of} bytes had moved)")
+            }
         }
     }
 }

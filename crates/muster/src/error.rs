@@ -173,7 +173,11 @@ impl From<bench::BenchError> for CliError {
 
 impl From<device::DeviceError> for CliError {
     fn from(error: device::DeviceError) -> CliError {
-        CliError::limited(error)
+        match &error {
+            // Memory, though the system tells of it as of a disk.
+            device::DeviceError::Shared { source, .. } => limits::no_memory(&error, source),
+            _ => CliError::limited(error),
+        }
     }
 }
 
@@ -235,6 +239,7 @@ impl From<comm::CommError> for CliError {
             | CommError::Program { .. }
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
+            CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),
             CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
                 CliError::mistake(format!(
                     "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"

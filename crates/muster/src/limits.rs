@@ -53,7 +53,7 @@ const OUT_OF_BYTES: &str = "the disk is full: free some space";
 
 /// What is said instead of a library's panic that holds the system's word for a limit.
 pub fn met_in(panic: &str) -> Option<String> {
-    let code = code_in(panic)?;
+    let code = code_in_panic(panic)?;
     let advice = of_code(code)?;
     let action = match code {
         libc::EAGAIN => "cannot start a thread",
@@ -100,15 +100,15 @@ fn of_code(code: i32) -> Option<&'static str> {
     Some(match code {
         libc::EAGAIN => {
             // Where memory for a thread's stack is lacking, too.
-            "there is no room for another process or thread: use fewer --ranks or --threads, or \
-             raise the limit (`ulimit -u`, `ulimit -v`, pids.max of the control group)"
+            "there is no room for another process or thread: raise the limit (`ulimit -u`, \
+             `ulimit -v`, pids.max of the control group), or train with fewer --ranks or --threads"
         }
         libc::ENOMEM => {
-            "memory is exhausted: use fewer --ranks or --threads, or raise the limit (`ulimit -v`, \
-             memory.max of the control group)"
+            "memory is exhausted: raise the limit (`ulimit -v`, memory.max of the control group), or \
+             train with fewer --ranks or --threads, or a smaller model or batch"
         }
         libc::EMFILE | libc::ENFILE => {
-            "the limit of open files is reached: use fewer --ranks, or raise it (`ulimit -n`)"
+            "the limit of open files is reached: raise it (`ulimit -n`), or train with fewer --ranks"
         }
         libc::EFBIG => "the limit of a file's size is reached: raise it (`ulimit -f`)",
         libc::ENOSPC => "the disk is full, of bytes or of files (`df -i`): free some space",
@@ -118,12 +118,19 @@ fn of_code(code: i32) -> Option<&'static str> {
     })
 }
 
-/// The number in `… (os error 11)` or `Os { code: 11, …`.
+/// The number in `… (os error 11)`: the last one of a message, which may quote what a user wrote.
 fn code_in(message: &str) -> Option<i32> {
-    ["(os error ", "code: "].iter().find_map(|before| {
-        let (_, rest) = message.rsplit_once(before)?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    })
+    let (_, rest) = message.rsplit_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok()
+}
+
+/// The same in a library's panic, or the number in its `Os { code: 11, …`.
+fn code_in_panic(message: &str) -> Option<i32> {
+    let debug = || {
+        let (_, rest) = message.rsplit_once("Os { code: ")?;
+        rest.split_once(',')?.0.parse().ok()
+    };
+    code_in(message).or_else(debug)
 }
 
 /// The system would not `action`.
@@ -131,6 +138,18 @@ pub fn refused(action: impl std::fmt::Display, error: &io::Error) -> CliError {
     match advice(error) {
         Some(advice) => CliError::peer(format!("cannot {action}: {error}; {advice}")),
         None => CliError::peer(format!("cannot {action}: {error}")),
+    }
+}
+
+/// Memory that processes share could not be had.
+pub fn no_memory(error: &dyn Error, source: &io::Error) -> CliError {
+    let code = match source.raw_os_error() {
+        Some(libc::ENOSPC) => Some(libc::ENOMEM),
+        code => code,
+    };
+    match code.and_then(of_code) {
+        Some(advice) => CliError::peer(format!("{error}; {advice}")),
+        None => CliError::peer(error),
     }
 }
 
@@ -155,21 +174,23 @@ pub fn check_stack() -> Result<(), CliError> {
 #[derive(Debug, Clone)]
 struct Host {
     cores: usize,
+    /// Hosts, all alike; the ranks that a user asks for are those of all.
+    nodes: usize,
     /// Processes and threads that may still be started, and the limit that says so.
     room: Option<(usize, String)>,
 }
 
-/// Whether this host can run `ranks` processes of `threads` threads each.
+/// Whether this host, one of `nodes`, can run `ranks` processes of `threads` threads each.
 ///
 /// # Errors
 /// More threads than cores could serve; more than the system's limits leave room for.
-pub fn check_threads(ranks: usize, threads: usize) -> Result<(), CliError> {
+pub fn check_threads(ranks: usize, threads: usize, nodes: usize) -> Result<(), CliError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    fits(ranks, threads, &Host { cores, room: system::room() })
+    fits(ranks, threads, &Host { cores, nodes, room: system::room() })
 }
 
 fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
-    let Host { cores, room } = host;
+    let Host { cores, nodes, room } = host;
     let (crowd, beside) = (CROWDED * cores, OF_A_RANK + READERS);
     let room_for_ranks = room.as_ref().map(|(room, _)| room.saturating_sub(OWN));
     // What keeps within both.
@@ -180,19 +201,25 @@ fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
             0 => {
                 let roomy = room_for_ranks.map_or(usize::MAX, |most| most / (beside + 1));
                 let single = if threads > 1 { " --threads 1" } else { "" };
-                format!("--ranks {}{single}", crowd.min(roomy).max(1))
+                format!("--ranks {}{single}", crowd.min(roomy).max(1) * nodes)
             }
             threads => format!("--threads {threads}"),
         }
     };
     let plural = crate::console::plural;
-    let plan = format!("{} of {} each", plural(ranks, "rank"), plural(threads, "thread"));
+    let here = if *nodes > 1 { " on this host" } else { "" };
+    let plan = format!("{}{here} of {} each", plural(ranks, "rank"), plural(threads, "thread"));
+    let divided = ranks.saturating_mul((cores / ranks.max(1)).max(1)) <= crowd;
     if ranks.saturating_mul(threads) > crowd {
         return Err(CliError::mistake(format!(
             "{plan} on {}: they would wait for each other rather than compute; use {}{}",
             plural(*cores, "core"),
             knob(),
-            if threads > 1 { " at most, or --threads 0, which divides the cores" } else { "" }
+            match threads > 1 {
+                true if divided => " at most, or --threads 0, which divides the cores",
+                true => " at most",
+                false => "",
+            }
         )));
     }
     let each = if threads > 1 { threads } else { 0 } + beside;
@@ -297,7 +324,7 @@ mod tests {
 
     fn judge(ranks: usize, threads: usize, cores: usize, room: Option<usize>) -> (u8, String) {
         let room = room.map(|room| (room, "`ulimit -u`".to_owned()));
-        match fits(ranks, threads, &Host { cores, room }) {
+        match fits(ranks, threads, &Host { cores, nodes: 1, room }) {
             Ok(()) => (0, String::new()),
             Err(error) => (error.exit.code(), error.message),
         }
@@ -312,6 +339,16 @@ mod tests {
         insta::assert_snapshot!(judge(4, 8, 8, Some(50)).1, @"4 ranks of 8 threads each: 60 processes and threads are needed, and `ulimit -u` leaves room for 50; use --threads 5, or raise the limit");
         insta::assert_snapshot!(judge(16, 1, 8, Some(50)).1, @"16 ranks of 1 thread each: 100 processes and threads are needed, and `ulimit -u` leaves room for 50; use --ranks 6, or raise the limit");
         assert_eq!((judge(2, 4096, 2, None).0, judge(4, 8, 8, Some(50)).0), (2, 3));
+    }
+
+    #[test]
+    fn ranks_are_those_of_all_hosts() {
+        let room = Some((50, "`ulimit -u`".to_owned()));
+        let refused = fits(16, 1, &Host { cores: 8, nodes: 2, room }).unwrap_err();
+        assert!(refused.message.starts_with("16 ranks on this host of 1 thread each"), "{refused}");
+        assert!(refused.message.contains("use --ranks 12, or raise"), "{refused}");
+        let crowded = judge(500, 2, 2, None).1;
+        assert!(crowded.ends_with("use --ranks 128 --threads 1 at most"), "{crowded}");
     }
 
     /// What is advised fits.
@@ -343,7 +380,10 @@ mod tests {
         assert!(refused("write", &full).message.ends_with(advised));
         let passed_on = io::Error::other("pool: Resource temporarily unavailable (os error 11)");
         assert!(advice(&passed_on).unwrap().contains("ulimit -u"));
-        assert!(advice_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));
+        assert!(met_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));
+        // A config may have such a key.
+        assert_eq!(advice_in("unknown key\n  1 | exit_code: 5"), None);
+        assert_eq!(advice_in("a (os error 5"), None);
         assert_eq!(advice(&io::Error::from_raw_os_error(libc::ENOENT)), None);
         assert_eq!(advice_in("code: none"), None);
         assert!(is_of_machine_in("cannot read x: Input/output error (os error 5)"));

@@ -151,29 +151,50 @@ const LATE: Duration = Duration::from_secs(8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     Never,
-    /// Perhaps; if they have met the others, node 0 may be gone by now.
+    /// Perhaps; if node 0 is not found at once, it may be gone by now.
     Tried,
 }
 
-/// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
-pub fn report_absent(args: &TrainArgs, error: &CliError, start: Start) {
-    let (Some(text), Some(node @ 1..)) = (&args.rendezvous, args.node_rank) else { return };
-    let addrs: Vec<SocketAddr> = text.to_socket_addrs().into_iter().flatten().collect();
-    if args.dry_run || addrs.is_empty() {
-        return;
+/// A host for whose ranks node 0 waits, until they have met the others.
+#[derive(Debug, Clone)]
+pub struct Absence {
+    node: usize,
+    /// Of node 0; empty where it waits for nobody.
+    addrs: Vec<SocketAddr>,
+}
+
+impl Absence {
+    pub fn of(args: &TrainArgs) -> Absence {
+        let (node, text) = (args.node_rank.unwrap_or(0), args.rendezvous.as_deref());
+        let is_awaited = node > 0 && !args.dry_run;
+        let found = text.filter(|_| is_awaited).and_then(|text| text.to_socket_addrs().ok());
+        Absence { node, addrs: found.into_iter().flatten().collect() }
     }
-    // The rest of what is said of failed ranks is for whoever sits here.
-    let reason = match error.exit {
-        Exit::Mistake => error.message.trim(),
-        _ => error.message.lines().next().unwrap_or_default(),
-    };
-    let tell = |patience| rendezvous::report_absent(&addrs[..], JOB, node, reason, patience);
-    if !tell(AT_ONCE) && start == Start::Never {
-        let (at, most_s) = (list(&addrs), LATE.as_secs());
-        complain(&format!(
-            "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so that \
-             it need not wait"
-        ));
-        tell(LATE);
+
+    /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
+    pub fn report(&self, reason: &str, start: Start) {
+        let Absence { node, addrs } = self;
+        if addrs.is_empty() {
+            return;
+        }
+        let tell = |patience| rendezvous::report_absent(&addrs[..], JOB, *node, reason, patience);
+        if !tell(AT_ONCE) && start == Start::Never {
+            let (at, most_s) = (list(addrs), LATE.as_secs());
+            complain(&format!(
+                "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so \
+                 that it need not wait"
+            ));
+            tell(LATE);
+        }
+    }
+
+    /// As [`Absence::report`], of an error.
+    pub fn report_error(&self, error: &CliError, start: Start) {
+        // The rest of what is said of failed ranks is for whoever sits here.
+        let reason = match error.exit {
+            Exit::Mistake => error.message.trim(),
+            _ => error.message.lines().next().unwrap_or_default(),
+        };
+        self.report(reason, start);
     }
 }

@@ -89,6 +89,11 @@ impl Life {
         self.pulse.is_some_and(|pulse| pulse.phase == Phase::Meeting)
     }
 
+    /// Whether it has met the other ranks.
+    pub fn has_met(&self) -> bool {
+        self.pulse.is_some_and(|pulse| !matches!(pulse.phase, Phase::Starting | Phase::Meeting))
+    }
+
     /// `stop`: when the run was asked to stop, if it was.
     pub fn judge(&mut self, now: Duration, limits: &Limits, stop: Option<Duration>) -> Judgement {
         let since = |then: Duration| now.saturating_sub(then);

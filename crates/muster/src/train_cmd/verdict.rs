@@ -89,8 +89,22 @@ impl Seen {
         self.given_up.is_some() || (fell && !self.was_killed && self.fault.is_none())
     }
 
+    /// Whether both were given up for the same, apart from how many milliseconds it was.
+    fn was_given_up_like(&self, other: &Seen) -> bool {
+        let kind = |seen: &Seen| {
+            let why = seen.given_up.as_deref()?;
+            Some(why.split(|c: char| c.is_ascii_digit()).next()?.to_owned())
+        };
+        kind(self).is_some_and(|why| Some(why) == kind(other))
+    }
+
     /// `killed by signal 9`, its last step and last log lines.
     pub fn how_it_ended(&self) -> String {
+        self.how("its")
+    }
+
+    /// As [`Seen::how_it_ended`], of one or of several of which this is one.
+    fn how(&self, its: &str) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
             Some((Some(code), _)) => format!("exit status {code}"),
@@ -101,12 +115,12 @@ impl Seen {
             None if self.was_killed => ", and its process cannot be killed",
             _ => "",
         };
-        format!("{how}{undead}{}{}", last_step(self.step), self.last_lines())
+        format!("{how}{undead}{}{}", last_step(self.step, its), self.last_lines(its))
     }
 
-    fn last_lines(&self) -> String {
+    fn last_lines(&self, its: &str) -> String {
         let lines: String = self.tail.iter().map(|line| format!("\n    {line}")).collect();
-        if lines.is_empty() { lines } else { format!("; its last log lines:{lines}") }
+        if lines.is_empty() { lines } else { format!("; {its} last log lines:{lines}") }
     }
 
     /// What it complained of last.
@@ -118,11 +132,12 @@ impl Seen {
 }
 
 /// A clause for a message; empty where the step is not known.
-fn last_step(step: Option<u64>) -> String {
+fn last_step(step: Option<u64>, its: &str) -> String {
     match step {
         None => String::new(),
-        Some(0) => "; it had not finished its first step".to_owned(),
-        Some(step) => format!("; its last step was {step}"),
+        Some(0) if its == "its" => "; it had not finished its first step".to_owned(),
+        Some(0) => "; they had not finished their first step".to_owned(),
+        Some(step) => format!("; {its} last step was {step}"),
     }
 }
 
@@ -161,16 +176,9 @@ fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>) -> String {
 
 /// The rank at fault, with those that were given up at the same time.
 fn headline(first: &Seen, seen: &[&Seen]) -> String {
-    let given_up = |rank: &&&Seen| rank.given_up.is_some();
-    let mut ranks: Vec<usize> = seen.iter().filter(given_up).map(|rank| rank.rank).collect();
-    if first.given_up.is_none() || ranks.len() == 1 {
-        ranks = vec![first.rank];
-    }
-    let what = first.how_it_ended();
-    let what = match ranks.len() {
-        1 => what,
-        _ => what.replace("; its ", "; their "),
-    };
+    let same = |rank: &&&Seen| rank.rank == first.rank || rank.was_given_up_like(first);
+    let ranks: Vec<usize> = seen.iter().filter(same).map(|rank| rank.rank).collect();
+    let what = first.how(if ranks.len() == 1 { "its" } else { "their" });
     Fault { ranks, what }.headline()
 }
 
@@ -187,8 +195,8 @@ fn blamed(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> String {
     let step = step.or_else(|| elsewhere.and_then(|elsewhere| elsewhere.last_step(rank)));
     // Another host's supervisor may have told of the step already.
     let step = if fault.what.contains("its last step") { None } else { step };
-    let lines = here.map(|seen| seen.last_lines()).unwrap_or_default();
-    format!("{}{}{lines}", fault.headline(), last_step(step))
+    let lines = here.map(|seen| seen.last_lines("its")).unwrap_or_default();
+    format!("{}{}{lines}", fault.headline(), last_step(step, "its"))
 }
 
 /// From the first rank that names another along who blames whom; the last fault on that way.

@@ -77,7 +77,10 @@ impl Asked {
             if self.interrupts > 1 {
                 return true;
             }
-            crate::output::complain("finishing the step and saving; Ctrl-C again stops at once");
+            crate::output::complain(match watch.is_meeting() {
+                true => "stopping: the ranks have not met yet, and there is nothing to save",
+                false => "finishing the step and saving; Ctrl-C again stops at once",
+            });
             watch.signal(libc::SIGINT);
             self.stop.get_or_insert(watch.now);
         }
@@ -169,6 +172,11 @@ impl Watch {
         self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
         verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+    }
+
+    /// Whether any rank of this host has met the others.
+    pub fn have_met(&self) -> bool {
+        self.ranks.iter().any(|rank| rank.seen.step.is_some() || rank.life.has_met())
     }
 
     /// Whether every rank of this host still waits for others.
