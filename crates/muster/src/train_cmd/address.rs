@@ -161,8 +161,8 @@ pub fn report_absent(args: &TrainArgs, error: &CliError, start: Start) {
     if !tell(AT_ONCE) && start == Start::Never {
         let (at, most_s) = (list(&addrs), LATE.as_secs());
         complain(&format!(
-            "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so that \
-             it need not wait"
+            "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so \
+             that it need not wait"
         ));
         tell(LATE);
     }
