@@ -168,8 +168,8 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
     }
 }
 
-/// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so that
-/// the others need not wait for them; returns whether it was. Once they have met this changes
+/// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
+/// that the others need not wait for them; returns whether it was. Once they have met this changes
 /// nothing.
 pub fn report_absent(
     addrs: impl ToSocketAddrs,

@@ -209,7 +209,7 @@ fn supervise(
 fn begin_events(
     place: &Place,
     run: &RunDir,
-    header: impl FnOnce() -> Result<train::Header, CliError>,
+    header: impl FnOnce() -> Result<train::event::Header, CliError>,
 ) -> Result<EventSink, CliError> {
     let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
     let mut sink = EventSink { console: Console::new(), log, has_failed: false };
