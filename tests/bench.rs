@@ -172,3 +172,24 @@ fn a_device_that_is_not_there_is_an_error_with_a_remedy() {
         }
     }
 }
+
+#[test]
+fn a_report_joins_what_is_printed_and_one_that_fails_keeps_no_other_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = ["bench", "gemm", "--shapes", "8x8x8", "--iterations", "1", "--warmup", "0"];
+    let log = dir.path().join("log");
+    std::fs::write(&log, "before\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(few).args(["--threads", "1", "--csv", "/dev/stdout"]);
+    command.stdout(std::fs::File::options().append(true).open(&log).unwrap());
+    assert!(command.status().unwrap().success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "before");
+    assert!(lines[1].contains("shape") && lines[2].contains("8x8x8"), "{text}");
+    assert!(text.trim_end().rsplit('\n').next().unwrap().contains("8x8x8"), "{text}");
+
+    let files = ["--threads", "1", "--json", "gone/r.json", "--csv", "r.csv"];
+    refused(dir.path(), &[&few[..], &files].concat());
+    assert!(std::fs::read_to_string(dir.path().join("r.csv")).unwrap().contains("8x8x8"));
+}

@@ -113,6 +113,17 @@ fn what_a_tokenizer_would_lose_or_draw() {
     let lost = refusal(&run, &[tokenizer]);
     let what = "2 characters (4 bytes), of which `\u{2603}` (U+2603) is the first in text.txt";
     assert!(lost.contains(what) && lost.contains("unk_token"), "{lost}");
+    // A prompt before training, and not when it is over.
+    std::fs::write(run.path().join("text.txt"), "ab\n".repeat(200)).unwrap();
+    let mut sets = vec![tokenizer, "train.sample_tokens=4", "train.sample_prompt=a\u{2603}"];
+    let prompt = refusal(&run, &sets);
+    let what = "train.sample_prompt: \"a\u{2603}\" cannot become tokens: ";
+    assert!(prompt.contains(what) && prompt.contains("(U+2603)"), "{prompt}");
+    // It is never used where nothing is sampled.
+    sets[1] = "train.sample_tokens=0";
+    let args = sets.iter().flat_map(|set| ["--set", *set]);
+    let check: Vec<&str> = ["config", "check", "run.yaml"].into_iter().chain(args).collect();
+    assert_eq!(run.muster(&check).code(), Some(0));
     letters(&run, r#", "dropout": 0.5"#);
     let drawn = refusal(&run, &[tokenizer]);
     assert!(drawn.contains("its model has \"dropout\": 0.5"), "{drawn}");

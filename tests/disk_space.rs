@@ -99,3 +99,22 @@ fn inodes_that_run_out_are_named() {
     let expected = "no more files can be made there, as all inodes of the file system are in use";
     assert!(done.stderr.contains(expected), "{done}");
 }
+
+#[test]
+fn a_text_that_cannot_be_written_as_tokens_says_what_ran_out() {
+    let run = Workdir::new("space-tokens");
+    if let Some(why) = hindrance(&run) {
+        return skip(&why);
+    }
+    let tokenize = format!("{MUSTER} data tokenize large.txt runs/out.tok");
+    std::fs::write(run.path().join("large.txt"), "fn main() {}\n".repeat(100_000)).unwrap();
+    let cases = [
+        ("size=64m,nr_inodes=2", "touch runs/a", "all inodes of the file system are in use"),
+        ("size=256k", "true", "the disk is full: free some space"),
+    ];
+    for (options, fill, what) in cases {
+        let done = on_small_disk(&run, options, &format!("{{ {fill}; {tokenize}; }}"));
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(done.stderr.contains(what), "{done}");
+    }
+}

@@ -34,7 +34,7 @@ fn a_worker_that_dies_has_the_last_word() {
         memory allocation of N bytes failed
         note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
         error: out of memory: the machine has no more, or a limit of this process is reached (`ulimit -v`, memory.max of the control group); use fewer --ranks or --threads, or a smaller model or batch
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
     ");
 }
 
@@ -56,7 +56,7 @@ fn a_killed_worker_ends_the_job() {
     assert!(said_step(&done).abs_diff(last_step(&run)) <= 1, "{done}");
     insta::assert_snapshot!(message(&run, &done, &[(&last, "STEP")]), @"
     error: rank 1 failed: killed by signal 9; its last step was STEP
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
     ");
     assert!(run.verify(&run.name) > 0);
     // As it says.
@@ -86,7 +86,7 @@ fn a_worker_that_stands_still_is_the_one_at_fault() {
         insta::allow_duplicates! {
             insta::assert_snapshot!(format!("{start} in OPERATION (see{end}"), @"
             error: rank 1 failed: no sign of life within 2000 ms in OPERATION (see what it is doing, or raise ranks.timeout_ms); its last step was N
-            The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+            The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
             ");
         }
     }
@@ -348,7 +348,7 @@ fn a_full_disk_keeps_the_older_checkpoint() {
     insta::assert_snapshot!(text, @"
     error: rank N failed: exit status 3; its last step was N; its last log lines:
         error: disk full writing runs/fail-full/checkpoints/step-N.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
     ");
     // What was begun is removed, what was there is whole.
     assert!(done.stdout.contains("  2     1 "), "{done}");

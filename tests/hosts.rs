@@ -96,6 +96,16 @@ fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
     let start = "error: node 1 ended before the job began: 1 mistake in run.yaml";
     assert!(first.stderr.starts_with(start), "{first}");
     assert!(first.stderr.contains("cannot read nothing.txt"), "{first}");
+    // Also where the mistaken host was started first.
+    let port = free_port();
+    let second = start_node(&run, port, 1, &["--set", "data.files=nothing.txt"]);
+    std::thread::sleep(Duration::from_millis(2500));
+    let first = start_node(&run, port, 0, &[]).wait();
+    assert_eq!(first.code(), Some(3), "{first}");
+    assert!(first.stderr.starts_with(start), "{first}");
+    let second = second.wait();
+    let looks = format!("node 1 will not start; looking for node 0 at 127.0.0.1:{port} for 8 s");
+    assert!(second.stderr.starts_with(&looks), "{second}");
     let [first, second] = two_hosts(&run, free_port(), [&[], &["--name", "fail-two"]]);
     for done in [first.wait(), second.wait()] {
         assert_eq!(done.code(), Some(2), "{done}");
@@ -196,6 +206,29 @@ fn strangers_at_every_port_do_not_keep_the_ranks_apart() {
 }
 
 #[test]
+fn who_waits_says_where_and_for_how_long() {
+    let port = free_port();
+    for (node, at) in [(0, "127.0.0.1"), (1, "127.0.0.2")] {
+        let run = Workdir::new(&format!("hosts-waits-{node}"));
+        let place = format!("--rendezvous {at}:{port} --nodes 2 --node-rank {node} --ranks 2");
+        let more = ["--backend", "tcp", "--set", "ranks.timeout_ms=4000"];
+        let args: Vec<&str> = place.split(' ').chain(more).collect();
+        let done = run.start(&args).wait();
+        assert_eq!(done.code(), Some(3), "{done}");
+        let what = match node {
+            0 => format!("node 0: waiting at {at}:{port} for the other hosts, for 4 s at most\n"),
+            _ => format!(
+                "node 1: waiting for node 0 at {at}:{port} and the other hosts, for 4 s at most\n"
+            ),
+        };
+        assert!(done.stdout.contains(&what), "{done}");
+        let named = node == 0 || done.stderr.contains(&format!("nobody answers at {at}:{port} "));
+        assert!(named, "{done}");
+        assert!(done.stderr.contains("start all hosts again"), "{done}");
+    }
+}
+
+#[test]
 fn a_stop_is_obeyed_while_another_host_is_waited_for() {
     for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 75)] {
         let run = Workdir::new("hosts-alone");
@@ -259,11 +292,11 @@ fn every_host_names_the_rank_that_was_killed() {
     assert!(why.starts_with("error: rank 1 failed: "), "{first}");
     insta::assert_snapshot!(end, @"
     its last step was N
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    The other ranks were stopped. Checkpoints are intact: once the cause is mended, start all hosts again; they continue from the newest one, or anew where none was saved yet.
     ");
     insta::assert_snapshot!(masked(&second), @"
     error: rank 1 failed: killed by signal 9; its last step was N
-    The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or starts anew where none was saved yet.
+    The other ranks were stopped. Checkpoints are intact: once the cause is mended, start all hosts again; they continue from the newest one, or anew where none was saved yet.
     ");
 }
 

@@ -163,3 +163,36 @@ fn a_pipe_that_fails_is_no_bug() {
         }
     }
 }
+
+#[test]
+fn a_pool_that_no_thread_is_left_for_is_told_in_plain_words() {
+    let run = Workdir::new("limit-bench");
+    let program = public_copy(&run).display().to_string();
+    let line = format!(
+        "exec prlimit --nproc=1 {program} bench gemm --shapes 64x64x64 --iterations 1 --threads 1"
+    );
+    let command = as_nobody(&run, &line).filter(|_| has("prlimit"));
+    let Some(command) = command else { return skip("needs setpriv and prlimit") };
+    let done = run.spawn(command).wait();
+    if done.code() != Some(0) {
+        is_a_named_limit(&done, "error: cannot start a thread: Resource temporarily unavailable");
+        assert!(!done.stderr.contains("ThreadPoolBuildError"), "{done}");
+    }
+}
+
+#[test]
+fn a_stack_that_is_too_small_is_named() {
+    let run = Workdir::new("limit-stack");
+    for kib in [64, 512, 1024] {
+        let line = format!("ulimit -s {kib}; exec {} train run.yaml --max-steps 1", common::MUSTER);
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]);
+        let done = run.spawn(command).wait();
+        is_a_named_limit(&done, &format!("the limit of the stack is {kib} KiB (`ulimit -s`)"));
+    }
+    let line = format!("ulimit -s 2048; exec {} train run.yaml --max-steps 1", common::MUSTER);
+    let mut command = Command::new("sh");
+    command.args(["-c", &line]);
+    let done = run.spawn(command).wait();
+    assert_eq!(done.code(), Some(0), "{done}");
+}

@@ -149,13 +149,19 @@ fn a_checkpoint_is_what_its_manifest_says_and_not_its_name() {
     std::fs::rename(&older, &claims).unwrap();
     let done = run.muster(&["ckpt", "verify", claims.to_str().unwrap()]);
     assert_eq!(done.code(), Some(2), "{done}");
-    insta::assert_snapshot!(message(&run, &done), @"error: HERE/runs/resume-names/checkpoints/step-00000009.g0001 holds step 2 of generation 1: it was renamed, or copied under another name; its own name is step-00000002.g0001");
+    insta::assert_snapshot!(message(&run, &done), @"error: HERE/runs/resume-names/checkpoints/step-00000009.g0001 holds step 2 of generation 1: it was renamed, or copied under another name; rename it to step-00000002.g0001, or remove it if that is there");
+    // To go on from just that one says the same, once, and not that it is damaged.
+    let done = run.train(&["--resume", claims.to_str().unwrap()]);
+    assert_eq!(done.code(), Some(2), "{done}");
+    insta::assert_snapshot!(message(&run, &done), @"error: HERE/runs/resume-names/checkpoints/step-00000009.g0001 holds step 2 of generation 1: it was renamed, or copied under another name; rename it to step-00000002.g0001, or remove it if that is there");
     let done = run.muster(&["ckpt", "ls", "runs/resume-names"]);
     assert!(done.stdout.contains("UNUSABLE: runs/resume-names"), "{done}");
     // The newest is the one of step 4, which is gone on from; the other is left where it is.
     assert_eq!(run.digest(&run.name, &["--set", "checkpoint.keep=1"]), expected);
     let resumed = &run.events_of(&run.name, "resumed")[0];
     assert_eq!((&resumed["step"], resumed["skipped"].as_array().unwrap().len()), (&4.into(), 1));
+    let why = resumed["skipped"][0][1].as_str().unwrap();
+    assert!(why.starts_with("it holds step 2 of generation 1: it was renamed"), "{why}");
     assert!(claims.is_dir() && !newer.exists());
     std::fs::rename(&claims, &older).unwrap();
     assert_eq!(run.verify(&run.name), 2);

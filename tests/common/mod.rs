@@ -7,6 +7,8 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod desk;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;

@@ -84,8 +84,8 @@ pub enum Error {
     )]
     Removed { path: PathBuf },
     #[error(
-        "{path} holds step {} of generation {}: it was renamed, or copied under another name; its \
-         own name is {holds}", .holds.step, .holds.generation
+        "{path} holds step {} of generation {}: it was renamed, or copied under another name; \
+         rename it to {holds}, or remove it if that is there", .holds.step, .holds.generation
     )]
     Misnamed { path: PathBuf, holds: Attempt },
     #[error("{path} is {found}, not {wanted}")]

@@ -144,7 +144,7 @@ fn a_checkpoint_under_another_ones_name_is_not_that_one() {
             newest.skipped[0].reason.to_string(),
             format!(
                 "/checkpoints/{to} holds step 7 of generation 1: it was renamed, or copied under \
-                 another name; its own name is step-00000007.g0001"
+                 another name; rename it to step-00000007.g0001, or remove it if that is there"
             )
         );
         assert!(matches!(store.list().unwrap()[1].status, Status::Corrupt(_)));

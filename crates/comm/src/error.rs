@@ -119,10 +119,10 @@ pub enum CommError {
     RankTaken { rank: usize },
     /// `last` is what came of the last try.
     #[error(
-        "nobody answers at {addr} for {timeout_ms} ms ({last}); \
+        "nobody answers at {addrs} for {timeout_ms} ms ({last}); \
          check the rendezvous address and that its process runs, or raise ranks.timeout_ms"
     )]
-    NoRendezvous { addr: SocketAddr, timeout_ms: u64, last: String },
+    NoRendezvous { addrs: String, timeout_ms: u64, last: String },
     #[error(
         "{addr} {how}: the supervising process there has ended, or another program has that port; \
          check the rendezvous address"
@@ -155,8 +155,10 @@ impl std::fmt::Display for Moved {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Moved { bytes: 0, .. } => Ok(()),
-            Moved { bytes, of: 0 } => write!(f, " after {bytes} bytes had moved"),
-            Moved { bytes, of } => write!(f, " after {bytes} of {of} bytes had moved"),
+            Moved { bytes, of: 0 } => write!(f, " without progress ({bytes} bytes had moved)"),
+            Moved { bytes, of } => {
+                write!(f, " without progress ({bytes} of {of} bytes had moved)")
+            }
         }
     }
 }

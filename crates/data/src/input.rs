@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use crate::error::{DataError, Result, io_error};
 
-/// A program that writes to a pipe must have opened it after this long.
+/// A program that writes text to a pipe must have opened it after this long.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for what is read whole and small, such as a config, where nobody expects to wait.
+const QUICK_WRITER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Larger than any tokenizer: the largest have some tens of MiB.
 pub(crate) const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
@@ -73,6 +75,10 @@ pub fn look_at_file(path: &Path) -> Result<u64> {
 /// # Errors
 /// As [`look`], or the system's reason; or nobody writes to the pipe.
 pub fn open(path: &Path) -> Result<File> {
+    open_within(path, WRITER_TIMEOUT)
+}
+
+fn open_within(path: &Path, patience: Duration) -> Result<File> {
     if let Input::File { .. } = look(path)? {
         return File::open(path).map_err(io_error("open", path));
     }
@@ -80,7 +86,7 @@ pub fn open(path: &Path) -> Result<File> {
     let (sender, opened) = mpsc::channel();
     let owned = path.to_path_buf();
     std::thread::spawn(move || sender.send(File::open(owned)));
-    let opened = opened.recv_timeout(WRITER_TIMEOUT);
+    let opened = opened.recv_timeout(patience);
     let nobody = |_| DataError::NobodyWrites { path: path.to_path_buf() };
     opened.map_err(nobody)?.map_err(io_error("open", path))
 }
@@ -107,7 +113,7 @@ pub fn read_at_most(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
         let reserved = content.try_reserve_exact(bytes as usize);
         reserved.map_err(|_| io_error("read", path)(io::ErrorKind::OutOfMemory.into()))?;
     }
-    let mut file = open(path)?;
+    let mut file = open_within(path, QUICK_WRITER_TIMEOUT)?;
     let read = file.by_ref().take(bytes_max + 1).read_to_end(&mut content);
     read.map_err(io_error("read", path))?;
     match content.len() as u64 > bytes_max {
@@ -166,6 +172,13 @@ mod tests {
         });
         assert_eq!(read_at_most(&path, 4).unwrap(), b"late");
         writer.join().unwrap();
+        let start = std::time::Instant::now();
+        for read in [read, |path: &Path| read_at_most(path, 4)] {
+            let error = read(&path).unwrap_err();
+            assert!(matches!(error, DataError::NobodyWrites { .. }), "{error}");
+        }
+        // Sooner than a pipe of text is given up.
+        assert!(start.elapsed() < WRITER_TIMEOUT);
         let error = open(&path).unwrap_err();
         assert!(matches!(error, DataError::NobodyWrites { .. }), "{error}");
     }

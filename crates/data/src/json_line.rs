@@ -38,7 +38,10 @@ fn reason_of(error: &serde_json::Error, line: &[u8]) -> String {
         );
     }
     if error.is_eof() && reason.contains("EOF") && is_cut_object(line) {
-        return format!("{reason} (column {column}): an object must stand on one line");
+        return format!(
+            "{reason} (column {column}): an object must stand on one line; \
+             `jq -c . FILE > NEW.jsonl` writes it so"
+        );
     }
     match column {
         0 => reason.to_string(),

@@ -87,6 +87,10 @@ fn foreign_formats_are_named() {
             assert_eq!(refused(name, start), what);
         }
     }
+    // Whatever its name says, but for one that ends in .parquet.
+    for name in ["a.txt", "a.TXT", "a.md", "a.jsonl", "a.json", "a.gz", "a.parquet.zst", "a"] {
+        assert_eq!(refused(name, b"PAR1\x15\x04\x15\x20 text PAR1"), "a parquet file", "{name}");
+    }
     // Words that begin like a format are text.
     for words in ["BZh is a magic number", "PAR1 and PAR2", "RIFFs", "ORCs", "GGUF: a format, ü"] {
         assert_eq!(kind_of("a.txt", words.as_bytes()), text(TextKind::Whole), "{words}");

@@ -45,9 +45,10 @@ const SIGNATURES: [Signature; 31] = [
 ];
 
 /// Of letters, with which a text might begin; control characters must give the format away.
-const SIGNATURES_OF_LETTERS: [Signature; 7] = [
+const SIGNATURES_OF_LETTERS: [Signature; 8] = [
     ("compressed by bzip2 (and empty)", 0, b"BZh", NO_TEXT),
     ("a parquet file", 0, b"PAR1", "give it a name that ends in .parquet"),
+    ("an encrypted parquet file", 0, b"PARE", CONVERT),
     ("a Feather file", 0, b"FEA1", CONVERT),
     ("an ORC file", 0, b"ORC", CONVERT),
     ("a GGUF model", 0, b"GGUF", NO_TEXT),

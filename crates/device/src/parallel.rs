@@ -22,9 +22,7 @@ impl Parallel {
         let builder = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("device-{index}"));
-        let pool = builder
-            .build()
-            .map_err(|e| DeviceError::Threads { threads, message: e.to_string() })?;
+        let pool = builder.build().map_err(|source| DeviceError::Threads { threads, source })?;
         Ok(Parallel { pool: Some(pool), threads })
     }
 

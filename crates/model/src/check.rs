@@ -1,7 +1,8 @@
 //! Numbers that must fit each other, and the nearest ones that do.
 //!
-//! A value is offered only after it has been through the checks that refused the one before it: no
-//! rule that it takes part in is broken then, and none that was not broken before.
+//! A value is offered only after the whole architecture has been through the check with it. Where
+//! no one value passes, two are offered together. Mistakes that have nothing to do with each other are
+//! reported together, and looked at apart.
 
 use crate::ModelError;
 use crate::config::{Activation, Architecture, Positions};
@@ -9,6 +10,7 @@ use crate::config::{Activation, Architecture, Positions};
 /// The ranges that a config gives these keys.
 pub(crate) const HEADS_MAX: usize = 65_536;
 pub(crate) const D_MODEL_MAX: usize = 1_048_576;
+pub(crate) const HEAD_DIM_MAX: usize = 65_536;
 
 /// An architecture whose numbers have been decided, and not compared yet.
 #[derive(Debug, Clone)]
@@ -37,6 +39,13 @@ enum Rule {
     ExpertsAreSwiglu,
 }
 
+impl Rule {
+    /// Whether it compares what a [`Key`] stands for; keys outside mend the others.
+    fn is_of_heads(self) -> bool {
+        matches!(self, Rule::HeadsDivideModel | Rule::KvHeadsDivideHeads | Rule::HalvesOfHead)
+    }
+}
+
 /// A number of a [`Draft`] that can be offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Key {
@@ -47,6 +56,8 @@ enum Key {
 }
 
 impl Key {
+    const ALL: [Key; 4] = [Key::KvHeads, Key::HeadDim, Key::Heads, Key::DModel];
+
     fn name(self) -> &'static str {
         match self {
             Key::DModel => "d_model",
@@ -61,14 +72,19 @@ impl Draft {
     /// Compares everything.
     ///
     /// # Errors
-    /// The first rule that is broken, with values that mend it; a model that is too large.
+    /// The rules that are broken, with values that mend them; a model that is too large.
     pub fn check(self) -> Result<Architecture, ModelError> {
-        match self.broken().first() {
-            Some(&rule) => Err(self.refusal(rule)),
-            None => {
-                crate::params::check_size(&self.architecture)?;
-                Ok(self.architecture)
-            }
+        let broken = self.broken();
+        // Of the heads one rule: the others may follow from it, and are mended with it.
+        let of_heads = broken.iter().find(|rule| rule.is_of_heads());
+        let others = broken.iter().filter(|rule| !rule.is_of_heads());
+        let refused = of_heads.into_iter().chain(others).map(|&rule| self.refusal(rule));
+        let too_large = crate::params::check_size(&self.architecture).err();
+        let mut all: Vec<ModelError> = refused.chain(too_large).collect();
+        match all.len() {
+            0 => Ok(self.architecture),
+            1 => Err(all.remove(0)),
+            _ => Err(ModelError::Several(all)),
         }
     }
 
@@ -109,13 +125,13 @@ impl Draft {
                 "d_model",
                 a.d_model.to_string(),
                 format!("heads = {} does not divide it", a.heads),
-                self.offers(rule, &[Key::Heads, Key::DModel]),
+                self.offers(&[Key::Heads, Key::DModel]),
             ),
             Rule::KvHeadsDivideHeads => (
                 "heads",
                 a.heads.to_string(),
                 format!("kv_heads = {} does not divide it", a.kv_heads),
-                self.offers(rule, &[Key::KvHeads, Key::Heads]),
+                self.offers(&[Key::KvHeads, Key::Heads]),
             ),
             Rule::TableHoldsTokens => (
                 "vocab_size",
@@ -133,7 +149,7 @@ impl Draft {
                 "head_dim",
                 a.head_dim.to_string(),
                 "rotary positions rotate two halves".to_owned(),
-                self.offers(rule, &[Key::HeadDim, Key::Heads]),
+                self.offers(&[Key::HeadDim, Key::Heads]),
             ),
             Rule::BiasesOfMlp => (
                 "mlp_bias",
@@ -170,38 +186,59 @@ impl Draft {
         ModelError::Shape { key, value, problem, remedy }
     }
 
-    /// `use heads = 4, or d_model = 96`: of each key the nearest value that mends `rule`.
-    fn offers(&self, rule: Rule, keys: &[Key]) -> String {
-        let found: Vec<String> = keys
-            .iter()
-            .filter_map(|&key| Some(format!("{} = {}", key.name(), self.nearest(rule, key)?)))
-            .collect();
+    /// `use heads = 4, or d_model = 96`: of each key the nearest value with which the heads fit.
+    /// Where there is none, the nearest with one other: `use d_model = 100 with kv_heads = 5`.
+    fn offers(&self, keys: &[Key]) -> String {
+        let named = |key: Key, value: usize| format!("{} = {value}", key.name());
+        let one = |&key: &Key| Some(named(key, self.nearest(key)?));
+        let mut found: Vec<String> = keys.iter().filter_map(one).collect();
+        if found.is_empty() {
+            let two = |&key: &Key| {
+                let (value, other, beside) = self.nearest_pair(key)?;
+                Some(format!("{} with {}", named(key, value), named(other, beside)))
+            };
+            found = keys.iter().filter_map(two).collect();
+        }
         match found.is_empty() {
-            true => "no one number mends it: change d_model, heads and kv_heads together".into(),
+            true => "these two conflict whatever the others are: change both".into(),
             false => format!("use {}", found.join(", or ")),
         }
     }
 
-    fn nearest(&self, rule: Rule, key: Key) -> Option<usize> {
+    fn nearest(&self, key: Key) -> Option<usize> {
+        self.by_distance(key).find(|&value| self.with(key, value).heads_fit(self))
+    }
+
+    /// A value of `key`, and what another key must be beside it.
+    fn nearest_pair(&self, key: Key) -> Option<(usize, Key, usize)> {
+        self.by_distance(key).find_map(|value| {
+            let draft = self.with(key, value);
+            // A width that follows is not set beside what it follows from.
+            let others = Key::ALL
+                .into_iter()
+                .filter(|&other| other != key && (other != Key::HeadDim || self.gives_head_dim));
+            let mut found = others.filter_map(|other| {
+                let fits = |&beside: &usize| draft.with(other, beside).heads_fit(self);
+                Some((value, other, draft.by_distance(other).find(fits)?))
+            });
+            found.next()
+        })
+    }
+
+    /// Other values of `key`, the nearest first.
+    fn by_distance(&self, key: Key) -> impl Iterator<Item = usize> + use<> {
         let now = self.value(key);
         let mut candidates = self.candidates(key);
         candidates.sort_unstable_by_key(|&value| (value.abs_diff(now), value));
-        candidates.into_iter().find(|&value| value != now && self.mends(rule, key, value))
+        candidates.dedup();
+        candidates.into_iter().filter(move |&value| value != now)
     }
 
-    /// Whether `rule` holds with `value`, and every other that held or that the key is part of.
-    fn mends(&self, rule: Rule, key: Key, value: usize) -> bool {
-        let before = self.broken();
-        let draft = self.with(key, value);
-        let left = draft.broken();
-        let part = |rule: &Rule| match rule {
-            Rule::HeadsDivideModel => matches!(key, Key::DModel | Key::Heads | Key::HeadDim),
-            Rule::KvHeadsDivideHeads => matches!(key, Key::Heads | Key::KvHeads),
-            Rule::HalvesOfHead => key != Key::KvHeads,
-            _ => false,
-        };
-        let fits = left.iter().all(|rule| before.contains(rule) && !part(rule));
-        fits && !left.contains(&rule) && crate::params::check_size(&draft.architecture).is_ok()
+    /// Whether this passes the check, but for what its heads cannot mend in the draft `before` it.
+    fn heads_fit(&self, before: &Draft) -> bool {
+        let size = |draft: &Draft| crate::params::check_size(&draft.architecture);
+        !self.broken().iter().any(|rule| rule.is_of_heads())
+            && (size(self).is_ok() || size(before).is_err())
     }
 
     fn value(&self, key: Key) -> usize {
@@ -252,7 +289,12 @@ impl Draft {
             Key::KvHeads => divisors(a.heads),
             Key::HeadDim => vec![a.head_dim.saturating_sub(1), a.head_dim + 1],
         };
-        all.into_iter().filter(|&value| value > 0).collect()
+        let most = match key {
+            Key::DModel => D_MODEL_MAX,
+            Key::Heads | Key::KvHeads => HEADS_MAX,
+            Key::HeadDim => HEAD_DIM_MAX,
+        };
+        all.into_iter().filter(|value| (1..=most).contains(value)).collect()
     }
 }
 
@@ -315,32 +357,72 @@ mod tests {
             })
     }
 
+    /// The config with `key = value, …` set as a message says.
+    fn changed(config: &ModelConfig, offer: &str) -> ModelConfig {
+        let mut changed = config.clone();
+        for word in offer.split(" with ") {
+            let (key, value) = word.split_once(" = ").expect("a key and its value");
+            let value: Option<usize> = Some(value.parse().unwrap());
+            match key {
+                "d_model" => changed.d_model = value,
+                "heads" => changed.heads = value,
+                "kv_heads" => changed.kv_heads = value,
+                "head_dim" => changed.head_dim = value,
+                other => panic!("{other}"),
+            }
+        }
+        changed
+    }
+
+    #[test]
+    fn two_numbers_are_offered_where_one_is_not_enough() {
+        let preset = Some(Preset::TinyMoe);
+        let message = |d_model, heads, head_dim| {
+            let (d_model, heads) = (Some(d_model), Some(heads));
+            let config = ModelConfig { preset, d_model, heads, head_dim, ..ModelConfig::default() };
+            config.resolve(257, 64).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(102, 5, None),
+            "model.d_model = 102: heads = 5 does not divide it; use heads = 6 with d_model = 96, \
+             or d_model = 100 with kv_heads = 1"
+        );
+        assert_eq!(
+            message(1, 3, Some(3)),
+            "model.heads = 3: kv_heads = 2 does not divide it; use kv_heads = 1 with head_dim = 2, \
+             or heads = 2 with head_dim = 2"
+        );
+    }
+
+    #[test]
+    fn mistakes_apart_from_each_other_are_told_together() {
+        let config = ModelConfig {
+            preset: Some(Preset::TinyMoe),
+            heads: Some(3),
+            vocab_size: Some(100),
+            ..ModelConfig::default()
+        };
+        assert_eq!(
+            config.resolve(257, 64).unwrap_err().to_string(),
+            "model.d_model = 128: heads = 3 does not divide it; use heads = 2\n\
+             model.vocab_size = 100: the tokenizer has 257 tokens; use 320 or more"
+        );
+    }
+
     proptest! {
-        /// Whatever a message says to use is taken.
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// With whatever a message says to use, the whole model passes.
         #[test]
         fn offered_values_are_taken(config in shape()) {
             let Err(ModelError::Shape { remedy, .. }) = config.resolve(257, 64) else {
                 return Ok(());
             };
-            prop_assert!(remedy.starts_with("use ") || remedy.starts_with("no one"), "{remedy}");
-            for offer in remedy.trim_start_matches("use ").split(", or ") {
-                let Some((key, value)) = offer.split_once(" = ") else { continue };
-                let value: Option<usize> = Some(value.parse().unwrap());
-                let mut changed = config.clone();
-                match key {
-                    "d_model" => changed.d_model = value,
-                    "heads" => changed.heads = value,
-                    "kv_heads" => changed.kv_heads = value,
-                    "head_dim" => changed.head_dim = value,
-                    other => prop_assert!(false, "{other}"),
-                }
-                // What remains was wrong before, and has nothing to do with this key.
-                if let Err(error) = changed.resolve(257, 64) {
-                    let text = error.to_string();
-                    let about = format!("model.{key} = ");
-                    prop_assert!(!text.contains(&about), "{config:?}: {remedy}: {text}");
-                    prop_assert!(!text.contains(&format!(" {key} = ")), "{config:?}: {text}");
-                }
+            let offers = remedy.strip_prefix("use ");
+            prop_assert!(offers.is_some(), "{config:?}: {remedy}");
+            for offer in offers.unwrap().split(", or ") {
+                let left = changed(&config, offer).resolve(257, 64).err();
+                prop_assert!(left.is_none(), "{config:?}: {offer}: {left:?}");
             }
         }
     }

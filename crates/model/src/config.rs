@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::check::{D_MODEL_MAX, Draft, HEADS_MAX};
+use crate::check::{D_MODEL_MAX, Draft, HEAD_DIM_MAX, HEADS_MAX};
 use crate::{ModelError, Preset};
 
 /// The `model` section of a config: a preset and whatever differs from it.
@@ -36,11 +36,11 @@ pub struct ModelConfig {
     pub heads: Option<usize>,
     /// Key/value heads; a divisor of `heads` (grouped-query attention).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = HEADS_MAX))]
     pub kv_heads: Option<usize>,
     /// Width of a head; by default `d_model / heads`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 65_536))]
+    #[schemars(range(min = 1, max = HEAD_DIM_MAX))]
     pub head_dim: Option<usize>,
     /// Normalization of the residual stream.
     #[serde(skip_serializing_if = "Option::is_none")]

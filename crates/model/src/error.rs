@@ -25,4 +25,7 @@ pub enum ModelError {
     /// Two numbers that do not divide, or a number out of range.
     #[error("model.{key} = {value}: {problem}; {remedy}")]
     Shape { key: &'static str, value: String, problem: String, remedy: String },
+    /// Mistakes that have nothing to do with each other.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<ModelError>),
 }

@@ -127,11 +127,12 @@ fn finish<R: Row>(
     type Form<R> = fn(&Report<R>) -> Result<String, BenchError>;
     let files: [(&Option<PathBuf>, Form<R>); 3] =
         [(&args.json, Report::json), (&args.csv, Report::csv), (&args.svg, Report::svg)];
-    let written: Result<Vec<()>, CliError> = files
+    // … and one that cannot be written keeps no other from it.
+    let written: Vec<Result<(), CliError>> = files
         .into_iter()
         .filter_map(|(path, form)| Some((path.as_deref()?, form)))
         .map(|(path, form)| out_file::write(path, form(&report)?.as_bytes()))
         .collect();
     say(&report.table())?;
-    written.map(|_| Exit::Ok)
+    written.into_iter().collect::<Result<(), CliError>>().map(|()| Exit::Ok)
 }

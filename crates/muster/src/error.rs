@@ -58,9 +58,18 @@ impl CliError {
     /// machine has failed.
     pub fn mistake(message: impl fmt::Display) -> CliError {
         let message = message.to_string();
-        match limits::is_of_machine(&message) {
-            true => CliError::limited(message),
-            false => CliError { exit: Exit::Mistake, message, fault: None },
+        // Of an error that is part of a sentence by now, only the words are left.
+        match limits::is_of_machine_in(&message).then(|| limits::advice_in(&message)).flatten() {
+            Some(advice) => CliError::peer(format!("{message}; {advice}")),
+            None => CliError { exit: Exit::Mistake, message, fault: None },
+        }
+    }
+
+    /// As [`CliError::mistake`], by what caused an error.
+    fn mistaken(error: impl std::error::Error + 'static) -> CliError {
+        match limits::is_of_machine(&error) {
+            true => CliError::limited(error),
+            false => CliError { exit: Exit::Mistake, message: error.to_string(), fault: None },
         }
     }
 
@@ -73,22 +82,19 @@ impl CliError {
     /// is not the user's mistake.
     pub fn file(action: &str, path: &Path, error: &std::io::Error) -> CliError {
         let message = format!("cannot {action} {}: {error}", path.display());
-        let of_machine = matches!(
-            error.kind(),
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-        );
-        match of_machine || error.raw_os_error() == Some(libc::EIO) {
-            true => CliError::peer(message),
-            false => CliError::mistake(message),
+        match limits::advice_at(path, error) {
+            Some(advice) if limits::is_of_machine(error) => {
+                CliError::peer(format!("{message}; {advice}"))
+            }
+            _ => CliError::mistake(message),
         }
     }
 
     /// Something that broke outside this process, perhaps because it met a limit of the machine.
-    fn limited(error: impl fmt::Display) -> CliError {
-        let message = error.to_string();
-        match limits::advice_in(&message) {
-            Some(advice) => CliError::peer(format!("{message}; {advice}")),
-            None => CliError::peer(message),
+    fn limited(error: impl std::error::Error + 'static) -> CliError {
+        match limits::advice(&error) {
+            Some(advice) => CliError::peer(format!("{error}; {advice}")),
+            None => CliError::peer(error),
         }
     }
 
@@ -107,13 +113,19 @@ impl fmt::Display for CliError {
 
 impl From<data::DataError> for CliError {
     fn from(error: data::DataError) -> CliError {
-        CliError::mistake(error)
+        if let data::DataError::Io { path, source, .. } = &error
+            && limits::is_of_machine(source)
+            && let Some(advice) = limits::advice_at(path, source)
+        {
+            return CliError::peer(format!("{error}; {advice}"));
+        }
+        CliError::mistaken(error)
     }
 }
 
 impl From<layout::LayoutError> for CliError {
     fn from(error: layout::LayoutError) -> CliError {
-        CliError::mistake(error)
+        CliError::mistaken(error)
     }
 }
 
@@ -122,7 +134,7 @@ impl From<model::ModelError> for CliError {
         match error {
             model::ModelError::Device(error) => error.into(),
             model::ModelError::Kernel(error) => error.into(),
-            other => CliError::mistake(other),
+            other => CliError::mistaken(other),
         }
     }
 }
@@ -133,7 +145,7 @@ impl From<optim::OptimError> for CliError {
             optim::OptimError::Device(error) => error.into(),
             optim::OptimError::Kernel(error) => error.into(),
             // The run diverged, which a lower rate or a clip mends.
-            other => CliError::mistake(other),
+            other => CliError::mistaken(other),
         }
     }
 }
@@ -149,7 +161,7 @@ impl From<bench::BenchError> for CliError {
     fn from(error: bench::BenchError) -> CliError {
         use bench::BenchError;
         match error {
-            BenchError::Shape { .. } | BenchError::Argument(_) => CliError::mistake(error),
+            BenchError::Shape { .. } | BenchError::Argument(_) => CliError::mistaken(error),
             BenchError::Device(error) => error.into(),
             BenchError::Kernel(error) => error.into(),
             // A device that computes wrongly, or kernels that do.
@@ -161,7 +173,11 @@ impl From<bench::BenchError> for CliError {
 
 impl From<device::DeviceError> for CliError {
     fn from(error: device::DeviceError) -> CliError {
-        CliError::limited(error)
+        match &error {
+            // Memory, though the system tells of it as of a disk.
+            device::DeviceError::Shared { source, .. } => limits::no_memory(&error, source),
+            _ => CliError::limited(error),
+        }
     }
 }
 
@@ -191,7 +207,7 @@ impl From<checkpoint::Error> for CliError {
             Error::Io { ref source, .. } if limits::advice(source).is_some() => {
                 CliError::limited(error)
             }
-            other => CliError::mistake(other),
+            other => CliError::mistaken(other),
         }
     }
 }
@@ -202,7 +218,7 @@ impl From<comm::CommError> for CliError {
         use comm::rendezvous::Refusal;
         match error {
             CommError::RankTaken { .. } | CommError::ForeignMemory { .. } => {
-                CliError::mistake(error)
+                CliError::mistaken(error)
             }
             // An address or a port that the user chose; else the machine lacks something.
             CommError::Bind { ref source, .. }
@@ -213,7 +229,7 @@ impl From<comm::CommError> for CliError {
                         | ErrorKind::PermissionDenied
                 ) =>
             {
-                CliError::mistake(error)
+                CliError::mistaken(error)
             }
             // What a group is asked to do is decided by the trainer.
             CommError::NoSuchRank { .. }
@@ -223,6 +239,7 @@ impl From<comm::CommError> for CliError {
             | CommError::Program { .. }
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
+            CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),
             CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
                 CliError::mistake(format!(
                     "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"
@@ -235,7 +252,7 @@ impl From<comm::CommError> for CliError {
                     Refusal::Missing { .. } | Refusal::Ended { .. } | Refusal::Absent { .. }
                 ) =>
             {
-                CliError::mistake(error)
+                CliError::mistaken(error)
             }
             other => CliError { fault: other.fault(), ..CliError::limited(other) },
         }
@@ -257,7 +274,7 @@ impl From<train::TrainError> for CliError {
             error @ (TrainError::NonFinite { .. }
             | TrainError::OtherModel { .. }
             | TrainError::NoRoom { .. }
-            | TrainError::Damaged { .. }) => CliError::mistake(error),
+            | TrainError::Damaged { .. }) => CliError::mistaken(error),
             error @ TrainError::Vote { .. } => CliError::bug(error),
             TrainError::PeerSave { rank, .. } => {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };

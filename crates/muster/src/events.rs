@@ -101,7 +101,7 @@ pub fn read(path: &Path) -> Result<(Vec<Event>, usize), CliError> {
 }
 
 fn cannot(action: &str, path: &Path, error: std::io::Error) -> CliError {
-    CliError::mistake(format!("cannot {action} the event file {}: {error}", path.display()))
+    CliError::file(&format!("{action} the event file"), path, &error)
 }
 
 #[cfg(test)]

@@ -2,7 +2,11 @@
 //!
 //! They are nobody's mistake and no bug: exit code 3, with the limit's name and what to do.
 
+use std::error::Error;
 use std::io;
+use std::path::Path;
+
+use checkpoint::disk::{Disk, OsDisk};
 
 use crate::error::CliError;
 
@@ -19,12 +23,9 @@ const OWN: usize = 4;
 /// Threads per core beyond which ranks wait for each other's threads rather than compute.
 const CROWDED: usize = 64;
 
-/// The limit that an error of the system has met, and what to do; none if it is of another kind.
-pub fn advice(error: &io::Error) -> Option<&'static str> {
-    let code = error.raw_os_error();
-    // Without a code where the system's word was passed on by another library.
-    let code = code.or_else(|| code_in(&error.to_string()))?;
-    of_code(code)
+/// The limit that an error has met, and what to do; none if it is of another kind.
+pub fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    code_of(error).and_then(of_code)
 }
 
 /// As [`advice`], for a message that holds the system's.
@@ -32,28 +33,82 @@ pub fn advice_in(message: &str) -> Option<&'static str> {
     code_in(message).and_then(of_code)
 }
 
-/// Whether a message holds the system's word for a machine that fails or is exhausted, rather than
-/// for a path, which is the user's to choose.
-pub fn is_of_machine(message: &str) -> bool {
+/// As [`advice`], for an error of what lies at `path`: of a full disk it says what has run out.
+pub fn advice_at(path: &Path, error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC) => {
+            // The file itself may not have been made.
+            let free = path.ancestors().chain([Path::new(".")]).find_map(|at| OsDisk.free(at));
+            let is_out_of_files = free.is_some_and(|free| free.files == Some(0));
+            Some(if is_out_of_files { OUT_OF_FILES } else { OUT_OF_BYTES })
+        }
+        _ => advice(error),
+    }
+}
+
+const OUT_OF_FILES: &str = "no more files can be made there, as all inodes of the file system are \
+                            in use (`df -i`): remove some";
+
+const OUT_OF_BYTES: &str = "the disk is full: free some space";
+
+/// What is said instead of a library's panic that holds the system's word for a limit.
+pub fn met_in(panic: &str) -> Option<String> {
+    let code = code_in_panic(panic)?;
+    let advice = of_code(code)?;
+    let action = match code {
+        libc::EAGAIN => "cannot start a thread",
+        libc::ENOMEM => "cannot reserve memory",
+        _ => "a system call failed",
+    };
+    Some(format!("{action}: {}; {advice}", io::Error::from_raw_os_error(code)))
+}
+
+/// Whether the system's word in an error is that a machine fails or is exhausted, rather than of a
+/// path, which is the user's to choose.
+pub fn is_of_machine(error: &(dyn Error + 'static)) -> bool {
+    code_of(error).is_some_and(is_code_of_machine)
+}
+
+/// As [`is_of_machine`], for a message that holds the system's.
+pub fn is_of_machine_in(message: &str) -> bool {
+    code_in(message).is_some_and(is_code_of_machine)
+}
+
+fn is_code_of_machine(code: i32) -> bool {
     let exhausted = [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
     let disk = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::EFBIG];
-    let codes = [exhausted, disk].concat();
-    code_in(message).is_some_and(|code| codes.contains(&code))
+    exhausted.contains(&code) || disk.contains(&code)
+}
+
+/// The system's number in an error or in what caused it.
+fn code_of(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if let Some(code) = io.and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        // What an error of the standard library wraps is not among its own causes.
+        let wrapped = io.and_then(|io| io.get_ref()).map(|inner| inner as &(dyn Error + 'static));
+        cause = wrapped.or_else(|| error.source());
+    }
+    // Other ranks send words, and some libraries keep nothing else of the system's error.
+    code_in(&error.to_string())
 }
 
 fn of_code(code: i32) -> Option<&'static str> {
     Some(match code {
         libc::EAGAIN => {
             // Where memory for a thread's stack is lacking, too.
-            "there is no room for another process or thread: use fewer --ranks or --threads, or \
-             raise the limit (`ulimit -u`, `ulimit -v`, pids.max of the control group)"
+            "there is no room for another process or thread: raise the limit (`ulimit -u`, \
+             `ulimit -v`, pids.max of the control group), or train with fewer --ranks or --threads"
         }
         libc::ENOMEM => {
-            "memory is exhausted: use fewer --ranks or --threads, or raise the limit (`ulimit -v`, \
-             memory.max of the control group)"
+            "memory is exhausted: raise the limit (`ulimit -v`, memory.max of the control group), or \
+             train with fewer --ranks or --threads, or a smaller model or batch"
         }
         libc::EMFILE | libc::ENFILE => {
-            "the limit of open files is reached: use fewer --ranks, or raise it (`ulimit -n`)"
+            "the limit of open files is reached: raise it (`ulimit -n`), or train with fewer --ranks"
         }
         libc::EFBIG => "the limit of a file's size is reached: raise it (`ulimit -f`)",
         libc::ENOSPC => "the disk is full, of bytes or of files (`df -i`): free some space",
@@ -63,12 +118,19 @@ fn of_code(code: i32) -> Option<&'static str> {
     })
 }
 
-/// The number in `… (os error 11)` or `Os { code: 11, …`.
+/// The number in `… (os error 11)`: the last one of a message, which may quote what a user wrote.
 fn code_in(message: &str) -> Option<i32> {
-    ["(os error ", "code: "].iter().find_map(|before| {
-        let (_, rest) = message.rsplit_once(before)?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    })
+    let (_, rest) = message.rsplit_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok()
+}
+
+/// The same in a library's panic, or the number in its `Os { code: 11, …`.
+fn code_in_panic(message: &str) -> Option<i32> {
+    let debug = || {
+        let (_, rest) = message.rsplit_once("Os { code: ")?;
+        rest.split_once(',')?.0.parse().ok()
+    };
+    code_in(message).or_else(debug)
 }
 
 /// The system would not `action`.
@@ -79,25 +141,56 @@ pub fn refused(action: impl std::fmt::Display, error: &io::Error) -> CliError {
     }
 }
 
+/// Memory that processes share could not be had.
+pub fn no_memory(error: &dyn Error, source: &io::Error) -> CliError {
+    let code = match source.raw_os_error() {
+        Some(libc::ENOSPC) => Some(libc::ENOMEM),
+        code => code,
+    };
+    match code.and_then(of_code) {
+        Some(advice) => CliError::peer(format!("{error}; {advice}")),
+        None => CliError::peer(error),
+    }
+}
+
+/// The least that the commands need.
+const STACK_KIB: usize = 2048;
+
+/// Whether the stack of this process is large enough; a process cannot say so when it overflows.
+///
+/// # Errors
+/// The limit that keeps it small.
+pub fn check_stack() -> Result<(), CliError> {
+    match system::stack_bytes().map(|bytes| bytes / 1024) {
+        Some(kib) if kib < STACK_KIB => Err(CliError::peer(format!(
+            "the limit of the stack is {kib} KiB (`ulimit -s`), and {STACK_KIB} KiB are needed: \
+             raise it"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// What this host allows.
 #[derive(Debug, Clone)]
 struct Host {
     cores: usize,
+    /// Hosts, all alike; the ranks that a user asks for are those of all.
+    nodes: usize,
     /// Processes and threads that may still be started, and the limit that says so.
     room: Option<(usize, String)>,
 }
 
-/// Whether this host can run `ranks` processes of `threads` threads each.
+/// Whether this host, one of `nodes`, can run `ranks` processes of `threads` threads each.
 ///
 /// # Errors
 /// More threads than cores could serve; more than the system's limits leave room for.
-pub fn check_threads(ranks: usize, threads: usize) -> Result<(), CliError> {
+pub fn check_threads(ranks: usize, threads: usize, nodes: usize) -> Result<(), CliError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    fits(ranks, threads, &Host { cores, room: system::room() })
+    fits(ranks, threads, &Host { cores, nodes, room: system::room() })
 }
 
 fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
-    let Host { cores, room } = host;
+    let Host { cores, nodes, room } = host;
     let (crowd, beside) = (CROWDED * cores, OF_A_RANK + READERS);
     let room_for_ranks = room.as_ref().map(|(room, _)| room.saturating_sub(OWN));
     // What keeps within both.
@@ -108,19 +201,25 @@ fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
             0 => {
                 let roomy = room_for_ranks.map_or(usize::MAX, |most| most / (beside + 1));
                 let single = if threads > 1 { " --threads 1" } else { "" };
-                format!("--ranks {}{single}", crowd.min(roomy).max(1))
+                format!("--ranks {}{single}", crowd.min(roomy).max(1) * nodes)
             }
             threads => format!("--threads {threads}"),
         }
     };
     let plural = crate::console::plural;
-    let plan = format!("{} of {} each", plural(ranks, "rank"), plural(threads, "thread"));
+    let here = if *nodes > 1 { " on this host" } else { "" };
+    let plan = format!("{}{here} of {} each", plural(ranks, "rank"), plural(threads, "thread"));
+    let divided = ranks.saturating_mul((cores / ranks.max(1)).max(1)) <= crowd;
     if ranks.saturating_mul(threads) > crowd {
         return Err(CliError::mistake(format!(
             "{plan} on {}: they would wait for each other rather than compute; use {}{}",
             plural(*cores, "core"),
             knob(),
-            if threads > 1 { " at most, or --threads 0, which divides the cores" } else { "" }
+            match threads > 1 {
+                true if divided => " at most, or --threads 0, which divides the cores",
+                true => " at most",
+                false => "",
+            }
         )));
     }
     let each = if threads > 1 { threads } else { 0 } + beside;
@@ -160,6 +259,11 @@ mod system {
     fn field(text: &str, begin: &str) -> Option<String> {
         let line = text.lines().find_map(|line| line.strip_prefix(begin))?;
         line.split_whitespace().next().map(str::to_owned)
+    }
+
+    /// None: unlimited.
+    pub fn stack_bytes() -> Option<usize> {
+        number(&field(&read_to_string("/proc/self/limits").ok()?, "Max stack size")?)
     }
 
     fn of_user() -> Option<(usize, String)> {
@@ -220,7 +324,7 @@ mod tests {
 
     fn judge(ranks: usize, threads: usize, cores: usize, room: Option<usize>) -> (u8, String) {
         let room = room.map(|room| (room, "`ulimit -u`".to_owned()));
-        match fits(ranks, threads, &Host { cores, room }) {
+        match fits(ranks, threads, &Host { cores, nodes: 1, room }) {
             Ok(()) => (0, String::new()),
             Err(error) => (error.exit.code(), error.message),
         }
@@ -235,6 +339,16 @@ mod tests {
         insta::assert_snapshot!(judge(4, 8, 8, Some(50)).1, @"4 ranks of 8 threads each: 60 processes and threads are needed, and `ulimit -u` leaves room for 50; use --threads 5, or raise the limit");
         insta::assert_snapshot!(judge(16, 1, 8, Some(50)).1, @"16 ranks of 1 thread each: 100 processes and threads are needed, and `ulimit -u` leaves room for 50; use --ranks 6, or raise the limit");
         assert_eq!((judge(2, 4096, 2, None).0, judge(4, 8, 8, Some(50)).0), (2, 3));
+    }
+
+    #[test]
+    fn ranks_are_those_of_all_hosts() {
+        let room = Some((50, "`ulimit -u`".to_owned()));
+        let refused = fits(16, 1, &Host { cores: 8, nodes: 2, room }).unwrap_err();
+        assert!(refused.message.starts_with("16 ranks on this host of 1 thread each"), "{refused}");
+        assert!(refused.message.contains("use --ranks 12, or raise"), "{refused}");
+        let crowded = judge(500, 2, 2, None).1;
+        assert!(crowded.ends_with("use --ranks 128 --threads 1 at most"), "{crowded}");
     }
 
     /// What is advised fits.
@@ -266,12 +380,39 @@ mod tests {
         assert!(refused("write", &full).message.ends_with(advised));
         let passed_on = io::Error::other("pool: Resource temporarily unavailable (os error 11)");
         assert!(advice(&passed_on).unwrap().contains("ulimit -u"));
-        assert!(advice_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));
+        assert!(met_in("x: Os { code: 12, kind: OutOfMemory }").unwrap().contains("memory"));
+        // A config may have such a key.
+        assert_eq!(advice_in("unknown key\n  1 | exit_code: 5"), None);
+        assert_eq!(advice_in("a (os error 5"), None);
         assert_eq!(advice(&io::Error::from_raw_os_error(libc::ENOENT)), None);
         assert_eq!(advice_in("code: none"), None);
-        assert!(is_of_machine("cannot read x: Input/output error (os error 5)"));
-        assert!(!is_of_machine("cannot read x: No such file or directory (os error 2)"));
-        assert!(!is_of_machine("cannot read x5"));
+        assert!(is_of_machine_in("cannot read x: Input/output error (os error 5)"));
+        assert!(!is_of_machine_in("cannot read x: No such file or directory (os error 2)"));
+        assert!(!is_of_machine_in("cannot read x5"));
+    }
+
+    #[test]
+    fn limits_are_known_by_what_caused_an_error() {
+        let source = io::Error::from_raw_os_error(libc::EMFILE);
+        let path = "a (os error 5)".into();
+        let error = data::DataError::Io { action: "read", path, source };
+        assert!(advice(&error).unwrap().contains("ulimit -n"), "{error}");
+        assert!(is_of_machine(&io::Error::other(error)));
+        // The name of a file is no word of the system's.
+        let source = io::Error::from_raw_os_error(libc::ENOENT);
+        let action = "read of a file";
+        let path = "a (os error 5)".into();
+        assert!(!is_of_machine(&data::DataError::Io { action, path, source }));
+    }
+
+    #[test]
+    fn a_librarys_panic_is_told_in_the_systems_words() {
+        let debug = "The global thread pool has not been initialized.: ThreadPoolBuildError { \
+                     kind: IOError(Os { code: 11, kind: WouldBlock, message: \"…\" }) }";
+        let told = met_in(debug).unwrap();
+        let expected = "cannot start a thread: Resource temporarily unavailable (os error 11); ";
+        assert!(told.starts_with(expected), "{told}");
+        assert_eq!(met_in("index out of bounds: the len is 11"), None);
     }
 
     #[test]

@@ -40,17 +40,22 @@ static ALLOCATOR: exhausted::Noting = exhausted::Noting;
 fn main() -> ExitCode {
     panic::install_hook();
     exhausted::survive_limits();
-    let ended = match Cli::try_parse() {
-        Ok(cli) => run(cli.command),
-        Err(instead) => output::show_clap(&instead),
-    };
-    match ended {
+    match limits::check_stack().and_then(|()| obey()) {
         Ok(exit) => exit.into(),
         Err(error) => {
             console::restore_terminal();
             output::complain(&error.to_string());
             error.exit.into()
         }
+    }
+}
+
+/// Does what was typed; not inlined, since it needs much of the stack that is checked before.
+#[inline(never)]
+fn obey() -> Result<Exit, CliError> {
+    match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(instead) => output::show_clap(&instead),
     }
 }
 

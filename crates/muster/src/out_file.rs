@@ -3,13 +3,15 @@
 //! ```text
 //! the name ─ links followed ─┬ a regular file, or none yet ─▶ made beside it, takes its place
 //!                            ├ a character device, a pipe  ─▶ written to as it is
+//!                            ├ what this command prints to ─▶ written where it prints next
 //!                            └ a directory, a disk, …      ─▶ refused, with what it is
 //! ```
 //! So a file is whole or as it was, and a link or device is never replaced by a file.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::CliError;
@@ -24,6 +26,8 @@ pub enum Place {
     Regular(PathBuf),
     /// What takes bytes as they come.
     Stream,
+    /// The file that this process's standard output or error goes to.
+    Printed,
 }
 
 /// Finds the place.
@@ -42,6 +46,9 @@ pub fn place(path: &Path) -> Result<Place, CliError> {
     if kind.is_char_device() || kind.is_fifo() {
         return Ok(Place::Stream);
     }
+    if kind.is_file() && printed_to(&meta).is_some() {
+        return Ok(Place::Printed);
+    }
     match kind.is_file() {
         true => end_of_links(path).map(Place::Regular),
         false => Err(refusal(path, kind)),
@@ -59,6 +66,10 @@ pub fn regular(path: &Path) -> Result<PathBuf, CliError> {
             let meta = std::fs::metadata(path).map_err(|e| CliError::file("write", path, &e))?;
             Err(refusal(path, meta.file_type()))
         }
+        Place::Printed => Err(CliError::mistake(format!(
+            "{} is where this command prints; name another file to write",
+            path.display()
+        ))),
     }
 }
 
@@ -71,10 +82,32 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let written = match place(path)? {
         Place::Regular(file) => replace(&file, bytes),
         Place::Stream => stream(path)?.write_all(bytes),
+        Place::Printed => print(path, bytes),
     };
     written.map_err(|error| CliError::file("write", path, &error))
 }
 
+/// A handle of the standard stream that goes to the file of `meta`, at the same place in it.
+fn printed_to(meta: &Metadata) -> Option<File> {
+    let (out, err) = (std::io::stdout(), std::io::stderr());
+    let streams = [out.as_fd().try_clone_to_owned(), err.as_fd().try_clone_to_owned()];
+    streams.into_iter().flatten().map(File::from).find(|file| {
+        let same = |other: Metadata| (other.dev(), other.ino()) == (meta.dev(), meta.ino());
+        file.metadata().is_ok_and(same)
+    })
+}
+
+/// Writes behind what was printed.
+fn print(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    std::io::stdout().flush()?;
+    match printed_to(&std::fs::metadata(path)?) {
+        Some(mut file) => file.write_all(bytes),
+        None => Err(ErrorKind::NotFound.into()),
+    }
+}
+
+/// Makes a new file and has it take the place of the old one, if there is one. Where none can be
+/// made beside it, the old one is overwritten.
 fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let parent = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -85,7 +118,13 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     builder.prefix(".").suffix(".part");
     // What a plain new file gets: the process's mask applies.
     builder.permissions(std::fs::Permissions::from_mode(0o666));
-    let mut new = builder.tempfile_in(parent)?;
+    let mut new = match builder.tempfile_in(parent) {
+        Ok(new) => new,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && old.is_some() => {
+            return File::options().write(true).truncate(true).open(file)?.write_all(bytes);
+        }
+        Err(error) => return Err(error),
+    };
     new.write_all(bytes)?;
     if let Some(old) = old {
         new.as_file().set_permissions(old)?;

@@ -15,8 +15,8 @@ pub fn install_hook() {
     std::panic::set_hook(Box::new(|info| {
         console::restore_terminal();
         let what = info.payload_as_str().unwrap_or("an unknown panic");
-        if let Some(advice) = limits::advice_in(what) {
-            complain(&format!("error: {what}; {advice}\nCheckpoints that were saved are intact."));
+        if let Some(met) = limits::met_in(what) {
+            complain(&format!("error: {met}\nCheckpoints that were saved are intact."));
             std::process::exit(Exit::Peer.code().into());
         }
         complain(&message(what, info, &Backtrace::capture()));

@@ -158,7 +158,7 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
         let newer = entries.iter().rev().take_while(|entry| place(entry) != checkpoint.path());
         let damaged = newer.filter_map(|entry| match &entry.status {
             Status::Corrupt(why) | Status::Unreadable(why) => {
-                Some((place(entry).display().to_string(), why.to_string()))
+                Some(passed_over(&place(entry), &why.to_string()))
             }
             Status::Committed | Status::Incomplete => None,
         });
@@ -167,7 +167,7 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
     let skipped: Vec<PassedOver> = newest
         .skipped
         .iter()
-        .map(|s| (s.path.display().to_string(), s.reason.to_string()))
+        .map(|skipped| passed_over(&skipped.path, &skipped.reason.to_string()))
         .collect();
     Err(no_checkpoint(store.root(), &skipped, "restore one from a copy"))
 }
@@ -188,6 +188,14 @@ pub fn run_name(extra: &serde_json::Value) -> Option<&str> {
 
 /// A checkpoint that was not used, and why.
 pub type PassedOver = (String, String);
+
+/// A checkpoint that was not used; what is said of it need not name it again.
+pub fn passed_over(path: &Path, reason: &str) -> PassedOver {
+    let path = path.display().to_string();
+    let of_it = reason.strip_prefix(&path).and_then(|rest| rest.strip_prefix(' '));
+    let reason = of_it.map_or_else(|| reason.to_owned(), |rest| format!("it {rest}"));
+    (path, reason)
+}
 
 /// Tells of so many checkpoints that cannot be used; `muster ckpt ls` lists all.
 const TOLD: usize = 8;

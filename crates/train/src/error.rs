@@ -41,7 +41,8 @@ pub enum TrainError {
     )]
     NoRoom { path: PathBuf, needed_bytes: u64, needed_files: u64, free: checkpoint::disk::Free },
     /// Some rank's part of a checkpoint is damaged; every rank gets this error.
-    #[error("{path} is damaged: {reason}")]
+    /// The reason names the file, and whether it is damaged, missing or renamed.
+    #[error("{reason}")]
     Damaged { path: PathBuf, reason: String },
     /// Another rank could not read its part of a checkpoint.
     #[error("rank {rank} could not load its part of the checkpoint: {reason}")]

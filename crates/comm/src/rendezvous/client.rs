@@ -21,8 +21,8 @@ const LATER: Duration = Duration::from_secs(2);
 
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
-/// How long the server is looked for to be told that a host will not come.
-const ABSENCE: Duration = Duration::from_secs(2);
+/// How long one try to tell it may take.
+const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
 type Frames = Framed<TcpStream, LengthDelimitedCodec>;
 
@@ -107,10 +107,12 @@ async fn meet(
     timeout_ms: u64,
 ) -> Result<(Frames, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
-    let addr = *addrs.first().ok_or(CommError::Runtime(std::io::ErrorKind::NotFound.into()))?;
+    if addrs.is_empty() {
+        return Err(CommError::Runtime(std::io::ErrorKind::NotFound.into()));
+    }
     let mut last = "no try has ended".to_owned();
     let tried = Patience::new(limit).within(connect(addrs, &mut last)).await;
-    let silent = |last: String| CommError::NoRendezvous { addr, timeout_ms, last };
+    let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
     let (stream, addr) = tried.ok_or_else(|| silent(last))??;
     let mut frames = Framed::new(stream, protocol::codec());
     let lost = |source| CommError::Socket { addr, action: "join", source };
@@ -134,6 +136,11 @@ async fn meet(
     }
 }
 
+fn list(addrs: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+    texts.join(" or ")
+}
+
 /// Connects to whichever address answers first; `last` tells what came of the last try.
 async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, SocketAddr)> {
     loop {
@@ -143,6 +150,7 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
             match tokio::time::timeout(TRY, TcpStream::connect(addr)).await {
                 Ok(Ok(stream)) => {
                     let _ = stream.set_nodelay(true);
+                    door::keep_alive(&stream);
                     return Ok((stream, addr));
                 }
                 Ok(Err(source)) if door::is_final(&source) => {
@@ -160,25 +168,33 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
     }
 }
 
-/// Tells the server, if it is found within a few seconds, that a host will not bring its ranks, so
-/// that the others need not wait for them. Once they have met this changes nothing.
-pub fn report_absent(addrs: impl ToSocketAddrs, job: &str, node: usize, reason: &str) {
+/// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
+/// that the others need not wait for them; returns whether it was. Once they have met this changes
+/// nothing.
+pub fn report_absent(
+    addrs: impl ToSocketAddrs,
+    job: &str,
+    node: usize,
+    reason: &str,
+    patience: Duration,
+) -> bool {
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
     let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
     let message = protocol::encode(&ToServer::Absent { job, node, reason }, true);
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_le_bytes();
-    let until = Instant::now() + ABSENCE;
+    let until = Instant::now() + patience;
     while Instant::now() < until {
-        let connect = |addr| std::net::TcpStream::connect_timeout(addr, ABSENCE).ok();
+        let connect = |addr| std::net::TcpStream::connect_timeout(addr, ABSENCE_TRY).ok();
         if let Some(mut stream) = addrs.iter().find_map(connect) {
-            let _ = stream.set_read_timeout(Some(ABSENCE));
+            let _ = stream.set_read_timeout(Some(ABSENCE_TRY));
             // The server has heard it when it closes the connection.
             let said = stream.write_all(&[&length[..], &message].concat());
             let _ = said.and_then(|()| stream.read(&mut [0]));
-            return;
+            return true;
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+    false
 }
 
 /// Passes messages until this rank leaves or the server is gone.

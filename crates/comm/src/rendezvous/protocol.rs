@@ -78,7 +78,7 @@ fn groups_text(groups: &[(String, Vec<usize>)]) -> String {
 fn turned_away_text(turned_away: &[String]) -> String {
     match turned_away {
         [] => String::new(),
-        some => format!(" ({} was turned away)", some.join("; ")),
+        some => format!(" (turned away: {})", some.join("; ")),
     }
 }
 

@@ -146,6 +146,11 @@ impl Server {
         meeting.workers.get(rank).and_then(Option::as_ref).and_then(|worker| worker.last_step)
     }
 
+    /// Ranks of the job, on all hosts.
+    pub fn world(&self) -> usize {
+        self.shared.world
+    }
+
     /// The first rank that was lost after the meeting, and how.
     pub fn lost(&self) -> Option<(usize, String)> {
         self.shared.lock().lost.clone()
@@ -392,6 +397,7 @@ struct Guest {
 
 async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
     let _ = stream.set_nodelay(true);
+    door::keep_alive(&stream);
     let mut frames = Framed::new(stream, protocol::codec());
     let first = frames.next().await?.ok()?;
     let said = match protocol::decode::<ToServer>(&first, true) {

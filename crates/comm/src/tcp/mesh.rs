@@ -173,6 +173,7 @@ async fn connect(
         let is_final = tried.as_ref().is_err_and(door::is_final);
         match tried {
             Ok(mut stream) => {
+                door::keep_alive(&stream);
                 if stream.set_nodelay(true).is_ok()
                     && stream.write_all(&me.header(purpose).encode()).await.is_ok()
                     && hear(&mut stream, me).await == Some((rank, purpose))
@@ -194,6 +195,7 @@ async fn connect(
 /// A higher rank of the same job, if that is what speaks.
 async fn hear_higher(mut stream: TcpStream, me: Identity) -> Option<Met> {
     stream.set_nodelay(true).ok()?;
+    door::keep_alive(&stream);
     let (rank, purpose) = hear(&mut stream, me).await.filter(|&(rank, _)| rank > me.rank)?;
     stream.writable().await.ok()?;
     Some(Met { rank, purpose, stream })

@@ -81,12 +81,28 @@ impl<T> View<T> {
 /// All entries lie in memory that is valid for reads; those of C also for writes, by this thread
 /// alone, and they are no entries of A or B. The shapes chain.
 pub(super) unsafe fn multiply<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply_packing(MOST_PACKED, alpha, a, b, beta, c) }
+}
+
+/// The same where `gemm` may pack at most so many rows of A.
+///
+/// # Safety
+/// As [`multiply`].
+unsafe fn multiply_packing<T: Real>(
+    most_packed: usize,
+    alpha: T,
+    a: View<T>,
+    b: View<T>,
+    beta: T,
+    c: View<T>,
+) {
     // The inner kernels write rows of C; a C of columns is the transposed product.
     let columns = c.layout.row_stride == 1 && c.layout.col_stride != 1;
     let (a, b, c) = if columns { (b.t(), a.t(), c.t()) } else { (a, b, c) };
     let large = c.layout.rows.min(c.layout.cols) >= LEAST;
     let across = b.layout.row_stride == 1 && b.layout.col_stride != 1;
-    let along = b.layout.col_stride == 1 && c.layout.rows > MOST_PACKED;
+    let along = b.layout.col_stride == 1 && c.layout.rows > most_packed;
     // SAFETY: the caller's promise, which transposing does not touch.
     unsafe {
         match large {
@@ -310,8 +326,21 @@ pub(super) mod tests {
         layout.offset + i * layout.row_stride + j * layout.col_stride
     }
 
-    /// The product, and what it should be, with the elements between C's rows untouched.
-    fn check<T: Real>((m, n, k): (usize, usize, usize), by: [bool; 3], beta: f64, within: f64) {
+    /// The product, and what it should be, with the elements between C's rows untouched; with
+    /// operands as `gemm` packs them, and in blocks of copies.
+    fn check<T: Real>(shape: (usize, usize, usize), by: [bool; 3], beta: f64, within: f64) {
+        for packed in [MOST_PACKED, 0] {
+            check_packing::<T>(packed, shape, by, beta, within);
+        }
+    }
+
+    fn check_packing<T: Real>(
+        packed: usize,
+        (m, n, k): (usize, usize, usize),
+        by: [bool; 3],
+        beta: f64,
+        within: f64,
+    ) {
         let [(la, a), (lb, b), (lc, c)] =
             [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
         let typed = |values: &[f64]| values.iter().map(|&x| T::of(x)).collect::<Vec<T>>();
@@ -324,7 +353,7 @@ pub(super) mod tests {
         let (va, vb) = (View::of(ta.as_ptr(), la), View::of(tb.as_ptr(), lb));
         let vc = View::of(tc.as_mut_ptr(), lc);
         // SAFETY: `spaced` made the layouts with the slices' lengths; C is mutable and its own.
-        unsafe { multiply(T::of(0.5), va, vb, T::of(beta), vc) };
+        unsafe { multiply_packing(packed, T::of(0.5), va, vb, T::of(beta), vc) };
         let mut expected = before;
         for i in 0..m {
             for j in 0..n {
@@ -390,6 +419,15 @@ pub(super) mod tests {
         }
     }
 
+    /// More rows than `gemm` may pack: the gradient of a vocabulary.
+    #[test]
+    fn many_rows_have_the_bits_of_one_call() {
+        for turned in [false, true] {
+            same_as_direct((MOST_PACKED + 76, 161, 530), turned, true).unwrap();
+            check::<f32>((MOST_PACKED + 1, 33, 40), [turned, false, false], 2.0, 1e-3);
+        }
+    }
+
     /// A product whose B has its entries along rows, in blocks and as `gemm` does it.
     fn same_as_direct(
         (m, n, k): (usize, usize, usize),
@@ -405,7 +443,7 @@ pub(super) mod tests {
         let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
         // SAFETY: as in `check`.
         unsafe {
-            multiply(0.5, va, vb, beta, View::of(blocks.as_mut_ptr(), lc));
+            multiply_packing(0, 0.5, va, vb, beta, View::of(blocks.as_mut_ptr(), lc));
             direct(0.5, va, vb, beta, View::of(whole.as_mut_ptr(), lc));
         }
         let same = whole.iter().zip(&blocks).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -413,7 +451,7 @@ pub(super) mod tests {
         Ok(())
     }
 
-    /// Four parts of a product by themselves, and the whole.
+    /// Four parts of a product by themselves, and the whole in blocks of copies.
     fn same_in_parts((m, n, k): (usize, usize, usize), by: [bool; 3]) -> Result<(), TestCaseError> {
         let [(la, a), (lb, b), (lc, c)] =
             [spaced(m, k, by[0]), spaced(k, n, by[1]), spaced(m, n, by[2])];
@@ -423,7 +461,7 @@ pub(super) mod tests {
         let (va, vb) = (View::of(a.as_ptr(), la), View::of(b.as_ptr(), lb));
         // SAFETY: as in `check`; the parts are inside the whole.
         unsafe {
-            multiply(1.0, va, vb, 0.0, View::of(whole.as_mut_ptr(), lc));
+            multiply_packing(0, 1.0, va, vb, 0.0, View::of(whole.as_mut_ptr(), lc));
             for (row, rows) in [(0, 32), (32, m - 32)] {
                 for (col, cols) in [(0, 32), (32, n - 32)] {
                     let (a, b) = (va.part((row, rows), (0, k)), vb.part((0, k), (col, cols)));

@@ -259,9 +259,9 @@ impl<'s> Checker<'s> {
             _ => false,
         };
         if out_of_range {
-            let nearest_value = nearest_in_range(kind, number.map_or(0.0, Parsed::real));
-            let help = format!("write {}; the nearest is {nearest_value}", kind.expectation());
+            let help = format!("write {}", kind.expectation());
             self.report(&node.place, path, format!("{text} is out of range"), [help]);
+            self.offer(kind, number);
             return None;
         }
         Some(fit)
@@ -272,7 +272,17 @@ impl<'s> Checker<'s> {
         let what = format!("{found} is not {}", kind.expectation());
         let help = misfit_help(node, kind, path);
         self.report(&node.place, path, what, help);
+        if let (Value::Scalar { text, quoted: false }, Kind::Integer { .. }) = (&node.value, kind) {
+            self.offer(kind, parse_number(text));
+        }
         None
+    }
+
+    /// Names the value that is nearest to `number` in what was reported last.
+    fn offer(&mut self, kind: &Kind, number: Option<Parsed>) {
+        if let (Some(problem), Some(number)) = (self.problems.last_mut(), number) {
+            problem.nearest = Some(nearest_in_range(kind, number.real()));
+        }
     }
 }
 
@@ -318,8 +328,7 @@ fn misfit_help(node: &Node, kind: &Kind, path: &str) -> Vec<String> {
             _ => return Vec::new(),
         },
         (Value::Scalar { text, .. }, Kind::Integer { .. }) if parse_number(text).is_some() => {
-            let x = parse_number(text).map_or(0.0, Parsed::real);
-            format!("the nearest is {}", nearest_in_range(kind, x))
+            return Vec::new();
         }
         (Value::Scalar { text, .. }, Kind::Integer { .. } | Kind::Number { .. })
             if parse_number(&text.replace(['_', ','], "")).is_some() =>

@@ -45,6 +45,10 @@ pub fn check_text(text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Prob
     let (structure, mut problems) = structure::<Config>(text, overrides);
     let Some(Structure { config, root }) = structure else { return Err(problems) };
     let (resolved, findings) = meaning::check(&config);
+    // What lies in the range of a key may still not fit the rest of the model.
+    for problem in problems.iter_mut().filter(|problem| problem.path.starts_with("model.")) {
+        problem.nearest.take_if(|value| !meaning::takes(&config, &problem.path, value));
+    }
     let unfit: Vec<String> = problems.iter().map(|problem| top_of(&problem.path)).collect();
     // A mistake that follows from a value left out above would only repeat it; the top has no name.
     let is_own = |finding: &Finding| {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use data::config::Origin;
 use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Mesh, Schema, Tree};
-use model::{Architecture, MicroBatch, ModelError};
+use model::{Architecture, MicroBatch, ModelConfig, ModelError};
 use optim::OptimError;
 use train::config::{Config, LEAVES_MAX, Resume, WeightsDtype};
 use train::mesh_plan;
@@ -53,13 +53,13 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
     check_text(config, &mut findings);
     let tree = check_batch(config, &mut findings);
     let tokenizer = load_tokenizer(&config.data.tokenizer, &mut findings);
-    findings.extend(check_prompt(config));
+    findings.extend(check_prompt(config, tokenizer.as_ref()));
     // Without a tokenizer the model can still be wrong in everything but its vocabulary.
     let vocab = tokenizer.as_ref().map_or(SOME_VOCAB, Tokenizer::vocab_size);
     let resolved = config.model.resolve(vocab, config.batch.seq_len);
-    let architecture = resolved.map_err(|error| findings.push(of_model(error))).ok();
+    let architecture = resolved.map_err(|error| findings.extend(of_model(error))).ok();
     let schema = architecture.as_ref().and_then(|architecture| {
-        model::parameters(architecture).map_err(|error| findings.push(of_model(error))).ok()
+        model::parameters(architecture).map_err(|error| findings.extend(of_model(error))).ok()
     });
     let mut problems = config.optimizer.problems();
     if let (Some((schema, _)), true) = (&schema, problems.is_empty()) {
@@ -84,6 +84,31 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
         _ => None,
     };
     (resolved, findings)
+}
+
+/// Whether the model passes its check with `value` in the place of what `path` says, a key of its
+/// section that was left out; what is wrong without it, too, is not held against it.
+pub fn takes(config: &Config, path: &str, value: &str) -> bool {
+    let tokenizer = load_tokenizer(&config.data.tokenizer, &mut Vec::new());
+    let vocab = tokenizer.as_ref().map_or(SOME_VOCAB, Tokenizer::vocab_size);
+    let wrong = |model: &ModelConfig| {
+        model.resolve(vocab, config.batch.seq_len).err().map(|error| error.to_string())
+    };
+    let with = with_value(&config.model, path, value);
+    with.is_some_and(|model| {
+        let left = wrong(&model);
+        left.is_none() || left == wrong(&config.model)
+    })
+}
+
+/// The section with one more key.
+fn with_value(model: &ModelConfig, path: &str, value: &str) -> Option<ModelConfig> {
+    let pointer = path.strip_prefix("model")?.replace('.', "/");
+    let (section, key) = pointer.rsplit_once('/')?;
+    let mut json = serde_json::to_value(model).ok()?;
+    let section = json.pointer_mut(section)?.as_object_mut()?;
+    section.insert(key.to_owned(), serde_json::from_str(value).ok()?);
+    serde_json::from_value(json).ok()
 }
 
 fn finding(
@@ -227,14 +252,18 @@ fn load_tokenizer(spec: &TokenizerSpec, findings: &mut Vec<Finding>) -> Option<T
     Tokenizer::load(spec).map_err(failed).ok()
 }
 
-/// A prompt is text; token ids alone cannot say which tokens it is.
-fn check_prompt(config: &Config) -> Option<Finding> {
-    let TokenizerSpec::Ids(ids) = &config.data.tokenizer else { return None };
+/// A prompt is text that the tokenizer knows; token ids alone cannot say which tokens it is.
+fn check_prompt(config: &Config, tokenizer: Option<&Tokenizer>) -> Option<Finding> {
     let train = &config.train;
     if train.sample_tokens == 0 || train.sample_prompt.is_empty() {
         return None;
     }
     let prompt = &train.sample_prompt;
+    let TokenizerSpec::Ids(ids) = &config.data.tokenizer else {
+        let error = tokenizer?.encode(prompt, &mut Vec::new()).err()?;
+        let what = format!("{prompt:?} cannot become tokens: {error}");
+        return Some(finding("train.sample_prompt", what, "use other words", &["train", "data"]));
+    };
     let what = format!("{prompt:?} cannot become tokens: data.tokenizer is {{ids: {ids}}}");
     let help = "leave it empty, or name the tokenizer that the token files were made with";
     Some(finding("train.sample_prompt", what, help, &["train", "data"]))
@@ -344,9 +373,10 @@ fn of_data(error: DataError, at: &str) -> Finding {
     }
 }
 
-fn of_model(error: ModelError) -> Finding {
+fn of_model(error: ModelError) -> Vec<Finding> {
     let sections = &["model", "data", "batch"];
-    match error {
+    let found = match error {
+        ModelError::Several(errors) => return errors.into_iter().flat_map(of_model).collect(),
         ModelError::Missing { key, hint } => {
             finding(format!("model.{key}"), "not set", hint, sections)
         }
@@ -367,7 +397,8 @@ fn of_model(error: ModelError) -> Finding {
             finding("model", error.to_string(), help, sections)
         }
         other => finding("model", other.to_string(), "", sections),
-    }
+    };
+    vec![found]
 }
 
 fn of_optimizer(error: OptimError) -> Finding {

@@ -23,12 +23,14 @@ pub struct Problem {
     pub what: String,
     /// What to do.
     pub help: Vec<String>,
+    /// The value in range that is closest to what was written.
+    pub nearest: Option<String>,
 }
 
 impl Problem {
     /// A problem without advice yet.
     pub fn new(place: Place, path: impl Into<String>, what: impl Into<String>) -> Problem {
-        Problem { place, path: path.into(), what: what.into(), help: Vec::new() }
+        Problem { place, path: path.into(), what: what.into(), help: Vec::new(), nearest: None }
     }
 
     /// Adds a line of advice.
@@ -67,7 +69,12 @@ impl Problems<'_> {
             Place::Flag(flag) => writeln!(f, "{flag}: {path}{colon}{what}")?,
             Place::Nowhere => writeln!(f, "{}: {path}{colon}{what}", self.file)?,
         }
-        for line in &problem.help {
+        let mut help = problem.help.clone();
+        if let Some(value) = &problem.nearest {
+            let before = help.pop().map_or_else(String::new, |line| format!("{line}; "));
+            help.push(format!("{before}the nearest is {value}"));
+        }
+        for line in help {
             writeln!(f, "  help: {line}")?;
         }
         Ok(())

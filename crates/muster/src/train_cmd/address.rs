@@ -4,11 +4,13 @@
 //! names: node 0 listens at every address that it has, the others try each in turn.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 use comm::rendezvous::{self, Server};
 
 use crate::cli::TrainArgs;
 use crate::error::{CliError, Exit};
+use crate::output::complain;
 
 /// The job of several hosts, to each other.
 pub const JOB: &str = "hosts";
@@ -114,6 +116,16 @@ fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketA
         ));
     }
     let is_here = |addr: &SocketAddr| addr.ip().is_loopback();
+    let others_come = |bind: &IpAddr| !bind.is_loopback() && !bind.is_unspecified();
+    if let (true, Some(bind)) = (found.iter().all(is_here), bind.filter(others_come)) {
+        // As where /etc/hosts gives a host's own name 127.0.1.1.
+        let (found, port) = (found[0].ip(), found[0].port());
+        return Err(mistake(format!(
+            ": that is {found} here, which only this host reaches, but --bind {bind} is for ranks \
+             of others; name node 0 by an address that all reach, such as {bind}:{port} if it is \
+             this host"
+        )));
+    }
     if !found.iter().any(is_here) && bind.is_none_or(|bind| bind.is_loopback()) {
         return Err(mistake(
             " is for several hosts, but the ranks would listen where only this one reaches them; \
@@ -130,17 +142,59 @@ pub fn list(addrs: &[SocketAddr]) -> String {
     texts.join(" or ")
 }
 
-/// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
-pub fn report_absent(args: &TrainArgs, error: &CliError) {
-    let (Some(text), Some(node @ 1..)) = (&args.rendezvous, args.node_rank) else { return };
-    let addrs: Vec<SocketAddr> = text.to_socket_addrs().into_iter().flatten().collect();
-    if args.dry_run || addrs.is_empty() {
-        return;
+/// How long node 0 is looked for in silence to be told that this host will not bring its ranks.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// And then: hosts are not started at the same moment.
+const LATE: Duration = Duration::from_secs(8);
+
+/// Whether this host's ranks were started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Never,
+    /// Perhaps; if node 0 is not found at once, it may be gone by now.
+    Tried,
+}
+
+/// A host for whose ranks node 0 waits, until they have met the others.
+#[derive(Debug, Clone)]
+pub struct Absence {
+    node: usize,
+    /// Of node 0; empty where it waits for nobody.
+    addrs: Vec<SocketAddr>,
+}
+
+impl Absence {
+    pub fn of(args: &TrainArgs) -> Absence {
+        let (node, text) = (args.node_rank.unwrap_or(0), args.rendezvous.as_deref());
+        let is_awaited = node > 0 && !args.dry_run;
+        let found = text.filter(|_| is_awaited).and_then(|text| text.to_socket_addrs().ok());
+        Absence { node, addrs: found.into_iter().flatten().collect() }
     }
-    // The rest of what is said of failed ranks is for whoever sits here.
-    let reason = match error.exit {
-        Exit::Mistake => error.message.trim(),
-        _ => error.message.lines().next().unwrap_or_default(),
-    };
-    rendezvous::report_absent(&addrs[..], JOB, node, reason);
+
+    /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
+    pub fn report(&self, reason: &str, start: Start) {
+        let Absence { node, addrs } = self;
+        if addrs.is_empty() {
+            return;
+        }
+        let tell = |patience| rendezvous::report_absent(&addrs[..], JOB, *node, reason, patience);
+        if !tell(AT_ONCE) && start == Start::Never {
+            let (at, most_s) = (list(addrs), LATE.as_secs());
+            complain(&format!(
+                "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so \
+                 that it need not wait"
+            ));
+            tell(LATE);
+        }
+    }
+
+    /// As [`Absence::report`], of an error.
+    pub fn report_error(&self, error: &CliError, start: Start) {
+        // The rest of what is said of failed ranks is for whoever sits here.
+        let reason = match error.exit {
+            Exit::Mistake => error.message.trim(),
+            _ => error.message.lines().next().unwrap_or_default(),
+        };
+        self.report(reason, start);
+    }
 }

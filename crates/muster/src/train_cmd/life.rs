@@ -31,6 +31,9 @@ pub struct Limits {
     pub step_timeout: Option<Duration>,
 }
 
+/// After this long a meeting of several hosts is told to be waited for.
+pub const MEETING_IS_SLOW: Duration = Duration::from_secs(2);
+
 /// What is to be done about a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
@@ -84,6 +87,11 @@ impl Life {
     /// Whether it still waits for the other ranks to come, so that there is nothing to save.
     pub fn is_meeting(&self) -> bool {
         self.pulse.is_some_and(|pulse| pulse.phase == Phase::Meeting)
+    }
+
+    /// Whether it has met the other ranks.
+    pub fn has_met(&self) -> bool {
+        self.pulse.is_some_and(|pulse| !matches!(pulse.phase, Phase::Starting | Phase::Meeting))
     }
 
     /// `stop`: when the run was asked to stop, if it was.

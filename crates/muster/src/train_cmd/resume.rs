@@ -42,7 +42,7 @@ pub fn resume<E: Engine>(
         let (loaded, warnings) = match (trainer.load(Path::new(&path)), start.older_than(&path)) {
             (Err(TrainError::Damaged { reason, .. }), Some(attempt)) => {
                 bound = Some(attempt);
-                skipped.push((path, reason));
+                skipped.push(run_dir::passed_over(Path::new(&path), &reason));
                 continue;
             }
             (result, _) => result?,
@@ -120,7 +120,7 @@ impl Start {
         let is_news = |s: &&Skipped| !matches!(s.reason, Error::NotCommitted { .. });
         // An attempt that was never committed is no checkpoint and no news.
         let damaged = newest.skipped.iter().filter(is_news);
-        skipped.extend(damaged.map(|s| (s.path.display().to_string(), s.reason.to_string())));
+        skipped.extend(damaged.map(|s| run_dir::passed_over(&s.path, &s.reason.to_string())));
         match newest.checkpoint {
             Some(checkpoint) => Ok(Some(checkpoint.path().to_owned())),
             None if skipped.is_empty() && !needed => Ok(None),

@@ -11,7 +11,7 @@ use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason};
 use train::{Event, RunPlan};
 
-use super::address::{self, Addresses};
+use super::address::{self, Absence, Addresses};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
 use super::life::Limits;
@@ -51,6 +51,17 @@ impl Place {
         }
     }
 
+    /// What to say where the others are late; on one host there are none.
+    fn waits(&self, job: &Job) -> Option<String> {
+        let at = address::list(&job.rendezvous);
+        let most_s = job.config.ranks.timeout_ms.div_ceil(1000);
+        let what = match self.node {
+            0 => format!("waiting at {at} for the other hosts"),
+            _ => format!("waiting for node 0 at {at} and the other hosts"),
+        };
+        (self.nodes > 1).then(|| format!("node {}: {what}, for {most_s} s at most", self.node))
+    }
+
     fn says_it_is_done(&self) {
         if self.node > 0 {
             crate::output::tell(&format!("node {}: its ranks are done", self.node));
@@ -63,7 +74,8 @@ impl Place {
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
-    let tell = |error: &CliError| address::report_absent(&args, error);
+    let absence = Absence::of(&args);
+    let tell = |error: &CliError| absence.report_error(error, address::Start::Never);
     let loaded = crate::config::load(&args.config, &args.overrides()).inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&loaded, args.dry_run).inspect_err(tell);
@@ -76,12 +88,23 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let planned = planned.that_fits().inspect_err(tell)?;
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
-    let signals = Signals::watch(warn_signal, move || remove_temporary(&cache))?;
+    let asked = absence.clone();
+    let signals = Signals::watch(warn_signal, move || {
+        remove_temporary(&cache);
+        asked.report("it was asked to stop", address::Start::Tried);
+    })?;
     make_dirs(&run).inspect_err(tell)?;
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
-    supervise(&args, planned, &run, &signals).inspect_err(tell)
+    let mut met = false;
+    let ended = supervise(&args, planned, &run, &signals, &mut met);
+    // Whoever has met these ranks knows of their end, and may have started again.
+    ended.inspect_err(|error| {
+        if !met {
+            absence.report_error(error, address::Start::Tried)
+        }
+    })
 }
 
 /// What is known before anything is read or written.
@@ -109,19 +132,21 @@ fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
     let place = place(args, &config)?;
     let addresses = Addresses::new(args, place.nodes)?;
     let threads = threads(&config, place.ranks.len());
-    limits::check_threads(place.ranks.len(), threads)?;
+    limits::check_threads(place.ranks.len(), threads, place.nodes)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let fit = memory(&config, &plan, vocab, &place);
     Ok(Planned { config, place, addresses, plan, threads, fit })
 }
 
-/// Prepares the data, starts this host's ranks and sees them to their end.
+/// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
+/// they have met those of other hosts.
 fn supervise(
     args: &TrainArgs,
     planned: Planned,
     run: &RunDir,
     signals: &Signals,
+    met: &mut bool,
 ) -> Result<Exit, CliError> {
     let Planned { config, place, addresses, plan, threads, fit } = planned;
     // Before the data is read, which may take long.
@@ -144,12 +169,8 @@ fn supervise(
         config,
         prepared,
     };
-    let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
-    let mut sink = EventSink { console: Console::new(), log, has_failed: false };
-    if place.node == 0 {
-        let event = header(&plan, &job.config, Some(&job.prepared), run)?;
-        sink.tell(&Event::Header(event));
-    }
+    let mut sink =
+        begin_events(&place, run, || header(&plan, &job.config, Some(&job.prepared), run))?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
@@ -159,7 +180,7 @@ fn supervise(
     let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
-    let ended = watch.run(server.as_ref(), signals, &limits, &mut |event| {
+    let ended = watch.run(server.as_ref(), signals, &limits, place.waits(&job), &mut |event| {
         // Not before the ranks agree and have loaded what they go on from: until then the
         // directory may be another run's, whose checkpoints need its config.
         let begins = !matches!(event, Event::Warning { .. });
@@ -172,6 +193,7 @@ fn supervise(
             event => sink.tell(&event),
         }
     });
+    *met = watch.have_met();
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => {
@@ -187,6 +209,20 @@ fn supervise(
             signals.before_training()
         }
     }
+}
+
+/// Where events go; node 0 alone keeps them, and begins with the header.
+fn begin_events(
+    place: &Place,
+    run: &RunDir,
+    header: impl FnOnce() -> Result<train::event::Header, CliError>,
+) -> Result<EventSink, CliError> {
+    let log = (place.node == 0).then(|| EventLog::append(&run.events())).transpose()?;
+    let mut sink = EventSink { console: Console::new(), log, has_failed: false };
+    if place.node == 0 {
+        sink.tell(&Event::Header(header()?));
+    }
+    Ok(sink)
 }
 
 /// What the ranks of this host share, if they do.

@@ -38,6 +38,8 @@ pub trait Elsewhere {
     fn last_step(&self, rank: usize) -> Option<u64>;
     /// The first rank that was lost, and how.
     fn lost(&self) -> Option<(usize, String)>;
+    /// Ranks of the job, on all hosts.
+    fn world(&self) -> usize;
 }
 
 impl Elsewhere for comm::rendezvous::Server {
@@ -47,6 +49,10 @@ impl Elsewhere for comm::rendezvous::Server {
 
     fn lost(&self) -> Option<(usize, String)> {
         self.lost()
+    }
+
+    fn world(&self) -> usize {
+        self.world()
     }
 }
 
@@ -83,8 +89,22 @@ impl Seen {
         self.given_up.is_some() || (fell && !self.was_killed && self.fault.is_none())
     }
 
+    /// Whether both were given up for the same, apart from how many milliseconds it was.
+    fn was_given_up_like(&self, other: &Seen) -> bool {
+        let kind = |seen: &Seen| {
+            let why = seen.given_up.as_deref()?;
+            Some(why.split(|c: char| c.is_ascii_digit()).next()?.to_owned())
+        };
+        kind(self).is_some_and(|why| Some(why) == kind(other))
+    }
+
     /// `killed by signal 9`, its last step and last log lines.
     pub fn how_it_ended(&self) -> String {
+        self.how("its")
+    }
+
+    /// As [`Seen::how_it_ended`], of one or of several of which this is one.
+    fn how(&self, its: &str) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
             Some((Some(code), _)) => format!("exit status {code}"),
@@ -95,12 +115,12 @@ impl Seen {
             None if self.was_killed => ", and its process cannot be killed",
             _ => "",
         };
-        format!("{how}{undead}{}{}", last_step(self.step), self.last_lines())
+        format!("{how}{undead}{}{}", last_step(self.step, its), self.last_lines(its))
     }
 
-    fn last_lines(&self) -> String {
+    fn last_lines(&self, its: &str) -> String {
         let lines: String = self.tail.iter().map(|line| format!("\n    {line}")).collect();
-        if lines.is_empty() { lines } else { format!("; its last log lines:{lines}") }
+        if lines.is_empty() { lines } else { format!("; {its} last log lines:{lines}") }
     }
 
     /// What it complained of last.
@@ -112,11 +132,12 @@ impl Seen {
 }
 
 /// A clause for a message; empty where the step is not known.
-fn last_step(step: Option<u64>) -> String {
+fn last_step(step: Option<u64>, its: &str) -> String {
     match step {
         None => String::new(),
-        Some(0) => "; it had not finished its first step".to_owned(),
-        Some(step) => format!("; its last step was {step}"),
+        Some(0) if its == "its" => "; it had not finished its first step".to_owned(),
+        Some(0) => "; they had not finished their first step".to_owned(),
+        Some(step) => format!("; {its} last step was {step}"),
     }
 }
 
@@ -134,27 +155,30 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
         Some(rank) => headline(rank, seen),
         None => blamed(seen, elsewhere),
     };
-    let message = format!(
-        "{headline}\nThe other ranks were stopped. Checkpoints are intact: the same command \
-         continues from the newest one, or starts anew where none was saved yet."
-    );
+    let message = format!("{headline}\n{}", what_next(seen.len(), elsewhere));
     let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
     let exit = if bug { Exit::Bug } else { Exit::Peer };
     Err(CliError { exit, ..CliError::peer(message) })
 }
 
+/// What became of the others, and what to do; `here` ranks are this host's.
+fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>) -> String {
+    // Only host 0 knows how many there are; where it is not this one, there are several.
+    let several_hosts = elsewhere.is_none_or(|elsewhere| elsewhere.world() > here);
+    let stopped = if here > 1 || several_hosts { "The other ranks were stopped. " } else { "" };
+    let again = match several_hosts {
+        true => "once the cause is mended, start all hosts again; they continue",
+        false => "the same command continues",
+    };
+    let newest = "from the newest one, or anew where none was saved yet";
+    format!("{stopped}Checkpoints are intact: {again} {newest}.")
+}
+
 /// The rank at fault, with those that were given up at the same time.
 fn headline(first: &Seen, seen: &[&Seen]) -> String {
-    let given_up = |rank: &&&Seen| rank.given_up.is_some();
-    let mut ranks: Vec<usize> = seen.iter().filter(given_up).map(|rank| rank.rank).collect();
-    if first.given_up.is_none() || ranks.len() == 1 {
-        ranks = vec![first.rank];
-    }
-    let what = first.how_it_ended();
-    let what = match ranks.len() {
-        1 => what,
-        _ => what.replace("; its ", "; their "),
-    };
+    let same = |rank: &&&Seen| rank.rank == first.rank || rank.was_given_up_like(first);
+    let ranks: Vec<usize> = seen.iter().filter(same).map(|rank| rank.rank).collect();
+    let what = first.how(if ranks.len() == 1 { "its" } else { "their" });
     Fault { ranks, what }.headline()
 }
 
@@ -171,8 +195,8 @@ fn blamed(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> String {
     let step = step.or_else(|| elsewhere.and_then(|elsewhere| elsewhere.last_step(rank)));
     // Another host's supervisor may have told of the step already.
     let step = if fault.what.contains("its last step") { None } else { step };
-    let lines = here.map(|seen| seen.last_lines()).unwrap_or_default();
-    format!("{}{}{lines}", fault.headline(), last_step(step))
+    let lines = here.map(|seen| seen.last_lines("its")).unwrap_or_default();
+    format!("{}{}{lines}", fault.headline(), last_step(step, "its"))
 }
 
 /// From the first rank that names another along who blames whom; the last fault on that way.
@@ -300,10 +324,38 @@ mod tests {
             fn lost(&self) -> Option<(usize, String)> {
                 Some((3, "its control connection ended".to_owned()))
             }
+            fn world(&self) -> usize {
+                4
+            }
         }
         let follows = ended(0, exit(3), Some(&[]));
         let text = verdict(&[&follows], Some(&Known)).unwrap_err().message;
         let expected = "rank 3 failed: its control connection ended; its last step was 13\n";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn what_is_to_be_done_is_true_of_this_job() {
+        struct Ranks(usize);
+        impl Elsewhere for Ranks {
+            fn last_step(&self, _: usize) -> Option<u64> {
+                None
+            }
+            fn lost(&self) -> Option<(usize, String)> {
+                None
+            }
+            fn world(&self) -> usize {
+                self.0
+            }
+        }
+        let same = "Checkpoints are intact: the same command continues from the newest one, or \
+                    anew where none was saved yet.";
+        assert_eq!(what_next(1, Some(&Ranks(1))), same);
+        assert_eq!(what_next(2, Some(&Ranks(2))), format!("The other ranks were stopped. {same}"));
+        for server in [Some(&Ranks(2) as &dyn Elsewhere), None] {
+            let text = what_next(1, server);
+            assert!(text.starts_with("The other ranks were stopped. "), "{text}");
+            assert!(text.contains("start all hosts again"), "{text}");
+        }
     }
 }

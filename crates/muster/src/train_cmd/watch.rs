@@ -13,7 +13,7 @@ use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
 
-use super::life::{Judgement, Life, Limits};
+use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW};
 use super::line::Line;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
@@ -77,7 +77,10 @@ impl Asked {
             if self.interrupts > 1 {
                 return true;
             }
-            crate::output::complain("finishing the step and saving; Ctrl-C again stops at once");
+            crate::output::complain(match watch.is_meeting() {
+                true => "stopping: the ranks have not met yet, and there is nothing to save",
+                false => "finishing the step and saving; Ctrl-C again stops at once",
+            });
             watch.signal(libc::SIGINT);
             self.stop.get_or_insert(watch.now);
         }
@@ -116,7 +119,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Waits until every rank has ended, passing events on.
+    /// Waits until every rank has ended, passing events on. `waiting` is said once if the ranks
+    /// have not met after a moment.
     ///
     /// # Errors
     /// The first cause of their end.
@@ -125,6 +129,7 @@ impl Watch {
         server: Option<&Server>,
         signals: &Signals,
         limits: &Limits,
+        mut waiting: Option<String>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Ended, CliError> {
         let mut asked = Asked::default();
@@ -132,6 +137,12 @@ impl Watch {
         loop {
             let open = self.pass_on(tell);
             self.now = self.clock.look();
+            if self.now > MEETING_IS_SLOW
+                && self.is_meeting()
+                && let Some(words) = waiting.take()
+            {
+                crate::output::tell(&words);
+            }
             if asked.is_too_much(signals, self) {
                 self.kill();
                 return Ok(Ended::AtOnce);
@@ -161,6 +172,11 @@ impl Watch {
         self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
         verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+    }
+
+    /// Whether any rank of this host has met the others.
+    pub fn have_met(&self) -> bool {
+        self.ranks.iter().any(|rank| rank.seen.step.is_some() || rank.life.has_met())
     }
 
     /// Whether every rank of this host still waits for others.

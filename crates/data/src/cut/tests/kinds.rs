@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::charsmap::charsmap;
 use crate::config::TokenizerSpec;
 use crate::huggingface::byte_stand_in;
 use crate::tokenizer::Tokenizer;
@@ -323,6 +324,23 @@ fn mark_kinds() -> Vec<Kind> {
             pre(&[of("WhitespaceSplit"), metaspace("always", true)]),
             unigram(),
             vec![],
+        ),
+        (
+            "t5, precompiled",
+            json!({"type": "Precompiled", "precompiled_charsmap": charsmap()}),
+            pre(&[of("WhitespaceSplit"), metaspace("always", true)]),
+            unigram(),
+            vec![],
+        ),
+        (
+            "precompiled, bytes",
+            norm(&[
+                json!({"type": "Precompiled", "precompiled_charsmap": charsmap()}),
+                replace_regex(" {2,}", " "),
+            ]),
+            metaspace("first", false),
+            falls_back(),
+            vec![added("<s>", "n")],
         ),
         (
             "first after split",

@@ -1,5 +1,6 @@
 //! Tokens do not depend on where a text was cut: the proof of a seam, held against the encoders.
 
+mod charsmap;
 mod kinds;
 
 use std::sync::OnceLock;
@@ -98,6 +99,7 @@ fn texts_of_all_sorts_are_cut() {
         "llama2",
         "gemma",
         "t5, old",
+        "t5, precompiled",
         "bert",
         "words",
     ];

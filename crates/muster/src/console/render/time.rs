@@ -34,6 +34,9 @@ fn percents(parts: &[f64]) -> Vec<u32> {
 
 /// One line per operation, the costliest first, and what was between them.
 pub fn table(profile: &Profile) -> String {
+    if profile.operations.is_empty() {
+        return "  none: no step was taken".into();
+    }
     let head = ["operation", "calls", "ms", "share", "rate"];
     let mut rows = vec![head.map(str::to_owned)];
     let share = |ms: f64| format!("{:.1} %", ms / profile.ms.max(f64::MIN_POSITIVE) * 100.0);
@@ -88,6 +91,12 @@ mod tests {
                 prop_assert!((part / sum * 100.0 - f64::from(percent)).abs() < 1.0);
             }
         }
+    }
+
+    #[test]
+    fn no_step_has_no_operations() {
+        let profile = Profile { ms: 0.4, operations: Vec::new() };
+        assert_eq!(table(&profile), "  none: no step was taken");
     }
 
     #[test]
