@@ -118,7 +118,10 @@ fn work_that_waits_for_itself_is_told_so() {
         let (here, memory) = (device.clone(), x.clone());
         let work = move || {
             // In no stream, it may.
-            here.with_memory("store", |k| Ok(k.write::<u32>(&memory)?.fill(5)))?;
+            here.with_memory("store", |k| {
+                k.write::<u32>(&memory)?.fill(5);
+                Ok(())
+            })?;
             inside.synchronize()
         };
         stream.host(work).unwrap();

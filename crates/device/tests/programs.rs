@@ -148,7 +148,9 @@ impl Machine<'_> {
         match action {
             Action::Synchronize => return self.streams[stream].synchronize().unwrap(),
             Action::Query => {
-                self.last[stream].iter().for_each(|event| drop(event.query().unwrap()));
+                if let Some(event) = &self.last[stream] {
+                    event.query().unwrap();
+                }
                 return;
             }
             Action::Host => {

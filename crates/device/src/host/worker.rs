@@ -53,7 +53,13 @@ impl Streams {
         left_out: bool,
     ) -> MutexGuard<'a, State> {
         drop(state);
-        let result = if left_out { Ok(drop(op)) } else { op.run() };
+        let result = match left_out {
+            true => {
+                drop(op);
+                Ok(())
+            }
+            false => op.run(),
+        };
         let mut state = self.lock();
         state.lanes[index].complete(result);
         self.tell(&state.lanes[index]);
