@@ -39,6 +39,7 @@ pub struct Kernels {
 
 #[derive(Default)]
 struct Loaded {
+    tuning: Option<Arc<Tuning>>,
     modules: HashMap<Family, Module>,
     functions: HashMap<&'static str, Function>,
 }
@@ -54,7 +55,7 @@ impl Kernels {
         };
         let multiprocessors = properties.multiprocessors.max(1);
         let loaded = device.kept(Mutex::<Loaded>::default);
-        let tuning = Arc::new(Tuning::from_environment()?);
+        let tuning = tuning(&loaded)?;
         Ok(Kernels { device: device.clone(), arch, multiprocessors, tuning, loaded })
     }
 
@@ -106,4 +107,14 @@ impl Kernels {
         loaded.functions.insert(name, function.clone());
         Ok(function)
     }
+}
+
+/// The tuning table, read once.
+fn tuning(loaded: &Mutex<Loaded>) -> Result<Arc<Tuning>, KernelError> {
+    let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tuning) = &loaded.tuning {
+        return Ok(tuning.clone());
+    }
+    let tuning = Arc::new(Tuning::from_environment()?);
+    Ok(loaded.tuning.insert(tuning).clone())
 }
