@@ -17,6 +17,7 @@
 use device::{Device, DeviceError, Kernel, Stream, Tensor};
 
 use crate::KernelError;
+use crate::gpu::execute::upload;
 use crate::gpu::modules::Kernels;
 
 /// The arguments of one launch of an operation.
@@ -75,4 +76,20 @@ pub(crate) fn check_home<'a>(
         true => Ok(()),
         false => Err(DeviceError::Foreign { kernel }.into()),
     }
+}
+
+/// Rows of a table, where kernels of the device read them; `None` on a host device, whose code has
+/// the list itself.
+///
+/// # Errors
+/// No memory on the device.
+pub(crate) fn table<T: bytemuck::Pod>(
+    device: &Device,
+    rows: impl IntoIterator<Item = T>,
+) -> Result<Option<Tensor>, KernelError> {
+    if device.kind().is_host() {
+        return Ok(None);
+    }
+    let rows: Vec<T> = rows.into_iter().collect();
+    upload(&device.stream(), bytemuck::cast_slice(&rows)).map(Some)
 }

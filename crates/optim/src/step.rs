@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
 use kernels::newton_schulz::{self, STATUS_FINITE};
-use kernels::optimizer::{self, AdamW, SlotRanges, Spans, Weights};
+use kernels::optimizer::{self, AdamW, AdamWStep, MuonApply, MuonMomentum};
+use kernels::optimizer::{SlotRanges, Spans, Weights};
 use layout::{FlatLayout, Ownership, Schema};
 
 use crate::OptimError;
@@ -111,7 +112,7 @@ impl ShardedOptimizer {
         for item in &memory {
             tensors.push(device.zeros(&[item.elements], item.dtype)?);
         }
-        let launches = Launches { local: &local, tensors: &tensors, weights_dtype };
+        let launches = Launches { device, local: &local, tensors: &tensors, weights_dtype };
         Ok(ShardedOptimizer {
             stream: device.stream(),
             weights_dtype,
@@ -119,7 +120,7 @@ impl ShardedOptimizer {
             slot_count: ownership.slots,
             names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
             muon_len: local.muon_len,
-            slots: SlotRanges::new(local.slots.clone())?,
+            slots: SlotRanges::new(device, local.slots.clone())?,
             muon: launches.muon()?,
             adamw: launches.adamw()?,
             momentum: tensors[memory::MOMENTUM].clone(),
@@ -191,16 +192,16 @@ impl ShardedOptimizer {
         scalars: &StepScalars,
     ) -> Result<(), OptimError> {
         let MuonLaunch { config, spans, update, direction, .. } = batch;
-        optimizer::muon_momentum(
-            &self.stream,
-            spans,
-            config.momentum,
-            config.nesterov,
-            grads,
-            &batch.momentum,
-            update,
-            &self.factors,
-        )?;
+        let momentum = MuonMomentum {
+            spans: spans.clone(),
+            mu: config.momentum,
+            nesterov: config.nesterov,
+            grads: grads.clone(),
+            momentum: batch.momentum.clone(),
+            update: update.clone(),
+            factors: self.factors.clone(),
+        };
+        optimizer::muon_momentum(&self.stream, momentum)?;
         newton_schulz::orthogonalize(
             &self.stream,
             &batch.matrices,
@@ -212,7 +213,9 @@ impl ShardedOptimizer {
         let lr = config.lr * scalars.lr_factor;
         let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
         let weights = place(weights, &batch.masters);
-        Ok(optimizer::muon_apply(&self.stream, spans, keep, rate, &weights, direction)?)
+        let (spans, direction) = (spans.clone(), direction.clone());
+        let apply = MuonApply { spans, keep, rate, weights, direction };
+        Ok(optimizer::muon_apply(&self.stream, apply)?)
     }
 
     fn apply_adamw(
@@ -224,16 +227,16 @@ impl ShardedOptimizer {
     ) -> Result<(), OptimError> {
         let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = group.config;
         let (lr, step) = (lr * scalars.lr_factor, scalars.step);
-        Ok(optimizer::adamw(
-            &self.stream,
-            &group.spans,
-            &AdamW { lr, beta1, beta2, eps, weight_decay, step },
-            &place(weights, &group.masters),
-            grads,
-            &self.adam_m,
-            &self.adam_v,
-            &self.factors,
-        )?)
+        let step = AdamWStep {
+            spans: group.spans.clone(),
+            numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
+            weights: place(weights, &group.masters),
+            grads: grads.clone(),
+            first: self.adam_m.clone(),
+            second: self.adam_v.clone(),
+            factors: self.factors.clone(),
+        };
+        Ok(optimizer::adamw(&self.stream, step)?)
     }
 
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
@@ -392,6 +395,7 @@ fn place(weights: &Tensor, masters: &Option<Tensor>) -> Weights {
 
 /// Binds the launches of a plan to the tensors of [`LocalPlan::memory`].
 struct Launches<'a> {
+    device: &'a Device,
     local: &'a LocalPlan,
     tensors: &'a [Tensor],
     weights_dtype: DType,
@@ -411,7 +415,7 @@ impl Launches<'_> {
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
-                spans: Spans::new(&batch.spans)?,
+                spans: Spans::new(self.device, &batch.spans)?,
                 matrices: batch.matrices.clone(),
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,
                 masters: self.masters(batch.local.clone())?,
@@ -428,7 +432,7 @@ impl Launches<'_> {
         let groups = self.local.adamw.iter().map(|group| {
             Ok(AdamWLaunch {
                 config: group.config.clone(),
-                spans: Spans::new(&group.spans)?,
+                spans: Spans::new(self.device, &group.spans)?,
                 masters: self.masters(muon_len..muon_len + adamw_len)?,
             })
         });

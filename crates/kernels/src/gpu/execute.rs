@@ -215,7 +215,7 @@ impl Bound {
 }
 
 /// Tables in memory of their own, which are there when this returns.
-pub(super) fn upload(stream: &Stream, tables: &[u8]) -> Result<Tensor, KernelError> {
+pub(crate) fn upload(stream: &Stream, tables: &[u8]) -> Result<Tensor, KernelError> {
     let memory = stream.device().zeros(&[tables.len()], DType::U8)?;
     stream.copy_in(&memory, tables)?;
     stream.synchronize()?;

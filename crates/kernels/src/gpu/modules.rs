@@ -15,6 +15,8 @@ pub enum Family {
     Gemm,
     NewtonSchulz,
     Memory,
+    Optimizer,
+    OrderedSum,
 }
 
 impl Family {
@@ -23,6 +25,8 @@ impl Family {
             Family::Gemm => "gemm",
             Family::NewtonSchulz => "newton_schulz",
             Family::Memory => "memory",
+            Family::Optimizer => "optimizer",
+            Family::OrderedSum => "ordered_sum",
         }
     }
 }
