@@ -28,6 +28,7 @@ pub mod newton_schulz;
 pub mod norm;
 mod op;
 pub mod optimizer;
+pub mod ordered_sum;
 mod real;
 pub mod rope;
 mod shared_slice;
