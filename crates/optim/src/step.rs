@@ -1,12 +1,13 @@
 //! The optimizer of one rank: the state of the pieces it owns, and their update.
 //!
-//! It sees flat weights and gradients, and touches only the segments this rank owns. Everything
+//! It sees flat weights and gradients, and touches only the segments this rank owns. They lie in
+//! the memory of the optimizer's device, which may be any that `kernels` has code for. Everything
 //! is launched on one stream and nothing is read back, except where a method says so.
 
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::newton_schulz::{self, STATUS_FINITE};
+use kernels::newton_schulz::{Bound, STATUS_FINITE};
 use kernels::optimizer::{self, AdamW, AdamWStep, MuonApply, MuonMomentum};
 use kernels::optimizer::{SlotRanges, Spans, Weights};
 use layout::{FlatLayout, Ownership, Schema};
@@ -14,8 +15,8 @@ use layout::{FlatLayout, Ownership, Schema};
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
 use crate::config::{AdamWConfig, MuonConfig};
-use crate::group::{LocalPiece, LocalPlan};
-use crate::memory::{self, MemoryItem};
+use crate::group::{BatchSize, LocalPiece, LocalPlan};
+use crate::memory::{self, MemoryItem, Room};
 use crate::rules::TensorPlan;
 
 /// The numbers of one step.
@@ -47,12 +48,12 @@ struct MuonLaunch {
     config: MuonConfig,
     scale: f64,
     spans: Spans,
-    matrices: newton_schulz::Batch,
     momentum: Tensor,
     masters: Option<Tensor>,
     update: Tensor,
     direction: Tensor,
-    status: Tensor,
+    /// From `update` to `direction`.
+    orthogonalize: Bound,
 }
 
 struct AdamWLaunch {
@@ -77,7 +78,6 @@ pub struct ShardedOptimizer {
     adam_m: Tensor,
     adam_v: Tensor,
     masters: Tensor,
-    workspace: Tensor,
     status: Tensor,
     factors: Tensor,
     /// What `factors` will hold next.
@@ -92,7 +92,8 @@ impl ShardedOptimizer {
     /// first step: the masters start at zero.
     ///
     /// # Errors
-    /// Plans or layout of another schema; weights neither f32 nor bf16; no memory.
+    /// Plans or layout of another schema; weights neither f32 nor bf16; a method that the device
+    /// has no kernels for (f32 storage, svd); no memory.
     pub fn new(
         device: &Device,
         schema: &Schema,
@@ -105,11 +106,10 @@ impl ShardedOptimizer {
         if !matches!(weights_dtype, DType::F32 | DType::Bf16) {
             return Err(OptimError::WeightsDtype { dtype: weights_dtype });
         }
-        let threads = device.threads();
-        let local = LocalPlan::new(schema, ownership, rank, plans, threads)?;
-        let memory = local.memory(weights_dtype, threads);
+        let local = LocalPlan::new(schema, ownership, rank, plans, BatchSize::of(device))?;
+        let memory = local.memory(weights_dtype, &Room::on(device, &local)?);
         let mut tensors = Vec::with_capacity(memory.len());
-        for item in &memory {
+        for item in &memory[..memory::TABLES] {
             tensors.push(device.zeros(&[item.elements], item.dtype)?);
         }
         let launches = Launches { device, local: &local, tensors: &tensors, weights_dtype };
@@ -127,7 +127,6 @@ impl ShardedOptimizer {
             adam_m: tensors[memory::ADAM_M].clone(),
             adam_v: tensors[memory::ADAM_V].clone(),
             masters: tensors[memory::MASTERS].clone(),
-            workspace: tensors[memory::WORKSPACE].clone(),
             status: tensors[memory::STATUS].clone(),
             factors: tensors[memory::FACTORS].clone(),
             host_factors: vec![0.0; local.pieces.len()],
@@ -202,14 +201,7 @@ impl ShardedOptimizer {
             factors: self.factors.clone(),
         };
         optimizer::muon_momentum(&self.stream, momentum)?;
-        newton_schulz::orthogonalize(
-            &self.stream,
-            &batch.matrices,
-            update,
-            direction,
-            &self.workspace,
-            &batch.status,
-        )?;
+        batch.orthogonalize.launch(&self.stream)?;
         let lr = config.lr * scalars.lr_factor;
         let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
         let weights = place(weights, &batch.masters);
@@ -412,16 +404,23 @@ impl Launches<'_> {
     fn muon(&self) -> Result<Vec<MuonLaunch>, OptimError> {
         let batches = self.local.muon.iter().map(|batch| {
             let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
+            let update = part(memory::UPDATE, 0..batch.local.len())?;
+            let direction = part(memory::DIRECTION, 0..batch.local.len())?;
+            let status = part(memory::STATUS, batch.pieces.clone())?;
+            // Batches run one after another, so they share scratch and workspace.
+            let workspace = &self.tensors[memory::WORKSPACE];
+            let (stream, matrices) = (self.device.stream(), &batch.matrices);
+            let orthogonalize =
+                Bound::new(&stream, matrices, &update, &direction, workspace, &status)?;
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
                 spans: Spans::new(self.device, &batch.spans)?,
-                matrices: batch.matrices.clone(),
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,
                 masters: self.masters(batch.local.clone())?,
-                update: part(memory::UPDATE, 0..batch.local.len())?,
-                direction: part(memory::DIRECTION, 0..batch.local.len())?,
-                status: part(memory::STATUS, batch.pieces.clone())?,
+                update,
+                direction,
+                orthogonalize,
             })
         });
         batches.collect()

@@ -10,22 +10,32 @@ use crate::gpu::execute::{self, Prepared};
 use crate::gpu::modules::Kernels;
 use crate::{KernelError, op};
 
-/// Bytes of workspace with which [`super::orthogonalize`] is fastest on this device: on a host a
-/// matrix's worth for each thread, elsewhere the tiles of the whole batch.
+/// Bytes of a device's memory that a batch takes beside its operands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// With so much workspace [`super::orthogonalize`] is fastest: on a host a matrix's worth for
+    /// each thread, elsewhere the tiles of the whole batch. Less will do.
+    pub workspace_bytes: usize,
+    /// What a [`Bound`] allocates for its launches, given that workspace.
+    pub table_bytes: usize,
+}
+
+/// What a batch takes of this device, with operands of these types.
 ///
 /// # Errors
 /// A method or types that a device has no kernels for.
-pub fn workspace_bytes(
+pub fn room(
     device: &Device,
     batch: &Batch,
     (input, output): (DType, DType),
-) -> Result<usize, KernelError> {
-    match op::kernels_of(device)? {
-        None => Ok(batch.workspace_elements(device.threads()) * input.bytes()),
-        Some(kernels) => {
-            Ok(Prepared::new(&kernels, batch, (input, output), None)?.workspace_bytes())
-        }
-    }
+) -> Result<Room, KernelError> {
+    let Some(kernels) = op::kernels_of(device)? else {
+        let workspace_bytes = batch.workspace_elements(device.threads()) * input.bytes();
+        return Ok(Room { workspace_bytes, table_bytes: 0 });
+    };
+    let prepared = Prepared::new(&kernels, batch, (input, output), None)?;
+    let table_bytes = prepared.plan().table_bytes as usize;
+    Ok(Room { workspace_bytes: prepared.workspace_bytes(), table_bytes })
 }
 
 /// One run: see [`super::orthogonalize`] for the tensors.

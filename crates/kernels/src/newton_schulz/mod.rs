@@ -30,7 +30,7 @@ mod twin;
 use device::{Stream, Tensor};
 
 pub use batch::{Batch, Matrix};
-pub use bound::{Bound, workspace_bytes};
+pub use bound::{Bound, Room, room};
 pub use coefficients::{Beyond, Coefficients, MAX_KAPPA, Odd};
 pub use method::{Algorithm, Iteration, MAX_DEGREE, MAX_STEPS, Method, Storage};
 pub use program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
@@ -56,7 +56,7 @@ pub const STATUS_UNSOLVED: u32 = 2;
 /// devices    f32, bf16, f16  f32, bf16   bf16, f16         bytes, at a multiple of 256
 /// ```
 ///
-/// [`workspace_bytes`] says how much workspace is best; with less, the host uses fewer threads at a
+/// [`room`] says how much workspace is best; with less, the host uses fewer threads at a
 /// time and a device runs the batch in parts. Its contents are lost. A device plans anew with each
 /// call: whoever repeats one holds on to a [`Bound`].
 ///
