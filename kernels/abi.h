@@ -135,6 +135,118 @@ typedef struct MusterMemoryArgs {
     uint32_t reserved;
 } MusterMemoryArgs;
 
+// A run of elements of the optimizer's tensors: at most MUSTER_SPAN_LEN.
+#define MUSTER_SPAN_LEN 8192u
+typedef struct MusterSpan {
+    uint64_t flat;             // where it starts in flat tensors (gradients, weights) …
+    uint64_t local;            // … and in the rank's own (moments, masters, scratch); elements
+    uint32_t len;
+    uint32_t unit;             // which gradient factor applies
+} MusterSpan;
+
+// A launch of optimizer_momentum.
+typedef struct MusterMomentumArgs {
+    uint64_t spans;            // MusterSpan[span_count]
+    uint64_t grads;            // f32, flat
+    uint64_t momentum;         // f32, local
+    uint64_t update;           // f32, local
+    uint64_t factors;          // f32, one of each unit
+    uint32_t span_count;
+    uint32_t nesterov;         // whether `update` looks ahead
+    float keep;                // mu …
+    float add;                 // … and 1 - mu
+} MusterMomentumArgs;
+
+// A launch of optimizer_apply.
+typedef struct MusterApplyArgs {
+    uint64_t spans;            // MusterSpan[span_count]
+    uint64_t masters;          // f32, local, or 0: then the weights are f32
+    uint64_t weights;          // flat: f32, or bf16 copies of the masters
+    uint64_t direction;        // f32, local
+    uint32_t span_count;
+    float keep;
+    float rate;
+    uint32_t reserved;
+} MusterApplyArgs;
+
+// A launch of optimizer_adamw.
+typedef struct MusterAdamWArgs {
+    uint64_t spans;            // MusterSpan[span_count]
+    uint64_t masters;          // as MusterApplyArgs
+    uint64_t weights;
+    uint64_t grads;            // f32, flat
+    uint64_t first;            // moments: f32, local
+    uint64_t second;
+    uint64_t factors;          // f32, one of each unit
+    uint32_t span_count;
+    float beta1;
+    float one_minus_beta1;
+    float beta2;
+    float one_minus_beta2;
+    float root_correction;     // 1 / sqrt(1 - beta2^step)
+    float eps;
+    float keep;                // 1 - lr·weight_decay
+    float rate;                // lr / (1 - beta1^step)
+    uint32_t reserved;
+} MusterAdamWArgs;
+
+// A launch of optimizer_adopt (masters from weights) or optimizer_publish (bf16 weights from
+// masters).
+typedef struct MusterMastersArgs {
+    uint64_t spans;            // MusterSpan[span_count]
+    uint64_t masters;          // f32, local
+    uint64_t weights;          // flat: bf16, or f32
+    uint32_t span_count;
+    uint32_t is_f32;           // the weights; optimizer_adopt alone
+} MusterMastersArgs;
+
+// Elements of which one block sums the squares: at most MUSTER_SQUARES_LEN.
+#define MUSTER_SQUARES_LEN 16384u
+typedef struct MusterStrip {
+    uint64_t start;            // in the gradients
+    uint64_t to;               // the slot, if this is its whole range; else the partial sum
+    uint32_t len;
+    uint32_t is_whole;
+} MusterStrip;
+
+// A slot whose range has several strips.
+typedef struct MusterSlotSum {
+    uint64_t first;            // of its partial sums
+    uint64_t slot;
+    uint32_t count;
+    uint32_t reserved;
+} MusterSlotSum;
+
+// A launch of optimizer_squares (units are strips), then of optimizer_slots (units are slots of
+// several strips).
+typedef struct MusterSquaresArgs {
+    uint64_t strips;           // MusterStrip[strip_count]
+    uint64_t slots;            // MusterSlotSum[slot_count]
+    uint64_t grads;            // f32
+    uint64_t partials;         // f64
+    uint64_t sums;             // f64, by slot
+    uint32_t strip_count;
+    uint32_t slot_count;
+} MusterSquaresArgs;
+
+// Inputs of one launch of ordered_sum_*, sums on its stack, and what its operations are.
+#define MUSTER_SUM_INPUTS 24u
+#define MUSTER_SUM_DEPTH 16u
+#define MUSTER_SUM_PUSH 0u     // the next input, on top of the stack
+#define MUSTER_SUM_ADD 1u      // the next input, added to the top
+#define MUSTER_SUM_FOLD 2u     // the top, added to the sum below
+
+// A launch of ordered_sum_*: one stage of a program, over `len` elements.
+typedef struct MusterSumArgs {
+    uint64_t inputs[MUSTER_SUM_INPUTS];
+    uint64_t out;              // where the last stage puts the sum; else 0
+    uint64_t carry;            // the stack between stages: [MUSTER_SUM_DEPTH or fewer, len]
+    uint64_t len;
+    uint64_t ops[2];           // two bits each, the first lowest
+    uint32_t op_count;
+    uint32_t height;           // sums that the carried stack begins with
+} MusterSumArgs;
+
 #ifdef __cplusplus
 static_assert(sizeof(MusterGemmProblem) == 128, "mirrored in Rust");
 static_assert(offsetof(MusterGemmProblem, a_tiles_per_row) == 40, "mirrored in Rust");
@@ -147,4 +259,13 @@ static_assert(sizeof(MusterNsArgs) == 16, "mirrored in Rust");
 static_assert(sizeof(MusterNsAol) == 48, "mirrored in Rust");
 static_assert(sizeof(MusterNsAolArgs) == 16, "mirrored in Rust");
 static_assert(sizeof(MusterMemoryArgs) == 32, "mirrored in Rust");
+static_assert(sizeof(MusterSpan) == 24, "mirrored in Rust");
+static_assert(sizeof(MusterMomentumArgs) == 56, "mirrored in Rust");
+static_assert(sizeof(MusterApplyArgs) == 48, "mirrored in Rust");
+static_assert(sizeof(MusterAdamWArgs) == 96, "mirrored in Rust");
+static_assert(sizeof(MusterMastersArgs) == 32, "mirrored in Rust");
+static_assert(sizeof(MusterStrip) == 24, "mirrored in Rust");
+static_assert(sizeof(MusterSlotSum) == 24, "mirrored in Rust");
+static_assert(sizeof(MusterSquaresArgs) == 48, "mirrored in Rust");
+static_assert(sizeof(MusterSumArgs) == 240, "mirrored in Rust");
 #endif

@@ -150,6 +150,10 @@ DEV_FN f32 fma(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 DEV_FN f64 fma(f64 a, f64 b, f64 c) { return __fma_rn(a, b, c); }
 DEV_FN f32 sqrt(f32 value) { return __fsqrt_rn(value); }
 DEV_FN f64 sqrt(f64 value) { return __dsqrt_rn(value); }
+DEV_FN f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }
+DEV_FN f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
+DEV_FN f32 div(f32 a, f32 b) { return __fdiv_rn(a, b); }
+DEV_FN f64 add(f64 a, f64 b) { return __dadd_rn(a, b); }
 
 // ---- asynchronous copies, matrix loads and the warp's matrix instruction (sm_80) ----------------
 

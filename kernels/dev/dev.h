@@ -27,7 +27,11 @@
 //                                     flat ones)
 //   load16(const void*) -> u32x4      memory of any kind; load8: u32x2, load4: u32
 //   store16(void*, u32x4)             store8: u32x2, store4: u32
-//   fma(f32, f32, f32) sqrt(f64) …    plain arithmetic where a library would be needed
+//   fma(f32, f32, f32) sqrt(f64) …    plain arithmetic where a library would be needed; rounded to
+//                                     nearest
+//   mul(f32, f32) add(f32, f32)       each rounded to nearest by itself: no compiler makes one of
+//   div(f32, f32) add(f64, f64)       two of them, so that results are those of the host, bit for
+//                                     bit, subnormal numbers included
 //
 // DEV_SM80 and DEV_SM90:
 //   named_sync(u32 id, u32 threads)                bar.sync id, threads

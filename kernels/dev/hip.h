@@ -146,6 +146,12 @@ DEV_FN f32 fma(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 DEV_FN f64 fma(f64 a, f64 b, f64 c) { return __builtin_fma(a, b, c); }
 DEV_FN f32 sqrt(f32 v) { return __builtin_sqrtf(v); }
 DEV_FN f64 sqrt(f64 v) { return __builtin_sqrt(v); }
+// Without contraction (above) these stay apart; clang rounds division and root correctly unless it
+// is told otherwise.
+DEV_FN f32 mul(f32 a, f32 b) { return a * b; }
+DEV_FN f32 add(f32 a, f32 b) { return a + b; }
+DEV_FN f32 div(f32 a, f32 b) { return a / b; }
+DEV_FN f64 add(f64 a, f64 b) { return a + b; }
 
 // --- 16-bit floats
 // ------------------------------------------------------------------------------------

@@ -156,6 +156,10 @@ inline f32 fma(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 inline f64 fma(f64 a, f64 b, f64 c) { return __builtin_fma(a, b, c); }
 inline f32 sqrt(f32 value) { return __builtin_sqrtf(value); }
 inline f64 sqrt(f64 value) { return __builtin_sqrt(value); }
+inline f32 mul(f32 a, f32 b) { return a * b; }
+inline f32 add(f32 a, f32 b) { return a + b; }
+inline f32 div(f32 a, f32 b) { return a / b; }
+inline f64 add(f64 a, f64 b) { return a + b; }
 
 }  // namespace dev
 

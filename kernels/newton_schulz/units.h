@@ -4,6 +4,7 @@
 
 #include "../abi.h"
 #include "../dev/dev.h"
+#include "../reduce.h"
 #include "../tile.h"
 
 namespace newton_schulz {
@@ -36,17 +37,7 @@ DEV_FN uint32_t entry_of(const Entry* table, uint32_t count, uint32_t Entry::*fi
     return low;
 }
 
-// The sum of every thread's value, in every thread; in the same order for waves of 32 and of 64.
-DEV_FN double block_sum(double value) {
-    for (uint32_t mask = 16; mask > 0; mask /= 2) value += dev::shfl_xor(value, mask);
-    double* sums = reinterpret_cast<double*>(dev::shared());
-    dev::sync();
-    if (dev::thread() % 32 == 0) sums[dev::thread() / 32] = value;
-    dev::sync();
-    double total = sums[0];
-    for (uint32_t i = 1; i < SUMS; i++) total += sums[i];
-    return total;
-}
+DEV_FN double block_sum(double value) { return reduce::block_sum<SUMS>(value); }
 
 // Four neighbouring elements of a row.
 struct Quad {

@@ -3,7 +3,7 @@
 # them. A SOURCE is the path of a file that defines kernels; its module is called after it.
 set -euo pipefail
 out=$1
-families=${2:-gemm newton_schulz memory}
+families=${2:-gemm newton_schulz ordered_sum optimizer memory}
 archs=${3:-sm_90a sm_80 gfx90a gfx942 gfx950}
 sim=$(cd "$(dirname "$0")" && pwd)
 cxx=${MUSTER_CXX:-g++}

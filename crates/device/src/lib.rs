@@ -401,7 +401,8 @@ impl Device {
         Buffer::new(storage, self.clone())
     }
 
-    fn is_same(&self, other: &Device) -> bool {
+    /// Whether both are handles to one device.
+    pub fn is_same(&self, other: &Device) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 }

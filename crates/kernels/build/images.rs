@@ -7,7 +7,7 @@ use super::sources::{self, Digest};
 use super::tools::{Tool, Vendor};
 
 /// Directories of `kernels/` with a source of the same name, the slowest to compile first.
-pub const FAMILIES: [&str; 3] = ["gemm", "newton_schulz", "memory"];
+pub const FAMILIES: [&str; 5] = ["gemm", "newton_schulz", "ordered_sum", "optimizer", "memory"];
 
 /// Architectures of one fatbin: machine code, and PTX for whatever comes later.
 const CUDA: [&str; 4] = [

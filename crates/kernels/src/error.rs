@@ -1,4 +1,4 @@
-use device::{DType, DeviceError};
+use device::{DType, DeviceError, DeviceKind};
 
 use crate::newton_schulz::Range;
 
@@ -23,6 +23,10 @@ pub enum KernelError {
     NonFinite { index: usize, name: String },
     #[error("matrix {index} ({name}): the singular value decomposition did not converge")]
     Unsolved { index: usize, name: String },
+    #[error(
+        "{kernel} has no code for {device}: it runs on host devices; use `cpu` for what needs it"
+    )]
+    NoDeviceCode { kernel: &'static str, device: DeviceKind },
     #[error("{kernel}: {message}")]
     Argument { kernel: &'static str, message: String },
 }

@@ -1,7 +1,7 @@
 //! Typed entry points over device kernels, and the CPU implementation of each.
 //!
-//! An entry point takes a stream and tensors, checks shapes and types, and launches. Shapes are in
-//! the documentation of each; legend:
+//! An entry point takes a stream and tensors, checks shapes and types, and launches, on the host or
+//! on a device as `op` decides. Shapes are in the documentation of each; legend:
 //!
 //! ```text
 //! B documents windows of a micro-batch   T positions of a window   N = B·T token rows
@@ -26,7 +26,9 @@ pub mod modules;
 pub mod moe;
 pub mod newton_schulz;
 pub mod norm;
+mod op;
 pub mod optimizer;
+pub mod ordered_sum;
 mod real;
 pub mod rope;
 mod shared_slice;

@@ -1,6 +1,6 @@
 //! Images of the device kernels: which there are, and where they come from.
 //!
-//! A family (`gemm`, `newton_schulz`, `memory`) is compiled for each target; `build.rs` embeds what
+//! A family (`gemm`, `newton_schulz`, `optimizer`, …) is compiled for each target; `build.rs` embeds what
 //! the compilers of the build made. A directory that `MUSTER_KERNEL_DIR` names is asked first.
 
 use std::borrow::Cow;

@@ -86,6 +86,49 @@ fn expected() -> BTreeMap<String, u64> {
     );
     compare!("MusterNsAolArgs", NsArgs, [matrices, matrix_count, unit_count]);
     compare!("MusterMemoryArgs", MemoryArgs, [source, target, chunks, value, reserved]);
+    compare!("MusterSpan", Span, [flat, local, len, unit]);
+    compare!(
+        "MusterMomentumArgs",
+        MomentumArgs,
+        [spans, grads, momentum, update, factors, span_count, nesterov, keep, add]
+    );
+    compare!(
+        "MusterApplyArgs",
+        ApplyArgs,
+        [spans, masters, weights, direction, span_count, keep, rate, reserved]
+    );
+    compare!(
+        "MusterAdamWArgs",
+        AdamWArgs,
+        [
+            spans,
+            masters,
+            weights,
+            grads,
+            first,
+            second,
+            factors,
+            span_count,
+            beta1,
+            one_minus_beta1,
+            beta2,
+            one_minus_beta2,
+            root_correction,
+            eps,
+            keep,
+            rate,
+            reserved
+        ]
+    );
+    compare!("MusterMastersArgs", MastersArgs, [spans, masters, weights, span_count, is_f32]);
+    compare!("MusterStrip", Strip, [start, to, len, is_whole]);
+    compare!("MusterSlotSum", SlotSum, [first, slot, count, reserved]);
+    compare!(
+        "MusterSquaresArgs",
+        SquaresArgs,
+        [strips, slots, grads, partials, sums, strip_count, slot_count]
+    );
+    compare!("MusterSumArgs", SumArgs, [inputs, out, carry, len, ops, op_count, height]);
     let constants = [
         ("MUSTER_GEMM_LOWER", GEMM_LOWER),
         ("MUSTER_GEMM_OUT_BF16", GEMM_OUT_BF16),
@@ -98,6 +141,13 @@ fn expected() -> BTreeMap<String, u64> {
         ("MUSTER_NS_PLAIN", NS_PLAIN),
         ("MUSTER_NS_STRIP_ROWS", NS_STRIP.0),
         ("MUSTER_NS_STRIP_COLS", NS_STRIP.1),
+        ("MUSTER_SPAN_LEN", SPAN_LEN),
+        ("MUSTER_SQUARES_LEN", SQUARES_LEN),
+        ("MUSTER_SUM_INPUTS", SUM_INPUTS as u32),
+        ("MUSTER_SUM_DEPTH", SUM_DEPTH),
+        ("MUSTER_SUM_PUSH", SUM_PUSH),
+        ("MUSTER_SUM_ADD", SUM_ADD),
+        ("MUSTER_SUM_FOLD", SUM_FOLD),
         ("MUSTER_NS_FINITE", kernels::newton_schulz::STATUS_FINITE),
         ("MUSTER_NS_NON_FINITE", kernels::newton_schulz::STATUS_NON_FINITE),
     ];

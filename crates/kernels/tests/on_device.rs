@@ -1,8 +1,10 @@
-//! What the simulator shows of whole orthogonalizations, on real devices: on each that
-//! `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is
+//! What the simulator shows of whole orthogonalizations, of the optimizer's other operations and of
+//! ordered sums, on real devices: on each that `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is
 //! said.
 
 mod orthogonalization;
+mod sums;
+mod updates;
 
 use device::{DType, Device, DeviceKind};
 use kernels::newton_schulz::{Algorithm, Coefficients, STATUS_FINITE, STATUS_NON_FINITE, Storage};
@@ -22,6 +24,10 @@ fn real_devices() {
         let kind: DeviceKind = kind.trim().parse().unwrap();
         let device = Device::new(kind, 2).unwrap();
         eprintln!("{kind}: {:?}", device.properties());
+        updates::elements_have_the_bits_of_the_host(&device);
+        updates::squares_are_summed_within_their_bound(&device);
+        sums::sums_have_the_bits_of_their_program(&device);
+        sums::mistakes_are_refused(&device);
         results_follow_the_polynomial(&device);
         a_batch_has_the_bits_of_its_members(&device);
         what_is_not_finite_is_named(&device);

@@ -47,7 +47,7 @@ fn every_name_that_kernels_call_is_listed() {
     let names: BTreeSet<&str> = below.iter().flat_map(|text| defined(text)).collect();
     assert!(names.len() > 40, "{names:?}");
     let mut above = sources(&root);
-    for dir in ["gemm", "newton_schulz", "memory"] {
+    for dir in ["gemm", "newton_schulz", "memory", "optimizer", "ordered_sum"] {
         let dir = root.join(dir);
         above.extend(dir.is_dir().then(|| sources(&dir)).into_iter().flatten());
     }

@@ -5,9 +5,10 @@
 //! moments,  masters │ rule 1: piece piece …  │ rule 2: …        │
 //! ```
 //!
-//! Matrices of one rule and one shape lie side by side and are orthogonalized in batches that keep
-//! the threads busy while the scratch stays small.
+//! Matrices of one rule and one shape lie side by side and are orthogonalized in batches
+//! ([`BatchSize`]).
 
+use device::Device;
 use kernels::newton_schulz::{Batch, Iteration, Matrix};
 use kernels::optimizer::{SlotRange, Span};
 use layout::flat::ALIGN;
@@ -17,8 +18,34 @@ use crate::OptimError;
 use crate::config::{AdamWConfig, MuonConfig};
 use crate::rules::{TensorPlan, Update};
 
-/// Elements up to which a batch takes more matrices than there are threads.
-const BATCH_ELEMENTS: usize = 1 << 21;
+/// How many matrices of a shape are orthogonalized together, so that a device has enough to do
+/// while the scratch stays small. It changes no bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BatchSize {
+    /// So many in any case …
+    matrices: usize,
+    /// … and more, up to so many elements.
+    elements: usize,
+}
+
+impl BatchSize {
+    /// One matrix for each thread of a host.
+    pub(crate) fn of_threads(threads: usize) -> BatchSize {
+        BatchSize { matrices: threads.max(1), elements: 1 << 21 }
+    }
+
+    /// A device works on all matrices at once: 128 MiB each of updates and of directions.
+    pub(crate) fn of(device: &Device) -> BatchSize {
+        match device.kind().is_host() {
+            true => BatchSize::of_threads(device.threads()),
+            false => BatchSize { matrices: 1, elements: 1 << 25 },
+        }
+    }
+
+    fn most(self, elements_each: usize) -> usize {
+        (self.elements / elements_each.max(1)).max(self.matrices)
+    }
+}
 
 /// Where the state of one piece lies.
 #[derive(Debug, Clone)]
@@ -72,7 +99,7 @@ impl LocalPlan {
         ownership: &Ownership,
         rank: usize,
         plans: &[TensorPlan],
-        threads: usize,
+        size: BatchSize,
     ) -> Result<LocalPlan, OptimError> {
         if plans.len() != schema.tensors.len() {
             let (got, expected) = (plans.len(), schema.tensors.len());
@@ -87,7 +114,7 @@ impl LocalPlan {
             matrices: 0,
             slots: slot_ranges(ownership, rank),
         };
-        local.add_matrices(ownership, rank, plans, threads)?;
+        local.add_matrices(ownership, rank, plans, size)?;
         local.matrices = local.pieces.len();
         local.add_elements(schema, ownership, rank, plans);
         Ok(local)
@@ -98,7 +125,7 @@ impl LocalPlan {
         ownership: &Ownership,
         rank: usize,
         plans: &[TensorPlan],
-        threads: usize,
+        size: BatchSize,
     ) -> Result<(), OptimError> {
         let mut matrices: Vec<(&Piece, usize, usize)> = Vec::new();
         for piece in ownership.owned(rank) {
@@ -112,9 +139,7 @@ impl LocalPlan {
         // Stable: pieces of a group keep their flat order.
         matrices.sort_by_key(same);
         for group in matrices.chunk_by(|a, b| same(a) == same(b)) {
-            let elements = (group[0].1 * group[0].2).max(1);
-            let most = (BATCH_ELEMENTS / elements).max(threads).max(1);
-            for batch in group.chunks(most) {
+            for batch in group.chunks(size.most(group[0].1 * group[0].2)) {
                 self.add_batch(batch, plans)?;
             }
         }
@@ -178,12 +203,6 @@ impl LocalPlan {
     /// Elements of the largest batch.
     pub(crate) fn batch_elements(&self) -> usize {
         self.muon.iter().map(|batch| batch.local.len()).max().unwrap_or(0)
-    }
-
-    /// Elements of workspace for Newton–Schulz on `threads` threads.
-    pub(crate) fn workspace_elements(&self, threads: usize) -> usize {
-        let batches = self.muon.iter();
-        batches.map(|batch| batch.matrices.workspace_elements(threads)).max().unwrap_or(0)
     }
 }
 

@@ -33,7 +33,7 @@ pub use config::{
     Scale, Schedule,
 };
 pub use error::OptimError;
-pub use memory::{MemoryItem, memory_plan};
+pub use memory::{MemoryItem, memory_plan, memory_plan_on};
 pub use rules::{TensorPlan, Update, plan, table, treatments};
 pub use schedule::factor;
 pub use step::{ShardedOptimizer, StateView, StepScalars};

@@ -1,13 +1,15 @@
 //! What the optimizer of one rank will allocate, before it does.
 
-use device::DType;
+use device::{DType, Device};
+use kernels::newton_schulz;
+use kernels::optimizer::{SlotRanges, Spans};
 use layout::{Ownership, Schema};
 
 use crate::OptimError;
-use crate::group::LocalPlan;
+use crate::group::{BatchSize, LocalPlan};
 use crate::rules::TensorPlan;
 
-/// One allocation.
+/// One allocation, or several of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryItem {
     pub name: &'static str,
@@ -21,8 +23,8 @@ impl MemoryItem {
     }
 }
 
-/// The allocations of `ShardedOptimizer::new` with the same arguments on a device with `threads`
-/// threads: exactly these.
+/// The allocations of `ShardedOptimizer::new` with the same arguments on a host device with
+/// `threads` threads: exactly these.
 ///
 /// # Errors
 /// Plans that are not those of the schema.
@@ -34,8 +36,57 @@ pub fn memory_plan(
     weights: DType,
     threads: usize,
 ) -> Result<Vec<MemoryItem>, OptimError> {
-    let local = LocalPlan::new(schema, ownership, rank, plans, threads)?;
-    Ok(local.memory(weights, threads).to_vec())
+    let size = BatchSize::of_threads(threads);
+    let local = LocalPlan::new(schema, ownership, rank, plans, size)?;
+    Ok(local.memory(weights, &Room::on_host(&local, threads)).to_vec())
+}
+
+/// As [`memory_plan`], on any device.
+///
+/// # Errors
+/// Plans that are not those of the schema; a method that the device has no kernels for.
+pub fn memory_plan_on(
+    device: &Device,
+    schema: &Schema,
+    ownership: &Ownership,
+    rank: usize,
+    plans: &[TensorPlan],
+    weights: DType,
+) -> Result<Vec<MemoryItem>, OptimError> {
+    let local = LocalPlan::new(schema, ownership, rank, plans, BatchSize::of(device))?;
+    Ok(local.memory(weights, &Room::on(device, &local)?).to_vec())
+}
+
+/// What depends on where the launches run.
+pub(crate) struct Room {
+    workspace: (usize, DType),
+    /// Of spans, ranges and bound batches.
+    table_bytes: usize,
+}
+
+impl Room {
+    fn on_host(local: &LocalPlan, threads: usize) -> Room {
+        let batches = local.muon.iter();
+        let elements = batches.map(|batch| batch.matrices.workspace_elements(threads)).max();
+        Room { workspace: (elements.unwrap_or(0), DType::F32), table_bytes: 0 }
+    }
+
+    pub(crate) fn on(device: &Device, local: &LocalPlan) -> Result<Room, OptimError> {
+        if device.kind().is_host() {
+            return Ok(Room::on_host(local, device.threads()));
+        }
+        let spans = local.muon.iter().map(|batch| &batch.spans);
+        let spans = spans.chain(local.adamw.iter().map(|group| &group.spans));
+        let mut table_bytes = SlotRanges::table_bytes(&local.slots);
+        table_bytes += spans.map(|spans| Spans::table_bytes(spans)).sum::<usize>();
+        let mut workspace_bytes = 0;
+        for batch in &local.muon {
+            let room = newton_schulz::room(device, &batch.matrices, (DType::F32, DType::F32))?;
+            workspace_bytes = room.workspace_bytes.max(workspace_bytes);
+            table_bytes += room.table_bytes;
+        }
+        Ok(Room { workspace: (workspace_bytes, DType::U8), table_bytes })
+    }
 }
 
 /// Positions in [`LocalPlan::memory`].
@@ -48,16 +99,18 @@ pub(crate) const DIRECTION: usize = 5;
 pub(crate) const WORKSPACE: usize = 6;
 pub(crate) const STATUS: usize = 7;
 pub(crate) const FACTORS: usize = 8;
+/// The lists of spans and ranges and the bound batches allocate these themselves.
+pub(crate) const TABLES: usize = 9;
 
 impl LocalPlan {
-    pub(crate) fn memory(&self, weights: DType, threads: usize) -> [MemoryItem; 9] {
+    pub(crate) fn memory(&self, weights: DType, room: &Room) -> [MemoryItem; 10] {
         let item = |name, elements, dtype| MemoryItem { name, elements, dtype };
         let masters = match weights {
             DType::Bf16 => self.muon_len + self.adamw_len,
             _ => 0,
         };
         let batch = self.batch_elements();
-        let workspace = self.workspace_elements(threads);
+        let (workspace, workspace_dtype) = room.workspace;
         [
             item("momentum", self.muon_len, DType::F32),
             item("adam_m", self.adamw_len, DType::F32),
@@ -65,9 +118,10 @@ impl LocalPlan {
             item("f32 masters of the weights", masters, DType::F32),
             item("muon update", batch, DType::F32),
             item("muon direction", batch, DType::F32),
-            item("newton-schulz workspace", workspace, DType::F32),
+            item("newton-schulz workspace", workspace, workspace_dtype),
             item("newton-schulz status", self.matrices, DType::U32),
             item("gradient factors", self.pieces.len(), DType::F32),
+            item("tables of launches", room.table_bytes, DType::U8),
         ]
     }
 }

@@ -1,20 +1,22 @@
 //! The optimizer of one rank: the state of the pieces it owns, and their update.
 //!
-//! It sees flat weights and gradients, and touches only the segments this rank owns. Everything
+//! It sees flat weights and gradients, and touches only the segments this rank owns. They lie in
+//! the memory of the optimizer's device, which may be any that `kernels` has code for. Everything
 //! is launched on one stream and nothing is read back, except where a method says so.
 
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::newton_schulz::{self, STATUS_FINITE};
-use kernels::optimizer::{self, AdamW, SlotRanges, Spans, Weights};
+use kernels::newton_schulz::{Bound, STATUS_FINITE};
+use kernels::optimizer::{self, AdamW, AdamWStep, MuonApply, MuonMomentum};
+use kernels::optimizer::{SlotRanges, Spans, Weights};
 use layout::{FlatLayout, Ownership, Schema};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
 use crate::config::{AdamWConfig, MuonConfig};
-use crate::group::{LocalPiece, LocalPlan};
-use crate::memory::{self, MemoryItem};
+use crate::group::{BatchSize, LocalPiece, LocalPlan};
+use crate::memory::{self, MemoryItem, Room};
 use crate::rules::TensorPlan;
 
 /// The numbers of one step.
@@ -46,12 +48,12 @@ struct MuonLaunch {
     config: MuonConfig,
     scale: f64,
     spans: Spans,
-    matrices: newton_schulz::Batch,
     momentum: Tensor,
     masters: Option<Tensor>,
     update: Tensor,
     direction: Tensor,
-    status: Tensor,
+    /// From `update` to `direction`.
+    orthogonalize: Bound,
 }
 
 struct AdamWLaunch {
@@ -76,7 +78,6 @@ pub struct ShardedOptimizer {
     adam_m: Tensor,
     adam_v: Tensor,
     masters: Tensor,
-    workspace: Tensor,
     status: Tensor,
     factors: Tensor,
     /// What `factors` will hold next.
@@ -91,7 +92,8 @@ impl ShardedOptimizer {
     /// first step: the masters start at zero.
     ///
     /// # Errors
-    /// Plans or layout of another schema; weights neither f32 nor bf16; no memory.
+    /// Plans or layout of another schema; weights neither f32 nor bf16; a method that the device
+    /// has no kernels for (f32 storage, svd); no memory.
     pub fn new(
         device: &Device,
         schema: &Schema,
@@ -104,14 +106,13 @@ impl ShardedOptimizer {
         if !matches!(weights_dtype, DType::F32 | DType::Bf16) {
             return Err(OptimError::WeightsDtype { dtype: weights_dtype });
         }
-        let threads = device.threads();
-        let local = LocalPlan::new(schema, ownership, rank, plans, threads)?;
-        let memory = local.memory(weights_dtype, threads);
+        let local = LocalPlan::new(schema, ownership, rank, plans, BatchSize::of(device))?;
+        let memory = local.memory(weights_dtype, &Room::on(device, &local)?);
         let mut tensors = Vec::with_capacity(memory.len());
-        for item in &memory {
+        for item in &memory[..memory::TABLES] {
             tensors.push(device.zeros(&[item.elements], item.dtype)?);
         }
-        let launches = Launches { local: &local, tensors: &tensors, weights_dtype };
+        let launches = Launches { device, local: &local, tensors: &tensors, weights_dtype };
         Ok(ShardedOptimizer {
             stream: device.stream(),
             weights_dtype,
@@ -119,14 +120,13 @@ impl ShardedOptimizer {
             slot_count: ownership.slots,
             names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
             muon_len: local.muon_len,
-            slots: SlotRanges::new(local.slots.clone())?,
+            slots: SlotRanges::new(device, local.slots.clone())?,
             muon: launches.muon()?,
             adamw: launches.adamw()?,
             momentum: tensors[memory::MOMENTUM].clone(),
             adam_m: tensors[memory::ADAM_M].clone(),
             adam_v: tensors[memory::ADAM_V].clone(),
             masters: tensors[memory::MASTERS].clone(),
-            workspace: tensors[memory::WORKSPACE].clone(),
             status: tensors[memory::STATUS].clone(),
             factors: tensors[memory::FACTORS].clone(),
             host_factors: vec![0.0; local.pieces.len()],
@@ -191,28 +191,23 @@ impl ShardedOptimizer {
         scalars: &StepScalars,
     ) -> Result<(), OptimError> {
         let MuonLaunch { config, spans, update, direction, .. } = batch;
-        optimizer::muon_momentum(
-            &self.stream,
-            spans,
-            config.momentum,
-            config.nesterov,
-            grads,
-            &batch.momentum,
-            update,
-            &self.factors,
-        )?;
-        newton_schulz::orthogonalize(
-            &self.stream,
-            &batch.matrices,
-            update,
-            direction,
-            &self.workspace,
-            &batch.status,
-        )?;
+        let momentum = MuonMomentum {
+            spans: spans.clone(),
+            mu: config.momentum,
+            nesterov: config.nesterov,
+            grads: grads.clone(),
+            momentum: batch.momentum.clone(),
+            update: update.clone(),
+            factors: self.factors.clone(),
+        };
+        optimizer::muon_momentum(&self.stream, momentum)?;
+        batch.orthogonalize.launch(&self.stream)?;
         let lr = config.lr * scalars.lr_factor;
         let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
         let weights = place(weights, &batch.masters);
-        Ok(optimizer::muon_apply(&self.stream, spans, keep, rate, &weights, direction)?)
+        let (spans, direction) = (spans.clone(), direction.clone());
+        let apply = MuonApply { spans, keep, rate, weights, direction };
+        Ok(optimizer::muon_apply(&self.stream, apply)?)
     }
 
     fn apply_adamw(
@@ -224,16 +219,16 @@ impl ShardedOptimizer {
     ) -> Result<(), OptimError> {
         let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = group.config;
         let (lr, step) = (lr * scalars.lr_factor, scalars.step);
-        Ok(optimizer::adamw(
-            &self.stream,
-            &group.spans,
-            &AdamW { lr, beta1, beta2, eps, weight_decay, step },
-            &place(weights, &group.masters),
-            grads,
-            &self.adam_m,
-            &self.adam_v,
-            &self.factors,
-        )?)
+        let step = AdamWStep {
+            spans: group.spans.clone(),
+            numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
+            weights: place(weights, &group.masters),
+            grads: grads.clone(),
+            first: self.adam_m.clone(),
+            second: self.adam_v.clone(),
+            factors: self.factors.clone(),
+        };
+        Ok(optimizer::adamw(&self.stream, step)?)
     }
 
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
@@ -392,6 +387,7 @@ fn place(weights: &Tensor, masters: &Option<Tensor>) -> Weights {
 
 /// Binds the launches of a plan to the tensors of [`LocalPlan::memory`].
 struct Launches<'a> {
+    device: &'a Device,
     local: &'a LocalPlan,
     tensors: &'a [Tensor],
     weights_dtype: DType,
@@ -408,16 +404,23 @@ impl Launches<'_> {
     fn muon(&self) -> Result<Vec<MuonLaunch>, OptimError> {
         let batches = self.local.muon.iter().map(|batch| {
             let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
+            let update = part(memory::UPDATE, 0..batch.local.len())?;
+            let direction = part(memory::DIRECTION, 0..batch.local.len())?;
+            let status = part(memory::STATUS, batch.pieces.clone())?;
+            // Batches run one after another, so they share scratch and workspace.
+            let workspace = &self.tensors[memory::WORKSPACE];
+            let (stream, matrices) = (self.device.stream(), &batch.matrices);
+            let orthogonalize =
+                Bound::new(&stream, matrices, &update, &direction, workspace, &status)?;
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
-                spans: Spans::new(&batch.spans)?,
-                matrices: batch.matrices.clone(),
+                spans: Spans::new(self.device, &batch.spans)?,
                 momentum: part(memory::MOMENTUM, batch.local.clone())?,
                 masters: self.masters(batch.local.clone())?,
-                update: part(memory::UPDATE, 0..batch.local.len())?,
-                direction: part(memory::DIRECTION, 0..batch.local.len())?,
-                status: part(memory::STATUS, batch.pieces.clone())?,
+                update,
+                direction,
+                orthogonalize,
             })
         });
         batches.collect()
@@ -428,7 +431,7 @@ impl Launches<'_> {
         let groups = self.local.adamw.iter().map(|group| {
             Ok(AdamWLaunch {
                 config: group.config.clone(),
-                spans: Spans::new(&group.spans)?,
+                spans: Spans::new(self.device, &group.spans)?,
                 masters: self.masters(muon_len..muon_len + adamw_len)?,
             })
         });

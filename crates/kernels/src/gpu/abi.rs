@@ -124,3 +124,139 @@ pub struct MemoryArgs {
     pub value: u32,
     pub reserved: u32,
 }
+
+/// Elements of a span, at most.
+pub const SPAN_LEN: u32 = 8192;
+
+/// A run of elements of the optimizer's tensors.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Span {
+    pub flat: u64,
+    pub local: u64,
+    pub len: u32,
+    pub unit: u32,
+}
+
+/// A launch of `optimizer_momentum`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct MomentumArgs {
+    pub spans: u64,
+    pub grads: u64,
+    pub momentum: u64,
+    pub update: u64,
+    pub factors: u64,
+    pub span_count: u32,
+    pub nesterov: u32,
+    pub keep: f32,
+    pub add: f32,
+}
+
+/// A launch of `optimizer_apply`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct ApplyArgs {
+    pub spans: u64,
+    pub masters: u64,
+    pub weights: u64,
+    pub direction: u64,
+    pub span_count: u32,
+    pub keep: f32,
+    pub rate: f32,
+    pub reserved: u32,
+}
+
+/// A launch of `optimizer_adamw`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct AdamWArgs {
+    pub spans: u64,
+    pub masters: u64,
+    pub weights: u64,
+    pub grads: u64,
+    pub first: u64,
+    pub second: u64,
+    pub factors: u64,
+    pub span_count: u32,
+    pub beta1: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub root_correction: f32,
+    pub eps: f32,
+    pub keep: f32,
+    pub rate: f32,
+    pub reserved: u32,
+}
+
+/// A launch of `optimizer_adopt` or `optimizer_publish`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct MastersArgs {
+    pub spans: u64,
+    pub masters: u64,
+    pub weights: u64,
+    pub span_count: u32,
+    pub is_f32: u32,
+}
+
+/// Elements of a strip, at most.
+pub const SQUARES_LEN: u32 = 16384;
+
+/// Elements of which one block sums the squares.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Strip {
+    pub start: u64,
+    pub to: u64,
+    pub len: u32,
+    pub is_whole: u32,
+}
+
+/// A slot whose range has several strips.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct SlotSum {
+    pub first: u64,
+    pub slot: u64,
+    pub count: u32,
+    pub reserved: u32,
+}
+
+/// A launch of `optimizer_squares` or `optimizer_slots`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct SquaresArgs {
+    pub strips: u64,
+    pub slots: u64,
+    pub grads: u64,
+    pub partials: u64,
+    pub sums: u64,
+    pub strip_count: u32,
+    pub slot_count: u32,
+}
+
+/// Inputs of one launch of `ordered_sum_*`.
+pub const SUM_INPUTS: usize = 24;
+/// Sums on its stack, at most.
+pub const SUM_DEPTH: u32 = 16;
+/// The next input, on top of the stack.
+pub const SUM_PUSH: u32 = 0;
+/// The next input, added to the top.
+pub const SUM_ADD: u32 = 1;
+/// The top, added to the sum below.
+pub const SUM_FOLD: u32 = 2;
+
+/// A launch of `ordered_sum_*`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SumArgs {
+    pub inputs: [u64; SUM_INPUTS],
+    pub out: u64,
+    pub carry: u64,
+    pub len: u64,
+    pub ops: [u64; 2],
+    pub op_count: u32,
+    pub height: u32,
+}

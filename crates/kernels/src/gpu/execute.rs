@@ -9,8 +9,9 @@ use super::calls::{Call, Calls};
 use super::layout::{Classes, Extents};
 use super::modules::Kernels;
 use super::plan::{Bases, Common, Plan};
+use crate::error::expect;
 use crate::newton_schulz::{Algorithm, Batch, Program, Storage};
-use crate::{KernelError, error::expect};
+use crate::{KernelError, op::check_home};
 
 const KERNEL: &str = "newton_schulz";
 
@@ -56,29 +57,6 @@ impl Prepared {
         Ok(Prepared { kernels: kernels.clone(), batch: batch.clone(), plan, common })
     }
 
-    /// The fewest parts that fit `bytes` of workspace, if any number of them does.
-    ///
-    /// # Errors
-    /// As [`Prepared::new`].
-    pub fn within(
-        kernels: &Kernels,
-        batch: &Batch,
-        types: (DType, DType),
-        bytes: usize,
-    ) -> Result<Prepared, KernelError> {
-        let mut prepared = Prepared::new(kernels, batch, types, None)?;
-        let mut limit = prepared.plan.tables_start;
-        // Each part has tables of its own, so that the first cut may be a little too large.
-        while prepared.workspace_bytes() > bytes
-            && prepared.plan.parts.len() < batch.matrices().len()
-        {
-            let excess = (prepared.workspace_bytes() - bytes) as u64;
-            limit = limit.min(prepared.plan.tables_start).saturating_sub(excess);
-            prepared = Prepared::new(kernels, batch, types, Some(limit))?;
-        }
-        Ok(prepared)
-    }
-
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -105,13 +83,13 @@ impl Prepared {
 
     /// Bytes of workspace, at an address that is a multiple of 256.
     pub fn workspace_bytes(&self) -> usize {
-        self.plan.workspace_bytes() as usize
+        self.plan.workspace_bytes as usize
     }
 
-    /// Copies the tables into `workspace`, where they stay as long as the result is used.
+    /// Copies the tables to memory of their own, which the result keeps.
     ///
     /// # Errors
-    /// Tensors of other types, or too small; kernels that do not load.
+    /// Tensors of other types, of another device, or too small; kernels that do not load.
     pub fn bind(
         &self,
         stream: &Stream,
@@ -127,17 +105,15 @@ impl Prepared {
             status: status.address(),
             workspace: workspace.address(),
         };
-        let tables = self.plan.tables(&bases);
-        let start = self.plan.tables_start as usize;
-        stream.copy_in(&bytes_of(workspace, start, tables.len())?, &tables)?;
-        let tables = bases.workspace + self.plan.tables_start;
-        let to_calls = Calls { kernels: &self.kernels, tiles: self.common.tiles, tables };
+        let tables = upload(stream, &self.plan.tables(&bases))?;
+        let start = tables.address();
+        let to_calls = Calls { kernels: &self.kernels, tiles: self.common.tiles, tables: start };
         let mut calls = Vec::new();
         for part in &self.plan.parts {
             calls.extend(to_calls.of(part)?);
         }
-        let tensors = [input, output, workspace, status].map(Tensor::clone);
-        Ok(Bound { calls, _tensors: tensors })
+        let operands = [input, output, workspace, status].map(Tensor::clone);
+        Ok(Bound { calls, tables, _operands: operands })
     }
 
     fn check(
@@ -147,6 +123,7 @@ impl Prepared {
         workspace: &Tensor,
         status: &Tensor,
     ) -> Result<(), KernelError> {
+        check_home(KERNEL, self.kernels.device(), [input, output, workspace, status])?;
         for (tensor, dtype) in
             [(input, self.common.input), (output, self.common.output), (status, DType::U32)]
         {
@@ -172,17 +149,24 @@ impl Prepared {
 /// A batch with its tensors: launches without any work on the host.
 pub struct Bound {
     calls: Vec<Call>,
-    /// Keeps what the launches point to.
-    _tensors: [Tensor; 4],
+    /// Nobody else has this memory, so the addresses in it stay as they were checked.
+    tables: Tensor,
+    /// Keeps what the tables point to.
+    _operands: [Tensor; 4],
 }
 
 impl Bound {
+    /// Bytes of the tables.
+    pub fn table_bytes(&self) -> usize {
+        self.tables.bytes()
+    }
+
     /// Launches of one run.
     pub fn launches(&self) -> usize {
         self.calls.len()
     }
 
-    /// Enqueues one run on a stream that comes after that of [`Prepared::bind`].
+    /// Enqueues one run. What shares its tensors comes before or after it on the stream.
     ///
     /// # Errors
     /// The device refuses.
@@ -230,6 +214,14 @@ impl Bound {
     }
 }
 
+/// Tables in memory of their own, which are there when this returns.
+pub(crate) fn upload(stream: &Stream, tables: &[u8]) -> Result<Tensor, KernelError> {
+    let memory = stream.device().zeros(&[tables.len()], DType::U8)?;
+    stream.copy_in(&memory, tables)?;
+    stream.synchronize()?;
+    Ok(memory)
+}
+
 /// Bytes `start … start + len` of a tensor of any type.
 pub(super) fn bytes_of(tensor: &Tensor, start: usize, len: usize) -> Result<Tensor, KernelError> {
     let start = tensor.offset() * tensor.dtype().bytes() + start;
@@ -251,19 +243,4 @@ impl Captured {
         // SAFETY: `_bound` keeps the memory that the captured launches point to.
         Ok(unsafe { stream.launch_graph(&self.graph) }?)
     }
-}
-
-/// Plans, binds and launches at once; see [`crate::newton_schulz::orthogonalize`].
-pub(crate) fn orthogonalize(
-    stream: &Stream,
-    batch: &Batch,
-    input: &Tensor,
-    output: &Tensor,
-    workspace: &Tensor,
-    status: &Tensor,
-) -> Result<(), KernelError> {
-    let kernels = Kernels::of(stream.device())?;
-    let types = (input.dtype(), output.dtype());
-    let prepared = Prepared::within(&kernels, batch, types, workspace.bytes())?;
-    prepared.bind(stream, input, output, workspace, status)?.launch(stream)
 }

@@ -1,7 +1,7 @@
 //! Where the parts of a batch lie in its workspace: pure functions of shapes.
 //!
 //! ```text
-//! workspace   tables │ norms, partial sums │ matrix 0: X slots, S slots │ matrix 1: … │
+//! workspace   norms, partial sums │ matrix 0: X slots, S slots │ matrix 1: … │
 //! X slot      grid of tiles, short side first, zero-padded to whole blocks
 //! S slot      the same, short × short
 //! ```

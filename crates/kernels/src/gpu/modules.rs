@@ -15,6 +15,8 @@ pub enum Family {
     Gemm,
     NewtonSchulz,
     Memory,
+    Optimizer,
+    OrderedSum,
 }
 
 impl Family {
@@ -23,6 +25,8 @@ impl Family {
             Family::Gemm => "gemm",
             Family::NewtonSchulz => "newton_schulz",
             Family::Memory => "memory",
+            Family::Optimizer => "optimizer",
+            Family::OrderedSum => "ordered_sum",
         }
     }
 }
@@ -39,6 +43,7 @@ pub struct Kernels {
 
 #[derive(Default)]
 struct Loaded {
+    tuning: Option<Arc<Tuning>>,
     modules: HashMap<Family, Module>,
     functions: HashMap<&'static str, Function>,
 }
@@ -54,7 +59,7 @@ impl Kernels {
         };
         let multiprocessors = properties.multiprocessors.max(1);
         let loaded = device.kept(Mutex::<Loaded>::default);
-        let tuning = Arc::new(Tuning::from_environment()?);
+        let tuning = tuning(&loaded)?;
         Ok(Kernels { device: device.clone(), arch, multiprocessors, tuning, loaded })
     }
 
@@ -106,4 +111,14 @@ impl Kernels {
         loaded.functions.insert(name, function.clone());
         Ok(function)
     }
+}
+
+/// The tuning table, read once.
+fn tuning(loaded: &Mutex<Loaded>) -> Result<Arc<Tuning>, KernelError> {
+    let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tuning) = &loaded.tuning {
+        return Ok(tuning.clone());
+    }
+    let tuning = Arc::new(Tuning::from_environment()?);
+    Ok(loaded.tuning.insert(tuning).clone())
 }

@@ -7,8 +7,8 @@
 //! All matrices of a part advance together, stage by stage of their programs: products of one
 //! stage, form and class are one launch whatever their matrices' shapes. On Hopper short stages of
 //! the same form and class that follow each other are one launch, too: its units wait for what they
-//! need by counters, which `ns_norm` sets to zero. Tables lie at the end of the workspace. Here all
-//! addresses are relative; [`Plan::tables`] makes them absolute.
+//! need by counters, which `ns_norm` sets to zero. The launches' tables lie apart from the
+//! workspace. Here all addresses are relative; [`Plan::tables`] makes them absolute.
 //!
 //! Invariant: parts, order and grids change no bit of any result.
 
@@ -207,8 +207,9 @@ impl Part {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub parts: Vec<Part>,
-    /// Where the tables of all parts start in the workspace: after the slots.
-    pub tables_start: u64,
+    /// Of the slots of the largest part.
+    pub workspace_bytes: u64,
+    /// Of the tables of all parts.
     pub table_bytes: u64,
 }
 
@@ -236,15 +237,10 @@ impl Plan {
             slots_end = places.end.max(slots_end);
             parts.push(builder.part(range, &places, &mut tables)?);
         }
-        Ok(Plan { parts, tables_start: slots_end, table_bytes: tables.end() })
+        Ok(Plan { parts, workspace_bytes: slots_end, table_bytes: tables.end() })
     }
 
-    /// Bytes of workspace: slots and tables.
-    pub fn workspace_bytes(&self) -> u64 {
-        self.tables_start + self.table_bytes
-    }
-
-    /// The tables, to be copied to `tables_start` of the workspace.
+    /// The tables, to be copied to memory of their own.
     pub fn tables(&self, bases: &Bases) -> Vec<u8> {
         let mut bytes = vec![0; self.table_bytes as usize];
         for part in &self.parts {

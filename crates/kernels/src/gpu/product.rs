@@ -5,13 +5,13 @@ use device::{Arch, DType, Stream, Tensor};
 use super::abi::{self, GemmProblem, NsMatrix};
 use super::arch::{Class, Form, TILE, TILE_BYTES, TileType, gemm};
 use super::calls::{Call, Calls};
-use super::execute::bytes_of;
+use super::execute::{bytes_of, upload};
 use super::layout::Cursor;
 use super::limit::{Ceiling, Limit, limit_of};
 use super::modules::Kernels;
 use super::plan::{Bases, GemmLaunch, Launch, Part, Plan, Problem};
 use super::tiles;
-use crate::KernelError;
+use crate::{KernelError, op::check_home};
 
 const KERNEL: &str = "gemm";
 
@@ -70,7 +70,7 @@ struct Places {
     a: Vec<u64>,
     b: Vec<u64>,
     d: Vec<u64>,
-    tables: u64,
+    table_bytes: u64,
     end: u64,
 }
 
@@ -97,8 +97,7 @@ impl Products {
         let d = slots(grid(m, n));
         let table = batch * (2 * size_of::<NsMatrix>() + size_of::<GemmProblem>());
         // Each of the two tables starts aligned.
-        let tables = cursor.take(table as u64 + 512);
-        let places = Places { a, b, d, tables, end: cursor.end() };
+        let places = Places { a, b, d, table_bytes: table as u64 + 512, end: cursor.end() };
         Ok(Products { kernels: kernels.clone(), spec, places })
     }
 
@@ -124,30 +123,28 @@ impl Products {
             }
             crate::error::expect(KERNEL, operand, tensor, expected)?;
         }
+        check_home(KERNEL, self.kernels.device(), [a, b, workspace])?;
         let (got, expected) = (workspace.bytes(), self.workspace_bytes());
         if got < expected || !workspace.address().is_multiple_of(256) {
             let operand = "workspace (in bytes, aligned to 256)";
             return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
         }
         let (part, launch) = self.part(a.address(), b.address());
-        let table_bytes = self.places.end - self.places.tables;
-        let plan = Plan { parts: vec![part], tables_start: self.places.tables, table_bytes };
+        let Places { end: workspace_bytes, table_bytes, .. } = self.places;
+        let plan = Plan { parts: vec![part], workspace_bytes, table_bytes };
         let bases = Bases { input: 0, output: 0, status: 0, workspace: workspace.address() };
-        let tables = plan.tables(&bases);
-        let place = bytes_of(workspace, self.places.tables as usize, tables.len())?;
-        stream.copy_in(&place, &tables)?;
-        let calls = Calls {
-            kernels: &self.kernels,
-            tiles: self.spec.tiles,
-            tables: workspace.address() + self.places.tables,
-        };
+        let tables = upload(stream, &plan.tables(&bases))?;
+        let start = tables.address();
+        let calls = Calls { kernels: &self.kernels, tiles: self.spec.tiles, tables: start };
         for call in calls.before(&plan.parts[0])? {
-            // SAFETY: the tables were just copied, and every place was measured above.
+            // SAFETY: every place in the tables was measured above, and memory that is freed
+            // later is freed after the work that was enqueued before.
             unsafe { call.launch(stream) }?;
         }
         let call = calls.gemm(&launch)?;
         let (spec, d) = (self.spec, self.places.d.clone());
-        Ok(BoundProducts { call, launch, spec, d, workspace: workspace.clone() })
+        let workspace = workspace.clone();
+        Ok(BoundProducts { call, launch, spec, d, workspace, _tables: tables })
     }
 
     fn part(&self, a: u64, b: u64) -> (Part, GemmLaunch) {
@@ -220,6 +217,7 @@ pub struct BoundProducts {
     spec: Spec,
     d: Vec<u64>,
     workspace: Tensor,
+    _tables: Tensor,
 }
 
 impl BoundProducts {
@@ -228,7 +226,8 @@ impl BoundProducts {
     /// # Errors
     /// The device refuses.
     pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
-        // SAFETY: `bind` put the tables into the workspace, which `self` keeps.
+        // SAFETY: the tables of `bind`, which nobody else has, name places of the workspace; `self`
+        // keeps both.
         unsafe { self.call.launch(stream) }
     }
 

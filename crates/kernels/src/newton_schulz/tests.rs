@@ -1,4 +1,5 @@
 use super::*;
+use crate::Real;
 use device::{DType, Device};
 use faer::Mat;
 

@@ -1,5 +1,8 @@
+use ::device::Device;
+use half::bf16;
+
+use super::host::round_out;
 use super::*;
-use device::Device;
 use proptest::prelude::*;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -31,11 +34,17 @@ struct Case {
 impl Case {
     fn new(device: Device, lens: &[usize]) -> Case {
         let (list, total) = spans(lens);
-        Case { device, spans: Spans::new(&list).unwrap(), list, total }
+        let spans = Spans::new(&device, &list).unwrap();
+        Case { device, spans, list, total }
     }
 
     fn tensor(&self, values: &[f32]) -> Tensor {
         self.device.tensor(&[values.len()], values).unwrap()
+    }
+
+    fn apply(&self, keep: f64, rate: f64, weights: Weights, direction: &Tensor) -> MuonApply {
+        let (spans, direction) = (self.spans.clone(), direction.clone());
+        MuonApply { spans, keep, rate, weights, direction }
     }
 
     fn read(&self, tensor: &Tensor) -> Vec<f32> {
@@ -77,10 +86,16 @@ fn adamw_follows_its_formula_for_several_steps() {
             let g = noise(n, 10 + step as u32);
             let numbers =
                 AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.3, step };
-            let (place, grads) = (Weights::InPlace(weights.clone()), case.tensor(&g));
-            let stream = case.device.stream();
-            adamw(&stream, &case.spans, &numbers, &place, &grads, &first, &second, &factor)
-                .unwrap();
+            let operation = AdamWStep {
+                spans: case.spans.clone(),
+                numbers,
+                weights: Weights::InPlace(weights.clone()),
+                grads: case.tensor(&g),
+                first: first.clone(),
+                second: second.clone(),
+                factors: factor.clone(),
+            };
+            adamw(&case.device.stream(), operation).unwrap();
             case.elements(|flat, local, unit| {
                 let g = f64::from(g[flat]) * f64::from(factors[unit]);
                 m[local] = 0.9 * m[local] + 0.1 * g;
@@ -117,11 +132,18 @@ fn muon_momentum_and_update_follow_their_formulas() {
             let (weights, grads, factor) =
                 (case.tensor(&w), case.tensor(&g), case.tensor(&factors));
             let stream = case.device.stream();
-            let spans = &case.spans;
-            muon_momentum(&stream, spans, 0.8, nesterov, &grads, &momentum, &update, &factor)
-                .unwrap();
+            let operation = MuonMomentum {
+                spans: case.spans.clone(),
+                mu: 0.8,
+                nesterov,
+                grads,
+                momentum: momentum.clone(),
+                update: update.clone(),
+                factors: factor,
+            };
+            muon_momentum(&stream, operation).unwrap();
             let place = Weights::InPlace(weights.clone());
-            muon_apply(&stream, spans, 0.9, 0.25, &place, &update).unwrap();
+            muon_apply(&stream, case.apply(0.9, 0.25, place, &update)).unwrap();
             let (new_m, u, new_w) = (case.read(&momentum), case.read(&update), case.read(&weights));
             case.elements(|flat, local, unit| {
                 let g = f64::from(g[flat]) * f64::from(factors[unit]);
@@ -152,7 +174,7 @@ fn masters_carry_what_bf16_weights_cannot() {
         // One small step is lost in bf16 but kept in the masters.
         let place = Weights::Mastered { masters: masters.clone(), flat: half.clone() };
         let ones = case.tensor(&vec![1.0; n]);
-        muon_apply(&stream, &case.spans, 1.0, 1e-6, &place, &ones).unwrap();
+        muon_apply(&stream, case.apply(1.0, 1e-6, place, &ones)).unwrap();
         let kept = case.read(&masters);
         case.elements(|flat, local, _| assert_eq!(kept[local], exact[flat] - 1e-6));
         copy_to_masters(&stream, &case.spans, &half, &masters).unwrap();
@@ -185,10 +207,10 @@ proptest! {
             ranges.push(SlotRange { flat, len, slot: 2 * (lens.len() - 1 - index) });
             flat += len;
         }
-        let list = SlotRanges::new(ranges.clone()).unwrap();
         let mut results = Vec::new();
         for threads in 1..4 {
             let device = Device::cpu(threads).unwrap();
+            let list = SlotRanges::new(&device, ranges.clone()).unwrap();
             let grads = device.tensor(&[total], &values).unwrap();
             let sums = device.tensor(&[2 * lens.len()], &vec![-1.0_f64; 2 * lens.len()]).unwrap();
             sum_of_squares(&device.stream(), &list, &grads, &sums).unwrap();
@@ -207,7 +229,7 @@ proptest! {
 #[test]
 fn a_sum_shows_every_element_that_is_not_finite_and_no_other() {
     let device = Device::cpu(1).unwrap();
-    let list = SlotRanges::new(vec![SlotRange { flat: 0, len: 140, slot: 0 }]).unwrap();
+    let list = SlotRanges::new(&device, vec![SlotRange { flat: 0, len: 140, slot: 0 }]).unwrap();
     let sums = device.zeros(&[1], DType::F64).unwrap();
     let sum = |values: &[f32]| {
         let grads = device.tensor(&[140], values).unwrap();
@@ -227,17 +249,19 @@ fn a_sum_shows_every_element_that_is_not_finite_and_no_other() {
 #[test]
 fn overlaps_small_tensors_and_wrong_types_are_refused() {
     let span = |flat, local, len| Span { flat, local, len, unit: 0 };
-    assert!(Spans::new(&[span(0, 0, 4), span(3, 8, 4)]).is_err());
-    assert!(Spans::new(&[span(0, 0, 4), span(8, 3, 4)]).is_err());
-    let slot = |slot| SlotRange { flat: 0, len: 4, slot };
-    assert!(SlotRanges::new(vec![slot(1), slot(1)]).is_err());
-    let spans = Spans::new(&[span(4, 0, 4)]).unwrap();
     let device = Device::cpu(1).unwrap();
+    assert!(Spans::new(&device, &[span(0, 0, 4), span(3, 8, 4)]).is_err());
+    assert!(Spans::new(&device, &[span(0, 0, 4), span(8, 3, 4)]).is_err());
+    let slot = |slot| SlotRange { flat: 0, len: 4, slot };
+    assert!(SlotRanges::new(&device, vec![slot(1), slot(1)]).is_err());
+    let spans = Spans::new(&device, &[span(4, 0, 4)]).unwrap();
     let zeros = |len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let (four, seven, eight) = (zeros(4, DType::F32), zeros(7, DType::F32), zeros(8, DType::F32));
     let stream = device.stream();
     let apply = |weights: &Tensor, o: &Tensor| {
-        muon_apply(&stream, &spans, 1.0, 1.0, &Weights::InPlace(weights.clone()), o)
+        let (weights, direction) = (Weights::InPlace(weights.clone()), o.clone());
+        let spans = spans.clone();
+        muon_apply(&stream, MuonApply { spans, keep: 1.0, rate: 1.0, weights, direction })
     };
     apply(&eight, &four).unwrap();
     assert!(matches!(

@@ -125,7 +125,7 @@ fn what_a_chain_waits_for_is_complete_before_it() {
                     chained += 1;
                 }
                 if done != 0 {
-                    assert!(done < plan.tables_start);
+                    assert!(done < plan.workspace_bytes);
                     *counts.entry(done).or_default() += by_unit * problem.units();
                 }
             }
@@ -169,7 +169,7 @@ fn no_launch_writes_what_it_reads_and_all_places_are_inside() {
             }
             let overlap = |a: &(u64, u64), b: &(u64, u64)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
             for (i, place) in written.iter().enumerate() {
-                assert!(place.0 + place.1 <= plan.tables_start, "{algorithm:?}");
+                assert!(place.0 + place.1 <= plan.workspace_bytes, "{algorithm:?}");
                 assert!(read.iter().chain(&written[..i]).all(|other| !overlap(place, other)));
             }
         }
@@ -181,10 +181,10 @@ fn a_batch_is_cut_to_fit_the_workspace() {
     let iteration = iteration(Algorithm::Gram, Coefficients::polar_express());
     let shapes = [(256, 512); 7];
     let whole = plan_of(&iteration, Arch::Sm80, &shapes, u64::MAX);
-    let third = whole.tables_start / 3;
+    let third = whole.workspace_bytes / 3;
     let cut = plan_of(&iteration, Arch::Sm80, &shapes, third);
     assert_eq!(cut.parts.iter().map(Part::matrix_count).collect::<Vec<_>>(), [2, 2, 2, 1]);
-    assert!(cut.tables_start <= third);
+    assert!(cut.workspace_bytes <= third);
     // A matrix that needs more is a part of its own.
     let alone = plan_of(&iteration, Arch::Sm80, &shapes, 1);
     assert_eq!(alone.parts.len(), 7);

@@ -1,0 +1,163 @@
+//! Each operation's operands, what is refused of them, and which code runs where.
+
+use device::{DType, DeviceError, Kernel, Stream, Tensor};
+
+use super::{AdamWStep, CopyToMasters, MuonApply, MuonMomentum, RoundFromMasters, SumOfSquares};
+use super::{at_least, check_dtype, check_f32, check_factors};
+use crate::KernelError;
+use crate::gpu::modules::Kernels;
+use crate::op::Op;
+
+impl Op for SumOfSquares {
+    const NAME: &'static str = "sum_of_squares";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        let tables = self.ranges.tables.iter();
+        let tables = tables.flat_map(|tables| [&tables.strips, &tables.slots, &tables.partials]);
+        [&self.grads, &self.sums].into_iter().chain(tables)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        check_dtype("grads", &self.grads, DType::F32)?;
+        check_dtype("sums", &self.sums, DType::F64)?;
+        at_least("grads", &self.grads, self.ranges.flat_end)?;
+        at_least("sums", &self.sums, self.ranges.slot_end)
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for AdamWStep {
+    const NAME: &'static str = "adamw";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        let own = [&self.grads, &self.first, &self.second, &self.factors];
+        own.into_iter().chain(self.weights.tensors()).chain(&self.spans.table)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        let AdamWStep { spans, grads, first, second, .. } = self;
+        self.weights.check(spans)?;
+        let moments = [("first moments", first), ("second moments", second)];
+        check_f32(spans, [("grads", grads)], moments)?;
+        check_factors(spans, &self.factors)
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for MuonMomentum {
+    const NAME: &'static str = "muon_momentum";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        let own = [&self.grads, &self.momentum, &self.update, &self.factors];
+        own.into_iter().chain(&self.spans.table)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        let MuonMomentum { spans, grads, momentum, update, .. } = self;
+        let local = [("momentum", momentum), ("update", update)];
+        check_f32(spans, [("grads", grads)], local)?;
+        check_factors(spans, &self.factors)
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for MuonApply {
+    const NAME: &'static str = "muon_apply";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.direction].into_iter().chain(self.weights.tensors()).chain(&self.spans.table)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        self.weights.check(&self.spans)?;
+        check_f32(&self.spans, [], [("direction", &self.direction)])
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for CopyToMasters {
+    const NAME: &'static str = "copy_to_masters";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.flat, &self.masters].into_iter().chain(&self.spans.table)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        let dtype = self.flat.dtype();
+        if !matches!(dtype, DType::F32 | DType::Bf16) {
+            return Err(KernelError::Dtype { kernel: Self::NAME, dtype });
+        }
+        self.spans.check_flat("weights", &self.flat)?;
+        check_f32(&self.spans, [], [("masters", &self.masters)])
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for RoundFromMasters {
+    const NAME: &'static str = "round_from_masters";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.masters, &self.flat].into_iter().chain(&self.spans.table)
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        check_dtype("weights", &self.flat, DType::Bf16)?;
+        self.spans.check_flat("weights", &self.flat)?;
+        check_f32(&self.spans, [], [("masters", &self.masters)])
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}

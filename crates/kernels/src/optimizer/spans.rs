@@ -1,0 +1,207 @@
+//! Where the optimizer's elements lie: lists that are made once, and uploaded to the device that
+//! they are made for.
+
+use std::sync::Arc;
+
+use device::{Device, Tensor};
+
+use super::{AT, at_least};
+use crate::gpu::abi;
+use crate::{KernelError, op};
+
+/// A run of elements, by its places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Start in flat tensors (gradients, weights).
+    pub flat: usize,
+    /// Start in the rank's own tensors (moments, masters, scratch).
+    pub local: usize,
+    pub len: usize,
+    /// Which gradient factor applies.
+    pub unit: usize,
+}
+
+/// Elements that a thread of the host, or a block of a device, takes at a time: four f32 operands
+/// of it fit a level-2 cache.
+const CHUNK: usize = abi::SPAN_LEN as usize;
+
+/// Spans that do not overlap, cut into chunks; clones share them.
+#[derive(Debug, Clone)]
+pub struct Spans {
+    pub(super) chunks: Arc<[Span]>,
+    /// The chunks, where a device reads them.
+    pub(super) table: Option<Tensor>,
+    pub(super) units: usize,
+    pub(super) elements: usize,
+    flat_end: usize,
+    local_end: usize,
+}
+
+impl Spans {
+    /// Spans for launches on `device`.
+    ///
+    /// # Errors
+    /// Two spans that overlap, in the flat tensors or in the rank's own; no memory on the device.
+    pub fn new(device: &Device, spans: &[Span]) -> Result<Spans, KernelError> {
+        let flat_end = disjoint("flat", spans.iter().map(|span| (span.flat, span.len)))?;
+        let local_end = disjoint("local", spans.iter().map(|span| (span.local, span.len)))?;
+        let units = spans.iter().map(|span| span.unit + 1).max().unwrap_or(0);
+        let elements = spans.iter().map(|span| span.len).sum();
+        let chunks: Arc<[Span]> = chunks(spans).collect();
+        let table = op::table(device, chunks.iter().map(abi::Span::from))?;
+        Ok(Spans { chunks, table, units, elements, flat_end, local_end })
+    }
+
+    /// Bytes that [`Spans::new`] takes of a device's memory.
+    pub fn table_bytes(spans: &[Span]) -> usize {
+        chunks(spans).count() * size_of::<abi::Span>()
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.elements
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(super) fn check_flat(
+        &self,
+        operand: &'static str,
+        tensor: &Tensor,
+    ) -> Result<(), KernelError> {
+        at_least(operand, tensor, self.flat_end)
+    }
+
+    pub(super) fn check_local(
+        &self,
+        operand: &'static str,
+        tensor: &Tensor,
+    ) -> Result<(), KernelError> {
+        at_least(operand, tensor, self.local_end)
+    }
+}
+
+fn chunks(spans: &[Span]) -> impl Iterator<Item = Span> {
+    spans.iter().flat_map(|&span| {
+        (0..span.len).step_by(CHUNK).map(move |start| Span {
+            flat: span.flat + start,
+            local: span.local + start,
+            len: CHUNK.min(span.len - start),
+            unit: span.unit,
+        })
+    })
+}
+
+impl From<&Span> for abi::Span {
+    /// Of a chunk, and of one of at most 2^32 units.
+    fn from(span: &Span) -> abi::Span {
+        let Span { flat, local, len, unit } = *span;
+        abi::Span { flat: flat as u64, local: local as u64, len: len as u32, unit: unit as u32 }
+    }
+}
+
+/// One past the last element of runs that must not overlap.
+fn disjoint(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<usize, KernelError> {
+    let mut runs: Vec<(usize, usize)> = runs.filter(|&(_, len)| len > 0).collect();
+    runs.sort_unstable();
+    for pair in runs.windows(2) {
+        if pair[0].0 + pair[0].1 > pair[1].0 {
+            let message = format!("{what} spans {:?} and {:?} overlap", pair[0], pair[1]);
+            return Err(KernelError::Argument { kernel: AT, message });
+        }
+    }
+    Ok(runs.last().map_or(0, |&(start, len)| start + len))
+}
+
+/// One range of the gradients whose squares are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotRange {
+    /// Start in the flat gradients.
+    pub flat: usize,
+    pub len: usize,
+    /// Where the sum goes.
+    pub slot: usize,
+}
+
+/// Ranges with a slot each; clones share the list.
+#[derive(Debug, Clone)]
+pub struct SlotRanges {
+    pub(super) ranges: Arc<[SlotRange]>,
+    pub(super) tables: Option<SquareTables>,
+    pub(super) flat_end: usize,
+    pub(super) slot_end: usize,
+}
+
+/// What a device needs to sum squares.
+#[derive(Debug, Clone)]
+pub(super) struct SquareTables {
+    pub strips: Tensor,
+    pub strip_count: u32,
+    /// Of ranges of several strips.
+    pub slots: Tensor,
+    pub slot_count: u32,
+    /// f64, one for each strip of those.
+    pub partials: Tensor,
+}
+
+impl SlotRanges {
+    /// Ranges for launches on `device`. They may share a stream only: long ones have their partial
+    /// sums in memory of the list's own.
+    ///
+    /// # Errors
+    /// Two ranges with one slot; no memory on the device.
+    pub fn new(device: &Device, ranges: Vec<SlotRange>) -> Result<SlotRanges, KernelError> {
+        let slot_end = disjoint("slot", ranges.iter().map(|range| (range.slot, 1)))?;
+        let flat_end = ranges.iter().map(|range| range.flat + range.len).max().unwrap_or(0);
+        let Strips { strips, slots, partials } = Strips::of(&ranges);
+        let (strip_count, slot_count) = (strips.len() as u32, slots.len() as u32);
+        let tables = match (op::table(device, strips)?, op::table(device, slots)?) {
+            (Some(strips), Some(slots)) => {
+                let partials = device.zeros(&[partials], device::DType::F64)?;
+                Some(SquareTables { strips, strip_count, slots, slot_count, partials })
+            }
+            _ => None,
+        };
+        Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
+    }
+
+    /// Bytes that [`SlotRanges::new`] takes of a device's memory.
+    pub fn table_bytes(ranges: &[SlotRange]) -> usize {
+        let Strips { strips, slots, partials } = Strips::of(ranges);
+        size_of_val(&strips[..]) + size_of_val(&slots[..]) + partials * size_of::<f64>()
+    }
+}
+
+/// Ranges as blocks of a device take them.
+struct Strips {
+    strips: Vec<abi::Strip>,
+    slots: Vec<abi::SlotSum>,
+    partials: usize,
+}
+
+impl Strips {
+    fn of(ranges: &[SlotRange]) -> Strips {
+        let (mut strips, mut slots, mut partials) = (Vec::new(), Vec::new(), 0_usize);
+        for &SlotRange { flat, len, slot } in ranges {
+            let most = abi::SQUARES_LEN as usize;
+            // An empty range has a sum, too.
+            let count = len.div_ceil(most).max(1);
+            for index in 0..count {
+                let start = index * most;
+                let is_whole = count == 1;
+                let to = if is_whole { slot } else { partials + index };
+                let (flat, len) = (flat + start, most.min(len - start));
+                let (start, to, len) = (flat as u64, to as u64, len as u32);
+                strips.push(abi::Strip { start, to, len, is_whole: u32::from(is_whole) });
+            }
+            if count > 1 {
+                let (first, slot, count32) = (partials as u64, slot as u64, count as u32);
+                slots.push(abi::SlotSum { first, slot, count: count32, reserved: 0 });
+                partials += count;
+            }
+        }
+        Strips { strips, slots, partials }
+    }
+}

@@ -1,0 +1,30 @@
+// Entry points of the optimizer's kernels, all with 256 threads:
+//
+//   kernel               unit             dynamic shared bytes
+//   optimizer_squares    strip            SUMS_BYTES
+//   optimizer_slots      slot             SUMS_BYTES
+//   the others           span             0
+//
+// A launch has any number of blocks; they share the units.
+#include "optimizer.h"
+#include "squares.h"
+
+DEV_KERNEL(optimizer_squares, optimizer::THREADS, 4, MusterSquaresArgs) {
+    optimizer::squares(args);
+}
+
+DEV_KERNEL(optimizer_slots, optimizer::THREADS, 4, MusterSquaresArgs) { optimizer::slots(args); }
+
+DEV_KERNEL(optimizer_momentum, optimizer::THREADS, 4, MusterMomentumArgs) {
+    optimizer::momentum(args);
+}
+
+DEV_KERNEL(optimizer_apply, optimizer::THREADS, 4, MusterApplyArgs) { optimizer::apply(args); }
+
+DEV_KERNEL(optimizer_adamw, optimizer::THREADS, 4, MusterAdamWArgs) { optimizer::adamw(args); }
+
+DEV_KERNEL(optimizer_adopt, optimizer::THREADS, 4, MusterMastersArgs) { optimizer::adopt(args); }
+
+DEV_KERNEL(optimizer_publish, optimizer::THREADS, 4, MusterMastersArgs) {
+    optimizer::publish(args);
+}
