@@ -26,7 +26,7 @@ pub enum DeviceError {
     #[error("cannot change the protection of device memory: {0}")]
     Protect(std::io::Error),
     #[error("cannot start {threads} threads: {source}")]
-    Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+    Threads { threads: usize, source: std::io::Error },
     #[error("elements {start}..{end} lie outside a buffer of {len} elements of {dtype}")]
     Bounds { start: usize, end: usize, len: usize, dtype: DType },
     #[error("a shape of {got} elements where {expected} were needed")]

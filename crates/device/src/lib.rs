@@ -40,6 +40,7 @@ mod kind;
 mod memory;
 mod module;
 mod parallel;
+mod pool;
 mod profile;
 mod random;
 mod sim;
@@ -282,12 +283,6 @@ impl Device {
     /// Threads that a host kernel may use.
     pub fn threads(&self) -> usize {
         self.inner.parallel.threads()
-    }
-
-    /// Runs `work` on a thread of the device's pool, so that kernels launched by it start their
-    /// parallel loops without handing over first.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.inner.parallel.install(work)
     }
 
     /// Zeroed memory of `bytes` bytes, page-aligned on the host devices and 256-byte aligned on the

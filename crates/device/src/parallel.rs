@@ -3,13 +3,14 @@
 //! Each index or chunk is computed by one thread, whole; sums are never split. So results do not
 //! depend on the number of threads.
 
-use rayon::prelude::*;
+use std::marker::PhantomData;
 
 use crate::DeviceError;
+use crate::pool::Pool;
 
-/// The threads of a device.
+/// The threads of a device: that of the caller and those of a pool.
 pub struct Parallel {
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Pool>,
     threads: usize,
 }
 
@@ -19,10 +20,7 @@ impl Parallel {
         if threads == 1 {
             return Ok(Parallel { pool: None, threads });
         }
-        let builder = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("device-{index}"));
-        let pool = builder.build().map_err(|source| DeviceError::Threads { threads, source })?;
+        let pool = Pool::new(threads).map_err(|source| DeviceError::Threads { threads, source })?;
         Ok(Parallel { pool: Some(pool), threads })
     }
 
@@ -30,19 +28,10 @@ impl Parallel {
         self.threads
     }
 
-    pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            None => work(),
-            Some(pool) => pool.install(work),
-        }
-    }
-
     /// Calls `body` with each of `0..count`.
     pub fn each(&self, count: usize, body: impl Fn(usize) + Sync + Send) {
         match &self.pool {
-            Some(pool) if count > 1 => pool.install(|| {
-                (0..count).into_par_iter().with_max_len(1).for_each(&body);
-            }),
+            Some(pool) if count > 1 => pool.each(count, &body),
             _ => (0..count).for_each(body),
         }
     }
@@ -54,13 +43,9 @@ impl Parallel {
         len: usize,
         body: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
-        match &self.pool {
-            Some(pool) if data.len() > len => pool.install(|| {
-                let chunks = data.par_chunks_mut(len).enumerate().with_max_len(1);
-                chunks.for_each(|(i, chunk)| body(i, chunk));
-            }),
-            _ => data.chunks_mut(len.max(1)).enumerate().for_each(|(i, chunk)| body(i, chunk)),
-        }
+        let data = Chunks::new(data, len);
+        // SAFETY: an index is given to one thread, once.
+        self.each(data.count(), |i| body(i, unsafe { data.at(i) }));
     }
 
     /// As [`Parallel::chunks`] for bodies that do little: a task takes several chunks, about
@@ -80,28 +65,21 @@ impl Parallel {
         });
     }
 
-    /// As [`Parallel::chunks`] over two outputs at once, with their own chunk lengths.
+    /// As [`Parallel::chunks`] over two outputs at once, with their own chunk lengths; as many as
+    /// both have.
     pub fn chunks2<T: Send, U: Send>(
         &self,
         (first, first_len): (&mut [T], usize),
         (second, second_len): (&mut [U], usize),
         body: impl Fn(usize, &mut [T], &mut [U]) + Sync + Send,
     ) {
-        match &self.pool {
-            Some(pool) if first.len() > first_len => pool.install(|| {
-                let chunks = first.par_chunks_mut(first_len);
-                let chunks = chunks.zip(second.par_chunks_mut(second_len)).enumerate();
-                chunks.with_max_len(1).for_each(|(i, (a, b))| body(i, a, b));
-            }),
-            _ => {
-                let chunks = first.chunks_mut(first_len.max(1));
-                let chunks = chunks.zip(second.chunks_mut(second_len.max(1))).enumerate();
-                chunks.for_each(|(i, (a, b))| body(i, a, b));
-            }
-        }
+        let (first, second) = (Chunks::new(first, first_len), Chunks::new(second, second_len));
+        let count = first.count().min(second.count());
+        // SAFETY: as in `chunks`.
+        self.each(count, |i| body(i, unsafe { first.at(i) }, unsafe { second.at(i) }));
     }
 
-    /// As [`Parallel::chunks`] over three outputs at once, with their own chunk lengths.
+    /// As [`Parallel::chunks2`] over three outputs.
     pub fn chunks3<T: Send, U: Send, V: Send>(
         &self,
         (first, first_len): (&mut [T], usize),
@@ -109,19 +87,47 @@ impl Parallel {
         (third, third_len): (&mut [V], usize),
         body: impl Fn(usize, &mut [T], &mut [U], &mut [V]) + Sync + Send,
     ) {
-        match &self.pool {
-            Some(pool) if first.len() > first_len => pool.install(|| {
-                let chunks = first.par_chunks_mut(first_len);
-                let chunks = chunks.zip(second.par_chunks_mut(second_len));
-                let chunks = chunks.zip(third.par_chunks_mut(third_len)).enumerate();
-                chunks.with_max_len(1).for_each(|(i, ((a, b), c))| body(i, a, b, c));
-            }),
-            _ => {
-                let chunks = first.chunks_mut(first_len.max(1));
-                let chunks = chunks.zip(second.chunks_mut(second_len.max(1)));
-                let chunks = chunks.zip(third.chunks_mut(third_len.max(1))).enumerate();
-                chunks.for_each(|(i, ((a, b), c))| body(i, a, b, c));
-            }
-        }
+        let (first, second) = (Chunks::new(first, first_len), Chunks::new(second, second_len));
+        let third = Chunks::new(third, third_len);
+        let count = first.count().min(second.count()).min(third.count());
+        self.each(count, |i| {
+            // SAFETY: as in `chunks`.
+            let (first, second, third) = unsafe { (first.at(i), second.at(i), third.at(i)) };
+            body(i, first, second, third);
+        });
+    }
+}
+
+/// A mutable slice in chunks, which threads take by number.
+struct Chunks<'a, T> {
+    start: *mut T,
+    total: usize,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a `&mut [T]` in parts, and `T: Send` may be written from another thread; `at`
+// obliges its callers to give a part to one thread.
+unsafe impl<T: Send> Sync for Chunks<'_, T> {}
+
+impl<'a, T> Chunks<'a, T> {
+    fn new(data: &'a mut [T], len: usize) -> Chunks<'a, T> {
+        let (start, total, len) = (data.as_mut_ptr(), data.len(), len.max(1));
+        Chunks { start, total, len, borrow: PhantomData }
+    }
+
+    fn count(&self) -> usize {
+        self.total.div_ceil(self.len)
+    }
+
+    /// # Safety
+    /// No other call for this chunk is alive.
+    #[allow(clippy::mut_from_ref)] // Exclusiveness is the caller's obligation.
+    unsafe fn at(&self, index: usize) -> &mut [T] {
+        let start = index * self.len;
+        assert!(start < self.total, "chunk {index} of {}", self.count());
+        let len = self.len.min(self.total - start);
+        // SAFETY: inside the borrowed slice; chunks do not overlap.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }

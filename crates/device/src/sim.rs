@@ -171,10 +171,9 @@ impl Sim {
                     shared.done.notify_all();
                 };
                 let begun = std::thread::Builder::new().name("stream".to_owned()).spawn(work);
-                if let Err(error) = begun {
-                    let message = error.to_string();
+                if let Err(source) = begun {
                     state.queues.host_is_over(stream);
-                    state.queues.fail(DeviceError::Threads { threads: 1, message });
+                    state.queues.fail(DeviceError::Threads { threads: 1, source });
                 }
                 true
             }

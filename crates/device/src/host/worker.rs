@@ -124,6 +124,6 @@ impl Streams {
 /// Begins a thread that nobody joins.
 fn begin(work: impl FnOnce() + Send + 'static) -> Result<ThreadId, DeviceError> {
     let begun = thread::Builder::new().name("stream".to_owned()).spawn(work);
-    let refused = |e: std::io::Error| DeviceError::Threads { threads: 1, message: e.to_string() };
+    let refused = |source| DeviceError::Threads { threads: 1, source };
     begun.map(|handle| handle.thread().id()).map_err(refused)
 }

@@ -44,7 +44,7 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     let sampler = Sampler::new(&device, architecture, positions, bucket, &weights, &router_bias)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
     let vocab = tokenizer.vocab_size();
-    let tokens = device.run(|| sampler.generate(&prompt, args.tokens, vocab, sampling))?;
+    let tokens = sampler.generate(&prompt, args.tokens, vocab, sampling)?;
     let text = tokenizer.decode(&tokens);
     crate::output::pass_on(&format!("{}{}", args.prompt, String::from_utf8_lossy(&text)))?;
     Ok(Exit::Ok)

@@ -43,7 +43,7 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     };
     let device = Device::new(kind, job.threads)?;
     // On a thread of the device's pool, parallel loops start without handing over.
-    let ended = device.run(|| rank(&job, args.rank, &device, &Told { signals, voice: &voice }));
+    let ended = rank(&job, args.rank, &device, &Told { signals, voice: &voice });
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
