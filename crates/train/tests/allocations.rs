@@ -123,29 +123,26 @@ fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String,
     let (ranks, threads) = place;
     rank::with_group("shm", ranks, |comm| {
         let device = Device::cpu(threads).unwrap();
-        // As a worker does it: on a thread of the pool.
-        device.run(|| {
-            let cache = dir.join(comm.rank().to_string());
-            let mut trainer = rank::trainer(config, &cache, Arc::clone(&comm), &device);
-            let mut steps = |count: usize| {
-                for _ in 0..count {
-                    let step = trainer.take_step(Wants::default()).unwrap().step;
-                    assert!(!step.skipped);
-                    assert_eq!(step.expert_load.is_some(), config.model.moe.is_some());
-                }
-            };
-            let switch = |on: bool| {
-                comm.barrier().unwrap();
-                if comm.rank() == 0 {
-                    WATCH.store(on, Ordering::SeqCst);
-                }
-                comm.barrier().unwrap();
-            };
-            steps(5);
-            switch(true);
-            steps(STEPS);
-            switch(false);
-        });
+        let cache = dir.join(comm.rank().to_string());
+        let mut trainer = rank::trainer(config, &cache, Arc::clone(&comm), &device);
+        let mut steps = |count: usize| {
+            for _ in 0..count {
+                let step = trainer.take_step(Wants::default()).unwrap().step;
+                assert!(!step.skipped);
+                assert_eq!(step.expert_load.is_some(), config.model.moe.is_some());
+            }
+        };
+        let switch = |on: bool| {
+            comm.barrier().unwrap();
+            if comm.rank() == 0 {
+                WATCH.store(on, Ordering::SeqCst);
+            }
+            comm.barrier().unwrap();
+        };
+        steps(5);
+        switch(true);
+        steps(STEPS);
+        switch(false);
     });
     seen()
 }
