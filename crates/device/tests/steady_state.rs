@@ -1,5 +1,6 @@
 //! What a step does with streams again and again allocates nothing: kernels on an idle stream,
-//! events, and the same work on the host behind them. Watched on all threads of the process.
+//! events, and the same work on the host behind them. Watched on all threads of the process; there
+//! is no test harness here, since it would be watched too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -29,7 +30,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-#[test]
+fn main() {
+    a_group_beside_the_compute_stream_allocates_nothing();
+}
+
 fn a_group_beside_the_compute_stream_allocates_nothing() {
     let device = Device::cpu(1).unwrap();
     let (compute, group) = (device.stream(), device.new_stream().unwrap());
@@ -56,6 +60,21 @@ fn a_group_beside_the_compute_stream_allocates_nothing() {
         assert!(reduced.wait_until(Instant::now() + Duration::from_secs(60)).unwrap());
         compute.synchronize().unwrap();
     };
+    // Queues, threads and events for more than a step ever has at a time.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let hold = move || {
+        let _ = released.recv();
+        Ok(())
+    };
+    group.host(hold).unwrap();
+    let ahead = [(); 16].map(|()| {
+        group.host_shared(job.clone()).unwrap();
+        let event = group.record().unwrap();
+        compute.wait_for(&event).unwrap();
+        (event, compute.record().unwrap())
+    });
+    drop((release, ahead));
+    compute.synchronize().unwrap();
     (0..50).for_each(|_| step());
     let before = COUNT.load(Ordering::SeqCst);
     (0..200).for_each(|_| step());

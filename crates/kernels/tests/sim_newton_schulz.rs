@@ -5,14 +5,14 @@
 
 mod orthogonalization;
 
-use device::{Arch, DType, Device, SimOptions};
+use device::{Arch, DType, Device, SimOptions, Tensor};
 use kernels::KernelError;
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::bandwidth::{self, Traffic};
 use kernels::gpu::modules::Kernels;
 use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::{
-    Algorithm, Coefficients, STATUS_FINITE, STATUS_NON_FINITE, Storage, orthogonalize,
+    Algorithm, Bound, Coefficients, STATUS_FINITE, STATUS_NON_FINITE, Storage, orthogonalize, room,
 };
 use orthogonalization::{Case, gaussian, reference, relative_error, with_kernels};
 
@@ -203,6 +203,45 @@ fn what_has_no_kernels_is_refused() {
     });
     let cpu = Device::cpu(1).unwrap();
     assert!(matches!(Kernels::of(&cpu), Err(KernelError::Argument { .. })));
+}
+
+/// Each has its own tables: a run of one leaves nothing behind that the other reads.
+#[test]
+fn two_bound_batches_share_a_workspace() {
+    for arch in [Arch::Sm90a, Arch::Gfx942] {
+        with_kernels(arch, fast(), |device| {
+            let cases = [
+                Case { steps: 2, ..Case::new(&[(40, 30), (30, 70)]) },
+                Case { steps: 3, algorithm: Algorithm::Gram, ..Case::new(&[(20, 90)]) },
+            ];
+            let (stream, f32s) = (device.stream(), (DType::F32, DType::F32));
+            let batches = cases.each_ref().map(|case| case.batch().unwrap());
+            let rooms = batches.each_ref().map(|batch| room(&device, batch, f32s).unwrap());
+            let bytes = rooms.iter().map(|room| room.workspace_bytes).max().unwrap();
+            let workspace = device.zeros(&[bytes], DType::U8).unwrap();
+            let bound: Vec<(Bound, Tensor)> = cases
+                .iter()
+                .zip(&batches)
+                .map(|(case, batch)| {
+                    let values = case.matrices.concat();
+                    let input = device.tensor(&[values.len()], &values).unwrap();
+                    let output = device.zeros(&[values.len()], DType::F32).unwrap();
+                    let status = device.zeros(&[case.shapes.len()], DType::U32).unwrap();
+                    let bound = Bound::new(&stream, batch, &input, &output, &workspace, &status);
+                    (bound.unwrap(), output)
+                })
+                .collect();
+            for _ in 0..2 {
+                for ((bound, output), (case, room)) in bound.iter().zip(cases.iter().zip(&rooms)) {
+                    stream.fill(output, 0xff).unwrap();
+                    bound.launch(&stream).unwrap();
+                    let got = stream.to_vec::<f32>(output).unwrap();
+                    assert_eq!(got, case.run(&device).outputs.concat(), "{arch}");
+                    assert_eq!(bound.table_bytes(), room.table_bytes);
+                }
+            }
+        });
+    }
 }
 
 #[test]

@@ -156,7 +156,12 @@ fn host_functions(raw: &Raw, stream: u64, event: u64) {
         unsafe { *told.cast::<i32>() = code };
     }
     let mut told = 0_i32;
-    let launch = |function: Option<HostFunction>, told: *mut c_void| call!(raw, "cuLaunchHostFunc"(u64: stream, Option<HostFunction>: function, *mut c_void: told));
+    let launch = |function: Option<HostFunction>, told: *mut c_void| {
+        call!(
+            raw,
+            "cuLaunchHostFunc"(u64: stream, Option<HostFunction>: function, *mut c_void: told)
+        )
+    };
     assert_eq!(launch(None, std::ptr::null_mut()), 1, "no function");
     assert_eq!(launch(Some(ask), (&raw mut told).cast()), 0);
     assert_eq!(call!(raw, "cuStreamQuery"(u64: stream)), 600, "not over");

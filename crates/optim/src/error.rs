@@ -60,6 +60,13 @@ pub enum OptimError {
     /// A per-tensor or per-slot argument of the wrong length.
     #[error("{what}: {got} entries for {expected}")]
     Count { what: &'static str, got: usize, expected: usize },
+    /// A device with too little memory.
+    #[error(
+        "the optimizer's state needs {:.2} GB on {device}, which has {:.2} GB (most of it: \
+         {largest}); use more ranks, or keep the optimizer on the host",
+        *.needed as f64 / 1e9, *.has as f64 / 1e9
+    )]
+    Room { device: device::DeviceKind, needed: u64, has: u64, largest: &'static str },
     /// Weights of a type that no update writes.
     #[error("weights of type {dtype} cannot be trained; use f32 or bf16")]
     WeightsDtype { dtype: device::DType },

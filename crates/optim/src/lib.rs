@@ -22,8 +22,10 @@ mod error;
 pub mod glob;
 mod group;
 pub mod memory;
+pub mod offload;
 pub mod rules;
 pub mod schedule;
+mod staged;
 pub mod step;
 mod tagged;
 
@@ -34,6 +36,7 @@ pub use config::{
 };
 pub use error::OptimError;
 pub use memory::{MemoryItem, memory_plan, memory_plan_on};
+pub use offload::{Offloaded, offload_plan};
 pub use rules::{TensorPlan, Update, plan, table, treatments};
 pub use schedule::factor;
 pub use step::{ShardedOptimizer, StateView, StepScalars};
