@@ -36,7 +36,7 @@ pub use config::{
 };
 pub use error::OptimError;
 pub use memory::{MemoryItem, memory_plan, memory_plan_on};
-pub use offload::{Offloaded, offload_plan};
+pub use offload::{Offloaded, offload_plan, staging_bytes};
 pub use rules::{TensorPlan, Update, plan, table, treatments};
 pub use schedule::factor;
 pub use step::{ShardedOptimizer, StateView, StepScalars};

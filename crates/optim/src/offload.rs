@@ -95,6 +95,12 @@ pub fn offload_plan(
     Ok(items)
 }
 
+/// Bytes of pinned memory that [`Offloaded::new`] takes on the host.
+pub fn staging_bytes(ownership: &Ownership, rank: usize, weights: DType) -> usize {
+    let (_, len) = compact(ownership, rank);
+    len * (size_of::<f32>() + weights.bytes()) + ownership.slots * size_of::<f64>()
+}
+
 impl Offloaded {
     /// Allocates the zeroed state of the pieces that `rank` owns, on `device`, and pinned memory
     /// for their weights and gradients. Call [`Offloaded::adopt`] before the first step.

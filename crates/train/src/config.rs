@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use data::DataConfig;
+use device::{DeviceError, DeviceKind};
 use model::ModelConfig;
 use optim::OptimizerConfig;
 use schemars::JsonSchema;
@@ -207,6 +208,11 @@ pub struct RanksConfig {
     pub threads: usize,
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
+    /// Where the optimizer keeps its state and updates: `cpu` (beside the weights), `cuda:N`, `hip:N`,
+    /// or `sim:ARCH`, a simulator of either. Gradients go there and weights come back. Muon then
+    /// needs `storage: bf16` or `f16`.
+    #[serde(skip_serializing_if = "OptimizerDevice::is_beside")]
+    pub optimizer_device: OptimizerDevice,
     /// How long ranks wait for one that does not come, and the supervisor for one that says
     /// nothing, before the job is declared broken. Time in which the job is stopped does not count.
     #[schemars(range(min = 1, max = 604_800_000))]
@@ -235,6 +241,7 @@ impl Default for RanksConfig {
             mesh: None,
             threads: 0,
             device: DeviceName::Cpu,
+            optimizer_device: OptimizerDevice::default(),
             timeout_ms: 120_000,
             step_timeout_ms: 0,
             warn_signal: WarnSignal::Usr1,
@@ -285,6 +292,48 @@ pub enum WarnSignal {
 pub enum Backend {
     Shm,
     Tcp,
+}
+
+/// A device for the optimizer alone, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct OptimizerDevice(Option<DeviceKind>);
+
+impl OptimizerDevice {
+    /// The device; none where the optimizer is beside the weights.
+    pub fn kind(self) -> Option<DeviceKind> {
+        self.0
+    }
+
+    fn is_beside(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl TryFrom<String> for OptimizerDevice {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<OptimizerDevice, String> {
+        match word.parse() {
+            Ok(DeviceKind::Cpu) => Ok(OptimizerDevice(None)),
+            Ok(kind @ (DeviceKind::Sim(_) | DeviceKind::Cuda(_) | DeviceKind::Hip(_))) => {
+                Ok(OptimizerDevice(Some(kind)))
+            }
+            Ok(kind) => Err(format!("`{kind}` is no device for the optimizer alone; {CHOICE}")),
+            Err(DeviceError::UnknownDevice { got }) => Err(format!("`{got}` is unknown; {CHOICE}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Of devices for the optimizer.
+const CHOICE: &str = "use `cpu`, `cuda:0`, `hip:0` or `sim:sm_90a`";
+
+impl From<OptimizerDevice> for String {
+    fn from(device: OptimizerDevice) -> String {
+        device.0.unwrap_or(DeviceKind::Cpu).to_string()
+    }
 }
 
 /// The device of every rank.

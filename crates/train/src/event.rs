@@ -71,6 +71,9 @@ pub struct Header {
     pub mixed_cpus: bool,
     /// Bytes per rank by what for, the largest rank.
     pub memory: Vec<(String, u64)>,
+    /// Where the optimizer is, if not beside the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<Offload>,
     /// One line per group of parameters: rule, scale, count.
     pub optimizer: Vec<String>,
     /// Mean over maximum load of the owners.
@@ -81,6 +84,21 @@ pub struct Header {
     pub clip: String,
     pub corpus: Vec<Corpus>,
     pub run_dir: String,
+}
+
+/// An optimizer on a device of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Offload {
+    pub device: String,
+    /// Bytes of it per rank by what for, the largest rank.
+    pub memory: Vec<(String, u64)>,
+}
+
+impl Offload {
+    /// All bytes of a rank.
+    pub fn bytes(&self) -> u64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 /// One source of text.

@@ -24,6 +24,7 @@ mod marked_disk;
 pub mod memory;
 pub mod mesh_plan;
 pub mod numeric_plan;
+mod optimizer;
 mod plan;
 pub mod pulse;
 mod retention;

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use device::DType;
+use device::{DType, Device, DeviceKind};
 use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, Tree};
 use model::{Architecture, MicroBatch};
 use optim::TensorPlan;
 
 use crate::TrainError;
 use crate::config::{Config, WeightsDtype};
-use crate::event::{Corpus, Header};
+use crate::event::{Corpus, Header, Offload};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, per process: measured, see the memory benchmark.
@@ -25,6 +25,8 @@ pub struct RunPlan {
     pub threads: usize,
     pub batch: MicroBatch,
     pub weights: DType,
+    /// Where the optimizer is, if not beside the weights.
+    pub optimizer_device: Option<DeviceKind>,
     /// What each tensor's update is.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
@@ -83,6 +85,7 @@ impl RunPlan {
                 WeightsDtype::F32 => DType::F32,
                 WeightsDtype::Bf16 => DType::Bf16,
             },
+            optimizer_device: config.ranks.optimizer_device.kind(),
             architecture,
             schema,
             flat,
@@ -139,10 +142,15 @@ impl RunPlan {
             ),
         ];
         let (schema, plan) = (&self.schema, &self.ownership);
-        let state =
-            optim::memory_plan(schema, plan, rank, &self.updates, self.weights, self.threads)?;
-        for item in state.iter().filter(|item| item.elements > 0) {
-            items.push((item.name.to_owned(), page(item.bytes())));
+        if self.optimizer_device.is_some() {
+            let bytes = optim::staging_bytes(plan, rank, self.weights);
+            items.push(("copies for the optimizer's device".to_owned(), page(bytes)));
+        } else {
+            let state =
+                optim::memory_plan(schema, plan, rank, &self.updates, self.weights, self.threads)?;
+            for item in state.iter().filter(|item| item.elements > 0) {
+                items.push((item.name.to_owned(), page(item.bytes())));
+            }
         }
         let bf16 = self.weights == DType::Bf16;
         for (name, bytes) in model::memory_plan(&self.architecture, schema, self.batch, bf16) {
@@ -151,6 +159,18 @@ impl RunPlan {
         let packing = self.threads * kernels::gemm::packing_bytes();
         items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));
         Ok(items)
+    }
+
+    /// What the optimizer of a rank takes of `device`, [`RunPlan::optimizer_device`].
+    ///
+    /// # Errors
+    /// A method that the device has no kernels for.
+    pub fn offload(&self, device: &Device, rank: usize) -> Result<Offload, TrainError> {
+        let RunPlan { schema, ownership, updates, weights, .. } = self;
+        let items = optim::offload_plan(device, schema, ownership, rank, updates, *weights)?;
+        let named = items.iter().filter(|item| item.elements > 0);
+        let memory = named.map(|item| (item.name.to_owned(), item.bytes() as u64)).collect();
+        Ok(Offload { device: device.kind().to_string(), memory })
     }
 
     /// Planned bytes of the rank that needs most.
@@ -171,6 +191,7 @@ impl RunPlan {
         corpus: Vec<Corpus>,
         digests: (String, String),
         run_dir: String,
+        offload: Option<Offload>,
     ) -> Result<Header, TrainError> {
         let memories: Result<Vec<_>, _> = (0..self.world).map(|rank| self.memory(rank)).collect();
         let total = |items: &Vec<(String, u64)>| items.iter().map(|(_, bytes)| bytes).sum::<u64>();
@@ -201,6 +222,7 @@ impl RunPlan {
             byte_factor: self.byte_factor(),
             mixed_cpus: config.ranks.mixed_cpus,
             memory,
+            offload,
             optimizer: table.lines().map(str::to_owned).collect(),
             balance: self.ownership.balance(),
             critical,

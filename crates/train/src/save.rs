@@ -11,8 +11,9 @@ use checkpoint::{
 use comm::Communicator;
 use device::{DType, Stream, Tensor};
 use model::Parameters;
-use optim::{ShardedOptimizer, Update};
+use optim::Update;
 
+use crate::optimizer::Optimizer;
 use crate::{RunPlan, TrainError};
 
 /// What was loaded.
@@ -40,6 +41,11 @@ impl ChunkData for DeviceBytes {
         let (first, end) = (offset as usize / 4, (offset as usize + out.len()).div_ceil(4));
         let part = self.tensor.reshape(&[self.tensor.len()])?.flat(first..end)?;
         let skip = offset as usize - 4 * first;
+        if !self.stream.device().kind().is_host() {
+            let values = self.stream.to_vec::<f32>(&part)?;
+            out.copy_from_slice(&bytemuck::cast_slice(&values)[skip..skip + out.len()]);
+            return Ok(());
+        }
         self.stream.with_memory("save", |k| {
             let bytes: &[u8] = bytemuck::cast_slice(k.read::<f32>(&part)?);
             out.copy_from_slice(&bytes[skip..skip + out.len()]);
@@ -99,7 +105,7 @@ pub struct Saver<'a> {
     pub params: &'a Parameters,
     pub comm: &'a dyn Communicator,
     pub stream: &'a Stream,
-    pub optimizer: &'a ShardedOptimizer,
+    pub(crate) optimizer: &'a Optimizer,
     pub weights: &'a Tensor,
     /// `[MoE layers, experts]` f32.
     pub router_bias: &'a Tensor,
@@ -153,10 +159,11 @@ impl Saver<'_> {
     fn write(&self, store: &Store, attempt: Attempt) -> Result<RankReport, TrainError> {
         let (rank, world) = (self.comm.rank() as u32, self.comm.world() as u32);
         let mut chunks = Vec::new();
-        for view in self.optimizer.states(self.weights)? {
+        let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
+        for view in views {
             let tensor = &self.plan.schema.tensors[view.tensor];
             let region = rows_region(&tensor.shape, &view.rows);
-            let data = DeviceBytes { stream: self.stream.clone(), tensor: view.view };
+            let data = DeviceBytes { stream: stream.clone(), tensor: view.view };
             let key = key(&tensor.name, view.slot);
             chunks.push(Chunk::new(key, Dtype::F32, &tensor.shape, region, data));
         }
@@ -254,16 +261,17 @@ fn may_start_at_zero(key: &TensorKey) -> bool {
 /// # Errors
 /// Damaged or missing data.
 pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
-    for view in saver.optimizer.states(saver.weights)? {
+    let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
+    for view in views {
         let tensor = &saver.plan.schema.tensors[view.tensor];
         let key = key(&tensor.name, view.slot);
         if may_start_at_zero(&key) && checkpoint.tensor(&key).is_err() {
             // A checkpoint that turned out damaged may have left something there.
-            saver.stream.copy_in(&view.view, &vec![0_f32; view.view.len()])?;
+            stream.copy_in(&view.view, &vec![0_f32; view.view.len()])?;
             continue;
         }
         let region = rows_region(&tensor.shape, &view.rows);
-        read_into(checkpoint, saver.stream, &key, &region, &view.view)?;
+        read_into(checkpoint, &stream, &key, &region, &view.view)?;
     }
     load_router_biases(checkpoint, saver.params, saver.stream, saver.router_bias)
 }

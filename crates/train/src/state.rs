@@ -101,7 +101,7 @@ impl<E: Engine> Trainer<E> {
             format!("the checkpoint has no {slot} of {}; it starts at zero", names.join(", "))
         };
         let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
-        self.optimizer.publish(&self.memory.weights)?;
+        self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.gather_weights()?;
         if !self.host.bias.is_empty() {
             self.stream.copy_out(&self.memory.router_bias, &mut self.host.bias)?;

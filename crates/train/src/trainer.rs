@@ -10,10 +10,11 @@ use device::{DType, Device, Stream, Tensor};
 use kernels::elementwise;
 use layout::Schedule;
 use model::{Gradients, Inputs, NoHooks, Parameters, State};
-use optim::{ClipDecision, Clipper, ShardedOptimizer, StepScalars, Verdict};
+use optim::{ClipDecision, Clipper, StepScalars, Verdict};
 
 use crate::diagnose;
 use crate::event::{Action, NonFinite, Place, Step, Times};
+use crate::optimizer::Optimizer;
 use crate::vote::{Ballot, Tally, expert_load};
 use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 
@@ -23,6 +24,8 @@ pub struct Parts<E> {
     pub plan: RunPlan,
     pub comm: Arc<dyn Communicator>,
     pub device: Device,
+    /// Where the optimizer keeps its state and updates, if not on `device`.
+    pub optimizer_device: Option<Device>,
     pub dataset: Dataset,
     pub engine: E,
 }
@@ -44,7 +47,6 @@ pub(crate) struct Memory {
     grads: Vec<Tensor>,
     pub(crate) router_bias: Tensor,
     loads: Tensor,
-    statistics: Tensor,
     pub(crate) loss: Tensor,
 }
 
@@ -63,7 +65,6 @@ impl Memory {
         Ok(Memory {
             router_bias: device.zeros(&[rows, experts], DType::F32)?,
             loads: device.zeros(&[rows, experts], DType::U32)?,
-            statistics: device.zeros(&[plan.ownership.slots], DType::F64)?,
             loss: device.zeros(&[1], DType::F64)?,
             weights_window,
             weights,
@@ -106,7 +107,7 @@ pub struct Trainer<E: Engine> {
     pub(crate) host: Host,
     pub(crate) params: Parameters,
     schedule: Schedule,
-    pub(crate) optimizer: ShardedOptimizer,
+    pub(crate) optimizer: Optimizer,
     clipper: Clipper,
     pub(crate) stream: Stream,
     /// Steps taken.
@@ -129,24 +130,16 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// Memory; peers that are lost meanwhile.
     pub fn new(parts: Parts<E>) -> Result<Trainer<E>, TrainError> {
-        let Parts { config, plan, comm, device, dataset, engine } = parts;
+        let Parts { config, plan, comm, device, optimizer_device, dataset, engine } = parts;
         let rank = comm.rank();
         let schedule = plan.schedule(rank)?;
         let memory = Memory::new(&plan, comm.as_ref(), &device)?;
         let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
-        let mut optimizer = ShardedOptimizer::new(
-            &device,
-            schema,
-            flat,
-            &plan.ownership,
-            rank,
-            updates,
-            plan.weights,
-        )?;
+        let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
         let stream = device.stream();
         let seed = config.seed;
         model::initialize(&stream, &plan.architecture, schema, flat, seed, &memory.weights)?;
-        optimizer.adopt(&memory.weights)?;
+        optimizer.adopt(&stream, &memory.weights)?;
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, updates, &plan.ownership);
         let rows = plan.batch.rows();
@@ -242,7 +235,7 @@ impl<E: Engine> Trainer<E> {
                 clip: &self.host.decision,
             };
             let out = &self.memory.grads[self.out_slot()];
-            self.optimizer.apply(&self.memory.weights, out, &scalars)?;
+            self.optimizer.apply(&self.stream, &self.memory.weights, out, &scalars)?;
             self.balance()?;
             self.updates += 1;
             self.previous_norm = Some(self.host.decision.norm);
@@ -403,9 +396,8 @@ impl<E: Engine> Trainer<E> {
     /// Exchanges statistics and counts, and decides; every rank decides the same.
     fn vote(&mut self, wants: Wants) -> Result<Verdict, TrainError> {
         let out = &self.memory.grads[self.out_slot()];
-        self.optimizer.statistics(out, &self.memory.statistics)?;
         let host = &mut self.host;
-        self.stream.copy_out(&self.memory.statistics, &mut host.statistics)?;
+        self.optimizer.statistics(&self.stream, out, &mut host.statistics)?;
         let ballot = &mut host.ballot;
         (ballot.stop, ballot.terminate) = (wants.stop, wants.terminate);
         ballot.statistics.clear();

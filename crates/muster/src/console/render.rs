@@ -147,6 +147,13 @@ impl Renderer {
         let parts: Vec<String> =
             header.memory.iter().map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
         row("memory", format!("{} per rank: {}", bytes(total), parts.join(", ")));
+        if let Some(offload) = &header.offload {
+            let total = bytes(offload.bytes());
+            let parts: Vec<String> =
+                offload.memory.iter().map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
+            let there = format!("{} for the optimizer: {total} per rank: ", offload.device);
+            row("device", there + &parts.join(", "));
+        }
         out.truncate(out.trim_end().len());
         out
     }

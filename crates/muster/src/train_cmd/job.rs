@@ -4,13 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use data::Prepared;
+use device::Device;
 use serde::{Deserialize, Serialize};
 use train::config::Config;
 
+use super::offload;
 use crate::error::CliError;
 
 /// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
 pub const KIND_OF_CPU: &str = "kind of CPU";
+
+/// And, whatever it says, of the device that the optimizer has for itself.
+const KIND_OF_OPTIMIZER: &str = "kind of optimizer device";
 
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +68,12 @@ impl Job {
 
     /// What all ranks must have the same: what and its digest. `cpu` is the kind that this rank
     /// runs on, as [`kernels::gemm::arithmetic`] tells it.
-    pub fn identity(&self, plan: &train::RunPlan, cpu: String) -> Vec<(String, String)> {
+    pub fn identity(
+        &self,
+        plan: &train::RunPlan,
+        cpu: String,
+        optimizer: Option<&Device>,
+    ) -> Vec<(String, String)> {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
         let mut identity = vec![
@@ -78,6 +88,9 @@ impl Job {
         if !self.config.ranks.mixed_cpus {
             // Whole, so that a refusal shows in what the CPUs differ.
             identity.push((KIND_OF_CPU.into(), cpu));
+        }
+        if let Some(device) = optimizer {
+            identity.push((KIND_OF_OPTIMIZER.into(), offload::kind(device)));
         }
         identity
     }
@@ -131,7 +144,7 @@ mod tests {
                         rank,
                         world: job.world,
                         version: "1.0".into(),
-                        identity: job.identity(&plan, cpus[rank].to_owned()),
+                        identity: job.identity(&plan, cpus[rank].to_owned(), None),
                         listen: None,
                     };
                     let addr = server.addr();

@@ -13,6 +13,7 @@ mod job;
 mod life;
 mod line;
 mod mesh;
+mod offload;
 mod resume;
 mod room;
 mod signals;

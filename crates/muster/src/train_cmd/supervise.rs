@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data::{Prepared, Stage};
 use layout::Mesh;
 use train::config::{Backend, Config};
-use train::event::{Corpus, FinishReason};
+use train::event::{Corpus, FinishReason, Offload};
 use train::{Event, RunPlan};
 
 use super::address::{self, Absence, Addresses};
@@ -16,6 +16,7 @@ use super::fit::{self, Fit, Start};
 use super::job::Job;
 use super::life::Limits;
 use super::mesh;
+use super::offload;
 use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Watch};
@@ -116,6 +117,8 @@ struct Planned {
     threads: usize,
     /// Whether the memory of this host suffices, and a warning where it is tight.
     fit: Result<Option<String>, String>,
+    /// What the optimizer takes of a device of its own.
+    offload: Option<Offload>,
 }
 
 impl Planned {
@@ -136,7 +139,8 @@ fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let fit = memory(&config, &plan, vocab, &place);
-    Ok(Planned { config, place, addresses, plan, threads, fit })
+    let offload = offload::plan(&config, &plan, place.ranks.clone())?;
+    Ok(Planned { config, place, addresses, plan, threads, fit, offload })
 }
 
 /// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
@@ -148,7 +152,7 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, plan, threads, fit } = planned;
+    let Planned { config, place, addresses, plan, threads, fit, offload } = planned;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
@@ -169,8 +173,9 @@ fn supervise(
         config,
         prepared,
     };
-    let mut sink =
-        begin_events(&place, run, || header(&plan, &job.config, Some(&job.prepared), run))?;
+    let mut sink = begin_events(&place, run, || {
+        header(&plan, &job.config, Some(&job.prepared), run, offload)
+    })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
@@ -399,7 +404,8 @@ fn threads(config: &Config, local: usize) -> usize {
 
 /// Shows the header, and whether it fits.
 fn dry_run(planned: &Planned, run: &RunDir) -> Result<Exit, CliError> {
-    let header = header(&planned.plan, &planned.config, None, run)?;
+    let offload = planned.offload.clone();
+    let header = header(&planned.plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
     crate::output::show(&format!("{lines}\n{mesh}"))?;
@@ -431,6 +437,7 @@ fn header(
     config: &Config,
     prepared: Option<&Prepared>,
     run: &RunDir,
+    offload: Option<Offload>,
 ) -> Result<train::event::Header, CliError> {
     let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex().to_string();
     let sources = prepared.map(|prepared| prepared.sources.as_slice()).unwrap_or_default();
@@ -446,7 +453,8 @@ fn header(
     let config_digest = blake3::hash(&serde_json::to_vec(config).map_err(CliError::bug)?);
     let data_digest = prepared.map(|prepared| hex(prepared.digest)).unwrap_or_default();
     let digests = (config_digest.to_hex().to_string(), data_digest);
-    Ok(plan.header(config, corpus.collect(), digests, run.root().display().to_string())?)
+    let run_dir = run.root().display().to_string();
+    Ok(plan.header(config, corpus.collect(), digests, run_dir, offload)?)
 }
 
 fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {

@@ -19,6 +19,7 @@ use train::{
 
 use super::job::Job;
 use super::line::Line;
+use super::offload;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
 use super::voice::Voice;
@@ -42,8 +43,9 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
         DeviceName::Guarded => DeviceKind::Guarded,
     };
     let device = Device::new(kind, job.threads)?;
-    // On a thread of the device's pool, parallel loops start without handing over.
-    let ended = rank(&job, args.rank, &device, &Told { signals, voice: &voice });
+    let optimizer_device = offload::open(&job.config)?;
+    let devices = Devices { device: &device, optimizer: optimizer_device.as_ref() };
+    let ended = rank(&job, args.rank, devices, &Told { signals, voice: &voice });
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -57,18 +59,26 @@ struct Told<'a> {
     voice: &'a Voice,
 }
 
-fn rank(job: &Job, rank: usize, device: &Device, told: &Told) -> Result<Exit, CliError> {
+/// What a rank computes on.
+#[derive(Clone, Copy)]
+struct Devices<'a> {
+    device: &'a Device,
+    /// The optimizer's, if it is another.
+    optimizer: Option<&'a Device>,
+}
+
+fn rank(job: &Job, rank: usize, devices: Devices, told: &Told) -> Result<Exit, CliError> {
     let vocab = job.prepared.vocab_size as usize;
     let plan = RunPlan::new(&job.config, vocab, job.world, job.threads)?;
     pulse::enter(Phase::Meeting);
-    let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan)?;
+    let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan, devices)?;
     let backend = backend(job, listener, peers, name)?;
     // The group outlives the training, so that the server hears first whose fault an end is.
     let mut group = None;
     let connected = control.connect(backend, rank, job.world, job.config.ranks.timeout_ms);
     let trained = connected
         .map_err(CliError::from)
-        .and_then(|comm| train(job, plan, group.insert(comm), device, told, &control));
+        .and_then(|comm| train(job, plan, group.insert(comm), devices, told, &control));
     match trained {
         Ok(exit) => {
             control.bye();
@@ -103,7 +113,7 @@ fn train(
     job: &Job,
     plan: RunPlan,
     comm: &Arc<dyn Communicator>,
-    device: &Device,
+    Devices { device, optimizer }: Devices,
     told: &Told,
     control: &ControlHandle,
 ) -> Result<Exit, CliError> {
@@ -120,6 +130,7 @@ fn train(
         plan,
         comm: Arc::clone(comm),
         device: device.clone(),
+        optimizer_device: optimizer.cloned(),
         dataset,
         engine,
     };
@@ -176,7 +187,12 @@ fn progress(voice: &Voice, control: &ControlHandle, step: u64) {
 }
 
 /// Meets the other ranks, who are told where this one listens.
-fn meet(job: &Job, rank: usize, plan: &RunPlan) -> Result<(Joined, Option<TcpListener>), CliError> {
+fn meet(
+    job: &Job,
+    rank: usize,
+    plan: &RunPlan,
+    devices: Devices,
+) -> Result<(Joined, Option<TcpListener>), CliError> {
     let listener = match job.config.ranks.backend {
         Backend::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
         Backend::Shm => None,
@@ -187,7 +203,7 @@ fn meet(job: &Job, rank: usize, plan: &RunPlan) -> Result<(Joined, Option<TcpLis
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
-        identity: job.identity(plan, kernels::gemm::arithmetic()),
+        identity: job.identity(plan, kernels::gemm::arithmetic(), devices.optimizer),
         listen,
     };
     Ok((join(&job.rendezvous[..], hello, job.config.ranks.timeout_ms)?, listener))

@@ -53,8 +53,10 @@ pub fn trainer(
     let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
     let (shape, bucket) = (&plan.architecture, plan.bucket_elements);
     let engine = NativeEngine::new(device, shape, plan.batch, bucket, plan.weights).unwrap();
+    let optimizer_device = plan.optimizer_device.map(|kind| Device::new(kind, 1).unwrap());
     let (config, device) = (config.clone(), device.clone());
-    Trainer::new(Parts { config, plan, comm, device, dataset, engine }).unwrap()
+    let parts = Parts { config, plan, comm, device, optimizer_device, dataset, engine };
+    Trainer::new(parts).unwrap()
 }
 
 /// Runs `body` as every rank of a group and returns what each returned, in rank order.

@@ -18,6 +18,7 @@ fn header() -> Event {
         backend: "shm".into(),
         threads: 1,
         device: "cpu".into(),
+        offload: None,
         weights: "f32".into(),
         free: true,
         byte_factor: 1.0,

@@ -1,0 +1,69 @@
+//! The device of the optimizer, where it is not beside the weights (`ranks.optimizer_device`).
+
+use std::ops::Range;
+
+use device::Device;
+use train::event::Offload;
+use train::{Config, RunPlan, TrainError};
+
+use crate::console::{bytes, plural};
+use crate::error::CliError;
+
+/// The device that a config names for the optimizer alone, if it does.
+///
+/// # Errors
+/// It is not there, or its driver is not.
+pub fn open(config: &Config) -> Result<Option<Device>, CliError> {
+    let Some(kind) = config.ranks.optimizer_device.kind() else { return Ok(None) };
+    let opened = Device::new(kind, 1).map_err(|error| {
+        CliError::peer(format!("ranks.optimizer_device {kind}: {error}; `cpu` needs no device"))
+    });
+    opened.map(Some)
+}
+
+/// What has to be the same on every rank: a device's architecture and name, without its number.
+pub fn kind(device: &Device) -> String {
+    let properties = device.properties();
+    let arch = properties.arch.map(|arch| format!("{arch} ")).unwrap_or_default();
+    format!("{arch}{}", properties.name)
+}
+
+/// What `ranks` of this host take of the device, of the one that takes most; they share it.
+///
+/// # Errors
+/// A method that the device has no kernels for; a device that is not there, or has too little
+/// memory, with the plan.
+pub fn plan(
+    config: &Config,
+    plan: &RunPlan,
+    ranks: Range<usize>,
+) -> Result<Option<Offload>, CliError> {
+    let Some(device) = open(config)? else { return Ok(None) };
+    let kind = device.kind();
+    let of_rank = |rank| plan.offload(&device, rank);
+    let refused = |error: TrainError| match error {
+        TrainError::Optimizer(error) => CliError::mistake(format!(
+            "ranks.optimizer_device {kind}: {error}; Muon on devices needs `storage: bf16` (or f16) \
+             and an algorithm of products in every rule, or use `cpu`"
+        )),
+        other => other.into(),
+    };
+    let plans: Result<Vec<Offload>, TrainError> = ranks.clone().map(of_rank).collect();
+    let plans = plans.map_err(refused)?;
+    let needed: u64 = plans.iter().map(Offload::bytes).sum();
+    let has = device.properties().memory_bytes;
+    let largest = plans.into_iter().max_by_key(Offload::bytes);
+    if has == 0 || needed <= has {
+        return Ok(largest);
+    }
+    let items = largest.iter().flat_map(|plan| &plan.memory);
+    let items: Vec<String> = items.map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
+    Err(CliError::mistake(format!(
+        "ranks.optimizer_device {kind}: {} of this host need {} of it, and it has {} (per rank: {}); \
+         use more hosts, or `cpu`",
+        plural(ranks.len(), "rank"),
+        bytes(needed),
+        bytes(has),
+        items.join(", ")
+    )))
+}

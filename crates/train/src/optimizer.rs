@@ -1,0 +1,132 @@
+//! The optimizer of a rank: beside the weights, or in the memory of a device of its own.
+//!
+//! ```text
+//! ranks.optimizer_device: cpu             flat gradients ─▶ statistics ─▶ vote ─▶ flat weights
+//!                    sim, cuda:N, hip:N   the rank's own pieces go there, and come back updated
+//! ```
+
+use device::{DType, Device, Stream, Tensor};
+use optim::{Offloaded, OptimError, ShardedOptimizer, StateView, StepScalars};
+
+use crate::{RunPlan, TrainError};
+
+/// One rank's.
+pub(crate) enum Optimizer {
+    /// On the device that computes.
+    Here {
+        sharded: ShardedOptimizer,
+        /// f64, one for each statistic slot of the model.
+        statistics: Tensor,
+    },
+    Elsewhere(Box<Offloaded>),
+}
+
+impl Optimizer {
+    /// Allocates the state of the pieces that `rank` owns, on `elsewhere` if that is given.
+    ///
+    /// # Errors
+    /// Memory; a method that `elsewhere` has no kernels for.
+    pub(crate) fn new(
+        device: &Device,
+        elsewhere: Option<&Device>,
+        plan: &RunPlan,
+        rank: usize,
+    ) -> Result<Optimizer, TrainError> {
+        let RunPlan { schema, flat, ownership, updates, weights, .. } = plan;
+        if let Some(device) = elsewhere {
+            let made = Offloaded::new(device, schema, flat, ownership, rank, updates, *weights)?;
+            return Ok(Optimizer::Elsewhere(Box::new(made)));
+        }
+        let sharded =
+            ShardedOptimizer::new(device, schema, flat, ownership, rank, updates, *weights)?;
+        let statistics = device.zeros(&[ownership.slots], DType::F64)?;
+        Ok(Optimizer::Here { sharded, statistics })
+    }
+
+    /// Takes over the flat `weights`; `host` is the stream of what lies beside them.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn adopt(&mut self, host: &Stream, weights: &Tensor) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.adopt(weights),
+            Optimizer::Elsewhere(offloaded) => offloaded.adopt(host, weights),
+        }
+    }
+
+    /// Writes the sums of squares of this rank's pieces of the flat `grads` to their slots of
+    /// `sums`, and waits for them.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn statistics(
+        &mut self,
+        host: &Stream,
+        grads: &Tensor,
+        sums: &mut [f64],
+    ) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, statistics } => {
+                sharded.statistics(grads, statistics)?;
+                Ok(host.copy_out(statistics, sums)?)
+            }
+            Optimizer::Elsewhere(offloaded) => offloaded.statistics(host, grads, sums),
+        }
+    }
+
+    /// Updates this rank's pieces of the flat `weights` from those of `grads`, of which the
+    /// statistics were taken.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn apply(
+        &mut self,
+        host: &Stream,
+        weights: &Tensor,
+        grads: &Tensor,
+        scalars: &StepScalars,
+    ) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.apply(weights, grads, scalars),
+            Optimizer::Elsewhere(offloaded) => offloaded.apply(host, weights, scalars),
+        }
+    }
+
+    /// As [`ShardedOptimizer::publish`].
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn publish(&mut self, host: &Stream, weights: &Tensor) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.publish(weights),
+            Optimizer::Elsewhere(offloaded) => offloaded.publish(host, weights),
+        }
+    }
+
+    /// As [`ShardedOptimizer::check_momentum`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn check_momentum(&self) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.check_momentum(),
+            Optimizer::Elsewhere(offloaded) => offloaded.check_momentum(),
+        }
+    }
+
+    /// Every state that this rank keeps, and the stream of the memory that they lie in; `host` and
+    /// `weights` are as elsewhere here.
+    ///
+    /// # Errors
+    /// Weights of another length or type.
+    pub(crate) fn states(
+        &self,
+        host: &Stream,
+        weights: &Tensor,
+    ) -> Result<(Stream, Vec<StateView>), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => Ok((host.clone(), sharded.states(weights)?)),
+            Optimizer::Elsewhere(there) => Ok((there.stream().clone(), there.states()?)),
+        }
+    }
+}

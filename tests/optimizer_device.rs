@@ -1,0 +1,119 @@
+//! Training whose optimizer has a device of its own, here the simulator of either vendor: the same
+//! bits at every number of ranks, checkpoints that any place can go on from, and mistakes named.
+
+mod common;
+
+use common::{Done, Workdir};
+
+/// A handful of small matrices: a simulated step of Newton–Schulz takes seconds.
+const MODEL: &str = "model={layers: 1, d_model: 16, heads: 2, d_ff: 24}";
+const RULES: &str = "optimizer.rules=[{match: {roles: [matrix]}, muon: {storage: bf16, algorithm: \
+                     symmetric}}, {match: {}, adamw: {}}]";
+const LEAVES: [&str; 2] = ["batch.leaves=6", "batch.radices=[2,3]"];
+
+fn sets<'a>(device: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let all = [MODEL, RULES, "train.steps=2", device].into_iter().chain(LEAVES);
+    all.chain(more.iter().copied()).flat_map(|set| ["--set", set]).collect()
+}
+
+/// Why nothing is tested, where the build had no compiler for the simulated kernels.
+fn lacks_kernels(run: &Workdir, device: &str) -> bool {
+    let done = run.train(&[&sets(device, &["train.steps=1"])[..], &["--name", "probe"]].concat());
+    let lacks = done.stderr.contains("this build of muster has no");
+    if lacks {
+        common::skip("the build has no simulated kernels");
+    }
+    lacks
+}
+
+/// A run that ends well.
+fn well(run: &Workdir, args: &[&str]) -> Done {
+    let done = run.train(args);
+    assert_eq!(done.code(), Some(0), "{done}");
+    done
+}
+
+fn loss(run: &Workdir, name: &str) -> f64 {
+    run.finished(name)["final_loss"].as_f64().unwrap()
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_same_bits() {
+    let run = Workdir::new("device-ranks");
+    if lacks_kernels(&run, "ranks.optimizer_device=sim:sm_90a") {
+        return;
+    }
+    let beside = run.digest("cpu", &sets("ranks.optimizer_device=cpu", &[]));
+    for arch in ["sm_90a", "gfx942"] {
+        let device = format!("ranks.optimizer_device=sim:{arch}");
+        let mut first = None;
+        for (ranks, backend) in [("1", "shm"), ("2", "shm"), ("2", "tcp"), ("3", "shm")] {
+            let name = format!("{arch}-{ranks}-{backend}");
+            let place = ["--ranks", ranks, "--backend", backend];
+            let digest = run.digest(&name, &[&sets(&device, &[])[..], &place].concat());
+            assert_eq!(first.get_or_insert(digest.clone()), &digest, "{name}");
+            // The same step but for the rounding of bf16 products.
+            let (here, there) = (loss(&run, "cpu"), loss(&run, &name));
+            assert!((here / there - 1.0).abs() < 1e-3, "{name}: {here} and {there}");
+            assert_ne!(digest, beside, "it was not used");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_at_another_place() {
+    let run = Workdir::new("device-resume");
+    let device = "ranks.optimizer_device=sim:gfx942";
+    if lacks_kernels(&run, device) {
+        return;
+    }
+    let whole = run.digest("whole", &[&sets(device, &[])[..], &["--ranks", "1"]].concat());
+    let part = ["--ranks", "2", "--max-steps", "1", "--name", "part"];
+    well(&run, &[&sets(device, &[])[..], &part].concat());
+    let rest = run.digest("part", &[&sets(device, &[])[..], &["--ranks", "3"]].concat());
+    assert_eq!(rest, whole);
+    // Beside the weights, too, and it is said that bits may differ.
+    well(&run, &[&sets(device, &[])[..], &["--max-steps", "1", "--name", "moved"]].concat());
+    let here = sets("ranks.optimizer_device=cpu", &[]);
+    let done = well(&run, &[&here[..], &["--name", "moved"]].concat());
+    let said = format!("{}{}", done.stdout, done.stderr);
+    assert!(said.contains("optimizer device (sim:gfx942 there, not recorded here)"), "{said}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let run = Workdir::new("device-mistakes");
+    let refused = |device: &str, more: &[&str], code: i32, words: &[&str]| {
+        let done: Done = run.train(&sets(device, more));
+        let said = done.stderr.clone();
+        assert_eq!(done.code(), Some(code), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    };
+    let choice = &["ranks.optimizer_device", "`cpu`, `cuda:0`, `hip:0` or `sim:sm_90a`"][..];
+    refused("ranks.optimizer_device=gpu", &[], 2, choice);
+    refused("ranks.optimizer_device=guarded", &[], 2, choice);
+    refused("ranks.optimizer_device=sim:sm_12", &[], 2, &["sm_12", "gfx942"]);
+    let absent = &["ranks.optimizer_device cuda:7", "`cpu` needs no device"][..];
+    refused("ranks.optimizer_device=cuda:7", &[], 3, absent);
+    let rules = "optimizer.rules=[{match: {roles: [matrix]}, muon: {storage: f32}}, {match: {}, \
+                 adamw: {}}]";
+    let storage = &["ranks.optimizer_device sim:sm_90a", "`storage: bf16`"][..];
+    refused("ranks.optimizer_device=sim:sm_90a", &[rules], 2, storage);
+}
+
+#[test]
+fn the_plan_tells_what_the_device_holds() {
+    let run = Workdir::new("device-plan");
+    let args = [&sets("ranks.optimizer_device=sim:sm_90a", &[])[..], &["--dry-run"]].concat();
+    let done = run.train(&args);
+    if done.stderr.contains("this build of muster has no") {
+        return common::skip("the build has no simulated kernels");
+    }
+    assert_eq!(done.code(), Some(0), "{done}");
+    for word in ["sim:sm_90a for the optimizer: ", "momentum ", "owned gradients "] {
+        assert!(done.stdout.contains(word), "{word}: {}", done.stdout);
+    }
+    assert!(done.stdout.contains("copies for the optimizer's device"), "{}", done.stdout);
+}
