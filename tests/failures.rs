@@ -33,7 +33,7 @@ fn a_worker_that_dies_has_the_last_word() {
     error: rank 1 failed: exit status 3; its last step was N; its last log lines:
         memory allocation of N bytes failed
         note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
-        error: out of memory: the machine has no more, or a limit of this process is reached (`ulimit -v`, memory.max of the control group); use fewer --ranks or --threads, or a smaller model or batch
+        error: out of memory: the machine has no more, or a limit of this process is reached (`ulimit -v`, memory.max of the control group); raise it, or train with fewer --ranks or --threads, or a smaller model or batch
     The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
     ");
 }

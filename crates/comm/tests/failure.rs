@@ -374,7 +374,7 @@ fn a_deadline_does_not_run_while_bytes_move() {
 fn a_timeout_tells_how_much_had_moved() {
     // After a part the way stands still.
     let (said, _) = slowly(1500, 1 << 20, Duration::from_secs(5));
-    let (what, rest) = said.split_once(" after 1500 ms after ").expect(&said);
+    let (what, rest) = said.split_once(" after 1500 ms without progress (").expect(&said);
     assert_eq!(what, "receive #1: rank 1 had not arrived");
     assert!(rest.contains(" of 8388608 bytes had moved); see what"), "{said}");
 }
