@@ -7,6 +7,7 @@ Prints a line per kernel and fails, naming kernel and finding, on
   - registers that spill, or any other use of local memory;
   - more static shared memory than the chip has for a block;
   - a kernel gemm_* without the matrix instruction of its architecture;
+  - a fused multiply-add in a kernel whose bits are to be the host's;
   - remarks of ptxas about wgmma that it serializes or register limits that it ignores;
   - an image whose code is for another architecture than its name says; no image at all.
 Dynamic shared memory is not in an image: it belongs to the launch, whose table tests compare.
@@ -32,11 +33,14 @@ MATRIX = {
     "sm_80": "HMMA", "sm_90a": "HGMMA", "sm_100a": "HMMA", "ptx_80": "mma.sync",
     "gfx90a": "v_mfma", "gfx942": "v_mfma", "gfx950": "v_mfma",
 }
+# Of single and double precision; where a kernel divides or takes roots, those are made of them.
+FUSED = {"cuda": ("FFMA", "DFMA"), "hip": ("v_fma", "v_pk_fma")}
+UNFUSED = re.compile(r"optimizer_(momentum|apply|adopt|publish)|ordered_sum_\w+")
 CUDA_ARCHS = ("sm_80", "sm_90a", "sm_100a", "ptx_80")
 # Of the remarks of ptxas those that cost speed: wgmma serialized, setmaxnreg ignored.
 REMARK = re.compile(r"\(C75\d\d\)|setmaxnreg.*ignored|wgmma.*serializ")
 
-Kernel = collections.namedtuple("Kernel", "image arch name registers shared spills matrix")
+Kernel = collections.namedtuple("Kernel", "image arch name registers shared spills matrix fused")
 
 
 def tool(variable, program):
@@ -56,11 +60,11 @@ def output(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def count_by(text, header, instruction):
-    """How often each section that `header` begins mentions the instruction; the longest name of a
+def count_by(text, header, *instructions):
+    """How often each section that `header` begins mentions an instruction; the longest name of a
     section wins, as functions end where the next begins."""
     counts, name = collections.Counter(), None
-    wanted = re.compile(r"(?<![\w.])" + re.escape(instruction))
+    wanted = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, instructions)) + ")")
     for line in text.splitlines():
         match = header.search(line)
         if match:
@@ -86,14 +90,17 @@ def cuda_kernels(path):
             local = int(values["STACK"]) + int(values["LOCAL"])
             name = match.group(1)
             kernels.append(Kernel(path.name, arch, name, int(values["REG"]),
-                                  int(values["SHARED"]), f"{local} B" if local else "", 0))
-    counts = {}
+                                  int(values["SHARED"]), f"{local} B" if local else "", 0, 0))
+    counts, fused = {}, {}
     for arch in sorted({kernel.arch for kernel in kernels}):
         sass = output(cuobjdump, "-sass", "-arch", arch, str(path))
         counts[arch] = count_by(sass, function, MATRIX.get(arch, "HMMA"))
-    kernels = [kernel._replace(matrix=counts[kernel.arch][kernel.name]) for kernel in kernels]
-    ptx = count_by(output(cuobjdump, "-ptx", str(path)), re.compile(r"\.entry (\w+)"), "mma.sync")
-    return kernels + [Kernel(path.name, "ptx_80", name, "", "", "", count)
+        fused[arch] = count_by(sass, function, *FUSED["cuda"])
+    kernels = [kernel._replace(matrix=counts[kernel.arch][kernel.name],
+                               fused=fused[kernel.arch][kernel.name]) for kernel in kernels]
+    text, entry = output(cuobjdump, "-ptx", str(path)), re.compile(r"\.entry (\w+)")
+    ptx, fused = count_by(text, entry, "mma.sync"), count_by(text, entry, "fma.rn")
+    return kernels + [Kernel(path.name, "ptx_80", name, "", "", "", count, fused[name])
                       for name, count in ptx.items()]
 
 
@@ -103,7 +110,8 @@ def hip_kernels(path):
     target = re.search(r"amdhsa\.target:\s+\S*--(gfx\w+)", notes)
     arch = target.group(1) if target else "unknown"
     code = output(tool("MUSTER_LLVM_OBJDUMP", "llvm-objdump-22"), "-d", str(path))
-    counts = count_by(code, re.compile(r"^[0-9a-f]+ <(\w+)>:"), "v_mfma")
+    function = re.compile(r"^[0-9a-f]+ <(\w+)>:")
+    counts, fused = count_by(code, function, "v_mfma"), count_by(code, function, *FUSED["hip"])
     kernels = []
     for entry in re.split(r"^  - ", notes, flags=re.MULTILINE)[1:]:
         # Not what the arguments say of themselves, which is indented further.
@@ -119,7 +127,7 @@ def hip_kernels(path):
         # Of gfx90a and later `vgpr_count` counts both files.
         kernels.append(Kernel(path.name, arch, text["name"], value["vgpr_count"],
                               value["group_segment_fixed_size"], ", ".join(spills),
-                              counts[text["name"]]))
+                              counts[text["name"]], fused[text["name"]]))
     return kernels
 
 
@@ -132,6 +140,8 @@ def findings(kernel):
         yield f"{kernel.shared} B of shared memory, a block of {kernel.arch} has {limit}"
     if kernel.name.startswith("gemm_") and not kernel.matrix:
         yield f"no {instruction or 'matrix'} instruction"
+    if kernel.fused and UNFUSED.fullmatch(kernel.name):
+        yield f"{kernel.fused} fused multiply-adds: its bits are not those of the host"
 
 
 def check_image(path):
@@ -151,7 +161,7 @@ def check_image(path):
 
 
 def table(kernels):
-    head = Kernel("image", "target", "kernel", "registers", "shared", "spills", "matrix")
+    head = Kernel("image", "target", "kernel", "registers", "shared", "spills", "matrix", "fused")
     rows = [head] + sorted(kernels, key=lambda kernel: (kernel.image, kernel.arch, kernel.name))
     columns = [[str(row[i]) for row in rows] for i in range(1, len(head))]
     widths = [max(map(len, column)) for column in columns]

@@ -56,6 +56,10 @@ HIP_SHARED = """norm_x(float* p, int i) {
     s[i] = p[0]; p[1] = s[i + 1];
 }"""
 
+# What a compiler makes one instruction of, unless it is told not to.
+CUDA_FUSED = "optimizer_apply(float* p, const uint32_t*) { p[0] = p[1] * p[2] + p[3]; }"
+HIP_FUSED = "ordered_sum_f32(float* p) { p[0] = __builtin_fmaf(p[1], p[2], p[3]); }"
+
 
 class Check(unittest.TestCase):
     def setUp(self):
@@ -103,6 +107,13 @@ class Check(unittest.TestCase):
         _, wrong = self.hip(HIP_PLAIN)
         self.assert_finds(wrong, "gfx942 gemm_x", "no v_mfma")
 
+    def test_fused_multiply_adds_where_each_is_to_be_rounded(self):
+        _, wrong = self.cuda(CUDA_FUSED)
+        for arch in "sm_80", "sm_90a", "sm_100a", "ptx_80":
+            self.assert_finds(wrong, f"{arch} optimizer_apply", "1 fused multiply-adds")
+        _, wrong = self.hip(HIP_FUSED)
+        self.assert_finds(wrong, "gfx942 ordered_sum_f32", "1 fused multiply-adds")
+
     def test_local_memory_and_spills(self):
         _, wrong = self.cuda(CUDA_LOCAL)
         self.assert_finds(wrong, "sm_90a norm_x", "local memory: 256 B")
@@ -112,7 +123,7 @@ class Check(unittest.TestCase):
     def test_more_shared_memory_than_there_is(self):
         _, wrong = self.hip(HIP_SHARED, "gfx950")
         self.assertEqual(wrong, [], "96 KiB fit here")
-        kernel = check.Kernel("k", "gfx942", "norm_x", 32, 96 * 1024, "", 0)
+        kernel = check.Kernel("k", "gfx942", "norm_x", 32, 96 * 1024, "", 0, 0)
         self.assertEqual(list(check.findings(kernel)),
                          ["98304 B of shared memory, a block of gfx942 has 65536"])
 

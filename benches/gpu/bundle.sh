@@ -17,7 +17,7 @@ readonly LIMIT=$((64 << 20))
 # Tests that run on the devices that MUSTER_TEST_DEVICES names: package, program, filter.
 readonly TESTS=(
     "lookalike devices real_devices" "lookalike streams real_devices"
-    "kernels on_device real_devices"
+    "kernels on_device real_devices" "optim sim real_devices"
 )
 readonly PEERS=(
     gram-newton-schulz==0.1.6 quack-kernels==0.5.0 nvidia-cutlass-dsl==4.5.2

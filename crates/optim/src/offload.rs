@@ -144,6 +144,11 @@ impl Offloaded {
         &self.memory
     }
 
+    /// As [`ShardedOptimizer::numeric_plan`].
+    pub fn numeric_plan(&self) -> std::collections::BTreeSet<String> {
+        self.optimizer.numeric_plan()
+    }
+
     /// Bytes of pinned memory on the host.
     pub fn pinned_bytes(&self) -> usize {
         let of = |part: &Part| part.grads.bytes() + part.weights.bytes();

@@ -4,6 +4,7 @@
 //! the memory of the optimizer's device, which may be any that `kernels` has code for. Everything
 //! is launched on one stream and nothing is read back, except where a method says so.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
@@ -138,6 +139,14 @@ impl ShardedOptimizer {
     /// What was allocated; equals [`crate::memory_plan`].
     pub fn memory_plan(&self) -> &[MemoryItem] {
         &self.memory
+    }
+
+    /// What decides rounding on this device beside method and config, one line for each kind of
+    /// matrix; nothing on a host. Pieces of other ranks may add lines.
+    pub fn numeric_plan(&self) -> BTreeSet<String> {
+        let batches = self.muon.iter().map(|batch| batch.orthogonalize.numeric_plan());
+        let lines = batches.flatten().cloned();
+        lines.chain(self.slots.numeric_plan()).collect()
     }
 
     /// Writes the sum of squares of each slot of this rank's pieces (flat f32 `grads`) to `slots`

@@ -1,5 +1,6 @@
 //! One run of a batch as an operation, and a batch that keeps what its runs need.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use device::{DType, Device, DeviceError, Kernel, Stream, Tensor};
@@ -86,7 +87,7 @@ impl op::Op for Orthogonalize {
     fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
         match &self.planned {
             Some(bound) => bound.launch(stream),
-            None => self.plan(kernels, stream)?.launch(stream),
+            None => self.bind(&self.prepare(kernels)?, stream)?.launch(stream),
         }
     }
 }
@@ -100,12 +101,14 @@ impl Orthogonalize {
         Ok(())
     }
 
-    /// The launches on a device, in the fewest parts that fit the workspace.
-    fn plan(&self, kernels: &Kernels, stream: &Stream) -> Result<execute::Bound, KernelError> {
-        let Orthogonalize { batch, input, output, workspace, status, .. } = self;
-        let (types, limit) = ((input.dtype(), output.dtype()), workspace.bytes() as u64);
-        let prepared = Prepared::new(kernels, batch, types, Some(limit))?;
-        prepared.bind(stream, input, output, workspace, status)
+    /// The plan of a device, in the fewest parts that fit the workspace.
+    fn prepare(&self, kernels: &Kernels) -> Result<Prepared, KernelError> {
+        let types = (self.input.dtype(), self.output.dtype());
+        Prepared::new(kernels, &self.batch, types, Some(self.workspace.bytes() as u64))
+    }
+
+    fn bind(&self, plan: &Prepared, stream: &Stream) -> Result<execute::Bound, KernelError> {
+        plan.bind(stream, &self.input, &self.output, &self.workspace, &self.status)
     }
 }
 
@@ -113,6 +116,7 @@ impl Orthogonalize {
 /// than that. Several may share one workspace, if they run one after another.
 pub struct Bound {
     operation: Orthogonalize,
+    numeric_plan: BTreeSet<String>,
 }
 
 impl Bound {
@@ -134,10 +138,19 @@ impl Bound {
         let mut operation =
             Orthogonalize { batch, input, output, workspace, status, planned: None };
         op::Op::check(&operation)?;
+        let mut numeric_plan = BTreeSet::new();
         if let Some(kernels) = op::kernels_of(stream.device())? {
-            operation.planned = Some(Arc::new(operation.plan(&kernels, stream)?));
+            let prepared = operation.prepare(&kernels)?;
+            numeric_plan = prepared.numeric_plan();
+            operation.planned = Some(Arc::new(operation.bind(&prepared, stream)?));
         }
-        Ok(Bound { operation })
+        Ok(Bound { operation, numeric_plan })
+    }
+
+    /// What decides the rounding of each matrix on a device, as [`Prepared::numeric_plan`]; nothing
+    /// on a host, where method and CPU do.
+    pub fn numeric_plan(&self) -> &BTreeSet<String> {
+        &self.numeric_plan
     }
 
     /// Bytes of the device's memory that the launches' tables take.

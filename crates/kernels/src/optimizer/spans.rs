@@ -167,6 +167,13 @@ impl SlotRanges {
         Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
     }
 
+    /// What decides the order of the sums on a device; `None` on a host, whose order is one of its
+    /// own.
+    pub fn numeric_plan(&self) -> Option<String> {
+        self.tables.as_ref()?;
+        Some(format!("sums of squares over blocks of {} elements", abi::SQUARES_LEN))
+    }
+
     /// Bytes that [`SlotRanges::new`] takes of a device's memory.
     pub fn table_bytes(ranges: &[SlotRange]) -> usize {
         let Strips { strips, slots, partials } = Strips::of(ranges);
