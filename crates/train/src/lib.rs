@@ -25,6 +25,7 @@ pub mod memory;
 pub mod numeric_plan;
 mod plan;
 pub mod pulse;
+mod ranks;
 mod retention;
 mod room;
 mod run;
