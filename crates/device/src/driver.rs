@@ -5,6 +5,12 @@
 //! pointers (the simulator's are counters). The public types own them, free each exactly once,
 //! and keep whatever a handle depends on alive.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::abort::Abort;
+use crate::host::HostJob;
 use crate::{Arch, DeviceError, DeviceKind};
 
 /// What is known of a device. A number that the device does not tell is 0.
@@ -125,14 +131,21 @@ pub(crate) trait Driver: Send + Sync {
 
     fn stream_create(&self) -> Result<Handle, DeviceError>;
     fn stream_destroy(&self, stream: Handle);
-    fn stream_synchronize(&self, stream: Handle) -> Result<(), DeviceError>;
+    /// Waits for a stream; false when `until` came before.
+    fn stream_synchronize(
+        &self,
+        stream: Handle,
+        until: Option<Instant>,
+    ) -> Result<bool, DeviceError>;
     /// Later work of `stream` waits for what was recorded last in `event`.
     fn stream_wait(&self, stream: Handle, event: Handle) -> Result<(), DeviceError>;
 
     fn event_create(&self) -> Result<Handle, DeviceError>;
     fn event_destroy(&self, event: Handle);
     fn event_record(&self, event: Handle, stream: Handle) -> Result<(), DeviceError>;
-    fn event_synchronize(&self, event: Handle) -> Result<(), DeviceError>;
+    /// Waits for an event; false when `until` came before.
+    fn event_synchronize(&self, event: Handle, until: Option<Instant>)
+    -> Result<bool, DeviceError>;
     fn event_elapsed_ms(&self, start: Handle, end: Handle) -> Result<f32, DeviceError>;
 
     /// Copies from host memory; the bytes have been taken when this returns.
@@ -170,6 +183,17 @@ pub(crate) trait Driver: Send + Sync {
         args: &[u8],
     ) -> Result<(), DeviceError>;
 
+    /// Enqueues a call on the host, which runs on no thread of the caller. The stream captures no
+    /// graph.
+    fn host(&self, stream: Handle, call: HostCall) -> Result<(), DeviceError>;
+    /// Makes the device current in this thread, for libraries of its vendor.
+    fn enter(&self) -> Result<(), DeviceError>;
+    /// Set when the device is given up: from then on calls return that error, nothing waits, and
+    /// nothing is freed.
+    fn abort(&self) -> &Arc<Abort>;
+    /// Wakes who waits for something that will not come any more.
+    fn wake(&self);
+
     /// From here to `capture_end` work on the stream is kept instead of run.
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError>;
     /// The kept work, ready to run. Ends the capture on errors too.
@@ -177,6 +201,53 @@ pub(crate) trait Driver: Send + Sync {
     fn graph_launch(&self, stream: Handle, graph: Handle) -> Result<(), DeviceError>;
     /// Destroys a graph, after all work that was enqueued before.
     fn graph_destroy(&self, graph: Handle);
+}
+
+/// What a driver's stream calls on the host in its turn.
+pub(crate) struct HostCall {
+    pub(crate) job: HostJob,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) abort: Arc<Abort>,
+    /// Work before it failed.
+    pub(crate) is_left_out: bool,
+}
+
+impl HostCall {
+    pub(crate) fn leave_out(&mut self) {
+        self.is_left_out = true;
+    }
+
+    /// Runs the job, unless work before it failed or the device was given up.
+    pub(crate) fn run(self) {
+        if self.is_left_out || self.abort.is_set() || self.faults.is_some.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.job.run() {
+            self.faults.add(error);
+        }
+    }
+}
+
+/// The first error of a stream's calls on the host since the last wait.
+#[derive(Default)]
+pub(crate) struct Faults {
+    is_some: AtomicBool,
+    first: Mutex<Option<DeviceError>>,
+}
+
+impl Faults {
+    fn add(&self, error: DeviceError) {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.is_some.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn report(&self) -> Result<(), DeviceError> {
+        if !self.is_some.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or(Ok(()), Err)
+    }
 }
 
 /// Which memory a copy is between.

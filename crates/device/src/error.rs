@@ -39,12 +39,27 @@ pub enum DeviceError {
         "kernel `{kernel}` asked for memory that it is already writing (or to write what it reads)"
     )]
     Overlap { kernel: &'static str },
+    /// A bug of the caller: nothing orders two kernels that share memory.
+    #[error(
+        "kernel `{kernel}` asked for memory that kernel `{other}` is using at the same time, and \
+         one of them writes to it; an event is missing: let the stream of the later one wait for \
+         the other (`Stream::wait_for`)"
+    )]
+    Unordered { kernel: &'static str, other: &'static str },
     #[error("kernel `{kernel}` asked for more than {limit} memory ranges")]
     Grants { kernel: &'static str, limit: usize },
     #[error("kernel `{kernel}` was given memory of another device")]
     Foreign { kernel: &'static str },
     #[error("kernel `{kernel}`: {message}")]
     Kernel { kernel: &'static str, message: String },
+    /// What work on the host ([`crate::Stream::host`]) came to; its type is kept.
+    #[error(transparent)]
+    Host(Box<dyn std::error::Error + Send + Sync>),
+    /// The error itself was, or will be, told by the stream that met it.
+    #[error("work was left out, because work before it failed: {message}")]
+    Lost { message: String },
+    #[error("{device} was given up: {why}")]
+    Aborted { device: DeviceKind, why: String },
 
     #[error("kernel `{kernel}` has no implementation for {device} yet")]
     NoHostKernels { kernel: &'static str, device: DeviceKind },

@@ -8,17 +8,24 @@
 //! Every call first makes the device current in the calling thread, because threads come and go.
 //! Refusals become errors with the name of the call; in destructors they are dropped, because the
 //! driver reports a broken device at every other call too.
+//!
+//! Nothing waits inside the driver where it can be helped: waits ask and pause, so that they end
+//! in time, and at once when the device is given up. A device that was given up is not called any
+//! more, and what was allocated there is left to the end of the process.
 
 pub(crate) mod cuda;
 pub(crate) mod hip;
 pub(crate) mod library;
+mod patience;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use crate::driver::{Direction, Driver, Found, Handle, Properties};
+use crate::abort::Abort;
+use crate::driver::{Direction, Driver, Found, Handle, HostCall, Properties};
 use crate::simulated::check_elf;
 use crate::vendor::{
     Attribute, CAPTURE_RELAXED, EVENT_DEFAULT, FUNCTION_MAX_THREADS, Failure, STREAM_NON_BLOCKING,
@@ -30,6 +37,8 @@ use table::{Common, Refusal};
 pub(crate) trait Vendor: Send + Sync {
     /// Makes the device current in this thread.
     fn enter(&self) -> Result<(), Refusal>;
+    /// Lets go of the device, after all else.
+    fn close(&self);
     fn error_name(&self, code: i32) -> String;
     /// Lets launches of `function` ask for `bytes` bytes of dynamic shared memory.
     fn allow_shared(&self, function: u64, bytes: u32) -> Result<(), Refusal>;
@@ -69,6 +78,7 @@ pub(crate) struct Gpu<V: Vendor> {
     service: u64,
     /// Dynamic shared memory that functions have been allowed.
     allowed: Mutex<BTreeMap<u64, u32>>,
+    abort: Arc<Abort>,
 }
 
 /// Dynamic shared memory that needs no permission.
@@ -179,15 +189,44 @@ impl<V: Vendor> Gpu<V> {
         properties: Properties,
     ) -> Result<Gpu<V>, DeviceError> {
         let allowed = Mutex::new(BTreeMap::new());
-        let mut gpu = Gpu { kind, common, vendor, properties, service: 0, allowed };
+        let abort = Arc::default();
+        let mut gpu = Gpu { kind, common, vendor, properties, service: 0, allowed, abort };
         gpu.service = gpu.stream_create()?.0;
         Ok(gpu)
     }
 
     /// A call of the common table, on this device.
     fn call(&self, call: impl FnOnce(&Common) -> Result<(), Refusal>) -> Result<(), DeviceError> {
+        self.abort.check(self.kind)?;
         let done = self.vendor.enter().and_then(|()| call(&self.common));
         done.map_err(|refusal| self.error(refusal))
+    }
+
+    /// Asks until the answer is no longer "not ready"; false when `until` came before.
+    fn poll(
+        &self,
+        until: Option<Instant>,
+        ask: impl Fn(&Common) -> Result<(), Refusal>,
+    ) -> Result<bool, DeviceError> {
+        let mut patience = patience::Patience::new();
+        loop {
+            self.abort.check(self.kind)?;
+            let told = self.vendor.enter().and_then(|()| ask(&self.common));
+            match told {
+                Ok(()) => return Ok(true),
+                Err(Refusal { code, .. }) if Failure::of(code) == Failure::NotReady => {}
+                Err(refusal) => return Err(self.error(refusal)),
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
+            patience.pause(until);
+        }
+    }
+
+    fn wait_for_stream(&self, stream: u64, until: Option<Instant>) -> Result<bool, DeviceError> {
+        // SAFETY: a stream of this driver, which its owner keeps.
+        self.poll(until, |common| unsafe { common.stream_query(stream) })
     }
 
     fn error(&self, refusal: Refusal) -> DeviceError {
@@ -230,10 +269,9 @@ impl<V: Vendor> Driver for Gpu<V> {
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         let mut address = 0;
         ask!(self, alloc(&raw mut address, bytes))?;
-        let cleared =
-            ask!(self, fill(address, 0, bytes, self.service), stream_synchronize(self.service));
-        match cleared {
-            Ok(()) => Ok(address),
+        let cleared = ask!(self, fill(address, 0, bytes, self.service));
+        match cleared.and_then(|()| self.wait_for_stream(self.service, None)) {
+            Ok(_) => Ok(address),
             Err(error) => {
                 self.free(address);
                 Err(error)
@@ -269,8 +307,12 @@ impl<V: Vendor> Driver for Gpu<V> {
         let _ = ask!(self, stream_destroy(stream.0));
     }
 
-    fn stream_synchronize(&self, stream: Handle) -> Result<(), DeviceError> {
-        ask!(self, stream_synchronize(stream.0))
+    fn stream_synchronize(
+        &self,
+        stream: Handle,
+        until: Option<Instant>,
+    ) -> Result<bool, DeviceError> {
+        self.wait_for_stream(stream.0, until)
     }
 
     fn stream_wait(&self, stream: Handle, event: Handle) -> Result<(), DeviceError> {
@@ -291,8 +333,13 @@ impl<V: Vendor> Driver for Gpu<V> {
         ask!(self, event_record(event.0, stream.0))
     }
 
-    fn event_synchronize(&self, event: Handle) -> Result<(), DeviceError> {
-        ask!(self, event_synchronize(event.0))
+    fn event_synchronize(
+        &self,
+        event: Handle,
+        until: Option<Instant>,
+    ) -> Result<bool, DeviceError> {
+        // SAFETY: an event of this driver, which its owner keeps.
+        self.poll(until, |common| unsafe { common.event_query(event.0) })
     }
 
     fn event_elapsed_ms(&self, start: Handle, end: Handle) -> Result<f32, DeviceError> {
@@ -304,19 +351,13 @@ impl<V: Vendor> Driver for Gpu<V> {
     /// Waits for the copy: how far a driver has got with pageable memory when it returns is not
     /// the same at both vendors.
     fn copy_in(&self, stream: Handle, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        ask!(
-            self,
-            copy_in(to, from.as_ptr().cast(), from.len(), stream.0),
-            stream_synchronize(stream.0)
-        )
+        ask!(self, copy_in(to, from.as_ptr().cast(), from.len(), stream.0))?;
+        self.wait_for_stream(stream.0, None).map(|_| ())
     }
 
     fn copy_out(&self, stream: Handle, to: &mut [u8], from: u64) -> Result<(), DeviceError> {
-        ask!(
-            self,
-            copy_out(to.as_mut_ptr().cast(), from, to.len(), stream.0),
-            stream_synchronize(stream.0)
-        )
+        ask!(self, copy_out(to.as_mut_ptr().cast(), from, to.len(), stream.0))?;
+        self.wait_for_stream(stream.0, None).map(|_| ())
     }
 
     fn copy(
@@ -375,6 +416,7 @@ impl<V: Vendor> Driver for Gpu<V> {
     }
 
     fn clusters_together(&self, function: Handle, grid: &Grid) -> Result<u32, DeviceError> {
+        self.abort.check(self.kind)?;
         self.allow_shared(function, grid)?;
         let told =
             self.vendor.enter().and_then(|()| self.vendor.clusters_together(function.0, grid));
@@ -389,6 +431,7 @@ impl<V: Vendor> Driver for Gpu<V> {
         grid: &Grid,
         args: &[u8],
     ) -> Result<(), DeviceError> {
+        self.abort.check(self.kind)?;
         self.allow_shared(function, grid)?;
         let enter = || self.vendor.enter();
         // The driver copies the argument, and reads it only.
@@ -406,6 +449,27 @@ impl<V: Vendor> Driver for Gpu<V> {
             _ => self.error(refusal),
         })
     }
+
+    fn host(&self, stream: Handle, call: HostCall) -> Result<(), DeviceError> {
+        let data = Box::into_raw(Box::new(call));
+        let asked = ask!(self, host(stream.0, run_host_call, data.cast()));
+        if asked.is_err() {
+            // SAFETY: made above, and the driver did not take it.
+            drop(unsafe { Box::from_raw(data) });
+        }
+        asked
+    }
+
+    fn enter(&self) -> Result<(), DeviceError> {
+        self.call(|_| Ok(()))
+    }
+
+    fn abort(&self) -> &Arc<Abort> {
+        &self.abort
+    }
+
+    /// Waits ask again and again.
+    fn wake(&self) {}
 
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
         ask!(self, capture_begin(stream.0, CAPTURE_RELAXED))
@@ -432,7 +496,19 @@ impl<V: Vendor> Driver for Gpu<V> {
 impl<V: Vendor> Drop for Gpu<V> {
     fn drop(&mut self) {
         self.stream_destroy(Handle(self.service));
+        if !self.abort.is_set() {
+            self.vendor.close();
+        }
     }
+}
+
+/// What a driver calls in a stream's turn.
+///
+/// # Safety
+/// `data` is a [`HostCall`] from `Box::into_raw`, and this is the one call that gets it.
+unsafe extern "C" fn run_host_call(data: *mut c_void) {
+    // SAFETY: the caller's. Panics end in the call itself.
+    unsafe { Box::from_raw(data.cast::<HostCall>()) }.run();
 }
 
 /// The image, in a form that a driver can find the end of by itself: it is given no length.

@@ -1,61 +1,66 @@
 //! What a kernel on the host devices sees while it runs: the borrow checker of device memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-use crate::memory::Access;
+use crate::grants::{Denied, GRANTS, Range};
 use crate::profile::Work;
 use crate::{Buffer, Device, DeviceError, DeviceKind, Element, Parallel, Tensor};
-
-/// Most memory ranges that one kernel may ask for.
-const GRANTS: usize = 32;
 
 /// What a kernel sees while it runs: typed slices of device memory and the device's threads.
 pub struct Kernel<'a> {
     name: &'static str,
     device: &'a Device,
-    grants: RefCell<Grants>,
+    /// Its entry among the grants of the device, from its first range on.
+    entry: Cell<Option<usize>>,
+    /// Bytes of all that it asked for.
+    asked: Cell<u64>,
+    /// Guarded device only: buffers made accessible for this kernel.
+    open: RefCell<Vec<Buffer>>,
     work: Work,
 }
 
-struct Grants {
-    ranges: [(usize, usize, bool); GRANTS],
-    count: usize,
-    /// Guarded device only: buffers made accessible for this kernel.
-    open: Vec<Buffer>,
-}
-
-impl Grants {
-    fn new() -> Grants {
-        Grants { ranges: [(0, 0, false); GRANTS], count: 0, open: Vec::new() }
-    }
-}
-
 impl<'a> Kernel<'a> {
-    pub(crate) fn new(name: &'static str, device: &'a Device) -> Kernel<'a> {
-        Kernel { name, device, grants: RefCell::new(Grants::new()), work: Work::default() }
+    /// Runs `kernel` now, on this thread.
+    pub(crate) fn run<R>(
+        name: &'static str,
+        device: &'a Device,
+        kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        let (entry, asked, open) = (Cell::new(None), Cell::new(0), RefCell::default());
+        let context = Kernel { name, device, entry, asked, open, work: Work::default() };
+        let start = device.inner.profile.start();
+        let result = kernel(&context);
+        if let Some(start) = start {
+            device.inner.profile.add(name, start, context.work());
+        }
+        context.close()?;
+        crate::work::mark();
+        result
     }
 
     /// The elements of `tensor`.
     ///
     /// # Errors
-    /// Another type; memory that this kernel already writes; memory of another device.
+    /// Another type; memory that this kernel already writes, or that another kernel writes at the
+    /// same time because no event orders the two; memory of another device.
     pub fn read<'s, T: Element>(&'s self, tensor: &'s Tensor) -> Result<&'s [T], DeviceError> {
         let (start, len) = self.grant::<T>(tensor, false)?;
         // SAFETY: `Tensor::new` keeps the range inside the buffer, which `tensor` keeps alive for
         // 's; it is page-aligned memory plus whole elements of T, so aligned; every bit pattern
-        // is a T. `grant` refused overlaps with writable slices of this kernel, and the running
-        // lock excludes other kernels of this device.
+        // is a T. Until this kernel is dropped, the grants of the device exclude writable slices
+        // of the range, of this kernel and of all others.
         Ok(unsafe { std::slice::from_raw_parts(start, len) })
     }
 
     /// The elements of `tensor`, to be written.
     ///
     /// # Errors
-    /// Another type; memory that this kernel already reads or writes; memory of another device.
+    /// Another type; memory that this kernel already reads or writes, or that another kernel uses
+    /// at the same time because no event orders the two; memory of another device.
     #[allow(clippy::mut_from_ref)] // `grant` is the borrow checker of device memory.
     pub fn write<'s, T: Element>(&'s self, tensor: &'s Tensor) -> Result<&'s mut [T], DeviceError> {
         let (start, len) = self.grant::<T>(tensor, true)?;
-        // SAFETY: as in `read`; `grant` refused overlaps with any slice of this kernel.
+        // SAFETY: as in `read`; the grants exclude all other slices of the range.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
     }
 
@@ -81,10 +86,7 @@ impl<'a> Kernel<'a> {
 
     /// Floating-point operations and bytes, as far as they are known.
     pub(crate) fn work(&self) -> (u64, u64) {
-        let grants = self.grants.borrow();
-        let ranges = grants.ranges[..grants.count].iter();
-        let asked = ranges.map(|&(start, end, _)| (end - start) as u64).sum();
-        let bytes = if self.work.streams.get() { asked } else { self.work.bytes.get() };
+        let bytes = if self.work.streams.get() { self.asked.get() } else { self.work.bytes.get() };
         (self.work.flops.get(), bytes)
     }
 
@@ -112,35 +114,43 @@ impl<'a> Kernel<'a> {
         let mapping = tensor.buffer.mapping().ok_or(DeviceError::Foreign { kernel })?;
         // SAFETY: `Tensor::new` proved that offset + len elements lie inside the buffer.
         let start = unsafe { mapping.start().cast::<T>().add(tensor.offset()) };
-        let range = (start.addr().get(), start.addr().get() + tensor.len() * size_of::<T>());
-        let mut grants = self.grants.borrow_mut();
-        for &(from, to, writes) in &grants.ranges[..grants.count] {
-            if (write || writes) && range.0 < to && from < range.1 {
-                return Err(DeviceError::Overlap { kernel });
-            }
-        }
-        if grants.count == GRANTS {
-            return Err(DeviceError::Grants { kernel, limit: GRANTS });
-        }
-        let next = grants.count;
-        grants.ranges[next] = (range.0, range.1, write);
-        grants.count += 1;
+        let (from, bytes) = (start.addr().get(), tensor.len() * size_of::<T>());
+        let range = Range { start: from, end: from + bytes, writes: write };
+        let claimed = self.device.inner.grants.claim(self.entry.get(), kernel, range);
+        let entry = claimed.map_err(|denied| match denied {
+            Denied::Own => DeviceError::Overlap { kernel },
+            Denied::Other(other) => DeviceError::Unordered { kernel, other },
+            Denied::Full => DeviceError::Grants { kernel, limit: GRANTS },
+        })?;
+        self.entry.set(Some(entry));
+        self.asked.set(self.asked.get() + bytes as u64);
         if self.device.kind() == DeviceKind::Guarded {
-            self.open(&mut grants, &tensor.buffer)?;
+            self.open(&tensor.buffer)?;
         }
         Ok((start.as_ptr(), tensor.len()))
     }
 
-    fn open(&self, grants: &mut Grants, buffer: &Buffer) -> Result<(), DeviceError> {
-        if !grants.open.iter().any(|open| open.is_same(buffer)) {
-            buffer.protect(Access::ReadWrite)?;
-            grants.open.push(buffer.clone());
+    fn open(&self, buffer: &Buffer) -> Result<(), DeviceError> {
+        let mut open = self.open.borrow_mut();
+        if !open.iter().any(|open| open.is_same(buffer)) {
+            buffer.open()?;
+            open.push(buffer.clone());
         }
         Ok(())
     }
 
-    pub(crate) fn close(&self) -> Result<(), DeviceError> {
-        let mut grants = self.grants.borrow_mut();
-        grants.open.drain(..).try_for_each(|buffer| buffer.protect(Access::None))
+    fn close(&self) -> Result<(), DeviceError> {
+        let mut open = self.open.borrow_mut();
+        open.drain(..).fold(Ok(()), |done, buffer| done.and(buffer.close()))
+    }
+}
+
+impl Drop for Kernel<'_> {
+    fn drop(&mut self) {
+        // After a panic; else it was done, and its error told.
+        let _ = self.close();
+        if let Some(entry) = self.entry.get() {
+            self.device.inner.grants.release(entry);
+        }
     }
 }

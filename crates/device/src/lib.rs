@@ -22,19 +22,25 @@
 //! Shared mappings may be changed by other processes; whoever maps one keeps kernels and peers
 //! apart by a barrier (see the `comm` crate).
 
+mod abort;
 mod driver;
 mod dtype;
 mod error;
+mod event;
 mod gpu;
+mod grants;
+mod host;
 mod kernel;
 mod kind;
 mod memory;
 mod module;
 mod parallel;
 mod profile;
+mod random;
 mod sim;
 pub mod simulated;
 mod stream;
+mod sync;
 mod tensor;
 mod vendor;
 pub mod work;
@@ -47,6 +53,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;
+pub use event::Event;
 pub use gpu::entry_points;
 pub use kernel::Kernel;
 pub use kind::{Arch, DeviceKind};
@@ -55,11 +62,13 @@ pub use module::{Function, Graph, Module};
 pub use parallel::Parallel;
 pub use profile::Operation;
 pub use sim::SimOptions;
-pub use stream::{Event, Stream};
+pub use stream::{Foreign, Stream};
 pub use tensor::{Shape, Tensor};
 pub use vendor::Failure;
 
 use driver::Driver;
+use grants::Grants;
+use host::{HostStream, Streams};
 use memory::{Mapping, Storage};
 use profile::Profile;
 use sim::Sim;
@@ -83,18 +92,35 @@ pub struct Device {
 struct Inner {
     kind: DeviceKind,
     parallel: Parallel,
-    /// Held while a kernel runs: the proof that its slices are exclusive.
-    running: Mutex<()>,
-    queue: Mutex<Queue>,
+    /// The proof that the slices of running host kernels are exclusive.
+    grants: Grants,
     /// What floors above keep with the device, one of each type.
     kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     allocated: AtomicUsize,
     peak: AtomicUsize,
     profile: Profile,
-    /// What is not a host device has a driver, and a stream for everyone.
-    driver: Option<Arc<dyn Driver>>,
-    compute: Option<Arc<RawStream>>,
+    back: Back,
+    /// The stream for everyone.
+    compute: Queue,
 }
+
+/// What does the work of a device.
+enum Back {
+    Host(Arc<Streams>),
+    Driver(Arc<dyn Driver>),
+}
+
+impl Back {
+    fn stream(&self) -> Result<Queue, DeviceError> {
+        match self {
+            Back::Host(streams) => Ok(Queue::Host(HostStream::new(streams))),
+            Back::Driver(driver) => Ok(Queue::Driver(Arc::new(RawStream::new(driver)?))),
+        }
+    }
+}
+
+/// The order in which the guarded device runs what events do not order.
+const GUARD_SEED: u64 = 1;
 
 impl Device {
     /// A device whose host kernels use `threads` threads.
@@ -103,15 +129,16 @@ impl Device {
     /// The thread pool cannot be made; the driver's library, an entry point of it or the device is
     /// missing.
     pub fn new(kind: DeviceKind, threads: usize) -> Result<Device, DeviceError> {
-        let driver: Option<Arc<dyn Driver>> = match kind {
-            DeviceKind::Cpu | DeviceKind::Guarded => None,
+        let back = match kind {
+            DeviceKind::Cpu => Back::Host(Streams::new(kind, 0)),
+            DeviceKind::Guarded => Back::Host(Streams::new(kind, guard_seed()?)),
             DeviceKind::Sim(arch) => {
-                Some(Arc::new(Sim::new(arch, SimOptions::from_environment(arch)?)))
+                Back::Driver(Arc::new(Sim::new(arch, SimOptions::from_environment(arch)?)))
             }
-            DeviceKind::Cuda(ordinal) => Some(Arc::new(gpu::cuda::open(ordinal)?)),
-            DeviceKind::Hip(ordinal) => Some(Arc::new(gpu::hip::open(ordinal)?)),
+            DeviceKind::Cuda(ordinal) => Back::Driver(Arc::new(gpu::cuda::open(ordinal)?)),
+            DeviceKind::Hip(ordinal) => Back::Driver(Arc::new(gpu::hip::open(ordinal)?)),
         };
-        Device::with_driver(kind, threads, driver)
+        Device::with_back(kind, threads, back)
     }
 
     /// The simulated device.
@@ -119,30 +146,22 @@ impl Device {
     /// # Errors
     /// As [`Device::new`].
     pub fn sim(arch: Arch, threads: usize, options: SimOptions) -> Result<Device, DeviceError> {
-        let driver = Arc::new(Sim::new(arch, options));
-        Device::with_driver(DeviceKind::Sim(arch), threads, Some(driver))
+        let back = Back::Driver(Arc::new(Sim::new(arch, options)));
+        Device::with_back(DeviceKind::Sim(arch), threads, back)
     }
 
-    fn with_driver(
-        kind: DeviceKind,
-        threads: usize,
-        driver: Option<Arc<dyn Driver>>,
-    ) -> Result<Device, DeviceError> {
-        let compute = match &driver {
-            Some(driver) => Some(Arc::new(RawStream::new(driver.clone())?)),
-            None => None,
-        };
+    fn with_back(kind: DeviceKind, threads: usize, back: Back) -> Result<Device, DeviceError> {
+        let compute = back.stream()?;
         let inner = Inner {
             kind,
             parallel: Parallel::new(threads)?,
-            driver,
-            compute,
-            running: Mutex::new(()),
-            queue: Mutex::new(Queue::default()),
+            grants: Grants::new(),
             kept: Mutex::default(),
             allocated: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             profile: Profile::default(),
+            back,
+            compute,
         };
         Ok(Device { inner: Arc::new(inner) })
     }
@@ -163,13 +182,61 @@ impl Device {
         Device::new(DeviceKind::Guarded, threads)
     }
 
+    /// The guarded test device, with the order of what events do not order: 0 runs everything in
+    /// the order of launching, other seeds draw one.
+    ///
+    /// # Errors
+    /// As [`Device::new`].
+    pub fn guarded_in_order(threads: usize, seed: u64) -> Result<Device, DeviceError> {
+        let back = Back::Host(Streams::new(DeviceKind::Guarded, seed));
+        Device::with_back(DeviceKind::Guarded, threads, back)
+    }
+
     pub fn kind(&self) -> DeviceKind {
         self.inner.kind
     }
 
+    fn driver(&self) -> Option<&Arc<dyn Driver>> {
+        match &self.inner.back {
+            Back::Host(_) => None,
+            Back::Driver(driver) => Some(driver),
+        }
+    }
+
+    /// Gives the device up, from any thread: work on the host that is queued is dropped, waits
+    /// return [`DeviceError::Aborted`] at once, and so does everything that is asked of the
+    /// device later. Frees and drops of buffers, streams, events and modules neither wait nor
+    /// block from then on: what a driver holds for them is left to the end of the process. Only
+    /// the first call counts.
+    pub fn abort(&self, why: &str) {
+        match &self.inner.back {
+            Back::Host(streams) => streams.give_up(why),
+            Back::Driver(driver) => {
+                driver.abort().set(why);
+                driver.wake();
+            }
+        }
+    }
+
+    /// Runs `kernel` now, as part of no stream: for work on the host that is part of one itself
+    /// ([`Stream::host`]) and whose order with others events have made.
+    ///
+    /// # Errors
+    /// What `kernel` returned; a device whose memory the host cannot reach.
+    pub fn with_memory<R>(
+        &self,
+        name: &'static str,
+        kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        match self.kind().is_host() {
+            true => Kernel::run(name, self, kernel),
+            false => Err(DeviceError::NoHostKernels { kernel: name, device: self.kind() }),
+        }
+    }
+
     /// What is known of the device.
     pub fn properties(&self) -> Properties {
-        match &self.inner.driver {
+        match self.driver() {
             Some(driver) => driver.properties().clone(),
             None => Properties {
                 name: self.kind().to_string(),
@@ -191,8 +258,7 @@ impl Device {
     /// An image that is no module for this device; a host device.
     pub fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {
         let device = self.kind();
-        let driver = self.inner.driver.as_ref();
-        let driver = driver.ok_or(DeviceError::Unsupported { device, what: "modules" })?;
+        let driver = self.driver().ok_or(DeviceError::Unsupported { device, what: "modules" })?;
         Module::load(driver, image)
     }
 
@@ -225,13 +291,16 @@ impl Device {
     /// # Errors
     /// The operating system or the driver refuses; shared memory on another device than the host's.
     pub fn alloc(&self, bytes: usize, placement: &Placement) -> Result<Buffer, DeviceError> {
-        if let Some(driver) = &self.inner.driver {
+        if let Some(driver) = self.driver() {
             if let Placement::Shared(_) = placement {
                 let (device, what) = (self.kind(), "memory that is shared between processes");
                 return Err(DeviceError::Unsupported { device, what });
             }
             let address = if bytes == 0 { 0 } else { driver.alloc(bytes)? };
             return Ok(self.count(Storage::Device { driver: driver.clone(), address, len: bytes }));
+        }
+        if let Back::Host(streams) = &self.inner.back {
+            streams.abort.check(self.kind())?;
         }
         let mapping = match placement {
             Placement::Private => Mapping::private(bytes)?,
@@ -285,17 +354,13 @@ impl Device {
         Stream::new(self.clone(), self.inner.compute.clone())
     }
 
-    /// A stream of its own, which other streams order themselves to by events. The host devices
-    /// have one order for all.
+    /// A stream of its own, which other streams order themselves to by events. On the CPU it has
+    /// a thread of its own as soon as something is queued.
     ///
     /// # Errors
     /// The driver refuses.
     pub fn new_stream(&self) -> Result<Stream, DeviceError> {
-        let raw = match &self.inner.driver {
-            Some(driver) => Some(Arc::new(RawStream::new(driver.clone())?)),
-            None => None,
-        };
-        Ok(Stream::new(self.clone(), raw))
+        Ok(Stream::new(self.clone(), self.inner.back.stream()?))
     }
 
     /// Bytes in live buffers.
@@ -334,6 +399,15 @@ impl Device {
     fn is_same(&self, other: &Device) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
+}
+
+/// The seed from the environment variable `MUSTER_GUARD_SEED`.
+fn guard_seed() -> Result<u64, DeviceError> {
+    let Ok(seed) = std::env::var("MUSTER_GUARD_SEED") else { return Ok(GUARD_SEED) };
+    seed.trim().parse().map_err(|_| DeviceError::Misuse {
+        device: DeviceKind::Guarded,
+        message: format!("MUSTER_GUARD_SEED is `{seed}`, which is no whole number"),
+    })
 }
 
 impl std::fmt::Debug for Device {

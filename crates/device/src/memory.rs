@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::Driver;
 use crate::{Device, DeviceError, DeviceKind};
@@ -165,6 +165,8 @@ pub struct Buffer {
 struct Allocation {
     storage: Storage,
     device: Device,
+    /// Guarded device only: kernels that use it now.
+    open: Mutex<usize>,
 }
 
 pub(crate) enum Storage {
@@ -188,7 +190,7 @@ impl Storage {
 
 impl Buffer {
     pub(crate) fn new(storage: Storage, device: Device) -> Buffer {
-        Buffer { inner: Arc::new(Allocation { storage, device }) }
+        Buffer { inner: Arc::new(Allocation { storage, device, open: Mutex::new(0) }) }
     }
 
     /// Size in bytes.
@@ -214,7 +216,23 @@ impl Buffer {
         }
     }
 
-    pub(crate) fn protect(&self, access: Access) -> Result<(), DeviceError> {
+    /// Makes its pages accessible until as many calls of `close`.
+    pub(crate) fn open(&self) -> Result<(), DeviceError> {
+        let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if *open == 0 {
+            self.protect(Access::ReadWrite)?;
+        }
+        *open += 1;
+        Ok(())
+    }
+
+    pub(crate) fn close(&self) -> Result<(), DeviceError> {
+        let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
+        *open -= 1;
+        if *open == 0 { self.protect(Access::None) } else { Ok(()) }
+    }
+
+    fn protect(&self, access: Access) -> Result<(), DeviceError> {
         self.mapping().map_or(Ok(()), |mapping| mapping.protect(access))
     }
 
@@ -233,8 +251,13 @@ impl Buffer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if let Storage::Device { driver, address, len: 1.. } = &self.storage {
-            driver.free(*address);
+        match &self.storage {
+            Storage::Device { driver, address, len: 1.. } => driver.free(*address),
+            Storage::Host(mapping) if mapping.len() > 0 => {
+                let start = mapping.start().addr().get();
+                self.device.inner.grants.forget(start, start + mapping.len());
+            }
+            _ => {}
         }
         self.device.inner.allocated.fetch_sub(self.storage.len(), Ordering::Relaxed);
     }
@@ -248,14 +271,18 @@ pub struct Pinned {
 }
 
 enum Home {
-    Host(Mapping),
-    Device { driver: Arc<dyn Driver>, address: u64 },
+    /// Shared with the copies that are still to run.
+    Host(Arc<Mapping>),
+    Device {
+        driver: Arc<dyn Driver>,
+        address: u64,
+    },
 }
 
 impl Pinned {
     pub(crate) fn new(device: &Device, len: usize) -> Result<Pinned, DeviceError> {
-        let home = match &device.inner.driver {
-            None => Home::Host(Mapping::private(len)?),
+        let home = match device.driver() {
+            None => Home::Host(Arc::new(Mapping::private(len)?)),
             Some(driver) => {
                 let address = driver.alloc_pinned(len.max(1))?;
                 Home::Device { driver: driver.clone(), address }
@@ -298,6 +325,14 @@ impl Pinned {
     pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and nothing else refers to it.
         unsafe { std::slice::from_raw_parts_mut(self.start().as_ptr(), self.len) }
+    }
+
+    /// The host memory of a host device.
+    pub(crate) fn mapping(&self) -> Option<&Arc<Mapping>> {
+        match &self.home {
+            Home::Host(mapping) => Some(mapping),
+            Home::Device { .. } => None,
+        }
     }
 
     pub(crate) fn is_of(&self, kind: DeviceKind) -> bool {

@@ -12,18 +12,21 @@
 //!   * operations hold plain bytes and handles and no buffers. Freeing memory first runs what was
 //!     enqueued before, as the vendors' drivers do; work enqueued after a free finds the memory
 //!     gone, and the module reports the access;
-//!   * the first error stays until a wait reports it; work after it is dropped.
+//!   * the first error stays until a wait reports it; work after it is dropped;
+//!   * calls on the host run on threads of their own, and hold up their stream alone.
 
 mod queue;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use crate::driver::{Direction, Driver, Found, Handle, Properties};
+use crate::abort::Abort;
+use crate::driver::{Direction, Driver, Found, Handle, HostCall, Properties};
 use crate::memory::Mapping;
 use crate::simulated::{SimModule, SimOrder};
 use crate::{Arch, DeviceError, DeviceKind, Grid};
-use queue::{Op, Queues};
+use queue::{Op, Queues, Ran};
 
 /// How the simulated device behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +67,21 @@ pub(crate) struct Sim {
     kind: DeviceKind,
     arch: Arch,
     properties: Properties,
+    shared: Arc<Shared>,
+    abort: Arc<Abort>,
+}
+
+struct Shared {
     state: Mutex<State>,
+    /// A call on the host is over.
+    done: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done by a panic: operations are taken before they run.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct State {
@@ -80,14 +97,6 @@ impl State {
     fn fresh(&mut self) -> Handle {
         self.next += 1;
         Handle(self.next)
-    }
-
-    /// Keeps `op` for the graph that the stream is capturing, or enqueues it.
-    fn submit(&mut self, stream: Handle, op: Op) {
-        match self.captures.get_mut(&stream) {
-            Some(capture) => capture.push(op),
-            None => self.queues.push(stream, op),
-        }
     }
 }
 
@@ -117,12 +126,97 @@ impl Sim {
             graphs: BTreeMap::new(),
             captures: BTreeMap::new(),
         };
-        Sim { kind, arch, properties, state: Mutex::new(state) }
+        let shared = Arc::new(Shared { state: Mutex::new(state), done: Condvar::new() });
+        Sim { kind, arch, properties, shared, abort: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half done by a panic: operations are taken before they run.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state()
+    }
+
+    /// The state of a device that was not given up.
+    fn live(&self) -> Result<MutexGuard<'_, State>, DeviceError> {
+        self.abort.check(self.kind)?;
+        Ok(self.state())
+    }
+
+    /// Keeps `op` for the graph that the stream is capturing, or enqueues it.
+    fn submit(&self, state: &mut State, stream: Handle, op: Op) {
+        match state.captures.get_mut(&stream) {
+            Some(capture) => capture.push(op),
+            None => self.push(state, stream, op),
+        }
+    }
+
+    fn push(&self, state: &mut State, stream: Handle, op: Op) {
+        state.queues.push(stream, op);
+        if state.queues.is_late() {
+            self.run_one(state);
+        }
+    }
+
+    /// Runs one operation, or begins a call on the host; false if none may go on.
+    fn run_one(&self, state: &mut State) -> bool {
+        match state.queues.run_one() {
+            Ran::Nothing => false,
+            Ran::One => true,
+            Ran::Host(stream, call) => {
+                let shared = self.shared.clone();
+                let work = move || {
+                    let call = call.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(call) = call {
+                        call.run();
+                    }
+                    shared.state().queues.host_is_over(stream);
+                    shared.done.notify_all();
+                };
+                let begun = std::thread::Builder::new().name("stream".to_owned()).spawn(work);
+                if let Err(error) = begun {
+                    let message = error.to_string();
+                    state.queues.host_is_over(stream);
+                    state.queues.fail(DeviceError::Threads { threads: 1, message });
+                }
+                true
+            }
+        }
+    }
+
+    /// Runs operations while something is `pending`; false when `until` came before.
+    fn settle<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        until: Option<Instant>,
+        pending: impl Fn(&Queues) -> bool,
+    ) -> Result<(MutexGuard<'a, State>, bool), DeviceError> {
+        let is_over = || until.is_some_and(|until| Instant::now() >= until);
+        let mut has_run = false;
+        loop {
+            self.abort.check(self.kind)?;
+            if !pending(&state.queues) {
+                return Ok((state, true));
+            }
+            // Who only asks still lets the device get on by one operation.
+            if has_run && is_over() {
+                return Ok((state, false));
+            }
+            has_run = self.run_one(&mut state);
+            if has_run {
+                continue;
+            }
+            let done = &self.shared.done;
+            state = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(left) if left.is_zero() => return Ok((state, false)),
+                Some(left) => {
+                    done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => done.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Waits for everything, so that what it uses can be freed.
+    fn drain(&self) -> Result<MutexGuard<'_, State>, DeviceError> {
+        self.settle(self.live()?, None, Queues::is_busy).map(|(state, _)| state)
     }
 
     fn misuse(&self, message: &str) -> DeviceError {
@@ -154,25 +248,23 @@ impl Driver for Sim {
 
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         let (start, mapping) = self.map(bytes)?;
-        self.state().queues.memory.insert(start, bytes as u64, mapping);
+        self.live()?.queues.memory.insert(start, bytes as u64, mapping);
         Ok(start)
     }
 
     fn free(&self, address: u64) {
-        let mut state = self.state();
-        state.queues.drain();
+        let Ok(mut state) = self.drain() else { return };
         state.queues.memory.remove(address);
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<u64, DeviceError> {
         let (start, mapping) = self.map(bytes)?;
-        self.state().queues.pinned.insert(start, bytes as u64, mapping);
+        self.live()?.queues.pinned.insert(start, bytes as u64, mapping);
         Ok(start)
     }
 
     fn free_pinned(&self, address: u64) {
-        let mut state = self.state();
-        state.queues.drain();
+        let Ok(mut state) = self.drain() else { return };
         state.queues.pinned.remove(address);
     }
 
@@ -186,24 +278,27 @@ impl Driver for Sim {
     fn stream_destroy(&self, stream: Handle) {
         let mut state = self.state();
         state.captures.remove(&stream);
-        state.queues.run_until_empty(stream);
         state.queues.remove(stream);
     }
 
-    fn stream_synchronize(&self, stream: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
+    fn stream_synchronize(
+        &self,
+        stream: Handle,
+        until: Option<Instant>,
+    ) -> Result<bool, DeviceError> {
+        let state = self.live()?;
         self.refuse_in_capture(&state, stream)?;
-        state.queues.run_until_empty(stream);
-        state.queues.report()
+        let (mut state, done) = self.settle(state, until, |queues| queues.has_work(stream))?;
+        if done { state.queues.report().map(|()| true) } else { Ok(false) }
     }
 
     fn stream_wait(&self, stream: Handle, event: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         if state.captures.contains_key(&stream) {
             return Err(self.misuse("events in captured graphs are not simulated"));
         }
         let generation = state.queues.recorded(event);
-        state.queues.push(stream, Op::Wait { event, generation });
+        self.push(&mut state, stream, Op::Wait { event, generation });
         Ok(())
     }
 
@@ -219,19 +314,23 @@ impl Driver for Sim {
     }
 
     fn event_record(&self, event: Handle, stream: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         if state.captures.contains_key(&stream) {
             return Err(self.misuse("events in captured graphs are not simulated"));
         }
         let generation = state.queues.next_generation(event);
-        state.queues.push(stream, Op::Record { event, generation });
+        self.push(&mut state, stream, Op::Record { event, generation });
         Ok(())
     }
 
-    fn event_synchronize(&self, event: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        state.queues.run_until_reached(event);
-        state.queues.report()
+    fn event_synchronize(
+        &self,
+        event: Handle,
+        until: Option<Instant>,
+    ) -> Result<bool, DeviceError> {
+        let pending = |queues: &Queues| !queues.has_reached(event);
+        let (mut state, done) = self.settle(self.live()?, until, pending)?;
+        if done { state.queues.report().map(|()| true) } else { Ok(false) }
     }
 
     fn event_elapsed_ms(&self, _start: Handle, _end: Handle) -> Result<f32, DeviceError> {
@@ -239,16 +338,16 @@ impl Driver for Sim {
     }
 
     fn copy_in(&self, stream: Handle, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         self.refuse_in_capture(&state, stream)?;
-        state.queues.push(stream, Op::Write { to, from: from.into() });
+        self.push(&mut state, stream, Op::Write { to, from: from.into() });
         Ok(())
     }
 
     fn copy_out(&self, stream: Handle, to: &mut [u8], from: u64) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let state = self.live()?;
         self.refuse_in_capture(&state, stream)?;
-        state.queues.run_until_empty(stream);
+        let (mut state, _) = self.settle(state, None, |queues| queues.has_work(stream))?;
         state.queues.report()?;
         state.queues.memory.read(from, to).map_err(|message| self.misuse(&message))
     }
@@ -261,12 +360,12 @@ impl Driver for Sim {
         bytes: usize,
         _direction: Direction,
     ) -> Result<(), DeviceError> {
-        self.state().submit(stream, Op::Copy { to, from, bytes: bytes as u64 });
+        self.submit(&mut *self.live()?, stream, Op::Copy { to, from, bytes: bytes as u64 });
         Ok(())
     }
 
     fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.state().submit(stream, Op::Fill { to, byte, bytes: bytes as u64 });
+        self.submit(&mut *self.live()?, stream, Op::Fill { to, byte, bytes: bytes as u64 });
         Ok(())
     }
 
@@ -319,11 +418,34 @@ impl Driver for Sim {
         grid: &Grid,
         args: &[u8],
     ) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let found = state.functions.get(&function).cloned();
         let (module, kernel) = found.ok_or_else(|| self.misuse("the module was unloaded"))?;
-        state.submit(stream, Op::Launch { module, kernel, grid: *grid, args: args.into() });
+        let op = Op::Launch { module, kernel, grid: *grid, args: args.into() };
+        self.submit(&mut state, stream, op);
         Ok(())
+    }
+
+    fn host(&self, stream: Handle, call: HostCall) -> Result<(), DeviceError> {
+        let call = Arc::new(Mutex::new(Some(call)));
+        self.push(&mut *self.live()?, stream, Op::Host(call));
+        Ok(())
+    }
+
+    fn enter(&self) -> Result<(), DeviceError> {
+        let (device, what) = (self.kind, "streams of a vendor's driver");
+        Err(DeviceError::Unsupported { device, what })
+    }
+
+    fn abort(&self) -> &Arc<Abort> {
+        &self.abort
+    }
+
+    fn wake(&self) {
+        let calls = self.state().queues.take_calls();
+        self.shared.done.notify_all();
+        // What they hold may free memory here.
+        drop(calls);
     }
 
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
@@ -344,11 +466,11 @@ impl Driver for Sim {
     }
 
     fn graph_launch(&self, stream: Handle, graph: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let ops = state.graphs.get(&graph).cloned();
         let ops = ops.ok_or_else(|| self.misuse("the graph was destroyed"))?;
         for op in ops.iter() {
-            state.submit(stream, op.clone());
+            self.submit(&mut state, stream, op.clone());
         }
         Ok(())
     }

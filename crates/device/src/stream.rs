@@ -1,28 +1,16 @@
-//! In-order streams, and events between them.
+//! In-order streams: kernels, copies, work on the host, and waits.
 //!
-//! On the host devices all streams share one order, which is always a legal one. On the others
-//! each stream is the driver's.
+//! On the host devices a stream is [`crate::host`]'s; on the others it is the driver's.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::driver::{Direction, Driver, Handle};
-use crate::{Device, DeviceError, DeviceKind, Element, Function, Graph, Grid, Kernel};
+use crate::driver::{Direction, Driver, Faults, Handle, HostCall};
+use crate::event::{Mark, RawEvent, foreign};
+use crate::host::{Entry, HostJob, HostStream, Op};
+use crate::{Device, DeviceError, DeviceKind, Element, Event, Function, Graph, Grid, Kernel};
 use crate::{Pinned, Tensor};
-
-/// Launches that the guarded device holds back before it runs the oldest.
-const LATE: usize = 64;
-
-type Job = Box<dyn FnOnce(&Kernel) -> Result<(), DeviceError> + Send>;
-
-/// Work that the guarded device has accepted and not yet run.
-#[derive(Default)]
-pub(crate) struct Queue {
-    jobs: VecDeque<(&'static str, Job)>,
-    /// The first error since the last wait.
-    failed: Option<DeviceError>,
-}
 
 /// A stream of a driver.
 pub(crate) struct RawStream {
@@ -30,16 +18,34 @@ pub(crate) struct RawStream {
     handle: Handle,
     /// What the graph that is being captured will need; `None` when there is none.
     capture: Mutex<Option<Vec<Function>>>,
+    /// Of calls on the host.
+    pub(crate) faults: Arc<Faults>,
 }
 
 impl RawStream {
-    pub(crate) fn new(driver: Arc<dyn Driver>) -> Result<RawStream, DeviceError> {
-        let handle = driver.stream_create()?;
-        Ok(RawStream { driver, handle, capture: Mutex::new(None) })
+    pub(crate) fn new(driver: &Arc<dyn Driver>) -> Result<RawStream, DeviceError> {
+        let (driver, handle) = (driver.clone(), driver.stream_create()?);
+        Ok(RawStream { driver, handle, capture: Mutex::new(None), faults: Arc::default() })
     }
 
-    fn captured(&self) -> std::sync::MutexGuard<'_, Option<Vec<Function>>> {
+    fn captured(&self) -> MutexGuard<'_, Option<Vec<Function>>> {
         self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A graph would keep it, and run it as often as it is launched.
+    fn refuse_in_capture(&self, what: &str) -> Result<(), DeviceError> {
+        match *self.captured() {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!("{what} cannot be part of a captured graph");
+                Err(DeviceError::Misuse { device: self.driver.kind(), message })
+            }
+        }
+    }
+
+    fn synchronize(&self, until: Option<Instant>) -> Result<bool, DeviceError> {
+        let reached = self.driver.stream_synchronize(self.handle, until)?;
+        self.faults.report().map(|()| reached)
     }
 }
 
@@ -49,79 +55,35 @@ impl Drop for RawStream {
     }
 }
 
-/// An in-order queue of kernels and copies; clones are handles to the same one.
+/// What a stream is behind its face.
+#[derive(Clone)]
+pub(crate) enum Queue {
+    Host(Arc<HostStream>),
+    Driver(Arc<RawStream>),
+}
+
+/// An in-order queue of kernels, copies and work on the host; clones are handles to the same one.
+///
+/// Work of different streams overlaps, and only events order it. An error of work that was queued
+/// appears at the next wait for the stream, or for an event after it; what was enqueued between is
+/// left out. A stream that waits for an event behind left-out work leaves out its own later work.
 #[derive(Clone)]
 pub struct Stream {
     device: Device,
-    raw: Option<Arc<RawStream>>,
+    pub(crate) queue: Queue,
 }
 
-/// A point in a stream's order.
-#[derive(Clone)]
-pub struct Event {
-    stream: Stream,
-    mark: Mark,
-}
-
-#[derive(Clone)]
-enum Mark {
-    Cpu(Instant),
-    Guarded,
-    Driver(Arc<RawEvent>),
-}
-
-struct RawEvent {
-    driver: Arc<dyn Driver>,
-    handle: Handle,
-}
-
-impl Drop for RawEvent {
-    fn drop(&mut self) {
-        self.driver.event_destroy(self.handle);
-    }
-}
-
-impl Event {
-    /// Blocks until everything launched before the event has run.
-    ///
-    /// # Errors
-    /// The first error of those launches.
-    pub fn wait(&self) -> Result<(), DeviceError> {
-        match &self.mark {
-            Mark::Driver(raw) => raw.driver.event_synchronize(raw.handle),
-            Mark::Cpu(_) | Mark::Guarded => self.stream.synchronize(),
-        }
-    }
-
-    /// Milliseconds of the device from `earlier` to this event; waits for both.
-    ///
-    /// # Errors
-    /// A device on which times mean nothing; an error of the launches before; an event of another
-    /// device.
-    pub fn elapsed_ms(&self, earlier: &Event) -> Result<f64, DeviceError> {
-        let device = self.stream.device.kind();
-        match (&earlier.mark, &self.mark) {
-            (Mark::Cpu(start), Mark::Cpu(end)) => {
-                Ok(end.saturating_duration_since(*start).as_secs_f64() * 1e3)
-            }
-            (Mark::Driver(start), Mark::Driver(end)) if Arc::ptr_eq(&start.driver, &end.driver) => {
-                start.driver.event_synchronize(start.handle)?;
-                end.driver.event_synchronize(end.handle)?;
-                end.driver.event_elapsed_ms(start.handle, end.handle).map(f64::from)
-            }
-            (Mark::Guarded, Mark::Guarded) => Err(DeviceError::NoClock { device }),
-            _ => Err(foreign_event(device)),
-        }
-    }
-}
-
-fn foreign_event(device: DeviceKind) -> DeviceError {
-    DeviceError::Misuse { device, message: "the event is of another device".to_owned() }
+/// What a vendor's library needs to enqueue work of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Foreign {
+    pub kind: DeviceKind,
+    /// The driver's stream (`CUstream`, `hipStream_t`).
+    pub stream: *mut c_void,
 }
 
 impl Stream {
-    pub(crate) fn new(device: Device, raw: Option<Arc<RawStream>>) -> Stream {
-        Stream { device, raw }
+    pub(crate) fn new(device: Device, queue: Queue) -> Stream {
+        Stream { device, queue }
     }
 
     pub fn device(&self) -> &Device {
@@ -129,28 +91,81 @@ impl Stream {
     }
 
     /// Runs `kernel` after everything launched before it. On the CPU it has run when this
-    /// returns; on the guarded device it runs later, and its error appears at the next wait.
+    /// returns, if nothing else of the stream was queued or running; otherwise it is queued. On
+    /// the guarded device it always runs later.
     ///
     /// # Errors
-    /// What `kernel` returned, if it has run; a device whose kernels come from modules.
+    /// What `kernel` returned, if it has run; a device whose kernels come from modules; a device
+    /// that was given up.
     pub fn launch<F>(&self, name: &'static str, kernel: F) -> Result<(), DeviceError>
     where
         F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
     {
-        match self.device.kind() {
-            DeviceKind::Guarded => {
-                let late = {
-                    let mut queue = self.queue();
-                    queue.jobs.push_back((name, Box::new(kernel)));
-                    queue.jobs.len() > LATE
-                };
-                if late {
-                    self.run_oldest();
-                }
-                Ok(())
+        let stream = self.host_stream(name)?;
+        match stream.enter()? {
+            Entry::Inline(_turn) => Kernel::run(name, &self.device, kernel),
+            Entry::Lost => Ok(()),
+            Entry::Queue => {
+                let (device, job) = (self.device.clone(), Box::new(kernel));
+                stream.push(Op::Kernel { device, name, job })
             }
-            _ => self.execute(name, kernel),
         }
+    }
+
+    /// Runs `work` on the host after everything launched before it, on no thread of the caller;
+    /// later work of the stream waits for it. It may block, for a peer for instance, which stops
+    /// no other stream; where a driver runs it, it must not call the device, and the driver may
+    /// run the calls of several streams one after another.
+    ///
+    /// # Errors
+    /// A stream that captures a graph; a device that was given up. What `work` returns appears at
+    /// the next wait.
+    pub fn host<F>(&self, work: F) -> Result<(), DeviceError>
+    where
+        F: FnOnce() -> Result<(), DeviceError> + Send + 'static,
+    {
+        self.enqueue_host(HostJob::Once(Box::new(work)))
+    }
+
+    /// As [`Stream::host`], for work that is the same every time: nothing is allocated for it.
+    ///
+    /// # Errors
+    /// As [`Stream::host`].
+    pub fn host_shared(
+        &self,
+        work: Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>,
+    ) -> Result<(), DeviceError> {
+        self.enqueue_host(HostJob::Shared(work))
+    }
+
+    fn enqueue_host(&self, job: HostJob) -> Result<(), DeviceError> {
+        match &self.queue {
+            Queue::Host(stream) => stream.push(Op::Host(job)),
+            Queue::Driver(raw) => {
+                raw.refuse_in_capture("work on the host")?;
+                let (faults, abort) = (raw.faults.clone(), raw.driver.abort().clone());
+                raw.driver.host(raw.handle, HostCall { job, faults, abort, is_left_out: false })
+            }
+        }
+    }
+
+    /// Lets a library of the device's vendor enqueue work: `call` gets the driver's stream, with
+    /// the device current in this thread.
+    ///
+    /// # Errors
+    /// What `call` returned; a device without a vendor's driver.
+    ///
+    /// # Safety
+    /// What is enqueued goes on this stream alone, and every address in it stays good until it is
+    /// done. The stream is neither destroyed nor kept beyond its handles.
+    pub unsafe fn foreign<R>(
+        &self,
+        call: impl FnOnce(Foreign) -> Result<R, DeviceError>,
+    ) -> Result<R, DeviceError> {
+        let raw = self.raw("streams of a vendor's driver")?;
+        raw.driver.enter()?;
+        let stream = raw.handle.0 as *mut c_void;
+        call(Foreign { kind: self.device.kind(), stream })
     }
 
     /// Enqueues a kernel of a module, with one argument.
@@ -187,24 +202,31 @@ impl Stream {
         if to.len() != values.len() {
             return Err(DeviceError::Elements { got: values.len(), expected: to.len() });
         }
-        if let Some(raw) = &self.raw {
-            self.check::<T>("copy_in", to)?;
-            return match to.is_empty() {
-                true => Ok(()),
-                false => raw.driver.copy_in(raw.handle, to.address(), bytemuck::cast_slice(values)),
-            };
-        }
-        if self.device.kind() == DeviceKind::Cpu {
-            return self.execute("copy_in", |k| {
+        let stream = match &self.queue {
+            Queue::Host(stream) => stream,
+            Queue::Driver(raw) => {
+                self.check::<T>("copy_in", to)?;
+                let bytes = bytemuck::cast_slice(values);
+                return match to.is_empty() {
+                    true => Ok(()),
+                    false => raw.driver.copy_in(raw.handle, to.address(), bytes),
+                };
+            }
+        };
+        match stream.enter()? {
+            Entry::Inline(_turn) => Kernel::run("copy_in", &self.device, |k| {
                 k.write::<T>(to)?.copy_from_slice(values);
                 Ok(())
-            });
+            }),
+            Entry::Lost => Ok(()),
+            Entry::Queue => {
+                let (to, values) = (to.clone(), values.to_vec());
+                self.launch("copy_in", move |k| {
+                    k.write::<T>(&to)?.copy_from_slice(&values);
+                    Ok(())
+                })
+            }
         }
-        let (to, values) = (to.clone(), values.to_vec());
-        self.launch("copy_in", move |k| {
-            k.write::<T>(&to)?.copy_from_slice(&values);
-            Ok(())
-        })
     }
 
     /// Waits for the stream and copies `from` to `values`.
@@ -215,19 +237,20 @@ impl Stream {
         if from.len() != values.len() {
             return Err(DeviceError::Elements { got: values.len(), expected: from.len() });
         }
-        if let Some(raw) = &self.raw {
-            self.check::<T>("copy_out", from)?;
-            let values = bytemuck::cast_slice_mut(values);
-            return match from.is_empty() {
-                true => self.synchronize(),
-                false => raw.driver.copy_out(raw.handle, values, from.address()),
-            };
+        match &self.queue {
+            Queue::Host(_) => self.with_memory("copy_out", |k| {
+                values.copy_from_slice(k.read::<T>(from)?);
+                Ok(())
+            }),
+            Queue::Driver(raw) => {
+                self.check::<T>("copy_out", from)?;
+                let values = bytemuck::cast_slice_mut(values);
+                if !from.is_empty() {
+                    raw.driver.copy_out(raw.handle, values, from.address())?;
+                }
+                self.synchronize()
+            }
         }
-        self.synchronize()?;
-        self.execute("copy_out", |k| {
-            values.copy_from_slice(k.read::<T>(from)?);
-            Ok(())
-        })
     }
 
     /// As [`Stream::copy_out`], to a new vector.
@@ -258,10 +281,12 @@ impl Stream {
         if bytes > 0 && start.abs_diff(end) < bytes as u64 {
             return Err(DeviceError::Overlap { kernel });
         }
-        match &self.raw {
+        match &self.queue {
             _ if bytes == 0 => Ok(()),
-            Some(raw) => raw.driver.copy(raw.handle, start, end, bytes, Direction::DeviceToDevice),
-            None => {
+            Queue::Driver(raw) => {
+                raw.driver.copy(raw.handle, start, end, bytes, Direction::DeviceToDevice)
+            }
+            Queue::Host(_) => {
                 let (to, from) = (to.as_bytes(), from.as_bytes());
                 self.launch(kernel, move |k| {
                     k.write::<u8>(&to)?.copy_from_slice(k.read::<u8>(&from)?);
@@ -277,10 +302,10 @@ impl Stream {
     /// Memory of another device.
     pub fn fill(&self, to: &Tensor, byte: u8) -> Result<(), DeviceError> {
         self.check_device("fill", to)?;
-        match &self.raw {
+        match &self.queue {
             _ if to.is_empty() => Ok(()),
-            Some(raw) => raw.driver.fill(raw.handle, to.address(), byte, to.bytes()),
-            None => {
+            Queue::Driver(raw) => raw.driver.fill(raw.handle, to.address(), byte, to.bytes()),
+            Queue::Host(_) => {
                 let to = to.as_bytes();
                 self.launch("fill", move |k| {
                     k.write::<u8>(&to)?.fill(byte);
@@ -298,20 +323,19 @@ impl Stream {
     /// # Safety
     /// Nothing writes to `from` until the copy is done.
     pub unsafe fn copy_in_async(&self, to: &Tensor, from: &Pinned) -> Result<(), DeviceError> {
-        self.check_pinned("copy_in_async", to, from)?;
-        let start = from.start();
-        match &self.raw {
+        let kernel = "copy_in_async";
+        self.check_pinned(kernel, to, from)?;
+        match &self.queue {
             _ if to.is_empty() => Ok(()),
-            Some(raw) => {
+            Queue::Driver(raw) => {
                 let (to, bytes) = (to.address(), to.bytes());
-                let start = start.as_ptr().addr() as u64;
+                let start = from.start().as_ptr().addr() as u64;
                 raw.driver.copy(raw.handle, to, start, bytes, Direction::HostToDevice)
             }
-            None => self.with_memory("copy_in_async", |k| {
-                // SAFETY: the caller's.
-                k.write::<u8>(&to.as_bytes())?.copy_from_slice(unsafe { from.bytes() });
-                Ok(())
-            }),
+            Queue::Host(stream) => {
+                let from = from.mapping().ok_or(DeviceError::Foreign { kernel })?.clone();
+                stream.push(Op::CopyIn { to: to.as_bytes(), from })
+            }
         }
     }
 
@@ -323,27 +347,25 @@ impl Stream {
     /// # Safety
     /// Nothing touches `to` until the copy is done.
     pub unsafe fn copy_out_async(&self, to: &Pinned, from: &Tensor) -> Result<(), DeviceError> {
-        self.check_pinned("copy_out_async", from, to)?;
-        let start = to.start();
-        match &self.raw {
+        let kernel = "copy_out_async";
+        self.check_pinned(kernel, from, to)?;
+        match &self.queue {
             _ if from.is_empty() => Ok(()),
-            Some(raw) => {
+            Queue::Driver(raw) => {
                 let (from, bytes) = (from.address(), from.bytes());
-                let start = start.as_ptr().addr() as u64;
+                let start = to.start().as_ptr().addr() as u64;
                 raw.driver.copy(raw.handle, start, from, bytes, Direction::DeviceToHost)
             }
-            None => self.with_memory("copy_out_async", |k| {
-                let from = from.as_bytes();
-                let from = k.read::<u8>(&from)?;
-                // SAFETY: `check_pinned` compared the lengths, and the caller keeps away.
-                unsafe { from.as_ptr().copy_to_nonoverlapping(start.as_ptr(), from.len()) };
-                Ok(())
-            }),
+            Queue::Host(stream) => {
+                let to = to.mapping().ok_or(DeviceError::Foreign { kernel })?.clone();
+                stream.push(Op::CopyOut { to, from: from.as_bytes() })
+            }
         }
     }
 
     /// Waits for the stream, then runs `kernel` at once; for host work on device memory (saving,
-    /// communication) whose closure borrows from the caller.
+    /// communication) whose closure borrows from the caller. Work on the host that is itself part
+    /// of a stream uses [`Device::with_memory`].
     ///
     /// # Errors
     /// An earlier error of the stream, or what `kernel` returned; a device whose memory the host
@@ -353,8 +375,8 @@ impl Stream {
         name: &'static str,
         kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
-        self.synchronize()?;
-        self.execute(name, kernel)
+        let _turn = self.host_stream(name)?.wait_for_turn()?;
+        Kernel::run(name, &self.device, kernel)
     }
 
     /// The present end of the stream.
@@ -362,16 +384,14 @@ impl Stream {
     /// # Errors
     /// The driver refuses.
     pub fn record(&self) -> Result<Event, DeviceError> {
-        let mark = match &self.raw {
-            Some(raw) => {
-                let driver = raw.driver.clone();
-                let handle = driver.event_create()?;
-                let event = RawEvent { driver, handle };
-                raw.driver.event_record(handle, raw.handle)?;
+        let mark = match &self.queue {
+            Queue::Host(stream) => Mark::Host(stream.record()?),
+            Queue::Driver(raw) => {
+                raw.refuse_in_capture("an event")?;
+                let event = RawEvent::new(&raw.driver)?;
+                raw.driver.event_record(event.handle, raw.handle)?;
                 Mark::Driver(Arc::new(event))
             }
-            None if self.device.kind() == DeviceKind::Cpu => Mark::Cpu(Instant::now()),
-            None => Mark::Guarded,
         };
         Ok(Event { stream: self.clone(), mark })
     }
@@ -381,12 +401,18 @@ impl Stream {
     /// # Errors
     /// An event of another device.
     pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
-        match (&self.raw, &event.mark) {
-            (Some(raw), Mark::Driver(event)) if Arc::ptr_eq(&raw.driver, &event.driver) => {
+        if !event.stream.device.is_same(&self.device) {
+            return Err(foreign(self.device.kind()));
+        }
+        match (&self.queue, &event.stream.queue, &event.mark) {
+            (Queue::Host(stream), Queue::Host(source), Mark::Host(mark)) => {
+                stream.wait_for(source, mark)
+            }
+            (Queue::Driver(raw), _, Mark::Driver(event)) => {
+                raw.refuse_in_capture("an event")?;
                 raw.driver.stream_wait(raw.handle, event.handle)
             }
-            (None, _) if event.stream.device.is_same(&self.device) => Ok(()),
-            _ => Err(foreign_event(self.device.kind())),
+            _ => Err(foreign(self.device.kind())),
         }
     }
 
@@ -423,24 +449,41 @@ impl Stream {
     /// Blocks until everything launched so far has run.
     ///
     /// # Errors
-    /// The first error since the last wait.
+    /// The first error since the last wait; a device that was given up; work that waits for the
+    /// stream that it is part of.
     pub fn synchronize(&self) -> Result<(), DeviceError> {
-        if let Some(raw) = &self.raw {
-            return raw.driver.stream_synchronize(raw.handle);
-        }
-        if self.device.kind() == DeviceKind::Cpu {
-            return Ok(());
-        }
-        while self.run_oldest() {}
-        match self.queue().failed.take() {
-            None => Ok(()),
-            Some(error) => Err(error),
+        self.synchronize_bounded(None).map(|_| ())
+    }
+
+    /// As [`Stream::synchronize`] up to `at`: false if something had not run by then.
+    ///
+    /// # Errors
+    /// As [`Stream::synchronize`].
+    pub fn synchronize_until(&self, at: Instant) -> Result<bool, DeviceError> {
+        self.synchronize_bounded(Some(at))
+    }
+
+    fn synchronize_bounded(&self, until: Option<Instant>) -> Result<bool, DeviceError> {
+        match &self.queue {
+            Queue::Host(stream) => stream.synchronize(until),
+            Queue::Driver(raw) => raw.synchronize(until),
         }
     }
 
     fn raw(&self, what: &'static str) -> Result<&RawStream, DeviceError> {
-        let device = self.device.kind();
-        self.raw.as_deref().ok_or(DeviceError::Unsupported { device, what })
+        match &self.queue {
+            Queue::Driver(raw) => Ok(raw),
+            Queue::Host(_) => Err(DeviceError::Unsupported { device: self.device.kind(), what }),
+        }
+    }
+
+    fn host_stream(&self, kernel: &'static str) -> Result<&HostStream, DeviceError> {
+        match &self.queue {
+            Queue::Host(stream) => Ok(stream),
+            Queue::Driver(_) => {
+                Err(DeviceError::NoHostKernels { kernel, device: self.device.kind() })
+            }
+        }
     }
 
     fn check<T: Element>(&self, kernel: &'static str, tensor: &Tensor) -> Result<(), DeviceError> {
@@ -472,44 +515,6 @@ impl Stream {
             true => Ok(()),
             false => Err(DeviceError::Elements { got: pinned.len(), expected: tensor.bytes() }),
         }
-    }
-
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.device.inner.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run_oldest(&self) -> bool {
-        let Some((name, job)) = self.queue().jobs.pop_front() else { return false };
-        if self.queue().failed.is_some() {
-            return true;
-        }
-        if let Err(error) = self.execute(name, job) {
-            self.queue().failed.get_or_insert(error);
-        }
-        true
-    }
-
-    fn execute<R>(
-        &self,
-        name: &'static str,
-        kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
-    ) -> Result<R, DeviceError> {
-        if !self.device.kind().is_host() {
-            let device = self.device.kind();
-            return Err(DeviceError::NoHostKernels { kernel: name, device });
-        }
-        // A panic in an earlier kernel leaves no broken invariant in `()`.
-        let guard = self.device.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let context = Kernel::new(name, &self.device);
-        let start = self.device.inner.profile.start();
-        let result = kernel(&context);
-        if let Some(start) = start {
-            self.device.inner.profile.add(name, start, context.work());
-        }
-        context.close()?;
-        drop(guard);
-        crate::work::mark();
-        result
     }
 }
 

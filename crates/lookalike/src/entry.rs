@@ -129,13 +129,21 @@ both! {
         call.give(out, stream)
     };
     Device cuStreamDestroy_v2 / hipStreamDestroy (stream: u64) |call| {
-        // Its work is done all the same.
-        call.wait_for_stream(stream)?;
+        call.finish_stream(stream)?;
         call.streams.remove(&stream);
         Ok(())
     };
     Device cuStreamSynchronize / hipStreamSynchronize (stream: u64) |call| {
         call.wait_for_stream(stream)
+    };
+    Device cuStreamQuery / hipStreamQuery (stream: u64) |call| call.query_stream(stream);
+    Device cuLaunchHostFunc / hipLaunchHostFunc
+        (stream: u64, function: Option<unsafe extern "C" fn(*mut c_void)>, data: *mut c_void)
+        |call| {
+        let Some(function) = function else {
+            return Err(call.wrong(code::INVALID_VALUE, "no function"));
+        };
+        call.enqueue(stream, Work::Host { function, data: data as u64 })
     };
     Device cuStreamWaitEvent / hipStreamWaitEvent (stream: u64, event: u64, flags: u32) |call| {
         if flags != 0 {
@@ -161,6 +169,7 @@ both! {
         call.record(event, stream)
     };
     Device cuEventSynchronize / hipEventSynchronize (event: u64) |call| call.wait_for_event(event);
+    Device cuEventQuery / hipEventQuery (event: u64) |call| call.query_event(event);
     Device cuEventElapsedTime / hipEventElapsedTime (out: *mut f32, start: u64, end: u64) |call| {
         let ms = call.elapsed(start, end)?;
         call.give(out, ms)

@@ -8,7 +8,7 @@ use std::ops::Range;
 pub(crate) struct Clock(BTreeMap<u64, u64>);
 
 impl Clock {
-    fn of(&self, stream: u64) -> u64 {
+    pub(crate) fn of(&self, stream: u64) -> u64 {
         self.0.get(&stream).copied().unwrap_or(0)
     }
 

@@ -1,5 +1,6 @@
 //! Work on streams: enqueued in one queue, run late, captured, replayed, waited for.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use device::Grid;
 use device::simulated::{SimFailure, SimModule, SimOrder, SimRange};
 
 use crate::order::{Clock, without};
-use crate::world::{Call, Capture, EventState, Told, code};
+use crate::world::{Call, Capture, EventState, Told, call_host, code};
 
 /// One operation as it was asked for.
 #[derive(Clone)]
@@ -48,6 +49,11 @@ pub(crate) enum Work {
     Record {
         event: u64,
         generation: u64,
+    },
+    /// A function and what it is given.
+    Host {
+        function: unsafe extern "C" fn(*mut c_void),
+        data: u64,
     },
 }
 
@@ -92,7 +98,7 @@ impl Call {
             }
             Work::ToPinned { from, bytes, .. } => &[(*from, *bytes, false)],
             Work::Copy { to, from, bytes } => &[(*from, *bytes, false), (*to, *bytes, true)],
-            Work::Launch { .. } | Work::Record { .. } => &[],
+            Work::Launch { .. } | Work::Record { .. } | Work::Host { .. } => &[],
         };
         let name = self.name;
         for &(start, bytes, writes) in touches {
@@ -115,8 +121,8 @@ impl Call {
     pub(crate) fn wait_for_stream(&mut self, stream: u64) -> Told {
         self.stream(stream)?;
         self.refuse_in_capture(stream)?;
-        while self.queue.iter().any(|op| op.stream == stream) {
-            self.run_oldest()?;
+        while self.has_work(stream) {
+            self.get_on()?;
         }
         let clock = self.order.clock(stream);
         self.order.host_waits(&clock);
@@ -124,22 +130,61 @@ impl Call {
     }
 
     pub(crate) fn wait_for_all(&mut self) -> Told {
-        while !self.queue.is_empty() {
-            self.run_oldest()?;
+        while !self.queue.is_empty() || !self.running.is_empty() {
+            self.get_on()?;
         }
         self.order.host_waits_for_all();
         Ok(())
     }
 
-    pub(crate) fn wait_for_event(&mut self, event: u64) -> Told {
-        let state = |call: &Call| -> Result<(u64, u64), i32> {
-            let state = call.events.get(&event).ok_or_else(|| call.gone("event", event))?;
-            Ok((state.reached, state.enqueued))
-        };
-        while let (reached, enqueued) = state(self)?
-            && reached < enqueued
-        {
+    fn has_work(&self, stream: u64) -> bool {
+        let is_queued = self.queue.iter().any(|op| op.stream == stream);
+        is_queued || self.running.iter().any(|(of, _)| *of == stream)
+    }
+
+    /// A stream ends: its work is done all the same, later where a call on the host is under way.
+    pub(crate) fn finish_stream(&mut self, stream: u64) -> Told {
+        self.stream(stream)?;
+        self.refuse_in_capture(stream)?;
+        while self.has_work(stream) && self.run_oldest()? {}
+        if !self.has_work(stream) {
+            self.wait_for_stream(stream)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a stream is done; asking lets one operation run.
+    pub(crate) fn query_stream(&mut self, stream: u64) -> Told {
+        self.stream(stream)?;
+        self.refuse_in_capture(stream)?;
+        if self.has_work(stream) {
             self.run_oldest()?;
+        }
+        match self.has_work(stream) {
+            true => Err(code::NOT_READY),
+            false => self.wait_for_stream(stream),
+        }
+    }
+
+    fn has_reached(&self, event: u64) -> Result<bool, i32> {
+        let state = self.events.get(&event).ok_or_else(|| self.gone("event", event))?;
+        Ok(state.reached >= state.enqueued)
+    }
+
+    /// Whether an event is reached; asking lets one operation run.
+    pub(crate) fn query_event(&mut self, event: u64) -> Told {
+        if !self.has_reached(event)? {
+            self.run_oldest()?;
+        }
+        match self.has_reached(event)? {
+            true => self.wait_for_event(event),
+            false => Err(code::NOT_READY),
+        }
+    }
+
+    pub(crate) fn wait_for_event(&mut self, event: u64) -> Told {
+        while !self.has_reached(event)? {
+            self.get_on()?;
         }
         if let Some(clock) = self.events.get(&event).and_then(|state| state.clock.clone()) {
             self.order.host_waits(&clock);
@@ -272,9 +317,31 @@ impl Call {
         Err(code::CAPTURE_UNSUPPORTED)
     }
 
-    fn run_oldest(&mut self) -> Told {
+    /// Runs an operation, or sleeps until one that was begun is over.
+    fn get_on(&mut self) -> Told {
+        if !self.run_oldest()? {
+            self.sleep();
+        }
+        Ok(())
+    }
+
+    /// Whether everything that must be over before an operation is.
+    fn is_ready(&self, index: usize) -> bool {
+        let op = &self.queue[index];
+        let is_before = |(stream, count): (u64, u64)| op.clock.of(stream) >= count;
+        let earlier = self.queue.range(..index).map(|op| (op.stream, op.count));
+        !earlier.chain(self.running.iter().copied()).any(is_before)
+    }
+
+    /// Runs the oldest operation that may run; false if there is none.
+    fn run_oldest(&mut self) -> Result<bool, i32> {
         self.broken.map_or(Ok(()), Err)?;
-        let Some(op) = self.queue.pop_front() else { return Ok(()) };
+        let ready = (0..self.queue.len()).find(|&index| self.is_ready(index));
+        let Some(op) = ready.and_then(|index| self.queue.remove(index)) else { return Ok(false) };
+        self.run(op).map(|()| true)
+    }
+
+    fn run(&mut self, op: Op) -> Told {
         let range = |call: &Call, start, bytes| {
             let inside = call.inside(start, bytes);
             inside.inspect_err(|_| eprintln!("lookalike: … when {} was run", op.name))
@@ -309,6 +376,10 @@ impl Call {
                 // A kernel must not see what unordered work writes to.
                 let hidden = self.order.unordered_writes((op.stream, op.count), &op.clock);
                 self.run_kernel(code, *index, grid, args, &hidden)?;
+            }
+            Work::Host { function, data } => {
+                self.running.push((op.stream, op.count));
+                call_host(*function, *data, (op.stream, op.count));
             }
             Work::Record { event, generation } => {
                 if let Some(state) = self.events.get_mut(event) {

@@ -3,8 +3,9 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use device::Arch;
@@ -36,6 +37,7 @@ pub(crate) mod code {
     pub const NOT_FOUND: i32 = 500;
     pub const NOT_READY: i32 = 600;
     pub const ILLEGAL_ADDRESS: i32 = 700;
+    pub const NOT_PERMITTED: i32 = 800;
     pub const CAPTURE_UNSUPPORTED: i32 = 900;
     pub const CAPTURE_INVALIDATED: i32 = 901;
 }
@@ -90,6 +92,8 @@ pub(crate) struct World {
     pub(crate) graphs: BTreeMap<u64, Arc<Vec<Work>>>,
     pub(crate) executables: BTreeMap<u64, Arc<Vec<Work>>>,
     pub(crate) queue: std::collections::VecDeque<Op>,
+    /// Work that was begun and is not over: calls on the host. Stream, number there.
+    pub(crate) running: Vec<(u64, u64)>,
     pub(crate) order: Order,
     /// The error of a kernel that failed; nothing works after it.
     pub(crate) broken: Option<i32>,
@@ -108,19 +112,26 @@ static WORLD: Mutex<World> = Mutex::new(World {
     graphs: BTreeMap::new(),
     executables: BTreeMap::new(),
     queue: std::collections::VecDeque::new(),
+    running: Vec::new(),
     order: Order::new(),
     broken: None,
     next: 1,
 });
 
+/// A call on the host is over.
+static OVER: Condvar = Condvar::new();
+
 thread_local! {
+    /// Whether this thread is in a call on the host, which must not call the driver.
+    static IN_HOST_CALL: Cell<bool> = const { Cell::new(false) };
     /// The device that is current in this thread; CUDA has none at first, HIP device 0.
     static CURRENT: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
 /// A call in progress: the state, and under which name it was called.
 pub(crate) struct Call {
-    world: MutexGuard<'static, World>,
+    /// Away only while the call sleeps.
+    world: Option<MutexGuard<'static, World>>,
     pub(crate) api: Api,
     pub(crate) name: &'static str,
 }
@@ -129,13 +140,13 @@ impl std::ops::Deref for Call {
     type Target = World;
 
     fn deref(&self) -> &World {
-        &self.world
+        self.world.as_ref().expect("it is away only in `sleep`")
     }
 }
 
 impl std::ops::DerefMut for Call {
     fn deref_mut(&mut self) -> &mut World {
-        &mut self.world
+        self.world.as_mut().expect("it is away only in `sleep`")
     }
 }
 
@@ -154,7 +165,7 @@ pub(crate) fn enter(
     needs: Needs,
     body: impl FnOnce(&mut Call) -> Told,
 ) -> i32 {
-    let world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = Some(WORLD.lock().unwrap_or_else(PoisonError::into_inner));
     let mut call = Call { world, api, name };
     match call.admit(needs).and_then(|()| body(&mut call)) {
         Ok(()) => 0,
@@ -171,6 +182,9 @@ impl Call {
         if needs == Needs::Nothing {
             return Ok(());
         }
+        if IN_HOST_CALL.get() {
+            return Err(self.wrong(code::NOT_PERMITTED, "called by a function on the host"));
+        }
         if !self.initialized {
             return Err(self.wrong(code::NOT_INITIALIZED, "called before the driver was started"));
         }
@@ -179,6 +193,12 @@ impl Call {
             self.broken.map_or(Ok(()), Err)?;
         }
         Ok(())
+    }
+
+    /// Waits until a call on the host is over.
+    pub(crate) fn sleep(&mut self) {
+        let world = self.world.take();
+        self.world = world.map(|world| OVER.wait(world).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Says what is wrong and returns `code`.
@@ -343,6 +363,18 @@ impl Call {
         unsafe { to.write(value) };
         Ok(())
     }
+}
+
+/// Runs a function on the host, on a thread of its own; `id` is its stream and its number there.
+pub(crate) fn call_host(function: unsafe extern "C" fn(*mut c_void), data: u64, id: (u64, u64)) {
+    std::thread::spawn(move || {
+        IN_HOST_CALL.set(true);
+        // SAFETY: the caller of the entry point vouches for both.
+        unsafe { function(data as *mut c_void) };
+        let mut world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+        world.running.retain(|running| *running != id);
+        OVER.notify_all();
+    });
 }
 
 extern "C" fn report_leaks() {

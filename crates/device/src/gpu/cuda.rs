@@ -94,8 +94,13 @@ fn error_name(table: &CudaOnly, code: i32) -> String {
 
 impl Vendor for Cuda {
     fn enter(&self) -> Result<(), Refusal> {
-        // SAFETY: the primary context, retained until `self` is dropped.
+        // SAFETY: the primary context, retained until `close`.
         unsafe { self.table.context_set(self.context) }
+    }
+
+    fn close(&self) {
+        // SAFETY: retained once, in `open`.
+        let _ = unsafe { self.table.context_release(self.device) };
     }
 
     fn error_name(&self, code: i32) -> String {
@@ -187,13 +192,6 @@ fn attributes(grid: &Grid) -> Vec<sys::CUlaunchAttribute> {
         attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value));
     }
     attributes
-}
-
-impl Drop for Cuda {
-    fn drop(&mut self) {
-        // SAFETY: retained once, in `open`.
-        let _ = unsafe { self.table.context_release(self.device) };
-    }
 }
 
 #[cfg(test)]

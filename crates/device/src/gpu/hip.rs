@@ -101,6 +101,8 @@ impl Vendor for Hip {
         unsafe { self.table.device_set(self.device) }
     }
 
+    fn close(&self) {}
+
     fn error_name(&self, code: i32) -> String {
         name_of(self.error_name, code)
     }

@@ -93,14 +93,16 @@ entry_points! {
     fill = "cuMemsetD8Async" | "hipMemsetD8Async", (to: u64, byte: u8, bytes: usize, stream: u64);
     stream_create = "cuStreamCreate" | "hipStreamCreateWithFlags", (stream: *mut u64, flags: u32);
     stream_destroy = "cuStreamDestroy_v2" | "hipStreamDestroy", (stream: u64);
-    stream_synchronize = "cuStreamSynchronize" | "hipStreamSynchronize", (stream: u64);
+    stream_query = "cuStreamQuery" | "hipStreamQuery", (stream: u64);
     stream_wait = "cuStreamWaitEvent" | "hipStreamWaitEvent", (stream: u64, event: u64, flags: u32);
     event_create = "cuEventCreate" | "hipEventCreateWithFlags", (event: *mut u64, flags: u32);
     event_destroy = "cuEventDestroy_v2" | "hipEventDestroy", (event: u64);
     event_record = "cuEventRecord" | "hipEventRecord", (event: u64, stream: u64);
-    event_synchronize = "cuEventSynchronize" | "hipEventSynchronize", (event: u64);
+    event_query = "cuEventQuery" | "hipEventQuery", (event: u64);
     event_elapsed = "cuEventElapsedTime" | "hipEventElapsedTime",
         (milliseconds: *mut f32, start: u64, end: u64);
+    host = "cuLaunchHostFunc" | "hipLaunchHostFunc",
+        (stream: u64, function: unsafe extern "C" fn(*mut c_void), data: *mut c_void);
     module_load = "cuModuleLoadData" | "hipModuleLoadData",
         (module: *mut u64, image: *const c_void);
     module_unload = "cuModuleUnload" | "hipModuleUnload", (module: u64);

@@ -1,10 +1,11 @@
 //! What the simulated device has accepted and not yet run, and the memory it runs on.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::driver::Handle;
+use crate::driver::{Handle, HostCall};
 use crate::memory::Mapping;
+use crate::random::Random;
 use crate::simulated::{SimFailure, SimModule, SimOrder, SimRange};
 use crate::{DeviceError, DeviceKind, Grid};
 
@@ -19,6 +20,19 @@ pub(super) enum Op {
     Fill { to: u64, byte: u8, bytes: u64 },
     Record { event: Handle, generation: u64 },
     Wait { event: Handle, generation: u64 },
+    Host(Call),
+}
+
+/// A call on the host, until its turn has come.
+pub(super) type Call = Arc<Mutex<Option<HostCall>>>;
+
+/// What became of the next operation.
+pub(super) enum Ran {
+    /// There is none that may go on.
+    Nothing,
+    One,
+    /// The caller runs it, and says when it is over.
+    Host(Handle, Call),
 }
 
 /// Live allocations by start.
@@ -74,9 +88,13 @@ struct Recorded {
 pub(super) struct Queues {
     kind: DeviceKind,
     order: SimOrder,
-    random: u64,
+    random: Random,
     /// Operations with their number in the order of enqueueing.
     streams: BTreeMap<Handle, VecDeque<(u64, Op)>>,
+    /// Streams whose call on the host is under way.
+    calling: BTreeSet<Handle>,
+    /// Streams that were destroyed, and whose work is still to be done.
+    closed: BTreeSet<Handle>,
     events: BTreeMap<Handle, Recorded>,
     /// Events that were destroyed.
     doomed: Vec<Handle>,
@@ -92,8 +110,10 @@ impl Queues {
         Queues {
             kind,
             order,
-            random: order.seed,
+            random: Random::new(order.seed),
             streams: BTreeMap::new(),
+            calling: BTreeSet::new(),
+            closed: BTreeSet::new(),
             events: BTreeMap::new(),
             doomed: Vec::new(),
             enqueued: 0,
@@ -108,8 +128,16 @@ impl Queues {
         self.streams.insert(stream, VecDeque::new());
     }
 
+    /// Its work is done all the same.
     pub(super) fn remove(&mut self, stream: Handle) {
-        self.streams.remove(&stream);
+        self.closed.insert(stream);
+        self.forget_closed(stream);
+    }
+
+    fn forget_closed(&mut self, stream: Handle) {
+        if !self.has_work(stream) && self.closed.remove(&stream) {
+            self.streams.remove(&stream);
+        }
     }
 
     pub(super) fn add_event(&mut self, event: Handle) {
@@ -147,24 +175,43 @@ impl Queues {
             self.enqueued += 1;
             self.waiting += 1;
         }
-        if self.waiting > LATE {
-            self.run_one();
-        }
     }
 
-    pub(super) fn run_until_empty(&mut self, stream: Handle) {
-        while self.streams.get(&stream).is_some_and(|queue| !queue.is_empty()) && self.run_one() {}
+    /// So much has piled up that something has to run.
+    pub(super) fn is_late(&self) -> bool {
+        self.waiting > LATE
     }
 
-    pub(super) fn run_until_reached(&mut self, event: Handle) {
-        let pending = |queues: &Queues| {
-            queues.events.get(&event).is_some_and(|event| event.reached < event.enqueued)
+    pub(super) fn has_work(&self, stream: Handle) -> bool {
+        let is_queued = self.streams.get(&stream).is_some_and(|queue| !queue.is_empty());
+        is_queued || self.calling.contains(&stream)
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.waiting > 0 || !self.calling.is_empty()
+    }
+
+    pub(super) fn has_reached(&self, event: Handle) -> bool {
+        self.events.get(&event).is_none_or(|event| event.reached >= event.enqueued)
+    }
+
+    pub(super) fn host_is_over(&mut self, stream: Handle) {
+        self.calling.remove(&stream);
+        self.forget_closed(stream);
+    }
+
+    pub(super) fn fail(&mut self, error: DeviceError) {
+        self.failed.get_or_insert(error);
+    }
+
+    /// The calls on the host that have not begun.
+    pub(super) fn take_calls(&mut self) -> Vec<HostCall> {
+        let ops = self.streams.values().flatten();
+        let call = |(_, op): &(u64, Op)| match op {
+            Op::Host(call) => call.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            _ => None,
         };
-        while pending(self) && self.run_one() {}
-    }
-
-    pub(super) fn drain(&mut self) {
-        while self.run_one() {}
+        ops.filter_map(call).collect()
     }
 
     /// The first error since the last report.
@@ -172,9 +219,11 @@ impl Queues {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Runs one operation of a stream that may go on; false if there is none.
-    fn run_one(&mut self) -> bool {
-        let ready = |(_, queue): &(&Handle, &VecDeque<(u64, Op)>)| match queue.front() {
+    /// Runs one operation of a stream that may go on.
+    pub(super) fn run_one(&mut self) -> Ran {
+        let calling = &self.calling;
+        let ready = |(stream, queue): &(&Handle, &VecDeque<(u64, Op)>)| match queue.front() {
+            _ if calling.contains(stream) => false,
             Some((_, Op::Wait { event, generation })) => {
                 self.events.get(event).is_none_or(|event| event.reached >= *generation)
             }
@@ -185,15 +234,26 @@ impl Queues {
         let mut ready: Vec<(u64, Handle)> = ready.map(|(&s, queue)| (number(queue), s)).collect();
         ready.sort_unstable();
         if ready.is_empty() {
-            return false;
+            return Ran::Nothing;
         }
         let choice = match self.order.seed {
             0 => 0,
-            _ => self.draw() as usize % ready.len(),
+            _ => self.random.draw() as usize % ready.len(),
         };
-        let queue = self.streams.get_mut(&ready[choice].1);
-        let Some((_, op)) = queue.and_then(VecDeque::pop_front) else { return false };
+        let stream = ready[choice].1;
+        let queue = self.streams.get_mut(&stream);
+        let Some((_, op)) = queue.and_then(VecDeque::pop_front) else { return Ran::Nothing };
         self.waiting -= 1;
+        if let Op::Host(call) = op {
+            self.forget_doomed();
+            // After a failure it is left out, but still dropped where nothing is locked.
+            if self.failed.is_some() {
+                let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
+                call.iter_mut().for_each(HostCall::leave_out);
+            }
+            self.calling.insert(stream);
+            return Ran::Host(stream, call);
+        }
         if let Op::Record { event, generation } = op {
             if let Some(event) = self.events.get_mut(&event) {
                 event.reached = generation;
@@ -202,16 +262,8 @@ impl Queues {
             self.failed = self.execute(&op).err();
         }
         self.forget_doomed();
-        true
-    }
-
-    /// The next number of a sequence that the seed fixes (splitmix64).
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.random;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        self.forget_closed(stream);
+        Ran::One
     }
 
     fn execute(&mut self, op: &Op) -> Result<(), DeviceError> {
@@ -239,7 +291,7 @@ impl Queues {
                 unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes as usize) };
                 Ok(())
             }
-            Op::Record { .. } | Op::Wait { .. } => Ok(()),
+            Op::Record { .. } | Op::Wait { .. } | Op::Host(_) => Ok(()),
         }
     }
 
@@ -252,7 +304,7 @@ impl Queues {
     ) -> Result<(), DeviceError> {
         let mut order = self.order;
         if order.seed != 0 {
-            order.seed = self.draw();
+            order.seed = self.random.draw();
         }
         let ranges = self.memory.ranges();
         // SAFETY: the map is sorted; its memory is touched by whoever holds the state alone.

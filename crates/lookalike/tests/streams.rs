@@ -1,0 +1,318 @@
+//! Streams over all kinds of devices: work on the host in a stream's order, waits with a deadline,
+//! errors, and devices that are given up while something hangs. CUDA and HIP are the look-alikes,
+//! in processes of their own; `MUSTER_TEST_DEVICES=cuda:0` runs the same on the real thing.
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use common::Child;
+use device::{Arch, DType, Device, DeviceError, DeviceKind, Stream};
+
+/// Long enough for whatever a busy machine does in between.
+const LONG: Duration = Duration::from_secs(60);
+/// What must not take longer does not, by far.
+const BOUND: Duration = Duration::from_secs(20);
+
+const HOST: [DeviceKind; 3] = [DeviceKind::Cpu, DeviceKind::Guarded, DeviceKind::Sim(Arch::Sm90a)];
+const DRIVERS: [DeviceKind; 2] = [DeviceKind::Cuda(0), DeviceKind::Hip(0)];
+
+fn suite(device: &Device) {
+    host_work_keeps_the_order_of_its_stream(device);
+    the_same_work_is_submitted_again_and_again(device);
+    an_error_appears_at_the_next_wait(device);
+    waits_end_in_time(device);
+    a_blocked_stream_stops_no_other(device);
+    a_stream_is_dropped_with_work_to_do(device);
+    vendors_get_the_stream(device);
+}
+
+/// Work that blocks until the sender is dropped, or something is sent.
+fn block(stream: &Stream) -> mpsc::Sender<()> {
+    let (release, released) = mpsc::channel::<()>();
+    let work = move || {
+        let _ = released.recv();
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    release
+}
+
+fn host_work_keeps_the_order_of_its_stream(device: &Device) {
+    let (first, second) = (device.new_stream().unwrap(), device.new_stream().unwrap());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let caller = std::thread::current().id();
+    let note = |stream: &Stream, number: u32| {
+        let seen = seen.clone();
+        let work = move || {
+            assert_ne!(std::thread::current().id(), caller);
+            seen.lock().unwrap().push(number);
+            Ok(())
+        };
+        stream.host(work).unwrap();
+    };
+    for round in 0..50 {
+        note(&first, 2 * round);
+        second.wait_for(&first.record().unwrap()).unwrap();
+        note(&second, 2 * round + 1);
+        first.wait_for(&second.record().unwrap()).unwrap();
+    }
+    let end = second.record().unwrap();
+    end.wait().unwrap();
+    assert_eq!(*seen.lock().unwrap(), (0..100).collect::<Vec<_>>(), "{device:?}");
+    assert!(end.query().unwrap() && end.wait_until(Instant::now()).unwrap());
+    first.synchronize().unwrap();
+}
+
+fn the_same_work_is_submitted_again_and_again(device: &Device) {
+    let stream = device.new_stream().unwrap();
+    let count = Arc::new(AtomicU32::new(0));
+    let work = {
+        let count = count.clone();
+        Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+    };
+    for _ in 0..100 {
+        stream.host_shared(work.clone()).unwrap();
+    }
+    assert!(stream.synchronize_until(Instant::now() + LONG).unwrap());
+    assert_eq!(count.load(Ordering::Relaxed), 100, "{device:?}");
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("rank 3 is gone")]
+struct PeerGone;
+
+fn an_error_appears_at_the_next_wait(device: &Device) {
+    let (stream, later) = (device.new_stream().unwrap(), device.new_stream().unwrap());
+    let (count, is_driver) = (Arc::new(AtomicU32::new(0)), !device.kind().is_host());
+    let counted = |stream: &Stream| {
+        let count = count.clone();
+        let work = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        stream.host(work).unwrap();
+    };
+    let before = stream.record().unwrap();
+    stream.host(|| Err(DeviceError::Host(Box::new(PeerGone)))).unwrap();
+    counted(&stream);
+    let after = stream.record().unwrap();
+    if !is_driver {
+        later.wait_for(&after).unwrap();
+        counted(&later);
+        before.wait().unwrap();
+    }
+    let error = after.wait().unwrap_err();
+    let DeviceError::Host(source) = &error else { panic!("{error}") };
+    assert!(source.downcast_ref::<PeerGone>().is_some(), "{error}");
+    assert_eq!(count.load(Ordering::Relaxed), 0, "{device:?}: what follows is left out");
+    if !is_driver {
+        let lost = "work was left out, because work before it failed: rank 3 is gone";
+        assert_eq!(after.wait().unwrap_err().to_string(), lost);
+        let error = later.synchronize().unwrap_err().to_string();
+        assert!(error.starts_with("work was left out") && error.ends_with(lost), "{error}");
+    }
+    counted(&stream);
+    counted(&later);
+    stream.synchronize().unwrap();
+    later.synchronize().unwrap();
+    assert_eq!(count.load(Ordering::Relaxed), 2, "{device:?}: told once");
+    stream.host(|| panic!("on purpose")).unwrap();
+    let error = stream.synchronize().unwrap_err().to_string();
+    assert!(error.contains("panicked: on purpose"), "{error}");
+}
+
+fn waits_end_in_time(device: &Device) {
+    let stream = device.new_stream().unwrap();
+    let start = Instant::now();
+    let release = block(&stream);
+    let event = stream.record().unwrap();
+    assert!(!event.query().unwrap(), "{device:?}");
+    assert!(!event.wait_until(Instant::now() + Duration::from_millis(20)).unwrap());
+    assert!(!stream.synchronize_until(Instant::now() + Duration::from_millis(20)).unwrap());
+    assert!(start.elapsed() >= Duration::from_millis(40));
+    release.send(()).unwrap();
+    assert!(event.wait_until(Instant::now() + LONG).unwrap(), "{device:?}");
+    assert!(event.query().unwrap());
+    assert!(start.elapsed() < BOUND, "{device:?}");
+}
+
+fn a_blocked_stream_stops_no_other(device: &Device) {
+    let (blocked, other) = (device.new_stream().unwrap(), device.new_stream().unwrap());
+    let x = device.zeros(&[64], DType::U32).unwrap();
+    let release = block(&blocked);
+    blocked.fill(&x, 1).unwrap();
+    let event = blocked.record().unwrap();
+    assert!(!event.query().unwrap());
+    let y = device.tensor(&[64], &[7_u32; 64]).unwrap();
+    device.stream().synchronize().unwrap();
+    let z = device.zeros(&[64], DType::U32).unwrap();
+    other.copy(&z, &y).unwrap();
+    assert_eq!(other.to_vec::<u32>(&z).unwrap(), [7; 64], "{device:?}");
+    assert!(!event.query().unwrap(), "{device:?}");
+    other.wait_for(&event).unwrap();
+    other.copy(&z, &x).unwrap();
+    drop(release);
+    assert_eq!(other.to_vec::<u32>(&z).unwrap(), [0x0101_0101; 64], "{device:?}");
+}
+
+fn a_stream_is_dropped_with_work_to_do(device: &Device) {
+    let stream = device.new_stream().unwrap();
+    let release = block(&stream);
+    let (done, told) = mpsc::channel();
+    let work = move || {
+        done.send(()).unwrap();
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    let event = stream.record().unwrap();
+    drop(stream);
+    assert!(!event.query().unwrap());
+    drop(release);
+    assert!(event.wait_until(Instant::now() + LONG).unwrap(), "{device:?}");
+    told.recv_timeout(LONG).unwrap();
+}
+
+fn vendors_get_the_stream(device: &Device) {
+    let stream = device.new_stream().unwrap();
+    // SAFETY: nothing is enqueued.
+    let told = unsafe { stream.foreign(|foreign| Ok((foreign.kind, foreign.stream.is_null()))) };
+    match device.kind() {
+        DeviceKind::Cuda(_) | DeviceKind::Hip(_) => {
+            assert_eq!(told.unwrap(), (device.kind(), false));
+        }
+        kind => {
+            let expected = format!("{kind} has no streams of a vendor's driver");
+            assert_eq!(told.unwrap_err().to_string(), expected);
+        }
+    }
+}
+
+/// A call on the host that never returns, while others wait for it; then everything is dropped.
+fn is_given_up(kind: DeviceKind) {
+    let device = Device::new(kind, 1).unwrap();
+    let stream = device.new_stream().unwrap();
+    let x = device.zeros(&[64], DType::F32).unwrap();
+    let pinned = device.pinned(256).unwrap();
+    device.stream().synchronize().unwrap();
+    // Never released, not even at the end of the process.
+    std::mem::forget(block(&stream));
+    let started = Arc::new(AtomicU32::new(0));
+    let count = started.clone();
+    let work = move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    let event = stream.record().unwrap();
+    assert!(!event.query().unwrap());
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let waits: [Box<dyn FnOnce() -> Result<(), DeviceError> + Send>; 2] = {
+            let (stream, event) = (stream.clone(), event.clone());
+            [Box::new(move || stream.synchronize()), Box::new(move || event.wait())]
+        };
+        let waits = waits.map(|wait| scope.spawn(wait));
+        std::thread::sleep(Duration::from_millis(50));
+        device.abort("rank 3 is gone");
+        device.abort("another reason");
+        for wait in waits {
+            let error = wait.join().unwrap().unwrap_err();
+            assert!(matches!(error, DeviceError::Aborted { .. }), "{error}");
+            assert_eq!(error.to_string(), format!("{kind} was given up: rank 3 is gone"));
+        }
+    });
+    let is_aborted = |result: Result<(), DeviceError>| {
+        assert!(matches!(result, Err(DeviceError::Aborted { .. })), "{kind}: {result:?}");
+    };
+    is_aborted(stream.host(|| Ok(())));
+    is_aborted(stream.fill(&x, 1));
+    is_aborted(stream.record().map(|_| ()));
+    is_aborted(event.query().map(|_| ()));
+    is_aborted(device.stream().synchronize());
+    is_aborted(device.zeros(&[4], DType::F32).map(|_| ()));
+    drop((x, pinned, event, stream, device));
+    assert!(start.elapsed() < BOUND, "{kind}");
+    assert_eq!(started.load(Ordering::Relaxed), 0, "what was queued is dropped");
+}
+
+/// A call on the host that never returns, on a device that nobody gives up: neither the drop of
+/// what is there nor the end of the process waits for it.
+fn hangs_at_the_end(kind: DeviceKind) {
+    let device = Device::new(kind, 1).unwrap();
+    let stream = device.new_stream().unwrap();
+    std::mem::forget(block(&stream));
+    let event = stream.record().unwrap();
+    assert!(!event.query().unwrap());
+    let start = Instant::now();
+    drop((event, stream, device));
+    assert!(start.elapsed() < BOUND, "{kind}");
+}
+
+#[test]
+fn host_devices() {
+    for kind in HOST {
+        suite(&Device::new(kind, 2).unwrap());
+    }
+    for seed in 0..10 {
+        suite(&Device::guarded_in_order(1, seed).unwrap());
+    }
+}
+
+#[test]
+fn lookalikes() {
+    for kind in DRIVERS {
+        Child::with_lookalike(&format!("suite {kind}"), kind).passes_without_complaint();
+    }
+}
+
+/// In processes of their own, whose end is part of it.
+#[test]
+fn a_hung_call_holds_nobody_up() {
+    let start = Instant::now();
+    for kind in HOST {
+        for task in ["given up", "at the end"] {
+            Child::new(&format!("{task} {kind}")).passes();
+        }
+    }
+    for kind in DRIVERS {
+        let said = Child::with_lookalike(&format!("given up {kind}"), kind).passes();
+        let left = said.lines().filter(|line| line.starts_with("lookalike:"));
+        assert!(left.clone().count() > 0, "{said}");
+        // Nothing but what was left to the end of the process.
+        assert!(left.into_iter().all(|line| line.ends_with("not released")), "{said}");
+        Child::with_lookalike(&format!("at the end {kind}"), kind).passes();
+    }
+    assert!(start.elapsed() < 10 * BOUND);
+}
+
+#[test]
+#[ignore = "run by the tests that set up its libraries"]
+fn child() {
+    let task = std::env::var("CHILD_TASK").unwrap();
+    let (name, kind) = task.rsplit_once(' ').unwrap();
+    let kind: DeviceKind = kind.parse().unwrap();
+    match name {
+        "suite" => suite(&Device::new(kind, 2).unwrap()),
+        "given up" => is_given_up(kind),
+        "at the end" => hangs_at_the_end(kind),
+        _ => panic!("there is no task {name}"),
+    }
+}
+
+/// On a machine that has them: `MUSTER_TEST_DEVICES=cuda:0,hip:0`.
+#[test]
+fn real_devices() {
+    let Ok(kinds) = std::env::var("MUSTER_TEST_DEVICES") else {
+        eprintln!("skipped: MUSTER_TEST_DEVICES names no devices");
+        return;
+    };
+    for kind in kinds.split(',') {
+        suite(&Device::new(kind.trim().parse().unwrap(), 2).unwrap());
+    }
+}
