@@ -16,7 +16,7 @@
 use std::ops::{Add, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use device::{Element, Kernel, Stream, Tensor};
+use device::{Device, Element, Kernel, Tensor};
 use layout::{Program, ReduceOp};
 
 use crate::CommError;
@@ -145,7 +145,7 @@ impl Stages {
     /// What `locate` or the device refuses.
     pub(crate) fn sum<'a, T: Number>(
         &self,
-        stream: &Stream,
+        device: &Device,
         out: &Tensor,
         range: Range<usize>,
         carry: &mut Vec<T>,
@@ -156,7 +156,7 @@ impl Stages {
             let tile = start..(start + tile).min(range.end);
             let view = out.flat(tile.clone())?;
             for stage in &self.stages {
-                self.run_stage(stream, &view, tile.clone(), stage, carry, locate)?;
+                self.run_stage(device, &view, tile.clone(), stage, carry, locate)?;
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Stages {
 
     fn run_stage<'a, T: Number>(
         &self,
-        stream: &Stream,
+        device: &Device,
         out: &Tensor,
         range: Range<usize>,
         stage: &Stage,
@@ -185,7 +185,7 @@ impl Stages {
         let is_first = stage.inputs.0 == 0;
         let later_out = self.stages.len() > 1 || located.iter().any(Located::is_out);
         let set_aside = is_first && later_out && !located.first().is_some_and(Located::is_out);
-        stream.with_memory("ordered_sum", |k| {
+        device.with_memory("ordered_sum", |k| {
             let mut inputs = [Input { values: None, read: None }; STAGE_INPUTS];
             for (input, place) in inputs.iter_mut().zip(located.iter()) {
                 (input.values, input.read) = match place {

@@ -48,7 +48,7 @@ pub use collectives::EvenPlan;
 pub use control::{Channel, Control};
 pub use counters::{Count, Counters};
 pub use error::{CommError, Fault, Moved, Operation};
-pub use group::{Group, Prepared};
+pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;

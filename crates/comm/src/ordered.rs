@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use device::{DType, Stream};
+use device::{DType, Device};
 
 use crate::combine::{Carry, Located, Number};
 use crate::memory::Joined;
@@ -32,7 +32,7 @@ pub(crate) trait Source {
 
 /// Sums tile `round` of the segments of the member at `place`, in tiles of `tile` elements.
 pub(crate) fn sum_tile(
-    stream: &Stream,
+    device: &Device,
     reduction: &Reduction,
     (place, tile, round): (usize, usize, usize),
     carry: &mut Carry,
@@ -40,14 +40,14 @@ pub(crate) fn sum_tile(
 ) -> Result<()> {
     let place = (place, tile, round);
     match reduction.op.out.dtype() {
-        DType::F32 => sum::<f32>(stream, reduction, place, carry, source),
-        DType::F64 => sum::<f64>(stream, reduction, place, carry, source),
+        DType::F32 => sum::<f32>(device, reduction, place, carry, source),
+        DType::F64 => sum::<f64>(device, reduction, place, carry, source),
         dtype => Err(CommError::SumType { dtype }),
     }
 }
 
 fn sum<T: Number>(
-    stream: &Stream,
+    device: &Device,
     reduction: &Reduction,
     (place, tile, round): (usize, usize, usize),
     carry: &mut Carry,
@@ -59,7 +59,7 @@ fn sum<T: Number>(
     for piece in joined.pieces(tile, round) {
         let (start, before) = (piece.start, done);
         done += piece.len();
-        stages.sum(stream, &op.out, piece, T::carry(carry), &|input, range| {
+        stages.sum(device, &op.out, piece, T::carry(carry), &|input, range| {
             if *in_place == Some(input) {
                 return Ok(Located::Out);
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use device::{Device, Stream};
+use device::Device;
 
 use crate::job::{Job, Members};
 use crate::op::Step;
@@ -18,6 +18,6 @@ pub(crate) trait Transport: Send + Sync {
     /// Collective.
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window>;
 
-    /// Runs one step; `stream` is for copies and sums, and nothing else is on it.
-    fn run(&self, stream: &Stream, step: &Step) -> Result<()>;
+    /// Runs one step, whose memory nobody else touches meanwhile.
+    fn run(&self, device: &Device, step: &Step) -> Result<()>;
 }

@@ -63,8 +63,8 @@ fn nothing_is_allocated_after_warm_up() {
         let sum = group.prepare(Op::AllReduce { window, plan }).unwrap();
         let mut all = Vec::new();
         let mut round = || {
-            group.run_prepared(&stream, &sum).unwrap();
-            group.run_prepared(&stream, &long).unwrap();
+            group.submit(&stream, &sum).unwrap();
+            group.submit(&stream, &long).unwrap().wait().unwrap();
             control.all_gather_bytes_into(&[7; 100_000], &mut all).unwrap();
             control.barrier().unwrap();
         };

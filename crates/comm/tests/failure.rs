@@ -104,7 +104,7 @@ fn different_arguments_are_a_mismatch() {
         assert!(results.iter().all(told), "{kind}: {results:?}");
         let results = with_ranks(kind, 2, PATIENCE_MS, |world| {
             let device = Device::cpu(1).unwrap();
-            message(world.group(&device).unwrap().window(64 + world.rank()))
+            message(world.group(&device).and_then(|group| group.window(64 + world.rank())))
         });
         let told = |text: &String| tells(text, "with other arguments");
         assert!(results.iter().all(told), "{kind}: {results:?}");
@@ -208,8 +208,10 @@ fn arguments_out_of_bounds_fail_everywhere_instead_of_hanging() {
             let device = Device::cpu(1).unwrap();
             let tensor = device.zeros(&[1], DType::F32).unwrap();
             let messages = vec![P2p::Send { to: 2, tensor }];
-            let group = world.group(&device).unwrap();
-            message(group.run(&device.stream(), Op::Exchange(messages)))
+            // The other may have given the job up before this one has met it.
+            let group = world.group(&device);
+            let run = |group: Group| group.run(&device.stream(), Op::Exchange(messages));
+            message(group.and_then(run))
         });
         let what = "rank 2 does not exist among 2 ranks";
         assert!(results.iter().all(|text| tells(text, what)), "{kind}: {results:?}");
@@ -224,7 +226,8 @@ fn a_window_of_another_group_is_refused() {
             world.group(&device).unwrap().window(64).unwrap()
         });
         let results = with_ranks(kind, 2, PATIENCE_MS, |world| {
-            message(broadcast(&world.group(&device).unwrap(), &foreign[0], 0..1))
+            let group = world.group(&device);
+            message(group.and_then(|group| broadcast(&group, &foreign[0], 0..1)))
         });
         let what = "the window belongs to another group";
         assert!(results.iter().all(|text| tells(text, what)), "{kind}: {results:?}");
@@ -399,6 +402,8 @@ fn a_timeout_tells_how_much_had_moved() {
     // After a part the way stands still.
     let (said, _) = slowly(1500, 1 << 20, Duration::from_secs(5));
     let (what, rest) = said.split_once(" after 1500 ms after ").expect(&said);
-    assert_eq!(what, "exchange #1: rank 1 had not arrived");
+    // Either end may be the first to find out.
+    let ends = [0, 1].map(|rank| format!("exchange #1: rank {rank} had not arrived"));
+    assert!(ends.iter().any(|end| what.ends_with(end.as_str())), "{said}");
     assert!(rest.contains(" of 8388608 bytes had moved; see what"), "{said}");
 }

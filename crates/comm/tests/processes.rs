@@ -64,12 +64,22 @@ fn work(ranks: &World, rounds: usize) -> Option<String> {
     let window = group.window(4 * LEN).unwrap();
     let tensor = window.tensor(0, &[LEN], DType::F32).unwrap();
     let plan = EvenPlan::new(&Tree::for_leaves(world), 0..LEN, DType::F32);
+    let (again, plan_again) = (window.clone(), plan.clone());
     let sum = group.prepare(Op::AllReduce { window, plan }).unwrap();
+    let again = Op::AllGather { window: again, plan: plan_again };
+    let again = group.prepare(again).unwrap();
+    // Several operations are queued at any time; the later ones change nothing.
+    let submit = || {
+        let first = group.submit(&stream, &sum)?;
+        let later: Vec<_> = (0..5).map(|_| group.submit(&stream, &again)).collect();
+        first.wait()?;
+        later.into_iter().try_for_each(|pending| pending?.wait())
+    };
     for round in 0..rounds {
         let value = |rank: usize, i: usize| (rank * 3 + i % 1000 + round % 100) as f32;
         let mine: Vec<f32> = (0..LEN).map(|i| value(rank, i)).collect();
         stream.copy_in(&tensor, &mine).unwrap();
-        if let Err(error) = group.run_prepared(&stream, &sum) {
+        if let Err(error) = submit() {
             return Some(error.to_string());
         }
         let got = stream.to_vec::<f32>(&tensor).unwrap();

@@ -79,15 +79,22 @@ impl Ranks {
         self.world.rank()
     }
 
-    /// Gives every owner the sums of its gradients.
+    /// Gives every owner the sums of its gradients, after everything on `after`.
     pub(crate) fn reduce(&self, after: &Stream) -> Result<(), TrainError> {
-        self.reductions.iter().try_for_each(|op| self.group.run_prepared(after, op))?;
-        Ok(())
+        self.submit(after, &self.reductions)
     }
 
-    /// Gives everyone the weights of all owners.
+    /// Gives everyone the weights of all owners, after everything on `after`.
     pub(crate) fn gather(&self, after: &Stream) -> Result<(), TrainError> {
-        self.gather.iter().try_for_each(|op| self.group.run_prepared(after, op))?;
-        Ok(())
+        self.submit(after, self.gather.as_slice())
+    }
+
+    /// Submits one operation behind the other, and waits for the last.
+    fn submit(&self, after: &Stream, operations: &[Prepared]) -> Result<(), TrainError> {
+        let mut last = None;
+        for op in operations {
+            last = Some(self.group.submit(after, op)?);
+        }
+        Ok(last.map_or(Ok(()), |last| last.wait())?)
     }
 }

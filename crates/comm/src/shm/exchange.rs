@@ -1,7 +1,7 @@
 //! Exchanges: all messages of a call move together, box by box, so none waits for another unless
 //! they go the same way.
 
-use device::Stream;
+use device::Device;
 
 use super::channel::BOX_BYTES;
 use super::endpoint::{Call, Endpoint, State};
@@ -18,18 +18,18 @@ pub(super) struct Part {
 }
 
 impl Endpoint {
-    pub(super) fn exchange(&self, stream: &Stream, messages: &[P2p]) -> Result<()> {
+    pub(super) fn exchange(&self, device: &Device, messages: &[P2p]) -> Result<()> {
         self.run(|state| {
             state.exchanges += 1;
             let call = self.call(Operation::Exchange, state.exchanges);
-            let result = self.move_all(stream, messages, state, &call);
+            let result = self.move_all(device, messages, state, &call);
             ((call.operation, call.sequence), result)
         })
     }
 
     fn move_all(
         &self,
-        stream: &Stream,
+        device: &Device,
         messages: &[P2p],
         state: &mut State,
         call: &Call,
@@ -41,7 +41,7 @@ impl Endpoint {
         let mut looks = 0;
         loop {
             let heard = self.board.bell(self.place());
-            if self.move_some(stream, messages, parts)? {
+            if self.move_some(device, messages, parts)? {
                 (call, looks) = (self.call(call.operation, call.sequence), 0);
                 self.job().part_done();
             }
@@ -69,7 +69,7 @@ impl Endpoint {
     }
 
     /// Fills and empties boxes as far as that goes now; whether anything moved.
-    fn move_some(&self, stream: &Stream, messages: &[P2p], parts: &mut [Part]) -> Result<bool> {
+    fn move_some(&self, device: &Device, messages: &[P2p], parts: &mut [Part]) -> Result<bool> {
         let mut moved = false;
         for index in 0..messages.len() {
             let same_way = |other: &P2p| {
@@ -79,13 +79,13 @@ impl Endpoint {
             let before = messages[..index].iter().zip(&*parts);
             let is_next = before.clone().all(|(other, part)| part.is_done || !same_way(other));
             if is_next && !parts[index].is_done {
-                moved |= self.move_one(stream, &messages[index], &mut parts[index])?;
+                moved |= self.move_one(device, &messages[index], &mut parts[index])?;
             }
         }
         Ok(moved)
     }
 
-    fn move_one(&self, stream: &Stream, message: &P2p, part: &mut Part) -> Result<bool> {
+    fn move_one(&self, device: &Device, message: &P2p, part: &mut Part) -> Result<bool> {
         let (peer, bytes) = (message.peer(), bytes_of(message.tensor())?);
         let channel = match message.is_send() {
             true => self.board.channel(self.place(), peer),
@@ -100,7 +100,7 @@ impl Endpoint {
             let total = bytes.len() as u64;
             let piece = bytes.flat(part.bytes..(part.bytes + BOX_BYTES).min(bytes.len()))?;
             if message.is_send() {
-                stream.with_memory("send", |k| {
+                device.with_memory("send", |k| {
                     channel.put(total, k.read::<u8>(&piece)?);
                     Ok(())
                 })?;
@@ -109,7 +109,7 @@ impl Endpoint {
                 if got != expected {
                     return Err(CommError::Length { rank: peer, got, expected });
                 }
-                stream.with_memory("receive", |k| {
+                device.with_memory("receive", |k| {
                     channel.take(k.write::<u8>(&piece)?);
                     Ok(())
                 })?;

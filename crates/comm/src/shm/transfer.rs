@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use device::{DType, Device, Placement, Stream};
+use device::{DType, Device, Placement};
 
 use super::board::{MAIL_BYTES, WORD_BYTES};
 use super::endpoint::{Call, Endpoint, Reads, State};
@@ -84,20 +84,20 @@ impl Transport for Endpoint {
         })
     }
 
-    fn run(&self, stream: &Stream, step: &Step) -> Result<()> {
+    fn run(&self, device: &Device, step: &Step) -> Result<()> {
         match step {
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
-                    end.reduce(stream, reduction, state)
+                    end.reduce(device, reduction, state)
                 })
             }
             Step::Gather(gather, digest) => {
                 self.counted(step.operation(), *digest, |end, state, _| {
-                    end.gather(stream, gather, &state.reads)
+                    end.gather(device, gather, &state.reads)
                 })
             }
-            Step::AllToAll(op) => self.all_to_all(stream, op),
-            Step::Exchange(messages) => self.exchange(stream, messages),
+            Step::AllToAll(op) => self.all_to_all(device, op),
+            Step::Exchange(messages) => self.exchange(device, messages),
         }
     }
 }
@@ -133,18 +133,18 @@ impl Endpoint {
         })
     }
 
-    fn reduce(&self, stream: &Stream, reduction: &Reduction, state: &mut State) -> Result<()> {
+    fn reduce(&self, device: &Device, reduction: &Reduction, state: &mut State) -> Result<()> {
         let State { carry, reads, .. } = state;
         let place = self.place();
         let source = Mapped { reduction, reads };
         for round in 0..(Joined { segments: &reduction.op.segments[place] }).tiles(PART) {
-            ordered::sum_tile(stream, reduction, (place, PART, round), carry, &source)?;
+            ordered::sum_tile(device, reduction, (place, PART, round), carry, &source)?;
             self.job().part_done();
         }
         Ok(())
     }
 
-    fn gather(&self, stream: &Stream, op: &Gather, reads: &Reads) -> Result<()> {
+    fn gather(&self, device: &Device, op: &Gather, reads: &Reads) -> Result<()> {
         for peer in self.members.peers() {
             for range in &op.segments[peer] {
                 let (start, end) = (range.start * op.element_bytes, range.end * op.element_bytes);
@@ -152,7 +152,7 @@ impl Endpoint {
                     let len = PART.min(end - start);
                     let from = op.window.of_member(peer, start, len, DType::U8)?;
                     let into = op.window.of_member(self.place(), start, len, DType::U8)?;
-                    reads.add(peer, copy(stream, "all_gather_segments", &from, &into)?);
+                    reads.add(peer, copy(device, "all_gather_segments", &from, &into)?);
                     self.job().part_done();
                 }
             }
@@ -160,7 +160,7 @@ impl Endpoint {
         Ok(())
     }
 
-    fn all_to_all(&self, stream: &Stream, op: &AllToAll) -> Result<()> {
+    fn all_to_all(&self, device: &Device, op: &AllToAll) -> Result<()> {
         let element_bytes = op.into.dtype().bytes();
         self.collective(Operation::AllToAll, element_bytes as u64, |end, state, call| {
             let members = end.members.len();
@@ -179,7 +179,7 @@ impl Endpoint {
                     let bytes = ends[at..at + 8].first_chunk().expect("eight bytes");
                     usize::from_ne_bytes(*bytes)
                 };
-                end.take_part(stream, op, peer, word(at)..word(at + 8), &state.reads)?;
+                end.take_part(device, op, peer, word(at)..word(at + 8), &state.reads)?;
             }
             state.ends = ends;
             end.leave_counted(call, &state.reads)
@@ -189,7 +189,7 @@ impl Endpoint {
     /// Copies what `peer` has for this member in elements `theirs` of its window.
     fn take_part(
         &self,
-        stream: &Stream,
+        device: &Device,
         op: &AllToAll,
         peer: usize,
         theirs: std::ops::Range<usize>,
@@ -206,7 +206,7 @@ impl Endpoint {
         for start in (0..from.len()).step_by(PART) {
             let part = start..(start + PART).min(from.len());
             let (from, into) = (from.flat(part.clone())?, into.flat(part)?);
-            reads.add(peer, copy(stream, "all_to_all", &from, &into)?);
+            reads.add(peer, copy(device, "all_to_all", &from, &into)?);
             self.job().part_done();
         }
         Ok(())

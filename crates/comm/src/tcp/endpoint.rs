@@ -159,6 +159,8 @@ impl Endpoint {
     ) -> Result<R> {
         let job = self.job();
         tokio::select! {
+            biased;
+            // What is done stays done, even if the job is given up meanwhile.
             result = work => result,
             reason = job.revocation().wait() => {
                 Err(CommError::Revoked { why: reason.why.clone() })

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use device::Stream;
+use device::Device;
 use futures_util::future::{try_join, try_join_all};
 
 use super::endpoint::{Link, Staging};
@@ -295,7 +295,7 @@ pub(super) async fn exchange_pairs(
     links: &mut [Option<Link>],
     call: &Call,
     progress: &Progress<'_>,
-    stream: &Stream,
+    device: &Device,
     messages: &[P2p],
 ) -> Result<()> {
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
@@ -308,7 +308,7 @@ pub(super) async fn exchange_pairs(
             for message in sends.filter(|message| message.is_send()) {
                 *sent += 1;
                 let call = Call { sequence: *sent, ..*call };
-                send_one(write, outgoing, (&call, progress), stream, message).await?;
+                send_one(write, outgoing, (&call, progress), device, message).await?;
             }
             Result::Ok(())
         });
@@ -316,7 +316,7 @@ pub(super) async fn exchange_pairs(
             for message in receives.filter(|message| !message.is_send()) {
                 *received += 1;
                 let call = Call { sequence: *received, ..*call };
-                receive_one(read, incoming, (&call, progress), stream, message).await?;
+                receive_one(read, incoming, (&call, progress), device, message).await?;
             }
             if mine.clone().any(|message| !message.is_send()) {
                 progress.reach(peer, Stage::Finished);
@@ -332,7 +332,7 @@ async fn send_one(
     write: &mut Writer,
     staging: &mut Staging,
     (call, progress): (&Call, &Progress<'_>),
-    stream: &Stream,
+    device: &Device,
     message: &P2p,
 ) -> Result<()> {
     let bytes = bytes_of(message.tensor())?;
@@ -340,7 +340,7 @@ async fn send_one(
     for start in (0..bytes.len()).step_by(PART_BYTES) {
         let range = start..(start + PART_BYTES).min(bytes.len());
         let part = staging.bytes(range.len());
-        load(stream, &bytes.flat(range)?, part)?;
+        load(device, &bytes.flat(range)?, part)?;
         write.payload(call, progress, part).await?;
         progress.part_done();
     }
@@ -351,7 +351,7 @@ async fn receive_one(
     read: &mut Reader,
     staging: &mut Staging,
     (call, progress): (&Call, &Progress<'_>),
-    stream: &Stream,
+    device: &Device,
     message: &P2p,
 ) -> Result<()> {
     let bytes = bytes_of(message.tensor())?;
@@ -363,7 +363,7 @@ async fn receive_one(
         let range = start..(start + PART_BYTES).min(bytes.len());
         let part = staging.bytes(range.len());
         read.payload(call, progress, part).await?;
-        store(stream, part, &bytes.flat(range)?)?;
+        store(device, part, &bytes.flat(range)?)?;
         progress.part_done();
     }
     Ok(())

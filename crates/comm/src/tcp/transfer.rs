@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use device::{DType, Device, Placement, Stream, Tensor};
+use device::{DType, Device, Placement, Tensor};
 
 use super::endpoint::{Endpoint, Link, State};
 use super::exchange::{self, Call, PART_BYTES, Traffic};
@@ -73,13 +73,13 @@ impl Transport for Endpoint {
         Ok(Window::new(buffers, self.place(), group, bytes))
     }
 
-    fn run(&self, stream: &Stream, step: &Step) -> Result<()> {
+    fn run(&self, device: &Device, step: &Step) -> Result<()> {
         let operation = step.operation();
         match step {
             Step::Reduce(reduction) => {
                 self.collective(operation, reduction.digest, async |state, call, progress| {
                     let State { links, carry, .. } = state;
-                    let traffic = Summing { place: self.place(), stream, reduction, carry };
+                    let traffic = Summing { place: self.place(), device, reduction, carry };
                     exchange::exchange(links, call, progress, &RefCell::new(traffic)).await?;
                     self.count(call, links);
                     Ok(())
@@ -87,7 +87,7 @@ impl Transport for Endpoint {
             }
             Step::Gather(op, digest) => {
                 self.collective(operation, *digest, async |state, call, progress| {
-                    let traffic = RefCell::new(Gathering { place: self.place(), stream, op });
+                    let traffic = RefCell::new(Gathering { place: self.place(), device, op });
                     exchange::exchange(&mut state.links, call, progress, &traffic).await?;
                     self.count(call, &mut state.links);
                     Ok(())
@@ -98,7 +98,7 @@ impl Transport for Endpoint {
                 self.collective(operation, size as u64, async |state, call, progress| {
                     let from = op.from.tensor(0, &[op.from.bytes() / size], op.into.dtype())?;
                     let (from, into) = (bytes_of(&from)?, bytes_of(&op.into)?);
-                    let traffic = Personal { stream, size, from, into, op };
+                    let traffic = Personal { device, size, from, into, op };
                     traffic.keep_own(self.place())?;
                     let traffic = RefCell::new(traffic);
                     exchange::exchange(&mut state.links, call, progress, &traffic).await?;
@@ -112,7 +112,7 @@ impl Transport for Endpoint {
                 peers.dedup();
                 self.pairs(peers, async |state, call, progress| {
                     let links = &mut state.links;
-                    exchange::exchange_pairs(links, call, progress, stream, messages).await?;
+                    exchange::exchange_pairs(links, call, progress, device, messages).await?;
                     self.count(call, links);
                     Ok(())
                 })
@@ -185,7 +185,7 @@ impl Traffic for Nothing {
 /// partials in turn, over that tile.
 struct Summing<'a> {
     place: usize,
-    stream: &'a Stream,
+    device: &'a Device,
     reduction: &'a Reduction,
     carry: &'a mut Carry,
 }
@@ -237,7 +237,7 @@ impl Traffic for Summing<'_> {
             for piece in self.joined(peer).pieces(TILE, round) {
                 let slot = op.slots[*slot].tensor(piece.start, &[piece.len()], dtype)?;
                 let (part, rest) = bytes.split_at_mut(slot.bytes());
-                load(self.stream, &bytes_of(&slot)?, part)?;
+                load(self.device, &bytes_of(&slot)?, part)?;
                 bytes = rest;
             }
         }
@@ -245,17 +245,17 @@ impl Traffic for Summing<'_> {
     }
 
     fn drain<'b>(&mut self, round: usize, incoming: &dyn Fn(usize) -> &'b [u8]) -> Result<()> {
-        let Summing { place, stream, reduction, .. } = *self;
+        let Summing { place, device, reduction, .. } = *self;
         let tile = self.joined(place).tile_len(TILE, round);
         let source = Received { tile, incoming };
-        ordered::sum_tile(stream, reduction, (place, TILE, round), self.carry, &source)
+        ordered::sum_tile(device, reduction, (place, TILE, round), self.carry, &source)
     }
 }
 
 /// A gather: a round is a tile of the sender's joined segments.
 struct Gathering<'a> {
     place: usize,
-    stream: &'a Stream,
+    device: &'a Device,
     op: &'a Gather,
 }
 
@@ -289,7 +289,7 @@ impl Traffic for Gathering<'_> {
     fn fill(&self, _: usize, round: usize, mut bytes: &mut [u8]) -> Result<()> {
         for piece in self.joined(self.place).pieces(TILE, round) {
             let (part, rest) = bytes.split_at_mut(piece.len() * self.op.element_bytes);
-            load(self.stream, &self.view(&piece)?, part)?;
+            load(self.device, &self.view(&piece)?, part)?;
             bytes = rest;
         }
         Ok(())
@@ -300,7 +300,7 @@ impl Traffic for Gathering<'_> {
             let mut bytes = incoming(peer);
             for piece in self.joined(peer).pieces(TILE, round) {
                 let (part, rest) = bytes.split_at(piece.len() * self.op.element_bytes);
-                store(self.stream, part, &self.view(&piece)?)?;
+                store(self.device, part, &self.view(&piece)?)?;
                 bytes = rest;
             }
         }
@@ -310,7 +310,7 @@ impl Traffic for Gathering<'_> {
 
 /// A personalized exchange: a round is a part of what goes to one peer.
 struct Personal<'a> {
-    stream: &'a Stream,
+    device: &'a Device,
     /// Bytes of an element.
     size: usize,
     from: Tensor,
@@ -339,7 +339,7 @@ impl Personal<'_> {
         }
         let bytes = |range: &Range<usize>| range.start * self.size..range.end * self.size;
         let (from, into) = (self.from.flat(bytes(send))?, self.into.flat(bytes(receive))?);
-        copy(self.stream, "all_to_all", &from, &into)?;
+        copy(self.device, "all_to_all", &from, &into)?;
         Ok(())
     }
 }
@@ -360,14 +360,14 @@ impl Traffic for Personal<'_> {
 
     fn fill(&self, peer: usize, round: usize, bytes: &mut [u8]) -> Result<()> {
         let part = self.part(&self.op.send[peer], round);
-        load(self.stream, &self.from.flat(part)?, bytes)
+        load(self.device, &self.from.flat(part)?, bytes)
     }
 
     fn drain<'b>(&mut self, round: usize, incoming: &dyn Fn(usize) -> &'b [u8]) -> Result<()> {
         for (peer, elements) in self.op.receive.iter().enumerate() {
             let (part, bytes) = (self.part(elements, round), incoming(peer));
             if !bytes.is_empty() {
-                store(self.stream, bytes, &self.into.flat(part)?)?;
+                store(self.device, bytes, &self.into.flat(part)?)?;
             }
         }
         Ok(())
