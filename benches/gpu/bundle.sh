@@ -15,7 +15,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-target/gpu-bundle}
 readonly LIMIT=$((64 << 20))
 # Tests that run on the devices that MUSTER_TEST_DEVICES names: package, program, filter.
-readonly TESTS=("lookalike devices real_devices" "kernels on_device real_devices")
+readonly TESTS=(
+    "lookalike devices real_devices" "lookalike streams real_devices"
+    "kernels on_device real_devices"
+)
 readonly PEERS=(
     gram-newton-schulz==0.1.6 quack-kernels==0.5.0 nvidia-cutlass-dsl==4.5.2
     nvidia-cutlass-dsl-libs-base==4.5.2 apache-tvm-ffi==0.1.15 torch-c-dlpack-ext==0.1.5

@@ -121,7 +121,7 @@ mod tests {
         let a = grants.claim(None, "a", range(0, 8, false)).unwrap();
         let b = grants.claim(None, "b", range(4, 12, false)).unwrap();
         assert_ne!(a, b);
-        assert_eq!(grants.claim(Some(b), "b", range(7, 9, true)), Err(Denied::Own));
+        assert_eq!(grants.claim(Some(b), "b", range(9, 10, true)), Err(Denied::Own));
         assert_eq!(grants.claim(None, "c", range(11, 20, true)), Err(Denied::Other("b")));
         assert_eq!(grants.claim(Some(a), "a", range(12, 16, true)), Ok(a));
         assert_eq!(grants.claim(None, "c", range(15, 20, false)), Err(Denied::Other("a")));

@@ -18,12 +18,13 @@ mod op;
 mod state;
 mod worker;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 pub(crate) use op::{HostJob, Op, Outcome, Stamp};
 
 use crate::abort::Abort;
+use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 use crate::{DeviceError, DeviceKind};
 use state::{Lane, State};
 
@@ -119,7 +120,7 @@ impl Streams {
             if reached(lane) {
                 return Ok(Some(state));
             }
-            if lane.busy == Some(std::thread::current().id()) {
+            if lane.busy == Some(thread::current().id()) {
                 return Err(self.waits_for_itself());
             }
             // Who only asks still lets the guarded device get on by one operation.
@@ -143,7 +144,7 @@ impl Streams {
         &'a self,
         mut state: MutexGuard<'a, State>,
         index: usize,
-        left: Option<std::time::Duration>,
+        left: Option<Duration>,
     ) -> MutexGuard<'a, State> {
         state.lanes[index].waiters += 1;
         let mut state = match left {
@@ -184,7 +185,7 @@ impl HostStream {
     }
 
     fn begin(&self, lane: &mut Lane) -> Turn<'_> {
-        lane.busy = Some(std::thread::current().id());
+        lane.busy = Some(thread::current().id());
         lane.enqueued += 1;
         Turn { stream: self }
     }
@@ -194,9 +195,10 @@ impl HostStream {
     /// # Errors
     /// The first error since the last wait.
     pub(crate) fn wait_for_turn(&self) -> Result<Turn<'_>, DeviceError> {
-        let state = self.streams.wait(self.index, None, Lane::is_idle)?;
-        // Without a deadline it is always there.
-        let mut state = state.unwrap_or_else(|| self.streams.lock());
+        let Some(mut state) = self.streams.wait(self.index, None, Lane::is_idle)? else {
+            // Not without a deadline.
+            return Err(self.streams.waits_for_itself());
+        };
         let lane = &mut state.lanes[self.index];
         lane.report()?;
         Ok(self.begin(lane))

@@ -140,8 +140,12 @@ impl<'a> Kernel<'a> {
     }
 
     fn close(&self) -> Result<(), DeviceError> {
-        let mut open = self.open.borrow_mut();
-        open.drain(..).fold(Ok(()), |done, buffer| done.and(buffer.close()))
+        let mut done = Ok(());
+        for buffer in self.open.borrow_mut().drain(..) {
+            // All of them, whatever becomes of one.
+            done = buffer.close().and(done);
+        }
+        done
     }
 }
 

@@ -89,9 +89,10 @@ impl FromStr for Arch {
 /// Which device this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
-    /// Host memory; a launch runs at once.
+    /// Host memory; a launch runs at once where its stream is idle.
     Cpu,
-    /// Host memory that is inaccessible outside kernels and copies; a launch runs late.
+    /// Host memory that is inaccessible outside kernels and copies; a launch runs late, and what
+    /// events do not order in an order that a seed draws.
     Guarded,
     /// Device kernels, compiled for the CPU with models of the vendor's instructions.
     Sim(Arch),

@@ -4,6 +4,8 @@
 //! ```text
 //! Device ──alloc──▶ Buffer ◀── Tensor (offset, shape, dtype)
 //!    ├─stream─▶ Stream ──launch(name, kernel)──▶ Kernel ──read/write──▶ &[T], &mut [T]    host
+//!    │             ├──host(work)──▶ a thread of no caller
+//!    │             └──record──▶ Event ◀── wait_for (of other streams), wait_until (of the host)
 //!    └─load_module─▶ Module ─▶ Function ──launch_module(grid, args)                    the others
 //! ```
 //!
@@ -13,11 +15,14 @@
 //! Invariants:
 //!   * memory is touched only through a [`Kernel`], a copy or a module's kernel: nothing else hands
 //!     out slices;
-//!   * closures run on the host devices only; there kernels of one device run one at a time, in
-//!     launch order, and a kernel cannot obtain overlapping ranges when one of them is writable, so
-//!     the slices are sound by construction;
-//!   * [`DeviceKind::Guarded`] runs launches late and keeps its memory inaccessible in between:
-//!     code that assumes host memory, or that forgets to wait, fails there.
+//!   * closures run on the host devices only; there kernels that run at once cannot obtain
+//!     overlapping ranges when one of them is writable, nor can one kernel, so the slices are sound
+//!     by construction: a missing event is an error that names both kernels;
+//!   * [`DeviceKind::Guarded`] runs launches late, in an order that a seed draws where events leave
+//!     it open, and keeps its memory inaccessible in between: code that assumes host memory, or
+//!     that forgets to wait, fails there;
+//!   * a wait can have a deadline, and all of them end when the device is given up
+//!     ([`Device::abort`]).
 //!
 //! Shared mappings may be changed by other processes; whoever maps one keeps kernels and peers
 //! apart by a barrier (see the `comm` crate).
@@ -174,10 +179,10 @@ impl Device {
         Device::new(DeviceKind::Cpu, threads)
     }
 
-    /// The guarded test device.
+    /// The guarded test device, whose order the environment variable `MUSTER_GUARD_SEED` draws.
     ///
     /// # Errors
-    /// As [`Device::new`].
+    /// As [`Device::new`]; a seed that is no number.
     pub fn guarded(threads: usize) -> Result<Device, DeviceError> {
         Device::new(DeviceKind::Guarded, threads)
     }

@@ -114,8 +114,9 @@ impl Stream {
 
     /// Runs `work` on the host after everything launched before it, on no thread of the caller;
     /// later work of the stream waits for it. It may block, for a peer for instance, which stops
-    /// no other stream; where a driver runs it, it must not call the device, and the driver may
-    /// run the calls of several streams one after another.
+    /// no other stream. On the host devices it reaches memory by [`Device::with_memory`]. Where a
+    /// driver runs it, it must not call the device, and the driver may run the calls of several
+    /// streams one after another: there it must not block for what another stream's call does.
     ///
     /// # Errors
     /// A stream that captures a graph; a device that was given up. What `work` returns appears at
@@ -127,7 +128,8 @@ impl Stream {
         self.enqueue_host(HostJob::Once(Box::new(work)))
     }
 
-    /// As [`Stream::host`], for work that is the same every time: nothing is allocated for it.
+    /// As [`Stream::host`], for work that is the same every time: on the host devices nothing is
+    /// allocated for it.
     ///
     /// # Errors
     /// As [`Stream::host`].

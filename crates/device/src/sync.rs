@@ -1,4 +1,5 @@
-//! The locks of this crate's small protocols, named once so that a test can put a model checker's
-//! in their place.
+//! The locks and threads of the protocols that `loom/` explores, named in one place so that the
+//! model checker's can stand there instead.
 
-pub(crate) use std::sync::Mutex;
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+pub(crate) use std::thread;

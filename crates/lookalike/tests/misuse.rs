@@ -124,6 +124,7 @@ fn handles() {
     assert_eq!(call!(raw, "cuEventRecord"(u64: event, u64: event)), 400, "an event is no stream");
     assert_eq!(call!(raw, "cuEventRecord"(u64: event, u64: stream)), 0);
     assert_eq!(elapsed(&raw mut ms), 600, "not over");
+    host_functions(&raw, stream, event);
     assert_eq!(call!(raw, "cuEventSynchronize"(u64: event)), 0);
     assert_eq!(elapsed(&raw mut ms), 0);
     assert_eq!(call!(raw, "cuStreamWaitEvent"(u64: stream, u64: event, u32: 9)), 1, "flags");
@@ -145,6 +146,33 @@ fn handles() {
 }
 
 /// The launch of HIP's look-alike, whose arguments are in the open.
+/// Functions on the host, and questions instead of waits.
+fn host_functions(raw: &Raw, stream: u64, event: u64) {
+    type HostFunction = unsafe extern "C" fn(*mut c_void);
+    unsafe extern "C" fn ask(told: *mut c_void) {
+        let raw = Raw::open();
+        let code = call!(raw, "cuCtxSynchronize"());
+        // SAFETY: the caller waits for it, and passes a place for a code.
+        unsafe { *told.cast::<i32>() = code };
+    }
+    let mut told = 0_i32;
+    let launch = |function: Option<HostFunction>, told: *mut c_void| {
+        call!(
+            raw,
+            "cuLaunchHostFunc"(u64: stream, Option<HostFunction>: function, *mut c_void: told)
+        )
+    };
+    assert_eq!(launch(None, std::ptr::null_mut()), 1, "no function");
+    assert_eq!(launch(Some(ask), (&raw mut told).cast()), 0);
+    assert_eq!(call!(raw, "cuStreamQuery"(u64: stream)), 600, "not over");
+    assert_eq!(call!(raw, "cuStreamSynchronize"(u64: stream)), 0);
+    assert_eq!(told, 800, "functions on the host must not call the driver");
+    assert_eq!(call!(raw, "cuStreamQuery"(u64: stream)), 0);
+    assert_eq!(call!(raw, "cuStreamQuery"(u64: event)), 400, "an event is no stream");
+    assert_eq!(call!(raw, "cuEventQuery"(u64: event)), 0, "recorded before");
+    assert_eq!(call!(raw, "cuEventQuery"(u64: stream)), 400, "a stream is no event");
+}
+
 fn launches() {
     let Some(image) = toy(Arch::Gfx942) else { return };
     let raw = Raw::open();

@@ -265,6 +265,12 @@ fn host_devices() {
 }
 
 #[test]
+fn the_guarded_device_takes_its_seed_from_the_environment() {
+    Child::new("suite guarded").env("MUSTER_GUARD_SEED", "77").passes();
+    Child::new("no seed guarded").env("MUSTER_GUARD_SEED", "x").passes();
+}
+
+#[test]
 fn lookalikes() {
     for kind in DRIVERS {
         Child::with_lookalike(&format!("suite {kind}"), kind).passes_without_complaint();
@@ -299,6 +305,10 @@ fn child() {
     let kind: DeviceKind = kind.parse().unwrap();
     match name {
         "suite" => suite(&Device::new(kind, 2).unwrap()),
+        "no seed" => {
+            let error = Device::new(kind, 1).unwrap_err().to_string();
+            assert!(error.contains("MUSTER_GUARD_SEED is `x`"), "{error}");
+        }
         "given up" => is_given_up(kind),
         "at the end" => hangs_at_the_end(kind),
         _ => panic!("there is no task {name}"),

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Waits that are this short are not slept through.
-const SPIN: Duration = Duration::from_micros(50);
+/// Waits that are this short are not slept through: a small copy is over by then.
+const SPIN: Duration = Duration::from_micros(200);
 const LONGEST: Duration = Duration::from_millis(1);
 
 pub(super) struct Patience {

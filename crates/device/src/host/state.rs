@@ -1,13 +1,14 @@
 //! The state of all streams of a host device, and what may run next: decisions only.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar};
-use std::thread::ThreadId;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::op::{Op, Outcome, Stamp};
 use crate::DeviceError;
 use crate::random::Random;
+use crate::sync::Condvar;
+use crate::sync::thread::{self, ThreadId};
 
 /// Events in use behind other work that are kept to be used again.
 const STAMPS: usize = 64;
@@ -49,7 +50,7 @@ impl Lane {
             waiters: 0,
             worker: false,
             open: true,
-            work: Arc::default(),
+            work: Arc::new(Condvar::new()),
             stamps: Vec::new(),
         }
     }
@@ -213,7 +214,7 @@ impl State {
                 Taken::Event
             }
             op => {
-                lane.busy = Some(std::thread::current().id());
+                lane.busy = Some(thread::current().id());
                 Taken::Run { op, left_out: lane.has_failed() }
             }
         }

@@ -1,13 +1,14 @@
 //! Who runs what is queued: on the CPU a thread of each stream, on the guarded device whoever
 //! waits.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::ThreadId;
+use std::sync::{Arc, PoisonError};
 
 use super::Streams;
 use super::op::Op;
 use super::state::{State, Taken};
 use crate::DeviceError;
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, MutexGuard};
 
 impl Streams {
     /// Sees to it that a stream has a thread.
@@ -20,7 +21,7 @@ impl Streams {
             return Ok(());
         }
         let streams = self.clone();
-        thread(move || streams.work(index))?;
+        begin(move || streams.work(index))?;
         state.lanes[index].worker = true;
         Ok(())
     }
@@ -52,7 +53,13 @@ impl Streams {
         left_out: bool,
     ) -> MutexGuard<'a, State> {
         drop(state);
-        let result = if left_out { Ok(drop(op)) } else { op.run() };
+        let result = match left_out {
+            true => {
+                drop(op);
+                Ok(())
+            }
+            false => op.run(),
+        };
         let mut state = self.lock();
         state.lanes[index].complete(result);
         self.tell(&state.lanes[index]);
@@ -89,7 +96,7 @@ impl Streams {
         // Kept here too, because nothing of a caller is dropped while the state is locked.
         let (kept, streams) = (Arc::new(Mutex::new(Some(op))), self.clone());
         let given = kept.clone();
-        let begun = thread(move || {
+        let begun = begin(move || {
             // The lock is free as soon as this thread is known.
             let state = streams.lock();
             let op = given.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -115,8 +122,8 @@ impl Streams {
 }
 
 /// Begins a thread that nobody joins.
-fn thread(work: impl FnOnce() + Send + 'static) -> Result<ThreadId, DeviceError> {
-    let begun = std::thread::Builder::new().name("stream".to_owned()).spawn(work);
+fn begin(work: impl FnOnce() + Send + 'static) -> Result<ThreadId, DeviceError> {
+    let begun = thread::Builder::new().name("stream".to_owned()).spawn(work);
     let refused = |e: std::io::Error| DeviceError::Threads { threads: 1, message: e.to_string() };
     begun.map(|handle| handle.thread().id()).map_err(refused)
 }

@@ -1,0 +1,157 @@
+//! The programs.
+
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::grants::{Denied, Grants, Range};
+use crate::host::{Entry, HostJob, HostStream, Mark, Op, Streams};
+use crate::{Device, DeviceError, DeviceKind};
+
+/// What a stream did, in its order, and that nothing of it ran at the same time.
+#[derive(Default)]
+struct Log {
+    inside: AtomicUsize,
+    done: loom::sync::Mutex<Vec<u32>>,
+}
+
+impl Log {
+    fn note(&self, number: u32) {
+        assert_eq!(self.inside.fetch_add(1, Ordering::SeqCst), 0, "one at a time");
+        self.done.lock().unwrap().push(number);
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn done(&self) -> Vec<u32> {
+        self.done.lock().unwrap().clone()
+    }
+}
+
+/// As `Stream::launch`.
+fn launch(stream: &HostStream, log: &Arc<Log>, number: u32) {
+    let log = log.clone();
+    match stream.enter().unwrap() {
+        Entry::Inline(_turn) => log.note(number),
+        Entry::Lost => {}
+        Entry::Queue => {
+            let job = Box::new(move |_: &crate::Kernel| {
+                log.note(number);
+                Ok(())
+            });
+            stream.push(Op::Kernel { device: Device, name: "note", job }).unwrap();
+        }
+    }
+}
+
+fn host(stream: &HostStream, log: &Arc<Log>, number: u32) {
+    let log = log.clone();
+    let job = HostJob::Once(Box::new(move || {
+        log.note(number);
+        Ok(())
+    }));
+    stream.push(Op::Host(job)).unwrap();
+}
+
+fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
+/// A kernel behind work on the host is queued, or runs on its caller; in order either way, and
+/// the wait ends.
+#[test]
+fn a_launch_is_inline_or_queued_in_order() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (stream, log) = (HostStream::new(&streams), Arc::<Log>::default());
+        launch(&stream, &log, 0);
+        host(&stream, &log, 1);
+        launch(&stream, &log, 2);
+        assert!(stream.synchronize(None).unwrap());
+        assert_eq!(log.done(), [0, 1, 2]);
+    });
+}
+
+/// Two threads at one stream: nothing runs at the same time, nothing is lost, each thread's order
+/// is kept.
+#[test]
+fn two_callers_share_a_stream() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (stream, log) = (HostStream::new(&streams), Arc::<Log>::default());
+        let other = {
+            let (stream, log) = (stream.clone(), log.clone());
+            loom::thread::spawn(move || launch(&stream, &log, 10))
+        };
+        host(&stream, &log, 1);
+        launch(&stream, &log, 2);
+        other.join().unwrap();
+        assert!(stream.synchronize(None).unwrap());
+        let mine: Vec<u32> = log.done().into_iter().filter(|&n| n < 10).collect();
+        assert_eq!((mine, log.done().len()), (vec![1, 2], 3));
+    });
+}
+
+/// A stream that waits for an event behind another's work begins after it, and a wait for its own
+/// event ends.
+#[test]
+fn an_event_orders_two_streams() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (first, second) = (HostStream::new(&streams), HostStream::new(&streams));
+        let log = Arc::<Log>::default();
+        host(&first, &log, 0);
+        let event = first.record().unwrap();
+        second.wait_for(&first, &event).unwrap();
+        launch(&second, &log, 1);
+        let end: Mark = second.record().unwrap();
+        drop(first);
+        assert!(second.reach(&end, None).unwrap().is_some());
+        assert_eq!(log.done(), [0, 1]);
+    });
+}
+
+/// Giving up ends a wait, whether the work has begun or not, and threads end.
+#[test]
+fn giving_up_ends_a_wait() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (stream, log) = (HostStream::new(&streams), Arc::<Log>::default());
+        host(&stream, &log, 0);
+        let other = {
+            let streams = streams.clone();
+            loom::thread::spawn(move || streams.give_up("enough"))
+        };
+        let told = stream.synchronize(None);
+        assert!(matches!(told, Ok(true) | Err(DeviceError::Aborted { .. })), "{told:?}");
+        other.join().unwrap();
+        assert!(matches!(stream.record(), Err(DeviceError::Aborted { .. })));
+    });
+}
+
+/// Of two kernels that want to write the same bytes at the same time, at most one has them.
+#[test]
+fn grants_exclude_each_other() {
+    model(|| {
+        let grants = Arc::new(Grants::new());
+        let holders = Arc::new(AtomicUsize::new(0));
+        let kernel = |name: &'static str, range: Range| {
+            let (grants, holders) = (grants.clone(), holders.clone());
+            move || match grants.claim(None, name, range) {
+                Ok(entry) => {
+                    assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                    holders.fetch_sub(1, Ordering::SeqCst);
+                    grants.release(entry);
+                }
+                Err(denied) => assert!(matches!(denied, Denied::Other(other) if other != name)),
+            }
+        };
+        let range = |start, end, writes| Range { start, end, writes };
+        let first = loom::thread::spawn(kernel("a", range(0, 8, true)));
+        let second = loom::thread::spawn(kernel("b", range(4, 12, false)));
+        kernel("c", range(6, 7, true))();
+        first.join().unwrap();
+        second.join().unwrap();
+    });
+}

@@ -1,0 +1,83 @@
+//! What a step does with streams again and again allocates nothing: kernels on an idle stream,
+//! events, and the same work on the host behind them. Watched on all threads of the process; there
+//! is no test harness here, since it would be watched too.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use device::{DType, Device};
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(start, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn main() {
+    a_group_beside_the_compute_stream_allocates_nothing();
+}
+
+fn a_group_beside_the_compute_stream_allocates_nothing() {
+    let device = Device::cpu(1).unwrap();
+    let (compute, group) = (device.stream(), device.new_stream().unwrap());
+    let x = device.zeros(&[64], DType::F32).unwrap();
+    let (here, memory) = (device.clone(), x.clone());
+    let job = Arc::new(move || {
+        here.with_memory("reduce", |k| {
+            k.write::<f32>(&memory)?.iter_mut().for_each(|x| *x *= 0.5);
+            Ok(())
+        })
+    });
+    let step = || {
+        let to = x.clone();
+        let kernel = move |k: &device::Kernel| {
+            k.write::<f32>(&to)?.iter_mut().for_each(|x| *x += 1.0);
+            Ok(())
+        };
+        compute.launch("add", kernel).unwrap();
+        group.wait_for(&compute.record().unwrap()).unwrap();
+        group.host_shared(job.clone()).unwrap();
+        let reduced = group.record().unwrap();
+        // Another stream waits, and the host with a deadline.
+        compute.wait_for(&reduced).unwrap();
+        assert!(reduced.wait_until(Instant::now() + Duration::from_secs(60)).unwrap());
+        compute.synchronize().unwrap();
+    };
+    // Queues, threads and events for more than a step ever has at a time.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let hold = move || {
+        let _ = released.recv();
+        Ok(())
+    };
+    group.host(hold).unwrap();
+    let ahead = [(); 16].map(|()| {
+        group.host_shared(job.clone()).unwrap();
+        let event = group.record().unwrap();
+        compute.wait_for(&event).unwrap();
+        (event, compute.record().unwrap())
+    });
+    drop((release, ahead));
+    compute.synchronize().unwrap();
+    (0..50).for_each(|_| step());
+    let before = COUNT.load(Ordering::SeqCst);
+    (0..200).for_each(|_| step());
+    assert_eq!(COUNT.load(Ordering::SeqCst) - before, 0);
+    assert!((device.stream().to_vec::<f32>(&x).unwrap()[0] - 1.0).abs() < 1e-6);
+}
