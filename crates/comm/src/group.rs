@@ -9,7 +9,11 @@
 //! A group's operations run one after another on a stream of its own, each after the work that was
 //! on another stream when it was submitted. So whoever submits goes on at once, and only the
 //! group's own thread ever waits for peers. Groups do not wait for each other.
+//!
+//! Where the host cannot reach the device's memory, the group's stream is one of the host, and an
+//! operation there waits for the work before it, copies, moves, and copies back (`staged`).
 
+use std::collections::VecDeque;
 use std::iter::once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +24,7 @@ use device::{Device, DeviceError, Event, Stream};
 use crate::error::Moved;
 use crate::op::{Op, Step};
 use crate::patience;
+use crate::staged::{Pair, Staging};
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 
@@ -44,6 +49,10 @@ struct Shared {
     transport: Arc<dyn Transport>,
     device: Device,
     number: u64,
+    /// Where the host cannot reach the device's memory; and then the ends of the work before the
+    /// operations that are submitted and have not begun.
+    staging: Option<Staging>,
+    after: Mutex<VecDeque<Event>>,
     begun: AtomicU64,
     done: AtomicU64,
 }
@@ -58,6 +67,13 @@ pub struct Prepared {
     group: u64,
 }
 
+/// What an operation consists of, and what is copied before and after where that must be.
+struct Work {
+    steps: Vec<Step>,
+    out: Vec<Pair>,
+    back: Vec<Pair>,
+}
+
 /// An operation that was submitted.
 pub struct Pending {
     shared: Arc<Shared>,
@@ -70,8 +86,11 @@ impl Group {
     pub(crate) fn new(transport: Arc<dyn Transport>, device: &Device) -> Result<Group> {
         let number = GROUPS.fetch_add(1, Ordering::Relaxed);
         let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
-        let shared = Shared { transport, device: device.clone(), number, begun, done };
-        let (stream, submitted) = (device.new_stream()?, Mutex::new(0));
+        let (staging, after) = (Staging::of(device)?, Mutex::default());
+        let submitted = Mutex::new(0);
+        let stream = staging.as_ref().map_or(device, |staging| &staging.host).new_stream()?;
+        let device = device.clone();
+        let shared = Shared { transport, device, number, staging, after, begun, done };
         Ok(Group { shared: Arc::new(shared), stream, submitted })
     }
 
@@ -92,9 +111,14 @@ impl Group {
     /// Memory; as an operation.
     pub fn window(&self, bytes: usize) -> Result<Window> {
         let submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Shared { transport, device, number, .. } = &*self.shared;
+        let Shared { transport, device, number, staging, .. } = &*self.shared;
         self.pending(Operation::Window, *submitted)?.wait()?;
-        transport.window(device, *number, bytes)
+        match staging {
+            None => transport.window(device, *number, bytes),
+            Some(staging) => {
+                staging.window(device, transport.window(&staging.host, *number, bytes)?)
+            }
+        }
     }
 
     /// Checks an operation once, for all times that it is submitted.
@@ -104,14 +128,26 @@ impl Group {
     /// other members would wait for this one, the job is given up.
     pub fn prepare(&self, op: Op) -> Result<Prepared> {
         let (shared, name) = (Arc::clone(&self.shared), op.name());
-        let Shared { transport, number: group, .. } = &*self.shared;
-        let steps = op.steps(*group, transport.members()).inspect_err(|error| {
-            let job = transport.job();
+        let work = self.work(op).inspect_err(|error| {
+            let job = shared.transport.job();
             job.revocation().revoke(&format!("rank {}: {name}: {error}", job.rank));
         })?;
-        let operation = steps.first().map_or(Operation::Exchange, Step::operation);
-        let job = Arc::new(move || shared.run(&steps));
-        Ok(Prepared { job, operation, group: *group })
+        let operation = work.steps.first().map_or(Operation::Exchange, Step::operation);
+        let group = shared.number;
+        let job = Arc::new(move || shared.run(&work));
+        Ok(Prepared { job, operation, group })
+    }
+
+    fn work(&self, op: Op) -> Result<Work> {
+        let Shared { transport, number, staging, .. } = &*self.shared;
+        let Some(staging) = staging else {
+            let steps = op.steps(*number, transport.members())?;
+            return Ok(Work { steps, out: Vec::new(), back: Vec::new() });
+        };
+        op.clone().steps(*number, transport.members())?;
+        let staged = staging.stage(op)?;
+        let steps = staged.op.steps(*number, transport.members())?;
+        Ok(Work { steps, out: staged.out, back: staged.back })
     }
 
     /// Lets an operation run after everything that is on `after` now, and after what was submitted
@@ -121,7 +157,7 @@ impl Group {
     /// An operation of another group; the job is given up; the device refuses. What becomes of the
     /// operation itself, [`Pending::wait`] tells.
     pub fn submit(&self, after: &Stream, op: &Prepared) -> Result<Pending> {
-        let Shared { transport, number, .. } = &*self.shared;
+        let Shared { transport, number, staging, after: events, .. } = &*self.shared;
         if op.group != *number {
             return Err(CommError::ForeignWindow);
         }
@@ -129,7 +165,13 @@ impl Group {
         *submitted += 1;
         let given_up = transport.job().revocation().error(op.operation, *submitted);
         given_up.map_or(Ok(()), Err)?;
-        self.stream.wait_for(&after.record()?)?;
+        let event = after.record()?;
+        match staging {
+            None => self.stream.wait_for(&event)?,
+            Some(_) => {
+                events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+            }
+        }
         self.stream.host_shared(Arc::clone(&op.job))?;
         self.pending(op.operation, *submitted)
     }
@@ -150,11 +192,34 @@ impl Group {
 }
 
 impl Shared {
-    fn run(&self, steps: &[Step]) -> std::result::Result<(), DeviceError> {
+    /// One operation, on the group's thread.
+    fn run(&self, work: &Work) -> std::result::Result<(), DeviceError> {
+        self.wait_for_earlier_work()?;
         self.begun.fetch_add(1, Ordering::Release);
-        let ran = steps.iter().try_for_each(|step| self.transport.run(&self.device, step));
+        let ran = match &self.staging {
+            None => self.run_steps(&self.device, &work.steps),
+            Some(staging) => staging
+                .bring(&work.out)
+                .and_then(|()| self.run_steps(&staging.host, &work.steps))
+                .and_then(|()| staging.take_back(&work.back)),
+        };
         self.done.fetch_add(1, Ordering::Release);
         ran.map_err(|error| DeviceError::Host(Box::new(error)))
+    }
+
+    fn run_steps(&self, device: &Device, steps: &[Step]) -> Result<()> {
+        steps.iter().try_for_each(|step| self.transport.run(device, step))
+    }
+
+    /// On the group's stream itself, where that is one of the device.
+    fn wait_for_earlier_work(&self) -> std::result::Result<(), DeviceError> {
+        let event = self.after.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(event) = event else { return Ok(()) };
+        while !event.wait_until(Instant::now() + patience::LOOK)? {
+            let revoked = self.transport.job().revocation().check();
+            revoked.map_err(|error| DeviceError::Host(Box::new(error)))?;
+        }
+        Ok(())
     }
 
     /// Whether an operation runs, whose own deadline then holds.
@@ -171,7 +236,11 @@ impl Pending {
     /// # Errors
     /// A stream of another device.
     pub fn then(&self, stream: &Stream) -> Result<()> {
-        Ok(stream.wait_for(&self.event)?)
+        if self.shared.staging.is_none() {
+            return Ok(stream.wait_for(&self.event)?);
+        }
+        let event = self.event.clone();
+        Ok(stream.host(move || event.wait())?)
     }
 
     /// Whether the operation is done.

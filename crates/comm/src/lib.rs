@@ -39,6 +39,7 @@ pub mod rendezvous;
 mod revocation;
 #[cfg(target_os = "linux")]
 pub mod shm;
+mod staged;
 pub mod tcp;
 mod transport;
 mod window;

@@ -13,6 +13,8 @@ pub struct Window {
     /// The group's number in this process.
     group: u64,
     bytes: usize,
+    /// Its like on the host, where the host cannot reach it.
+    mirror: Option<std::sync::Arc<Window>>,
 }
 
 impl Window {
@@ -23,7 +25,19 @@ impl Window {
         group: u64,
         bytes: usize,
     ) -> Window {
-        Window { buffers: buffers.into(), place, group, bytes }
+        Window { buffers: buffers.into(), place, group, bytes, mirror: None }
+    }
+
+    /// A window in the memory of a device, with this one as its mirror on the host.
+    pub(crate) fn on_device(self, mine: Buffer) -> Window {
+        let mut buffers = vec![None; self.buffers.len()];
+        buffers[self.place] = Some(mine);
+        let Window { place, group, bytes, .. } = self;
+        Window { mirror: Some(self.into()), ..Window::new(buffers, place, group, bytes) }
+    }
+
+    pub(crate) fn mirror(&self) -> Option<&Window> {
+        self.mirror.as_deref()
     }
 
     /// Size of every member's part in bytes.
