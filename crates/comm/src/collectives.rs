@@ -1,26 +1,26 @@
-//! The classical collectives as data for the two primitives (ordered reduction, segment gather)
-//! and the personalized exchange.
+//! The classical collectives as data for the two primitives: ordered reduction, segment gather.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use device::{DType, Tensor};
 use layout::{Node, Program, Tree};
 
-use crate::{CommError, OrderedReduce, Result, Window};
+use crate::{Gather, OrderedReduce, Segments, Window};
 
-/// An even division of a window's elements among the ranks, and the order of their sum; made
-/// once, used for many calls.
+/// An even division of a window's elements among the members, and the order of their sum; made
+/// once, used for many calls. Clones are handles to the same.
 #[derive(Debug, Clone)]
 pub struct EvenPlan {
-    partials: Vec<Vec<(Node, usize)>>,
-    program: Program,
-    segments: Vec<Vec<Range<usize>>>,
+    partials: Arc<[Vec<(Node, usize)>]>,
+    program: Arc<Program>,
+    segments: Segments,
     range: Range<usize>,
     dtype: DType,
 }
 
 impl EvenPlan {
-    /// A plan over elements `range` for as many ranks as `tree` has leaves. Shares differ by one
+    /// A plan over elements `range` for as many members as `tree` has leaves. Shares differ by one
     /// element at most, larger ones first.
     pub fn new(tree: &Tree, range: Range<usize>, dtype: DType) -> EvenPlan {
         let world = tree.leaves();
@@ -33,7 +33,7 @@ impl EvenPlan {
             })
             .collect();
         EvenPlan {
-            program: tree.combine(&nodes),
+            program: tree.combine(&nodes).into(),
             partials: nodes.into_iter().map(|node| vec![(node, 0)]).collect(),
             segments,
             range,
@@ -41,8 +41,8 @@ impl EvenPlan {
         }
     }
 
-    /// Of every rank: its share.
-    pub fn segments(&self) -> &[Vec<Range<usize>>] {
+    /// Of every member: its share.
+    pub fn segments(&self) -> &Segments {
         &self.segments
     }
 
@@ -50,51 +50,25 @@ impl EvenPlan {
         self.dtype
     }
 
-    /// The whole of this rank's part of `window`, flat.
-    pub(crate) fn tensor(&self, window: &Window) -> Result<Tensor> {
-        Ok(window.tensor(0, &[window.bytes() / self.dtype.bytes()], self.dtype)?)
+    /// The bytes of the window that it is about.
+    pub(crate) fn bytes(&self) -> Range<usize> {
+        let size = self.dtype.bytes();
+        self.range.start * size..self.range.end * size
     }
 
-    pub(crate) fn reduce<'a>(&'a self, window: &'a Window, out: &'a Tensor) -> OrderedReduce<'a> {
+    pub(crate) fn reduce(&self, window: &Window, out: Tensor) -> OrderedReduce {
         OrderedReduce {
-            slots: std::slice::from_ref(window),
-            partials: &self.partials,
-            program: &self.program,
+            slots: [window.clone()].into(),
+            partials: Arc::clone(&self.partials),
+            program: Arc::clone(&self.program),
             range: self.range.clone(),
-            segments: &self.segments,
+            segments: Arc::clone(&self.segments),
             out,
         }
     }
-}
 
-/// A personalized exchange: rank `r` finds in `into[receive[s]]` what rank `s` has in
-/// `from[send[r]]`.
-pub struct AllToAll<'a> {
-    pub from: &'a Window,
-    /// Per destination: elements of this rank's window.
-    pub send: &'a [Range<usize>],
-    /// Flat; not the memory of `from`. Its type gives the size of an element.
-    pub into: &'a Tensor,
-    /// Per source: elements of `into`, disjoint, as many as that rank sends.
-    pub receive: &'a [Range<usize>],
-}
-
-impl AllToAll<'_> {
-    pub(crate) fn check(&self, rank: usize, world: usize) -> Result<()> {
-        self.from.check(rank, world)?;
-        let len = self.from.bytes() / self.into.dtype().bytes();
-        let sides =
-            [("send ranges", self.send, len), ("receive ranges", self.receive, self.into.len())];
-        for (what, ranges, len) in sides {
-            if ranges.len() != world {
-                return Err(CommError::PerRank { what, got: ranges.len(), expected: world });
-            }
-            for &Range { start, end } in ranges {
-                if start > end || end > len {
-                    return Err(CommError::Range { what, start, end, len });
-                }
-            }
-        }
-        Ok(())
+    pub(crate) fn gather(&self, window: Window) -> Gather {
+        let segments = Arc::clone(&self.segments);
+        Gather { window, element_bytes: self.dtype.bytes(), segments }
     }
 }

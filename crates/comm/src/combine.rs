@@ -16,10 +16,10 @@
 use std::ops::{Add, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use device::{Element, Kernel, Stream, Tensor};
+use device::{Device, Element, Kernel, Tensor};
 use layout::{Program, ReduceOp};
 
-use crate::{CommError, OrderedReduce};
+use crate::CommError;
 
 /// Elements in the scratch of one thread: 16 KiB of f32, half of a first-level cache.
 const SCRATCH: usize = 4096;
@@ -37,65 +37,27 @@ const DEEPEST: usize = SCRATCH / 32;
 
 /// A type that sums are made in.
 pub(crate) trait Number: Element + Add<Output = Self> {
-    /// The program, and the memory that carries its stack from kernel to kernel.
-    fn parts(scratch: &mut Scratch) -> (&Stages, &mut Vec<Self>);
+    /// The memory that carries a program's stack from kernel to kernel.
+    fn carry(carry: &mut Carry) -> &mut Vec<Self>;
 }
 
 impl Number for f32 {
-    fn parts(scratch: &mut Scratch) -> (&Stages, &mut Vec<f32>) {
-        (&scratch.stages, &mut scratch.carry_f32)
+    fn carry(carry: &mut Carry) -> &mut Vec<f32> {
+        &mut carry.of_f32
     }
 }
 
 impl Number for f64 {
-    fn parts(scratch: &mut Scratch) -> (&Stages, &mut Vec<f64>) {
-        (&scratch.stages, &mut scratch.carry_f64)
+    fn carry(carry: &mut Carry) -> &mut Vec<f64> {
+        &mut carry.of_f64
     }
 }
 
 /// What a group keeps between operations so that they need not allocate.
 #[derive(Default)]
-pub(crate) struct Scratch {
-    pub stages: Stages,
-    carry_f32: Vec<f32>,
-    carry_f64: Vec<f64>,
-    bytes: Vec<u8>,
-}
-
-impl Scratch {
-    /// `len` bytes of unspecified contents.
-    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
-        self.bytes.resize(len, 0);
-        &mut self.bytes
-    }
-}
-
-/// The input of `op` that lies exactly where its output does, if any. (Another overlap between
-/// them is refused by the device.)
-pub(crate) fn in_place_input<T: Number>(
-    stream: &Stream,
-    op: &OrderedReduce,
-    rank: usize,
-) -> Result<Option<usize>, CommError> {
-    if op.out.is_empty() {
-        return Ok(None);
-    }
-    let first = op.out.flat(0..1)?;
-    let before: usize = op.partials[..rank].iter().map(Vec::len).sum();
-    for (index, (_, slot)) in op.partials[rank].iter().enumerate() {
-        let slot = &op.slots[*slot];
-        if slot.bytes() < size_of::<T>() {
-            continue;
-        }
-        let slot = slot.tensor(0, &[1], T::DTYPE)?;
-        let same = stream.with_memory("in_place_input", |k| {
-            Ok(k.read::<T>(&first)?.as_ptr() == k.read::<T>(&slot)?.as_ptr())
-        })?;
-        if same {
-            return Ok(Some(before + index));
-        }
-    }
-    Ok(None)
+pub(crate) struct Carry {
+    of_f32: Vec<f32>,
+    of_f64: Vec<f64>,
 }
 
 /// Where an input's elements of the present range lie.
@@ -117,7 +79,6 @@ impl<T> Located<'_, T> {
 }
 
 /// A checked program, cut into stages that one kernel can run.
-#[derive(Default)]
 pub(crate) struct Stages {
     stages: Vec<Stage>,
     ops: Vec<ReduceOp>,
@@ -133,21 +94,19 @@ struct Stage {
 }
 
 impl Stages {
-    /// Takes over `program`, reusing memory.
+    /// Those of `program`.
     ///
     /// # Errors
     /// A program that does not read each of `inputs` once and in order, or whose stack does not
     /// end with the one sum.
-    pub(crate) fn load(&mut self, program: &Program, inputs: usize) -> Result<(), CommError> {
-        self.stages.clear();
-        self.ops.clear();
-        self.ops.extend_from_slice(&program.ops);
+    pub(crate) fn new(program: &Program, inputs: usize) -> Result<Stages, CommError> {
+        let mut stages = Vec::new();
         let (mut next, mut height, mut depth) = (0, 0_usize, 1);
         let mut open = Stage { ops: (0, 0), inputs: (0, 0), height: 0 };
         let wrong = |problem: String| Err(CommError::Program { problem });
         for (index, op) in program.ops.iter().enumerate() {
             if next - open.inputs.0 == STAGE_INPUTS && !matches!(op, ReduceOp::Fold) {
-                self.stages.push(Stage { ops: (open.ops.0, index), ..open });
+                stages.push(Stage { ops: (open.ops.0, index), ..open });
                 open = Stage { ops: (index, index), inputs: (next, next), height };
             }
             match *op {
@@ -170,9 +129,8 @@ impl Stages {
         if height != 1 {
             return wrong(format!("ends with {height} sums"));
         }
-        self.stages.push(Stage { ops: (open.ops.0, program.ops.len()), ..open });
-        self.depth = depth;
-        Ok(())
+        stages.push(Stage { ops: (open.ops.0, program.ops.len()), ..open });
+        Ok(Stages { stages, ops: program.ops.clone(), depth })
     }
 
     /// Whether the stack outlives a kernel, or is too deep for a thread's scratch.
@@ -187,7 +145,7 @@ impl Stages {
     /// What `locate` or the device refuses.
     pub(crate) fn sum<'a, T: Number>(
         &self,
-        stream: &Stream,
+        device: &Device,
         out: &Tensor,
         range: Range<usize>,
         carry: &mut Vec<T>,
@@ -198,7 +156,7 @@ impl Stages {
             let tile = start..(start + tile).min(range.end);
             let view = out.flat(tile.clone())?;
             for stage in &self.stages {
-                self.run_stage(stream, &view, tile.clone(), stage, carry, locate)?;
+                self.run_stage(device, &view, tile.clone(), stage, carry, locate)?;
             }
         }
         Ok(())
@@ -206,7 +164,7 @@ impl Stages {
 
     fn run_stage<'a, T: Number>(
         &self,
-        stream: &Stream,
+        device: &Device,
         out: &Tensor,
         range: Range<usize>,
         stage: &Stage,
@@ -227,7 +185,7 @@ impl Stages {
         let is_first = stage.inputs.0 == 0;
         let later_out = self.stages.len() > 1 || located.iter().any(Located::is_out);
         let set_aside = is_first && later_out && !located.first().is_some_and(Located::is_out);
-        stream.with_memory("ordered_sum", |k| {
+        device.with_memory("ordered_sum", |k| {
             let mut inputs = [Input { values: None, read: None }; STAGE_INPUTS];
             for (input, place) in inputs.iter_mut().zip(located.iter()) {
                 (input.values, input.read) = match place {

@@ -17,8 +17,9 @@ pub enum Operation {
     ReduceScatterOrdered = 5,
     AllGatherSegments = 6,
     AllToAll = 7,
-    Send = 8,
-    Receive = 9,
+    Exchange = 8,
+    /// The making of groups.
+    Split = 9,
 }
 
 impl Operation {
@@ -32,8 +33,8 @@ impl Operation {
         Operation::ReduceScatterOrdered,
         Operation::AllGatherSegments,
         Operation::AllToAll,
-        Operation::Send,
-        Operation::Receive,
+        Operation::Exchange,
+        Operation::Split,
     ];
 
     /// The operation of a wire number.
@@ -52,8 +53,8 @@ impl Operation {
             Operation::ReduceScatterOrdered => "reduce_scatter_ordered",
             Operation::AllGatherSegments => "all_gather_segments",
             Operation::AllToAll => "all_to_all",
-            Operation::Send => "send",
-            Operation::Receive => "receive",
+            Operation::Exchange => "exchange",
+            Operation::Split => "split",
         }
     }
 }
@@ -67,7 +68,7 @@ impl std::fmt::Display for Operation {
 /// What a group, or the meeting before it, refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum CommError {
-    /// The deadline passed, which begins anew whenever bytes have moved.
+    /// Ranks did not get on for the whole timeout.
     #[error(
         "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms{moved}; \
          see what that process is doing, or raise ranks.timeout_ms",
@@ -101,6 +102,9 @@ pub enum CommError {
     Program { problem: String },
     #[error("the window belongs to another group; use one that this group made")]
     ForeignWindow,
+    /// Of a partition into groups.
+    #[error("the groups {problem}; every rank of 0 to {} belongs to exactly one", world - 1)]
+    Partition { problem: String, world: usize },
     #[error("rank {rank} sends {got} bytes where {expected} were expected")]
     Length { rank: usize, got: u64, expected: u64 },
     #[error("cannot {action} shared memory: {source}")]
@@ -183,6 +187,20 @@ impl Fault {
 }
 
 impl CommError {
+    /// As it is for whoever knows ranks by their number in the job, and not by their place among
+    /// the members of a group.
+    pub(crate) fn among(mut self, members: &[usize]) -> CommError {
+        let of = |place: &mut usize| *place = members.get(*place).copied().unwrap_or(*place);
+        match &mut self {
+            CommError::Timeout { missing, .. } => missing.iter_mut().for_each(of),
+            CommError::PeerLost { rank, .. }
+            | CommError::Mismatch { rank, .. }
+            | CommError::Length { rank, .. } => of(rank),
+            _ => {}
+        }
+        self
+    }
+
     /// The other ranks at fault, if this is not the fault of the rank that met it.
     pub fn fault(&self) -> Option<Fault> {
         let (ranks, what) = match self {

@@ -1,173 +1,69 @@
-//! Process groups and collectives over shared memory and TCP.
+//! The control plane, transports and groups, over shared memory and TCP.
 //!
 //! ```text
 //! rendezvous::Server ◀── join ──▶ peers agree on versions, configuration, addresses
 //!        │ Abort, Stop                     │
 //!        ▼                                 ▼ connect
-//! ControlHandle ──revoke──▶ Communicator (shm: memory of one host │ tcp: full mesh)
-//!                                │
-//!                    OrderedReduce over Windows: owners sum partials in one fixed order
+//! ControlHandle ──revoke──▶ World (shm: memory of one host │ tcp: full mesh, one watchdog)
+//!                             ├─ Control   small messages of hosts; a channel for training, one
+//!                             │            for saving
+//!                             └─ Group     of the parts of a partition: Windows, and operations
+//!                                          that move device memory after a stream's work
 //! ```
 //!
 //! Invariants:
-//!   * every rank calls the same operations in the same order; each has a sequence number, and
-//!     ranks that disagree get [`CommError::Mismatch`];
-//!   * every wait has a deadline, which stands still while the process is stopped and over tcp begins
-//!     anew when bytes move; any failure gives up the whole group, and everyone learns why;
-//!   * when an operation returns, its windows may be rewritten;
+//!   * the members of a channel or group call the same operations in the same order; each has a
+//!     sequence number, and ranks that disagree get [`CommError::Mismatch`]. Channels and groups
+//!     have orders of their own and never wait for each other;
+//!   * every wait has a deadline, which only a rank meets that gets nothing done (the `job` module
+//!     says what counts), and which stands still while the process is stopped. Any failure gives up
+//!     the whole job, and every rank learns why within 100 ms, whatever it is doing;
+//!   * when an operation is done, its windows may be rewritten;
 //!   * sums are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
 //!     neither on the number of ranks, nor on the backend, nor on threads or timing.
 
 mod collectives;
 mod combine;
+mod control;
 mod counters;
+mod digest;
 mod door;
 mod error;
+mod group;
+mod job;
 mod memory;
+mod op;
+mod ordered;
 mod patience;
-mod reduce;
 pub mod rendezvous;
 mod revocation;
 #[cfg(target_os = "linux")]
 pub mod shm;
+mod staged;
 pub mod tcp;
+mod transport;
 mod window;
+mod world;
 
-use std::ops::Range;
-use std::sync::Arc;
-
-use device::{Device, Stream, Tensor};
-
-pub use collectives::{AllToAll, EvenPlan};
+pub use collectives::EvenPlan;
+pub use control::{Channel, Control};
 pub use counters::{Count, Counters};
 pub use error::{CommError, Fault, Moved, Operation};
+pub use group::{Group, Pending, Prepared};
+pub use job::{Disturbance, Settings};
+pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;
-pub use reduce::OrderedReduce;
 pub use revocation::Revocation;
 pub use window::Window;
+pub use world::World;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, CommError>;
 
-/// A group of ranks. All operations but `send`, `recv`, `counters` and `revoke` are collective:
-/// every rank calls the same ones in the same order. They block, at most for the group's timeout.
-///
-/// # Errors
-/// Each operation fails with [`CommError::Timeout`], [`CommError::PeerLost`],
-/// [`CommError::Mismatch`], [`CommError::Revoked`], or for arguments out of bounds. Whatever the
-/// error, the group is given up: this rank's later operations are `Revoked`, and so is whatever
-/// another rank is doing or does next that needs a rank which gave up.
-pub trait Communicator: Send + Sync {
-    fn rank(&self) -> usize;
-
-    /// Number of ranks.
-    fn world(&self) -> usize;
-
-    /// `shm` or `tcp`.
-    fn backend(&self) -> &'static str;
-
-    /// Zeroed device memory of `bytes` bytes, the same on every rank, that peers may read.
-    fn window(&self, device: &Device, bytes: usize) -> Result<Window>;
-
-    /// Returns once every rank has called it.
-    fn barrier(&self) -> Result<()>;
-
-    /// Gives every rank every rank's message, in rank order, reusing the memory of `all`; for
-    /// small control messages of any lengths.
-    fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()>;
-
-    /// As [`Communicator::all_gather_bytes_into`], into new memory.
-    fn all_gather_bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut all = Vec::new();
-        self.all_gather_bytes_into(mine, &mut all)?;
-        Ok(all)
-    }
-
-    /// Replaces `bytes` on every rank by those of `root`.
-    fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()>;
-
-    /// Each owner sums the partials of all ranks over its segments; see [`OrderedReduce`].
-    fn reduce_scatter_ordered(&self, stream: &Stream, op: &OrderedReduce) -> Result<()>;
-
-    /// Afterwards every rank's window holds the segments of every rank. `segments` are, per rank,
-    /// the elements (of `element_bytes` each) that it holds before; disjoint.
-    fn all_gather_segments(
-        &self,
-        stream: &Stream,
-        window: &Window,
-        element_bytes: usize,
-        segments: &[Vec<Range<usize>>],
-    ) -> Result<()>;
-
-    /// Each rank gives every rank a part of its window; see [`AllToAll`].
-    fn all_to_all(&self, stream: &Stream, op: &AllToAll) -> Result<()>;
-
-    /// Gives `tensor` to rank `to`, which calls [`Communicator::recv`]. Messages from one rank
-    /// to another arrive in the order in which they were sent.
-    fn send(&self, stream: &Stream, to: usize, tensor: &Tensor) -> Result<()>;
-
-    /// Takes the next message from rank `from`, of exactly the size of `tensor`.
-    fn recv(&self, stream: &Stream, from: usize, tensor: &Tensor) -> Result<()>;
-
-    /// What this rank has moved so far.
-    fn counters(&self) -> Counters;
-
-    /// Gives the group up, from any thread: blocked operations of every rank fail within 100 ms,
-    /// later ones at once, with [`CommError::Revoked`]. The first reason stays.
-    fn revoke(&self, why: &str);
-
-    /// Sums the windows of all ranks in the order of the plan's tree (leaf `i` is rank `i`) and
-    /// gives every rank the result: an ordered reduction in place, then a gather. Counted as those.
-    fn all_reduce(&self, stream: &Stream, window: &Window, plan: &EvenPlan) -> Result<()> {
-        let out = plan.tensor(window)?;
-        self.reduce_scatter(stream, window, plan, &out)?;
-        self.all_gather(stream, window, plan)
-    }
-
-    /// As [`Communicator::all_reduce`] without the gather: `out`, indexed like the window, holds
-    /// the sums of this rank's even share.
-    fn reduce_scatter(
-        &self,
-        stream: &Stream,
-        window: &Window,
-        plan: &EvenPlan,
-        out: &Tensor,
-    ) -> Result<()> {
-        self.reduce_scatter_ordered(stream, &plan.reduce(window, out))
-    }
-
-    /// Afterwards every window holds every rank's even share.
-    fn all_gather(&self, stream: &Stream, window: &Window, plan: &EvenPlan) -> Result<()> {
-        self.all_gather_segments(stream, window, plan.dtype().bytes(), plan.segments())
-    }
-
-    /// Copies `range` (elements of `element_bytes` each) of the window of `root` to every window.
-    fn broadcast(
-        &self,
-        stream: &Stream,
-        window: &Window,
-        root: usize,
-        element_bytes: usize,
-        range: Range<usize>,
-    ) -> Result<()> {
-        let world = self.world();
-        let mut segments = vec![Vec::new(); world];
-        let slot = segments.get_mut(root).ok_or(CommError::NoSuchRank { rank: root, world });
-        match slot {
-            Ok(slot) => slot.push(range),
-            Err(error) => {
-                self.revoke(&format!("rank {}: broadcast: {error}", self.rank()));
-                return Err(error);
-            }
-        }
-        self.all_gather_segments(stream, window, element_bytes, &segments)
-    }
-}
-
-/// How the ranks of a group reach each other.
+/// How the ranks of a job reach each other.
 #[derive(Debug)]
 pub enum Backend {
-    /// Processes of one host, through memory that was made for one start of a group.
+    /// Processes of one host, through memory that was made for one start of a job.
     #[cfg(target_os = "linux")]
     Shm { memory: shm::SharedMemory },
     /// Anywhere: a listener of this rank (see [`tcp::listen`]), the address of every rank's, and a
@@ -175,43 +71,25 @@ pub enum Backend {
     Tcp { listener: std::net::TcpListener, peers: Vec<std::net::SocketAddr>, job: String },
 }
 
-/// Meets the other ranks of a group.
+/// Meets the other ranks of a job, with the settings of [`Settings::new`].
 ///
 /// # Errors
-/// As the backend's own `connect`; every rank that is missing after `timeout_ms` is named. The
-/// same timeout holds for each later operation.
-pub fn connect(
-    backend: Backend,
-    rank: usize,
-    world: usize,
-    timeout_ms: u64,
-) -> Result<Arc<dyn Communicator>> {
-    connect_unless(backend, rank, world, timeout_ms, Revocation::default())
+/// As [`connect_with`].
+pub fn connect(backend: Backend, rank: usize, world: usize, timeout_ms: u64) -> Result<World> {
+    connect_with(backend, rank, world, Settings::new(timeout_ms))
 }
 
-/// As [`connect`]; ends early if `revocation` gives the group up, which it still can afterwards.
+/// Meets the other ranks of a job; ends early if the revocation gives it up, which it still can
+/// afterwards.
 ///
 /// # Errors
-/// As [`connect`], and [`CommError::Revoked`].
-pub fn connect_unless(
+/// A rank that is out of range or claimed twice; every rank that is missing after the timeout is
+/// named; [`CommError::Revoked`].
+pub fn connect_with(
     backend: Backend,
     rank: usize,
     world: usize,
-    timeout_ms: u64,
-    revocation: Revocation,
-) -> Result<Arc<dyn Communicator>> {
-    match backend {
-        #[cfg(target_os = "linux")]
-        Backend::Shm { memory } => {
-            Ok(Arc::new(shm::Shm::connect(memory, rank, world, timeout_ms, revocation)?))
-        }
-        Backend::Tcp { listener, peers, job } => {
-            let (what, got, expected) = ("peer addresses", peers.len(), world);
-            if got != expected {
-                return Err(CommError::PerRank { what, got, expected });
-            }
-            let me = tcp::Member { job: &job, rank, timeout_ms };
-            Ok(Arc::new(tcp::Tcp::connect(listener, &peers, me, revocation)?))
-        }
-    }
+    settings: Settings,
+) -> Result<World> {
+    World::connect(backend, rank, world, settings)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use device::{DType, Stream, Tensor};
+use device::{DType, Device, Tensor};
 
 use crate::Result;
 
@@ -18,12 +18,12 @@ pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Tensor> {
 
 /// Copies bytes between disjoint views, in parallel; returns how many.
 pub(crate) fn copy(
-    stream: &Stream,
+    device: &Device,
     name: &'static str,
     from: &Tensor,
     into: &Tensor,
 ) -> Result<usize> {
-    let copied = stream.with_memory(name, |k| {
+    let copied = device.with_memory(name, |k| {
         let from = k.read::<u8>(from)?;
         k.parallel().chunks(k.write::<u8>(into)?, COPY_BYTES, |index, into| {
             let start = index * COPY_BYTES;
@@ -35,16 +35,16 @@ pub(crate) fn copy(
 }
 
 /// Copies a byte view to host memory.
-pub(crate) fn load(stream: &Stream, from: &Tensor, into: &mut [u8]) -> Result<()> {
-    Ok(stream.with_memory("load", |k| {
+pub(crate) fn load(device: &Device, from: &Tensor, into: &mut [u8]) -> Result<()> {
+    Ok(device.with_memory("load", |k| {
         into.copy_from_slice(k.read::<u8>(from)?);
         Ok(())
     })?)
 }
 
 /// Copies host memory to a byte view.
-pub(crate) fn store(stream: &Stream, from: &[u8], into: &Tensor) -> Result<()> {
-    Ok(stream.with_memory("store", |k| {
+pub(crate) fn store(device: &Device, from: &[u8], into: &Tensor) -> Result<()> {
+    Ok(device.with_memory("store", |k| {
         k.write::<u8>(into)?.copy_from_slice(from);
         Ok(())
     })?)

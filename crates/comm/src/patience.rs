@@ -4,11 +4,10 @@
 //! meanwhile, and those that it waits for may have stood still with it. So waiting is counted in
 //! looks at the clock, and the time between two looks counts for a bounded amount only.
 
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// How often whoever waits looks at the clock at least.
-const LOOK: Duration = Duration::from_millis(20);
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 
 /// The most that the time between two looks counts for: more than a busy machine keeps a thread
 /// waiting for its turn, and less than any timeout that people choose.
@@ -58,8 +57,13 @@ impl Patience {
 
     /// What is left; zero when the deadline has passed. Whoever waits like this gets on.
     pub(crate) fn left(&mut self) -> Duration {
-        device::work::mark();
-        self.limit.saturating_sub(self.clock.look())
+        self.limit.saturating_sub(self.used())
+    }
+
+    /// Time awake since it began.
+    pub(crate) fn used(&mut self) -> Duration {
+        device::work::mark_waiting();
+        self.clock.look()
     }
 
     /// The whole timeout again.
@@ -86,25 +90,6 @@ impl Patience {
             () = self.passed() => None,
         }
     }
-}
-
-/// Returns when the deadline has passed, which others may begin anew meanwhile.
-pub(crate) async fn passed(patience: &Cell<Patience>) {
-    loop {
-        let left = left(patience);
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(LOOK)).await;
-    }
-}
-
-/// As [`Patience::left`].
-pub(crate) fn left(patience: &Cell<Patience>) -> Duration {
-    let mut looked_at = patience.get();
-    let left = looked_at.left();
-    patience.set(looked_at);
-    left
 }
 
 #[cfg(test)]

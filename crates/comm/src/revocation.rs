@@ -1,12 +1,13 @@
-//! Giving up, from any thread: a group that works, or ranks that are still about to meet.
+//! Giving up, from any thread: a job that works, or ranks that are still about to meet.
 
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
-use crate::{CommError, Result};
+use crate::{CommError, Operation, Result};
 
-/// Whether, and why, a group is given up; the first reason stays. Clones are handles to the same.
+/// Whether, and why, a job is given up: one for all that a rank has of it. The first reason stays.
+/// Clones are handles to the same.
 #[derive(Debug, Clone, Default)]
 pub struct Revocation {
     inner: Arc<Inner>,
@@ -14,36 +15,69 @@ pub struct Revocation {
 
 #[derive(Debug, Default)]
 struct Inner {
-    why: OnceLock<String>,
+    reason: OnceLock<Reason>,
     notify: Notify,
+}
+
+/// Why a job is given up.
+#[derive(Debug, Clone)]
+pub(crate) struct Reason {
+    pub why: String,
+    /// A rank that was lost while nobody waited for it, and how.
+    pub lost: Option<(usize, String)>,
+}
+
+impl Reason {
+    /// `rank` is lost.
+    pub(crate) fn loss(rank: usize, cause: &str) -> Reason {
+        let why = format!("rank {rank} is lost: {cause}");
+        Reason { why, lost: Some((rank, cause.to_owned())) }
+    }
 }
 
 impl Revocation {
     /// Gives up; returns the reason, which may be an earlier one.
     pub fn revoke(&self, why: &str) -> &str {
-        let why = self.inner.why.get_or_init(|| why.to_owned());
+        &self.give_up(|| Reason { why: why.to_owned(), lost: None }).why
+    }
+
+    pub(crate) fn give_up(&self, reason: impl FnOnce() -> Reason) -> &Reason {
+        let reason = self.inner.reason.get_or_init(reason);
         self.inner.notify.notify_waiters();
-        why
+        reason
     }
 
     /// The reason.
     pub fn why(&self) -> Option<&str> {
-        self.inner.why.get().map(String::as_str)
+        self.reason().map(|reason| reason.why.as_str())
+    }
+
+    pub(crate) fn reason(&self) -> Option<&Reason> {
+        self.inner.reason.get()
     }
 
     pub(crate) fn check(&self) -> Result<()> {
         self.why().map_or(Ok(()), |why| Err(CommError::Revoked { why: why.to_owned() }))
     }
 
-    /// Fails as soon as it is given up; waits for ever if it is not.
-    pub(crate) async fn wait(&self) -> CommError {
+    /// What an operation fails with that meets it: a lost rank is named as one.
+    pub(crate) fn error(&self, operation: Operation, sequence: u64) -> Option<CommError> {
+        let Reason { why, lost } = self.reason()?.clone();
+        Some(match lost {
+            Some((rank, cause)) => CommError::PeerLost { rank, operation, sequence, cause },
+            None => CommError::Revoked { why },
+        })
+    }
+
+    /// Returns the reason as soon as it is given up; waits for ever if it is not.
+    pub(crate) async fn wait(&self) -> &Reason {
         loop {
             let notified = self.inner.notify.notified();
             tokio::pin!(notified);
             // Registered before the reason is looked at, so that nothing falls in between.
             notified.as_mut().enable();
-            if let Err(error) = self.check() {
-                return error;
+            if let Some(reason) = self.reason() {
+                return reason;
             }
             notified.await;
         }

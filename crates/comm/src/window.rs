@@ -2,33 +2,55 @@ use device::{Buffer, DType, DeviceError, Tensor};
 
 use crate::CommError;
 
-/// Device memory of one size on every rank, made by [`crate::Communicator::window`]. Between
-/// processes of one host each rank also maps the others' memory, so that a collective reads it
-/// where it lies. Clones share the memory; the last one frees this rank's part.
+/// Device memory of one size on every member of a group, made by [`crate::Group::window`]. Between
+/// processes of one host each also maps the others' memory, so that a collective reads it
+/// where it lies. Clones share the memory; the last one frees this member's part.
 #[derive(Clone)]
 pub struct Window {
+    /// By place.
     buffers: std::sync::Arc<[Option<Buffer>]>,
-    rank: usize,
+    place: usize,
+    /// The group's number in this process.
+    group: u64,
     bytes: usize,
+    /// Its like on the host, where the host cannot reach it.
+    mirror: Option<std::sync::Arc<Window>>,
 }
 
 impl Window {
-    /// `buffers[rank]` must be there.
-    pub(crate) fn new(buffers: Vec<Option<Buffer>>, rank: usize, bytes: usize) -> Window {
-        Window { buffers: buffers.into(), rank, bytes }
+    /// `buffers[place]` must be there.
+    pub(crate) fn new(
+        buffers: Vec<Option<Buffer>>,
+        place: usize,
+        group: u64,
+        bytes: usize,
+    ) -> Window {
+        Window { buffers: buffers.into(), place, group, bytes, mirror: None }
     }
 
-    /// Size of every rank's part in bytes.
+    /// A window in the memory of a device, with this one as its mirror on the host.
+    pub(crate) fn on_device(self, mine: Buffer) -> Window {
+        let mut buffers = vec![None; self.buffers.len()];
+        buffers[self.place] = Some(mine);
+        let Window { place, group, bytes, .. } = self;
+        Window { mirror: Some(self.into()), ..Window::new(buffers, place, group, bytes) }
+    }
+
+    pub(crate) fn mirror(&self) -> Option<&Window> {
+        self.mirror.as_deref()
+    }
+
+    /// Size of every member's part in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// This rank's memory.
+    /// This member's memory.
     pub fn buffer(&self) -> &Buffer {
-        self.buffers[self.rank].as_ref().expect("a window holds the memory of its own rank")
+        self.buffers[self.place].as_ref().expect("a window holds the memory of its own member")
     }
 
-    /// A view of this rank's memory from element `offset` on.
+    /// A view of this member's memory from element `offset` on.
     ///
     /// # Errors
     /// The view does not lie inside the window; more than four axes.
@@ -41,22 +63,22 @@ impl Window {
         Tensor::new(self.buffer().clone(), offset, shape, dtype)
     }
 
-    /// A flat view of the memory of `rank`, mapped here.
-    pub(crate) fn of_rank(
+    /// A flat view of the memory of a member, mapped here.
+    pub(crate) fn of_member(
         &self,
-        rank: usize,
+        place: usize,
         offset: usize,
         len: usize,
         dtype: DType,
     ) -> Result<Tensor, CommError> {
-        let buffer = self.buffers.get(rank).and_then(Option::as_ref);
+        let buffer = self.buffers.get(place).and_then(Option::as_ref);
         let buffer = buffer.ok_or(CommError::ForeignWindow)?;
         Ok(Tensor::new(buffer.clone(), offset, &[len], dtype)?)
     }
 
-    /// Whether a group of `world` ranks made it for `rank`.
-    pub(crate) fn check(&self, rank: usize, world: usize) -> Result<(), CommError> {
-        match self.rank == rank && self.buffers.len() == world {
+    /// Whether the group of that number made it.
+    pub(crate) fn check(&self, group: u64) -> Result<(), CommError> {
+        match self.group == group {
             true => Ok(()),
             false => Err(CommError::ForeignWindow),
         }
@@ -65,6 +87,6 @@ impl Window {
 
 impl std::fmt::Debug for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "window of {} bytes at rank {}", self.bytes, self.rank)
+        write!(f, "window of {} bytes at place {}", self.bytes, self.place)
     }
 }

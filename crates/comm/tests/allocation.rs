@@ -5,8 +5,8 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use comm::{EvenPlan, OrderedReduce, Window};
-use common::{PATIENCE_MS, with_group};
+use comm::{EvenPlan, Op, OrderedReduce, Window};
+use common::{PATIENCE_MS, control, with_ranks};
 use device::{DType, Device};
 use layout::{Node, Tree};
 
@@ -43,35 +43,39 @@ fn nothing_is_allocated_after_warm_up() {
     let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
     let long = tree.combine(&nodes);
     let plan = EvenPlan::new(&Tree::for_leaves(2), 0..50_000, DType::F32);
-    let counts = with_group("shm", 2, PATIENCE_MS, |group| {
+    let counts = with_ranks("shm", 2, PATIENCE_MS, |world| {
         let device = Device::cpu(1).unwrap();
+        let (group, control) = (world.group(&device).unwrap(), control(&world));
         let stream = device.stream();
-        let window = || group.window(&device, 4 * 50_000).unwrap();
+        let window = || group.window(4 * 50_000).unwrap();
         let slots: Vec<Window> = (0..31).map(|_| window()).collect();
         let out = device.zeros(&[50_000], DType::F32).unwrap();
         let long = OrderedReduce {
-            slots: &slots,
-            partials: &partials,
-            program: &long,
+            slots: slots.as_slice().into(),
+            partials: partials.as_slice().into(),
+            program: long.clone().into(),
             range: 0..50_000,
-            segments: plan.segments(),
-            out: &out,
+            segments: plan.segments().clone(),
+            out,
         };
+        let long = group.prepare(Op::ReduceScatterOrdered(long)).unwrap();
+        let (window, plan) = (slots[0].clone(), plan.clone());
+        let sum = group.prepare(Op::AllReduce { window, plan }).unwrap();
         let mut all = Vec::new();
         let mut round = || {
-            group.all_reduce(&stream, &slots[0], &plan).unwrap();
-            group.reduce_scatter_ordered(&stream, &long).unwrap();
-            group.all_gather_bytes_into(&[7; 100_000], &mut all).unwrap();
-            group.barrier().unwrap();
+            group.submit(&stream, &sum).unwrap();
+            group.submit(&stream, &long).unwrap().wait().unwrap();
+            control.all_gather_bytes_into(&[7; 100_000], &mut all).unwrap();
+            control.barrier().unwrap();
         };
         (0..3).for_each(|_| round());
         // Both ranks have warmed up, and neither ends before both have counted.
-        group.barrier().unwrap();
+        control.barrier().unwrap();
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         (0..20).for_each(|_| round());
-        group.barrier().unwrap();
+        control.barrier().unwrap();
         let after = ALLOCATIONS.load(Ordering::Relaxed);
-        group.barrier().unwrap();
+        control.barrier().unwrap();
         after - before
     });
     assert_eq!(counts, [0, 0]);

@@ -5,8 +5,8 @@ mod common;
 
 use std::ops::Range;
 
-use comm::{Communicator, Operation, OrderedReduce, Window};
-use common::{BACKENDS, PATIENCE_MS, with_group};
+use comm::{Gather, Op, Operation, OrderedReduce, Window, World};
+use common::{BACKENDS, PATIENCE_MS, with_ranks};
 use device::{DType, Device, Stream, Tensor};
 use layout::{Node, Program, Tree};
 use proptest::prelude::*;
@@ -74,11 +74,12 @@ fn filled<T: Float>(stream: &Stream, window: &Window, value: impl Fn(usize) -> T
 }
 
 /// A rank's way through the case; returns its result and the payload bytes it sent.
-fn run<T: Float>(case: &Case, group: &dyn Communicator) -> (Vec<T>, u64) {
+fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
     let kind = if case.is_guarded { Device::guarded } else { Device::cpu };
     let device = kind(case.threads).unwrap();
     let stream = device.stream();
-    let (rank, world) = (group.rank(), case.world);
+    let group = ranks.group(&device).unwrap();
+    let (rank, world) = (ranks.rank(), case.world);
     let range = |rank| case.tree.leaf_range(rank, world).unwrap();
     let schedules: Vec<_> = (0..world).map(|rank| case.tree.schedule(&range(rank))).collect();
     let partials: Vec<Vec<(Node, usize)>> =
@@ -87,25 +88,27 @@ fn run<T: Float>(case: &Case, group: &dyn Communicator) -> (Vec<T>, u64) {
     let program = case.tree.combine(&nodes);
     let slots = schedules.iter().map(|schedule| schedule.slots).max().unwrap();
     let bytes = case.len * size_of::<T>();
-    let slots: Vec<Window> = (0..slots).map(|_| group.window(&device, bytes).unwrap()).collect();
+    let slots: Vec<Window> = (0..slots).map(|_| group.window(bytes).unwrap()).collect();
     accumulate::<T>(case, &schedules[rank], &slots, &stream);
-    let separate = group.window(&device, bytes).unwrap();
+    let separate = group.window(bytes).unwrap();
     let home = if case.in_place { &slots[slots.len() - 1] } else { &separate };
     let out = home.tensor(0, &[case.len], T::DTYPE).unwrap();
     for bucket in &case.buckets {
         let segments = cut(&case.segments, bucket);
         let op = OrderedReduce {
-            slots: &slots,
-            partials: &partials,
-            program: &program,
+            slots: slots.as_slice().into(),
+            partials: partials.as_slice().into(),
+            program: program.clone().into(),
             range: bucket.clone(),
-            segments: &segments,
-            out: &out,
+            segments: segments.into(),
+            out: out.clone(),
         };
-        group.reduce_scatter_ordered(&stream, &op).unwrap();
+        group.run(&stream, Op::ReduceScatterOrdered(op)).unwrap();
     }
-    group.all_gather_segments(&stream, home, size_of::<T>(), &case.segments).unwrap();
-    let sent = group.counters().of(Operation::ReduceScatterOrdered).payload_sent_bytes;
+    let (window, segments) = (home.clone(), case.segments.as_slice().into());
+    let gather = Gather { window, element_bytes: size_of::<T>(), segments };
+    group.run(&stream, Op::AllGatherSegments(gather)).unwrap();
+    let sent = ranks.counters().of(Operation::ReduceScatterOrdered).payload_sent_bytes;
     (stream.to_vec::<T>(&out).unwrap(), sent)
 }
 
@@ -135,7 +138,7 @@ fn accumulate<T: Float>(
 }
 
 fn check<T: Float + std::fmt::Debug>(case: &Case, kind: &str) {
-    let results = with_group(kind, case.world, PATIENCE_MS, |group| run::<T>(case, &*group));
+    let results = with_ranks(kind, case.world, PATIENCE_MS, |ranks| run::<T>(case, &ranks));
     for (rank, (got, _)) in results.iter().enumerate() {
         for (index, got) in got.iter().enumerate() {
             let owned = |range: &Range<usize>| {
@@ -239,10 +242,10 @@ fn free_worlds_send_what_a_ring_would() {
             for world in [2, 4] {
                 let case = plain(Tree::for_leaves(leaves), world, len, true);
                 let sent = |(_, sent): &(Vec<f32>, u64)| *sent;
-                let results = with_group(kind, world, PATIENCE_MS, |group| {
-                    let result = run::<f32>(&case, &*group);
-                    let count = group.counters().of(Operation::ReduceScatterOrdered);
-                    let headers = match group.backend() {
+                let results = with_ranks(kind, world, PATIENCE_MS, |ranks| {
+                    let result = run::<f32>(&case, &ranks);
+                    let count = ranks.counters().of(Operation::ReduceScatterOrdered);
+                    let headers = match ranks.backend() {
                         "tcp" => (world - 1) * comm::tcp::HEADER_BYTES,
                         _ => 0,
                     };
@@ -264,24 +267,25 @@ fn a_program_that_is_not_of_these_partials_is_refused() {
             (Tree::for_leaves(3).combine(&nodes(3)), "reads 3 inputs where there are 2 partials"),
             (Program { ops: Vec::new(), depth: 0 }, "reads 0 inputs where there are 2 partials"),
         ] {
-            let got = with_group(kind, 2, PATIENCE_MS, |group| {
+            let got = with_ranks(kind, 2, PATIENCE_MS, |ranks| {
                 let device = Device::cpu(1).unwrap();
+                let group = ranks.group(&device).unwrap();
                 // The other rank may refuse, and give the group up, while this one still meets it.
-                let window = match group.window(&device, 64) {
+                let window = match group.window(64) {
                     Ok(window) => window,
                     Err(error) => return error.to_string(),
                 };
                 let out = window.tensor(0, &[16], DType::F32).unwrap();
                 let partials: Vec<_> = nodes(2).into_iter().map(|node| vec![(node, 0)]).collect();
                 let op = OrderedReduce {
-                    slots: &[window],
-                    partials: &partials,
-                    program: &program,
+                    slots: [window].into(),
+                    partials: partials.into(),
+                    program: program.clone().into(),
                     range: 0..16,
-                    segments: &[Vec::new(), Vec::new()],
-                    out: &out,
+                    segments: [Vec::new(), Vec::new()].into(),
+                    out,
                 };
-                common::message(group.reduce_scatter_ordered(&device.stream(), &op))
+                common::message(group.run(&device.stream(), Op::ReduceScatterOrdered(op)))
             });
             assert!(got.iter().any(|text| text.contains(expected)), "{kind}: {got:?}");
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Hello, Server, join};
 use comm::shm::SharedMemory;
-use comm::{Backend, Communicator, EvenPlan};
+use comm::{Backend, EvenPlan, Op, World};
 use common::{BACKENDS, PATIENCE_MS};
 use device::{DType, Device};
 use layout::Tree;
@@ -39,14 +39,15 @@ fn worker() {
         }
         _ => Backend::Tcp { listener, peers: joined.peers.clone(), job: joined.group.clone() },
     };
-    let group = comm::connect(backend, rank, world, PATIENCE_MS).unwrap();
-    if task == "controlled" {
-        joined.control.attach(&group);
-    }
-    let error = work(&*group, if task == "sum" { 50 } else { usize::MAX });
+    let world = match task.as_str() {
+        "controlled" => joined.control.connect(backend, rank, world, PATIENCE_MS),
+        _ => comm::connect(backend, rank, world, PATIENCE_MS),
+    };
+    let world = world.unwrap();
+    let error = work(&world, if task == "sum" { 50 } else { usize::MAX });
     match error {
         None => {
-            println!("\nresult {:?}", group.counters().total().calls);
+            println!("\nresult {:?}", world.counters().total().calls);
             joined.control.bye();
         }
         // As a real worker does: out, without goodbye.
@@ -55,18 +56,30 @@ fn worker() {
 }
 
 /// All-reduces again and again, each checked; the error that ended it.
-fn work(group: &dyn Communicator, rounds: usize) -> Option<String> {
-    let (rank, world) = (group.rank(), group.world());
+fn work(ranks: &World, rounds: usize) -> Option<String> {
+    let (rank, world) = (ranks.rank(), ranks.size());
     let device = Device::cpu(1).unwrap();
+    let group = ranks.group(&device).unwrap();
     let stream = device.stream();
-    let window = group.window(&device, 4 * LEN).unwrap();
+    let window = group.window(4 * LEN).unwrap();
     let tensor = window.tensor(0, &[LEN], DType::F32).unwrap();
     let plan = EvenPlan::new(&Tree::for_leaves(world), 0..LEN, DType::F32);
+    let (again, plan_again) = (window.clone(), plan.clone());
+    let sum = group.prepare(Op::AllReduce { window, plan }).unwrap();
+    let again = Op::AllGather { window: again, plan: plan_again };
+    let again = group.prepare(again).unwrap();
+    // Several operations are queued at any time; the later ones change nothing.
+    let submit = || {
+        let first = group.submit(&stream, &sum)?;
+        let later: Vec<_> = (0..5).map(|_| group.submit(&stream, &again)).collect();
+        first.wait()?;
+        later.into_iter().try_for_each(|pending| pending?.wait())
+    };
     for round in 0..rounds {
         let value = |rank: usize, i: usize| (rank * 3 + i % 1000 + round % 100) as f32;
         let mine: Vec<f32> = (0..LEN).map(|i| value(rank, i)).collect();
         stream.copy_in(&tensor, &mine).unwrap();
-        if let Err(error) = group.all_reduce(&stream, &window, &plan) {
+        if let Err(error) = submit() {
             return Some(error.to_string());
         }
         let got = stream.to_vec::<f32>(&tensor).unwrap();

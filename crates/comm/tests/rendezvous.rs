@@ -4,13 +4,12 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Hello, Joined, Server, can_serve, join, report_absent};
-use comm::{Backend, Communicator, Fault, Result};
-use common::{PATIENCE_MS, message};
+use comm::{Backend, Fault, Result, World};
+use common::{PATIENCE_MS, control, message};
 
 const LOCAL: &str = "127.0.0.1:0";
 
@@ -176,7 +175,7 @@ fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
 }
 
 /// Three ranks with a tcp group under control.
-fn controlled(server: &Server) -> Vec<(Arc<dyn Communicator>, Joined)> {
+fn controlled(server: &Server) -> Vec<(World, Joined)> {
     let threads: Vec<_> = (0..3)
         .map(|rank| {
             let addr = server.addr();
@@ -198,7 +197,7 @@ fn controlled(server: &Server) -> Vec<(Arc<dyn Communicator>, Joined)> {
 fn a_reported_exit_revokes_the_group_of_every_rank() {
     let server = server(3, PATIENCE_MS);
     let ranks = controlled(&server);
-    let waiting = Arc::clone(&ranks[0].0);
+    let waiting = control(&ranks[0].0);
     let waiting = std::thread::spawn(move || waiting.barrier());
     std::thread::sleep(Duration::from_millis(50));
     server.report_exit(2, "killed by signal 9");
@@ -207,7 +206,7 @@ fn a_reported_exit_revokes_the_group_of_every_rank() {
     let aborted = || ranks.iter().all(|(_, joined)| joined.control.aborted().is_some());
     eventually("the abort", aborted);
     assert_eq!(ranks[1].1.control.aborted().unwrap().rank, Some(2));
-    assert_eq!(message(ranks[1].0.barrier()), expected);
+    assert_eq!(message(control(&ranks[1].0).barrier()), expected);
     assert_eq!(server.lost(), Some((2, "killed by signal 9".to_owned())));
 }
 
@@ -226,7 +225,7 @@ fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
     drop(server);
     eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
     let expected = "the group was aborted: the supervising process is gone";
-    assert_eq!(message(ranks[0].0.barrier()), expected);
+    assert_eq!(message(control(&ranks[0].0).barrier()), expected);
 }
 
 #[test]

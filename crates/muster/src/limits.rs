@@ -11,8 +11,8 @@ use checkpoint::disk::{Disk, OsDisk};
 use crate::error::CliError;
 
 /// Threads of a rank beside those that compute: its first one, its voice, the control connection,
-/// the removal of checkpoints.
-const OF_A_RANK: usize = 4;
+/// the watchdog over its peers, its group, the removal of checkpoints.
+const OF_A_RANK: usize = 6;
 
 /// Threads of the supervisor for each rank, which read its lines and its log.
 const READERS: usize = 2;

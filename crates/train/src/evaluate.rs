@@ -23,16 +23,16 @@ impl<E: Engine> Trainer<E> {
         };
         let per_batch = self.plan.batch.windows as u64;
         let chunks = wanted.div_ceil(per_batch);
-        let world = self.comm.world() as u64;
+        let world = self.ranks.world.size() as u64;
         let mut message = Vec::new();
-        for chunk in (self.comm.rank() as u64..chunks).step_by(world as usize) {
+        for chunk in (self.ranks.rank() as u64..chunks).step_by(world as usize) {
             let windows = chunk * per_batch..wanted.min((chunk + 1) * per_batch);
             let (loss, tokens, bytes) = self.validate(windows)?;
             message.extend_from_slice(&loss.to_le_bytes());
             message.extend_from_slice(&tokens.to_le_bytes());
             message.extend_from_slice(&bytes.unwrap_or(u64::MAX).to_le_bytes());
         }
-        let all = self.comm.all_gather_bytes(&message)?;
+        let all = self.ranks.training.all_gather_bytes(&message)?;
         let (mut loss, mut tokens, mut bytes) = (0.0, 0_u64, Some(0_u64));
         for chunk in 0..chunks {
             let (rank, row) = ((chunk % world) as usize, (chunk / world) as usize);

@@ -27,6 +27,7 @@ pub mod numeric_plan;
 mod optimizer;
 mod plan;
 pub mod pulse;
+mod ranks;
 mod retention;
 mod room;
 mod run;

@@ -64,7 +64,7 @@ impl<E: Engine> Trainer<E> {
         store: &Store,
         max_steps: Option<u64>,
     ) -> Result<Option<Event>, TrainError> {
-        let Some(free) = store.free().filter(|_| self.comm.rank() == 0) else { return Ok(None) };
+        let Some(free) = store.free().filter(|_| self.ranks.rank() == 0) else { return Ok(None) };
         let config = &self.config.checkpoint;
         let total = self.config.train.steps;
         let last = max_steps.map_or(total, |most| total.min(most));

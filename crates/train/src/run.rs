@@ -43,7 +43,7 @@ impl<E: Engine> Trainer<E> {
         let total = self.config.train.steps;
         let last = max_steps.map_or(total, |most| total.min(most));
         // One rank removes for all.
-        let keep = if self.comm.rank() == 0 { self.config.checkpoint.keep } else { 0 };
+        let keep = if self.ranks.rank() == 0 { self.config.checkpoint.keep } else { 0 };
         let mut retention = Retention::new(keep);
         let mut saved = None;
         let mut evaluated = None;

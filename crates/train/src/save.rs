@@ -8,7 +8,7 @@ use checkpoint::{
     Attempt, Checkpoint, Chunk, ChunkData, Committed, Dtype, ExpectedTensor, RankReport, Region,
     RunState, Source, Store, TensorKey, WriteOptions,
 };
-use comm::Communicator;
+use comm::Control;
 use device::{DType, Stream, Tensor};
 use model::Parameters;
 use optim::Update;
@@ -103,7 +103,9 @@ fn rows_region(shape: &[usize], rows: &std::ops::Range<usize>) -> Region {
 pub struct Saver<'a> {
     pub plan: &'a RunPlan,
     pub params: &'a Parameters,
-    pub comm: &'a dyn Communicator,
+    pub rank: usize,
+    pub world: usize,
+    pub control: &'a dyn Control,
     pub stream: &'a Stream,
     pub(crate) optimizer: &'a Optimizer,
     pub weights: &'a Tensor,
@@ -123,13 +125,13 @@ impl Saver<'_> {
         attempt: Attempt,
         state: &RunState,
     ) -> Result<Committed, TrainError> {
-        let rank = self.comm.rank();
+        let rank = self.rank;
         let written = self.write(store, attempt);
         let message = match &written {
             Ok(report) => serde_json::to_vec(&Ok::<_, String>(report)),
             Err(error) => serde_json::to_vec(&Err::<RankReport, _>(error.to_string())),
         };
-        let messages = self.comm.all_gather_bytes(&message.unwrap_or_default())?;
+        let messages = self.control.all_gather_bytes(&message.unwrap_or_default())?;
         let mut reports = Vec::with_capacity(messages.len());
         let mut failed = written.err().map(|error| (rank, error));
         for (peer, message) in messages.iter().enumerate() {
@@ -146,7 +148,7 @@ impl Saver<'_> {
             }
         }
         if let Some((_, error)) = failed {
-            self.comm.barrier()?;
+            self.control.barrier()?;
             if rank == 0 {
                 // The reason for the failure matters more than leftovers.
                 let _ = store.discard(attempt);
@@ -157,7 +159,7 @@ impl Saver<'_> {
     }
 
     fn write(&self, store: &Store, attempt: Attempt) -> Result<RankReport, TrainError> {
-        let (rank, world) = (self.comm.rank() as u32, self.comm.world() as u32);
+        let (rank, world) = (self.rank as u32, self.world as u32);
         let mut chunks = Vec::new();
         let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
         for view in views {
@@ -186,7 +188,7 @@ impl Saver<'_> {
     ) -> Result<Committed, TrainError> {
         let mut outcome = Vec::new();
         let mut result = None;
-        if self.comm.rank() == 0 {
+        if self.rank == 0 {
             let expected = expected(self.plan, self.params);
             let done = store.commit(attempt, &self.plan.schema, &expected, reports, state);
             let told = match &done {
@@ -196,7 +198,7 @@ impl Saver<'_> {
             outcome = serde_json::to_vec(&told).unwrap_or_default();
             result = Some(done);
         }
-        self.comm.broadcast_bytes(0, &mut outcome)?;
+        self.control.broadcast_bytes(0, &mut outcome)?;
         if let Some(result) = result {
             return Ok(result?);
         }

@@ -37,7 +37,9 @@ impl<E: Engine> Trainer<E> {
         Saver {
             plan: &self.plan,
             params: &self.params,
-            comm: self.comm.as_ref(),
+            rank: self.ranks.rank(),
+            world: self.ranks.world.size(),
+            control: self.ranks.saving.as_ref(),
             stream: &self.stream,
             optimizer: &self.optimizer,
             weights: &self.memory.weights,
@@ -102,7 +104,7 @@ impl<E: Engine> Trainer<E> {
         };
         let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
-        self.gather_weights()?;
+        self.ranks.gather(&self.stream)?;
         if !self.host.bias.is_empty() {
             self.stream.copy_out(&self.memory.router_bias, &mut self.host.bias)?;
         }
@@ -145,7 +147,8 @@ impl<E: Engine> Trainer<E> {
     /// What this rank has read, if every rank could read.
     fn agree<T>(&self, path: &Path, mine: Result<T, TrainError>) -> Result<T, TrainError> {
         let word = mine.as_ref().map(|_| ()).map_err(Unread::of);
-        let words = self.comm.all_gather_bytes(&serde_json::to_vec(&word).unwrap_or_default())?;
+        let word = serde_json::to_vec(&word).unwrap_or_default();
+        let words = self.ranks.saving.all_gather_bytes(&word)?;
         let failed = words.iter().enumerate().filter_map(|(rank, word)| {
             let garbled = |error: serde_json::Error| Err(Unread::other(error.to_string()));
             let word: Result<(), Unread> = serde_json::from_slice(word).unwrap_or_else(garbled);

@@ -1,10 +1,9 @@
 //! One rank of a run: the step, and the loop around it.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use comm::{Communicator, OrderedReduce, Window};
+use comm::{Group, Window, World};
 use data::{Dataset, SampleMut, Split};
 use device::{DType, Device, Stream, Tensor};
 use kernels::elementwise;
@@ -15,6 +14,7 @@ use optim::{ClipDecision, Clipper, StepScalars, Verdict};
 use crate::diagnose;
 use crate::event::{Action, NonFinite, Place, Step, Times};
 use crate::optimizer::Optimizer;
+use crate::ranks::{Moving, Ranks};
 use crate::vote::{Ballot, Tally, expert_load};
 use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 
@@ -22,7 +22,7 @@ use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 pub struct Parts<E> {
     pub config: Config,
     pub plan: RunPlan,
-    pub comm: Arc<dyn Communicator>,
+    pub world: World,
     pub device: Device,
     /// Where the optimizer keeps its state and updates, if not on `device`.
     pub optimizer_device: Option<Device>,
@@ -41,9 +41,7 @@ pub struct Taken {
 
 /// Device memory of a trainer.
 pub(crate) struct Memory {
-    weights_window: Window,
     pub(crate) weights: Tensor,
-    slots: Vec<Window>,
     grads: Vec<Tensor>,
     pub(crate) router_bias: Tensor,
     loads: Tensor,
@@ -51,26 +49,30 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    fn new(plan: &RunPlan, comm: &dyn Communicator, device: &Device) -> Result<Memory, TrainError> {
-        let weights_window = comm.window(device, plan.flat.len * plan.weights.bytes())?;
-        let weights = weights_window.tensor(0, &[plan.flat.len], plan.weights)?;
+    /// And of it what ranks read of each other: weights, and gradient buffers.
+    fn new(
+        plan: &RunPlan,
+        group: &Group,
+        device: &Device,
+    ) -> Result<(Memory, Window, Vec<Window>), TrainError> {
+        let window = group.window(plan.flat.len * plan.weights.bytes())?;
+        let weights = window.tensor(0, &[plan.flat.len], plan.weights)?;
         let (mut slots, mut grads) = (Vec::new(), Vec::new());
         for _ in 0..plan.gradient_slots() {
-            let window = comm.window(device, plan.flat.len * 4)?;
-            grads.push(window.tensor(0, &[plan.flat.len], DType::F32)?);
-            slots.push(window);
+            let slot = group.window(plan.flat.len * 4)?;
+            grads.push(slot.tensor(0, &[plan.flat.len], DType::F32)?);
+            slots.push(slot);
         }
         let experts = plan.architecture.moe.as_ref().map_or(1, |moe| moe.experts);
         let rows = plan.architecture.moe_layers().max(1);
-        Ok(Memory {
+        let memory = Memory {
             router_bias: device.zeros(&[rows, experts], DType::F32)?,
             loads: device.zeros(&[rows, experts], DType::U32)?,
             loss: device.zeros(&[1], DType::F64)?,
-            weights_window,
             weights,
-            slots,
             grads,
-        })
+        };
+        Ok((memory, window, slots))
     }
 
     pub(crate) fn state(&self) -> State<'_> {
@@ -100,7 +102,7 @@ pub(crate) struct Host {
 pub struct Trainer<E: Engine> {
     pub(crate) config: Config,
     pub(crate) plan: RunPlan,
-    pub(crate) comm: Arc<dyn Communicator>,
+    pub(crate) ranks: Ranks,
     pub(crate) dataset: Dataset,
     pub(crate) engine: E,
     pub(crate) memory: Memory,
@@ -130,10 +132,13 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// Memory; peers that are lost meanwhile.
     pub fn new(parts: Parts<E>) -> Result<Trainer<E>, TrainError> {
-        let Parts { config, plan, comm, device, optimizer_device, dataset, engine } = parts;
-        let rank = comm.rank();
+        let Parts { config, plan, world, device, optimizer_device, dataset, engine } = parts;
+        let rank = world.rank();
         let schedule = plan.schedule(rank)?;
-        let memory = Memory::new(&plan, comm.as_ref(), &device)?;
+        let group = world.group(&device)?;
+        let (memory, weights, slots) = Memory::new(&plan, &group, &device)?;
+        let out = &memory.grads[plan.partials[rank][0].1];
+        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out })?;
         let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
         let stream = device.stream();
@@ -159,7 +164,7 @@ impl<E: Engine> Trainer<E> {
         Ok(Trainer {
             config,
             plan,
-            comm,
+            ranks,
             dataset,
             engine,
             memory,
@@ -204,7 +209,7 @@ impl<E: Engine> Trainer<E> {
 
     /// Bytes moved so far.
     pub fn counters(&self) -> comm::Counters {
-        self.comm.counters()
+        self.ranks.world.counters()
     }
 
     /// Takes one optimizer step.
@@ -217,7 +222,7 @@ impl<E: Engine> Trainer<E> {
         self.accumulate(self.samples)?;
         let reading = self.host.reading;
         let accumulated = started.elapsed();
-        self.reduce()?;
+        self.ranks.reduce(&self.stream)?;
         let reduced = started.elapsed();
         let verdict = self.vote(wants)?;
         let non_finite = match verdict {
@@ -243,7 +248,7 @@ impl<E: Engine> Trainer<E> {
         self.stream.synchronize()?;
         let updated = started.elapsed();
         if verdict == Verdict::Apply {
-            self.gather_weights()?;
+            self.ranks.gather(&self.stream)?;
         }
         self.step += 1;
         self.samples += self.config.batch.samples_per_step();
@@ -372,25 +377,7 @@ impl<E: Engine> Trainer<E> {
 
     /// The gradient buffer that receives this rank's reduced segments.
     fn out_slot(&self) -> usize {
-        self.plan.partials[self.comm.rank()][0].1
-    }
-
-    fn reduce(&mut self) -> Result<(), TrainError> {
-        if self.comm.world() == 1 && self.plan.program.ops.len() == 1 {
-            return Ok(());
-        }
-        for (bucket, segments) in self.plan.flat.buckets.iter().zip(&self.plan.bucket_segments) {
-            let op = OrderedReduce {
-                slots: &self.memory.slots,
-                partials: &self.plan.partials,
-                program: &self.plan.program,
-                range: bucket.range.clone(),
-                segments,
-                out: &self.memory.grads[self.out_slot()],
-            };
-            self.comm.reduce_scatter_ordered(&self.stream, &op)?;
-        }
-        Ok(())
+        self.plan.partials[self.ranks.rank()][0].1
     }
 
     /// Exchanges statistics and counts, and decides; every rank decides the same.
@@ -401,14 +388,14 @@ impl<E: Engine> Trainer<E> {
         let ballot = &mut host.ballot;
         (ballot.stop, ballot.terminate) = (wants.stop, wants.terminate);
         ballot.statistics.clear();
-        for slots in &self.plan.slots[self.comm.rank()] {
+        for slots in &self.plan.slots[self.ranks.rank()] {
             ballot.statistics.extend_from_slice(&host.statistics[slots.clone()]);
         }
         if self.plan.architecture.moe.is_some() {
             self.stream.copy_out(&self.memory.loads, &mut ballot.loads)?;
         }
         ballot.encode(&mut host.bytes);
-        self.comm.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
+        self.ranks.training.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
         host.tally.count(&host.ballots, &self.plan.slots)?;
         let (statistics, tokens) = (&host.tally.statistics, host.tally.target_tokens);
         self.clipper.decide(statistics, tokens, self.previous_norm, &mut host.decision)?;
@@ -437,15 +424,6 @@ impl<E: Engine> Trainer<E> {
         Ok(self.stream.copy_in(&self.memory.router_bias, bias)?)
     }
 
-    pub(crate) fn gather_weights(&mut self) -> Result<(), TrainError> {
-        if self.comm.world() == 1 {
-            return Ok(());
-        }
-        let (window, bytes) = (&self.memory.weights_window, self.plan.weights.bytes());
-        let segments = &self.plan.segments;
-        Ok(self.comm.all_gather_segments(&self.stream, window, bytes, segments)?)
-    }
-
     /// Runs the leaves again to find where gradients stopped being finite.
     fn diagnose(&mut self, verdict: Verdict) -> Result<NonFinite, TrainError> {
         let mut mine = Vec::new();
@@ -455,11 +433,12 @@ impl<E: Engine> Trainer<E> {
             let grads = &self.memory.grads[0];
             for tensor in diagnose::non_finite_tensors(&self.stream, &self.plan.flat, grads)? {
                 let parameter = self.plan.schema.tensors[tensor].name.clone();
-                mine.push(Place { parameter, at: Some((self.comm.rank(), leaf)) });
+                mine.push(Place { parameter, at: Some((self.ranks.rank(), leaf)) });
             }
         }
         mine.truncate(diagnose::MOST);
-        let all = self.comm.all_gather_bytes(&serde_json::to_vec(&mine).unwrap_or_default())?;
+        let all =
+            self.ranks.training.all_gather_bytes(&serde_json::to_vec(&mine).unwrap_or_default())?;
         let mut places: Vec<Place> = Vec::new();
         for message in &all {
             places.extend(serde_json::from_slice::<Vec<_>>(message).unwrap_or_default());
@@ -490,9 +469,9 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// Memory.
     pub fn into_sampler(self) -> Result<(Sampler, Dataset), TrainError> {
-        let Trainer { plan, comm, dataset, engine, memory, optimizer, stream, .. } = self;
-        let Memory { weights_window, weights, slots, grads, router_bias, .. } = memory;
-        drop((engine, optimizer, slots, grads, weights_window, comm));
+        let Trainer { plan, ranks, dataset, engine, memory, optimizer, stream, .. } = self;
+        let Memory { weights, grads, router_bias, .. } = memory;
+        drop((engine, optimizer, grads, ranks));
         let sampler = Sampler::new(
             stream.device(),
             &plan.architecture,

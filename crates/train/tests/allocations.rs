@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use device::Device;
 use train::{Config, Wants};
@@ -121,10 +121,10 @@ fn owner<'a>(name: &'a str, source: Option<&'a str>) -> &'a str {
 /// What is allocated in 20 steps of all ranks together, after some that warm up.
 fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String, usize> {
     let (ranks, threads) = place;
-    rank::with_group("shm", ranks, |comm| {
+    rank::with_group("shm", ranks, |world| {
         let device = Device::cpu(threads).unwrap();
-        let cache = dir.join(comm.rank().to_string());
-        let mut trainer = rank::trainer(config, &cache, Arc::clone(&comm), &device);
+        let cache = dir.join(world.rank().to_string());
+        let mut trainer = rank::trainer(config, &cache, world.clone(), &device);
         let mut steps = |count: usize| {
             for _ in 0..count {
                 let step = trainer.take_step(Wants::default()).unwrap().step;
@@ -133,11 +133,11 @@ fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String,
             }
         };
         let switch = |on: bool| {
-            comm.barrier().unwrap();
-            if comm.rank() == 0 {
+            world.control(comm::Channel::Training).barrier().unwrap();
+            if world.rank() == 0 {
                 WATCH.store(on, Ordering::SeqCst);
             }
-            comm.barrier().unwrap();
+            world.control(comm::Channel::Training).barrier().unwrap();
         };
         steps(5);
         switch(true);

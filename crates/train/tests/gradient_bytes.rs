@@ -20,10 +20,10 @@ fn the_gradient_bytes_of_a_ring() {
             let mut config = rank::config(dir.path(), leaves);
             // Several buckets.
             config.ranks.bucket_bytes = 16 << 10;
-            let counted = rank::with_group(kind, world, |comm| {
+            let counted = rank::with_group(kind, world, |world| {
                 let device = device::Device::cpu(1).unwrap();
-                let cache = dir.path().join(comm.rank().to_string());
-                let mut trainer = rank::trainer(&config, &cache, comm, &device);
+                let cache = dir.path().join(world.rank().to_string());
+                let mut trainer = rank::trainer(&config, &cache, world, &device);
                 for _ in 0..STEPS {
                     trainer.take_step(Wants::default()).unwrap();
                 }

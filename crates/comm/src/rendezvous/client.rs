@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
@@ -14,7 +14,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
 use crate::door;
 use crate::patience::Patience;
-use crate::{Backend, CommError, Communicator, Fault, Result, Revocation, connect_unless};
+use crate::{Backend, CommError, Fault, Result, Revocation, Settings, World, connect_with};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const LATER: Duration = Duration::from_secs(2);
@@ -64,9 +64,8 @@ pub struct ControlHandle {
 struct Shared {
     wants_stop: AtomicBool,
     aborted: OnceLock<Aborted>,
-    /// Of groups that are about to meet, and then for as long as they live.
+    /// Of the job that is about to meet, and then for as long as it lives.
     revocation: Revocation,
-    groups: Mutex<Vec<Weak<dyn Communicator>>>,
 }
 
 /// Meets the other ranks at any of the addresses of the server; tries again until it is there.
@@ -233,17 +232,10 @@ fn decode(frame: bytes::BytesMut) -> Option<ToWorker> {
 }
 
 impl Shared {
-    fn groups(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Communicator>>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first reason stays; every attached group is given up.
+    /// The first reason stays; the job is given up.
     fn abort(&self, aborted: Aborted) {
         let aborted = self.aborted.get_or_init(|| aborted);
         self.revocation.revoke(&aborted.to_string());
-        let groups: Vec<Arc<dyn Communicator>> =
-            self.groups().iter().filter_map(Weak::upgrade).collect();
-        groups.iter().for_each(|group| group.revoke(&aborted.to_string()));
     }
 
     fn lose_server(&self) -> bool {
@@ -254,8 +246,8 @@ impl Shared {
 }
 
 impl ControlHandle {
-    /// As [`crate::connect`], under control: an abort ends the meeting at once, and revokes the
-    /// group for as long as it lives.
+    /// As [`crate::connect`], under control: an abort ends the meeting at once, and revokes the job
+    /// for as long as it lives.
     ///
     /// # Errors
     /// As [`crate::connect`].
@@ -265,20 +257,10 @@ impl ControlHandle {
         rank: usize,
         world: usize,
         timeout_ms: u64,
-    ) -> Result<Arc<dyn Communicator>> {
+    ) -> Result<World> {
         let revocation = self.shared.revocation.clone();
-        let group = connect_unless(backend, rank, world, timeout_ms, revocation)?;
-        self.attach(&group);
-        Ok(group)
-    }
-
-    /// Lets an abort revoke `group`, from now on for as long as it lives.
-    pub fn attach(&self, group: &Arc<dyn Communicator>) {
-        self.shared.groups().push(Arc::downgrade(group));
-        // Looked at after the group is on the list, so that an abort meets it in one place or both.
-        if let Some(aborted) = self.aborted() {
-            group.revoke(&aborted.to_string());
-        }
+        let settings = Settings { revocation, ..Settings::new(timeout_ms) };
+        connect_with(backend, rank, world, settings)
     }
 
     /// Reports that `step` is done.

@@ -1,4 +1,4 @@
-//! Send and receive: a ring of two boxes from one rank to another.
+//! Exchanges: a ring of two boxes from one rank to another.
 //!
 //! `written` and `read` count boxes; the sender fills box `written % 2` while `written - read` is
 //! below two, the receiver empties box `read % 2` while it is above zero. Each counter is stored
@@ -6,9 +6,7 @@
 //! is touched, so a box has one user at a time.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
-use super::control::sleep_on;
 use super::system;
 
 const BOXES: u32 = 2;
@@ -21,10 +19,8 @@ pub(super) const WORDS: usize = HEAD + BOXES as usize * BOX;
 
 /// The two ends' positions in the head, in cache lines of their own.
 const WRITTEN: usize = 0;
-const WRITTEN_SLEEPERS: usize = 1;
 const LENGTH: usize = 16;
 const READ: usize = 32;
-const READ_SLEEPERS: usize = 33;
 
 /// One direction between two ranks.
 #[derive(Clone, Copy)]
@@ -56,9 +52,6 @@ impl Channel<'_> {
         self.words[LENGTH + (written % BOXES) as usize].store(total, Ordering::Relaxed);
         system::store_bytes(self.boxed(written), bytes);
         self.half(WRITTEN).store(written.wrapping_add(1), Ordering::SeqCst);
-        if self.half(WRITTEN_SLEEPERS).load(Ordering::SeqCst) > 0 {
-            system::futex_wake(self.half(WRITTEN));
-        }
     }
 
     /// Length of the message that the next box belongs to. Needs [`Channel::has_mail`].
@@ -72,32 +65,9 @@ impl Channel<'_> {
         let read = self.half(READ).load(Ordering::Relaxed);
         system::load_bytes(self.boxed(read), bytes);
         self.half(READ).store(read.wrapping_add(1), Ordering::SeqCst);
-        if self.half(READ_SLEEPERS).load(Ordering::SeqCst) > 0 {
-            system::futex_wake(self.half(READ));
-        }
     }
 
     fn boxed(&self, count: u32) -> &[AtomicU64] {
         &self.words[HEAD + (count % BOXES) as usize * BOX..][..BOX]
     }
-
-    /// Sleeps until the receiver has emptied a box, at most `limit`.
-    pub(super) fn sleep_for_room(&self, limit: Duration) {
-        let written = self.half(WRITTEN).load(Ordering::Relaxed);
-        let done = |read| written.wrapping_sub(read) < BOXES;
-        sleep_on(self.half(READ), self.half(READ_SLEEPERS), done, limit);
-    }
-
-    /// Sleeps until the sender has filled a box, at most `limit`.
-    pub(super) fn sleep_for_mail(&self, limit: Duration) {
-        let read = self.half(READ).load(Ordering::Relaxed);
-        let done = |written| written != read;
-        sleep_on(self.half(WRITTEN), self.half(WRITTEN_SLEEPERS), done, limit);
-    }
-}
-
-/// Wakes both ends.
-pub(super) fn wake(words: &[AtomicU64]) {
-    system::futex_wake(system::low_half(&words[WRITTEN]));
-    system::futex_wake(system::low_half(&words[READ]));
 }

@@ -1,12 +1,16 @@
 //! The memory that the ranks of a host share: one file without a name.
 //!
 //! ```text
-//! control block │ window 1 of rank 0 │ window 1 of rank 1 │ … │ window 2 of rank 0 │ …
+//! block │ boards of the channels │ region 0                                      │ region 1 …
+//!                                  board │ window 1 of each member │ window 2 …  │
 //! ```
 //!
+//! Each group has a region of its own, in which its members make windows without asking others.
+//! Regions are so far apart that they cannot meet; what nobody touches takes no memory.
+//!
 //! Whoever starts the ranks makes the file, and they inherit it. No directory lists it, so it goes
-//! with the last process that holds it, however those end. Windows are made by all ranks in the
-//! same order, so each rank knows where every other's begin. No place is used twice: what a window
+//! with the last process that holds it, however those end. Windows are made by all members of a
+//! group in the same order, so each knows where every other's begin. No place is used twice: what a window
 //! that was dropped gives back is its pages.
 
 use std::fs::File;
@@ -15,21 +19,25 @@ use std::sync::Arc;
 
 use device::SharedPart;
 
-use super::control::Control;
+use super::block::Block;
+use super::board::{Board, Kind};
 use super::system;
 use crate::{CommError, Result};
 
 /// Where windows may begin: a multiple of every page size.
 const ALIGN: u64 = 2 << 20;
 
-/// Shared memory of one group; clones are handles to the same.
+/// Distance between regions: more than any machine's memory.
+const REGION: u64 = 1 << 44;
+
+/// Shared memory of one job; clones are handles to the same.
 #[derive(Debug, Clone)]
 pub struct SharedMemory {
     file: Arc<File>,
 }
 
 impl SharedMemory {
-    /// Makes the memory of a group of `world` ranks. `name` is for people who look at what a
+    /// Makes the memory of a job of `world` ranks. `name` is for people who look at what a
     /// process has mapped.
     ///
     /// # Errors
@@ -37,7 +45,7 @@ impl SharedMemory {
     pub fn create(name: &str, world: usize) -> Result<SharedMemory> {
         let failed = |source| CommError::SharedMemory { action: "make", source };
         let file = system::nameless_file(&format!("muster-{name}")).map_err(failed)?;
-        Control::create(&file, world)?;
+        Block::create(&file, world)?;
         Ok(SharedMemory { file: Arc::new(file) })
     }
 
@@ -60,26 +68,41 @@ impl SharedMemory {
     }
 }
 
+/// Where the board of a channel among `world` ranks begins; channels are numbered from 0.
+pub(super) fn channel_at(world: usize, channel: u64) -> u64 {
+    let board = Board::bytes(Kind::Channel, world).next_multiple_of(ALIGN);
+    Block::bytes(world).next_multiple_of(ALIGN) + channel * board
+}
+
+/// Where a region begins; the first lies closest, behind `channels` channels.
+pub(super) fn region_at(world: usize, channels: u64, region: u64) -> u64 {
+    match region {
+        0 => channel_at(world, channels),
+        _ => region * REGION,
+    }
+}
+
 /// Where the windows of a group lie.
 pub(super) struct Places {
     memory: SharedMemory,
-    world: usize,
-    /// Where the next window of rank 0 begins.
+    members: usize,
+    /// Where the next window of the first member begins.
     next: u64,
 }
 
 impl Places {
-    pub(super) fn new(memory: SharedMemory, world: usize) -> Places {
-        let next = Control::bytes(world).next_multiple_of(ALIGN);
-        Places { memory, world, next }
+    /// For windows behind the board at `board_at`.
+    pub(super) fn new(memory: SharedMemory, members: usize, board_at: u64) -> Places {
+        let next = board_at + Board::bytes(Kind::Group, members).next_multiple_of(ALIGN);
+        Places { memory, members, next }
     }
 
-    /// The place of the next window of each rank, of `bytes` bytes.
+    /// The place of the next window of each member, of `bytes` bytes.
     pub(super) fn take(&mut self, bytes: usize) -> impl Fn(usize) -> SharedPart + use<> {
         let (start, stride) = (self.next, (bytes as u64).next_multiple_of(ALIGN));
-        self.next += stride * self.world as u64;
+        self.next += stride * self.members as u64;
         let file = Arc::clone(&self.memory.file);
-        move |rank| SharedPart { file: Arc::clone(&file), offset: start + stride * rank as u64 }
+        move |place| SharedPart { file: Arc::clone(&file), offset: start + stride * place as u64 }
     }
 }
 
@@ -93,8 +116,10 @@ mod tests {
         fn windows_do_not_meet(sizes in prop::collection::vec(0_usize..5 << 20, 1..6),
             world in 2_usize..5) {
             let memory = SharedMemory::create("places", world).unwrap();
-            let mut places = Places::new(memory, world);
-            let mut end = Control::bytes(world);
+            let at = region_at(world, 2, 0);
+            prop_assert!(at >= Block::bytes(world) + 2 * Board::bytes(Kind::Channel, world));
+            let mut places = Places::new(memory, world, at);
+            let mut end = at + Board::bytes(Kind::Group, world);
             for bytes in sizes {
                 let place = places.take(bytes);
                 for rank in 0..world {
@@ -110,7 +135,7 @@ mod tests {
     fn another_file_is_no_shared_memory() {
         let file = tempfile::tempfile().unwrap();
         let memory = SharedMemory::inherited(file.as_raw_fd()).unwrap();
-        let open = |memory: &SharedMemory| Control::open(memory, 2).map(drop);
+        let open = |memory: &SharedMemory| Block::open(memory, 2).map(drop);
         assert!(matches!(open(&memory), Err(CommError::SharedMemory { action: "map", .. })));
         file.set_len(1 << 20).unwrap();
         assert!(matches!(open(&memory), Err(CommError::ForeignMemory { world: 2 })));

@@ -19,28 +19,31 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Reserves and maps the first `words` words of a new file, all zero.
-    pub(super) fn create(file: &File, words: usize) -> Result<Words, CommError> {
+    /// Reserves and maps `words` words from byte `at` on; zero where nobody has written yet.
+    /// Several processes may do so at once.
+    pub(super) fn create(file: &File, at: u64, words: usize) -> Result<Words, CommError> {
         // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
         // the first touch.
         // SAFETY: a system call on an open descriptor.
-        let code =
-            unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, (words * 8) as libc::off_t) };
+        let code = unsafe {
+            libc::posix_fallocate(file.as_raw_fd(), at as libc::off_t, (words * 8) as libc::off_t)
+        };
         if code != 0 {
             let source = std::io::Error::from_raw_os_error(code);
             return Err(CommError::SharedMemory { action: "reserve", source });
         }
-        Words::open(file, words)
+        Words::open(file, at, words)
     }
 
-    /// Maps the first `words` words of an existing file.
-    pub(super) fn open(file: &File, words: usize) -> Result<Words, CommError> {
+    /// Maps `words` words that are there, from byte `at` on, a multiple of the page size.
+    pub(super) fn open(file: &File, at: u64, words: usize) -> Result<Words, CommError> {
         let failed = |source| CommError::SharedMemory { action: "map", source };
         // Pages beyond the end would be a SIGBUS.
-        if file.metadata().map_err(failed)?.len() < words as u64 * 8 {
+        if file.metadata().map_err(failed)?.len() < at + words as u64 * 8 {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        Ok(Words { map: MmapOptions::new().len(words * 8).map_raw(file).map_err(failed)? })
+        let map = MmapOptions::new().offset(at).len(words * 8).map_raw(file);
+        Ok(Words { map: map.map_err(failed)? })
     }
 
     /// All words.
@@ -80,6 +83,14 @@ pub(super) fn inherited_file(descriptor: i32) -> std::io::Result<File> {
     }
     // SAFETY: as in `nameless_file`.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Milliseconds of a clock that all processes of this host read the same.
+pub(super) fn now_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid timespec to write to; this clock exists everywhere, so it cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// The low half of a word as a futex: the kernel waits on 32 bits.

@@ -3,13 +3,18 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use device::Device;
+use futures_util::future::{try_join, try_join_all};
+
+use super::endpoint::{Link, Staging};
 use super::frame::Header;
-use super::group::{Link, Staging};
 use super::wire::{Reader, Writer};
 use crate::error::Moved;
+use crate::job::{Job, Members};
+use crate::memory::{bytes_of, load, store};
+use crate::op::P2p;
 use crate::patience::{self, Patience};
 use crate::{CommError, Operation, Result};
-use futures_util::future::{try_join, try_join_all};
 
 /// How long a broken connection is not reported, since the peer's signal may say why.
 const GRACE: Duration = Duration::from_millis(50);
@@ -26,11 +31,6 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn header(&self, length: u64) -> Header {
         let Call { operation, token, sequence, digest } = *self;
-        // The two ends of a message share one frame.
-        let operation = match operation {
-            Operation::Receive => Operation::Send,
-            other => other,
-        };
         Header { operation: operation as u32, token, sequence, digest, length }
     }
 
@@ -63,14 +63,17 @@ impl Call {
 }
 
 /// How far an operation has come: for its deadline, and for the message when that passes.
-pub(super) struct Progress {
-    ranks: Vec<(usize, Cell<Stage>)>,
+pub(super) struct Progress<'a> {
+    job: &'a Job,
+    members: &'a Members,
+    peers: Vec<(usize, Cell<Stage>)>,
     /// Payload bytes, sent and received, so far and in all.
     moved: Cell<Moved>,
     /// Begun anew when bytes move, headers among them.
     patience: Cell<Patience>,
 }
 
+/// How far one peer has come, as far as one can tell from here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(super) enum Stage {
     Absent,
@@ -78,12 +81,14 @@ pub(super) enum Stage {
     Finished,
 }
 
-impl Progress {
-    pub(super) fn new(ranks: impl IntoIterator<Item = usize>, timeout_ms: u64) -> Progress {
+impl<'a> Progress<'a> {
+    pub(super) fn new(job: &'a Job, members: &'a Members, peers: Vec<usize>) -> Progress<'a> {
         Progress {
-            ranks: ranks.into_iter().map(|rank| (rank, Cell::new(Stage::Absent))).collect(),
+            job,
+            members,
+            peers: peers.into_iter().map(|place| (place, Cell::new(Stage::Absent))).collect(),
             moved: Cell::default(),
-            patience: Patience::of_ms(timeout_ms).into(),
+            patience: job.patience(),
         }
     }
 
@@ -96,6 +101,7 @@ impl Progress {
     /// Counts what one call of the system has moved, of payload or not.
     pub(super) fn advance(&self, bytes: usize, is_payload: bool) {
         self.patience.set(self.patience.get().afresh());
+        self.job.got_on();
         if is_payload {
             let moved = self.moved.get();
             self.moved.set(Moved { bytes: moved.bytes + bytes as u64, ..moved });
@@ -106,25 +112,39 @@ impl Progress {
         self.moved.get()
     }
 
-    /// Returns once nothing has moved for the timeout.
-    pub(super) async fn stands_still(&self) {
-        patience::passed(&self.patience).await;
+    /// Between two parts of the operation.
+    pub(super) fn part_done(&self) {
+        self.job.part_done();
     }
 
-    pub(super) fn reach(&self, rank: usize, stage: Stage) {
-        if let Some((_, cell)) = self.ranks.iter().find(|(peer, _)| *peer == rank) {
+    /// Returns once nothing has moved for the timeout and peers stand still: which.
+    pub(super) async fn stands_still(&self) -> Vec<usize> {
+        loop {
+            let missing = self.missing();
+            if self.job.is_over(self.members, &self.patience, missing.iter().copied()) {
+                let missing = missing.into_iter();
+                return self.job.standing(self.members, &self.patience, missing);
+            }
+            tokio::time::sleep(patience::LOOK).await;
+        }
+    }
+
+    pub(super) fn reach(&self, place: usize, stage: Stage) {
+        if let Some((_, cell)) = self.peers.iter().find(|(peer, _)| *peer == place) {
             cell.set(stage);
         }
     }
 
-    /// The ranks that have not begun; if all have, those that have not finished.
-    pub(super) fn missing(&self) -> Vec<usize> {
+    /// The peers that have not begun; if all have, those that have not finished; if all have, those
+    /// that may not have taken what this member sends.
+    fn missing(&self) -> Vec<usize> {
         let below = |stage| {
-            let ranks = self.ranks.iter().filter(move |(_, cell)| cell.get() < stage);
-            ranks.map(|(rank, _)| *rank).collect::<Vec<usize>>()
+            let peers = self.peers.iter().filter(move |(_, cell)| cell.get() < stage);
+            peers.map(|(place, _)| *place).collect::<Vec<usize>>()
         };
-        let absent = below(Stage::Arrived);
-        if absent.is_empty() { below(Stage::Finished) } else { absent }
+        let (absent, open) = (below(Stage::Arrived), below(Stage::Finished));
+        let all = || self.peers.iter().map(|(place, _)| *place).collect();
+        [absent, open].into_iter().find(|found| !found.is_empty()).unwrap_or_else(all)
     }
 }
 
@@ -157,7 +177,7 @@ pub(super) trait Traffic {
 pub(super) async fn exchange<T: Traffic>(
     links: &mut [Option<Link>],
     call: &Call,
-    progress: &Progress,
+    progress: &Progress<'_>,
     traffic: &std::cell::RefCell<T>,
 ) -> Result<()> {
     let mut senders = Vec::with_capacity(links.len());
@@ -178,7 +198,7 @@ async fn send<T: Traffic>(
     write: &mut Writer,
     staging: &mut Staging,
     call: &Call,
-    progress: &Progress,
+    progress: &Progress<'_>,
     (peer, traffic): (usize, &std::cell::RefCell<T>),
 ) -> Result<()> {
     let (total, rounds) = {
@@ -208,7 +228,7 @@ struct Receiver<'a> {
 async fn receive<T: Traffic>(
     mut receivers: Vec<Receiver<'_>>,
     call: &Call,
-    progress: &Progress,
+    progress: &Progress<'_>,
     traffic: &std::cell::RefCell<T>,
 ) -> Result<()> {
     try_join_all(receivers.iter_mut().map(async |receiver| {
@@ -234,6 +254,7 @@ async fn receive<T: Traffic>(
             receiver.map_or(&[][..], |receiver| receiver.staging.filled(receiver.len))
         };
         traffic.borrow_mut().drain(round, &incoming)?;
+        progress.part_done();
     }
     receivers.iter().for_each(|receiver| progress.reach(receiver.peer, Stage::Finished));
     Ok(())
@@ -243,7 +264,7 @@ async fn receive<T: Traffic>(
 pub(super) async fn exchange_messages(
     links: &mut [Option<Link>],
     call: &Call,
-    progress: &Progress,
+    progress: &Progress<'_>,
     mine: &[u8],
     all: &mut [Vec<u8>],
 ) -> Result<()> {
@@ -266,48 +287,84 @@ pub(super) async fn exchange_messages(
     Ok(())
 }
 
-/// Sends one frame of `total` bytes to one peer, filled part by part.
-pub(super) async fn send_one(
-    link: &mut Link,
+/// Bytes of a part of a message between two members.
+pub(super) const PART_BYTES: usize = 256 << 10;
+
+/// Moves the messages of an exchange, those of different ways at the same time.
+pub(super) async fn exchange_pairs(
+    links: &mut [Option<Link>],
     call: &Call,
-    progress: &Progress,
-    total: usize,
-    part: usize,
-    mut fill: impl FnMut(std::ops::Range<usize>, &mut [u8]) -> Result<()>,
+    progress: &Progress<'_>,
+    device: &Device,
+    messages: &[P2p],
 ) -> Result<()> {
-    let Link { write, outgoing, .. } = link;
-    progress.expect(total as u64);
-    write.header(call, progress, total as u64).await?;
-    for start in (0..total).step_by(part) {
-        let range = start..(start + part).min(total);
-        let bytes = outgoing.bytes(range.len());
-        fill(range, bytes)?;
-        write.payload(call, progress, bytes).await?;
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    progress.expect(messages.iter().map(|message| message.tensor().bytes() as u64).sum());
+    for (peer, link) in links.iter_mut().enumerate() {
+        let mine = messages.iter().filter(move |message| message.peer() == peer);
+        let Some(Link { read, write, outgoing, incoming, sent, received }) = link else { continue };
+        let (sends, receives) = (mine.clone(), mine.clone());
+        senders.push(async move {
+            for message in sends.filter(|message| message.is_send()) {
+                *sent += 1;
+                let call = Call { sequence: *sent, ..*call };
+                send_one(write, outgoing, (&call, progress), device, message).await?;
+            }
+            Result::Ok(())
+        });
+        receivers.push(async move {
+            for message in receives.filter(|message| !message.is_send()) {
+                *received += 1;
+                let call = Call { sequence: *received, ..*call };
+                receive_one(read, incoming, (&call, progress), device, message).await?;
+            }
+            if mine.clone().any(|message| !message.is_send()) {
+                progress.reach(peer, Stage::Finished);
+            }
+            Result::Ok(())
+        });
+    }
+    try_join(try_join_all(senders), try_join_all(receivers)).await?;
+    Ok(())
+}
+
+async fn send_one(
+    write: &mut Writer,
+    staging: &mut Staging,
+    (call, progress): (&Call, &Progress<'_>),
+    device: &Device,
+    message: &P2p,
+) -> Result<()> {
+    let bytes = bytes_of(message.tensor())?;
+    write.header(call, progress, bytes.len() as u64).await?;
+    for start in (0..bytes.len()).step_by(PART_BYTES) {
+        let range = start..(start + PART_BYTES).min(bytes.len());
+        let part = staging.bytes(range.len());
+        load(device, &bytes.flat(range)?, part)?;
+        write.payload(call, progress, part).await?;
+        progress.part_done();
     }
     Ok(())
 }
 
-/// Takes one frame of exactly `total` bytes from one peer, part by part.
-pub(super) async fn receive_one(
-    peer: usize,
-    link: &mut Link,
-    call: &Call,
-    progress: &Progress,
-    total: usize,
-    part: usize,
-    mut drain: impl FnMut(std::ops::Range<usize>, &[u8]) -> Result<()>,
+async fn receive_one(
+    read: &mut Reader,
+    staging: &mut Staging,
+    (call, progress): (&Call, &Progress<'_>),
+    device: &Device,
+    message: &P2p,
 ) -> Result<()> {
-    let Link { read, incoming, .. } = link;
-    progress.expect(total as u64);
-    let (got, expected) = (read.header(call, progress).await?, total as u64);
+    let bytes = bytes_of(message.tensor())?;
+    let (got, expected) = (read.header(call, progress).await?, bytes.len() as u64);
     if got != expected {
-        return Err(CommError::Length { rank: peer, got, expected });
+        return Err(CommError::Length { rank: message.peer(), got, expected });
     }
-    for start in (0..total).step_by(part) {
-        let range = start..(start + part).min(total);
-        let bytes = incoming.bytes(range.len());
-        read.payload(call, progress, bytes).await?;
-        drain(range, bytes)?;
+    for start in (0..bytes.len()).step_by(PART_BYTES) {
+        let range = start..(start + PART_BYTES).min(bytes.len());
+        let part = staging.bytes(range.len());
+        read.payload(call, progress, part).await?;
+        store(device, part, &bytes.flat(range)?)?;
+        progress.part_done();
     }
     Ok(())
 }

@@ -7,10 +7,10 @@
 //!      16..24  sequence number       little-endian machines as it is
 //! ```
 //!
-//! Every collective sends exactly one frame to every peer, of however many bytes; so a rank pays
-//! [`HEADER_BYTES`] per peer and operation.
+//! Every collective sends exactly one frame to every peer, of however many bytes, and an exchange
+//! one per message; so a rank pays [`HEADER_BYTES`] per peer and operation.
 
-use crate::reduce::Digest;
+use crate::digest::Digest;
 
 /// Size of a header.
 pub const HEADER_BYTES: usize = 40;
@@ -61,6 +61,13 @@ pub(super) fn token(job: &str) -> u64 {
     digest.value()
 }
 
+/// The token of the frames of one channel or group of a job.
+pub(super) fn token_of(job: u64, tag: u64) -> u64 {
+    let mut digest = Digest::default();
+    [job as usize, tag as usize].into_iter().for_each(|word| digest.add(word));
+    digest.value()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +81,6 @@ mod tests {
         bytes[0] ^= 1;
         assert_eq!(Header::decode(&bytes), None);
         assert_ne!(token("a"), token("b"));
+        assert_ne!(token_of(token("a"), 1), token_of(token("a"), 2));
     }
 }

@@ -1,19 +1,19 @@
-//! Making the mesh: each rank connects to the lower ranks and accepts the higher ones, twice: one
-//! connection for data, one for the signal that a rank gives up or leaves. Both ends say who they
-//! are; a connection of another job is closed and otherwise ignored, and costs nothing ([`Door`]).
+//! Making connections: each rank connects to lower ranks and is connected to by higher ones. Both
+//! ends say who they are and what the connection is for; one of another job is closed and otherwise
+//! ignored, and costs nothing ([`crate::door::Door`]).
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::frame::{HEADER_BYTES, Header};
-use crate::door::{self, Door};
-use crate::patience::Patience;
+use crate::door;
+use crate::job::Members;
 use crate::{CommError, Operation, Result};
 
 /// Binds the address that peers will connect to; port 0 takes any free one.
@@ -51,101 +51,55 @@ pub(super) struct Identity {
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    Data = 0,
-    Signal = 1,
+    Signal,
+    /// Of the channel or group with this tag, which is not 0.
+    Data(u64),
+}
+
+impl Purpose {
+    fn tag(self) -> u64 {
+        match self {
+            Purpose::Signal => 0,
+            Purpose::Data(tag) => tag,
+        }
+    }
 }
 
 /// A connection that was made, and to whom.
-struct Met {
-    rank: usize,
-    purpose: Purpose,
-    stream: TcpStream,
-}
-
-/// The two connections to one peer.
-#[derive(Default)]
-pub(super) struct Pair {
-    pub data: Option<TcpStream>,
-    pub signal: Option<TcpStream>,
+pub(super) struct Met {
+    pub rank: usize,
+    pub purpose: Purpose,
+    pub stream: TcpStream,
 }
 
 /// By rank, what came of the last try to connect to it.
-type Tries = Arc<Mutex<Vec<Option<(SocketAddr, std::io::Error)>>>>;
+pub(super) type Tries = Arc<Mutex<HashMap<usize, (SocketAddr, std::io::Error)>>>;
 
 impl Identity {
-    /// What either end of a new connection says first, in the form of an empty frame: the rank
-    /// stands in the sequence number, world and purpose in the fingerprint.
+    /// What either end of a new connection says first, in the form of an empty frame: rank and
+    /// world stand in the sequence number, the purpose in the fingerprint.
     fn header(&self, purpose: Purpose) -> Header {
         Header {
             operation: Operation::Join as u32,
             token: self.token,
-            sequence: self.rank as u64,
-            digest: 2 * self.world as u64 + purpose as u64,
+            sequence: (self.world as u64) << 32 | self.rank as u64,
+            digest: purpose.tag(),
             length: 0,
         }
     }
 }
 
-/// The connections by rank; this rank's own are `None`.
-///
-/// # Errors
-/// A rank cannot be reached, or did not come within `timeout_ms`.
-pub(super) async fn meet(
-    listener: TcpListener,
-    peers: &[SocketAddr],
-    me: Identity,
+/// Why members are missing: the system's reason, where it gave one.
+pub(super) fn unmet(
+    missing: Vec<usize>,
+    members: &Members,
+    tries: &Tries,
     timeout_ms: u64,
-) -> Result<Vec<Pair>> {
-    let addr = peers[me.rank];
-    let failed = |source| CommError::Socket { addr, action: "listen", source };
-    let mut door = Door::new(listener).map_err(failed)?;
-    let tries: Tries = Arc::new(Mutex::new(peers.iter().map(|_| None).collect()));
-    let mut dials = JoinSet::new();
-    for (peer, &addr) in peers.iter().enumerate().take(me.rank) {
-        for purpose in [Purpose::Data, Purpose::Signal] {
-            dials.spawn(connect(addr, peer, purpose, me, Arc::clone(&tries)));
-        }
-    }
-    let mut pairs: Vec<Pair> = (0..me.world).map(|_| Pair::default()).collect();
-    let passed = Patience::of_ms(timeout_ms).passed();
-    tokio::pin!(passed);
-    while let Some(missing) = missing(&pairs, me.rank) {
-        let Met { rank, purpose, stream } = tokio::select! {
-            Some(dialled) = dials.join_next() => match dialled {
-                Ok(Some(met)) => met,
-                // Trying again would not help.
-                _ => return Err(unmet(missing, &tries, timeout_ms)),
-            },
-            met = door.next(|stream, _| hear_higher(stream, me)) => {
-                let Some(met) = greet_now(met, me) else { continue };
-                met
-            }
-            () = &mut passed => {
-                return Err(unmet(missing, &tries, timeout_ms));
-            }
-        };
-        // A rank that comes again has given its first connection up.
-        match purpose {
-            Purpose::Data => pairs[rank].data = Some(stream),
-            Purpose::Signal => pairs[rank].signal = Some(stream),
-        }
-    }
-    Ok(pairs)
-}
-
-/// The ranks to which a connection is missing, if there are any.
-fn missing(pairs: &[Pair], me: usize) -> Option<Vec<usize>> {
-    let pairs = pairs.iter().enumerate().filter(|(rank, _)| *rank != me);
-    let absent = pairs.filter(|(_, pair)| pair.data.is_none() || pair.signal.is_none());
-    let missing: Vec<usize> = absent.map(|(rank, _)| rank).collect();
-    (!missing.is_empty()).then_some(missing)
-}
-
-/// Why ranks are missing: the system's reason, where it gave one.
-fn unmet(missing: Vec<usize>, tries: &Tries, timeout_ms: u64) -> CommError {
+) -> CommError {
     let (operation, sequence) = (Operation::Join, 0);
     let mut tries = tries.lock().unwrap_or_else(PoisonError::into_inner);
-    let refused = missing.iter().find_map(|&rank| Some((rank, tries[rank].take()?)));
+    let mut tried = |place: &usize| Some((*place, tries.remove(&members.ranks[*place])?));
+    let refused = missing.iter().find_map(&mut tried);
     match refused {
         Some((rank, (addr, error))) => {
             let cause = format!("cannot connect to it at {addr}: {error}");
@@ -161,7 +115,7 @@ fn unmet(missing: Vec<usize>, tries: &Tries, timeout_ms: u64) -> CommError {
 /// Connects to a lower rank, again and again until it answers as what it should be. Its listener
 /// is bound before anyone learns its address, so the first attempt normally succeeds. `None` where
 /// no attempt will.
-async fn connect(
+pub(super) async fn connect(
     addr: SocketAddr,
     rank: usize,
     purpose: Purpose,
@@ -182,7 +136,8 @@ async fn connect(
                 }
             }
             Err(error) => {
-                tries.lock().unwrap_or_else(PoisonError::into_inner)[rank] = Some((addr, error));
+                let mut tries = tries.lock().unwrap_or_else(PoisonError::into_inner);
+                tries.insert(rank, (addr, error));
             }
         }
         if is_final {
@@ -193,7 +148,7 @@ async fn connect(
 }
 
 /// A higher rank of the same job, if that is what speaks.
-async fn hear_higher(mut stream: TcpStream, me: Identity) -> Option<Met> {
+pub(super) async fn hear_higher(mut stream: TcpStream, me: Identity) -> Option<Met> {
     stream.set_nodelay(true).ok()?;
     door::keep_alive(&stream);
     let (rank, purpose) = hear(&mut stream, me).await.filter(|&(rank, _)| rank > me.rank)?;
@@ -202,7 +157,7 @@ async fn hear_higher(mut stream: TcpStream, me: Identity) -> Option<Met> {
 }
 
 /// Answers a rank that is taken from here on: the first bytes on a connection fit its buffer.
-fn greet_now(met: Met, me: Identity) -> Option<Met> {
+pub(super) fn greet_now(met: Met, me: Identity) -> Option<Met> {
     let header = me.header(met.purpose).encode();
     let written = met.stream.try_write(&header);
     written.is_ok_and(|written| written == header.len()).then_some(met)
@@ -213,9 +168,11 @@ async fn hear(stream: &mut TcpStream, me: Identity) -> Option<(usize, Purpose)> 
     let mut bytes = [0; HEADER_BYTES];
     stream.read_exact(&mut bytes).await.ok()?;
     let theirs = Header::decode(&bytes)?;
-    let rank = usize::try_from(theirs.sequence).ok().filter(|&rank| rank < me.world)?;
-    let them = Identity { rank, ..me };
-    let purpose = [Purpose::Data, Purpose::Signal];
-    let purpose = purpose.into_iter().find(|&purpose| them.header(purpose) == theirs)?;
-    Some((rank, purpose))
+    let rank = (theirs.sequence & u64::from(u32::MAX)) as usize;
+    let purpose = match theirs.digest {
+        0 => Purpose::Signal,
+        tag => Purpose::Data(tag),
+    };
+    let is_ours = Identity { rank, ..me }.header(purpose) == theirs && rank < me.world;
+    is_ours.then_some((rank, purpose))
 }

@@ -24,7 +24,7 @@ impl Writer {
     pub(super) async fn header(
         &mut self,
         call: &Call,
-        progress: &Progress,
+        progress: &Progress<'_>,
         length: u64,
     ) -> Result<()> {
         let bytes = call.header(length).encode();
@@ -37,7 +37,7 @@ impl Writer {
     pub(super) async fn payload(
         &mut self,
         call: &Call,
-        progress: &Progress,
+        progress: &Progress<'_>,
         bytes: &[u8],
     ) -> Result<()> {
         self.write(bytes, call, |moved| progress.advance(moved, true)).await?;
@@ -76,7 +76,7 @@ impl Reader {
     }
 
     /// The payload length of the frame that must come next.
-    pub(super) async fn header(&mut self, call: &Call, progress: &Progress) -> Result<u64> {
+    pub(super) async fn header(&mut self, call: &Call, progress: &Progress<'_>) -> Result<u64> {
         let (peer, mut bytes) = (self.peer, [0; HEADER_BYTES]);
         self.read(&mut bytes, call, |moved| progress.advance(moved, false)).await?;
         let header = Header::decode(&bytes).ok_or_else(|| call.lost(peer, "it sent no frame"))?;
@@ -94,7 +94,7 @@ impl Reader {
     pub(super) async fn payload(
         &mut self,
         call: &Call,
-        progress: &Progress,
+        progress: &Progress<'_>,
         bytes: &mut [u8],
     ) -> Result<()> {
         self.read(bytes, call, |moved| progress.advance(moved, true)).await?;
@@ -107,7 +107,7 @@ impl Reader {
     pub(super) async fn message(
         &mut self,
         call: &Call,
-        progress: &Progress,
+        progress: &Progress<'_>,
         length: u64,
         message: &mut Vec<u8>,
     ) -> Result<()> {

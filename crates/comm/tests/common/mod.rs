@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use comm::shm::SharedMemory;
-use comm::{Backend, Communicator, Result};
+use comm::{Backend, Channel, Control, Result, Settings, World};
 
 /// Long enough for a loaded machine; tests of timeouts use their own.
 pub const PATIENCE_MS: u64 = 60_000;
@@ -32,25 +32,44 @@ pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
     each.collect()
 }
 
-/// Runs `body` as every rank of a group; returns what each returned, in rank order.
-pub fn with_group<R: Send>(
+/// Runs `body` as every rank of a job; returns what each returned, in rank order.
+pub fn with_ranks<R: Send>(
     kind: &str,
     world: usize,
     timeout_ms: u64,
-    body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
+    body: impl Fn(World) -> R + Sync,
+) -> Vec<R> {
+    with_settings(kind, world, |_| settings(timeout_ms), body)
+}
+
+/// Settings without a pulse: other tests work in this process, which is nothing to these ranks.
+pub fn settings(timeout_ms: u64) -> Settings {
+    Settings { pulse: || 0, ..Settings::new(timeout_ms) }
+}
+
+/// As [`with_ranks`], each rank with settings of its own.
+pub fn with_settings<R: Send>(
+    kind: &str,
+    world: usize,
+    settings: impl Fn(usize) -> Settings + Sync,
+    body: impl Fn(World) -> R + Sync,
 ) -> Vec<R> {
     let backends = backends(kind, world);
-    let body = &body;
+    let (body, settings) = (&body, &settings);
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = backends
-            .into_iter()
-            .enumerate()
-            .map(|(rank, backend)| {
-                scope.spawn(move || body(comm::connect(backend, rank, world, timeout_ms).unwrap()))
+        let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
+            scope.spawn(move || {
+                body(comm::connect_with(backend, rank, world, settings(rank)).unwrap())
             })
-            .collect();
+        });
+        let ranks: Vec<_> = ranks.collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// The channel that tests use.
+pub fn control(world: &World) -> Arc<dyn Control> {
+    world.control(Channel::Training)
 }
 
 /// The error of a result, as text.

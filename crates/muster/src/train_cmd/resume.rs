@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Attempt, Error, RunState, Skipped, Store};
-use comm::Communicator;
+use comm::{Channel, World};
 use train::config::Resume;
 use train::event::Resumed;
 use train::{Engine, Event, TrainError, Trainer};
@@ -21,7 +21,7 @@ use crate::run_dir::{self, PassedOver};
 pub fn resume<E: Engine>(
     job: &Job,
     store: &Store,
-    comm: &dyn Communicator,
+    world: &World,
     trainer: &mut Trainer<E>,
     emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
 ) -> Result<(), CliError> {
@@ -30,11 +30,11 @@ pub fn resume<E: Engine>(
     let mut bound = None;
     loop {
         let mut chosen = Vec::new();
-        if comm.rank() == 0 {
+        if world.rank() == 0 {
             let path = start.choose(bound, &mut skipped)?;
             chosen = path.map(|path| path.display().to_string().into_bytes()).unwrap_or_default();
         }
-        comm.broadcast_bytes(0, &mut chosen)?;
+        world.control(Channel::Saving).broadcast_bytes(0, &mut chosen)?;
         if chosen.is_empty() {
             return Ok(());
         }

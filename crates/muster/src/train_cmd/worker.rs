@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
-use comm::{Communicator, Fault, tcp};
+use comm::{Channel, Fault, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind};
 use train::config::{Backend, DeviceName};
@@ -73,12 +73,12 @@ fn rank(job: &Job, rank: usize, devices: Devices, told: &Told) -> Result<Exit, C
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan, devices)?;
     let backend = backend(job, listener, peers, name)?;
-    // The group outlives the training, so that the server hears first whose fault an end is.
-    let mut group = None;
+    // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
+    let mut met = None;
     let connected = control.connect(backend, rank, job.world, job.config.ranks.timeout_ms);
     let trained = connected
         .map_err(CliError::from)
-        .and_then(|comm| train(job, plan, group.insert(comm), devices, told, &control));
+        .and_then(|world| train(job, plan, met.insert(world), devices, told, &control));
     match trained {
         Ok(exit) => {
             control.bye();
@@ -112,7 +112,7 @@ fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
 fn train(
     job: &Job,
     plan: RunPlan,
-    comm: &Arc<dyn Communicator>,
+    world: &World,
     Devices { device, optimizer }: Devices,
     told: &Told,
     control: &ControlHandle,
@@ -128,19 +128,19 @@ fn train(
     let parts = Parts {
         config: config.clone(),
         plan,
-        comm: Arc::clone(comm),
+        world: world.clone(),
         device: device.clone(),
         optimizer_device: optimizer.cloned(),
         dataset,
         engine,
     };
     let mut trainer = Trainer::new(parts)?;
-    let speaks = comm.rank() == 0;
+    let speaks = world.rank() == 0;
     let reporter = Reporter { speaks, voice };
     let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
-    let generation = claim(&store, comm.as_ref())?;
+    let generation = claim(&store, world)?;
     let mut emit = |event: Event| reporter.emit(&event);
-    resume(job, &store, comm.as_ref(), &mut trainer, &mut emit)?;
+    resume(job, &store, world, &mut trainer, &mut emit)?;
     trainer.check_room(&store, job.max_steps)?.map_or(Ok(()), &mut emit)?;
     let start_ms = milliseconds(started);
     let profiled = (job.profile && speaks).then(|| {
@@ -228,12 +228,12 @@ fn backend(
 }
 
 /// A fencing generation, the same on every rank.
-fn claim(store: &Store, comm: &dyn Communicator) -> Result<u32, CliError> {
+fn claim(store: &Store, world: &World) -> Result<u32, CliError> {
     let mut bytes = Vec::new();
-    if comm.rank() == 0 {
+    if world.rank() == 0 {
         bytes = store.claim_generation()?.to_le_bytes().to_vec();
     }
-    comm.broadcast_bytes(0, &mut bytes)?;
+    world.control(Channel::Saving).broadcast_bytes(0, &mut bytes)?;
     Ok(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])))
 }
 

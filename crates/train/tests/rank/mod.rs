@@ -2,9 +2,8 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use comm::{Backend, Communicator};
+use comm::{Backend, World};
 use data::Dataset;
 use device::Device;
 use serde_json::{Value, json};
@@ -43,11 +42,11 @@ pub fn dense_bf16(dir: &Path, leaves: usize) -> Config {
 pub fn trainer(
     config: &Config,
     cache: &Path,
-    comm: Arc<dyn Communicator>,
+    world: World,
     device: &Device,
 ) -> Trainer<NativeEngine> {
     let prepared = data::prepare(&config.data, cache, "", &mut |_| ()).unwrap();
-    let plan = RunPlan::new(config, prepared.vocab_size as usize, comm.world(), device.threads());
+    let plan = RunPlan::new(config, prepared.vocab_size as usize, world.size(), device.threads());
     let plan = plan.unwrap();
     let fraction = config.data.validation_fraction;
     let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
@@ -55,16 +54,12 @@ pub fn trainer(
     let engine = NativeEngine::new(device, shape, plan.batch, bucket, plan.weights).unwrap();
     let optimizer_device = plan.optimizer_device.map(|kind| Device::new(kind, 1).unwrap());
     let (config, device) = (config.clone(), device.clone());
-    let parts = Parts { config, plan, comm, device, optimizer_device, dataset, engine };
+    let parts = Parts { config, plan, world, device, optimizer_device, dataset, engine };
     Trainer::new(parts).unwrap()
 }
 
 /// Runs `body` as every rank of a group and returns what each returned, in rank order.
-pub fn with_group<R: Send>(
-    kind: &str,
-    world: usize,
-    body: impl Fn(Arc<dyn Communicator>) -> R + Sync,
-) -> Vec<R> {
+pub fn with_group<R: Send>(kind: &str, world: usize, body: impl Fn(World) -> R + Sync) -> Vec<R> {
     let job = "ranks".to_owned();
     let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners: Vec<_> = (0..world).map(|_| bind()).collect();

@@ -1,0 +1,306 @@
+//! A group: some ranks that move device memory among themselves, in an order of their own.
+//!
+//! ```text
+//! compute stream  ──■ backward ────────────────■ optimizer ─▶
+//!                    ╲ submit: after            ╱ Pending::then
+//! group's stream      ╲──■ reduce bucket 0 ──■ reduce bucket 1 ─▶      blocks, waits for peers
+//! ```
+//!
+//! A group's operations run one after another on a stream of its own, each after the work that was
+//! on another stream when it was submitted. So whoever submits goes on at once, and only the
+//! group's own thread ever waits for peers. Groups do not wait for each other.
+//!
+//! Where the host cannot reach the device's memory, the group's stream is one of the host, and an
+//! operation there waits for the work before it, copies, moves, and copies back (`staged`).
+
+use std::collections::VecDeque;
+use std::iter::once;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use device::{Device, DeviceError, Event, Stream};
+
+use crate::error::Moved;
+use crate::op::{Op, Step};
+use crate::patience;
+use crate::staged::{Pair, Staging};
+use crate::transport::Transport;
+use crate::{CommError, Operation, Result, Window};
+
+/// Numbers of groups in this process.
+static GROUPS: AtomicU64 = AtomicU64::new(1);
+
+/// How long an operation may take to let go when the job is given up; it takes 100 ms, unless the
+/// device hangs.
+const LETS_GO: Duration = Duration::from_secs(2);
+
+/// A member's end of a group of ranks, made by [`crate::World::split`]. Dropping it waits for
+/// nothing: what was submitted is still done.
+pub struct Group {
+    shared: Arc<Shared>,
+    stream: Stream,
+    /// Operations so far.
+    submitted: Mutex<u64>,
+}
+
+/// What operations in progress see of a group.
+struct Shared {
+    transport: Arc<dyn Transport>,
+    device: Device,
+    number: u64,
+    /// Where the host cannot reach the device's memory; and then the ends of the work before the
+    /// operations that are submitted and have not begun.
+    staging: Option<Staging>,
+    after: Mutex<VecDeque<Event>>,
+    begun: AtomicU64,
+    done: AtomicU64,
+}
+
+/// An operation that is checked and ready to be submitted again and again; clones are handles to
+/// the same.
+#[derive(Clone)]
+pub struct Prepared {
+    job: Arc<dyn Fn() -> std::result::Result<(), DeviceError> + Send + Sync>,
+    /// The first of what it consists of.
+    operation: Operation,
+    group: u64,
+}
+
+/// What an operation consists of, and what is copied before and after where that must be.
+struct Work {
+    steps: Vec<Step>,
+    out: Vec<Pair>,
+    back: Vec<Pair>,
+}
+
+/// An operation that was submitted.
+pub struct Pending {
+    shared: Arc<Shared>,
+    event: Event,
+    operation: Operation,
+    number: u64,
+}
+
+impl Group {
+    pub(crate) fn new(transport: Arc<dyn Transport>, device: &Device) -> Result<Group> {
+        let number = GROUPS.fetch_add(1, Ordering::Relaxed);
+        let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (staging, after) = (Staging::of(device)?, Mutex::default());
+        let submitted = Mutex::new(0);
+        let stream = staging.as_ref().map_or(device, |staging| &staging.host).new_stream()?;
+        let device = device.clone();
+        let shared = Shared { transport, device, number, staging, after, begun, done };
+        Ok(Group { shared: Arc::new(shared), stream, submitted })
+    }
+
+    /// The ranks in the group, in its order.
+    pub fn members(&self) -> &[usize] {
+        &self.shared.transport.members().ranks
+    }
+
+    /// The place of this rank among the members.
+    pub fn place(&self) -> usize {
+        self.shared.transport.members().place
+    }
+
+    /// Zeroed memory of `bytes` bytes, the same on every member, that peers may read. Collective;
+    /// waits for what was submitted before, and for the other members.
+    ///
+    /// # Errors
+    /// Memory; as an operation.
+    pub fn window(&self, bytes: usize) -> Result<Window> {
+        let submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shared { transport, device, number, staging, .. } = &*self.shared;
+        self.pending(Operation::Window, *submitted)?.wait()?;
+        match staging {
+            None => transport.window(device, *number, bytes),
+            Some(staging) => {
+                staging.window(device, transport.window(&staging.host, *number, bytes)?)
+            }
+        }
+    }
+
+    /// Checks an operation once, for all times that it is submitted.
+    ///
+    /// # Errors
+    /// Arguments out of bounds, of another group or of a type that cannot be summed. Since the
+    /// other members would wait for this one, the job is given up.
+    pub fn prepare(&self, op: Op) -> Result<Prepared> {
+        let (shared, name) = (Arc::clone(&self.shared), op.name());
+        let work = self.work(op).inspect_err(|error| {
+            let job = shared.transport.job();
+            job.revocation().revoke(&format!("rank {}: {name}: {error}", job.rank));
+        })?;
+        let operation = work.steps.first().map_or(Operation::Exchange, Step::operation);
+        let group = shared.number;
+        let job = Arc::new(move || shared.run(&work));
+        Ok(Prepared { job, operation, group })
+    }
+
+    fn work(&self, op: Op) -> Result<Work> {
+        let Shared { transport, number, staging, .. } = &*self.shared;
+        let Some(staging) = staging else {
+            let steps = op.steps(*number, transport.members())?;
+            return Ok(Work { steps, out: Vec::new(), back: Vec::new() });
+        };
+        op.clone().steps(*number, transport.members())?;
+        let staged = staging.stage(op)?;
+        let steps = staged.op.steps(*number, transport.members())?;
+        Ok(Work { steps, out: staged.out, back: staged.back })
+    }
+
+    /// Lets an operation run after everything that is on `after` now, and after what was submitted
+    /// to this group before; returns at once. Members submit in the same order.
+    ///
+    /// # Errors
+    /// An operation of another group; the job is given up; the device refuses. What becomes of the
+    /// operation itself, [`Pending::wait`] tells.
+    pub fn submit(&self, after: &Stream, op: &Prepared) -> Result<Pending> {
+        let Shared { transport, number, staging, after: events, .. } = &*self.shared;
+        if op.group != *number {
+            return Err(CommError::ForeignWindow);
+        }
+        let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
+        *submitted += 1;
+        let given_up = transport.job().revocation().error(op.operation, *submitted);
+        given_up.map_or(Ok(()), Err)?;
+        let event = after.record()?;
+        match staging {
+            None => self.stream.wait_for(&event)?,
+            Some(_) => {
+                events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+            }
+        }
+        self.stream.host_shared(Arc::clone(&op.job))?;
+        self.pending(op.operation, *submitted)
+    }
+
+    /// Runs an operation that is not worth preparing, and waits for it.
+    ///
+    /// # Errors
+    /// As [`Group::prepare`] and [`Pending::wait`].
+    pub fn run(&self, after: &Stream, op: Op) -> Result<()> {
+        self.submit(after, &self.prepare(op)?)?.wait()
+    }
+
+    /// What was submitted so far, the last of which has this number.
+    fn pending(&self, operation: Operation, number: u64) -> Result<Pending> {
+        let (shared, event) = (Arc::clone(&self.shared), self.stream.record()?);
+        Ok(Pending { shared, event, operation, number })
+    }
+}
+
+impl Shared {
+    /// One operation, on the group's thread.
+    fn run(&self, work: &Work) -> std::result::Result<(), DeviceError> {
+        self.wait_for_earlier_work()?;
+        self.begun.fetch_add(1, Ordering::Release);
+        let ran = match &self.staging {
+            None => self.run_steps(&self.device, &work.steps),
+            Some(staging) => staging
+                .bring(&work.out)
+                .and_then(|()| self.run_steps(&staging.host, &work.steps))
+                .and_then(|()| staging.take_back(&work.back)),
+        };
+        self.done.fetch_add(1, Ordering::Release);
+        ran.map_err(|error| DeviceError::Host(Box::new(error)))
+    }
+
+    fn run_steps(&self, device: &Device, steps: &[Step]) -> Result<()> {
+        steps.iter().try_for_each(|step| self.transport.run(device, step))
+    }
+
+    /// On the group's stream itself, where that is one of the device.
+    fn wait_for_earlier_work(&self) -> std::result::Result<(), DeviceError> {
+        let event = self.after.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(event) = event else { return Ok(()) };
+        while !event.wait_until(Instant::now() + patience::LOOK)? {
+            let revoked = self.transport.job().revocation().check();
+            revoked.map_err(|error| DeviceError::Host(Box::new(error)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an operation runs, whose own deadline then holds.
+    fn is_running(&self) -> bool {
+        let done = self.done.load(Ordering::Acquire);
+        self.begun.load(Ordering::Acquire) > done
+    }
+}
+
+impl Pending {
+    /// Lets the later work of `stream` wait for the operation; the caller goes on. If the operation
+    /// fails, that work is left out.
+    ///
+    /// # Errors
+    /// A stream of another device.
+    pub fn then(&self, stream: &Stream) -> Result<()> {
+        if self.shared.staging.is_none() {
+            return Ok(stream.wait_for(&self.event)?);
+        }
+        let event = self.event.clone();
+        Ok(stream.host(move || event.wait())?)
+    }
+
+    /// Whether the operation is done.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn is_done(&self) -> Result<bool> {
+        self.event.query().map_err(|error| self.explain(error))
+    }
+
+    /// Returns when the operation is done, and all that was submitted to its group before.
+    ///
+    /// # Errors
+    /// [`CommError::Timeout`], which names the ranks that stood still for the job's timeout, this
+    /// one among them if it does not get to the operation; [`CommError::PeerLost`],
+    /// [`CommError::Mismatch`], [`CommError::Revoked`]; an error of the work before it. Whatever
+    /// the error, the job is given up.
+    pub fn wait(&self) -> Result<()> {
+        let (job, members) = (self.shared.transport.job(), self.shared.transport.members());
+        let call = (self.operation, self.number);
+        let (mut patience, mut given_up) = (job.patience(), None);
+        loop {
+            let reached = self.event.wait_until(Instant::now() + patience::LOOK);
+            if reached.map_err(|error| self.explain(error))? {
+                return Ok(());
+            }
+            if let Some(error) = job.revocation().error(self.operation, self.number) {
+                let since = given_up.get_or_insert_with(Instant::now);
+                if since.elapsed() > LETS_GO {
+                    return Err(error);
+                }
+            }
+            if self.shared.is_running() {
+                patience = job.patience();
+            } else if job.is_over(members, &patience, once(members.place)) {
+                let (missing, timeout_ms) = (vec![members.place], job.timeout_ms());
+                let (operation, sequence) = call;
+                let moved = Moved::default();
+                let error = CommError::Timeout { operation, sequence, missing, timeout_ms, moved };
+                return job.settle(members, call, Err(error));
+            }
+        }
+    }
+
+    /// What a failure on the group's stream was.
+    fn explain(&self, error: DeviceError) -> CommError {
+        let (job, call) = (self.shared.transport.job(), (self.operation, self.number));
+        let error = match error {
+            DeviceError::Host(inner) => match inner.downcast::<CommError>() {
+                Ok(error) => return *error,
+                Err(inner) => DeviceError::Host(inner),
+            },
+            error => error,
+        };
+        // What fails later fails because of the first.
+        let first = job.revocation().error(call.0, call.1);
+        first.unwrap_or_else(|| {
+            let members = self.shared.transport.members();
+            let settled = job.settle::<()>(members, call, Err(error.into()));
+            settled.expect_err("an error stays one")
+        })
+    }
+}

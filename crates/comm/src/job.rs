@@ -1,0 +1,251 @@
+//! What everything that a rank has of a job shares: who it is, whether the job is given up, and
+//! when each rank last got on.
+//!
+//! **Deadlines measure progress.** A rank gets on when its process works (its *pulse*), when it
+//! moves a part of an operation, and when those that it waits for do. Each rank has a *moment*: the
+//! latest time at which that was so. Whoever waits counts the time since it began to, or since the
+//! moment of the rank that it waits for, whichever is less; so a rank that computes, loads or
+//! writes for long is waited for, and one that stands still for the timeout is named.
+//!
+//! A moment is a time and not a count, so that two ranks that wait for each other do not take each
+//! other's waiting for progress: both have the moment of the last that either did.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::counters::CounterCells;
+use crate::patience::Patience;
+use crate::{CommError, Operation, Result, Revocation};
+
+/// When each rank last got on, in milliseconds of one clock; 0 where that is not known.
+pub(crate) trait Moments: Send + Sync {
+    fn now_ms(&self) -> u64;
+
+    fn of(&self, rank: usize) -> u64;
+
+    /// Moments only grow.
+    fn advance(&self, rank: usize, to_ms: u64);
+}
+
+/// A hook that tests put between the parts of operations.
+pub type Disturbance = Arc<dyn Fn() + Send + Sync>;
+
+/// How a rank takes part in a job.
+#[derive(Clone)]
+pub struct Settings {
+    /// How long a rank may stand still that others wait for.
+    pub timeout_ms: u64,
+    pub revocation: Revocation,
+    /// A number that moves while this process works.
+    pub pulse: fn() -> u64,
+    /// Called at the beginning of each operation and between its parts: a test of delays waits
+    /// there.
+    #[doc(hidden)]
+    pub disturb: Option<Disturbance>,
+}
+
+impl Settings {
+    /// With a revocation of its own, and the work of this process as its pulse.
+    pub fn new(timeout_ms: u64) -> Settings {
+        let revocation = Revocation::default();
+        Settings { timeout_ms, revocation, pulse: device::work::worked, disturb: None }
+    }
+}
+
+pub(crate) struct Job {
+    pub rank: usize,
+    pub world: usize,
+    pub settings: Settings,
+    pub counters: CounterCells,
+    moments: Box<dyn Moments>,
+}
+
+/// The ranks of a channel or group, in their order there, and which of them this one is. Inside an
+/// operation a rank is known by its place among them.
+#[derive(Debug, Clone)]
+pub(crate) struct Members {
+    pub ranks: Arc<[usize]>,
+    pub place: usize,
+}
+
+impl Members {
+    /// Everyone.
+    pub(crate) fn all(rank: usize, world: usize) -> Members {
+        Members { ranks: (0..world).collect(), place: rank }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// Places of the others.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = usize> + Clone + use<> {
+        let place = self.place;
+        (0..self.len()).filter(move |&peer| peer != place)
+    }
+}
+
+impl Job {
+    pub(crate) fn new(
+        rank: usize,
+        world: usize,
+        settings: Settings,
+        moments: Box<dyn Moments>,
+    ) -> Job {
+        Job { rank, world, settings, counters: CounterCells::default(), moments }
+    }
+
+    pub(crate) fn timeout_ms(&self) -> u64 {
+        self.settings.timeout_ms
+    }
+
+    pub(crate) fn revocation(&self) -> &Revocation {
+        &self.settings.revocation
+    }
+
+    pub(crate) fn patience(&self) -> Cell<Patience> {
+        Patience::of_ms(self.timeout_ms()).into()
+    }
+
+    pub(crate) fn moments(&self) -> &dyn Moments {
+        self.moments.as_ref()
+    }
+
+    /// This rank has moved something.
+    pub(crate) fn got_on(&self) {
+        self.moments.advance(self.rank, self.moments.now_ms());
+    }
+
+    /// Between the parts of an operation.
+    pub(crate) fn part_done(&self) {
+        self.got_on();
+        self.disturb();
+    }
+
+    pub(crate) fn disturb(&self) {
+        if let Some(disturb) = &self.settings.disturb {
+            disturb();
+        }
+    }
+
+    /// How long `rank` has stood still, as far as whoever waits since `used` can say.
+    fn stood_still(&self, rank: usize, used: Duration) -> Duration {
+        let since = self.moments.now_ms().saturating_sub(self.moments.of(rank));
+        used.min(Duration::from_millis(since))
+    }
+
+    /// Whether one of the `awaited` members has stood still for the whole of `patience`. If not,
+    /// this rank has got on as far as the last of them has.
+    pub(crate) fn is_over(
+        &self,
+        members: &Members,
+        patience: &Cell<Patience>,
+        awaited: impl Iterator<Item = usize> + Clone,
+    ) -> bool {
+        let awaited = awaited.map(|place| members.ranks[place]);
+        let mut looked_at = patience.get();
+        let used = looked_at.used();
+        patience.set(looked_at);
+        let oldest = awaited.clone().map(|rank| self.stood_still(rank, used)).max();
+        if oldest.unwrap_or(used) >= Duration::from_millis(self.timeout_ms()) {
+            return true;
+        }
+        if let Some(moment) = awaited.map(|rank| self.moments.of(rank)).min() {
+            self.moments.advance(self.rank, moment.min(self.moments.now_ms()));
+        }
+        false
+    }
+
+    /// The members among the awaited ones to name when [`Job::is_over`]: they stood still for half
+    /// of the timeout at least, since moments of ranks that stopped together differ a little.
+    pub(crate) fn standing(
+        &self,
+        members: &Members,
+        patience: &Cell<Patience>,
+        awaited: impl Iterator<Item = usize>,
+    ) -> Vec<usize> {
+        let used = patience.get().used();
+        let enough = Duration::from_millis(self.timeout_ms() / 2);
+        let is_still = |&place: &usize| self.stood_still(members.ranks[place], used) >= enough;
+        awaited.filter(is_still).collect()
+    }
+
+    /// Gives the job up if an operation among `members` failed, and names ranks of the job where
+    /// the error has their places.
+    pub(crate) fn settle<R>(
+        &self,
+        members: &Members,
+        (operation, sequence): (Operation, u64),
+        result: Result<R>,
+    ) -> Result<R> {
+        let error = match result {
+            Ok(done) => return Ok(done),
+            Err(CommError::Revoked { why }) => {
+                let error = self.revocation().error(operation, sequence);
+                return Err(error.unwrap_or(CommError::Revoked { why }));
+            }
+            Err(error) => error.among(&members.ranks),
+        };
+        let rank = self.rank;
+        self.revocation().revoke(&match error {
+            CommError::Timeout { .. } | CommError::PeerLost { .. } | CommError::Mismatch { .. } => {
+                format!("rank {rank}: {error}")
+            }
+            _ => format!("rank {rank}: {operation} #{sequence}: {error}"),
+        });
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// A clock that stands at 10 s, and moments that tests set.
+    struct Table([AtomicU64; 3]);
+
+    impl Moments for Table {
+        fn now_ms(&self) -> u64 {
+            10_000
+        }
+
+        fn of(&self, rank: usize) -> u64 {
+            self.0[rank].load(Ordering::Relaxed)
+        }
+
+        fn advance(&self, rank: usize, to_ms: u64) {
+            self.0[rank].fetch_max(to_ms, Ordering::Relaxed);
+        }
+    }
+
+    fn job(moments: [u64; 3], timeout_ms: u64) -> Job {
+        let table = Box::new(Table(moments.map(AtomicU64::new)));
+        Job::new(0, 3, Settings::new(timeout_ms), table)
+    }
+
+    #[test]
+    fn the_rank_that_stands_still_is_named_and_not_the_busy_one() {
+        let job = job([0, 9_999, 0], 30);
+        let (patience, all) = (job.patience(), Members::all(0, 3));
+        assert!(!job.is_over(&all, &patience, 1..3));
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(!job.is_over(&all, &patience, 1..2));
+        assert!(job.is_over(&all, &patience, 1..3));
+        assert_eq!(job.standing(&all, &patience, 1..3), [2]);
+    }
+
+    #[test]
+    fn who_waits_has_got_on_as_far_as_the_last_of_those_it_waits_for() {
+        let (job, all) = (job([0, 9_000, 8_000], 60_000), Members::all(0, 3));
+        assert!(!job.is_over(&all, &job.patience(), 1..3));
+        assert_eq!(job.moments().of(0), 8_000);
+        assert!(!job.is_over(&all, &job.patience(), 1..2));
+        assert_eq!(job.moments().of(0), 9_000);
+        // Whoever waits for it in turn learns nothing newer from that.
+        job.moments().advance(1, job.moments().of(0));
+        assert_eq!(job.moments().of(1), 9_000);
+    }
+}

@@ -1,0 +1,332 @@
+//! What a group can be asked to do, as data that is made once and used for many calls.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use device::{DType, Tensor};
+use layout::{Node, Program};
+
+use crate::combine::Stages;
+use crate::digest::Digest;
+use crate::job::Members;
+use crate::{CommError, EvenPlan, Operation, Result, Window};
+
+/// Of every member: elements of a window or tensor, disjoint.
+pub type Segments = Arc<[Vec<Range<usize>>]>;
+
+/// An operation of a group. Members are named by their places in it. All but an exchange are
+/// collective: every member calls the same ones in the same order, with the same arguments but for
+/// its own memory.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Each owner sums the partials of all members over its segments.
+    ReduceScatterOrdered(OrderedReduce),
+    /// Afterwards every member's window holds the segments of every member.
+    AllGatherSegments(Gather),
+    /// Sums the windows of all members in the order of the plan's tree (leaf `i` is member `i`) and
+    /// gives every member the result: an ordered reduction in place, then a gather. Counted as
+    /// those.
+    AllReduce { window: Window, plan: EvenPlan },
+    /// As [`Op::AllReduce`] without the gather: `out`, indexed like the window, holds the sums of
+    /// this member's even share.
+    ReduceScatter { window: Window, plan: EvenPlan, out: Tensor },
+    /// Afterwards every window holds every member's even share.
+    AllGather { window: Window, plan: EvenPlan },
+    /// Copies `range` (elements of `element_bytes` each) of the window of `root` to every window.
+    Broadcast { window: Window, root: usize, element_bytes: usize, range: Range<usize> },
+    /// Each member gives every member a part of its window.
+    AllToAll(AllToAll),
+    /// Messages between pairs, all at the same time; only those take part that send or receive.
+    Exchange(Vec<P2p>),
+}
+
+/// Sums the partials of all members into the segments of their owners.
+///
+/// Input `i` of `program` is the `i`-th partial of all members in their order, which is leaf order,
+/// since ranks host contiguous leaf ranges. Every owner computes, for each of its elements, that
+/// program's left-to-right floating-point additions; so the result has the same bits for every
+/// number of ranks that hosts the same leaves.
+#[derive(Debug, Clone)]
+pub struct OrderedReduce {
+    /// Gradient buffers; slot `s` has the same length on every member.
+    pub slots: Arc<[Window]>,
+    /// Of every member: each partial's tree node and the slot that holds it there.
+    pub partials: Arc<[Vec<(Node, usize)>]>,
+    /// Over all partials, as made by [`layout::Tree::combine`].
+    pub program: Arc<Program>,
+    /// The bucket, in elements of a slot.
+    pub range: Range<usize>,
+    /// Of every member: the elements it owns, disjoint and cut to the bucket.
+    pub segments: Segments,
+    /// f32 or f64, flat, indexed like the slots; only this member's segments are written. It may be
+    /// the memory of one of this member's slots (whole, from its first element).
+    pub out: Tensor,
+}
+
+/// A gather: of every member, the elements (of `element_bytes` each) that it holds before.
+#[derive(Debug, Clone)]
+pub struct Gather {
+    pub window: Window,
+    pub element_bytes: usize,
+    pub segments: Segments,
+}
+
+/// A personalized exchange: member `r` finds in `into[receive[s]]` what member `s` has in
+/// `from[send[r]]`.
+#[derive(Debug, Clone)]
+pub struct AllToAll {
+    pub from: Window,
+    /// Per destination: elements of this member's window.
+    pub send: Vec<Range<usize>>,
+    /// Flat; not the memory of `from`. Its type gives the size of an element.
+    pub into: Tensor,
+    /// Per source: elements of `into`, disjoint, as many as that member sends.
+    pub receive: Vec<Range<usize>>,
+}
+
+/// One message of an exchange. Messages from one member to another arrive in the order in which
+/// they were sent, in one exchange as in several.
+#[derive(Debug, Clone)]
+pub enum P2p {
+    Send {
+        to: usize,
+        tensor: Tensor,
+    },
+    /// The next message from there, of exactly the size of `tensor`.
+    Receive {
+        from: usize,
+        tensor: Tensor,
+    },
+}
+
+impl P2p {
+    pub(crate) fn peer(&self) -> usize {
+        match self {
+            P2p::Send { to, .. } => *to,
+            P2p::Receive { from, .. } => *from,
+        }
+    }
+
+    pub(crate) fn tensor(&self) -> &Tensor {
+        match self {
+            P2p::Send { tensor, .. } | P2p::Receive { tensor, .. } => tensor,
+        }
+    }
+
+    pub(crate) fn is_send(&self) -> bool {
+        matches!(self, P2p::Send { .. })
+    }
+}
+
+/// What a transport does; every [`Op`] is one or two of these.
+pub(crate) enum Step {
+    Reduce(Reduction),
+    Gather(Gather, u64),
+    AllToAll(AllToAll),
+    Exchange(Vec<P2p>),
+}
+
+/// A checked ordered reduction.
+pub(crate) struct Reduction {
+    pub op: OrderedReduce,
+    pub stages: Stages,
+    /// The input that lies exactly where the output does, if any. (Another overlap between them is
+    /// refused by the device.)
+    pub in_place: Option<usize>,
+    pub digest: u64,
+}
+
+impl Step {
+    pub(crate) fn operation(&self) -> Operation {
+        match self {
+            Step::Reduce(_) => Operation::ReduceScatterOrdered,
+            Step::Gather(..) => Operation::AllGatherSegments,
+            Step::AllToAll(_) => Operation::AllToAll,
+            Step::Exchange(_) => Operation::Exchange,
+        }
+    }
+}
+
+impl Op {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Op::ReduceScatterOrdered(_) => "reduce_scatter_ordered",
+            Op::AllGatherSegments(_) => "all_gather_segments",
+            Op::AllReduce { .. } => "all_reduce",
+            Op::ReduceScatter { .. } => "reduce_scatter",
+            Op::AllGather { .. } => "all_gather",
+            Op::Broadcast { .. } => "broadcast",
+            Op::AllToAll(_) => "all_to_all",
+            Op::Exchange(_) => "exchange",
+        }
+    }
+
+    /// What a group of `members` has to do, whose windows have the number `group`.
+    pub(crate) fn steps(self, group: u64, members: &Members) -> Result<Vec<Step>> {
+        let (place, world) = (members.place, members.len());
+        Ok(match self {
+            Op::ReduceScatterOrdered(op) => vec![Step::Reduce(op.checked(group, place, world)?)],
+            Op::AllGatherSegments(op) => vec![op.checked(group, world)?],
+            Op::AllReduce { window, plan } => {
+                let len = window.bytes() / plan.dtype().bytes();
+                let out = window.tensor(0, &[len], plan.dtype())?;
+                let reduce = plan.reduce(&window, out).checked(group, place, world)?;
+                vec![Step::Reduce(reduce), plan.gather(window).checked(group, world)?]
+            }
+            Op::ReduceScatter { window, plan, out } => {
+                vec![Step::Reduce(plan.reduce(&window, out).checked(group, place, world)?)]
+            }
+            Op::AllGather { window, plan } => vec![plan.gather(window).checked(group, world)?],
+            Op::Broadcast { window, root, element_bytes, range } => {
+                let mut segments = vec![Vec::new(); world];
+                let slot = segments.get_mut(root);
+                slot.ok_or(CommError::NoSuchRank { rank: root, world })?.push(range);
+                let op = Gather { window, element_bytes, segments: segments.into() };
+                vec![op.checked(group, world)?]
+            }
+            Op::AllToAll(op) => {
+                op.check(group, world)?;
+                vec![Step::AllToAll(op)]
+            }
+            Op::Exchange(messages) => {
+                let stranger = |message: &&P2p| message.peer() >= world || message.peer() == place;
+                if let Some(message) = messages.iter().find(stranger) {
+                    return Err(CommError::NoSuchRank { rank: message.peer(), world });
+                }
+                vec![Step::Exchange(messages)]
+            }
+        })
+    }
+}
+
+impl OrderedReduce {
+    /// Number of partials of all members.
+    fn inputs(&self) -> usize {
+        self.partials.iter().map(Vec::len).sum()
+    }
+
+    /// The member that holds input `input`, and which of that member's partials it is.
+    pub(crate) fn holder(&self, mut input: usize) -> Option<(usize, usize)> {
+        for (place, partials) in self.partials.iter().enumerate() {
+            if input < partials.len() {
+                return Some((place, input));
+            }
+            input -= partials.len();
+        }
+        None
+    }
+
+    fn checked(self, group: u64, place: usize, world: usize) -> Result<Reduction> {
+        self.check(group, world)?;
+        let stages = Stages::new(&self.program, self.inputs())?;
+        let before: usize = self.partials[..place].iter().map(Vec::len).sum();
+        let is_out = |(_, slot): &(Node, usize)| {
+            let out = &self.out;
+            let starts = out.address() == self.slots[*slot].buffer().address();
+            starts && !out.is_empty()
+        };
+        let in_place = self.partials[place].iter().position(is_out).map(|index| before + index);
+        let digest = self.digest();
+        Ok(Reduction { op: self, stages, in_place, digest })
+    }
+
+    /// Proves that every range lies inside its memory and every slot exists.
+    fn check(&self, group: u64, world: usize) -> Result<()> {
+        let counts = [("partials", self.partials.len()), ("reduce segments", self.segments.len())];
+        for (what, got) in counts {
+            if got != world {
+                return Err(CommError::PerRank { what, got, expected: world });
+            }
+        }
+        let dtype = self.out.dtype();
+        if !matches!(dtype, DType::F32 | DType::F64) {
+            return Err(CommError::SumType { dtype });
+        }
+        let mut len = self.out.len();
+        for slot in self.slots.iter() {
+            slot.check(group)?;
+            len = len.min(slot.bytes() / dtype.bytes());
+        }
+        for (_, slot) in self.partials.iter().flatten() {
+            let (start, end, len) = (*slot, slot + 1, self.slots.len());
+            if end > len {
+                return Err(CommError::Range { what: "slots of partials", start, end, len });
+            }
+        }
+        let Range { start, end } = self.range;
+        if end > len {
+            return Err(CommError::Range { what: "bucket", start, end, len });
+        }
+        check_segments("reduce segments", &self.segments, &self.range)
+    }
+
+    /// A fingerprint of everything that must agree between members.
+    fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        digest.add(self.out.dtype().bytes());
+        digest.add_range(&self.range);
+        for partials in self.partials.iter() {
+            digest.add(partials.len());
+            partials.iter().for_each(|(node, _)| digest.add_range(&node.leaves));
+        }
+        for op in &self.program.ops {
+            digest.add(match *op {
+                layout::ReduceOp::Push(input) => 3 * input,
+                layout::ReduceOp::AddInput(input) => 3 * input + 1,
+                layout::ReduceOp::Fold => 2,
+            });
+        }
+        digest.add_segments(&self.segments);
+        digest.value()
+    }
+}
+
+impl Gather {
+    fn checked(self, group: u64, world: usize) -> Result<Step> {
+        self.window.check(group)?;
+        let (what, got) = ("gather segments", self.segments.len());
+        if got != world {
+            return Err(CommError::PerRank { what, got, expected: world });
+        }
+        let len = self.window.bytes() / self.element_bytes.max(1);
+        check_segments(what, &self.segments, &(0..len))?;
+        let mut digest = Digest::default();
+        digest.add(self.element_bytes);
+        digest.add_segments(&self.segments);
+        Ok(Step::Gather(self, digest.value()))
+    }
+}
+
+impl AllToAll {
+    fn check(&self, group: u64, world: usize) -> Result<()> {
+        self.from.check(group)?;
+        let len = self.from.bytes() / self.into.dtype().bytes();
+        let sides =
+            [("send ranges", &self.send, len), ("receive ranges", &self.receive, self.into.len())];
+        for (what, ranges, len) in sides {
+            if ranges.len() != world {
+                return Err(CommError::PerRank { what, got: ranges.len(), expected: world });
+            }
+            for &Range { start, end } in ranges {
+                if start > end || end > len {
+                    return Err(CommError::Range { what, start, end, len });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Proves that segments lie inside `bounds`.
+fn check_segments(
+    what: &'static str,
+    segments: &[Vec<Range<usize>>],
+    bounds: &Range<usize>,
+) -> Result<()> {
+    for &Range { start, end } in segments.iter().flatten() {
+        if start > end || start < bounds.start || end > bounds.end {
+            return Err(CommError::Range { what, start, end, len: bounds.end });
+        }
+    }
+    Ok(())
+}

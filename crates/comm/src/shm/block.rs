@@ -1,0 +1,161 @@
+//! The block of a job: what its ranks know of each other whatever group they work in.
+//!
+//! ```text
+//! header   magic, world, revocation: flag, lost rank, text
+//! record   per rank: pid | left | namespace, and its moment in cache lines of their own
+//! ```
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::memory::SharedMemory;
+use super::system::{self, Process, Words};
+use crate::CommError;
+use crate::job::Moments;
+use crate::revocation::Reason;
+
+const MAGIC: u64 = u64::from_be_bytes(*b"muster03");
+
+const HEADER: usize = 128;
+const HEADER_WORLD: usize = 1;
+const HEADER_REVOKED: usize = 2;
+/// One more than the rank; 0 for none.
+const HEADER_LOST: usize = 3;
+const HEADER_TEXT_BYTES: usize = 4;
+const HEADER_TEXT: std::ops::Range<usize> = 8..HEADER;
+
+/// Two pairs of cache lines (processors fetch lines in pairs).
+const RECORD: usize = 32;
+const RECORD_PID: usize = 0;
+const RECORD_LEFT: usize = 1;
+const RECORD_NAMESPACE: usize = 2;
+const RECORD_MOMENT: usize = 16;
+
+const NOT_REVOKED: u64 = 0;
+const WRITING: u64 = 1;
+const REVOKED: u64 = 2;
+
+pub(super) struct Block {
+    words: Words,
+}
+
+impl Block {
+    fn words(world: usize) -> usize {
+        HEADER + world * RECORD
+    }
+
+    /// Size of the block of a job.
+    pub(super) fn bytes(world: usize) -> u64 {
+        8 * Block::words(world) as u64
+    }
+
+    /// Makes the block of a job in a new file.
+    pub(super) fn create(file: &File, world: usize) -> Result<(), CommError> {
+        let words = Words::create(file, 0, Block::words(world))?;
+        let header = words.all();
+        header[HEADER_WORLD].store(world as u64, Ordering::Relaxed);
+        header[0].store(MAGIC, Ordering::Release);
+        Ok(())
+    }
+
+    /// Opens the block of a job of `world` ranks.
+    pub(super) fn open(memory: &SharedMemory, world: usize) -> Result<Block, CommError> {
+        let words = Words::open(memory.file(), 0, Block::words(world))?;
+        let header = words.all();
+        let known = header[0].load(Ordering::Acquire) == MAGIC
+            && header[HEADER_WORLD].load(Ordering::Relaxed) == world as u64;
+        match known {
+            true => Ok(Block { words }),
+            false => Err(CommError::ForeignMemory { world }),
+        }
+    }
+
+    fn record(&self, rank: usize) -> &[AtomicU64] {
+        &self.words.all()[HEADER + rank * RECORD..][..RECORD]
+    }
+
+    /// Takes the place of `rank`; false if somebody has it.
+    pub(super) fn claim(&self, rank: usize) -> bool {
+        let record = self.record(rank);
+        let mine = u64::from(std::process::id());
+        let pid = &record[RECORD_PID];
+        let is_first = pid.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if is_first {
+            record[RECORD_NAMESPACE].store(system::namespace(), Ordering::Relaxed);
+        }
+        is_first
+    }
+
+    /// The process of `rank`, which has arrived.
+    pub(super) fn process(&self, rank: usize) -> Process {
+        let record = self.record(rank);
+        match record[RECORD_NAMESPACE].load(Ordering::Relaxed) == system::namespace() {
+            true => Process::new(record[RECORD_PID].load(Ordering::Relaxed) as u32),
+            false => Process::Elsewhere,
+        }
+    }
+
+    /// Says that `rank` left the job in good order.
+    pub(super) fn leave(&self, rank: usize) {
+        self.record(rank)[RECORD_LEFT].store(1, Ordering::Release);
+    }
+
+    pub(super) fn has_left(&self, rank: usize) -> bool {
+        self.record(rank)[RECORD_LEFT].load(Ordering::Acquire) != 0
+    }
+
+    /// Gives the job up; the first reason stays.
+    pub(super) fn revoke(&self, reason: &Reason) {
+        let header = self.words.all();
+        let flag = &header[HEADER_REVOKED];
+        let first = flag.compare_exchange(NOT_REVOKED, WRITING, Ordering::SeqCst, Ordering::SeqCst);
+        if first.is_err() {
+            return;
+        }
+        let (lost, text) = match &reason.lost {
+            Some((rank, cause)) => (*rank as u64 + 1, cause),
+            None => (0, &reason.why),
+        };
+        let room = HEADER_TEXT.len() * 8;
+        let bytes = &text.as_bytes()[..text.floor_char_boundary(room)];
+        system::store_bytes(&header[HEADER_TEXT], bytes);
+        header[HEADER_TEXT_BYTES].store(bytes.len() as u64, Ordering::Relaxed);
+        header[HEADER_LOST].store(lost, Ordering::Relaxed);
+        flag.store(REVOKED, Ordering::SeqCst);
+    }
+
+    /// Whether the job is given up, or about to be.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.words.all()[HEADER_REVOKED].load(Ordering::Acquire) != NOT_REVOKED
+    }
+
+    /// Why the job is given up.
+    pub(super) fn reason(&self) -> Reason {
+        let header = self.words.all();
+        if header[HEADER_REVOKED].load(Ordering::Acquire) != REVOKED {
+            return Reason { why: "a peer is giving the job up".to_owned(), lost: None };
+        }
+        let len = header[HEADER_TEXT_BYTES].load(Ordering::Relaxed) as usize;
+        let mut bytes = vec![0; len.min(HEADER_TEXT.len() * 8)];
+        system::load_bytes(&header[HEADER_TEXT], &mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        match header[HEADER_LOST].load(Ordering::Relaxed) {
+            0 => Reason { why: text, lost: None },
+            lost => Reason::loss(lost as usize - 1, &text),
+        }
+    }
+}
+
+impl Moments for std::sync::Arc<Block> {
+    fn now_ms(&self) -> u64 {
+        system::now_ms()
+    }
+
+    fn of(&self, rank: usize) -> u64 {
+        self.record(rank)[RECORD_MOMENT].load(Ordering::Relaxed)
+    }
+
+    fn advance(&self, rank: usize, to_ms: u64) {
+        self.record(rank)[RECORD_MOMENT].fetch_max(to_ms, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,277 @@
+//! The board of a channel or group: atomic words through which its members meet. Members are known
+//! by their places.
+//!
+//! ```text
+//! record   per member: phase | sleepers | left | bell | sleepers  (cache lines of their own)
+//!                      announcements of the last two operations
+//!                      bytes that peers read out of its windows
+//! mail     per member: two boxes for small messages
+//! box      per ordered pair of members, in groups only: two boxes for exchanges
+//! ```
+//!
+//! **Phases.** Operation `s` has two: `2s`, entered with this rank's data in place, and `2s + 1`,
+//! left with the peers' data read. A rank stores its phase with `Release`, after everything it
+//! wrote; a peer that loads it with `Acquire` therefore sees all of that, in the windows as in the
+//! mail. Phases only grow (compared with wrap-around), so a peer that has run ahead still counts
+//! as arrived.
+//!
+//! **Two boxes.** Announcement and mail of operation `s` use box `s % 2`. A rank fills the box
+//! again for `s + 2` only after every rank has entered `s + 1`, hence finished reading `s`. So
+//! operations that only exchange small messages need no second phase.
+//!
+//! **Sleeping.** A waiter counts itself in `sleepers`, looks at the phase again and sleeps on it;
+//! an arriver stores the phase, then looks at `sleepers`. All four accesses are `SeqCst`: in their
+//! one order either the waiter's look comes after the store, or the arriver's look comes after
+//! the count and it wakes the waiter. Sleeps are short in any case, since the waiter must also
+//! notice revocation and death. A *bell* rings whenever something happens in a pair's boxes that
+//! its owner may wait for.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::channel::Channel;
+use super::memory::SharedMemory;
+use super::system::{self, Words};
+use crate::{CommError, Operation};
+
+/// Two pairs of cache lines (processors fetch lines in pairs).
+const RECORD: usize = 32;
+const RECORD_PHASE: usize = 0;
+const RECORD_SLEEPERS: usize = 1;
+const RECORD_LEFT: usize = 2;
+const RECORD_BELL: usize = 3;
+const RECORD_BELL_SLEEPERS: usize = 4;
+const RECORD_ANNOUNCED: usize = 16;
+const ANNOUNCED: usize = 4;
+const RECORD_READ: usize = 24;
+
+/// What a board is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Messages of any length, in rounds of mail.
+    Channel,
+    /// Windows and exchanges; mail is for what an operation says about itself.
+    Group,
+}
+
+/// Bytes of one box of mail in a channel; longer messages go in rounds.
+pub(super) const MAIL_BYTES: usize = 64 << 10;
+/// Bytes that a member of a group may say per member.
+pub(super) const WORD_BYTES: usize = 16;
+
+/// What a rank says that it is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Announcement {
+    pub sequence: u64,
+    pub operation: u64,
+    pub digest: u64,
+}
+
+pub(super) struct Board {
+    words: Words,
+    kind: Kind,
+    members: usize,
+}
+
+impl Board {
+    /// Words of one box of mail: the length, and the message.
+    fn mail_words(kind: Kind, members: usize) -> usize {
+        1 + match kind {
+            Kind::Channel => MAIL_BYTES / 8,
+            Kind::Group => members * WORD_BYTES / 8,
+        }
+    }
+
+    fn words(kind: Kind, members: usize) -> usize {
+        let pairs = if kind == Kind::Group { members * members } else { 0 };
+        let records = members * (RECORD + 2 * Board::mail_words(kind, members));
+        records + pairs * super::channel::WORDS
+    }
+
+    /// Size of a board.
+    pub(super) fn bytes(kind: Kind, members: usize) -> u64 {
+        8 * Board::words(kind, members) as u64
+    }
+
+    /// The board of `members` members that begins at byte `at`, where nothing else was before. It
+    /// begins empty, and whichever member comes first makes it.
+    pub(super) fn open(
+        memory: &SharedMemory,
+        at: u64,
+        kind: Kind,
+        members: usize,
+    ) -> Result<Board, CommError> {
+        let words = Words::create(memory.file(), at, Board::words(kind, members))?;
+        Ok(Board { words, kind, members })
+    }
+
+    fn record(&self, place: usize) -> &[AtomicU64] {
+        &self.words.all()[place * RECORD..][..RECORD]
+    }
+
+    fn phase_word(&self, place: usize) -> &AtomicU32 {
+        system::low_half(&self.record(place)[RECORD_PHASE])
+    }
+
+    fn sleepers(&self, place: usize) -> &AtomicU32 {
+        system::low_half(&self.record(place)[RECORD_SLEEPERS])
+    }
+
+    /// Whether `place` has reached `phase`.
+    pub(super) fn has_reached(&self, place: usize, phase: u32) -> bool {
+        reached(self.phase_word(place).load(Ordering::Acquire), phase)
+    }
+
+    /// Publishes everything this rank has written, and that it has reached `phase`.
+    pub(super) fn arrive(&self, place: usize, phase: u32) {
+        self.phase_word(place).store(phase, Ordering::SeqCst);
+        self.wake(place);
+    }
+
+    fn wake(&self, place: usize) {
+        if self.sleepers(place).load(Ordering::SeqCst) > 0 {
+            system::futex_wake(self.phase_word(place));
+        }
+    }
+
+    /// Sleeps until `place` moves, at most `limit`; returns at once if it has reached `phase`.
+    pub(super) fn sleep(&self, place: usize, phase: u32, limit: Duration) {
+        sleep_on(self.phase_word(place), self.sleepers(place), |now| reached(now, phase), limit);
+    }
+
+    /// Says that a member left in good order: it will reach no further phase.
+    pub(super) fn leave(&self, place: usize) {
+        self.record(place)[RECORD_LEFT].store(1, Ordering::Release);
+        system::futex_wake(self.phase_word(place));
+    }
+
+    pub(super) fn has_left(&self, place: usize) -> bool {
+        self.record(place)[RECORD_LEFT].load(Ordering::Acquire) != 0
+    }
+
+    fn announced(&self, place: usize, sequence: u64) -> &[AtomicU64] {
+        let at = RECORD_ANNOUNCED + (sequence % 2) as usize * ANNOUNCED;
+        &self.record(place)[at..at + ANNOUNCED]
+    }
+
+    /// To be followed by [`Board::arrive`], which publishes it.
+    pub(super) fn announce(&self, place: usize, what: Announcement) {
+        let words = self.announced(place, what.sequence);
+        words[0].store(what.sequence, Ordering::Relaxed);
+        words[1].store(what.operation, Ordering::Relaxed);
+        words[2].store(what.digest, Ordering::Relaxed);
+    }
+
+    /// What `place`, which has arrived, announced for operation `sequence`.
+    pub(super) fn announcement(&self, place: usize, sequence: u64) -> Announcement {
+        let words = self.announced(place, sequence);
+        let [sequence, operation, digest] = [0, 1, 2].map(|i| words[i].load(Ordering::Relaxed));
+        Announcement { sequence, operation, digest }
+    }
+
+    /// Says that `bytes` were read out of the windows of `place`; to be followed by
+    /// [`Board::arrive`], which publishes it.
+    pub(super) fn add_read(&self, place: usize, bytes: u64) {
+        self.record(place)[RECORD_READ].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What peers that have arrived since the last call read out of the windows of `place`.
+    pub(super) fn take_read(&self, place: usize) -> u64 {
+        self.record(place)[RECORD_READ].swap(0, Ordering::Relaxed)
+    }
+
+    fn mail(&self, place: usize, sequence: u64) -> &[AtomicU64] {
+        let len = Board::mail_words(self.kind, self.members);
+        let at = self.members * RECORD + (2 * place + (sequence % 2) as usize) * len;
+        &self.words.all()[at..at + len]
+    }
+
+    /// Puts `bytes` (at most a box) of a message of `total` bytes into this rank's box.
+    pub(super) fn put_mail(&self, place: usize, sequence: u64, total: usize, bytes: &[u8]) {
+        let words = self.mail(place, sequence);
+        words[0].store(total as u64, Ordering::Relaxed);
+        system::store_bytes(&words[1..], bytes);
+    }
+
+    /// Length of the whole message whose next part is in the box.
+    pub(super) fn mail_total(&self, place: usize, sequence: u64) -> usize {
+        self.mail(place, sequence)[0].load(Ordering::Relaxed) as usize
+    }
+
+    pub(super) fn get_mail(&self, place: usize, sequence: u64, bytes: &mut [u8]) {
+        system::load_bytes(&self.mail(place, sequence)[1..], bytes);
+    }
+
+    /// The boxes from one member to another, in a group.
+    pub(super) fn channel(&self, from: usize, to: usize) -> Channel<'_> {
+        let boxes = self.members * (RECORD + 2 * Board::mail_words(self.kind, self.members));
+        let at = boxes + (from * self.members + to) * super::channel::WORDS;
+        Channel { words: &self.words.all()[at..at + super::channel::WORDS] }
+    }
+
+    /// Whether something from `from` waits for `to`, in a group.
+    pub(super) fn has_mail(&self, from: usize, to: usize) -> bool {
+        self.kind == Kind::Group && from != to && self.channel(from, to).has_mail()
+    }
+
+    fn bell_word(&self, place: usize) -> &AtomicU32 {
+        system::low_half(&self.record(place)[RECORD_BELL])
+    }
+
+    /// How often the bell of `place` has rung.
+    pub(super) fn bell(&self, place: usize) -> u32 {
+        self.bell_word(place).load(Ordering::SeqCst)
+    }
+
+    /// Tells `place` that boxes of a pair with it have changed.
+    pub(super) fn ring(&self, place: usize) {
+        let (bell, sleepers) = (self.bell_word(place), RECORD_BELL_SLEEPERS);
+        bell.fetch_add(1, Ordering::SeqCst);
+        if system::low_half(&self.record(place)[sleepers]).load(Ordering::SeqCst) > 0 {
+            system::futex_wake(bell);
+        }
+    }
+
+    /// Sleeps until the bell of `place` has rung more often than `heard`, at most `limit`.
+    pub(super) fn sleep_for_bell(&self, place: usize, heard: u32, limit: Duration) {
+        let sleepers = system::low_half(&self.record(place)[RECORD_BELL_SLEEPERS]);
+        sleep_on(self.bell_word(place), sleepers, |now| now != heard, limit);
+    }
+}
+
+/// Whether phase `now` is `phase` or later, with wrap-around.
+fn reached(now: u32, phase: u32) -> bool {
+    now.wrapping_sub(phase) < 1 << 31
+}
+
+/// Sleeps on `word` until it changes, unless `done` already holds of it; at most `limit`.
+fn sleep_on(word: &AtomicU32, sleepers: &AtomicU32, done: impl Fn(u32) -> bool, limit: Duration) {
+    sleepers.fetch_add(1, Ordering::SeqCst);
+    let seen = word.load(Ordering::SeqCst);
+    if !done(seen) {
+        system::futex_wait(word, seen, limit);
+    }
+    sleepers.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// The operation another rank announced, in words.
+pub(super) fn describe(theirs: Announcement, ours: Announcement) -> String {
+    match Operation::from_code(theirs.operation) {
+        Some(operation) if theirs.operation == ours.operation => {
+            format!("{operation} #{} with other arguments", theirs.sequence)
+        }
+        Some(operation) => format!("{operation} #{}", theirs.sequence),
+        None => format!("operation {} #{}", theirs.operation, theirs.sequence),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_compare_across_the_wrap() {
+        assert!(reached(5, 5) && reached(6, 5) && !reached(4, 5));
+        assert!(reached(1, u32::MAX) && !reached(u32::MAX, 1));
+    }
+}

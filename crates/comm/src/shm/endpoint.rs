@@ -1,0 +1,305 @@
+//! A member's end of a channel or group: operations as (enter, read, leave), and waiting.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::board::{self, Announcement, Board, Kind};
+use super::host::Host;
+use super::memory::{Places, SharedMemory};
+use crate::combine::Carry;
+use crate::error::Moved;
+use crate::job::{Job, Members};
+use crate::patience::Patience;
+use crate::{CommError, Operation, Result};
+
+/// Looks at a peer's phase before the first yield, where every rank has a core.
+const SPINS: usize = 300;
+/// Yields before the first sleep.
+const YIELDS: usize = 50;
+/// Longest sleep: bounds how late revocation and death are noticed.
+const TICK: Duration = Duration::from_millis(20);
+
+pub(crate) struct Endpoint {
+    pub(super) host: Arc<Host>,
+    pub(super) board: Board,
+    pub(super) members: Members,
+    spins: usize,
+    state: Mutex<State>,
+}
+
+/// What only the operation in progress uses.
+pub(super) struct State {
+    pub sequence: u64,
+    pub places: Places,
+    pub carry: Carry,
+    pub reads: Reads,
+    /// Messages of a broadcast.
+    pub messages: Vec<Vec<u8>>,
+    /// What goes to and comes from whom in an all-to-all.
+    pub ends: Vec<u8>,
+    /// Exchanges so far, and how far each part of the present one has come.
+    pub exchanges: u64,
+    pub parts: Vec<super::exchange::Part>,
+}
+
+/// Bytes that the operation in progress has read out of each member's windows.
+pub(super) struct Reads {
+    bytes: Vec<AtomicU64>,
+}
+
+impl Reads {
+    pub(super) fn of(&self, place: usize) -> &AtomicU64 {
+        &self.bytes[place]
+    }
+
+    pub(super) fn add(&self, place: usize, bytes: usize) {
+        self.bytes[place].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// The operation in progress.
+#[derive(Clone)]
+pub(super) struct Call {
+    pub operation: Operation,
+    pub sequence: u64,
+    /// For all of its waits together.
+    pub patience: Cell<Patience>,
+}
+
+impl Call {
+    fn phase(&self) -> u32 {
+        (self.sequence as u32).wrapping_mul(2)
+    }
+}
+
+impl Endpoint {
+    /// Opens the board at `at` and returns once all members have.
+    pub(super) fn meet(
+        host: Arc<Host>,
+        memory: &SharedMemory,
+        at: u64,
+        kind: Kind,
+        members: Members,
+    ) -> Result<Endpoint> {
+        let board = Board::open(memory, at, kind, members.len())?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let state = State {
+            sequence: 0,
+            places: Places::new(memory.clone(), members.len(), at),
+            carry: Carry::default(),
+            reads: Reads { bytes: members.ranks.iter().map(|_| AtomicU64::new(0)).collect() },
+            messages: Vec::new(),
+            ends: Vec::new(),
+            exchanges: 0,
+            parts: Vec::new(),
+        };
+        let spins = if host.job().world <= cores { SPINS } else { 1 };
+        let end = Endpoint { host, board, members, spins, state: Mutex::new(state) };
+        end.collective(Operation::Join, 0, |end, _, call| {
+            end.enter(call)?;
+            // In a group whoever goes on may send at once: see `enter`.
+            if kind == Kind::Group { end.leave(call) } else { Ok(()) }
+        })?;
+        if end.members.len() == end.job().world {
+            end.host.shared.know_everyone();
+        }
+        Ok(end)
+    }
+
+    pub(super) fn job(&self) -> &Job {
+        &self.host.shared.job
+    }
+
+    pub(super) fn place(&self) -> usize {
+        self.members.place
+    }
+
+    /// Runs one operation: numbers it, announces it, and gives the job up if it fails.
+    pub(super) fn collective<R>(
+        &self,
+        operation: Operation,
+        digest: u64,
+        body: impl FnOnce(&Endpoint, &mut State, &Call) -> Result<R>,
+    ) -> Result<R> {
+        self.run(|state| {
+            let call = self.next_call(state, operation);
+            self.announce(&call, digest);
+            let result = body(self, state, &call);
+            ((operation, call.sequence), result)
+        })
+    }
+
+    /// Runs `body`, which tells what it was and what became of it.
+    pub(super) fn run<R>(
+        &self,
+        body: impl FnOnce(&mut State) -> ((Operation, u64), Result<R>),
+    ) -> Result<R> {
+        // A panic in an earlier operation leaves at most stale scratch behind.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_revoked()?;
+        self.job().disturb();
+        let (call, result) = body(&mut state);
+        let result = self.job().settle(&self.members, call, result);
+        if result.is_err() {
+            let _ = self.check_revoked();
+        }
+        result
+    }
+
+    /// The next operation's number and deadline.
+    pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
+        state.sequence += 1;
+        self.call(operation, state.sequence)
+    }
+
+    /// With the whole timeout before it.
+    pub(super) fn call(&self, operation: Operation, sequence: u64) -> Call {
+        Call { operation, sequence, patience: self.job().patience() }
+    }
+
+    pub(super) fn announce(&self, call: &Call, digest: u64) {
+        let Call { operation, sequence, .. } = *call;
+        let operation = operation as u64;
+        self.board.announce(self.place(), Announcement { sequence, operation, digest });
+    }
+
+    pub(super) fn check_revoked(&self) -> Result<()> {
+        self.host.shared.check_revoked()
+    }
+
+    /// Publishes this member's data; returns when every member's is there and all do the same.
+    pub(super) fn enter(&self, call: &Call) -> Result<()> {
+        let ours = self.board.announcement(self.place(), call.sequence);
+        self.wait_all(call, call.phase())?;
+        for place in self.members.peers() {
+            let theirs = self.board.announcement(place, call.sequence);
+            if theirs != ours {
+                let Call { operation, sequence, .. } = *call;
+                let theirs = board::describe(theirs, ours);
+                return Err(CommError::Mismatch { operation, sequence, rank: place, theirs });
+            }
+        }
+        // In a group no peer sends anything from here until this member has left.
+        let sent = |&peer: &usize| self.board.has_mail(peer, self.place());
+        self.members.peers().find(sent).map_or(Ok(()), |rank| Err(self.at_exchange(call, rank)))
+    }
+
+    /// `rank` is at an exchange that should have come before or after.
+    fn at_exchange(&self, call: &Call, rank: usize) -> CommError {
+        let Call { operation, sequence, .. } = *call;
+        let theirs = Operation::Exchange.name().to_owned();
+        CommError::Mismatch { operation, sequence, rank, theirs }
+    }
+
+    /// Says that this member has read its peers' data; returns when they have read ours. However
+    /// long reading took, they get the whole timeout from here on.
+    pub(super) fn leave(&self, call: &Call) -> Result<()> {
+        let call = self.call(call.operation, call.sequence);
+        self.wait_all(&call, call.phase().wrapping_add(1))
+    }
+
+    /// As [`Endpoint::leave`], and counts what was read: here, and by peers out of this member's
+    /// windows.
+    pub(super) fn leave_counted(&self, call: &Call, reads: &Reads) -> Result<()> {
+        let mut received = 0;
+        for peer in self.members.peers() {
+            let bytes = reads.of(peer).swap(0, Ordering::Relaxed);
+            self.board.add_read(peer, bytes);
+            received += bytes;
+        }
+        self.leave(call)?;
+        // A peer that gave the job up may have dropped its windows while they were read.
+        self.check_revoked()?;
+        // No peer reads again before this member enters the next operation.
+        let sent = self.board.take_read(self.place());
+        self.job().counters.add(call.operation, sent, 0, received);
+        Ok(())
+    }
+
+    fn wait_all(&self, call: &Call, phase: u32) -> Result<()> {
+        self.board.arrive(self.place(), phase);
+        for peer in self.members.peers() {
+            let done = |place| self.board.has_reached(place, phase);
+            self.wait(call, peer, done, |limit| self.board.sleep(peer, phase, limit))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `done(peer)`. While it waits it watches every member that is not `done`.
+    fn wait(
+        &self,
+        call: &Call,
+        peer: usize,
+        done: impl Fn(usize) -> bool,
+        sleep: impl Fn(Duration),
+    ) -> Result<()> {
+        let mut looks = 0;
+        // What has been reached stays reached, even if the job is given up meanwhile.
+        while !done(peer) {
+            if self.pause(&mut looks) {
+                continue;
+            }
+            self.watch(call, Moved::default(), self.members.peers().filter(|&peer| !done(peer)))?;
+            // A peer that has not come but has sent something is at an exchange.
+            let ahead = |&peer: &usize| self.board.has_mail(peer, self.place()) && !done(peer);
+            if let Some(rank) = self.members.peers().find(ahead) {
+                return Err(self.at_exchange(call, rank));
+            }
+            sleep(TICK);
+        }
+        Ok(())
+    }
+
+    /// The first looks come in quick succession; false when it is time to sleep.
+    pub(super) fn pause(&self, looks: &mut usize) -> bool {
+        *looks += 1;
+        match *looks {
+            few if few <= self.spins => std::hint::spin_loop(),
+            few if few <= self.spins + YIELDS => std::thread::yield_now(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// To be called between sleeps while `awaited` members are waited for: fails if one of them
+    /// never will come, or stands still for the timeout.
+    pub(super) fn watch(
+        &self,
+        call: &Call,
+        moved: Moved,
+        awaited: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
+        self.check_revoked()?;
+        let Call { operation, sequence, .. } = *call;
+        for place in awaited.clone() {
+            let left = self.board.has_left(place).then_some("it left the group");
+            let gone = left.or_else(|| self.host.shared.gone(self.members.ranks[place]));
+            // Looked at again: it may have arrived before it went.
+            if let Some(cause) = gone.filter(|_| awaited.clone().any(|still| still == place)) {
+                let cause = cause.to_owned();
+                self.check_revoked()?;
+                return Err(CommError::PeerLost { rank: place, operation, sequence, cause });
+            }
+        }
+        let (job, patience) = (self.job(), &call.patience);
+        if job.is_over(&self.members, patience, awaited.clone()) {
+            let missing = job.standing(&self.members, patience, awaited);
+            let timeout_ms = job.timeout_ms();
+            return Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved });
+        }
+        Ok(())
+    }
+
+    /// The limit of one sleep.
+    pub(super) fn tick() -> Duration {
+        TICK
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.board.leave(self.place());
+    }
+}

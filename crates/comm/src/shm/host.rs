@@ -1,0 +1,168 @@
+//! This process among those of its host: meeting them, watching them, telling and being told that
+//! the job is given up.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::block::Block;
+use super::board::Kind;
+use super::endpoint::Endpoint;
+use super::memory::{self, SharedMemory};
+use super::system::Process;
+use crate::control::Channel;
+use crate::job::{Job, Members, Moments, Settings};
+use crate::revocation::Reason;
+use crate::{CommError, Result};
+
+/// How often the other processes are looked at: what happens between operations is known within
+/// two looks.
+const LOOK: Duration = Duration::from_millis(40);
+
+/// What one rank's channels and groups share.
+pub(crate) struct Host {
+    pub(super) shared: Arc<Shared>,
+    memory: SharedMemory,
+    watchdog: Option<Watchdog>,
+}
+
+/// What the watchdog sees of it, too.
+pub(super) struct Shared {
+    pub(super) job: Arc<Job>,
+    pub(super) block: Arc<Block>,
+    /// Known once everyone is there.
+    peers: OnceLock<Vec<Process>>,
+}
+
+struct Watchdog {
+    is_over: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Host {
+    /// Takes the place of `rank` in `memory`.
+    ///
+    /// # Errors
+    /// A rank out of range or claimed twice; memory of another job.
+    pub(crate) fn new(
+        memory: SharedMemory,
+        rank: usize,
+        world: usize,
+        settings: Settings,
+    ) -> Result<Host> {
+        if rank >= world {
+            return Err(CommError::NoSuchRank { rank, world });
+        }
+        let block = Arc::new(Block::open(&memory, world)?);
+        if !block.claim(rank) {
+            return Err(CommError::RankTaken { rank });
+        }
+        let moments: Box<dyn Moments> = Box::new(Arc::clone(&block));
+        let job = Arc::new(Job::new(rank, world, settings, moments));
+        let shared = Arc::new(Shared { job, block, peers: OnceLock::new() });
+        let watchdog = if world > 1 { Some(Watchdog::start(&shared)?) } else { None };
+        Ok(Host { shared, memory, watchdog })
+    }
+
+    pub(crate) fn job(&self) -> &Arc<Job> {
+        &self.shared.job
+    }
+
+    /// Tells the others, if this rank has given the job up.
+    pub(crate) fn publish(&self) {
+        let _ = self.shared.check_revoked();
+    }
+
+    /// This rank's end of a channel; returns once all are there.
+    ///
+    /// # Errors
+    /// Ranks missing after the timeout; the job is given up meanwhile.
+    pub(crate) fn channel(self: &Arc<Host>, channel: Channel) -> Result<Endpoint> {
+        let Job { rank, world, .. } = *self.shared.job;
+        let at = memory::channel_at(world, channel.number());
+        let everyone = Members::all(rank, world);
+        Endpoint::meet(Arc::clone(self), &self.memory, at, Kind::Channel, everyone)
+    }
+
+    /// This rank's end of the group that has `region`; returns once all members are there.
+    ///
+    /// # Errors
+    /// As [`Host::channel`].
+    pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
+        let at = memory::region_at(self.shared.job.world, Channel::ALL.len() as u64, region);
+        Endpoint::meet(Arc::clone(self), &self.memory, at, Kind::Group, members)
+    }
+}
+
+impl Shared {
+    /// Everyone has met: processes can be watched.
+    pub(super) fn know_everyone(&self) {
+        let world = self.job.world;
+        let _ = self.peers.set((0..world).map(|rank| self.block.process(rank)).collect());
+    }
+
+    /// Why `rank` will not come any more, if that is so.
+    pub(super) fn gone(&self, rank: usize) -> Option<&'static str> {
+        let is_alive = self.peers.get().is_none_or(|peers| peers[rank].is_alive());
+        // Looked at later, since a process leaves before it ends.
+        match self.block.has_left(rank) {
+            true => Some("it left the group"),
+            false => (!is_alive).then_some("its process has ended"),
+        }
+    }
+
+    /// Tells the others if this rank has given the job up, and learns if they have.
+    pub(crate) fn check_revoked(&self) -> Result<()> {
+        let revocation = self.job.revocation();
+        if self.block.is_revoked() {
+            revocation.give_up(|| self.block.reason());
+        } else if let Some(reason) = revocation.reason() {
+            self.block.revoke(reason);
+        }
+        revocation.check()
+    }
+
+    /// One look of the watchdog.
+    fn watch(&self, pulse: &mut u64) {
+        let now = (self.job.settings.pulse)();
+        if std::mem::replace(pulse, now) != now {
+            self.job.got_on();
+        }
+        let lost = |rank: &usize| self.gone(*rank) == Some("its process has ended");
+        if self.check_revoked().is_ok()
+            && let Some(rank) = (0..self.job.world).find(lost)
+        {
+            self.job.revocation().give_up(|| Reason::loss(rank, "its process has ended"));
+            let _ = self.check_revoked();
+        }
+    }
+}
+
+impl Watchdog {
+    fn start(shared: &Arc<Shared>) -> Result<Watchdog> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (shared, over) = (Arc::clone(shared), Arc::clone(&is_over));
+        let thread = std::thread::Builder::new().name("watchdog".to_owned());
+        let thread = thread.spawn(move || {
+            let mut pulse = (shared.job.settings.pulse)();
+            while !over.load(Ordering::Acquire) {
+                shared.watch(&mut pulse);
+                std::thread::park_timeout(LOOK);
+            }
+        });
+        Ok(Watchdog { is_over, thread: thread.map_err(CommError::Runtime)? })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // What this rank gave up the others must learn, and that before it has left.
+        self.publish();
+        self.shared.block.leave(self.shared.job.rank);
+        if let Some(Watchdog { is_over, thread }) = self.watchdog.take() {
+            is_over.store(true, Ordering::Release);
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! This process among the others: one thread that answers who connects, watches every peer all the
+//! time, and tells and is told that the job is given up.
+//!
+//! ```text
+//! listener ─▶ watchdog ─┬─ signal connections, one per pair of ranks
+//!                       └─ data connections, one per pair of members of a channel or group,
+//!                          kept until this rank's end of it asks for them
+//! ```
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::endpoint::{self, Endpoint};
+use super::frame;
+use super::mesh::{self, Identity, Met, Purpose, Tries};
+use super::signal::{self, Signals};
+use crate::control::Channel;
+use crate::door::Door;
+use crate::job::{Job, Members, Moments, Settings};
+use crate::{CommError, Operation, Result};
+
+/// How often this process is looked at whether it works.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often peers are told that it does, at most.
+const TELL: Duration = Duration::from_secs(1);
+
+/// Tags of channels and groups; smaller ones are for other purposes.
+const FIRST_CHANNEL: u64 = 1;
+const FIRST_GROUP: u64 = 1 << 8;
+
+/// What one rank's channels and groups share.
+pub(crate) struct Net {
+    pub(super) shared: Arc<Shared>,
+    watchdog: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What the watchdog sees of it, too.
+pub(super) struct Shared {
+    pub job: Arc<Job>,
+    pub me: Identity,
+    pub addrs: Vec<SocketAddr>,
+    /// Connections that peers have made for a channel or group, by its tag and their rank.
+    arrivals: Mutex<HashMap<(u64, usize), std::net::TcpStream>>,
+    /// Rings when something has come or has happened.
+    news: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Ranks to which there is a signal connection.
+    signals: usize,
+    is_over: bool,
+}
+
+/// By rank, who listens to its signals.
+type Readers = HashMap<usize, tokio::task::AbortHandle>;
+
+/// Moments as this process has heard of them.
+struct Heard {
+    epoch: Instant,
+    moments: Vec<AtomicU64>,
+}
+
+impl Moments for Heard {
+    fn now_ms(&self) -> u64 {
+        // Zero means that nothing was heard.
+        u64::try_from(self.epoch.elapsed().as_millis()).map_or(u64::MAX, |ms| ms + 1)
+    }
+
+    fn of(&self, rank: usize) -> u64 {
+        self.moments[rank].load(Ordering::Relaxed)
+    }
+
+    fn advance(&self, rank: usize, to_ms: u64) {
+        self.moments[rank].fetch_max(to_ms, Ordering::Relaxed);
+    }
+}
+
+impl Net {
+    /// Answers at `listener` from here on. `addrs` is the address of every rank's, this one's
+    /// included.
+    ///
+    /// # Errors
+    /// A rank out of range; the system refuses.
+    pub(crate) fn start(
+        listener: TcpListener,
+        addrs: Vec<SocketAddr>,
+        job: &str,
+        rank: usize,
+        settings: Settings,
+    ) -> Result<Net> {
+        let world = addrs.len();
+        let addr = *addrs.get(rank).ok_or(CommError::NoSuchRank { rank, world })?;
+        endpoint::check_thread()?;
+        let moments = (0..world).map(|_| AtomicU64::new(0)).collect();
+        let moments = Box::new(Heard { epoch: Instant::now(), moments });
+        let shared = Arc::new(Shared {
+            job: Arc::new(Job::new(rank, world, settings, moments)),
+            me: Identity { token: frame::token(job), rank, world },
+            addrs,
+            arrivals: Mutex::default(),
+            news: Notify::new(),
+            state: Mutex::default(),
+        });
+        if world == 1 {
+            return Ok(Net { shared, watchdog: None });
+        }
+        let runtime = endpoint::runtime()?;
+        let door = {
+            let _inside = runtime.enter();
+            let failed = |source| CommError::Socket { addr, action: "listen", source };
+            Door::new(listener).map_err(failed)?
+        };
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("watchdog".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(watched.watch(door)));
+        Ok(Net { shared, watchdog: Some(thread.map_err(CommError::Runtime)?) })
+    }
+
+    pub(crate) fn job(&self) -> &Arc<Job> {
+        &self.shared.job
+    }
+
+    /// This rank's end of a channel; returns once all are there.
+    ///
+    /// # Errors
+    /// Ranks that cannot be reached, or are missing after the timeout; the job is given up
+    /// meanwhile.
+    pub(crate) fn channel(self: &Arc<Net>, channel: Channel) -> Result<Endpoint> {
+        let Identity { rank, world, .. } = self.shared.me;
+        let tag = FIRST_CHANNEL + channel.number();
+        Endpoint::meet(Arc::clone(self), tag, Members::all(rank, world))
+    }
+
+    /// This rank's end of group number `region`; returns once all members are there.
+    ///
+    /// # Errors
+    /// As [`Net::channel`].
+    pub(crate) fn group(self: &Arc<Net>, region: u64, members: Members) -> Result<Endpoint> {
+        Endpoint::meet(Arc::clone(self), FIRST_GROUP + region, members)
+    }
+
+    /// Returns once every rank can tell this one that it gives up, and the other way round.
+    ///
+    /// # Errors
+    /// As [`Net::channel`].
+    pub(crate) fn wait_for_everyone(&self) -> Result<()> {
+        let Identity { rank, world, .. } = self.shared.me;
+        let (job, everyone) = (&self.shared.job, Members::all(rank, world));
+        let patience = job.patience();
+        let (operation, sequence) = (Operation::Join, 0);
+        let wait = || loop {
+            job.revocation().check()?;
+            if self.shared.state().signals + 1 >= everyone.len() {
+                return Ok(());
+            }
+            if job.is_over(&everyone, &patience, everyone.peers()) {
+                let missing = job.standing(&everyone, &patience, everyone.peers());
+                let (timeout_ms, moved) = (job.timeout_ms(), Default::default());
+                return Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        job.settle(&everyone, (operation, sequence), wait())
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.shared.state().is_over = true;
+        self.shared.news.notify_waiters();
+        if let Some(watchdog) = self.watchdog.take() {
+            let _ = watchdog.join();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection that `rank` has made for the channel or group `tag`.
+    pub(super) fn take_arrival(&self, tag: u64, rank: usize) -> Option<std::net::TcpStream> {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.remove(&(tag, rank))
+    }
+
+    /// Returns once something may have come.
+    pub(super) async fn news(&self) {
+        // Looked at again soon, since it may have come just before.
+        tokio::select! {
+            () = self.news.notified() => {}
+            () = sleep(Duration::from_millis(5)) => {}
+        }
+    }
+
+    async fn watch(self: Arc<Shared>, mut door: Door<Met>) {
+        let me = self.me;
+        let mut signals = Signals::new(me.world);
+        let mut dials = JoinSet::new();
+        let mut readers = Readers::new();
+        let tries: Tries = Tries::default();
+        for (peer, &addr) in self.addrs.iter().enumerate().take(me.rank) {
+            dials.spawn(mesh::connect(addr, peer, Purpose::Signal, me, Arc::clone(&tries)));
+        }
+        let mut pulse = Pulse::new((self.job.settings.pulse)());
+        loop {
+            let met = tokio::select! {
+                biased;
+                _ = self.job.revocation().wait(), if !signals.have_spoken() => {
+                    signals.revoke(self.job.revocation().why().unwrap_or_default());
+                    continue;
+                }
+                () = self.is_over() => {
+                    signals.leave();
+                    return;
+                }
+                Some(dialled) = dials.join_next() => match dialled {
+                    Ok(Some(met)) => met,
+                    // The channels say who cannot be reached, and why.
+                    _ => continue,
+                },
+                met = door.next(move |stream, _| mesh::hear_higher(stream, me)) => {
+                    let Some(met) = mesh::greet_now(met, me) else { continue };
+                    met
+                }
+                () = sleep(LOOK) => {
+                    pulse.look(&self.job, &mut signals);
+                    continue;
+                }
+            };
+            self.take(met, &mut signals, &mut readers);
+        }
+    }
+
+    async fn is_over(&self) {
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable();
+            if self.state().is_over {
+                return;
+            }
+            news.await;
+        }
+    }
+
+    fn take(self: &Arc<Shared>, met: Met, signals: &mut Signals, readers: &mut Readers) {
+        let Met { rank, purpose, stream } = met;
+        match purpose {
+            Purpose::Signal => {
+                let (read, write) = stream.into_split();
+                // A rank that comes again has given its first connection up.
+                if signals.add(rank, write) {
+                    self.state().signals += 1;
+                }
+                let reader = tokio::spawn(signal::listen(read, rank, Arc::clone(&self.job)));
+                if let Some(given_up) = readers.insert(rank, reader.abort_handle()) {
+                    given_up.abort();
+                }
+            }
+            Purpose::Data(tag) => {
+                if let Ok(stream) = stream.into_std() {
+                    let arrivals = self.arrivals.lock();
+                    let mut arrivals = arrivals.unwrap_or_else(PoisonError::into_inner);
+                    arrivals.insert((tag, rank), stream);
+                }
+            }
+        }
+        self.news.notify_waiters();
+    }
+}
+
+/// What this process's work looks like to others.
+struct Pulse {
+    seen: u64,
+    /// The moment that peers were told last, and when.
+    told: (u64, Instant),
+}
+
+impl Pulse {
+    fn new(seen: u64) -> Pulse {
+        Pulse { seen, told: (0, Instant::now()) }
+    }
+
+    fn look(&mut self, job: &Job, signals: &mut Signals) {
+        let now = (job.settings.pulse)();
+        if std::mem::replace(&mut self.seen, now) != now {
+            job.got_on();
+        }
+        let moment = job.moments().of(job.rank);
+        let (told, when) = self.told;
+        if moment > told && when.elapsed() >= TELL {
+            signals.tell(job.moments().now_ms().saturating_sub(moment));
+            self.told = (moment, Instant::now());
+        }
+    }
+}

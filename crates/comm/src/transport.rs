@@ -1,0 +1,23 @@
+//! What moves device memory among the members of one group.
+
+use std::sync::Arc;
+
+use device::Device;
+
+use crate::job::{Job, Members};
+use crate::op::Step;
+use crate::{Result, Window};
+
+/// A member's end of a group. Operations block the thread that runs them, which is the group's own.
+pub(crate) trait Transport: Send + Sync {
+    fn job(&self) -> &Arc<Job>;
+
+    fn members(&self) -> &Members;
+
+    /// Zeroed memory of `bytes` bytes, the same on every member, which gets the number `group`.
+    /// Collective.
+    fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window>;
+
+    /// Runs one step, whose memory nobody else touches meanwhile.
+    fn run(&self, device: &Device, step: &Step) -> Result<()>;
+}

@@ -1,0 +1,187 @@
+//! All ranks of a job, as one of them sees them: its channels, its groups, and giving up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use device::Device;
+
+use crate::control::{Channel, Control};
+use crate::digest::Digest;
+use crate::job::{Job, Members, Settings};
+use crate::transport::Transport;
+use crate::{Backend, CommError, Counters, Group, Operation, Result, Revocation, tcp};
+
+/// A rank's place among all ranks of a job; clones are handles to the same. The last handle to it,
+/// to one of its channels or to one of its groups takes the rank out of the job in good order.
+#[derive(Clone)]
+pub struct World {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    plane: Plane,
+    channels: [Arc<dyn Control>; Channel::ALL.len()],
+    /// Groups of all partitions so far, those without this rank among them.
+    groups: AtomicU64,
+    partitions: AtomicU64,
+}
+
+enum Plane {
+    #[cfg(target_os = "linux")]
+    Shm(Arc<crate::shm::Host>),
+    Tcp(Arc<tcp::Net>),
+}
+
+impl World {
+    pub(crate) fn connect(
+        backend: Backend,
+        rank: usize,
+        world: usize,
+        settings: Settings,
+    ) -> Result<World> {
+        let [training, saving] = Channel::ALL;
+        let (plane, channels): (_, [Arc<dyn Control>; 2]) = match backend {
+            #[cfg(target_os = "linux")]
+            Backend::Shm { memory } => {
+                let host = Arc::new(crate::shm::Host::new(memory, rank, world, settings)?);
+                let channels = [Arc::new(host.channel(training)?), Arc::new(host.channel(saving)?)];
+                (Plane::Shm(host), channels.map(|channel| channel as Arc<dyn Control>))
+            }
+            Backend::Tcp { listener, peers, job } => {
+                let (what, got, expected) = ("peer addresses", peers.len(), world);
+                if got != expected {
+                    return Err(CommError::PerRank { what, got, expected });
+                }
+                let net = Arc::new(tcp::Net::start(listener, peers, &job, rank, settings)?);
+                let channels = [Arc::new(net.channel(training)?), Arc::new(net.channel(saving)?)];
+                net.wait_for_everyone()?;
+                (Plane::Tcp(net), channels.map(|channel| channel as Arc<dyn Control>))
+            }
+        };
+        let (groups, partitions) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(World { inner: Arc::new(Inner { plane, channels, groups, partitions }) })
+    }
+
+    fn job(&self) -> &Job {
+        match &self.inner.plane {
+            #[cfg(target_os = "linux")]
+            Plane::Shm(host) => host.job(),
+            Plane::Tcp(net) => net.job(),
+        }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.job().rank
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.job().world
+    }
+
+    /// `shm` or `tcp`.
+    pub fn backend(&self) -> &'static str {
+        match &self.inner.plane {
+            #[cfg(target_os = "linux")]
+            Plane::Shm(_) => "shm",
+            Plane::Tcp(_) => "tcp",
+        }
+    }
+
+    /// This rank's end of a channel.
+    pub fn control(&self, channel: Channel) -> Arc<dyn Control> {
+        Arc::clone(&self.inner.channels[channel as usize])
+    }
+
+    /// What this rank has moved so far, on all channels and in all groups.
+    pub fn counters(&self) -> Counters {
+        self.job().counters.snapshot()
+    }
+
+    /// Whether, and why, the job is given up. It is known here within 100 ms of any rank's doing so
+    /// or being lost, whatever this rank does meanwhile.
+    pub fn revocation(&self) -> Revocation {
+        self.job().revocation().clone()
+    }
+
+    /// Gives the job up, from any thread: whatever any rank waits for fails within 100 ms, later
+    /// operations at once, with [`CommError::Revoked`]. The first reason stays.
+    pub fn revoke(&self, why: &str) {
+        self.job().revocation().revoke(why);
+        #[cfg(target_os = "linux")]
+        if let Plane::Shm(host) = &self.inner.plane {
+            host.publish();
+        }
+    }
+
+    /// The group of all ranks, for memory of `device`. Collective over all ranks, as all that makes
+    /// groups.
+    ///
+    /// # Errors
+    /// As [`World::split`].
+    pub fn group(&self, device: &Device) -> Result<Group> {
+        self.split(device, &[(0..self.size()).collect()])
+    }
+
+    /// This rank's group of a partition of all ranks, for memory of `device`. Collective over all
+    /// ranks; each passes the whole partition.
+    ///
+    /// # Errors
+    /// A rank that is in no part or in several; ranks that pass different partitions; ranks missing
+    /// after the timeout. The job is given up then.
+    pub fn split(&self, device: &Device, partition: &[Vec<usize>]) -> Result<Group> {
+        let number = self.inner.partitions.fetch_add(1, Ordering::Relaxed) + 1;
+        let groups = partition.len() as u64;
+        let first = self.inner.groups.fetch_add(groups, Ordering::Relaxed);
+        let (part, members) = self
+            .members(partition)
+            .and_then(|found| self.agree(number, partition).map(|()| found))
+            .inspect_err(|error| self.revoke(&format!("rank {}: split: {error}", self.rank())))?;
+        let region = first + part;
+        let transport: Arc<dyn Transport> = match &self.inner.plane {
+            #[cfg(target_os = "linux")]
+            Plane::Shm(host) => Arc::new(host.group(region, members)?),
+            Plane::Tcp(net) => Arc::new(net.group(region, members)?),
+        };
+        Group::new(transport, device)
+    }
+
+    /// This rank's part of a partition.
+    fn members(&self, partition: &[Vec<usize>]) -> Result<(u64, Members)> {
+        let (rank, world) = (self.rank(), self.size());
+        let mut seen = vec![0; world];
+        for &member in partition.iter().flatten() {
+            let count = seen.get_mut(member);
+            *count.ok_or(CommError::NoSuchRank { rank: member, world })? += 1;
+        }
+        let wrong = |problem| CommError::Partition { problem, world };
+        if let Some(odd) = seen.iter().position(|&count| count != 1) {
+            let times = if seen[odd] == 0 { "never" } else { "more than once" };
+            return Err(wrong(format!("name rank {odd} {times}")));
+        }
+        let mut parts = partition.iter().zip(0..);
+        let mine = parts.find_map(|(ranks, part)| {
+            let place = ranks.iter().position(|&member| member == rank)?;
+            Some((part, Members { ranks: ranks.as_slice().into(), place }))
+        });
+        mine.ok_or_else(|| wrong(format!("do not name rank {rank}")))
+    }
+
+    /// Proves that every rank passes the same partition.
+    fn agree(&self, number: u64, partition: &[Vec<usize>]) -> Result<()> {
+        let mut digest = Digest::default();
+        for ranks in partition {
+            digest.add(ranks.len());
+            ranks.iter().for_each(|&rank| digest.add(rank));
+        }
+        let mine = [number, digest.value()].map(u64::to_le_bytes).concat();
+        let all = self.control(Channel::Training).all_gather_bytes(&mine)?;
+        match all.iter().position(|theirs| *theirs != mine) {
+            None => Ok(()),
+            Some(rank) => {
+                let (operation, theirs) = (Operation::Split, "another partition".to_owned());
+                Err(CommError::Mismatch { operation, sequence: number, rank, theirs })
+            }
+        }
+    }
+}

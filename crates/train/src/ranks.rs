@@ -1,0 +1,100 @@
+//! What a rank has of the others: the control plane's channels, and the group that moves gradients
+//! and weights.
+
+use std::sync::Arc;
+
+use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Prepared, Window, World};
+use device::{Stream, Tensor};
+
+use crate::{RunPlan, TrainError};
+
+pub(crate) struct Ranks {
+    pub(crate) world: World,
+    /// Votes and all else that the loop agrees on.
+    pub(crate) training: Arc<dyn Control>,
+    /// What goes with checkpoints.
+    pub(crate) saving: Arc<dyn Control>,
+    group: Group,
+    /// Of each bucket, in the order in which backward completes them; none where a rank has the
+    /// sums already.
+    reductions: Vec<Prepared>,
+    /// None where a rank owns all weights.
+    gather: Option<Prepared>,
+}
+
+/// The memory that moves.
+pub(crate) struct Moving<'a> {
+    pub(crate) weights: Window,
+    /// Gradient buffers.
+    pub(crate) slots: Vec<Window>,
+    /// The gradient buffer that receives this rank's reduced segments.
+    pub(crate) out: &'a Tensor,
+}
+
+impl Ranks {
+    /// Prepares all that a step exchanges.
+    ///
+    /// # Errors
+    /// A plan that does not fit the memory.
+    pub(crate) fn new(
+        world: World,
+        group: Group,
+        plan: &RunPlan,
+        moving: Moving,
+    ) -> Result<Ranks, TrainError> {
+        let (partials, program): (Arc<[_]>, Arc<_>) =
+            (plan.partials.as_slice().into(), plan.program.clone().into());
+        let slots: Arc<[Window]> = moving.slots.into();
+        let is_reduced = world.size() == 1 && plan.program.ops.len() == 1;
+        let buckets = plan.flat.buckets.iter().zip(&plan.bucket_segments);
+        let reduce = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
+            group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
+                slots: Arc::clone(&slots),
+                partials: Arc::clone(&partials),
+                program: Arc::clone(&program),
+                range: bucket.range.clone(),
+                segments: segments.as_slice().into(),
+                out: moving.out.clone(),
+            }))
+        };
+        let reductions = match is_reduced {
+            true => Vec::new(),
+            false => buckets.map(reduce).collect::<Result<_, _>>()?,
+        };
+        let gather = Gather {
+            window: moving.weights,
+            element_bytes: plan.weights.bytes(),
+            segments: plan.segments.as_slice().into(),
+        };
+        let gather = match world.size() {
+            1 => None,
+            _ => Some(group.prepare(Op::AllGatherSegments(gather))?),
+        };
+        let [training, saving] =
+            [Channel::Training, Channel::Saving].map(|channel| world.control(channel));
+        Ok(Ranks { world, training, saving, group, reductions, gather })
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.world.rank()
+    }
+
+    /// Gives every owner the sums of its gradients, after everything on `after`.
+    pub(crate) fn reduce(&self, after: &Stream) -> Result<(), TrainError> {
+        self.submit(after, &self.reductions)
+    }
+
+    /// Gives everyone the weights of all owners, after everything on `after`.
+    pub(crate) fn gather(&self, after: &Stream) -> Result<(), TrainError> {
+        self.submit(after, self.gather.as_slice())
+    }
+
+    /// Submits one operation behind the other, and waits for the last.
+    fn submit(&self, after: &Stream, operations: &[Prepared]) -> Result<(), TrainError> {
+        let mut last = None;
+        for op in operations {
+            last = Some(self.group.submit(after, op)?);
+        }
+        Ok(last.map_or(Ok(()), |last| last.wait())?)
+    }
+}
