@@ -200,6 +200,15 @@ typedef struct MusterMastersArgs {
     uint32_t is_f32;           // the weights; optimizer_adopt alone
 } MusterMastersArgs;
 
+// A launch of optimizer_cast (units are runs of MUSTER_SPAN_LEN elements).
+typedef struct MusterCastArgs {
+    uint64_t source;           // f32
+    uint64_t target;           // bf16 or f16
+    uint64_t len;
+    uint32_t is_f16;
+    uint32_t reserved;
+} MusterCastArgs;
+
 // Elements of which one block sums the squares: at most MUSTER_SQUARES_LEN.
 #define MUSTER_SQUARES_LEN 16384u
 typedef struct MusterStrip {
@@ -264,6 +273,7 @@ static_assert(sizeof(MusterMomentumArgs) == 56, "mirrored in Rust");
 static_assert(sizeof(MusterApplyArgs) == 48, "mirrored in Rust");
 static_assert(sizeof(MusterAdamWArgs) == 96, "mirrored in Rust");
 static_assert(sizeof(MusterMastersArgs) == 32, "mirrored in Rust");
+static_assert(sizeof(MusterCastArgs) == 32, "mirrored in Rust");
 static_assert(sizeof(MusterStrip) == 24, "mirrored in Rust");
 static_assert(sizeof(MusterSlotSum) == 24, "mirrored in Rust");
 static_assert(sizeof(MusterSquaresArgs) == 48, "mirrored in Rust");

@@ -35,7 +35,7 @@ MATRIX = {
 }
 # Of single and double precision; where a kernel divides or takes roots, those are made of them.
 FUSED = {"cuda": ("FFMA", "DFMA"), "hip": ("v_fma", "v_pk_fma")}
-UNFUSED = re.compile(r"optimizer_(momentum|apply|adopt|publish)|ordered_sum_\w+")
+UNFUSED = re.compile(r"optimizer_(momentum|apply|adopt|publish|cast)|ordered_sum_\w+")
 CUDA_ARCHS = ("sm_80", "sm_90a", "sm_100a", "ptx_80")
 # Of the remarks of ptxas those that cost speed: wgmma serialized, setmaxnreg ignored.
 REMARK = re.compile(r"\(C75\d\d\)|setmaxnreg.*ignored|wgmma.*serializ")

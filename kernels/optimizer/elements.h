@@ -19,6 +19,9 @@ struct Quad {
 DEV_FN float as_f32(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 DEV_FN uint32_t as_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
 
+DEV_FN uint16_t rounded(dev::Bf16, float value) { return dev::to_bf16(value); }
+DEV_FN uint16_t rounded(dev::F16, float value) { return dev::to_f16(value); }
+
 // Four elements at an address that is a multiple of their size.
 struct Whole {
     static DEV_FN Quad load(uint64_t at, uint32_t) {
@@ -37,9 +40,10 @@ struct Whole {
         dev::unpack<dev::Bf16>(words[1], quad.v[2], quad.v[3]);
         return quad;
     }
-    static DEV_FN void store_bf16(uint64_t at, const Quad& quad, uint32_t) {
-        const dev::u32x2 words = {dev::pack<dev::Bf16>(quad.v[0], quad.v[1]),
-                                  dev::pack<dev::Bf16>(quad.v[2], quad.v[3])};
+    template <class T>
+    static DEV_FN void store_half(T, uint64_t at, const Quad& quad, uint32_t) {
+        const dev::u32x2 words = {dev::pack<T>(quad.v[0], quad.v[1]),
+                                  dev::pack<T>(quad.v[2], quad.v[3])};
         dev::store8(dev::pointer<void>(at), words);
     }
 };
@@ -65,9 +69,10 @@ struct Guarded {
         }
         return quad;
     }
-    static DEV_FN void store_bf16(uint64_t at, const Quad& quad, uint32_t count) {
+    template <class T>
+    static DEV_FN void store_half(T type, uint64_t at, const Quad& quad, uint32_t count) {
         for (uint32_t j = 0; j < 4; j++) {
-            if (j < count) dev::pointer<uint16_t>(at)[j] = dev::to_bf16(quad.v[j]);
+            if (j < count) dev::pointer<uint16_t>(at)[j] = rounded(type, quad.v[j]);
         }
     }
 };
@@ -115,7 +120,7 @@ struct Weights {
     DEV_FN void store(const Quad& quad, uint32_t i, uint32_t count) const {
         if (masters == 0) return Access::store(flat + 4 * i, quad, count);
         Access::store(masters + 4 * i, quad, count);
-        Access::store_bf16(flat + 2 * i, quad, count);
+        Access::store_half(dev::Bf16(), flat + 2 * i, quad, count);
     }
 };
 

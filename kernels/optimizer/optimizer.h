@@ -93,13 +93,34 @@ DEV_FN void adopt(const MusterMastersArgs& args) {
     });
 }
 
+// f32 elements rounded to 16 bits, in runs that the blocks share.
+template <class T>
+DEV_FN void cast_to(T type, const MusterCastArgs& args) {
+    const uint64_t stride = static_cast<uint64_t>(dev::grid()) * MUSTER_SPAN_LEN;
+    uint64_t start = static_cast<uint64_t>(dev::block()) * MUSTER_SPAN_LEN;
+    for (; start < args.len; start += stride) {
+        const uint64_t from = args.source + 4 * start, to = args.target + 2 * start;
+        const uint64_t left = args.len - start;
+        const uint32_t len = left < MUSTER_SPAN_LEN ? static_cast<uint32_t>(left) : MUSTER_SPAN_LEN;
+        each_quad(from | 2 * to, len, [&](auto access, uint32_t i, uint32_t count) {
+            access.store_half(type, to + 2 * i, access.load(from + 4 * i, count), count);
+        });
+    }
+}
+
+DEV_FN void cast(const MusterCastArgs& args) {
+    if (args.is_f16) return cast_to(dev::F16(), args);
+    cast_to(dev::Bf16(), args);
+}
+
 // bf16 weights from masters.
 DEV_FN void publish(const MusterMastersArgs& args) {
     each_span(args, [&](const MusterSpan& span) {
         const uint64_t masters = args.masters + 4 * span.local;
         const uint64_t flat = args.weights + 2 * span.flat;
         each_quad(masters | 2 * flat, span.len, [&](auto access, uint32_t i, uint32_t count) {
-            access.store_bf16(flat + 2 * i, access.load(masters + 4 * i, count), count);
+            const Quad w = access.load(masters + 4 * i, count);
+            access.store_half(dev::Bf16(), flat + 2 * i, w, count);
         });
     });
 }

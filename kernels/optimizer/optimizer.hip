@@ -3,6 +3,7 @@
 //   kernel               unit             dynamic shared bytes
 //   optimizer_squares    strip            SUMS_BYTES
 //   optimizer_slots      slot             SUMS_BYTES
+//   optimizer_cast       run              0
 //   the others           span             0
 //
 // A launch has any number of blocks; they share the units.
@@ -28,3 +29,5 @@ DEV_KERNEL(optimizer_adopt, optimizer::THREADS, 4, MusterMastersArgs) { optimize
 DEV_KERNEL(optimizer_publish, optimizer::THREADS, 4, MusterMastersArgs) {
     optimizer::publish(args);
 }
+
+DEV_KERNEL(optimizer_cast, optimizer::THREADS, 4, MusterCastArgs) { optimizer::cast(args); }

@@ -93,3 +93,50 @@ pub(crate) fn table<T: bytemuck::Pod>(
     let rows: Vec<T> = rows.into_iter().collect();
     upload(&device.stream(), bytemuck::cast_slice(&rows)).map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use device::{Arch, DType, SimOptions};
+
+    /// Fills with ones; devices have no code for it.
+    struct Ones(Tensor);
+
+    impl Op for Ones {
+        const NAME: &'static str = "ones";
+
+        fn operands(&self) -> impl Iterator<Item = &Tensor> {
+            [&self.0].into_iter()
+        }
+
+        fn check(&self) -> Result<(), KernelError> {
+            crate::error::expect(Self::NAME, "the tensor", &self.0, 3)
+        }
+
+        fn host(
+            self,
+        ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError>
+        {
+            Ok(move |k: &Kernel| {
+                k.write::<f32>(&self.0)?.fill(1.0);
+                Ok(())
+            })
+        }
+    }
+
+    #[test]
+    fn an_operation_runs_where_its_stream_is_or_says_why_not() {
+        let host = Device::guarded(1).unwrap();
+        let sim = Device::sim(Arch::Gfx942, 1, SimOptions::default()).unwrap();
+        let zeros = |device: &Device, len: usize| device.zeros(&[len], DType::F32).unwrap();
+        let x = zeros(&host, 3);
+        run(&host.stream(), Ones(x.clone())).unwrap();
+        assert_eq!(host.stream().to_vec::<f32>(&x).unwrap(), [1.0; 3]);
+        let error = run(&sim.stream(), Ones(zeros(&sim, 3))).unwrap_err().to_string();
+        assert!(error.starts_with("ones has no code for sim:gfx942"), "{error}");
+        let error = run(&sim.stream(), Ones(x)).unwrap_err();
+        assert!(matches!(error, KernelError::Device(DeviceError::Foreign { .. })), "{error}");
+        let error = run(&sim.stream(), Ones(zeros(&sim, 2))).unwrap_err();
+        assert!(matches!(error, KernelError::Operand { got: 2, expected: 3, .. }), "{error}");
+    }
+}

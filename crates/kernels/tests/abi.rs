@@ -121,6 +121,7 @@ fn expected() -> BTreeMap<String, u64> {
         ]
     );
     compare!("MusterMastersArgs", MastersArgs, [spans, masters, weights, span_count, is_f32]);
+    compare!("MusterCastArgs", CastArgs, [source, target, len, is_f16, reserved]);
     compare!("MusterStrip", Strip, [start, to, len, is_whole]);
     compare!("MusterSlotSum", SlotSum, [first, slot, count, reserved]);
     compare!(

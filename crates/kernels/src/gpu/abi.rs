@@ -201,6 +201,17 @@ pub struct MastersArgs {
     pub is_f32: u32,
 }
 
+/// A launch of `optimizer_cast`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct CastArgs {
+    pub source: u64,
+    pub target: u64,
+    pub len: u64,
+    pub is_f16: u32,
+    pub reserved: u32,
+}
+
 /// Elements of a strip, at most.
 pub const SQUARES_LEN: u32 = 16384;
 

@@ -3,7 +3,7 @@
 
 use device::{DType, Grid, Stream, Tensor};
 
-use super::{AT, AdamWFactors, AdamWStep, CopyToMasters, MuonApply, MuonMomentum};
+use super::{AT, AdamWFactors, AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum};
 use super::{RoundFromMasters, Spans, SumOfSquares, Weights};
 use crate::KernelError;
 use crate::gpu::abi;
@@ -173,5 +173,21 @@ impl RoundFromMasters {
         let args = masters_args(&self.spans, &self.masters, &self.flat)?;
         // SAFETY: as for AdamW.
         unsafe { enqueue((kernels, stream), ("optimizer_publish", args.span_count, 0), &args) }
+    }
+}
+
+impl Cast {
+    pub(super) fn enqueue(&self, kernels: &Kernels, stream: &Stream) -> Done {
+        let runs = self.from.len().div_ceil(abi::SPAN_LEN as usize);
+        let args = abi::CastArgs {
+            source: self.from.address(),
+            target: self.to.address(),
+            len: self.from.len() as u64,
+            is_f16: u32::from(self.to.dtype() == DType::F16),
+            reserved: 0,
+        };
+        let runs = u32::try_from(runs).unwrap_or(u32::MAX);
+        // SAFETY: both tensors have `len` elements, by `check`; the rest as for AdamW.
+        unsafe { enqueue((kernels, stream), ("optimizer_cast", runs, 0), &args) }
     }
 }

@@ -1,10 +1,11 @@
 //! The host's code: chunks are shared by threads. Each `host` below gives the body of a launch.
 
 use device::{Element, Kernel, Parallel, Tensor};
-use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
-use super::{AdamWFactors, AdamWStep, CopyToMasters, MuonApply, MuonMomentum, RoundFromMasters};
-use super::{SlotRange, Span, Spans, SumOfSquares, Weights};
+use super::{AdamWFactors, AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum};
+use super::{RoundFromMasters, SlotRange, Span, Spans, SumOfSquares, Weights};
 use crate::math;
 use crate::shared_slice::SharedSlice;
 
@@ -212,6 +213,28 @@ impl RoundFromMasters {
         let weights = Weights::Mastered { masters, flat };
         let weights = OpenWeights::of(k, &weights)?;
         each_chunk(k.parallel(), &self.spans, |span| weights.update(span, |_| ()));
+        Ok(())
+    }
+}
+
+/// Elements of a cast that a thread takes at a time.
+const CAST_CHUNK: usize = 1 << 13;
+
+impl Cast {
+    pub(super) fn run(&self, k: &Kernel) -> Done {
+        k.streams();
+        let from = k.read::<f32>(&self.from)?;
+        let part = |index: usize, len: usize| &from[index * CAST_CHUNK..index * CAST_CHUNK + len];
+        if self.to.dtype() == device::DType::Bf16 {
+            k.parallel().chunks(k.write::<bf16>(&self.to)?, CAST_CHUNK, |index, to| {
+                let from = part(index, to.len());
+                math::vectorize!(|| round_out(from, to));
+            });
+            return Ok(());
+        }
+        k.parallel().chunks(k.write::<f16>(&self.to)?, CAST_CHUNK, |index, to| {
+            to.convert_from_f32_slice(part(index, to.len()));
+        });
         Ok(())
     }
 }

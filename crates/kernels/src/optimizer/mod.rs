@@ -290,5 +290,19 @@ pub fn round_from_masters(
     op::run(stream, RoundFromMasters { spans, masters, flat })
 }
 
+struct Cast {
+    from: Tensor,
+    to: Tensor,
+}
+
+/// Rounds f32 `from` to `to`, bf16 or f16 of the same length: to nearest, ties to even.
+///
+/// # Errors
+/// Tensors of other lengths or types.
+pub fn cast(stream: &Stream, from: &Tensor, to: &Tensor) -> Result<(), KernelError> {
+    let (from, to) = (from.clone(), to.clone());
+    op::run(stream, Cast { from, to })
+}
+
 #[cfg(test)]
 mod tests;

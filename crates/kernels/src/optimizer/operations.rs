@@ -2,9 +2,10 @@
 
 use device::{DType, DeviceError, Kernel, Stream, Tensor};
 
-use super::{AdamWStep, CopyToMasters, MuonApply, MuonMomentum, RoundFromMasters, SumOfSquares};
-use super::{at_least, check_dtype, check_f32, check_factors};
+use super::{AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum, RoundFromMasters};
+use super::{SumOfSquares, at_least, check_dtype, check_f32, check_factors};
 use crate::KernelError;
+use crate::error::expect;
 use crate::gpu::modules::Kernels;
 use crate::op::Op;
 
@@ -149,6 +150,33 @@ impl Op for RoundFromMasters {
         check_dtype("weights", &self.flat, DType::Bf16)?;
         self.spans.check_flat("weights", &self.flat)?;
         check_f32(&self.spans, [], [("masters", &self.masters)])
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        Ok(move |k: &Kernel| self.run(k))
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        self.enqueue(kernels, stream)
+    }
+}
+
+impl Op for Cast {
+    const NAME: &'static str = "cast";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.from, &self.to].into_iter()
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        check_dtype("elements to cast", &self.from, DType::F32)?;
+        let dtype = self.to.dtype();
+        if !matches!(dtype, DType::Bf16 | DType::F16) {
+            return Err(KernelError::Dtype { kernel: Self::NAME, dtype });
+        }
+        expect(Self::NAME, "the result", &self.to, self.from.len())
     }
 
     fn host(

@@ -1,10 +1,10 @@
 //! The optimizer's operations on any device, against the host's bits.
 
 use device::{DType, Device, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 use kernels::optimizer::{
     AdamW, AdamWStep, MuonApply, MuonMomentum, SlotRange, SlotRanges, Span, Spans, Weights, adamw,
-    copy_to_masters, muon_apply, muon_momentum, round_from_masters, sum_of_squares,
+    cast, copy_to_masters, muon_apply, muon_momentum, round_from_masters, sum_of_squares,
 };
 
 /// Ends of chunks, chunks of one quad, less than one, and more than one chunk.
@@ -57,6 +57,10 @@ impl Bench<'_> {
         let of = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
         match tensor.dtype() {
             DType::F32 => stream.to_vec::<f32>(tensor).unwrap().into_iter().map(of).collect(),
+            DType::F16 => {
+                let values = stream.to_vec::<f16>(tensor).unwrap();
+                values.into_iter().map(|x| of(x.to_f32())).collect()
+            }
             _ => {
                 let values = stream.to_vec::<bf16>(tensor).unwrap();
                 values.into_iter().map(|x| of(x.to_f32())).collect()
@@ -132,7 +136,16 @@ impl Bench<'_> {
         let from_bf16 = self.bits(&masters);
         copy_to_masters(&stream, &self.spans, &self.tensor(22), &masters).unwrap();
         round_from_masters(&stream, &self.spans, &masters, &flat).unwrap();
-        vec![from_bf16, self.bits(&masters), self.bits(&flat)]
+        let mut all = vec![from_bf16, self.bits(&masters), self.bits(&flat)];
+        // From the first element on and from one that is not aligned; of the whole and of a part.
+        for (dtype, start) in [(DType::Bf16, 0), (DType::F16, 0), (DType::Bf16, 1), (DType::F16, 3)]
+        {
+            let to = self.device.zeros(&[self.len], dtype).unwrap();
+            let part = |x: &Tensor| x.flat(start..self.len - 2 * start).unwrap();
+            cast(&stream, &part(&masters), &part(&to)).unwrap();
+            all.push(self.bits(&to));
+        }
+        all
     }
 }
 
