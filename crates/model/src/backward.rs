@@ -8,7 +8,7 @@ use kernels::{Onto, attention, elementwise, embedding, loss, mlp, moe, norm, rop
 use crate::config::{Activation, Norm};
 use crate::forward::{Model, State};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Weight};
-use crate::slots::{LayerSlots, Slot, Slots, heads, logit_rows};
+use crate::slots::{LayerSlots, heads, logit_rows, planned};
 use crate::{Hooks, ModelError};
 
 /// Where a backward pass writes.
@@ -40,7 +40,7 @@ impl Model {
             hooks.ready(self.flat.offsets[head.tensor]);
         }
         let s = &self.slots;
-        let final_norm = (self.params.final_norm, s.x_final, s.stats_final);
+        let final_norm = (self.params.final_norm, &s.x_final, &s.stats_final);
         self.norm_backward(state, to, final_norm, Onto::Overwrite)?;
         for (i, layer) in self.params.layers.iter().enumerate().rev() {
             let slots = &self.slots.layers[i];
@@ -53,10 +53,10 @@ impl Model {
                     self.experts_backward(state, to, experts, slots)?;
                 }
             }
-            let norm = (layer.feed_norm, slots.x_mid, slots.stats2);
+            let norm = (layer.feed_norm, &slots.x_mid, &slots.stats2);
             self.norm_backward(state, to, norm, Onto::Add)?;
             self.attention_backward(state, to, layer, slots)?;
-            let norm = (layer.attention_norm, slots.x, slots.stats1);
+            let norm = (layer.attention_norm, &slots.x, &slots.stats1);
             self.norm_backward(state, to, norm, Onto::Add)?;
             hooks.ready(self.params.layer_start(&self.flat, i));
         }
@@ -69,9 +69,9 @@ impl Model {
     /// of rows at a time: the logits of the whole micro-batch never exist.
     fn head_backward(&self, state: State, to: Gradients) -> Result<(), ModelError> {
         let rows = self.batch.rows();
-        let losses = self.at(self.slots.losses)?.reshape(&[rows])?;
-        let targets = self.at(self.slots.targets)?.reshape(&[rows])?;
-        let (h, dh) = (self.at(self.slots.h_final)?, self.at(self.slots.dh)?);
+        let losses = self.slots.losses.clone();
+        let targets = self.slots.targets.clone();
+        let (h, dh) = (self.slots.h_final.clone(), self.slots.dh.clone());
         let output = self.params.output();
         let head = self.weight(state, output)?;
         let dhead = self.gradient(to, output)?;
@@ -92,8 +92,8 @@ impl Model {
     }
 
     fn embedding_backward(&self, to: Gradients) -> Result<(), ModelError> {
-        let dx = self.at(self.slots.dx)?;
-        let tokens = self.at(self.slots.tokens)?;
+        let dx = self.slots.dx.clone();
+        let tokens = self.slots.tokens.clone();
         let dtable = self.gradient(to, self.params.embedding)?;
         // A tied table already holds the gradient of the output projection.
         if self.params.head.is_some() && to.onto == Onto::Overwrite {
@@ -110,11 +110,11 @@ impl Model {
         &self,
         state: State,
         to: Gradients,
-        (weights, x, stats): (NormWeights, Slot, Slot),
+        (weights, x, stats): (NormWeights, &Tensor, &Tensor),
         dx_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (dy, dx) = (self.at(self.slots.dh)?, self.at(self.slots.dx)?);
-        let (x, stats) = (self.at(x)?, self.at(stats)?);
+        let (dy, dx) = (self.slots.dh.clone(), self.slots.dx.clone());
+        let (x, stats) = (x.clone(), stats.clone());
         let gain = self.weight_vector(state, weights.gain)?;
         let dgain = self.gradient_vector(to, weights.gain)?;
         match (self.a.norm, weights.bias) {
@@ -148,12 +148,12 @@ impl Model {
         state: State,
         to: Gradients,
         (up, down): (Linear, Linear),
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         dh_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (dx, dh) = (self.at(self.slots.dx)?, self.at(self.slots.dh)?);
-        let (pre, act) = (self.at(s.up)?, self.at(s.act)?);
-        let dact = self.at(self.slots.dact)?.flat(0..act.len())?.reshape(act.dims())?;
+        let (dx, dh) = (self.slots.dx.clone(), self.slots.dh.clone());
+        let (pre, act) = (s.up.clone(), s.act.clone());
+        let dact = s.dact.clone();
         self.project_backward(state, to, down, (&dx, &act), (&dact, Onto::Overwrite))?;
         match self.a.activation {
             Activation::Swiglu => {
@@ -161,7 +161,7 @@ impl Model {
             }
             Activation::Gelu => self.run(mlp::GeluBackward { dy: dact, x: pre.clone() })?,
         }
-        self.project_backward(state, to, up, (&pre, &self.at(s.h2)?), (&dh, dh_onto))
+        self.project_backward(state, to, up, (&pre, &s.h2), (&dh, dh_onto))
     }
 
     /// From `dx` to `dh`, through a mixture of experts.
@@ -170,23 +170,24 @@ impl Model {
         state: State,
         to: Gradients,
         weights: &Experts,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
     ) -> Result<(), ModelError> {
-        let (e, b) = (&s.experts, &self.slots);
-        let (dx, dh, h) = (self.at(b.dx)?, self.at(b.dh)?, self.at(s.h2)?);
-        let routing = Slots::routing(e, &self.arena)?;
-        let dweights = self.at(b.dweights)?;
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let (b, scratch) = (&self.slots, planned(self.slots.experts.as_ref(), "experts")?);
+        let (dx, dh, h) = (b.dx.clone(), b.dh.clone(), s.h2.clone());
+        let routing = e.routing();
+        let dweights = scratch.dweights.clone();
         self.run(moe::CombineBackward {
             routing: routing.clone(),
             dout: dx,
-            y: self.at(e.y)?,
+            y: e.y.clone(),
             dweights: dweights.clone(),
         })?;
         self.expert_products_backward(state, to, weights, s, &routing)?;
-        let drouter = self.at(b.drouter)?;
+        let drouter = scratch.drouter.clone();
         self.run(moe::RouteBackward {
             router: self.router(),
-            logits: self.at(e.logits)?,
+            logits: e.logits.clone(),
             routing: routing.clone(),
             dweights,
             tokens: to.tokens,
@@ -197,7 +198,7 @@ impl Model {
         if let Some(shared) = weights.shared {
             self.mlp_backward(state, to, (shared.up, shared.down), s, Onto::Add)?;
         }
-        self.run(moe::GroupRowsBackward { routing, dy: self.at(b.dgrouped)?, dx: dh })
+        self.run(moe::GroupRowsBackward { routing, dy: scratch.dgrouped.clone(), dx: dh })
     }
 
     /// From the gradient in `y` to `dgrouped`, through the experts' matrices.
@@ -206,12 +207,13 @@ impl Model {
         state: State,
         to: Gradients,
         weights: &Experts,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         routing: &moe::Routing,
     ) -> Result<(), ModelError> {
-        let (e, b) = (&s.experts, &self.slots);
-        let (gate_up, act, dy) = (self.at(e.gate_up)?, self.at(e.act)?, self.at(e.y)?);
-        let (grouped, dact) = (self.at(b.grouped)?, self.at(b.dgrouped_act)?);
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let b = planned(self.slots.experts.as_ref(), "experts")?;
+        let (gate_up, act, dy) = (e.gate_up.clone(), e.act.clone(), e.y.clone());
+        let (grouped, dact) = (b.grouped.clone(), b.dact.clone());
         let offsets = || routing.offsets.clone();
         self.run(moe::ProductInput {
             offsets: offsets(),
@@ -222,7 +224,7 @@ impl Model {
         let (dw, dw_onto) = (self.gradient(to, weights.down)?, to.onto);
         self.run(moe::ProductWeight { offsets: offsets(), dy, x: act, dw, dw_onto })?;
         self.run(mlp::SwigluBackward { dy: dact, gate_up: gate_up.clone() })?;
-        let (routing, x, y) = (routing.clone(), self.at(s.h2)?, grouped.clone());
+        let (routing, x, y) = (routing.clone(), s.h2.clone(), grouped.clone());
         self.run(moe::GroupRows { routing, x, y })?;
         self.run(moe::ProductWeight {
             offsets: offsets(),
@@ -235,7 +237,7 @@ impl Model {
             offsets: offsets(),
             dy: gate_up,
             w: self.weight(state, weights.gate_up)?,
-            dx: self.at(b.dgrouped)?,
+            dx: b.dgrouped.clone(),
         })
     }
 
@@ -245,38 +247,40 @@ impl Model {
         state: State,
         to: Gradients,
         layer: &Layer,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
     ) -> Result<(), ModelError> {
         let b = &self.slots;
-        let (dx, dh, dqkv) = (self.at(b.dx)?, self.at(b.dh)?, self.at(b.dqkv)?);
-        let (out, dout) = (self.at(s.attention)?, self.at(b.dattention)?);
+        let (dx, dh, dqkv) = (b.dx.clone(), b.dh.clone(), b.dqkv.clone());
+        let (out, dout) = (s.attention.clone(), b.dattention.clone());
         self.project_backward(state, to, layer.out, (&dx, &out), (&dout, Onto::Overwrite))?;
         let heads = heads(&self.a, self.batch);
         self.run(attention::Backward {
             heads,
-            qkv: self.at(s.qkv)?,
-            doc_start: self.at(b.doc_start)?,
+            qkv: s.qkv.clone(),
+            doc_start: b.doc_start.clone(),
             out,
-            lse: self.at(s.lse)?,
+            lse: s.lse.clone(),
             dout,
             dqkv: dqkv.clone(),
-            workspace: self.at(b.workspace)?.flat(0..heads.backward_workspace())?,
+            workspace: b.backward_workspace.clone(),
         })?;
         self.rotate(&dqkv, rope::Turn::Back)?;
         if let Some(gains) = layer.qk_norm {
-            for ((w, rows), rstd) in self.qk_rows(gains).into_iter().zip([s.q_rstd, s.k_rstd]) {
+            let slots = planned(s.qk_norm.as_ref(), "normalized queries and keys")?;
+            let rstds = [&slots.q_rstd, &slots.k_rstd];
+            for ((w, rows), rstd) in self.qk_rows(gains).into_iter().zip(rstds) {
                 self.run(norm::RmsBackwardInPlace {
                     d: dqkv.clone(),
-                    x: self.at(s.qkv_raw)?,
+                    x: slots.raw.clone(),
                     rows,
                     gain: self.weight_vector(state, w)?,
-                    rstd: self.at(rstd)?,
+                    rstd: rstd.clone(),
                     dgain: self.gradient_vector(to, w)?,
                     dgain_onto: to.onto,
                 })?;
             }
         }
-        let operands = (&dqkv, &self.at(s.h1)?);
+        let operands = (&dqkv, &s.h1);
         self.project_backward(state, to, layer.qkv, operands, (&dh, Onto::Overwrite))
     }
 

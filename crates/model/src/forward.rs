@@ -1,6 +1,6 @@
 //! The model and its forward pass.
 
-use device::{Buffer, DType, Device, Placement, Stream, Tensor};
+use device::{DType, Device, Placement, Stream, Tensor};
 use kernels::gemm::{Matmul, Matrix};
 use kernels::norm::{Rows, Vectors};
 use kernels::{Onto, Op, attention, elementwise, embedding, loss, mlp, moe, norm, rope};
@@ -8,7 +8,7 @@ use layout::{FlatLayout, Schema};
 
 use crate::config::{Activation, Architecture, Norm, Positions, QkNorm, Scores};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Parameters, Weight};
-use crate::slots::{LayerSlots, MicroBatch, Slot, Slots, heads, largest_weight, logit_rows};
+use crate::slots::{LayerSlots, MicroBatch, Plan, Slots, heads, logit_rows, planned};
 use crate::{Hooks, ModelError, parameters};
 
 /// A model on a device: its schema, and one arena for a micro-batch.
@@ -18,8 +18,8 @@ pub struct Model {
     pub(crate) params: Parameters,
     pub(crate) flat: FlatLayout,
     pub(crate) batch: MicroBatch,
-    pub(crate) slots: Slots,
-    pub(crate) arena: Buffer,
+    /// All in one arena.
+    pub(crate) slots: Slots<Tensor>,
     pub(crate) stream: Stream,
     pub(crate) angles: Option<Tensor>,
 }
@@ -61,9 +61,11 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let (schema, params) = parameters(a)?;
         let flat = FlatLayout::new(&schema, bucket_elements);
-        let largest = if bf16_weights { largest_weight(&schema) } else { 0 };
-        let slots = Slots::plan(a, batch, largest, compute == DType::F64);
-        let arena = device.alloc(slots.bytes, &Placement::Private)?;
+        let plan = Plan::new(a, &schema, batch, (compute, bf16_weights));
+        if bf16_weights {
+            plan.check_widened(&params)?;
+        }
+        let slots = plan.slots.views(&device.alloc(plan.bytes, &Placement::Private)?)?;
         let angles = match a.positions {
             Positions::Rotary { theta } => {
                 Some(rope::table(device, batch.positions, a.head_dim, theta, compute)?)
@@ -71,7 +73,7 @@ impl Model {
             Positions::Learned { .. } => None,
         };
         let (a, stream) = (a.clone(), device.stream());
-        Ok(Model { a, schema, params, flat, batch, slots, arena, stream, angles })
+        Ok(Model { a, schema, params, flat, batch, slots, stream, angles })
     }
 
     pub fn architecture(&self) -> &Architecture {
@@ -102,9 +104,10 @@ impl Model {
     /// that has experts.
     ///
     /// # Errors
-    /// As of a tensor that lies outside the arena.
+    /// A layer without experts.
     pub fn chosen(&self, layer: usize) -> Result<Tensor, ModelError> {
-        self.at(self.slots.layers[layer].experts.chosen)
+        let slots = self.slots.layers.get(layer).and_then(|slots| slots.experts.as_ref());
+        Ok(planned(slots, "experts of this layer")?.chosen.clone())
     }
 
     /// Copies a micro-batch in.
@@ -112,10 +115,9 @@ impl Model {
     /// # Errors
     /// Inputs of another size.
     pub fn load(&self, inputs: &Inputs) -> Result<(), ModelError> {
-        let flat = |slot: Slot| -> Result<Tensor, ModelError> { self.at(slot) };
-        self.stream.copy_in(&flat(self.slots.tokens)?, inputs.tokens)?;
-        self.stream.copy_in(&flat(self.slots.targets)?, inputs.targets)?;
-        self.stream.copy_in(&flat(self.slots.doc_start)?, inputs.doc_start)?;
+        self.stream.copy_in(&self.slots.tokens, inputs.tokens)?;
+        self.stream.copy_in(&self.slots.targets, inputs.targets)?;
+        self.stream.copy_in(&self.slots.doc_start, inputs.doc_start)?;
         Ok(())
     }
 
@@ -124,10 +126,12 @@ impl Model {
     /// # Errors
     /// Device errors; a token outside the vocabulary.
     pub fn forward(&self, state: State, hooks: &mut dyn Hooks) -> Result<(), ModelError> {
-        let first = self.slots.layers.first().map_or(self.slots.x_final, |layer| layer.x);
+        let after = |layer: usize| {
+            self.slots.layers.get(layer).map_or(&self.slots.x_final, |layer| &layer.x).clone()
+        };
         hooks.need(0);
-        let x = self.at(first)?;
-        let tokens = self.at(self.slots.tokens)?;
+        let x = after(0);
+        let tokens = self.slots.tokens.clone();
         let table = self.stored(state, self.params.embedding)?;
         self.run(embedding::Gather { tokens, table, y: x.clone() })?;
         if let Some(table) = self.params.positions {
@@ -138,11 +142,10 @@ impl Model {
         for (i, layer) in self.params.layers.iter().enumerate() {
             hooks.need(self.params.layer_start(&self.flat, i));
             let slots = &self.slots.layers[i];
-            let next = self.slots.layers.get(i + 1).map_or(self.slots.x_final, |next| next.x);
             self.attention(state, layer, slots)?;
-            self.normalize(state, layer.feed_norm, slots.x_mid, slots.h2, slots.stats2)?;
-            let next = self.at(next)?;
-            self.run(elementwise::Copy { x: self.at(slots.x_mid)?, y: next.clone() })?;
+            self.normalize(state, layer.feed_norm, [&slots.x_mid, &slots.h2, &slots.stats2])?;
+            let next = after(i + 1);
+            self.run(elementwise::Copy { x: slots.x_mid.clone(), y: next.clone() })?;
             match &layer.feed {
                 FeedWeights::Dense(mlp) => {
                     self.mlp(state, mlp.up, mlp.down, slots, &next)?;
@@ -155,7 +158,7 @@ impl Model {
         }
         hooks.need(self.flat.offsets[self.params.final_norm.gain.tensor]);
         let s = &self.slots;
-        self.normalize(state, self.params.final_norm, s.x_final, s.h_final, s.stats_final)
+        self.normalize(state, self.params.final_norm, [&s.x_final, &s.h_final, &s.stats_final])
     }
 
     /// Sum of the cross-entropies of the forwarded micro-batch, written to `loss [1]` f64.
@@ -164,8 +167,8 @@ impl Model {
     /// Device errors.
     pub fn evaluate(&self, state: State, loss: &Tensor) -> Result<(), ModelError> {
         let rows = self.batch.rows();
-        let losses = self.at(self.slots.losses)?.reshape(&[rows])?;
-        let targets = self.at(self.slots.targets)?.reshape(&[rows])?;
+        let losses = self.slots.losses.clone();
+        let targets = self.slots.targets.clone();
         let head = self.weight(state, self.params.output())?;
         for start in (0..rows).step_by(logit_rows(rows)) {
             let chunk = start..rows.min(start + logit_rows(rows));
@@ -196,43 +199,49 @@ impl Model {
         head: &Tensor,
         chunk: std::ops::Range<usize>,
     ) -> Result<Tensor, ModelError> {
-        let logits = self.at(self.slots.logits)?.rows(0..chunk.len())?;
-        let h = self.at(self.slots.h_final)?.rows(chunk)?;
+        let logits = self.slots.logits.rows(0..chunk.len())?;
+        let h = self.slots.h_final.rows(chunk)?;
         self.linear(&h, head, &logits, Onto::Overwrite)?;
         Ok(logits)
     }
 
-    fn attention(&self, state: State, layer: &Layer, s: &LayerSlots) -> Result<(), ModelError> {
-        self.normalize(state, layer.attention_norm, s.x, s.h1, s.stats1)?;
-        let qkv = self.at(s.qkv)?;
-        let projected = if layer.qk_norm.is_some() { self.at(s.qkv_raw)? } else { qkv.clone() };
-        self.project(state, layer.qkv, &self.at(s.h1)?, &projected, Onto::Overwrite)?;
+    fn attention(
+        &self,
+        state: State,
+        layer: &Layer,
+        s: &LayerSlots<Tensor>,
+    ) -> Result<(), ModelError> {
+        self.normalize(state, layer.attention_norm, [&s.x, &s.h1, &s.stats1])?;
+        let qkv = s.qkv.clone();
+        let projected = s.qk_norm.as_ref().map_or(&qkv, |norm| &norm.raw);
+        self.project(state, layer.qkv, &s.h1, projected, Onto::Overwrite)?;
         if let Some(gains) = layer.qk_norm {
-            self.run(elementwise::Copy { x: projected.clone(), y: qkv.clone() })?;
-            for ((gain, rows), rstd) in self.qk_rows(gains).into_iter().zip([s.q_rstd, s.k_rstd]) {
-                let vectors = |tensor: &Tensor| Vectors { tensor: tensor.clone(), rows };
+            let slots = planned(s.qk_norm.as_ref(), "normalized queries and keys")?;
+            self.run(elementwise::Copy { x: slots.raw.clone(), y: qkv.clone() })?;
+            let rstds = [&slots.q_rstd, &slots.k_rstd];
+            for ((gain, rows), rstd) in self.qk_rows(gains).into_iter().zip(rstds) {
                 self.run(norm::RmsForward {
-                    x: vectors(&projected),
+                    x: Vectors { tensor: slots.raw.clone(), rows },
                     gain: self.weight_vector(state, gain)?,
                     eps: self.a.norm_eps,
-                    y: vectors(&qkv),
-                    rstd: self.at(rstd)?,
+                    y: Vectors { tensor: qkv.clone(), rows },
+                    rstd: rstd.clone(),
                 })?;
             }
         }
         self.rotate(&qkv, rope::Turn::Forward)?;
         let heads = heads(&self.a, self.batch);
-        let out = self.at(s.attention)?;
+        let out = s.attention.clone();
         self.run(attention::Forward {
             heads,
             qkv,
-            doc_start: self.at(self.slots.doc_start)?,
+            doc_start: self.slots.doc_start.clone(),
             out: out.clone(),
-            lse: self.at(s.lse)?,
-            workspace: self.at(self.slots.workspace)?.flat(0..heads.forward_workspace())?,
+            lse: s.lse.clone(),
+            workspace: self.slots.forward_workspace.clone(),
         })?;
-        let x_mid = self.at(s.x_mid)?;
-        self.run(elementwise::Copy { x: self.at(s.x)?, y: x_mid.clone() })?;
+        let x_mid = s.x_mid.clone();
+        self.run(elementwise::Copy { x: s.x.clone(), y: x_mid.clone() })?;
         self.project(state, layer.out, &out, &x_mid, Onto::Add)
     }
 
@@ -263,11 +272,9 @@ impl Model {
         &self,
         state: State,
         weights: NormWeights,
-        x: Slot,
-        y: Slot,
-        stats: Slot,
+        operands: [&Tensor; 3],
     ) -> Result<(), ModelError> {
-        let (x, y, stats) = (self.at(x)?, self.at(y)?, self.at(stats)?);
+        let [x, y, stats] = operands.map(Tensor::clone);
         let gain = self.weight_vector(state, weights.gain)?;
         let eps = self.a.norm_eps;
         match (self.a.norm, weights.bias) {
@@ -287,11 +294,11 @@ impl Model {
         state: State,
         up: Linear,
         down: Linear,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         out: &Tensor,
     ) -> Result<(), ModelError> {
-        let (pre, act) = (self.at(s.up)?, self.at(s.act)?);
-        self.project(state, up, &self.at(s.h2)?, &pre, Onto::Overwrite)?;
+        let (pre, act) = (s.up.clone(), s.act.clone());
+        self.project(state, up, &s.h2, &pre, Onto::Overwrite)?;
         match self.a.activation {
             Activation::Swiglu => {
                 self.run(mlp::SwigluForward { gate_up: pre, y: act.clone() })?;
@@ -306,13 +313,14 @@ impl Model {
         state: State,
         weights: &Experts,
         moe_layer: usize,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         out: &Tensor,
     ) -> Result<(), ModelError> {
-        let e = &s.experts;
-        let (h, logits) = (self.at(s.h2)?, self.at(e.logits)?);
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let scratch = planned(self.slots.experts.as_ref(), "experts")?;
+        let (h, logits) = (s.h2.clone(), e.logits.clone());
         self.linear(&h, &self.weight(state, weights.router)?, &logits, Onto::Overwrite)?;
-        let routing = Slots::routing(e, &self.arena)?;
+        let routing = e.routing();
         self.run(moe::Route {
             router: self.router(),
             logits,
@@ -323,8 +331,8 @@ impl Model {
         if let Some(shared) = weights.shared {
             self.mlp(state, shared.up, shared.down, s, out)?;
         }
-        let (grouped, gate_up) = (self.at(self.slots.grouped)?, self.at(e.gate_up)?);
-        let (act, y, offsets) = (self.at(e.act)?, self.at(e.y)?, routing.offsets.clone());
+        let (grouped, gate_up) = (scratch.grouped.clone(), e.gate_up.clone());
+        let (act, y, offsets) = (e.act.clone(), e.y.clone(), routing.offsets.clone());
         self.run(moe::GroupRows { routing: routing.clone(), x: h, y: grouped.clone() })?;
         self.run(moe::ProductForward {
             offsets: offsets.clone(),
@@ -367,10 +375,6 @@ impl Model {
         Ok(operation.launch(&self.stream)?)
     }
 
-    pub(crate) fn at(&self, slot: Slot) -> Result<Tensor, ModelError> {
-        slot.of(&self.arena)
-    }
-
     /// A weight as it is stored.
     pub(crate) fn stored(&self, state: State, w: Weight) -> Result<Tensor, ModelError> {
         let start = self.flat.offsets[w.tensor];
@@ -383,7 +387,7 @@ impl Model {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let wide = self.at(self.slots.widened)?.flat(0..w.len())?.reshape(&[w.rows, w.cols])?;
+        let wide = self.slots.widened.flat(0..w.len())?.reshape(&[w.rows, w.cols])?;
         self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)
     }
@@ -402,7 +406,7 @@ impl Model {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let scratch = self.at(self.slots.widened_vectors)?.rows(which..which + 1)?;
+        let scratch = self.slots.widened_vectors.rows(which..which + 1)?;
         let wide = scratch.flat(0..w.len())?;
         self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)
