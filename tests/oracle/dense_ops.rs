@@ -2,13 +2,13 @@
 
 use candle_core::{Result, Tensor};
 use kernels::attention::{self, Heads};
-use kernels::gemm::{Layout, matmul};
-use kernels::loss::{IGNORE, cross_entropy};
-use kernels::norm::{self, Rows};
-use kernels::{elementwise, embedding, rope};
+use kernels::gemm::{Matmul, Matrix};
+use kernels::loss::{self, Becomes, IGNORE};
+use kernels::norm::{self, Rows, Vectors};
+use kernels::{embedding, mlp, rope};
 
 use super::basic;
-use super::op::{Kernels, Op, each_case};
+use super::op::{Kernels, Op, each_case, onto};
 
 const EPS: f64 = 1e-5;
 
@@ -19,6 +19,22 @@ struct Rms {
     /// `dx` is added to.
     add: bool,
     accumulate: bool,
+}
+
+impl Rms {
+    fn run(&self, k: &Kernels, x: &[Vec<f64>]) -> [device::Tensor; 4] {
+        let shape = [self.rows, self.cols];
+        let (from, gain) = (k.tensor(&shape, &x[0]), k.tensor(&[self.cols], &x[1]));
+        let (y, rstd) = (k.stale(&shape), k.stale(&[self.rows]));
+        k.launch(norm::RmsForward {
+            x: Vectors::rows_of(from.clone()),
+            gain: gain.clone(),
+            eps: EPS,
+            y: Vectors::rows_of(y.clone()),
+            rstd: rstd.clone(),
+        });
+        [from, gain, y, rstd]
+    }
 }
 
 impl Op for Rms {
@@ -32,21 +48,23 @@ impl Op for Rms {
     }
 
     fn forward(&self, k: &Kernels, x: &[Vec<f64>]) -> Vec<f64> {
-        let rows = Rows::dense(self.rows, self.cols);
-        let (y, rstd) = (k.stale(&[self.rows, self.cols]), k.stale(&[self.rows]));
-        let (x, gain) = (k.tensor(&[self.rows, self.cols], &x[0]), k.tensor(&[self.cols], &x[1]));
-        norm::rms_forward(&k.stream, (&x, rows), &gain, EPS, (&y, rows), &rstd).unwrap();
+        let [_, _, y, _] = self.run(k, x);
         k.read(&y)
     }
 
     fn backward(&self, k: &Kernels, x: &[Vec<f64>], dout: &[f64]) -> Vec<Vec<f64>> {
-        let (shape, rows) = ([self.rows, self.cols], Rows::dense(self.rows, self.cols));
-        let (y, rstd) = (k.stale(&shape), k.stale(&[self.rows]));
-        let (x, gain) = (k.tensor(&shape, &x[0]), k.tensor(&[self.cols], &x[1]));
-        norm::rms_forward(&k.stream, (&x, rows), &gain, EPS, (&y, rows), &rstd).unwrap();
-        let (dy, dx, dgain) = (k.tensor(&shape, dout), k.stale(&shape), k.stale(&[self.cols]));
-        let (dy, x, to) = ((&dy, rows), (&x, rows), (&dx, rows, self.add));
-        norm::rms_backward(&k.stream, dy, x, &gain, &rstd, to, &dgain, self.accumulate).unwrap();
+        let [x, gain, _, rstd] = self.run(k, x);
+        let (dx, dgain) = (k.stale(x.dims()), k.stale(&[self.cols]));
+        k.launch(norm::RmsBackward {
+            dy: Vectors::rows_of(k.tensor(x.dims(), dout)),
+            x: Vectors::rows_of(x),
+            gain,
+            rstd,
+            dx: Vectors::rows_of(dx.clone()),
+            dx_onto: onto(self.add),
+            dgain: dgain.clone(),
+            dgain_onto: onto(self.accumulate),
+        });
         vec![k.read_added(&dx, self.add), k.read_added(&dgain, self.accumulate)]
     }
 
@@ -84,7 +102,13 @@ impl RmsHeads {
         let (from, y) = (k.tensor(&shape, &x[0]), k.tensor(&shape, &x[0]));
         let (gain, rstd) = (k.tensor(&[self.len], &x[1]), k.stale(&[self.rows * self.heads]));
         let rows = self.vectors();
-        norm::rms_forward(&k.stream, (&from, rows), &gain, EPS, (&y, rows), &rstd).unwrap();
+        k.launch(norm::RmsForward {
+            x: Vectors { tensor: from.clone(), rows },
+            gain: gain.clone(),
+            eps: EPS,
+            y: Vectors { tensor: y.clone(), rows },
+            rstd: rstd.clone(),
+        });
         [from, gain, y, rstd]
     }
 
@@ -111,8 +135,15 @@ impl Op for RmsHeads {
     fn backward(&self, k: &Kernels, x: &[Vec<f64>], dout: &[f64]) -> Vec<Vec<f64>> {
         let [x, gain, _, rstd] = self.run(k, x);
         let (d, dgain) = (k.tensor(&[self.rows, self.stride()], dout), k.stale(&[self.len]));
-        let to = (&dgain, self.accumulate);
-        norm::rms_backward_in_place(&k.stream, &d, &x, self.vectors(), &gain, &rstd, to).unwrap();
+        k.launch(norm::RmsBackwardInPlace {
+            d: d.clone(),
+            x,
+            rows: self.vectors(),
+            gain,
+            rstd,
+            dgain: dgain.clone(),
+            dgain_onto: onto(self.accumulate),
+        });
         vec![k.read(&d), k.read_added(&dgain, self.accumulate)]
     }
 
@@ -154,7 +185,14 @@ impl LayerNorm {
         let (from, gain) = (k.tensor(&shape, &x[0]), k.tensor(&[self.cols], &x[1]));
         let bias = k.tensor(&[self.cols], &x[2]);
         let (y, stats) = (k.stale(&shape), k.stale(&[self.rows, 2]));
-        norm::layer_forward(&k.stream, &from, (&gain, &bias), EPS, &y, &stats).unwrap();
+        k.launch(norm::LayerForward {
+            x: from.clone(),
+            gain: gain.clone(),
+            bias,
+            eps: EPS,
+            y: y.clone(),
+            stats: stats.clone(),
+        });
         [from, gain, y, stats]
     }
 }
@@ -179,9 +217,18 @@ impl Op for LayerNorm {
         let shape = [self.rows, self.cols];
         let (dy, dx) = (k.tensor(&shape, dout), k.stale(&shape));
         let (dgain, dbias) = (k.stale(&[self.cols]), k.stale(&[self.cols]));
-        let (to, gradients) = ((&dx, self.add), (&dgain, &dbias));
         let accumulate = self.accumulate;
-        norm::layer_backward(&k.stream, &dy, &x, &gain, &stats, to, gradients, accumulate).unwrap();
+        k.launch(norm::LayerBackward {
+            dy,
+            x,
+            gain,
+            stats,
+            dx: dx.clone(),
+            dx_onto: onto(self.add),
+            dgain: dgain.clone(),
+            dbias: dbias.clone(),
+            weights_onto: onto(accumulate),
+        });
         let [dgain, dbias] = [dgain, dbias].map(|d| k.read_added(&d, accumulate));
         vec![k.read_added(&dx, self.add), dgain, dbias]
     }
@@ -212,12 +259,12 @@ struct Rope {
 }
 
 impl Rope {
-    fn run(&self, k: &Kernels, x: &[f64], inverse: bool) -> Vec<f64> {
+    fn run(&self, k: &Kernels, x: &[f64], turn: rope::Turn) -> Vec<f64> {
         let stride = self.heads * self.head_dim + self.after;
         let x = k.tensor(&[self.windows * self.positions, stride], x);
         let (theta, dtype) = (self.theta, device::DType::F64);
         let table = rope::table(&k.device, self.positions, self.head_dim, theta, dtype).unwrap();
-        rope::rotate(&k.stream, &table, &x, self.heads, inverse).unwrap();
+        k.launch(rope::Rotate { table, x: x.clone(), heads: self.heads, turn });
         k.read(&x)
     }
 }
@@ -233,11 +280,11 @@ impl Op for Rope {
     }
 
     fn forward(&self, k: &Kernels, x: &[Vec<f64>]) -> Vec<f64> {
-        self.run(k, &x[0], false)
+        self.run(k, &x[0], rope::Turn::Forward)
     }
 
     fn backward(&self, k: &Kernels, _: &[Vec<f64>], dout: &[f64]) -> Vec<Vec<f64>> {
-        vec![self.run(k, dout, true)]
+        vec![self.run(k, dout, rope::Turn::Back)]
     }
 
     fn reference(&self, x: &[Tensor]) -> Result<Tensor> {
@@ -275,8 +322,14 @@ impl Attention {
         let qkv = k.tensor(&[rows, h.stride()], &x[0]);
         let doc_start = k.integers(&[rows], &self.doc_start);
         let (out, lse) = (k.stale(&[rows, h.heads * h.head_dim]), k.stale(&[rows, h.heads]));
-        let workspace = k.stale(&[h.forward_workspace()]);
-        attention::forward(&k.stream, h, (&qkv, &doc_start), (&out, &lse), &workspace).unwrap();
+        k.launch(attention::Forward {
+            heads: h,
+            qkv: qkv.clone(),
+            doc_start: doc_start.clone(),
+            out: out.clone(),
+            lse: lse.clone(),
+            workspace: k.stale(&[h.forward_workspace()]),
+        });
         [qkv, doc_start, out, lse]
     }
 }
@@ -299,8 +352,16 @@ impl Op for Attention {
         let (h, [qkv, doc_start, out, lse]) = (self.h, self.run(k, x));
         let (dout, dqkv) = (k.tensor(out.dims(), dout), k.stale(qkv.dims()));
         let workspace = k.stale(&[h.backward_workspace()]);
-        let saved = (&out, &lse, &dout);
-        attention::backward(&k.stream, h, (&qkv, &doc_start), saved, &dqkv, &workspace).unwrap();
+        k.launch(attention::Backward {
+            heads: h,
+            qkv,
+            doc_start,
+            out,
+            lse,
+            dout,
+            dqkv: dqkv.clone(),
+            workspace,
+        });
         vec![k.read(&dqkv)]
     }
 
@@ -353,8 +414,8 @@ impl Op for Activation {
         let x = k.tensor(&self.shapes()[0], &x[0]);
         let y = k.stale(&[self.rows, self.cols]);
         match self.swiglu {
-            true => elementwise::swiglu_forward(&k.stream, &x, &y).unwrap(),
-            false => elementwise::gelu_forward(&k.stream, &x, &y).unwrap(),
+            true => k.launch(mlp::SwigluForward { gate_up: x, y: y.clone() }),
+            false => k.launch(mlp::GeluForward { x, y: y.clone() }),
         }
         k.read(&y)
     }
@@ -363,8 +424,8 @@ impl Op for Activation {
         let x = k.tensor(&self.shapes()[0], &x[0]);
         let dy = k.tensor(&[self.rows, self.cols], dout);
         match self.swiglu {
-            true => elementwise::swiglu_backward(&k.stream, &dy, &x).unwrap(),
-            false => elementwise::gelu_backward(&k.stream, &dy, &x).unwrap(),
+            true => k.launch(mlp::SwigluBackward { dy, gate_up: x.clone() }),
+            false => k.launch(mlp::GeluBackward { dy, x: x.clone() }),
         }
         vec![k.read(&x)]
     }
@@ -396,11 +457,16 @@ struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    fn run(&self, k: &Kernels, x: &[Vec<f64>], gradient: bool) -> [Vec<f64>; 2] {
+    fn run(&self, k: &Kernels, x: &[Vec<f64>], logits_become: Becomes) -> [Vec<f64>; 2] {
         let rows = self.targets.len();
         let (logits, losses) = (k.tensor(&[rows, self.vocabulary], &x[0]), k.stale(&[rows]));
         let targets = k.integers(&[rows], &self.targets);
-        cross_entropy(&k.stream, &logits, &targets, &losses, gradient).unwrap();
+        k.launch(loss::CrossEntropy {
+            logits: logits.clone(),
+            logits_become,
+            targets,
+            losses: losses.clone(),
+        });
         [k.read(&losses), k.read(&logits)]
     }
 }
@@ -416,8 +482,8 @@ impl Op for CrossEntropy {
 
     /// The losses of the rows that have a target.
     fn forward(&self, k: &Kernels, x: &[Vec<f64>]) -> Vec<f64> {
-        let [losses, _] = self.run(k, x, false);
-        let [with_gradient, _] = self.run(k, x, true);
+        let [losses, _] = self.run(k, x, Becomes::Unchanged);
+        let [with_gradient, _] = self.run(k, x, Becomes::Gradient);
         assert!(super::relative_error(&with_gradient, &losses, 1e-3) < 1e-14);
         let rows = losses.into_iter().zip(&self.targets);
         let (live, ignored): (Vec<_>, Vec<_>) = rows.partition(|(_, target)| **target != IGNORE);
@@ -426,7 +492,7 @@ impl Op for CrossEntropy {
     }
 
     fn backward(&self, k: &Kernels, x: &[Vec<f64>], _: &[f64]) -> Vec<Vec<f64>> {
-        let [_, gradient] = self.run(k, x, true);
+        let [_, gradient] = self.run(k, x, Becomes::Gradient);
         vec![gradient]
     }
 
@@ -473,8 +539,9 @@ impl Op for Embedding {
         let tokens = k.integers(&[self.tokens.len()], &self.tokens);
         let y = k.stale(&[self.tokens.len(), self.cols]);
         let tables = (k.tensor(&self.shapes()[0], &x[0]), k.tensor(&self.shapes()[1], &x[1]));
-        embedding::gather(&k.stream, &tokens, &tables.0, &y).unwrap();
-        embedding::add_positions(&k.stream, &tables.1, self.positions, &y).unwrap();
+        k.launch(embedding::Gather { tokens, table: tables.0, y: y.clone() });
+        let (table, positions) = (tables.1, self.positions);
+        k.launch(embedding::AddPositions { table, positions, y: y.clone() });
         k.read(&y)
     }
 
@@ -482,10 +549,14 @@ impl Op for Embedding {
         let tokens = k.integers(&[self.tokens.len()], &self.tokens);
         let dy = k.tensor(&[self.tokens.len(), self.cols], dout);
         let (dtable, dplaces) = (k.stale(&self.shapes()[0]), k.stale(&self.shapes()[1]));
-        embedding::scatter_add(&k.stream, &tokens, &dy, &dtable).unwrap();
-        let (positions, add) = (self.positions, self.accumulate);
-        embedding::positions_backward(&k.stream, &dy, positions, &dplaces, add).unwrap();
-        vec![k.read_added(&dtable, true), k.read_added(&dplaces, add)]
+        k.launch(embedding::ScatterAdd { tokens, dy: dy.clone(), dtable: dtable.clone() });
+        k.launch(embedding::PositionsBackward {
+            dy,
+            positions: self.positions,
+            dtable: dplaces.clone(),
+            dtable_onto: onto(self.accumulate),
+        });
+        vec![k.read_added(&dtable, true), k.read_added(&dplaces, self.accumulate)]
     }
 
     fn reference(&self, x: &[Tensor]) -> Result<Tensor> {
@@ -529,22 +600,24 @@ impl Op for Linear {
         let Linear { rows, out, input, .. } = *self;
         let (w, bias) = (k.tensor(&[out, input], &x[1]), k.tensor(&[out], &x[2]));
         let (x, y) = (k.tensor(&[rows, input], &x[0]), k.stale(&[rows, out]));
-        let (a, b) = ((&x, Layout::dense(rows, input)), (&w, Layout::dense(out, input).t()));
-        matmul(&k.stream, 1.0, a, b, 0.0, (&y, Layout::dense(rows, out))).unwrap();
-        elementwise::add_bias(&k.stream, &bias, &y).unwrap();
+        let (a, b, c) = (Matrix::of(x), Matrix::of(w).t(), Matrix::of(y.clone()));
+        k.launch(Matmul { alpha: 1.0, a, b, beta: 0.0, c });
+        k.launch(mlp::AddBias { bias, y: y.clone() });
         k.read(&y)
     }
 
     fn backward(&self, k: &Kernels, x: &[Vec<f64>], dout: &[f64]) -> Vec<Vec<f64>> {
         let Linear { rows, out, input, accumulate } = *self;
-        let w = (&k.tensor(&[out, input], &x[1]), Layout::dense(out, input));
-        let x = (&k.tensor(&[rows, input], &x[0]), Layout::dense(rows, input));
-        let (dy, ldy) = (&k.tensor(&[rows, out], dout), Layout::dense(rows, out));
+        let w = Matrix::of(k.tensor(&[out, input], &x[1]));
+        let x = Matrix::of(k.tensor(&[rows, input], &x[0]));
+        let dy = k.tensor(&[rows, out], dout);
         let (dx, dw, db) = (k.stale(&[rows, input]), k.stale(&[out, input]), k.stale(&[out]));
-        let beta = if accumulate { 1.0 } else { 0.0 };
-        matmul(&k.stream, 1.0, (dy, ldy), w, beta, (&dx, x.1)).unwrap();
-        matmul(&k.stream, 1.0, (dy, ldy.t()), x, beta, (&dw, w.1)).unwrap();
-        elementwise::bias_backward(&k.stream, dy, &db, accumulate).unwrap();
+        let beta = onto(accumulate).beta();
+        let (a, c) = (Matrix::of(dy.clone()), Matrix::of(dx.clone()));
+        k.launch(Matmul { alpha: 1.0, a: a.clone(), b: w, beta, c });
+        k.launch(Matmul { alpha: 1.0, a: a.t(), b: x, beta, c: Matrix::of(dw.clone()) });
+        let (dbias, dbias_onto) = (db.clone(), onto(accumulate));
+        k.launch(mlp::BiasBackward { dy, dbias, dbias_onto });
         [dx, dw, db].iter().map(|d| k.read_added(d, accumulate)).collect()
     }
 

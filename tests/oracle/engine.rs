@@ -63,7 +63,7 @@ impl Engine {
         let live = inputs.targets.iter().filter(|&&t| t != kernels::loss::IGNORE);
         let to = Gradients {
             flat: &self.gradients,
-            accumulate,
+            onto: super::op::onto(accumulate),
             tokens: live.count() as f64,
             loss: &self.loss,
         };

@@ -2,11 +2,11 @@
 
 use candle_core::{Result, Tensor};
 use device::DType;
-use kernels::moe::{self, Product, Router, Routing};
+use kernels::moe::{self, Router, Routing};
 use model::{Moe, Scores};
 
 use super::basic;
-use super::op::{Kernels, Op, each_case};
+use super::op::{Kernels, Op, each_case, onto};
 use super::random::Random;
 
 /// Choices of random tokens, and how they group.
@@ -76,7 +76,10 @@ impl Route {
         Router {
             experts: m.experts,
             top_k: m.top_k,
-            sigmoid: m.scores == Scores::Sigmoid,
+            scores: match m.scores {
+                Scores::Softmax => moe::Scores::Softmax,
+                Scores::Sigmoid => moe::Scores::Sigmoid,
+            },
             normalize: m.normalize_top_k,
             scale: m.route_scale,
             aux_loss: m.aux_loss,
@@ -98,7 +101,13 @@ impl Route {
         let logits = k.tensor(&[self.tokens, experts], &x[0]);
         let bias = k.tensor(&[experts], &self.bias);
         let loads = k.device.zeros(&[experts], DType::U32).unwrap();
-        moe::route(&k.stream, self.router(), &logits, &bias, &routing, &loads).unwrap();
+        k.launch(moe::Route {
+            router: self.router(),
+            logits: logits.clone(),
+            bias,
+            routing: routing.clone(),
+            loads: loads.clone(),
+        });
         self.check_grouping(k, &routing, &loads);
         (logits, routing)
     }
@@ -154,9 +163,14 @@ impl Op for Route {
         let dweights: Vec<f64> = dweights.iter().map(|d| d / auxiliary).collect();
         let dweights = k.tensor(routing.weights.dims(), &dweights);
         let dlogits = k.stale(logits.dims());
-        let from = (&logits, &routing);
-        let (router, targets) = (self.router(), self.targets);
-        moe::route_backward(&k.stream, router, from, &dweights, targets, &dlogits).unwrap();
+        k.launch(moe::RouteBackward {
+            router: self.router(),
+            logits,
+            routing,
+            dweights,
+            tokens: self.targets,
+            dlogits: dlogits.clone(),
+        });
         vec![k.read(&dlogits).iter().map(|d| d * auxiliary).collect()]
     }
 
@@ -217,7 +231,7 @@ impl Op for Combine {
         let routing = self.choices.routing(k, &x[0]);
         let shapes = self.shapes();
         let (y, out) = (k.tensor(&shapes[1], &x[1]), k.tensor(&shapes[2], &x[2]));
-        moe::combine(&k.stream, &routing, &y, &out).unwrap();
+        k.launch(moe::Combine { routing, y, out: out.clone() });
         k.read(&out)
     }
 
@@ -226,7 +240,12 @@ impl Op for Combine {
         let shapes = self.shapes();
         let (y, d) = (k.tensor(&shapes[1], &x[1]), k.tensor(&shapes[2], dout));
         let dweights = k.stale(&shapes[0]);
-        moe::combine_backward(&k.stream, &routing, &d, &y, &dweights).unwrap();
+        k.launch(moe::CombineBackward {
+            routing,
+            dout: d,
+            y: y.clone(),
+            dweights: dweights.clone(),
+        });
         vec![k.read(&dweights), k.read(&y), dout.to_vec()]
     }
 
@@ -265,7 +284,7 @@ impl Op for GroupRows {
         let choices = self.choices.chosen.len();
         let routing = self.choices.routing(k, &vec![0.0; choices]);
         let (x, y) = (k.tensor(&self.shapes()[0], &x[0]), k.stale(&[choices, self.cols]));
-        moe::group_rows(&k.stream, &routing, &x, &y).unwrap();
+        k.launch(moe::GroupRows { routing, x, y: y.clone() });
         k.read(&y)
     }
 
@@ -273,7 +292,7 @@ impl Op for GroupRows {
         let choices = self.choices.chosen.len();
         let routing = self.choices.routing(k, &vec![0.0; choices]);
         let (dy, dx) = (k.tensor(&[choices, self.cols], dout), k.stale(&self.shapes()[0]));
-        moe::group_rows_backward(&k.stream, &routing, &dy, &dx).unwrap();
+        k.launch(moe::GroupRowsBackward { routing, dy, dx: dx.clone() });
         vec![k.read_added(&dx, true)]
     }
 
@@ -300,16 +319,9 @@ struct Grouped {
 }
 
 impl Grouped {
-    fn product(
-        &self,
-        k: &Kernels,
-        product: Product,
-        operands: (&device::Tensor, &device::Tensor, &device::Tensor),
-    ) {
+    fn offsets(&self, k: &Kernels) -> device::Tensor {
         let (.., offsets) = self.choices.grouping();
-        let offsets = k.integers(&[offsets.len()], &offsets);
-        let shape = (self.out, self.input);
-        moe::grouped_product(&k.stream, product, shape, &offsets, operands).unwrap();
+        k.integers(&[offsets.len()], &offsets)
     }
 }
 
@@ -329,7 +341,7 @@ impl Op for Grouped {
         let shapes = self.shapes();
         let (x, w) = (k.tensor(&shapes[0], &x[0]), k.tensor(&shapes[1], &x[1]));
         let y = k.stale(&[self.choices.chosen.len(), self.out]);
-        self.product(k, Product::Forward, (&x, &w, &y));
+        k.launch(moe::ProductForward { offsets: self.offsets(k), x, w, y: y.clone() });
         k.read(&y)
     }
 
@@ -338,8 +350,11 @@ impl Op for Grouped {
         let (x, w) = (k.tensor(&shapes[0], &x[0]), k.tensor(&shapes[1], &x[1]));
         let dy = k.tensor(&[self.choices.chosen.len(), self.out], dout);
         let (dx, dw) = (k.stale(&shapes[0]), k.stale(&shapes[1]));
-        self.product(k, Product::Input, (&dy, &w, &dx));
-        self.product(k, Product::Weight { accumulate: self.accumulate }, (&dy, &x, &dw));
+        let offsets = self.offsets(k);
+        let (input, written) = (dy.clone(), dx.clone());
+        k.launch(moe::ProductInput { offsets: offsets.clone(), dy: input, w, dx: written });
+        let dw_onto = onto(self.accumulate);
+        k.launch(moe::ProductWeight { offsets, dy, x, dw: dw.clone(), dw_onto });
         vec![k.read(&dx), k.read_added(&dw, self.accumulate)]
     }
 

@@ -2,6 +2,7 @@
 
 use candle_core::Var;
 use device::{Device, Stream, Tensor};
+use kernels::Onto;
 
 use super::random::Random;
 use super::relative_error;
@@ -56,7 +57,17 @@ pub struct Kernels {
     pub stream: Stream,
 }
 
+/// As the flag of a case says it.
+pub fn onto(add: bool) -> Onto {
+    if add { Onto::Add } else { Onto::Overwrite }
+}
+
 impl Kernels {
+    /// Runs an operation.
+    pub fn launch(&self, operation: impl kernels::Op) {
+        operation.launch(&self.stream).unwrap();
+    }
+
     pub fn new() -> Kernels {
         let device = Device::cpu(2).unwrap();
         Kernels { stream: device.stream(), device }

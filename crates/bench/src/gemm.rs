@@ -2,7 +2,8 @@
 //! against.
 
 use device::{DType, Tensor};
-use kernels::gemm::{Layout, matmul};
+use kernels::Op;
+use kernels::gemm::{Layout, Matmul, Matrix};
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::limit::Ceiling;
 use kernels::gpu::modules::Kernels;
@@ -131,11 +132,14 @@ fn on_the_host(bench: &Bench, case: GemmCase) -> Result<GemmRow, BenchError> {
     let device = &bench.device;
     let (ta, tb) = (device.tensor(&[a.len()], &a)?, device.tensor(&[b.len()], &b)?);
     let c = device.zeros(&[count * m * n], DType::F32)?;
-    let at = |offset, rows, cols| Layout::strided(offset, rows, cols, cols);
+    let at = |tensor: &Tensor, index: usize, rows: usize, cols: usize| {
+        let layout = Layout::strided(index * rows * cols, rows, cols, cols);
+        Matrix { tensor: tensor.clone(), layout }
+    };
     let time = bench.time(|stream| {
         for i in 0..count {
-            let (la, lb) = (at(i * m * k, m, k), at(i * k * n, k, n));
-            matmul(stream, 1.0, (&ta, la), (&tb, lb), 0.0, (&c, at(i * m * n, m, n)))?;
+            let (a, b, c) = (at(&ta, i, m, k), at(&tb, i, k, n), at(&c, i, m, n));
+            Matmul { alpha: 1.0, a, b, beta: 0.0, c }.launch(stream)?;
         }
         Ok(())
     })?;

@@ -1,7 +1,8 @@
-//! Typed entry points over device kernels, and the CPU implementation of each.
+//! Operations on tensors: typed arguments over device kernels, and the CPU implementation of each.
 //!
-//! An entry point takes a stream and tensors, checks shapes and types, and launches, on the host or
-//! on a device as `op` decides. Shapes are in the documentation of each; legend:
+//! An operation is a struct of its operands. [`Op::launch`] checks their shapes and types, and
+//! enqueues it on a stream: on the host or on a device, as `op` decides. Shapes are in the
+//! documentation of each operand; legend:
 //!
 //! ```text
 //! B documents windows of a micro-batch   T positions of a window   N = B·T token rows
@@ -22,11 +23,13 @@ pub mod gemm;
 pub mod gpu;
 pub mod loss;
 pub mod math;
+pub mod mlp;
 pub mod modules;
 pub mod moe;
 pub mod newton_schulz;
 pub mod norm;
 mod op;
+mod operands;
 pub mod optimizer;
 pub mod ordered_sum;
 mod real;
@@ -34,4 +37,6 @@ pub mod rope;
 mod shared_slice;
 
 pub use error::KernelError;
+pub use op::Op;
+pub use operands::Onto;
 pub use real::Real;

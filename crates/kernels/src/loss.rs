@@ -1,54 +1,80 @@
 //! Cross-entropy on a chunk of rows, with its gradient in place.
 
-use device::{Stream, Tensor};
+use device::{DType, DeviceError, Kernel, Tensor};
 
-use crate::error::{dispatch, expect};
+use crate::error::expect;
 use crate::math::{sum, vectorize};
-use crate::{KernelError, Real};
+use crate::op::{Op, host_by_type};
+use crate::operands::{expect_all, expect_dtype, expect_real};
+use crate::{KernelError, Onto, Real};
 
 /// A target that takes no part in the loss.
 pub const IGNORE: u32 = u32::MAX;
 
-/// For each row of `logits [R, V]`: `losses[r] = logsumexp(logits[r]) − logits[r, targets[r]]`
-/// (natural logarithm; 0 where the target is [`IGNORE`]), and, with `gradient`, the logits are
-/// overwritten by the gradient of the *sum* of the losses, `softmax − onehot`.
+/// What the logits hold after their loss has been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Becomes {
+    /// What they held.
+    Unchanged,
+    /// The gradient of the *sum* of the losses, `softmax − onehot`; 0 where the target is
+    /// [`IGNORE`].
+    Gradient,
+}
+
+/// For each row `r`: `losses[r] = logsumexp(logits[r]) − logits[r, targets[r]]` (natural
+/// logarithm), 0 where the target is [`IGNORE`].
 ///
-/// # Errors
-/// Operands of the wrong size or type; a target outside the vocabulary.
-pub fn cross_entropy(
-    stream: &Stream,
-    logits: &Tensor,
-    targets: &Tensor,
-    losses: &Tensor,
-    gradient: bool,
-) -> Result<(), KernelError> {
-    const NAME: &str = "cross_entropy";
-    let (rows, vocab) = (logits.dim(0), logits.dim(1));
-    expect(NAME, "targets", targets, rows)?;
-    expect(NAME, "losses", losses, rows)?;
-    let (logits, targets, losses) = (logits.clone(), targets.clone(), losses.clone());
-    dispatch!(NAME, logits.dtype(), T => {
-        stream.launch(NAME, move |k| {
-            k.streams();
-            let targets = k.read::<u32>(&targets)?;
-            let outside = |t: &&u32| **t != IGNORE && **t as usize >= vocab;
-            if let Some(target) = targets.iter().find(outside) {
-                return Err(k.error(format!("target {target} is outside the {vocab} logits")));
-            }
-            let outputs = ((k.write::<T>(&logits)?, vocab), (k.write::<T>(&losses)?, 1));
-            k.parallel().chunks2(outputs.0, outputs.1, |row, logits, loss| {
-                vectorize!(|| loss[0] = row_loss(logits, targets[row], gradient));
-            });
-            Ok(())
-        })?;
+/// A target outside the vocabulary is an error of the kernel.
+pub struct CrossEntropy {
+    /// `[rows, V]`, f32 or f64.
+    pub logits: Tensor,
+    pub logits_become: Becomes,
+    /// `[rows]`, u32.
+    pub targets: Tensor,
+    /// Written, `[rows]`, of the type of the logits.
+    pub losses: Tensor,
+}
+
+impl Op for CrossEntropy {
+    const NAME: &'static str = "cross_entropy";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.logits, &self.targets, &self.losses].into_iter()
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        let CrossEntropy { logits, targets, losses, .. } = self;
+        let rows = logits.dim(0);
+        expect_real(Self::NAME, logits)?;
+        expect_all(Self::NAME, DType::U32, [("targets", targets, rows)])?;
+        let lens = [("logits", logits, rows * logits.dim(1)), ("losses", losses, rows)];
+        expect_all(Self::NAME, logits.dtype(), lens)
+    }
+
+    host_by_type!(logits);
+}
+
+impl CrossEntropy {
+    fn on_host<T: Real>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        let (vocab, becomes) = (self.logits.dim(1), self.logits_become);
+        k.streams();
+        let targets = k.read::<u32>(&self.targets)?;
+        let outside = |t: &&u32| **t != IGNORE && **t as usize >= vocab;
+        if let Some(target) = targets.iter().find(outside) {
+            return Err(k.error(format!("target {target} is outside the {vocab} logits")));
+        }
+        let (logits, losses) = (k.write::<T>(&self.logits)?, k.write::<T>(&self.losses)?);
+        k.parallel().chunks2((logits, vocab), (losses, 1), |row, logits, loss| {
+            vectorize!(|| loss[0] = row_loss(logits, targets[row], becomes));
+        });
         Ok(())
-    })
+    }
 }
 
 #[inline(always)]
-fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
+fn row_loss<T: Real>(logits: &mut [T], target: u32, becomes: Becomes) -> T {
     if target == IGNORE {
-        if gradient {
+        if becomes == Becomes::Gradient {
             logits.fill(T::ZERO);
         }
         return T::ZERO;
@@ -56,7 +82,7 @@ fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
     let target = target as usize;
     let most = crate::math::most(logits);
     let chosen = logits[target];
-    if !gradient {
+    if becomes == Becomes::Unchanged {
         let total = sum(
             [&*logits],
             #[inline(always)]
@@ -76,26 +102,36 @@ fn row_loss<T: Real>(logits: &mut [T], target: u32, gradient: bool) -> T {
     total.portable_ln() + most - chosen
 }
 
-/// `out[0] = Σ values` in f64 and row order; added to `out` when `accumulate`.
-///
-/// # Errors
-/// Operands of the wrong size or type.
-pub fn total(
-    stream: &Stream,
-    values: &Tensor,
-    out: &Tensor,
-    accumulate: bool,
-) -> Result<(), KernelError> {
-    const NAME: &str = "total";
-    expect(NAME, "out", out, 1)?;
-    let (values, out) = (values.clone(), out.clone());
-    dispatch!(NAME, values.dtype(), T => {
-        stream.launch(NAME, move |k| {
-            let sum: f64 = k.read::<T>(&values)?.iter().map(|x| x.to_f64()).sum();
-            let out = k.write::<f64>(&out)?;
-            out[0] = if accumulate { out[0] + sum } else { sum };
-            Ok(())
-        })?;
+/// `out[0] = Σ values`, in f64 and in order.
+pub struct Total {
+    /// `[rows]`, f32 or f64.
+    pub values: Tensor,
+    /// Written, `[1]`, f64.
+    pub out: Tensor,
+    pub out_onto: Onto,
+}
+
+impl Op for Total {
+    const NAME: &'static str = "total";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.values, &self.out].into_iter()
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        expect_real(Self::NAME, &self.values)?;
+        expect(Self::NAME, "out", &self.out, 1)?;
+        expect_dtype(Self::NAME, "out", &self.out, DType::F64)
+    }
+
+    host_by_type!(values);
+}
+
+impl Total {
+    fn on_host<T: Real>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        let sum: f64 = k.read::<T>(&self.values)?.iter().map(|x| x.to_f64()).sum();
+        let out = k.write::<f64>(&self.out)?;
+        out[0] = if self.out_onto.adds() { out[0] + sum } else { sum };
         Ok(())
-    })
+    }
 }

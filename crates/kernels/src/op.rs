@@ -3,12 +3,12 @@
 //! An operation is a struct of its arguments, documented with shapes and types:
 //!
 //! ```text
-//! entry point ─▶ struct of arguments ─▶ run ──check──┬─ host()    a closure over slices of memory
-//!                                                    └─ device()  launches of a module's kernels
+//! struct of arguments ─▶ launch ──check──┬─ host()    a closure over slices of memory
+//!                                        └─ device()  launches of a module's kernels
 //! ```
 //!
-//! A family has a folder: its entry points in `mod.rs`, and `host.rs` and `device.rs` beside it.
-//! Entry points that have no struct yet launch closures, and so run on the host alone.
+//! A family has a folder: its structs in `mod.rs`, and `host.rs` and `device.rs` beside it; where
+//! both are short, one file.
 //!
 //! What an operation needs on a device beside its tensors (tables of addresses and lengths) is
 //! uploaded once, by whatever object the caller keeps from step to step: [`kernels_of`] tells it
@@ -20,8 +20,8 @@ use crate::KernelError;
 use crate::gpu::execute::upload;
 use crate::gpu::modules::Kernels;
 
-/// The arguments of one launch of an operation.
-pub(crate) trait Op: Sized {
+/// The arguments of one launch of an operation: `Add { x, y }.launch(&stream)?`.
+pub trait Op: Sized {
     /// As errors, profiles and the guarded device name it.
     const NAME: &'static str;
 
@@ -40,7 +40,34 @@ pub(crate) trait Op: Sized {
     fn device(&self, kernels: &Kernels, _: &Stream) -> Result<(), KernelError> {
         Err(KernelError::NoDeviceCode { kernel: Self::NAME, device: kernels.device().kind() })
     }
+
+    /// Checks the operands and enqueues the operation where the stream is.
+    ///
+    /// # Errors
+    /// What [`Op::check`], the host's or the device's code refuses; memory of another device.
+    fn launch(self, stream: &Stream) -> Result<(), KernelError> {
+        run(stream, self)
+    }
 }
+
+/// [`Op::host`] of an operation whose loops are the same for f32 and f64: calls its
+/// `on_host::<T>(&self, &Kernel)` with the type of one operand, which its `check` has seen.
+macro_rules! host_by_type {
+    ($($operand:ident).+) => {
+        fn host(
+            self,
+        ) -> Result<
+            impl FnOnce(&::device::Kernel) -> Result<(), ::device::DeviceError> + Send + 'static,
+            $crate::KernelError,
+        > {
+            Ok(move |k: &::device::Kernel| match self.$($operand).+.dtype() {
+                ::device::DType::F64 => self.on_host::<f64>(k),
+                _ => self.on_host::<f32>(k),
+            })
+        }
+    };
+}
+pub(crate) use host_by_type;
 
 /// Checks an operation and enqueues it where the stream is.
 ///
@@ -60,7 +87,12 @@ pub(crate) fn run<O: Op>(stream: &Stream, op: O) -> Result<(), KernelError> {
 /// # Errors
 /// A tuning table that cannot be read.
 pub(crate) fn kernels_of(device: &Device) -> Result<Option<Kernels>, KernelError> {
-    if device.kind().is_host() { Ok(None) } else { Kernels::of(device).map(Some) }
+    if runs_host_code(device) { Ok(None) } else { Kernels::of(device).map(Some) }
+}
+
+/// Asked here and nowhere else.
+fn runs_host_code(device: &Device) -> bool {
+    device.kind().is_host()
 }
 
 /// Refuses memory of another device: kernels of modules are given bare addresses.
@@ -87,7 +119,7 @@ pub(crate) fn table<T: bytemuck::Pod>(
     device: &Device,
     rows: impl IntoIterator<Item = T>,
 ) -> Result<Option<Tensor>, KernelError> {
-    if device.kind().is_host() {
+    if runs_host_code(device) {
         return Ok(None);
     }
     let rows: Vec<T> = rows.into_iter().collect();

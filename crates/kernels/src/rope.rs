@@ -1,9 +1,11 @@
 //! Rotary positions (Su et al. 2021), in the half-split form of the published checkpoints.
 
-use device::{Device, Stream, Tensor};
+use device::{Device, DeviceError, Kernel, Tensor};
 
 use crate::error::{dispatch, expect};
 use crate::math::vectorize;
+use crate::op::{Op, host_by_type};
+use crate::operands::{expect_dtype, expect_real};
 use crate::{KernelError, Real};
 
 /// Rows of one parallel task.
@@ -32,50 +34,74 @@ pub fn table(
     })
 }
 
-/// Rotates `heads` heads of `head_dim` from column 0 of each row of `x [B·T, stride]` in place by
-/// its position's angles; `inverse` rotates back, which is the gradient.
+/// Which way vectors turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// By the angles of the table.
+    Forward,
+    /// By as much the other way, which is the gradient.
+    Back,
+}
+
+/// Rotates the first `heads` heads of each row in place, by the angles of its position.
 ///
-/// # Errors
-/// Operands of the wrong size; a type other than f32 or f64.
-pub fn rotate(
-    stream: &Stream,
-    table: &Tensor,
-    x: &Tensor,
-    heads: usize,
-    inverse: bool,
-) -> Result<(), KernelError> {
-    const NAME: &str = "rope_rotate";
-    let (positions, half) = (table.dim(0), table.dim(1));
-    let stride = x.dim(1);
-    expect(NAME, "x", x, x.dim(0) / positions.max(1) * positions * stride)?;
-    if heads * 2 * half > stride {
-        let message = format!("{heads} heads of {} do not fit rows of {stride}", 2 * half);
-        return Err(KernelError::Argument { kernel: NAME, message });
+/// Both tensors are f32, or both are f64.
+pub struct Rotate {
+    /// `[T, C/2, 2]`, of [`table`].
+    pub table: Tensor,
+    /// Changed, `[B·T, S]` with `S ≥ heads·C`: heads lie from column 0 on.
+    pub x: Tensor,
+    pub heads: usize,
+    pub turn: Turn,
+}
+
+impl Op for Rotate {
+    const NAME: &'static str = "rope_rotate";
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.table, &self.x].into_iter()
     }
-    let (table, x) = (table.clone(), x.clone());
-    dispatch!(NAME, x.dtype(), T => {
-        stream.launch(NAME, move |k| {
-            let table = k.read::<T>(&table)?;
-            let sign = if inverse { -T::ONE } else { T::ONE };
-            k.parallel().chunks(k.write::<T>(&x)?, ROWS * stride, |task, rows| {
-                vectorize!(|| {
-                    for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
-                        let t = (task * ROWS + i) % positions;
-                        let angles = &table[t * 2 * half..][..2 * half];
-                        for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                            let (first, second) = head.split_at_mut(half);
-                            for j in 0..half {
-                                let (cos, sin) = (angles[2 * j], sign * angles[2 * j + 1]);
-                                let (a, b) = (first[j], second[j]);
-                                first[j] = a * cos - b * sin;
-                                second[j] = b * cos + a * sin;
-                            }
+
+    fn check(&self) -> Result<(), KernelError> {
+        let Rotate { table, x, heads, .. } = self;
+        let (positions, half, stride) = (table.dim(0), table.dim(1), x.dim(1));
+        expect_real(Self::NAME, x)?;
+        expect_dtype(Self::NAME, "table", table, x.dtype())?;
+        expect(Self::NAME, "table", table, positions * half * 2)?;
+        expect(Self::NAME, "x", x, x.dim(0) / positions.max(1) * positions * stride)?;
+        if heads * 2 * half > stride {
+            let message = format!("{heads} heads of {} do not fit rows of {stride}", 2 * half);
+            return Err(KernelError::Argument { kernel: Self::NAME, message });
+        }
+        Ok(())
+    }
+
+    host_by_type!(x);
+}
+
+impl Rotate {
+    fn on_host<T: Real>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        let (positions, half) = (self.table.dim(0), self.table.dim(1));
+        let (stride, heads) = (self.x.dim(1), self.heads);
+        let table = k.read::<T>(&self.table)?;
+        let sign = if self.turn == Turn::Back { -T::ONE } else { T::ONE };
+        k.parallel().chunks(k.write::<T>(&self.x)?, ROWS * stride, |task, rows| {
+            vectorize!(|| {
+                for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
+                    let t = (task * ROWS + i) % positions;
+                    let angles = &table[t * 2 * half..][..2 * half];
+                    for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
+                        let (first, second) = head.split_at_mut(half);
+                        for j in 0..half {
+                            let (cos, sin) = (angles[2 * j], sign * angles[2 * j + 1]);
+                            let (a, b) = (first[j], second[j]);
+                            first[j] = a * cos - b * sin;
+                            second[j] = b * cos + a * sin;
                         }
                     }
-                });
+                }
             });
-            Ok(())
-        })?;
+        });
         Ok(())
-    })
+    }
 }

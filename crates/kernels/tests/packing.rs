@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use device::Device;
-use kernels::gemm::{Layout, matmul, packing_bytes};
+use kernels::Op;
+use kernels::gemm::{Matmul, Matrix, packing_bytes};
 
 struct Largest;
 
@@ -31,18 +32,16 @@ static ALLOCATOR: Largest = Largest;
 /// `narrow` to `wide`, on `rows` rows.
 fn largest(device: &Device, rows: usize, narrow: usize, wide: usize) -> usize {
     let stream = device.stream();
-    let zeros = |rows, cols| device.zeros(&[rows, cols], device::DType::F32).unwrap();
+    let zeros = |rows, cols| Matrix::of(device.zeros(&[rows, cols], device::DType::F32).unwrap());
     let (x, w, y) = (zeros(rows, narrow), zeros(wide, narrow), zeros(rows, wide));
-    let (x, w, y) = (
-        (&x, Layout::dense(rows, narrow)),
-        (&w, Layout::dense(wide, narrow)),
-        (&y, Layout::dense(rows, wide)),
-    );
-    let t = |(tensor, layout): (_, Layout)| (tensor, layout.t());
+    let product = |a: &Matrix, b: &Matrix, c: &Matrix| {
+        let (a, b, c) = (a.clone(), b.clone(), c.clone());
+        Matmul { alpha: 1.0, a, b, beta: 0.0, c }.launch(&stream).unwrap();
+    };
     let products = || {
-        matmul(&stream, 1.0, x, t(w), 0.0, y).unwrap();
-        matmul(&stream, 1.0, y, w, 0.0, x).unwrap();
-        matmul(&stream, 1.0, t(y), x, 0.0, w).unwrap();
+        product(&x, &w.clone().t(), &y);
+        product(&y, &w, &x);
+        product(&y.clone().t(), &x, &w);
     };
     // Threads, and what `gemm` keeps for each.
     products();

@@ -1,14 +1,14 @@
 //! The backward pass: from the loss to the gradients, last layers first.
 
 use device::Tensor;
-use kernels::gemm::{Layout, matmul};
-use kernels::norm::Rows;
-use kernels::{attention, elementwise, embedding, loss, moe, norm, rope};
+use kernels::gemm::{Matmul, Matrix};
+use kernels::norm::Vectors;
+use kernels::{Onto, attention, elementwise, embedding, loss, mlp, moe, norm, rope};
 
 use crate::config::{Activation, Norm};
 use crate::forward::{Model, State};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Weight};
-use crate::slots::{LayerSlots, Slot, Slots, heads, logit_rows};
+use crate::slots::{LayerSlots, heads, logit_rows, planned};
 use crate::{Hooks, ModelError};
 
 /// Where a backward pass writes.
@@ -16,8 +16,8 @@ use crate::{Hooks, ModelError};
 pub struct Gradients<'a> {
     /// All gradients, flat, in the layout of the weights.
     pub flat: &'a Tensor,
-    /// Add to what is there; otherwise everything is overwritten.
-    pub accumulate: bool,
+    /// Whether the gradients replace those of earlier micro-batches, or are added to them.
+    pub onto: Onto,
     /// Target tokens of the micro-batch: the scale of the auxiliary losses.
     pub tokens: f64,
     /// Receives the summed cross-entropy, `[1]` f64.
@@ -40,21 +40,24 @@ impl Model {
             hooks.ready(self.flat.offsets[head.tensor]);
         }
         let s = &self.slots;
-        let final_norm = (self.params.final_norm, s.x_final, s.stats_final);
-        self.norm_backward(state, to, final_norm, false)?;
+        let final_norm = (self.params.final_norm, &s.x_final, &s.stats_final);
+        self.norm_backward(state, to, final_norm, Onto::Overwrite)?;
         for (i, layer) in self.params.layers.iter().enumerate().rev() {
             let slots = &self.slots.layers[i];
             match &layer.feed {
                 FeedWeights::Dense(mlp) => {
-                    self.mlp_backward(state, to, (mlp.up, mlp.down), slots, false)?;
+                    let (up, down, dh_onto) = (mlp.up, mlp.down, Onto::Overwrite);
+                    self.mlp_backward(state, to, (up, down), slots, dh_onto)?;
                 }
                 FeedWeights::Experts(experts) => {
                     self.experts_backward(state, to, experts, slots)?;
                 }
             }
-            self.norm_backward(state, to, (layer.feed_norm, slots.x_mid, slots.stats2), true)?;
+            let norm = (layer.feed_norm, &slots.x_mid, &slots.stats2);
+            self.norm_backward(state, to, norm, Onto::Add)?;
             self.attention_backward(state, to, layer, slots)?;
-            self.norm_backward(state, to, (layer.attention_norm, slots.x, slots.stats1), true)?;
+            let norm = (layer.attention_norm, &slots.x, &slots.stats1);
+            self.norm_backward(state, to, norm, Onto::Add)?;
             hooks.ready(self.params.layer_start(&self.flat, i));
         }
         self.embedding_backward(to)?;
@@ -66,96 +69,99 @@ impl Model {
     /// of rows at a time: the logits of the whole micro-batch never exist.
     fn head_backward(&self, state: State, to: Gradients) -> Result<(), ModelError> {
         let rows = self.batch.rows();
-        let losses = self.at(self.slots.losses)?.reshape(&[rows])?;
-        let targets = self.at(self.slots.targets)?.reshape(&[rows])?;
-        let (h, dh) = (self.at(self.slots.h_final)?, self.at(self.slots.dh)?);
+        let losses = self.slots.losses.clone();
+        let targets = self.slots.targets.clone();
+        let (h, dh) = (self.slots.h_final.clone(), self.slots.dh.clone());
         let output = self.params.output();
         let head = self.weight(state, output)?;
         let dhead = self.gradient(to, output)?;
         for start in (0..rows).step_by(logit_rows(rows)) {
             let chunk = start..rows.min(start + logit_rows(rows));
             let logits = self.logits(&head, chunk.clone())?;
-            let part = (targets.flat(chunk.clone())?, losses.flat(chunk.clone())?);
-            loss::cross_entropy(&self.stream, &logits, &part.0, &part.1, true)?;
-            self.input_gradient(&logits, &head, &dh.rows(chunk.clone())?, false)?;
-            let add = to.accumulate || start > 0;
-            self.weight_gradient(&logits, &h.rows(chunk)?, &dhead, add)?;
+            self.run(loss::CrossEntropy {
+                logits: logits.clone(),
+                logits_become: loss::Becomes::Gradient,
+                targets: targets.flat(chunk.clone())?,
+                losses: losses.flat(chunk.clone())?,
+            })?;
+            self.input_gradient(&logits, &head, &dh.rows(chunk.clone())?, Onto::Overwrite)?;
+            let dhead_onto = if start > 0 { Onto::Add } else { to.onto };
+            self.weight_gradient(&logits, &h.rows(chunk)?, &dhead, dhead_onto)?;
         }
-        Ok(loss::total(&self.stream, &losses, to.loss, false)?)
+        self.run(loss::Total { values: losses, out: to.loss.clone(), out_onto: Onto::Overwrite })
     }
 
     fn embedding_backward(&self, to: Gradients) -> Result<(), ModelError> {
-        let dx = self.at(self.slots.dx)?;
-        let tokens = self.at(self.slots.tokens)?;
+        let dx = self.slots.dx.clone();
+        let tokens = self.slots.tokens.clone();
         let dtable = self.gradient(to, self.params.embedding)?;
         // A tied table already holds the gradient of the output projection.
-        if self.params.head.is_some() && !to.accumulate {
-            elementwise::zero(&self.stream, &dtable)?;
+        if self.params.head.is_some() && to.onto == Onto::Overwrite {
+            self.run(elementwise::Zero { y: dtable.clone() })?;
         }
-        embedding::scatter_add(&self.stream, &tokens, &dx, &dtable)?;
-        if let Some(table) = self.params.positions {
-            let dtable = self.gradient(to, table)?;
-            let (positions, add) = (self.batch.positions, to.accumulate);
-            embedding::positions_backward(&self.stream, &dx, positions, &dtable, add)?;
-        }
-        Ok(())
+        self.run(embedding::ScatterAdd { tokens, dy: dx.clone(), dtable })?;
+        let Some(table) = self.params.positions else { return Ok(()) };
+        let (dtable, positions) = (self.gradient(to, table)?, self.batch.positions);
+        self.run(embedding::PositionsBackward { dy: dx, positions, dtable, dtable_onto: to.onto })
     }
 
-    /// From `dh` to `dx`; `add` where the residual stream's gradient is already in `dx`.
+    /// From `dh` to `dx`, which may hold the gradient of the residual stream already.
     fn norm_backward(
         &self,
         state: State,
         to: Gradients,
-        (weights, x, stats): (NormWeights, Slot, Slot),
-        add: bool,
+        (weights, x, stats): (NormWeights, &Tensor, &Tensor),
+        dx_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (dh, dx) = (self.at(self.slots.dh)?, self.at(self.slots.dx)?);
-        let (x, stats) = (self.at(x)?, self.at(stats)?);
+        let (dy, dx) = (self.slots.dh.clone(), self.slots.dx.clone());
+        let (x, stats) = (x.clone(), stats.clone());
         let gain = self.weight_vector(state, weights.gain)?;
         let dgain = self.gradient_vector(to, weights.gain)?;
-        let accumulate = to.accumulate;
         match (self.a.norm, weights.bias) {
-            (Norm::Layer, Some(bias)) => {
-                let gradients = (&dgain, &self.gradient_vector(to, bias)?);
-                let dx = (&dx, add);
-                norm::layer_backward(
-                    &self.stream,
-                    &dh,
-                    &x,
-                    &gain,
-                    &stats,
-                    dx,
-                    gradients,
-                    accumulate,
-                )?;
-            }
-            _ => {
-                let rows = Rows::dense(x.dim(0), x.dim(1));
-                let (dh, x, dx) = ((&dh, rows), (&x, rows), (&dx, rows, add));
-                norm::rms_backward(&self.stream, dh, x, &gain, &stats, dx, &dgain, accumulate)?;
-            }
+            (Norm::Layer, Some(bias)) => self.run(norm::LayerBackward {
+                dy,
+                x,
+                gain,
+                stats,
+                dx,
+                dx_onto,
+                dgain,
+                dbias: self.gradient_vector(to, bias)?,
+                weights_onto: to.onto,
+            }),
+            _ => self.run(norm::RmsBackward {
+                dy: Vectors::rows_of(dy),
+                x: Vectors::rows_of(x),
+                gain,
+                rstd: stats,
+                dx: Vectors::rows_of(dx),
+                dx_onto,
+                dgain,
+                dgain_onto: to.onto,
+            }),
         }
-        Ok(())
     }
 
-    /// From `dx` to `dh` (added when `add`), through an MLP.
+    /// From `dx` to `dh`, through an MLP.
     fn mlp_backward(
         &self,
         state: State,
         to: Gradients,
         (up, down): (Linear, Linear),
-        s: &LayerSlots,
-        add: bool,
+        s: &LayerSlots<Tensor>,
+        dh_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (dx, dh) = (self.at(self.slots.dx)?, self.at(self.slots.dh)?);
-        let (pre, act) = (self.at(s.up)?, self.at(s.act)?);
-        let dact = self.at(self.slots.dact)?.flat(0..act.len())?.reshape(act.dims())?;
-        self.project_backward(state, to, down, (&dx, &act), Some((&dact, false)))?;
+        let (dx, dh) = (self.slots.dx.clone(), self.slots.dh.clone());
+        let (pre, act) = (s.up.clone(), s.act.clone());
+        let dact = s.dact.clone();
+        self.project_backward(state, to, down, (&dx, &act), (&dact, Onto::Overwrite))?;
         match self.a.activation {
-            Activation::Swiglu => elementwise::swiglu_backward(&self.stream, &dact, &pre)?,
-            Activation::Gelu => elementwise::gelu_backward(&self.stream, &dact, &pre)?,
+            Activation::Swiglu => {
+                self.run(mlp::SwigluBackward { dy: dact, gate_up: pre.clone() })?;
+            }
+            Activation::Gelu => self.run(mlp::GeluBackward { dy: dact, x: pre.clone() })?,
         }
-        self.project_backward(state, to, up, (&pre, &self.at(s.h2)?), Some((&dh, add)))
+        self.project_backward(state, to, up, (&pre, &s.h2), (&dh, dh_onto))
     }
 
     /// From `dx` to `dh`, through a mixture of experts.
@@ -164,24 +170,35 @@ impl Model {
         state: State,
         to: Gradients,
         weights: &Experts,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
     ) -> Result<(), ModelError> {
-        let (e, b) = (&s.experts, &self.slots);
-        let (dx, dh, h) = (self.at(b.dx)?, self.at(b.dh)?, self.at(s.h2)?);
-        let routing = Slots::routing(e, &self.arena)?;
-        let (y, dweights) = (self.at(e.y)?, self.at(b.dweights)?);
-        moe::combine_backward(&self.stream, &routing, &dx, &y, &dweights)?;
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let (b, scratch) = (&self.slots, planned(self.slots.experts.as_ref(), "experts")?);
+        let (dx, dh, h) = (b.dx.clone(), b.dh.clone(), s.h2.clone());
+        let routing = e.routing();
+        let dweights = scratch.dweights.clone();
+        self.run(moe::CombineBackward {
+            routing: routing.clone(),
+            dout: dx,
+            y: e.y.clone(),
+            dweights: dweights.clone(),
+        })?;
         self.expert_products_backward(state, to, weights, s, &routing)?;
-        let (logits, drouter) = (self.at(e.logits)?, self.at(b.drouter)?);
-        let from = (&logits, &routing);
-        moe::route_backward(&self.stream, self.router(), from, &dweights, to.tokens, &drouter)?;
+        let drouter = scratch.drouter.clone();
+        self.run(moe::RouteBackward {
+            router: self.router(),
+            logits: e.logits.clone(),
+            routing: routing.clone(),
+            dweights,
+            tokens: to.tokens,
+            dlogits: drouter.clone(),
+        })?;
         let router = Linear { weight: weights.router, bias: None };
-        self.project_backward(state, to, router, (&drouter, &h), Some((&dh, false)))?;
+        self.project_backward(state, to, router, (&drouter, &h), (&dh, Onto::Overwrite))?;
         if let Some(shared) = weights.shared {
-            self.mlp_backward(state, to, (shared.up, shared.down), s, true)?;
+            self.mlp_backward(state, to, (shared.up, shared.down), s, Onto::Add)?;
         }
-        moe::group_rows_backward(&self.stream, &routing, &self.at(b.dgrouped)?, &dh)?;
-        Ok(())
+        self.run(moe::GroupRowsBackward { routing, dy: scratch.dgrouped.clone(), dx: dh })
     }
 
     /// From the gradient in `y` to `dgrouped`, through the experts' matrices.
@@ -190,27 +207,38 @@ impl Model {
         state: State,
         to: Gradients,
         weights: &Experts,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         routing: &moe::Routing,
     ) -> Result<(), ModelError> {
-        let (e, b, stream) = (&s.experts, &self.slots, &self.stream);
-        let (gate_up, act, dy) = (self.at(e.gate_up)?, self.at(e.act)?, self.at(e.y)?);
-        let (grouped, dact) = (self.at(b.grouped)?, self.at(b.dgrouped_act)?);
-        let (wide, narrow) = self.expert_shapes();
-        let offsets = &routing.offsets;
-        let weight = moe::Product::Weight { accumulate: to.accumulate };
-        let w = self.weight(state, weights.down)?;
-        moe::grouped_product(stream, moe::Product::Input, narrow, offsets, (&dy, &w, &dact))?;
-        let dw = self.gradient(to, weights.down)?;
-        moe::grouped_product(stream, weight, narrow, offsets, (&dy, &act, &dw))?;
-        elementwise::swiglu_backward(stream, &dact, &gate_up)?;
-        moe::group_rows(stream, routing, &self.at(s.h2)?, &grouped)?;
-        let dw = self.gradient(to, weights.gate_up)?;
-        moe::grouped_product(stream, weight, wide, offsets, (&gate_up, &grouped, &dw))?;
-        let (w, dgrouped) = (self.weight(state, weights.gate_up)?, self.at(b.dgrouped)?);
-        let operands = (&gate_up, &w, &dgrouped);
-        moe::grouped_product(stream, moe::Product::Input, wide, offsets, operands)?;
-        Ok(())
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let b = planned(self.slots.experts.as_ref(), "experts")?;
+        let (gate_up, act, dy) = (e.gate_up.clone(), e.act.clone(), e.y.clone());
+        let (grouped, dact) = (b.grouped.clone(), b.dact.clone());
+        let offsets = || routing.offsets.clone();
+        self.run(moe::ProductInput {
+            offsets: offsets(),
+            dy: dy.clone(),
+            w: self.weight(state, weights.down)?,
+            dx: dact.clone(),
+        })?;
+        let (dw, dw_onto) = (self.gradient(to, weights.down)?, to.onto);
+        self.run(moe::ProductWeight { offsets: offsets(), dy, x: act, dw, dw_onto })?;
+        self.run(mlp::SwigluBackward { dy: dact, gate_up: gate_up.clone() })?;
+        let (routing, x, y) = (routing.clone(), s.h2.clone(), grouped.clone());
+        self.run(moe::GroupRows { routing, x, y })?;
+        self.run(moe::ProductWeight {
+            offsets: offsets(),
+            dy: gate_up.clone(),
+            x: grouped,
+            dw: self.gradient(to, weights.gate_up)?,
+            dw_onto,
+        })?;
+        self.run(moe::ProductInput {
+            offsets: offsets(),
+            dy: gate_up,
+            w: self.weight(state, weights.gate_up)?,
+            dx: b.dgrouped.clone(),
+        })
     }
 
     /// From `dx` to `dh`, through attention.
@@ -219,29 +247,41 @@ impl Model {
         state: State,
         to: Gradients,
         layer: &Layer,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
     ) -> Result<(), ModelError> {
         let b = &self.slots;
-        let (dx, dh, dqkv) = (self.at(b.dx)?, self.at(b.dh)?, self.at(b.dqkv)?);
-        let (out, dout) = (self.at(s.attention)?, self.at(b.dattention)?);
-        self.project_backward(state, to, layer.out, (&dx, &out), Some((&dout, false)))?;
-        let h = heads(&self.a, self.batch);
-        let inputs = (&self.at(s.qkv)?, &self.at(b.doc_start)?);
-        let saved = (&out, &self.at(s.lse)?, &dout);
-        let workspace = self.at(b.workspace)?.flat(0..h.backward_workspace())?;
-        attention::backward(&self.stream, h, inputs, saved, &dqkv, &workspace)?;
-        if let Some(angles) = &self.angles {
-            rope::rotate(&self.stream, angles, &dqkv, self.a.heads + self.a.kv_heads, true)?;
-        }
+        let (dx, dh, dqkv) = (b.dx.clone(), b.dh.clone(), b.dqkv.clone());
+        let (out, dout) = (s.attention.clone(), b.dattention.clone());
+        self.project_backward(state, to, layer.out, (&dx, &out), (&dout, Onto::Overwrite))?;
+        let heads = heads(&self.a, self.batch);
+        self.run(attention::Backward {
+            heads,
+            qkv: s.qkv.clone(),
+            doc_start: b.doc_start.clone(),
+            out,
+            lse: s.lse.clone(),
+            dout,
+            dqkv: dqkv.clone(),
+            workspace: b.backward_workspace.clone(),
+        })?;
+        self.rotate(&dqkv, rope::Turn::Back)?;
         if let Some(gains) = layer.qk_norm {
-            let raw = self.at(s.qkv_raw)?;
-            for ((w, rows), rstd) in self.qk_rows(gains).into_iter().zip([s.q_rstd, s.k_rstd]) {
-                let (gain, rstd) = (self.weight_vector(state, w)?, self.at(rstd)?);
-                let dgain = (&self.gradient_vector(to, w)?, to.accumulate);
-                norm::rms_backward_in_place(&self.stream, &dqkv, &raw, rows, &gain, &rstd, dgain)?;
+            let slots = planned(s.qk_norm.as_ref(), "normalized queries and keys")?;
+            let rstds = [&slots.q_rstd, &slots.k_rstd];
+            for ((w, rows), rstd) in self.qk_rows(gains).into_iter().zip(rstds) {
+                self.run(norm::RmsBackwardInPlace {
+                    d: dqkv.clone(),
+                    x: slots.raw.clone(),
+                    rows,
+                    gain: self.weight_vector(state, w)?,
+                    rstd: rstd.clone(),
+                    dgain: self.gradient_vector(to, w)?,
+                    dgain_onto: to.onto,
+                })?;
             }
         }
-        self.project_backward(state, to, layer.qkv, (&dqkv, &self.at(s.h1)?), Some((&dh, false)))
+        let operands = (&dqkv, &s.h1);
+        self.project_backward(state, to, layer.qkv, operands, (&dh, Onto::Overwrite))
     }
 
     /// Gradients of `y = x·Wᵀ + bias`: of W and bias from `dy` and `x`, and of `x` to `dx`.
@@ -251,48 +291,49 @@ impl Model {
         to: Gradients,
         linear: Linear,
         (dy, x): (&Tensor, &Tensor),
-        dx: Option<(&Tensor, bool)>,
+        (dx, dx_onto): (&Tensor, Onto),
     ) -> Result<(), ModelError> {
         let dw = self.gradient(to, linear.weight)?;
-        self.weight_gradient(dy, x, &dw, to.accumulate)?;
+        self.weight_gradient(dy, x, &dw, to.onto)?;
         if let Some(bias) = linear.bias {
-            let db = self.gradient_vector(to, bias)?;
-            elementwise::bias_backward(&self.stream, dy, &db, to.accumulate)?;
+            let dbias = self.gradient_vector(to, bias)?;
+            self.run(mlp::BiasBackward { dy: dy.clone(), dbias, dbias_onto: to.onto })?;
         }
-        match dx {
-            Some((dx, add)) => {
-                self.input_gradient(dy, &self.weight(state, linear.weight)?, dx, add)
-            }
-            None => Ok(()),
-        }
+        self.input_gradient(dy, &self.weight(state, linear.weight)?, dx, dx_onto)
     }
 
-    /// `dx = dy·W` (added when `add`): `dy [n, out]`, `w [out, in]`, `dx [n, in]`.
+    /// `dx = dy·W`: `dy [n, out]`, `w [out, in]`, `dx [n, in]`.
     fn input_gradient(
         &self,
         dy: &Tensor,
         w: &Tensor,
         dx: &Tensor,
-        add: bool,
+        dx_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (n, out, input) = (dy.dim(0), w.dim(0), w.dim(1));
-        let (a, b) = ((dy, Layout::dense(n, out)), (w, Layout::dense(out, input)));
-        let beta = if add { 1.0 } else { 0.0 };
-        Ok(matmul(&self.stream, 1.0, a, b, beta, (dx, Layout::dense(n, input)))?)
+        self.run(Matmul {
+            alpha: 1.0,
+            a: Matrix::of(dy.clone()),
+            b: Matrix::of(w.clone()),
+            beta: dx_onto.beta(),
+            c: Matrix::of(dx.clone()),
+        })
     }
 
-    /// `dW = dyᵀ·x` (added when `add`).
+    /// `dW = dyᵀ·x`: `dy [n, out]`, `x [n, in]`, `dw [out, in]`.
     fn weight_gradient(
         &self,
         dy: &Tensor,
         x: &Tensor,
         dw: &Tensor,
-        add: bool,
+        dw_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (n, out, input) = (dy.dim(0), dw.dim(0), dw.dim(1));
-        let (a, b) = ((dy, Layout::dense(n, out).t()), (x, Layout::dense(n, input)));
-        let beta = if add { 1.0 } else { 0.0 };
-        Ok(matmul(&self.stream, 1.0, a, b, beta, (dw, Layout::dense(out, input)))?)
+        self.run(Matmul {
+            alpha: 1.0,
+            a: Matrix::of(dy.clone()).t(),
+            b: Matrix::of(x.clone()),
+            beta: dw_onto.beta(),
+            c: Matrix::of(dw.clone()),
+        })
     }
 
     fn gradient(&self, to: Gradients, w: Weight) -> Result<Tensor, ModelError> {

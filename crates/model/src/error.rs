@@ -1,4 +1,4 @@
-use device::DeviceError;
+use device::{DeviceError, Shape};
 use kernels::KernelError;
 use layout::LayoutError;
 
@@ -25,6 +25,12 @@ pub enum ModelError {
     /// Two numbers that do not divide, or a number out of range.
     #[error("model.{key} = {value}: {problem}; {remedy}")]
     Shape { key: &'static str, value: String, problem: String, remedy: String },
+    /// A use of memory that the plan has no room for: a fault of the model's code.
+    #[error("the slot `{slot}` is planned as {planned:?}, which {got} does not fit")]
+    Slot { slot: &'static str, planned: Shape, got: String },
+    /// What is asked for is no part of this model.
+    #[error("this model's plan has no {what}")]
+    Unplanned { what: &'static str },
     /// Mistakes that have nothing to do with each other.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<ModelError>),

@@ -1,14 +1,14 @@
 //! The model and its forward pass.
 
-use device::{Buffer, DType, Device, Placement, Stream, Tensor};
-use kernels::gemm::{Layout, matmul};
-use kernels::norm::Rows;
-use kernels::{attention, elementwise, embedding, loss, moe, norm, rope};
+use device::{DType, Device, Placement, Stream, Tensor};
+use kernels::gemm::{Matmul, Matrix};
+use kernels::norm::{Rows, Vectors};
+use kernels::{Onto, Op, attention, elementwise, embedding, loss, mlp, moe, norm, rope};
 use layout::{FlatLayout, Schema};
 
 use crate::config::{Activation, Architecture, Norm, Positions, QkNorm, Scores};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Parameters, Weight};
-use crate::slots::{LayerSlots, MicroBatch, Slot, Slots, heads, largest_weight, logit_rows};
+use crate::slots::{LayerSlots, MicroBatch, Plan, Slots, heads, logit_rows, planned};
 use crate::{Hooks, ModelError, parameters};
 
 /// A model on a device: its schema, and one arena for a micro-batch.
@@ -18,8 +18,8 @@ pub struct Model {
     pub(crate) params: Parameters,
     pub(crate) flat: FlatLayout,
     pub(crate) batch: MicroBatch,
-    pub(crate) slots: Slots,
-    pub(crate) arena: Buffer,
+    /// All in one arena.
+    pub(crate) slots: Slots<Tensor>,
     pub(crate) stream: Stream,
     pub(crate) angles: Option<Tensor>,
 }
@@ -61,9 +61,11 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let (schema, params) = parameters(a)?;
         let flat = FlatLayout::new(&schema, bucket_elements);
-        let largest = if bf16_weights { largest_weight(&schema) } else { 0 };
-        let slots = Slots::plan(a, batch, largest, compute == DType::F64);
-        let arena = device.alloc(slots.bytes, &Placement::Private)?;
+        let plan = Plan::new(a, &schema, batch, (compute, bf16_weights));
+        if bf16_weights {
+            plan.check_widened(&params)?;
+        }
+        let slots = plan.slots.views(&device.alloc(plan.bytes, &Placement::Private)?)?;
         let angles = match a.positions {
             Positions::Rotary { theta } => {
                 Some(rope::table(device, batch.positions, a.head_dim, theta, compute)?)
@@ -71,7 +73,7 @@ impl Model {
             Positions::Learned { .. } => None,
         };
         let (a, stream) = (a.clone(), device.stream());
-        Ok(Model { a, schema, params, flat, batch, slots, arena, stream, angles })
+        Ok(Model { a, schema, params, flat, batch, slots, stream, angles })
     }
 
     pub fn architecture(&self) -> &Architecture {
@@ -102,9 +104,10 @@ impl Model {
     /// that has experts.
     ///
     /// # Errors
-    /// As of a tensor that lies outside the arena.
+    /// A layer without experts.
     pub fn chosen(&self, layer: usize) -> Result<Tensor, ModelError> {
-        self.at(self.slots.layers[layer].experts.chosen)
+        let slots = self.slots.layers.get(layer).and_then(|slots| slots.experts.as_ref());
+        Ok(planned(slots, "experts of this layer")?.chosen.clone())
     }
 
     /// Copies a micro-batch in.
@@ -112,10 +115,9 @@ impl Model {
     /// # Errors
     /// Inputs of another size.
     pub fn load(&self, inputs: &Inputs) -> Result<(), ModelError> {
-        let flat = |slot: Slot| -> Result<Tensor, ModelError> { self.at(slot) };
-        self.stream.copy_in(&flat(self.slots.tokens)?, inputs.tokens)?;
-        self.stream.copy_in(&flat(self.slots.targets)?, inputs.targets)?;
-        self.stream.copy_in(&flat(self.slots.doc_start)?, inputs.doc_start)?;
+        self.stream.copy_in(&self.slots.tokens, inputs.tokens)?;
+        self.stream.copy_in(&self.slots.targets, inputs.targets)?;
+        self.stream.copy_in(&self.slots.doc_start, inputs.doc_start)?;
         Ok(())
     }
 
@@ -124,36 +126,39 @@ impl Model {
     /// # Errors
     /// Device errors; a token outside the vocabulary.
     pub fn forward(&self, state: State, hooks: &mut dyn Hooks) -> Result<(), ModelError> {
-        let first = self.slots.layers.first().map_or(self.slots.x_final, |layer| layer.x);
+        let after = |layer: usize| {
+            self.slots.layers.get(layer).map_or(&self.slots.x_final, |layer| &layer.x).clone()
+        };
         hooks.need(0);
-        let x = self.at(first)?;
-        let tokens = self.at(self.slots.tokens)?;
-        embedding::gather(&self.stream, &tokens, &self.stored(state, self.params.embedding)?, &x)?;
+        let x = after(0);
+        let tokens = self.slots.tokens.clone();
+        let table = self.stored(state, self.params.embedding)?;
+        self.run(embedding::Gather { tokens, table, y: x.clone() })?;
         if let Some(table) = self.params.positions {
             let table = self.weight(state, table)?;
-            embedding::add_positions(&self.stream, &table, self.batch.positions, &x)?;
+            self.run(embedding::AddPositions { table, positions: self.batch.positions, y: x })?;
         }
         let mut moe_layer = 0;
         for (i, layer) in self.params.layers.iter().enumerate() {
             hooks.need(self.params.layer_start(&self.flat, i));
             let slots = &self.slots.layers[i];
-            let next = self.slots.layers.get(i + 1).map_or(self.slots.x_final, |next| next.x);
             self.attention(state, layer, slots)?;
-            self.normalize(state, layer.feed_norm, slots.x_mid, slots.h2, slots.stats2)?;
-            elementwise::copy(&self.stream, &self.at(slots.x_mid)?, &self.at(next)?)?;
+            self.normalize(state, layer.feed_norm, [&slots.x_mid, &slots.h2, &slots.stats2])?;
+            let next = after(i + 1);
+            self.run(elementwise::Copy { x: slots.x_mid.clone(), y: next.clone() })?;
             match &layer.feed {
                 FeedWeights::Dense(mlp) => {
-                    self.mlp(state, mlp.up, mlp.down, slots, &self.at(next)?)?;
+                    self.mlp(state, mlp.up, mlp.down, slots, &next)?;
                 }
                 FeedWeights::Experts(experts) => {
-                    self.experts(state, experts, moe_layer, slots, &self.at(next)?)?;
+                    self.experts(state, experts, moe_layer, slots, &next)?;
                     moe_layer += 1;
                 }
             }
         }
         hooks.need(self.flat.offsets[self.params.final_norm.gain.tensor]);
         let s = &self.slots;
-        self.normalize(state, self.params.final_norm, s.x_final, s.h_final, s.stats_final)
+        self.normalize(state, self.params.final_norm, [&s.x_final, &s.h_final, &s.stats_final])
     }
 
     /// Sum of the cross-entropies of the forwarded micro-batch, written to `loss [1]` f64.
@@ -162,16 +167,20 @@ impl Model {
     /// Device errors.
     pub fn evaluate(&self, state: State, loss: &Tensor) -> Result<(), ModelError> {
         let rows = self.batch.rows();
-        let losses = self.at(self.slots.losses)?.reshape(&[rows])?;
-        let targets = self.at(self.slots.targets)?.reshape(&[rows])?;
+        let losses = self.slots.losses.clone();
+        let targets = self.slots.targets.clone();
         let head = self.weight(state, self.params.output())?;
         for start in (0..rows).step_by(logit_rows(rows)) {
             let chunk = start..rows.min(start + logit_rows(rows));
             let logits = self.logits(&head, chunk.clone())?;
-            let (targets, losses) = (targets.flat(chunk.clone())?, losses.flat(chunk)?);
-            loss::cross_entropy(&self.stream, &logits, &targets, &losses, false)?;
+            self.run(loss::CrossEntropy {
+                logits,
+                logits_become: loss::Becomes::Unchanged,
+                targets: targets.flat(chunk.clone())?,
+                losses: losses.flat(chunk)?,
+            })?;
         }
-        Ok(loss::total(&self.stream, &losses, loss, false)?)
+        self.run(loss::Total { values: losses, out: loss.clone(), out_onto: Onto::Overwrite })
     }
 
     /// Logits of one row of the forwarded micro-batch, for sampling.
@@ -190,37 +199,57 @@ impl Model {
         head: &Tensor,
         chunk: std::ops::Range<usize>,
     ) -> Result<Tensor, ModelError> {
-        let logits = self.at(self.slots.logits)?.rows(0..chunk.len())?;
-        let h = self.at(self.slots.h_final)?.rows(chunk)?;
-        self.linear(&h, head, &logits, false)?;
+        let logits = self.slots.logits.rows(0..chunk.len())?;
+        let h = self.slots.h_final.rows(chunk)?;
+        self.linear(&h, head, &logits, Onto::Overwrite)?;
         Ok(logits)
     }
 
-    fn attention(&self, state: State, layer: &Layer, s: &LayerSlots) -> Result<(), ModelError> {
-        self.normalize(state, layer.attention_norm, s.x, s.h1, s.stats1)?;
-        let qkv = self.at(s.qkv)?;
-        let projected = if layer.qk_norm.is_some() { self.at(s.qkv_raw)? } else { qkv.clone() };
-        self.project(state, layer.qkv, &self.at(s.h1)?, &projected, false)?;
+    fn attention(
+        &self,
+        state: State,
+        layer: &Layer,
+        s: &LayerSlots<Tensor>,
+    ) -> Result<(), ModelError> {
+        self.normalize(state, layer.attention_norm, [&s.x, &s.h1, &s.stats1])?;
+        let qkv = s.qkv.clone();
+        let projected = s.qk_norm.as_ref().map_or(&qkv, |norm| &norm.raw);
+        self.project(state, layer.qkv, &s.h1, projected, Onto::Overwrite)?;
         if let Some(gains) = layer.qk_norm {
-            elementwise::copy(&self.stream, &projected, &qkv)?;
-            for ((gain, rows), rstd) in self.qk_rows(gains).into_iter().zip([s.q_rstd, s.k_rstd]) {
-                let (gain, rstd) = (self.weight_vector(state, gain)?, self.at(rstd)?);
-                let eps = self.a.norm_eps;
-                let (from, to) = ((&projected, rows), (&qkv, rows));
-                norm::rms_forward(&self.stream, from, &gain, eps, to, &rstd)?;
+            let slots = planned(s.qk_norm.as_ref(), "normalized queries and keys")?;
+            self.run(elementwise::Copy { x: slots.raw.clone(), y: qkv.clone() })?;
+            let rstds = [&slots.q_rstd, &slots.k_rstd];
+            for ((gain, rows), rstd) in self.qk_rows(gains).into_iter().zip(rstds) {
+                self.run(norm::RmsForward {
+                    x: Vectors { tensor: slots.raw.clone(), rows },
+                    gain: self.weight_vector(state, gain)?,
+                    eps: self.a.norm_eps,
+                    y: Vectors { tensor: qkv.clone(), rows },
+                    rstd: rstd.clone(),
+                })?;
             }
         }
-        if let Some(angles) = &self.angles {
-            rope::rotate(&self.stream, angles, &qkv, self.a.heads + self.a.kv_heads, false)?;
-        }
-        let h = heads(&self.a, self.batch);
-        let inputs = (&qkv, &self.at(self.slots.doc_start)?);
-        let out = self.at(s.attention)?;
-        let workspace = self.at(self.slots.workspace)?.flat(0..h.forward_workspace())?;
-        attention::forward(&self.stream, h, inputs, (&out, &self.at(s.lse)?), &workspace)?;
-        let x_mid = self.at(s.x_mid)?;
-        elementwise::copy(&self.stream, &self.at(s.x)?, &x_mid)?;
-        self.project(state, layer.out, &out, &x_mid, true)
+        self.rotate(&qkv, rope::Turn::Forward)?;
+        let heads = heads(&self.a, self.batch);
+        let out = s.attention.clone();
+        self.run(attention::Forward {
+            heads,
+            qkv,
+            doc_start: self.slots.doc_start.clone(),
+            out: out.clone(),
+            lse: s.lse.clone(),
+            workspace: self.slots.forward_workspace.clone(),
+        })?;
+        let x_mid = s.x_mid.clone();
+        self.run(elementwise::Copy { x: s.x.clone(), y: x_mid.clone() })?;
+        self.project(state, layer.out, &out, &x_mid, Onto::Add)
+    }
+
+    /// Turns queries and keys by their positions, where the model does so.
+    pub(crate) fn rotate(&self, qkv: &Tensor, turn: rope::Turn) -> Result<(), ModelError> {
+        let Some(table) = self.angles.clone() else { return Ok(()) };
+        let heads = self.a.heads + self.a.kv_heads;
+        self.run(rope::Rotate { table, x: qkv.clone(), heads, turn })
     }
 
     /// The query and key vectors inside qkv that are normalized, with their gains.
@@ -243,24 +272,21 @@ impl Model {
         &self,
         state: State,
         weights: NormWeights,
-        x: Slot,
-        y: Slot,
-        stats: Slot,
+        operands: [&Tensor; 3],
     ) -> Result<(), ModelError> {
-        let (x, y, stats) = (self.at(x)?, self.at(y)?, self.at(stats)?);
+        let [x, y, stats] = operands.map(Tensor::clone);
         let gain = self.weight_vector(state, weights.gain)?;
         let eps = self.a.norm_eps;
         match (self.a.norm, weights.bias) {
             (Norm::Layer, Some(bias)) => {
                 let bias = self.weight_second(state, bias)?;
-                norm::layer_forward(&self.stream, &x, (&gain, &bias), eps, &y, &stats)?;
+                self.run(norm::LayerForward { x, gain, bias, eps, y, stats })
             }
             _ => {
-                let rows = Rows::dense(x.dim(0), x.dim(1));
-                norm::rms_forward(&self.stream, (&x, rows), &gain, eps, (&y, rows), &stats)?;
+                let (x, y) = (Vectors::rows_of(x), Vectors::rows_of(y));
+                self.run(norm::RmsForward { x, gain, eps, y, rstd: stats })
             }
         }
-        Ok(())
     }
 
     fn mlp(
@@ -268,16 +294,18 @@ impl Model {
         state: State,
         up: Linear,
         down: Linear,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         out: &Tensor,
     ) -> Result<(), ModelError> {
-        let (pre, act) = (self.at(s.up)?, self.at(s.act)?);
-        self.project(state, up, &self.at(s.h2)?, &pre, false)?;
+        let (pre, act) = (s.up.clone(), s.act.clone());
+        self.project(state, up, &s.h2, &pre, Onto::Overwrite)?;
         match self.a.activation {
-            Activation::Swiglu => elementwise::swiglu_forward(&self.stream, &pre, &act)?,
-            Activation::Gelu => elementwise::gelu_forward(&self.stream, &pre, &act)?,
+            Activation::Swiglu => {
+                self.run(mlp::SwigluForward { gate_up: pre, y: act.clone() })?;
+            }
+            Activation::Gelu => self.run(mlp::GeluForward { x: pre, y: act.clone() })?,
         }
-        self.project(state, down, &act, out, true)
+        self.project(state, down, &act, out, Onto::Add)
     }
 
     fn experts(
@@ -285,45 +313,44 @@ impl Model {
         state: State,
         weights: &Experts,
         moe_layer: usize,
-        s: &LayerSlots,
+        s: &LayerSlots<Tensor>,
         out: &Tensor,
     ) -> Result<(), ModelError> {
-        let e = &s.experts;
-        let (h, logits) = (self.at(s.h2)?, self.at(e.logits)?);
-        self.linear(&h, &self.weight(state, weights.router)?, &logits, false)?;
-        let routing = Slots::routing(e, &self.arena)?;
-        let router = self.router();
-        let bias = state.router_bias.rows(moe_layer..moe_layer + 1)?;
-        let loads = state.loads.rows(moe_layer..moe_layer + 1)?;
-        moe::route(&self.stream, router, &logits, &bias, &routing, &loads)?;
+        let e = planned(s.experts.as_ref(), "experts of this layer")?;
+        let scratch = planned(self.slots.experts.as_ref(), "experts")?;
+        let (h, logits) = (s.h2.clone(), e.logits.clone());
+        self.linear(&h, &self.weight(state, weights.router)?, &logits, Onto::Overwrite)?;
+        let routing = e.routing();
+        self.run(moe::Route {
+            router: self.router(),
+            logits,
+            bias: state.router_bias.rows(moe_layer..moe_layer + 1)?,
+            routing: routing.clone(),
+            loads: state.loads.rows(moe_layer..moe_layer + 1)?,
+        })?;
         if let Some(shared) = weights.shared {
             self.mlp(state, shared.up, shared.down, s, out)?;
         }
-        let (grouped, gate_up) = (self.at(self.slots.grouped)?, self.at(e.gate_up)?);
-        let (act, y) = (self.at(e.act)?, self.at(e.y)?);
-        moe::group_rows(&self.stream, &routing, &h, &grouped)?;
-        let (wide, narrow) = self.expert_shapes();
-        let (forward, offsets) = (moe::Product::Forward, &routing.offsets);
-        let w = self.weight(state, weights.gate_up)?;
-        moe::grouped_product(&self.stream, forward, wide, offsets, (&grouped, &w, &gate_up))?;
-        elementwise::swiglu_forward(&self.stream, &gate_up, &act)?;
+        let (grouped, gate_up) = (scratch.grouped.clone(), e.gate_up.clone());
+        let (act, y, offsets) = (e.act.clone(), e.y.clone(), routing.offsets.clone());
+        self.run(moe::GroupRows { routing: routing.clone(), x: h, y: grouped.clone() })?;
+        self.run(moe::ProductForward {
+            offsets: offsets.clone(),
+            x: grouped,
+            w: self.weight(state, weights.gate_up)?,
+            y: gate_up.clone(),
+        })?;
+        self.run(mlp::SwigluForward { gate_up, y: act.clone() })?;
         let w = self.weight(state, weights.down)?;
-        moe::grouped_product(&self.stream, forward, narrow, offsets, (&act, &w, &y))?;
-        moe::combine(&self.stream, &routing, &y, out)?;
-        Ok(())
-    }
-
-    /// `(out, in)` of one expert's gate-and-up and down matrices.
-    pub(crate) fn expert_shapes(&self) -> ((usize, usize), (usize, usize)) {
-        let d_ff = self.a.moe.as_ref().map_or(0, |moe| moe.d_ff);
-        ((2 * d_ff, self.a.d_model), (self.a.d_model, d_ff))
+        self.run(moe::ProductForward { offsets, x: act, w, y: y.clone() })?;
+        self.run(moe::Combine { routing, y, out: out.clone() })
     }
 
     pub(crate) fn router(&self) -> moe::Router {
         let none = moe::Router {
             experts: 0,
             top_k: 0,
-            sigmoid: false,
+            scores: moe::Scores::Softmax,
             normalize: false,
             scale: 1.0,
             aux_loss: 0.0,
@@ -332,7 +359,10 @@ impl Model {
         self.a.moe.as_ref().map_or(none, |m| moe::Router {
             experts: m.experts,
             top_k: m.top_k,
-            sigmoid: m.scores == Scores::Sigmoid,
+            scores: match m.scores {
+                Scores::Softmax => moe::Scores::Softmax,
+                Scores::Sigmoid => moe::Scores::Sigmoid,
+            },
             normalize: m.normalize_top_k,
             scale: m.route_scale,
             aux_loss: m.aux_loss,
@@ -340,8 +370,9 @@ impl Model {
         })
     }
 
-    pub(crate) fn at(&self, slot: Slot) -> Result<Tensor, ModelError> {
-        slot.of(&self.arena)
+    /// Enqueues an operation.
+    pub(crate) fn run(&self, operation: impl Op) -> Result<(), ModelError> {
+        Ok(operation.launch(&self.stream)?)
     }
 
     /// A weight as it is stored.
@@ -356,8 +387,8 @@ impl Model {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let wide = self.at(self.slots.widened)?.flat(0..w.len())?.reshape(&[w.rows, w.cols])?;
-        elementwise::widen(&self.stream, &stored, &wide)?;
+        let wide = self.slots.widened.flat(0..w.len())?.reshape(&[w.rows, w.cols])?;
+        self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)
     }
 
@@ -375,40 +406,43 @@ impl Model {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let scratch = self.at(self.slots.widened_vectors)?.rows(which..which + 1)?;
+        let scratch = self.slots.widened_vectors.rows(which..which + 1)?;
         let wide = scratch.flat(0..w.len())?;
-        elementwise::widen(&self.stream, &stored, &wide)?;
+        self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)
     }
 
-    /// `y = x·Wᵀ + bias`, or added to `y`.
+    /// `y = x·Wᵀ + bias`: `y` is overwritten or added to.
     fn project(
         &self,
         state: State,
         linear: Linear,
         x: &Tensor,
         y: &Tensor,
-        add: bool,
+        y_onto: Onto,
     ) -> Result<(), ModelError> {
-        self.linear(x, &self.weight(state, linear.weight)?, y, add)?;
+        self.linear(x, &self.weight(state, linear.weight)?, y, y_onto)?;
         if let Some(bias) = linear.bias {
-            elementwise::add_bias(&self.stream, &self.weight_vector(state, bias)?, y)?;
+            let bias = self.weight_vector(state, bias)?;
+            self.run(mlp::AddBias { bias, y: y.clone() })?;
         }
         Ok(())
     }
 
-    /// `y = x·Wᵀ` (added when `add`): `x [n, in]`, `w [out, in]`, `y [n, out]`.
+    /// `y = x·Wᵀ`: `x [n, in]`, `w [out, in]`, `y [n, out]`.
     pub(crate) fn linear(
         &self,
         x: &Tensor,
         w: &Tensor,
         y: &Tensor,
-        add: bool,
+        y_onto: Onto,
     ) -> Result<(), ModelError> {
-        let (n, out, input) = (x.dim(0), w.dim(0), w.dim(1));
-        let a = (x, Layout::dense(n, input));
-        let b = (w, Layout::dense(out, input).t());
-        let beta = if add { 1.0 } else { 0.0 };
-        Ok(matmul(&self.stream, 1.0, a, b, beta, (y, Layout::dense(n, out)))?)
+        self.run(Matmul {
+            alpha: 1.0,
+            a: Matrix::of(x.clone()),
+            b: Matrix::of(w.clone()).t(),
+            beta: y_onto.beta(),
+            c: Matrix::of(y.clone()),
+        })
     }
 }

@@ -80,6 +80,24 @@ pub struct Layer {
     pub feed: FeedWeights,
 }
 
+impl Layer {
+    fn experts(&self) -> Option<&Experts> {
+        match &self.feed {
+            FeedWeights::Experts(experts) => Some(experts),
+            FeedWeights::Dense(_) => None,
+        }
+    }
+
+    /// Of attention and of the dense MLP or the shared experts.
+    fn linears(&self) -> impl Iterator<Item = Linear> {
+        let mlp = match &self.feed {
+            FeedWeights::Dense(mlp) => Some(*mlp),
+            FeedWeights::Experts(experts) => experts.shared,
+        };
+        [self.qkv, self.out].into_iter().chain(mlp.into_iter().flat_map(|mlp| [mlp.up, mlp.down]))
+    }
+}
+
 /// Where everything is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
@@ -99,10 +117,27 @@ impl Parameters {
 
     /// The layers with experts, in order.
     pub fn expert_layers(&self) -> impl Iterator<Item = (usize, &Experts)> {
-        self.layers.iter().enumerate().filter_map(|(i, layer)| match &layer.feed {
-            FeedWeights::Experts(experts) => Some((i, experts)),
-            FeedWeights::Dense(_) => None,
-        })
+        self.layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.experts()?)))
+    }
+
+    /// Every weight that is used as a matrix.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = Weight> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let experts = layer.experts().map(|e| [e.router, e.gate_up, e.down]);
+            layer.linears().map(|linear| linear.weight).chain(experts.into_iter().flatten())
+        });
+        [self.embedding].into_iter().chain(self.positions).chain(self.head).chain(layers)
+    }
+
+    /// Every weight that is used as a vector.
+    pub(crate) fn vectors(&self) -> impl Iterator<Item = Weight> {
+        let norm = |norm: NormWeights| [norm.gain].into_iter().chain(norm.bias);
+        let layers = self.layers.iter().flat_map(move |layer| {
+            let norms = norm(layer.attention_norm).chain(norm(layer.feed_norm));
+            let gains = layer.qk_norm.into_iter().flat_map(|(q, k)| [q, k]);
+            norms.chain(gains).chain(layer.linears().filter_map(|linear| linear.bias))
+        });
+        norm(self.final_norm).chain(layers)
     }
 
     /// The first flat element of each layer.

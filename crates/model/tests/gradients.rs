@@ -3,6 +3,7 @@
 
 use device::{DType, Device, Tensor};
 use half::bf16;
+use kernels::Onto;
 use model::config::MoeConfig;
 use model::{
     Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, State,
@@ -90,9 +91,9 @@ impl Harness {
     }
 
     /// Runs both passes; the summed loss.
-    fn backward(&self, flat: &Tensor, accumulate: bool) -> f64 {
+    fn backward(&self, flat: &Tensor, onto: Onto) -> f64 {
         self.model.forward(self.state(), &mut NoHooks).unwrap();
-        let to = Gradients { flat, accumulate, tokens: 39.0, loss: &self.loss };
+        let to = Gradients { flat, onto, tokens: 39.0, loss: &self.loss };
         self.model.backward(self.state(), to, &mut NoHooks).unwrap();
         self.model.stream().to_vec(&self.loss).unwrap()[0]
     }
@@ -128,7 +129,7 @@ fn check(preset: Preset, device: &Device) {
     let harness = Harness::new(&a, device, DType::F64, DType::F64);
     let stream = harness.model.stream();
     let grads = device.zeros(harness.weights.dims(), DType::F64).unwrap();
-    let from_backward = harness.backward(&grads, false);
+    let from_backward = harness.backward(&grads, Onto::Overwrite);
     let gradient: Vec<f64> = stream.to_vec(&grads).unwrap();
     let plain = harness.loss();
     assert!((plain - from_backward).abs() < 1e-10 * plain, "{preset:?}: {plain} {from_backward}");
@@ -147,7 +148,7 @@ fn check(preset: Preset, device: &Device) {
             );
         }
     }
-    harness.backward(&grads, true);
+    harness.backward(&grads, Onto::Add);
     let twice: Vec<f64> = stream.to_vec(&grads).unwrap();
     for (once, twice) in gradient.iter().zip(twice) {
         assert!((2.0 * once - twice).abs() < 1e-9 * once.abs().max(1.0), "{preset:?}");
@@ -182,7 +183,7 @@ fn bf16_weights_give_the_bits_of_f32_weights_of_their_values() {
         assert_ne!(unrounded, rounded, "{preset:?}: rounding changes nothing");
         let run = |harness: &Harness| {
             let grads = device.zeros(harness.weights.dims(), DType::F32).unwrap();
-            let loss = harness.backward(&grads, false).to_bits();
+            let loss = harness.backward(&grads, Onto::Overwrite).to_bits();
             let gradient: Vec<f32> = harness.model.stream().to_vec(&grads).unwrap();
             assert_eq!(harness.loss().to_bits(), loss, "{preset:?}: evaluation");
             (loss, gradient)

@@ -3,7 +3,8 @@
 //! appear; the normal path pays nothing for it.
 
 use device::{DType, Tensor};
-use kernels::elementwise;
+use kernels::Op;
+use kernels::elementwise::AllFinite;
 use layout::FlatLayout;
 
 use crate::TrainError;
@@ -20,7 +21,8 @@ pub fn non_finite_tensors(
     let flag = stream.device().zeros(&[1], DType::U32)?;
     let mut found = Vec::new();
     for tensor in 0..flat.lens.len() {
-        elementwise::all_finite(stream, &grads.flat(flat.range(tensor))?, &flag)?;
+        let x = grads.flat(flat.range(tensor))?;
+        AllFinite { x, flag: flag.clone() }.launch(stream)?;
         if stream.to_vec::<u32>(&flag)?[0] == 0 {
             found.push(tensor);
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use comm::{Group, Window, World};
 use data::{Dataset, SampleMut, Split};
 use device::{DType, Device, Stream, Tensor};
-use kernels::elementwise;
+use kernels::{Onto, Op, elementwise};
 use layout::Schedule;
 use model::{Gradients, Inputs, NoHooks, Parameters, State};
 use optim::{ClipDecision, Clipper, StepScalars, Verdict};
@@ -310,14 +310,14 @@ impl<E: Engine> Trainer<E> {
         let ballot = &mut self.host.ballot;
         (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
         ballot.losses.clear();
-        elementwise::zero(&self.stream, &self.memory.loads)?;
+        elementwise::Zero { y: self.memory.loads.clone() }.launch(&self.stream)?;
         for index in 0..self.schedule.steps.len() {
             let (leaf, slot) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
             self.leaf(first_sample, leaf, slot)?;
             for fold in 0..self.schedule.steps[index].folds.len() {
                 let (into, from) = self.schedule.steps[index].folds[fold];
-                let (into, from) = (&self.memory.grads[into], &self.memory.grads[from]);
-                elementwise::add(&self.stream, from, into)?;
+                let (y, x) = (self.memory.grads[into].clone(), self.memory.grads[from].clone());
+                elementwise::Add { x, y }.launch(&self.stream)?;
             }
         }
         self.stream.synchronize()?;
@@ -340,7 +340,7 @@ impl<E: Engine> Trainer<E> {
             let stash = self.engine.forward(&inputs, state, &mut NoHooks)?;
             let to = Gradients {
                 flat: &self.memory.grads[slot],
-                accumulate: micro > 0,
+                onto: if micro > 0 { Onto::Add } else { Onto::Overwrite },
                 tokens: tokens as f64,
                 loss: &self.memory.loss,
             };
