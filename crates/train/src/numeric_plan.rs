@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use checkpoint::{ValueDifference, value_differences};
-use device::DeviceKind;
 use optim::Schedule;
 use serde_json::Value;
 
@@ -43,14 +42,7 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         ("clip", json(&optimizer.clip)),
         ("schedule", schedule),
     ];
-    // Any number of a kind gives the same bits.
-    let elsewhere = plan.optimizer_device.map(|kind| match kind {
-        DeviceKind::Cuda(_) => "cuda".to_owned(),
-        DeviceKind::Hip(_) => "hip".to_owned(),
-        other => other.to_string(),
-    });
-    let elsewhere = elsewhere.map(|kind| ("optimizer device", kind));
-    entries.into_iter().chain(elsewhere).map(|(name, value)| (name.to_owned(), value)).collect()
+    entries.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// As in a config.

@@ -5,7 +5,7 @@
 //!                    sim, cuda:N, hip:N   the rank's own pieces go there, and come back updated
 //! ```
 
-use device::{DType, Device, Stream, Tensor};
+use device::{DType, Device, DeviceKind, Stream, Tensor};
 use optim::{Offloaded, OptimError, ShardedOptimizer, StateView, StepScalars};
 
 use crate::{RunPlan, TrainError};
@@ -101,6 +101,19 @@ impl Optimizer {
             Optimizer::Here { sharded, .. } => sharded.publish(weights),
             Optimizer::Elsewhere(offloaded) => offloaded.publish(host, weights),
         }
+    }
+
+    /// Which kind of device of its own decides rounding, if it has one: any number of a kind gives
+    /// the same bits.
+    pub(crate) fn device(&self) -> Option<String> {
+        let Optimizer::Elsewhere(offloaded) = self else { return None };
+        let device = offloaded.stream().device();
+        let arch = device.properties().arch.map(|arch| arch.to_string()).unwrap_or_default();
+        Some(match device.kind() {
+            DeviceKind::Cuda(_) => format!("cuda {arch}"),
+            DeviceKind::Hip(_) => format!("hip {arch}"),
+            other => other.to_string(),
+        })
     }
 
     /// As [`ShardedOptimizer::check_momentum`].

@@ -67,7 +67,9 @@ impl<E: Engine> Trainer<E> {
     fn run_state(&self) -> RunState {
         let data = Digest(self.dataset.digest()).to_string();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
-        let plan = numeric_plan(&self.plan, &self.config);
+        let mut plan = numeric_plan(&self.plan, &self.config);
+        let device = self.optimizer.device().map(|device| ("optimizer device".to_owned(), device));
+        plan.extend(device);
         RunState {
             muster_version: env!("CARGO_PKG_VERSION").to_owned(),
             step: self.step,

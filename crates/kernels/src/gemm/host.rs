@@ -49,6 +49,22 @@ impl Cut {
         Cut { by_rows, block: block.min(long.max(1)), long }
     }
 
+    /// For `threads` threads: several share products of 2²¹ multiply-adds, too, in blocks of whole
+    /// vectors that come out even where they can. No cut changes a bit.
+    fn shared(threads: usize, m: usize, n: usize, k: usize) -> Cut {
+        const MIN_WORK: usize = 1 << 21;
+        const MOST: usize = 8;
+        const GRAINS: [usize; 2] = [64, 48];
+        if threads == 1 {
+            return Cut::new(m, n, k);
+        }
+        let by_rows = m > n;
+        let (long, short) = if by_rows { (m, n) } else { (n, m) };
+        let least = MIN_WORK.div_ceil((short * k).max(1));
+        let block = least.max(long.div_ceil(MOST)).next_multiple_of(GRAINS[usize::from(by_rows)]);
+        Cut { by_rows, block: block.min(long.max(1)), long }
+    }
+
     /// Number of blocks.
     pub(crate) fn count(self) -> usize {
         self.long.div_ceil(self.block)
@@ -82,7 +98,7 @@ pub fn product<T: Real>(
 ) {
     let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
     assert!(chained.is_ok(), "{chained:?}");
-    let cut = Cut::new(lc.rows, lc.cols, la.cols);
+    let cut = Cut::shared(parallel.threads(), lc.rows, lc.cols, la.cols);
     let c = SharedSlice::new(c);
     parallel.each(cut.count(), |i| {
         let [la, lb, lc] = cut.narrow(i, [la, lb, lc]);
