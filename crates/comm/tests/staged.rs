@@ -2,7 +2,7 @@
 
 mod common;
 
-use comm::{AllToAll, EvenPlan, Gather, Op, OrderedReduce, P2p, Window};
+use comm::{AllToAll, EvenPlan, Gather, Group, Op, OrderedReduce, P2p, Segments, Window, World};
 use common::{BACKENDS, PATIENCE_MS, with_ranks};
 use device::{Arch, DType, Device, SimOptions, Stream, Tensor};
 use layout::{Node, Tree};
@@ -16,81 +16,112 @@ fn value(rank: usize, slot: usize, i: usize) -> f32 {
     10_f32.powi((hash >> 7) as i32 % 7 - 3) * ((hash & 0xffff) as f32 - 30_000.5)
 }
 
-fn fill(stream: &Stream, tensor: &Tensor, value: impl Fn(usize) -> f32) {
-    let values: Vec<f32> = (0..tensor.len()).map(value).collect();
-    stream.copy_in(tensor, &values).unwrap();
+/// What a rank has in a run of every operation.
+struct Rank {
+    rank: usize,
+    device: Device,
+    stream: Stream,
+    group: Group,
+    slots: Vec<Window>,
+    /// All that is compared in the end: the slots first.
+    memory: Vec<Tensor>,
 }
 
-/// Every operation once; all memory at the end, as bits.
-fn everything(kind: &str, device: impl Fn(usize) -> Device + Sync) -> Vec<Vec<Vec<u32>>> {
-    with_ranks(kind, WORLD, PATIENCE_MS, |world| {
-        let (rank, device) = (world.rank(), device(world.rank()));
-        let (stream, group) = (device.stream(), world.group(&device).unwrap());
-        let flat = |window: &Window| window.tensor(0, &[LEN], DType::F32).unwrap();
+impl Rank {
+    fn new(world: &World, device: Device) -> Rank {
+        let (rank, stream) = (world.rank(), device.stream());
+        let group = world.group(&device).unwrap();
         let slots: Vec<Window> = (0..2).map(|_| group.window(4 * LEN).unwrap()).collect();
-        let other = device.zeros(&[LEN], DType::F32).unwrap();
-        let mut memory: Vec<Tensor> = slots.iter().map(flat).chain([other.clone()]).collect();
+        let flat = |window: &Window| window.tensor(0, &[LEN], DType::F32).unwrap();
+        let memory: Vec<Tensor> = slots.iter().map(flat).collect();
         for (slot, tensor) in memory.iter().enumerate() {
-            fill(&stream, tensor, |i| value(rank, slot, i));
+            let values: Vec<f32> = (0..LEN).map(|i| value(rank, slot, i)).collect();
+            stream.copy_in(tensor, &values).unwrap();
         }
-        // Two leaves of a rank that fold nothing: two partials each.
+        Rank { rank, device, stream, group, slots, memory }
+    }
+
+    /// New memory that is compared, too.
+    fn zeros(&mut self) -> Tensor {
+        let tensor = self.device.zeros(&[LEN], DType::F32).unwrap();
+        self.memory.push(tensor.clone());
+        tensor
+    }
+
+    fn run(&self, op: Op) {
+        self.group.run(&self.stream, op).unwrap();
+    }
+
+    /// Ordered sums of two partials each, which fold nothing, into memory apart and in place; and
+    /// a gather of them.
+    fn sum_and_gather(&mut self) {
         let tree = Tree::new(&[2 * WORLD]).unwrap();
         let node = |leaf: usize| Node { leaves: leaf..leaf + 1 };
         let partials: Vec<Vec<(Node, usize)>> =
             (0..WORLD).map(|rank| vec![(node(2 * rank), 0), (node(2 * rank + 1), 1)]).collect();
         let nodes: Vec<Node> = (0..2 * WORLD).map(node).collect();
-        let segments: Vec<Vec<_>> = (0..WORLD)
-            .map(|rank| {
-                vec![rank * 9000..rank * 9000 + 100, 30_000 + rank * 10_000..39_001 + rank * 10_000]
-            })
-            .collect();
-        for out in [memory[1].clone(), other.clone()] {
-            let op = OrderedReduce {
-                slots: slots.as_slice().into(),
+        let own = |rank: usize| {
+            let (short, long) = (9000 * rank, 30_000 + 10_000 * rank);
+            vec![short..short + 100, long..long + 9001]
+        };
+        let segments: Segments = (0..WORLD).map(own).collect();
+        for out in [self.zeros(), self.memory[1].clone()] {
+            self.run(Op::ReduceScatterOrdered(OrderedReduce {
+                slots: self.slots.as_slice().into(),
                 partials: partials.as_slice().into(),
                 program: tree.combine(&nodes).into(),
                 range: 0..LEN - 1,
-                segments: segments.as_slice().into(),
+                segments: segments.clone(),
                 out,
-            };
-            group.run(&stream, Op::ReduceScatterOrdered(op)).unwrap();
+            }));
         }
-        let window = slots[1].clone();
-        let gather = Gather { window, element_bytes: 4, segments: segments.into() };
-        group.run(&stream, Op::AllGatherSegments(gather)).unwrap();
+        let window = self.slots[1].clone();
+        self.run(Op::AllGatherSegments(Gather { window, element_bytes: 4, segments }));
+    }
+
+    fn even_operations(&mut self) {
         let plan = EvenPlan::new(&Tree::for_leaves(WORLD), 11..LEN, DType::F32);
-        let (window, sum) = (slots[0].clone(), plan.clone());
-        let sum = group.prepare(Op::AllReduce { window, plan: sum }).unwrap();
+        let (window, sum) = (self.slots[0].clone(), plan.clone());
+        let sum = self.group.prepare(Op::AllReduce { window, plan: sum }).unwrap();
+        let out = self.zeros();
         // Behind each other, and behind what is on the stream; the stream goes on after them.
-        let submit = || group.submit(&stream, &sum).unwrap();
-        let pending = [submit(), submit()];
-        pending[1].then(&stream).unwrap();
-        let copy = device.zeros(&[LEN], DType::F32).unwrap();
-        stream.copy(&copy, &memory[0]).unwrap();
+        let pending = [(), ()].map(|()| self.group.submit(&self.stream, &sum).unwrap());
+        pending[1].then(&self.stream).unwrap();
+        self.stream.copy(&out, &self.memory[0]).unwrap();
         pending[1].wait().unwrap();
-        let (window, out) = (slots[0].clone(), copy.clone());
-        group.run(&stream, Op::ReduceScatter { window, plan: plan.clone(), out }).unwrap();
-        let window = slots[0].clone();
-        group.run(&stream, Op::AllGather { window, plan }).unwrap();
-        let (window, root) = (slots[1].clone(), 2);
-        let op = Op::Broadcast { window, root, element_bytes: 4, range: 5..60_000 };
-        group.run(&stream, op).unwrap();
-        let into = device.zeros(&[LEN], DType::F32).unwrap();
-        let parts = |by: usize| (0..WORLD).map(|at| at * by..at * by + 7000).collect::<Vec<_>>();
-        let (from, send) = (slots[0].clone(), parts(8000));
+        let window = self.slots[0].clone();
+        self.run(Op::ReduceScatter { window, plan: plan.clone(), out });
+        let window = self.slots[0].clone();
+        self.run(Op::AllGather { window, plan });
+        let (window, range) = (self.slots[1].clone(), 5..60_000);
+        self.run(Op::Broadcast { window, root: 2, element_bytes: 4, range });
+    }
+
+    fn personal_operations(&mut self) {
+        let (into, received) = (self.zeros(), self.zeros());
+        let parts = |by: usize| (0..WORLD).map(|at| at * by..at * by + 7000).collect();
+        let (from, send) = (self.slots[0].clone(), parts(8000));
         let op = AllToAll { from, send, into: into.clone(), receive: parts(7500) };
-        group.run(&stream, Op::AllToAll(op)).unwrap();
-        let received = device.zeros(&[LEN], DType::F32).unwrap();
-        let messages = vec![
-            P2p::Send { to: (rank + 1) % WORLD, tensor: into.clone() },
-            P2p::Receive { from: (rank + 2) % WORLD, tensor: received.clone() },
-        ];
-        group.run(&stream, Op::Exchange(messages)).unwrap();
-        memory.extend([copy, into, received]);
-        let bits = |tensor: &Tensor| -> Vec<u32> {
-            stream.to_vec::<f32>(tensor).unwrap().iter().map(|x| x.to_bits()).collect()
-        };
-        memory.iter().map(bits).collect()
+        self.run(Op::AllToAll(op));
+        self.run(Op::Exchange(vec![
+            P2p::Send { to: (self.rank + 1) % WORLD, tensor: into },
+            P2p::Receive { from: (self.rank + 2) % WORLD, tensor: received },
+        ]));
+    }
+
+    fn bits(&self, tensor: &Tensor) -> Vec<u32> {
+        self.stream.to_vec::<f32>(tensor).unwrap().iter().map(|x| x.to_bits()).collect()
+    }
+}
+
+/// Every operation once; all memory of every rank at the end.
+fn everything(kind: &str, device: impl Fn(usize) -> Device + Sync) -> Vec<Vec<Vec<u32>>> {
+    with_ranks(kind, WORLD, PATIENCE_MS, |world| {
+        let mut rank = Rank::new(&world, device(world.rank()));
+        rank.sum_and_gather();
+        rank.even_operations();
+        rank.personal_operations();
+        rank.memory.iter().map(|tensor| rank.bits(tensor)).collect()
     })
 }
 
