@@ -140,6 +140,10 @@ fn text_is_generated_from_a_run_and_follows_the_seed() {
     let args = ["generate", checkpoint.to_str().unwrap(), "--tokens", "40", "--prompt", "pub fn"];
     let named = run.muster(&[&args[..], &["--seed", "7"]].concat());
     assert_eq!(named.stdout, one.stdout);
+    // From a directory inside it.
+    let mut above = run.command(&["generate", "..", "--tokens", "40", "--prompt", "pub fn"]);
+    above.args(["--seed", "7"]).current_dir(checkpoint.join("rank-00000"));
+    assert_eq!(String::from_utf8_lossy(&above.output().unwrap().stdout), one.stdout);
     for bad in ["-1", "nan"] {
         let done = run.muster(&["generate", "runs/text", "--temperature", bad]);
         assert_eq!(done.code(), Some(2), "{done}");

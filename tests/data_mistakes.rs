@@ -142,3 +142,13 @@ fn text_without_tokens() {
     assert_eq!(done.code(), Some(0), "{done}");
     assert!(done.stdout.contains("; 1 empty document left out\n"), "{done}");
 }
+
+/// Replacing what is not UTF-8 would lose it; bytes take it as it is.
+#[test]
+fn text_in_another_encoding() {
+    let run = Workdir::new("data-encoding");
+    std::fs::write(run.path().join("latin.txt"), b"cr\xc3\xa8me, caf\xe9\n".repeat(500)).unwrap();
+    insta::assert_snapshot!(refusal(&run, &["data={tokenizer: gpt2, files: latin.txt}"]), @r#"error: latin.txt is not UTF-8: byte 0xe9 after "crème, caf"; convert it (`iconv -f ENCODING -t UTF-8`), or use the tokenizer `byte`, which takes all bytes as they are"#);
+    let done = run.muster(&["data", "tokenize", "latin.txt", "latin.tok"]);
+    assert_eq!(done.code(), Some(0), "{done}");
+}

@@ -278,3 +278,22 @@ fn mistakes_are_named_and_nothing_is_written() {
     }
     assert_eq!(std::fs::read(dir.path().join("taken.safetensors")).unwrap(), b"mine");
 }
+
+/// Eight bytes tell; not all of a file of gigabytes has to be read, nor fit the memory.
+#[test]
+fn what_is_no_safetensors_file_is_refused_by_its_first_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, bytes: u64| {
+        let file = std::fs::File::create(dir.path().join(name)).unwrap();
+        file.set_len(bytes).unwrap();
+        let (code, _, said) = orthogonalize(dir.path(), &[name, "out.safetensors"]);
+        assert_eq!(code, Some(2), "{said}");
+        said
+    };
+    let said = refused("large", 1 << 40);
+    assert!(
+        said.contains("large is not a safetensors file: its header would have 0 bytes"),
+        "{said}"
+    );
+    assert!(refused("small", 7).contains("it has 7 bytes, and a header takes more"));
+}

@@ -338,11 +338,16 @@ fn read_file(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Vec<u8>, Error>
 
 /// What is missing from a checkpoint that has lost its `COMMIT` was deleted with it.
 fn if_removed(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
-    let gone = || matches!(exists(disk, &dir.join(names::COMMIT)), Ok(false));
     match error {
-        Error::MissingFile { .. } if gone() => Error::Removed { path: dir.to_path_buf() },
+        Error::MissingFile { .. } if has_no_commit(disk, dir) => {
+            Error::Removed { path: dir.to_path_buf() }
+        }
         other => other,
     }
+}
+
+pub(crate) fn has_no_commit(disk: &dyn Disk, dir: &Path) -> bool {
+    matches!(exists(disk, &dir.join(names::COMMIT)), Ok(false))
 }
 
 /// A directory that bears an attempt's name holds that attempt.

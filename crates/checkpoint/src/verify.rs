@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::disk::{Disk, Kind, OsDisk, read_exact_at};
+use crate::disk::{Disk, Kind, OsDisk, exists, read_exact_at};
+use crate::read::has_no_commit;
 use crate::shard::ALIGN_BYTES;
 use crate::sums::RANGE_BYTES;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
@@ -58,9 +59,19 @@ pub fn verify_on(
 ) -> Result<VerifyReport, Error> {
     let path = path.as_ref();
     disk.list(path).map_err(Error::io(disk.as_ref(), "list", path))?;
-    match Checkpoint::open_on(disk, path) {
-        Ok(checkpoint) => verify_checkpoint(&checkpoint, deep),
-        Err(problem) => Ok(VerifyReport { problems: vec![problem], ..empty(path) }),
+    let report = match Checkpoint::open_on(Arc::clone(&disk), path) {
+        Ok(checkpoint) => verify_checkpoint(&checkpoint, deep)?,
+        Err(problem) => VerifyReport { problems: vec![problem], ..empty(path) },
+    };
+    // A run removes its older checkpoints, at any moment.
+    let was_there = |problem: &Error| matches!(problem, Error::MissingFile { .. });
+    let is_gone = || disk.list(path).is_err() || !matches!(exists(disk.as_ref(), path), Ok(true));
+    let removed = report.problems.iter().any(|problem| matches!(problem, Error::Removed { .. }))
+        || (report.problems.iter().any(was_there) && has_no_commit(disk.as_ref(), path))
+        || (!report.problems.is_empty() && is_gone());
+    match removed {
+        true => Err(Error::Removed { path: path.to_path_buf() }),
+        false => Ok(report),
     }
 }
 

@@ -87,7 +87,7 @@ pub enum CommError {
     /// Two ranks do different things at the same point.
     #[error("{operation} #{sequence}: rank {rank} is at {theirs} instead")]
     Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
-    /// The group was given up, here or elsewhere; nothing works on it any more.
+    /// The job was revoked, here or elsewhere; nothing works any more.
     #[error("the group was aborted: {why}")]
     Revoked { why: String },
     #[error("rank {rank} does not exist among {world} ranks")]

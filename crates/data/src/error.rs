@@ -55,6 +55,12 @@ pub enum DataError {
     )]
     Unknown { place: String, tokenizer: String, lost: Lost },
 
+    #[error(
+        "{place} is not UTF-8: byte {byte:#04x} after {after:?}; convert it \
+         (`iconv -f ENCODING -t UTF-8`), or use the tokenizer `byte`, which takes all bytes as they are"
+    )]
+    NotUtf8 { place: String, byte: u8, after: String },
+
     #[error("{path} holds tokens and not text; {}", remedy_of_tokens(path))]
     AlreadyTokens { path: PathBuf },
 
@@ -170,11 +176,14 @@ impl DataError {
         Self::Config { place: place.into(), reason }
     }
 
-    /// Says in which text characters are unknown.
+    /// Says which text could not be taken as it is.
     pub(crate) fn in_text(self, text: impl std::fmt::Display) -> Self {
         match self {
             Self::Unknown { tokenizer, lost, .. } => {
                 Self::Unknown { place: text.to_string(), tokenizer, lost }
+            }
+            Self::NotUtf8 { byte, after, .. } => {
+                Self::NotUtf8 { place: text.to_string(), byte, after }
             }
             other => other,
         }

@@ -175,7 +175,7 @@ impl Tokenizer {
     ) -> Result<()> {
         match &self.kind {
             Kind::Byte => out.extend(piece.iter().map(|&b| u32::from(b))),
-            Kind::Gpt2(bpe) => bpe.encode(&String::from_utf8_lossy(piece), out),
+            Kind::Gpt2(bpe) => bpe.encode(utf8(piece)?, out),
             Kind::HuggingFace(this) => {
                 let fail = |error: tokenizers::Error| DataError::Tokenizer {
                     path: PathBuf::from(&self.name),
@@ -185,14 +185,14 @@ impl Tokenizer {
                     Some(twin) if !starts_document => twin,
                     _ => &this.tokenizer,
                 };
-                let text = String::from_utf8_lossy(piece);
+                let text = utf8(piece)?;
                 if this.may_drop
-                    && let Some(lost) = unknown::lost(tokenizer, &text).map_err(fail)?
+                    && let Some(lost) = unknown::lost(tokenizer, text).map_err(fail)?
                 {
                     let tokenizer = self.name.clone();
                     return Err(DataError::Unknown { place: "this text".into(), tokenizer, lost });
                 }
-                let encoding = tokenizer.encode_fast(text.as_ref(), false).map_err(fail)?;
+                let encoding = tokenizer.encode_fast(text, false).map_err(fail)?;
                 out.extend_from_slice(encoding.get_ids());
             }
             Kind::Ids => {
@@ -262,6 +262,17 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({}, {} tokens)", self.name, self.vocab_size)
     }
+}
+
+/// A piece of text, unless it is in another encoding: replacing what does not fit would lose it.
+fn utf8(piece: &[u8]) -> Result<&str> {
+    std::str::from_utf8(piece).map_err(|error| {
+        let at = error.valid_up_to();
+        let before = String::from_utf8_lossy(&piece[..at]);
+        let start = before.char_indices().rev().nth(15).map_or(0, |(start, _)| start);
+        let (place, after) = ("this text".into(), before[start..].to_owned());
+        DataError::NotUtf8 { place, byte: piece[at], after }
+    })
 }
 
 #[cfg(test)]

@@ -57,7 +57,9 @@ fn list(dir: &Path) -> Result<Exit, CliError> {
     for entry in &entries {
         let state = match &entry.status {
             Status::Committed => "committed".to_string(),
-            Status::Incomplete => "not committed (being written, or abandoned)".to_string(),
+            Status::Incomplete => {
+                "not committed (being written or removed, or abandoned)".to_string()
+            }
             Status::Corrupt(why) => format!("UNUSABLE: {why}"),
             Status::Unreadable(why) => format!("NOT READABLE, perhaps whole: {why}"),
         };

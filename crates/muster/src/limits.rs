@@ -88,6 +88,10 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<i32> {
         if let Some(code) = io.and_then(io::Error::raw_os_error) {
             return Some(code);
         }
+        // Where memory was asked of the allocator, which has no number for it.
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::OutOfMemory) {
+            return Some(libc::ENOMEM);
+        }
         // What an error of the standard library wraps is not among its own causes.
         let wrapped = io.and_then(|io| io.get_ref()).map(|inner| inner as &(dyn Error + 'static));
         cause = wrapped.or_else(|| error.source());

@@ -1,9 +1,11 @@
 //! `muster orthogonalize`: a safetensors file in, one with its matrices orthogonalized out.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
+use data::input::Input;
 use device::{DType, Device, Tensor};
 use half::{bf16, f16};
 use kernels::Real;
@@ -18,7 +20,7 @@ use crate::console::{duration, plural};
 use crate::error::{CliError, Exit};
 use crate::method::{default_storage, iteration};
 use crate::out_file::{self, Place};
-use crate::output::say;
+use crate::output::{say, tell_if_slow};
 
 pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     check_paths(&args)?;
@@ -31,10 +33,11 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
     let shown = iteration(&method, args.device)?;
     let device = Device::new(args.device, crate::method::threads(args.threads))?;
 
+    check_beginning(&args.input)?;
+    let slow = tell_if_slow(format!("reading {} until its end", args.input.display()));
     let bytes = data::input::read(&args.input)?;
-    let not_safetensors = |error| {
-        CliError::mistake(format!("{} is not a safetensors file: {error}", args.input.display()))
-    };
+    drop(slow);
+    let not_safetensors = |error: safetensors::SafeTensorError| not_safetensors(&args.input, error);
     let file = SafeTensors::deserialize(&bytes).map_err(not_safetensors)?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(not_safetensors)?;
 
@@ -80,6 +83,31 @@ pub fn run(args: OrthogonalizeArgs) -> Result<Exit, CliError> {
         duration(start.elapsed().as_secs_f64())
     ))?;
     Ok(Exit::Ok)
+}
+
+fn not_safetensors(path: &Path, why: impl std::fmt::Display) -> CliError {
+    CliError::mistake(format!("{} is not a safetensors file: {why}", path.display()))
+}
+
+/// Most bytes of a header that the format allows.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Looks at the length of a regular file's header before all of the file is read.
+fn check_beginning(path: &Path) -> Result<(), CliError> {
+    let Input::File { bytes } = data::input::look(path)? else { return Ok(()) };
+    let mut length = [0; 8];
+    let mut file = data::input::open(path)?;
+    if bytes < 8 || file.read_exact(&mut length).is_err() {
+        return Err(not_safetensors(
+            path,
+            format!("it has {bytes} bytes, and a header takes more"),
+        ));
+    }
+    let header = u64::from_le_bytes(length);
+    match header < 2 || header > HEADER_BYTES_MAX.min(bytes - 8) {
+        true => Err(not_safetensors(path, format!("its header would have {header} bytes"))),
+        false => Ok(()),
+    }
 }
 
 fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {

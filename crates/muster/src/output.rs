@@ -15,6 +15,8 @@
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use crate::error::{CliError, Exit};
 
@@ -48,6 +50,22 @@ pub fn pass_on(text: &str) -> Result<(), CliError> {
         true => say(text),
         false => checked(write_lines(text)),
     }
+}
+
+/// How long what is asked for may take before it is told.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// Complains with `words` once if the result is not dropped soon.
+pub fn tell_if_slow(words: String) -> Sender<()> {
+    let (done, waits) = channel();
+    let watch = move || {
+        if waits.recv_timeout(SLOW) == Err(RecvTimeoutError::Timeout) {
+            complain(&words);
+        }
+    };
+    // Where no thread can be had it stays untold.
+    let _ = std::thread::Builder::new().name("slow".into()).spawn(watch);
+    done
 }
 
 /// Writes lines, with marks of bold text, to standard output if anybody reads them; the first

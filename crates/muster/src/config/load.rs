@@ -14,6 +14,7 @@ use super::problem::{Place, Problem, Problems};
 use super::schema::Schema;
 use super::tree::{Node, parse};
 use crate::error::CliError;
+use crate::output::tell_if_slow;
 
 /// A config without a mistake, and what follows from it.
 #[derive(Debug)]
@@ -139,6 +140,7 @@ pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// The user's mistake: no such file, nothing that ends, or no text.
 fn read(file: &Path) -> Result<String, CliError> {
     let shown = file.display();
+    let _slow = tell_if_slow(format!("reading {shown} until its end"));
     let bytes = data::input::read_at_most(file, CONFIG_BYTES_MAX).map_err(|error| {
         let DataError::Io { source, .. } = error else {
             return CliError::mistake(format!("cannot read the config: {}", reason(error)));

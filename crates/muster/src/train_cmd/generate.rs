@@ -52,7 +52,9 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
 
 /// The config of the run that a checkpoint lies in.
 fn config_of(checkpoint: &std::path::Path) -> Result<Config, CliError> {
-    let absolute = std::path::absolute(checkpoint).map_err(CliError::mistake)?;
+    // `..` has a parent by name that is not the directory above it.
+    let absolute = checkpoint.canonicalize().or_else(|_| std::path::absolute(checkpoint));
+    let absolute = absolute.map_err(CliError::mistake)?;
     let run = absolute.parent().and_then(std::path::Path::parent);
     let file = run.map(|run| run.join("config.yaml")).unwrap_or_default();
     let text = data::input::read_file(&file, CONFIG_BYTES_MAX).map_err(|error| {

@@ -81,7 +81,15 @@ impl Life {
     /// What is said of a rank that is silent for longer than any of the living, if it is.
     pub fn is_silent(&self, now: Duration) -> Option<String> {
         let silent = now.saturating_sub(self.heard);
-        (silent > LATER).then(|| format!("no sign of life for {} ms", silent.as_millis()))
+        (silent > LATER).then(|| self.silence(silent))
+    }
+
+    fn silence(&self, silent: Duration) -> String {
+        format!(
+            "no sign of life for {} ms{} (see what it is doing, or raise ranks.timeout_ms)",
+            silent.as_millis(),
+            self.phase()
+        )
     }
 
     /// Whether it still waits for the other ranks to come, so that there is nothing to save.
@@ -99,11 +107,7 @@ impl Life {
         let since = |then: Duration| now.saturating_sub(then);
         let silent = since(self.heard);
         if silent > limits.timeout + LATER {
-            return Judgement::Lost(format!(
-                "no sign of life for {} ms{} (see what it is doing, or raise ranks.timeout_ms)",
-                silent.as_millis(),
-                self.phase()
-            ));
+            return Judgement::Lost(self.silence(silent));
         }
         if stop.is_some_and(|stop| since(self.heard.max(stop)) > GRACE) {
             return Judgement::Lost(format!(

@@ -118,7 +118,7 @@ impl Start {
         };
         let newest = store.newest_before(bound).map_err(kept_out)?;
         let is_news = |s: &&Skipped| !matches!(s.reason, Error::NotCommitted { .. });
-        // An attempt that was never committed is no checkpoint and no news.
+        // An attempt that was never committed is no checkpoint, and nothing to tell.
         let damaged = newest.skipped.iter().filter(is_news);
         skipped.extend(damaged.map(|s| run_dir::passed_over(&s.path, &s.reason.to_string())));
         match newest.checkpoint {

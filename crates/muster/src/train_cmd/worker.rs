@@ -26,7 +26,7 @@ use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
 
-/// How long a rank whose group was given up waits to hear who failed.
+/// How long a rank of a job that was revoked waits to hear who failed.
 const ABORT: Duration = Duration::from_secs(1);
 
 /// Runs one rank.
