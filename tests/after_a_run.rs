@@ -141,8 +141,9 @@ fn text_is_generated_from_a_run_and_follows_the_seed() {
     let named = run.muster(&[&args[..], &["--seed", "7"]].concat());
     assert_eq!(named.stdout, one.stdout);
     // From a directory inside it.
-    let mut above = run.command(&["generate", "..", "--tokens", "40", "--prompt", "pub fn"]);
-    above.args(["--seed", "7"]).current_dir(checkpoint.join("rank-00000"));
+    let mut above = std::process::Command::new(common::MUSTER);
+    above.args(["generate", "..", "--tokens", "40", "--prompt", "pub fn", "--seed", "7"]);
+    above.current_dir(checkpoint.join("rank-00000"));
     assert_eq!(String::from_utf8_lossy(&above.output().unwrap().stdout), one.stdout);
     for bad in ["-1", "nan"] {
         let done = run.muster(&["generate", "runs/text", "--temperature", bad]);
