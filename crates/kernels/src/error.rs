@@ -2,7 +2,7 @@ use device::{DType, DeviceError, DeviceKind};
 
 use crate::newton_schulz::Range;
 
-/// What an entry point refuses.
+/// What an operation refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error(transparent)]

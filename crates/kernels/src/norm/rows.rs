@@ -28,10 +28,13 @@ impl Rows {
     }
 
     /// Number of vectors.
+    #[inline(always)]
     pub fn count(self) -> usize {
         self.outer * self.inner
     }
 
+    /// First element of a vector. Vectorized loops ask for it, and are in another file.
+    #[inline(always)]
     pub(super) fn start(self, row: usize) -> usize {
         self.offset + row / self.inner * self.stride + row % self.inner * self.len
     }
