@@ -98,8 +98,8 @@ pub enum CommError {
     Range { what: &'static str, start: usize, end: usize, len: usize },
     #[error("sums are made in f32 or f64, not in {dtype}")]
     SumType { dtype: DType },
-    #[error("the program {problem}; make it by `Tree::combine` of all partials in leaf order")]
-    Program { problem: String },
+    #[error("{0}; make the program by `Tree::combine` of all partials in leaf order")]
+    Sum(kernels::KernelError),
     #[error("the window belongs to another group; use one that this group made")]
     ForeignWindow,
     /// Of a partition into groups.

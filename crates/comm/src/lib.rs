@@ -23,7 +23,6 @@
 //!     neither on the number of ranks, nor on the backend, nor on threads or timing.
 
 mod collectives;
-mod combine;
 mod control;
 mod counters;
 mod digest;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use device::{DType, Tensor};
 use layout::{Node, Program};
 
-use crate::combine::Stages;
 use crate::digest::Digest;
 use crate::job::Members;
+use crate::ordered::Sums;
 use crate::{CommError, EvenPlan, Operation, Result, Window};
 
 /// Of every member: elements of a window or tensor, disjoint.
@@ -129,10 +129,7 @@ pub(crate) enum Step {
 /// A checked ordered reduction.
 pub(crate) struct Reduction {
     pub op: OrderedReduce,
-    pub stages: Stages,
-    /// The input that lies exactly where the output does, if any. (Another overlap between them is
-    /// refused by the device.)
-    pub in_place: Option<usize>,
+    pub sums: Sums,
     pub digest: u64,
 }
 
@@ -165,16 +162,16 @@ impl Op {
     pub(crate) fn steps(self, group: u64, members: &Members) -> Result<Vec<Step>> {
         let (place, world) = (members.place, members.len());
         Ok(match self {
-            Op::ReduceScatterOrdered(op) => vec![Step::Reduce(op.checked(group, place, world)?)],
+            Op::ReduceScatterOrdered(op) => vec![Step::Reduce(op.checked(group, world)?)],
             Op::AllGatherSegments(op) => vec![op.checked(group, world)?],
             Op::AllReduce { window, plan } => {
                 let len = window.bytes() / plan.dtype().bytes();
                 let out = window.tensor(0, &[len], plan.dtype())?;
-                let reduce = plan.reduce(&window, out).checked(group, place, world)?;
+                let reduce = plan.reduce(&window, out).checked(group, world)?;
                 vec![Step::Reduce(reduce), plan.gather(window).checked(group, world)?]
             }
             Op::ReduceScatter { window, plan, out } => {
-                vec![Step::Reduce(plan.reduce(&window, out).checked(group, place, world)?)]
+                vec![Step::Reduce(plan.reduce(&window, out).checked(group, world)?)]
             }
             Op::AllGather { window, plan } => vec![plan.gather(window).checked(group, world)?],
             Op::Broadcast { window, root, element_bytes, range } => {
@@ -205,29 +202,11 @@ impl OrderedReduce {
         self.partials.iter().map(Vec::len).sum()
     }
 
-    /// The member that holds input `input`, and which of that member's partials it is.
-    pub(crate) fn holder(&self, mut input: usize) -> Option<(usize, usize)> {
-        for (place, partials) in self.partials.iter().enumerate() {
-            if input < partials.len() {
-                return Some((place, input));
-            }
-            input -= partials.len();
-        }
-        None
-    }
-
-    fn checked(self, group: u64, place: usize, world: usize) -> Result<Reduction> {
+    fn checked(self, group: u64, world: usize) -> Result<Reduction> {
         self.check(group, world)?;
-        let stages = Stages::new(&self.program, self.inputs())?;
-        let before: usize = self.partials[..place].iter().map(Vec::len).sum();
-        let is_out = |(_, slot): &(Node, usize)| {
-            let out = &self.out;
-            let starts = out.address() == self.slots[*slot].buffer().address();
-            starts && !out.is_empty()
-        };
-        let in_place = self.partials[place].iter().position(is_out).map(|index| before + index);
+        let sums = Sums::new(&self, self.inputs())?;
         let digest = self.digest();
-        Ok(Reduction { op: self, stages, in_place, digest })
+        Ok(Reduction { op: self, sums, digest })
     }
 
     /// Proves that every range lies inside its memory and every slot exists.

@@ -236,7 +236,7 @@ impl From<comm::CommError> for CliError {
             | CommError::PerRank { .. }
             | CommError::Range { .. }
             | CommError::SumType { .. }
-            | CommError::Program { .. }
+            | CommError::Sum(_)
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
             CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::board::{self, Announcement, Board, Kind};
 use super::host::Host;
 use super::memory::{Places, SharedMemory};
-use crate::combine::Carry;
 use crate::error::Moved;
 use crate::job::{Job, Members};
 use crate::patience::Patience;
@@ -33,7 +32,6 @@ pub(crate) struct Endpoint {
 pub(super) struct State {
     pub sequence: u64,
     pub places: Places,
-    pub carry: Carry,
     pub reads: Reads,
     /// Messages of a broadcast.
     pub messages: Vec<Vec<u8>>,
@@ -88,7 +86,6 @@ impl Endpoint {
         let state = State {
             sequence: 0,
             places: Places::new(memory.clone(), members.len(), at),
-            carry: Carry::default(),
             reads: Reads { bytes: members.ranks.iter().map(|_| AtomicU64::new(0)).collect() },
             messages: Vec::new(),
             ends: Vec::new(),

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use device::{DType, Device, Placement};
+use device::{DType, Device, Placement, Tensor};
 
 use super::board::{MAIL_BYTES, WORD_BYTES};
 use super::endpoint::{Call, Endpoint, Reads, State};
-use crate::combine::{Located, Number};
 use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::{Joined, bytes_of, copy};
@@ -88,7 +87,7 @@ impl Transport for Endpoint {
         match step {
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
-                    end.reduce(device, reduction, state)
+                    end.reduce(reduction, state)
                 })
             }
             Step::Gather(gather, digest) => {
@@ -109,12 +108,14 @@ struct Mapped<'a> {
 }
 
 impl Source for Mapped<'_> {
-    fn locate<T: Number>(&self, wanted: Wanted) -> Result<Located<'_, T>> {
+    fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, .. } = wanted;
         let op = &self.reduction.op;
         let slot = &op.slots[op.partials[holder][index].1];
-        let part = slot.of_member(holder, range.start, range.len(), T::DTYPE)?;
-        Ok(Located::Peer(part, self.reads.of(holder)))
+        let part = slot.of_member(holder, range.start, range.len(), op.out.dtype())?;
+        // Every element of an input is read once.
+        self.reads.add(holder, part.bytes());
+        Ok(part)
     }
 }
 
@@ -133,12 +134,11 @@ impl Endpoint {
         })
     }
 
-    fn reduce(&self, device: &Device, reduction: &Reduction, state: &mut State) -> Result<()> {
-        let State { carry, reads, .. } = state;
+    fn reduce(&self, reduction: &Reduction, state: &State) -> Result<()> {
         let place = self.place();
-        let source = Mapped { reduction, reads };
+        let source = Mapped { reduction, reads: &state.reads };
         for round in 0..(Joined { segments: &reduction.op.segments[place] }).tiles(PART) {
-            ordered::sum_tile(device, reduction, (place, PART, round), carry, &source)?;
+            ordered::sum_tile(reduction, (place, PART, round), &source)?;
             self.job().part_done();
         }
         Ok(())

@@ -11,7 +11,6 @@ use super::frame::{self, HEADER_BYTES};
 use super::mesh::{self, Met, Purpose, Tries};
 use super::net::{Net, Shared};
 use super::wire::{Reader, Writer};
-use crate::combine::Carry;
 use crate::job::{Job, Members};
 use crate::patience;
 use crate::{CommError, Operation, Result};
@@ -31,7 +30,6 @@ pub(super) struct State {
     pub exchanges: u64,
     /// By place; this member's own is `None`.
     pub links: Vec<Option<Link>>,
-    pub carry: Carry,
     pub messages: Vec<Vec<u8>>,
 }
 
@@ -87,8 +85,7 @@ impl Endpoint {
         let links: Vec<_> = links.map(|(peer, stream)| Some(Link::new(peer, stream?))).collect();
         let headers = (HEADER_BYTES * links.iter().flatten().count()) as u64;
         job.counters.add(Operation::Join, 0, headers, 0);
-        let (carry, messages) = (Carry::default(), Vec::new());
-        let state = State { sequence: 0, exchanges: 0, links, carry, messages };
+        let state = State { sequence: 0, exchanges: 0, links, messages: Vec::new() };
         let token = frame::token_of(shared.me.token, tag);
         Ok(Endpoint { net, members, token, runtime: Some(runtime), state: Mutex::new(state) })
     }

@@ -8,7 +8,6 @@ use device::{DType, Device, Placement, Tensor};
 
 use super::endpoint::{Endpoint, Link, State};
 use super::exchange::{self, Call, PART_BYTES, Traffic};
-use crate::combine::{Carry, Located, Number};
 use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::{Joined, bytes_of, copy, load, store};
@@ -78,10 +77,10 @@ impl Transport for Endpoint {
         match step {
             Step::Reduce(reduction) => {
                 self.collective(operation, reduction.digest, async |state, call, progress| {
-                    let State { links, carry, .. } = state;
-                    let traffic = Summing { place: self.place(), device, reduction, carry };
-                    exchange::exchange(links, call, progress, &RefCell::new(traffic)).await?;
-                    self.count(call, links);
+                    let traffic = Summing { place: self.place(), device, reduction };
+                    let traffic = RefCell::new(traffic);
+                    exchange::exchange(&mut state.links, call, progress, &traffic).await?;
+                    self.count(call, &mut state.links);
                     Ok(())
                 })
             }
@@ -187,7 +186,6 @@ struct Summing<'a> {
     place: usize,
     device: &'a Device,
     reduction: &'a Reduction,
-    carry: &'a mut Carry,
 }
 
 impl Summing<'_> {
@@ -202,19 +200,34 @@ impl Summing<'_> {
     }
 }
 
-/// A tile that came from the peers.
-struct Received<'a, 'b> {
+/// A tile that came from the peers, in memory of the device: each peer's partials in turn.
+struct Received<'a> {
+    reduction: &'a Reduction,
+    place: usize,
     /// Elements of the tile.
     tile: usize,
-    incoming: &'a dyn Fn(usize) -> &'b [u8],
+    memory: Tensor,
 }
 
-impl Source for Received<'_, '_> {
-    fn locate<T: Number>(&self, wanted: Wanted) -> Result<Located<'_, T>> {
+impl Received<'_> {
+    /// Partials of the peers before `peer`.
+    fn partials_before(&self, peer: usize) -> usize {
+        let partials = self.reduction.op.partials.iter().take(peer).enumerate();
+        partials.filter(|(member, _)| *member != self.place).map(|(_, all)| all.len()).sum()
+    }
+
+    /// All that came from `peer`.
+    fn of(&self, peer: usize) -> Result<Tensor> {
+        let (start, count) = (self.partials_before(peer), self.reduction.op.partials[peer].len());
+        Ok(self.memory.flat(start * self.tile..(start + count) * self.tile)?)
+    }
+}
+
+impl Source for Received<'_> {
+    fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, at } = wanted;
-        let values: &[T] = bytemuck::cast_slice((self.incoming)(holder));
         let at = index * self.tile + at;
-        Ok(Located::Host(&values[at..at + range.len()]))
+        Ok(self.of(holder)?.flat(at..at + range.len())?)
     }
 }
 
@@ -245,10 +258,17 @@ impl Traffic for Summing<'_> {
     }
 
     fn drain<'b>(&mut self, round: usize, incoming: &dyn Fn(usize) -> &'b [u8]) -> Result<()> {
-        let Summing { place, device, reduction, .. } = *self;
+        let Summing { place, device, reduction } = *self;
         let tile = self.joined(place).tile_len(TILE, round);
-        let source = Received { tile, incoming };
-        ordered::sum_tile(device, reduction, (place, TILE, round), self.carry, &source)
+        let members = reduction.op.partials.len();
+        let count: usize = reduction.op.partials.iter().map(Vec::len).sum();
+        let count = count - reduction.op.partials[place].len();
+        let memory = reduction.sums.received(&reduction.op.out, count * tile)?;
+        let source = Received { reduction, place, tile, memory };
+        for peer in (0..members).filter(|&peer| peer != place) {
+            store(device, incoming(peer), &bytes_of(&source.of(peer)?)?)?;
+        }
+        ordered::sum_tile(reduction, (place, TILE, round), &source)
     }
 }
 
