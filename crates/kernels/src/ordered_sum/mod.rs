@@ -16,7 +16,7 @@
 //! f64              f64
 //! ```
 //!
-//! Kernels take [`STAGE_INPUTS`] inputs at a time. A program of more becomes several **stages**, and
+//! Kernels take 24 inputs at a time. A program of more becomes several **stages**, and
 //! the stack of sums stays in a workspace between them, for a tile of elements at a time.
 
 mod device;
