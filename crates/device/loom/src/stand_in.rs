@@ -16,8 +16,8 @@ pub enum DeviceError {
     Misuse { device: DeviceKind, message: String },
     #[error("{kernel}: {message}")]
     Kernel { kernel: &'static str, message: String },
-    #[error("{threads} threads: {message}")]
-    Threads { threads: usize, message: String },
+    #[error("{threads} threads: {source}")]
+    Threads { threads: usize, source: std::io::Error },
 }
 
 pub struct Device;
