@@ -264,8 +264,14 @@ fn free_worlds_send_what_a_ring_would() {
 fn a_program_that_is_not_of_these_partials_is_refused() {
     for kind in BACKENDS {
         for (program, expected) in [
-            (Tree::for_leaves(3).combine(&nodes(3)), "reads 3 inputs where there are 2; make the program by"),
-            (Program { ops: Vec::new(), depth: 0 }, "reads 0 inputs where there are 2; make the program by"),
+            (
+                Tree::for_leaves(3).combine(&nodes(3)),
+                "reads 3 inputs where there are 2; make the program by",
+            ),
+            (
+                Program { ops: Vec::new(), depth: 0 },
+                "reads 0 inputs where there are 2; make the program by",
+            ),
         ] {
             let got = with_ranks(kind, 2, PATIENCE_MS, |ranks| {
                 let device = Device::cpu(1).unwrap();

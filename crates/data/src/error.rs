@@ -96,6 +96,12 @@ pub enum DataError {
     TokenOutOfRange { path: PathBuf, token: u64, index: u64, tokenizer: String, vocab_size: u32 },
 
     #[error(
+        "{path} has a number at index {index} that no tokenizer has: it is negative, or takes all of \
+         32 bits or more; see whether the file holds what its header says"
+    )]
+    NoToken { path: PathBuf, index: u64 },
+
+    #[error(
         "{path} was made with the tokenizer `{found}` ({found_vocab} tokens), but data.tokenizer \
          is `{wanted}` ({wanted_vocab} tokens): set data.tokenizer to the file's, or tokenize the \
          text again"

@@ -114,10 +114,19 @@ fn inside(packing: Packing, name: &str, start: &[u8]) -> Result<Kind, Refusal> {
     Err(Refusal::new(format!("{packing} of {what}"), "decompress it first"))
 }
 
+/// Most white space at the beginning that is looked past.
+const BLANK_BYTES_MAX: usize = 1 << 20;
+
+/// [`START_BYTES`], and as many again while there is nothing but white space.
 fn read_start(from: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(START_BYTES);
-    from.take(START_BYTES as u64).read_to_end(&mut start)?;
-    Ok(start)
+    loop {
+        let read = from.take(START_BYTES as u64).read_to_end(&mut start)?;
+        let is_blank = start.trim_ascii().is_empty() && start.len() < BLANK_BYTES_MAX;
+        if read < START_BYTES || !is_blank {
+            return Ok(start);
+        }
+    }
 }
 
 /// The decoders' words, where they are plain, and what to do.

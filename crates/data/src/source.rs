@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::dataset::IGNORE;
 use crate::error::{DataError, Result};
 use crate::foreign::{Element, Headered, Megatron};
 use crate::map::Map;
@@ -186,6 +187,12 @@ impl TokenSource {
             let window = &mut chunk[..take as usize];
             self.read(at, window);
             if let Some(i) = window.iter().position(|&t| t >= vocab_size) {
+                if window[i] == IGNORE {
+                    return Err(DataError::NoToken {
+                        path: self.path.clone(),
+                        index: at + i as u64,
+                    });
+                }
                 return Err(DataError::TokenOutOfRange {
                     path: self.path.clone(),
                     token: u64::from(window[i]),

@@ -181,6 +181,15 @@ fn wrong_files_say_what_to_do() {
     assert!(range.to_string().contains("257"), "{range}");
 
     let bytes = std::fs::read(&headered).unwrap();
+    // As 32-bit tokens, of which one is negative.
+    let mut wide = bytes[..1024].to_vec();
+    for (at, value) in [(0, 20_240_801_u32), (4, 7), (8, 3)] {
+        wide[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    wide.extend([1_i32, 2, -1].iter().flat_map(|token| token.to_le_bytes()));
+    std::fs::write(&headered, wide).unwrap();
+    let negative = error(&[&headered], "byte");
+    assert!(matches!(negative, DataError::NoToken { index: 2, .. }), "{negative}");
     std::fs::write(&headered, &bytes[..1029]).unwrap();
     let short = error(&[&headered], "gpt2");
     let sizes =

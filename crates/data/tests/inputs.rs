@@ -175,6 +175,9 @@ fn an_object_a_line_is_read_under_the_name_json() {
     let dir = dir.path();
     let (jsonl, texts) = lines(3);
     assert_eq!(documents(dir, &put(dir, "corpus.json", &jsonl)).unwrap(), texts);
+    // White space says nothing, however much of it there is.
+    let far = "\n".repeat(70_000) + &jsonl;
+    assert_eq!(documents(dir, &put(dir, "far.json", far)).unwrap(), texts);
     let array = documents(dir, &put(dir, "array.json", "[{\"text\": \"a\"}]")).unwrap_err();
     assert!(array.to_string().contains("jq -c '.[]'"), "{array}");
     let pretty = put(dir, "pretty.json", "{\n  \"text\": \"a\"\n}\n");

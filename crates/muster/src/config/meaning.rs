@@ -329,7 +329,14 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
                         [] => String::new(),
                         radices => format!("radices: {radices:?}, or "),
                     };
-                    format!("use {leaves}{radices}leave radices empty")
+                    match config.ranks.count > batch.leaves {
+                        // The leaves that there are would be refused next.
+                        true if fits => format!("use leaves: {product}"),
+                        true => {
+                            format!("leave radices empty, and use at most {} ranks", batch.leaves)
+                        }
+                        false => format!("use {leaves}{radices}leave radices empty"),
+                    }
                 }
                 _ => "leave radices empty for the prime factors of leaves".into(),
             };
