@@ -337,11 +337,11 @@ mod tests {
     #[test]
     fn what_cannot_run_names_the_knob() {
         assert_eq!(judge(2, 64, 2, None).0, 0);
-        assert_eq!(judge(128, 1, 2, Some(800)).0, 0);
+        assert_eq!(judge(128, 1, 2, Some(1100)).0, 0);
         insta::assert_snapshot!(judge(2, 4096, 2, None).1, @"2 ranks of 4096 threads each on 2 cores: they would wait for each other rather than compute; use --threads 64 at most, or --threads 0, which divides the cores");
         insta::assert_snapshot!(judge(129, 1, 2, None).1, @"129 ranks of 1 thread each on 2 cores: they would wait for each other rather than compute; use --ranks 128");
-        insta::assert_snapshot!(judge(4, 8, 8, Some(50)).1, @"4 ranks of 8 threads each: 60 processes and threads are needed, and `ulimit -u` leaves room for 50; use --threads 5, or raise the limit");
-        insta::assert_snapshot!(judge(16, 1, 8, Some(50)).1, @"16 ranks of 1 thread each: 100 processes and threads are needed, and `ulimit -u` leaves room for 50; use --ranks 6, or raise the limit");
+        insta::assert_snapshot!(judge(4, 8, 8, Some(50)).1, @"4 ranks of 8 threads each: 68 processes and threads are needed, and `ulimit -u` leaves room for 50; use --threads 3, or raise the limit");
+        insta::assert_snapshot!(judge(16, 1, 8, Some(50)).1, @"16 ranks of 1 thread each: 132 processes and threads are needed, and `ulimit -u` leaves room for 50; use --ranks 5, or raise the limit");
         assert_eq!((judge(2, 4096, 2, None).0, judge(4, 8, 8, Some(50)).0), (2, 3));
     }
 
@@ -350,7 +350,7 @@ mod tests {
         let room = Some((50, "`ulimit -u`".to_owned()));
         let refused = fits(16, 1, &Host { cores: 8, nodes: 2, room }).unwrap_err();
         assert!(refused.message.starts_with("16 ranks on this host of 1 thread each"), "{refused}");
-        assert!(refused.message.contains("use --ranks 12, or raise"), "{refused}");
+        assert!(refused.message.contains("use --ranks 10, or raise"), "{refused}");
         let crowded = judge(500, 2, 2, None).1;
         assert!(crowded.ends_with("use --ranks 128 --threads 1 at most"), "{crowded}");
     }
