@@ -30,8 +30,12 @@ fn it_follows_every_source_and_no_path() {
     let now = || build::digest(there.path(), b"rustc 1");
     assert_eq!(now(), before, "it depends on where the sources lie");
     assert_ne!(build::digest(&here, b"rustc 2"), before);
-    let files =
-        ["crates/kernels/src/gemm.rs", "crates/optim/Cargo.toml", "Cargo.lock", "kernels/tile.h"];
+    let files = [
+        "crates/kernels/src/gemm/mod.rs",
+        "crates/optim/Cargo.toml",
+        "Cargo.lock",
+        "kernels/tile.h",
+    ];
     for place in files {
         let path = there.path().join(place);
         let whole = std::fs::read(&path).unwrap();
@@ -40,7 +44,7 @@ fn it_follows_every_source_and_no_path() {
         std::fs::write(&path, whole).unwrap();
         assert_eq!(now(), before);
     }
-    let gemm = there.path().join("crates/kernels/src/gemm.rs");
+    let gemm = there.path().join("crates/kernels/src/gemm/mod.rs");
     std::fs::rename(&gemm, gemm.with_file_name("other.rs")).unwrap();
     assert_ne!(now(), before, "a file was renamed");
 }
