@@ -332,9 +332,7 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
                     match config.ranks.count > batch.leaves {
                         // The leaves that there are would be refused next.
                         true if fits => format!("use leaves: {product}"),
-                        true => {
-                            format!("leave radices empty, and use at most {} ranks", batch.leaves)
-                        }
+                        true => format!("use at most {} ranks without batch.radices", batch.leaves),
                         false => format!("use {leaves}{radices}leave radices empty"),
                     }
                 }
