@@ -14,7 +14,7 @@ use crate::{RunPlan, TrainError};
 pub(crate) enum Optimizer {
     /// On the device that computes.
     Here {
-        sharded: ShardedOptimizer,
+        sharded: Box<ShardedOptimizer>,
         /// f64, one for each statistic slot of the model.
         statistics: Tensor,
     },
@@ -40,7 +40,7 @@ impl Optimizer {
         let sharded =
             ShardedOptimizer::new(device, schema, flat, ownership, rank, updates, *weights)?;
         let statistics = device.zeros(&[ownership.slots], DType::F64)?;
-        Ok(Optimizer::Here { sharded, statistics })
+        Ok(Optimizer::Here { sharded: Box::new(sharded), statistics })
     }
 
     /// Takes over the flat `weights`; `host` is the stream of what lies beside them.
