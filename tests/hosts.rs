@@ -35,7 +35,7 @@ fn a_port_that_is_taken_is_named() {
     let done = start_node(&run, port, 0, &[]).wait();
     assert_eq!(done.code(), Some(2), "{done}");
     let text = message(&run, &done, &[(&port.to_string(), "PORT")]);
-    insta::assert_snapshot!(text, @"error: --rendezvous 127.0.0.1:PORT: cannot listen at 127.0.0.1:PORT: another process listens at port PORT; choose another port");
+    insta::assert_snapshot!(text, @"error: --rendezvous 127.0.0.1:PORT: cannot listen at 127.0.0.1:PORT: another process listens at port PORT; choose another port, or give this host a --node-rank of its own if node 0 of the job is there");
 }
 
 #[test]

@@ -190,6 +190,39 @@ fn every_type_goes_with_every_storage() {
     }
 }
 
+/// Results do not depend on a matrix's scale, be it beyond what the arithmetic holds.
+#[test]
+fn the_scale_of_f64_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let scaled = |power: i32| {
+        let scale = 2.0_f64.powi(power);
+        let values =
+            values(240, 1).into_iter().flat_map(move |x| (f64::from(x) * scale).to_le_bytes());
+        values.collect::<Vec<u8>>()
+    };
+    let powers = [0, 1000, -1000, 200, -200];
+    let entries: Vec<Entry> = powers
+        .iter()
+        .zip(["a", "b", "c", "d", "e"])
+        .map(|(&power, name)| (name, Dtype::F64, vec![8, 30], scaled(power)))
+        .collect();
+    write(&dir.path().join("in.safetensors"), &entries);
+    for storage in ["f32", "bf16", "f16"] {
+        let out = format!("{storage}.safetensors");
+        let (code, _, err) =
+            orthogonalize(dir.path(), &["in.safetensors", &out, "--dtype", storage]);
+        assert_eq!(code, Some(0), "{storage}\n{err}");
+        let bytes = std::fs::read(dir.path().join(out)).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let of = |name: &str| file.tensor(name).unwrap().data().to_vec();
+        let base = of("a");
+        assert!(base.iter().any(|&byte| byte != 0));
+        for name in ["b", "c", "d", "e"] {
+            assert!(of(name) == base, "{storage} {name}");
+        }
+    }
+}
+
 /// The same bytes from call to call, whatever the metadata; and what comes out can be read again.
 #[test]
 fn metadata_keep_their_order() {

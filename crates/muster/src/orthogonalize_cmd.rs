@@ -195,11 +195,31 @@ fn orthogonalize(
             let result = on_device(device, iteration, name, &values, shape)?;
             Ok(result.iter().flat_map(|x| x.to_le_bytes()).collect())
         }
+        Dtype::F64 => {
+            let values = into_range(data, shape.1 * shape.2);
+            let result = on_device(device, iteration, name, &values, shape)?;
+            Ok(narrow(Dtype::F64, &result))
+        }
         dtype => {
             let result = on_device(device, iteration, name, &widen(dtype, data), shape)?;
             Ok(narrow(dtype, &result))
         }
     }
+}
+
+/// Matrices of f64, of so many elements each, in f32: times a power of two, which changes no
+/// result, where they would not fit.
+fn into_range(data: &[u8], elements: usize) -> Vec<f32> {
+    let values: Vec<f64> = data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+    let scaled = values.chunks(elements.max(1)).flat_map(|matrix| {
+        let finite = matrix.iter().map(|x| x.abs()).filter(|x| x.is_finite());
+        let most = finite.fold(0.0, f64::max);
+        // The exponent of the largest element, whose power f32 has room for on both sides.
+        let exponent = ((most.to_bits() >> 52) as i32 - 1023).clamp(-1022, 1022);
+        let scale = if (-60..=60).contains(&exponent) { 1.0 } else { 2.0_f64.powi(-exponent) };
+        matrix.iter().map(move |x| (x * scale) as f32)
+    });
+    scaled.collect()
 }
 
 /// The method for matrices that were stored as `dtype`.
@@ -218,7 +238,6 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f32> {
             data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
         }
         Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
         _ => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
     }
 }

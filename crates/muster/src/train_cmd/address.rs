@@ -76,9 +76,20 @@ impl Addresses {
     }
 
     fn with_flag(&self, error: comm::CommError) -> CliError {
-        match &self.text {
-            Some(text) => with_flag(&format!("--rendezvous {text}"), error),
-            None => error.into(),
+        let Some(text) = &self.text else { return error.into() };
+        let taken = std::io::ErrorKind::AddrInUse;
+        let is_taken =
+            matches!(&error, comm::CommError::Bind { source, .. } if source.kind() == taken);
+        let error = with_flag(&format!("--rendezvous {text}"), error);
+        match is_taken {
+            true => CliError {
+                message: format!(
+                    "{}, or give this host a --node-rank of its own if node 0 of the job is there",
+                    error.message
+                ),
+                ..error
+            },
+            false => error,
         }
     }
 
