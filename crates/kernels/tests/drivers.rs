@@ -55,7 +55,7 @@ fn both_drivers_give_the_bits_of_the_simulator() {
 }
 
 #[test]
-#[ignore = "run by the test that sets up its libraries"]
+#[ignore = "the body of a process: the test above starts it, in every run, with its libraries"]
 fn child() {
     let kind: DeviceKind = std::env::var("CHILD_DEVICE").unwrap().parse().unwrap();
     let arch: Arch = std::env::var("CHILD_ARCH").unwrap().parse().unwrap();
