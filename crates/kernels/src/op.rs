@@ -69,6 +69,30 @@ macro_rules! host_by_type {
 }
 pub(crate) use host_by_type;
 
+/// [`Op::host`] and [`Op::device`] of an operation that has code for both: `self.run(kernel)` and
+/// `self.enqueue(kernels, stream)`.
+macro_rules! on_both {
+    () => {
+        fn host(
+            self,
+        ) -> Result<
+            impl FnOnce(&::device::Kernel) -> Result<(), ::device::DeviceError> + Send + 'static,
+            $crate::KernelError,
+        > {
+            Ok(move |k: &::device::Kernel| self.run(k))
+        }
+
+        fn device(
+            &self,
+            kernels: &$crate::gpu::modules::Kernels,
+            stream: &::device::Stream,
+        ) -> Result<(), $crate::KernelError> {
+            self.enqueue(kernels, stream)
+        }
+    };
+}
+pub(crate) use on_both;
+
 /// Checks an operation and enqueues it where the stream is.
 ///
 /// # Errors

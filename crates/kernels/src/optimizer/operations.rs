@@ -1,13 +1,12 @@
 //! Each operation's operands, what is refused of them, and which code runs where.
 
-use device::{DType, DeviceError, Kernel, Stream, Tensor};
+use device::{DType, Tensor};
 
 use super::{AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum, RoundFromMasters};
 use super::{SumOfSquares, at_least, check_dtype, check_f32, check_factors};
 use crate::KernelError;
 use crate::error::expect;
-use crate::gpu::modules::Kernels;
-use crate::op::Op;
+use crate::op::{Op, on_both};
 
 impl Op for SumOfSquares {
     const NAME: &'static str = "sum_of_squares";
@@ -25,15 +24,7 @@ impl Op for SumOfSquares {
         at_least("sums", &self.sums, self.ranges.slot_end)
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for AdamWStep {
@@ -52,15 +43,7 @@ impl Op for AdamWStep {
         check_factors(spans, &self.factors)
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for MuonMomentum {
@@ -78,15 +61,7 @@ impl Op for MuonMomentum {
         check_factors(spans, &self.factors)
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for MuonApply {
@@ -101,15 +76,7 @@ impl Op for MuonApply {
         check_f32(&self.spans, [], [("direction", &self.direction)])
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for CopyToMasters {
@@ -128,15 +95,7 @@ impl Op for CopyToMasters {
         check_f32(&self.spans, [], [("masters", &self.masters)])
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for RoundFromMasters {
@@ -152,15 +111,7 @@ impl Op for RoundFromMasters {
         check_f32(&self.spans, [], [("masters", &self.masters)])
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }
 
 impl Op for Cast {
@@ -179,13 +130,5 @@ impl Op for Cast {
         expect(Self::NAME, "the result", &self.to, self.from.len())
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    on_both!();
 }

@@ -25,11 +25,10 @@ mod stages;
 
 use std::ops::Range;
 
-use ::device::{DType, Device, DeviceError, Kernel, Stream, Tensor};
+use ::device::{DType, Device, DeviceError, Stream, Tensor};
 
 pub use stages::OrderedSum;
 
-use crate::gpu::modules::Kernels;
 use crate::{KernelError, op};
 use stages::{STAGE_INPUTS, Stage};
 
@@ -168,15 +167,7 @@ impl op::Op for StageSum {
         Ok(())
     }
 
-    fn host(
-        self,
-    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
-        Ok(move |k: &Kernel| self.run(k))
-    }
-
-    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        self.enqueue(kernels, stream)
-    }
+    op::on_both!();
 }
 
 impl OrderedSum {
