@@ -213,8 +213,9 @@ pub struct RanksConfig {
     /// needs `storage: bf16` or `f16`.
     #[serde(skip_serializing_if = "OptimizerDevice::is_beside")]
     pub optimizer_device: OptimizerDevice,
-    /// How long ranks wait for one that does not come, and the supervisor for one that says
-    /// nothing, before the job is declared broken. Time in which the job is stopped does not count.
+    /// How long a rank may get nothing done while others wait for it, and say nothing to its
+    /// supervisor, before the job is declared broken. Time in which the job is stopped does not
+    /// count.
     #[schemars(range(min = 1, max = 604_800_000))]
     pub timeout_ms: u64,
     /// How long a rank may live without any progress, such as a kernel or a write to a file,

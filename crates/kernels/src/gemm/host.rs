@@ -96,8 +96,7 @@ pub fn product<T: Real>(
     beta: T,
     (c, lc): (&mut [T], Layout),
 ) {
-    let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
-    assert!(chained.is_ok(), "{chained:?}");
+    assert_that_they_chain((a.len(), la), (b.len(), lb), (c.len(), lc));
     let cut = Cut::shared(parallel.threads(), lc.rows, lc.cols, la.cols);
     let c = SharedSlice::new(c);
     parallel.each(cut.count(), |i| {
@@ -105,6 +104,12 @@ pub fn product<T: Real>(
         // SAFETY: the layouts were checked and cut to a block; block i alone writes its part of C.
         unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_ptr(), lc)) };
     });
+}
+
+/// What a caller inside a kernel has to keep.
+fn assert_that_they_chain(a: (usize, Layout), b: (usize, Layout), c: (usize, Layout)) {
+    let chained = check("product", a, b, c);
+    assert!(chained.is_ok(), "{chained:?}");
 }
 
 /// The product on the calling thread.
@@ -115,8 +120,7 @@ pub fn serial<T: Real>(
     beta: T,
     (c, lc): (&mut [T], Layout),
 ) {
-    let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
-    assert!(chained.is_ok(), "{chained:?}");
+    assert_that_they_chain((a.len(), la), (b.len(), lb), (c.len(), lc));
     // SAFETY: the layouts were checked; C is borrowed mutably.
     unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_mut_ptr(), lc)) };
 }
@@ -132,8 +136,7 @@ pub(crate) unsafe fn serial_shared<T: Real>(
     beta: T,
     (c, lc): (&SharedSlice<T>, Layout),
 ) {
-    let chained = check("product", (a.len(), la), (b.len(), lb), (c.len(), lc));
-    assert!(chained.is_ok(), "{chained:?}");
+    assert_that_they_chain((a.len(), la), (b.len(), lb), (c.len(), lc));
     // SAFETY: the layouts were checked; exclusiveness is the caller's promise.
     unsafe { serial_into(alpha, (a, la), (b, lb), beta, (c.as_ptr(), lc)) };
 }
