@@ -354,8 +354,21 @@ mod tests {
     #[test]
     fn types_go_through_f32_and_back() {
         let values = [1.5_f32, -2.0, 0.25];
-        for dtype in [Dtype::F32, Dtype::F64, Dtype::BF16, Dtype::F16] {
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
             assert_eq!(widen(dtype, &narrow(dtype, &values)), values, "{dtype:?}");
         }
+        assert_eq!(into_range(&narrow(Dtype::F64, &values), values.len()), values);
+    }
+
+    #[test]
+    fn doubles_that_f32_cannot_hold_are_scaled_by_a_power_of_two() {
+        let bytes = |values: [f64; 4]| values.map(f64::to_le_bytes).concat();
+        let (large, small) = (2.0_f64.powi(1000), 2.0_f64.powi(-1000));
+        // The second matrix fits, and stays as it is.
+        let values = into_range(&bytes([large, -1.5 * large, 3.0, 0.5]), 2);
+        assert_eq!(values, [1.0, -1.5, 3.0, 0.5]);
+        let values = into_range(&bytes([small, 0.0, -1.25 * small, f64::MIN_POSITIVE]), 4);
+        assert_eq!(values, [1.0, 0.0, -1.25, 2.0_f32.powi(-22)]);
+        assert!(into_range(&bytes([f64::NAN, 0.0, 1.0, 1.0]), 4)[0].is_nan());
     }
 }
