@@ -290,8 +290,13 @@ fn a_frame_of_another_job_is_refused() {
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
-    assert!(tells(&results[0], "rank 1 had not arrived"), "{results:?}");
-    assert!(tells(&results[1], "rank 0 had not arrived"), "{results:?}");
+    // On a busy machine one of them may begin when the other has ended.
+    for (rank, text) in results.iter().enumerate() {
+        let other = 1 - rank;
+        let is_gone = text.contains(&format!("rank {other} is lost: cannot connect to it"));
+        assert!(tells(text, &format!("rank {other} had not arrived")) || is_gone, "{results:?}");
+    }
+    assert!(results.iter().any(|text| text.contains("had not arrived")), "{results:?}");
 }
 
 #[test]
