@@ -50,6 +50,11 @@ impl EvenPlan {
         self.dtype
     }
 
+    /// The elements of the window that it is about.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
     /// The bytes of the window that it is about.
     pub(crate) fn bytes(&self) -> Range<usize> {
         let size = self.dtype.bytes();

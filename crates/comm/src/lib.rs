@@ -31,6 +31,7 @@ mod error;
 mod group;
 mod job;
 mod memory;
+mod one_shot;
 mod op;
 mod ordered;
 mod patience;

@@ -8,6 +8,7 @@ use layout::{Node, Program};
 
 use crate::digest::Digest;
 use crate::job::Members;
+use crate::one_shot::{Boxes, OneShot};
 use crate::ordered::Sums;
 use crate::{CommError, EvenPlan, Operation, Result, Window};
 
@@ -120,6 +121,7 @@ impl P2p {
 
 /// What a transport does; every [`Op`] is one or two of these.
 pub(crate) enum Step {
+    OneShot(OneShot),
     Reduce(Reduction),
     Gather(Gather, u64),
     AllToAll(AllToAll),
@@ -136,6 +138,7 @@ pub(crate) struct Reduction {
 impl Step {
     pub(crate) fn operation(&self) -> Operation {
         match self {
+            Step::OneShot(shot) => shot.operation(),
             Step::Reduce(_) => Operation::ReduceScatterOrdered,
             Step::Gather(..) => Operation::AllGatherSegments,
             Step::AllToAll(_) => Operation::AllToAll,
@@ -158,28 +161,38 @@ impl Op {
         }
     }
 
-    /// What a group of `members` has to do, whose windows have the number `group`.
-    pub(crate) fn steps(self, group: u64, members: &Members) -> Result<Vec<Step>> {
+    /// What a group of `members` has to do, whose windows have the number `group`; `boxes` are those
+    /// of the group for what is small.
+    pub(crate) fn steps(
+        self,
+        group: u64,
+        members: &Members,
+        boxes: Option<&Boxes>,
+    ) -> Result<Vec<Step>> {
         let (place, world) = (members.place, members.len());
+        let gather = |op: Gather| op.step(group, members, boxes);
         Ok(match self {
             Op::ReduceScatterOrdered(op) => vec![Step::Reduce(op.checked(group, world)?)],
-            Op::AllGatherSegments(op) => vec![op.checked(group, world)?],
+            Op::AllGatherSegments(op) => vec![gather(op)?],
             Op::AllReduce { window, plan } => {
+                let shot = |boxes| OneShot::all_reduce(boxes, &window, &plan, (group, place));
+                if let Some(shot) = boxes.map_or(Ok(None), shot)? {
+                    return Ok(vec![Step::OneShot(shot)]);
+                }
                 let len = window.bytes() / plan.dtype().bytes();
                 let out = window.tensor(0, &[len], plan.dtype())?;
                 let reduce = plan.reduce(&window, out).checked(group, world)?;
-                vec![Step::Reduce(reduce), plan.gather(window).checked(group, world)?]
+                vec![Step::Reduce(reduce), gather(plan.gather(window))?]
             }
             Op::ReduceScatter { window, plan, out } => {
                 vec![Step::Reduce(plan.reduce(&window, out).checked(group, world)?)]
             }
-            Op::AllGather { window, plan } => vec![plan.gather(window).checked(group, world)?],
+            Op::AllGather { window, plan } => vec![gather(plan.gather(window))?],
             Op::Broadcast { window, root, element_bytes, range } => {
                 let mut segments = vec![Vec::new(); world];
                 let slot = segments.get_mut(root);
                 slot.ok_or(CommError::NoSuchRank { rank: root, world })?.push(range);
-                let op = Gather { window, element_bytes, segments: segments.into() };
-                vec![op.checked(group, world)?]
+                vec![gather(Gather { window, element_bytes, segments: segments.into() })?]
             }
             Op::AllToAll(op) => {
                 op.check(group, world)?;
@@ -202,7 +215,7 @@ impl OrderedReduce {
         self.partials.iter().map(Vec::len).sum()
     }
 
-    fn checked(self, group: u64, world: usize) -> Result<Reduction> {
+    pub(crate) fn checked(self, group: u64, world: usize) -> Result<Reduction> {
         self.check(group, world)?;
         let sums = Sums::new(&self, self.inputs())?;
         let digest = self.digest();
@@ -261,7 +274,15 @@ impl OrderedReduce {
 }
 
 impl Gather {
-    fn checked(self, group: u64, world: usize) -> Result<Step> {
+    fn step(self, group: u64, members: &Members, boxes: Option<&Boxes>) -> Result<Step> {
+        let digest = self.check(group, members.len())?;
+        let shot = |boxes| OneShot::gather(boxes, &self, digest, members.place);
+        let shot = boxes.map_or(Ok(None), shot)?;
+        Ok(shot.map_or_else(|| Step::Gather(self, digest), Step::OneShot))
+    }
+
+    /// A fingerprint of everything that must agree between members.
+    fn check(&self, group: u64, world: usize) -> Result<u64> {
         self.window.check(group)?;
         let (what, got) = ("gather segments", self.segments.len());
         if got != world {
@@ -272,7 +293,7 @@ impl Gather {
         let mut digest = Digest::default();
         digest.add(self.element_bytes);
         digest.add_segments(&self.segments);
-        Ok(Step::Gather(self, digest.value()))
+        Ok(digest.value())
     }
 }
 

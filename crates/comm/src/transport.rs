@@ -18,6 +18,12 @@ pub(crate) trait Transport: Send + Sync {
     /// Collective.
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window>;
 
+    /// As [`Transport::window`], for a box that others may still read when this member has dropped
+    /// it.
+    fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
+        self.window(device, group, bytes)
+    }
+
     /// Runs one step, whose memory nobody else touches meanwhile.
     fn run(&self, device: &Device, step: &Step) -> Result<()>;
 }

@@ -76,6 +76,11 @@ impl Window {
         Ok(Tensor::new(buffer.clone(), offset, &[len], dtype)?)
     }
 
+    /// Whether the memory of every member is within reach of this one.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.buffers.iter().all(Option::is_some)
+    }
+
     /// Whether the group of that number made it.
     pub(crate) fn check(&self, group: u64) -> Result<(), CommError> {
         match self.group == group {

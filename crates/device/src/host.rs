@@ -58,7 +58,7 @@ pub(crate) enum Entry<'a> {
 }
 
 /// A stream is the caller's until this is dropped.
-pub(crate) struct Turn<'a> {
+pub struct Turn<'a> {
     stream: &'a HostStream,
 }
 

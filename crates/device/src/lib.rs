@@ -61,6 +61,7 @@ pub use dtype::{DType, Element};
 pub use error::DeviceError;
 pub use event::Event;
 pub use gpu::entry_points;
+pub use host::Turn;
 pub use kernel::Kernel;
 pub use kind::{Arch, DeviceKind};
 pub use memory::{Buffer, Pinned, SharedPart};

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::driver::{Direction, Driver, Faults, Handle, HostCall};
 use crate::event::{Mark, RawEvent, foreign};
-use crate::host::{Entry, HostJob, HostStream, Op};
+use crate::host::{Entry, HostJob, HostStream, Op, Turn};
 use crate::{Device, DeviceError, DeviceKind, Element, Event, Function, Graph, Grid, Kernel};
 use crate::{Pinned, Tensor};
 
@@ -379,6 +379,20 @@ impl Stream {
     ) -> Result<R, DeviceError> {
         let _turn = self.host_stream(name)?.wait_for_turn()?;
         Kernel::run(name, &self.device, kernel)
+    }
+
+    /// The stream as the caller's own, until the turn is dropped, if nothing is queued or running
+    /// on it: for work as that of [`Stream::host`] by whoever would wait for it anyway. None on
+    /// the guarded device, which runs everything later, and where a driver has the streams.
+    ///
+    /// # Errors
+    /// A device that was given up.
+    pub fn try_turn(&self) -> Result<Option<Turn<'_>>, DeviceError> {
+        let Queue::Host(stream) = &self.queue else { return Ok(None) };
+        Ok(match stream.enter()? {
+            Entry::Inline(turn) => Some(turn),
+            Entry::Lost | Entry::Queue => None,
+        })
     }
 
     /// The present end of the stream.

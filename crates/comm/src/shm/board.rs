@@ -214,6 +214,11 @@ impl Board {
         self.kind == Kind::Group && from != to && self.channel(from, to).has_mail()
     }
 
+    /// Whether it does, sent before collective `sequence`.
+    pub(super) fn has_mail_from_before(&self, from: usize, to: usize, sequence: u64) -> bool {
+        self.has_mail(from, to) && self.channel(from, to).after() < sequence
+    }
+
     fn bell_word(&self, place: usize) -> &AtomicU32 {
         system::low_half(&self.record(place)[RECORD_BELL])
     }

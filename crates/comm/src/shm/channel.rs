@@ -20,6 +20,7 @@ pub(super) const WORDS: usize = HEAD + BOXES as usize * BOX;
 /// The two ends' positions in the head, in cache lines of their own.
 const WRITTEN: usize = 0;
 const LENGTH: usize = 16;
+const AFTER: usize = LENGTH + BOXES as usize;
 const READ: usize = 32;
 
 /// One direction between two ranks.
@@ -46,10 +47,13 @@ impl Channel<'_> {
         self.filled() > 0
     }
 
-    /// Fills the next box with part of a message of `total` bytes. Needs [`Channel::has_room`].
-    pub(super) fn put(&self, total: u64, bytes: &[u8]) {
+    /// Fills the next box with part of a message of `total` bytes, which the sender sends after its
+    /// collective `after`. Needs [`Channel::has_room`].
+    pub(super) fn put(&self, after: u64, total: u64, bytes: &[u8]) {
         let written = self.half(WRITTEN).load(Ordering::Relaxed);
-        self.words[LENGTH + (written % BOXES) as usize].store(total, Ordering::Relaxed);
+        let index = (written % BOXES) as usize;
+        self.words[LENGTH + index].store(total, Ordering::Relaxed);
+        self.words[AFTER + index].store(after, Ordering::Relaxed);
         system::store_bytes(self.boxed(written), bytes);
         self.half(WRITTEN).store(written.wrapping_add(1), Ordering::SeqCst);
     }
@@ -58,6 +62,13 @@ impl Channel<'_> {
     pub(super) fn total(&self) -> u64 {
         let read = self.half(READ).load(Ordering::Relaxed);
         self.words[LENGTH + (read % BOXES) as usize].load(Ordering::Relaxed)
+    }
+
+    /// The collective after which the message of the next box was sent. Needs
+    /// [`Channel::has_mail`].
+    pub(super) fn after(&self) -> u64 {
+        let read = self.half(READ).load(Ordering::Relaxed);
+        self.words[AFTER + (read % BOXES) as usize].load(Ordering::Relaxed)
     }
 
     /// Empties the next box into `bytes`. Needs [`Channel::has_mail`].

@@ -178,8 +178,9 @@ impl Endpoint {
                 return Err(CommError::Mismatch { operation, sequence, rank: place, theirs });
             }
         }
-        // In a group no peer sends anything from here until this member has left.
-        let sent = |&peer: &usize| self.board.has_mail(peer, self.place());
+        // A peer that has run ahead may send for later, but nothing may be left from before.
+        let (place, sequence) = (self.place(), call.sequence);
+        let sent = |&peer: &usize| self.board.has_mail_from_before(peer, place, sequence);
         self.members.peers().find(sent).map_or(Ok(()), |rank| Err(self.at_exchange(call, rank)))
     }
 

@@ -41,7 +41,7 @@ impl Endpoint {
         let mut looks = 0;
         loop {
             let heard = self.board.bell(self.place());
-            if self.move_some(device, messages, parts)? {
+            if self.move_some(device, messages, *sequence, parts)? {
                 (call, looks) = (self.call(call.operation, call.sequence), 0);
                 self.job().part_done();
             }
@@ -69,7 +69,13 @@ impl Endpoint {
     }
 
     /// Fills and empties boxes as far as that goes now; whether anything moved.
-    fn move_some(&self, device: &Device, messages: &[P2p], parts: &mut [Part]) -> Result<bool> {
+    fn move_some(
+        &self,
+        device: &Device,
+        messages: &[P2p],
+        after: u64,
+        parts: &mut [Part],
+    ) -> Result<bool> {
         let mut moved = false;
         for index in 0..messages.len() {
             let same_way = |other: &P2p| {
@@ -79,13 +85,19 @@ impl Endpoint {
             let before = messages[..index].iter().zip(&*parts);
             let is_next = before.clone().all(|(other, part)| part.is_done || !same_way(other));
             if is_next && !parts[index].is_done {
-                moved |= self.move_one(device, &messages[index], &mut parts[index])?;
+                moved |= self.move_one(device, &messages[index], after, &mut parts[index])?;
             }
         }
         Ok(moved)
     }
 
-    fn move_one(&self, device: &Device, message: &P2p, part: &mut Part) -> Result<bool> {
+    fn move_one(
+        &self,
+        device: &Device,
+        message: &P2p,
+        after: u64,
+        part: &mut Part,
+    ) -> Result<bool> {
         let (peer, bytes) = (message.peer(), bytes_of(message.tensor())?);
         let channel = match message.is_send() {
             true => self.board.channel(self.place(), peer),
@@ -101,7 +113,7 @@ impl Endpoint {
             let piece = bytes.flat(part.bytes..(part.bytes + BOX_BYTES).min(bytes.len()))?;
             if message.is_send() {
                 device.with_memory("send", |k| {
-                    channel.put(total, k.read::<u8>(&piece)?);
+                    channel.put(after, total, k.read::<u8>(&piece)?);
                     Ok(())
                 })?;
             } else {

@@ -22,16 +22,7 @@ impl Words {
     /// Reserves and maps `words` words from byte `at` on; zero where nobody has written yet.
     /// Several processes may do so at once.
     pub(super) fn create(file: &File, at: u64, words: usize) -> Result<Words, CommError> {
-        // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
-        // the first touch.
-        // SAFETY: a system call on an open descriptor.
-        let code = unsafe {
-            libc::posix_fallocate(file.as_raw_fd(), at as libc::off_t, (words * 8) as libc::off_t)
-        };
-        if code != 0 {
-            let source = std::io::Error::from_raw_os_error(code);
-            return Err(CommError::SharedMemory { action: "reserve", source });
-        }
+        reserve(file, at, words * 8)?;
         Words::open(file, at, words)
     }
 
@@ -52,6 +43,23 @@ impl Words {
         // SAFETY: the mapping is page-aligned, readable, writable and `len` words long for as
         // long as `self`; every access by any process is atomic, so shared references are sound.
         unsafe { std::slice::from_raw_parts(self.map.as_mut_ptr().cast::<AtomicU64>(), len) }
+    }
+}
+
+/// Reserves the pages of `bytes` bytes from byte `at` on: a lack of memory is an error here instead
+/// of a SIGBUS at the first touch. What is there stays.
+pub(super) fn reserve(file: &File, at: u64, bytes: usize) -> Result<(), CommError> {
+    let (at, bytes) = (at as libc::off_t, bytes as libc::off_t);
+    loop {
+        // SAFETY: a system call on an open descriptor.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), at, bytes) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            code => {
+                let source = std::io::Error::from_raw_os_error(code);
+                return Err(CommError::SharedMemory { action: "reserve", source });
+            }
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! The operations: what is read between entering and leaving.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-use device::{DType, Device, Placement, Tensor};
+use device::{Buffer, DType, Device, Placement, SharedPart, Tensor};
 
 use super::board::{MAIL_BYTES, WORD_BYTES};
 use super::endpoint::{Call, Endpoint, Reads, State};
+use super::system;
 use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::{Joined, bytes_of, copy};
+use crate::one_shot::{OneShot, Take};
 use crate::op::{AllToAll, Gather, Reduction, Step};
 use crate::ordered::{self, Source, Wanted};
 use crate::transport::Transport;
@@ -62,29 +65,27 @@ impl Transport for Endpoint {
     }
 
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
-        self.collective(Operation::Window, bytes as u64, |end, state, call| {
-            let place = state.places.take(bytes);
-            let placement = match end.members.len() {
+        self.make_window(device, group, bytes, |place| {
+            let placement = match self.members.len() {
                 // Nobody else reads it, and private memory may have huge pages.
                 1 => Placement::Private,
-                _ => Placement::Shared(place(end.place())),
+                _ => Placement::Shared(place.clone()),
             };
-            let mine = device.alloc(bytes, &placement)?;
-            end.enter(call)?;
-            let map = |member| match member == end.place() {
-                true => Ok(Some(mine.clone())),
-                false => device.map_shared(&place(member), bytes).map(Some),
-            };
-            let buffers = (0..end.members.len()).map(map);
-            let buffers = buffers.collect::<std::result::Result<_, _>>()?;
-            end.leave(call)?;
-            end.job().counters.add(Operation::Window, 0, 0, 0);
-            Ok(Window::new(buffers, end.place(), group, bytes))
+            Ok(device.alloc(bytes, &placement)?)
+        })
+    }
+
+    fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
+        // A peer may read it when this member has dropped it: its pages go with the job's memory.
+        self.make_window(device, group, bytes, |place| {
+            system::reserve(&place.file, place.offset, bytes)?;
+            Ok(device.map_shared(place, bytes)?)
         })
     }
 
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         match step {
+            Step::OneShot(shot) => self.one_shot(device, shot),
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
                     end.reduce(reduction, state)
@@ -120,6 +121,29 @@ impl Source for Mapped<'_> {
 }
 
 impl Endpoint {
+    fn make_window(
+        &self,
+        device: &Device,
+        group: u64,
+        bytes: usize,
+        mine: impl FnOnce(&SharedPart) -> Result<Buffer>,
+    ) -> Result<Window> {
+        self.collective(Operation::Window, bytes as u64, |end, state, call| {
+            let place = state.places.take(bytes);
+            let mine = mine(&place(end.place()))?;
+            end.enter(call)?;
+            let map = |member| match member == end.place() {
+                true => Ok(Some(mine.clone())),
+                false => device.map_shared(&place(member), bytes).map(Some),
+            };
+            let buffers = (0..end.members.len()).map(map);
+            let buffers = buffers.collect::<std::result::Result<_, _>>()?;
+            end.leave(call)?;
+            end.job().counters.add(Operation::Window, 0, 0, 0);
+            Ok(Window::new(buffers, end.place(), group, bytes))
+        })
+    }
+
     /// An operation whose body reads peers' windows.
     fn counted(
         &self,
@@ -131,6 +155,28 @@ impl Endpoint {
             end.enter(call)?;
             body(end, state, call)?;
             end.leave_counted(call, &state.reads)
+        })
+    }
+
+    fn one_shot(&self, device: &Device, shot: &OneShot) -> Result<()> {
+        self.collective(shot.operation(), shot.digest, |end, state, call| {
+            let (from, turn) = shot.turn(call.sequence);
+            copy(device, "put", from, &turn.own)?;
+            end.enter(call)?;
+            match &turn.take {
+                Take::Sum(reduction) => end.reduce(reduction, state)?,
+                Take::Copies(copies) => {
+                    for (peer, from, into) in copies {
+                        state.reads.add(*peer, copy(device, "take", from, into)?);
+                    }
+                }
+            }
+            let peers = end.members.peers();
+            let received = peers.map(|peer| state.reads.of(peer).swap(0, Relaxed)).sum();
+            // Every peer takes all of it, if it is not there already.
+            let sent = from.bytes() * (end.members.len() - 1);
+            end.job().counters.add(call.operation, sent as u64, 0, received);
+            Ok(())
         })
     }
 

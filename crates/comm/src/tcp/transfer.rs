@@ -11,6 +11,7 @@ use super::exchange::{self, Call, PART_BYTES, Traffic};
 use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::{Joined, bytes_of, copy, load, store};
+use crate::one_shot::Take;
 use crate::op::{AllToAll, Gather, Reduction, Step};
 use crate::ordered::{self, Source, Wanted};
 use crate::transport::Transport;
@@ -75,15 +76,18 @@ impl Transport for Endpoint {
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         let operation = step.operation();
         match step {
-            Step::Reduce(reduction) => {
-                self.collective(operation, reduction.digest, async |state, call, progress| {
-                    let traffic = Summing { place: self.place(), device, reduction };
-                    let traffic = RefCell::new(traffic);
-                    exchange::exchange(&mut state.links, call, progress, &traffic).await?;
-                    self.count(call, &mut state.links);
-                    Ok(())
-                })
+            Step::OneShot(shot) => {
+                // What is sent is a copy, so that sums may take its place. One box is enough: when
+                // an operation is done all of it is sent.
+                let (from, turn) = shot.turn(0);
+                copy(device, "put", from, &turn.own)?;
+                match &turn.take {
+                    Take::Sum(reduction) => self.reduce(device, operation, shot.digest, reduction),
+                    // Boxes are out of reach here.
+                    Take::Copies(_) => Err(CommError::ForeignWindow),
+                }
             }
+            Step::Reduce(reduction) => self.reduce(device, operation, reduction.digest, reduction),
             Step::Gather(op, digest) => {
                 self.collective(operation, *digest, async |state, call, progress| {
                     let traffic = RefCell::new(Gathering { place: self.place(), device, op });
@@ -121,6 +125,21 @@ impl Transport for Endpoint {
 }
 
 impl Endpoint {
+    fn reduce(
+        &self,
+        device: &Device,
+        operation: Operation,
+        digest: u64,
+        reduction: &Reduction,
+    ) -> Result<()> {
+        self.collective(operation, digest, async |state, call, progress| {
+            let traffic = RefCell::new(Summing { place: self.place(), device, reduction });
+            exchange::exchange(&mut state.links, call, progress, &traffic).await?;
+            self.count(call, &mut state.links);
+            Ok(())
+        })
+    }
+
     /// An operation without payload; `first` runs before peers are told.
     fn empty<R>(
         &self,

@@ -1,0 +1,139 @@
+//! Small operations in one round: each member puts what it gives into a box that all others read,
+//! and takes what it needs out of theirs.
+//!
+//! ```text
+//! member 0   window ──put──▶ box ─┬──────────────┐
+//!                                 ▼              ▼
+//! member 1   window ──put──▶ box ─┼─▶ sum        └─▶ sum ─▶ window of member 1
+//!                                 └───▶ window of member 0
+//! ```
+//!
+//! In two rounds (an owner sums its share, then all gather) fewer bytes are read; here each member
+//! reads everything, but waits for the others once, and its own window is not read by anyone.
+//!
+//! A group has two boxes per member, which its operations use in turn: a member fills a box again
+//! only when all have begun the operation between, hence read what was in it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use device::{DType, Tensor};
+
+use crate::memory::bytes_of;
+use crate::op::{Gather, OrderedReduce, Reduction};
+use crate::{EvenPlan, Operation, Result, Window};
+
+/// Bytes of a box, and what a member reads at most of all others' together: up to there a round
+/// less is worth more than the bytes.
+pub(crate) const BOX_BYTES: usize = 16 << 10;
+
+/// The boxes of a group, one window for each turn.
+pub(crate) type Boxes = [Window; 2];
+
+/// An operation in one round.
+pub(crate) struct OneShot {
+    /// Bytes of this member's window.
+    from: Tensor,
+    turns: [Turn; 2],
+    operation: Operation,
+    pub digest: u64,
+}
+
+/// The operation by one of the two boxes.
+pub(crate) struct Turn {
+    /// Bytes of this member's box, as many as it gives.
+    pub own: Tensor,
+    pub take: Take,
+}
+
+/// What is taken out of the boxes.
+pub(crate) enum Take {
+    Sum(Reduction),
+    /// Of each peer, by its place: bytes of its box, and of this member's window.
+    Copies(Vec<(usize, Tensor, Tensor)>),
+}
+
+impl OneShot {
+    /// The sum over all windows, for every member; none where two rounds are better.
+    ///
+    /// # Errors
+    /// As the reduction in two rounds.
+    pub(crate) fn all_reduce(
+        boxes: &Boxes,
+        window: &Window,
+        plan: &EvenPlan,
+        (group, place): (u64, usize),
+    ) -> Result<Option<OneShot>> {
+        let (range, dtype, members) = (plan.range(), plan.dtype(), plan.segments().len());
+        if range.is_empty() || range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
+            return Ok(None);
+        }
+        window.check(group)?;
+        let out = window.tensor(range.start, &[range.len()], dtype)?;
+        let whole: Arc<[Vec<Range<usize>>]> =
+            (0..members).map(|_| std::iter::once(0..range.len()).collect()).collect();
+        let turn = |boxed: &Window| -> Result<Turn> {
+            let reduce = OrderedReduce {
+                range: 0..range.len(),
+                segments: Arc::clone(&whole),
+                ..plan.reduce(boxed, out.clone())
+            };
+            let own = bytes_of(&boxed.of_member(place, 0, range.len(), dtype)?)?;
+            Ok(Turn { own, take: Take::Sum(reduce.checked(group, members)?) })
+        };
+        let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
+        let digest = match &turns[0].take {
+            // Elsewhere in the window is another operation.
+            Take::Sum(reduction) => reduction.digest.wrapping_add(range.start as u64),
+            Take::Copies(_) => 0,
+        };
+        let operation = Operation::ReduceScatterOrdered;
+        Ok(Some(OneShot { from: bytes_of(&out)?, turns, operation, digest }))
+    }
+
+    /// A gather; none where two rounds are better, or peers' boxes are out of reach.
+    ///
+    /// # Errors
+    /// Segments out of bounds.
+    pub(crate) fn gather(
+        boxes: &Boxes,
+        gather: &Gather,
+        digest: u64,
+        place: usize,
+    ) -> Result<Option<OneShot>> {
+        let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
+        let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
+        let is_small = all * gather.element_bytes <= BOX_BYTES && all > 0;
+        if !is_small || !gather.segments.iter().all(one_range) || !boxes[0].is_mapped() {
+            return Ok(None);
+        }
+        let bytes = |place: usize| {
+            let range = gather.segments[place].first().cloned().unwrap_or(0..0);
+            range.start * gather.element_bytes..range.end * gather.element_bytes
+        };
+        let part =
+            |range: Range<usize>| gather.window.tensor(range.start, &[range.len()], DType::U8);
+        let turn = |boxed: &Window| -> Result<Turn> {
+            let in_box = |member, len| boxed.of_member(member, 0, len, DType::U8);
+            let peers = (0..gather.segments.len()).filter(|&peer| peer != place);
+            let copies = peers.filter(|&peer| !bytes(peer).is_empty()).map(|peer| {
+                let range = bytes(peer);
+                Ok((peer, in_box(peer, range.len())?, part(range)?))
+            });
+            let take = Take::Copies(copies.collect::<Result<_>>()?);
+            Ok(Turn { own: in_box(place, bytes(place).len())?, take })
+        };
+        let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
+        let (from, operation) = (part(bytes(place))?, Operation::AllGatherSegments);
+        Ok(Some(OneShot { from, turns, operation, digest }))
+    }
+
+    pub(crate) fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// What this member gives, and the boxes of the operation with this number.
+    pub(crate) fn turn(&self, sequence: u64) -> (&Tensor, &Turn) {
+        (&self.from, &self.turns[(sequence % 2) as usize])
+    }
+}
