@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use device::{DType, DeviceError};
 
@@ -102,6 +103,13 @@ pub enum CommError {
     Sum(kernels::KernelError),
     #[error("the window belongs to another group; use one that this group made")]
     ForeignWindow,
+    #[error("the operation was prepared by another group; use one that this group prepared")]
+    ForeignOperation,
+    #[error("{what} {}..{} and {}..{} overlap; each element belongs to one member at most",
+        first.start, first.end, second.start, second.end)]
+    Overlap { what: &'static str, first: Range<usize>, second: Range<usize> },
+    #[error("rank {rank} sends to or receives from itself; messages go between two ranks")]
+    OwnMessage { rank: usize },
     /// Of a partition into groups.
     #[error("the groups {problem}; every rank of 0 to {} belongs to exactly one", world - 1)]
     Partition { problem: String, world: usize },

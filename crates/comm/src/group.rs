@@ -164,21 +164,25 @@ impl Group {
     /// to this group before; returns at once. Members submit in the same order.
     ///
     /// # Errors
-    /// An operation of another group; the job is given up; the device refuses. What becomes of the
-    /// operation itself, [`Pending::wait`] tells.
+    /// An operation of another group; the device refuses; the job is given up, then at the latest.
+    /// What becomes of the operation itself, [`Pending::wait`] tells.
     pub fn submit(&self, after: &Stream, op: &Prepared) -> Result<Pending> {
         let Shared { staging, after: events, .. } = &*self.shared;
         let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
         *submitted += 1;
         self.check(op, *submitted)?;
-        let event = after.record()?;
-        match staging {
-            None => self.stream.wait_for(&event)?,
-            Some(_) => {
-                events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+        let enqueue = || {
+            let event = after.record()?;
+            match staging {
+                None => self.stream.wait_for(&event)?,
+                Some(_) => {
+                    events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+                }
             }
-        }
-        self.stream.host_shared(Arc::clone(&op.job))?;
+            self.stream.host_shared(Arc::clone(&op.job))
+        };
+        let call = (op.operation, *submitted);
+        enqueue().map_err(|error| self.shared.explain(call, error))?;
         self.pending(op.operation, *submitted)
     }
 
@@ -198,23 +202,28 @@ impl Group {
 
     /// The number of an operation that the caller may run at once, and the group's stream for it.
     fn try_turn(&self, after: &Stream, op: &Prepared) -> Result<Option<(u64, Turn<'_>)>> {
-        if self.shared.staging.is_some() || !after.record()?.query()? {
-            return Ok(None);
-        }
         let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check(op, *submitted + 1)?;
-        let turn = self.stream.try_turn()?;
+        let number = *submitted + 1;
+        self.check(op, number)?;
+        let is_ready = || after.record()?.query();
+        let turn = (|| match self.shared.staging.is_none() && is_ready()? {
+            true => self.stream.try_turn(),
+            false => Ok(None),
+        })();
+        let turn = turn.map_err(|error| self.shared.explain((op.operation, number), error))?;
         *submitted += u64::from(turn.is_some());
-        Ok(turn.map(|turn| (*submitted, turn)))
+        Ok(turn.map(|turn| (number, turn)))
     }
 
     /// Whether the operation is this group's, and the job not given up.
     fn check(&self, op: &Prepared, number: u64) -> Result<()> {
+        let job = self.shared.transport.job();
         if op.group != self.shared.number {
-            return Err(CommError::ForeignWindow);
+            // The others would wait for this one.
+            let (members, call) = (self.shared.transport.members(), (op.operation, number));
+            return job.settle(members, call, Err(CommError::ForeignOperation));
         }
-        let given_up = self.shared.transport.job().revocation().error(op.operation, number);
-        given_up.map_or(Ok(()), Err)
+        job.revocation().error(op.operation, number).map_or(Ok(()), Err)
     }
 
     /// Runs an operation that is not worth preparing, and waits for it.

@@ -12,6 +12,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::counters::CounterCells;
@@ -59,6 +60,8 @@ pub(crate) struct Job {
     pub settings: Settings,
     pub counters: CounterCells,
     moments: Box<dyn Moments>,
+    /// The pulse when it was last looked at.
+    pulse: AtomicU64,
 }
 
 /// The ranks of a channel or group, in their order there, and which of them this one is. Inside an
@@ -93,7 +96,8 @@ impl Job {
         settings: Settings,
         moments: Box<dyn Moments>,
     ) -> Job {
-        Job { rank, world, settings, counters: CounterCells::default(), moments }
+        let pulse = AtomicU64::new((settings.pulse)());
+        Job { rank, world, settings, counters: CounterCells::default(), moments, pulse }
     }
 
     pub(crate) fn timeout_ms(&self) -> u64 {
@@ -115,6 +119,14 @@ impl Job {
     /// This rank has moved something.
     pub(crate) fn got_on(&self) {
         self.moments.advance(self.rank, self.moments.now_ms());
+    }
+
+    /// Whoever waits looks, and a watchdog, where there are other ranks.
+    pub(crate) fn look_at_pulse(&self) {
+        let now = (self.settings.pulse)();
+        if self.pulse.swap(now, Ordering::Relaxed) != now {
+            self.got_on();
+        }
     }
 
     /// Between the parts of an operation.
@@ -143,6 +155,7 @@ impl Job {
         patience: &Cell<Patience>,
         awaited: impl Iterator<Item = usize> + Clone,
     ) -> bool {
+        self.look_at_pulse();
         let awaited = awaited.map(|place| members.ranks[place]);
         let mut looked_at = patience.get();
         let used = looked_at.used();
@@ -200,8 +213,6 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
 
     /// A clock that stands at 10 s, and moments that tests set.
@@ -235,6 +246,21 @@ mod tests {
         assert!(!job.is_over(&all, &patience, 1..2));
         assert!(job.is_over(&all, &patience, 1..3));
         assert_eq!(job.standing(&all, &patience, 1..3), [2]);
+    }
+
+    #[test]
+    fn a_rank_that_works_does_not_stand_still_for_itself() {
+        fn beating() -> u64 {
+            static BEATS: AtomicU64 = AtomicU64::new(0);
+            BEATS.fetch_add(1, Ordering::Relaxed)
+        }
+        let table = || Box::new(Table([0, 0, 0].map(AtomicU64::new)));
+        for (pulse, is_over) in [((|| 0) as fn() -> u64, true), (beating, false)] {
+            let job = Job::new(0, 1, Settings { pulse, ..Settings::new(30) }, table());
+            let (patience, all) = (job.patience(), Members::all(0, 1));
+            std::thread::sleep(Duration::from_millis(40));
+            assert_eq!(job.is_over(&all, &patience, 0..1), is_over);
+        }
     }
 
     #[test]

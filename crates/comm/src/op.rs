@@ -172,7 +172,10 @@ impl Op {
         let (place, world) = (members.place, members.len());
         let gather = |op: Gather| op.step(group, members, boxes);
         Ok(match self {
-            Op::ReduceScatterOrdered(op) => vec![Step::Reduce(op.checked(group, world)?)],
+            Op::ReduceScatterOrdered(op) => {
+                check_disjoint("reduce segments", op.segments.iter().flatten())?;
+                vec![Step::Reduce(op.checked(group, world)?)]
+            }
             Op::AllGatherSegments(op) => vec![gather(op)?],
             Op::AllReduce { window, plan } => {
                 let shot = |boxes| OneShot::all_reduce(boxes, &window, &plan, (group, place));
@@ -200,8 +203,11 @@ impl Op {
             }
             Op::Exchange(messages) => {
                 let stranger = |message: &&P2p| message.peer() >= world || message.peer() == place;
-                if let Some(message) = messages.iter().find(stranger) {
-                    return Err(CommError::NoSuchRank { rank: message.peer(), world });
+                if let Some(rank) = messages.iter().find(stranger).map(P2p::peer) {
+                    return Err(match rank == place {
+                        true => CommError::OwnMessage { rank: members.ranks[place] },
+                        false => CommError::NoSuchRank { rank, world },
+                    });
                 }
                 vec![Step::Exchange(messages)]
             }
@@ -290,6 +296,7 @@ impl Gather {
         }
         let len = self.window.bytes() / self.element_bytes.max(1);
         check_segments(what, &self.segments, &(0..len))?;
+        check_disjoint(what, self.segments.iter().flatten())?;
         let mut digest = Digest::default();
         digest.add(self.element_bytes);
         digest.add_segments(&self.segments);
@@ -313,7 +320,23 @@ impl AllToAll {
                 }
             }
         }
-        Ok(())
+        check_disjoint("receive ranges", self.receive.iter())
+    }
+}
+
+/// Proves that no two ranges meet: what one member writes no other touches.
+fn check_disjoint<'a>(
+    what: &'static str,
+    ranges: impl Iterator<Item = &'a Range<usize>>,
+) -> Result<()> {
+    let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    match ranges.windows(2).find(|pair| pair[0].end > pair[1].start) {
+        None => Ok(()),
+        Some(pair) => {
+            let [first, second] = [0, 1].map(|index| pair[index].clone());
+            Err(CommError::Overlap { what, first, second })
+        }
     }
 }
 

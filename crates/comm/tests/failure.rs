@@ -219,6 +219,28 @@ fn arguments_out_of_bounds_fail_everywhere_instead_of_hanging() {
 }
 
 #[test]
+fn segments_that_overlap_and_messages_to_oneself_are_refused() {
+    with_ranks("shm", 1, PATIENCE_MS, |world| {
+        let device = Device::cpu(1).unwrap();
+        let group = world.group(&device).unwrap();
+        let window = group.window(64).unwrap();
+        let segments = [vec![8..12, 0..4, 3..6]].into();
+        let gather = Gather { window, element_bytes: 4, segments };
+        let refused = message(group.prepare(Op::AllGatherSegments(gather)));
+        let what = "gather segments 0..4 and 3..6 overlap; each element belongs to one member";
+        assert!(refused.starts_with(what), "{refused}");
+    });
+    with_ranks("shm", 1, PATIENCE_MS, |world| {
+        let device = Device::cpu(1).unwrap();
+        let (group, stream) = (world.group(&device).unwrap(), device.stream());
+        let tensor = device.zeros(&[1], DType::F32).unwrap();
+        let messages = vec![P2p::Send { to: 0, tensor }];
+        let refused = message(group.run(&stream, Op::Exchange(messages)));
+        assert!(refused.starts_with("rank 0 sends to or receives from itself"), "{refused}");
+    });
+}
+
+#[test]
 fn a_window_of_another_group_is_refused() {
     for kind in BACKENDS {
         let device = Device::cpu(1).unwrap();

@@ -422,6 +422,45 @@ fn beating() -> u64 {
 }
 
 #[test]
+fn a_sender_that_stands_still_is_named_and_not_who_has_received() {
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let of = |rank: usize| {
+        let is_slow = Arc::clone(&is_slow);
+        let disturb = move || {
+            if rank == 0 && is_slow.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_secs(3));
+            }
+        };
+        // Rank 2 works on when it has its message.
+        let pulse = if rank == 2 { beating } else { || 0 };
+        Settings { pulse, disturb: Some(Arc::new(disturb)), ..settings(500) }
+    };
+    for kind in BACKENDS {
+        let said = with_settings(kind, 3, of, |world| {
+            let device = Device::cpu(1).unwrap();
+            let (group, stream) = (world.group(&device).unwrap(), device.stream());
+            let [large, small] = [8 << 20, 8].map(|len| device.zeros(&[len], DType::U8).unwrap());
+            control(&world).barrier().unwrap();
+            is_slow.store(true, Ordering::Relaxed);
+            let send = |to, tensor: &Tensor| P2p::Send { to, tensor: tensor.clone() };
+            let receive = |from, tensor: &Tensor| P2p::Receive { from, tensor: tensor.clone() };
+            let messages = match world.rank() {
+                0 => vec![send(1, &large)],
+                1 => vec![send(2, &small), receive(0, &large)],
+                _ => vec![receive(1, &small)],
+            };
+            let said = message(group.run(&stream, Op::Exchange(messages)));
+            if world.rank() == 2 {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            said
+        });
+        assert!(said[1].contains("rank 0 had not arrived after 500 ms"), "{kind}: {said:?}");
+        is_slow.store(false, Ordering::Relaxed);
+    }
+}
+
+#[test]
 fn a_rank_that_works_is_waited_for_beyond_the_timeout() {
     const TIMEOUT_MS: u64 = 2500;
     let busy = |rank: usize| {

@@ -237,6 +237,9 @@ impl From<comm::CommError> for CliError {
             | CommError::Range { .. }
             | CommError::SumType { .. }
             | CommError::Sum(_)
+            | CommError::Overlap { .. }
+            | CommError::OwnMessage { .. }
+            | CommError::ForeignOperation
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
             CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),

@@ -122,20 +122,22 @@ impl Endpoint {
     ) -> Result<R> {
         self.run(|state| {
             let call = self.next_call(state, operation);
-            self.announce(&call, digest);
-            let result = body(self, state, &call);
+            let result = self.check_revoked().and_then(|()| {
+                self.announce(&call, digest);
+                body(self, state, &call)
+            });
             ((operation, call.sequence), result)
         })
     }
 
-    /// Runs `body`, which tells what it was and what became of it.
+    /// Runs `body`, which tells what it was and what became of it; it does nothing if the job is
+    /// given up.
     pub(super) fn run<R>(
         &self,
         body: impl FnOnce(&mut State) -> ((Operation, u64), Result<R>),
     ) -> Result<R> {
         // A panic in an earlier operation leaves at most stale scratch behind.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_revoked()?;
         self.job().disturb();
         let (call, result) = body(&mut state);
         let result = self.job().settle(&self.members, call, result);
@@ -160,6 +162,12 @@ impl Endpoint {
         let Call { operation, sequence, .. } = *call;
         let operation = operation as u64;
         self.board.announce(self.place(), Announcement { sequence, operation, digest });
+    }
+
+    /// Between the parts of an operation, which ends if the job is given up.
+    pub(super) fn part_done(&self) -> Result<()> {
+        self.job().part_done();
+        self.check_revoked()
     }
 
     pub(super) fn check_revoked(&self) -> Result<()> {

@@ -22,7 +22,8 @@ impl Endpoint {
         self.run(|state| {
             state.exchanges += 1;
             let call = self.call(Operation::Exchange, state.exchanges);
-            let result = self.move_all(device, messages, state, &call);
+            let moved = self.check_revoked();
+            let result = moved.and_then(|()| self.move_all(device, messages, state, &call));
             ((call.operation, call.sequence), result)
         })
     }
@@ -43,7 +44,7 @@ impl Endpoint {
             let heard = self.board.bell(self.place());
             if self.move_some(device, messages, *sequence, parts)? {
                 (call, looks) = (self.call(call.operation, call.sequence), 0);
-                self.job().part_done();
+                self.part_done()?;
             }
             if parts.iter().all(|part| part.is_done) {
                 break;

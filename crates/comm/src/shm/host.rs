@@ -123,11 +123,8 @@ impl Shared {
     }
 
     /// One look of the watchdog.
-    fn watch(&self, pulse: &mut u64) {
-        let now = (self.job.settings.pulse)();
-        if std::mem::replace(pulse, now) != now {
-            self.job.got_on();
-        }
+    fn watch(&self) {
+        self.job.look_at_pulse();
         let lost = |rank: &usize| self.gone(*rank) == Some("its process has ended");
         if self.check_revoked().is_ok()
             && let Some(rank) = (0..self.job.world).find(lost)
@@ -144,9 +141,8 @@ impl Watchdog {
         let (shared, over) = (Arc::clone(shared), Arc::clone(&is_over));
         let thread = std::thread::Builder::new().name("watchdog".to_owned());
         let thread = thread.spawn(move || {
-            let mut pulse = (shared.job.settings.pulse)();
             while !over.load(Ordering::Acquire) {
-                shared.watch(&mut pulse);
+                shared.watch();
                 std::thread::park_timeout(LOOK);
             }
         });

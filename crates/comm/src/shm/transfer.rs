@@ -185,7 +185,7 @@ impl Endpoint {
         let source = Mapped { reduction, reads: &state.reads };
         for round in 0..(Joined { segments: &reduction.op.segments[place] }).tiles(PART) {
             ordered::sum_tile(reduction, (place, PART, round), &source)?;
-            self.job().part_done();
+            self.part_done()?;
         }
         Ok(())
     }
@@ -199,7 +199,7 @@ impl Endpoint {
                     let from = op.window.of_member(peer, start, len, DType::U8)?;
                     let into = op.window.of_member(self.place(), start, len, DType::U8)?;
                     reads.add(peer, copy(device, "all_gather_segments", &from, &into)?);
-                    self.job().part_done();
+                    self.part_done()?;
                 }
             }
         }
@@ -253,7 +253,7 @@ impl Endpoint {
             let part = start..(start + PART).min(from.len());
             let (from, into) = (from.flat(part.clone())?, into.flat(part)?);
             reads.add(peer, copy(device, "all_to_all", &from, &into)?);
-            self.job().part_done();
+            self.part_done()?;
         }
         Ok(())
     }

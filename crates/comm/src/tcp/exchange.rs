@@ -298,18 +298,29 @@ pub(super) async fn exchange_pairs(
     device: &Device,
     messages: &[P2p],
 ) -> Result<()> {
-    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     progress.expect(messages.iter().map(|message| message.tensor().bytes() as u64).sum());
+    // Peers do not wait for each other: each of them is awaited until its own messages are through.
+    let open: Vec<Cell<usize>> = links.iter().map(|_| Cell::new(2)).collect();
+    let way_is_done = |peer: usize| {
+        open[peer].set(open[peer].get() - 1);
+        if open[peer].get() == 0 {
+            progress.reach(peer, Stage::Finished);
+        }
+    };
+    let way_is_done = &way_is_done;
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for (peer, link) in links.iter_mut().enumerate() {
         let mine = messages.iter().filter(move |message| message.peer() == peer);
         let Some(Link { read, write, outgoing, incoming, sent, received }) = link else { continue };
-        let (sends, receives) = (mine.clone(), mine.clone());
+        progress.reach(peer, Stage::Arrived);
+        let (sends, receives) = (mine.clone(), mine);
         senders.push(async move {
             for message in sends.filter(|message| message.is_send()) {
                 *sent += 1;
                 let call = Call { sequence: *sent, ..*call };
                 send_one(write, outgoing, (&call, progress), device, message).await?;
             }
+            way_is_done(peer);
             Result::Ok(())
         });
         receivers.push(async move {
@@ -318,9 +329,7 @@ pub(super) async fn exchange_pairs(
                 let call = Call { sequence: *received, ..*call };
                 receive_one(read, incoming, (&call, progress), device, message).await?;
             }
-            if mine.clone().any(|message| !message.is_send()) {
-                progress.reach(peer, Stage::Finished);
-            }
+            way_is_done(peer);
             Result::Ok(())
         });
     }

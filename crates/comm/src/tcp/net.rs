@@ -212,7 +212,7 @@ impl Shared {
         for (peer, &addr) in self.addrs.iter().enumerate().take(me.rank) {
             dials.spawn(mesh::connect(addr, peer, Purpose::Signal, me, Arc::clone(&tries)));
         }
-        let mut pulse = Pulse::new((self.job.settings.pulse)());
+        let mut pulse = Pulse { told: (0, Instant::now()) };
         loop {
             let met = tokio::select! {
                 biased;
@@ -282,21 +282,13 @@ impl Shared {
 
 /// What this process's work looks like to others.
 struct Pulse {
-    seen: u64,
     /// The moment that peers were told last, and when.
     told: (u64, Instant),
 }
 
 impl Pulse {
-    fn new(seen: u64) -> Pulse {
-        Pulse { seen, told: (0, Instant::now()) }
-    }
-
     fn look(&mut self, job: &Job, signals: &mut Signals) {
-        let now = (job.settings.pulse)();
-        if std::mem::replace(&mut self.seen, now) != now {
-            job.got_on();
-        }
+        job.look_at_pulse();
         let moment = job.moments().of(job.rank);
         let (told, when) = self.told;
         if moment > told && when.elapsed() >= TELL {
