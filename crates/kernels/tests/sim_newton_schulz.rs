@@ -7,12 +7,13 @@ mod orthogonalization;
 
 use device::{Arch, DType, Device, SimOptions, Tensor};
 use kernels::KernelError;
+use kernels::Op as _;
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::bandwidth::{self, Traffic};
 use kernels::gpu::modules::Kernels;
 use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::{
-    Algorithm, Bound, Coefficients, STATUS_FINITE, STATUS_NON_FINITE, Storage, orthogonalize, room,
+    Algorithm, Bound, Coefficients, Orthogonalize, STATUS_FINITE, STATUS_NON_FINITE, Storage, room,
 };
 use orthogonalization::{Case, gaussian, reference, relative_error, with_kernels};
 
@@ -111,7 +112,9 @@ fn the_entry_point_runs_a_batch_in_the_workspace_that_it_gets() {
         let run = |bytes| {
             let output = device.zeros(&[expected.len()], DType::F32).unwrap();
             let workspace = device.zeros(&[bytes], DType::U8).unwrap();
-            orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
+            let [input, to, status] = [&input, &output, &status].map(Tensor::clone);
+            let batch = batch.clone();
+            Orthogonalize { batch, input, output: to, workspace, status }.launch(&stream)?;
             Ok::<_, KernelError>(stream.to_vec::<f32>(&output).unwrap())
         };
         let whole = case.prepare(&device).unwrap().workspace_bytes();
@@ -217,8 +220,8 @@ fn two_bound_batches_share_a_workspace() {
             let (stream, f32s) = (device.stream(), (DType::F32, DType::F32));
             let batches = cases.each_ref().map(|case| case.batch().unwrap());
             let rooms = batches.each_ref().map(|batch| room(&device, batch, f32s).unwrap());
-            let bytes = rooms.iter().map(|room| room.workspace_bytes).max().unwrap();
-            let workspace = device.zeros(&[bytes], DType::U8).unwrap();
+            let bytes = rooms.iter().map(|room| room.workspace_elements).max().unwrap();
+            let workspace = device.zeros(&[bytes], rooms[0].workspace_dtype).unwrap();
             let bound: Vec<(Bound, Tensor)> = cases
                 .iter()
                 .zip(&batches)
@@ -227,8 +230,14 @@ fn two_bound_batches_share_a_workspace() {
                     let input = device.tensor(&[values.len()], &values).unwrap();
                     let output = device.zeros(&[values.len()], DType::F32).unwrap();
                     let status = device.zeros(&[case.shapes.len()], DType::U32).unwrap();
-                    let bound = Bound::new(&stream, batch, &input, &output, &workspace, &status);
-                    (bound.unwrap(), output)
+                    let once = Orthogonalize {
+                        batch: batch.clone(),
+                        input,
+                        output: output.clone(),
+                        workspace: workspace.clone(),
+                        status,
+                    };
+                    (Bound::new(&stream, once).unwrap(), output)
                 })
                 .collect();
             for _ in 0..2 {

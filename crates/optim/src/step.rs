@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::newton_schulz::{Bound, STATUS_FINITE};
-use kernels::optimizer::{self, AdamW, AdamWStep, MuonApply, MuonMomentum};
-use kernels::optimizer::{SlotRanges, Spans, Weights};
+use kernels::Op;
+use kernels::newton_schulz::{Bound, Orthogonalize, STATUS_FINITE};
+use kernels::optimizer::{AdamW, AdamWStep, CopyToMasters, Momentum, MuonApply, MuonMomentum};
+use kernels::optimizer::{RoundFromMasters, SlotRanges, Spans, SumOfSquares, Weights};
 use layout::{FlatLayout, Ownership, Schema};
 
 use crate::OptimError;
@@ -157,7 +158,8 @@ impl ShardedOptimizer {
     pub fn statistics(&self, grads: &Tensor, slots: &Tensor) -> Result<(), OptimError> {
         self.check_flat("gradients", grads)?;
         self.check_count("statistic slots", slots.len(), self.slot_count)?;
-        Ok(optimizer::sum_of_squares(&self.stream, &self.slots, grads, slots)?)
+        let (ranges, grads, sums) = (self.slots.clone(), grads.clone(), slots.clone());
+        Ok(SumOfSquares { ranges, grads, sums }.launch(&self.stream)?)
     }
 
     /// Updates this rank's pieces of the flat `weights` from the flat f32 `grads`.
@@ -203,20 +205,19 @@ impl ShardedOptimizer {
         let momentum = MuonMomentum {
             spans: spans.clone(),
             mu: config.momentum,
-            nesterov: config.nesterov,
+            form: if config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
             grads: grads.clone(),
             momentum: batch.momentum.clone(),
             update: update.clone(),
             factors: self.factors.clone(),
         };
-        optimizer::muon_momentum(&self.stream, momentum)?;
+        momentum.launch(&self.stream)?;
         batch.orthogonalize.launch(&self.stream)?;
         let lr = config.lr * scalars.lr_factor;
         let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
         let weights = place(weights, &batch.masters);
         let (spans, direction) = (spans.clone(), direction.clone());
-        let apply = MuonApply { spans, keep, rate, weights, direction };
-        Ok(optimizer::muon_apply(&self.stream, apply)?)
+        Ok(MuonApply { spans, keep, rate, weights, direction }.launch(&self.stream)?)
     }
 
     fn apply_adamw(
@@ -237,7 +238,7 @@ impl ShardedOptimizer {
             second: self.adam_v.clone(),
             factors: self.factors.clone(),
         };
-        Ok(optimizer::adamw(&self.stream, step)?)
+        Ok(step.launch(&self.stream)?)
     }
 
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
@@ -265,7 +266,8 @@ impl ShardedOptimizer {
     pub fn adopt(&mut self, weights: &Tensor) -> Result<(), OptimError> {
         self.check_count("weights", weights.len(), self.flat_len)?;
         for (spans, masters) in self.mastered() {
-            optimizer::copy_to_masters(&self.stream, spans, weights, masters)?;
+            let (spans, flat, masters) = (spans.clone(), weights.clone(), masters.clone());
+            CopyToMasters { spans, flat, masters }.launch(&self.stream)?;
         }
         Ok(())
     }
@@ -278,7 +280,8 @@ impl ShardedOptimizer {
     pub fn publish(&self, weights: &Tensor) -> Result<(), OptimError> {
         self.check_weights(weights)?;
         for (spans, masters) in self.mastered() {
-            optimizer::round_from_masters(&self.stream, spans, masters, weights)?;
+            let (spans, masters, flat) = (spans.clone(), masters.clone(), weights.clone());
+            RoundFromMasters { spans, masters, flat }.launch(&self.stream)?;
         }
         Ok(())
     }
@@ -415,12 +418,14 @@ impl Launches<'_> {
             let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
             let update = part(memory::UPDATE, 0..batch.local.len())?;
             let direction = part(memory::DIRECTION, 0..batch.local.len())?;
-            let status = part(memory::STATUS, batch.pieces.clone())?;
-            // Batches run one after another, so they share scratch and workspace.
-            let workspace = &self.tensors[memory::WORKSPACE];
-            let (stream, matrices) = (self.device.stream(), &batch.matrices);
-            let orthogonalize =
-                Bound::new(&stream, matrices, &update, &direction, workspace, &status)?;
+            let orthogonalize = Orthogonalize {
+                batch: batch.matrices.clone(),
+                input: update.clone(),
+                output: direction.clone(),
+                // Batches run one after another, so they share scratch and workspace.
+                workspace: self.tensors[memory::WORKSPACE].clone(),
+                status: part(memory::STATUS, batch.pieces.clone())?,
+            };
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
@@ -429,7 +434,7 @@ impl Launches<'_> {
                 masters: self.masters(batch.local.clone())?,
                 update,
                 direction,
-                orthogonalize,
+                orthogonalize: Bound::new(&self.device.stream(), orthogonalize)?,
             })
         });
         batches.collect()
