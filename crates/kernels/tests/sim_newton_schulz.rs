@@ -6,8 +6,6 @@
 mod orthogonalization;
 
 use device::{Arch, DType, Device, SimOptions, Tensor};
-use kernels::KernelError;
-use kernels::Op as _;
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::bandwidth::{self, Traffic};
 use kernels::gpu::modules::Kernels;
@@ -15,6 +13,7 @@ use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::{
     Algorithm, Bound, Coefficients, Orthogonalize, STATUS_FINITE, STATUS_NON_FINITE, Storage, room,
 };
+use kernels::{Entries, KernelError, Op as _};
 use orthogonalization::{Case, gaussian, reference, relative_error, with_kernels};
 
 const ARCHS: [Arch; 5] = [Arch::Sm90a, Arch::Sm80, Arch::Gfx90a, Arch::Gfx942, Arch::Gfx950];
@@ -279,14 +278,17 @@ fn products_are_those_of_plain_loops() {
     for arch in [Arch::Sm90a, Arch::Gfx90a] {
         with_kernels(arch, fast(), |device| {
             let kernels = Kernels::of(&device).unwrap();
-            for (form, symmetric, class) in [
-                (Form::Nt, false, Class::Large),
-                (Form::Nn, false, Class::Small),
-                (Form::Nt, true, Class::Small),
+            for (form, entries, class) in [
+                (Form::Nt, Entries::All, Class::Large),
+                (Form::Nn, Entries::All, Class::Small),
+                (Form::Nt, Entries::Triangle, Class::Small),
             ] {
-                let (m, n, k) = if symmetric { (130, 130, 70) } else { (60, 150, 70) };
+                let (m, n, k) = match entries {
+                    Entries::Triangle => (130, 130, 70),
+                    Entries::All => (60, 150, 70),
+                };
                 let shape = Shape { batch: 2, m, n, k };
-                let spec = Spec { shape, symmetric, form, tiles: TileType::F16, class };
+                let spec = Spec { shape, entries, form, tiles: TileType::F16, class };
                 check_product(&device, &kernels, &spec);
             }
         });
@@ -294,9 +296,9 @@ fn products_are_those_of_plain_loops() {
 }
 
 fn check_product(device: &Device, kernels: &Kernels, spec: &Spec) {
-    let Spec { shape: Shape { batch, m, n, k }, symmetric, form, .. } = *spec;
+    let Spec { shape: Shape { batch, m, n, k }, entries, form, .. } = *spec;
     let a = gaussian(1, batch * m * k);
-    let b = if symmetric { a.clone() } else { gaussian(2, batch * n * k) };
+    let b = if entries == Entries::Triangle { a.clone() } else { gaussian(2, batch * n * k) };
     let on_device = |x: &[f32]| device.tensor(&[x.len()], x).unwrap();
     let products = Products::new(kernels, *spec).unwrap();
     let workspace = device.zeros(&[products.workspace_bytes()], DType::U8).unwrap();
