@@ -17,7 +17,7 @@ use layout::{FlatLayout, Ownership, Schema};
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
 use crate::config::{AdamWConfig, MuonConfig};
-use crate::group::{BatchSize, LocalPiece, LocalPlan};
+use crate::group::{BatchSize, Kept, LocalPiece, LocalPlan};
 use crate::memory::{self, MemoryItem, Room};
 use crate::rules::TensorPlan;
 
@@ -301,8 +301,7 @@ impl ShardedOptimizer {
     pub fn states(&self, weights: &Tensor) -> Result<Vec<StateView>, OptimError> {
         self.check_weights(weights)?;
         let mut views = Vec::new();
-        for LocalPiece { piece, row_len, local, muon } in &self.pieces {
-            let range = *local..local + piece.flat.len();
+        for LocalPiece { piece, row_len, kept } in &self.pieces {
             let mut add = |slot, of: &Tensor, range: Range<usize>| {
                 let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
                 views.push(StateView {
@@ -313,19 +312,21 @@ impl ShardedOptimizer {
                 });
                 Ok::<(), OptimError>(())
             };
-            match (self.weights_dtype, muon) {
-                (DType::Bf16, true) => add("param", &self.masters, range.clone())?,
-                (DType::Bf16, false) => {
-                    let range = self.muon_len + range.start..self.muon_len + range.end;
-                    add("param", &self.masters, range)?;
-                }
+            let from = |start: usize| start..start + piece.flat.len();
+            let master = match *kept {
+                Kept::Muon(start) => start,
+                Kept::AdamW(start) => self.muon_len + start,
+            };
+            match self.weights_dtype {
+                DType::Bf16 => add("param", &self.masters, from(master))?,
                 _ => add("param", weights, piece.flat.clone())?,
             }
-            if *muon {
-                add("momentum", &self.momentum, range)?;
-            } else {
-                add("adam_m", &self.adam_m, range.clone())?;
-                add("adam_v", &self.adam_v, range)?;
+            match *kept {
+                Kept::Muon(start) => add("momentum", &self.momentum, from(start))?,
+                Kept::AdamW(start) => {
+                    add("adam_m", &self.adam_m, from(start))?;
+                    add("adam_v", &self.adam_v, from(start))?;
+                }
             }
         }
         Ok(views)
