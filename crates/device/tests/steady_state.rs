@@ -1,6 +1,6 @@
 //! What a step does with streams again and again allocates nothing: kernels on an idle stream and
-//! on one that waits, events, and the same work on the host behind them. Watched on all threads of the process; there
-//! is no test harness here, since it would be watched too.
+//! on one that waits, events, and the same work on the host behind them. Watched on all threads of
+//! the process; there is no test harness here, since it would be watched too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,11 +72,13 @@ fn a_group_beside_the_compute_stream_allocates_nothing() {
         group.host_shared(job.clone()).unwrap();
         let event = group.record().unwrap();
         compute.wait_for(&event).unwrap();
-        compute.launch("add", add(&x)).unwrap();
         (event, compute.record().unwrap())
     });
+    (0..16).for_each(|_| compute.launch("add", add(&x)).unwrap());
     drop((release, ahead));
-    (0..16).for_each(|_| drop(enqueued.wait()));
+    for _ in 0..16 {
+        enqueued.wait();
+    }
     compute.synchronize().unwrap();
     (0..50).for_each(|_| step());
     let before = COUNT.load(Ordering::SeqCst);
