@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use candle_core::{Device as CandleDevice, Result, Tensor as CandleTensor};
 use device::{DType, Device};
-use kernels::newton_schulz::{Algorithm, Batch, Iteration, Matrix, Method, orthogonalize};
+use kernels::Op as _;
+use kernels::newton_schulz::{Algorithm, Batch, Iteration, Matrix, Method, Orthogonalize};
 
 /// Hidden matrices of GPT-2 124M and of a 1B mixture, and a square one.
 const SHAPES: [(usize, usize); 5] =
@@ -55,11 +56,13 @@ fn ours(device: &Device, algorithm: Algorithm, (rows, cols): (usize, usize), x: 
     let work = device.zeros(&[batch.workspace_elements(1)], DType::F32).expect("memory");
     let status = device.zeros(&[1], DType::U32).expect("memory");
     let stream = device.stream();
+    let flops = batch.program(0).flops();
+    let once = Orthogonalize { batch, input, output: output.clone(), workspace: work, status };
     let ms = median(|| {
-        orthogonalize(&stream, &batch, &input, &output, &work, &status).expect("a launch");
+        once.clone().launch(&stream).expect("a launch");
         stream.synchronize().expect("no error");
     });
-    Run { ms, flops: batch.program(0).flops(), out: stream.to_vec(&output).expect("a copy") }
+    Run { ms, flops, out: stream.to_vec(&output).expect("a copy") }
 }
 
 struct Run {

@@ -2,7 +2,9 @@
 
 use device::{DType, Device, Tensor};
 use layout::Role;
-use model::{Architecture, Feed, Gradients, Inputs, MicroBatch, Model, NoHooks, State, initialize};
+use model::{
+    Architecture, Feed, Gradients, Inputs, MicroBatch, Model, NoHooks, State, Types, initialize,
+};
 
 use super::random::Random;
 
@@ -21,7 +23,8 @@ impl Engine {
     /// A freshly initialized model.
     pub fn new(a: &Architecture, batch: MicroBatch, dtype: DType, seed: u64) -> Engine {
         let device = Device::cpu(1).unwrap();
-        let model = Model::new(&device, a, batch, 1 << 12, dtype, false).unwrap();
+        let types = Types { compute: dtype, weights: dtype };
+        let model = Model::new(&device, a, batch, 1 << 12, types).unwrap();
         let len = model.flat().len;
         let weights = device.zeros(&[len], dtype).unwrap();
         initialize(&device.stream(), a, model.schema(), model.flat(), seed, &weights).unwrap();

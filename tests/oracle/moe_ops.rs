@@ -80,7 +80,10 @@ impl Route {
                 Scores::Softmax => moe::Scores::Softmax,
                 Scores::Sigmoid => moe::Scores::Sigmoid,
             },
-            normalize: m.normalize_top_k,
+            shares: match m.normalize_top_k {
+                true => moe::Shares::Normalized,
+                false => moe::Shares::Scores,
+            },
             scale: m.route_scale,
             aux_loss: m.aux_loss,
             z_loss: m.z_loss,

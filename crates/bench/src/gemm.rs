@@ -2,13 +2,13 @@
 //! against.
 
 use device::{DType, Tensor};
-use kernels::Op;
 use kernels::gemm::{Layout, Matmul, Matrix};
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::limit::Ceiling;
 use kernels::gpu::modules::Kernels;
 use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::Storage;
+use kernels::{Entries, Op};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -200,7 +200,8 @@ fn on_the_device(
     let ProductShape { count, m, n, k } = case.shape;
     let kernels = Kernels::of(&bench.device)?;
     let shape = Shape { batch: count, m, n, k };
-    let spec = Spec { shape, symmetric: case.symmetric, form: Form::Nt, tiles, class };
+    let entries = if case.symmetric { Entries::Triangle } else { Entries::All };
+    let spec = Spec { shape, entries, form: Form::Nt, tiles, class };
     let products = Products::new(&kernels, spec)?;
     let (a, b) = (&operands.a[..], operands.b());
     let tensor = |values: &[f32]| bench.device.tensor(&[values.len()], values);

@@ -2,11 +2,12 @@
 
 use device::{DType, Device, Tensor};
 use half::bf16;
+use kernels::Op as _;
 use kernels::gpu::execute::{Bound, Prepared};
 use kernels::gpu::limit::{Ceiling, limit};
 use kernels::gpu::modules::Kernels;
 use kernels::newton_schulz::{
-    self, Algorithm, Batch, Iteration, Matrix, Method, STATUS_FINITE, Storage,
+    Algorithm, Batch, Iteration, Matrix, Method, Orthogonalize, STATUS_FINITE, Storage,
 };
 use serde::Serialize;
 
@@ -263,11 +264,9 @@ impl Case {
     fn time_on_the_host(&self, bench: &Bench) -> Result<Option<Timing>, BenchError> {
         let elements = self.batch.workspace_elements(bench.device.threads());
         let workspace = bench.device.zeros(&[elements], DType::F32)?;
-        bench.time(|stream| {
-            let Case { batch, input, output, status, .. } = self;
-            newton_schulz::orthogonalize(stream, batch, input, output, &workspace, status)?;
-            Ok(())
-        })
+        let [input, output, status] = [&self.input, &self.output, &self.status].map(Tensor::clone);
+        let once = Orthogonalize { batch: self.batch.clone(), input, output, workspace, status };
+        bench.time(|stream| Ok(once.clone().launch(stream)?))
     }
 
     fn time_on_the_device(&self, bench: &Bench, bounds: Bounds) -> Result<Run, BenchError> {
@@ -380,7 +379,8 @@ fn in_f64(
     let status = device.zeros(&[1], DType::U32)?;
     let workspace = device.zeros(&[batch.workspace_elements(1)], DType::F64)?;
     let stream = device.stream();
-    newton_schulz::orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
+    let once = Orthogonalize { batch, input, output: output.clone(), workspace, status };
+    once.launch(&stream)?;
     Ok(stream.to_vec(&output)?)
 }
 

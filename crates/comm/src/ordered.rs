@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{Stream, Tensor};
-use kernels::ordered_sum::{OrderedSum, ordered_sum};
+use kernels::ordered_sum::{OrderedSum, Summation};
 
 use crate::memory::Joined;
 use crate::op::{OrderedReduce, Reduction};
@@ -109,7 +109,8 @@ pub(crate) fn sum_tile(
             0 => out.flat(0..0)?,
             len => at_least(workspace, &out, len)?,
         };
-        ordered_sum(stream, &sums.sum, inputs, &out, &room)?;
+        let sum = Summation { sum: &sums.sum, inputs, out: &out, workspace: &room };
+        sum.launch(stream)?;
     }
     inputs.clear();
     Ok(stream.synchronize()?)

@@ -25,7 +25,7 @@ pub(crate) use op::{HostJob, Op, Outcome, Stamp};
 
 use crate::abort::Abort;
 use crate::sync::{Condvar, Mutex, MutexGuard, thread};
-use crate::{DeviceError, DeviceKind};
+use crate::{Device, DeviceError, DeviceKind, Kernel};
 use state::{Lane, State};
 
 /// Operations that the guarded device holds back before it runs one.
@@ -204,13 +204,31 @@ impl HostStream {
         Ok(self.begin(lane))
     }
 
+    /// Queues a kernel.
+    pub(crate) fn push_kernel<F>(
+        &self,
+        device: Device,
+        name: &'static str,
+        kernel: F,
+    ) -> Result<(), DeviceError>
+    where
+        F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
+    {
+        self.push_with(|state| Op::Kernel { device, name, kernel: state.seats.take(kernel) })
+    }
+
     pub(crate) fn push(&self, op: Op) -> Result<(), DeviceError> {
+        self.push_with(|_| op)
+    }
+
+    fn push_with(&self, op: impl FnOnce(&mut State) -> Op) -> Result<(), DeviceError> {
         let streams = &self.streams;
         let mut state = streams.lock();
         streams.abort.check(streams.kind)?;
         if !streams.is_late() {
             streams.employ(&mut state, self.index)?;
         }
+        let op = op(&mut state);
         state.push(self.index, op);
         let lane = &state.lanes[self.index];
         if lane.busy.is_none() && lane.worker {

@@ -105,10 +105,7 @@ impl Stream {
         match stream.enter()? {
             Entry::Inline(_turn) => Kernel::run(name, &self.device, kernel),
             Entry::Lost => Ok(()),
-            Entry::Queue => {
-                let (device, job) = (self.device.clone(), Box::new(kernel));
-                stream.push(Op::Kernel { device, name, job })
-            }
+            Entry::Queue => stream.push_kernel(self.device.clone(), name, kernel),
         }
     }
 

@@ -38,5 +38,5 @@ mod shared_slice;
 
 pub use error::KernelError;
 pub use op::Op;
-pub use operands::Onto;
+pub use operands::{Entries, Onto};
 pub use real::Real;

@@ -10,14 +10,14 @@
 //! A family has a folder: its structs in `mod.rs`, and `host.rs` and `device.rs` beside it; where
 //! both are short, one file.
 //!
-//! What an operation needs on a device beside its tensors (tables of addresses and lengths) is
-//! uploaded once, by whatever object the caller keeps from step to step: [`kernels_of`] tells it
-//! whether there is something to upload.
+//! What else depends on the place is asked here too, by families that have both answers beside
+//! their code: [`choose`] picks one of two values (the size of a tile), and [`prepare`] makes what
+//! launches on a device need beside tensors (tables of addresses and lengths), which is uploaded
+//! once and kept by whatever object the caller has from step to step.
 
 use device::{Device, DeviceError, Kernel, Stream, Tensor};
 
 use crate::KernelError;
-use crate::gpu::execute::upload;
 use crate::gpu::modules::Kernels;
 
 /// The arguments of one launch of an operation: `Add { x, y }.launch(&stream)?`.
@@ -99,24 +99,33 @@ pub(crate) use on_both;
 /// What [`Op::check`], the host's or the device's code refuses; memory of another device.
 pub(crate) fn run<O: Op>(stream: &Stream, op: O) -> Result<(), KernelError> {
     op.check()?;
-    let Some(kernels) = kernels_of(stream.device())? else {
+    if runs_host_code(stream.device()) {
         return Ok(stream.launch(O::NAME, op.host()?)?);
-    };
+    }
     check_home(O::NAME, stream.device(), op.operands())?;
-    op.device(&kernels, stream)
+    op.device(&Kernels::of(stream.device())?, stream)
 }
 
-/// The kernels of a device whose code comes from modules; `None` on a host device.
-///
-/// # Errors
-/// A tuning table that cannot be read.
-pub(crate) fn kernels_of(device: &Device) -> Result<Option<Kernels>, KernelError> {
-    if runs_host_code(device) { Ok(None) } else { Kernels::of(device).map(Some) }
-}
-
-/// Asked here and nowhere else.
+/// Asked in this file and nowhere else.
 fn runs_host_code(device: &Device) -> bool {
     device.kind().is_host()
+}
+
+/// What holds for the code that runs on a device's streams, of `on_host` and `on_device`.
+pub(crate) fn choose<T>(device: &Device, on_host: T, on_device: T) -> T {
+    if runs_host_code(device) { on_host } else { on_device }
+}
+
+/// What is made once, before the launches that need it; `None` on a host device, whose code has
+/// the lists that tables are made of.
+///
+/// # Errors
+/// What `make` cannot do.
+pub(crate) fn prepare<T>(
+    device: &Device,
+    make: impl FnOnce() -> Result<T, KernelError>,
+) -> Result<Option<T>, KernelError> {
+    if runs_host_code(device) { Ok(None) } else { make().map(Some) }
 }
 
 /// Refuses memory of another device: kernels of modules are given bare addresses.
@@ -132,22 +141,6 @@ pub(crate) fn check_home<'a>(
         true => Ok(()),
         false => Err(DeviceError::Foreign { kernel }.into()),
     }
-}
-
-/// Rows of a table, where kernels of the device read them; `None` on a host device, whose code has
-/// the list itself.
-///
-/// # Errors
-/// No memory on the device.
-pub(crate) fn table<T: bytemuck::Pod>(
-    device: &Device,
-    rows: impl IntoIterator<Item = T>,
-) -> Result<Option<Tensor>, KernelError> {
-    if runs_host_code(device) {
-        return Ok(None);
-    }
-    let rows: Vec<T> = rows.into_iter().collect();
-    upload(&device.stream(), bytemuck::cast_slice(&rows)).map(Some)
 }
 
 #[cfg(test)]

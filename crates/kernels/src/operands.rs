@@ -28,6 +28,14 @@ impl Onto {
     }
 }
 
+/// Which entries of a product are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entries {
+    All,
+    /// Of a symmetric result: those of the lower triangle, which are mirrored.
+    Triangle,
+}
+
 /// Refuses what is not f32 or f64, the types that the loops compute in.
 pub(crate) fn expect_real(kernel: &'static str, tensor: &Tensor) -> Result<(), KernelError> {
     match tensor.dtype() {

@@ -136,7 +136,7 @@ const ROUTER: Router = Router {
     experts: 2,
     top_k: 1,
     scores: moe::Scores::Softmax,
-    normalize: true,
+    shares: moe::Shares::Normalized,
     scale: 1.0,
     aux_loss: 0.1,
     z_loss: 0.1,

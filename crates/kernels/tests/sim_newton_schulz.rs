@@ -6,14 +6,14 @@
 mod orthogonalization;
 
 use device::{Arch, DType, Device, SimOptions, Tensor};
-use kernels::KernelError;
 use kernels::gpu::arch::{Class, Form, TileType};
 use kernels::gpu::bandwidth::{self, Traffic};
 use kernels::gpu::modules::Kernels;
 use kernels::gpu::product::{Products, Shape, Spec};
 use kernels::newton_schulz::{
-    Algorithm, Bound, Coefficients, STATUS_FINITE, STATUS_NON_FINITE, Storage, orthogonalize, room,
+    Algorithm, Bound, Coefficients, Orthogonalize, STATUS_FINITE, STATUS_NON_FINITE, Storage, room,
 };
+use kernels::{Entries, KernelError, Op as _};
 use orthogonalization::{Case, gaussian, reference, relative_error, with_kernels};
 
 const ARCHS: [Arch; 5] = [Arch::Sm90a, Arch::Sm80, Arch::Gfx90a, Arch::Gfx942, Arch::Gfx950];
@@ -111,7 +111,9 @@ fn the_entry_point_runs_a_batch_in_the_workspace_that_it_gets() {
         let run = |bytes| {
             let output = device.zeros(&[expected.len()], DType::F32).unwrap();
             let workspace = device.zeros(&[bytes], DType::U8).unwrap();
-            orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
+            let [input, to, status] = [&input, &output, &status].map(Tensor::clone);
+            let batch = batch.clone();
+            Orthogonalize { batch, input, output: to, workspace, status }.launch(&stream)?;
             Ok::<_, KernelError>(stream.to_vec::<f32>(&output).unwrap())
         };
         let whole = case.prepare(&device).unwrap().workspace_bytes();
@@ -217,8 +219,8 @@ fn two_bound_batches_share_a_workspace() {
             let (stream, f32s) = (device.stream(), (DType::F32, DType::F32));
             let batches = cases.each_ref().map(|case| case.batch().unwrap());
             let rooms = batches.each_ref().map(|batch| room(&device, batch, f32s).unwrap());
-            let bytes = rooms.iter().map(|room| room.workspace_bytes).max().unwrap();
-            let workspace = device.zeros(&[bytes], DType::U8).unwrap();
+            let bytes = rooms.iter().map(|room| room.workspace_elements).max().unwrap();
+            let workspace = device.zeros(&[bytes], rooms[0].workspace_dtype).unwrap();
             let bound: Vec<(Bound, Tensor)> = cases
                 .iter()
                 .zip(&batches)
@@ -227,8 +229,14 @@ fn two_bound_batches_share_a_workspace() {
                     let input = device.tensor(&[values.len()], &values).unwrap();
                     let output = device.zeros(&[values.len()], DType::F32).unwrap();
                     let status = device.zeros(&[case.shapes.len()], DType::U32).unwrap();
-                    let bound = Bound::new(&stream, batch, &input, &output, &workspace, &status);
-                    (bound.unwrap(), output)
+                    let once = Orthogonalize {
+                        batch: batch.clone(),
+                        input,
+                        output: output.clone(),
+                        workspace: workspace.clone(),
+                        status,
+                    };
+                    (Bound::new(&stream, once).unwrap(), output)
                 })
                 .collect();
             for _ in 0..2 {
@@ -270,14 +278,17 @@ fn products_are_those_of_plain_loops() {
     for arch in [Arch::Sm90a, Arch::Gfx90a] {
         with_kernels(arch, fast(), |device| {
             let kernels = Kernels::of(&device).unwrap();
-            for (form, symmetric, class) in [
-                (Form::Nt, false, Class::Large),
-                (Form::Nn, false, Class::Small),
-                (Form::Nt, true, Class::Small),
+            for (form, entries, class) in [
+                (Form::Nt, Entries::All, Class::Large),
+                (Form::Nn, Entries::All, Class::Small),
+                (Form::Nt, Entries::Triangle, Class::Small),
             ] {
-                let (m, n, k) = if symmetric { (130, 130, 70) } else { (60, 150, 70) };
+                let (m, n, k) = match entries {
+                    Entries::Triangle => (130, 130, 70),
+                    Entries::All => (60, 150, 70),
+                };
                 let shape = Shape { batch: 2, m, n, k };
-                let spec = Spec { shape, symmetric, form, tiles: TileType::F16, class };
+                let spec = Spec { shape, entries, form, tiles: TileType::F16, class };
                 check_product(&device, &kernels, &spec);
             }
         });
@@ -285,9 +296,9 @@ fn products_are_those_of_plain_loops() {
 }
 
 fn check_product(device: &Device, kernels: &Kernels, spec: &Spec) {
-    let Spec { shape: Shape { batch, m, n, k }, symmetric, form, .. } = *spec;
+    let Spec { shape: Shape { batch, m, n, k }, entries, form, .. } = *spec;
     let a = gaussian(1, batch * m * k);
-    let b = if symmetric { a.clone() } else { gaussian(2, batch * n * k) };
+    let b = if entries == Entries::Triangle { a.clone() } else { gaussian(2, batch * n * k) };
     let on_device = |x: &[f32]| device.tensor(&[x.len()], x).unwrap();
     let products = Products::new(kernels, *spec).unwrap();
     let workspace = device.zeros(&[products.workspace_bytes()], DType::U8).unwrap();

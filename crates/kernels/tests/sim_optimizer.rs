@@ -4,9 +4,9 @@
 mod orthogonalization;
 mod updates;
 
-use device::{Arch, Device, SimOptions};
-use kernels::KernelError;
-use kernels::optimizer::{Span, Spans, copy_to_masters};
+use device::{Arch, Device, SimOptions, Tensor};
+use kernels::optimizer::{CopyToMasters, Span, Spans};
+use kernels::{KernelError, Op};
 use orthogonalization::with_kernels;
 
 const ARCHS: [Arch; 5] = [Arch::Sm90a, Arch::Sm80, Arch::Gfx90a, Arch::Gfx942, Arch::Gfx950];
@@ -41,10 +41,14 @@ fn lists_and_memory_of_another_device_are_refused() {
         let (here, there) = (four(&device), four(&host));
         let spans = [&device, &host].map(|device| Spans::new(device, &[span]).unwrap());
         let stream = device.stream();
-        let refused = copy_to_masters(&stream, &spans[0], &here, &there).unwrap_err();
+        let copy = |spans: &Spans, masters: &Tensor| {
+            let (spans, flat, masters) = (spans.clone(), here.clone(), masters.clone());
+            CopyToMasters { spans, flat, masters }.launch(&stream)
+        };
+        let refused = copy(&spans[0], &there).unwrap_err();
         assert!(matches!(refused, KernelError::Device(_)), "{refused}");
-        let refused = copy_to_masters(&stream, &spans[1], &here, &four(&device)).unwrap_err();
+        let refused = copy(&spans[1], &four(&device)).unwrap_err();
         assert!(refused.to_string().contains("made for a host device"), "{refused}");
-        copy_to_masters(&stream, &spans[0], &here, &four(&device)).unwrap();
+        copy(&spans[0], &four(&device)).unwrap();
     });
 }

@@ -8,7 +8,7 @@ use layout::{FlatLayout, Schema};
 
 use crate::config::{Activation, Architecture, Norm, Positions, QkNorm, Scores};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Parameters, Weight};
-use crate::slots::{LayerSlots, MicroBatch, Plan, Slots, heads, logit_rows, planned};
+use crate::slots::{LayerSlots, MicroBatch, Plan, Slots, Types, heads, logit_rows, planned};
 use crate::{Hooks, ModelError, parameters};
 
 /// A model on a device: its schema, and one arena for a micro-batch.
@@ -46,8 +46,7 @@ pub struct State<'a> {
 }
 
 impl Model {
-    /// Plans and allocates; `bucket_elements` cuts the flat buffers, `compute` is f32 or f64,
-    /// `bf16_weights` says that the flat weights are stored so.
+    /// Plans and allocates; `bucket_elements` cuts the flat buffers.
     ///
     /// # Errors
     /// Memory.
@@ -56,19 +55,18 @@ impl Model {
         a: &Architecture,
         batch: MicroBatch,
         bucket_elements: usize,
-        compute: DType,
-        bf16_weights: bool,
+        types: Types,
     ) -> Result<Model, ModelError> {
         let (schema, params) = parameters(a)?;
         let flat = FlatLayout::new(&schema, bucket_elements);
-        let plan = Plan::new(a, &schema, batch, (compute, bf16_weights));
-        if bf16_weights {
+        let plan = Plan::new(a, &schema, batch, types);
+        if types.widens() {
             plan.check_widened(&params)?;
         }
         let slots = plan.slots.views(&device.alloc(plan.bytes, &Placement::Private)?)?;
         let angles = match a.positions {
             Positions::Rotary { theta } => {
-                Some(rope::table(device, batch.positions, a.head_dim, theta, compute)?)
+                Some(rope::table(device, batch.positions, a.head_dim, theta, types.compute)?)
             }
             Positions::Learned { .. } => None,
         };
@@ -351,7 +349,7 @@ impl Model {
             experts: 0,
             top_k: 0,
             scores: moe::Scores::Softmax,
-            normalize: false,
+            shares: moe::Shares::Scores,
             scale: 1.0,
             aux_loss: 0.0,
             z_loss: 0.0,
@@ -363,7 +361,10 @@ impl Model {
                 Scores::Softmax => moe::Scores::Softmax,
                 Scores::Sigmoid => moe::Scores::Sigmoid,
             },
-            normalize: m.normalize_top_k,
+            shares: match m.normalize_top_k {
+                true => moe::Shares::Normalized,
+                false => moe::Shares::Scores,
+            },
             scale: m.route_scale,
             aux_loss: m.aux_loss,
             z_loss: m.z_loss,

@@ -32,7 +32,7 @@ pub use forward::{Inputs, Model, State};
 pub use init::initialize;
 pub use params::{Parameters, active_parameters, parameters};
 pub use presets::Preset;
-pub use slots::{MicroBatch, memory_plan};
+pub use slots::{MicroBatch, Types, memory_plan};
 
 /// Told how far a pass has come; the trainer moves buckets meanwhile.
 pub trait Hooks {

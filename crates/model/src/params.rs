@@ -206,11 +206,11 @@ impl Builder<'_> {
     fn before_layers(&mut self) -> (Weight, Option<Weight>) {
         let (a, gpt2) = (self.a, self.a.names == Names::Gpt2);
         let name = if gpt2 { "wte.weight" } else { "model.embed_tokens.weight" };
-        let embedding = self.add(name, &[a.vocab_size, a.d_model], Role::Embedding, false);
+        let embedding = self.add(name, &[a.vocab_size, a.d_model], Role::Embedding);
         let positions = match a.positions {
             Positions::Learned { max } => {
                 let name = if gpt2 { "wpe.weight" } else { "model.embed_positions.weight" };
-                Some(self.add(name, &[max, a.d_model], Role::Embedding, false))
+                Some(self.add(name, &[max, a.d_model], Role::Embedding))
             }
             Positions::Rotary { .. } => None,
         };
@@ -222,7 +222,7 @@ impl Builder<'_> {
         let (a, gpt2) = (self.a, self.a.names == Names::Gpt2);
         let final_norm = self.norm(if gpt2 { "ln_f" } else { "model.norm" });
         let head = (!a.tie_embeddings)
-            .then(|| self.add("lm_head.weight", &[a.vocab_size, a.d_model], Role::Head, false));
+            .then(|| self.add("lm_head.weight", &[a.vocab_size, a.d_model], Role::Head));
         (final_norm, head)
     }
 
@@ -237,47 +237,49 @@ impl Builder<'_> {
         (sum, count)
     }
 
-    fn add(&mut self, name: &str, shape: &[usize], role: Role, fused: bool) -> Weight {
-        let mut tensor = LogicalTensor::new(name, shape, role);
-        tensor.fused = fused;
+    fn add(&mut self, name: &str, shape: &[usize], role: Role) -> Weight {
+        let tensor = LogicalTensor::new(name, shape, role);
         let (rows, cols) = (tensor.rows(), tensor.row_len());
         self.tensors.push(tensor);
         Weight { tensor: self.tensors.len() - 1, rows, cols }
     }
 
+    /// A tensor as the next member of a fused matrix, `whole`, or as its first.
+    fn join(&mut self, whole: &mut Option<Weight>, name: &str, shape: &[usize], role: Role) {
+        let weight = self.add(name, shape, role);
+        self.tensors[weight.tensor].fused = whole.is_some();
+        let rows = whole.map_or(0, |whole| whole.rows) + weight.rows;
+        *whole = Some(Weight { rows, ..whole.unwrap_or(weight) });
+    }
+
     /// Several tensors, stored as one matrix: `(name, rows)` each.
     fn fuse(&mut self, members: &[(String, usize)], cols: &[usize], role: Role) -> Weight {
-        let mut whole: Option<Weight> = None;
+        let mut whole = None;
         for (name, rows) in members {
-            let shape = [&[*rows], cols].concat();
-            let weight = self.add(name, &shape, role, whole.is_some());
-            whole = match whole {
-                None => Some(weight),
-                Some(whole) => Some(Weight { rows: whole.rows + rows, ..whole }),
-            };
+            self.join(&mut whole, name, &[&[*rows], cols].concat(), role);
         }
         whole.expect("a fused matrix has members")
     }
 
     fn norm(&mut self, name: &str) -> NormWeights {
         let width = [self.a.d_model];
-        let gain = self.add(&format!("{name}.weight"), &width, Role::Vector, false);
+        let gain = self.add(&format!("{name}.weight"), &width, Role::Vector);
         let bias = (self.a.norm == Norm::Layer)
-            .then(|| self.add(&format!("{name}.bias"), &width, Role::Vector, false));
+            .then(|| self.add(&format!("{name}.bias"), &width, Role::Vector));
         NormWeights { gain, bias }
     }
 
     /// A GPT-2 projection, published as `[in, out]`.
     fn conv1d(&mut self, name: &str, out: usize, input: usize, bias: bool) -> Linear {
-        let weight = self.add(&format!("{name}.weight"), &[out, input], Role::Matrix, false);
+        let weight = self.add(&format!("{name}.weight"), &[out, input], Role::Matrix);
         self.tensors[weight.tensor].published_transposed = true;
-        let bias = bias.then(|| self.add(&format!("{name}.bias"), &[out], Role::Vector, false));
+        let bias = bias.then(|| self.add(&format!("{name}.bias"), &[out], Role::Vector));
         Linear { weight, bias }
     }
 
     fn linear(&mut self, name: &str, out: usize, input: usize, bias: bool) -> Linear {
-        let weight = self.add(&format!("{name}.weight"), &[out, input], Role::Matrix, false);
-        let bias = bias.then(|| self.add(&format!("{name}.bias"), &[out], Role::Vector, false));
+        let weight = self.add(&format!("{name}.weight"), &[out, input], Role::Matrix);
+        let bias = bias.then(|| self.add(&format!("{name}.bias"), &[out], Role::Vector));
         Linear { weight, bias }
     }
 
@@ -301,7 +303,7 @@ impl Builder<'_> {
             let attention = if gpt2 { "attn" } else { "self_attn" };
             let mut gain = |what, width: usize| {
                 let name = format!("{prefix}.{attention}.{what}_norm.weight");
-                self.add(&name, &[width], Role::Vector, false)
+                self.add(&name, &[width], Role::Vector)
             };
             (gain("q", q), gain("k", k))
         });
@@ -351,8 +353,9 @@ impl Builder<'_> {
             (Activation::Swiglu, _) => {
                 let members = ["gate", "up"].map(|x| (format!("{name}.{x}_proj.weight"), width));
                 let up = self.fuse(&members, &[d], Role::Matrix);
-                let down = self.linear(&format!("{name}.down_proj"), d, width, false);
-                Mlp { up: Linear { weight: up, bias: None }, down }
+                let down = self.add(&format!("{name}.down_proj.weight"), &[d, width], Role::Matrix);
+                let plain = |weight| Linear { weight, bias: None };
+                Mlp { up: plain(up), down: plain(down) }
             }
         }
     }
@@ -361,8 +364,7 @@ impl Builder<'_> {
         let (d, mixtral) = (self.a.d_model, self.a.names == Names::Mixtral);
         let block = if mixtral { "block_sparse_moe" } else { "mlp" };
         let base = format!("{prefix}.{block}");
-        let router =
-            self.add(&format!("{base}.gate.weight"), &[moe.experts, d], Role::Router, false);
+        let router = self.add(&format!("{base}.gate.weight"), &[moe.experts, d], Role::Router);
         let names =
             if mixtral { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
         let name = |e: usize, i: usize| format!("{base}.experts.{e}.{}.weight", names[i]);
@@ -371,26 +373,20 @@ impl Builder<'_> {
         for e in 0..moe.experts {
             for i in 0..2 {
                 let role = Role::Expert { index: e as u32, of };
-                let weight = self.add(&name(e, i), &[moe.d_ff, d], role, gate_up.is_some());
-                gate_up.get_or_insert(weight);
+                self.join(&mut gate_up, &name(e, i), &[moe.d_ff, d], role);
             }
         }
         let mut down = None;
         for e in 0..moe.experts {
             let role = Role::Expert { index: e as u32, of };
-            let weight = self.add(&name(e, 2), &[d, moe.d_ff], role, down.is_some());
-            down.get_or_insert(weight);
+            self.join(&mut down, &name(e, 2), &[d, moe.d_ff], role);
         }
         let shared = (moe.shared_experts > 0)
             .then(|| self.mlp(&format!("{base}.shared_experts"), moe.shared_experts * moe.d_ff));
-        let whole = |first: Option<Weight>, rows| Weight {
-            rows: moe.experts * rows,
-            ..first.expect("a mixture has experts")
-        };
         Experts {
             router,
-            gate_up: whole(gate_up, 2 * moe.d_ff),
-            down: whole(down, d),
+            gate_up: gate_up.expect("a mixture has experts"),
+            down: down.expect("a mixture has experts"),
             shared,
             bias_name: format!("{base}.gate.e_score_correction_bias"),
         }

@@ -66,13 +66,13 @@ fn rotary(names: Names, theta: f64, norm_eps: f64) -> ModelConfig {
 
 /// `aux` is the published `router_aux_loss_coef` as it stands; `MoeConfig::aux_loss` says how that
 /// differs from the weight here.
-fn experts(experts: usize, top_k: usize, d_ff: usize, normalize: bool, aux: f64) -> MoeConfig {
+fn experts(experts: usize, top_k: usize, d_ff: usize, aux: f64) -> MoeConfig {
     MoeConfig {
         experts: Some(experts),
         top_k: Some(top_k),
         d_ff: Some(d_ff),
         scores: Some(Scores::Softmax),
-        normalize_top_k: Some(normalize),
+        normalize_top_k: Some(true),
         aux_loss: Some(aux),
         ..MoeConfig::default()
     }
@@ -90,7 +90,7 @@ fn tiny_moe() -> ModelConfig {
             scores: Some(Scores::Sigmoid),
             shared_experts: Some(1),
             balance_rate: Some(0.001),
-            ..experts(8, 2, 128, true, 0.0)
+            ..experts(8, 2, 128, 0.0)
         }),
         ..rotary(Names::Qwen3Moe, 10_000.0, 1e-6)
     }
@@ -137,7 +137,7 @@ fn qwen3_moe_30b() -> ModelConfig {
         kv_heads: Some(4),
         head_dim: Some(128),
         qk_norm: Some(QkNorm::Head),
-        moe: Some(experts(128, 8, 768, true, 0.001)),
+        moe: Some(experts(128, 8, 768, 0.001)),
         ..rotary(Names::Qwen3Moe, 1_000_000.0, 1e-6)
     }
 }
@@ -150,7 +150,11 @@ fn olmoe_7b() -> ModelConfig {
         heads: Some(16),
         kv_heads: Some(16),
         qk_norm: Some(QkNorm::Projection),
-        moe: Some(MoeConfig { z_loss: Some(0.001), ..experts(64, 8, 1024, false, 0.01) }),
+        moe: Some(MoeConfig {
+            normalize_top_k: Some(false),
+            z_loss: Some(0.001),
+            ..experts(64, 8, 1024, 0.01)
+        }),
         ..rotary(Names::Olmoe, 10_000.0, 1e-5)
     }
 }
@@ -162,7 +166,7 @@ fn mixtral_8x7b() -> ModelConfig {
         d_model: Some(4096),
         heads: Some(32),
         kv_heads: Some(8),
-        moe: Some(experts(8, 2, 14_336, true, 0.02)),
+        moe: Some(experts(8, 2, 14_336, 0.02)),
         ..rotary(Names::Mixtral, 1_000_000.0, 1e-5)
     }
 }

@@ -18,6 +18,26 @@ use crate::ModelError;
 pub use plan::memory_plan;
 pub(crate) use plan::{Plan, heads, logit_rows};
 
+/// The types of a model's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Types {
+    /// Of activations and gradients: f32 or f64.
+    pub compute: DType,
+    /// Of the flat weights: as `compute`, or bf16, which is widened where it is used.
+    pub weights: DType,
+}
+
+impl Types {
+    /// Those of training: f32, and weights as they are stored.
+    pub fn stored_as(weights: DType) -> Types {
+        Types { compute: DType::F32, weights }
+    }
+
+    pub(crate) fn widens(self) -> bool {
+        self.weights == DType::Bf16
+    }
+}
+
 /// Shape of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MicroBatch {

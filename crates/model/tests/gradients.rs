@@ -6,7 +6,7 @@ use half::bf16;
 use kernels::Onto;
 use model::config::MoeConfig;
 use model::{
-    Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, State,
+    Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, State, Types,
     initialize,
 };
 
@@ -55,8 +55,8 @@ struct Harness {
 impl Harness {
     fn new(a: &Architecture, device: &Device, compute: DType, stored: DType) -> Harness {
         let batch = MicroBatch { windows: 2, positions: 20 };
-        let bf16 = stored == DType::Bf16;
-        let model = Model::new(device, a, batch, 1 << 12, compute, bf16).unwrap();
+        let types = Types { compute, weights: stored };
+        let model = Model::new(device, a, batch, 1 << 12, types).unwrap();
         let weights = device.zeros(&[model.flat().len], stored).unwrap();
         let stream = device.stream();
         initialize(&stream, a, model.schema(), model.flat(), 3, &weights).unwrap();

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use data::input::Input;
-use device::{DType, Device, Tensor};
+use device::{DType, Device};
 use half::{bf16, f16};
+use kernels::Op as _;
 use kernels::Real;
-use kernels::gpu::execute::Prepared;
-use kernels::gpu::modules::Kernels;
-use kernels::newton_schulz::{self, Algorithm, Batch, Iteration, Matrix, Method, Storage};
+use kernels::newton_schulz::{
+    self, Algorithm, Batch, Iteration, Matrix, Method, Orthogonalize, Storage,
+};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -265,23 +266,17 @@ fn on_device<T: Real>(
     let input = device.tensor(&[values.len()], values)?;
     let output = device.zeros(&[values.len()], T::DTYPE)?;
     let status = device.zeros(&[count], DType::U32)?;
-    let workspace = workspace(device, &batch, T::DTYPE)?;
+    let room = newton_schulz::room(device, &batch, (T::DTYPE, T::DTYPE))?;
+    let workspace = device.zeros(&[room.workspace_elements], room.workspace_dtype)?;
     let stream = device.stream();
-    newton_schulz::orthogonalize(&stream, &batch, &input, &output, &workspace, &status)?;
+    let (to, told) = (output.clone(), status.clone());
+    Orthogonalize { batch, input, output: to, workspace, status: told }.launch(&stream)?;
     let named = |index| match count {
         1 => name.to_owned(),
         _ => format!("{name}[{index}]"),
     };
     newton_schulz::check_status(&stream, &status, named).map_err(CliError::mistake)?;
     Ok(stream.to_vec(&output)?)
-}
-
-fn workspace(device: &Device, batch: &Batch, dtype: DType) -> Result<Tensor, CliError> {
-    if device.kind().is_host() {
-        return Ok(device.zeros(&[batch.workspace_elements(device.threads())], dtype)?);
-    }
-    let prepared = Prepared::new(&Kernels::of(device)?, batch, (dtype, dtype), None)?;
-    Ok(device.zeros(&[prepared.workspace_bytes()], DType::U8)?)
 }
 
 fn write(

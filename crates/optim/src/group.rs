@@ -53,9 +53,16 @@ pub(crate) struct LocalPiece {
     pub piece: Piece,
     /// Elements per row.
     pub row_len: usize,
-    /// Start among the rank's Muon or AdamW elements.
-    pub local: usize,
-    pub muon: bool,
+    pub kept: Kept,
+}
+
+/// What a rank keeps of a piece, and where it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Momentum, among the rank's Muon elements.
+    Muon(usize),
+    /// Two moments, among the rank's AdamW elements.
+    AdamW(usize),
 }
 
 /// Matrices of one shape under one rule that are orthogonalized together.
@@ -160,8 +167,8 @@ impl LocalPlan {
             let unit = self.pieces.len();
             spans.push(Span { flat: piece.flat.start, local, len, unit });
             matrices.push(Matrix::dense(local, local, rows, cols));
-            let (piece, local, row_len) = (piece.clone(), self.muon_len, cols);
-            self.pieces.push(LocalPiece { piece, row_len, local, muon: true });
+            let (piece, kept, row_len) = (piece.clone(), Kept::Muon(self.muon_len), cols);
+            self.pieces.push(LocalPiece { piece, row_len, kept });
             self.muon_len += len.next_multiple_of(ALIGN);
         }
         self.muon.push(MuonBatch {
@@ -192,8 +199,8 @@ impl LocalPlan {
                 let (local, len) = (self.adamw_len, piece.flat.len());
                 spans.push(Span { flat: piece.flat.start, local, len, unit: self.pieces.len() });
                 let row_len = schema.tensors[piece.tensor].row_len();
-                let piece = piece.clone();
-                self.pieces.push(LocalPiece { piece, row_len, local, muon: false });
+                let (piece, kept) = (piece.clone(), Kept::AdamW(local));
+                self.pieces.push(LocalPiece { piece, row_len, kept });
                 self.adamw_len += len.next_multiple_of(ALIGN);
             }
             self.adamw.push(AdamWGroup { config: config.clone(), spans });

@@ -65,6 +65,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// Of a host that nothing has begun yet.
     fn on_host(local: &LocalPlan, threads: usize) -> Room {
         let batches = local.muon.iter();
         let elements = batches.map(|batch| batch.matrices.workspace_elements(threads)).max();
@@ -72,20 +73,17 @@ impl Room {
     }
 
     pub(crate) fn on(device: &Device, local: &LocalPlan) -> Result<Room, OptimError> {
-        if device.kind().is_host() {
-            return Ok(Room::on_host(local, device.threads()));
-        }
         let spans = local.muon.iter().map(|batch| &batch.spans);
         let spans = spans.chain(local.adamw.iter().map(|group| &group.spans));
-        let mut table_bytes = SlotRanges::table_bytes(&local.slots);
-        table_bytes += spans.map(|spans| Spans::table_bytes(spans)).sum::<usize>();
-        let mut workspace_bytes = 0;
+        let mut table_bytes = SlotRanges::table_bytes(device, &local.slots);
+        table_bytes += spans.map(|spans| Spans::table_bytes(device, spans)).sum::<usize>();
+        let mut workspace = (0, DType::F32);
         for batch in &local.muon {
             let room = newton_schulz::room(device, &batch.matrices, (DType::F32, DType::F32))?;
-            workspace_bytes = room.workspace_bytes.max(workspace_bytes);
+            workspace = (room.workspace_elements.max(workspace.0), room.workspace_dtype);
             table_bytes += room.table_bytes;
         }
-        Ok(Room { workspace: (workspace_bytes, DType::U8), table_bytes })
+        Ok(Room { workspace, table_bytes })
     }
 }
 

@@ -8,15 +8,16 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::newton_schulz::{Bound, STATUS_FINITE};
-use kernels::optimizer::{self, AdamW, AdamWStep, MuonApply, MuonMomentum};
-use kernels::optimizer::{SlotRanges, Spans, Weights};
+use kernels::Op;
+use kernels::newton_schulz::{Bound, Orthogonalize, STATUS_FINITE};
+use kernels::optimizer::{AdamW, AdamWStep, CopyToMasters, Momentum, MuonApply, MuonMomentum};
+use kernels::optimizer::{RoundFromMasters, SlotRanges, Spans, SumOfSquares, Weights};
 use layout::{FlatLayout, Ownership, Schema};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
 use crate::config::{AdamWConfig, MuonConfig};
-use crate::group::{BatchSize, LocalPiece, LocalPlan};
+use crate::group::{BatchSize, Kept, LocalPiece, LocalPlan};
 use crate::memory::{self, MemoryItem, Room};
 use crate::rules::TensorPlan;
 
@@ -157,7 +158,8 @@ impl ShardedOptimizer {
     pub fn statistics(&self, grads: &Tensor, slots: &Tensor) -> Result<(), OptimError> {
         self.check_flat("gradients", grads)?;
         self.check_count("statistic slots", slots.len(), self.slot_count)?;
-        Ok(optimizer::sum_of_squares(&self.stream, &self.slots, grads, slots)?)
+        let (ranges, grads, sums) = (self.slots.clone(), grads.clone(), slots.clone());
+        Ok(SumOfSquares { ranges, grads, sums }.launch(&self.stream)?)
     }
 
     /// Updates this rank's pieces of the flat `weights` from the flat f32 `grads`.
@@ -203,20 +205,19 @@ impl ShardedOptimizer {
         let momentum = MuonMomentum {
             spans: spans.clone(),
             mu: config.momentum,
-            nesterov: config.nesterov,
+            form: if config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
             grads: grads.clone(),
             momentum: batch.momentum.clone(),
             update: update.clone(),
             factors: self.factors.clone(),
         };
-        optimizer::muon_momentum(&self.stream, momentum)?;
+        momentum.launch(&self.stream)?;
         batch.orthogonalize.launch(&self.stream)?;
         let lr = config.lr * scalars.lr_factor;
         let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
         let weights = place(weights, &batch.masters);
         let (spans, direction) = (spans.clone(), direction.clone());
-        let apply = MuonApply { spans, keep, rate, weights, direction };
-        Ok(optimizer::muon_apply(&self.stream, apply)?)
+        Ok(MuonApply { spans, keep, rate, weights, direction }.launch(&self.stream)?)
     }
 
     fn apply_adamw(
@@ -237,7 +238,7 @@ impl ShardedOptimizer {
             second: self.adam_v.clone(),
             factors: self.factors.clone(),
         };
-        Ok(optimizer::adamw(&self.stream, step)?)
+        Ok(step.launch(&self.stream)?)
     }
 
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
@@ -265,7 +266,8 @@ impl ShardedOptimizer {
     pub fn adopt(&mut self, weights: &Tensor) -> Result<(), OptimError> {
         self.check_count("weights", weights.len(), self.flat_len)?;
         for (spans, masters) in self.mastered() {
-            optimizer::copy_to_masters(&self.stream, spans, weights, masters)?;
+            let (spans, flat, masters) = (spans.clone(), weights.clone(), masters.clone());
+            CopyToMasters { spans, flat, masters }.launch(&self.stream)?;
         }
         Ok(())
     }
@@ -278,7 +280,8 @@ impl ShardedOptimizer {
     pub fn publish(&self, weights: &Tensor) -> Result<(), OptimError> {
         self.check_weights(weights)?;
         for (spans, masters) in self.mastered() {
-            optimizer::round_from_masters(&self.stream, spans, masters, weights)?;
+            let (spans, masters, flat) = (spans.clone(), masters.clone(), weights.clone());
+            RoundFromMasters { spans, masters, flat }.launch(&self.stream)?;
         }
         Ok(())
     }
@@ -298,8 +301,7 @@ impl ShardedOptimizer {
     pub fn states(&self, weights: &Tensor) -> Result<Vec<StateView>, OptimError> {
         self.check_weights(weights)?;
         let mut views = Vec::new();
-        for LocalPiece { piece, row_len, local, muon } in &self.pieces {
-            let range = *local..local + piece.flat.len();
+        for LocalPiece { piece, row_len, kept } in &self.pieces {
             let mut add = |slot, of: &Tensor, range: Range<usize>| {
                 let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
                 views.push(StateView {
@@ -310,19 +312,21 @@ impl ShardedOptimizer {
                 });
                 Ok::<(), OptimError>(())
             };
-            match (self.weights_dtype, muon) {
-                (DType::Bf16, true) => add("param", &self.masters, range.clone())?,
-                (DType::Bf16, false) => {
-                    let range = self.muon_len + range.start..self.muon_len + range.end;
-                    add("param", &self.masters, range)?;
-                }
+            let from = |start: usize| start..start + piece.flat.len();
+            let master = match *kept {
+                Kept::Muon(start) => start,
+                Kept::AdamW(start) => self.muon_len + start,
+            };
+            match self.weights_dtype {
+                DType::Bf16 => add("param", &self.masters, from(master))?,
                 _ => add("param", weights, piece.flat.clone())?,
             }
-            if *muon {
-                add("momentum", &self.momentum, range)?;
-            } else {
-                add("adam_m", &self.adam_m, range.clone())?;
-                add("adam_v", &self.adam_v, range)?;
+            match *kept {
+                Kept::Muon(start) => add("momentum", &self.momentum, from(start))?,
+                Kept::AdamW(start) => {
+                    add("adam_m", &self.adam_m, from(start))?;
+                    add("adam_v", &self.adam_v, from(start))?;
+                }
             }
         }
         Ok(views)
@@ -415,12 +419,14 @@ impl Launches<'_> {
             let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
             let update = part(memory::UPDATE, 0..batch.local.len())?;
             let direction = part(memory::DIRECTION, 0..batch.local.len())?;
-            let status = part(memory::STATUS, batch.pieces.clone())?;
-            // Batches run one after another, so they share scratch and workspace.
-            let workspace = &self.tensors[memory::WORKSPACE];
-            let (stream, matrices) = (self.device.stream(), &batch.matrices);
-            let orthogonalize =
-                Bound::new(&stream, matrices, &update, &direction, workspace, &status)?;
+            let orthogonalize = Orthogonalize {
+                batch: batch.matrices.clone(),
+                input: update.clone(),
+                output: direction.clone(),
+                // Batches run one after another, so they share scratch and workspace.
+                workspace: self.tensors[memory::WORKSPACE].clone(),
+                status: part(memory::STATUS, batch.pieces.clone())?,
+            };
             Ok(MuonLaunch {
                 config: batch.config.clone(),
                 scale: batch.scale,
@@ -429,7 +435,7 @@ impl Launches<'_> {
                 masters: self.masters(batch.local.clone())?,
                 update,
                 direction,
-                orthogonalize,
+                orthogonalize: Bound::new(&self.device.stream(), orthogonalize)?,
             })
         });
         batches.collect()

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use data::DataConfig;
-use device::{DeviceError, DeviceKind};
+use device::{DType, DeviceError, DeviceKind};
 use model::ModelConfig;
 use optim::OptimizerConfig;
 use schemars::JsonSchema;
@@ -146,6 +146,16 @@ impl Default for TrainConfig {
 pub enum WeightsDtype {
     F32,
     Bf16,
+}
+
+impl WeightsDtype {
+    /// As tensors name it.
+    pub fn dtype(self) -> DType {
+        match self {
+            WeightsDtype::F32 => DType::F32,
+            WeightsDtype::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 /// The `checkpoint` section.

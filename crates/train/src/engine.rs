@@ -2,7 +2,7 @@
 
 use device::{DType, Device, Stream, Tensor};
 use layout::{FlatLayout, Schema};
-use model::{Architecture, Gradients, Hooks, Inputs, MicroBatch, Model, State};
+use model::{Architecture, Gradients, Hooks, Inputs, MicroBatch, Model, State, Types};
 
 use crate::TrainError;
 
@@ -70,8 +70,8 @@ impl NativeEngine {
         bucket_elements: usize,
         weights: DType,
     ) -> Result<NativeEngine, TrainError> {
-        let bf16 = weights == DType::Bf16;
-        let model = Model::new(device, architecture, batch, bucket_elements, DType::F32, bf16)?;
+        let types = Types::stored_as(weights);
+        let model = Model::new(device, architecture, batch, bucket_elements, types)?;
         Ok(NativeEngine { model })
     }
 }

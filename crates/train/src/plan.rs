@@ -8,7 +8,7 @@ use model::{Architecture, MicroBatch};
 use optim::TensorPlan;
 
 use crate::TrainError;
-use crate::config::{Config, WeightsDtype};
+use crate::config::Config;
 use crate::event::{Corpus, Header, Offload};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
@@ -81,10 +81,7 @@ impl RunPlan {
                 windows: config.batch.micro_batch,
                 positions: config.batch.seq_len,
             },
-            weights: match config.train.weights {
-                WeightsDtype::F32 => DType::F32,
-                WeightsDtype::Bf16 => DType::Bf16,
-            },
+            weights: config.train.weights.dtype(),
             optimizer_device: config.ranks.optimizer_device.kind(),
             architecture,
             schema,
@@ -152,8 +149,8 @@ impl RunPlan {
                 items.push((item.name.to_owned(), page(item.bytes())));
             }
         }
-        let bf16 = self.weights == DType::Bf16;
-        for (name, bytes) in model::memory_plan(&self.architecture, schema, self.batch, bf16) {
+        let (a, weights) = (&self.architecture, self.weights);
+        for (name, bytes) in model::memory_plan(a, schema, self.batch, weights) {
             items.push((name.to_owned(), page(bytes)));
         }
         let packing = self.threads * kernels::gemm::packing_bytes();

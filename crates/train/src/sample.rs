@@ -1,7 +1,7 @@
 //! Text from a model.
 
 use device::{DType, Device, Tensor};
-use model::{Architecture, Inputs, MicroBatch, Model, NoHooks, State};
+use model::{Architecture, Inputs, MicroBatch, Model, NoHooks, State, Types};
 
 use crate::TrainError;
 
@@ -37,8 +37,8 @@ impl Sampler {
         router_bias: &Tensor,
     ) -> Result<Sampler, TrainError> {
         let batch = MicroBatch { windows: 1, positions };
-        let bf16 = weights.dtype() == DType::Bf16;
-        let model = Model::new(device, architecture, batch, bucket_elements, DType::F32, bf16)?;
+        let types = Types::stored_as(weights.dtype());
+        let model = Model::new(device, architecture, batch, bucket_elements, types)?;
         let loads = device.zeros(router_bias.dims(), DType::U32)?;
         let (weights, router_bias) = (weights.clone(), router_bias.clone());
         Ok(Sampler { model, weights, router_bias, loads })

@@ -34,11 +34,11 @@ fn launch(stream: &HostStream, log: &Arc<Log>, number: u32) {
         Entry::Inline(_turn) => log.note(number),
         Entry::Lost => {}
         Entry::Queue => {
-            let job = Box::new(move |_: &crate::Kernel| {
+            let kernel = move |_: &crate::Kernel| {
                 log.note(number);
                 Ok(())
-            });
-            stream.push(Op::Kernel { device: Device, name: "note", job }).unwrap();
+            };
+            stream.push_kernel(Device, "note", kernel).unwrap();
         }
     }
 }

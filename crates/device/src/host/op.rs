@@ -1,5 +1,7 @@
 //! What a stream of a host device can be asked to do.
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -7,8 +9,50 @@ use std::time::Instant;
 use crate::memory::Mapping;
 use crate::{Device, DeviceError, Kernel, Tensor};
 
-/// A kernel that waits for its turn.
-pub(crate) type KernelJob = Box<dyn FnOnce(&Kernel) -> Result<(), DeviceError> + Send>;
+/// A kernel that waits for its turn, in a seat.
+pub(crate) trait Waiting: Any + Send {
+    /// Runs the kernel and leaves the seat empty.
+    fn run(&mut self, k: &Kernel) -> Result<(), DeviceError>;
+}
+
+/// The memory of a kernel of one type.
+struct Seat<F>(Option<F>);
+
+impl<F> Waiting for Seat<F>
+where
+    F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
+{
+    fn run(&mut self, k: &Kernel) -> Result<(), DeviceError> {
+        self.0.take().map_or(Ok(()), |kernel| kernel(k))
+    }
+}
+
+/// Empty seats by their types, so that what waits in every step allocates in the first one: as
+/// many as ever waited at a time.
+#[derive(Default)]
+pub(super) struct Seats(HashMap<TypeId, Vec<Box<dyn Waiting>>>);
+
+impl Seats {
+    /// Seats `kernel`.
+    pub(super) fn take<F>(&mut self, kernel: F) -> Box<dyn Waiting>
+    where
+        F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
+    {
+        let kind = TypeId::of::<Seat<F>>();
+        let free = self.0.get_mut(&kind).and_then(Vec::pop);
+        let mut seat = free.unwrap_or_else(|| Box::new(Seat::<F>(None)));
+        if let Some(Seat(place)) = (&mut *seat as &mut dyn Any).downcast_mut::<Seat<F>>() {
+            *place = Some(kernel);
+        }
+        seat
+    }
+
+    /// Takes an empty seat back.
+    pub(super) fn give_back(&mut self, seat: Box<dyn Waiting>) {
+        let kind = (&*seat as &dyn Any).type_id();
+        self.0.entry(kind).or_default().push(seat);
+    }
+}
 
 /// Work that is the same every time.
 pub(crate) type SharedJob = Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>;
@@ -32,7 +76,7 @@ impl HostJob {
 }
 
 pub(crate) enum Op {
-    Kernel { device: Device, name: &'static str, job: KernelJob },
+    Kernel { device: Device, name: &'static str, kernel: Box<dyn Waiting> },
     CopyIn { to: Tensor, from: Arc<Mapping> },
     CopyOut { to: Arc<Mapping>, from: Tensor },
     Host(HostJob),
@@ -53,10 +97,19 @@ pub(crate) struct Outcome {
 pub(crate) struct Stamp(pub(crate) OnceLock<Outcome>);
 
 impl Op {
-    /// Runs what is not an event.
-    pub(super) fn run(self) -> Result<(), DeviceError> {
+    /// Runs what is not an event; a kernel leaves its seat.
+    pub(super) fn run(self) -> (Result<(), DeviceError>, Option<Box<dyn Waiting>>) {
         match self {
-            Op::Kernel { device, name, job } => caught(name, || Kernel::run(name, &device, job)),
+            Op::Kernel { device, name, mut kernel } => {
+                let run = || Kernel::run(name, &device, |k| kernel.run(k));
+                (caught(name, run), Some(kernel))
+            }
+            other => (other.run_once(), None),
+        }
+    }
+
+    fn run_once(self) -> Result<(), DeviceError> {
+        match self {
             Op::CopyIn { to, from } => {
                 let device = to.buffer.device();
                 Kernel::run("copy_in_async", device, |k| {
@@ -81,7 +134,7 @@ impl Op {
                 })
             }
             Op::Host(job) => job.run(),
-            Op::Record(_) | Op::Wait { .. } => Ok(()),
+            Op::Kernel { .. } | Op::Record(_) | Op::Wait { .. } => Ok(()),
         }
     }
 }

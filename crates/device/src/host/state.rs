@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::op::{Op, Outcome, Stamp};
+use super::op::{Op, Outcome, Seats, Stamp};
 use crate::DeviceError;
 use crate::random::Random;
 use crate::sync::Condvar;
@@ -137,6 +137,7 @@ pub(super) struct State {
     pub(super) lanes: Vec<Lane>,
     free: Vec<usize>,
     random: Random,
+    pub(super) seats: Seats,
     /// Operations in all queues, and how many there ever were.
     pub(super) queued: usize,
     numbered: u64,
@@ -144,8 +145,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(seed: u64) -> State {
-        let random = Random::new(seed);
-        State { lanes: Vec::new(), free: Vec::new(), random, queued: 0, numbered: 0 }
+        let (random, seats) = (Random::new(seed), Seats::default());
+        State { lanes: Vec::new(), free: Vec::new(), random, seats, queued: 0, numbered: 0 }
     }
 
     /// A new stream.

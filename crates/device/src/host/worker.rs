@@ -53,14 +53,17 @@ impl Streams {
         left_out: bool,
     ) -> MutexGuard<'a, State> {
         drop(state);
-        let result = match left_out {
+        let (result, seat) = match left_out {
             true => {
                 drop(op);
-                Ok(())
+                (Ok(()), None)
             }
             false => op.run(),
         };
         let mut state = self.lock();
+        if let Some(seat) = seat {
+            state.seats.give_back(seat);
+        }
         state.lanes[index].complete(result);
         self.tell(&state.lanes[index]);
         state

@@ -140,7 +140,8 @@ unsafe fn in_place<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T
     let (rows, cols) = block_shape();
     let across = b.layout.col_stride != 1;
     // That a turned B does not join is how these products have always ended.
-    for (col, cols) in blocks(c.layout.cols, cols, !across) {
+    let single = if across { Single::Apart } else { Single::Joins };
+    for (col, cols) in blocks(c.layout.cols, cols, single) {
         for deep in (0..k.max(1)).step_by(depth) {
             let beta = if deep == 0 { beta } else { T::ONE };
             // SAFETY: parts of the caller's views; a block is what the scratch has room for.
@@ -167,12 +168,12 @@ unsafe fn in_panels<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<
     let stride = PANEL_STRIDE * size_of::<f32>() / size_of::<T>();
     let (m, k) = (c.layout.rows, a.layout.cols);
     let depth = slice_depth::<T>(k);
-    for (row, rows) in blocks(m, PANEL, true) {
+    for (row, rows) in blocks(m, PANEL, Single::Joins) {
         for deep in (0..k.max(1)).step_by(depth) {
             let beta = if deep == 0 { beta } else { T::ONE };
             // SAFETY: a part of the caller's view, for which the panel has room.
             let a = unsafe { gather(a.part((row, rows), (deep, depth)), (panel, stride)) };
-            for (col, cols) in blocks(c.layout.cols, block_shape().1, true) {
+            for (col, cols) in blocks(c.layout.cols, block_shape().1, Single::Joins) {
                 // SAFETY: as in `in_place`.
                 unsafe {
                     let b = gather(b.part((deep, depth), (col, cols)), (scratch, STRIDE));
@@ -183,10 +184,19 @@ unsafe fn in_panels<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<
     }
 }
 
-/// Start and length of the blocks of `0..len`. Where a single one would be left over, which were a
-/// product with a vector that rounds otherwise, the last block takes it with it if it `joins`.
-fn blocks(len: usize, width: usize, joins: bool) -> impl Iterator<Item = (usize, usize)> {
-    let joined = joins && len > width && len % width == 1;
+/// What becomes of a single row or column that is left over: a product with a vector, which rounds
+/// otherwise.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Single {
+    /// The last whole block takes it with it.
+    Joins,
+    /// It is a block.
+    Apart,
+}
+
+/// Start and length of the blocks of `0..len`.
+fn blocks(len: usize, width: usize, single: Single) -> impl Iterator<Item = (usize, usize)> {
+    let joined = single == Single::Joins && len > width && len % width == 1;
     let count = if joined { len / width } else { len.div_ceil(width) };
     (0..count).map(move |i| {
         let end = if i + 1 == count { len } else { (i + 1) * width };
@@ -200,7 +210,7 @@ fn blocks(len: usize, width: usize, joins: bool) -> impl Iterator<Item = (usize,
 /// As [`multiply`].
 unsafe fn strip<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<T>) {
     let (depth, width) = (b.layout.rows, b.layout.cols);
-    for (row, rows) in blocks(c.layout.rows, block_shape().0, true) {
+    for (row, rows) in blocks(c.layout.rows, block_shape().0, Single::Joins) {
         let (a, c) = (a.part((row, rows), (0, depth)), c.part((row, rows), (0, width)));
         // SAFETY: parts of the caller's views.
         unsafe { inner(alpha, a, b, beta, c) };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use device::{DType, Graph, Stream, Tensor};
+use device::{DType, Device, Graph, Stream, Tensor};
 
 use super::arch::TileType;
 use super::calls::{Call, Calls};
@@ -220,6 +220,14 @@ pub(crate) fn upload(stream: &Stream, tables: &[u8]) -> Result<Tensor, KernelErr
     stream.copy_in(&memory, tables)?;
     stream.synchronize()?;
     Ok(memory)
+}
+
+/// The rows of a table, uploaded.
+pub(crate) fn upload_rows<T: bytemuck::Pod>(
+    device: &Device,
+    rows: &[T],
+) -> Result<Tensor, KernelError> {
+    upload(&device.stream(), bytemuck::cast_slice(rows))
 }
 
 /// Bytes `start … start + len` of a tensor of any type.

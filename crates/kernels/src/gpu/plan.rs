@@ -20,8 +20,8 @@ use super::abi::{self, GemmProblem, NsAol, NsMatrix};
 use super::arch::{Class, Form, TILE, TileType};
 use super::layout::{Cursor, Extents};
 use super::schedule;
-use crate::KernelError;
 use crate::newton_schulz::{Matrix, Program};
+use crate::{Entries, KernelError};
 use builder::Builder;
 
 const KERNEL: &str = "newton_schulz";
@@ -64,7 +64,11 @@ impl Problem {
     /// Units of work.
     pub fn units(&self) -> u64 {
         let GemmProblem { m_blocks, n_blocks, flags, .. } = self.abi;
-        schedule::units(m_blocks.into(), n_blocks.into(), flags & abi::GEMM_LOWER != 0)
+        let entries = match flags & abi::GEMM_LOWER {
+            0 => Entries::All,
+            _ => Entries::Triangle,
+        };
+        schedule::units(m_blocks.into(), n_blocks.into(), entries)
     }
 
     /// Tiles along the dimension that is summed over.

@@ -11,7 +11,7 @@ use super::limit::{Ceiling, Limit, limit_of};
 use super::modules::Kernels;
 use super::plan::{Bases, GemmLaunch, Launch, Part, Plan, Problem};
 use super::tiles;
-use crate::{KernelError, op::check_home};
+use crate::{Entries, KernelError, op::check_home};
 
 const KERNEL: &str = "gemm";
 
@@ -28,8 +28,8 @@ pub struct Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spec {
     pub shape: Shape,
-    /// The right operand is the left one's transpose: one triangle is computed and mirrored.
-    pub symmetric: bool,
+    /// A triangle: the right operand is the left one's transpose.
+    pub entries: Entries,
     /// Whether the right operand is given as `[n, k]` or as `[k, n]`.
     pub form: Form,
     pub tiles: TileType,
@@ -41,7 +41,11 @@ impl Spec {
     pub fn flops(&self) -> f64 {
         let Shape { batch, m, n, k } = self.shape;
         let full = 2.0 * batch as f64 * m as f64 * n as f64 * k as f64;
-        if self.symmetric { full / 2.0 } else { full }
+        if self.is_symmetric() { full / 2.0 } else { full }
+    }
+
+    fn is_symmetric(&self) -> bool {
+        self.entries == Entries::Triangle
     }
 
     fn check(&self) -> Result<(), KernelError> {
@@ -53,7 +57,7 @@ impl Spec {
         if [batch, m, n, k].iter().any(|&extent| extent == 0 || extent > 1 << 20) {
             return refused("use extents of 1 to 2^20");
         }
-        if self.symmetric && (m != n || self.form != Form::Nt) {
+        if self.is_symmetric() && (m != n || self.form != Form::Nt) {
             return refused("a symmetric product is square, of form nt");
         }
         Ok(())
@@ -93,7 +97,7 @@ impl Products {
         let mut cursor = Cursor::default();
         let mut slots = |bytes| (0..batch).map(|_| cursor.take(bytes)).collect::<Vec<u64>>();
         let a = slots(grid(m, k));
-        let b = if spec.symmetric { a.clone() } else { slots(grid(n, k)) };
+        let b = if spec.is_symmetric() { a.clone() } else { slots(grid(n, k)) };
         let d = slots(grid(m, n));
         let table = batch * (2 * size_of::<NsMatrix>() + size_of::<GemmProblem>());
         // Each of the two tables starts aligned.
@@ -148,7 +152,8 @@ impl Products {
     }
 
     fn part(&self, a: u64, b: u64) -> (Part, GemmLaunch) {
-        let Spec { shape: Shape { batch, m, n, k }, symmetric, form, tiles, class } = self.spec;
+        let Spec { shape: Shape { batch, m, n, k }, form, tiles, class, .. } = self.spec;
+        let symmetric = self.spec.is_symmetric();
         let mut matrices = Vec::new();
         let mut tiles_before = 0;
         let mut pack = |input: u64, x: u64, rows: usize, cols: usize| {

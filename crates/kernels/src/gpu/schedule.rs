@@ -3,11 +3,15 @@
 use device::{Arch, Grid};
 
 use super::arch::{Class, Gemm, gemm, xcds};
+use crate::Entries;
 
-/// Units of a product whose result has `m_blocks` × `n_blocks` squares; with `triangle`, those that
-/// meet the lower triangle.
-pub const fn units(m_blocks: u64, n_blocks: u64, triangle: bool) -> u64 {
-    if triangle { m_blocks * (m_blocks + 1) / 2 } else { m_blocks * n_blocks }
+/// Units of a product whose result has `m_blocks` × `n_blocks` squares; of a triangle, those that
+/// meet it.
+pub const fn units(m_blocks: u64, n_blocks: u64, entries: Entries) -> u64 {
+    match entries {
+        Entries::All => m_blocks * n_blocks,
+        Entries::Triangle => m_blocks * (m_blocks + 1) / 2,
+    }
 }
 
 /// Stages of more rounds than this are launches of their own: what a chain saves at their ends is
@@ -78,7 +82,8 @@ mod tests {
 
     #[test]
     fn triangles_hold_their_diagonal() {
-        assert_eq!((units(4, 4, true), units(4, 4, false), units(0, 0, true)), (10, 16, 0));
+        let (all, triangle) = (Entries::All, Entries::Triangle);
+        assert_eq!((units(4, 4, triangle), units(4, 4, all), units(0, 0, triangle)), (10, 16, 0));
     }
 
     #[test]

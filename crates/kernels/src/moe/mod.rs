@@ -30,6 +30,15 @@ pub enum Scores {
     Sigmoid,
 }
 
+/// How the scores of the chosen experts become their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shares {
+    /// They are the weights.
+    Scores,
+    /// They are divided by their sum.
+    Normalized,
+}
+
 /// How tokens choose experts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Router {
@@ -38,8 +47,7 @@ pub struct Router {
     /// `A`.
     pub top_k: usize,
     pub scores: Scores,
-    /// Chosen scores are divided by their sum.
-    pub normalize: bool,
+    pub shares: Shares,
     /// Factor on the weights.
     pub scale: f64,
     /// Weight of the load-balancing loss (Fedus et al. 2021), per token.

@@ -2,7 +2,7 @@
 
 use device::{DeviceError, Kernel};
 
-use super::{Route, RouteBackward, Router, Scores};
+use super::{Route, RouteBackward, Router, Scores, Shares};
 use crate::Real;
 use crate::math::{most, sum};
 
@@ -98,7 +98,10 @@ fn choose<T: Real>(
         weights[a] = scores[best];
     }
     let total = weights.iter().fold(T::ZERO, |a, &b| a + b);
-    let factor = if router.normalize { T::of(router.scale) / total } else { T::of(router.scale) };
+    let factor = match router.shares {
+        Shares::Normalized => T::of(router.scale) / total,
+        Shares::Scores => T::of(router.scale),
+    };
     weights.iter_mut().for_each(|w| *w *= factor);
 }
 
@@ -138,7 +141,7 @@ fn weights_backward<T: Real>(
     d: &mut [T],
 ) {
     let scale = T::of(router.scale);
-    if !router.normalize {
+    if router.shares == Shares::Scores {
         for (&e, &dw) in chosen.iter().zip(dweights) {
             d[e as usize] += scale * dw;
         }

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use device::{DType, Device, DeviceError, Kernel, Stream, Tensor};
 
 use super::{Algorithm, Batch, KERNEL, Method, Storage, host};
+use crate::KernelError;
 use crate::error::expect;
 use crate::gpu::execute::{self, Prepared};
 use crate::gpu::modules::Kernels;
-use crate::{KernelError, op};
+use crate::op::{self, Op};
 
-/// Bytes of a device's memory that a batch takes beside its operands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a batch takes of a device's memory beside its operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// With so much workspace [`super::orthogonalize`] is fastest: on a host a matrix's worth for
-    /// each thread, elsewhere the tiles of the whole batch. Less will do.
-    pub workspace_bytes: usize,
+    /// With so much workspace [`Orthogonalize`] is fastest: on a host a matrix's worth for each
+    /// thread, elsewhere the tiles of the whole batch. Less will do.
+    pub workspace_elements: usize,
+    /// The type of those elements: of the input, elsewhere bytes.
+    pub workspace_dtype: DType,
     /// What a [`Bound`] allocates for its launches, given that workspace.
     pub table_bytes: usize,
 }
@@ -30,28 +33,52 @@ pub fn room(
     batch: &Batch,
     (input, output): (DType, DType),
 ) -> Result<Room, KernelError> {
-    let Some(kernels) = op::kernels_of(device)? else {
-        let workspace_bytes = batch.workspace_elements(device.threads()) * input.bytes();
-        return Ok(Room { workspace_bytes, table_bytes: 0 });
-    };
-    let prepared = Prepared::new(&kernels, batch, (input, output), None)?;
-    let table_bytes = prepared.plan().table_bytes as usize;
-    Ok(Room { workspace_bytes: prepared.workspace_bytes(), table_bytes })
+    let of_plan = op::prepare(device, || {
+        let prepared = Prepared::new(&Kernels::of(device)?, batch, (input, output), None)?;
+        Ok(Room {
+            workspace_elements: prepared.workspace_bytes(),
+            workspace_dtype: DType::U8,
+            table_bytes: prepared.plan().table_bytes as usize,
+        })
+    })?;
+    Ok(of_plan.unwrap_or_else(|| Room {
+        workspace_elements: batch.workspace_elements(device.threads()),
+        workspace_dtype: input,
+        table_bytes: 0,
+    }))
 }
 
-/// One run: see [`super::orthogonalize`] for the tensors.
+/// Orthogonalizes every matrix of a batch once.
+///
+/// ```text
+///            input           output      storage           workspace
+/// host       f32, f64        as input    any (emulated)    as input, a multiple of one matrix's
+/// devices    f32, bf16, f16  f32, bf16   bf16, f16         bytes, at a multiple of 256
+/// ```
+///
+/// A device plans anew with each launch: whoever repeats one holds on to a [`Bound`].
+///
+/// # Errors
+/// Of [`crate::Op::launch`]: tensors too small for the batch; mixed or unsupported types; methods
+/// that a device has no kernels for (f32 storage, svd).
 #[derive(Clone)]
-pub(super) struct Orthogonalize {
+pub struct Orthogonalize {
     pub batch: Batch,
+    /// Every [`super::Matrix`] at its place.
     pub input: Tensor,
+    /// Another tensor; elements of no matrix are left as they are.
     pub output: Tensor,
+    /// [`room`] says how much is best; with less, the host uses fewer threads at a time and a
+    /// device runs the batch in parts. Its contents are lost.
     pub workspace: Tensor,
+    /// u32, one of each matrix, written. The launch may run later, so a matrix with an infinity or
+    /// NaN is no error of it: its status becomes [`super::STATUS_NON_FINITE`] and its result zero,
+    /// all others are unaffected ([`super::check_status`] makes an error of it). A zero matrix
+    /// gives zero.
     pub status: Tensor,
-    /// Its launches, where they were made before.
-    pub planned: Option<Arc<execute::Bound>>,
 }
 
-impl op::Op for Orthogonalize {
+impl Op for Orthogonalize {
     const NAME: &'static str = KERNEL;
 
     fn operands(&self) -> impl Iterator<Item = &Tensor> {
@@ -85,10 +112,7 @@ impl op::Op for Orthogonalize {
     }
 
     fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
-        match &self.planned {
-            Some(bound) => bound.launch(stream),
-            None => self.bind(&self.prepare(kernels)?, stream)?.launch(stream),
-        }
+        self.bind(&self.prepare(kernels)?, stream)?.launch(stream)
     }
 }
 
@@ -112,39 +136,60 @@ impl Orthogonalize {
     }
 }
 
+/// The same again and again.
+#[derive(Clone)]
+struct Repeated {
+    once: Orthogonalize,
+    /// Its launches, where a device made them.
+    planned: Option<Arc<execute::Bound>>,
+}
+
+impl Op for Repeated {
+    const NAME: &'static str = KERNEL;
+
+    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        self.once.operands()
+    }
+
+    fn check(&self) -> Result<(), KernelError> {
+        self.once.check()
+    }
+
+    fn host(
+        self,
+    ) -> Result<impl FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static, KernelError> {
+        self.once.host()
+    }
+
+    fn device(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
+        match &self.planned {
+            Some(planned) => planned.launch(stream),
+            None => self.once.device(kernels, stream),
+        }
+    }
+}
+
 /// A batch with its tensors: what a device needs to run it is made once, and a launch is no more
 /// than that. Several may share one workspace, if they run one after another.
 pub struct Bound {
-    operation: Orthogonalize,
+    operation: Repeated,
     numeric_plan: BTreeSet<String>,
 }
 
 impl Bound {
-    /// Plans and uploads; see [`super::orthogonalize`] for the tensors.
+    /// Plans and uploads.
     ///
     /// # Errors
-    /// As [`super::orthogonalize`].
-    pub fn new(
-        stream: &Stream,
-        batch: &Batch,
-        input: &Tensor,
-        output: &Tensor,
-        workspace: &Tensor,
-        status: &Tensor,
-    ) -> Result<Bound, KernelError> {
-        let [input, output, workspace, status] =
-            [input, output, workspace, status].map(Clone::clone);
-        let batch = batch.clone();
-        let mut operation =
-            Orthogonalize { batch, input, output, workspace, status, planned: None };
-        op::Op::check(&operation)?;
-        let mut numeric_plan = BTreeSet::new();
-        if let Some(kernels) = op::kernels_of(stream.device())? {
-            let prepared = operation.prepare(&kernels)?;
-            numeric_plan = prepared.numeric_plan();
-            operation.planned = Some(Arc::new(operation.bind(&prepared, stream)?));
-        }
-        Ok(Bound { operation, numeric_plan })
+    /// As of [`Orthogonalize`].
+    pub fn new(stream: &Stream, once: Orthogonalize) -> Result<Bound, KernelError> {
+        once.check()?;
+        let made = op::prepare(stream.device(), || {
+            let prepared = once.prepare(&Kernels::of(stream.device())?)?;
+            Ok((Arc::new(once.bind(&prepared, stream)?), prepared.numeric_plan()))
+        })?;
+        let (planned, numeric_plan) = made.unzip();
+        let numeric_plan = numeric_plan.unwrap_or_default();
+        Ok(Bound { operation: Repeated { once, planned }, numeric_plan })
     }
 
     /// What decides the rounding of each matrix on a device, as [`Prepared::numeric_plan`]; nothing
@@ -155,7 +200,7 @@ impl Bound {
 
     /// Bytes of the device's memory that the launches' tables take.
     pub fn table_bytes(&self) -> usize {
-        self.operation.planned.as_ref().map_or(0, |bound| bound.table_bytes())
+        self.operation.planned.as_ref().map_or(0, |planned| planned.table_bytes())
     }
 
     /// Enqueues one run.
@@ -163,6 +208,6 @@ impl Bound {
     /// # Errors
     /// A stream of another device; the device refuses.
     pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
-        op::run(stream, self.operation.clone())
+        self.operation.clone().launch(stream)
     }
 }

@@ -28,6 +28,7 @@
 //! Operations of one stage do not depend on each other: an executor may merge them.
 
 use super::method::{Algorithm, Iteration, Storage};
+use crate::Entries;
 
 /// A matrix of the workspace, or the caller's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,8 +70,7 @@ pub struct Product {
     pub alpha: f64,
     pub gamma: f64,
     pub into: Slot,
-    /// Compute the lower triangle and mirror it.
-    pub triangle: bool,
+    pub entries: Entries,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -113,7 +113,10 @@ impl Program {
                     Kind::Square => 2.0 * n * n * n,
                     Kind::Combine => 0.0,
                 };
-                if product.triangle { full / 2.0 } else { full }
+                match product.entries {
+                    Entries::All => full,
+                    Entries::Triangle => full / 2.0,
+                }
             }
         });
         products.sum()
@@ -177,7 +180,8 @@ fn addend(a: f64, slot: Slot) -> Option<(f64, Slot)> {
 /// Collects operations on numbered values, one slot each, and the stage where each is ready.
 struct Builder<'a> {
     iteration: &'a Iteration,
-    triangle: bool,
+    /// Of the products that are symmetric.
+    symmetric: Entries,
     stages: Vec<Vec<Op>>,
     ready_x: Vec<usize>,
     ready_s: Vec<usize>,
@@ -187,7 +191,10 @@ impl Builder<'_> {
     fn build(iteration: &Iteration, algorithm: Algorithm, short: usize, long: usize) -> Program {
         let mut builder = Builder {
             iteration,
-            triangle: algorithm != Algorithm::Standard,
+            symmetric: match algorithm {
+                Algorithm::Standard => Entries::All,
+                _ => Entries::Triangle,
+            },
             stages: Vec::new(),
             ready_x: vec![0],
             ready_s: Vec::new(),
@@ -303,8 +310,11 @@ impl Builder<'_> {
         gamma: f64,
         into: Slot,
     ) {
-        let triangle = self.triangle && matches!(kind, Kind::Gram | Kind::Square);
-        let product = Product { kind, left, right, addend, alpha, gamma, into, triangle };
+        let entries = match kind {
+            Kind::Gram | Kind::Square => self.symmetric,
+            Kind::Apply | Kind::Combine => Entries::All,
+        };
+        let product = Product { kind, left, right, addend, alpha, gamma, into, entries };
         self.push(Op::Product(product), &[into]);
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Op as _;
 use crate::Real;
 use device::{DType, Device};
 use faer::Mat;
@@ -70,7 +71,14 @@ fn batch<T: Real>(
     let workspace = device.zeros(&[list.workspace_elements(lanes)], T::DTYPE).unwrap();
     let status = device.zeros(&[members.len()], DType::U32).unwrap();
     let stream = device.stream();
-    orthogonalize(&stream, &list, &input, &output, &workspace, &status).unwrap();
+    let operation = Orthogonalize {
+        batch: list,
+        input,
+        output: output.clone(),
+        workspace,
+        status: status.clone(),
+    };
+    operation.launch(&stream).unwrap();
     let result = stream.to_vec::<T>(&output).unwrap();
     let parts = matrices.iter().map(|m| {
         assert!(result[m.output_end()] == T::of(9.0), "wrote beyond a member");
@@ -342,7 +350,9 @@ fn what_does_not_fit_is_refused() {
     let status = zeros(2, DType::U32);
     let stream = device.stream();
     let run = |o: &Tensor, work: &Tensor, status: &Tensor| {
-        orthogonalize(&stream, &list, &x, o, work, status)
+        let [input, output, workspace, status] = [&x, o, work, status].map(Tensor::clone);
+        let batch = list.clone();
+        Orthogonalize { batch, input, output, workspace, status }.launch(&stream)
     };
     let least = list.least_workspace_elements();
     let work = zeros(least, DType::F32);

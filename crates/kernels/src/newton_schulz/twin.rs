@@ -12,9 +12,9 @@ use super::method::Storage;
 use super::norm::Scale;
 use super::program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
 use super::square::{self, CHUNK, TILE, Term};
-use crate::Real;
 use crate::gemm::{Cut, Layout, serial_shared};
 use crate::shared_slice::SharedSlice;
+use crate::{Entries, Real};
 
 /// The most slots of a program: 2 of X and 5 of S.
 const SLOTS: usize = 7;
@@ -164,9 +164,9 @@ impl<T: Real> Lane<'_, T> {
                 let turned = product.kind == Kind::Gram;
                 let right = if turned { (right.0, right.1.t()) } else { right };
                 let term = Term { alpha, left, right, addend, gamma };
-                match product.triangle {
-                    true => term.triangle(parallel, taken),
-                    false => term.full(parallel, taken),
+                match product.entries {
+                    Entries::Triangle => term.triangle(parallel, taken),
+                    Entries::All => term.full(parallel, taken),
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use device::{DType, Grid, Stream, Tensor};
 
-use super::{AT, AdamWFactors, AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum};
+use super::{AT, AdamWFactors, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum};
 use super::{RoundFromMasters, Spans, SumOfSquares, Weights};
 use crate::KernelError;
 use crate::gpu::abi;
@@ -121,7 +121,7 @@ impl MuonMomentum {
             update: self.update.address(),
             factors: self.factors.address(),
             span_count,
-            nesterov: u32::from(self.nesterov),
+            nesterov: u32::from(self.form == Momentum::Nesterov),
             keep: self.mu as f32,
             add: (1.0 - self.mu) as f32,
         };

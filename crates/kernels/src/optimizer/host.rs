@@ -4,7 +4,7 @@ use device::{Element, Kernel, Parallel, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{AdamWFactors, AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum};
+use super::{AdamWFactors, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum};
 use super::{RoundFromMasters, SlotRange, Span, Spans, SumOfSquares, Weights};
 use crate::math;
 use crate::shared_slice::SharedSlice;
@@ -142,7 +142,8 @@ impl AdamWStep {
 
 impl MuonMomentum {
     pub(super) fn run(&self, k: &Kernel) -> Done {
-        let &MuonMomentum { ref spans, mu, nesterov, .. } = self;
+        let &MuonMomentum { ref spans, mu, form, .. } = self;
+        let nesterov = form == Momentum::Nesterov;
         let (keep, add) = (mu as f32, (1.0 - mu) as f32);
         k.bytes(3 * 4 * spans.elements);
         let (grads, factors) = (k.read::<f32>(&self.grads)?, k.read::<f32>(&self.factors)?);

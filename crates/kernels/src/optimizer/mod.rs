@@ -20,11 +20,11 @@ mod host;
 mod operations;
 mod spans;
 
-use ::device::{DType, Stream, Tensor};
+use ::device::{DType, Tensor};
 
 pub use spans::{SlotRange, SlotRanges, Span, Spans};
 
-use crate::{KernelError, op};
+use crate::KernelError;
 
 /// As errors name this family.
 const AT: &str = "optimizer";
@@ -100,28 +100,22 @@ fn check_factors(spans: &Spans, factors: &Tensor) -> Result<(), KernelError> {
     at_least("factors", factors, spans.units)
 }
 
-struct SumOfSquares {
-    ranges: SlotRanges,
-    grads: Tensor,
-    sums: Tensor,
-}
-
-/// Writes the sum of squares of each range of `grads` (flat, f32) to its slot of `sums` (f64).
+/// Writes the sum of squares of each range of the gradients to its slot; other slots are left as
+/// they are.
 ///
 /// Squares are exact in f64 and summed there in an order that depends on the range's length
 /// alone. Every addition is rounded once: host and devices differ by no more than `len·2^-53` of
-/// the sum. A sum is infinite or NaN exactly if an element is. Other slots are left as they are.
+/// the sum. A sum is infinite or NaN exactly if an element is.
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn sum_of_squares(
-    stream: &Stream,
-    ranges: &SlotRanges,
-    grads: &Tensor,
-    sums: &Tensor,
-) -> Result<(), KernelError> {
-    let (ranges, grads, sums) = (ranges.clone(), grads.clone(), sums.clone());
-    op::run(stream, SumOfSquares { ranges, grads, sums })
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
+#[derive(Clone)]
+pub struct SumOfSquares {
+    pub ranges: SlotRanges,
+    /// f32, flat.
+    pub grads: Tensor,
+    /// f64, one of each slot, written.
+    pub sums: Tensor,
 }
 
 /// The numbers of one AdamW update.
@@ -169,21 +163,6 @@ impl AdamWFactors {
     }
 }
 
-/// The arguments of [`adamw`].
-#[derive(Clone)]
-pub struct AdamWStep {
-    pub spans: Spans,
-    pub numbers: AdamW,
-    pub weights: Weights,
-    /// f32, flat.
-    pub grads: Tensor,
-    /// The moments: f32, local.
-    pub first: Tensor,
-    pub second: Tensor,
-    /// f32, one of each unit.
-    pub factors: Tensor,
-}
-
 /// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2):
 ///
 /// ```text
@@ -192,20 +171,50 @@ pub struct AdamWStep {
 /// ```
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn adamw(stream: &Stream, step: AdamWStep) -> Result<(), KernelError> {
-    op::run(stream, step)
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
+#[derive(Clone)]
+pub struct AdamWStep {
+    pub spans: Spans,
+    pub numbers: AdamW,
+    pub weights: Weights,
+    /// f32, flat.
+    pub grads: Tensor,
+    /// `m` and `v`: f32, local.
+    pub first: Tensor,
+    pub second: Tensor,
+    /// f32, one of each unit.
+    pub factors: Tensor,
 }
 
-/// The arguments of [`muon_momentum`].
+/// What is orthogonalized, after the gradient has joined the momentum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Momentum {
+    /// The average itself: `m`.
+    Classical,
+    /// The average as the same gradient would move it once more: `mu·m + (1-mu)·g`.
+    Nesterov,
+}
+
+/// The momentum of Muon as an exponential moving average, as in K. Jordan's reference
+/// implementation of Muon (`lerp`):
+///
+/// ```text
+/// g ← factors[unit]·g     m ← mu·m + (1-mu)·g     u = what `form` says
+/// ```
+///
+/// The heavy-ball form `m ← mu·m + g`, `u = g + mu·m` is this one times `1/(1-mu)`, which
+/// orthogonalization removes: both give the same update.
+///
+/// # Errors
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
 #[derive(Clone)]
 pub struct MuonMomentum {
     pub spans: Spans,
     pub mu: f64,
-    pub nesterov: bool,
+    pub form: Momentum,
     /// f32, flat.
     pub grads: Tensor,
-    /// f32, local.
+    /// `m`: f32, local.
     pub momentum: Tensor,
     /// `u`: f32, local, written.
     pub update: Tensor,
@@ -213,23 +222,10 @@ pub struct MuonMomentum {
     pub factors: Tensor,
 }
 
-/// The momentum of Muon as an exponential moving average, as in K. Jordan's reference
-/// implementation of Muon (`lerp`):
-///
-/// ```text
-/// g ← factors[unit]·g     m ← mu·m + (1-mu)·g     u = nesterov ? mu·m + (1-mu)·g : m
-/// ```
-///
-/// The heavy-ball form `m ← mu·m + g`, `u = g + mu·m` is this one times `1/(1-mu)`, which
-/// orthogonalization removes: both give the same update.
+/// `w ← keep·w - rate·o`.
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn muon_momentum(stream: &Stream, step: MuonMomentum) -> Result<(), KernelError> {
-    op::run(stream, step)
-}
-
-/// The arguments of [`muon_apply`].
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
 #[derive(Clone)]
 pub struct MuonApply {
     pub spans: Spans,
@@ -242,66 +238,42 @@ pub struct MuonApply {
     pub direction: Tensor,
 }
 
-/// `w ← keep·w - rate·o`.
+/// Sets the masters from the weights.
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn muon_apply(stream: &Stream, step: MuonApply) -> Result<(), KernelError> {
-    op::run(stream, step)
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
+#[derive(Clone)]
+pub struct CopyToMasters {
+    pub spans: Spans,
+    /// The weights: f32 or bf16, flat.
+    pub flat: Tensor,
+    /// f32, local, written.
+    pub masters: Tensor,
 }
 
-struct CopyToMasters {
-    spans: Spans,
-    flat: Tensor,
-    masters: Tensor,
-}
-
-/// Sets the f32 masters (local) from flat weights, f32 or bf16.
+/// Rounds the masters to the weights: to nearest, ties to even.
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn copy_to_masters(
-    stream: &Stream,
-    spans: &Spans,
-    flat: &Tensor,
-    masters: &Tensor,
-) -> Result<(), KernelError> {
-    let (spans, flat, masters) = (spans.clone(), flat.clone(), masters.clone());
-    op::run(stream, CopyToMasters { spans, flat, masters })
+/// Of [`crate::Op::launch`]: tensors too small, or of another type.
+#[derive(Clone)]
+pub struct RoundFromMasters {
+    pub spans: Spans,
+    /// f32, local.
+    pub masters: Tensor,
+    /// The weights: bf16, flat, written.
+    pub flat: Tensor,
 }
 
-struct RoundFromMasters {
-    spans: Spans,
-    masters: Tensor,
-    flat: Tensor,
-}
-
-/// Rounds the f32 masters (local) to the flat bf16 weights, to nearest, ties to even.
+/// Rounds to nearest, ties to even.
 ///
 /// # Errors
-/// Tensors too small, or of another type.
-pub fn round_from_masters(
-    stream: &Stream,
-    spans: &Spans,
-    masters: &Tensor,
-    flat: &Tensor,
-) -> Result<(), KernelError> {
-    let (spans, masters, flat) = (spans.clone(), masters.clone(), flat.clone());
-    op::run(stream, RoundFromMasters { spans, masters, flat })
-}
-
-struct Cast {
-    from: Tensor,
-    to: Tensor,
-}
-
-/// Rounds f32 `from` to `to`, bf16 or f16 of the same length: to nearest, ties to even.
-///
-/// # Errors
-/// Tensors of other lengths or types.
-pub fn cast(stream: &Stream, from: &Tensor, to: &Tensor) -> Result<(), KernelError> {
-    let (from, to) = (from.clone(), to.clone());
-    op::run(stream, Cast { from, to })
+/// Of [`crate::Op::launch`]: tensors of other lengths or types.
+#[derive(Clone)]
+pub struct Cast {
+    /// f32.
+    pub from: Tensor,
+    /// bf16 or f16, of the same length, written.
+    pub to: Tensor,
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use device::{Device, Tensor};
+use device::{DType, Device, Tensor};
 
 use super::{AT, at_least};
 use crate::gpu::abi;
+use crate::gpu::execute::upload_rows;
 use crate::{KernelError, op};
 
 /// A run of elements, by its places.
@@ -48,13 +49,16 @@ impl Spans {
         let units = spans.iter().map(|span| span.unit + 1).max().unwrap_or(0);
         let elements = spans.iter().map(|span| span.len).sum();
         let chunks: Arc<[Span]> = chunks(spans).collect();
-        let table = op::table(device, chunks.iter().map(abi::Span::from))?;
+        let table = op::prepare(device, || {
+            let rows: Vec<abi::Span> = chunks.iter().map(abi::Span::from).collect();
+            upload_rows(device, &rows)
+        })?;
         Ok(Spans { chunks, table, units, elements, flat_end, local_end })
     }
 
     /// Bytes that [`Spans::new`] takes of a device's memory.
-    pub fn table_bytes(spans: &[Span]) -> usize {
-        chunks(spans).count() * size_of::<abi::Span>()
+    pub fn table_bytes(device: &Device, spans: &[Span]) -> usize {
+        op::choose(device, 0, chunks(spans).count() * size_of::<abi::Span>())
     }
 
     /// Number of elements.
@@ -146,6 +150,19 @@ pub(super) struct SquareTables {
     pub partials: Tensor,
 }
 
+impl SquareTables {
+    fn new(device: &Device, ranges: &[SlotRange]) -> Result<SquareTables, KernelError> {
+        let Strips { strips, slots, partials } = Strips::of(ranges);
+        Ok(SquareTables {
+            strips: upload_rows(device, &strips)?,
+            strip_count: strips.len() as u32,
+            slots: upload_rows(device, &slots)?,
+            slot_count: slots.len() as u32,
+            partials: device.zeros(&[partials], DType::F64)?,
+        })
+    }
+}
+
 impl SlotRanges {
     /// Ranges for launches on `device`. They may share a stream only: long ones have their partial
     /// sums in memory of the list's own.
@@ -155,29 +172,22 @@ impl SlotRanges {
     pub fn new(device: &Device, ranges: Vec<SlotRange>) -> Result<SlotRanges, KernelError> {
         let slot_end = disjoint("slot", ranges.iter().map(|range| (range.slot, 1)))?;
         let flat_end = ranges.iter().map(|range| range.flat + range.len).max().unwrap_or(0);
-        let Strips { strips, slots, partials } = Strips::of(&ranges);
-        let (strip_count, slot_count) = (strips.len() as u32, slots.len() as u32);
-        let tables = match (op::table(device, strips)?, op::table(device, slots)?) {
-            (Some(strips), Some(slots)) => {
-                let partials = device.zeros(&[partials], device::DType::F64)?;
-                Some(SquareTables { strips, strip_count, slots, slot_count, partials })
-            }
-            _ => None,
-        };
+        let tables = op::prepare(device, || SquareTables::new(device, &ranges))?;
         Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
     }
 
     /// What decides the order of the sums on a device; `None` on a host, whose order is one of its
     /// own.
     pub fn numeric_plan(&self) -> Option<String> {
-        self.tables.as_ref()?;
-        Some(format!("sums of squares over blocks of {} elements", abi::SQUARES_LEN))
+        let by_blocks = |_| format!("sums of squares over blocks of {} elements", abi::SQUARES_LEN);
+        self.tables.as_ref().map(by_blocks)
     }
 
     /// Bytes that [`SlotRanges::new`] takes of a device's memory.
-    pub fn table_bytes(ranges: &[SlotRange]) -> usize {
+    pub fn table_bytes(device: &Device, ranges: &[SlotRange]) -> usize {
         let Strips { strips, slots, partials } = Strips::of(ranges);
-        size_of_val(&strips[..]) + size_of_val(&slots[..]) + partials * size_of::<f64>()
+        let tables = size_of_val(&strips[..]) + size_of_val(&slots[..]);
+        op::choose(device, 0, tables + partials * size_of::<f64>())
     }
 }
 

@@ -3,6 +3,7 @@ use half::bf16;
 
 use super::host::round_out;
 use super::*;
+use crate::Op;
 use proptest::prelude::*;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
@@ -95,7 +96,7 @@ fn adamw_follows_its_formula_for_several_steps() {
                 second: second.clone(),
                 factors: factor.clone(),
             };
-            adamw(&case.device.stream(), operation).unwrap();
+            operation.launch(&case.device.stream()).unwrap();
             case.elements(|flat, local, unit| {
                 let g = f64::from(g[flat]) * f64::from(factors[unit]);
                 m[local] = 0.9 * m[local] + 0.1 * g;
@@ -121,7 +122,7 @@ fn adamw_follows_its_formula_for_several_steps() {
 
 #[test]
 fn muon_momentum_and_update_follow_their_formulas() {
-    for nesterov in [false, true] {
+    for form in [Momentum::Classical, Momentum::Nesterov] {
         let mut bits: Vec<Vec<f32>> = Vec::new();
         for device in devices() {
             let case = Case::new(device, &LENS);
@@ -135,20 +136,23 @@ fn muon_momentum_and_update_follow_their_formulas() {
             let operation = MuonMomentum {
                 spans: case.spans.clone(),
                 mu: 0.8,
-                nesterov,
+                form,
                 grads,
                 momentum: momentum.clone(),
                 update: update.clone(),
                 factors: factor,
             };
-            muon_momentum(&stream, operation).unwrap();
+            operation.launch(&stream).unwrap();
             let place = Weights::InPlace(weights.clone());
-            muon_apply(&stream, case.apply(0.9, 0.25, place, &update)).unwrap();
+            case.apply(0.9, 0.25, place, &update).launch(&stream).unwrap();
             let (new_m, u, new_w) = (case.read(&momentum), case.read(&update), case.read(&weights));
             case.elements(|flat, local, unit| {
                 let g = f64::from(g[flat]) * f64::from(factors[unit]);
                 let momentum = 0.8 * f64::from(m[local]) + 0.2 * g;
-                let want = if nesterov { 0.8 * momentum + 0.2 * g } else { momentum };
+                let want = match form {
+                    Momentum::Classical => momentum,
+                    Momentum::Nesterov => 0.8 * momentum + 0.2 * g,
+                };
                 assert!(close(new_m[local], momentum) && close(u[local], want));
                 assert!(close(new_w[flat], 0.9 * f64::from(w[flat]) - 0.25 * want));
             });
@@ -167,17 +171,22 @@ fn masters_carry_what_bf16_weights_cannot() {
         let (flat32, masters) = (case.tensor(&exact), case.tensor(&vec![0.0; n]));
         let half = case.device.zeros(&[n], DType::Bf16).unwrap();
         let stream = case.device.stream();
-        copy_to_masters(&stream, &case.spans, &flat32, &masters).unwrap();
-        round_from_masters(&stream, &case.spans, &masters, &half).unwrap();
+        let adopt = |flat: &Tensor| {
+            let (spans, flat, masters) = (case.spans.clone(), flat.clone(), masters.clone());
+            CopyToMasters { spans, flat, masters }.launch(&stream).unwrap();
+        };
+        adopt(&flat32);
+        let (spans, masters_of, flat) = (case.spans.clone(), masters.clone(), half.clone());
+        RoundFromMasters { spans, masters: masters_of, flat }.launch(&stream).unwrap();
         let rounded = stream.to_vec::<bf16>(&half).unwrap();
         case.elements(|flat, _, _| assert_eq!(rounded[flat], bf16::from_f32(exact[flat])));
         // One small step is lost in bf16 but kept in the masters.
         let place = Weights::Mastered { masters: masters.clone(), flat: half.clone() };
         let ones = case.tensor(&vec![1.0; n]);
-        muon_apply(&stream, case.apply(1.0, 1e-6, place, &ones)).unwrap();
+        case.apply(1.0, 1e-6, place, &ones).launch(&stream).unwrap();
         let kept = case.read(&masters);
         case.elements(|flat, local, _| assert_eq!(kept[local], exact[flat] - 1e-6));
-        copy_to_masters(&stream, &case.spans, &half, &masters).unwrap();
+        adopt(&half);
         let kept = case.read(&masters);
         let half = stream.to_vec::<bf16>(&half).unwrap();
         case.elements(|flat, local, _| assert_eq!(kept[local], half[flat].to_f32()));
@@ -213,7 +222,8 @@ proptest! {
             let list = SlotRanges::new(&device, ranges.clone()).unwrap();
             let grads = device.tensor(&[total], &values).unwrap();
             let sums = device.tensor(&[2 * lens.len()], &vec![-1.0_f64; 2 * lens.len()]).unwrap();
-            sum_of_squares(&device.stream(), &list, &grads, &sums).unwrap();
+            let operation = SumOfSquares { ranges: list, grads, sums: sums.clone() };
+            operation.launch(&device.stream()).unwrap();
             results.push(device.stream().to_vec::<f64>(&sums).unwrap());
         }
         for range in &ranges {
@@ -233,7 +243,8 @@ fn a_sum_shows_every_element_that_is_not_finite_and_no_other() {
     let sums = device.zeros(&[1], DType::F64).unwrap();
     let sum = |values: &[f32]| {
         let grads = device.tensor(&[140], values).unwrap();
-        sum_of_squares(&device.stream(), &list, &grads, &sums).unwrap();
+        let operation = SumOfSquares { ranges: list.clone(), grads, sums: sums.clone() };
+        operation.launch(&device.stream()).unwrap();
         device.stream().to_vec::<f64>(&sums).unwrap()[0]
     };
     assert!(sum(&[f32::MAX; 140]).is_finite());
@@ -261,7 +272,7 @@ fn overlaps_small_tensors_and_wrong_types_are_refused() {
     let apply = |weights: &Tensor, o: &Tensor| {
         let (weights, direction) = (Weights::InPlace(weights.clone()), o.clone());
         let spans = spans.clone();
-        muon_apply(&stream, MuonApply { spans, keep: 1.0, rate: 1.0, weights, direction })
+        MuonApply { spans, keep: 1.0, rate: 1.0, weights, direction }.launch(&stream)
     };
     apply(&eight, &four).unwrap();
     assert!(matches!(

@@ -3,6 +3,7 @@
 use device::{DType, Grid, Stream};
 use layout::ReduceOp;
 
+use super::stages::Limits;
 use super::{KERNEL, StageSum};
 use crate::KernelError;
 use crate::gpu::abi;
@@ -13,8 +14,8 @@ const THREADS: u32 = 256;
 const GROUP_BYTES: u32 = 16;
 /// Blocks of a launch for each multiprocessor, at most.
 const RESIDENT: u32 = 8;
-/// Elements of a tile of a program of several stages.
-pub(super) const TILE: usize = 1 << 22;
+/// A deeper stack than the shared memory has would gain nothing from workspace: it is refused.
+pub(super) const LIMITS: Limits = Limits { depth: usize::MAX, tile: 1 << 22 };
 
 impl StageSum {
     pub(super) fn enqueue(&self, kernels: &Kernels, stream: &Stream) -> Result<(), KernelError> {
@@ -45,7 +46,7 @@ impl StageSum {
         };
         let function = kernels.function(Family::OrderedSum, name)?;
         // SAFETY: every input has the length of `out`; the stack is no deeper than the shared
-        // memory and, where there are several stages, the workspace (`ordered_sum` checked both);
+        // memory and, where there are several stages, the workspace (`Summation` checked both);
         // all is memory of this device (`op::run`), freed after the work that was enqueued before.
         Ok(unsafe { stream.launch_module(&function, &grid, &args) }?)
     }

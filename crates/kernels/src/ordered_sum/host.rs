@@ -16,6 +16,7 @@ use device::{DType, DeviceError, Element, Kernel};
 use half::{bf16, f16};
 use layout::ReduceOp;
 
+use super::stages::Limits;
 use super::{STAGE_INPUTS, StageSum};
 
 /// Elements in the scratch of one thread: 16 KiB of f32, half of a first-level cache.
@@ -24,10 +25,9 @@ const SCRATCH: usize = 4096;
 const BLOCK: usize = 16 * SCRATCH;
 /// Elements of a chunk when a program takes several kernels.
 pub(super) const CHUNK: usize = 1024;
-/// Elements that pass through all kernels of such a program before the next ones do.
-pub(super) const TILE: usize = 64 * CHUNK;
-/// Deepest stack that fits the scratch in tiles of a useful size.
-pub(super) const DEEPEST: usize = SCRATCH / 32;
+/// The deepest stack fits the scratch in tiles of a useful size, and the tile of several kernels
+/// what the threads keep in their caches.
+pub(super) const LIMITS: Limits = Limits { depth: SCRATCH / 32, tile: 64 * CHUNK };
 
 /// A type that sums are made in.
 trait Number: Element + Add<Output = Self> {}
@@ -88,7 +88,7 @@ impl StageSum {
         let inputs = &inputs[..self.stage.inputs.1 - self.stage.inputs.0];
         let tiles = Tiles { ops, inputs, height, is_first, set_aside };
         let (out, depth) = (k.write::<S>(&self.out)?, self.sum.depth());
-        if self.sum.stages().len() > 1 || depth > DEEPEST {
+        if LIMITS.carry(&self.sum) {
             let carry = (k.write::<S>(&self.workspace)?, depth * CHUNK);
             k.parallel().chunks2((out, CHUNK), carry, |chunk, out, scratch| {
                 tiles.evaluate(chunk * CHUNK, out, scratch);

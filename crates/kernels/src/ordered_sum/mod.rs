@@ -29,76 +29,87 @@ use ::device::{DType, Device, DeviceError, Stream, Tensor};
 
 pub use stages::OrderedSum;
 
-use crate::{KernelError, op};
-use stages::{STAGE_INPUTS, Stage};
+use crate::KernelError;
+use crate::op::{self, Op};
+use stages::{Limits, STAGE_INPUTS, Stage};
 
 const KERNEL: &str = "ordered_sum";
 
-/// Adds `inputs`, one for each input of the program, all of the length of `out`.
+/// One sum's operands.
 ///
-/// `out` may be one of the inputs, exactly; it overlaps no other. `workspace` has the type of `out`
-/// and [`OrderedSum::workspace_elements`], which are none for ordinary programs. Nothing is
-/// allocated on the host devices.
-///
-/// # Errors
-/// Another number of inputs; other lengths; types that are not summed to that of `out`; memory that
-/// overlaps; too little workspace; on a device, a stack deeper than its kernels have.
-pub fn ordered_sum(
-    stream: &Stream,
-    sum: &OrderedSum,
-    inputs: &[Tensor],
-    out: &Tensor,
-    workspace: &Tensor,
-) -> Result<(), KernelError> {
-    check(sum, inputs, out, workspace)?;
-    let tile = sum.tile(stream.device(), out.len());
-    let expected = sum.workspace_elements(stream.device(), out.len());
-    if workspace.len() < expected {
-        let (operand, got) = ("workspace", workspace.len());
-        return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
-    }
-    for start in (0..out.len()).step_by(tile.max(1)) {
-        let tile = start..(start + tile).min(out.len());
-        for stage in 0..sum.stages().len() {
-            op::run(stream, StageSum::new(sum, stage, inputs, out, workspace, &tile)?)?;
-        }
-    }
-    Ok(())
+/// It is several launches, one for each stage and tile, and so no [`crate::Op`] itself; and it
+/// borrows a list of any length, because nothing is allocated on the host devices.
+#[derive(Clone, Copy)]
+pub struct Summation<'a> {
+    pub sum: &'a OrderedSum,
+    /// One for each input of the program, all of the length of `out`.
+    pub inputs: &'a [Tensor],
+    /// Written. It may be one of the inputs, exactly; it overlaps no other.
+    pub out: &'a Tensor,
+    /// Of the type of `out`, [`OrderedSum::workspace_elements`]: none for ordinary programs.
+    pub workspace: &'a Tensor,
 }
 
-fn check(
-    sum: &OrderedSum,
-    inputs: &[Tensor],
-    out: &Tensor,
-    workspace: &Tensor,
-) -> Result<(), KernelError> {
-    if inputs.len() != sum.inputs() {
-        let (operand, got, expected) = ("the list of inputs", inputs.len(), sum.inputs());
-        return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
+impl Summation<'_> {
+    /// Checks the operands and enqueues the sum where the stream is.
+    ///
+    /// # Errors
+    /// Another number of inputs; other lengths; types that are not summed to that of `out`; memory
+    /// that overlaps; too little workspace; on a device, a stack deeper than its kernels have.
+    pub fn launch(self, stream: &Stream) -> Result<(), KernelError> {
+        self.check(stream.device())?;
+        let Summation { sum, out, .. } = self;
+        let tile = Limits::of(stream.device()).tile(sum, out.len()).max(1);
+        for start in (0..out.len()).step_by(tile) {
+            let tile = start..(start + tile).min(out.len());
+            for stage in 0..sum.stages().len() {
+                StageSum::new(self, stage, &tile)?.launch(stream)?;
+            }
+        }
+        Ok(())
     }
-    let types = (inputs.first().map_or(out.dtype(), Tensor::dtype), out.dtype());
-    let is_summed = matches!(
-        types,
-        (DType::F32 | DType::Bf16 | DType::F16, DType::F32) | (DType::F64, DType::F64)
-    );
-    let other = inputs.iter().find(|input| input.dtype() != types.0);
-    if let Some(dtype) = other.map(Tensor::dtype).or((!is_summed).then_some(types.0)) {
-        return Err(KernelError::Dtype { kernel: KERNEL, dtype });
-    }
-    if workspace.dtype() != out.dtype() && !workspace.is_empty() {
-        return Err(KernelError::Dtype { kernel: KERNEL, dtype: workspace.dtype() });
-    }
-    for input in inputs {
-        crate::error::expect(KERNEL, "an input", input, out.len())?;
-        let is_apart = !overlap(input, out) || is_same(input, out);
-        if !is_apart || overlap(input, workspace) {
+
+    fn check(&self, device: &Device) -> Result<(), KernelError> {
+        let Summation { sum, inputs, out, workspace } = *self;
+        if inputs.len() != sum.inputs() {
+            let (operand, got, expected) = ("the list of inputs", inputs.len(), sum.inputs());
+            return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
+        }
+        self.check_types()?;
+        for input in inputs {
+            crate::error::expect(KERNEL, "an input", input, out.len())?;
+            let is_apart = !overlap(input, out) || is_same(input, out);
+            if !is_apart || overlap(input, workspace) {
+                return Err(DeviceError::Overlap { kernel: KERNEL }.into());
+            }
+        }
+        if overlap(out, workspace) {
             return Err(DeviceError::Overlap { kernel: KERNEL }.into());
         }
+        let (got, expected) = (workspace.len(), sum.workspace_elements(device, out.len()));
+        if got < expected {
+            let operand = "workspace";
+            return Err(KernelError::Operand { kernel: KERNEL, operand, got, expected });
+        }
+        Ok(())
     }
-    if overlap(out, workspace) {
-        return Err(DeviceError::Overlap { kernel: KERNEL }.into());
+
+    fn check_types(&self) -> Result<(), KernelError> {
+        let Summation { inputs, out, workspace, .. } = *self;
+        let types = (inputs.first().map_or(out.dtype(), Tensor::dtype), out.dtype());
+        let is_summed = matches!(
+            types,
+            (DType::F32 | DType::Bf16 | DType::F16, DType::F32) | (DType::F64, DType::F64)
+        );
+        let other = inputs.iter().find(|input| input.dtype() != types.0);
+        if let Some(dtype) = other.map(Tensor::dtype).or((!is_summed).then_some(types.0)) {
+            return Err(KernelError::Dtype { kernel: KERNEL, dtype });
+        }
+        if workspace.dtype() != out.dtype() && !workspace.is_empty() {
+            return Err(KernelError::Dtype { kernel: KERNEL, dtype: workspace.dtype() });
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn is_same(a: &Tensor, b: &Tensor) -> bool {
@@ -126,13 +137,11 @@ struct StageSum {
 
 impl StageSum {
     fn new(
-        sum: &OrderedSum,
+        summation: Summation,
         index: usize,
-        inputs: &[Tensor],
-        out: &Tensor,
-        workspace: &Tensor,
         tile: &Range<usize>,
     ) -> Result<StageSum, KernelError> {
+        let Summation { sum, inputs, out, workspace } = summation;
         let stage = sum.stages()[index];
         let mut parts = [const { None }; STAGE_INPUTS];
         let (start, end) = stage.inputs;
@@ -155,14 +164,14 @@ impl StageSum {
     }
 }
 
-impl op::Op for StageSum {
+impl Op for StageSum {
     const NAME: &'static str = KERNEL;
 
     fn operands(&self) -> impl Iterator<Item = &Tensor> {
         self.inputs.iter().flatten().chain([&self.out, &self.workspace])
     }
 
-    /// [`check`] has seen the whole.
+    /// [`Summation::check`] has seen the whole.
     fn check(&self) -> Result<(), KernelError> {
         Ok(())
     }
@@ -170,30 +179,19 @@ impl op::Op for StageSum {
     op::on_both!();
 }
 
+impl Limits {
+    fn of(device: &Device) -> Limits {
+        op::choose(device, host::LIMITS, device::LIMITS)
+    }
+}
+
 impl OrderedSum {
-    /// Elements that pass through all stages before the next ones do; all of them, where there is
-    /// one stage.
-    fn tile(&self, device: &Device, len: usize) -> usize {
-        match (self.is_carried(device), device.kind().is_host()) {
-            (false, _) => len,
-            // What the threads of a host keep in their caches.
-            (true, true) => host::TILE,
-            (true, false) => device::TILE,
-        }
-    }
-
-    /// Whether sums lie in the workspace.
-    fn is_carried(&self, device: &Device) -> bool {
-        let deepest = if device.kind().is_host() { host::DEEPEST } else { usize::MAX };
-        self.stages().len() > 1 || self.depth() > deepest
-    }
-
     /// Elements of workspace for sums of `len` elements on this device.
     pub fn workspace_elements(&self, device: &Device, len: usize) -> usize {
-        if !self.is_carried(device) {
+        let limits = Limits::of(device);
+        if !limits.carry(self) {
             return 0;
         }
-        let tile = self.tile(device, len).min(len);
-        tile.next_multiple_of(host::CHUNK) * self.depth()
+        limits.tile(self, len).min(len).next_multiple_of(host::CHUNK) * self.depth()
     }
 }

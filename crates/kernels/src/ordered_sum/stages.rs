@@ -33,6 +33,28 @@ pub(super) struct Stage {
     pub height: usize,
 }
 
+/// What the code of a place keeps at hand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Sums of the deepest stack that needs no workspace, where there is one stage.
+    pub depth: usize,
+    /// Elements of a tile, where sums lie in the workspace.
+    pub tile: usize,
+}
+
+impl Limits {
+    /// Whether the sums of this program lie in the workspace.
+    pub fn carry(self, sum: &OrderedSum) -> bool {
+        sum.stages().len() > 1 || sum.depth() > self.depth
+    }
+
+    /// Elements that pass through all stages before the next ones do; all of `len`, where there is
+    /// one stage.
+    pub fn tile(self, sum: &OrderedSum, len: usize) -> usize {
+        if self.carry(sum) { self.tile } else { len }
+    }
+}
+
 impl OrderedSum {
     /// The sum of `inputs` inputs by `program`.
     ///

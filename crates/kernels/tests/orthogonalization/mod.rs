@@ -6,10 +6,11 @@
 use device::{Arch, DType, Device, Element, SimOptions, Tensor};
 use half::{bf16, f16};
 use kernels::KernelError;
+use kernels::Op as _;
 use kernels::gpu::execute::Prepared;
 use kernels::gpu::modules::{Family, Kernels};
 use kernels::newton_schulz::{
-    AOL_LEAST, Algorithm, Batch, Coefficients, Iteration, Matrix, Method, Storage, orthogonalize,
+    AOL_LEAST, Algorithm, Batch, Coefficients, Iteration, Matrix, Method, Orthogonalize, Storage,
 };
 
 /// What is orthogonalized and how.
@@ -118,7 +119,8 @@ impl Case {
         let work = device.zeros(&[batch.least_workspace_elements()], DType::F32).unwrap();
         let status = device.zeros(&[self.shapes.len()], DType::U32).unwrap();
         let stream = device.stream();
-        orthogonalize(&stream, &batch, &input, &output, &work, &status).unwrap();
+        let once = Orthogonalize { batch, input, output: output.clone(), workspace: work, status };
+        once.launch(&stream).unwrap();
         self.without_gaps(&stream.to_vec(&output).unwrap())
     }
 

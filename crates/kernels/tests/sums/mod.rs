@@ -3,7 +3,7 @@
 use device::{DType, Device, DeviceError, Element, Tensor};
 use half::{bf16, f16};
 use kernels::KernelError;
-use kernels::ordered_sum::{OrderedSum, ordered_sum};
+use kernels::ordered_sum::{OrderedSum, Summation};
 use layout::{Program, ReduceOp, Tree};
 
 /// A value whose sums depend on their order.
@@ -100,7 +100,8 @@ impl Case<'_> {
         let sum = OrderedSum::new(program, inputs)?;
         assert!(sum.is_of(program));
         let work = device.zeros(&[sum.workspace_elements(device, len)], T::Sum::DTYPE)?;
-        ordered_sum(&device.stream(), &sum, &tensors, &out, &work)?;
+        let summation = Summation { sum: &sum, inputs: &tensors, out: &out, workspace: &work };
+        summation.launch(&device.stream())?;
         let got = device.stream().to_vec::<T::Sum>(&out)?;
         for (index, got) in got.into_iter().enumerate() {
             let want = expected::<T>(program, index);
@@ -138,8 +139,9 @@ pub fn mistakes_are_refused(device: &Device) {
     let sum = OrderedSum::new(&program, 2).unwrap();
     let zeros = |len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let (a, b, none) = (zeros(8, DType::F32), zeros(8, DType::F32), zeros(0, DType::F32));
+    let refused = |summation: Summation| summation.launch(&stream).unwrap_err();
     let run = |inputs: &[Tensor], out: &Tensor| {
-        ordered_sum(&stream, &sum, inputs, out, &none).unwrap_err().to_string()
+        refused(Summation { sum: &sum, inputs, out, workspace: &none }).to_string()
     };
     let both = [a.clone(), b.clone()];
     assert!(run(&both[..1], &a).contains("has 1 elements, the shapes given need 2"));
@@ -147,7 +149,8 @@ pub fn mistakes_are_refused(device: &Device) {
     assert!(run(&both, &zeros(8, DType::F64)).contains("f32 is not supported"));
     let large = zeros(12, DType::F32);
     let (low, high) = (large.flat(0..8).unwrap(), large.flat(4..12).unwrap());
-    let error = ordered_sum(&stream, &sum, &[low, b], &high, &none).unwrap_err();
+    let inputs = &[low, b];
+    let error = refused(Summation { sum: &sum, inputs, out: &high, workspace: &none });
     assert!(matches!(error, KernelError::Device(DeviceError::Overlap { .. })), "{error}");
     for (ops, inputs, problem) in [
         (vec![ReduceOp::Push(1)], 2, "reads input 1 where input 0 comes next"),
@@ -160,7 +163,7 @@ pub fn mistakes_are_refused(device: &Device) {
     }
     let many = Case { program: &tower(40), inputs: 40, len: 9, offset: 0, in_place: None };
     let sum = OrderedSum::new(many.program, 40).unwrap();
-    let inputs = vec![a.flat(0..4).unwrap(); 40];
-    let error = ordered_sum(&stream, &sum, &inputs, &zeros(4, DType::F32), &none).unwrap_err();
+    let (inputs, out) = (&vec![a.flat(0..4).unwrap(); 40], &zeros(4, DType::F32));
+    let error = refused(Summation { sum: &sum, inputs, out, workspace: &none });
     assert!(matches!(error, KernelError::Operand { operand: "workspace", .. }), "{error}");
 }

@@ -2,9 +2,10 @@
 
 use device::{DType, Device, Tensor};
 use half::{bf16, f16};
+use kernels::Op;
 use kernels::optimizer::{
-    AdamW, AdamWStep, MuonApply, MuonMomentum, SlotRange, SlotRanges, Span, Spans, Weights, adamw,
-    cast, copy_to_masters, muon_apply, muon_momentum, round_from_masters, sum_of_squares,
+    AdamW, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum, RoundFromMasters,
+    SlotRange, SlotRanges, Span, Spans, SumOfSquares, Weights,
 };
 
 /// Ends of chunks, chunks of one quad, less than one, and more than one chunk.
@@ -106,20 +107,20 @@ impl Bench<'_> {
                 second: second.clone(),
                 factors: factors.clone(),
             };
-            adamw(&stream, of_adamw).unwrap();
+            of_adamw.launch(&stream).unwrap();
             let of_muon = MuonMomentum {
                 spans: spans.clone(),
                 mu: 0.95,
-                nesterov: step == 1,
+                form: [Momentum::Classical, Momentum::Nesterov][step as usize % 2],
                 grads,
                 momentum: momentum.clone(),
                 update: update.clone(),
                 factors: factors.clone(),
             };
-            muon_momentum(&stream, of_muon).unwrap();
+            of_muon.launch(&stream).unwrap();
             let (weights, direction) = (muon.clone(), update.clone());
             let apply = MuonApply { spans, keep: 0.99, rate: 0.02, weights, direction };
-            muon_apply(&stream, apply).unwrap();
+            apply.launch(&stream).unwrap();
         }
         let mut all = [momentum, update, first, second].map(|x| self.bits(&x)).to_vec();
         all.extend(self.bits_of(&muon));
@@ -132,17 +133,22 @@ impl Bench<'_> {
         let stream = self.device.stream();
         let masters = self.tensor(20);
         let Weights::Mastered { flat, .. } = self.weights(21, true) else { panic!("mastered") };
-        copy_to_masters(&stream, &self.spans, &flat, &masters).unwrap();
+        let adopt = |flat: Tensor| {
+            let (spans, masters) = (self.spans.clone(), masters.clone());
+            CopyToMasters { spans, flat, masters }.launch(&stream).unwrap();
+        };
+        adopt(flat.clone());
         let from_bf16 = self.bits(&masters);
-        copy_to_masters(&stream, &self.spans, &self.tensor(22), &masters).unwrap();
-        round_from_masters(&stream, &self.spans, &masters, &flat).unwrap();
+        adopt(self.tensor(22));
+        let (spans, from, to) = (self.spans.clone(), masters.clone(), flat.clone());
+        RoundFromMasters { spans, masters: from, flat: to }.launch(&stream).unwrap();
         let mut all = vec![from_bf16, self.bits(&masters), self.bits(&flat)];
         // From the first element on and from one that is not aligned; of the whole and of a part.
         for (dtype, start) in [(DType::Bf16, 0), (DType::F16, 0), (DType::Bf16, 1), (DType::F16, 3)]
         {
             let to = self.device.zeros(&[self.len], dtype).unwrap();
             let part = |x: &Tensor| x.flat(start..self.len - 2 * start).unwrap();
-            cast(&stream, &part(&masters), &part(&to)).unwrap();
+            Cast { from: part(&masters), to: part(&to) }.launch(&stream).unwrap();
             all.push(self.bits(&to));
         }
         all
@@ -191,7 +197,8 @@ pub fn squares_are_summed_within_their_bound(device: &Device) -> Vec<u64> {
         let list = SlotRanges::new(device, ranges.clone()).unwrap();
         let grads = device.tensor(&[values.len()], values).unwrap();
         let sums = device.tensor(&[2 * lens.len()], &vec![-1.0_f64; 2 * lens.len()]).unwrap();
-        sum_of_squares(&device.stream(), &list, &grads, &sums).unwrap();
+        let operation = SumOfSquares { ranges: list, grads, sums: sums.clone() };
+        operation.launch(&device.stream()).unwrap();
         device.stream().to_vec::<f64>(&sums).unwrap()
     };
     let (got, want) = (sums(device, &values), sums(&Device::cpu(1).unwrap(), &values));

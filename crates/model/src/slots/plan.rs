@@ -4,7 +4,7 @@ use device::{DType, Shape};
 use kernels::attention::Heads;
 use layout::Schema;
 
-use super::{ExpertScratch, ExpertSlots, LayerSlots, MicroBatch, QkSlots, Slot, Slots};
+use super::{ExpertScratch, ExpertSlots, LayerSlots, MicroBatch, QkSlots, Slot, Slots, Types};
 use crate::config::{Activation, Architecture, Feed, Moe, QkNorm};
 use crate::params::Parameters;
 use crate::{ModelError, Norm};
@@ -250,16 +250,10 @@ impl Planner<'_> {
 }
 
 impl Plan {
-    /// Plans the arena of a micro-batch: activations are of the type `compute`, and weights that
-    /// are stored as another are widened in it.
-    pub fn new(
-        a: &Architecture,
-        schema: &Schema,
-        batch: MicroBatch,
-        (compute, bf16_weights): (DType, bool),
-    ) -> Plan {
-        let largest = if bf16_weights { largest_weight(schema) } else { 0 };
-        let mut planner = Planner { a, batch, compute, bytes: 0, by_use: [0; 4] };
+    /// Plans the arena of a micro-batch.
+    pub fn new(a: &Architecture, schema: &Schema, batch: MicroBatch, types: Types) -> Plan {
+        let largest = if types.widens() { largest_weight(schema) } else { 0 };
+        let mut planner = Planner { a, batch, compute: types.compute, bytes: 0, by_use: [0; 4] };
         let slots = planner.slots(largest);
         Plan { slots, bytes: planner.bytes, by_use: planner.by_use }
     }
@@ -280,14 +274,14 @@ impl Plan {
     }
 }
 
-/// Bytes of the arena by use, without allocating it.
+/// Bytes of the arena by use, without allocating it, where weights are stored as `weights`.
 pub fn memory_plan(
     a: &Architecture,
     schema: &Schema,
     batch: MicroBatch,
-    bf16_weights: bool,
+    weights: DType,
 ) -> Vec<(&'static str, usize)> {
-    let plan = Plan::new(a, schema, batch, (DType::F32, bf16_weights));
+    let plan = Plan::new(a, schema, batch, Types::stored_as(weights));
     let uses = USES.iter().zip(plan.by_use).map(|((_, name), bytes)| (*name, bytes));
     uses.filter(|(_, bytes)| *bytes > 0).collect()
 }

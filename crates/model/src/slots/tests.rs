@@ -12,8 +12,12 @@ fn architecture(preset: Preset) -> Architecture {
 
 const BATCH: MicroBatch = MicroBatch { windows: 2, positions: 20 };
 
-fn plan_for(a: &Architecture, compute: DType, bf16_weights: bool) -> Plan {
-    Plan::new(a, &parameters(a).unwrap().0, BATCH, (compute, bf16_weights))
+const F32: Types = Types { compute: DType::F32, weights: DType::F32 };
+const WIDENED: Types = Types { compute: DType::F32, weights: DType::Bf16 };
+const F64: Types = Types { compute: DType::F64, weights: DType::F64 };
+
+fn plan_for(a: &Architecture, types: Types) -> Plan {
+    Plan::new(a, &parameters(a).unwrap().0, BATCH, types)
 }
 
 /// The slots that are a layer's own.
@@ -36,9 +40,9 @@ fn range(slot: &Slot) -> Range<usize> {
 #[test]
 fn slots_lie_apart_in_the_arena() {
     for preset in Preset::ALL {
-        for (compute, bf16) in [(DType::F32, true), (DType::F64, false)] {
+        for types in [WIDENED, F64] {
             let a = architecture(preset);
-            let plan = plan_for(&a, compute, bf16);
+            let plan = plan_for(&a, types);
             let s = &plan.slots;
             let mut all: Vec<Slot> = s.layers.iter().flat_map(places).collect();
             all.extend([s.tokens, s.targets, s.doc_start, s.x_final, s.stats_final, s.h_final]);
@@ -63,7 +67,7 @@ fn slots_lie_apart_in_the_arena() {
 #[test]
 fn views_have_the_shapes_of_the_plan() {
     let a = architecture(Preset::TinyMoe);
-    let plan = plan_for(&a, DType::F32, false);
+    let plan = plan_for(&a, F32);
     let arena = Device::cpu(1).unwrap().alloc(plan.bytes, &device::Placement::Private).unwrap();
     let views = plan.slots.views(&arena).unwrap();
     let layer = &views.layers[1];
@@ -76,7 +80,7 @@ fn views_have_the_shapes_of_the_plan() {
     let experts = layer.experts.as_ref().unwrap();
     assert_eq!(experts.offsets.dims(), [moe.experts + 1]);
     assert_eq!(experts.gate_up.dims(), [40 * moe.top_k, 2 * moe.d_ff]);
-    let dense = plan_for(&architecture(Preset::Llama3_8b), DType::F32, false);
+    let dense = plan_for(&architecture(Preset::Llama3_8b), F32);
     assert!(dense.slots.experts.is_none() && dense.slots.layers[0].experts.is_none());
 }
 
@@ -86,7 +90,7 @@ fn weights_that_are_widened_have_room() {
     for preset in Preset::ALL {
         let a = architecture(preset);
         let (_, mut params) = parameters(&a).unwrap();
-        let plan = plan_for(&a, DType::F32, true);
+        let plan = plan_for(&a, WIDENED);
         plan.check_widened(&params).unwrap();
         params.embedding.rows = 1 << 30;
         let refused = plan.check_widened(&params).unwrap_err();
@@ -95,7 +99,7 @@ fn weights_that_are_widened_have_room() {
     }
     let a = architecture(Preset::Gpt2124m);
     let (_, mut params) = parameters(&a).unwrap();
-    let plan = plan_for(&a, DType::F32, true);
+    let plan = plan_for(&a, WIDENED);
     params.final_norm.gain.rows = 1 << 20;
     let refused = plan.check_widened(&params).unwrap_err();
     assert!(matches!(refused, ModelError::Slot { slot: "widened vectors", .. }), "{refused}");
@@ -114,6 +118,6 @@ fn the_plan_has_the_bytes_of_its_shapes() {
         ("the largest weight as f32", 4096 * 128 * 4 + 2 * 256 * 4),
     ];
     let schema = parameters(&a).unwrap().0;
-    assert_eq!(memory_plan(&a, &schema, batch, true), expected);
-    assert_eq!(memory_plan(&a, &schema, batch, false), expected[..3]);
+    assert_eq!(memory_plan(&a, &schema, batch, DType::Bf16), expected);
+    assert_eq!(memory_plan(&a, &schema, batch, DType::F32), expected[..3]);
 }

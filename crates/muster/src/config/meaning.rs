@@ -7,7 +7,7 @@ use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Mesh, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelConfig, ModelError};
 use optim::OptimError;
-use train::config::{Config, LEAVES_MAX, Resume, WeightsDtype};
+use train::config::{Config, LEAVES_MAX, Resume};
 use train::mesh_plan;
 
 use crate::console::bytes as size;
@@ -228,8 +228,7 @@ fn check_micro_batch(config: &Config, a: &Architecture, schema: &Schema) -> Opti
         (what, format!("use at most {most} tokens and more micro_batches"))
     } else {
         let batch = MicroBatch { windows, positions };
-        let bf16 = config.train.weights == WeightsDtype::Bf16;
-        let plan = model::memory_plan(a, schema, batch, bf16);
+        let plan = model::memory_plan(a, schema, batch, config.train.weights.dtype());
         let bytes = plan.iter().fold(0_usize, |all, (_, bytes)| all.saturating_add(*bytes));
         if bytes <= BYTES_MAX {
             return None;

@@ -117,9 +117,8 @@ fn planned(start: &Start, config: &Config, world: usize, limits: &[Limit]) -> Op
 /// As [`fits`], for the plan with other activations: the rest of it stays.
 fn with_batch(start: &Start, batch: MicroBatch, limits: &[Limit]) -> Option<u64> {
     let plan = start.plan;
-    let bf16 = start.config.train.weights == WeightsDtype::Bf16;
     let arena = |batch| -> u64 {
-        let parts = model::memory_plan(&plan.architecture, &plan.schema, batch, bf16);
+        let parts = model::memory_plan(&plan.architecture, &plan.schema, batch, plan.weights);
         parts.iter().fold(0, |all, (_, size)| all.saturating_add(*size as u64))
     };
     let rest = start.peak_bytes.saturating_sub(arena(plan.batch));

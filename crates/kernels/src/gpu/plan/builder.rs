@@ -7,12 +7,12 @@ use std::ops::Range;
 use device::DType;
 
 use super::{AolLaunch, Common, GemmLaunch, KERNEL, Launch, Part, Problem};
-use crate::KernelError;
 use crate::gpu::abi::{self, GemmProblem, NsAol, NsMatrix};
 use crate::gpu::arch::{Class, Form, TILE, TileType, gemm};
 use crate::gpu::layout::{Classes, Cursor, Extents, strips};
 use crate::gpu::schedule;
 use crate::newton_schulz::{Kind, Matrix, Op, Product, Program, Slot};
+use crate::{Entries, KernelError};
 
 /// Where the parts of one matrix lie in the workspace.
 #[derive(Debug, Clone, Default)]
@@ -286,7 +286,8 @@ impl Builder<'_> {
         let is_last = product.into == Slot::Out;
         let (beta, addend) = product.addend.unwrap_or((0.0, product.left));
         let is_combined = product.kind == Kind::Combine;
-        let mut flags = if product.triangle || is_combined { abi::GEMM_LOWER } else { 0 };
+        let is_lower = product.entries == Entries::Triangle || is_combined;
+        let mut flags = if is_lower { abi::GEMM_LOWER } else { 0 };
         if is_last && extents.is_tall {
             flags |= abi::GEMM_OUT_TRANSPOSED;
         }

@@ -168,7 +168,10 @@ fn strides_and_scale_change_no_bits_and_nothing_else() {
                 let output = device.tensor(&[sentinel.len()], &sentinel).unwrap();
                 let work = device.zeros(&[list.workspace_elements(1)], DType::F32).unwrap();
                 let status = device.zeros(&[1], DType::U32).unwrap();
-                orthogonalize(&stream, &list, &input, &output, &work, &status).unwrap();
+                let (batch, output_of) = (list, output.clone());
+                let once =
+                    Orthogonalize { batch, input, output: output_of, workspace: work, status };
+                once.launch(&stream).unwrap();
                 let got = stream.to_vec::<f32>(&output).unwrap();
                 for (at, &got) in got.iter().enumerate() {
                     // The gap before the first row counts as the end of a row before it.
@@ -273,7 +276,9 @@ fn a_status_becomes_an_error_with_the_name() {
         let output = device.zeros(&[12], DType::F32).unwrap();
         let work = device.zeros(&[list.workspace_elements(1)], DType::F32).unwrap();
         let status = device.zeros(&[3], DType::U32).unwrap();
-        orthogonalize(&stream, &list, &input, &output, &work, &status).unwrap();
+        let (batch, told) = (list.clone(), status.clone());
+        let once = Orthogonalize { batch, input, output, workspace: work, status: told };
+        once.launch(&stream).unwrap();
         check_status(&stream, &status, |index| format!("layer {index}"))
     };
     run(&x).unwrap();
