@@ -21,6 +21,8 @@ use super::{STAGE_INPUTS, StageSum};
 
 /// Elements in the scratch of one thread: 16 KiB of f32, half of a first-level cache.
 const SCRATCH: usize = 4096;
+/// Elements that a small sum has instead.
+const LITTLE: usize = 256;
 /// Elements that one thread takes at a time.
 const BLOCK: usize = 16 * SCRATCH;
 /// Elements of a chunk when a program takes several kernels.
@@ -96,11 +98,15 @@ impl StageSum {
             return Ok(());
         }
         let tile = SCRATCH / depth;
-        k.parallel().chunks(out, BLOCK, |block, out| {
-            let mut scratch = [S::zeroed(); SCRATCH];
+        let run = |block: usize, out: &mut [S], scratch: &mut [S]| {
             for (index, out) in out.chunks_mut(tile).enumerate() {
-                tiles.evaluate(block * BLOCK + index * tile, out, &mut scratch);
+                tiles.evaluate(block * BLOCK + index * tile, out, scratch);
             }
+        };
+        k.parallel().chunks(out, BLOCK, |block, out| match out.len() * depth {
+            // Zeroing the whole scratch takes longer than a small sum.
+            0..=LITTLE => run(block, out, &mut [S::zeroed(); LITTLE]),
+            _ => run(block, out, &mut [S::zeroed(); SCRATCH]),
         });
         Ok(())
     }
