@@ -20,6 +20,8 @@ pub type Segments = Arc<[Vec<Range<usize>>]>;
 /// its own memory.
 #[derive(Debug, Clone)]
 pub enum Op {
+    /// Is done when every member has come to it.
+    Barrier,
     /// Each owner sums the partials of all members over its segments.
     ReduceScatterOrdered(OrderedReduce),
     /// Afterwards every member's window holds the segments of every member.
@@ -121,6 +123,7 @@ impl P2p {
 
 /// What a transport does; every [`Op`] is one or two of these.
 pub(crate) enum Step {
+    Barrier,
     OneShot(OneShot),
     Reduce(Reduction),
     Gather(Gather, u64),
@@ -138,6 +141,7 @@ pub(crate) struct Reduction {
 impl Step {
     pub(crate) fn operation(&self) -> Operation {
         match self {
+            Step::Barrier => Operation::Barrier,
             Step::OneShot(shot) => shot.operation(),
             Step::Reduce(_) => Operation::ReduceScatterOrdered,
             Step::Gather(..) => Operation::AllGatherSegments,
@@ -150,6 +154,7 @@ impl Step {
 impl Op {
     pub(crate) fn name(&self) -> &'static str {
         match self {
+            Op::Barrier => "barrier",
             Op::ReduceScatterOrdered(_) => "reduce_scatter_ordered",
             Op::AllGatherSegments(_) => "all_gather_segments",
             Op::AllReduce { .. } => "all_reduce",
@@ -172,6 +177,7 @@ impl Op {
         let (place, world) = (members.place, members.len());
         let gather = |op: Gather| op.step(group, members, boxes);
         Ok(match self {
+            Op::Barrier => vec![Step::Barrier],
             Op::ReduceScatterOrdered(op) => {
                 check_disjoint("reduce segments", op.segments.iter().flatten())?;
                 vec![Step::Reduce(op.checked(group, world)?)]

@@ -89,6 +89,7 @@ impl Staging {
     /// A window of another group; memory; ranges out of bounds.
     pub(crate) fn stage(&self, op: Op) -> Result<Staged> {
         match op {
+            Op::Barrier => Ok(Staged { op, out: Vec::new(), back: Vec::new() }),
             Op::ReduceScatterOrdered(op) => self.reduce(op),
             Op::AllGatherSegments(op) => {
                 let size = op.element_bytes;

@@ -22,11 +22,7 @@ const PART: usize = 4 << 20;
 
 impl Control for Endpoint {
     fn barrier(&self) -> Result<()> {
-        self.collective(Operation::Barrier, 0, |end, _, call| {
-            end.enter(call)?;
-            end.job().counters.add(Operation::Barrier, 0, 0, 0);
-            Ok(())
-        })
+        self.meet_all()
     }
 
     fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()> {
@@ -85,6 +81,7 @@ impl Transport for Endpoint {
 
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         match step {
+            Step::Barrier => self.meet_all(),
             Step::OneShot(shot) => self.one_shot(device, shot),
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
@@ -121,6 +118,14 @@ impl Source for Mapped<'_> {
 }
 
 impl Endpoint {
+    fn meet_all(&self) -> Result<()> {
+        self.collective(Operation::Barrier, 0, |end, _, call| {
+            end.enter(call)?;
+            end.job().counters.add(Operation::Barrier, 0, 0, 0);
+            Ok(())
+        })
+    }
+
     fn make_window(
         &self,
         device: &Device,

@@ -76,6 +76,7 @@ impl Transport for Endpoint {
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         let operation = step.operation();
         match step {
+            Step::Barrier => self.empty(operation, 0, |_| Ok(())),
             Step::OneShot(shot) => {
                 // What is sent is a copy, so that sums may take its place. One box is enough: when
                 // an operation is done all of it is sent.
