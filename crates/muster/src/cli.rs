@@ -1,6 +1,7 @@
 //! The command line: what may be typed, with examples.
 
 mod bench;
+mod collectives;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::config::Override;
 pub use bench::{
     BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
+pub use collectives::CollectivesArgs;
 
 /// Trains mixture-of-experts language models with Muon, sharded over ranks.
 #[derive(Debug, Parser)]
@@ -49,6 +51,9 @@ pub enum Command {
     /// One rank of a run; started by `train`
     #[command(hide = true)]
     Worker(WorkerArgs),
+    /// One rank of a benchmark; started by `bench collectives`
+    #[command(hide = true)]
+    BenchWorker(WorkerArgs),
 }
 
 /// Overrides of config keys.
@@ -102,6 +107,13 @@ pub struct TrainArgs {
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub hosts: HostArgs,
+}
+
+/// How the hosts of a job find each other.
+#[derive(Debug, Clone, Default, Args)]
+pub struct HostArgs {
     /// Where the ranks of several hosts meet: an address of node 0
     #[arg(long, value_name = "HOST:PORT", requires = "nodes", requires = "node_rank")]
     pub rendezvous: Option<String>,

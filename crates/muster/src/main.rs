@@ -7,6 +7,7 @@
 mod bench_cmd;
 mod ckpt_cmd;
 mod cli;
+mod collectives_cmd;
 mod config;
 mod config_cmd;
 mod console;
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Train(args) => train_cmd::train(args),
         Command::Generate(args) => train_cmd::generate(args),
         Command::Worker(args) => train_cmd::worker(args),
+        Command::BenchWorker(args) => collectives_cmd::worker(args),
         Command::Data(command) => data_cmd::run(command),
         Command::Config(command) => config_cmd::run(command),
         Command::Ckpt(command) => ckpt_cmd::run(command),

@@ -17,10 +17,11 @@ pub enum Phase {
     Validating,
     Saving,
     Ending,
+    Measuring,
 }
 
 impl Phase {
-    const ALL: [Phase; 7] = [
+    const ALL: [Phase; 8] = [
         Phase::Starting,
         Phase::Meeting,
         Phase::Loading,
@@ -28,6 +29,7 @@ impl Phase {
         Phase::Validating,
         Phase::Saving,
         Phase::Ending,
+        Phase::Measuring,
     ];
 
     /// In words that follow `while it was`.
@@ -40,6 +42,7 @@ impl Phase {
             Phase::Validating => "validating",
             Phase::Saving => "saving a checkpoint",
             Phase::Ending => "ending the run",
+            Phase::Measuring => "measuring",
         }
     }
 }

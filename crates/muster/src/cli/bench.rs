@@ -31,6 +31,19 @@ Examples:
 A shape is MxNxK or COUNTxMxNxK. On a GPU operands lie in tiles, as Newton-Schulz keeps them;
 packing is not timed.")]
     Gemm(GemmArgs),
+    /// Time collective operations between ranks, in the columns of nccl-tests
+    #[command(after_help = "\
+Examples:
+  muster bench collectives
+  muster bench collectives all_reduce --ranks 4 --min 1KiB --max 256MiB --json ar.json
+  muster bench collectives --ranks-sweep 2,4,8 --svg busbw.svg
+  muster bench collectives send_recv all_to_all --backend tcp --odd
+  muster bench collectives --backend tcp --ranks 8 --nodes 2 --node-rank 0 \\
+      --rendezvous 10.0.0.7:4000 --bind 10.0.0.7        (and on the other host with --node-rank 1)
+
+Sums are made in the order of a fixed tree, with the same bits on every transport. Times are medians;
+algbw and busbw are what nccl-tests means by them. Results are checked on timed launches.")]
+    Collectives(super::CollectivesArgs),
     /// Time reading, writing and copying of device memory
     #[command(after_help = "\
 Examples:

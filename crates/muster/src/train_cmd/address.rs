@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use comm::rendezvous::{self, Server};
 
-use crate::cli::TrainArgs;
+use crate::cli::HostArgs;
 use crate::error::{CliError, Exit};
 use crate::output::complain;
 
@@ -28,7 +28,7 @@ impl Addresses {
     ///
     /// # Errors
     /// A name without an address, or addresses that other hosts cannot use.
-    pub fn new(args: &TrainArgs, nodes: usize) -> Result<Addresses, CliError> {
+    pub fn new(args: &HostArgs, nodes: usize) -> Result<Addresses, CliError> {
         let (text, bind) = (args.rendezvous.clone(), args.bind);
         let meeting = match &text {
             Some(text) => meeting(text, bind, nodes)?,
@@ -175,9 +175,10 @@ pub struct Absence {
 }
 
 impl Absence {
-    pub fn of(args: &TrainArgs) -> Absence {
+    /// `starts` says whether this host is going to bring its ranks.
+    pub fn of(args: &HostArgs, starts: bool) -> Absence {
         let (node, text) = (args.node_rank.unwrap_or(0), args.rendezvous.as_deref());
-        let is_awaited = node > 0 && !args.dry_run;
+        let is_awaited = node > 0 && starts;
         let found = text.filter(|_| is_awaited).and_then(|text| text.to_socket_addrs().ok());
         Absence { node, addrs: found.into_iter().flatten().collect() }
     }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bench::collectives::Row;
 use comm::Fault;
 use serde::{Deserialize, Serialize};
 use train::Event;
@@ -14,6 +15,8 @@ use train::pulse::Pulse;
 pub enum Line<'a> {
     /// Of the run; only rank 0 tells them.
     Event(Cow<'a, Event>),
+    /// Of a benchmark; only rank 0 tells them.
+    Measured(Cow<'a, Row>),
     /// Steps that this rank has done.
     At(u64),
     /// Nothing to say, but alive.

@@ -6,21 +6,22 @@
 //!   └─ supervise: events of rank 0 ─▶ console, events.jsonl ┘ logs, exits, signals of every rank
 //! ```
 
-mod address;
+pub mod address;
 mod fit;
 mod generate;
 mod job;
-mod life;
-mod line;
+pub mod life;
+pub mod line;
 mod mesh;
 mod offload;
+pub mod place;
 mod resume;
-mod room;
-mod signals;
+pub mod room;
+pub mod signals;
 mod supervise;
 mod verdict;
-mod voice;
-mod watch;
+pub mod voice;
+pub mod watch;
 mod worker;
 
 pub use generate::generate;

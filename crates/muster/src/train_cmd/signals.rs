@@ -37,6 +37,8 @@ pub struct Signals {
     terminations: Arc<AtomicUsize>,
     /// Ranks run, so that there is something to save.
     training: Arc<AtomicBool>,
+    /// What is said when it ends before.
+    too_early: &'static str,
 }
 
 impl Signals {
@@ -67,11 +69,15 @@ impl Signals {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn watch(warn: WarnSignal, leave: impl Fn() + Send + 'static) -> Result<Signals, CliError> {
+    pub fn watch(
+        warn: WarnSignal,
+        too_early: &'static str,
+        leave: impl Fn() + Send + 'static,
+    ) -> Result<Signals, CliError> {
         // Asked before any of them has a handler.
         let counted = counted(warn);
         // Counted before the thread hears of it.
-        let signals = Signals::count(warn)?;
+        let signals = Signals { too_early, ..Signals::count(warn)? };
         let incoming = signal_hook::iterator::Signals::new(counted);
         let mut incoming = incoming.map_err(cannot_watch)?;
         let known = signals.clone();
@@ -79,7 +85,7 @@ impl Signals {
             for signal in incoming.forever() {
                 if !known.training.load(Ordering::Acquire) {
                     leave();
-                    before_training(signal == SIGINT);
+                    known.end_early(signal == SIGINT);
                 }
                 if known.interrupts() > 1 {
                     std::thread::sleep(ORDERLY);
@@ -99,7 +105,12 @@ impl Signals {
 
     /// Ends the process of a run whose ranks have not met: there is nothing to save.
     pub fn before_training(&self) -> ! {
-        before_training(self.interrupts() > 0)
+        self.end_early(self.interrupts() > 0)
+    }
+
+    fn end_early(&self, interrupted: bool) -> ! {
+        let code = if interrupted { INTERRUPTED } else { Exit::Preempted.code().into() };
+        end(self.too_early, code)
     }
 
     /// Ends the process after a second Ctrl-C.
@@ -118,11 +129,6 @@ impl Signals {
 
 fn cannot_watch(error: std::io::Error) -> CliError {
     limits::refused("watch signals", &error)
-}
-
-fn before_training(interrupted: bool) -> ! {
-    let code = if interrupted { INTERRUPTED } else { Exit::Preempted.code().into() };
-    end("stopped before training began", code)
 }
 
 /// Ends the process with a last word, which only the first thread that comes here says.

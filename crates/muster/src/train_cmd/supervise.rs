@@ -1,7 +1,6 @@
 //! The supervising process of a host: prepares, starts the ranks, and says how it ended.
 
 use std::fs::{File, TryLockError};
-use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,9 +16,10 @@ use super::job::Job;
 use super::life::Limits;
 use super::mesh;
 use super::offload;
+use super::place::Place;
 use super::room;
 use super::signals::Signals;
-use super::watch::{Ended, Watch};
+use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
 use crate::config::Loaded;
 use crate::console::{ByteProgress, Console};
@@ -28,54 +28,12 @@ use crate::events::{self, EventLog};
 use crate::limits;
 use crate::run_dir::RunDir;
 
-/// Where this host stands among the hosts of a job.
-struct Place {
-    nodes: usize,
-    node: usize,
-    /// Ranks that this host starts.
-    ranks: Range<usize>,
-}
-
-impl Place {
-    /// Where there is nothing else to see: host 0 shows the run.
-    fn says_it_joins(&self, job: &Job) {
-        let Place { nodes, node, ranks } = self;
-        if *node > 0 {
-            crate::output::tell(&format!(
-                "node {node} of {nodes}: ranks {} to {} of {} meet the others at {}; node 0 shows \
-                 the run",
-                ranks.start,
-                ranks.end - 1,
-                job.world,
-                address::list(&job.rendezvous),
-            ));
-        }
-    }
-
-    /// What to say where the others are late; on one host there are none.
-    fn waits(&self, job: &Job) -> Option<String> {
-        let at = address::list(&job.rendezvous);
-        let most_s = job.config.ranks.timeout_ms.div_ceil(1000);
-        let what = match self.node {
-            0 => format!("waiting at {at} for the other hosts"),
-            _ => format!("waiting for node 0 at {at} and the other hosts"),
-        };
-        (self.nodes > 1).then(|| format!("node {}: {what}, for {most_s} s at most", self.node))
-    }
-
-    fn says_it_is_done(&self) {
-        if self.node > 0 {
-            crate::output::tell(&format!("node {}: its ranks are done", self.node));
-        }
-    }
-}
-
 /// Trains.
 ///
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
-    let absence = Absence::of(&args);
+    let absence = Absence::of(&args.hosts, !args.dry_run);
     let tell = |error: &CliError| absence.report_error(error, address::Start::Never);
     let loaded = crate::config::load(&args.config, &args.overrides()).inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
@@ -90,7 +48,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
-    let signals = Signals::watch(warn_signal, move || {
+    let signals = Signals::watch(warn_signal, "stopped before training began", move || {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);
     })?;
@@ -132,8 +90,9 @@ impl Planned {
 
 fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
     let config = loaded.config;
-    let place = place(args, &config)?;
-    let addresses = Addresses::new(args, place.nodes)?;
+    let is_shm = config.ranks.backend == Backend::Shm;
+    let place = Place::new(&args.hosts, config.ranks.count, is_shm)?;
+    let addresses = Addresses::new(&args.hosts, place.nodes)?;
     let threads = threads(&config, place.ranks.len());
     limits::check_threads(place.ranks.len(), threads, place.nodes)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
@@ -180,24 +139,31 @@ fn supervise(
     let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();
-    place.says_it_joins(&job);
-    let mut watch = Watch::start(&file, place.ranks.clone(), &run.logs())?;
+    place.says_it_joins(&job.rendezvous, job.world, "shows the run");
+    let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs())?;
     let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
-    let ended = watch.run(server.as_ref(), signals, &limits, place.waits(&job), &mut |event| {
-        // Not before the ranks agree and have loaded what they go on from: until then the
-        // directory may be another run's, whose checkpoints need its config.
-        let begins = !matches!(event, Event::Warning { .. });
-        if begins && !std::mem::replace(&mut has_begun, true) {
-            let kept = keep_config(&job.config, run);
-            kept.unwrap_or_else(|error| sink.warn(&error.message));
-        }
-        match event {
-            Event::Finished(finished) => finish.end(finished, signals, &mut sink),
-            event => sink.tell(&event),
-        }
-    });
+    let ended = watch.run(
+        server.as_ref(),
+        signals,
+        &limits,
+        place.waits(&job.rendezvous, job.config.ranks.timeout_ms),
+        &mut |told| {
+            let Told::Event(event) = told else { return };
+            // Not before the ranks agree and have loaded what they go on from: until then the
+            // directory may be another run's, whose checkpoints need its config.
+            let begins = !matches!(event, Event::Warning { .. });
+            if begins && !std::mem::replace(&mut has_begun, true) {
+                let kept = keep_config(&job.config, run);
+                kept.unwrap_or_else(|error| sink.warn(&error.message));
+            }
+            match event {
+                Event::Finished(finished) => finish.end(finished, signals, &mut sink),
+                event => sink.tell(&event),
+            }
+        },
+    );
     *met = watch.have_met();
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
@@ -364,35 +330,6 @@ fn patience(config: &Config) -> Limits {
     Limits { timeout: ms(timeout), step_timeout: (step > 0).then_some(ms(step)) }
 }
 
-fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
-    let world = config.ranks.count;
-    let (nodes, node) = (args.nodes.unwrap_or(1), args.node_rank.unwrap_or(0));
-    if nodes == 0 || node >= nodes {
-        return Err(CliError::mistake(format!(
-            "--node-rank {node} is not one of {nodes} nodes; nodes count from 0"
-        )));
-    }
-    if !world.is_multiple_of(nodes) {
-        return Err(CliError::mistake(format!(
-            "{world} ranks do not divide over {nodes} nodes; use --ranks {}",
-            world.next_multiple_of(nodes)
-        )));
-    }
-    if nodes > 1 && config.ranks.backend == Backend::Shm {
-        return Err(CliError::mistake(
-            "shared memory does not reach other hosts; use --backend tcp",
-        ));
-    }
-    if args.bind.is_some() && config.ranks.backend == Backend::Shm {
-        return Err(CliError::mistake(
-            "--bind: over shared memory no rank listens; leave it out, or use --backend tcp",
-        ));
-    }
-    let share = world / nodes;
-    let place = Place { nodes, node, ranks: node * share..(node + 1) * share };
-    Ok(place)
-}
-
 /// Threads per rank: as configured, or the cores divided among this host's ranks.
 fn threads(config: &Config, local: usize) -> usize {
     if config.ranks.threads > 0 {
@@ -475,7 +412,7 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
 /// New for each start on one host. Several hosts meet at one address, whose port one process has;
 /// what else they must have in common is compared there, so that all hosts learn of a difference.
 fn job_name(args: &TrainArgs, config: &Config) -> String {
-    if args.nodes.is_some_and(|nodes| nodes > 1) {
+    if args.hosts.nodes.is_some_and(|nodes| nodes > 1) {
         return address::JOB.to_owned();
     }
     let clean = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use bench::collectives::Row;
 use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
@@ -45,6 +46,13 @@ pub enum Ended {
     AtOnce,
     /// The run was asked to stop while its ranks still waited for others.
     BeforeTraining,
+}
+
+/// What the ranks tell.
+#[allow(clippy::large_enum_variant)] // One exists at a time.
+pub enum Told {
+    Event(Event),
+    Measured(Row),
 }
 
 enum Message {
@@ -103,16 +111,21 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts `ranks` of the job in `file`; each logs to `logs/rank-NNNNN.log`.
+    /// Starts `ranks` of the job in `file`, by the command `worker`; each logs to `logs/rank-NNNNN.log`.
     ///
     /// # Errors
     /// A process cannot be started.
-    pub fn start(file: &Path, ranks: Range<usize>, logs: &Path) -> Result<Watch, CliError> {
+    pub fn start(
+        worker: &str,
+        file: &Path,
+        ranks: Range<usize>,
+        logs: &Path,
+    ) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
         let (clock, now) = (AwakeClock::default(), Duration::ZERO);
         let mut watch = Watch { ranks: Vec::new(), messages, clock, now };
         for rank in ranks {
-            let child = start(file, rank, logs, &sender)?;
+            let child = start((worker, file), rank, logs, &sender)?;
             let (seen, life) = (Seen::new(rank), Life::new(now));
             watch.ranks.push(Rank { child, seen, life });
         }
@@ -130,7 +143,7 @@ impl Watch {
         signals: &Signals,
         limits: &Limits,
         mut waiting: Option<String>,
-        tell: &mut dyn FnMut(Event),
+        tell: &mut dyn FnMut(Told),
     ) -> Result<Ended, CliError> {
         let mut asked = Asked::default();
         let mut kill_at: Option<Duration> = None;
@@ -192,15 +205,15 @@ impl Watch {
         limits: &Limits,
         stop: Option<Duration>,
         server: Option<&Server>,
-        tell: &mut dyn FnMut(Event),
+        tell: &mut dyn FnMut(Told),
     ) -> bool {
         let mut lost = false;
         for Rank { seen, life, .. } in self.ranks.iter_mut().filter(|r| r.seen.end.is_none()) {
             match life.judge(self.now, limits, stop) {
                 Judgement::Well => {}
-                Judgement::Slow(how) => tell(Event::Warning {
+                Judgement::Slow(how) => tell(Told::Event(Event::Warning {
                     message: format!("rank {} is {how}; {PATIENT}", seen.rank),
-                }),
+                })),
                 Judgement::Lost(why) => {
                     seen.given_up = Some(why);
                     lost = true;
@@ -235,7 +248,7 @@ impl Watch {
 
     /// Handles messages for a tick, however many there are; returns whether a pipe may still be
     /// open.
-    fn pass_on(&mut self, tell: &mut dyn FnMut(Event)) -> bool {
+    fn pass_on(&mut self, tell: &mut dyn FnMut(Told)) -> bool {
         let end = Instant::now() + TICK;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -253,7 +266,7 @@ impl Watch {
         }
     }
 
-    fn drain(&mut self, tell: &mut dyn FnMut(Event)) {
+    fn drain(&mut self, tell: &mut dyn FnMut(Told)) {
         // The pipes of a dead rank close; give their readers a moment to pass on the end.
         let end = Instant::now() + Duration::from_millis(100);
         while let Ok(message) =
@@ -263,11 +276,12 @@ impl Watch {
         }
     }
 
-    fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Event)) {
+    fn handle(&mut self, message: Message, tell: &mut dyn FnMut(Told)) {
         self.note_life(&message);
         match message {
             Message::Line(rank, line) => match *line {
-                Line::Event(event) => tell(event.into_owned()),
+                Line::Event(event) => tell(Told::Event(event.into_owned())),
+                Line::Measured(row) => tell(Told::Measured(row.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
                 Line::Alive(_) => {}
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),
@@ -342,7 +356,7 @@ impl Drop for Watch {
 }
 
 fn start(
-    file: &Path,
+    (worker, file): (&str, &Path),
     rank: usize,
     logs: &Path,
     sender: &Sender<Message>,
@@ -350,7 +364,7 @@ fn start(
     let failed = |error: std::io::Error| limits::refused(format!("start rank {rank}"), &error);
     let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
-    command.arg("worker").arg("--plan").arg(file).arg("--rank").arg(rank.to_string());
+    command.arg(worker).arg("--plan").arg(file).arg("--rank").arg(rank.to_string());
     command.env(signals::PARENT, std::process::id().to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: Ctrl-C reaches the supervisor, which tells the ranks.

@@ -1,0 +1,248 @@
+//! Runs operations on the ranks of a job and times them.
+//!
+//! ```text
+//! each rank        barrier ─▶ arrives ─▶ operation ─▶ is done      so often, in batches
+//! all ranks        stamps of a batch ─▶ every rank draws the same times from them, and so stops
+//!                  at the same time
+//! ```
+//!
+//! Where ranks share a clock an operation takes from the arrival of the last of them to the end of
+//! the last: what the others waited for it is the skew, and is told apart. Between hosts it takes
+//! as long as the rank that it took longest.
+//!
+//! Results are checked on the timed launches themselves. Where filling and comparing takes longer
+//! than the operation, some are left out; a row tells how many were checked.
+
+mod case;
+mod clock;
+mod pattern;
+mod stamps;
+
+use comm::{Channel, Group, World};
+use device::{Device, Stream};
+use serde::{Deserialize, Serialize};
+
+pub use case::supports;
+use case::{Buffers, Case};
+use stamps::{Batch, Combined};
+
+use super::{ElementType, Key, Op, Parts, Path, Row, Sampler, StopRule, Sweep};
+use crate::BenchError;
+
+/// Time of a batch, after which ranks tell each other their stamps.
+const BATCH_US: f64 = 20_000.0;
+/// Iterations of the first batch, and of any.
+const BATCH_FIRST: u64 = 8;
+const BATCH_MAX: u64 = 2000;
+/// Bytes of results that are compared for each iteration, about.
+const CHECK_BYTES: u64 = 256 << 10;
+
+/// What to measure: every combination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    pub ops: Vec<Op>,
+    pub dtypes: Vec<ElementType>,
+    pub sweep: Sweep,
+    /// Numbers of ranks, each measured among the first so many.
+    pub ranks: Vec<usize>,
+    /// In place, out of place, or both; operations that have one of them alone are measured in it.
+    pub places: Vec<Place>,
+    pub root: usize,
+    /// Iterations that are not counted.
+    pub warmup: u64,
+    pub rule: StopRule,
+    pub check: bool,
+    /// Ranks read the same clock.
+    pub common_clock: bool,
+    /// Flips a bit of a result of rank 0 in its launch of this number: for tests of the check.
+    #[serde(default)]
+    pub flip_at: Option<u64>,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Into memory of their own.
+    Out,
+    /// Over the inputs.
+    In,
+}
+
+impl Plan {
+    /// Number of rows.
+    ///
+    /// # Errors
+    /// Sizes that make no sweep.
+    pub fn rows(&self) -> Result<usize, BenchError> {
+        self.keys(1).map(|keys| keys.len() * self.ranks.len())
+    }
+
+    /// The cases among `ranks` ranks, in the order in which they are measured.
+    fn keys(&self, ranks: usize) -> Result<Vec<Key>, BenchError> {
+        let mut keys = Vec::new();
+        for &op in &self.ops {
+            // What has no elements has no type either.
+            let dtypes = if op == Op::Barrier { &self.dtypes[..1] } else { &self.dtypes[..] };
+            for &dtype in dtypes {
+                let sizes = match op {
+                    Op::Barrier => vec![0],
+                    _ => self.sweep.sizes(dtype.bytes())?,
+                };
+                for bytes in sizes {
+                    let places = self.places.iter().filter(|place| case::has(op, **place));
+                    let places: Vec<Place> = places.copied().collect();
+                    let places = if places.is_empty() { case::only(op) } else { places };
+                    keys.extend(
+                        places.iter().map(|place| self.key((op, dtype), (bytes, ranks), *place)),
+                    );
+                }
+            }
+        }
+        keys.dedup();
+        Ok(keys)
+    }
+
+    fn key(
+        &self,
+        (op, dtype): (Op, ElementType),
+        (bytes, ranks): (u64, usize),
+        place: Place,
+    ) -> Key {
+        let extent = op.extent(bytes, dtype.bytes(), ranks, Parts::Exact);
+        Key {
+            op,
+            dtype,
+            redop: op.reduces().then_some(super::RedOp::Sum),
+            root: op.rooted().then_some(self.root),
+            ranks: Some(ranks),
+            bytes: extent.bytes,
+            in_place: place == Place::In,
+            algorithm: None,
+            transport: None,
+            ordered: op.reduces().then_some(true),
+        }
+    }
+
+    /// Bytes of the two buffers that each rank has.
+    pub fn buffer_bytes(&self) -> u64 {
+        2 * self.sweep.to_bytes
+    }
+}
+
+/// Measures the plan, on every rank of a job; `tell` gets each row as soon as it is known, the same
+/// on every rank.
+///
+/// # Errors
+/// What a group or the device refuses; a rank that fails or is late.
+pub fn run(
+    world: &World,
+    device: &Device,
+    plan: &Plan,
+    tell: &mut dyn FnMut(Row) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    for &ranks in &plan.ranks {
+        let others = (ranks..world.size()).collect::<Vec<_>>();
+        let parts = [(0..ranks).collect(), others];
+        let parts: Vec<Vec<usize>> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let group = world.split(device, &parts)?;
+        let member =
+            (world.rank() < ranks).then(|| Member::new(&group, device, plan)).transpose()?;
+        for key in plan.keys(ranks)? {
+            let row = measure(world, member.as_ref(), plan, &key)?;
+            tell(row)?;
+        }
+    }
+    Ok(())
+}
+
+/// A rank that takes part.
+struct Member<'a> {
+    group: &'a Group,
+    stream: Stream,
+    buffers: Buffers,
+    barrier: comm::Prepared,
+}
+
+impl<'a> Member<'a> {
+    fn new(group: &'a Group, device: &Device, plan: &Plan) -> Result<Member<'a>, BenchError> {
+        let bytes = usize::try_from(plan.sweep.to_bytes).unwrap_or(usize::MAX);
+        let buffers = Buffers::new(group, bytes.next_multiple_of(8))?;
+        let barrier = group.prepare(comm::Op::Barrier)?;
+        Ok(Member { group, stream: device.stream(), buffers, barrier })
+    }
+}
+
+/// One case, on every rank; those that have no part in it only hear the stamps.
+fn measure(
+    world: &World,
+    member: Option<&Member>,
+    plan: &Plan,
+    key: &Key,
+) -> Result<Row, BenchError> {
+    let mut case = member
+        .map(|member| Case::new(member.group, &member.stream, &member.buffers, key))
+        .transpose()?;
+    let control = world.control(Channel::Training);
+    let (mut sampler, mut combined) =
+        (Sampler::new(plan.rule), Combined::new(key, plan.common_clock));
+    let every = key.bytes.div_ceil(CHECK_BYTES).max(1);
+    let (mut launch, mut next) = (0, plan.warmup);
+    let mut is_warm = plan.warmup == 0;
+    if is_warm {
+        next = BATCH_FIRST;
+    }
+    loop {
+        let mut batch = Batch::default();
+        for _ in 0..next {
+            if let (Some(member), Some(case)) = (member, &mut case) {
+                let checked = plan.check && launch % every == 0;
+                let flip = plan.flip_at == Some(launch) && member.group.place() == 0;
+                batch.add(member.launch(case, checked.then_some(launch), flip)?);
+            }
+            launch += 1;
+        }
+        let all = control.all_gather_bytes(&batch.bytes()?)?;
+        let times = combined.add(&all, is_warm)?;
+        let stop = times.iter().filter_map(|&time| sampler.push(time)).count() > 0;
+        if is_warm && stop {
+            break;
+        }
+        is_warm = true;
+        let typical = combined.typical_us().max(0.05);
+        next = ((BATCH_US / typical) as u64).clamp(BATCH_FIRST, BATCH_MAX);
+    }
+    let mut row = combined.row(key, sampler, plan);
+    row.key.transport = Some(world.backend().to_owned());
+    row.path = match world.backend() {
+        "shm" => Some(Path::Shm),
+        _ => Some(Path::Tcp),
+    };
+    Ok(row)
+}
+
+/// One launch on one rank.
+#[derive(Debug, Clone, PartialEq)]
+struct Launch {
+    arrived_ns: u64,
+    done_ns: u64,
+    /// Of a launch that was checked: wrong elements, and the first of them.
+    checked: Option<(u64, Option<case::Bad>)>,
+}
+
+impl Member<'_> {
+    fn launch(&self, case: &mut Case, salt: Option<u64>, flip: bool) -> Result<Launch, BenchError> {
+        if let Some(salt) = salt {
+            case.fill(salt)?;
+        }
+        self.group.call(&self.stream, &self.barrier)?;
+        let arrived_ns = clock::now_ns();
+        case.launch(self.group, &self.stream)?;
+        let done_ns = clock::now_ns();
+        if flip {
+            case.flip()?;
+        }
+        let checked = salt.map(|salt| case.check(salt)).transpose()?;
+        Ok(Launch { arrived_ns, done_ns, checked })
+    }
+}

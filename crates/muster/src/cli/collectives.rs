@@ -1,0 +1,184 @@
+//! The command line of `muster bench collectives`.
+
+use std::path::PathBuf;
+
+use ::bench::collectives::run::{Place, Plan, supports};
+use ::bench::collectives::{ElementType, Op, Step, StopRule, Sweep, parse_size};
+use clap::{Args, ValueEnum};
+
+use super::{BackendArg, HostArgs};
+use crate::error::CliError;
+
+#[derive(Debug, Args)]
+pub struct CollectivesArgs {
+    /// Operations: all_reduce, reduce_scatter, all_gather, broadcast, all_to_all, send_recv,
+    /// barrier
+    #[arg(value_name = "OP", default_values = ["all_reduce", "reduce_scatter", "all_gather", "broadcast"])]
+    pub ops: Vec<Op>,
+    /// Worker processes of all hosts; as many as this host has cores by default
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
+    /// Also measure among the first so many ranks, for each of these numbers
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub ranks_sweep: Vec<usize>,
+    /// What connects the ranks
+    #[arg(long, default_value = "shm")]
+    pub backend: BackendArg,
+    /// Threads per rank; 0 divides the cores among the ranks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// The smallest size. K, M, G and KiB, MiB, GiB are binary; KB, MB, GB decimal
+    #[arg(long, value_name = "BYTES", default_value = "8", value_parser = size)]
+    pub min: u64,
+    /// The largest size
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size)]
+    pub max: u64,
+    /// Each size is so many times the one before
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "step")]
+    pub factor: u64,
+    /// Each size is so many bytes more than the one before
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub step: Option<u64>,
+    /// Measure each size less and more one element, too
+    #[arg(long)]
+    pub odd: bool,
+    /// Types of elements: f32, f64; where nothing is summed, any
+    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "f32")]
+    pub dtype: Vec<ElementType>,
+    /// Where results go
+    #[arg(long, value_name = "PLACE", default_value = "both")]
+    pub place: PlaceArg,
+    /// The rank that others receive from
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub root: usize,
+    /// Launches that are not counted
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub warmup: u64,
+    /// Launches of a case, at most
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub iterations: u64,
+    /// Seconds of a case, at most
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub seconds: f64,
+    /// A case is measured until the 95 % interval of its median is this close around it
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    pub within: f64,
+    /// Do not check results
+    #[arg(long)]
+    pub no_check: bool,
+    /// How long a rank may stand still, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout_ms: u64,
+    #[command(flatten)]
+    pub hosts: HostArgs,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the rows as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write a plot: busbw over size
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Flip a bit of a result of rank 0, in its launch of this number
+    #[arg(long, value_name = "N", hide = true)]
+    pub flip_at: Option<u64>,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlaceArg {
+    /// Over the inputs
+    In,
+    /// Into memory of their own
+    Out,
+    /// Each where an operation has it
+    Both,
+}
+
+impl CollectivesArgs {
+    pub fn backend_word(&self) -> &'static str {
+        match self.backend {
+            BackendArg::Shm => "shm",
+            BackendArg::Tcp => "tcp",
+        }
+    }
+
+    /// Ranks of all hosts.
+    ///
+    /// # Errors
+    /// None, or a sweep beyond them.
+    pub fn world(&self) -> Result<usize, CliError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = self.ranks_sweep.iter().copied().max();
+        let world = self.ranks.or(most).unwrap_or(cores);
+        match (world, self.ranks_sweep.iter().find(|&&ranks| ranks == 0 || ranks > world)) {
+            (0, _) => Err(CliError::mistake("--ranks 0; use 1 or more")),
+            (_, Some(ranks)) => Err(CliError::mistake(format!(
+                "--ranks-sweep {ranks}: there are {world} ranks; use 1 to {world}"
+            ))),
+            (world, None) => Ok(world),
+        }
+    }
+
+    /// What to measure.
+    ///
+    /// # Errors
+    /// An operation or type that cannot be measured; numbers out of range.
+    pub fn plan(&self, world: usize, nodes: usize) -> Result<Plan, CliError> {
+        let refuse = |what: String| Err(CliError::mistake(what));
+        for &op in &self.ops {
+            if let Some(&dtype) = self.dtype.iter().find(|&&dtype| !supports(op, dtype)) {
+                let can = |dtype: &&ElementType| supports(op, **dtype);
+                let all = ElementType::ALL;
+                let types: Vec<String> = all.iter().filter(can).map(|d| d.to_string()).collect();
+                return refuse(match types.is_empty() {
+                    true => format!("{op} cannot be measured; see --help for those that can"),
+                    false => format!("--dtype {dtype}: {op} takes {}", types.join(", ")),
+                });
+            }
+        }
+        if self.root >= world {
+            return refuse(format!("--root {} is no rank; use 0 to {}", self.root, world - 1));
+        }
+        if !(self.within > 0.0 && self.within < 100.0) {
+            return refuse(format!("--within {}; use percent above 0, such as 1", self.within));
+        }
+        if !(self.seconds > 0.0 && self.seconds.is_finite()) || self.iterations == 0 {
+            return refuse("--seconds and --iterations; use numbers above 0".into());
+        }
+        let step = self.step.map_or(Step::Factor(self.factor), Step::Bytes);
+        let mut ranks = self.ranks_sweep.clone();
+        ranks.push(world);
+        ranks.sort_unstable();
+        ranks.dedup();
+        let iterations_min = StopRule::default().iterations_min.min(self.iterations);
+        Ok(Plan {
+            ops: self.ops.clone(),
+            dtypes: self.dtype.clone(),
+            sweep: Sweep { from_bytes: self.min, to_bytes: self.max, step, odd: self.odd },
+            ranks,
+            places: match self.place {
+                PlaceArg::In => vec![Place::In],
+                PlaceArg::Out => vec![Place::Out],
+                PlaceArg::Both => vec![Place::Out, Place::In],
+            },
+            root: self.root,
+            warmup: self.warmup,
+            rule: StopRule {
+                half_width: self.within / 100.0,
+                iterations_min,
+                iterations_max: self.iterations,
+                seconds_max: self.seconds,
+                ..StopRule::default()
+            },
+            check: !self.no_check,
+            common_clock: nodes == 1,
+            flip_at: self.flip_at,
+        })
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
