@@ -68,11 +68,13 @@ impl Rank {
         for out in [self.zeros(), self.memory[1].clone()] {
             self.run(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: self.slots.as_slice().into(),
+                dtype: DType::F32,
                 partials: partials.as_slice().into(),
                 program: tree.combine(&nodes).into(),
                 range: 0..LEN - 1,
                 segments: segments.clone(),
                 out,
+                places: None,
             }));
         }
         let window = self.slots[1].clone();

@@ -236,6 +236,7 @@ impl From<comm::CommError> for CliError {
             | CommError::PerRank { .. }
             | CommError::Range { .. }
             | CommError::SumType { .. }
+            | CommError::PerSegment { .. }
             | CommError::Sum(_)
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),

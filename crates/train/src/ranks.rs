@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Prepared, Window, World};
-use device::{Stream, Tensor};
+use device::{DType, Stream, Tensor};
 
 use crate::{RunPlan, TrainError};
 
@@ -50,11 +50,13 @@ impl Ranks {
         let reduce = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
             group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: Arc::clone(&slots),
+                dtype: DType::F32,
                 partials: Arc::clone(&partials),
                 program: Arc::clone(&program),
                 range: bucket.range.clone(),
                 segments: segments.as_slice().into(),
                 out: moving.out.clone(),
+                places: None,
             }))
         };
         let reductions = match is_reduced {

@@ -8,7 +8,7 @@ use super::board::{MAIL_BYTES, WORD_BYTES};
 use super::endpoint::{Call, Endpoint, Reads, State};
 use crate::control::Control;
 use crate::job::{Job, Members};
-use crate::memory::{Joined, bytes_of, copy};
+use crate::memory::{Joined, copy, load};
 use crate::op::{AllToAll, Gather, Reduction, Step};
 use crate::ordered::{self, Source, Wanted};
 use crate::transport::Transport;
@@ -87,7 +87,7 @@ impl Transport for Endpoint {
         match step {
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
-                    end.reduce(reduction, state)
+                    end.reduce(device, reduction, state)
                 })
             }
             Step::Gather(gather, digest) => {
@@ -103,6 +103,7 @@ impl Transport for Endpoint {
 
 /// Peers' windows, mapped here.
 struct Mapped<'a> {
+    device: &'a Device,
     reduction: &'a Reduction,
     reads: &'a Reads,
 }
@@ -111,11 +112,15 @@ impl Source for Mapped<'_> {
     fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, .. } = wanted;
         let op = &self.reduction.op;
-        let slot = &op.slots[op.partials[holder][index].1];
-        let part = slot.of_member(holder, range.start, range.len(), op.out.dtype())?;
+        let slot = op.slots[op.partials[holder][index].1].on_host();
+        let part = slot.of_member(holder, range.start, range.len(), op.dtype)?;
         // Every element of an input is read once.
         self.reads.add(holder, part.bytes());
         Ok(part)
+    }
+
+    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()> {
+        load(self.device, &self.locate(wanted)?.as_bytes(), into)
     }
 }
 
@@ -134,14 +139,14 @@ impl Endpoint {
         })
     }
 
-    fn reduce(&self, reduction: &Reduction, state: &State) -> Result<()> {
+    fn reduce(&self, device: &Device, reduction: &Reduction, state: &State) -> Result<()> {
         let place = self.place();
-        let source = Mapped { reduction, reads: &state.reads };
+        let source = Mapped { device, reduction, reads: &state.reads };
         for round in 0..(Joined { segments: &reduction.op.segments[place] }).tiles(PART) {
             ordered::sum_tile(reduction, (place, PART, round), &source)?;
             self.job().part_done();
         }
-        Ok(())
+        reduction.sums.finish()
     }
 
     fn gather(&self, device: &Device, op: &Gather, reads: &Reads) -> Result<()> {
@@ -202,7 +207,7 @@ impl Endpoint {
             return Err(CommError::Length { rank: peer, got, expected });
         }
         let from = op.from.of_member(peer, theirs.start, theirs.len(), into.dtype())?;
-        let (from, into) = (bytes_of(&from)?, bytes_of(&into)?);
+        let (from, into) = (from.as_bytes(), into.as_bytes());
         for start in (0..from.len()).step_by(PART) {
             let part = start..(start + PART).min(from.len());
             let (from, into) = (from.flat(part.clone())?, into.flat(part)?);
