@@ -1,10 +1,12 @@
 //! What a rank has of the others: the control plane's channels, and the group that moves gradients
 //! and weights.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Prepared, Window, World};
 use device::{DType, Stream, Tensor};
+use optim::Offloaded;
 
 use crate::{RunPlan, TrainError};
 
@@ -27,8 +29,10 @@ pub(crate) struct Moving<'a> {
     pub(crate) weights: Window,
     /// Gradient buffers.
     pub(crate) slots: Vec<Window>,
-    /// The gradient buffer that receives this rank's reduced segments.
+    /// Receives this rank's reduced segments: a gradient buffer, …
     pub(crate) out: &'a Tensor,
+    /// … unless its optimizer is elsewhere and has memory for them alone.
+    pub(crate) elsewhere: Option<&'a Offloaded>,
 }
 
 impl Ranks {
@@ -45,7 +49,17 @@ impl Ranks {
         let (partials, program): (Arc<[_]>, Arc<_>) =
             (plan.partials.as_slice().into(), plan.program.clone().into());
         let slots: Arc<[Window]> = moving.slots.into();
-        let is_reduced = world.size() == 1 && plan.program.ops.len() == 1;
+        let (out, elsewhere) = match moving.elsewhere {
+            Some(offloaded) => (offloaded.gradients(), Some(offloaded)),
+            None => (moving.out, None),
+        };
+        let places = |segments: &Vec<Vec<Range<usize>>>| {
+            let own = segments[world.rank()].iter();
+            let place = |segment: &Range<usize>| elsewhere?.place(segment.start);
+            own.map(place).collect::<Option<Arc<[usize]>>>()
+        };
+        let is_alone = world.size() == 1 && plan.program.ops.len() == 1;
+        let is_reduced = is_alone && elsewhere.is_none();
         let buckets = plan.flat.buckets.iter().zip(&plan.bucket_segments);
         let reduce = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
             group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
@@ -55,8 +69,8 @@ impl Ranks {
                 program: Arc::clone(&program),
                 range: bucket.range.clone(),
                 segments: segments.as_slice().into(),
-                out: moving.out.clone(),
-                places: None,
+                out: out.clone(),
+                places: places(segments).filter(|_| elsewhere.is_some()),
             }))
         };
         let reductions = match is_reduced {

@@ -138,9 +138,10 @@ impl<E: Engine> Trainer<E> {
         let group = world.group(&device)?;
         let (memory, weights, slots) = Memory::new(&plan, &group, &device)?;
         let out = &memory.grads[plan.partials[rank][0].1];
-        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out })?;
-        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
+        let elsewhere = optimizer.elsewhere();
+        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out, elsewhere })?;
+        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let stream = device.stream();
         let seed = config.seed;
         model::initialize(&stream, &plan.architecture, schema, flat, seed, &memory.weights)?;
