@@ -314,10 +314,10 @@ impl Stream {
         }
     }
 
-    /// Enqueues a copy of all of `from` to `to`, and does not wait for it.
+    /// Enqueues a copy of the first bytes of `from` to all of `to`, and does not wait for it.
     ///
     /// # Errors
-    /// Another number of bytes; memory of another device.
+    /// More bytes than `from` has; memory of another device.
     ///
     /// # Safety
     /// Nothing writes to `from` until the copy is done.
@@ -338,10 +338,10 @@ impl Stream {
         }
     }
 
-    /// Enqueues a copy of `from` to all of `to`, and does not wait for it.
+    /// Enqueues a copy of all of `from` to the first bytes of `to`, and does not wait for it.
     ///
     /// # Errors
-    /// Another number of bytes; memory of another device.
+    /// More bytes than `to` has; memory of another device.
     ///
     /// # Safety
     /// Nothing touches `to` until the copy is done.
@@ -524,9 +524,9 @@ impl Stream {
         if !pinned.is_of(self.device.kind()) {
             return Err(DeviceError::Foreign { kernel });
         }
-        match pinned.len() == tensor.bytes() {
+        match pinned.len() >= tensor.bytes() {
             true => Ok(()),
-            false => Err(DeviceError::Elements { got: pinned.len(), expected: tensor.bytes() }),
+            false => Err(DeviceError::Elements { got: tensor.bytes(), expected: pinned.len() }),
         }
     }
 }

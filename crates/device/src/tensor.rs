@@ -93,7 +93,7 @@ impl Tensor {
     }
 
     /// The same memory, byte by byte.
-    pub(crate) fn as_bytes(&self) -> Tensor {
+    pub fn as_bytes(&self) -> Tensor {
         let shape = Shape { extents: [self.bytes(), 1, 1, 1], rank: 1 };
         let offset = self.offset * self.dtype.bytes();
         Tensor { buffer: self.buffer.clone(), offset, shape, dtype: DType::U8 }

@@ -116,7 +116,7 @@ impl Op {
                     // SAFETY: the lengths were compared, and whoever enqueued the copy vouches
                     // that nothing writes to `from` meanwhile.
                     let bytes =
-                        unsafe { std::slice::from_raw_parts(from.start().as_ptr(), from.len()) };
+                        unsafe { std::slice::from_raw_parts(from.start().as_ptr(), to.len()) };
                     k.write::<u8>(&to)?.copy_from_slice(bytes);
                     Ok(())
                 })

@@ -24,6 +24,6 @@ mod watch;
 mod worker;
 
 pub use generate::generate;
-pub use job::KIND_OF_CPU;
+pub use job::{KIND_OF_CPU, OPTIMIZER_DEVICE};
 pub use supervise::train;
 pub use worker::worker;
