@@ -56,18 +56,8 @@ impl Mapping {
     pub(crate) fn create(part: &SharedPart, len: usize) -> Result<Mapping, DeviceError> {
         // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
         // the first touch.
-        let code = match len {
-            0 => 0,
-            // SAFETY: a system call on an open descriptor.
-            _ => unsafe {
-                let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
-                libc::posix_fallocate(part.file.as_raw_fd(), offset, len)
-            },
-        };
-        if code != 0 {
-            let source = std::io::Error::from_raw_os_error(code);
-            return Err(DeviceError::Shared { action: "reserve", bytes: len, source });
-        }
+        let reserved = if len == 0 { Ok(()) } else { reserve(part, len) };
+        reserved.map_err(|source| DeviceError::Shared { action: "reserve", bytes: len, source })?;
         let mut mapping = Mapping::open(part, len)?;
         mapping.reserved = Some(part.clone());
         Ok(mapping)
@@ -144,6 +134,19 @@ impl Drop for Mapping {
             // SAFETY: a system call on an open descriptor. Who still maps the part reads zeros; a
             // refusal leaves the pages to the end of the last process.
             unsafe { libc::fallocate(part.file.as_raw_fd(), mode, offset, len) };
+        }
+    }
+}
+
+/// Gives a part of a file pages of its own. A signal that comes in between is no refusal.
+fn reserve(part: &SharedPart, len: usize) -> std::io::Result<()> {
+    let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
+    loop {
+        // SAFETY: a system call on an open descriptor.
+        match unsafe { libc::posix_fallocate(part.file.as_raw_fd(), offset, len) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            code => return Err(std::io::Error::from_raw_os_error(code)),
         }
     }
 }
