@@ -326,8 +326,8 @@ impl Device {
     /// # Errors
     /// As [`Device::alloc`].
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, DeviceError> {
-        let elements: usize = shape.iter().product();
-        let buffer = self.alloc(elements * dtype.bytes(), &Placement::Private)?;
+        let bytes = Shape::new(shape)?.bytes(dtype)?;
+        let buffer = self.alloc(bytes, &Placement::Private)?;
         Tensor::new(buffer, 0, shape, dtype)
     }
 
