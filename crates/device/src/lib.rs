@@ -43,6 +43,7 @@ mod parallel;
 mod pool;
 mod profile;
 mod random;
+mod release;
 mod sim;
 pub mod simulated;
 mod stream;
@@ -54,7 +55,7 @@ pub mod work;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
@@ -93,6 +94,21 @@ pub enum Placement {
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+}
+
+/// A device as long as it is open: what a watchdog keeps to give it up.
+#[derive(Clone)]
+pub struct WeakDevice {
+    inner: Weak<Inner>,
+}
+
+impl WeakDevice {
+    /// As [`Device::abort`]; a device that is closed has nothing to give up.
+    pub fn abort(&self, why: &str) {
+        if let Some(inner) = self.inner.upgrade() {
+            Device { inner }.abort(why);
+        }
+    }
 }
 
 struct Inner {
@@ -202,6 +218,15 @@ impl Device {
         self.inner.kind
     }
 
+    /// # Errors
+    /// The device was given up.
+    fn check(&self) -> Result<(), DeviceError> {
+        match &self.inner.back {
+            Back::Host(streams) => streams.abort.check(self.kind()),
+            Back::Driver(driver) => driver.abort().check(self.kind()),
+        }
+    }
+
     fn driver(&self) -> Option<&Arc<dyn Driver>> {
         match &self.inner.back {
             Back::Host(_) => None,
@@ -211,7 +236,7 @@ impl Device {
 
     /// Gives the device up, from any thread: work on the host that is queued is dropped, waits
     /// return [`DeviceError::Aborted`] at once, and so does everything that is asked of the
-    /// device later. Frees and drops of buffers, streams, events and modules neither wait nor
+    /// device later. A free that waits for work ends, too. Frees and drops of buffers, streams, events and modules neither wait nor
     /// block from then on: what a driver holds for them is left to the end of the process. Only
     /// the first call counts.
     pub fn abort(&self, why: &str) {
@@ -224,16 +249,22 @@ impl Device {
         }
     }
 
+    /// For whoever may have to give the device up, and must not keep it open.
+    pub fn downgrade(&self) -> WeakDevice {
+        WeakDevice { inner: Arc::downgrade(&self.inner) }
+    }
+
     /// Runs `kernel` now, as part of no stream: for work on the host that is part of one itself
     /// ([`Stream::host`]) and whose order with others events have made.
     ///
     /// # Errors
-    /// What `kernel` returned; a device whose memory the host cannot reach.
+    /// What `kernel` returned; a device whose memory the host cannot reach, or that was given up.
     pub fn with_memory<R>(
         &self,
         name: &'static str,
         kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
+        self.check()?;
         match self.kind().is_host() {
             true => Kernel::run(name, self, kernel),
             false => Err(DeviceError::NoHostKernels { kernel: name, device: self.kind() }),
@@ -263,6 +294,7 @@ impl Device {
     /// # Errors
     /// An image that is no module for this device; a host device.
     pub fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {
+        self.check()?;
         let device = self.kind();
         let driver = self.driver().ok_or(DeviceError::Unsupported { device, what: "modules" })?;
         Module::load(driver, image)
@@ -291,6 +323,7 @@ impl Device {
     /// # Errors
     /// The operating system or the driver refuses; shared memory on another device than the host's.
     pub fn alloc(&self, bytes: usize, placement: &Placement) -> Result<Buffer, DeviceError> {
+        self.check()?;
         if let Some(driver) = self.driver() {
             if let Placement::Shared(_) = placement {
                 let (device, what) = (self.kind(), "memory that is shared between processes");
@@ -298,9 +331,6 @@ impl Device {
             }
             let address = if bytes == 0 { 0 } else { driver.alloc(bytes)? };
             return Ok(self.count(Storage::Device { driver: driver.clone(), address, len: bytes }));
-        }
-        if let Back::Host(streams) = &self.inner.back {
-            streams.abort.check(self.kind())?;
         }
         let mapping = match placement {
             Placement::Private => Mapping::private(bytes)?,
@@ -314,6 +344,7 @@ impl Device {
     /// # Errors
     /// The file is shorter; another device than the host's.
     pub fn map_shared(&self, part: &SharedPart, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.check()?;
         if !self.kind().is_host() {
             let (device, what) = (self.kind(), "memory that is shared between processes");
             return Err(DeviceError::Unsupported { device, what });
@@ -346,6 +377,7 @@ impl Device {
     /// # Errors
     /// The operating system or the driver refuses.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, DeviceError> {
+        self.check()?;
         Pinned::new(self, bytes)
     }
 
@@ -360,6 +392,7 @@ impl Device {
     /// # Errors
     /// The driver refuses.
     pub fn new_stream(&self) -> Result<Stream, DeviceError> {
+        self.check()?;
         Ok(Stream::new(self.clone(), self.inner.back.stream()?))
     }
 

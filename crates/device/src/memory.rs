@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::Driver;
+use crate::release::release;
 use crate::{Device, DeviceError, DeviceKind};
 
 /// What the pages of a mapping allow.
@@ -255,7 +256,9 @@ impl Buffer {
 impl Drop for Allocation {
     fn drop(&mut self) {
         match &self.storage {
-            Storage::Device { driver, address, len: 1.. } => driver.free(*address),
+            &Storage::Device { ref driver, address, len: 1.. } => {
+                release(driver, move |driver| driver.free(address));
+            }
             Storage::Host(mapping) if mapping.len() > 0 => {
                 let start = mapping.start().addr().get();
                 self.device.inner.grants.forget(start, start + mapping.len());
@@ -348,8 +351,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let Home::Device { driver, address } = &self.home {
-            driver.free_pinned(*address);
+        if let &Home::Device { ref driver, address } = &self.home {
+            release(driver, move |driver| driver.free_pinned(address));
         }
     }
 }

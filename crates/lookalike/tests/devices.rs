@@ -262,6 +262,17 @@ fn launches_are_captured(device: &Device, image: &[u8]) {
     assert!(matches!(failed, DeviceError::Rank { got: 9 }), "the work's own error");
     let waited = stream.capture(|stream| stream.synchronize());
     assert!(waited.is_err(), "waiting cannot be captured");
+    for copied in [
+        stream.capture(|s| s.copy_in(&x, &[1.0_f32; 300])),
+        stream.capture(|s| s.to_vec::<f32>(&x).map(|_| ())),
+    ] {
+        let told = copied.err().unwrap().to_string();
+        assert!(told.contains("cannot be part of a captured graph"), "{told}");
+    }
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = stream.capture(|_| panic!("on purpose"));
+    }));
+    assert!(panicked.is_err());
     scale_add(
         &stream,
         &device.load_module(image).unwrap().function("scale_add").unwrap(),
