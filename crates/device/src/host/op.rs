@@ -1,10 +1,11 @@
 //! What a stream of a host device can be asked to do.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::memory::Mapping;
+use crate::sync::OnceLock;
 use crate::{Device, DeviceError, Kernel, Tensor};
 
 /// A kernel that waits for its turn.
