@@ -24,8 +24,9 @@
 //!   * a wait can have a deadline, and all of them end when the device is given up
 //!     ([`Device::abort`]).
 //!
-//! Shared mappings may be changed by other processes; whoever maps one keeps kernels and peers
-//! apart by a barrier (see the `comm` crate).
+//! Shared mappings may be changed by way of other mappings, of which the grants know nothing; so a
+//! [`SharedPart`] is `unsafe` to make, and whoever does keeps kernels and peers apart by a barrier
+//! (see the `comm` crate).
 
 mod abort;
 mod driver;

@@ -21,9 +21,20 @@ pub(crate) enum Access {
 /// holds open and the kernel frees with the last.
 #[derive(Debug, Clone)]
 pub struct SharedPart {
-    pub file: Arc<File>,
-    /// Of the first byte; a multiple of the page size.
-    pub offset: u64,
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl SharedPart {
+    /// The part of `file` from byte `offset` on, a multiple of the page size.
+    ///
+    /// # Safety
+    /// The grants of a device ([`crate::Kernel`]) know nothing of other processes and other
+    /// mappings. So whoever maps the part, in this process or another, sees to it that while a
+    /// kernel or a copy writes bytes of it, nothing else touches these by way of another mapping.
+    pub unsafe fn new(file: Arc<File>, offset: u64) -> SharedPart {
+        SharedPart { file, offset }
+    }
 }
 
 /// A page-aligned mapping, unmapped on drop; shared memory that was reserved here is given back.

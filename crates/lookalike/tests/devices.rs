@@ -209,7 +209,8 @@ fn what_it_cannot_do_is_said(device: &Device) {
     let expected = format!("kernel `add` has no implementation for {} yet", device.kind());
     assert_eq!(stream.launch("add", |_| Ok(())).unwrap_err().to_string(), expected);
     assert_eq!(stream.with_memory("add", |_| Ok(())).unwrap_err().to_string(), expected);
-    let part = SharedPart { file: tempfile::tempfile().unwrap().into(), offset: 0 };
+    // SAFETY: it is not mapped.
+    let part = unsafe { SharedPart::new(tempfile::tempfile().unwrap().into(), 0) };
     let shared = device.alloc(64, &Placement::Shared(part.clone())).err().unwrap().to_string();
     assert!(shared.contains("shared between processes"), "{shared}");
     assert!(device.map_shared(&part, 64).is_err());
