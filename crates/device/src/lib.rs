@@ -51,12 +51,13 @@ mod stream;
 mod sync;
 mod tensor;
 mod vendor;
+mod watch;
 pub mod work;
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use driver::{Grid, Properties};
 pub use dtype::{DType, Element};
@@ -73,6 +74,7 @@ pub use sim::SimOptions;
 pub use stream::{Foreign, Stream};
 pub use tensor::{Shape, Tensor};
 pub use vendor::Failure;
+pub use watch::WeakDevice;
 
 use driver::Driver;
 use grants::Grants;
@@ -95,21 +97,6 @@ pub enum Placement {
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
-}
-
-/// A device as long as it is open: what a watchdog keeps to give it up.
-#[derive(Clone)]
-pub struct WeakDevice {
-    inner: Weak<Inner>,
-}
-
-impl WeakDevice {
-    /// As [`Device::abort`]; a device that is closed has nothing to give up.
-    pub fn abort(&self, why: &str) {
-        if let Some(inner) = self.inner.upgrade() {
-            Device { inner }.abort(why);
-        }
-    }
 }
 
 struct Inner {
@@ -248,11 +235,6 @@ impl Device {
                 driver.wake();
             }
         }
-    }
-
-    /// For whoever may have to give the device up, and must not keep it open.
-    pub fn downgrade(&self) -> WeakDevice {
-        WeakDevice { inner: Arc::downgrade(&self.inner) }
     }
 
     /// Runs `kernel` now, as part of no stream: for work on the host that is part of one itself

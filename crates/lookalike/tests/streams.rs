@@ -373,7 +373,7 @@ fn a_kernel_hangs(kind: DeviceKind) {
         let waits = waits.map(|wait| scope.spawn(wait));
         let drops = scope.spawn(move || drop(y));
         std::thread::sleep(Duration::from_millis(50));
-        device.downgrade().abort("it hangs");
+        device.give_up_when(|| Some("it hangs".to_owned())).unwrap();
         for wait in waits {
             let error = wait.join().unwrap().unwrap_err();
             assert!(matches!(error, DeviceError::Aborted { .. }), "{error}");
