@@ -35,6 +35,11 @@ impl SharedPart {
     pub unsafe fn new(file: Arc<File>, offset: u64) -> SharedPart {
         SharedPart { file, offset }
     }
+
+    /// Of its first byte in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
 }
 
 /// A page-aligned mapping, unmapped on drop; shared memory that was reserved here is given back.

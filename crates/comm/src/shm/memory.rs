@@ -125,7 +125,7 @@ mod tests {
             for bytes in sizes {
                 let place = places.take(bytes);
                 for rank in 0..world {
-                    let offset = place(rank).offset;
+                    let offset = place(rank).offset();
                     prop_assert!(offset >= end && offset.is_multiple_of(ALIGN));
                     end = offset + bytes as u64;
                 }
