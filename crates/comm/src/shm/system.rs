@@ -24,17 +24,13 @@ impl Words {
     pub(super) fn create(file: &File, at: u64, words: usize) -> Result<Words, CommError> {
         // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
         // the first touch.
-        let (offset, bytes) = (at as libc::off_t, (words * 8) as libc::off_t);
-        loop {
-            // SAFETY: a system call on an open descriptor.
-            match unsafe { libc::posix_fallocate(file.as_raw_fd(), offset, bytes) } {
-                0 => break,
-                libc::EINTR => {}
-                code => {
-                    let source = std::io::Error::from_raw_os_error(code);
-                    return Err(CommError::SharedMemory { action: "reserve", source });
-                }
-            }
+        // SAFETY: a system call on an open descriptor.
+        let code = unsafe {
+            libc::posix_fallocate(file.as_raw_fd(), at as libc::off_t, (words * 8) as libc::off_t)
+        };
+        if code != 0 {
+            let source = std::io::Error::from_raw_os_error(code);
+            return Err(CommError::SharedMemory { action: "reserve", source });
         }
         Words::open(file, at, words)
     }
