@@ -74,7 +74,7 @@ impl Transport for Endpoint {
     fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
         // A peer may read it when this member has dropped it: its pages go with the job's memory.
         self.make_window(device, group, bytes, |place| {
-            system::reserve(&place.file, place.offset, bytes)?;
+            system::reserve(place.file(), place.offset(), bytes)?;
             Ok(device.map_shared(place, bytes)?)
         })
     }

@@ -3,10 +3,11 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::memory::Mapping;
+use crate::sync::OnceLock;
 use crate::{Device, DeviceError, Kernel, Tensor};
 
 /// A kernel that waits for its turn, in a seat.
