@@ -3,16 +3,18 @@
 
 mod common;
 
-use common::{Done, Workdir};
+use common::{Done, Job, Workdir, free_port, message};
 
 /// A handful of small matrices: a simulated step of Newton–Schulz takes seconds.
 const MODEL: &str = "model={layers: 1, d_model: 16, heads: 2, d_ff: 24}";
 const RULES: &str = "optimizer.rules=[{match: {roles: [matrix]}, muon: {storage: bf16, algorithm: \
                      symmetric}}, {match: {}, adamw: {}}]";
 const LEAVES: [&str; 2] = ["batch.leaves=6", "batch.radices=[2,3]"];
+/// Several, so that some are on their way before backward ends.
+const BUCKETS: &str = "ranks.bucket_bytes=4096";
 
 fn sets<'a>(device: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let all = [MODEL, RULES, "train.steps=2", device].into_iter().chain(LEAVES);
+    let all = [MODEL, RULES, BUCKETS, "train.steps=2", device].into_iter().chain(LEAVES);
     all.chain(more.iter().copied()).flat_map(|set| ["--set", set]).collect()
 }
 
@@ -47,7 +49,9 @@ fn any_number_of_ranks_gives_the_same_bits() {
     for arch in ["sm_90a", "gfx942"] {
         let device = format!("ranks.optimizer_device=sim:{arch}");
         let mut first = None;
-        for (ranks, backend) in [("1", "shm"), ("2", "shm"), ("2", "tcp"), ("3", "shm")] {
+        let places =
+            [("1", "shm"), ("2", "shm"), ("2", "tcp"), ("3", "shm"), ("3", "tcp"), ("4", "shm")];
+        for (ranks, backend) in places {
             let name = format!("{arch}-{ranks}-{backend}");
             let place = ["--ranks", ranks, "--backend", backend];
             let digest = run.digest(&name, &[&sets(&device, &[])[..], &place].concat());
@@ -103,6 +107,38 @@ fn mistakes_are_named() {
     refused("ranks.optimizer_device=sim:sm_90a", &[rules], 2, storage);
 }
 
+/// Two hosts of one rank each, whose optimizers are on these devices.
+fn two_hosts(run: &Workdir, devices: [&str; 2]) -> [Job; 2] {
+    let port = free_port();
+    [0, 1].map(|node| {
+        let place = format!(
+            "--rendezvous 127.0.0.1:{port} --nodes 2 --node-rank {node} --ranks 2 --backend tcp"
+        );
+        let device = format!("ranks.optimizer_device={}", devices[node]);
+        run.start(&[&place.split(' ').collect::<Vec<_>>()[..], &sets(&device, &[])].concat())
+    })
+}
+
+#[test]
+fn hosts_whose_devices_differ_in_kind_are_told_each_other() {
+    let run = Workdir::new("device-hosts");
+    if lacks_kernels(&run, "ranks.optimizer_device=sim:sm_90a") {
+        return;
+    }
+    for devices in [["cpu", "sim:sm_90a"], ["sim:sm_90a", "sim:gfx942"]] {
+        let [first, second] = devices;
+        let expected = format!(
+            "error: the ranks differ in ranks.optimizer_device: {first} on rank 0, {second} on \
+             rank 1; start every rank with the same ranks.optimizer_device: {first} or {second}"
+        );
+        for done in two_hosts(&run, devices).map(Job::wait) {
+            assert_eq!(done.code(), Some(2), "{done}");
+            assert_eq!(message(&run, &done, &[]), expected);
+        }
+    }
+    assert!(run.events_of(&run.name, "step").is_empty());
+}
+
 #[test]
 fn the_plan_tells_what_the_device_holds() {
     let run = Workdir::new("device-plan");
@@ -112,7 +148,9 @@ fn the_plan_tells_what_the_device_holds() {
         return common::skip("the build has no simulated kernels");
     }
     assert_eq!(done.code(), Some(0), "{done}");
-    for word in ["sim:sm_90a for the optimizer: ", "momentum ", "owned gradients "] {
+    for word in
+        ["sim:sm_90a for the optimizer: ", "momentum ", "owned gradients ", "partials to be "]
+    {
         assert!(done.stdout.contains(word), "{word}: {}", done.stdout);
     }
     assert!(done.stdout.contains("copies for the optimizer's device"), "{}", done.stdout);

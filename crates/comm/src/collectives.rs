@@ -55,20 +55,16 @@ impl EvenPlan {
         self.range.clone()
     }
 
-    /// The bytes of the window that it is about.
-    pub(crate) fn bytes(&self) -> Range<usize> {
-        let size = self.dtype.bytes();
-        self.range.start * size..self.range.end * size
-    }
-
     pub(crate) fn reduce(&self, window: &Window, out: Tensor) -> OrderedReduce {
         OrderedReduce {
             slots: [window.clone()].into(),
+            dtype: self.dtype,
             partials: Arc::clone(&self.partials),
             program: Arc::clone(&self.program),
             range: self.range.clone(),
             segments: Arc::clone(&self.segments),
             out,
+            places: None,
         }
     }
 

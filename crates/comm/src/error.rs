@@ -97,8 +97,10 @@ pub enum CommError {
     PerRank { what: &'static str, got: usize, expected: usize },
     #[error("{what}: elements {start}..{end} lie outside {len}")]
     Range { what: &'static str, start: usize, end: usize, len: usize },
-    #[error("sums are made in f32 or f64, not in {dtype}")]
-    SumType { dtype: DType },
+    #[error("{what}: {got} entries for {expected} segments")]
+    PerSegment { what: &'static str, got: usize, expected: usize },
+    #[error("{dtype} is not summed in {sum}: f32, bf16 and f16 are summed in f32, and f64 in f64")]
+    SumType { dtype: DType, sum: DType },
     #[error("{0}; make the program by `Tree::combine` of all partials in leaf order")]
     Sum(kernels::KernelError),
     #[error("the window belongs to another group; use one that this group made")]

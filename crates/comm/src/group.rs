@@ -11,7 +11,8 @@
 //! group's own thread ever waits for peers. Groups do not wait for each other.
 //!
 //! Where the host cannot reach the device's memory, the group's stream is one of the host, and an
-//! operation there waits for the work before it, copies, moves, and copies back (`staged`).
+//! operation there waits for the work before it, copies, moves, and copies back (`staged`); sums
+//! are made on the device all the same (`elsewhere`).
 
 use std::collections::VecDeque;
 use std::iter::once;
@@ -21,11 +22,12 @@ use std::time::{Duration, Instant};
 
 use device::{Device, DeviceError, Event, Stream, Turn};
 
+use crate::elsewhere::AllLanes;
 use crate::error::Moved;
 use crate::one_shot::{BOX_BYTES, Boxes};
-use crate::op::{Op, Step};
+use crate::op::{Op, Site};
 use crate::patience;
-use crate::staged::{Pair, Staging};
+use crate::staged::{Staged, Staging};
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 
@@ -56,6 +58,8 @@ struct Shared {
     /// operations that are submitted and have not begun.
     staging: Option<Staging>,
     after: Mutex<VecDeque<Event>>,
+    /// To devices where sums are made that the inputs do not lie on.
+    lanes: AllLanes,
     begun: AtomicU64,
     done: AtomicU64,
 }
@@ -68,13 +72,6 @@ pub struct Prepared {
     /// The first of what it consists of.
     operation: Operation,
     group: u64,
-}
-
-/// What an operation consists of, and what is copied before and after where that must be.
-struct Work {
-    steps: Vec<Step>,
-    out: Vec<Pair>,
-    back: Vec<Pair>,
 }
 
 /// An operation that was submitted.
@@ -99,7 +96,8 @@ impl Group {
             _ => Some([boxed()?, boxed()?]),
         };
         let device = device.clone();
-        let shared = Shared { transport, device, number, staging, after, begun, done };
+        let lanes = AllLanes::default();
+        let shared = Shared { transport, device, number, staging, after, lanes, begun, done };
         Ok(Group { shared: Arc::new(shared), stream, boxes, submitted })
     }
 
@@ -141,23 +139,24 @@ impl Group {
             let job = shared.transport.job();
             job.revocation().revoke(&format!("rank {}: {name}: {error}", job.rank));
         })?;
-        let operation = work.steps.first().map_or(Operation::Exchange, Step::operation);
+        let first = work.first().map(|staged| staged.step.operation());
+        let operation = first.unwrap_or(Operation::Exchange);
         let group = shared.number;
         let job = Arc::new(move || shared.run(&work));
         Ok(Prepared { job, operation, group })
     }
 
-    fn work(&self, op: Op) -> Result<Work> {
-        let Shared { transport, number, staging, .. } = &*self.shared;
-        let (members, boxes) = (transport.members(), self.boxes.as_ref());
-        let Some(staging) = staging else {
-            let steps = op.steps(*number, members, boxes)?;
-            return Ok(Work { steps, out: Vec::new(), back: Vec::new() });
-        };
-        op.clone().steps(*number, members, None)?;
-        let staged = staging.stage(op)?;
-        let steps = staged.op.steps(*number, members, boxes)?;
-        Ok(Work { steps, out: staged.out, back: staged.back })
+    /// What an operation consists of, and what is copied before and after each step.
+    fn work(&self, op: Op) -> Result<Vec<Staged>> {
+        let Shared { transport, number, staging, lanes, .. } = &*self.shared;
+        let members = transport.members();
+        // Boxes are memory of the host.
+        let boxes = self.boxes.as_ref().filter(|_| staging.is_none());
+        let steps = op.steps(&Site { group: *number, members, boxes, lanes })?.into_iter();
+        match staging {
+            None => Ok(steps.map(Staged::of).collect()),
+            Some(staging) => steps.map(|step| staging.stage(step, members.place)).collect(),
+        }
     }
 
     /// Lets an operation run after everything that is on `after` now, and after what was submitted
@@ -243,22 +242,19 @@ impl Group {
 
 impl Shared {
     /// One operation, on the group's thread.
-    fn run(&self, work: &Work) -> std::result::Result<(), DeviceError> {
+    fn run(&self, work: &[Staged]) -> std::result::Result<(), DeviceError> {
         self.wait_for_earlier_work()?;
         self.begun.fetch_add(1, Ordering::Release);
-        let ran = match &self.staging {
-            None => self.run_steps(&self.device, &work.steps),
-            Some(staging) => staging
-                .bring(&work.out)
-                .and_then(|()| self.run_steps(&staging.host, &work.steps))
-                .and_then(|()| staging.take_back(&work.back)),
-        };
+        let ran = work.iter().try_for_each(|staged| match &self.staging {
+            None => self.transport.run(&self.device, &staged.step),
+            Some(staging) => {
+                staging.bring(&staged.out)?;
+                self.transport.run(&staging.host, &staged.step)?;
+                staging.take_back(&staged.back)
+            }
+        });
         self.done.fetch_add(1, Ordering::Release);
         ran.map_err(|error| DeviceError::Host(Box::new(error)))
-    }
-
-    fn run_steps(&self, device: &Device, steps: &[Step]) -> Result<()> {
-        steps.iter().try_for_each(|step| self.transport.run(device, step))
     }
 
     /// On the group's stream itself, where that is one of the device.

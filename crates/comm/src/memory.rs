@@ -1,20 +1,13 @@
-//! Byte views of device memory and copies between it and the host.
+//! Copies between byte views of device memory and the host; segments in tiles.
 
 use std::ops::Range;
 
-use device::{DType, Device, Tensor};
+use device::{Device, Tensor};
 
 use crate::Result;
 
 /// Bytes that one thread copies at a time.
 const COPY_BYTES: usize = 256 << 10;
-
-/// The bytes of a tensor.
-pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Tensor> {
-    let size = tensor.dtype().bytes();
-    let (start, len) = (tensor.offset() * size, tensor.len() * size);
-    Ok(Tensor::new(tensor.buffer().clone(), start, &[len], DType::U8)?)
-}
 
 /// Copies bytes between disjoint views, in parallel; returns how many.
 pub(crate) fn copy(
@@ -34,18 +27,25 @@ pub(crate) fn copy(
     Ok(copied)
 }
 
-/// Copies a byte view to host memory.
+/// Copies a byte view to host memory, in parallel.
 pub(crate) fn load(device: &Device, from: &Tensor, into: &mut [u8]) -> Result<()> {
     Ok(device.with_memory("load", |k| {
-        into.copy_from_slice(k.read::<u8>(from)?);
+        let from = k.read::<u8>(from)?;
+        k.parallel().chunks(into, COPY_BYTES, |index, into| {
+            let start = index * COPY_BYTES;
+            into.copy_from_slice(&from[start..start + into.len()]);
+        });
         Ok(())
     })?)
 }
 
-/// Copies host memory to a byte view.
+/// Copies host memory to a byte view, in parallel.
 pub(crate) fn store(device: &Device, from: &[u8], into: &Tensor) -> Result<()> {
     Ok(device.with_memory("store", |k| {
-        k.write::<u8>(into)?.copy_from_slice(from);
+        k.parallel().chunks(k.write::<u8>(into)?, COPY_BYTES, |index, into| {
+            let start = index * COPY_BYTES;
+            into.copy_from_slice(&from[start..start + into.len()]);
+        });
         Ok(())
     })?)
 }
@@ -72,19 +72,29 @@ impl<'a> Joined<'a> {
         self.len().saturating_sub(index * tile).min(tile)
     }
 
-    /// The parts of segments in tile `index`, in order.
+    /// The parts of segments in tile `index`, as [`Joined::within`].
     pub(crate) fn pieces(
         self,
         tile: usize,
         index: usize,
-    ) -> impl Iterator<Item = Range<usize>> + 'a {
-        let wanted = index * tile..(index + 1) * tile;
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+        self.within(index * tile..(index + 1) * tile)
+    }
+
+    /// The parts of segments among these of the joined elements, in order: which segment, and the
+    /// part.
+    pub(crate) fn within(
+        self,
+        wanted: Range<usize>,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
         let mut end = 0;
-        self.segments.iter().filter_map(move |segment| {
+        self.segments.iter().enumerate().filter_map(move |(index, segment)| {
             let start = end;
             end += segment.len();
             let (from, to) = (wanted.start.max(start), wanted.end.min(end));
-            (from < to).then(|| segment.start + from - start..segment.start + to - start)
+            let part = segment.start + from.saturating_sub(start)
+                ..segment.start + to.saturating_sub(start);
+            (from < to).then_some((index, part))
         })
     }
 }
@@ -113,7 +123,11 @@ mod tests {
             let mut tiled = Vec::new();
             for index in 0..joined.tiles(tile) {
                 let before = tiled.len();
-                joined.pieces(tile, index).for_each(|piece| tiled.extend(piece));
+                for (segment, piece) in joined.pieces(tile, index) {
+                    let Range { start, end } = segments[segment];
+                    prop_assert!(start <= piece.start && piece.end <= end);
+                    tiled.extend(piece);
+                }
                 prop_assert_eq!(tiled.len() - before, joined.tile_len(tile, index));
             }
             prop_assert_eq!(tiled, all);

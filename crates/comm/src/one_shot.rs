@@ -19,8 +19,7 @@ use std::sync::Arc;
 
 use device::{DType, Tensor};
 
-use crate::memory::bytes_of;
-use crate::op::{Gather, OrderedReduce, Reduction};
+use crate::op::{Gather, OrderedReduce, Reduction, Site};
 use crate::{EvenPlan, Operation, Result, Window};
 
 /// Bytes of a box, and what a member reads at most of all others' together: up to there a round
@@ -48,7 +47,7 @@ pub(crate) struct Turn {
 
 /// What is taken out of the boxes.
 pub(crate) enum Take {
-    Sum(Reduction),
+    Sum(Box<Reduction>),
     /// Of each peer, by its place: bytes of its box, and of this member's window.
     Copies(Vec<(usize, Tensor, Tensor)>),
 }
@@ -59,16 +58,16 @@ impl OneShot {
     /// # Errors
     /// As the reduction in two rounds.
     pub(crate) fn all_reduce(
-        boxes: &Boxes,
         window: &Window,
         plan: &EvenPlan,
-        (group, place): (u64, usize),
+        site: &Site,
     ) -> Result<Option<OneShot>> {
+        let Some(boxes) = site.boxes else { return Ok(None) };
         let (range, dtype, members) = (plan.range(), plan.dtype(), plan.segments().len());
         if range.is_empty() || range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
             return Ok(None);
         }
-        window.check(group)?;
+        window.check(site.group)?;
         let out = window.tensor(range.start, &[range.len()], dtype)?;
         let whole: Arc<[Vec<Range<usize>>]> =
             (0..members).map(|_| std::iter::once(0..range.len()).collect()).collect();
@@ -78,8 +77,8 @@ impl OneShot {
                 segments: Arc::clone(&whole),
                 ..plan.reduce(boxed, out.clone())
             };
-            let own = bytes_of(&boxed.of_member(place, 0, range.len(), dtype)?)?;
-            Ok(Turn { own, take: Take::Sum(reduce.checked(group, members)?) })
+            let own = boxed.of_member(site.members.place, 0, range.len(), dtype)?.as_bytes();
+            Ok(Turn { own, take: Take::Sum(reduce.checked(site)?) })
         };
         let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
         let digest = match &turns[0].take {
@@ -88,19 +87,15 @@ impl OneShot {
             Take::Copies(_) => 0,
         };
         let operation = Operation::ReduceScatterOrdered;
-        Ok(Some(OneShot { from: bytes_of(&out)?, turns, operation, digest }))
+        Ok(Some(OneShot { from: out.as_bytes(), turns, operation, digest }))
     }
 
     /// A gather; none where two rounds are better, or peers' boxes are out of reach.
     ///
     /// # Errors
     /// Segments out of bounds.
-    pub(crate) fn gather(
-        boxes: &Boxes,
-        gather: &Gather,
-        digest: u64,
-        place: usize,
-    ) -> Result<Option<OneShot>> {
+    pub(crate) fn gather(gather: &Gather, digest: u64, site: &Site) -> Result<Option<OneShot>> {
+        let (Some(boxes), place) = (site.boxes, site.members.place) else { return Ok(None) };
         let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
         let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
         let is_small = all * gather.element_bytes <= BOX_BYTES && all > 0;

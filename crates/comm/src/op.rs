@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use device::{DType, Tensor};
+use device::{DType, DeviceError, Tensor};
 use layout::{Node, Program};
 
 use crate::digest::Digest;
+use crate::elsewhere::{AllLanes, sum_type};
 use crate::job::Members;
 use crate::one_shot::{Boxes, OneShot};
 use crate::ordered::Sums;
@@ -53,6 +54,8 @@ pub enum Op {
 pub struct OrderedReduce {
     /// Gradient buffers; slot `s` has the same length on every member.
     pub slots: Arc<[Window]>,
+    /// Type of the partials: bf16, f16 and f32 are summed in f32, f64 in f64.
+    pub dtype: DType,
     /// Of every member: each partial's tree node and the slot that holds it there.
     pub partials: Arc<[Vec<(Node, usize)>]>,
     /// Over all partials, as made by [`layout::Tree::combine`].
@@ -61,9 +64,14 @@ pub struct OrderedReduce {
     pub range: Range<usize>,
     /// Of every member: the elements it owns, disjoint and cut to the bucket.
     pub segments: Segments,
-    /// f32 or f64, flat, indexed like the slots; only this member's segments are written. It may be
-    /// the memory of one of this member's slots (whole, from its first element).
+    /// f32 or f64, flat; only this member's segments are written. Indexed like the slots it may be
+    /// the memory of one of this member's slots (whole, from its first element). It may lie on
+    /// another device than the slots, where whatever used it before has been waited for: partials
+    /// are then copied there and summed there, to the same bits.
     pub out: Tensor,
+    /// Where each of this member's own segments begins in `out`, in memory of its own; `None`:
+    /// where it begins in the slots.
+    pub places: Option<Arc<[usize]>>,
 }
 
 /// A gather: of every member, the elements (of `element_bytes` each) that it holds before.
@@ -121,11 +129,21 @@ impl P2p {
     }
 }
 
+/// The group of a member, as far as its operations depend on it.
+pub(crate) struct Site<'a> {
+    /// The number of its windows.
+    pub group: u64,
+    pub members: &'a Members,
+    /// For what is small, where the group has them.
+    pub boxes: Option<&'a Boxes>,
+    pub lanes: &'a AllLanes,
+}
+
 /// What a transport does; every [`Op`] is one or two of these.
 pub(crate) enum Step {
     Barrier,
     OneShot(OneShot),
-    Reduce(Reduction),
+    Reduce(Box<Reduction>),
     Gather(Gather, u64),
     AllToAll(AllToAll),
     Exchange(Vec<P2p>),
@@ -166,35 +184,30 @@ impl Op {
         }
     }
 
-    /// What a group of `members` has to do, whose windows have the number `group`; `boxes` are those
-    /// of the group for what is small.
-    pub(crate) fn steps(
-        self,
-        group: u64,
-        members: &Members,
-        boxes: Option<&Boxes>,
-    ) -> Result<Vec<Step>> {
+    /// What a member has to do.
+    pub(crate) fn steps(self, site: &Site) -> Result<Vec<Step>> {
+        let (group, members) = (site.group, site.members);
         let (place, world) = (members.place, members.len());
-        let gather = |op: Gather| op.step(group, members, boxes);
+        let gather = |op: Gather| op.step(site);
         Ok(match self {
             Op::Barrier => vec![Step::Barrier],
             Op::ReduceScatterOrdered(op) => {
                 check_disjoint("reduce segments", op.segments.iter().flatten())?;
-                vec![Step::Reduce(op.checked(group, world)?)]
+                vec![Step::Reduce(op.checked(site)?)]
             }
             Op::AllGatherSegments(op) => vec![gather(op)?],
             Op::AllReduce { window, plan } => {
-                let shot = |boxes| OneShot::all_reduce(boxes, &window, &plan, (group, place));
-                if let Some(shot) = boxes.map_or(Ok(None), shot)? {
+                if let Some(shot) = OneShot::all_reduce(&window, &plan, site)? {
                     return Ok(vec![Step::OneShot(shot)]);
                 }
                 let len = window.bytes() / plan.dtype().bytes();
                 let out = window.tensor(0, &[len], plan.dtype())?;
-                let reduce = plan.reduce(&window, out).checked(group, world)?;
+                let reduce = plan.reduce(&window, out).checked(site)?;
                 vec![Step::Reduce(reduce), gather(plan.gather(window))?]
             }
             Op::ReduceScatter { window, plan, out } => {
-                vec![Step::Reduce(plan.reduce(&window, out).checked(group, world)?)]
+                let reduce = plan.reduce(&window, out).checked(site)?;
+                vec![Step::Reduce(reduce)]
             }
             Op::AllGather { window, plan } => vec![gather(plan.gather(window))?],
             Op::Broadcast { window, root, element_bytes, range } => {
@@ -227,11 +240,22 @@ impl OrderedReduce {
         self.partials.iter().map(Vec::len).sum()
     }
 
-    pub(crate) fn checked(self, group: u64, world: usize) -> Result<Reduction> {
-        self.check(group, world)?;
-        let sums = Sums::new(&self, self.inputs())?;
+    /// Where element `element` of the slots, of segment `segment` of the member at `place`, goes in
+    /// `out`.
+    pub(crate) fn place_in_out(&self, place: usize, segment: usize, element: usize) -> usize {
+        match &self.places {
+            None => element,
+            Some(places) => places[segment] + element - self.segments[place][segment].start,
+        }
+    }
+
+    pub(crate) fn checked(self, site: &Site) -> Result<Box<Reduction>> {
+        let place = site.members.place;
+        self.check(site.group, site.members.len())?;
+        self.check_places(place)?;
+        let sums = Sums::new(&self, self.inputs(), place, site.lanes)?;
         let digest = self.digest();
-        Ok(Reduction { op: self, sums, digest })
+        Ok(Box::new(Reduction { op: self, sums, digest }))
     }
 
     /// Proves that every range lies inside its memory and every slot exists.
@@ -243,13 +267,13 @@ impl OrderedReduce {
             }
         }
         let dtype = self.out.dtype();
-        if !matches!(dtype, DType::F32 | DType::F64) {
-            return Err(CommError::SumType { dtype });
+        if sum_type(self.dtype) != Some(dtype) {
+            return Err(CommError::SumType { dtype: self.dtype, sum: dtype });
         }
-        let mut len = self.out.len();
+        let mut len = if self.places.is_none() { self.out.len() } else { usize::MAX };
         for slot in self.slots.iter() {
             slot.check(group)?;
-            len = len.min(slot.bytes() / dtype.bytes());
+            len = len.min(slot.bytes() / self.dtype.bytes());
         }
         for (_, slot) in self.partials.iter().flatten() {
             let (start, end, len) = (*slot, slot + 1, self.slots.len());
@@ -264,10 +288,34 @@ impl OrderedReduce {
         check_segments("reduce segments", &self.segments, &self.range)
     }
 
+    /// Proves that own segments with places of their own lie inside `out`, apart from each other
+    /// and from what is summed.
+    fn check_places(&self, place: usize) -> Result<()> {
+        let Some(places) = &self.places else { return Ok(()) };
+        let (own, len) = (&self.segments[place], self.out.len());
+        if places.len() != own.len() {
+            let (what, got) = ("places in `out`", places.len());
+            return Err(CommError::PerSegment { what, got, expected: own.len() });
+        }
+        let ends = places.iter().zip(own).map(|(&start, own)| (start, start + own.len()));
+        let mut ends: Vec<(usize, usize)> = ends.collect();
+        ends.sort_unstable();
+        let outside = ends.iter().find(|(_, end)| *end > len);
+        let overlap = ends.windows(2).find(|pair| pair[0].1 > pair[1].0).map(|pair| &pair[1]);
+        if let Some(&(start, end)) = outside.or(overlap) {
+            return Err(CommError::Range { what: "places in `out`", start, end, len });
+        }
+        let is_out = |slot: &Window| slot.buffer().address() == self.out.buffer().address();
+        match !self.out.is_empty() && self.slots.iter().any(is_out) {
+            true => Err(DeviceError::Overlap { kernel: "reduce_scatter_ordered" }.into()),
+            false => Ok(()),
+        }
+    }
+
     /// A fingerprint of everything that must agree between members.
     fn digest(&self) -> u64 {
         let mut digest = Digest::default();
-        digest.add(self.out.dtype().bytes());
+        digest.add(self.dtype as usize);
         digest.add_range(&self.range);
         for partials in self.partials.iter() {
             digest.add(partials.len());
@@ -286,10 +334,9 @@ impl OrderedReduce {
 }
 
 impl Gather {
-    fn step(self, group: u64, members: &Members, boxes: Option<&Boxes>) -> Result<Step> {
-        let digest = self.check(group, members.len())?;
-        let shot = |boxes| OneShot::gather(boxes, &self, digest, members.place);
-        let shot = boxes.map_or(Ok(None), shot)?;
+    fn step(self, site: &Site) -> Result<Step> {
+        let digest = self.check(site.group, site.members.len())?;
+        let shot = OneShot::gather(&self, digest, site)?;
         Ok(shot.map_or_else(|| Step::Gather(self, digest), Step::OneShot))
     }
 

@@ -2,18 +2,19 @@
 //! sum lie, in the order of the program.
 //!
 //! An owner's segments are laid end to end and cut into tiles. A transport brings the peers'
-//! partials of a tile within reach of the device; [`sum_tile`] then has it add them to this
-//! member's own (`kernels::ordered_sum`).
+//! partials of a tile within reach; [`sum_tile`] then adds them to this member's own
+//! (`kernels::ordered_sum`): where the inputs lie, or on another device (`elsewhere`).
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use device::{Stream, Tensor};
+use device::{DType, Device, Stream, Tensor};
 use kernels::ordered_sum::{OrderedSum, Summation};
 
+use crate::Result;
+use crate::elsewhere::{AllLanes, Elsewhere};
 use crate::memory::Joined;
 use crate::op::{OrderedReduce, Reduction};
-use crate::{CommError, Result};
 
 /// A part of a peer's partial.
 pub(crate) struct Wanted {
@@ -29,14 +30,24 @@ pub(crate) struct Wanted {
 
 /// Where a transport has brought the partials of peers.
 pub(crate) trait Source {
-    /// Memory of the device.
+    /// Memory of the device that `out` is on. Not asked where sums are made elsewhere.
     fn locate(&self, wanted: Wanted) -> Result<Tensor>;
+
+    /// Copies the bytes to as many of the host's. Asked where sums are made elsewhere alone.
+    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()>;
 }
 
 /// What the sums of one reduction need, made once.
 pub(crate) struct Sums {
     sum: OrderedSum,
-    scratch: Mutex<Scratch>,
+    site: Site,
+}
+
+/// Where sums are made.
+enum Site {
+    /// Where the inputs lie.
+    Here(Mutex<Scratch>),
+    Elsewhere(Elsewhere),
 }
 
 /// Used by one operation at a time, and kept.
@@ -47,80 +58,113 @@ struct Scratch {
     received: Option<Tensor>,
 }
 
-impl Sums {
-    /// Those of `op`, which has `inputs` partials.
-    ///
-    /// # Errors
-    /// A program that does not add each of them once and in order; the device refuses a stream.
-    pub(crate) fn new(op: &OrderedReduce, inputs: usize) -> Result<Sums> {
-        let sum = OrderedSum::new(&op.program, inputs)?;
+impl Scratch {
+    fn new(op: &OrderedReduce, inputs: usize) -> Result<Scratch> {
         let stream = op.out.buffer().device().new_stream()?;
         let inputs = Vec::with_capacity(inputs);
-        let scratch = Scratch { stream, inputs, workspace: None, received: None };
-        Ok(Sums { sum, scratch: Mutex::new(scratch) })
+        Ok(Scratch { stream, inputs, workspace: None, received: None })
+    }
+}
+
+impl Sums {
+    /// Those of `op`, which has `inputs` partials, for the member at `place` of a group with these
+    /// `lanes`.
+    ///
+    /// # Errors
+    /// A program that does not add each of them once and in order; the device refuses a stream or
+    /// memory.
+    pub(crate) fn new(
+        op: &OrderedReduce,
+        inputs: usize,
+        place: usize,
+        lanes: &AllLanes,
+    ) -> Result<Sums> {
+        let sum = OrderedSum::new(&op.program, inputs)?;
+        let site = match Elsewhere::of(op, &sum, place, lanes)? {
+            Some(elsewhere) => Site::Elsewhere(elsewhere),
+            None => Site::Here(Mutex::new(Scratch::new(op, inputs)?)),
+        };
+        Ok(Sums { sum, site })
     }
 
-    /// After a panic there is at most something stale in it.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Memory for `len` elements that come from peers, of the type and on the device of `out`.
+    /// Memory for `len` elements that come from peers, of the type `dtype` and on the device of
+    /// `out`; `None` where sums are made elsewhere, which need none there.
     ///
     /// # Errors
     /// No memory.
-    pub(crate) fn received(&self, out: &Tensor, len: usize) -> Result<Tensor> {
-        at_least(&mut self.scratch().received, out, len)
+    pub(crate) fn received(&self, op: &OrderedReduce, len: usize) -> Result<Option<Tensor>> {
+        let Site::Here(scratch) = &self.site else { return Ok(None) };
+        let device = op.out.buffer().device();
+        at_least(&mut locked(scratch).received, device, op.dtype, len).map(Some)
     }
+
+    /// Returns when the sums of all tiles are done.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn finish(&self) -> Result<()> {
+        match &self.site {
+            Site::Here(_) => Ok(()),
+            Site::Elsewhere(elsewhere) => elsewhere.finish(),
+        }
+    }
+}
+
+/// After a panic there is at most something stale in it.
+fn locked(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `kept` if it is large enough, or new memory in its place.
-fn at_least(kept: &mut Option<Tensor>, like: &Tensor, len: usize) -> Result<Tensor> {
+fn at_least(
+    kept: &mut Option<Tensor>,
+    device: &Device,
+    dtype: DType,
+    len: usize,
+) -> Result<Tensor> {
     if let Some(tensor) = kept.as_ref().filter(|tensor| tensor.len() >= len) {
         return Ok(tensor.clone());
     }
-    let new = like.buffer().device().zeros(&[len], like.dtype())?;
+    let new = device.zeros(&[len], dtype)?;
     Ok(kept.insert(new).clone())
 }
 
-/// Sums tile `round` of the segments of the member at `place`, in tiles of `tile` elements; returns
-/// when that is done.
+/// Sums tile `round` of the segments of the member at `place`, in tiles of `tile` elements. When
+/// this returns the source may go; the sums are there after [`Sums::finish`].
 pub(crate) fn sum_tile(
     reduction: &Reduction,
     (place, tile, round): (usize, usize, usize),
     source: &impl Source,
 ) -> Result<()> {
     let Reduction { op, sums, .. } = reduction;
-    let Scratch { stream, inputs, workspace, .. } = &mut *sums.scratch();
+    let scratch = match &sums.site {
+        Site::Here(scratch) => scratch,
+        Site::Elsewhere(elsewhere) => {
+            return elsewhere.sum_tile((op, &sums.sum), (place, tile, round), source);
+        }
+    };
+    let Scratch { stream, inputs, workspace, .. } = &mut *locked(scratch);
     let mut at = 0;
-    for piece in (Joined { segments: &op.segments[place] }).pieces(tile, round) {
+    for (segment, piece) in (Joined { segments: &op.segments[place] }).pieces(tile, round) {
         inputs.clear();
         for (holder, partials) in op.partials.iter().enumerate() {
             for (index, (_, slot)) in partials.iter().enumerate() {
                 inputs.push(match holder == place {
-                    true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.out.dtype())?,
+                    true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?,
                     false => source.locate(Wanted { holder, index, range: piece.clone(), at })?,
                 });
             }
         }
         at += piece.len();
-        let out = op.out.flat(piece)?;
+        let start = op.place_in_out(place, segment, piece.start);
+        let out = op.out.flat(start..start + piece.len())?;
         let room = match sums.sum.workspace_elements(stream.device(), out.len()) {
             0 => out.flat(0..0)?,
-            len => at_least(workspace, &out, len)?,
+            len => at_least(workspace, stream.device(), out.dtype(), len)?,
         };
         let sum = Summation { sum: &sums.sum, inputs, out: &out, workspace: &room };
         sum.launch(stream)?;
     }
     inputs.clear();
     Ok(stream.synchronize()?)
-}
-
-impl From<kernels::KernelError> for CommError {
-    fn from(error: kernels::KernelError) -> CommError {
-        match error {
-            kernels::KernelError::Device(error) => CommError::Device(error),
-            other => CommError::Sum(other),
-        }
-    }
 }

@@ -1,37 +1,50 @@
-//! Groups of devices whose memory the host cannot reach: bytes go through memory of the host, where
-//! a transport moves and sums them.
+//! Groups of devices whose memory the host cannot reach: bytes that move go through memory of the
+//! host, where a transport takes and leaves them.
 //!
 //! ```text
-//! device memory ──out──▶ mirror ──transport (shm, tcp)──▶ mirror ──back──▶ device memory
+//! device memory ──out──▶ pinned ──▶ mirror ──transport (shm, tcp)──▶ mirror ──▶ pinned ──back──▶
 //! ```
 //!
 //! A window has a mirror on the host, of the same size; other tensors get one when an operation is
-//! prepared. So the transports know nothing of devices, and a result has the bits of the host's. All
-//! copies run on a stream of their own, from the group's thread, which may wait for them.
+//! prepared. Only what others have not yet, or have made, is copied: of a reduction this member's
+//! partials of what its peers own, and nothing back, because sums are made on the device
+//! (`elsewhere`). All copies run on a stream of their own, through two pinned buffers of bounded
+//! size, from the group's thread, which may wait for them.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use device::{DType, Device, Placement, Stream, Tensor};
+use device::{BounceBuffers, DType, Device, Placement, Stream, Tensor};
 
-use crate::memory::bytes_of;
-use crate::op::{AllToAll, Gather, Op, OrderedReduce, P2p};
+use crate::memory::{load, store};
+use crate::op::{AllToAll, Gather, OrderedReduce, P2p, Reduction, Step};
 use crate::{CommError, Result, Window};
+
+/// Bytes that are copied at a time.
+const PART: usize = 4 << 20;
 
 /// What a group on such a device has.
 pub(crate) struct Staging {
     pub host: Device,
     copies: Stream,
+    bounce: Mutex<BounceBuffers>,
 }
 
-/// An operation on mirrors, and what has to be copied before and after it.
+/// A step on mirrors, and what has to be copied before and after it.
 pub(crate) struct Staged {
-    pub op: Op,
+    pub step: Step,
     pub out: Vec<Pair>,
     pub back: Vec<Pair>,
 }
 
-/// The same bytes on the device and on the host.
-#[derive(Clone)]
+impl Staged {
+    /// A step on memory that the host reaches.
+    pub(crate) fn of(step: Step) -> Staged {
+        Staged { step, out: Vec::new(), back: Vec::new() }
+    }
+}
+
+/// The same bytes on the device and on the host, [`PART`] at most.
 pub(crate) struct Pair {
     device: Tensor,
     host: Tensor,
@@ -47,7 +60,8 @@ impl Staging {
             return Ok(None);
         }
         let (host, copies) = (Device::cpu(device.threads())?, device.new_stream()?);
-        Ok(Some(Staging { host, copies }))
+        let bounce = Mutex::new(BounceBuffers::new(device, PART)?);
+        Ok(Some(Staging { host, copies, bounce }))
     }
 
     /// A window on the device with `host` as its mirror.
@@ -59,16 +73,19 @@ impl Staging {
         Ok(host.on_device(mine))
     }
 
+    /// After a panic there is at most something stale in them.
+    fn bounce(&self) -> MutexGuard<'_, BounceBuffers> {
+        self.bounce.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Copies from the device; returns when that is done.
     ///
     /// # Errors
     /// The device's.
     pub(crate) fn bring(&self, pairs: &[Pair]) -> Result<()> {
-        for Pair { device, host } in pairs {
-            self.host
-                .with_memory("bring", |k| self.copies.copy_out(device, k.write::<u8>(host)?))?;
-        }
-        Ok(())
+        let from = |part: usize| Ok(pairs[part].device.clone());
+        let take = |part: usize, bytes: &[u8]| store(&self.host, bytes, &pairs[part].host);
+        self.bounce().download(&self.copies, pairs.len(), from, take)
     }
 
     /// Copies to the device; returns when that is done.
@@ -76,139 +93,147 @@ impl Staging {
     /// # Errors
     /// The device's.
     pub(crate) fn take_back(&self, pairs: &[Pair]) -> Result<()> {
-        for Pair { device, host } in pairs {
-            self.host
-                .with_memory("take_back", |k| self.copies.copy_in(device, k.read::<u8>(host)?))?;
-        }
+        let to = |part: usize| Ok(pairs[part].device.clone());
+        let fill = |part: usize, bytes: &mut [u8]| load(&self.host, &pairs[part].host, bytes);
+        self.bounce().upload(&self.copies, pairs.len(), to, fill)?;
         Ok(self.copies.synchronize()?)
     }
 
-    /// The operation on mirrors.
+    /// The step of the member at `place` on mirrors.
     ///
     /// # Errors
-    /// A window of another group; memory; ranges out of bounds.
-    pub(crate) fn stage(&self, op: Op) -> Result<Staged> {
-        match op {
-            Op::Barrier => Ok(Staged { op, out: Vec::new(), back: Vec::new() }),
-            Op::ReduceScatterOrdered(op) => self.reduce(op),
-            Op::AllGatherSegments(op) => {
+    /// Memory; a window without a mirror.
+    pub(crate) fn stage(&self, step: Step, place: usize) -> Result<Staged> {
+        match step {
+            Step::Barrier => Ok(Staged::of(Step::Barrier)),
+            // Groups that are staged have no boxes.
+            Step::OneShot(_) => Err(CommError::ForeignWindow),
+            Step::Reduce(reduction) => reduce(reduction, place),
+            Step::Gather(op, digest) => {
                 let size = op.element_bytes;
-                let all = hull(op.segments.iter().flatten());
-                let pair = pair(&op.window, all.start * size..all.end * size)?;
+                let others = op.segments.iter().enumerate().filter(|(member, _)| *member != place);
+                let others = others.flat_map(|(_, segments)| segments);
+                let out = pairs(&op.window, size, op.segments[place].iter())?;
+                let back = pairs(&op.window, size, others)?;
                 let window = mirror(&op.window)?.clone();
-                both(Op::AllGatherSegments(Gather { window, ..op }), pair)
+                Ok(Staged { step: Step::Gather(Gather { window, ..op }, digest), out, back })
             }
-            Op::AllReduce { window, plan } => {
-                let pair = pair(&window, plan.bytes())?;
-                both(Op::AllReduce { window: mirror(&window)?.clone(), plan }, pair)
-            }
-            Op::ReduceScatter { window, plan, out } => {
-                let partials = pair(&window, plan.bytes())?;
-                let (host, sums) = self.output(std::slice::from_ref(&window), &out)?;
-                let window = mirror(&window)?.clone();
-                let op = Op::ReduceScatter { window, plan, out: host };
-                Ok(Staged { op, out: vec![partials, sums.clone()], back: vec![sums] })
-            }
-            Op::AllGather { window, plan } => {
-                let pair = pair(&window, plan.bytes())?;
-                both(Op::AllGather { window: mirror(&window)?.clone(), plan }, pair)
-            }
-            Op::Broadcast { window, root, element_bytes, range } => {
-                let pair = pair(&window, range.start * element_bytes..range.end * element_bytes)?;
-                let window = mirror(&window)?.clone();
-                both(Op::Broadcast { window, root, element_bytes, range }, pair)
-            }
-            Op::AllToAll(op) => {
+            Step::AllToAll(op) => {
                 let size = op.into.dtype().bytes();
-                let sent = hull(op.send.iter());
-                let from = pair(&op.from, sent.start * size..sent.end * size)?;
-                let (into, received) = self.twin(&op.into)?;
-                let op = AllToAll { from: mirror(&op.from)?.clone(), into, ..op };
-                Ok(Staged {
-                    op: Op::AllToAll(op),
-                    out: vec![from, received.clone()],
-                    back: vec![received],
-                })
+                let out = pairs(&op.from, size, op.send.iter())?;
+                let into = self.twin(&op.into)?;
+                let (device, host) = (op.into.as_bytes(), into.as_bytes());
+                let back = cut(&device, &host, runs(size, op.receive.iter()))?;
+                let from = mirror(&op.from)?.clone();
+                Ok(Staged { step: Step::AllToAll(AllToAll { from, into, ..op }), out, back })
             }
-            Op::Exchange(messages) => self.exchange(messages),
+            Step::Exchange(messages) => self.exchange(messages),
         }
-    }
-
-    fn reduce(&self, op: OrderedReduce) -> Result<Staged> {
-        let size = op.out.dtype().bytes();
-        let bucket = op.range.start * size..op.range.end * size;
-        let slots = op.slots.iter();
-        let mut out = slots.map(|slot| pair(slot, bucket.clone())).collect::<Result<Vec<_>>>()?;
-        let (host, _) = self.output(&op.slots, &op.out)?;
-        let sums = Pair {
-            device: bytes_of(&op.out)?.flat(bucket.clone())?,
-            host: bytes_of(&host)?.flat(bucket)?,
-        };
-        out.push(sums.clone());
-        let slots = op.slots.iter().map(|slot| mirror(slot).cloned()).collect::<Result<_>>()?;
-        let op = Op::ReduceScatterOrdered(OrderedReduce { slots, out: host, ..op });
-        Ok(Staged { op, out, back: vec![sums] })
     }
 
     fn exchange(&self, messages: Vec<P2p>) -> Result<Staged> {
         let (mut out, mut back) = (Vec::new(), Vec::new());
         let messages = messages.into_iter().map(|message| {
-            let (host, pair) = self.twin(message.tensor())?;
+            let tensor = self.twin(message.tensor())?;
+            let (device, host) = (message.tensor().as_bytes(), tensor.as_bytes());
+            let pairs = cut(&device, &host, std::iter::once(0..device.len()))?;
             Ok(match message {
                 P2p::Send { to, .. } => {
-                    out.push(pair);
-                    P2p::Send { to, tensor: host }
+                    out.extend(pairs);
+                    P2p::Send { to, tensor }
                 }
                 P2p::Receive { from, .. } => {
-                    back.push(pair);
-                    P2p::Receive { from, tensor: host }
+                    back.extend(pairs);
+                    P2p::Receive { from, tensor }
                 }
             })
         });
         let messages = messages.collect::<Result<_>>()?;
-        Ok(Staged { op: Op::Exchange(messages), out, back })
-    }
-
-    /// Where sums go on the host: the mirror of the window that `out` is the memory of, or memory of
-    /// its own.
-    fn output(&self, windows: &[Window], out: &Tensor) -> Result<(Tensor, Pair)> {
-        let is_it = |window: &&Window| window.buffer().address() == out.address();
-        match windows.iter().find(is_it) {
-            None => self.twin(out),
-            Some(window) => {
-                let host = mirror(window)?.tensor(0, &[out.len()], out.dtype())?;
-                let pair = Pair { device: bytes_of(out)?, host: bytes_of(&host)? };
-                Ok((host, pair))
-            }
-        }
+        Ok(Staged { step: Step::Exchange(messages), out, back })
     }
 
     /// A tensor like `tensor` on the host.
-    fn twin(&self, tensor: &Tensor) -> Result<(Tensor, Pair)> {
-        let host = self.host.zeros(&[tensor.len()], tensor.dtype())?;
-        let pair = Pair { device: bytes_of(tensor)?, host: bytes_of(&host)? };
-        Ok((host, pair))
+    fn twin(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(self.host.zeros(&[tensor.len()], tensor.dtype())?)
     }
+}
+
+/// Peers read this member's partials of what they own in the mirrors, and the sums of its own are
+/// made where `out` lies; so its own are copied only if that is another device.
+fn reduce(reduction: Box<Reduction>, place: usize) -> Result<Staged> {
+    let OrderedReduce { slots, partials, segments, dtype, out, .. } = &reduction.op;
+    let is_own_there = |slot: &Window| slot.buffer().device().is_same(out.buffer().device());
+    let mut brought = Vec::new();
+    let mut used: Vec<usize> = partials[place].iter().map(|(_, slot)| *slot).collect();
+    used.sort_unstable();
+    used.dedup();
+    for slot in used.into_iter().map(|slot| &slots[slot]) {
+        let is_read = |member: usize| member != place || !is_own_there(slot);
+        let read = segments.iter().enumerate().filter(|(member, _)| is_read(*member));
+        let read = read.flat_map(|(_, segments)| segments);
+        brought.extend(pairs(slot, dtype.bytes(), read)?);
+    }
+    Ok(Staged { step: Step::Reduce(reduction), out: brought, back: Vec::new() })
 }
 
 fn mirror(window: &Window) -> Result<&Window> {
     window.mirror().ok_or(CommError::ForeignWindow)
 }
 
-/// Bytes `range` of a window.
-fn pair(window: &Window, range: Range<usize>) -> Result<Pair> {
-    let view = |window: &Window| window.tensor(range.start, &[range.len()], DType::U8);
-    Ok(Pair { device: view(window)?, host: view(mirror(window)?)? })
+/// Elements of a window, of `size` bytes each, and of its mirror.
+fn pairs<'a>(
+    window: &Window,
+    size: usize,
+    elements: impl Iterator<Item = &'a Range<usize>>,
+) -> Result<Vec<Pair>> {
+    let view = |window: &Window| window.tensor(0, &[window.bytes()], DType::U8);
+    cut(&view(window)?, &view(mirror(window)?)?, runs(size, elements))
 }
 
-/// An operation that changes what it reads.
-fn both(op: Op, pair: Pair) -> Result<Staged> {
-    Ok(Staged { op, out: vec![pair.clone()], back: vec![pair] })
+/// Ranges of elements as ranges of bytes, in order; those that touch are one.
+fn runs<'a>(size: usize, elements: impl Iterator<Item = &'a Range<usize>>) -> Vec<Range<usize>> {
+    let filled = elements.filter(|range| !range.is_empty());
+    let mut all: Vec<_> = filled.map(|range| range.start * size..range.end * size).collect();
+    all.sort_unstable_by_key(|range| range.start);
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for range in all {
+        match runs.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => runs.push(range),
+        }
+    }
+    runs
 }
 
-/// The smallest range that holds all of them.
-fn hull<'a>(ranges: impl Iterator<Item = &'a Range<usize>> + Clone) -> Range<usize> {
-    let filled = ranges.filter(|range| !range.is_empty());
-    let start = filled.clone().map(|range| range.start).min().unwrap_or(0);
-    start..filled.map(|range| range.end).max().unwrap_or(0).max(start)
+/// Ranges of bytes on both sides, in parts.
+fn cut(
+    device: &Tensor,
+    host: &Tensor,
+    runs: impl IntoIterator<Item = Range<usize>>,
+) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for run in runs {
+        for start in run.clone().step_by(PART) {
+            let part = start..(start + PART).min(run.end);
+            pairs.push(Pair { device: device.flat(part.clone())?, host: host.flat(part)? });
+        }
+    }
+    Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_are_copied_as_one_and_long_ones_in_parts() {
+        let ranges = [8..10, 0..3, 3..3, 3..5, 20..22, 9..12];
+        assert_eq!(runs(4, ranges.iter()), [0..20, 32..48, 80..88]);
+        let host = Device::cpu(1).unwrap();
+        let bytes = |len: usize| host.zeros(&[len], DType::U8).unwrap();
+        let (a, b) = (bytes(3 * PART), bytes(3 * PART));
+        let pairs = cut(&a, &b, [7..9, 100..100 + 2 * PART + 1]).unwrap();
+        let at: Vec<_> = pairs.iter().map(|pair| (pair.device.offset(), pair.host.len())).collect();
+        assert_eq!(at, [(7, 2), (100, PART), (100 + PART, PART), (100 + 2 * PART, 1)]);
+    }
 }

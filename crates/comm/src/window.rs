@@ -40,6 +40,11 @@ impl Window {
         self.mirror.as_deref()
     }
 
+    /// What of it the host reaches: the mirror, or the window itself.
+    pub(crate) fn on_host(&self) -> &Window {
+        self.mirror().unwrap_or(self)
+    }
+
     /// Size of every member's part in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes

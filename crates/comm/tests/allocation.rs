@@ -52,11 +52,13 @@ fn nothing_is_allocated_after_warm_up() {
         let out = device.zeros(&[50_000], DType::F32).unwrap();
         let long = OrderedReduce {
             slots: slots.as_slice().into(),
+            dtype: DType::F32,
             partials: partials.as_slice().into(),
             program: long.clone().into(),
             range: 0..50_000,
             segments: plan.segments().clone(),
             out,
+            places: None,
         };
         let long = group.prepare(Op::ReduceScatterOrdered(long)).unwrap();
         let (window, plan) = (slots[0].clone(), plan.clone());

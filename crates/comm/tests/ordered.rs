@@ -101,7 +101,9 @@ fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
             program: program.clone().into(),
             range: bucket.clone(),
             segments: segments.into(),
+            dtype: T::DTYPE,
             out: out.clone(),
+            places: None,
         };
         group.run(&stream, Op::ReduceScatterOrdered(op)).unwrap();
     }
@@ -289,7 +291,9 @@ fn a_program_that_is_not_of_these_partials_is_refused() {
                     program: program.clone().into(),
                     range: 0..16,
                     segments: [Vec::new(), Vec::new()].into(),
+                    dtype: DType::F32,
                     out,
+                    places: None,
                 };
                 common::message(group.run(&device.stream(), Op::ReduceScatterOrdered(op)))
             });

@@ -1,7 +1,6 @@
 //! Giving a device up: from then on nothing waits for it.
 
-use std::sync::OnceLock;
-
+use crate::sync::OnceLock;
 use crate::{DeviceError, DeviceKind};
 
 #[derive(Default)]

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crate::abort::Abort;
 use crate::host::HostJob;
+use crate::release::within_call;
 use crate::{Arch, DeviceError, DeviceKind};
 
 /// What is known of a device. A number that the device does not tell is 0.
@@ -219,12 +220,15 @@ impl HostCall {
 
     /// Runs the job, unless work before it failed or the device was given up.
     pub(crate) fn run(self) {
-        if self.is_left_out || self.abort.is_set() || self.faults.is_some.load(Ordering::Acquire) {
-            return;
-        }
-        if let Err(error) = self.job.run() {
-            self.faults.add(error);
-        }
+        within_call(move || {
+            let HostCall { job, faults, abort, is_left_out } = self;
+            if is_left_out || abort.is_set() || faults.are_some() {
+                return;
+            }
+            if let Err(error) = job.run() {
+                faults.add(error);
+            }
+        });
     }
 }
 
@@ -239,6 +243,10 @@ impl Faults {
     fn add(&self, error: DeviceError) {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.is_some.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn are_some(&self) -> bool {
+        self.is_some.load(Ordering::Acquire)
     }
 
     pub(crate) fn report(&self) -> Result<(), DeviceError> {

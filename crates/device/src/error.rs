@@ -31,6 +31,11 @@ pub enum DeviceError {
     Bounds { start: usize, end: usize, len: usize, dtype: DType },
     #[error("a shape of {got} elements where {expected} were needed")]
     Elements { got: usize, expected: usize },
+    #[error(
+        "a tensor of shape {shape:?} with elements of {element_bytes} byte(s) is larger than any \
+         memory"
+    )]
+    Size { shape: Vec<usize>, element_bytes: usize },
     #[error("a tensor has at most 4 axes, got {got}")]
     Rank { got: usize },
     #[error("kernel `{kernel}` read {expected} memory as {got}")]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::driver::{Driver, Handle};
+use crate::release::release;
 use crate::stream::Queue;
 use crate::{DeviceError, DeviceKind, Stream, host};
 
@@ -34,7 +35,8 @@ impl RawEvent {
 
 impl Drop for RawEvent {
     fn drop(&mut self) {
-        self.driver.event_destroy(self.handle);
+        let event = self.handle;
+        release(&self.driver, move |driver| driver.event_destroy(event));
     }
 }
 

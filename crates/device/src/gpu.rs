@@ -10,31 +10,39 @@
 //! driver reports a broken device at every other call too.
 //!
 //! Nothing waits inside the driver where it can be helped: waits ask and pause, so that they end
-//! in time, and at once when the device is given up. A device that was given up is not called any
-//! more, and what was allocated there is left to the end of the process.
+//! in time, and at once when the device is given up. Whatever a driver would wait for itself, in a
+//! free or in a copy from or to memory that is not page-locked, is waited for here before. A device
+//! that was given up is not called any more, and what was allocated there is left to the end of
+//! the process.
 
+mod bounce;
+mod calls;
 pub(crate) mod cuda;
 pub(crate) mod hip;
+mod image;
 pub(crate) mod library;
 mod patience;
+mod streams;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::abort::Abort;
 use crate::driver::{Direction, Driver, Found, Handle, HostCall, Properties};
-use crate::simulated::check_elf;
+use crate::release::close;
 use crate::vendor::{
     Attribute, CAPTURE_RELAXED, EVENT_DEFAULT, FUNCTION_MAX_THREADS, Failure, STREAM_NON_BLOCKING,
 };
 use crate::{DeviceError, DeviceKind, Grid};
+use bounce::Bounce;
+use streams::Streams;
 use table::{Common, Refusal};
 
 /// What the vendors do in their own ways.
-pub(crate) trait Vendor: Send + Sync {
+pub(crate) trait Vendor: Send + Sync + 'static {
     /// Makes the device current in this thread.
     fn enter(&self) -> Result<(), Refusal>;
     /// Lets go of the device, after all else.
@@ -71,18 +79,23 @@ pub fn entry_points(kind: DeviceKind) -> Vec<&'static str> {
 
 pub(crate) struct Gpu<V: Vendor> {
     kind: DeviceKind,
-    common: Common,
-    vendor: V,
+    common: Arc<Common>,
+    vendor: Arc<V>,
     properties: Properties,
     /// Where new memory is cleared, beside whatever the other streams do.
     service: u64,
     /// Dynamic shared memory that functions have been allowed.
     allowed: Mutex<BTreeMap<u64, u32>>,
+    streams: Arc<Streams>,
+    bounce: Arc<Bounce>,
     abort: Arc<Abort>,
 }
 
 /// Dynamic shared memory that needs no permission.
 const FREE_SHARED: u32 = 48 << 10;
+/// How long a device that is closed may take with the work that is left. What is not over by then
+/// is left to the end of the process.
+const LAST_WORK: Duration = Duration::from_secs(2);
 
 pub(crate) fn driver_error(
     device: DeviceKind,
@@ -173,8 +186,8 @@ macro_rules! ask {
     ($gpu:expr, $($call:ident($($arg:expr),*)),+) => {
         $gpu.call(|common| {
             // SAFETY: handles and addresses come from this driver; the public types own them, keep
-            // them while they are used, and destroy each once. Places to write to are locals, or
-            // slices of the length that is passed.
+            // them while they are used, and destroy each once. Places to write to are locals;
+            // copies go from and to page-locked memory, which is not freed before they are over.
             unsafe { $(common.$call($($arg),*)?;)+ }
             Ok(())
         })
@@ -188,9 +201,17 @@ impl<V: Vendor> Gpu<V> {
         vendor: V,
         properties: Properties,
     ) -> Result<Gpu<V>, DeviceError> {
-        let allowed = Mutex::new(BTreeMap::new());
-        let abort = Arc::default();
-        let mut gpu = Gpu { kind, common, vendor, properties, service: 0, allowed, abort };
+        let mut gpu = Gpu {
+            kind,
+            common: Arc::new(common),
+            vendor: Arc::new(vendor),
+            properties,
+            service: 0,
+            allowed: Mutex::new(BTreeMap::new()),
+            streams: Arc::default(),
+            bounce: Arc::default(),
+            abort: Arc::default(),
+        };
         gpu.service = gpu.stream_create()?.0;
         Ok(gpu)
     }
@@ -215,7 +236,13 @@ impl<V: Vendor> Gpu<V> {
             match told {
                 Ok(()) => return Ok(true),
                 Err(Refusal { code, .. }) if Failure::of(code) == Failure::NotReady => {}
-                Err(refusal) => return Err(self.error(refusal)),
+                Err(refusal) => {
+                    if Failure::of(refusal.code).is_final() {
+                        // The driver will not make them.
+                        drop(calls::take_all(&self.abort));
+                    }
+                    return Err(self.error(refusal));
+                }
             }
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Ok(false);
@@ -233,9 +260,11 @@ impl<V: Vendor> Gpu<V> {
         driver_error(self.kind, refusal, |code| self.vendor.error_name(code))
     }
 
-    /// Waits for everything, so that what it uses can be destroyed.
+    /// Waits for everything, so that what it uses can be destroyed. After that the driver has
+    /// nothing to wait for, unless other threads go on to enqueue work.
     fn quiesce(&self) {
-        let _ = ask!(self, synchronize());
+        // A device that fails has ended its work; one that was given up is not called again.
+        let _ = self.poll(None, |common| self.streams.are_over(common));
     }
 }
 
@@ -279,8 +308,8 @@ impl<V: Vendor> Driver for Gpu<V> {
         }
     }
 
-    /// Both drivers wait for the work that was enqueued before.
     fn free(&self, address: u64) {
+        self.quiesce();
         let _ = ask!(self, free(address));
     }
 
@@ -300,11 +329,14 @@ impl<V: Vendor> Driver for Gpu<V> {
     fn stream_create(&self) -> Result<Handle, DeviceError> {
         let mut stream = 0;
         ask!(self, stream_create(&raw mut stream, STREAM_NON_BLOCKING))?;
+        self.streams.add(stream);
         Ok(Handle(stream))
     }
 
     fn stream_destroy(&self, stream: Handle) {
-        let _ = ask!(self, stream_destroy(stream.0));
+        self.streams.close(stream.0);
+        // It may be over already; if not, a later look finds it.
+        let _ = self.call(|common| self.streams.are_over(common));
     }
 
     fn stream_synchronize(
@@ -348,16 +380,12 @@ impl<V: Vendor> Driver for Gpu<V> {
         Ok(ms)
     }
 
-    /// Waits for the copy: how far a driver has got with pageable memory when it returns is not
-    /// the same at both vendors.
     fn copy_in(&self, stream: Handle, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        ask!(self, copy_in(to, from.as_ptr().cast(), from.len(), stream.0))?;
-        self.wait_for_stream(stream.0, None).map(|_| ())
+        self.bounce_in(stream.0, to, from)
     }
 
     fn copy_out(&self, stream: Handle, to: &mut [u8], from: u64) -> Result<(), DeviceError> {
-        ask!(self, copy_out(to.as_mut_ptr().cast(), from, to.len(), stream.0))?;
-        self.wait_for_stream(stream.0, None).map(|_| ())
+        self.bounce_out(stream.0, to, from)
     }
 
     fn copy(
@@ -385,7 +413,7 @@ impl<V: Vendor> Driver for Gpu<V> {
 
     fn module_load(&self, image: &[u8]) -> Result<Handle, DeviceError> {
         let wrong = |message| DeviceError::Image { device: self.kind, message };
-        let image = whole(image).map_err(wrong)?;
+        let image = image::whole(image).map_err(wrong)?;
         let mut module = 0;
         ask!(self, module_load(&raw mut module, image.as_ptr().cast()))?;
         Ok(Handle(module))
@@ -451,11 +479,10 @@ impl<V: Vendor> Driver for Gpu<V> {
     }
 
     fn host(&self, stream: Handle, call: HostCall) -> Result<(), DeviceError> {
-        let data = Box::into_raw(Box::new(call));
-        let asked = ask!(self, host(stream.0, run_host_call, data.cast()));
-        if asked.is_err() {
-            // SAFETY: made above, and the driver did not take it.
-            drop(unsafe { Box::from_raw(data) });
+        let data = calls::keep(call);
+        let asked = ask!(self, host(stream.0, calls::run, data));
+        if asked.is_err() || self.abort.is_set() {
+            drop(calls::take(data));
         }
         asked
     }
@@ -468,16 +495,22 @@ impl<V: Vendor> Driver for Gpu<V> {
         &self.abort
     }
 
-    /// Waits ask again and again.
-    fn wake(&self) {}
+    /// Waits ask again and again; calls that have not begun will not.
+    fn wake(&self) {
+        drop(calls::take_all(&self.abort));
+    }
 
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
-        ask!(self, capture_begin(stream.0, CAPTURE_RELAXED))
+        ask!(self, capture_begin(stream.0, CAPTURE_RELAXED))?;
+        self.streams.captures(stream.0, true);
+        Ok(())
     }
 
     fn capture_end(&self, stream: Handle) -> Result<Handle, DeviceError> {
         let (mut graph, mut executable) = (0, 0);
-        ask!(self, capture_end(stream.0, &raw mut graph))?;
+        let ended = ask!(self, capture_end(stream.0, &raw mut graph));
+        self.streams.captures(stream.0, false);
+        ended?;
         let made = ask!(self, graph_instantiate(&raw mut executable, graph, 0));
         let _ = ask!(self, graph_destroy(graph));
         made.map(|()| Handle(executable))
@@ -495,67 +528,34 @@ impl<V: Vendor> Driver for Gpu<V> {
 
 impl<V: Vendor> Drop for Gpu<V> {
     fn drop(&mut self) {
-        self.stream_destroy(Handle(self.service));
-        if !self.abort.is_set() {
-            self.vendor.close();
-        }
+        self.streams.close(self.service);
+        let (common, vendor) = (self.common.clone(), self.vendor.clone());
+        let (streams, bounce) = (self.streams.clone(), self.bounce.clone());
+        let abort = self.abort.clone();
+        close(move || {
+            let mut patience = patience::Patience::new();
+            let until = Instant::now() + LAST_WORK;
+            while !abort.is_set() && vendor.enter().is_ok() {
+                match streams.are_over(&common) {
+                    Err(Refusal { code, .. }) if Failure::of(code) == Failure::NotReady => {
+                        if Instant::now() >= until {
+                            return;
+                        }
+                        patience.pause(Some(until));
+                    }
+                    _ => {
+                        bounce.free(&common);
+                        return vendor.close();
+                    }
+                }
+            }
+        });
     }
-}
-
-/// What a driver calls in a stream's turn.
-///
-/// # Safety
-/// `data` is a [`HostCall`] from `Box::into_raw`, and this is the one call that gets it.
-unsafe extern "C" fn run_host_call(data: *mut c_void) {
-    // SAFETY: the caller's. Panics end in the call itself.
-    unsafe { Box::from_raw(data.cast::<HostCall>()) }.run();
-}
-
-/// The image, in a form that a driver can find the end of by itself: it is given no length.
-fn whole(image: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, String> {
-    const FATBIN: u32 = 0xba55_ed50;
-    let word = |at: usize| {
-        let bytes = image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-        u32::from_le_bytes(bytes.unwrap_or_default())
-    };
-    if word(0) == FATBIN {
-        // Magic, version and length of the header (16 bits each), length of the rest (64 bits).
-        let needed = u64::from(word(4) >> 16) + (u64::from(word(12)) << 32) + u64::from(word(8));
-        return match needed <= image.len() as u64 {
-            true => Ok(image.into()),
-            false => Err(format!("its header tells of {needed} bytes, it has {}", image.len())),
-        };
-    }
-    if image.starts_with(b"\x7fELF") {
-        check_elf(image)?;
-        return Ok(image.into());
-    }
-    let text = image.iter().all(|&b| b.is_ascii_graphic() || b.is_ascii_whitespace());
-    if text && image.windows(8).any(|window| window == b".version") {
-        let mut image = image.to_vec();
-        image.push(0);
-        return Ok(image.into());
-    }
-    Err("it is neither a fatbin, nor an ELF file, nor PTX".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn images_that_a_driver_would_read_beyond_are_refused() {
-        let mut fatbin = vec![0_u8; 80];
-        fatbin[..4].copy_from_slice(&0xba55_ed50_u32.to_le_bytes());
-        fatbin[4..8].copy_from_slice(&(16_u32 << 16 | 1).to_le_bytes());
-        fatbin[8] = 64;
-        assert!(whole(&fatbin).is_ok());
-        assert!(whole(&fatbin[..79]).unwrap_err().contains("80 bytes, it has 79"));
-        let ptx = b"// made by hand\n.version 8.0\n.target sm_80\n";
-        assert_eq!(whole(ptx).unwrap().last(), Some(&0));
-        assert!(whole(b"\x7fELF").is_err());
-        assert!(whole(b"").is_err());
-    }
 
     #[test]
     fn both_columns_name_every_symbol_once() {

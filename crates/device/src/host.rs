@@ -42,7 +42,10 @@ pub(crate) struct Streams {
     pub(crate) abort: Abort,
 }
 
-/// A handle to a stream; the last one closes it, and what is queued is still done.
+/// A handle to a stream; the last one closes it, and what is queued is still done: on the CPU at
+/// once, on the guarded device as soon as somebody waits, for whichever stream. There work for
+/// which nobody ever waits is never done, and keeps its device and what it captured to the end of
+/// the process, unless the device is given up.
 pub(crate) struct HostStream {
     streams: Arc<Streams>,
     index: usize,
@@ -166,7 +169,9 @@ impl Streams {
 
 impl HostStream {
     pub(crate) fn new(streams: &Arc<Streams>) -> Arc<HostStream> {
-        let index = streams.lock().open();
+        // The lock is free at the end of the statement.
+        let (index, left) = streams.lock().open();
+        drop(left);
         Arc::new(HostStream { streams: streams.clone(), index })
     }
 

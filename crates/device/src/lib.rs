@@ -24,8 +24,9 @@
 //!   * a wait can have a deadline, and all of them end when the device is given up
 //!     ([`Device::abort`]).
 //!
-//! Shared mappings may be changed by other processes; whoever maps one keeps kernels and peers
-//! apart by a barrier (see the `comm` crate).
+//! Shared mappings may be changed by way of other mappings, of which the grants know nothing; so a
+//! [`SharedPart`] is `unsafe` to make, and whoever does keeps kernels and peers apart by a barrier
+//! (see the `comm` crate).
 
 mod abort;
 mod driver;
@@ -43,12 +44,15 @@ mod parallel;
 mod pool;
 mod profile;
 mod random;
+mod release;
 mod sim;
 pub mod simulated;
+mod staged;
 mod stream;
 mod sync;
 mod tensor;
 mod vendor;
+mod watch;
 pub mod work;
 
 use std::any::{Any, TypeId};
@@ -69,9 +73,11 @@ pub use module::{Function, Graph, Module};
 pub use parallel::Parallel;
 pub use profile::Operation;
 pub use sim::SimOptions;
+pub use staged::{BounceBuffers, Staged};
 pub use stream::{Foreign, Stream};
 pub use tensor::{Shape, Tensor};
 pub use vendor::Failure;
+pub use watch::WeakDevice;
 
 use driver::Driver;
 use grants::Grants;
@@ -203,6 +209,15 @@ impl Device {
         self.inner.kind
     }
 
+    /// # Errors
+    /// The device was given up.
+    fn check(&self) -> Result<(), DeviceError> {
+        match &self.inner.back {
+            Back::Host(streams) => streams.abort.check(self.kind()),
+            Back::Driver(driver) => driver.abort().check(self.kind()),
+        }
+    }
+
     fn driver(&self) -> Option<&Arc<dyn Driver>> {
         match &self.inner.back {
             Back::Host(_) => None,
@@ -212,7 +227,7 @@ impl Device {
 
     /// Gives the device up, from any thread: work on the host that is queued is dropped, waits
     /// return [`DeviceError::Aborted`] at once, and so does everything that is asked of the
-    /// device later. Frees and drops of buffers, streams, events and modules neither wait nor
+    /// device later. A free that waits for work ends, too. Frees and drops of buffers, streams, events and modules neither wait nor
     /// block from then on: what a driver holds for them is left to the end of the process. Only
     /// the first call counts.
     pub fn abort(&self, why: &str) {
@@ -229,12 +244,13 @@ impl Device {
     /// ([`Stream::host`]) and whose order with others events have made.
     ///
     /// # Errors
-    /// What `kernel` returned; a device whose memory the host cannot reach.
+    /// What `kernel` returned; a device whose memory the host cannot reach, or that was given up.
     pub fn with_memory<R>(
         &self,
         name: &'static str,
         kernel: impl FnOnce(&Kernel) -> Result<R, DeviceError>,
     ) -> Result<R, DeviceError> {
+        self.check()?;
         match self.kind().is_host() {
             true => Kernel::run(name, self, kernel),
             false => Err(DeviceError::NoHostKernels { kernel: name, device: self.kind() }),
@@ -264,6 +280,7 @@ impl Device {
     /// # Errors
     /// An image that is no module for this device; a host device.
     pub fn load_module(&self, image: &[u8]) -> Result<Module, DeviceError> {
+        self.check()?;
         let device = self.kind();
         let driver = self.driver().ok_or(DeviceError::Unsupported { device, what: "modules" })?;
         Module::load(driver, image)
@@ -292,6 +309,7 @@ impl Device {
     /// # Errors
     /// The operating system or the driver refuses; shared memory on another device than the host's.
     pub fn alloc(&self, bytes: usize, placement: &Placement) -> Result<Buffer, DeviceError> {
+        self.check()?;
         if let Some(driver) = self.driver() {
             if let Placement::Shared(_) = placement {
                 let (device, what) = (self.kind(), "memory that is shared between processes");
@@ -299,9 +317,6 @@ impl Device {
             }
             let address = if bytes == 0 { 0 } else { driver.alloc(bytes)? };
             return Ok(self.count(Storage::Device { driver: driver.clone(), address, len: bytes }));
-        }
-        if let Back::Host(streams) = &self.inner.back {
-            streams.abort.check(self.kind())?;
         }
         let mapping = match placement {
             Placement::Private => Mapping::private(bytes)?,
@@ -315,6 +330,7 @@ impl Device {
     /// # Errors
     /// The file is shorter; another device than the host's.
     pub fn map_shared(&self, part: &SharedPart, bytes: usize) -> Result<Buffer, DeviceError> {
+        self.check()?;
         if !self.kind().is_host() {
             let (device, what) = (self.kind(), "memory that is shared between processes");
             return Err(DeviceError::Unsupported { device, what });
@@ -327,8 +343,8 @@ impl Device {
     /// # Errors
     /// As [`Device::alloc`].
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, DeviceError> {
-        let elements: usize = shape.iter().product();
-        let buffer = self.alloc(elements * dtype.bytes(), &Placement::Private)?;
+        let bytes = Shape::new(shape)?.bytes(dtype)?;
+        let buffer = self.alloc(bytes, &Placement::Private)?;
         Tensor::new(buffer, 0, shape, dtype)
     }
 
@@ -347,6 +363,7 @@ impl Device {
     /// # Errors
     /// The operating system or the driver refuses.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, DeviceError> {
+        self.check()?;
         Pinned::new(self, bytes)
     }
 
@@ -361,6 +378,7 @@ impl Device {
     /// # Errors
     /// The driver refuses.
     pub fn new_stream(&self) -> Result<Stream, DeviceError> {
+        self.check()?;
         Ok(Stream::new(self.clone(), self.inner.back.stream()?))
     }
 

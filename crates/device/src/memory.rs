@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::Driver;
+use crate::release::release;
 use crate::{Device, DeviceError, DeviceKind};
 
 /// What the pages of a mapping allow.
@@ -20,9 +21,29 @@ pub(crate) enum Access {
 /// holds open and the kernel frees with the last.
 #[derive(Debug, Clone)]
 pub struct SharedPart {
-    pub file: Arc<File>,
-    /// Of the first byte; a multiple of the page size.
-    pub offset: u64,
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl SharedPart {
+    /// The part of `file` from byte `offset` on, a multiple of the page size.
+    ///
+    /// # Safety
+    /// The grants of a device ([`crate::Kernel`]) know nothing of other processes and other
+    /// mappings. So whoever maps the part, in this process or another, sees to it that while a
+    /// kernel or a copy writes bytes of it, nothing else touches these by way of another mapping.
+    pub unsafe fn new(file: Arc<File>, offset: u64) -> SharedPart {
+        SharedPart { file, offset }
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Of its first byte in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
 }
 
 /// A page-aligned mapping, unmapped on drop; shared memory that was reserved here is given back.
@@ -56,18 +77,8 @@ impl Mapping {
     pub(crate) fn create(part: &SharedPart, len: usize) -> Result<Mapping, DeviceError> {
         // Reserving the pages now turns a lack of memory into an error here instead of a SIGBUS at
         // the first touch.
-        let code = match len {
-            0 => 0,
-            // SAFETY: a system call on an open descriptor.
-            _ => unsafe {
-                let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
-                libc::posix_fallocate(part.file.as_raw_fd(), offset, len)
-            },
-        };
-        if code != 0 {
-            let source = std::io::Error::from_raw_os_error(code);
-            return Err(DeviceError::Shared { action: "reserve", bytes: len, source });
-        }
+        let reserved = if len == 0 { Ok(()) } else { reserve(part, len) };
+        reserved.map_err(|source| DeviceError::Shared { action: "reserve", bytes: len, source })?;
         let mut mapping = Mapping::open(part, len)?;
         mapping.reserved = Some(part.clone());
         Ok(mapping)
@@ -144,6 +155,19 @@ impl Drop for Mapping {
             // SAFETY: a system call on an open descriptor. Who still maps the part reads zeros; a
             // refusal leaves the pages to the end of the last process.
             unsafe { libc::fallocate(part.file.as_raw_fd(), mode, offset, len) };
+        }
+    }
+}
+
+/// Gives a part of a file pages of its own. A signal that comes in between is no refusal.
+fn reserve(part: &SharedPart, len: usize) -> std::io::Result<()> {
+    let (offset, len) = (part.offset as libc::off_t, len as libc::off_t);
+    loop {
+        // SAFETY: a system call on an open descriptor.
+        match unsafe { libc::posix_fallocate(part.file.as_raw_fd(), offset, len) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            code => return Err(std::io::Error::from_raw_os_error(code)),
         }
     }
 }
@@ -252,7 +276,9 @@ impl Buffer {
 impl Drop for Allocation {
     fn drop(&mut self) {
         match &self.storage {
-            Storage::Device { driver, address, len: 1.. } => driver.free(*address),
+            &Storage::Device { ref driver, address, len: 1.. } => {
+                release(driver, move |driver| driver.free(address));
+            }
             Storage::Host(mapping) if mapping.len() > 0 => {
                 let start = mapping.start().addr().get();
                 self.device.inner.grants.forget(start, start + mapping.len());
@@ -345,8 +371,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let Home::Device { driver, address } = &self.home {
-            driver.free_pinned(*address);
+        if let &Home::Device { ref driver, address } = &self.home {
+            release(driver, move |driver| driver.free_pinned(address));
         }
     }
 }

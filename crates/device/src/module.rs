@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::driver::{Driver, Found, Handle};
+use crate::release::release;
 use crate::{DeviceError, Grid};
 
 /// A loaded module; clones share it, and its functions keep it loaded.
@@ -22,7 +23,8 @@ struct Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        self.driver.module_unload(self.handle);
+        let module = self.handle;
+        release(&self.driver, move |driver| driver.module_unload(module));
     }
 }
 
@@ -132,6 +134,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        self.driver.graph_destroy(self.handle);
+        let graph = self.handle;
+        release(&self.driver, move |driver| driver.graph_destroy(graph));
     }
 }

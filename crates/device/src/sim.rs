@@ -12,8 +12,12 @@
 //!   * operations hold plain bytes and handles and no buffers. Freeing memory first runs what was
 //!     enqueued before, as the vendors' drivers do; work enqueued after a free finds the memory
 //!     gone, and the module reports the access;
-//!   * the first error stays until a wait reports it; work after it is dropped;
-//!   * calls on the host run on threads of their own, and hold up their stream alone.
+//!   * the first error stays until a wait reports it; work after it is dropped, of all streams;
+//!     behind a call on the host that failed, work of its stream is;
+//!   * calls on the host run on threads of their own, and hold up their stream alone. So do
+//!     kernels, one at a time, beside which nothing else touches memory: whoever waits for one
+//!     that hangs can stop waiting. No lock is held while either runs, nor while anything of a
+//!     caller is dropped.
 
 mod queue;
 
@@ -26,7 +30,7 @@ use crate::driver::{Direction, Driver, Found, Handle, HostCall, Properties};
 use crate::memory::Mapping;
 use crate::simulated::{SimModule, SimOrder};
 use crate::{Arch, DeviceError, DeviceKind, Grid};
-use queue::{Op, Queues, Ran};
+use queue::{Op, Queues, Ran, Task};
 
 /// How the simulated device behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,7 @@ pub(crate) struct Sim {
 
 struct Shared {
     state: Mutex<State>,
-    /// A call on the host is over.
+    /// A call on the host or a kernel is over, or the device was given up.
     done: Condvar,
 }
 
@@ -141,43 +145,65 @@ impl Sim {
     }
 
     /// Keeps `op` for the graph that the stream is capturing, or enqueues it.
-    fn submit(&self, state: &mut State, stream: Handle, op: Op) {
+    fn submit<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        stream: Handle,
+        op: Op,
+    ) -> MutexGuard<'a, State> {
         match state.captures.get_mut(&stream) {
-            Some(capture) => capture.push(op),
+            Some(capture) => {
+                capture.push(op);
+                state
+            }
             None => self.push(state, stream, op),
         }
     }
 
-    fn push(&self, state: &mut State, stream: Handle, op: Op) {
+    fn push<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        stream: Handle,
+        op: Op,
+    ) -> MutexGuard<'a, State> {
         state.queues.push(stream, op);
-        if state.queues.is_late() {
-            self.run_one(state);
+        if !state.queues.is_late() {
+            return state;
         }
+        // What is drawn next must not depend on how long a kernel takes.
+        while state.queues.is_executing() && !self.abort.is_set() {
+            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.run_one(state).0
     }
 
-    /// Runs one operation, or begins a call on the host; false if none may go on.
-    fn run_one(&self, state: &mut State) -> bool {
-        match state.queues.run_one() {
-            Ran::Nothing => false,
-            Ran::One => true,
-            Ran::Host(stream, call) => {
-                let shared = self.shared.clone();
-                let work = move || {
-                    let call = call.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    if let Some(call) = call {
-                        call.run();
-                    }
-                    shared.state().queues.host_is_over(stream);
-                    shared.done.notify_all();
-                };
-                let begun = std::thread::Builder::new().name("stream".to_owned()).spawn(work);
-                if let Err(source) = begun {
-                    state.queues.host_is_over(stream);
-                    state.queues.fail(DeviceError::Threads { threads: 1, source });
-                }
-                true
-            }
+    /// Runs one operation, or begins it on a thread of its own; false if none may go on.
+    fn run_one<'a>(&'a self, mut state: MutexGuard<'a, State>) -> (MutexGuard<'a, State>, bool) {
+        let (stream, task) = match state.queues.run_one() {
+            Ran::Nothing => return (state, false),
+            Ran::One => return (state, true),
+            Ran::Begun(stream, task) => (stream, task),
+        };
+        // Kept here too, because nothing of a caller is dropped while the state is locked.
+        let (kept, shared) = (Arc::new(Mutex::new(Some(task))), self.shared.clone());
+        let given = kept.clone();
+        let take =
+            |task: &Mutex<Option<Task>>| task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let work = move || {
+            let result = take(&given).map_or(Ok(()), Task::run);
+            shared.state().queues.is_over(stream, result);
+            shared.done.notify_all();
+        };
+        let begun = std::thread::Builder::new().name("stream".to_owned()).spawn(work);
+        if let Err(source) = begun {
+            let error = DeviceError::Threads { threads: 1, source };
+            state.queues.is_over(stream, Err(error));
+            self.shared.done.notify_all();
+            drop(state);
+            drop(take(&kept));
+            state = self.state();
         }
+        (state, true)
     }
 
     /// Runs operations while something is `pending`; false when `until` came before.
@@ -198,7 +224,7 @@ impl Sim {
             if has_run && is_over() {
                 return Ok((state, false));
             }
-            has_run = self.run_one(&mut state);
+            (state, has_run) = self.run_one(state);
             if has_run {
                 continue;
             }
@@ -223,7 +249,11 @@ impl Sim {
     }
 
     fn map(&self, bytes: usize) -> Result<(u64, Mapping), DeviceError> {
-        let mapping = Mapping::private(bytes + 2 * GAP)?;
+        let with_gaps = bytes.checked_add(2 * GAP).ok_or_else(|| DeviceError::OutOfMemory {
+            bytes,
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })?;
+        let mapping = Mapping::private(with_gaps)?;
         let start = mapping.start().as_ptr().addr() + GAP;
         Ok((start as u64, mapping))
     }
@@ -268,7 +298,7 @@ impl Driver for Sim {
     }
 
     fn stream_create(&self) -> Result<Handle, DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let stream = state.fresh();
         state.queues.add(stream);
         Ok(stream)
@@ -292,17 +322,17 @@ impl Driver for Sim {
     }
 
     fn stream_wait(&self, stream: Handle, event: Handle) -> Result<(), DeviceError> {
-        let mut state = self.live()?;
+        let state = self.live()?;
         if state.captures.contains_key(&stream) {
             return Err(self.misuse("events in captured graphs are not simulated"));
         }
         let generation = state.queues.recorded(event);
-        self.push(&mut state, stream, Op::Wait { event, generation });
+        drop(self.push(state, stream, Op::Wait { event, generation }));
         Ok(())
     }
 
     fn event_create(&self) -> Result<Handle, DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let event = state.fresh();
         state.queues.add_event(event);
         Ok(event)
@@ -318,7 +348,7 @@ impl Driver for Sim {
             return Err(self.misuse("events in captured graphs are not simulated"));
         }
         let generation = state.queues.next_generation(event);
-        self.push(&mut state, stream, Op::Record { event, generation });
+        drop(self.push(state, stream, Op::Record { event, generation }));
         Ok(())
     }
 
@@ -337,16 +367,18 @@ impl Driver for Sim {
     }
 
     fn copy_in(&self, stream: Handle, to: u64, from: &[u8]) -> Result<(), DeviceError> {
-        let mut state = self.live()?;
+        let state = self.live()?;
         self.refuse_in_capture(&state, stream)?;
-        self.push(&mut state, stream, Op::Write { to, from: from.into() });
+        drop(self.push(state, stream, Op::Write { to, from: from.into() }));
         Ok(())
     }
 
     fn copy_out(&self, stream: Handle, to: &mut [u8], from: u64) -> Result<(), DeviceError> {
         let state = self.live()?;
         self.refuse_in_capture(&state, stream)?;
-        let (mut state, _) = self.settle(state, None, |queues| queues.has_work(stream))?;
+        // Nor may a kernel of another stream run beside the copy.
+        let pending = |queues: &Queues| queues.has_work(stream) || queues.is_executing();
+        let (mut state, _) = self.settle(state, None, pending)?;
         state.queues.report()?;
         state.queues.memory.read(from, to).map_err(|message| self.misuse(&message))
     }
@@ -359,12 +391,12 @@ impl Driver for Sim {
         bytes: usize,
         _direction: Direction,
     ) -> Result<(), DeviceError> {
-        self.submit(&mut *self.live()?, stream, Op::Copy { to, from, bytes: bytes as u64 });
+        drop(self.submit(self.live()?, stream, Op::Copy { to, from, bytes: bytes as u64 }));
         Ok(())
     }
 
     fn fill(&self, stream: Handle, to: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
-        self.submit(&mut *self.live()?, stream, Op::Fill { to, byte, bytes: bytes as u64 });
+        drop(self.submit(self.live()?, stream, Op::Fill { to, byte, bytes: bytes as u64 }));
         Ok(())
     }
 
@@ -374,7 +406,7 @@ impl Driver for Sim {
         if module.arch() != self.arch {
             return Err(wrong(format!("it simulates {}", module.arch())));
         }
-        let mut state = self.state();
+        let mut state = self.live()?;
         let handle = state.fresh();
         state.modules.insert(handle, Arc::new(module));
         Ok(handle)
@@ -389,7 +421,7 @@ impl Driver for Sim {
     }
 
     fn function(&self, module: Handle, name: &str) -> Result<Found, DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let module = state.modules.get(&module).cloned();
         let module = module.ok_or_else(|| self.misuse("the module was unloaded"))?;
         let kernels = module.kernels();
@@ -417,17 +449,17 @@ impl Driver for Sim {
         grid: &Grid,
         args: &[u8],
     ) -> Result<(), DeviceError> {
-        let mut state = self.live()?;
+        let state = self.live()?;
         let found = state.functions.get(&function).cloned();
         let (module, kernel) = found.ok_or_else(|| self.misuse("the module was unloaded"))?;
         let op = Op::Launch { module, kernel, grid: *grid, args: args.into() };
-        self.submit(&mut state, stream, op);
+        drop(self.submit(state, stream, op));
         Ok(())
     }
 
     fn host(&self, stream: Handle, call: HostCall) -> Result<(), DeviceError> {
-        let call = Arc::new(Mutex::new(Some(call)));
-        self.push(&mut *self.live()?, stream, Op::Host(call));
+        let state = self.live()?;
+        drop(self.push(state, stream, Op::Host(Arc::new(Mutex::new(Some(call))))));
         Ok(())
     }
 
@@ -448,7 +480,7 @@ impl Driver for Sim {
     }
 
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         if state.captures.insert(stream, Vec::new()).is_some() {
             return Err(self.misuse("the stream captures a graph already"));
         }
@@ -456,7 +488,7 @@ impl Driver for Sim {
     }
 
     fn capture_end(&self, stream: Handle) -> Result<Handle, DeviceError> {
-        let mut state = self.state();
+        let mut state = self.live()?;
         let ops = state.captures.remove(&stream);
         let ops = ops.ok_or_else(|| self.misuse("the stream captures no graph"))?;
         let graph = state.fresh();
@@ -469,7 +501,7 @@ impl Driver for Sim {
         let ops = state.graphs.get(&graph).cloned();
         let ops = ops.ok_or_else(|| self.misuse("the graph was destroyed"))?;
         for op in ops.iter() {
-            self.submit(&mut state, stream, op.clone());
+            state = self.submit(state, stream, op.clone());
         }
         Ok(())
     }

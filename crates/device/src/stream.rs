@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::driver::{Direction, Driver, Faults, Handle, HostCall};
 use crate::event::{Mark, RawEvent, foreign};
 use crate::host::{Entry, HostJob, HostStream, Op, Turn};
+use crate::release::release;
 use crate::{Device, DeviceError, DeviceKind, Element, Event, Function, Graph, Grid, Kernel};
 use crate::{Pinned, Tensor};
 
@@ -51,7 +52,8 @@ impl RawStream {
 
 impl Drop for RawStream {
     fn drop(&mut self) {
-        self.driver.stream_destroy(self.handle);
+        let stream = self.handle;
+        release(&self.driver, move |driver| driver.stream_destroy(stream));
     }
 }
 
@@ -65,12 +67,40 @@ pub(crate) enum Queue {
 /// An in-order queue of kernels, copies and work on the host; clones are handles to the same one.
 ///
 /// Work of different streams overlaps, and only events order it. An error of work that was queued
-/// appears at the next wait for the stream, or for an event after it; what was enqueued between is
-/// left out. A stream that waits for an event behind left-out work leaves out its own later work.
+/// appears at the next wait for the stream, or for an event after it. What is left out until then:
+///
+/// | device | behind a kernel or a copy that failed | behind work on the host that failed |
+/// |---|---|---|
+/// | host | its stream, and streams that wait for an event there | the same |
+/// | simulator | everything, of all streams | its stream |
+/// | vendors' | everything, for good | work on the host of its stream |
 #[derive(Clone)]
 pub struct Stream {
     device: Device,
     pub(crate) queue: Queue,
+}
+
+/// A stream that captures a graph; it goes back to running work even where the work panics.
+struct Capture<'a> {
+    raw: &'a RawStream,
+}
+
+impl Capture<'_> {
+    fn end(self) -> Result<Graph, DeviceError> {
+        std::mem::ManuallyDrop::new(self).finish()
+    }
+
+    fn finish(&self) -> Result<Graph, DeviceError> {
+        let functions = self.raw.captured().take().unwrap_or_default();
+        let handle = self.raw.driver.capture_end(self.raw.handle)?;
+        Ok(Graph::new(self.raw.driver.clone(), handle, functions))
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        drop(self.finish());
+    }
 }
 
 /// What a vendor's library needs to enqueue work of its own.
@@ -206,6 +236,7 @@ impl Stream {
             Queue::Driver(raw) => {
                 self.check::<T>("copy_in", to)?;
                 let bytes = bytemuck::cast_slice(values);
+                raw.refuse_in_capture("a copy from memory of the host")?;
                 return match to.is_empty() {
                     true => Ok(()),
                     false => raw.driver.copy_in(raw.handle, to.address(), bytes),
@@ -243,6 +274,7 @@ impl Stream {
             }),
             Queue::Driver(raw) => {
                 self.check::<T>("copy_out", from)?;
+                raw.refuse_in_capture("a copy to memory of the host")?;
                 let values = bytemuck::cast_slice_mut(values);
                 if !from.is_empty() {
                     raw.driver.copy_out(raw.handle, values, from.address())?;
@@ -314,10 +346,10 @@ impl Stream {
         }
     }
 
-    /// Enqueues a copy of all of `from` to `to`, and does not wait for it.
+    /// Enqueues a copy of the first bytes of `from` to all of `to`, and does not wait for it.
     ///
     /// # Errors
-    /// Another number of bytes; memory of another device.
+    /// More bytes than `from` has; memory of another device.
     ///
     /// # Safety
     /// Nothing writes to `from` until the copy is done.
@@ -338,10 +370,10 @@ impl Stream {
         }
     }
 
-    /// Enqueues a copy of `from` to all of `to`, and does not wait for it.
+    /// Enqueues a copy of all of `from` to the first bytes of `to`, and does not wait for it.
     ///
     /// # Errors
-    /// Another number of bytes; memory of another device.
+    /// More bytes than `to` has; memory of another device.
     ///
     /// # Safety
     /// Nothing touches `to` until the copy is done.
@@ -440,10 +472,9 @@ impl Stream {
         let raw = self.raw("graphs")?;
         raw.driver.capture_begin(raw.handle)?;
         *raw.captured() = Some(Vec::new());
+        let capture = Capture { raw };
         let done = work(self);
-        let functions = raw.captured().take().unwrap_or_default();
-        let graph = raw.driver.capture_end(raw.handle);
-        let graph = graph.map(|handle| Graph::new(raw.driver.clone(), handle, functions));
+        let graph = capture.end();
         done.and(graph)
     }
 
@@ -524,9 +555,9 @@ impl Stream {
         if !pinned.is_of(self.device.kind()) {
             return Err(DeviceError::Foreign { kernel });
         }
-        match pinned.len() == tensor.bytes() {
+        match pinned.len() >= tensor.bytes() {
             true => Ok(()),
-            false => Err(DeviceError::Elements { got: pinned.len(), expected: tensor.bytes() }),
+            false => Err(DeviceError::Elements { got: tensor.bytes(), expected: pinned.len() }),
         }
     }
 }

@@ -2,6 +2,9 @@ use std::ops::Range;
 
 use crate::{Buffer, DType, DeviceError};
 
+/// Most bytes that one slice may have.
+const LARGEST: usize = isize::MAX as usize;
+
 /// Up to four extents, outermost first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -11,10 +14,17 @@ pub struct Shape {
 
 impl Shape {
     /// # Errors
-    /// More than four axes.
+    /// More than four axes; more elements than memory has addresses.
     pub fn new(extents: &[usize]) -> Result<Shape, DeviceError> {
         if extents.len() > 4 {
             return Err(DeviceError::Rank { got: extents.len() });
+        }
+        let len = match extents.contains(&0) {
+            true => Some(0),
+            false => extents.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent)),
+        };
+        if len.is_none_or(|len| len > LARGEST) {
+            return Err(DeviceError::Size { shape: extents.to_vec(), element_bytes: 1 });
         }
         let mut shape = Shape { extents: [1; 4], rank: extents.len() as u8 };
         shape.extents[..extents.len()].copy_from_slice(extents);
@@ -27,11 +37,22 @@ impl Shape {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.dims().iter().product()
+        // Without overflow: of a shape with an extent of 0 the others may be anything.
+        if self.dims().contains(&0) { 0 } else { self.dims().iter().product() }
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// More than memory has addresses.
+    pub fn bytes(&self, dtype: DType) -> Result<usize, DeviceError> {
+        let bytes = self.len().checked_mul(dtype.bytes()).filter(|&bytes| bytes <= LARGEST);
+        let (shape, element_bytes) = (self.dims(), dtype.bytes());
+        bytes.ok_or_else(|| DeviceError::Size { shape: shape.to_vec(), element_bytes })
     }
 }
 
@@ -93,7 +114,7 @@ impl Tensor {
     }
 
     /// The same memory, byte by byte.
-    pub(crate) fn as_bytes(&self) -> Tensor {
+    pub fn as_bytes(&self) -> Tensor {
         let shape = Shape { extents: [self.bytes(), 1, 1, 1], rank: 1 };
         let offset = self.offset * self.dtype.bytes();
         Tensor { buffer: self.buffer.clone(), offset, shape, dtype: DType::U8 }
@@ -152,6 +173,10 @@ impl Tensor {
     /// # Errors
     /// Rows outside the view.
     pub fn rows(&self, rows: Range<usize>) -> Result<Tensor, DeviceError> {
+        if rows.end > self.dim(0) || rows.start > rows.end {
+            let Range { start, end } = rows;
+            return Err(DeviceError::Bounds { start, end, len: self.dim(0), dtype: self.dtype });
+        }
         let row = if self.dim(0) == 0 { 0 } else { self.len() / self.dim(0) };
         let part = self.flat(rows.start * row..rows.end * row)?;
         let mut extents = [1; 4];
@@ -164,5 +189,40 @@ impl Tensor {
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}{:?}@{}", self.dtype, self.shape, self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Placement};
+
+    #[test]
+    fn shapes_beyond_all_memory_are_refused() {
+        let device = Device::cpu(1).unwrap();
+        let buffer = device.alloc(64, &Placement::Private).unwrap();
+        let huge = [1 << 32, 1 << 32];
+        let told = Tensor::new(buffer.clone(), 0, &huge, DType::F32).unwrap_err().to_string();
+        assert!(told.contains("[4294967296, 4294967296]"), "{told}");
+        let (most, beyond) = ([usize::MAX / 2], [usize::MAX / 2 + 1]);
+        assert_eq!(Shape::new(&most).unwrap().len(), usize::MAX / 2);
+        assert!(matches!(Shape::new(&beyond), Err(DeviceError::Size { .. })));
+        let told = device.zeros(&most, DType::F32).unwrap_err();
+        assert!(matches!(told, DeviceError::Size { element_bytes: 4, .. }), "{told}");
+        let told = Tensor::new(buffer.clone(), 0, &most, DType::F32).unwrap_err();
+        assert!(matches!(told, DeviceError::Bounds { .. }), "{told}");
+        let none = Tensor::new(buffer, 0, &[usize::MAX, 0, 3], DType::F32).unwrap();
+        assert_eq!((none.len(), none.bytes()), (0, 0));
+        assert!(none.reshape(&huge).is_err());
+    }
+
+    #[test]
+    fn rows_outside_are_refused_without_overflow() {
+        let x = Device::cpu(1).unwrap().zeros(&[3, 4], DType::F32).unwrap();
+        assert_eq!(x.rows(1..3).unwrap().dims(), [2, 4]);
+        // 2^62 rows of 4 elements would be none.
+        for rows in [2..4, 1 << 62..(1 << 62) + 1, Range { start: 2, end: 1 }] {
+            assert!(matches!(x.rows(rows), Err(DeviceError::Bounds { .. })));
+        }
     }
 }

@@ -61,6 +61,11 @@ impl Failure {
         CODES.iter().find(|(known, _)| *known == code).map_or(Failure::Other, |&(_, it)| it)
     }
 
+    /// The device does no more work in this process, as far as a wait can tell.
+    pub(crate) const fn is_final(self) -> bool {
+        matches!(self, Failure::IllegalAddress | Failure::LaunchFailed | Failure::Other)
+    }
+
     /// What to do, as the end of a message; empty where nothing general can be said.
     pub(crate) const fn advice(self) -> &'static str {
         match self {

@@ -209,7 +209,8 @@ fn what_it_cannot_do_is_said(device: &Device) {
     let expected = format!("kernel `add` has no implementation for {} yet", device.kind());
     assert_eq!(stream.launch("add", |_| Ok(())).unwrap_err().to_string(), expected);
     assert_eq!(stream.with_memory("add", |_| Ok(())).unwrap_err().to_string(), expected);
-    let part = SharedPart { file: tempfile::tempfile().unwrap().into(), offset: 0 };
+    // SAFETY: it is not mapped.
+    let part = unsafe { SharedPart::new(tempfile::tempfile().unwrap().into(), 0) };
     let shared = device.alloc(64, &Placement::Shared(part.clone())).err().unwrap().to_string();
     assert!(shared.contains("shared between processes"), "{shared}");
     assert!(device.map_shared(&part, 64).is_err());
@@ -262,6 +263,17 @@ fn launches_are_captured(device: &Device, image: &[u8]) {
     assert!(matches!(failed, DeviceError::Rank { got: 9 }), "the work's own error");
     let waited = stream.capture(|stream| stream.synchronize());
     assert!(waited.is_err(), "waiting cannot be captured");
+    for copied in [
+        stream.capture(|s| s.copy_in(&x, &[1.0_f32; 300])),
+        stream.capture(|s| s.to_vec::<f32>(&x).map(|_| ())),
+    ] {
+        let told = copied.err().unwrap().to_string();
+        assert!(told.contains("cannot be part of a captured graph"), "{told}");
+    }
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = stream.capture(|_| panic!("on purpose"));
+    }));
+    assert!(panicked.is_err());
     scale_add(
         &stream,
         &device.load_module(image).unwrap().function("scale_add").unwrap(),

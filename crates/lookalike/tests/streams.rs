@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use common::Child;
-use device::{Arch, DType, Device, DeviceError, DeviceKind, Stream};
+use common::{Child, Shape, arch_of, toy};
+use device::{Arch, DType, Device, DeviceError, DeviceKind, Grid, Stream};
 
 /// Long enough for whatever a busy machine does in between.
 const LONG: Duration = Duration::from_secs(60);
@@ -27,6 +27,15 @@ fn suite(device: &Device) {
     a_blocked_stream_stops_no_other(device);
     a_stream_is_dropped_with_work_to_do(device);
     vendors_get_the_stream(device);
+    if !is_vendors(device.kind()) {
+        // There in a process of its own.
+        a_call_may_hold_the_last_handle(device);
+        behind_a_failed_call_nothing_runs(device);
+    }
+}
+
+const fn is_vendors(kind: DeviceKind) -> bool {
+    matches!(kind, DeviceKind::Cuda(_) | DeviceKind::Hip(_))
 }
 
 /// Work that blocks until the sender is dropped, or something is sent.
@@ -193,6 +202,104 @@ fn vendors_get_the_stream(device: &Device) {
     }
 }
 
+/// What a call on the host captured is let go of at its end: here the last handles of memory, of
+/// streams, of an event and of page-locked memory.
+fn a_call_may_hold_the_last_handle(device: &Device) {
+    let before = device.allocated_bytes();
+    let stream = device.new_stream().unwrap();
+    let held = |seen: mpsc::Sender<()>| {
+        let start = Instant::now();
+        // Memory is given back a little after the call.
+        let x = loop {
+            match device.zeros(&[1 << 19], DType::U32) {
+                Ok(x) => break x,
+                Err(error) if start.elapsed() > LONG => panic!("{error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let (other, pinned) = (device.new_stream().unwrap(), device.pinned(64).unwrap());
+        let event = stream.record().unwrap();
+        (x, other, event, pinned, seen)
+    };
+    let (seen, gone) = mpsc::channel();
+    let captured = held(seen);
+    let work = move || {
+        drop(captured);
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    assert!(stream.synchronize_until(Instant::now() + LONG).unwrap(), "{device:?}");
+    assert!(gone.recv_timeout(LONG).is_err());
+    // As above, in calls that are left out.
+    let (seen, gone) = mpsc::channel();
+    let captured = held(seen);
+    stream.host(|| Err(DeviceError::Host(Box::new(PeerGone)))).unwrap();
+    let work = move || {
+        drop(captured);
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    assert!(stream.synchronize_until(Instant::now() + LONG).is_err(), "{device:?}");
+    assert_eq!(gone.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!(device.allocated_bytes(), before, "{device:?}");
+}
+
+fn behind_a_failed_call_nothing_runs(device: &Device) {
+    let (stream, other) = (device.new_stream().unwrap(), device.new_stream().unwrap());
+    let x = device.zeros(&[1], DType::U32).unwrap();
+    let y = device.zeros(&[1], DType::U32).unwrap();
+    device.stream().synchronize().unwrap();
+    stream.fill(&x, 1).unwrap();
+    stream.host(|| Err(DeviceError::Host(Box::new(PeerGone)))).unwrap();
+    stream.fill(&x, 2).unwrap();
+    other.fill(&y, 3).unwrap();
+    assert!(stream.synchronize().is_err());
+    other.synchronize().unwrap();
+    assert_eq!(stream.to_vec::<u32>(&x).unwrap(), [0x0101_0101], "{device:?}");
+    assert_eq!(stream.to_vec::<u32>(&y).unwrap(), [0x0303_0303], "{device:?}");
+    stream.fill(&x, 4).unwrap();
+    assert_eq!(stream.to_vec::<u32>(&x).unwrap(), [0x0404_0404], "{device:?}: told once");
+}
+
+/// In the end nothing but a call on the host has the device.
+fn is_closed_by_a_call(kind: DeviceKind) {
+    let device = Device::new(kind, 1).unwrap();
+    let stream = device.new_stream().unwrap();
+    let (go, may_go) = mpsc::channel::<()>();
+    let (seen, gone) = mpsc::channel::<()>();
+    let captured = (device.zeros(&[64], DType::F32).unwrap(), stream.clone(), device, seen);
+    let work = move || {
+        let _ = may_go.recv();
+        drop(captured);
+        Ok(())
+    };
+    stream.host(work).unwrap();
+    assert!(!stream.synchronize_until(Instant::now() + Duration::from_millis(20)).unwrap());
+    drop(stream);
+    drop(go);
+    assert_eq!(gone.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected), "{kind}");
+}
+
+/// A kernel fails, and with it the device; calls that the driver will never make are let go of.
+fn breaks(kind: DeviceKind) {
+    let Some(image) = arch_of(kind).and_then(toy) else { return };
+    let device = Device::new(kind, 1).unwrap();
+    let shape = device.load_module(&image).unwrap().function("shape").unwrap();
+    let stream = device.new_stream().unwrap();
+    // SAFETY: the kernel checks addresses, and this one is in no buffer.
+    unsafe { stream.launch_module(&shape, &Grid::linear(1, 1), &Shape { out: 64 }) }.unwrap();
+    let (seen, gone) = mpsc::channel::<()>();
+    let captured = (device.zeros(&[64], DType::F32).err(), seen);
+    let work = move || {
+        drop(captured);
+        Ok(())
+    };
+    // The driver may tell already.
+    let _ = stream.host(work);
+    assert!(stream.synchronize().is_err());
+    assert_eq!(gone.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected), "{kind}");
+}
+
 /// A call on the host that never returns, while others wait for it; then everything is dropped.
 fn is_given_up(kind: DeviceKind) {
     let device = Device::new(kind, 1).unwrap();
@@ -213,11 +320,32 @@ fn is_given_up(kind: DeviceKind) {
     assert!(!event.query().unwrap());
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let waits: [Box<dyn FnOnce() -> Result<(), DeviceError> + Send>; 2] = {
+        type Wait = Box<dyn FnOnce() -> Result<(), DeviceError> + Send>;
+        let mut waits: Vec<Wait> = {
             let (stream, event) = (stream.clone(), event.clone());
-            [Box::new(move || stream.synchronize()), Box::new(move || event.wait())]
+            vec![Box::new(move || stream.synchronize()), Box::new(move || event.wait())]
         };
-        let waits = waits.map(|wait| scope.spawn(wait));
+        let (read, from) = (stream.clone(), x.clone());
+        waits.push(match kind.is_host() {
+            true => {
+                Box::new(move || read.with_memory("read", |k| k.read::<f32>(&from).map(|_| ())))
+            }
+            false => Box::new(move || read.to_vec::<f32>(&from).map(|_| ())),
+        });
+        if is_vendors(kind) {
+            let (write, x) = (stream.clone(), x.clone());
+            waits.push(Box::new(move || write.copy_in(&x, &[1.0_f32; 64])));
+        }
+        let waits: Vec<_> = waits.into_iter().map(|wait| scope.spawn(wait)).collect();
+        // Drops wait for the work before them, and end as waits do.
+        let drops = match kind.is_host() {
+            true => Vec::new(),
+            false => {
+                let z = device.zeros(&[64], DType::F32).unwrap();
+                let pinned = device.pinned(64).unwrap();
+                vec![scope.spawn(move || drop(z)), scope.spawn(move || drop(pinned))]
+            }
+        };
         std::thread::sleep(Duration::from_millis(50));
         device.abort("rank 3 is gone");
         device.abort("another reason");
@@ -226,6 +354,7 @@ fn is_given_up(kind: DeviceKind) {
             assert!(matches!(error, DeviceError::Aborted { .. }), "{error}");
             assert_eq!(error.to_string(), format!("{kind} was given up: rank 3 is gone"));
         }
+        drops.into_iter().for_each(|drop| drop.join().unwrap());
     });
     let is_aborted = |result: Result<(), DeviceError>| {
         assert!(matches!(result, Err(DeviceError::Aborted { .. })), "{kind}: {result:?}");
@@ -236,6 +365,14 @@ fn is_given_up(kind: DeviceKind) {
     is_aborted(event.query().map(|_| ()));
     is_aborted(device.stream().synchronize());
     is_aborted(device.zeros(&[4], DType::F32).map(|_| ()));
+    is_aborted(device.new_stream().map(|_| ()));
+    match kind.is_host() {
+        true => is_aborted(device.with_memory("none", |_| Ok(()))),
+        false => {
+            is_aborted(device.load_module(b"").map(|_| ()));
+            is_aborted(device.stream().capture(|_| Ok(())).map(|_| ()));
+        }
+    }
     drop((x, pinned, event, stream, device));
     assert!(start.elapsed() < BOUND, "{kind}");
     assert_eq!(started.load(Ordering::Relaxed), 0, "what was queued is dropped");
@@ -277,21 +414,66 @@ fn lookalikes() {
     }
 }
 
+/// A kernel of the simulator that never ends: other threads go on to ask, waits end in time, and
+/// giving up ends them all.
+fn a_kernel_hangs(kind: DeviceKind) {
+    let Some(image) = arch_of(kind).and_then(toy) else { return };
+    let device = Device::new(kind, 1).unwrap();
+    let hang = device.load_module(&image).unwrap().function("hang").unwrap();
+    let (stream, other) = (device.new_stream().unwrap(), device.new_stream().unwrap());
+    let x = device.zeros(&[64], DType::F32).unwrap();
+    let y = device.zeros(&[64], DType::F32).unwrap();
+    device.stream().synchronize().unwrap();
+    let args = Shape { out: x.address() };
+    // SAFETY: it touches nothing.
+    unsafe { stream.launch_module(&hang, &Grid::linear(1, 1), &args) }.unwrap();
+    let start = Instant::now();
+    assert!(!stream.synchronize_until(start + Duration::from_millis(20)).unwrap());
+    other.fill(&x, 1).unwrap();
+    assert!(!other.record().unwrap().query().unwrap());
+    std::thread::scope(|scope| {
+        type Wait = Box<dyn FnOnce() -> Result<(), DeviceError> + Send>;
+        let (read, many, from) = (stream.clone(), other.clone(), x.clone());
+        let waits: [Wait; 3] = [
+            Box::new(move || stream.synchronize()),
+            Box::new(move || read.to_vec::<f32>(&from).map(|_| ())),
+            // More than may pile up.
+            Box::new(move || (0..1000).try_for_each(|_| many.record().map(|_| ()))),
+        ];
+        let waits = waits.map(|wait| scope.spawn(wait));
+        let drops = scope.spawn(move || drop(y));
+        std::thread::sleep(Duration::from_millis(50));
+        device.give_up_when(|| Some("it hangs".to_owned())).unwrap();
+        for wait in waits {
+            let error = wait.join().unwrap().unwrap_err();
+            assert!(matches!(error, DeviceError::Aborted { .. }), "{error}");
+        }
+        drops.join().unwrap();
+    });
+    drop((device, other, x));
+    assert!(start.elapsed() < BOUND, "{kind}");
+}
+
 /// In processes of their own, whose end is part of it.
 #[test]
 fn a_hung_call_holds_nobody_up() {
     let start = Instant::now();
     for kind in HOST {
-        for task in ["given up", "at the end"] {
+        for task in ["given up", "at the end", "hung kernel", "closed by a call"] {
             Child::new(&format!("{task} {kind}")).passes();
         }
     }
     for kind in DRIVERS {
-        let said = Child::with_lookalike(&format!("given up {kind}"), kind).passes();
-        let left = said.lines().filter(|line| line.starts_with("lookalike:"));
-        assert!(left.clone().count() > 0, "{said}");
-        // Nothing but what was left to the end of the process.
-        assert!(left.into_iter().all(|line| line.ends_with("not released")), "{said}");
+        for task in ["given up", "closed by a call", "calls"] {
+            let child = Child::with_lookalike(&format!("{task} {kind}"), kind);
+            // Room for a few of the tensors that calls let go of.
+            let said = child.env("LOOKALIKE_MEMORY", "5242880").passes();
+            let mut left = said.lines().filter(|line| line.starts_with("lookalike:"));
+            // Nothing but what was left to the end of the process.
+            assert!(left.clone().count() > 0 || task != "given up", "{said}");
+            assert!(left.all(|line| line.ends_with("not released")), "{said}");
+        }
+        Child::with_lookalike(&format!("breaks {kind}"), kind).passes();
         Child::with_lookalike(&format!("at the end {kind}"), kind).passes();
     }
     assert!(start.elapsed() < 10 * BOUND);
@@ -311,6 +493,13 @@ fn child() {
         }
         "given up" => is_given_up(kind),
         "at the end" => hangs_at_the_end(kind),
+        "hung kernel" => a_kernel_hangs(kind),
+        "calls" => {
+            let device = Device::new(kind, 1).unwrap();
+            (0..5).for_each(|_| a_call_may_hold_the_last_handle(&device));
+        }
+        "closed by a call" => is_closed_by_a_call(kind),
+        "breaks" => breaks(kind),
         _ => panic!("there is no task {name}"),
     }
 }

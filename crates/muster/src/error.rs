@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::limits;
-use crate::train_cmd::KIND_OF_CPU;
+use crate::train_cmd::{KIND_OF_CPU, OPTIMIZER_DEVICE};
 use comm::Fault;
 
 /// How a command ended.
@@ -241,6 +241,7 @@ impl From<comm::CommError> for CliError {
             | CommError::PerRank { .. }
             | CommError::Range { .. }
             | CommError::SumType { .. }
+            | CommError::PerSegment { .. }
             | CommError::Sum(_)
             | CommError::Overlap { .. }
             | CommError::OwnMessage { .. }
@@ -252,6 +253,12 @@ impl From<comm::CommError> for CliError {
                 CliError::mistake(format!(
                     "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"
                 ))
+            }
+            CommError::Refused(Refusal::Disagree { ref what, ref groups })
+                if what == OPTIMIZER_DEVICE =>
+            {
+                let values: Vec<&str> = groups.iter().map(|(value, _)| value.as_str()).collect();
+                CliError::mistake(format!("{error}: {}", values.join(" or ")))
             }
             // Missing or dead ranks may be there the next time; ranks that differ will not agree.
             CommError::Refused(ref refusal)

@@ -25,7 +25,6 @@ pub mod memory;
 pub mod offload;
 pub mod rules;
 pub mod schedule;
-mod staged;
 pub mod step;
 mod tagged;
 

@@ -1,30 +1,29 @@
-//! The optimizer of one rank on a device, while gradients and weights lie on the host.
+//! The optimizer of one rank on a device, while weights lie on the host.
 //!
 //! ```text
-//! host                                   device (this rank's pieces alone, each at an aligned place)
-//! flat gradients ──owned pieces──▶ pinned ──▶ gradients ──statistics──▶ sums ──▶ pinned ──▶ sums
-//! flat weights  ◀──owned pieces─── pinned ◀── weights ◀────apply──── moments, momentum, masters
+//! host                                   device (this rank's segments alone, aligned as there)
+//! everyone's partials ──ordered reduction──▶ gradients ──statistics──▶ sums ──▶ pinned ──▶ sums
+//! flat weights  ◀──own segments── pinned ◀── weights ◀────apply──── moments, momentum, masters
 //! ```
 //!
-//! Copies go in parts: while one is on its way the host packs or unpacks the next. States are
-//! those of [`ShardedOptimizer`], in the device's memory.
+//! Gradients are summed into [`Offloaded::gradients`] by whoever reduces them. Weights are copied
+//! in parts: while one is on its way the host packs or unpacks the next. States are those of
+//! [`ShardedOptimizer`], in the device's memory.
 
 use std::ops::Range;
 
-use device::{DType, Device, Element, Stream, Tensor};
-use half::bf16;
+use device::{BounceBuffers, DType, Device, DeviceError, Staged, Stream, Tensor};
 use layout::flat::ALIGN;
 use layout::{FlatLayout, Ownership, Schema};
 
 use crate::memory::{MemoryItem, memory_plan_on};
 use crate::rules::TensorPlan;
-use crate::staged::Staged;
 use crate::{OptimError, ShardedOptimizer, StateView, StepScalars};
 
-/// Elements of a part: enough for a bus to be busy, few enough to overlap.
-const PART: usize = 1 << 22;
+/// Elements of a part, at most: enough for a bus to be busy, few enough to overlap.
+const PART: usize = 1 << 20;
 
-/// An optimizer whose state lies on a device and whose operands on the host.
+/// An optimizer whose state and gradients lie on a device, and whose weights on the host.
 pub struct Offloaded {
     optimizer: ShardedOptimizer,
     stream: Stream,
@@ -33,7 +32,9 @@ pub struct Offloaded {
     weights: Tensor,
     grads: Tensor,
     slots: Tensor,
+    segments: Vec<Placed>,
     parts: Vec<Part>,
+    bounce: BounceBuffers,
     sums: Staged,
     /// Statistic slots of this rank's pieces.
     own_slots: Vec<Range<usize>>,
@@ -43,35 +44,46 @@ pub struct Offloaded {
 /// Elements of the host's flat tensors, and where they start in compact ones.
 type Placed = (Range<usize>, usize);
 
-/// Pieces that are copied together.
+/// What is copied together.
+#[derive(Debug, PartialEq)]
 struct Part {
-    /// By where they start in the part.
+    /// Elements of the host's tensors, by where they start in the part.
     pieces: Vec<Placed>,
     /// Elements of the device's tensors.
     range: Range<usize>,
-    /// As many elements of gradients …
-    grads: Staged,
-    /// … and of weights.
-    weights: Staged,
 }
 
-/// Which of a part's copies.
-#[derive(Clone, Copy)]
-enum Of {
-    Grads,
-    Weights,
+/// The segments of a rank one after another: a flat layout that holds nothing else.
+struct Compact {
+    /// The same ownership over it.
+    ownership: Ownership,
+    segments: Vec<Placed>,
+    len: usize,
 }
 
-/// The pieces of `rank` one after another, each at an aligned place: the same ownership over a flat
-/// layout that holds nothing else of this rank's, and its length.
-fn compact(ownership: &Ownership, rank: usize) -> (Ownership, usize) {
-    let (mut compact, mut end) = (ownership.clone(), 0);
-    for piece in compact.pieces.iter_mut().filter(|piece| piece.owner == rank) {
-        let len = piece.flat.len();
-        piece.flat = end..end + len;
-        end += len.next_multiple_of(ALIGN);
+impl Compact {
+    fn new(ownership: &Ownership, rank: usize) -> Compact {
+        let (mut ownership, mut end) = (ownership.clone(), 0_usize);
+        let placed = ownership.segments(rank).into_iter().map(|segment| {
+            // What is aligned there is aligned here.
+            let start = end.next_multiple_of(ALIGN) + segment.start % ALIGN;
+            end = start + segment.len();
+            (segment, start)
+        });
+        let segments: Vec<Placed> = placed.collect();
+        for piece in ownership.pieces.iter_mut().filter(|piece| piece.owner == rank) {
+            let start = place(&segments, piece.flat.start).unwrap_or(piece.flat.start);
+            piece.flat = start..start + piece.flat.len();
+        }
+        Compact { ownership, segments, len: end.next_multiple_of(ALIGN) }
     }
-    (compact, end)
+}
+
+/// Where flat element `element` lies in compact tensors, if in one of `segments`.
+fn place(segments: &[Placed], element: usize) -> Option<usize> {
+    let after = segments.partition_point(|(segment, _)| segment.start <= element);
+    let (segment, start) = segments.get(after.checked_sub(1)?)?;
+    segment.contains(&element).then(|| start + element - segment.start)
 }
 
 /// What [`Offloaded::new`] allocates on the device, exactly.
@@ -86,7 +98,7 @@ pub fn offload_plan(
     plans: &[TensorPlan],
     weights: DType,
 ) -> Result<Vec<MemoryItem>, OptimError> {
-    let (ownership, len) = compact(ownership, rank);
+    let Compact { ownership, len, .. } = Compact::new(ownership, rank);
     let mut items = memory_plan_on(device, schema, &ownership, rank, plans, weights)?;
     let item = |name, elements, dtype| MemoryItem { name, elements, dtype };
     items.push(item("owned weights", len, weights));
@@ -96,14 +108,19 @@ pub fn offload_plan(
 }
 
 /// Bytes of pinned memory that [`Offloaded::new`] takes on the host.
-pub fn staging_bytes(ownership: &Ownership, rank: usize, weights: DType) -> usize {
-    let (_, len) = compact(ownership, rank);
-    len * (size_of::<f32>() + weights.bytes()) + ownership.slots * size_of::<f64>()
+pub fn staging_bytes(ownership: &Ownership, rank: usize) -> usize {
+    let parts = parts(&Compact::new(ownership, rank).segments);
+    2 * part_bytes(&parts) + ownership.slots * size_of::<f64>()
+}
+
+/// Bytes of the largest part: masters are f32, whatever weights are.
+fn part_bytes(parts: &[Part]) -> usize {
+    parts.iter().map(|part| part.range.len()).max().unwrap_or(0) * size_of::<f32>()
 }
 
 impl Offloaded {
     /// Allocates the zeroed state of the pieces that `rank` owns, on `device`, and pinned memory
-    /// for their weights and gradients. Call [`Offloaded::adopt`] before the first step.
+    /// for copies. Call [`Offloaded::adopt`] before the first step.
     ///
     /// # Errors
     /// As [`ShardedOptimizer::new`]; a device with less memory than that takes.
@@ -118,12 +135,13 @@ impl Offloaded {
     ) -> Result<Offloaded, OptimError> {
         let memory = offload_plan(device, schema, ownership, rank, plans, weights_dtype)?;
         check_room(device, &memory)?;
-        let (compacted, len) = compact(ownership, rank);
+        let own_slots = ownership.owned(rank).map(|piece| piece.slots.clone()).collect();
+        let slots = ownership.slots;
+        let Compact { ownership, segments, len } = Compact::new(ownership, rank);
         let layout = FlatLayout { len, ..flat.clone() };
         let optimizer =
-            ShardedOptimizer::new(device, schema, &layout, &compacted, rank, plans, weights_dtype)?;
-        let pieces = ownership.owned(rank).zip(compacted.owned(rank));
-        let pieces = pieces.map(|(on_host, here)| (on_host.flat.clone(), here.flat.start));
+            ShardedOptimizer::new(device, schema, &layout, &ownership, rank, plans, weights_dtype)?;
+        let parts = parts(&segments);
         Ok(Offloaded {
             optimizer,
             stream: device.stream(),
@@ -131,10 +149,12 @@ impl Offloaded {
             weights_dtype,
             weights: device.zeros(&[len], weights_dtype)?,
             grads: device.zeros(&[len], DType::F32)?,
-            slots: device.zeros(&[ownership.slots], DType::F64)?,
-            parts: parts(device, pieces, weights_dtype)?,
-            sums: Staged::new(device, ownership.slots * size_of::<f64>())?,
-            own_slots: ownership.owned(rank).map(|piece| piece.slots.clone()).collect(),
+            slots: device.zeros(&[slots], DType::F64)?,
+            bounce: BounceBuffers::new(device, part_bytes(&parts))?,
+            sums: Staged::new(device, slots * size_of::<f64>())?,
+            segments,
+            parts,
+            own_slots,
             memory,
         })
     }
@@ -144,15 +164,27 @@ impl Offloaded {
         &self.memory
     }
 
+    /// Where this rank's gradients go before [`Offloaded::statistics`]: flat f32 on the device,
+    /// its segments alone ([`Offloaded::place`]). Between [`Offloaded::apply`] and then nothing
+    /// else uses it.
+    pub fn gradients(&self) -> &Tensor {
+        &self.grads
+    }
+
+    /// Where element `element` of the flat buffer lies in [`Offloaded::gradients`], if this rank
+    /// owns it; elements of one segment lie side by side there.
+    pub fn place(&self, element: usize) -> Option<usize> {
+        place(&self.segments, element)
+    }
+
     /// As [`ShardedOptimizer::numeric_plan`].
     pub fn numeric_plan(&self) -> std::collections::BTreeSet<String> {
         self.optimizer.numeric_plan()
     }
 
-    /// Bytes of pinned memory on the host.
+    /// Bytes of pinned memory on the host; equals [`staging_bytes`].
     pub fn pinned_bytes(&self) -> usize {
-        let of = |part: &Part| part.grads.bytes() + part.weights.bytes();
-        self.sums.bytes() + self.parts.iter().map(of).sum::<usize>()
+        self.sums.bytes() + self.bounce.bytes()
     }
 
     /// The stream of the device, for copies from and to [`Offloaded::states`].
@@ -160,19 +192,13 @@ impl Offloaded {
         &self.stream
     }
 
-    /// Uploads this rank's pieces of the host's flat gradients (f32), and writes the sum of squares
-    /// of each of its slots to `sums` (all slots of the model; others stay as they are). Waits.
+    /// Writes the sum of squares of each of this rank's slots of [`Offloaded::gradients`] to `sums`
+    /// (all slots of the model; others stay as they are). Waits.
     ///
     /// # Errors
-    /// Tensors of another length or type; an earlier error of either stream.
-    pub fn statistics(
-        &mut self,
-        host: &Stream,
-        grads: &Tensor,
-        sums: &mut [f64],
-    ) -> Result<(), OptimError> {
+    /// Another number of slots; an earlier error of the stream.
+    pub fn statistics(&mut self, sums: &mut [f64]) -> Result<(), OptimError> {
         self.check_count("statistic slots", sums.len(), self.slots.len())?;
-        self.upload::<f32>(host, grads, Of::Grads, &self.grads.clone())?;
         self.optimizer.statistics(&self.grads, &self.slots)?;
         self.sums.download(&self.stream, &self.slots)?;
         let all = self.sums.read::<f64>()?;
@@ -207,23 +233,16 @@ impl Offloaded {
     /// # Errors
     /// Weights of another length or type; an earlier error of either stream.
     pub fn adopt(&mut self, host: &Stream, weights: &Tensor) -> Result<(), OptimError> {
-        match (weights.dtype(), self.weights_dtype) {
-            (DType::F32, DType::Bf16) => {
-                let masters = self.grads.clone();
-                self.upload::<f32>(host, weights, Of::Grads, &masters)?;
-                self.optimizer.adopt(&masters)?;
-                Ok(self.optimizer.publish(&self.weights)?)
-            }
-            (_, DType::Bf16) => {
-                let to = self.weights.clone();
-                self.upload::<bf16>(host, weights, Of::Weights, &to)?;
-                self.optimizer.adopt(&to)
-            }
-            _ => {
-                let to = self.weights.clone();
-                self.upload::<f32>(host, weights, Of::Weights, &to)
-            }
+        let are_masters = (weights.dtype(), self.weights_dtype) == (DType::F32, DType::Bf16);
+        let to = if are_masters { self.grads.clone() } else { self.weights.clone() };
+        self.upload(host, weights, &to)?;
+        if self.weights_dtype == DType::Bf16 {
+            self.optimizer.adopt(&to)?;
         }
+        if are_masters {
+            self.optimizer.publish(&self.weights)?;
+        }
+        Ok(self.stream.synchronize()?)
     }
 
     /// Writes this rank's pieces to the host's flat `weights`, as after loading `param` states.
@@ -265,59 +284,49 @@ impl Offloaded {
         self.optimizer.load(&self.weights, tensor, slot, rows, values)
     }
 
-    /// Copies this rank's pieces of the host's `from` to `to` on the device.
-    fn upload<T: Element>(
-        &mut self,
-        host: &Stream,
-        from: &Tensor,
-        of: Of,
-        to: &Tensor,
-    ) -> Result<(), OptimError> {
-        self.check_count("elements on the host", from.len(), self.flat_len)?;
-        let (stream, parts) = (&self.stream, &mut self.parts);
-        host.with_memory("pack_owned", |k| {
-            let from = k.read::<T>(from)?;
-            for Part { pieces, range, grads, weights } in parts {
-                let staged = match of {
-                    Of::Grads => grads,
-                    Of::Weights => weights,
-                };
-                let packed = staged.write::<T>()?;
-                for (piece, start) in pieces.iter() {
-                    packed[*start..start + piece.len()].copy_from_slice(&from[piece.clone()]);
+    /// Copies this rank's segments of the host's `from` to `to` on the device.
+    fn upload(&mut self, host: &Stream, from: &Tensor, to: &Tensor) -> Result<(), OptimError> {
+        self.check_host(from, to.dtype())?;
+        let Offloaded { stream, parts, bounce, .. } = self;
+        let (size, from) = (to.dtype().bytes(), from.as_bytes());
+        let to = |part: usize| to.flat(parts[part].range.clone());
+        Ok(host.with_memory("pack_owned", |k| {
+            let from = k.read::<u8>(&from)?;
+            bounce.upload(stream, parts.len(), to, |part, bytes| {
+                for (piece, at) in &parts[part].pieces {
+                    let piece = &from[piece.start * size..piece.end * size];
+                    bytes[at * size..][..piece.len()].copy_from_slice(piece);
                 }
-                staged.upload(stream, &to.flat(range.clone())?)?;
-            }
-            Ok(())
-        })?;
-        Ok(())
+                Ok(())
+            })
+        })?)
     }
 
-    /// Copies the device's weights to this rank's pieces of the host's.
+    /// Copies the device's weights to this rank's segments of the host's.
     fn download(&mut self, host: &Stream, weights: &Tensor) -> Result<(), OptimError> {
-        self.check_count("weights on the host", weights.len(), self.flat_len)?;
-        for part in &mut self.parts {
-            let from = self.weights.flat(part.range.clone())?;
-            part.weights.download(&self.stream, &from)?;
-        }
-        match self.weights_dtype {
-            DType::Bf16 => self.unpack::<bf16>(host, weights),
-            _ => self.unpack::<f32>(host, weights),
-        }
+        self.check_host(weights, self.weights_dtype)?;
+        let Offloaded { stream, parts, bounce, weights: here, .. } = self;
+        let (size, to) = (weights.dtype().bytes(), weights.as_bytes());
+        let from = |part: usize| here.flat(parts[part].range.clone());
+        Ok(host.with_memory("unpack_owned", |k| {
+            let to = k.write::<u8>(&to)?;
+            bounce.download(stream, parts.len(), from, |part, bytes| {
+                for (piece, at) in &parts[part].pieces {
+                    let piece = &mut to[piece.start * size..piece.end * size];
+                    piece.copy_from_slice(&bytes[at * size..][..piece.len()]);
+                }
+                Ok(())
+            })
+        })?)
     }
 
-    fn unpack<T: Element>(&mut self, host: &Stream, weights: &Tensor) -> Result<(), OptimError> {
-        let parts = &mut self.parts;
-        host.with_memory("unpack_owned", |k| {
-            let to = k.write::<T>(weights)?;
-            for Part { pieces, weights, .. } in parts {
-                let packed = weights.read::<T>()?;
-                for (piece, start) in pieces.iter() {
-                    to[piece.clone()].copy_from_slice(&packed[*start..start + piece.len()]);
-                }
-            }
-            Ok(())
-        })?;
+    /// Weights on the host: all of them, of this type.
+    fn check_host(&self, weights: &Tensor, expected: DType) -> Result<(), OptimError> {
+        self.check_count("weights on the host", weights.len(), self.flat_len)?;
+        match weights.dtype() {
+            got if got == expected => Ok(()),
+            got => Err(DeviceError::Dtype { kernel: "copy_owned", got: expected, expected: got }),
+        }?;
         Ok(())
     }
 
@@ -331,29 +340,23 @@ impl Offloaded {
     }
 }
 
-/// Pieces, in order, in parts of about [`PART`] elements; a larger piece is one alone.
-fn parts(
-    device: &Device,
-    pieces: impl Iterator<Item = Placed>,
-    weights: DType,
-) -> Result<Vec<Part>, OptimError> {
-    let mut groups: Vec<(Range<usize>, Vec<Placed>)> = Vec::new();
-    for (piece, start) in pieces {
-        let end = start + piece.len();
-        match groups.last_mut() {
-            Some((range, pieces)) if end - range.start <= PART => {
-                pieces.push((piece, start - range.start));
-                range.end = end;
+/// Segments, in order, in parts of at most [`PART`] elements; longer ones are cut.
+fn parts(segments: &[Placed]) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for (segment, start) in segments {
+        for at in (0..segment.len()).step_by(PART) {
+            let len = PART.min(segment.len() - at);
+            let (piece, start) = (segment.start + at..segment.start + at + len, start + at);
+            match parts.last_mut() {
+                Some(Part { pieces, range }) if start + len - range.start <= PART => {
+                    pieces.push((piece, start - range.start));
+                    range.end = start + len;
+                }
+                _ => parts.push(Part { pieces: vec![(piece, 0)], range: start..start + len }),
             }
-            _ => groups.push((start..end, vec![(piece, 0)])),
         }
     }
-    let part = |(range, pieces): (Range<usize>, Vec<Placed>)| {
-        let staged = |dtype: DType| Staged::new(device, range.len() * dtype.bytes());
-        let (grads, weights) = (staged(DType::F32)?, staged(weights)?);
-        Ok(Part { pieces, range, grads, weights })
-    };
-    groups.into_iter().map(part).collect()
+    parts
 }
 
 fn check_room(device: &Device, memory: &[MemoryItem]) -> Result<(), OptimError> {
@@ -384,24 +387,24 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_cut_into_parts_without_gaps_between_what_is_copied() {
-        let device = Device::cpu(1).unwrap();
-        let sizes = [10, PART - 16, PART + 1, 3, 3];
+    fn segments_are_cut_into_parts_without_gaps_between_what_is_copied() {
         let mut start = 0;
-        let pieces = sizes.map(|len| {
-            let piece = (2 * start..2 * start + len, start);
+        let segments = [10, PART - 16, PART + 1, 3, 3].map(|len| {
+            let segment = (2 * start..2 * start + len, start);
             start += len.next_multiple_of(ALIGN);
-            piece
+            segment
         });
-        let parts = parts(&device, pieces.clone().into_iter(), DType::Bf16).unwrap();
+        let parts = parts(&segments);
         let ranges: Vec<_> = parts.iter().map(|part| part.range.clone()).collect();
-        let far = PART + PART + 32;
-        assert_eq!(ranges, [0..PART, PART..2 * PART + 1, far - 16..far + 3]);
-        let all = parts.iter().flat_map(|part| {
-            let at = part.range.start;
-            part.pieces.iter().map(move |(piece, start)| (piece.clone(), start + at))
-        });
-        assert!(all.eq(pieces));
-        assert!(parts.iter().all(|part| part.grads.bytes() == 2 * part.weights.bytes()));
+        assert_eq!(ranges, [0..PART, PART..2 * PART, 2 * PART..2 * PART + 35]);
+        for (element, start) in segments.iter().map(|(segment, start)| (segment.end - 1, start)) {
+            let found = place(&segments, element).unwrap();
+            assert!(found >= *start);
+            let part = parts.iter().find(|part| part.range.contains(&found)).unwrap();
+            let piece = part.pieces.iter().find(|(piece, _)| piece.contains(&element)).unwrap();
+            assert_eq!(part.range.start + piece.1 + element - piece.0.start, found);
+            assert_eq!(place(&segments, element + 1), None);
+        }
+        assert_eq!(part_bytes(&parts), 4 * PART);
     }
 }

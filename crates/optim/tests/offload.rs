@@ -7,7 +7,7 @@ use cluster::{Cluster, Setup, TOKENS, noise, schema};
 use device::{Arch, DType, Device, SimOptions, Tensor};
 use half::bf16;
 use kernels::gpu::modules::{Family, Kernels};
-use optim::{Clip, Offloaded, OptimizerConfig, StepScalars, Verdict, offload_plan};
+use optim::{Clip, Offloaded, OptimizerConfig, StepScalars, Verdict, offload_plan, staging_bytes};
 
 const STEPS: u64 = 2;
 
@@ -57,10 +57,10 @@ impl Ranks {
         let grads = noise(setup.flat.len, 100 + step);
         cluster.step(step, &grads);
         let stream = self.host.stream();
-        let grads = self.host.tensor(&[grads.len()], &grads).unwrap();
         let mut sums = vec![f64::NAN; cluster.ownership.slots];
-        for rank in &mut self.ranks {
-            rank.statistics(&stream, &grads, &mut sums).unwrap();
+        for (rank, offloaded) in self.ranks.iter_mut().enumerate() {
+            reduced(offloaded, &cluster.ownership.segments(rank), &grads);
+            offloaded.statistics(&mut sums).unwrap();
         }
         let mut decision = optim::ClipDecision::default();
         cluster.clipper.decide(&sums, TOKENS, None, &mut decision).unwrap();
@@ -109,6 +109,19 @@ impl Ranks {
         rows.sort();
         rows
     }
+}
+
+/// Puts the gradients of a rank's segments where they belong; what lies between is nobody's.
+fn reduced(offloaded: &Offloaded, segments: &[std::ops::Range<usize>], grads: &[f32]) {
+    let stream = offloaded.stream();
+    let mut own = vec![f32::NAN; offloaded.gradients().len()];
+    for segment in segments {
+        let start = offloaded.place(segment.start).unwrap();
+        assert_eq!(offloaded.place(segment.end - 1), Some(start + segment.len() - 1));
+        assert_eq!(start % 16, segment.start % 16, "as aligned as on the host");
+        own[start..start + segment.len()].copy_from_slice(&grads[segment.clone()]);
+    }
+    stream.copy_in(offloaded.gradients(), &own).unwrap();
 }
 
 fn same(setup: &Setup, offloaded: &Ranks, cluster: &Cluster) {
@@ -176,8 +189,7 @@ fn memory_is_what_was_planned_and_weights_of_both_types_are_taken_over() {
         let bytes: usize = plan.iter().map(|item| item.bytes()).sum();
         assert_eq!(device.allocated_bytes() - before, bytes);
         assert_eq!(offloaded.memory_plan(), plan);
-        let owned: usize = ownership.segments(1).iter().map(ExactSizeIterator::len).sum();
-        assert!(offloaded.pinned_bytes() >= 6 * owned);
+        assert_eq!(offloaded.pinned_bytes(), staging_bytes(&ownership, 1));
         let halves: Vec<bf16> = setup.initial().into_iter().map(bf16::from_f32).collect();
         let weights = host.tensor(&[flat.len], &halves).unwrap();
         offloaded.adopt(&host.stream(), &weights).unwrap();
@@ -188,8 +200,12 @@ fn memory_is_what_was_planned_and_weights_of_both_types_are_taken_over() {
             assert!(back[segment.clone()] == halves[segment]);
         }
         let short = host.zeros(&[flat.len - 1], DType::F32).unwrap();
-        let mut sums = vec![0.0; ownership.slots];
-        let error = offloaded.statistics(&host.stream(), &short, &mut sums).unwrap_err();
-        assert!(error.to_string().contains("elements on the host"), "{error}");
+        let error = offloaded.adopt(&host.stream(), &short).unwrap_err();
+        assert!(error.to_string().contains("weights on the host"), "{error}");
+        let error = offloaded.adopt(&host.stream(), &host.zeros(&[flat.len], DType::U32).unwrap());
+        assert!(error.unwrap_err().to_string().contains("read u32 memory as bf16"));
+        let mut sums = vec![0.0; ownership.slots + 1];
+        let error = offloaded.statistics(&mut sums).unwrap_err();
+        assert!(error.to_string().contains("statistic slots"), "{error}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! ranks.optimizer_device: cpu             flat gradients ─▶ statistics ─▶ vote ─▶ flat weights
-//!                    sim, cuda:N, hip:N   the rank's own pieces go there, and come back updated
+//!                    sim, cuda:N, hip:N   gradients are summed there, and the rank's own weights
+//!                                         come back updated
 //! ```
 
 use device::{DType, Device, DeviceKind, Stream, Tensor};
@@ -54,8 +55,18 @@ impl Optimizer {
         }
     }
 
-    /// Writes the sums of squares of this rank's pieces of the flat `grads` to their slots of
-    /// `sums`, and waits for them.
+    /// Where gradients of the rank's segments are summed, if not in a flat buffer beside the
+    /// weights, and where each element of them goes there.
+    pub(crate) fn elsewhere(&self) -> Option<&Offloaded> {
+        match self {
+            Optimizer::Here { .. } => None,
+            Optimizer::Elsewhere(offloaded) => Some(offloaded),
+        }
+    }
+
+    /// Writes the sums of squares of this rank's pieces of the reduced gradients to their slots of
+    /// `sums`, and waits for them. `grads` are the flat ones, where they are summed beside the
+    /// weights.
     ///
     /// # Errors
     /// Device errors.
@@ -70,12 +81,12 @@ impl Optimizer {
                 sharded.statistics(grads, statistics)?;
                 Ok(host.copy_out(statistics, sums)?)
             }
-            Optimizer::Elsewhere(offloaded) => offloaded.statistics(host, grads, sums),
+            Optimizer::Elsewhere(offloaded) => offloaded.statistics(sums),
         }
     }
 
-    /// Updates this rank's pieces of the flat `weights` from those of `grads`, of which the
-    /// statistics were taken.
+    /// Updates this rank's pieces of the flat `weights` from the gradients of which the statistics
+    /// were taken.
     ///
     /// # Errors
     /// Device errors.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use comm::SumRoom;
 use device::{DType, Device, DeviceKind};
 use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, Tree};
 use model::{Architecture, MicroBatch};
@@ -140,7 +141,8 @@ impl RunPlan {
         ];
         let (schema, plan) = (&self.schema, &self.ownership);
         if self.optimizer_device.is_some() {
-            let bytes = optim::staging_bytes(plan, rank, self.weights);
+            let partials = SumRoom::pinned_bytes(self.inputs(), DType::F32);
+            let bytes = optim::staging_bytes(plan, rank) + partials;
             items.push(("copies for the optimizer's device".to_owned(), page(bytes)));
         } else {
             let state =
@@ -158,6 +160,11 @@ impl RunPlan {
         Ok(items)
     }
 
+    /// Partials of all ranks.
+    fn inputs(&self) -> usize {
+        self.partials.iter().map(Vec::len).sum()
+    }
+
     /// What the optimizer of a rank takes of `device`, [`RunPlan::optimizer_device`].
     ///
     /// # Errors
@@ -166,7 +173,9 @@ impl RunPlan {
         let RunPlan { schema, ownership, updates, weights, .. } = self;
         let items = optim::offload_plan(device, schema, ownership, rank, updates, *weights)?;
         let named = items.iter().filter(|item| item.elements > 0);
-        let memory = named.map(|item| (item.name.to_owned(), item.bytes() as u64)).collect();
+        let named = named.map(|item| (item.name.to_owned(), item.bytes() as u64));
+        let sums = SumRoom::device_bytes(device, &self.program, self.inputs(), DType::F32)?;
+        let memory = named.chain([("partials to be summed".to_owned(), sums as u64)]).collect();
         Ok(Offload { device: device.kind().to_string(), memory })
     }
 

@@ -1,10 +1,12 @@
 //! What a rank has of the others: the control plane's channels, and the group that moves gradients
 //! and weights.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Prepared, Window, World};
-use device::{Stream, Tensor};
+use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Pending, Prepared, Window, World};
+use device::{DType, Stream, Tensor};
+use optim::Offloaded;
 
 use crate::{RunPlan, TrainError};
 
@@ -22,13 +24,28 @@ pub(crate) struct Ranks {
     gather: Option<Prepared>,
 }
 
+/// Reductions of a step that are on their way.
+#[derive(Default)]
+pub(crate) struct Submitted {
+    buckets: usize,
+    last: Option<Pending>,
+}
+
+impl Submitted {
+    pub(crate) fn buckets(&self) -> usize {
+        self.buckets
+    }
+}
+
 /// The memory that moves.
 pub(crate) struct Moving<'a> {
     pub(crate) weights: Window,
     /// Gradient buffers.
     pub(crate) slots: Vec<Window>,
-    /// The gradient buffer that receives this rank's reduced segments.
+    /// Receives this rank's reduced segments: a gradient buffer, …
     pub(crate) out: &'a Tensor,
+    /// … unless its optimizer is elsewhere and has memory for them alone.
+    pub(crate) elsewhere: Option<&'a Offloaded>,
 }
 
 impl Ranks {
@@ -45,16 +62,26 @@ impl Ranks {
         let (partials, program): (Arc<[_]>, Arc<_>) =
             (plan.partials.as_slice().into(), plan.program.clone().into());
         let slots: Arc<[Window]> = moving.slots.into();
-        let is_reduced = world.size() == 1 && plan.program.ops.len() == 1;
+        let elsewhere = moving.elsewhere;
+        let out = elsewhere.map_or(moving.out, Offloaded::gradients);
+        let places = |segments: &[Vec<Range<usize>>]| -> Option<Arc<[usize]>> {
+            let place = |start| elsewhere?.place(start);
+            let place = |own: &Range<usize>| place(own.start).expect("it is this rank's own");
+            elsewhere.map(|_| segments[world.rank()].iter().map(place).collect())
+        };
+        let is_alone = world.size() == 1 && plan.program.ops.len() == 1;
+        let is_reduced = is_alone && elsewhere.is_none();
         let buckets = plan.flat.buckets.iter().zip(&plan.bucket_segments);
         let reduce = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
             group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: Arc::clone(&slots),
+                dtype: DType::F32,
                 partials: Arc::clone(&partials),
                 program: Arc::clone(&program),
                 range: bucket.range.clone(),
                 segments: segments.as_slice().into(),
-                out: moving.out.clone(),
+                out: out.clone(),
+                places: places(segments),
             }))
         };
         let reductions = match is_reduced {
@@ -79,22 +106,35 @@ impl Ranks {
         self.world.rank()
     }
 
-    /// Gives every owner the sums of its gradients, after everything on `after`.
-    pub(crate) fn reduce(&self, after: &Stream) -> Result<(), TrainError> {
-        self.submit(after, &self.reductions)
-    }
-
-    /// Gives everyone the weights of all owners, after everything on `after`.
-    pub(crate) fn gather(&self, after: &Stream) -> Result<(), TrainError> {
-        self.submit(after, self.gather.as_slice())
-    }
-
-    /// Submits one operation behind the other, and waits for the last.
-    fn submit(&self, after: &Stream, operations: &[Prepared]) -> Result<(), TrainError> {
-        let mut last = None;
-        for op in operations {
-            last = Some(self.group.submit(after, op)?);
+    /// Gives every owner the sums of its gradients, after everything on `after`: of the buckets
+    /// that are not `submitted`; and waits for all.
+    pub(crate) fn reduce(
+        &self,
+        after: &Stream,
+        mut submitted: Submitted,
+    ) -> Result<(), TrainError> {
+        while submitted.buckets < self.reductions.len() {
+            self.submit_next(after, &mut submitted)?;
         }
-        Ok(last.map_or(Ok(()), |last| last.wait())?)
+        Ok(submitted.last.map_or(Ok(()), |last| last.wait())?)
+    }
+
+    /// Submits the reduction of the next bucket.
+    pub(crate) fn submit_next(
+        &self,
+        after: &Stream,
+        submitted: &mut Submitted,
+    ) -> Result<(), TrainError> {
+        if let Some(next) = self.reductions.get(submitted.buckets) {
+            submitted.last = Some(self.group.submit(after, next)?);
+            submitted.buckets += 1;
+        }
+        Ok(())
+    }
+
+    /// Gives everyone the weights of all owners, after everything on `after`; waits.
+    pub(crate) fn gather(&self, after: &Stream) -> Result<(), TrainError> {
+        let Some(gather) = &self.gather else { return Ok(()) };
+        Ok(self.group.submit(after, gather)?.wait()?)
     }
 }

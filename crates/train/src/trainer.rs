@@ -14,7 +14,8 @@ use optim::{ClipDecision, Clipper, StepScalars, Verdict};
 use crate::diagnose;
 use crate::event::{Action, NonFinite, Place, Step, Times};
 use crate::optimizer::Optimizer;
-use crate::ranks::{Moving, Ranks};
+use crate::overlap::Reducing;
+use crate::ranks::{Moving, Ranks, Submitted};
 use crate::vote::{Ballot, Tally, expert_load};
 use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
 
@@ -138,9 +139,10 @@ impl<E: Engine> Trainer<E> {
         let group = world.group(&device)?;
         let (memory, weights, slots) = Memory::new(&plan, &group, &device)?;
         let out = &memory.grads[plan.partials[rank][0].1];
-        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out })?;
-        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
+        let elsewhere = optimizer.elsewhere();
+        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out, elsewhere })?;
+        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
         let stream = device.stream();
         let seed = config.seed;
         model::initialize(&stream, &plan.architecture, schema, flat, seed, &memory.weights)?;
@@ -219,10 +221,10 @@ impl<E: Engine> Trainer<E> {
     pub fn take_step(&mut self, wants: Wants) -> Result<Taken, TrainError> {
         let started = Instant::now();
         self.host.reading = Duration::ZERO;
-        self.accumulate(self.samples)?;
+        let submitted = self.accumulate(self.samples)?;
         let reading = self.host.reading;
         let accumulated = started.elapsed();
-        self.ranks.reduce(&self.stream)?;
+        self.ranks.reduce(&self.stream, submitted)?;
         let reduced = started.elapsed();
         let verdict = self.vote(wants)?;
         let non_finite = match verdict {
@@ -305,15 +307,23 @@ impl<E: Engine> Trainer<E> {
         }
     }
 
-    /// Forward and backward of this rank's leaves, folded along the tree.
-    fn accumulate(&mut self, first_sample: u64) -> Result<(), TrainError> {
+    /// Forward and backward of this rank's leaves, folded along the tree; where the optimizer is
+    /// elsewhere, buckets go there as soon as they are complete. Beside the weights they stay until
+    /// the end, because a CPU has no spare core to sum them meanwhile.
+    fn accumulate(&mut self, first_sample: u64) -> Result<Submitted, TrainError> {
         let ballot = &mut self.host.ballot;
         (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
         ballot.losses.clear();
         elementwise::Zero { y: self.memory.loads.clone() }.launch(&self.stream)?;
+        let mut submitted = Submitted::default();
         for index in 0..self.schedule.steps.len() {
             let (leaf, slot) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
-            self.leaf(first_sample, leaf, slot)?;
+            let is_last = index + 1 == self.schedule.steps.len();
+            if is_last && self.optimizer.elsewhere().is_some() {
+                submitted = self.leaf(first_sample, leaf, slot, Some(index))?;
+                break;
+            }
+            self.leaf(first_sample, leaf, slot, None)?;
             for fold in 0..self.schedule.steps[index].folds.len() {
                 let (into, from) = self.schedule.steps[index].folds[fold];
                 let (y, x) = (self.memory.grads[into].clone(), self.memory.grads[from].clone());
@@ -321,35 +331,51 @@ impl<E: Engine> Trainer<E> {
             }
         }
         self.stream.synchronize()?;
-        Ok(())
+        Ok(submitted)
     }
 
-    /// One leaf into one gradient buffer.
-    fn leaf(&mut self, first_sample: u64, leaf: usize, slot: usize) -> Result<(), TrainError> {
+    /// One leaf into one gradient buffer. If it is said which step of the schedule that is, its
+    /// folds are made and buckets submitted while its last backward pass goes on.
+    fn leaf(
+        &mut self,
+        first_sample: u64,
+        leaf: usize,
+        slot: usize,
+        reduced: Option<usize>,
+    ) -> Result<Submitted, TrainError> {
         let batch = &self.config.batch;
         let (per_leaf, windows) = (batch.micro_batches, batch.micro_batch);
+        let mut submitted = Submitted::default();
         for micro in 0..per_leaf {
             let first = first_sample + ((leaf * per_leaf + micro) * windows) as u64;
             let tokens = self.read(first)?;
-            let inputs = Inputs {
-                tokens: &self.host.tokens,
-                targets: &self.host.targets,
-                doc_start: &self.host.doc_start,
-            };
-            let state = self.memory.state();
-            let stash = self.engine.forward(&inputs, state, &mut NoHooks)?;
+            let Trainer { engine, memory, host, ranks, plan, schedule, stream, .. } = &mut *self;
+            let inputs =
+                Inputs { tokens: &host.tokens, targets: &host.targets, doc_start: &host.doc_start };
+            let state = memory.state();
+            let stash = engine.forward(&inputs, state, &mut NoHooks)?;
             let to = Gradients {
-                flat: &self.memory.grads[slot],
+                flat: &memory.grads[slot],
                 onto: if micro > 0 { Onto::Add } else { Onto::Overwrite },
                 tokens: tokens as f64,
-                loss: &self.memory.loss,
+                loss: &memory.loss,
             };
-            self.engine.backward(stash, state, to, &mut NoHooks)?;
+            match reduced.filter(|_| micro + 1 == per_leaf) {
+                None => engine.backward(stash, state, to, &mut NoHooks)?,
+                Some(index) => {
+                    let (folds, grads) = (&schedule.steps[index].folds[..], &memory.grads[..]);
+                    let (buckets, nothing) = (&plan.flat.buckets[..], Ok(Submitted::default()));
+                    let mut hooks =
+                        Reducing { ranks, stream, buckets, grads, folds, submitted: nothing };
+                    engine.backward(stash, state, to, &mut hooks)?;
+                    submitted = hooks.submitted?;
+                }
+            }
             let mut loss = [0.0];
-            self.stream.copy_out(&self.memory.loss, &mut loss)?;
-            self.host.ballot.losses.push(loss[0]);
+            stream.copy_out(&memory.loss, &mut loss)?;
+            host.ballot.losses.push(loss[0]);
         }
-        Ok(())
+        Ok(submitted)
     }
 
     /// Reads a micro-batch of training windows into the host buffers; returns its target tokens.
@@ -429,7 +455,7 @@ impl<E: Engine> Trainer<E> {
         let mut mine = Vec::new();
         let leaves: Vec<usize> = self.schedule.steps.iter().map(|step| step.leaf).collect();
         for leaf in leaves {
-            self.leaf(self.samples, leaf, 0)?;
+            self.leaf(self.samples, leaf, 0, None)?;
             let grads = &self.memory.grads[0];
             for tensor in diagnose::non_finite_tensors(&self.stream, &self.plan.flat, grads)? {
                 let parameter = self.plan.schema.tensors[tensor].name.clone();

@@ -6,7 +6,6 @@ use device::Device;
 use super::channel::BOX_BYTES;
 use super::endpoint::{Call, Endpoint, State};
 use crate::error::Moved;
-use crate::memory::bytes_of;
 use crate::op::P2p;
 use crate::{CommError, Operation, Result};
 
@@ -99,7 +98,7 @@ impl Endpoint {
         after: u64,
         part: &mut Part,
     ) -> Result<bool> {
-        let (peer, bytes) = (message.peer(), bytes_of(message.tensor())?);
+        let (peer, bytes) = (message.peer(), message.tensor().as_bytes());
         let channel = match message.is_send() {
             true => self.board.channel(self.place(), peer),
             false => self.board.channel(peer, self.place()),

@@ -10,7 +10,7 @@ use super::endpoint::{Call, Endpoint, Reads, State};
 use super::system;
 use crate::control::Control;
 use crate::job::{Job, Members};
-use crate::memory::{Joined, bytes_of, copy};
+use crate::memory::{Joined, copy, load};
 use crate::one_shot::{OneShot, Take};
 use crate::op::{AllToAll, Gather, Reduction, Step};
 use crate::ordered::{self, Source, Wanted};
@@ -74,7 +74,7 @@ impl Transport for Endpoint {
     fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
         // A peer may read it when this member has dropped it: its pages go with the job's memory.
         self.make_window(device, group, bytes, |place| {
-            system::reserve(&place.file, place.offset, bytes)?;
+            system::reserve(place.file(), place.offset(), bytes)?;
             Ok(device.map_shared(place, bytes)?)
         })
     }
@@ -85,7 +85,7 @@ impl Transport for Endpoint {
             Step::OneShot(shot) => self.one_shot(device, shot),
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
-                    end.reduce(reduction, state)
+                    end.reduce(device, reduction, state)
                 })
             }
             Step::Gather(gather, digest) => {
@@ -101,6 +101,7 @@ impl Transport for Endpoint {
 
 /// Peers' windows, mapped here.
 struct Mapped<'a> {
+    device: &'a Device,
     reduction: &'a Reduction,
     reads: &'a Reads,
 }
@@ -109,11 +110,15 @@ impl Source for Mapped<'_> {
     fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, .. } = wanted;
         let op = &self.reduction.op;
-        let slot = &op.slots[op.partials[holder][index].1];
-        let part = slot.of_member(holder, range.start, range.len(), op.out.dtype())?;
+        let slot = op.slots[op.partials[holder][index].1].on_host();
+        let part = slot.of_member(holder, range.start, range.len(), op.dtype)?;
         // Every element of an input is read once.
         self.reads.add(holder, part.bytes());
         Ok(part)
+    }
+
+    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()> {
+        load(self.device, &self.locate(wanted)?.as_bytes(), into)
     }
 }
 
@@ -169,7 +174,7 @@ impl Endpoint {
             copy(device, "put", from, &turn.own)?;
             end.enter(call)?;
             match &turn.take {
-                Take::Sum(reduction) => end.reduce(reduction, state)?,
+                Take::Sum(reduction) => end.reduce(device, reduction, state)?,
                 Take::Copies(copies) => {
                     for (peer, from, into) in copies {
                         state.reads.add(*peer, copy(device, "take", from, into)?);
@@ -185,14 +190,14 @@ impl Endpoint {
         })
     }
 
-    fn reduce(&self, reduction: &Reduction, state: &State) -> Result<()> {
+    fn reduce(&self, device: &Device, reduction: &Reduction, state: &State) -> Result<()> {
         let place = self.place();
-        let source = Mapped { reduction, reads: &state.reads };
+        let source = Mapped { device, reduction, reads: &state.reads };
         for round in 0..(Joined { segments: &reduction.op.segments[place] }).tiles(PART) {
             ordered::sum_tile(reduction, (place, PART, round), &source)?;
             self.part_done()?;
         }
-        Ok(())
+        reduction.sums.finish()
     }
 
     fn gather(&self, device: &Device, op: &Gather, reads: &Reads) -> Result<()> {
@@ -253,7 +258,7 @@ impl Endpoint {
             return Err(CommError::Length { rank: peer, got, expected });
         }
         let from = op.from.of_member(peer, theirs.start, theirs.len(), into.dtype())?;
-        let (from, into) = (bytes_of(&from)?, bytes_of(&into)?);
+        let (from, into) = (from.as_bytes(), into.as_bytes());
         for start in (0..from.len()).step_by(PART) {
             let part = start..(start + PART).min(from.len());
             let (from, into) = (from.flat(part.clone())?, into.flat(part)?);

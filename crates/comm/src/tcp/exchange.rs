@@ -11,7 +11,7 @@ use super::frame::Header;
 use super::wire::{Reader, Writer};
 use crate::error::Moved;
 use crate::job::{Job, Members};
-use crate::memory::{bytes_of, load, store};
+use crate::memory::{load, store};
 use crate::op::P2p;
 use crate::patience::{self, Patience};
 use crate::{CommError, Operation, Result};
@@ -344,7 +344,7 @@ async fn send_one(
     device: &Device,
     message: &P2p,
 ) -> Result<()> {
-    let bytes = bytes_of(message.tensor())?;
+    let bytes = message.tensor().as_bytes();
     write.header(call, progress, bytes.len() as u64).await?;
     for start in (0..bytes.len()).step_by(PART_BYTES) {
         let range = start..(start + PART_BYTES).min(bytes.len());
@@ -363,7 +363,7 @@ async fn receive_one(
     device: &Device,
     message: &P2p,
 ) -> Result<()> {
-    let bytes = bytes_of(message.tensor())?;
+    let bytes = message.tensor().as_bytes();
     let (got, expected) = (read.header(call, progress).await?, bytes.len() as u64);
     if got != expected {
         return Err(CommError::Length { rank: message.peer(), got, expected });

@@ -10,7 +10,7 @@ use super::endpoint::{Endpoint, Link, State};
 use super::exchange::{self, Call, PART_BYTES, Traffic};
 use crate::control::Control;
 use crate::job::{Job, Members};
-use crate::memory::{Joined, bytes_of, copy, load, store};
+use crate::memory::{Joined, copy, load, store};
 use crate::one_shot::Take;
 use crate::op::{AllToAll, Gather, Reduction, Step};
 use crate::ordered::{self, Source, Wanted};
@@ -101,7 +101,7 @@ impl Transport for Endpoint {
                 let size = op.into.dtype().bytes();
                 self.collective(operation, size as u64, async |state, call, progress| {
                     let from = op.from.tensor(0, &[op.from.bytes() / size], op.into.dtype())?;
-                    let (from, into) = (bytes_of(&from)?, bytes_of(&op.into)?);
+                    let (from, into) = (from.as_bytes(), op.into.as_bytes());
                     let traffic = Personal { device, size, from, into, op };
                     traffic.keep_own(self.place())?;
                     let traffic = RefCell::new(traffic);
@@ -136,6 +136,7 @@ impl Endpoint {
         self.collective(operation, digest, async |state, call, progress| {
             let traffic = RefCell::new(Summing { place: self.place(), device, reduction });
             exchange::exchange(&mut state.links, call, progress, &traffic).await?;
+            reduction.sums.finish()?;
             self.count(call, &mut state.links);
             Ok(())
         })
@@ -216,38 +217,49 @@ impl Summing<'_> {
     fn tile_bytes(&self, from: usize, to: usize, round: usize) -> usize {
         let op = &self.reduction.op;
         let elements = op.partials[from].len() * self.joined(to).tile_len(TILE, round);
-        elements * op.out.dtype().bytes()
+        elements * op.dtype.bytes()
     }
 }
 
-/// A tile that came from the peers, in memory of the device: each peer's partials in turn.
-struct Received<'a> {
+/// A tile that came from the peers: each peer's partials in turn.
+struct Received<'a, 'b> {
     reduction: &'a Reduction,
     place: usize,
     /// Elements of the tile.
     tile: usize,
-    memory: Tensor,
+    /// Of each peer, as it came.
+    incoming: &'a dyn Fn(usize) -> &'b [u8],
+    /// And in memory of the device that sums, one peer after another; not where that is elsewhere.
+    memory: Option<Tensor>,
 }
 
-impl Received<'_> {
+impl Received<'_, '_> {
     /// Partials of the peers before `peer`.
     fn partials_before(&self, peer: usize) -> usize {
         let partials = self.reduction.op.partials.iter().take(peer).enumerate();
         partials.filter(|(member, _)| *member != self.place).map(|(_, all)| all.len()).sum()
     }
 
-    /// All that came from `peer`.
-    fn of(&self, peer: usize) -> Result<Tensor> {
+    /// All that came from `peer`, in memory of the device.
+    fn of(&self, memory: &Tensor, peer: usize) -> Result<Tensor> {
         let (start, count) = (self.partials_before(peer), self.reduction.op.partials[peer].len());
-        Ok(self.memory.flat(start * self.tile..(start + count) * self.tile)?)
+        Ok(memory.flat(start * self.tile..(start + count) * self.tile)?)
     }
 }
 
-impl Source for Received<'_> {
+impl Source for Received<'_, '_> {
     fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, at } = wanted;
+        let memory = self.memory.as_ref().ok_or(CommError::ForeignWindow)?;
         let at = index * self.tile + at;
-        Ok(self.of(holder)?.flat(at..at + range.len())?)
+        Ok(self.of(memory, holder)?.flat(at..at + range.len())?)
+    }
+
+    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()> {
+        let Wanted { holder, index, at, .. } = wanted;
+        let start = (index * self.tile + at) * self.reduction.op.dtype.bytes();
+        into.copy_from_slice(&(self.incoming)(holder)[start..start + into.len()]);
+        Ok(())
     }
 }
 
@@ -265,12 +277,13 @@ impl Traffic for Summing<'_> {
     }
 
     fn fill(&self, peer: usize, round: usize, mut bytes: &mut [u8]) -> Result<()> {
-        let (op, dtype) = (&self.reduction.op, self.reduction.op.out.dtype());
+        let op = &self.reduction.op;
         for (_, slot) in &op.partials[self.place] {
-            for piece in self.joined(peer).pieces(TILE, round) {
-                let slot = op.slots[*slot].tensor(piece.start, &[piece.len()], dtype)?;
+            let slot = op.slots[*slot].on_host();
+            for (_, piece) in self.joined(peer).pieces(TILE, round) {
+                let slot = slot.tensor(piece.start, &[piece.len()], op.dtype)?;
                 let (part, rest) = bytes.split_at_mut(slot.bytes());
-                load(self.device, &bytes_of(&slot)?, part)?;
+                load(self.device, &slot.as_bytes(), part)?;
                 bytes = rest;
             }
         }
@@ -283,10 +296,12 @@ impl Traffic for Summing<'_> {
         let members = reduction.op.partials.len();
         let count: usize = reduction.op.partials.iter().map(Vec::len).sum();
         let count = count - reduction.op.partials[place].len();
-        let memory = reduction.sums.received(&reduction.op.out, count * tile)?;
-        let source = Received { reduction, place, tile, memory };
-        for peer in (0..members).filter(|&peer| peer != place) {
-            store(device, incoming(peer), &bytes_of(&source.of(peer)?)?)?;
+        let memory = reduction.sums.received(&reduction.op, count * tile)?;
+        let source = Received { reduction, place, tile, incoming, memory };
+        if let Some(memory) = &source.memory {
+            for peer in (0..members).filter(|&peer| peer != place) {
+                store(device, incoming(peer), &source.of(memory, peer)?.as_bytes())?;
+            }
         }
         ordered::sum_tile(reduction, (place, TILE, round), &source)
     }
@@ -327,7 +342,7 @@ impl Traffic for Gathering<'_> {
     }
 
     fn fill(&self, _: usize, round: usize, mut bytes: &mut [u8]) -> Result<()> {
-        for piece in self.joined(self.place).pieces(TILE, round) {
+        for (_, piece) in self.joined(self.place).pieces(TILE, round) {
             let (part, rest) = bytes.split_at_mut(piece.len() * self.op.element_bytes);
             load(self.device, &self.view(&piece)?, part)?;
             bytes = rest;
@@ -338,7 +353,7 @@ impl Traffic for Gathering<'_> {
     fn drain<'b>(&mut self, round: usize, incoming: &dyn Fn(usize) -> &'b [u8]) -> Result<()> {
         for peer in (0..self.op.segments.len()).filter(|&peer| peer != self.place) {
             let mut bytes = incoming(peer);
-            for piece in self.joined(peer).pieces(TILE, round) {
+            for (_, piece) in self.joined(peer).pieces(TILE, round) {
                 let (part, rest) = bytes.split_at(piece.len() * self.op.element_bytes);
                 store(self.device, part, &self.view(&piece)?)?;
                 bytes = rest;

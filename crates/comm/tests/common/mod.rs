@@ -1,11 +1,13 @@
 //! Threads as ranks, on every backend.
 #![allow(dead_code)] // Each test binary uses its part.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 use comm::shm::SharedMemory;
 use comm::{Backend, Channel, Control, Result, Settings, World};
+use device::{Arch, Device, SimOptions};
+use kernels::gpu::modules::{Family, Kernels};
 
 /// Long enough for a loaded machine; tests of timeouts use their own.
 pub const PATIENCE_MS: u64 = 60_000;
@@ -65,6 +67,20 @@ pub fn with_settings<R: Send>(
         let ranks: Vec<_> = ranks.collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// A simulated device; `None`, said once, where the build has no kernels for it.
+pub fn simulated(arch: Arch, seed: u64) -> Option<Device> {
+    let device = Device::sim(arch, 1, SimOptions { seed, ..SimOptions::default() }).unwrap();
+    let kernels = Kernels::of(&device).unwrap();
+    match kernels.function(Family::OrderedSum, "ordered_sum_f32") {
+        Ok(_) => Some(device),
+        Err(error) => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| eprintln!("skipped what needs kernels of {arch}: {error}"));
+            None
+        }
+    }
 }
 
 /// The channel that tests use.

@@ -112,6 +112,73 @@ fn an_event_orders_two_streams() {
     });
 }
 
+fn fail(stream: &HostStream) {
+    let error = DeviceError::Kernel { kernel: "fail", message: "on purpose".to_owned() };
+    stream.push(Op::Host(HostJob::Once(Box::new(|| Err(error))))).unwrap();
+}
+
+/// Work that fails is told of once; what lies behind it is left out, in its stream and in one that
+/// waits for it, and later work runs again.
+#[test]
+fn failing_work_is_told_of_once() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (first, second) = (HostStream::new(&streams), HostStream::new(&streams));
+        let log = Arc::<Log>::default();
+        fail(&first);
+        launch(&first, &log, 1);
+        let event = first.record().unwrap();
+        second.wait_for(&first, &event).unwrap();
+        let told = first.synchronize(None);
+        assert!(matches!(told, Err(DeviceError::Kernel { .. })), "{told:?}");
+        let told = second.synchronize(None);
+        assert!(matches!(told, Err(DeviceError::Lost { .. })), "{told:?}");
+        assert!(matches!(first.reach(&event, None), Err(DeviceError::Lost { .. })));
+        launch(&first, &log, 2);
+        assert!(first.synchronize(None).unwrap());
+        assert_eq!(log.done(), [2]);
+    });
+}
+
+/// A new stream takes the place of one that has ended, while a thread that waited for the old one
+/// may not have woken.
+#[test]
+fn a_place_is_used_again() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (first, second) = (HostStream::new(&streams), HostStream::new(&streams));
+        let (log, other) = (Arc::<Log>::default(), Arc::<Log>::default());
+        host(&first, &log, 0);
+        let event = first.record().unwrap();
+        second.wait_for(&first, &event).unwrap();
+        drop((first, event));
+        let third = HostStream::new(&streams);
+        launch(&third, &other, 2);
+        assert!(third.synchronize(None).unwrap());
+        launch(&second, &log, 1);
+        assert!(second.synchronize(None).unwrap());
+        assert_eq!((log.done(), other.done()), (vec![0, 1], vec![2]));
+    });
+}
+
+/// Two threads wait for one stream, and both are woken.
+#[test]
+fn two_threads_wait_for_a_stream() {
+    model(|| {
+        let streams = Streams::new(DeviceKind::Cpu, 0);
+        let (stream, log) = (HostStream::new(&streams), Arc::<Log>::default());
+        host(&stream, &log, 0);
+        let event = stream.record().unwrap();
+        let other = {
+            let stream = stream.clone();
+            loom::thread::spawn(move || stream.reach(&event, None).unwrap().is_some())
+        };
+        assert!(stream.synchronize(None).unwrap());
+        assert!(other.join().unwrap());
+        assert_eq!(log.done(), [0]);
+    });
+}
+
 /// Giving up ends a wait, whether the work has begun or not, and threads end.
 #[test]
 fn giving_up_ends_a_wait() {

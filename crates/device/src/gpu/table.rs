@@ -117,7 +117,6 @@ entry_points! {
     graph_launch = "cuGraphLaunch" | "hipGraphLaunch", (executable: u64, stream: u64);
     graph_destroy = "cuGraphDestroy" | "hipGraphDestroy", (graph: u64);
     executable_destroy = "cuGraphExecDestroy" | "hipGraphExecDestroy", (executable: u64);
-    synchronize = "cuCtxSynchronize" | "hipDeviceSynchronize", ();
 }
 
 entry_points! {

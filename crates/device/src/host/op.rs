@@ -3,10 +3,11 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::memory::Mapping;
+use crate::sync::OnceLock;
 use crate::{Device, DeviceError, Kernel, Tensor};
 
 /// A kernel that waits for its turn, in a seat.
@@ -116,7 +117,7 @@ impl Op {
                     // SAFETY: the lengths were compared, and whoever enqueued the copy vouches
                     // that nothing writes to `from` meanwhile.
                     let bytes =
-                        unsafe { std::slice::from_raw_parts(from.start().as_ptr(), from.len()) };
+                        unsafe { std::slice::from_raw_parts(from.start().as_ptr(), to.len()) };
                     k.write::<u8>(&to)?.copy_from_slice(bytes);
                     Ok(())
                 })

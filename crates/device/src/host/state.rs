@@ -149,19 +149,20 @@ impl State {
         State { lanes: Vec::new(), free: Vec::new(), random, seats, queued: 0, numbered: 0 }
     }
 
-    /// A new stream.
-    pub(super) fn open(&mut self) -> usize {
+    /// A new stream, and what is left of the one whose place it has: it may hold an error of a
+    /// caller, and is dropped where nothing is locked.
+    pub(super) fn open(&mut self) -> (usize, Option<Lane>) {
         match self.free.pop() {
             Some(index) => {
                 let Lane { work, waiters, .. } = &self.lanes[index];
                 // Who has waited for the stream before may not have woken yet.
                 let (work, waiters) = (work.clone(), *waiters);
-                self.lanes[index] = Lane { work, waiters, ..Lane::new() };
-                index
+                let lane = Lane { work, waiters, ..Lane::new() };
+                (index, Some(std::mem::replace(&mut self.lanes[index], lane)))
             }
             None => {
                 self.lanes.push(Lane::new());
-                self.lanes.len() - 1
+                (self.lanes.len() - 1, None)
             }
         }
     }

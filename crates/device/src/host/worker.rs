@@ -118,6 +118,7 @@ impl Streams {
                 drop(kept);
                 let mut state = self.lock();
                 state.lanes[index].complete(Err(error));
+                self.tell(&state.lanes[index]);
                 state
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::driver::{Handle, HostCall};
+use crate::driver::{Faults, Handle, HostCall};
 use crate::memory::Mapping;
 use crate::random::Random;
 use crate::simulated::{SimFailure, SimModule, SimOrder, SimRange};
@@ -31,8 +31,53 @@ pub(super) enum Ran {
     /// There is none that may go on.
     Nothing,
     One,
-    /// The caller runs it, and says when it is over.
-    Host(Handle, Call),
+    /// The caller runs it while nothing is locked, and says when it is over.
+    Begun(Handle, Task),
+}
+
+/// An operation that runs on a thread of its own.
+pub(super) enum Task {
+    Host(Call),
+    Launch(Launch),
+}
+
+impl Task {
+    pub(super) fn run(self) -> Result<(), DeviceError> {
+        match self {
+            Task::Launch(launch) => launch.run(),
+            Task::Host(call) => {
+                let call = call.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // Its error is kept by its stream.
+                call.into_iter().for_each(HostCall::run);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A kernel, and the memory that there is while it runs.
+pub(super) struct Launch {
+    device: DeviceKind,
+    module: Arc<SimModule>,
+    kernel: usize,
+    grid: Grid,
+    args: Arc<[u8]>,
+    ranges: Vec<SimRange>,
+    order: SimOrder,
+}
+
+impl Launch {
+    fn run(self) -> Result<(), DeviceError> {
+        let Launch { device, module, kernel, grid, args, ranges, order } = self;
+        // SAFETY: the ranges come from a sorted map. Nothing else touches memory while a kernel is
+        // under way (`Queues::is_executing`), and none is freed.
+        let result = unsafe { module.launch(kernel, &grid, &args, &ranges, order) };
+        let name = || module.kernels()[kernel].name.clone();
+        result.map_err(|failure| match failure {
+            SimFailure::Refused(message) => DeviceError::Launch { device, kernel: name(), message },
+            SimFailure::Fault(message) => DeviceError::Fault { device, kernel: name(), message },
+        })
+    }
 }
 
 /// Live allocations by start.
@@ -72,8 +117,8 @@ impl Memory {
 
     pub(super) fn read(&self, from: u64, to: &mut [u8]) -> Result<(), String> {
         self.check(from, to.len() as u64)?;
-        // SAFETY: the range lies in a live mapping, and only the holder of the state, which is
-        // the caller, runs anything on it.
+        // SAFETY: the range lies in a live mapping, and the caller, who holds the state, has seen
+        // that no kernel is under way.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
@@ -91,8 +136,11 @@ pub(super) struct Queues {
     random: Random,
     /// Operations with their number in the order of enqueueing.
     streams: BTreeMap<Handle, VecDeque<(u64, Op)>>,
-    /// Streams whose call on the host is under way.
+    /// Streams whose call on the host or kernel is under way, and the one with the kernel.
     calling: BTreeSet<Handle>,
+    executing: Option<Handle>,
+    /// Errors of calls on the host, by stream.
+    faults: BTreeMap<Handle, Arc<Faults>>,
     /// Streams that were destroyed, and whose work is still to be done.
     closed: BTreeSet<Handle>,
     events: BTreeMap<Handle, Recorded>,
@@ -113,6 +161,8 @@ impl Queues {
             random: Random::new(order.seed),
             streams: BTreeMap::new(),
             calling: BTreeSet::new(),
+            executing: None,
+            faults: BTreeMap::new(),
             closed: BTreeSet::new(),
             events: BTreeMap::new(),
             doomed: Vec::new(),
@@ -137,6 +187,7 @@ impl Queues {
     fn forget_closed(&mut self, stream: Handle) {
         if !self.has_work(stream) && self.closed.remove(&stream) {
             self.streams.remove(&stream);
+            self.faults.remove(&stream);
         }
     }
 
@@ -191,17 +242,23 @@ impl Queues {
         self.waiting > 0 || !self.calling.is_empty()
     }
 
+    /// A kernel is under way.
+    pub(super) fn is_executing(&self) -> bool {
+        self.executing.is_some()
+    }
+
     pub(super) fn has_reached(&self, event: Handle) -> bool {
         self.events.get(&event).is_none_or(|event| event.reached >= event.enqueued)
     }
 
-    pub(super) fn host_is_over(&mut self, stream: Handle) {
+    /// What was begun of a stream is over.
+    pub(super) fn is_over(&mut self, stream: Handle, result: Result<(), DeviceError>) {
         self.calling.remove(&stream);
+        self.executing.take_if(|executing| *executing == stream);
+        if let Err(error) = result {
+            self.failed.get_or_insert(error);
+        }
         self.forget_closed(stream);
-    }
-
-    pub(super) fn fail(&mut self, error: DeviceError) {
-        self.failed.get_or_insert(error);
     }
 
     /// The calls on the host that have not begun.
@@ -219,8 +276,11 @@ impl Queues {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Runs one operation of a stream that may go on.
+    /// Runs one operation of a stream that may go on. While a kernel is under way there is none.
     pub(super) fn run_one(&mut self) -> Ran {
+        if self.is_executing() {
+            return Ran::Nothing;
+        }
         let calling = &self.calling;
         let ready = |(stream, queue): &(&Handle, &VecDeque<(u64, Op)>)| match queue.front() {
             _ if calling.contains(stream) => false,
@@ -244,35 +304,70 @@ impl Queues {
         let queue = self.streams.get_mut(&stream);
         let Some((_, op)) = queue.and_then(VecDeque::pop_front) else { return Ran::Nothing };
         self.waiting -= 1;
-        if let Op::Host(call) = op {
-            self.forget_doomed();
-            // After a failure it is left out, but still dropped where nothing is locked.
-            if self.failed.is_some() {
-                let mut call = call.lock().unwrap_or_else(PoisonError::into_inner);
-                call.iter_mut().for_each(HostCall::leave_out);
+        let left_out = self.failed.is_some()
+            || self.faults.get(&stream).is_some_and(|faults| faults.are_some());
+        let task = match op {
+            Op::Host(call) => Some(self.host(stream, call, left_out)),
+            Op::Launch { module, kernel, grid, args } if !left_out => {
+                self.executing = Some(stream);
+                let (device, ranges, order) = (self.kind, self.memory.ranges(), self.draw());
+                Some(Task::Launch(Launch { device, module, kernel, grid, args, ranges, order }))
             }
-            self.calling.insert(stream);
-            return Ran::Host(stream, call);
-        }
-        if let Op::Record { event, generation } = op {
-            if let Some(event) = self.events.get_mut(&event) {
-                event.reached = generation;
+            Op::Record { event, generation } => {
+                if let Some(event) = self.events.get_mut(&event) {
+                    event.reached = generation;
+                }
+                None
             }
-        } else if self.failed.is_none() {
-            self.failed = self.execute(&op).err();
-        }
+            op if !left_out => {
+                self.failed = self.execute(&op).err();
+                None
+            }
+            _ => None,
+        };
         self.forget_doomed();
-        self.forget_closed(stream);
-        Ran::One
+        match task {
+            Some(task) => {
+                self.calling.insert(stream);
+                Ran::Begun(stream, task)
+            }
+            None => {
+                self.forget_closed(stream);
+                Ran::One
+            }
+        }
     }
 
-    fn execute(&mut self, op: &Op) -> Result<(), DeviceError> {
+    fn host(&mut self, stream: Handle, call: Call, left_out: bool) -> Task {
+        let mut waiting = call.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = waiting.as_mut() {
+            self.faults.insert(stream, waiting.faults.clone());
+            // It is still dropped where nothing is locked.
+            if left_out {
+                waiting.leave_out();
+            }
+        }
+        drop(waiting);
+        Task::Host(call)
+    }
+
+    /// The order of a kernel's blocks and threads.
+    fn draw(&mut self) -> SimOrder {
+        let mut order = self.order;
+        if order.seed != 0 {
+            order.seed = self.random.draw();
+        }
+        order
+    }
+
+    /// Runs what is over at once.
+    fn execute(&self, op: &Op) -> Result<(), DeviceError> {
         let misuse = |message| DeviceError::Misuse { device: self.kind, message };
         match op {
-            Op::Launch { module, kernel, grid, args } => self.run(module, *kernel, grid, args),
             Op::Write { to, from } => {
                 self.memory.check(*to, from.len() as u64).map_err(misuse)?;
-                // SAFETY: the range lies in a live mapping, which this thread alone runs on.
+                // SAFETY: the range lies in a live mapping. This thread holds the state and no
+                // kernel is under way, so nothing else touches it.
                 unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), *to as *mut u8, from.len()) };
                 Ok(())
             }
@@ -291,32 +386,7 @@ impl Queues {
                 unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes as usize) };
                 Ok(())
             }
-            Op::Record { .. } | Op::Wait { .. } | Op::Host(_) => Ok(()),
+            Op::Record { .. } | Op::Wait { .. } | Op::Host(_) | Op::Launch { .. } => Ok(()),
         }
-    }
-
-    fn run(
-        &mut self,
-        module: &SimModule,
-        kernel: usize,
-        grid: &Grid,
-        args: &[u8],
-    ) -> Result<(), DeviceError> {
-        let mut order = self.order;
-        if order.seed != 0 {
-            order.seed = self.random.draw();
-        }
-        let ranges = self.memory.ranges();
-        // SAFETY: the map is sorted; its memory is touched by whoever holds the state alone.
-        let result = unsafe { module.launch(kernel, grid, args, &ranges, order) };
-        let name = || module.kernels()[kernel].name.clone();
-        result.map_err(|failure| match failure {
-            SimFailure::Refused(message) => {
-                DeviceError::Launch { device: self.kind, kernel: name(), message }
-            }
-            SimFailure::Fault(message) => {
-                DeviceError::Fault { device: self.kind, kernel: name(), message }
-            }
-        })
     }
 }

@@ -68,7 +68,8 @@ fn guarded_memory_is_inaccessible_between_kernels() {
 fn shared_memory_is_seen_by_another_mapping_and_given_back_by_its_maker() {
     const PAGE: u64 = 64 << 10;
     let file = std::sync::Arc::new(tempfile::tempfile().unwrap());
-    let part = |index| SharedPart { file: file.clone(), offset: index * PAGE };
+    // SAFETY: one thread uses all mappings, one after the other.
+    let part = |index| unsafe { SharedPart::new(file.clone(), index * PAGE) };
     let device = Device::cpu(1).unwrap();
     let ours = device.alloc(64, &Placement::Shared(part(1))).unwrap();
     let theirs = device.map_shared(&part(1), 64).unwrap();

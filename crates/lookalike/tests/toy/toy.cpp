@@ -1,6 +1,7 @@
 // A module made by hand, without the simulator: what the device layer needs of one, and no more.
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "sim_abi.h"
 
@@ -42,9 +43,15 @@ static int shape(const MusterSimLaunch* launch, char* message, size_t message_by
   return MUSTER_SIM_OK;
 }
 
+// Never ends.
+static int hang() {
+  for (;;) pause();
+}
+
 static const MusterSimKernel kernels[] = {
     {"scale_add", 256, sizeof(ScaleAdd)},
     {"shape", 1024, sizeof(Shape)},
+    {"hang", 1024, sizeof(Shape)},
 };
 
 extern "C" __attribute__((visibility("default"))) const char* muster_sim_arch(void) { return TOY_ARCH; }
@@ -58,6 +65,7 @@ extern "C" __attribute__((visibility("default"))) int muster_sim_kernel(uint32_t
 extern "C" __attribute__((visibility("default"))) int muster_sim_launch(const MusterSimLaunch* launch, char* message,
                                                                           size_t message_bytes) {
   if (!strcmp(launch->kernel, "scale_add")) return scale_add(launch, message, message_bytes);
+  if (!strcmp(launch->kernel, "hang")) return hang();
   if (!strcmp(launch->kernel, "shape")) return shape(launch, message, message_bytes);
   snprintf(message, message_bytes, "no kernel of this name");
   return MUSTER_SIM_REFUSED;

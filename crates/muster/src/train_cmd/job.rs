@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use data::Prepared;
 use device::Device;
 use serde::{Deserialize, Serialize};
-use train::config::Config;
+use train::config::{Config, OptimizerDevice};
 
 use super::offload;
 use crate::error::CliError;
@@ -14,8 +14,8 @@ use crate::error::CliError;
 /// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
 pub const KIND_OF_CPU: &str = "kind of CPU";
 
-/// And, whatever it says, of the device that the optimizer has for itself.
-const KIND_OF_OPTIMIZER: &str = "kind of optimizer device";
+/// And, whatever it says, where the optimizer is: of a device the kind, without its number.
+pub const OPTIMIZER_DEVICE: &str = "ranks.optimizer_device";
 
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,10 +75,14 @@ impl Job {
         optimizer: Option<&Device>,
     ) -> Vec<(String, String)> {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
-        let config = serde_json::to_vec(&self.config).unwrap_or_default();
+        // Hosts may number their devices as they like; of what kind they are is compared apart.
+        let mut config = self.config.clone();
+        config.ranks.optimizer_device = OptimizerDevice::default();
+        let config = serde_json::to_vec(&config).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),
             ("name of the run".into(), self.config.name.clone()),
+            (OPTIMIZER_DEVICE.into(), optimizer.map_or("cpu".into(), offload::kind)),
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
             ("model".into(), hex(plan.schema.digest())),
@@ -88,9 +92,6 @@ impl Job {
         if !self.config.ranks.mixed_cpus {
             // Whole, so that a refusal shows in what the CPUs differ.
             identity.push((KIND_OF_CPU.into(), cpu));
-        }
-        if let Some(device) = optimizer {
-            identity.push((KIND_OF_OPTIMIZER.into(), offload::kind(device)));
         }
         identity
     }
@@ -154,6 +155,23 @@ mod tests {
             let told = ranks.into_iter().map(|rank| rank.join().unwrap());
             told.map(|told| told.map_err(|error| CliError::from(error).message)).collect()
         })
+    }
+
+    #[test]
+    fn devices_of_one_kind_may_have_any_number() {
+        let (mut first, mut second) = (job(false), job(false));
+        let kind = |name: &str| serde_json::from_value(name.into()).unwrap();
+        first.config.ranks.optimizer_device = kind("cuda:0");
+        second.config.ranks.optimizer_device = kind("cuda:1");
+        let plan = train::RunPlan::new(&first.config, 257, 2, 1).unwrap();
+        let sim = |arch| Device::sim(arch, 1, device::SimOptions::default()).unwrap();
+        let of = |job: &Job, device: Option<&Device>| job.identity(&plan, "cpu".into(), device);
+        let hopper = sim(device::Arch::Sm90a);
+        assert_eq!(of(&first, Some(&hopper)), of(&second, Some(&sim(device::Arch::Sm90a))));
+        let instinct = of(&second, Some(&sim(device::Arch::Gfx942)));
+        let [first, second] = [of(&first, None), instinct].map(|identity| identity[2].clone());
+        assert_eq!(first, ("ranks.optimizer_device".to_owned(), "cpu".to_owned()));
+        assert_eq!(second, ("ranks.optimizer_device".to_owned(), "sim:gfx942".to_owned()));
     }
 
     #[test]

@@ -25,6 +25,6 @@ pub mod watch;
 mod worker;
 
 pub use generate::generate;
-pub use job::KIND_OF_CPU;
+pub use job::{KIND_OF_CPU, OPTIMIZER_DEVICE};
 pub use supervise::train;
 pub use worker::worker;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use device::Device;
+use device::{Device, DeviceKind};
 use train::event::Offload;
 use train::{Config, RunPlan, TrainError};
 
@@ -23,9 +23,14 @@ pub fn open(config: &Config) -> Result<Option<Device>, CliError> {
 
 /// What has to be the same on every rank: a device's architecture and name, without its number.
 pub fn kind(device: &Device) -> String {
+    let vendor = match device.kind() {
+        DeviceKind::Cuda(_) => "cuda:N",
+        DeviceKind::Hip(_) => "hip:N",
+        kind => return kind.to_string(),
+    };
     let properties = device.properties();
     let arch = properties.arch.map(|arch| format!("{arch} ")).unwrap_or_default();
-    format!("{arch}{}", properties.name)
+    format!("{vendor} ({arch}{})", properties.name)
 }
 
 /// What `ranks` of this host take of the device, of the one that takes most; they share it.

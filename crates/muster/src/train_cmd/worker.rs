@@ -26,6 +26,9 @@ use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
 
+/// How long a device may go on with what it does after its job was given up.
+const DEVICE: Duration = Duration::from_secs(2);
+
 /// How long a rank of a job that was revoked waits to hear who failed.
 const ABORT: Duration = Duration::from_secs(1);
 
@@ -119,6 +122,7 @@ fn train(
 ) -> Result<Exit, CliError> {
     let started = Instant::now();
     pulse::enter(Phase::Loading);
+    give_up_with(world, optimizer)?;
     let Told { signals, voice } = told;
     let config = &job.config;
     let fraction = config.data.validation_fraction;
@@ -173,6 +177,18 @@ fn train(
         FinishReason::Terminated => Exit::Preempted,
         _ => Exit::Ok,
     })
+}
+
+/// A device of a job that is given up is given up too, so that nothing waits for one that hangs.
+fn give_up_with(world: &World, device: Option<&Device>) -> Result<(), CliError> {
+    let Some(device) = device else { return Ok(()) };
+    let (revocation, mut since) = (world.revocation(), None);
+    device.give_up_when(move || {
+        let why = revocation.why()?;
+        let since: &Instant = since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= DEVICE).then(|| why.to_owned())
+    })?;
+    Ok(())
 }
 
 fn milliseconds(since: Instant) -> f64 {

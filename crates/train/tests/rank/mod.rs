@@ -45,6 +45,19 @@ pub fn trainer(
     world: World,
     device: &Device,
 ) -> Trainer<NativeEngine> {
+    let elsewhere = config.ranks.optimizer_device.kind();
+    let elsewhere = elsewhere.map(|kind| Device::new(kind, 1).unwrap());
+    trainer_with(config, cache, world, device, elsewhere)
+}
+
+/// One rank, with its optimizer on a device of its own, whatever the config says.
+pub fn trainer_with(
+    config: &Config,
+    cache: &Path,
+    world: World,
+    device: &Device,
+    optimizer_device: Option<Device>,
+) -> Trainer<NativeEngine> {
     let prepared = data::prepare(&config.data, cache, "", &mut |_| ()).unwrap();
     let plan = RunPlan::new(config, prepared.vocab_size as usize, world.size(), device.threads());
     let plan = plan.unwrap();
@@ -52,7 +65,6 @@ pub fn trainer(
     let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
     let (shape, bucket) = (&plan.architecture, plan.bucket_elements);
     let engine = NativeEngine::new(device, shape, plan.batch, bucket, plan.weights).unwrap();
-    let optimizer_device = plan.optimizer_device.map(|kind| Device::new(kind, 1).unwrap());
     let (config, device) = (config.clone(), device.clone());
     let parts = Parts { config, plan, world, device, optimizer_device, dataset, engine };
     Trainer::new(parts).unwrap()
