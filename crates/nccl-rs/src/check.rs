@@ -13,7 +13,7 @@ fn sound(call: &'static str, name: &str, buffer: Buffer) -> Result<(), Error> {
     if len > 0 && address == 0 {
         return refuse(call, format!("the buffer {name} is null and has {len} elements"));
     }
-    if address % dtype.bytes() as u64 != 0 {
+    if !address.is_multiple_of(dtype.bytes() as u64) {
         let what = format!("the buffer {name} is at {address:#x}, which {dtype} is not aligned to");
         return refuse(call, what);
     }

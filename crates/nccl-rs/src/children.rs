@@ -100,6 +100,7 @@ impl Communicator {
         let library = self.library();
         group::refuse(library, call)?;
         let deadline = Deadline::after(config.timeout);
+        let timeout = config.timeout;
         let config = config.to_raw(library.vendor(), library.version())?;
         let lease = self.shared.enter(call, Need::Manage, deadline)?;
         // An error that the parent has is why it is shrunk.
@@ -134,20 +135,19 @@ impl Communicator {
         if handle.is_null() {
             return Ok(None);
         }
-        self.adopt(call, handle, Box::new(place.config), deadline).map(Some)
+        let config = Box::new(place.config);
+        let child = Shared::new(library, self.shared.seat(), handle, config, timeout);
+        self.adopt(call, Communicator { shared: child }, deadline).map(Some)
     }
 
+    /// A child that is there, made ready. A drop before aborts it.
     fn adopt(
         &self,
         call: &'static str,
-        handle: Handle,
-        config: Box<Sent>,
+        child: Communicator,
         deadline: Deadline,
     ) -> Result<Communicator, Error> {
         let (library, table) = (self.library(), self.library().table());
-        let shared = Shared::new(library, self.shared.seat(), handle, config, self.timeout());
-        // From here on a drop aborts it.
-        let child = Communicator { shared };
         let lease = child.shared.enter(call, Need::Manage, deadline)?;
         lease.settle(call, deadline, "not all ranks have come")?;
         let (mut rank, mut ranks) = (0, 0);

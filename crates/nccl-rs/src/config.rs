@@ -17,7 +17,8 @@ use crate::{Error, Vendor, Version};
 /// use std::time::Duration;
 /// use nccl_rs::Config;
 ///
-/// let config = Config { timeout: Duration::from_secs(30), max_ctas: Some(8), ..Config::default() };
+/// let timeout = Duration::from_secs(30);
+/// let config = Config { timeout, max_ctas: Some(8), ..Config::default() };
 /// assert_eq!(config.min_ctas, None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -41,8 +41,8 @@ impl Code {
     const fn advice(self) -> &'static str {
         match self {
             Code::UnhandledDriverError => {
-                "; the GPU's driver refused a call: is there a GPU, and is its driver as new as the \
-                 library needs?"
+                "; a call of the GPU's driver failed: is there a GPU, and is its driver as new as \
+                 the library needs?"
             }
             Code::SystemError => "; set NCCL_DEBUG=INFO to see which call of the system failed",
             Code::RemoteError => "; a peer failed or was lost: look at the other ranks' messages",

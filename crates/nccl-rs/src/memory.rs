@@ -119,7 +119,7 @@ impl Communicator {
         let (call, deadline) = ("ncclCommWindowRegister", Deadline::after(self.timeout()));
         group::refuse(self.library(), call)?;
         let bytes = sound(call, buffer)?;
-        if buffer.address % WINDOW_ALIGNMENT != 0 {
+        if !buffer.address.is_multiple_of(WINDOW_ALIGNMENT) {
             let what = format!("{:#x} is not a multiple of {WINDOW_ALIGNMENT}", buffer.address);
             return Err(Error::Argument { call, what });
         }

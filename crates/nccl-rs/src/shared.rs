@@ -236,6 +236,11 @@ impl Shared {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let call = "ncclCommDestroy";
+        // Nobody enters any more, whoever was faster.
+        match &mut self.lock().phase {
+            phase @ Phase::Live => *phase = Phase::Over(End::Finalized),
+            phase => return Err(self.ended(call, *phase)),
+        }
         drop(lease);
         let mut state = self.lock();
         while state.is_used() && !deadline.is_over() {
@@ -263,6 +268,7 @@ impl Shared {
             let told = unsafe { free(library.table(), handle) };
             library.check_begun(told)
         });
+        let told = told.map_err(|source| Error::Thread { call, source })?;
         told.unwrap_or_else(|| Err(self.late(call, deadline, "the library was waiting")))
     }
 }

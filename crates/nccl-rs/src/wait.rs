@@ -42,18 +42,19 @@ impl Deadline {
 
 /// Runs what may block without end on a thread of its own and waits until the deadline for it.
 ///
+/// `None`: it is not over, and goes on without anybody who waits.
+///
 /// # Errors
-/// `None`: it is not over, and goes on without anybody who waits; or no thread could be started,
-/// and it was not run.
+/// No thread could be started, and it was not run.
 pub(crate) fn run_bounded<T: Send + 'static>(
     deadline: Deadline,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+) -> std::io::Result<Option<T>> {
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("nccl-teardown".to_owned());
     // Nobody may listen any more.
-    thread.spawn(move || drop(tell.send(work()))).ok()?;
-    told.recv_timeout(deadline.left()).ok()
+    thread.spawn(move || drop(tell.send(work())))?;
+    Ok(told.recv_timeout(deadline.left()).ok())
 }
 
 #[cfg(test)]
@@ -63,8 +64,9 @@ mod tests {
     #[test]
     fn endless_work_is_left_alone_at_the_deadline() {
         let short = Deadline::after(Duration::from_millis(20));
-        assert_eq!(run_bounded(short, || std::thread::sleep(Duration::from_secs(3))), None);
+        let endless = || std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(run_bounded(short, endless).unwrap(), None);
         assert!(short.is_over());
-        assert_eq!(run_bounded(Deadline::after(Duration::MAX), || 7), Some(7));
+        assert_eq!(run_bounded(Deadline::after(Duration::MAX), || 7).unwrap(), Some(7));
     }
 }

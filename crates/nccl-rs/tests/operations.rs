@@ -5,7 +5,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Gpu, JOB, Job, Rank, VENDORS, encode, run_task, wait, within};
+use common::gpu::{Gpu, encode};
+use common::{JOB, Job, Rank, VENDORS, run_task, wait, within};
 use nccl_rs::{
     Buffer, Communicator, Config, DataType, Error, JobId, Library, PreMulSum, Progress, RedOp,
     Shrink, Stream, Vendor,
@@ -296,6 +297,28 @@ fn memory(rank: &Rank) {
     drop(allocated);
 }
 
+/// Threads of one rank use one communicator at once, each in a stream of its own.
+fn shared(rank: &Rank) {
+    let bench = Bench::new(rank);
+    let comm = &bench.comm;
+    std::thread::scope(|scope| {
+        for thread in 1..=4 {
+            scope.spawn(move || {
+                let gpu = Gpu::open(rank.vendor);
+                let stream = gpu.stream();
+                let buffer = gpu.filled(DataType::I32, &[thread; LEN], stream);
+                for _ in 0..25 {
+                    // SAFETY: the buffer is kept until the stream was waited for.
+                    unsafe { comm.all_reduce(buffer, buffer, RedOp::Sum, stream) }.unwrap();
+                }
+                wait(&gpu, stream, comm).unwrap();
+                assert_eq!(gpu.read(buffer, stream), encode(DataType::I32, &[thread; LEN]));
+            });
+        }
+    });
+    bench.end();
+}
+
 /// What is refused before the library sees it; nobody waits.
 fn refusals(rank: &Rank) {
     let bench = Bench::new(rank);
@@ -368,6 +391,7 @@ fn child() {
         "splits" => splits(rank),
         "groups" => groups(rank),
         "memory" => memory(rank),
+        "shared" => shared(rank),
         "refusals" => refusals(rank),
         "strange_ids" => strange_ids(rank),
         _ => panic!("there is no task {task}"),
@@ -430,6 +454,13 @@ fn groups_end_however_their_calls_do() {
         Job::new("groups", vendor, 2).processes();
     }
     Job::new("groups", Vendor::Nvidia, 2).env("LOOKALIKE_NCCL_SEED", "5").threads();
+}
+
+#[test]
+fn threads_share_a_communicator() {
+    for vendor in VENDORS {
+        Job::new("shared", vendor, 1).env("LOOKALIKE_NCCL_SEED", "11").processes();
+    }
 }
 
 #[test]

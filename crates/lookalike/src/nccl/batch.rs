@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::call::{Call, Kind};
 use super::comm::{Comm, die};
-use super::faults::{self, Fault};
+use super::faults::Fault;
 use super::frame::Frame;
 use super::number::DataType;
 use super::result;
@@ -54,10 +54,11 @@ impl Batch {
     pub(crate) unsafe fn run(&self, number: u64) {
         let comm = &self.comm;
         let operation = comm.change(|state| {
+            state.running += 1;
             state.operations += self.calls.len() as u64;
             state.operations - self.calls.len() as u64 + 1..state.operations + 1
         });
-        let has = |fault| operation.clone().any(|number| faults::at(fault, comm.rank, number));
+        let has = |fault| operation.clone().any(|number| comm.fault(fault) == Some(number));
         if has(Fault::Dies) {
             die();
         }
@@ -70,7 +71,10 @@ impl Batch {
             // SAFETY: the caller's.
             unsafe { self.exchange(number) };
         }
-        comm.change(|state| state.outstanding -= 1);
+        comm.change(|state| {
+            state.running -= 1;
+            state.outstanding -= 1;
+        });
     }
 
     /// # Safety

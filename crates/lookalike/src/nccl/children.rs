@@ -33,13 +33,16 @@ struct Child {
     suffix: String,
 }
 
+/// How a child's name begins.
+pub(crate) const PREFIX: &str = "lookalike-nccl-child-";
+
 pub(crate) const NO_COLOR: i32 = -1;
 
 /// FNV-1a, so that names stay short however deep children go.
 fn derived(name: &str, suffix: &str) -> String {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let hash = name.bytes().chain(suffix.bytes()).fold(0xcbf2_9ce4_8422_2325, step);
-    format!("lookalike-nccl-child-{hash:016x}")
+    format!("{PREFIX}{hash:016x}")
 }
 
 /// The child of this rank: those of its color, by key and then by rank.
@@ -163,8 +166,7 @@ pub(crate) fn finalize(comm: &Arc<Comm>) {
             let number = comm.take_number();
             let calls = vec![Call::exchange(Kind::Finalize, Vec::new())];
             if comm.exchange(number, &Frame::Batch { number, calls }).is_some() {
-                comm.change(|state| state.has_said_goodbye = true);
-                comm.say(&Frame::Bye);
+                comm.say_goodbye();
             }
             comm.change(|state| state.outstanding -= 1);
         }

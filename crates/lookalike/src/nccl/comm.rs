@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::faults::{self, Fault};
 use super::frame::Frame;
 use super::number::DataType;
-use super::{Refusal, hub, result, version};
+use super::{Refusal, children, hub, result, version};
 
 pub(crate) struct Comm {
     pub(crate) handle: u64,
@@ -34,7 +34,9 @@ pub(crate) struct State {
     pub(crate) failure: Option<Refusal>,
     pub(crate) end: Option<&'static str>,
     /// All ranks are done, and connections may end.
-    pub(crate) has_said_goodbye: bool,
+    has_said_goodbye: bool,
+    /// The connection has ended.
+    is_gone: bool,
     /// Calls at work in the background: a split, a window.
     pub(crate) busy: u32,
     /// Batches that are not in their streams yet, and after how many polls they will be.
@@ -44,6 +46,8 @@ pub(crate) struct State {
     pub(crate) next: u64,
     cancelled: u64,
     pub(crate) outstanding: u32,
+    /// Of those, batches that have begun.
+    pub(crate) running: u32,
     done: HashMap<u64, Vec<Vec<u8>>>,
     /// Operations begun, and communicators made of this one.
     pub(crate) operations: u64,
@@ -86,6 +90,14 @@ impl Comm {
         comm
     }
 
+    /// The number of a fault that it has by the environment; a child has none.
+    pub(crate) fn fault(&self, fault: Fault) -> Option<u64> {
+        match self.name.starts_with(children::PREFIX) {
+            true => None,
+            false => faults::number(fault, self.rank),
+        }
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,8 +124,8 @@ impl Comm {
     }
 
     fn live(&self) {
-        let late_ms = faults::number(Fault::Late, self.rank).unwrap_or(0);
-        let is_absent = faults::number(Fault::Absent, self.rank).is_some();
+        let late_ms = self.fault(Fault::Late).unwrap_or(0);
+        let is_absent = self.fault(Fault::Absent).is_some();
         let begun = std::time::Instant::now();
         let stream = loop {
             if self.is_over() {
@@ -129,12 +141,12 @@ impl Comm {
             }
         };
         let (rank, ranks) = (self.rank, self.ranks);
+        if self.fault(Fault::Dies) == Some(0) {
+            die();
+        }
         let hello = Frame::Hello { rank, ranks, version: version() };
         let reader = hello.write(&stream).and_then(|()| stream.try_clone());
         *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
-        if faults::at(Fault::Dies, rank, 0) {
-            die();
-        }
         if self.is_over() {
             self.hang_up();
         }
@@ -150,6 +162,7 @@ impl Comm {
                 Ok(Frame::Failed { code, text }) => self.fail(code, text),
                 Ok(_) => self.fail(result::INTERNAL, "the hub says nonsense".to_owned()),
                 Err(_) => {
+                    self.change(|state| state.is_gone = true);
                     let text = "the process that the ranks were connected through is gone";
                     return self.fail(result::REMOTE, text.to_owned());
                 }
@@ -181,7 +194,9 @@ impl Comm {
     /// Sends a batch and waits for what it gets; `None` if it is given up. An error of the
     /// communicator leaves it waiting.
     pub(crate) fn exchange(&self, number: u64, frame: &Frame) -> Option<Vec<Vec<u8>>> {
-        self.say(frame);
+        if number >= self.state().cancelled {
+            self.say(frame);
+        }
         let mut state = self.state();
         loop {
             if let Some(results) = state.done.remove(&number) {
@@ -247,9 +262,19 @@ impl Comm {
         state.failure.is_none()
     }
 
+    /// Says that nobody needs this rank any more, and waits until all ranks have said so.
+    pub(crate) fn say_goodbye(&self) {
+        self.change(|state| state.has_said_goodbye = true);
+        self.say(&Frame::Bye);
+        let mut state = self.state();
+        while !state.is_gone && state.end != Some(ABORTED) {
+            state = self.sleep(state);
+        }
+    }
+
     /// Whether something of it goes on in the background.
     pub(crate) fn is_in_progress(state: &State) -> bool {
-        let quiesces = state.end == Some(REVOKED) && state.outstanding > 0;
+        let quiesces = state.end == Some(REVOKED) && state.running > 0;
         !state.is_ready || state.busy > 0 || !state.held.is_empty() || quiesces
     }
 

@@ -9,7 +9,7 @@ use super::batch::Prepared;
 use super::call::{Call, Kind};
 use super::children::{self, Place};
 use super::comm::{self, ABORTED, Comm, FINALIZED, REVOKED};
-use super::faults::{self, Fault};
+use super::faults::Fault;
 use super::frame::Frame;
 use super::group::{self, Begun};
 use super::number::{DataType, op};
@@ -119,7 +119,8 @@ entry! {
         let mut id = [0; 128];
         let name = fresh_name();
         id[..name.len()].copy_from_slice(name.as_bytes());
-        hub::start(&name).map_err(|error| Refusal { code: result::SYSTEM, text: error.to_string() })?;
+        let system = |error: std::io::Error| Refusal::system(error.to_string());
+        hub::start(&name).map_err(system)?;
         give(out, UniqueId(id))?;
         DONE
     };
@@ -171,7 +172,7 @@ entry! {
     };
     ncclCommAbort(comm: u64) {
         let comm = comm::find(comm)?;
-        let slow_ms = faults::number(Fault::Abort, comm.rank).unwrap_or(0);
+        let slow_ms = comm.fault(Fault::Abort).unwrap_or(0);
         std::thread::sleep(std::time::Duration::from_millis(slow_ms));
         comm.close(ABORTED);
         DONE
@@ -187,6 +188,8 @@ entry! {
     };
     ncclCommGetAsyncError(comm: u64, out: *mut i32) {
         let comm = comm::find(comm)?;
+        // A device gets on by itself; here it does so when it is looked at.
+        crate::world::Call::of_library("ncclCommGetAsyncError", Needs::Nothing)?.get_on_a_step();
         let state = comm.state();
         let failure = state.failure.clone().filter(|_| state.end != Some(REVOKED));
         let is_in_progress = Comm::is_in_progress(&state);
@@ -243,7 +246,10 @@ entry! {
     ncclGroupEnd() group::end();
     ncclGroupSimulateEnd(info: *mut Simulation) {
         let (bytes, calls) = group::simulate()?;
-        if info.is_null() || (*info).magic != 0x7468_5283 || (*info).size != size_of::<Simulation>() {
+        let is_info = |info: &Simulation| {
+            info.magic == 0x7468_5283 && info.size == size_of::<Simulation>()
+        };
+        if !info.as_ref().is_some_and(is_info) {
             return Err(Refusal::argument("this is no simulation info"));
         }
         // Of a device that has 5 µs of latency and 100 GB/s.
@@ -466,7 +472,7 @@ fn enqueue(
     world.on_device(comm.device, |call| {
         for (address, bytes) in [from, to].into_iter().filter(|(_, bytes)| *bytes > 0) {
             call.inside(address, bytes)?;
-            if address % dtype.bytes() as u64 != 0 {
+            if !address.is_multiple_of(dtype.bytes() as u64) {
                 return Err(Refusal::argument(format!("{address:#x} is not aligned")));
             }
         }

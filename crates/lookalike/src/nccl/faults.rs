@@ -11,7 +11,7 @@
 //! | `hangs:1@2` | rank 1's operation 2 is never over, until an abort |
 //! | `abort:1@400` | rank 1's abort takes 400 ms |
 //!
-//! Operations count from 1, per communicator.
+//! Operations count from 1, per communicator; communicators made of others have no faults.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -41,11 +41,6 @@ pub(crate) fn number(fault: Fault, rank: u32) -> Option<u64> {
     });
     let found = faults.into_iter().find(|(kind, of, _)| (*kind, *of) == (fault, rank));
     found.map(|(_, _, number)| number)
-}
-
-/// Whether operation `operation` of a rank has a fault.
-pub(crate) fn at(fault: Fault, rank: u32, operation: u64) -> bool {
-    number(fault, rank) == Some(operation)
 }
 
 fn parse(list: &str) -> Result<Vec<(Fault, u32, u64)>, String> {

@@ -10,7 +10,7 @@ use crate::work::Work;
 use crate::world::{Call, Needs};
 
 thread_local! {
-    static GROUP: RefCell<Group> = const { RefCell::new(Group { depth: 0, calls: Vec::new(), failure: None }) };
+    static GROUP: RefCell<Group> = const { RefCell::new(Group::new()) };
 }
 
 struct Queued {
@@ -24,6 +24,12 @@ struct Group {
     calls: Vec<Queued>,
     /// A call of it was refused: so is its end.
     failure: Option<Refusal>,
+}
+
+impl Group {
+    const fn new() -> Group {
+        Group { depth: 0, calls: Vec::new(), failure: None }
+    }
 }
 
 /// What a call has come to that was not refused.

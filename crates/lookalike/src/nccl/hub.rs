@@ -15,7 +15,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::call::{Call, Kind, complete, complete_pair};
 use super::frame::Frame;
@@ -36,6 +36,9 @@ pub(crate) fn start(name: &str) -> io::Result<()> {
     let thread = std::thread::Builder::new().name("lookalike-hub".to_owned());
     thread.spawn(move || Hub::default().run(&listener)).map(drop)
 }
+
+/// How often a hub looks for ranks that come.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A call that waits for others, and where its result belongs.
 struct Waiting {
@@ -69,15 +72,23 @@ type Event = (usize, io::Result<Frame>);
 impl Hub {
     fn run(mut self, listener: &UnixListener) {
         let (tell, told) = channel();
-        let end = self.gather(listener, &tell, &told).and_then(|()| self.serve(&told));
-        let (code, text) = match end {
-            Ok(()) => return,
-            Err(failure) => failure,
-        };
-        eprintln!("lookalike: nccl: {text}");
+        let gathered = self.gather(listener, &tell, &told);
+        let all_came = gathered.is_ok();
+        let Err((code, text)) = gathered.and_then(|()| self.serve(&told)) else { return };
+        if code != result::REMOTE {
+            eprintln!("lookalike: nccl: {text}");
+        }
         let failure = Frame::Failed { code, text };
         for rank in &self.ranks {
             self.send(rank, &failure);
+        }
+        let begun = Instant::now();
+        // Whoever comes now learns it, too.
+        while !all_came && begun.elapsed() < Duration::from_secs(60) {
+            match listener.accept() {
+                Ok((stream, _)) => drop(failure.write(&stream)),
+                Err(_) => std::thread::sleep(LOOK_AGAIN),
+            }
         }
     }
 
@@ -95,7 +106,6 @@ impl Hub {
         tell: &Sender<Event>,
         told: &Receiver<Event>,
     ) -> Result<(), (i32, String)> {
-        const LOOK_AGAIN: Duration = Duration::from_millis(2);
         while self.ranks.is_empty() || self.ranks.iter().any(|rank| rank.stream.is_none()) {
             if let Ok((stream, _)) = listener.accept() {
                 self.admit(stream, tell)?;
@@ -115,29 +125,19 @@ impl Hub {
         Err((result::INTERNAL, format!("rank {rank} says {frame:?} before all have come")))
     }
 
+    /// A rank that is refused is told so, too.
     fn admit(&mut self, stream: UnixStream, tell: &Sender<Event>) -> Result<(), (i32, String)> {
-        let wrong = |text: String| (result::INVALID_ARGUMENT, text);
-        let set = stream.set_nonblocking(false);
-        let hello = set.and_then(|()| Frame::read(&stream));
+        let hello = stream.set_nonblocking(false).and_then(|()| Frame::read(&stream));
         let Ok(Frame::Hello { rank, ranks, version }) = hello else {
-            return Err((result::REMOTE, "somebody came and went without a word".to_owned()));
+            return Err((result::REMOTE, "a rank came and went without a word".to_owned()));
         };
-        if self.ranks.is_empty() {
-            self.ranks.resize_with(ranks as usize, Rank::default);
-            self.version = version;
+        if let Err(text) = self.seat(rank, ranks, version) {
+            let code = result::INVALID_ARGUMENT;
+            // If it is gone by now it needs no answer.
+            let _ = Frame::Failed { code, text: text.clone() }.write(&stream);
+            return Err((code, text));
         }
-        let (index, have) = (rank as usize, self.ranks.len());
-        if ranks as usize != have {
-            return Err(wrong(format!("a rank of {have} and one of {ranks} have one unique id")));
-        }
-        if version != self.version {
-            let ours = self.version;
-            return Err(wrong(format!("ranks of versions {ours} and {version} have met")));
-        }
-        if self.ranks[index].stream.is_some() {
-            return Err(wrong(format!("there are two ranks {rank}")));
-        }
-        let (reader, tell) = (stream.try_clone(), tell.clone());
+        let (index, reader, tell) = (rank as usize, stream.try_clone(), tell.clone());
         self.ranks[index].stream = Some(stream);
         std::thread::spawn(move || {
             let Ok(reader) = reader else { return };
@@ -150,6 +150,25 @@ impl Hub {
             }
         });
         Ok(())
+    }
+
+    /// Whether a rank has a place here; the first one says how many there are.
+    fn seat(&mut self, rank: u32, ranks: u32, version: u32) -> Result<(), String> {
+        if self.ranks.is_empty() {
+            self.ranks.resize_with(ranks as usize, Rank::default);
+            self.version = version;
+        }
+        let (have, ours) = (self.ranks.len(), self.version);
+        if ranks as usize != have {
+            return Err(format!("a rank of {have} and one of {ranks} have one unique id"));
+        }
+        if version != ours {
+            return Err(format!("ranks of versions {ours} and {version} have met"));
+        }
+        match self.ranks[rank as usize].stream {
+            Some(_) => Err(format!("there are two ranks {rank}")),
+            None => Ok(()),
+        }
     }
 
     /// Until all ranks have gone.

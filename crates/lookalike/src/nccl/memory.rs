@@ -23,22 +23,20 @@ pub(crate) fn alloc(call: &mut Call, bytes: usize) -> Result<u64, Refusal> {
 }
 
 pub(crate) fn free(call: &mut Call, address: u64) -> Result<(), Refusal> {
-    let bytes = call.memory.get(&address).map_or(0, |block| block.bytes);
-    let is_ours = allocated(|all| {
-        let found = all.iter().position(|start| *start == address);
-        found.map(|index| all.swap_remove(index)).is_some()
-    });
-    if !is_ours {
+    if !allocated(|all| all.contains(&address)) {
         let what = format!("{address:#x} was not allocated by ncclMemAlloc, or was freed already");
         return Err(Refusal::argument(what));
     }
+    let bytes = call.memory.get(&address).map_or(0, |block| block.bytes);
     let range = address..address + bytes;
     let comms: Vec<_> = comm::all().values().cloned().collect();
     if comms.iter().any(|comm| comm.state().known.values().any(|(at, _)| range.contains(at))) {
         let what = "memory is freed that a communicator still has registered";
         return Err(Refusal::usage(what));
     }
-    Ok(call.free(address, false)?)
+    call.free(address, false)?;
+    allocated(|all| all.retain(|start| *start != address));
+    Ok(())
 }
 
 /// A registration, or a window where the memory must be `ncclMemAlloc`'s.
@@ -58,7 +56,7 @@ pub(crate) fn register(
         if !block.is_some_and(|start| allocated(|all| all.contains(&start))) {
             return Err(Refusal::argument("a window of memory that is not ncclMemAlloc's"));
         }
-        if address % ALIGNMENT as u64 != 0 {
+        if !address.is_multiple_of(ALIGNMENT as u64) {
             return Err(Refusal::argument(format!("{address:#x} is not aligned to {ALIGNMENT}")));
         }
     }

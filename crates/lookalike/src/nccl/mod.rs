@@ -67,6 +67,11 @@ impl Refusal {
         Refusal { code: result::INVALID_ARGUMENT, text: text.into() }
     }
 
+    /// The system refuses something.
+    pub(crate) fn system(text: impl Into<String>) -> Refusal {
+        Refusal { code: result::SYSTEM, text: text.into() }
+    }
+
     /// A call at the wrong time.
     pub(crate) fn usage(text: impl Into<String>) -> Refusal {
         Refusal { code: result::INVALID_USAGE, text: text.into() }

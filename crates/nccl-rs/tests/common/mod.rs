@@ -3,13 +3,13 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
-mod gpu;
+pub mod gpu;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-pub use gpu::{Gpu, encode};
+pub use gpu::Gpu;
 use nccl_rs::{
     Code, Communicator, Config, Error, JobId, Library, Progress, Stream, UniqueId, Vendor,
 };
@@ -55,6 +55,12 @@ impl Rank {
     /// Tells the other ranks something.
     pub fn mark(&self, name: &str) {
         std::fs::write(self.dir.join(name), "").unwrap();
+    }
+
+    /// Waits until all ranks have come to this point.
+    pub fn meet(&self, name: &str) {
+        self.mark(&format!("{name}-{}", self.rank));
+        (0..self.ranks).for_each(|rank| self.wait_for(&format!("{name}-{rank}")));
     }
 
     pub fn wait_for(&self, name: &str) {
