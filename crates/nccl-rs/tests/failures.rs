@@ -81,12 +81,16 @@ fn twice(rank: &Rank) {
     let id = rank.id(&library);
     let error = Communicator::init_rank(&library, &id, common::JOB, other.rank, 2, &within(8000));
     assert_async(&error.unwrap_err(), Code::InvalidArgument, "there are two ranks 0");
+    rank.meet("told");
 }
 
 fn dies_early(rank: &Rank) {
     let _gpu = Gpu::open(rank.vendor);
     let error = rank.try_init(&within(8000)).unwrap_err();
     assert_async(&error, Code::RemoteError, "a rank came and went");
+    // All ranks are told by a thread of rank 0's process.
+    rank.mark(&format!("told-{}", rank.rank));
+    ["told-0", "told-2"].iter().for_each(|name| rank.wait_for(name));
 }
 
 fn dies(rank: &Rank) {
@@ -136,10 +140,13 @@ fn error(rank: &Rank) {
     // The others may know of it before they begin.
     let _ = bench.sum();
     let error = failure(&bench.comm);
-    match rank.rank {
-        1 => assert_async(&error, Code::SystemError, "an error on purpose"),
-        _ => assert_async(&error, Code::RemoteError, "rank 1 is gone"),
+    if rank.rank == 1 {
+        assert_async(&error, Code::SystemError, "an error on purpose");
+        bench.abort();
+        return rank.meet("told");
     }
+    assert_async(&error, Code::RemoteError, "rank 1 is gone");
+    rank.meet("told");
     bench.abort();
 }
 
@@ -282,6 +289,7 @@ fn mismatched(rank: &Rank, what: &str) {
     };
     assert_async(&error, Code::InvalidUsage, one);
     assert_async(&error, Code::InvalidUsage, other);
+    rank.meet("told");
     bench.abort();
 }
 
