@@ -163,15 +163,13 @@ impl std::fmt::Debug for Library {
 
 fn places(vendor: Vendor) -> Places {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let lib = variable("VIRTUAL_ENV").map(|env| PathBuf::from(env).join("lib"));
+    let roots = [("VIRTUAL_ENV", "lib"), ("CONDA_PREFIX", "lib"), ("HOME", ".local/lib")];
+    let libs =
+        roots.into_iter().filter_map(|(name, lib)| Some(PathBuf::from(variable(name)?).join(lib)));
     // `lib/python3.x/site-packages`, whatever x is.
-    let pythons = lib.and_then(|lib| std::fs::read_dir(lib).ok());
-    let pythons = pythons.into_iter().flatten().flatten();
-    let mut packages: Vec<PathBuf> = pythons
-        .map(|entry| entry.path().join("site-packages"))
-        .filter(|path| path.is_dir())
-        .collect();
-    packages.sort();
+    let pythons = libs.filter_map(|lib| std::fs::read_dir(lib).ok()).flatten().flatten();
+    let packages = pythons.map(|entry| entry.path().join("site-packages"));
+    let packages: Vec<PathBuf> = packages.filter(|path| path.is_dir()).collect();
     Places {
         named: variable(vendor.variable()).map(PathBuf::from),
         rocm: variable("ROCM_PATH").map(PathBuf::from),

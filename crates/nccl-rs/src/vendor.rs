@@ -76,7 +76,7 @@ pub(crate) struct Places {
     pub(crate) named: Option<PathBuf>,
     /// `ROCM_PATH`.
     pub(crate) rocm: Option<PathBuf>,
-    /// `site-packages` of an active virtual environment and of the user.
+    /// `site-packages` of an active environment (venv, conda) and of the user, where wheels lie.
     pub(crate) packages: Vec<PathBuf>,
 }
 
