@@ -434,6 +434,14 @@ fn every_operation_with_a_library_that_lacks_some() {
     delayed.version(22_707).processes();
 }
 
+/// The loader finds the library under its name, and it shares the driver's memory and streams.
+#[test]
+fn a_library_is_found_where_the_loader_looks() {
+    for vendor in VENDORS {
+        Job::new("long_ring", vendor, 2).linked().processes();
+    }
+}
+
 #[test]
 fn sends_and_receives_in_a_group_do_not_wait_for_each_other() {
     for ranks in 2..=4 {

@@ -188,6 +188,19 @@ impl Job {
         self.env("LOOKALIKE_NCCL_VERSION", &version.to_string())
     }
 
+    /// With the libraries where the loader looks, under their vendors' names: all of them links to
+    /// one shared object, as the drivers' are.
+    pub fn linked(mut self) -> Job {
+        let dir = self.dir.path();
+        for name in ["libcuda.so.1", "libnccl.so.2", "librccl.so.1"] {
+            std::os::unix::fs::symlink(&self.library, dir.join(name)).unwrap();
+        }
+        self.library = dir.join("libcuda.so.1");
+        let dir = dir.display().to_string();
+        let job = VENDORS.into_iter().fold(self, |job, vendor| job.env(vendor.variable(), ""));
+        job.env("LD_LIBRARY_PATH", &dir)
+    }
+
     fn command(&self, rank: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"]);
