@@ -27,8 +27,8 @@ def cases(size):
     yield "all_reduce", whole * 4, lambda: comm.Allreduce(MPI.IN_PLACE, buffer(a, whole))
     if part:
         total = part * ranks * 4
-        send, receive = buffer(a, part * ranks), buffer(b, part)
-        yield "reduce_scatter", total, lambda: comm.Reduce_scatter_block(send, receive)
+        send, receive, counts = a[: part * ranks], b[:part], [part] * ranks
+        yield "reduce_scatter", total, lambda: comm.Reduce_scatter(send, receive, counts)
         own = buffer(a[rank * part :], part)
         every = buffer(b, part * ranks)
         yield "all_gather", total, lambda: comm.Allgather(own, every)
