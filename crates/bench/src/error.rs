@@ -3,6 +3,8 @@
 pub enum BenchError {
     #[error("shape `{text}`: {why}")]
     Shape { text: String, why: String },
+    #[error("size `{text}`: {why}")]
+    Size { text: String, why: String },
     #[error("{0}")]
     Argument(String),
     #[error("a wrong result, whose time means nothing: {0}")]
