@@ -161,9 +161,10 @@ impl From<bench::BenchError> for CliError {
     fn from(error: bench::BenchError) -> CliError {
         use bench::BenchError;
         match error {
-            BenchError::Shape { .. } | BenchError::Size { .. } | BenchError::Argument(_) => {
-                CliError::mistaken(error)
-            }
+            BenchError::Shape { .. }
+            | BenchError::Size { .. }
+            | BenchError::Argument(_)
+            | BenchError::Read { .. } => CliError::mistaken(error),
             BenchError::Device(error) => error.into(),
             BenchError::Kernel(error) => error.into(),
             // A device that computes wrongly, or kernels that do.

@@ -13,16 +13,22 @@
 //! Invariants:
 //!   * algbw, busbw and sizes are what nccl-tests means by them ([`Op`]);
 //!   * nothing is gated on a mean where a median is known;
-//!   * a report holds no secrets of the environment.
+//!   * a report holds no secrets of the environment ([`environment`]).
 
 pub mod dtype;
+pub mod environment;
 pub mod formula;
+pub mod plot;
+pub mod report;
+pub mod row;
 pub mod size;
 pub mod stats;
 pub mod stop;
 
 pub use dtype::{ElementType, RedOp};
 pub use formula::{Bandwidths, Extent, Op, Parts};
+pub use report::{Host, Report, Tool};
+pub use row::{Check, FirstBad, Key, Path, RankTimes, Row, Skew};
 pub use size::{Step, Sweep, parse_size};
 pub use stats::{Interval, Times};
 pub use stop::{Sampler, Stop, StopRule};
