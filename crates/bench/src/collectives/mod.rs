@@ -18,12 +18,15 @@
 pub mod dtype;
 pub mod environment;
 pub mod formula;
+pub mod merge;
 pub mod plot;
+pub mod read;
 pub mod report;
 pub mod row;
 pub mod size;
 pub mod stats;
 pub mod stop;
+pub mod table;
 
 pub use dtype::{ElementType, RedOp};
 pub use formula::{Bandwidths, Extent, Op, Parts};
