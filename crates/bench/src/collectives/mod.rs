@@ -17,8 +17,11 @@
 
 pub mod dtype;
 pub mod environment;
+pub mod fit;
 pub mod formula;
+pub mod links;
 pub mod merge;
+pub mod plausible;
 pub mod plot;
 pub mod read;
 pub mod report;
