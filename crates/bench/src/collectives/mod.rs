@@ -15,6 +15,7 @@
 //!   * nothing is gated on a mean where a median is known;
 //!   * a report holds no secrets of the environment ([`environment`]).
 
+pub mod compare;
 pub mod dtype;
 pub mod environment;
 pub mod fit;
