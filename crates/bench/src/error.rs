@@ -3,8 +3,13 @@
 pub enum BenchError {
     #[error("shape `{text}`: {why}")]
     Shape { text: String, why: String },
+    #[error("size `{text}`: {why}")]
+    Size { text: String, why: String },
     #[error("{0}")]
     Argument(String),
+    /// A report that cannot be read; places count from 1.
+    #[error("line {line}, column {column}: {why}")]
+    Read { line: usize, column: usize, why: String },
     #[error("a wrong result, whose time means nothing: {0}")]
     Wrong(String),
     #[error(transparent)]
@@ -15,4 +20,15 @@ pub enum BenchError {
     Json(serde_json::Error),
     #[error("the plot cannot be drawn: {0}")]
     Plot(String),
+}
+
+impl BenchError {
+    /// What serde refuses, with its place.
+    pub(crate) fn in_json(error: &serde_json::Error) -> BenchError {
+        let (line, column) = (error.line().max(1), error.column().max(1));
+        let why = error.to_string();
+        // Its own words for the place would be said twice.
+        let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why).to_owned();
+        BenchError::Read { line, column, why }
+    }
 }

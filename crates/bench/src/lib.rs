@@ -1,4 +1,4 @@
-//! Measurements of kernels and memory: cases, timing, limits, and reports of them.
+//! Measurements of kernels, memory and collectives: cases, timing, limits, and reports of them.
 //!
 //! ```text
 //! shapes × algorithms × … ─▶ cases ─▶ measure (warm-up, cold caches, median) ─▶ rows ─▶ Report
@@ -10,6 +10,7 @@
 //!   * a result is compared with f64 before its time is believed;
 //!   * a simulated device yields no times.
 
+pub mod collectives;
 mod error;
 pub mod gemm;
 mod measure;

@@ -130,7 +130,7 @@ fn flatten(name: &str, value: &Value, fields: &mut Vec<(String, String)>) {
 }
 
 /// RFC 4180 quoting.
-fn quoted(cell: &str) -> String {
+pub(crate) fn quoted(cell: &str) -> String {
     match cell.contains([',', '"', '\n']) {
         true => format!("\"{}\"", cell.replace('"', "\"\"")),
         false => cell.to_owned(),
@@ -138,7 +138,7 @@ fn quoted(cell: &str) -> String {
 }
 
 /// Rows of equal length as columns: the first flush left, the others flush right.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

@@ -14,6 +14,8 @@ use comm::Fault;
 pub enum Exit {
     /// As asked.
     Ok,
+    /// As asked, and the answer is that something became worse.
+    Regression,
     /// The user's mistake: a config, a path, a value, a damaged file.
     Mistake,
     /// A rank, the network or a device failed; trying again may help.
@@ -29,6 +31,7 @@ impl Exit {
     pub fn code(self) -> u8 {
         match self {
             Exit::Ok => 0,
+            Exit::Regression => 1,
             Exit::Mistake => 2,
             Exit::Peer => 3,
             Exit::Bug => 70,
@@ -161,7 +164,10 @@ impl From<bench::BenchError> for CliError {
     fn from(error: bench::BenchError) -> CliError {
         use bench::BenchError;
         match error {
-            BenchError::Shape { .. } | BenchError::Argument(_) => CliError::mistaken(error),
+            BenchError::Shape { .. }
+            | BenchError::Size { .. }
+            | BenchError::Argument(_)
+            | BenchError::Read { .. } => CliError::mistaken(error),
             BenchError::Device(error) => error.into(),
             BenchError::Kernel(error) => error.into(),
             // A device that computes wrongly, or kernels that do.

@@ -1,0 +1,307 @@
+//! Time as a function of size: t = α + β·S in one to three segments, and what follows from it.
+//!
+//! Each segment is fitted by least squares of the *relative* error, so that small sizes count as
+//! much as large ones; α and β are not negative. All divisions of the sizes into segments of at
+//! least [`POINTS_MIN`] points are tried, and their number is the one with the least
+//!
+//! ```text
+//! BIC = n · ln(RSS/n) + ln(n) · (2k + 3(k−1))         k segments, n points
+//! ```
+//!
+//! where a breakpoint counts as three parameters, since its place is searched for (Ninomiya,
+//! *Statistics & Probability Letters* 72, 2005, for change points). Errors below [`FLOOR`] are not
+//! told from noise.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::row::Row;
+
+/// Points of a segment at least.
+pub const POINTS_MIN: usize = 3;
+
+/// Segments at most.
+pub const SEGMENTS_MAX: usize = 3;
+
+/// The relative error that measuring has anyway.
+pub const FLOOR: f64 = 0.005;
+
+/// A straight piece.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// The first size that it holds for; the next segment's is its end.
+    pub from_bytes: u64,
+    /// Time of no bytes.
+    pub alpha_us: f64,
+    /// Time of one more byte.
+    pub beta_us_per_byte: f64,
+}
+
+impl Segment {
+    /// The time of `bytes`.
+    pub fn time_us(&self, bytes: u64) -> f64 {
+        self.alpha_us + self.beta_us_per_byte * bytes as f64
+    }
+
+    /// What its slope is as a bandwidth; infinite where bytes cost nothing.
+    pub fn gb_per_s(&self) -> f64 {
+        1e-3 / self.beta_us_per_byte
+    }
+}
+
+/// A fitted curve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fit {
+    /// Ascending.
+    pub segments: Vec<Segment>,
+    /// Means and the most of |fitted − measured| / measured.
+    pub mean_error: f64,
+    pub max_error: f64,
+}
+
+impl Fit {
+    /// The time of `bytes`; sizes below the first segment belong to it.
+    pub fn time_us(&self, bytes: u64) -> f64 {
+        let holds = self.segments.iter().rev().find(|segment| segment.from_bytes <= bytes);
+        holds.or(self.segments.first()).map_or(f64::NAN, |segment| segment.time_us(bytes))
+    }
+}
+
+/// Fits (bytes, µs) points with ascending sizes; points without a time above 0 are left out.
+///
+/// `None` where fewer than [`POINTS_MIN`] are left.
+pub fn fit(points: &[(u64, f64)]) -> Option<Fit> {
+    let usable = |(_, time): &(u64, f64)| time.is_finite() && *time > 0.0;
+    let points: Vec<(u64, f64)> = points.iter().copied().filter(usable).collect();
+    if points.len() < POINTS_MIN {
+        return None;
+    }
+    let best = (1..=SEGMENTS_MAX)
+        .filter_map(|count| divide(&points, count))
+        .min_by(|a, b| criterion(a, points.len()).total_cmp(&criterion(b, points.len())))?;
+    let mut fit = Fit { segments: best.segments, mean_error: 0.0, max_error: 0.0 };
+    let errors: Vec<f64> =
+        points.iter().map(|&(bytes, time)| (fit.time_us(bytes) / time - 1.0).abs()).collect();
+    fit.mean_error = errors.iter().sum::<f64>() / errors.len() as f64;
+    fit.max_error = errors.iter().copied().fold(0.0, f64::max);
+    Some(fit)
+}
+
+/// Segments, and the sum of their squared relative errors.
+#[derive(Clone)]
+struct Division {
+    segments: Vec<Segment>,
+    rss: f64,
+}
+
+fn criterion(division: &Division, points: usize) -> f64 {
+    let (n, k) = (points as f64, division.segments.len() as f64);
+    let rss = division.rss.max(n * FLOOR * FLOOR);
+    n * (rss / n).ln() + n.ln() * (2.0 * k + 3.0 * (k - 1.0))
+}
+
+/// The best division into `count` segments, by dynamic programming over the last one.
+fn divide(points: &[(u64, f64)], count: usize) -> Option<Division> {
+    let n = points.len();
+    if n < count * POINTS_MIN {
+        return None;
+    }
+    // For each end: the best division of the points before it.
+    let mut best: Vec<Option<Division>> = (0..=n).map(|end| one(&points[..end])).collect();
+    for _ in 1..count {
+        let longer = |end: usize| {
+            let divided = (0..end).filter_map(|middle| {
+                let (before, last) = (best[middle].as_ref()?, one(&points[middle..end])?);
+                let segments = [&before.segments[..], &last.segments[..]].concat();
+                Some(Division { segments, rss: before.rss + last.rss })
+            });
+            divided.min_by(|a, b| a.rss.total_cmp(&b.rss))
+        };
+        best = (0..=n).map(longer).collect();
+    }
+    best.pop().flatten()
+}
+
+/// One segment: minimizes Σ (α/t + β·S/t − 1)² for α, β ≥ 0.
+fn one(points: &[(u64, f64)]) -> Option<Division> {
+    if points.len() < POINTS_MIN {
+        return None;
+    }
+    // In units of the largest size, so that no square is out of range.
+    let scale = points.last().map_or(1.0, |&(bytes, _)| (bytes as f64).max(1.0));
+    let [mut uu, mut uv, mut vv, mut u, mut v] = [0.0; 5];
+    for &(bytes, time) in points {
+        let (a, b) = (1.0 / time, bytes as f64 / scale / time);
+        uu += a * a;
+        uv += a * b;
+        vv += b * b;
+        u += a;
+        v += b;
+    }
+    let determinant = uu * vv - uv * uv;
+    let flat = (u / uu, 0.0);
+    let (alpha, beta) = match determinant > 1e-12 * uu * vv {
+        true => {
+            let (alpha, beta) = ((u * vv - v * uv) / determinant, (v * uu - u * uv) / determinant);
+            match (alpha >= 0.0, beta >= 0.0) {
+                (true, true) => (alpha, beta),
+                (false, _) if vv > 0.0 => (0.0, v / vv),
+                _ => flat,
+            }
+        }
+        false => flat,
+    };
+    let segment =
+        Segment { from_bytes: points[0].0, alpha_us: alpha, beta_us_per_byte: beta / scale };
+    let square = |&(bytes, time): &(u64, f64)| (segment.time_us(bytes) / time - 1.0).powi(2);
+    Some(Division { segments: vec![segment], rss: points.iter().map(square).sum() })
+}
+
+/// What a curve says about sizes; sizes between two points are interpolated, both in logarithms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reach {
+    /// The most that was measured.
+    pub peak_busbw_gb_per_s: f64,
+    pub peak_bytes: u64,
+    /// The smallest size with half of the peak.
+    pub half_bytes: u64,
+    /// The smallest size with 90 % of the peak: a bucket of gradients as small as it can be without
+    /// losing more.
+    pub bucket_bytes: u64,
+    /// False where the largest size is still more than 5 % above the one before: the peak, and with
+    /// it the bucket, lie beyond what was measured.
+    pub saturated: bool,
+}
+
+/// Of the rows of one curve, ascending by size; `None` without a bandwidth above 0.
+pub fn reach(rows: &[&Row]) -> Option<Reach> {
+    let points = rows.iter().filter_map(|row| {
+        let busbw = row.busbw_gb_per_s.filter(|busbw| busbw.is_finite() && *busbw > 0.0)?;
+        (row.key.bytes > 0).then_some((row.key.bytes, busbw))
+    });
+    let points: Vec<(u64, f64)> = points.collect();
+    let &(peak_bytes, peak) = points.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let saturated = match points[..] {
+        [.., (_, before), (_, last)] => last <= before * 1.05,
+        _ => false,
+    };
+    Some(Reach {
+        peak_busbw_gb_per_s: peak,
+        peak_bytes,
+        half_bytes: first_reaching(&points, 0.5 * peak),
+        bucket_bytes: first_reaching(&points, 0.9 * peak),
+        saturated,
+    })
+}
+
+/// The smallest size with this bandwidth, which at least one point has.
+fn first_reaching(points: &[(u64, f64)], gb_per_s: f64) -> u64 {
+    let Some(index) = points.iter().position(|&(_, busbw)| busbw >= gb_per_s) else { return 0 };
+    let (bytes, busbw) = points[index];
+    let Some(&(below, slower)) = index.checked_sub(1).and_then(|before| points.get(before)) else {
+        return bytes;
+    };
+    let part = (gb_per_s / slower).ln() / (busbw / slower).ln();
+    let log = (below as f64).ln() + part * (bytes as f64 / below as f64).ln();
+    (log.exp().round() as u64).clamp(below, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::row::tests::row;
+    use super::*;
+
+    fn sizes() -> Vec<u64> {
+        (3..=30).map(|log| 1 << log).collect()
+    }
+
+    /// A curve that is made of these segments.
+    fn made(segments: &[Segment]) -> Vec<(u64, f64)> {
+        let fit = Fit { segments: segments.to_vec(), mean_error: 0.0, max_error: 0.0 };
+        sizes().into_iter().map(|bytes| (bytes, fit.time_us(bytes))).collect()
+    }
+
+    fn segment(from_bytes: u64, alpha_us: f64, gb_per_s: f64) -> Segment {
+        Segment { from_bytes, alpha_us, beta_us_per_byte: 1e-3 / gb_per_s }
+    }
+
+    #[test]
+    fn three_segments_are_found_where_they_are() {
+        let truth =
+            [segment(8, 14.6, 30.0), segment(1 << 19, 21.8, 133.6), segment(1 << 25, 60.8, 180.9)];
+        let fit = fit(&made(&truth)).unwrap();
+        assert_eq!(fit.segments.len(), 3);
+        assert!(fit.max_error < 1e-9, "{fit:?}");
+        for (found, truth) in fit.segments.iter().zip(truth) {
+            assert!((found.alpha_us / truth.alpha_us - 1.0).abs() < 1e-6, "{found:?}");
+            assert!((found.gb_per_s() / truth.gb_per_s() - 1.0).abs() < 1e-6, "{found:?}");
+            assert_eq!(found.from_bytes, truth.from_bytes);
+        }
+        // Below the first size the first segment goes on.
+        assert!((fit.time_us(1) - 14.6).abs() < 0.01);
+    }
+
+    #[test]
+    fn too_few_points_and_odd_ones_are_no_curve() {
+        assert_eq!(fit(&[]), None);
+        assert_eq!(fit(&[(8, 1.0), (16, 1.0)]), None);
+        assert_eq!(fit(&[(8, 1.0), (16, f64::NAN), (32, 0.0), (64, 1.0)]), None);
+        // Times that fall have no slope below 0.
+        let falling = fit(&[(8, 3.0), (16, 2.0), (32, 1.0)]).unwrap();
+        assert_eq!(falling.segments[0].beta_us_per_byte, 0.0);
+        assert!(fit(&[(8, 1.0), (8, 2.0), (8, 3.0)]).unwrap().time_us(8).is_finite());
+    }
+
+    #[test]
+    fn the_bucket_is_where_nine_tenths_of_the_peak_begin() {
+        // busbw of all_reduce among 8 ranks is 1.75 S/t.
+        let rows: Vec<Row> =
+            sizes().into_iter().map(|bytes| row(bytes, 20.0 + bytes as f64 / 100e3)).collect();
+        let rows: Vec<&Row> = rows.iter().collect();
+        let reach = reach(&rows).unwrap();
+        assert!(reach.saturated && reach.peak_bytes == 1 << 30);
+        // Half of 100 GB/s where bytes take the 20 µs, nine tenths at nine times that.
+        let near = |bytes: u64, expected: f64| (bytes as f64 / expected - 1.0).abs() < 0.08;
+        assert!(near(reach.half_bytes, 2e6), "{reach:?}");
+        assert!(near(reach.bucket_bytes, 18e6), "{reach:?}");
+        let rising = super::reach(&rows[..10]).unwrap();
+        assert!(!rising.saturated);
+        assert_eq!(super::reach(&[]), None);
+        assert_eq!(super::reach(&rows[..1]).unwrap().bucket_bytes, 8);
+    }
+
+    proptest! {
+        /// Noise alone does not make segments.
+        #[test]
+        fn one_line_with_noise_stays_nearly_one_line(
+            alpha in 1.0_f64..100.0,
+            gb_per_s in 1.0_f64..500.0,
+            noise in prop::collection::vec(-0.03_f64..0.03, 28),
+        ) {
+            let points = made(&[segment(8, alpha, gb_per_s)]);
+            let noisy = points.iter().zip(&noise).map(|(&(bytes, t), n)| (bytes, t * (1.0 + n)));
+            let fit = fit(&noisy.collect::<Vec<_>>()).unwrap();
+            prop_assert!(fit.segments.len() <= 2, "{:?}", fit);
+            prop_assert!(fit.max_error < 0.09, "{:?}", fit);
+        }
+
+        #[test]
+        fn any_points_have_a_fit_or_none(
+            points in prop::collection::vec((0_u64..1 << 50, -1.0_f64..1e12), 0..40),
+        ) {
+            let mut points = points;
+            points.sort_by_key(|point| point.0);
+            if let Some(fit) = fit(&points) {
+                prop_assert!(fit.mean_error <= fit.max_error + 1e-12 && fit.max_error.is_finite());
+                for segment in &fit.segments {
+                    prop_assert!(segment.alpha_us >= 0.0 && segment.beta_us_per_byte >= 0.0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! A report: all rows of a run and where they come from, as JSON with a schema and as CSV.
+//!
+//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses another version, and within one
+//! version unknown fields.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::row::Row;
+use crate::BenchError;
+use crate::report::quoted;
+
+/// The version of the JSON.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The program that measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// `muster`, `nccl-tests`, `rccl-tests`.
+    pub name: String,
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Of its sources, or what else tells builds apart.
+    #[serde(default)]
+    pub commit: Option<String>,
+}
+
+/// A machine that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    pub name: String,
+    /// Ranks on it, in order.
+    pub ranks: Vec<usize>,
+    /// Names of their devices, one per rank, or none.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+/// All rows of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema: u32,
+    pub tool: Tool,
+    /// Seconds since 1970 at the start.
+    #[serde(default)]
+    pub unix_time_s: Option<u64>,
+    /// The start as the program wrote it, without a time zone.
+    #[serde(default)]
+    pub local_time: Option<String>,
+    #[serde(default)]
+    pub command: Option<String>,
+    #[serde(default)]
+    pub hosts: Vec<Host>,
+    /// Of all rows together; see `key.transport`.
+    #[serde(default)]
+    pub transport: Option<String>,
+    #[serde(default)]
+    pub ranks: Option<usize>,
+    /// Threads of one rank.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Variables that [`super::environment`] lets through.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Versions by library.
+    #[serde(default)]
+    pub libraries: BTreeMap<String, String>,
+    /// False if the run ended before its last row, or the file before its end.
+    pub complete: bool,
+    pub rows: Vec<Row>,
+}
+
+/// Only what tells one version from another.
+#[derive(Deserialize)]
+struct Version {
+    schema: u32,
+}
+
+impl Report {
+    /// A report of `tool` without rows.
+    pub fn new(tool: Tool) -> Report {
+        Report {
+            schema: SCHEMA_VERSION,
+            tool,
+            unix_time_s: None,
+            local_time: None,
+            command: None,
+            hosts: Vec::new(),
+            transport: None,
+            ranks: None,
+            threads: None,
+            environment: BTreeMap::new(),
+            libraries: BTreeMap::new(),
+            complete: true,
+            rows: Vec::new(),
+        }
+    }
+
+    /// The whole report.
+    ///
+    /// # Errors
+    /// A number that JSON cannot hold.
+    pub fn to_json(&self) -> Result<String, BenchError> {
+        serde_json::to_string_pretty(self).map_err(BenchError::Json)
+    }
+
+    /// Reads what [`Report::to_json`] wrote.
+    ///
+    /// # Errors
+    /// [`BenchError::Read`] with line and column: no JSON, another version, or a field that is
+    /// missing, unknown or of another type.
+    pub fn from_json(text: &str) -> Result<Report, BenchError> {
+        let version: Version = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
+        if version.schema != SCHEMA_VERSION {
+            let why = format!(
+                "a report of version {}, where this Muster reads version {SCHEMA_VERSION}; compare \
+                 with the Muster that wrote it, or measure again",
+                version.schema
+            );
+            return Err(BenchError::Read { line: 1, column: 1, why });
+        }
+        serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))
+    }
+
+    /// The JSON schema of a report.
+    pub fn json_schema() -> Value {
+        schemars::schema_for!(Report).to_value()
+    }
+
+    /// One line per tuple of independent variables, which come first.
+    pub fn csv(&self) -> String {
+        let mut csv = String::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            let cells = [row.key.fields().to_vec(), measured(row)].concat();
+            if index == 0 {
+                csv += &line(cells.iter().map(|(name, _)| *name));
+            }
+            csv += &line(cells.iter().map(|(_, value)| value.as_str()));
+        }
+        csv
+    }
+
+    /// One line per tuple of independent variables and rank.
+    pub fn csv_per_rank(&self) -> String {
+        let mut csv = String::new();
+        for row in &self.rows {
+            for rank in &row.per_rank {
+                let cells = [
+                    ("rank", rank.rank.to_string()),
+                    ("p50_us", rank.p50_us.to_string()),
+                    ("min_us", rank.min_us.to_string()),
+                    ("max_us", rank.max_us.to_string()),
+                    ("last_share", rank.last_share.to_string()),
+                ];
+                let cells = [row.key.fields().to_vec(), cells.to_vec()].concat();
+                if csv.is_empty() {
+                    csv += &line(cells.iter().map(|(name, _)| *name));
+                }
+                csv += &line(cells.iter().map(|(_, value)| value.as_str()));
+            }
+        }
+        csv
+    }
+}
+
+fn line<'a>(cells: impl Iterator<Item = &'a str>) -> String {
+    cells.map(quoted).collect::<Vec<_>>().join(",") + "\n"
+}
+
+/// The dependent columns of a row.
+fn measured(row: &Row) -> Vec<(&'static str, String)> {
+    fn text<T: ToString>(value: Option<T>) -> String {
+        value.map(|value| value.to_string()).unwrap_or_default()
+    }
+    let times = &row.times;
+    let interval = times.interval.as_ref();
+    let first_bad = row.check.as_ref().and_then(|check| check.first_bad.as_ref());
+    let skew = row.skew.as_ref();
+    vec![
+        ("count", text(row.count)),
+        ("p50_us", text(times.p50_us)),
+        ("p90_us", text(times.p90_us)),
+        ("p99_us", text(times.p99_us)),
+        ("min_us", text(times.min_us)),
+        ("max_us", text(times.max_us)),
+        ("mean_us", text(times.mean_us)),
+        ("cv_pct", text(times.cv_pct)),
+        ("iterations", text(times.iterations)),
+        ("interval_low_us", text(interval.map(|interval| interval.low_us))),
+        ("interval_high_us", text(interval.map(|interval| interval.high_us))),
+        ("confidence", text(interval.map(|interval| interval.confidence))),
+        ("algbw_gb_per_s", text(row.algbw_gb_per_s)),
+        ("busbw_gb_per_s", text(row.busbw_gb_per_s)),
+        ("wrong", text(row.wrong())),
+        ("bad_rank", text(first_bad.map(|bad| bad.rank))),
+        ("bad_offset", text(first_bad.map(|bad| bad.offset))),
+        ("bad_got", text(first_bad.map(|bad| bad.got.clone()))),
+        ("bad_expected", text(first_bad.map(|bad| bad.expected.clone()))),
+        ("skew_p50_us", text(skew.map(|skew| skew.p50_us))),
+        ("skew_p99_us", text(skew.map(|skew| skew.p99_us))),
+        ("skew_max_us", text(skew.map(|skew| skew.max_us))),
+        ("path", text(row.path.map(|path| path.word()))),
+        ("chosen", text(row.chosen.clone())),
+    ]
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::row::tests::row;
+    use super::super::row::{Check, FirstBad, Path, RankTimes, Skew};
+    use super::super::stats::{CONFIDENCE, Times};
+    use super::*;
+
+    /// A report in which every field says something.
+    pub fn full() -> Report {
+        let tool = Tool {
+            name: "muster".into(),
+            version: Some("0.1.0".into()),
+            commit: Some("abc".into()),
+        };
+        let samples: Vec<f64> = (0..40).map(|i| 10.0 + f64::from(i % 7)).collect();
+        let first_bad = FirstBad { rank: 3, offset: 17, got: "2".into(), expected: "1,5".into() };
+        let mut full = Row::new(row(1024, 1.0).key, Some(256), Times::of(&samples, CONFIDENCE));
+        full.check = Some(Check { wrong: 2, launches: Some(41), first_bad: Some(first_bad) });
+        full.skew = Some(Skew { p50_us: 0.5, p99_us: 3.0, max_us: 4.0 });
+        full.path = Some(Path::Shm);
+        full.chosen = Some("ring/ll/56".into());
+        full.per_rank = vec![
+            RankTimes { rank: 0, p50_us: 12.0, min_us: 10.0, max_us: 16.0, last_share: 0.25 },
+            RankTimes { rank: 1, p50_us: 13.0, min_us: 10.0, max_us: 16.5, last_share: 0.75 },
+        ];
+        Report {
+            unix_time_s: Some(1),
+            command: Some("muster bench collectives".into()),
+            hosts: vec![Host { name: "a".into(), ranks: vec![0, 1], devices: Vec::new() }],
+            transport: Some("shm".into()),
+            ranks: Some(8),
+            threads: Some(2),
+            environment: [("NCCL_ALGO".to_owned(), "Ring".to_owned())].into(),
+            libraries: [("nccl".to_owned(), "2.30.7".to_owned())].into(),
+            rows: vec![full, row(2048, 20.0)],
+            ..Report::new(tool)
+        }
+    }
+
+    #[test]
+    fn json_holds_everything_and_the_schema_names_it() {
+        let report = full();
+        assert_eq!(Report::from_json(&report.to_json().unwrap()).unwrap(), report);
+        let schema = Report::json_schema();
+        assert!(schema["properties"]["rows"].is_object());
+        assert!(schema["$defs"]["Key"]["properties"]["in_place"]["description"].is_string());
+        // Every field that is written is in the schema.
+        let value = serde_json::to_value(&report).unwrap();
+        for (section, name) in [(&value, None), (&value["rows"][0], Some("Row"))] {
+            let known = name.map_or(&schema["properties"], |n| &schema["$defs"][n]["properties"]);
+            for key in section.as_object().unwrap().keys() {
+                assert!(known[key].is_object() || known[key] == true, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_report_is_refused_with_its_place() {
+        let json = full().to_json().unwrap();
+        let refusal = |text: &str| Report::from_json(text).unwrap_err().to_string();
+        let newer = json.replacen("\"schema\": 1", "\"schema\": 2", 1);
+        assert!(refusal(&newer).contains("version 2"), "{}", refusal(&newer));
+        let unknown = json.replacen("\"in_place\"", "\"in_pace\"", 1);
+        let message = refusal(&unknown);
+        assert!(message.contains("in_pace") && message.contains("line"), "{message}");
+        assert!(refusal("{}").contains("schema"));
+        for end in 0..json.len() {
+            assert!(Report::from_json(&json[..end]).is_err(), "{end}");
+        }
+    }
+
+    /// Splits a line of CSV without using the writer's own ideas.
+    fn split(line: &str) -> Vec<String> {
+        let (mut cells, mut inside) = (vec![String::new()], false);
+        for c in line.chars() {
+            match c {
+                '"' => inside = !inside,
+                ',' if !inside => cells.push(String::new()),
+                c => cells.last_mut().unwrap().push(c),
+            }
+        }
+        cells
+    }
+
+    #[test]
+    fn csv_has_a_line_per_tuple_of_independent_variables() {
+        let csv = full().csv();
+        let lines: Vec<Vec<String>> = csv.lines().map(split).collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|cells| cells.len() == lines[0].len()));
+        let cell = |row: usize, name: &str| {
+            lines[row][lines[0].iter().position(|title| title == name).unwrap()].clone()
+        };
+        assert_eq!((cell(1, "op"), cell(1, "bytes")), ("all_reduce".into(), "1024".into()));
+        assert_eq!((cell(1, "bad_expected"), cell(2, "wrong")), ("1,5".into(), String::new()));
+        assert_eq!(cell(2, "p50_us"), "20");
+        let per_rank = full().csv_per_rank();
+        assert_eq!(per_rank.lines().count(), 3);
+        assert!(per_rank.lines().nth(2).unwrap().ends_with(",1,13,10,16.5,0.75"));
+        assert_eq!(Report::new(full().tool).csv(), "");
+    }
+}
