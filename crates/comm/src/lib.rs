@@ -27,6 +27,7 @@ mod control;
 mod counters;
 mod digest;
 mod door;
+mod ending;
 mod error;
 mod group;
 mod job;
