@@ -225,11 +225,12 @@ pub struct RanksConfig {
     pub optimizer_device: OptimizerDevice,
     /// How long a rank may get nothing done while others wait for it, and say nothing to its
     /// supervisor, before the job is declared broken. Time in which the job is stopped does not
-    /// count.
+    /// count. One call to a disk may take ten times as long, and ten minutes at least.
     #[schemars(range(min = 1, max = 604_800_000))]
     pub timeout_ms: u64,
     /// How long a rank may live without any progress, such as a kernel or a write to a file,
     /// before the job is declared broken; 0 for ever. After `timeout_ms` it is told in any case.
+    /// One call to a disk may take as long, too.
     #[schemars(range(max = 604_800_000))]
     pub step_timeout_ms: u64,
     /// The signal by which a scheduler warns before it ends the job: `usr1`, `usr2` or `none`. The
@@ -242,6 +243,20 @@ pub struct RanksConfig {
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
+}
+
+/// The least that one call to a disk may take where no limit is configured.
+const CALL_LEAST_MS: u64 = 600_000;
+
+impl RanksConfig {
+    /// How long one call to a disk may last before the job is declared broken: disks of a network
+    /// have been seen to stand still for minutes and to go on.
+    pub fn call_limit_ms(&self) -> u64 {
+        match self.step_timeout_ms {
+            0 => self.timeout_ms.saturating_mul(10).max(CALL_LEAST_MS),
+            limit_ms => limit_ms,
+        }
+    }
 }
 
 impl Default for RanksConfig {

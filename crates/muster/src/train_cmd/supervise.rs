@@ -361,7 +361,8 @@ impl Finish<'_> {
 fn patience(config: &Config) -> Limits {
     let ms = Duration::from_millis;
     let (timeout, step) = (config.ranks.timeout_ms, config.ranks.step_timeout_ms);
-    Limits { timeout: ms(timeout), step_timeout: (step > 0).then_some(ms(step)) }
+    let (step_timeout, call) = ((step > 0).then_some(ms(step)), ms(config.ranks.call_limit_ms()));
+    Limits { timeout: ms(timeout), step_timeout, call }
 }
 
 fn place(args: &TrainArgs, config: &Config) -> Result<Place, CliError> {
