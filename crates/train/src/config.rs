@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 
 use data::DataConfig;
-use device::{DType, DeviceError, DeviceKind};
+use device::DType;
+
+pub use crate::optimizer_device::OptimizerDevice;
 use model::ModelConfig;
 use optim::OptimizerConfig;
 use schemars::JsonSchema;
@@ -318,48 +320,6 @@ pub enum WarnSignal {
 pub enum Backend {
     Shm,
     Tcp,
-}
-
-/// A device for the optimizer alone, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
-pub struct OptimizerDevice(Option<DeviceKind>);
-
-impl OptimizerDevice {
-    /// The device; none where the optimizer is beside the weights.
-    pub fn kind(self) -> Option<DeviceKind> {
-        self.0
-    }
-
-    fn is_beside(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-impl TryFrom<String> for OptimizerDevice {
-    type Error = String;
-
-    fn try_from(word: String) -> Result<OptimizerDevice, String> {
-        match word.parse() {
-            Ok(DeviceKind::Cpu) => Ok(OptimizerDevice(None)),
-            Ok(kind @ (DeviceKind::Sim(_) | DeviceKind::Cuda(_) | DeviceKind::Hip(_))) => {
-                Ok(OptimizerDevice(Some(kind)))
-            }
-            Ok(kind) => Err(format!("`{kind}` is no device for the optimizer alone; {CHOICE}")),
-            Err(DeviceError::UnknownDevice { got }) => Err(format!("`{got}` is unknown; {CHOICE}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-/// Of devices for the optimizer.
-const CHOICE: &str = "use `cpu`, `cuda:0`, `hip:0` or `sim:sm_90a`";
-
-impl From<OptimizerDevice> for String {
-    fn from(device: OptimizerDevice) -> String {
-        device.0.unwrap_or(DeviceKind::Cpu).to_string()
-    }
 }
 
 /// The device of every rank.
