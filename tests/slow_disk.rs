@@ -44,7 +44,7 @@ fn a_call_longer_than_the_timeout_is_waited_for_and_told() {
             };
             assert!(told.iter().any(says), "{calls}: {told:?}");
         }
-        assert_eq!(run.verify(&run.name), 2);
+        assert_eq!(run.verify(&run.name), 3);
     }
 }
 

@@ -114,7 +114,11 @@ fn lock() -> MutexGuard<'static, Vec<Lasting>> {
 fn look_at_calls() -> bool {
     let limit = Duration::from_millis(CALL_LIMIT.load(Ordering::Relaxed));
     let now = Instant::now();
-    lock().iter_mut().fold(false, |any, lasting| lasting.look(now) <= limit || any)
+    let mut any = false;
+    for lasting in lock().iter_mut() {
+        any |= lasting.look(now) <= limit;
+    }
+    any
 }
 
 impl Lasting {

@@ -9,16 +9,21 @@ const CONFIG: &str = "\
 name: offers
 model: {preset: tiny-moe, layers: 3, d_model: 64, heads: 4, head_dim: 16, kv_heads: 2, moe: \
                       {experts: 4, d_ff: 32}}
-data: {tokenizer: byte, files: text.txt}
 ";
 
+/// Any file that is there.
+const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+
 fn config(ranks: usize, leaves: usize, mesh: &str) -> String {
-    format!("{CONFIG}batch: {{leaves: {leaves}}}\nranks: {{count: {ranks}, mesh: {mesh}}}\n")
+    format!(
+        "{CONFIG}data: {{tokenizer: byte, files: {TEXT:?}}}\nbatch: {{leaves: {leaves}}}\n\
+         ranks: {{count: {ranks}, mesh: {mesh}}}\n"
+    )
 }
 
-/// Ranks, and meshes of so many, that a message offers: `with 4 ranks use pp 1, dp 4, …; or pp 2, …`.
+/// Ranks, and meshes of so many, that a message offers:
+/// `…; with 4 ranks use pp 1, dp 4, …; or pp 2, …`.
 fn offers(text: &str, ranks: usize) -> Vec<(usize, String)> {
-    let (_, text) = text.split_once("help: ").unwrap_or(("", text));
     let other = text.split_once("; with ").and_then(|(_, rest)| rest.split(' ').next());
     let ranks = other.and_then(|digits| digits.parse().ok()).unwrap_or(ranks);
     let mut found = Vec::new();
