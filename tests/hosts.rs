@@ -301,6 +301,20 @@ fn every_host_names_the_rank_that_was_killed() {
 }
 
 #[test]
+fn a_supervisor_that_is_killed_is_named_at_the_other_host() {
+    let run = Workdir::new("fail-supervisor");
+    let [mut first, second] = two_hosts(&run, free_port(), [&LONG, &LONG]);
+    steps(&run, &mut first, 3);
+    send(first.pid(), libc::SIGKILL);
+    let (_, second) = (first.wait(), second.wait());
+    assert_eq!(second.code(), Some(3), "{second}");
+    // Its rank dies with it, and which of the two ends is met first is chance.
+    let line = second.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    let named = ["rank 0 failed: ", "node 0's supervising process (at 127.0.0.1:"];
+    assert!(named.iter().any(|name| line.contains(name)), "{second}");
+}
+
+#[test]
 fn sigterm_at_one_host_is_the_exit_code_of_all() {
     for to_worker in [false, true] {
         let run = Workdir::new(&format!("fail-term-{to_worker}"));

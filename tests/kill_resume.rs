@@ -15,6 +15,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::random::Random;
 use common::{Done, Job, Process, Workdir, processes, send, shared_memory_of};
 
 /// Kills that must have happened.
@@ -37,23 +38,6 @@ enum Fate {
     Hangs,
     /// Everything stops for a while.
     StandsStill,
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): seeded moments that are the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
 }
 
 fn steps_of(run: &Workdir) -> usize {

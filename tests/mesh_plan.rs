@@ -102,6 +102,17 @@ fn another_mesh_than_one_of_data_is_not_run() {
     ");
 }
 
+/// Where a mesh is to be run, only those that can be are offered; and none with more ranks than
+/// leaves.
+#[test]
+fn offers_can_be_taken() {
+    let cases = [("{tp: 3}", 4), ("{dp: 3}", 8), ("{dp: 8}", 8)];
+    let both = cases.iter().flat_map(|&(mesh, ranks)| {
+        [&["--dry-run"][..], &[]].map(|args| transcript(&with_mesh(ranks, mesh), args))
+    });
+    insta::assert_snapshot!(both.collect::<Vec<_>>().join("\n"));
+}
+
 /// A mesh of data alone is what a run without one is: the same plan, the same header but for the
 /// digest of the config, in which it stands.
 #[test]

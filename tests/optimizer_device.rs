@@ -95,12 +95,20 @@ fn mistakes_are_named() {
             assert!(said.contains(word), "{word}: {said}");
         }
     };
-    let choice = &["ranks.optimizer_device", "`cpu`, `cuda:0`, `hip:0` or `sim:sm_90a`"][..];
+    let choice = &["ranks.optimizer_device", "use `cpu` (there are `cpu`, `cuda:N`, "][..];
     refused("ranks.optimizer_device=gpu", &[], 2, choice);
     refused("ranks.optimizer_device=guarded", &[], 2, choice);
     refused("ranks.optimizer_device=sim:sm_12", &[], 2, &["sm_12", "gfx942"]);
+    let nothing = &["`sim:` names no architecture; use `sim:sm_90a` ("][..];
+    refused("ranks.optimizer_device=sim:", &[], 2, nothing);
     let absent = &["ranks.optimizer_device cuda:7", "`cpu` needs no device"][..];
     refused("ranks.optimizer_device=cuda:7", &[], 3, absent);
+    // What is planned without it is shown.
+    let done =
+        run.train(&[&sets("ranks.optimizer_device=cuda:7", &[])[..], &["--dry-run"]].concat());
+    assert_eq!(done.code(), Some(3), "{done}");
+    assert!(done.stdout.contains("copies for the optimizer's device"), "{done}");
+    assert!(done.stderr.contains("ranks.optimizer_device cuda:7"), "{done}");
     let rules = "optimizer.rules=[{match: {roles: [matrix]}, muon: {storage: f32}}, {match: {}, \
                  adamw: {}}]";
     let storage = &["ranks.optimizer_device sim:sm_90a", "`storage: bf16`"][..];
@@ -153,5 +161,26 @@ fn the_plan_tells_what_the_device_holds() {
     {
         assert!(done.stdout.contains(word), "{word}: {}", done.stdout);
     }
-    assert!(done.stdout.contains("copies for the optimizer's device"), "{}", done.stdout);
+    for word in ["copies for the optimizer's device", "memory of the simulated device"] {
+        assert!(done.stdout.contains(word), "{word}: {}", done.stdout);
+    }
+}
+
+#[test]
+fn memory_stays_within_its_plan() {
+    let run = Workdir::new("device-memory");
+    let within = |name: &str| {
+        let bytes = |key: &str| run.finished(name)[key].as_u64().unwrap();
+        let (peak, planned) = (bytes("peak_anonymous_bytes"), bytes("planned_bytes"));
+        assert!(peak <= planned, "{name}: {peak} bytes at the peak, {planned} planned");
+    };
+    // Rank 0 reads each checkpoint back while the next ones are written.
+    let saves = ["--ranks", "2", "--set", "train.steps=12", "--set", "checkpoint.every=1"];
+    run.digest("saves", &saves);
+    within("saves");
+    if lacks_kernels(&run, "ranks.optimizer_device=sim:sm_90a") {
+        return;
+    }
+    run.digest("simulated", &sets("ranks.optimizer_device=sim:sm_90a", &[]));
+    within("simulated");
 }

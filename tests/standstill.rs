@@ -88,14 +88,15 @@ fn a_rank_that_hangs_cannot_ignore_a_stop() {
     }
 }
 
-/// Stops the thread that computes and leaves the others of its process alone. Until this thread
-/// lets go of it, SIGKILL does not end the process either, as in a file system that hangs.
-fn hold_main_thread(pid: u32) -> bool {
+/// Stops a thread, such as the one that computes, and leaves the others of its process alone. Until
+/// this thread lets go of it, SIGKILL does not end the process either, as in a file system that
+/// hangs.
+fn hold(thread: u32) -> bool {
     let null = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: system calls without memory, on a process that the test has started.
     unsafe {
-        libc::ptrace(libc::PTRACE_SEIZE, pid as libc::pid_t, null, null) == 0
-            && libc::ptrace(libc::PTRACE_INTERRUPT, pid as libc::pid_t, null, null) == 0
+        libc::ptrace(libc::PTRACE_SEIZE, thread as libc::pid_t, null, null) == 0
+            && libc::ptrace(libc::PTRACE_INTERRUPT, thread as libc::pid_t, null, null) == 0
     }
 }
 
@@ -106,7 +107,7 @@ fn a_rank_that_is_alive_and_does_nothing_is_told_and_ended_where_so_configured()
         let set = format!("ranks.step_timeout_ms={limit}");
         let mut job = run.start(&[&LONG[..], &SHORT_TIMEOUT, &["--set", &set]].concat());
         steps(&run, &mut job, 3);
-        if !hold_main_thread(job.workers()[0].1) {
+        if !hold(job.workers()[0].1) {
             return common::skip("other processes cannot be traced here");
         }
         let told = || !run.events_of(&run.name, "warning").is_empty();
@@ -187,5 +188,39 @@ fn a_job_that_was_stopped_as_a_whole_goes_on() {
             }
         }
         ends_well(&run, job);
+    }
+}
+
+/// Stops a thread of a process, by its name.
+fn hold_thread(pid: u32, name: &str) -> Option<libc::pid_t> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let is_named = |path: &std::path::PathBuf| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim_end() == name)
+    };
+    let path = tasks.map(|task| task.path()).find(is_named)?;
+    let thread: u32 = path.file_name()?.to_str()?.parse().ok()?;
+    hold(thread).then_some(thread as libc::pid_t)
+}
+
+#[test]
+fn a_thread_that_hangs_does_not_keep_a_run_from_its_end() {
+    for (backend, name) in [("shm", "watchdog"), ("tcp", "watchdog"), ("shm", "control")] {
+        let run = Workdir::new(&format!("still-thread-{backend}-{name}"));
+        let mut job = run.start(&[&LONG[..], &["--ranks", "2", "--backend", backend]].concat());
+        steps(&run, &mut job, 3);
+        let Some(thread) = hold_thread(job.workers()[1].1, name) else {
+            return common::skip("other processes cannot be traced here");
+        };
+        job.signal(libc::SIGINT);
+        // Whoever traces a thread also collects it, or its process never goes.
+        let collected = || {
+            // SAFETY: a system call without memory, on a thread that the test traces.
+            unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+            false
+        };
+        job.wait_until(collected);
+        let done = job.wait();
+        assert_eq!(done.code(), Some(0), "{backend} {name}: {done}");
+        assert_eq!(run.finished(&run.name)["reason"], "interrupted", "{done}");
     }
 }

@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod desk;
+pub mod random;
 
 use std::ffi::OsStr;
 use std::fs::File;

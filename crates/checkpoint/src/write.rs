@@ -162,9 +162,10 @@ pub(crate) fn write_rank(
     }
     disk.create_dir(&rank_dir).map_err(create_error(disk, &rank_dir, needed_bytes))?;
 
+    let longest = plans.iter().map(|plan| plan.bytes).max().unwrap_or(0);
     let mut writer = Writer {
         disk,
-        staging: vec![0; RANGE_BYTES as usize],
+        staging: vec![0; longest.min(RANGE_BYTES) as usize],
         left_bytes: needed_bytes,
         digest_data: options.digest_data,
     };

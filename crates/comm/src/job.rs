@@ -171,7 +171,8 @@ impl Job {
     }
 
     /// The members among the awaited ones to name when [`Job::is_over`]: they stood still for half
-    /// of the timeout at least, since moments of ranks that stopped together differ a little.
+    /// of the timeout at least, since moments of ranks that stopped together differ a little. Each
+    /// is named once, also where it is awaited for several messages.
     pub(crate) fn standing(
         &self,
         members: &Members,
@@ -181,7 +182,10 @@ impl Job {
         let used = patience.get().used();
         let enough = Duration::from_millis(self.timeout_ms() / 2);
         let is_still = |&place: &usize| self.stood_still(members.ranks[place], used) >= enough;
-        awaited.filter(is_still).collect()
+        let mut standing: Vec<usize> = awaited.filter(is_still).collect();
+        standing.sort_unstable();
+        standing.dedup();
+        standing
     }
 
     /// Gives the job up if an operation among `members` failed, and names ranks of the job where
@@ -246,6 +250,7 @@ mod tests {
         assert!(!job.is_over(&all, &patience, 1..2));
         assert!(job.is_over(&all, &patience, 1..3));
         assert_eq!(job.standing(&all, &patience, 1..3), [2]);
+        assert_eq!(job.standing(&all, &patience, [2, 1, 2].into_iter()), [2]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod counters;
 mod digest;
 mod door;
 mod elsewhere;
+mod ending;
 mod error;
 mod group;
 mod job;

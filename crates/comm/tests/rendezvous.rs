@@ -221,10 +221,13 @@ fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
     assert_eq!(server.lost(), Some(expected));
 
     let server = self::server(3, PATIENCE_MS);
-    let ranks = controlled(&server);
+    let (ranks, addr) = (controlled(&server), server.addr());
     drop(server);
     eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
-    let expected = "the group was aborted: the supervising process is gone";
+    let expected = format!(
+        "the group was aborted: node 0's supervising process (at {addr}) is gone, and its ranks \
+         with it"
+    );
     assert_eq!(message(control(&ranks[0].0).barrier()), expected);
 }
 

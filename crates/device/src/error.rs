@@ -87,7 +87,7 @@ pub enum DeviceError {
     NoDevice { device: DeviceKind, count: u32, advice: &'static str },
     #[error("{device} is a {name}, for which there are no kernels ({found})")]
     NoKernels { device: DeviceKind, name: String, found: String },
-    #[error("{device}: {call} failed: {name} ({code}){}", failure.advice())]
+    #[error("{device}: {call} failed: {name} ({code}){}", advice(call, *failure))]
     Driver { device: DeviceKind, call: &'static str, code: i32, name: String, failure: Failure },
     #[error("{device}: this is no module: {message}")]
     Image { device: DeviceKind, message: String },
@@ -102,4 +102,34 @@ pub enum DeviceError {
     Misuse { device: DeviceKind, message: String },
     #[error("{device} has no clock: times there are not measurements")]
     NoClock { device: DeviceKind },
+}
+
+/// Calls for memory of the host, which tell of its lack as of a lack of their own.
+const PINNED: [&str; 2] = ["cuMemHostAlloc", "hipHostMalloc"];
+
+/// What to do, as the end of a message.
+fn advice(call: &str, failure: Failure) -> &'static str {
+    match failure {
+        Failure::OutOfMemory if PINNED.contains(&call) => {
+            "; the host has no more memory to pin for copies: use fewer ranks on this host, or \
+             raise its limit of locked memory (`ulimit -l`)"
+        }
+        _ => failure.advice(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_pinned_memory_is_one_of_the_host() {
+        let text = |call| {
+            let (name, failure) = ("CUDA_ERROR_OUT_OF_MEMORY".to_owned(), Failure::OutOfMemory);
+            DeviceError::Driver { device: DeviceKind::Cuda(0), call, code: 2, name, failure }
+                .to_string()
+        };
+        assert!(text("cuMemHostAlloc").contains("the host has no more memory to pin"));
+        assert!(text("cuMemAlloc_v2").contains("device memory is full"));
+    }
 }

@@ -1,9 +1,27 @@
-//! How much this process has done, in pieces of work: for whoever watches whether it gets on.
+//! What this process does, for whoever watches whether it gets on: pieces of work that are done,
+//! and calls to the outside that last.
+//!
+//! One call, such as an fsync, may take longer than ranks wait for each other. While it lasts the
+//! process is at work, for so long as [`set_call_limit`] says.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 static DONE: AtomicU64 = AtomicU64::new(0);
 static WAITED: AtomicU64 = AtomicU64::new(0);
+
+/// In milliseconds; see [`set_call_limit`].
+static CALL_LIMIT: AtomicU64 = AtomicU64::new(600_000);
+static CALLS_BEGUN: AtomicU64 = AtomicU64::new(0);
+/// How many of [`CALLS`] there are: without any nobody takes the lock.
+static LASTING: AtomicUsize = AtomicUsize::new(0);
+/// In the order in which they began.
+static CALLS: Mutex<Vec<Lasting>> = Mutex::new(Vec::new());
+
+/// The most that the time between two looks counts for, since the process may have been stopped.
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// A piece of work is done: a kernel, an operation of a file.
 pub fn mark() {
@@ -21,7 +39,125 @@ pub fn done() -> u64 {
     worked() + WAITED.load(Ordering::Relaxed)
 }
 
-/// Pieces of work alone: what is waited for by others who wait themselves is not among them.
+/// Pieces of work alone: what is waited for by others who wait themselves is not among them. To
+/// look while a call lasts makes one.
 pub fn worked() -> u64 {
+    if LASTING.load(Ordering::Relaxed) > 0 && look_at_calls() {
+        mark();
+    }
     DONE.load(Ordering::Relaxed)
+}
+
+/// How long a call counts as work. One that never returns ends like any standstill.
+pub fn set_call_limit(limit: Duration) {
+    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    CALL_LIMIT.store(limit_ms, Ordering::Relaxed);
+}
+
+/// A call that has not returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Of this process's calls; no other has it.
+    pub number: u64,
+    /// `fsync`.
+    pub action: &'static str,
+    /// What it is about, where that is one file.
+    pub path: Option<PathBuf>,
+}
+
+struct Lasting {
+    call: Call,
+    seen: Instant,
+    /// Time awake since it began.
+    awake: Duration,
+}
+
+/// The call that has lasted longest.
+pub fn oldest_call() -> Option<Call> {
+    lock().first().map(|lasting| lasting.call.clone())
+}
+
+/// Makes a call, which counts as work while it lasts.
+pub fn calling<T>(action: &'static str, path: Option<&Path>, call: impl FnOnce() -> T) -> T {
+    let _lasts = Lasts::begin(action, path);
+    call()
+}
+
+/// Ends the call in any case.
+struct Lasts {
+    number: u64,
+}
+
+impl Lasts {
+    fn begin(action: &'static str, path: Option<&Path>) -> Lasts {
+        let number = CALLS_BEGUN.fetch_add(1, Ordering::Relaxed);
+        let call = Call { number, action, path: path.map(Path::to_path_buf) };
+        lock().push(Lasting { call, seen: Instant::now(), awake: Duration::ZERO });
+        LASTING.fetch_add(1, Ordering::Relaxed);
+        Lasts { number }
+    }
+}
+
+impl Drop for Lasts {
+    fn drop(&mut self) {
+        lock().retain(|lasting| lasting.call.number != self.number);
+        LASTING.fetch_sub(1, Ordering::Relaxed);
+        mark();
+    }
+}
+
+fn lock() -> MutexGuard<'static, Vec<Lasting>> {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether any call has not lasted beyond the limit.
+fn look_at_calls() -> bool {
+    let limit = Duration::from_millis(CALL_LIMIT.load(Ordering::Relaxed));
+    let now = Instant::now();
+    let mut any = false;
+    for lasting in lock().iter_mut() {
+        any |= lasting.look(now) <= limit;
+    }
+    any
+}
+
+impl Lasting {
+    /// Time awake until `now`.
+    fn look(&mut self, now: Instant) -> Duration {
+        self.awake += now.saturating_duration_since(self.seen).min(LONGEST_LOOK);
+        self.seen = now;
+        self.awake
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_work_while_it_lasts() {
+        calling("fsync", Some(Path::new("/checkpoints/COMMIT")), || {
+            let calls = lock().iter().map(|lasting| lasting.call.clone()).collect::<Vec<_>>();
+            let found = calls.iter().any(|call| {
+                call.action == "fsync"
+                    && call.path.as_deref() == Some("/checkpoints/COMMIT".as_ref())
+            });
+            assert!(found, "{calls:?}");
+            let before = worked();
+            assert!(worked() > before);
+        });
+        assert!(lock().iter().all(|lasting| lasting.call.action != "fsync"));
+    }
+
+    #[test]
+    fn a_call_is_over_its_limit_by_time_awake_alone() {
+        let start = Instant::now();
+        let call = Call { number: 0, action: "write", path: None };
+        let mut lasting = Lasting { call, seen: start, awake: Duration::ZERO };
+        let mut at = |ms| lasting.look(start + Duration::from_millis(ms)).as_millis();
+        assert_eq!(at(100), 100);
+        // Stopped for an hour.
+        assert_eq!(at(3_600_100), 600);
+        assert_eq!(at(3_600_200), 700);
+    }
 }

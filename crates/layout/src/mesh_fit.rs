@@ -39,6 +39,8 @@ pub struct Demands {
     /// Matrices that no rule cuts.
     unruled: Option<(String, &'static str)>,
     leaves: Option<usize>,
+    /// Only meshes that are parallel over data alone are offered.
+    data_alone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,21 +123,27 @@ impl fmt::Display for MeshProblem {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearestMeshes {
     pub world: usize,
-    /// Meshes of `world` ranks that fit, nearest first.
+    /// Meshes of `ranks` ranks that fit, nearest first.
     pub meshes: Vec<Mesh>,
-    /// Where there are none: the next lower number of ranks that has some.
+    /// `world`, or where nothing fits it the next lower number of ranks that something does.
     pub ranks: usize,
+    /// Others than those parallel over data alone were not looked at.
+    pub data_alone: bool,
 }
 
 impl fmt::Display for NearestMeshes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let NearestMeshes { world, meshes, ranks } = self;
-        if meshes.is_empty() {
-            return write!(f, "no mesh of {world} ranks fits; use {ranks} ranks");
-        }
+        let NearestMeshes { world, meshes, ranks, data_alone } = self;
         let offer = |m: &Mesh| format!("pp {}, dp {}, ep {}, tp {}", m.pp, m.dp, m.ep, m.tp);
         let offers: Vec<String> = meshes.iter().map(offer).collect();
-        write!(f, "use {}", offers.join("; or "))
+        let offers = offers.join("; or ");
+        match ranks == world {
+            true => write!(f, "use {offers}"),
+            false => {
+                let what = if *data_alone { "can be trained" } else { "fits" };
+                write!(f, "no mesh of {world} ranks {what}; with {ranks} ranks use {offers}")
+            }
+        }
     }
 }
 
@@ -190,6 +198,11 @@ impl Demands {
     /// The leaves of the batch, which the ranks along dp and ep divide.
     pub fn with_leaves(self, leaves: usize) -> Demands {
         Demands { leaves: Some(leaves), ..self }
+    }
+
+    /// For whoever runs nothing but parallelism over data: other meshes are not offered.
+    pub fn of_data_alone(self) -> Demands {
+        Demands { data_alone: true, ..self }
     }
 
     fn count(&mut self, split: Split, count: usize, tensor: &str) {
@@ -261,20 +274,23 @@ impl Demands {
                 }
             }
         }
-        meshes.retain(|&mesh| self.problem(mesh).is_none());
+        let is_offered = |mesh: Mesh| !self.data_alone || mesh.is_data_parallel();
+        meshes.retain(|&mesh| is_offered(mesh) && self.problem(mesh).is_none());
         meshes
     }
 
-    /// The meshes of `world` ranks that fit, nearest to `spec` first.
+    /// The meshes of `world` ranks that fit, or of the next lower number that has some; nearest to
+    /// `spec` first.
     pub fn nearest(&self, spec: MeshSpec, world: usize) -> NearestMeshes {
-        let mut meshes = self.fitting(world);
+        let mut ranks = world;
+        let mut meshes = self.fitting(ranks);
+        while ranks > 1 && meshes.is_empty() {
+            ranks -= 1;
+            meshes = self.fitting(ranks);
+        }
         meshes.sort_by_key(|&mesh| (spec.distance(mesh), mesh.pp, mesh.ep, mesh.tp));
         meshes.truncate(OFFERS);
-        let mut ranks = world;
-        while ranks > 1 && self.fitting(ranks).is_empty() {
-            ranks -= 1;
-        }
-        NearestMeshes { world, meshes, ranks }
+        NearestMeshes { world, meshes, ranks, data_alone: self.data_alone }
     }
 }
 
@@ -376,7 +392,15 @@ mod tests {
         let text = refusal(1, None, 1, 1, 8);
         assert!(text.starts_with("dp · ep = 8 ranks compute other samples and cannot share the 4"));
         let text = refusal(1, Some(usize::MAX), usize::MAX, usize::MAX, 7);
-        assert!(text.ends_with("but there are 7 ranks; no mesh of 7 ranks fits; use 6 ranks"));
+        let offer = "but there are 7 ranks; no mesh of 7 ranks fits; with 6 ranks use pp ";
+        assert!(text.contains(offer), "{text}");
+        let spec = MeshSpec { tp: 2, dp: Some(3), ..MeshSpec::default() };
+        let error = spec.fill(8, &demands().of_data_alone()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "pp 1 · dp 3 · ep 1 · tp 2 = 6, but there are 8 ranks; \
+             no mesh of 8 ranks can be trained; with 4 ranks use pp 1, dp 4, ep 1, tp 1"
+        );
     }
 
     #[test]
@@ -423,9 +447,9 @@ mod tests {
         #[test]
         fn offers_are_taken(
             pp in 1_usize..7, dp in prop::option::of(1_usize..7), ep in 1_usize..9,
-            tp in 1_usize..9, world in 1_usize..100,
+            tp in 1_usize..9, world in 1_usize..100, data_alone: bool,
         ) {
-            let demands = demands();
+            let demands = Demands { data_alone, ..demands() };
             match (MeshSpec { pp, dp, ep, tp }).fill(world, &demands) {
                 Ok(mesh) => {
                     prop_assert_eq!(mesh.product(), Some(world));
@@ -433,13 +457,12 @@ mod tests {
                     prop_assert!(dp.is_none_or(|dp| dp == mesh.dp));
                 }
                 Err(LayoutError::Mesh { near, .. }) => {
-                    for Mesh { pp, dp, ep, tp } in &near.meshes {
-                        let spec = MeshSpec { pp: *pp, dp: Some(*dp), ep: *ep, tp: *tp };
-                        prop_assert!(spec.fill(world, &demands).is_ok());
+                    prop_assert!(!near.meshes.is_empty() && near.ranks <= world);
+                    for Mesh { pp, dp, ep, tp } in near.meshes {
+                        let spec = MeshSpec { pp, dp: Some(dp), ep, tp };
+                        prop_assert!(spec.fill(near.ranks, &demands).is_ok());
+                        prop_assert!(!data_alone || (pp, ep, tp) == (1, 1, 1));
                     }
-                    let other = demands.nearest(MeshSpec::default(), near.ranks);
-                    prop_assert!(!other.meshes.is_empty());
-                    prop_assert_eq!(near.meshes.is_empty(), near.ranks != world);
                 }
                 Err(other) => prop_assert!(false, "{other}"),
             }

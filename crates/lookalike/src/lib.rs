@@ -1,4 +1,5 @@
-//! Test doubles of the CUDA driver and of the HIP runtime, in one shared object.
+//! Test doubles of the CUDA driver, of the HIP runtime, and of NCCL and RCCL ([`nccl`]), in one
+//! shared object.
 //!
 //! ```text
 //! device ──dlopen──▶ libcuda.so.1, libamdhip64.so.6 (links to this) ──▶ simulated modules
@@ -23,6 +24,7 @@
 #[allow(non_snake_case)]
 pub mod entry;
 mod launch;
+pub mod nccl;
 mod order;
 mod work;
 mod world;

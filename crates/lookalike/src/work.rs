@@ -7,8 +7,9 @@ use std::time::Instant;
 use device::Grid;
 use device::simulated::{SimFailure, SimModule, SimOrder, SimRange};
 
+use crate::nccl::Batch;
 use crate::order::{Clock, without};
-use crate::world::{Call, Capture, EventState, Told, call_host, code};
+use crate::world::{Call, Capture, EventState, Told, call_host, code, run_apart};
 
 /// One operation as it was asked for.
 #[derive(Clone)]
@@ -55,6 +56,11 @@ pub(crate) enum Work {
         function: unsafe extern "C" fn(*mut c_void),
         data: u64,
     },
+    /// Operations of several ranks, and which of its communicator's they are.
+    Operations {
+        batch: Arc<Batch>,
+        number: u64,
+    },
 }
 
 /// An operation in the queue.
@@ -89,7 +95,7 @@ impl Call {
         self.push(stream, work)
     }
 
-    fn push(&mut self, stream: u64, work: Work) -> Told {
+    fn push(&mut self, stream: u64, mut work: Work) -> Told {
         let count = self.order.enqueue(stream);
         let touches: &[(u64, u64, bool)] = match &work {
             Work::Write { to, from } => &[(*to, from.len() as u64, true)],
@@ -98,6 +104,7 @@ impl Call {
             }
             Work::ToPinned { from, bytes, .. } => &[(*from, *bytes, false)],
             Work::Copy { to, from, bytes } => &[(*from, *bytes, false), (*to, *bytes, true)],
+            Work::Operations { batch, .. } => batch.touches(),
             Work::Launch { .. } | Work::Record { .. } | Work::Host { .. } => &[],
         };
         let name = self.name;
@@ -111,6 +118,9 @@ impl Call {
                 );
                 return Err(self.wrong(code::INVALID_VALUE, what));
             }
+        }
+        if let Work::Operations { batch, number } = &mut work {
+            *number = batch.comm.take_number();
         }
         let clock = self.order.clock(stream);
         self.queue.push_back(Op { stream, count, clock, work, name });
@@ -341,6 +351,11 @@ impl Call {
         self.run(op).map(|()| true)
     }
 
+    /// Lets one operation run; what it fails with is told to whoever waits for it.
+    pub(crate) fn get_on_a_step(&mut self) {
+        let _ = self.run_oldest();
+    }
+
     fn run(&mut self, op: Op) -> Told {
         let range = |call: &Call, start, bytes| {
             let inside = call.inside(start, bytes);
@@ -380,6 +395,15 @@ impl Call {
             Work::Host { function, data } => {
                 self.running.push((op.stream, op.count));
                 call_host(*function, *data, (op.stream, op.count));
+            }
+            Work::Operations { batch, number } => {
+                for &(start, bytes, _) in batch.touches() {
+                    range(self, start, bytes)?;
+                }
+                self.running.push((op.stream, op.count));
+                let (batch, number) = (Arc::clone(batch), *number);
+                // SAFETY: live allocations hold the ranges, and a free waits for what is running.
+                run_apart((op.stream, op.count), move || unsafe { batch.run(number) });
             }
             Work::Record { event, generation } => {
                 if let Some(state) = self.events.get_mut(event) {

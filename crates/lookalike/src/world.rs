@@ -173,6 +173,24 @@ pub(crate) fn enter(
     }
 }
 
+impl Call {
+    /// A call of a library above the drivers, which sees their devices as the HIP runtime does:
+    /// device 0 where none is current.
+    pub(crate) fn of_library(name: &'static str, needs: Needs) -> Result<Call, i32> {
+        let world = Some(WORLD.lock().unwrap_or_else(PoisonError::into_inner));
+        let call = Call { world, api: Api::Hip, name };
+        call.admit(needs).map(|()| call)
+    }
+
+    /// Does something while a device is current in this thread.
+    pub(crate) fn on_device<T>(&mut self, device: i32, work: impl FnOnce(&mut Call) -> T) -> T {
+        let before = CURRENT.replace(Some(device));
+        let done = work(self);
+        CURRENT.set(before);
+        done
+    }
+}
+
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
@@ -270,7 +288,15 @@ impl Call {
     }
 
     pub(crate) fn alloc(&mut self, bytes: usize, pinned: bool) -> Result<u64, i32> {
-        const ALIGN: usize = 512;
+        self.alloc_aligned(bytes, pinned, 512)
+    }
+
+    pub(crate) fn alloc_aligned(
+        &mut self,
+        bytes: usize,
+        pinned: bool,
+        align: usize,
+    ) -> Result<u64, i32> {
         let used: u64 = self.memory.values().map(|block| block.bytes).sum();
         if bytes == 0 {
             return Err(self.wrong(code::INVALID_VALUE, "an allocation of no bytes"));
@@ -280,7 +306,7 @@ impl Call {
         }
         // Room behind it, so that no two allocations touch.
         let layout =
-            Layout::from_size_align(bytes + ALIGN, ALIGN).map_err(|_| code::OUT_OF_MEMORY)?;
+            Layout::from_size_align(bytes + align, align).map_err(|_| code::OUT_OF_MEMORY)?;
         // SAFETY: the size is not zero.
         let start = unsafe { alloc(layout) };
         if start.is_null() {
@@ -367,10 +393,15 @@ impl Call {
 
 /// Runs a function on the host, on a thread of its own; `id` is its stream and its number there.
 pub(crate) fn call_host(function: unsafe extern "C" fn(*mut c_void), data: u64, id: (u64, u64)) {
+    // SAFETY: the caller of the entry point vouches for both.
+    run_apart(id, move || unsafe { function(data as *mut c_void) });
+}
+
+/// Does a stream's work on a thread of its own.
+pub(crate) fn run_apart(id: (u64, u64), work: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         IN_HOST_CALL.set(true);
-        // SAFETY: the caller of the entry point vouches for both.
-        unsafe { function(data as *mut c_void) };
+        work();
         let mut world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
         world.running.retain(|running| *running != id);
         OVER.notify_all();
@@ -390,7 +421,9 @@ extern "C" fn report_leaks() {
         (world.executables.len(), "executable graphs"),
         (contexts, "contexts"),
     ];
-    for (count, what) in held.into_iter().filter(|(count, _)| *count > 0) {
+    drop(world);
+    let all = held.into_iter().chain(crate::nccl::held());
+    for (count, what) in all.filter(|(count, _)| *count > 0) {
         eprintln!("lookalike: at exit: {count} {what} not released");
     }
 }

@@ -10,6 +10,7 @@ use device::{Device, DeviceKind};
 use kernels::gpu::limit::Ceiling;
 use kernels::newton_schulz::{Method, Storage};
 
+use crate::bench_compare_cmd;
 use crate::cli::{BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs};
 use crate::error::{CliError, Exit};
 use crate::method;
@@ -22,6 +23,7 @@ pub fn run(command: BenchCommand) -> Result<Exit, CliError> {
         BenchCommand::Collectives(args) => crate::collectives_cmd::run(args),
         BenchCommand::Gemm(args) => gemm(args),
         BenchCommand::Memory(args) => memory(args),
+        BenchCommand::Compare(args) => bench_compare_cmd::run(args),
     }
 }
 

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::Override;
 
 pub use bench::{
-    BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
+    BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
 pub use collectives::CollectivesArgs;
 
@@ -24,8 +24,8 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 2 your mistake, 3 a rank, the network or a device failed, 70 a bug in Muster,
-75 told to stop and saved (run again to go on).";
+Exit codes: 0 done, 1 `bench compare` found a regression, 2 your mistake, 3 a rank, the network or a
+device failed, 70 a bug in Muster, 75 told to stop and saved (run again to go on).";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -43,7 +43,7 @@ pub enum Command {
     /// Look at checkpoints
     #[command(subcommand)]
     Ckpt(CkptCommand),
-    /// Measure kernels and memory
+    /// Measure kernels and memory, and compare reports of collectives
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Orthogonalize the matrices of a safetensors file

@@ -192,7 +192,7 @@ fn supervise(
     place.says_it_joins(&job.rendezvous, world, "shows the results");
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path)?;
     let timeout = Duration::from_millis(args.timeout_ms);
-    let limits = Limits { timeout, step_timeout: Some(timeout) };
+    let limits = Limits { timeout, step_timeout: Some(timeout), call: timeout };
     let waits = place.waits(&job.rendezvous, args.timeout_ms);
     let (mut report, rows) = (begin(args, &job, &place), job.plan.rows()?);
     let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use model::Feed;
 use train::config::Config;
+use train::mesh_plan::Purpose;
 
 use crate::cli::ConfigCommand;
 use crate::config::{Loaded, Override, Schema, commented, load};
@@ -32,7 +33,7 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
 }
 
 fn check(file: &Path, overrides: &[Override]) -> Result<Exit, CliError> {
-    let loaded = load(file, overrides)?;
+    let loaded = load(file, overrides, Purpose::Plan)?;
     say(&format!("{}: ok\n{}", file.display(), essentials(&loaded)))?;
     Ok(Exit::Ok)
 }

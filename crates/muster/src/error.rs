@@ -14,6 +14,8 @@ use comm::Fault;
 pub enum Exit {
     /// As asked.
     Ok,
+    /// As asked, and the answer is that something became worse.
+    Regression,
     /// The user's mistake: a config, a path, a value, a damaged file.
     Mistake,
     /// A rank, the network or a device failed; trying again may help.
@@ -29,6 +31,7 @@ impl Exit {
     pub fn code(self) -> u8 {
         match self {
             Exit::Ok => 0,
+            Exit::Regression => 1,
             Exit::Mistake => 2,
             Exit::Peer => 3,
             Exit::Bug => 70,
@@ -150,10 +153,15 @@ impl From<optim::OptimError> for CliError {
     }
 }
 
-/// Shapes that a kernel refuses were decided here, not by the user.
+/// Shapes that a kernel refuses were decided here, not by the user. A device or its driver may fail
+/// at anything, also at a module that others load; which images there are is up to the build.
 impl From<kernels::KernelError> for CliError {
     fn from(error: kernels::KernelError) -> CliError {
-        CliError::bug(error)
+        match error {
+            kernels::KernelError::Device(error) => error.into(),
+            kernels::KernelError::Image(error) => CliError::mistaken(error),
+            other => CliError::bug(other),
+        }
     }
 }
 
@@ -312,6 +320,11 @@ mod tests {
         assert_eq!(exit(layout::LayoutError::TooManyRanks { world: 3, leaves: 2 }.into()), 2);
         let lost = comm::CommError::Revoked { why: "rank 1 died".into() };
         assert_eq!(exit(lost.into()), 3);
+        let refused = device::DeviceError::Image {
+            device: device::DeviceKind::Cuda(0),
+            message: "no code for this device".into(),
+        };
+        assert_eq!(exit(kernels::KernelError::Device(refused).into()), 3);
         let program = comm::CommError::ForeignWindow;
         assert_eq!(exit(program.into()), 70);
     }

@@ -5,6 +5,7 @@
 //! is.
 
 mod bench_cmd;
+mod bench_compare_cmd;
 mod ckpt_cmd;
 mod cli;
 mod collectives_cmd;

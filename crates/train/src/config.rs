@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 
 use data::DataConfig;
-use device::{DType, DeviceError, DeviceKind};
+use device::DType;
+
+pub use crate::optimizer_device::OptimizerDevice;
 use model::ModelConfig;
 use optim::OptimizerConfig;
 use schemars::JsonSchema;
@@ -225,11 +227,12 @@ pub struct RanksConfig {
     pub optimizer_device: OptimizerDevice,
     /// How long a rank may get nothing done while others wait for it, and say nothing to its
     /// supervisor, before the job is declared broken. Time in which the job is stopped does not
-    /// count.
+    /// count. One call to a disk may take ten times as long, and ten minutes at least.
     #[schemars(range(min = 1, max = 604_800_000))]
     pub timeout_ms: u64,
     /// How long a rank may live without any progress, such as a kernel or a write to a file,
     /// before the job is declared broken; 0 for ever. After `timeout_ms` it is told in any case.
+    /// One call to a disk may take as long, too.
     #[schemars(range(max = 604_800_000))]
     pub step_timeout_ms: u64,
     /// The signal by which a scheduler warns before it ends the job: `usr1`, `usr2` or `none`. The
@@ -242,6 +245,20 @@ pub struct RanksConfig {
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
+}
+
+/// The least that one call to a disk may take where no limit is configured.
+const CALL_LEAST_MS: u64 = 600_000;
+
+impl RanksConfig {
+    /// How long one call to a disk may last before the job is declared broken: disks of a network
+    /// have been seen to stand still for minutes and to go on.
+    pub fn call_limit_ms(&self) -> u64 {
+        match self.step_timeout_ms {
+            0 => self.timeout_ms.saturating_mul(10).max(CALL_LEAST_MS),
+            limit_ms => limit_ms,
+        }
+    }
 }
 
 impl Default for RanksConfig {
@@ -303,48 +320,6 @@ pub enum WarnSignal {
 pub enum Backend {
     Shm,
     Tcp,
-}
-
-/// A device for the optimizer alone, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
-pub struct OptimizerDevice(Option<DeviceKind>);
-
-impl OptimizerDevice {
-    /// The device; none where the optimizer is beside the weights.
-    pub fn kind(self) -> Option<DeviceKind> {
-        self.0
-    }
-
-    fn is_beside(&self) -> bool {
-        self.0.is_none()
-    }
-}
-
-impl TryFrom<String> for OptimizerDevice {
-    type Error = String;
-
-    fn try_from(word: String) -> Result<OptimizerDevice, String> {
-        match word.parse() {
-            Ok(DeviceKind::Cpu) => Ok(OptimizerDevice(None)),
-            Ok(kind @ (DeviceKind::Sim(_) | DeviceKind::Cuda(_) | DeviceKind::Hip(_))) => {
-                Ok(OptimizerDevice(Some(kind)))
-            }
-            Ok(kind) => Err(format!("`{kind}` is no device for the optimizer alone; {CHOICE}")),
-            Err(DeviceError::UnknownDevice { got }) => Err(format!("`{got}` is unknown; {CHOICE}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-/// Of devices for the optimizer.
-const CHOICE: &str = "use `cpu`, `cuda:0`, `hip:0` or `sim:sm_90a`";
-
-impl From<OptimizerDevice> for String {
-    fn from(device: OptimizerDevice) -> String {
-        device.0.unwrap_or(DeviceKind::Cpu).to_string()
-    }
 }
 
 /// The device of every rank.

@@ -78,7 +78,8 @@ impl<E: Engine> Trainer<E> {
                 targets: &mut self.host.targets[part.clone()],
                 doc_start: &mut self.host.doc_start[part],
             };
-            let info = self.dataset.read(Split::Validation, index, &mut out)?;
+            let read = || self.dataset.read(Split::Validation, index, &mut out);
+            let info = device::work::calling("read of a sample", None, read)?;
             tokens += u64::from(info.target_tokens);
             bytes = bytes.zip(info.target_bytes).map(|(a, b)| a + b);
         }

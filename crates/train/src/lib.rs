@@ -25,6 +25,7 @@ pub mod memory;
 pub mod mesh_plan;
 pub mod numeric_plan;
 mod optimizer;
+mod optimizer_device;
 mod overlap;
 mod plan;
 pub mod pulse;

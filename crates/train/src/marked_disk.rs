@@ -1,83 +1,147 @@
-//! A disk that marks each operation as a piece of work, so that a slow save is told from a stuck
-//! one.
+//! A disk whose calls are work while they last, so that one that is slow is told from a rank that
+//! is stuck.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use checkpoint::disk::{DirEntry, Disk, Free, OsDisk, ReadFile, Stat, WriteFile};
 
-/// The operating system's file system, with marks.
+/// The operating system's file system, whose calls are those of [`device::work`].
+///
+/// A test makes it slow by the environment variable `MUSTER_SLOW_DISK`: an action, a part of a path
+/// and milliseconds, with commas between them. Such calls take that much longer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MarkedDisk;
 
-/// The result of an operation that has just ended.
-fn marked<T>(result: T) -> T {
-    device::work::mark();
-    result
+/// Makes a call.
+fn marked<T>(action: &'static str, path: &Path, call: impl FnOnce() -> T) -> T {
+    device::work::calling(action, Some(path), || {
+        if let Some(slow) = SLOW.get_or_init(Slow::of_environment) {
+            slow.wait(action, path);
+        }
+        call()
+    })
 }
 
-struct Written(Box<dyn WriteFile>);
+static SLOW: OnceLock<Option<Slow>> = OnceLock::new();
 
-struct Read(Box<dyn ReadFile>);
+/// Which calls take longer.
+#[derive(Debug, PartialEq, Eq)]
+struct Slow {
+    action: String,
+    part: String,
+    by: Duration,
+}
+
+impl Slow {
+    fn of_environment() -> Option<Slow> {
+        Slow::parse(&std::env::var("MUSTER_SLOW_DISK").ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Slow> {
+        let mut words = text.split(',');
+        let (action, part) = (words.next()?.to_owned(), words.next()?.to_owned());
+        Some(Slow { action, part, by: Duration::from_millis(words.next()?.parse().ok()?) })
+    }
+
+    fn wait(&self, action: &str, path: &Path) {
+        if self.action == action && path.to_string_lossy().contains(&self.part) {
+            std::thread::sleep(self.by);
+        }
+    }
+}
+
+struct Written {
+    file: Box<dyn WriteFile>,
+    path: PathBuf,
+}
+
+struct Read {
+    file: Box<dyn ReadFile>,
+    path: PathBuf,
+}
 
 impl WriteFile for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        marked(self.0.write(bytes))
+        marked("write", &self.path, || self.file.write(bytes))
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        marked(self.0.sync())
+        marked("fsync", &self.path, || self.file.sync())
     }
 }
 
 impl ReadFile for Read {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-        marked(self.0.read_at(out, offset))
+        marked("read", &self.path, || self.file.read_at(out, offset))
     }
 }
 
 impl Disk for MarkedDisk {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        Ok(Box::new(Written(marked(OsDisk.create_new(path))?)))
+        let file = marked("create", path, || OsDisk.create_new(path))?;
+        Ok(Box::new(Written { file, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
-        Ok(Box::new(Read(marked(OsDisk.open(path))?)))
+        let file = marked("open", path, || OsDisk.open(path))?;
+        Ok(Box::new(Read { file, path: path.to_owned() }))
     }
 
     fn stat(&self, path: &Path) -> io::Result<Stat> {
-        marked(OsDisk.stat(path))
+        marked("stat", path, || OsDisk.stat(path))
     }
 
     fn link_target(&self, path: &Path) -> Option<PathBuf> {
-        marked(OsDisk.link_target(path))
+        marked("readlink", path, || OsDisk.link_target(path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        marked(OsDisk.create_dir(path))
+        marked("mkdir", path, || OsDisk.create_dir(path))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        marked(OsDisk.sync_dir(path))
+        marked("fsync", path, || OsDisk.sync_dir(path))
     }
 
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        marked(OsDisk.link(existing, new))
+        marked("link", new, || OsDisk.link(existing, new))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        marked(OsDisk.remove_file(path))
+        marked("unlink", path, || OsDisk.remove_file(path))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        marked(OsDisk.remove_dir(path))
+        marked("rmdir", path, || OsDisk.remove_dir(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        marked(OsDisk.list(path))
+        marked("list", path, || OsDisk.list(path))
     }
 
     fn free(&self, path: &Path) -> Option<Free> {
-        marked(OsDisk.free(path))
+        marked("statfs", path, || OsDisk.free(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_calls_are_named_by_action_and_path() {
+        let slow = Slow::parse("fsync,rank-00001,3600000").unwrap();
+        // Would take an hour each.
+        slow.wait("write", Path::new("/c/step-1/rank-00001/shard"));
+        slow.wait("fsync", Path::new("/c/step-1/rank-00000/shard"));
+        let slow = Slow { by: Duration::from_millis(20), ..slow };
+        let since = std::time::Instant::now();
+        slow.wait("fsync", Path::new("/c/step-1/rank-00001/shard"));
+        assert!(since.elapsed() >= slow.by);
+        assert_eq!(Slow::parse("fsync,rank"), None);
+        assert_eq!(Slow::parse("fsync,rank,soon"), None);
     }
 }

@@ -70,26 +70,42 @@ pub fn spec(ranks: &RanksConfig) -> MeshSpec {
     }
 }
 
-/// Whether a mesh divides more than data.
-pub fn divides_the_model(spec: MeshSpec) -> bool {
-    (spec.pp, spec.ep, spec.tp) != (1, 1, 1)
+/// What a mesh is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be planned: any mesh that the model allows.
+    Plan,
+    /// To be trained with, which is parallel over data alone for now.
+    Train,
 }
 
 /// The mesh of a config.
 ///
 /// # Errors
-/// Axes that do not fill the ranks, or that the model or the batch do not allow.
-pub fn mesh(config: &Config, a: &Architecture, schema: &Schema) -> Result<Mesh, LayoutError> {
-    spec(&config.ranks).fill(config.ranks.count, &demands(config, a, schema))
+/// Axes that do not fill the ranks, or that the model or the batch do not allow; with the nearest
+/// meshes for this purpose.
+pub fn mesh(
+    config: &Config,
+    a: &Architecture,
+    schema: &Schema,
+    purpose: Purpose,
+) -> Result<Mesh, LayoutError> {
+    let (spec, demands) = (spec(&config.ranks), demands(config, a, schema));
+    // Too many ranks for the leaves are told of as such where a rank is nothing else.
+    if spec == MeshSpec::default() {
+        return Ok(Mesh::data_parallel(config.ranks.count));
+    }
+    spec.fill(
+        config.ranks.count,
+        &match purpose {
+            Purpose::Plan => demands,
+            Purpose::Train => demands.of_data_alone(),
+        },
+    )
 }
 
 fn demands(config: &Config, a: &Architecture, schema: &Schema) -> Demands {
-    let demands = Demands::new(schema, a.head_dim);
-    // Too many ranks for the leaves are told of as such where a rank is nothing else.
-    match divides_the_model(spec(&config.ranks)) {
-        true => demands.with_leaves(config.batch.leaves),
-        false => demands,
-    }
+    Demands::new(schema, a.head_dim).with_leaves(config.batch.leaves)
 }
 
 impl MeshPlan {
@@ -101,7 +117,7 @@ impl MeshPlan {
     pub fn new(config: &Config, tokenizer_vocab: usize) -> Result<MeshPlan, TrainError> {
         let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
         let (schema, _) = model::parameters(&architecture)?;
-        let mesh = mesh(config, &architecture, &schema)?;
+        let mesh = mesh(config, &architecture, &schema, Purpose::Plan)?;
         let placements = Placements::new(&schema, architecture.head_dim, mesh)?;
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;

@@ -6,7 +6,7 @@ use comm::SumRoom;
 use device::{DType, Device, DeviceKind};
 use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, Tree};
 use model::{Architecture, MicroBatch};
-use optim::TensorPlan;
+use optim::{TensorPlan, Update};
 
 use crate::TrainError;
 use crate::config::Config;
@@ -15,6 +15,12 @@ use crate::event::{Corpus, Header, Offload};
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, per process: measured, see the memory benchmark.
 const PROCESS_BYTES: usize = 6 << 20;
+
+/// What the simulator takes for the stacks of a block's threads and for shared memory: measured.
+const SIMULATOR_BYTES: u64 = 16 << 20;
+
+/// What it notes of each byte that a launch touches, in bytes: its accesses, to find races.
+const SIMULATOR_FACTOR: u64 = 8;
 
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
@@ -28,6 +34,8 @@ pub struct RunPlan {
     pub weights: DType,
     /// Where the optimizer is, if not beside the weights.
     pub optimizer_device: Option<DeviceKind>,
+    /// Whether older checkpoints are removed, once a newer one has been read back.
+    pub removes_checkpoints: bool,
     /// What each tensor's update is.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
@@ -84,6 +92,7 @@ impl RunPlan {
             },
             weights: config.train.weights.dtype(),
             optimizer_device: config.ranks.optimizer_device.kind(),
+            removes_checkpoints: config.checkpoint.keep > 0,
             architecture,
             schema,
             flat,
@@ -155,6 +164,12 @@ impl RunPlan {
         for (name, bytes) in model::memory_plan(a, schema, self.batch, weights) {
             items.push((name.to_owned(), page(bytes)));
         }
+        if rank == 0 && self.removes_checkpoints {
+            // Beside the training, and so beside the buffer of the save after.
+            let buffer = checkpoint::RANGE_BYTES.min(self.state_bytes());
+            items.push(("reading a checkpoint back".to_owned(), page(buffer as usize)));
+        }
+        items.extend(self.simulation(rank));
         let packing = self.threads * kernels::gemm::packing_bytes();
         items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));
         Ok(items)
@@ -163,6 +178,29 @@ impl RunPlan {
     /// Partials of all ranks.
     fn inputs(&self) -> usize {
         self.partials.iter().map(Vec::len).sum()
+    }
+
+    /// Bytes of a checkpoint's tensors.
+    fn state_bytes(&self) -> u64 {
+        let slots = |plan: &TensorPlan| match plan.update {
+            Update::Muon(_) => 2,
+            Update::AdamW(_) => 3,
+        };
+        let tensors = self.schema.tensors.iter().zip(&self.updates);
+        tensors.map(|(tensor, plan)| 4 * slots(plan) * tensor.len() as u64).sum()
+    }
+
+    /// What a simulated device takes of the host, which has its memory. Nothing where it cannot do
+    /// the work, which is told elsewhere.
+    fn simulation(&self, rank: usize) -> Vec<(String, u64)> {
+        let Some(kind @ DeviceKind::Sim(_)) = self.optimizer_device else { return Vec::new() };
+        let offload = Device::new(kind, 1).map_err(TrainError::from);
+        let offload = offload.and_then(|device| self.offload(&device, rank));
+        let bytes = offload.map_or(0, |offload| offload.bytes());
+        vec![
+            ("memory of the simulated device".to_owned(), bytes),
+            ("the simulator".to_owned(), SIMULATOR_BYTES + SIMULATOR_FACTOR * bytes),
+        ]
     }
 
     /// What the optimizer of a rank takes of `device`, [`RunPlan::optimizer_device`].

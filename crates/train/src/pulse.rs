@@ -48,11 +48,34 @@ impl Phase {
 }
 
 /// A moment of a rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulse {
     pub phase: Phase,
     /// Pieces of work done so far: the same number twice is no progress.
     pub work: u64,
+    /// The call to a disk that has lasted longest, if there is one. While it may last `work` grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<Call>,
+}
+
+/// A call to a disk that has not returned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// No other call of the rank has it.
+    pub number: u64,
+    /// `fsync of /runs/a/checkpoints/…`.
+    pub what: String,
+}
+
+impl From<device::work::Call> for Call {
+    fn from(call: device::work::Call) -> Call {
+        let device::work::Call { number, action, path } = call;
+        let what = match path {
+            Some(path) => format!("{action} of {}", path.display()),
+            None => action.to_owned(),
+        };
+        Call { number, what }
+    }
 }
 
 static PHASE: AtomicU8 = AtomicU8::new(0);
@@ -66,7 +89,8 @@ pub fn enter(phase: Phase) {
 /// The pulse of this process.
 pub fn take() -> Pulse {
     let phase = Phase::ALL[usize::from(PHASE.load(Ordering::Relaxed)) % Phase::ALL.len()];
-    Pulse { phase, work: device::work::done() }
+    let call = device::work::oldest_call().map(Call::from);
+    Pulse { phase, work: device::work::done(), call }
 }
 
 #[cfg(test)]

@@ -391,7 +391,8 @@ impl<E: Engine> Trainer<E> {
                 targets: &mut host.targets[part.clone()],
                 doc_start: &mut host.doc_start[part],
             };
-            let info = self.dataset.read(Split::Train, first + row as u64, &mut out)?;
+            let read = || self.dataset.read(Split::Train, first + row as u64, &mut out);
+            let info = device::work::calling("read of a sample", None, read)?;
             tokens += u64::from(info.target_tokens);
             let bytes = host.ballot.target_bytes.zip(info.target_bytes);
             host.ballot.target_bytes = bytes.map(|(a, b)| a + b);

@@ -1,8 +1,8 @@
-//! Benchmarks of collective operations, all but the running of them: pure functions of what was
-//! measured, or of what another program wrote.
+//! Benchmarks of collective operations. All but [`run`] are pure functions of what was measured, or
+//! of what another program wrote.
 //!
 //! ```text
-//! Sweep, Op::extent ─▶ cases ─▶ (times) ─▶ Sampler ─▶ Times ─▶ Row ┐
+//! Sweep, Op::extent ─▶ cases ─▶ run ─▶ Sampler ─▶ Times ─▶ Row ┐
 //! nccl-tests, rccl-tests: text, JSON, CSV ─▶ read ────────────────┴▶ Report
 //!                                                                     ├▶ table, JSON, CSV, SVG
 //!                                                                     ├▶ plausible: what cannot be
@@ -15,10 +15,12 @@
 //!   * nothing is gated on a mean where a median is known;
 //!   * a report holds no secrets of the environment ([`environment`]).
 
+pub mod compare;
 pub mod dtype;
 pub mod environment;
 pub mod fit;
 pub mod formula;
+pub mod links;
 pub mod merge;
 pub mod plausible;
 pub mod plot;

@@ -136,11 +136,20 @@ mod tests {
 
     #[test]
     fn noisy_times_stop_by_number_or_by_time() {
-        let noisy = |i: usize| if i % 2 == 0 { 10.0 } else { 20.0 };
+        let noisy = |i: usize| if i.is_multiple_of(2) { 10.0 } else { 20.0 };
         let rule = StopRule { iterations_max: 300, ..StopRule::default() };
         assert_eq!(run(rule, noisy), (Stop::Iterations, 300));
         let rule = StopRule { seconds_max: 0.001, ..StopRule::default() };
         assert_eq!(run(rule, noisy), (Stop::Seconds, 67));
+    }
+
+    /// 100 µs, give or take 1.5 %: however many times there are, the interval is no narrower.
+    #[test]
+    fn the_half_width_is_that_of_the_rule() {
+        let either = |i: usize| if i.is_multiple_of(2) { 98.5 } else { 101.5 };
+        let rule = |half_width| StopRule { half_width, iterations_max: 200, ..StopRule::default() };
+        assert_eq!(run(rule(0.016), either), (Stop::Narrow, 20));
+        assert_eq!(run(rule(0.014), either), (Stop::Iterations, 200));
     }
 
     /// More noise needs more times, and rare outliers, however large, need none.

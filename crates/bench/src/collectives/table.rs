@@ -240,4 +240,29 @@ mod tests {
         assert!(text.contains("# Out of bounds values : 1 FAILED"), "{text}");
         assert!(text.contains("rank 3, element 17: got 2, expected 1,5"), "{text}");
     }
+
+    #[test]
+    fn what_reads_nccl_tests_reads_this() {
+        for wide in [false, true] {
+            let mut report = full();
+            let mut gather = row(4096, 12.0);
+            gather.key.op = crate::collectives::Op::AllGather;
+            (gather.key.redop, gather.key.in_place) = (None, true);
+            report.rows = vec![row(2048, 16.0), row(1 << 30, 1e7), gather];
+            if wide {
+                report.rows.extend(full().rows.drain(..1));
+            }
+            let read = crate::collectives::read::read(table(&report).as_bytes()).unwrap();
+            assert!(read.complete);
+            assert_eq!(read.rows.len(), report.rows.len());
+            for expected in &report.rows {
+                let same = |row: &&Row| row.key.agrees(&expected.key);
+                let row = read.rows.iter().find(same).unwrap();
+                let (time, center) =
+                    (row.times.mean_us.unwrap(), expected.times.center_us().unwrap());
+                assert!((time - center).abs() < 0.01 + center * 0.05, "{time} {center}");
+                assert_eq!(row.wrong(), expected.wrong());
+            }
+        }
+    }
 }

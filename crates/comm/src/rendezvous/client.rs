@@ -14,7 +14,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
 use crate::door;
 use crate::patience::Patience;
-use crate::{Backend, CommError, Fault, Result, Revocation, Settings, World, connect_with};
+use crate::{Backend, CommError, Fault, Result, Revocation, Settings, World, connect_with, ending};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const LATER: Duration = Duration::from_secs(2);
@@ -196,34 +196,38 @@ pub fn report_absent(
     false
 }
 
-/// Passes messages until this rank leaves or the server is gone.
-async fn converse(
-    mut frames: Frames,
-    mut outgoing: UnboundedReceiver<ToServer>,
-    shared: &Arc<Shared>,
-) {
-    loop {
-        tokio::select! {
-            message = outgoing.recv() => {
-                let Some(message) = message else { return };
-                let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
-                let sent = frames.send(protocol::encode(&message, false)).await;
-                if is_last || sent.is_err() && shared.lose_server() {
-                    return;
-                }
+/// Passes messages until this rank leaves or the server is gone. A server that does not read what
+/// it is sent is still listened to.
+async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, shared: &Arc<Shared>) {
+    let server = frames.get_ref().peer_addr().ok();
+    let (mut to_server, mut from_server) = frames.split();
+    let tell = async {
+        while let Some(message) = outgoing.recv().await {
+            let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
+            let sent = to_server.send(protocol::encode(&message, false)).await;
+            if is_last {
+                return;
             }
-            incoming = frames.next() => match incoming.map(|frame| frame.map(decode)) {
+            if sent.is_err() {
+                return shared.lose_server(server);
+            }
+        }
+    };
+    let listen = async {
+        loop {
+            match from_server.next().await.map(|frame| frame.map(decode)) {
                 Some(Ok(Some(ToWorker::Stop))) => shared.wants_stop.store(true, Ordering::Release),
                 Some(Ok(Some(ToWorker::Abort { rank, reason }))) => {
                     shared.abort(Aborted { rank: Some(rank), reason });
                 }
                 Some(Ok(Some(ToWorker::Joined { .. } | ToWorker::Refused(_)))) => {}
-                Some(Ok(None) | Err(_)) | None => {
-                    shared.lose_server();
-                    return;
-                }
+                Some(Ok(None) | Err(_)) | None => return shared.lose_server(server),
             }
         }
+    };
+    tokio::select! {
+        () = tell => {}
+        () = listen => {}
     }
 }
 
@@ -238,10 +242,11 @@ impl Shared {
         self.revocation.revoke(&aborted.to_string());
     }
 
-    fn lose_server(&self) -> bool {
-        let reason = "the supervising process is gone".to_owned();
+    /// The connection to the server, which is node 0's, has ended.
+    fn lose_server(&self, server: Option<SocketAddr>) {
+        let at = server.map(|addr| format!(" (at {addr})")).unwrap_or_default();
+        let reason = format!("node 0's supervising process{at} is gone, and its ranks with it");
         self.abort(Aborted { rank: None, reason });
-        true
     }
 }
 
@@ -304,7 +309,7 @@ impl ControlHandle {
     fn close(&mut self) {
         self.outgoing = None;
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            ending::join(thread);
         }
     }
 }

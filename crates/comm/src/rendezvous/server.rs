@@ -14,7 +14,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
 use crate::door::{self, Door};
 use crate::patience::Patience;
-use crate::{CommError, Fault, Result, tcp};
+use crate::{CommError, Fault, Result, ending, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
@@ -170,8 +170,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.shutdown.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there was reported by its own thread.
-            let _ = thread.join();
+            ending::join(thread);
         }
     }
 }
@@ -427,13 +426,13 @@ async fn attend(guest: Guest, shared: Arc<Shared>) {
     }
 }
 
-async fn serve_worker(mut frames: Frames, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
+async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
     if let Some(listen) = hello.listen.as_mut().filter(|listen| listen.ip().is_unspecified()) {
         listen.set_ip(from.ip());
     }
     let (sender, outgoing) = unbounded_channel();
     let rank = shared.enter(hello, from, sender);
-    converse(&mut frames, outgoing, |message| {
+    converse(frames, outgoing, |message| {
         let Some(rank) = rank else { return };
         if let ToServer::Blame(Fault { ranks, what }) = &message {
             let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
@@ -459,28 +458,31 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     }
 }
 
-/// Passes messages both ways until either side ends.
+/// Passes messages both ways until either side ends; neither way waits for the other.
 async fn converse(
-    frames: &mut Frames,
+    frames: Frames,
     mut outgoing: UnboundedReceiver<ToWorker>,
     hear: impl Fn(ToServer),
 ) {
-    let mut is_first = true;
-    loop {
-        tokio::select! {
-            incoming = frames.next() => {
-                let Some(Ok(frame)) = incoming else { return };
-                let Ok(message) = protocol::decode::<ToServer>(&frame, false) else { return };
-                hear(message);
-            }
-            message = outgoing.recv() => {
-                // None: the worker was turned away and has been told.
-                let Some(message) = message else { return };
-                let bytes = protocol::encode(&message, std::mem::take(&mut is_first));
-                if frames.send(bytes).await.is_err() || matches!(message, ToWorker::Refused(_)) {
-                    return;
-                }
+    let (mut to_worker, mut from_worker) = frames.split();
+    let listen = async {
+        while let Some(Ok(frame)) = from_worker.next().await {
+            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else { return };
+            hear(message);
+        }
+    };
+    let tell = async {
+        let mut is_first = true;
+        // Ends once the worker was turned away and has been told.
+        while let Some(message) = outgoing.recv().await {
+            let bytes = protocol::encode(&message, std::mem::take(&mut is_first));
+            if to_worker.send(bytes).await.is_err() || matches!(message, ToWorker::Refused(_)) {
+                return;
             }
         }
+    };
+    tokio::select! {
+        () = listen => {}
+        () = tell => {}
     }
 }

@@ -13,7 +13,7 @@ use super::system::Process;
 use crate::control::Channel;
 use crate::job::{Job, Members, Moments, Settings};
 use crate::revocation::Reason;
-use crate::{CommError, Result};
+use crate::{CommError, Result, ending};
 
 /// How often the other processes are looked at: what happens between operations is known within
 /// two looks.
@@ -158,7 +158,7 @@ impl Drop for Host {
         if let Some(Watchdog { is_over, thread }) = self.watchdog.take() {
             is_over.store(true, Ordering::Release);
             thread.thread().unpark();
-            let _ = thread.join();
+            ending::join(thread);
         }
     }
 }

@@ -24,7 +24,7 @@ use super::signal::{self, Signals};
 use crate::control::Channel;
 use crate::door::Door;
 use crate::job::{Job, Members, Moments, Settings};
-use crate::{CommError, Operation, Result};
+use crate::{CommError, Operation, Result, ending};
 
 /// How often this process is looked at whether it works.
 const LOOK: Duration = Duration::from_millis(100);
@@ -178,7 +178,7 @@ impl Drop for Net {
         self.shared.state().is_over = true;
         self.shared.news.notify_waiters();
         if let Some(watchdog) = self.watchdog.take() {
-            let _ = watchdog.join();
+            ending::join(watchdog);
         }
     }
 }

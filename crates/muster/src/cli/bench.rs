@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ::bench::collectives::Op;
 use ::bench::newton_schulz::Io;
 use ::bench::{BatchShape, ProductShape};
 use clap::{Args, Subcommand};
@@ -50,6 +51,20 @@ Examples:
   muster bench memory
   muster bench memory --device cuda:0 --sizes 256MiB,4GiB --json memory.json")]
     Memory(MemoryArgs),
+    /// Compare two reports of collectives: Muster's, nccl-tests' or rccl-tests'
+    #[command(after_help = "\
+Examples:
+  muster bench compare base.json new.json
+  muster bench compare nccl-tests.log new.json --threshold 10% --json comparison.json
+  muster bench compare old.log new.log --only all_reduce,all_gather --allow-missing
+
+A side is a report of Muster, or what nccl-tests or rccl-tests printed or wrote as JSON or CSV; its
+contents tell which. A case is slower if its median (or mean, where there is no median) grew by more
+than the threshold and, where both sides have an interval of the median, if the two are apart.
+
+Exits with 0 if nothing is slower, wrong or missing, with 1 if something is, and with 2 if a side
+cannot be read or the two have nothing in common.")]
+    Compare(CompareArgs),
 }
 
 /// What every benchmark takes.
@@ -144,6 +159,28 @@ pub struct MemoryArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// What to compare with
+    #[arg(value_name = "BASE")]
+    pub base: PathBuf,
+    /// What may have become slower
+    #[arg(value_name = "NEW")]
+    pub new: PathBuf,
+    /// By how much a time may grow
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
+    pub threshold: f64,
+    /// Write the comparison as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Compare only these operations
+    #[arg(long, value_name = "OP", value_delimiter = ',')]
+    pub only: Vec<Op>,
+    /// Cases that NEW lacks are no regression
+    #[arg(long)]
+    pub allow_missing: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   muster orthogonalize momentum.safetensors out.safetensors
@@ -192,6 +229,20 @@ fn io(text: &str) -> Result<Io, String> {
     known.ok_or_else(|| format!("`{text}` is neither f32 nor bf16"))
 }
 
+/// The part that `5%` is of the whole.
+fn percent(text: &str) -> Result<f64, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        let near = if text.parse::<f64>().is_ok() { text } else { "5" };
+        return Err(format!("`{text}` has no percent sign; write {near}%"));
+    };
+    let percent = number.trim().parse::<f64>().ok().filter(|percent| percent.is_finite());
+    match percent {
+        Some(percent) if percent >= 0.0 => Ok(percent / 100.0),
+        Some(_) => Err(format!("`{text}` is below 0; use 0% or more")),
+        None => Err(format!("`{text}` is no percentage; write 5%")),
+    }
+}
+
 /// `64MiB`, `4GiB`, `1000`.
 fn byte_size(text: &str) -> Result<usize, String> {
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
@@ -211,6 +262,17 @@ fn byte_size(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentages_have_their_sign() {
+        assert_eq!(percent("5%"), Ok(0.05));
+        assert_eq!((percent("0%"), percent("12.5 %")), (Ok(0.0), Ok(0.125)));
+        for (wrong, words) in
+            [("5", "write 5%"), ("x", "write 5%"), ("-1%", "0% or more"), ("inf%", "write 5%")]
+        {
+            assert!(percent(wrong).unwrap_err().contains(words), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_binary_units() {

@@ -6,6 +6,7 @@ use data::DataError;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use train::config::Config;
+use train::mesh_plan::Purpose;
 
 use super::check::Checker;
 use super::meaning::{self, Finding, Resolved};
@@ -27,10 +28,10 @@ pub struct Loaded {
 ///
 /// # Errors
 /// The user's mistake: a file that is not there, or everything that is wrong with it.
-pub fn load(file: &Path, overrides: &[Override]) -> Result<Loaded, CliError> {
+pub fn load(file: &Path, overrides: &[Override], purpose: Purpose) -> Result<Loaded, CliError> {
     let text = read(file)?;
     let name = file.display().to_string();
-    check_text(&text, overrides).map_err(|problems| {
+    check_text(&text, overrides, purpose).map_err(|problems| {
         let count = problems.len();
         let problems = Problems { file: &name, text: &text, problems };
         let noun = if count == 1 { "mistake" } else { "mistakes" };
@@ -42,10 +43,14 @@ pub fn load(file: &Path, overrides: &[Override]) -> Result<Loaded, CliError> {
 ///
 /// # Errors
 /// Everything that is wrong.
-pub fn check_text(text: &str, overrides: &[Override]) -> Result<Loaded, Vec<Problem>> {
+pub fn check_text(
+    text: &str,
+    overrides: &[Override],
+    purpose: Purpose,
+) -> Result<Loaded, Vec<Problem>> {
     let (structure, mut problems) = structure::<Config>(text, overrides);
     let Some(Structure { config, root }) = structure else { return Err(problems) };
-    let (resolved, findings) = meaning::check(&config);
+    let (resolved, findings) = meaning::check(&config, purpose);
     // What lies in the range of a key may still not fit the rest of the model.
     for problem in problems.iter_mut().filter(|problem| problem.path.starts_with("model.")) {
         problem.nearest.take_if(|value| !meaning::takes(&config, &problem.path, value));

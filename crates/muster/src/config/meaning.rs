@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use data::config::Origin;
 use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
-use layout::{LayoutError, Mesh, Schema, Tree};
+use layout::{LayoutError, Mesh, MeshProblem, MeshSpec, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelConfig, ModelError};
 use optim::OptimError;
 use train::config::{Config, LEAVES_MAX, Resume};
-use train::mesh_plan;
+use train::mesh_plan::{self, Purpose};
 
 use crate::console::bytes as size;
 
@@ -47,7 +47,7 @@ pub struct Resolved {
 }
 
 /// Checks everything; the first part is there if nothing that it needs is wrong.
-pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
+pub fn check(config: &Config, purpose: Purpose) -> (Option<Resolved>, Vec<Finding>) {
     let mut findings = Vec::new();
     findings.extend(check_name(config));
     check_text(config, &mut findings);
@@ -71,9 +71,10 @@ pub fn check(config: &Config) -> (Option<Resolved>, Vec<Finding>) {
         findings.extend(check_micro_batch(config, architecture, schema));
     }
     let mesh = match (&architecture, &schema) {
-        (Some(architecture), Some((schema, _))) => mesh_plan::mesh(config, architecture, schema)
-            .map_err(|error| findings.push(of_mesh(error)))
-            .ok(),
+        (Some(architecture), Some((schema, _))) => {
+            let mesh = mesh_plan::mesh(config, architecture, schema, purpose);
+            mesh.map_err(|error| findings.push(of_mesh(config, error))).ok()
+        }
         _ => None,
     };
     findings.extend(check_resume(config));
@@ -300,9 +301,9 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
     match Tree::with_leaves(&batch.radices, batch.leaves) {
         Ok(tree) => {
             let (ranks, leaves) = (config.ranks.count, batch.leaves);
-            // In a mesh that divides the model not every rank has samples of its own.
-            let mesh = mesh_plan::divides_the_model(mesh_plan::spec(&config.ranks));
-            if ranks > leaves && !mesh {
+            // In a mesh not every rank need have samples of its own.
+            let has_mesh = mesh_plan::spec(&config.ranks) != MeshSpec::default();
+            if ranks > leaves && !has_mesh {
                 let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
                 let help = match ranks <= most_leaves(config) {
                     false => format!("use at most {leaves} ranks"),
@@ -357,7 +358,7 @@ fn check_resume(config: &Config) -> Option<Finding> {
     Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
 }
 
-fn of_mesh(error: LayoutError) -> Finding {
+fn of_mesh(config: &Config, error: LayoutError) -> Finding {
     let sections = &["ranks", "model", "batch", "data"];
     let LayoutError::Mesh { problem, near } = error else {
         return finding("ranks.mesh", error.to_string(), "", sections);
@@ -366,7 +367,17 @@ fn of_mesh(error: LayoutError) -> Finding {
         Some(axis) => format!("ranks.mesh.{axis}"),
         None => "ranks.mesh".into(),
     };
-    let found = finding(path, problem.to_string(), &near.to_string(), sections);
+    let mut found = finding(path, problem.to_string(), &near.to_string(), sections);
+    let MeshSpec { pp, ep, tp, .. } = mesh_plan::spec(&config.ranks);
+    let divides_the_model = (pp, ep, tp) != (1, 1, 1);
+    // Leaves are all that a mesh of data alone can lack.
+    if let MeshProblem::Samples { ranks, .. } = problem
+        && !divides_the_model
+        && config.batch.radices.is_empty()
+        && ranks <= most_leaves(config)
+    {
+        found.help.push(format!("or use batch.leaves: {ranks} or more"));
+    }
     found.about(&["ranks.mesh", "ranks.count"])
 }
 

@@ -11,6 +11,8 @@
 mod check;
 mod load;
 mod meaning;
+#[cfg(test)]
+mod mesh_offers;
 mod nearest;
 mod overrides;
 mod print;

@@ -4,13 +4,15 @@
 //! says nothing       for timeout_ms, or a grace period after a stop was asked for   it is gone
 //! alive, no progress for step_timeout_ms, or much longer after a stop               it is stuck
 //!                    for timeout_ms                                                 told, once
+//! in one disk call   for a while                                                    told, once
+//!                    for longer than such calls may last                            it is stuck
 //! ```
 //!
 //! Time is the supervisor's own, awake: while it was stopped itself it could not hear anything.
 
 use std::time::Duration;
 
-use train::pulse::{Phase, Pulse};
+use train::pulse::{Call, Phase, Pulse};
 
 /// How much later than its peers the supervisor gives a silent rank up: they know in which
 /// operation it is missing.
@@ -23,12 +25,24 @@ const GRACE: Duration = Duration::from_secs(10);
 /// a slow disk may take minutes.
 const STUCK: Duration = Duration::from_secs(600);
 
+/// After this long a call to a disk is told.
+const DISK_IS_SLOW: Duration = Duration::from_secs(10);
+
+/// Work that goes on beside a call that hangs shows within this long.
+const BESIDE: Duration = Duration::from_secs(2);
+
+/// What follows the warning that a rank does not get on.
+const PATIENT: &str = "a step may take long, so it goes on; Ctrl-C twice stops at once, and \
+                       ranks.step_timeout_ms sets a limit";
+
 /// How long ranks may be silent or without progress.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub timeout: Duration,
     /// None: for ever.
     pub step_timeout: Option<Duration>,
+    /// How long one call to a disk may last.
+    pub call: Duration,
 }
 
 /// After this long a meeting of several hosts is told to be waited for.
@@ -53,6 +67,15 @@ pub struct Life {
     moved: Duration,
     /// Its standstill was told.
     is_told: bool,
+    waits: Option<Waits>,
+}
+
+/// A call to a disk that a rank waits for.
+#[derive(Debug)]
+struct Waits {
+    call: Call,
+    since: Duration,
+    is_told: bool,
 }
 
 impl Life {
@@ -68,14 +91,20 @@ impl Life {
     /// It said that it got on.
     pub fn advance(&mut self, now: Duration) {
         (self.heard, self.moved, self.is_told) = (now, now, false);
+        self.waits = None;
     }
 
     /// It showed its pulse.
     pub fn beat(&mut self, pulse: Pulse, now: Duration) {
-        if self.pulse.replace(pulse) != Some(pulse) {
+        let Pulse { phase, work, ref call } = pulse;
+        let same = |waits: &Waits| call.as_ref() == Some(&waits.call);
+        let waits = self.waits.take().filter(same);
+        let begun = |call: &Call| Waits { call: call.clone(), since: now, is_told: false };
+        let waits = waits.or_else(|| call.as_ref().map(begun));
+        if self.pulse.as_ref().is_none_or(|last| (last.phase, last.work) != (phase, work)) {
             self.advance(now);
         }
-        self.heard = now;
+        (self.heard, self.waits, self.pulse) = (now, waits, Some(pulse));
     }
 
     /// What is said of a rank that is silent for longer than any of the living, if it is.
@@ -88,18 +117,18 @@ impl Life {
         format!(
             "no sign of life for {} ms{} (see what it is doing, or raise ranks.timeout_ms)",
             silent.as_millis(),
-            self.phase()
+            self.meanwhile()
         )
     }
 
     /// Whether it still waits for the other ranks to come, so that there is nothing to save.
     pub fn is_meeting(&self) -> bool {
-        self.pulse.is_some_and(|pulse| pulse.phase == Phase::Meeting)
+        self.phase() == Some(Phase::Meeting)
     }
 
     /// Whether it has met the other ranks.
     pub fn has_met(&self) -> bool {
-        self.pulse.is_some_and(|pulse| !matches!(pulse.phase, Phase::Starting | Phase::Meeting))
+        self.phase().is_some_and(|phase| !matches!(phase, Phase::Starting | Phase::Meeting))
     }
 
     /// `stop`: when the run was asked to stop, if it was.
@@ -113,40 +142,75 @@ impl Life {
             return Judgement::Lost(format!(
                 "no sign of life for {} ms{}, and the run was asked to stop",
                 silent.as_millis(),
-                self.phase()
+                self.meanwhile()
             ));
         }
         let still = since(self.moved);
+        if let Some(judgement) = self.judge_call(now, limits, still) {
+            return judgement;
+        }
         if limits.step_timeout.is_some_and(|limit| still > limit) {
             return Judgement::Lost(format!(
                 "alive, but without progress for {} ms{} (see what it is doing, or raise \
                  ranks.step_timeout_ms)",
                 still.as_millis(),
-                self.phase()
+                self.meanwhile()
             ));
         }
         if stop.is_some_and(|stop| since(self.moved.max(stop)) > STUCK) {
             return Judgement::Lost(format!(
                 "alive, but without progress for {} s{}, and the run was asked to stop",
                 still.as_secs(),
-                self.phase()
+                self.meanwhile()
             ));
         }
         // A silent one is not said to be alive.
         let is_alive = silent < LATER;
         if still > limits.timeout && is_alive && !std::mem::replace(&mut self.is_told, true) {
             return Judgement::Slow(format!(
-                "alive, but without progress for {} s{}",
+                "is alive, but without progress for {} s{}; {PATIENT}",
                 still.as_secs(),
-                self.phase()
+                self.meanwhile()
             ));
         }
         Judgement::Well
     }
 
+    /// What a call to a disk makes of it, if anything. One beside which work goes on may hang.
+    fn judge_call(&mut self, now: Duration, limits: &Limits, still: Duration) -> Option<Judgement> {
+        let meanwhile = self.meanwhile();
+        let Waits { call, since, is_told } = self.waits.as_mut()?;
+        let lasted = now.saturating_sub(*since);
+        if lasted > limits.call && still > BESIDE.min(limits.timeout / 2) {
+            let key = match limits.step_timeout {
+                Some(_) => "ranks.step_timeout_ms",
+                None => "ranks.timeout_ms",
+            };
+            return Some(Judgement::Lost(format!(
+                "a call to the disk has lasted {} s: {}{meanwhile} (see whether that disk \
+                 answers, or raise {key})",
+                lasted.as_secs(),
+                call.what
+            )));
+        }
+        let is_slow = lasted > DISK_IS_SLOW.min(limits.timeout);
+        (is_slow && !std::mem::replace(is_told, true)).then(|| {
+            Judgement::Slow(format!(
+                "waits for the disk{meanwhile}: {} has lasted {} s, and may last {} s",
+                call.what,
+                lasted.as_secs(),
+                limits.call.as_secs()
+            ))
+        })
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        self.pulse.as_ref().map(|pulse| pulse.phase)
+    }
+
     /// A clause for a message.
-    fn phase(&self) -> String {
-        match self.pulse.map(|pulse| pulse.phase) {
+    fn meanwhile(&self) -> String {
+        match self.phase() {
             None | Some(Phase::Training) => String::new(),
             Some(phase) => format!(" while it was {}", phase.words()),
         }
@@ -162,11 +226,11 @@ mod tests {
     }
 
     fn limits(step_timeout: Option<Duration>) -> Limits {
-        Limits { timeout: s(100), step_timeout }
+        Limits { timeout: s(100), step_timeout, call: step_timeout.unwrap_or(s(1000)) }
     }
 
     fn pulse(work: u64) -> Pulse {
-        Pulse { phase: Phase::Saving, work }
+        Pulse { phase: Phase::Saving, work, call: None }
     }
 
     fn lost(judgement: &Judgement) -> bool {
@@ -182,7 +246,10 @@ mod tests {
         assert_eq!(
             life.judge(s(113), &limits(None), None),
             Judgement::Slow(
-                "alive, but without progress for 103 s while it was saving a checkpoint".into()
+                "is alive, but without progress for 103 s while it was saving a checkpoint; a step \
+                 may take long, so it goes on; Ctrl-C twice stops at once, and \
+                 ranks.step_timeout_ms sets a limit"
+                    .into()
             )
         );
         let text = "no sign of life for 104000 ms while it was saving a checkpoint (see what it is \
@@ -216,5 +283,50 @@ mod tests {
         let text = "alive, but without progress for 31000 ms while it was saving a checkpoint \
                     (see what it is doing, or raise ranks.step_timeout_ms)";
         assert_eq!(judge(3, 5832, Some(s(30)), None), Judgement::Lost(text.into()));
+    }
+
+    /// What is said of a rank that is in call `number` of a disk since 10 s, by its pulse at
+    /// each of `seconds`; `work` is the number of pieces by then.
+    fn in_call(
+        seconds: impl Iterator<Item = u64>,
+        limits: &Limits,
+        work: impl Fn(u64) -> u64,
+        number: impl Fn(u64) -> u64,
+    ) -> Vec<(u64, Judgement)> {
+        let mut life = Life::new(s(9));
+        let judge = |at| {
+            let call = Call { number: number(at), what: "fsync of /c/COMMIT".into() };
+            let pulse = Pulse { phase: Phase::Saving, work: work(at), call: Some(call) };
+            life.beat(pulse, s(at));
+            (at, life.judge(s(at), limits, None))
+        };
+        let told = seconds.map(judge).filter(|(_, judgement)| *judgement != Judgement::Well);
+        told.collect()
+    }
+
+    #[test]
+    fn a_call_to_a_disk_is_told_once_and_ends_a_rank_after_its_own_limit() {
+        // The pulse beats as long as the call may last.
+        let told = in_call(10..2000, &limits(None), |at| at.min(1010), |_| 7);
+        let slow = "waits for the disk while it was saving a checkpoint: fsync of /c/COMMIT has \
+                    lasted 11 s, and may last 1000 s";
+        assert_eq!(told[0], (21, Judgement::Slow(slow.into())));
+        let lost = "a call to the disk has lasted 1003 s: fsync of /c/COMMIT while it was saving \
+                    a checkpoint (see whether that disk answers, or raise ranks.timeout_ms)";
+        assert_eq!(told[1], (1013, Judgement::Lost(lost.into())));
+        // With a limit of its own.
+        let told = in_call(10..2000, &limits(Some(s(30))), |at| at.min(40), |_| 7);
+        assert!(
+            matches!(&told[1], (43, Judgement::Lost(why))
+            if why.ends_with("or raise ranks.step_timeout_ms)")),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn many_calls_are_none_that_lasts_and_one_beside_work_ends_nobody() {
+        assert_eq!(in_call(10..2000, &limits(None), |at| at, |at| at / 5), []);
+        let told = in_call(10..5000, &limits(None), |at| at, |_| 7);
+        assert!(matches!(told[..], [(21, Judgement::Slow(_))]), "{told:?}");
     }
 }

@@ -18,10 +18,12 @@ use crate::error::{CliError, Exit};
 pub fn plan_only(loaded: &Loaded, dry_run: bool) -> Result<Exit, CliError> {
     let (config, mesh) = (&loaded.config, loaded.resolved.mesh);
     if !dry_run {
+        let (ranks, leaves) = (config.ranks.count, config.batch.leaves);
+        let at_most = if ranks > leaves { "at most" } else { "the" };
         return Err(CliError::mistake(format!(
             "ranks.mesh asks for {mesh}: training is parallel over data alone for now; \
-             `--dry-run` plans this mesh, and without ranks.mesh the {} train",
-            plural(config.ranks.count, "rank")
+             `--dry-run` plans this mesh, and without ranks.mesh {at_most} {} train",
+            plural(ranks.min(leaves), "rank")
         )));
     }
     let plan = MeshPlan::new(config, loaded.resolved.tokenizer.vocab_size())?;

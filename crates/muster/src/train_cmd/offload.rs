@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use device::{Device, DeviceKind};
+use device::{Device, DeviceError, DeviceKind};
 use train::event::Offload;
 use train::{Config, RunPlan, TrainError};
 
@@ -16,9 +16,24 @@ use crate::error::CliError;
 pub fn open(config: &Config) -> Result<Option<Device>, CliError> {
     let Some(kind) = config.ranks.optimizer_device.kind() else { return Ok(None) };
     let opened = Device::new(kind, 1).map_err(|error| {
-        CliError::peer(format!("ranks.optimizer_device {kind}: {error}; `cpu` needs no device"))
+        let nearest = nearest(kind, &error).map(|near| format!("use `{near}`; "));
+        let nearest = nearest.unwrap_or_default();
+        CliError::peer(format!(
+            "ranks.optimizer_device {kind}: {error}; {nearest}`cpu` needs no device"
+        ))
     });
     opened.map(Some)
+}
+
+/// The last device of the kind, where it is the number that was wrong.
+fn nearest(kind: DeviceKind, error: &DeviceError) -> Option<DeviceKind> {
+    let DeviceError::NoDevice { count, .. } = error else { return None };
+    let last = count.checked_sub(1)?;
+    match kind {
+        DeviceKind::Cuda(_) => Some(DeviceKind::Cuda(last)),
+        DeviceKind::Hip(_) => Some(DeviceKind::Hip(last)),
+        _ => None,
+    }
 }
 
 /// What has to be the same on every rank: a device's architecture and name, without its number.
@@ -64,11 +79,28 @@ pub fn plan(
     let items = largest.iter().flat_map(|plan| &plan.memory);
     let items: Vec<String> = items.map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
     Err(CliError::mistake(format!(
-        "ranks.optimizer_device {kind}: {} of this host need {} of it, and it has {} (per rank: {}); \
+        "ranks.optimizer_device {kind}: {} of this host {} {} of it, and it has {} (per rank: {}); \
          use more hosts, or `cpu`",
         plural(ranks.len(), "rank"),
+        if ranks.len() == 1 { "needs" } else { "need" },
         bytes(needed),
         bytes(has),
         items.join(", ")
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_device_there_is_nearest() {
+        let error = |count| {
+            let device = DeviceKind::Cuda(9);
+            DeviceError::NoDevice { device, count, advice: "" }
+        };
+        assert_eq!(nearest(DeviceKind::Cuda(9), &error(2)), Some(DeviceKind::Cuda(1)));
+        assert_eq!(nearest(DeviceKind::Hip(2), &error(1)), Some(DeviceKind::Hip(0)));
+        assert_eq!(nearest(DeviceKind::Cuda(9), &error(0)), None);
+    }
 }

@@ -8,6 +8,7 @@ use data::{Prepared, Stage};
 use layout::Mesh;
 use train::config::{Backend, Config};
 use train::event::{Corpus, FinishReason, Offload};
+use train::mesh_plan::Purpose;
 use train::{Event, RunPlan};
 
 use super::address::{self, Absence, Addresses};
@@ -35,14 +36,16 @@ use crate::run_dir::RunDir;
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let absence = Absence::of(&args.hosts, !args.dry_run);
     let tell = |error: &CliError| absence.report_error(error, address::Start::Never);
-    let loaded = crate::config::load(&args.config, &args.overrides()).inspect_err(tell)?;
+    let purpose = if args.dry_run { Purpose::Plan } else { Purpose::Train };
+    let loaded = crate::config::load(&args.config, &args.overrides(), purpose);
+    let loaded = loaded.inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&loaded, args.dry_run).inspect_err(tell);
     }
     let planned = plan(&args, loaded).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
-        return dry_run(&planned, &run);
+        return dry_run(planned, &run);
     }
     let planned = planned.that_fits().inspect_err(tell)?;
     let cache = run.root().join("data");
@@ -75,12 +78,13 @@ struct Planned {
     threads: usize,
     /// Whether the memory of this host suffices, and a warning where it is tight.
     fit: Result<Option<String>, String>,
-    /// What the optimizer takes of a device of its own.
-    offload: Option<Offload>,
+    /// What the optimizer takes of a device of its own, or why it cannot be there.
+    offload: Result<Option<Offload>, CliError>,
 }
 
 impl Planned {
-    fn that_fits(self) -> Result<Planned, CliError> {
+    fn that_fits(mut self) -> Result<Planned, CliError> {
+        self.offload = Ok(self.offload?);
         match &self.fit {
             Ok(_) => Ok(self),
             Err(why) => Err(CliError::mistake(why)),
@@ -98,7 +102,7 @@ fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let fit = memory(&config, &plan, vocab, &place);
-    let offload = offload::plan(&config, &plan, place.ranks.clone())?;
+    let offload = offload::plan(&config, &plan, place.ranks.clone());
     Ok(Planned { config, place, addresses, plan, threads, fit, offload })
 }
 
@@ -133,7 +137,7 @@ fn supervise(
         prepared,
     };
     let mut sink = begin_events(&place, run, || {
-        header(&plan, &job.config, Some(&job.prepared), run, offload)
+        header(&plan, &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
@@ -327,7 +331,8 @@ impl Finish<'_> {
 fn patience(config: &Config) -> Limits {
     let ms = Duration::from_millis;
     let (timeout, step) = (config.ranks.timeout_ms, config.ranks.step_timeout_ms);
-    Limits { timeout: ms(timeout), step_timeout: (step > 0).then_some(ms(step)) }
+    let (step_timeout, call) = ((step > 0).then_some(ms(step)), ms(config.ranks.call_limit_ms()));
+    Limits { timeout: ms(timeout), step_timeout, call }
 }
 
 /// Threads per rank: as configured, or the cores divided among this host's ranks.
@@ -339,9 +344,10 @@ fn threads(config: &Config, local: usize) -> usize {
     (cores / local.max(1)).max(1)
 }
 
-/// Shows the header, and whether it fits.
-fn dry_run(planned: &Planned, run: &RunDir) -> Result<Exit, CliError> {
-    let offload = planned.offload.clone();
+/// Shows the header, and whether it fits. What a device that is not there would hold is not known;
+/// the rest is shown before that is told.
+fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
+    let offload = planned.offload.as_ref().ok().cloned().flatten();
     let header = header(&planned.plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
@@ -349,7 +355,7 @@ fn dry_run(planned: &Planned, run: &RunDir) -> Result<Exit, CliError> {
     if let Err(why) | Ok(Some(why)) = &planned.fit {
         crate::output::complain(&format!("warning: {why}"));
     }
-    Ok(Exit::Ok)
+    planned.offload.map(|_| Exit::Ok)
 }
 
 /// Compares the plan with the memory of this host: a warning, or why the run cannot be.

@@ -34,10 +34,6 @@ const MEETING: Duration = Duration::from_secs(2);
 /// How often processes and signals are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What follows the warning that a rank does not get on.
-const PATIENT: &str = "a step may take long, so it goes on; Ctrl-C twice stops at once, and \
-                       ranks.step_timeout_ms sets a limit";
-
 /// How the ranks ended.
 pub enum Ended {
     /// All of them; the exit code is theirs.
@@ -211,9 +207,10 @@ impl Watch {
         for Rank { seen, life, .. } in self.ranks.iter_mut().filter(|r| r.seen.end.is_none()) {
             match life.judge(self.now, limits, stop) {
                 Judgement::Well => {}
-                Judgement::Slow(how) => tell(Told::Event(Event::Warning {
-                    message: format!("rank {} is {how}; {PATIENT}", seen.rank),
-                })),
+                Judgement::Slow(how) => {
+                    let message = format!("rank {} {how}", seen.rank);
+                    tell(Told::Event(Event::Warning { message }));
+                }
                 Judgement::Lost(why) => {
                     seen.given_up = Some(why);
                     lost = true;
@@ -297,8 +294,8 @@ impl Watch {
         let found = self.ranks.iter_mut().find(|r| r.seen.rank == *rank);
         let Some(Rank { life, .. }) = found else { return };
         match message {
-            Message::Line(_, line) => match **line {
-                Line::Alive(pulse) => life.beat(pulse, now),
+            Message::Line(_, line) => match &**line {
+                Line::Alive(pulse) => life.beat(pulse.clone(), now),
                 _ => life.advance(now),
             },
             _ => life.hear(now),

@@ -9,7 +9,7 @@ use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
 use comm::{Channel, Fault, World, tcp};
 use data::{Dataset, TokenizerSpec};
-use device::{Device, DeviceKind};
+use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
 use train::event::{FinishReason, Finished, Profile};
 use train::pulse::{self, Phase};
@@ -40,6 +40,8 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
     let voice = Voice::start()?;
     let job = Job::read(&args.plan)?;
+    let call_limit = Duration::from_millis(job.config.ranks.call_limit_ms());
+    work::set_call_limit(call_limit);
     let signals = Signals::count(job.config.ranks.warn_signal)?;
     let kind = match job.config.ranks.device {
         DeviceName::Cpu => DeviceKind::Cpu,
@@ -126,7 +128,8 @@ fn train(
     let Told { signals, voice } = told;
     let config = &job.config;
     let fraction = config.data.validation_fraction;
-    let dataset = Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction)?;
+    let open = || Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction);
+    let dataset = work::calling("open of token files", None, open)?;
     let (batch, bucket) = (plan.batch, plan.bucket_elements);
     let engine = NativeEngine::new(device, &plan.architecture, batch, bucket, plan.weights)?;
     let parts = Parts {
@@ -140,7 +143,7 @@ fn train(
     };
     let mut trainer = Trainer::new(parts)?;
     let speaks = world.rank() == 0;
-    let reporter = Reporter { speaks, voice };
+    let reporter = Reporter { speaks, voice, control };
     let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
     let generation = claim(&store, world)?;
     let mut emit = |event: Event| reporter.emit(&event);
@@ -152,8 +155,8 @@ fn train(
         Instant::now()
     });
     let outcome = {
-        let mut wants = |step: u64| {
-            progress(voice, control, step);
+        progress(voice, control, trainer.steps_taken());
+        let mut wants = |_: u64| {
             let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
@@ -302,20 +305,23 @@ fn finish(
     })
 }
 
-/// Events to the supervisor; only rank 0 speaks.
+/// Events to the supervisor; only rank 0 tells them, and every rank which step they are of.
 struct Reporter<'a> {
     speaks: bool,
     voice: &'a Voice,
+    control: &'a ControlHandle,
 }
 
 impl Reporter<'_> {
     fn emit(&self, event: &Event) -> Result<(), TrainError> {
-        match self.speaks {
-            true => {
-                let line = Line::Event(Cow::Borrowed(event));
-                self.voice.say(&line).map_err(TrainError::Events)
-            }
-            false => Ok(()),
+        if self.speaks {
+            let line = Line::Event(Cow::Borrowed(event));
+            self.voice.say(&line).map_err(TrainError::Events)?;
         }
+        // At once: what follows the step, such as a save, may take long.
+        if let Event::Step(step) = event {
+            progress(self.voice, self.control, step.step);
+        }
+        Ok(())
     }
 }

@@ -1,17 +1,12 @@
 //! The columns of a table of nccl-tests or rccl-tests, as its header names them, and rows in them.
 //!
-//! Numbers are right-aligned in columns of fixed width, with two blanks between: size and count in
-//! 12 characters, type in 8, redop and root in 6, times in 7, the others in 6. Numbers that their
-//! columns are too narrow for lose digits and then get an exponent.
+//! Numbers end where the titles of their columns end; how wide a column is differs by version.
+//! Numbers that their columns are too narrow for lose digits and then get an exponent.
 
 use super::super::dtype::{ElementType, RedOp};
 use super::lines::words;
 use crate::BenchError;
 
-/// Characters up to the end of the root.
-const PREAMBLE: usize = 12 + 2 + 12 + 2 + 8 + 2 + 6 + 2 + 6;
-/// Characters up to the end of the size, from which all columns are counted.
-const SIZE: usize = 12;
 /// Words up to the root.
 const KEYS: [&str; 5] = ["size", "count", "type", "redop", "root"];
 /// Words behind the sides.
@@ -54,13 +49,6 @@ impl Column {
             _ => return None,
         })
     }
-
-    fn width(self) -> usize {
-        match self {
-            Column::AlgBw | Column::BusBw | Column::Wrong => 6,
-            _ => 7,
-        }
-    }
 }
 
 /// The columns of a table.
@@ -74,6 +62,8 @@ pub struct Layout {
     pub timestamp: bool,
     /// With rccl-tests' `-A`: algorithm, protocol and channels at the end.
     pub choice: bool,
+    /// Where the root and each side end, from the end of the size: a message may break a row there.
+    breaks: Vec<usize>,
 }
 
 /// One number of a row, `None` where the program had none.
@@ -107,20 +97,31 @@ impl Layout {
                 None => return Err((0, format!("no column `{expected}`"))),
             }
         }
+        let end = |at: usize, title: &str| at + title.len() - titles[0].0 - titles[0].1.len();
+        let mut breaks = vec![end(titles[4].0, titles[4].1)];
         let mut sides: Vec<Vec<Column>> = Vec::new();
         let mut rest = titles[KEYS.len()..].iter().peekable();
         while let Some((at, title)) = rest.next_if(|(_, title)| Column::titled(title).is_some()) {
             let column = Column::titled(title).unwrap_or(Column::Time);
             if matches!(column, Column::Time | Column::HostTime) {
                 sides.push(Vec::new());
+                breaks.push(0);
+            }
+            if let Some(last) = breaks.last_mut() {
+                *last = end(*at, title);
             }
             match sides.last_mut() {
                 Some(side) => side.push(column),
                 None => return Err((*at, format!("column `{title}` before `time`"))),
             }
         }
-        let mut layout =
-            Layout { sides: Vec::new(), columns: Vec::new(), timestamp: false, choice: false };
+        let mut layout = Layout {
+            sides: Vec::new(),
+            columns: Vec::new(),
+            timestamp: false,
+            choice: false,
+            breaks,
+        };
         while let Some((at, title)) = rest.next() {
             match *title {
                 "timestamp" if rest.peek().is_none() => layout.timestamp = true,
@@ -145,17 +146,11 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Places where a row may be broken by a message, from the end of its size.
-    fn breaks(&self) -> impl Iterator<Item = usize> {
-        let side: usize = self.columns.iter().map(|column| column.width() + 2).sum();
-        (0..=self.sides.len()).map(move |sides| PREAMBLE - SIZE + sides * side)
-    }
-
     /// The place within `word` at which a number ends and a message begins.
     pub fn cut(&self, line: &str, word: std::ops::Range<usize>) -> Option<usize> {
         let (at, size) = words(line).next()?;
         let size_end = at + size.len();
-        let mut cuts = self.breaks().map(|place| size_end + place);
+        let mut cuts = self.breaks.iter().map(|place| size_end + place);
         cuts.find(|cut| word.contains(cut) && *cut > word.start && line.is_char_boundary(*cut))
     }
 

@@ -77,7 +77,7 @@ pub fn message(line: &str) -> Option<Message> {
 /// Where the date begins that may stand before a message, `[2026-07-09 16:03:21] `.
 fn stamp(before: &str) -> Option<usize> {
     let open = before.trim_end().strip_suffix(']')?.rfind('[')?;
-    let date = before[open + 1..].as_bytes();
+    let date = &before.as_bytes()[open + 1..];
     let year = date.get(..4)?.iter().all(u8::is_ascii_digit);
     (year && date.get(4) == Some(&b'-')).then_some(open)
 }

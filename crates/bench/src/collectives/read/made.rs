@@ -56,6 +56,8 @@ pub struct Style {
     pub only_in_place: bool,
     /// A replay prints blanks for the other side.
     pub blank_out_of_place: bool,
+    /// Versions before 2.18 have one blank less before #wrong.
+    pub narrow_wrong: bool,
 }
 
 impl Made {
@@ -75,7 +77,7 @@ impl Made {
         let case = |size: u64| MadeCase {
             size,
             out_of_place: side(size, 1.0, (size > 1024).then_some(0)),
-            in_place: side(size, 1.1, Some(u64::from(size > 1 << 20) * 3)),
+            in_place: side(size, 1.1, Some(u64::from(size > 1 << 20) * 31)),
         };
         Made {
             op: Op::AllReduce,
@@ -198,7 +200,8 @@ impl Made {
             let processes: Vec<String> = side.samples_us.iter().map(|times| list(times)).collect();
             format!(
                 "\"{name}\":{{\"time\":{:.6},\"alg_bw\":{:.6},\"bus_bw\":{:.6},\
-                 \"nwrong\":{wrong}}},\"{name}_per_iter\":{{\"skipped_iterations\":2,\"min_us\":0.000000,\
+                 \"nwrong\":{wrong}}},\
+                 \"{name}_per_iter\":{{\"skipped_iterations\":2,\"min_us\":0.000000,\
                  \"max_us\":0.000000,\"avg_us\":0.000000,\"p50_us\":0.000000,\"p95_us\":0.000000,\
                  \"p99_us\":0.000000,\"stdev_us\":0.000000,\"cv_pct\":\"nan\",\"times_us\":{},\
                  \"per_process_max_times_us\":[{}]}}",
@@ -307,7 +310,8 @@ impl Style {
             let _ = write!(title, "         {side}{note}          ");
             for (column, unit) in columns.iter().zip(&units) {
                 let width = if column.contains("bw") || *column == "#wrong" { 6 } else { 7 };
-                let _ = write!(names, "  {column:>width$}");
+                let blanks = if self.narrow_wrong && *column == "#wrong" { " " } else { "  " };
+                let _ = write!(names, "{blanks}{column:>width$}");
                 let _ = write!(below, "  {unit:>width$}");
             }
         }
@@ -328,7 +332,9 @@ impl MadeSide {
         if style.hip_events {
             text += "      N/A";
         }
-        let wrong = self.wrong.map_or("   N/A".to_owned(), |wrong| format!("{wrong:6}"));
+        let width = if style.narrow_wrong { 5 } else { 6 };
+        let wrong = self.wrong.map_or("N/A".to_owned(), |wrong| wrong.to_string());
+        let wrong = format!("{wrong:>width$}");
         let (alg_bw, bus_bw) = (fixed(self.alg_bw, 6), fixed(self.bus_bw, 6));
         let _ = write!(text, "  {alg_bw}  {bus_bw}  {wrong}");
         if style.per_iteration {

@@ -163,7 +163,7 @@ impl Reader {
                 (self.ranks, self.group) = (None, None);
                 self.report.hosts.clear();
             }
-            (Some("Rank"), Some(_)) => self.rank(body),
+            (Some("Rank"), Some(_)) => self.rank(body)?,
             (Some("size"), Some("count")) => return self.table(text),
             (Some("Avg"), Some("bus")) => {
                 self.ended += usize::from(self.layout.take().is_some());
@@ -197,8 +197,8 @@ impl Reader {
     }
 
     /// `Rank R Group G Pid P on HOST device D [BUS] NAME`; one that is cut off makes their number
-    /// unknown.
-    fn rank(&mut self, body: &str) {
+    /// unknown, and one that comes twice is that of another run.
+    fn rank(&mut self, body: &str) -> Result<(), (usize, String)> {
         let all: Vec<&str> = body.split_whitespace().collect();
         let after = |name: &str| {
             all.iter().position(|word| *word == name).and_then(|at| all.get(at + 1)).copied()
@@ -208,11 +208,18 @@ impl Reader {
         else {
             self.ranks = None;
             self.group = Some(String::new());
-            return;
+            return Ok(());
         };
         let group = after("Group").unwrap_or("0").to_owned();
         if *self.group.get_or_insert_with(|| group.clone()) != group {
-            return;
+            return Ok(());
+        }
+        if self.report.hosts.iter().any(|known| known.ranks.contains(&rank)) {
+            let why = format!(
+                "rank {rank} for the second time: the log is of several runs at once, each on its \
+                 own; build nccl-tests with MPI=1, so that they become one"
+            );
+            return Err((0, why));
         }
         self.ranks = Some(self.ranks.unwrap_or(0) + 1);
         let device = device.1.to_owned();
@@ -226,6 +233,7 @@ impl Reader {
                 self.report.hosts.push(Host { name, ranks: vec![rank], devices: vec![device] });
             }
         }
+        Ok(())
     }
 
     /// The line of columns.
@@ -367,6 +375,7 @@ mod tests {
         for style in [
             Style { only_out_of_place: true, ..plain.clone() },
             Style { only_in_place: true, choice: true, ..plain.clone() },
+            Style { narrow_wrong: true, log: true, ..plain.clone() },
             Style { blank_out_of_place: true, ..plain },
         ] {
             expect(&made, &read(&made.text(&style)).unwrap(), &style);
@@ -441,6 +450,7 @@ mod tests {
             ("   10.10 ", "   10.1x ", "column 57: `10.1x` is no number"),
             ("   10.10 ", "   inf ", "`inf` is no number"),
             ("   10.10 ", "   10.10 7 ", "9 numbers behind the root where 8 belong"),
+            ("#  Rank  1 ", "#  Rank  0 ", "line 7, column 1: rank 0 for the second time"),
             ("#wrong", "error", "a column `error`, which is not known"),
             ("redop", "root", "column `root` where `redop` belongs"),
             ("all_reduce_perf", "my_perf", "NAME is one of all_reduce_perf"),

@@ -1,0 +1,223 @@
+//! Messages, broadcasts and personalized exchanges under seeded delays, and with a peer that hangs:
+//! while they are submitted, waited for, and taken down in the middle.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use comm::{AllToAll, CommError, Group, Op, Operation, P2p, Settings, Window, World};
+use common::{BACKENDS, PATIENCE_MS, control, settings, with_settings};
+use device::{DType, Device, Stream, Tensor};
+
+/// Elements of a message: one that fits where small ones go, and one of many parts.
+const LENS: [usize; 2] = [50, 300_000];
+
+const SEEDS: u64 = 6;
+
+/// Numbers without order, from a seed: splitmix64 (Steele, Lea, Flood 2014).
+fn draw(state: &AtomicU64) -> u64 {
+    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
+}
+
+/// Pauses between the parts of operations, other ones on every rank.
+fn delayed(seed: u64) -> impl Fn(usize) -> Settings + Sync {
+    move |rank| {
+        let state = AtomicU64::new(seed * 1000 + rank as u64);
+        let disturb = move || match draw(&state) {
+            often if often % 4 > 0 => {}
+            seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
+        };
+        Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
+    }
+}
+
+/// A rank with a group of all and the memory of its operations, for messages of `len` elements.
+struct Rank {
+    stream: Stream,
+    group: Group,
+    place: usize,
+    world: usize,
+    len: usize,
+    window: Window,
+    of_window: Tensor,
+    into: Tensor,
+}
+
+impl Rank {
+    fn new(world: &World, len: usize) -> Rank {
+        let device = Device::cpu(1).unwrap();
+        let (stream, group) = (device.stream(), world.group(&device).unwrap());
+        let (place, world) = (group.place(), world.size());
+        let window = group.window(4 * len * world).unwrap();
+        let of_window = window.tensor(0, &[len * world], DType::F32).unwrap();
+        let into = device.zeros(&[len * world], DType::F32).unwrap();
+        Rank { stream, group, place, world, len, window, of_window, into }
+    }
+
+    /// What `from` has for `to` in a round.
+    fn value(from: usize, to: usize, round: usize) -> f32 {
+        (100 * round + 10 * from + to) as f32
+    }
+
+    fn part(&self, peer: usize) -> std::ops::Range<usize> {
+        peer * self.len..(peer + 1) * self.len
+    }
+
+    fn parts(&self) -> Vec<std::ops::Range<usize>> {
+        (0..self.world).map(|peer| self.part(peer)).collect()
+    }
+
+    /// Everyone's part of this rank's window.
+    fn fill(&self, round: usize) {
+        let part = |to| vec![Rank::value(self.place, to, round); self.len];
+        let values: Vec<f32> = (0..self.world).flat_map(part).collect();
+        self.stream.copy_in(&self.of_window, &values).unwrap();
+    }
+
+    fn all_to_all(&self) -> Op {
+        let (send, receive) = (self.parts(), self.parts());
+        Op::AllToAll(AllToAll { from: self.window.clone(), send, into: self.into.clone(), receive })
+    }
+
+    /// With everyone else.
+    fn exchange(&self) -> Op {
+        let peers = || (0..self.world).filter(|&peer| peer != self.place);
+        let view = |tensor: &Tensor, peer| tensor.flat(self.part(peer)).unwrap();
+        let send = |to| P2p::Send { to, tensor: view(&self.of_window, to) };
+        let receive = |from| P2p::Receive { from, tensor: view(&self.into, from) };
+        Op::Exchange(peers().map(send).chain(peers().map(receive)).collect())
+    }
+
+    /// Of the root's own part.
+    fn broadcast(&self, root: usize) -> Op {
+        let (window, range) = (self.window.clone(), self.part(root));
+        Op::Broadcast { window, root, element_bytes: 4, range }
+    }
+
+    /// What lies in the part of each peer.
+    fn received(&self, tensor: &Tensor, peer: usize) -> f32 {
+        let values = self.stream.to_vec::<f32>(tensor).unwrap();
+        let part = &values[self.part(peer)];
+        assert!(part.iter().all(|x| x == &part[0]), "a message is torn");
+        part[0]
+    }
+}
+
+#[test]
+fn delays_change_no_message() {
+    for (kind, seed) in BACKENDS.into_iter().flat_map(|kind| (0..SEEDS).map(move |s| (kind, s))) {
+        let len = LENS[seed as usize % 2];
+        with_settings(kind, 3, delayed(seed), |world| {
+            let rank = Rank::new(&world, len);
+            for round in 0..4 {
+                for op in [rank.all_to_all(), rank.exchange()] {
+                    rank.fill(round);
+                    rank.group.run(&rank.stream, op).unwrap();
+                    let peers = (0..rank.world).filter(|&peer| peer != rank.place);
+                    for peer in peers {
+                        let expected = Rank::value(peer, rank.place, round);
+                        assert_eq!(rank.received(&rank.into, peer), expected, "{kind} {seed}");
+                    }
+                    rank.stream.copy_in(&rank.into, &vec![-1_f32; rank.into.len()]).unwrap();
+                }
+                let root = round % rank.world;
+                rank.group.run(&rank.stream, rank.broadcast(root)).unwrap();
+                let expected = Rank::value(root, root, round);
+                assert_eq!(rank.received(&rank.of_window, root), expected, "{kind} {seed}");
+                // Nobody writes again what others still read.
+                control(&world).barrier().unwrap();
+            }
+        });
+    }
+}
+
+/// Settings whose rank 1 comes to a stop in the middle of the operations that follow `hangs`,
+/// until `over`.
+fn hanging(hangs: &Arc<AtomicBool>, timeout_ms: u64) -> impl Fn(usize) -> Settings + Sync {
+    let hangs = Arc::clone(hangs);
+    move |rank| {
+        let hangs = Arc::clone(&hangs);
+        let disturb = move || {
+            while rank == 1 && hangs.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        Settings { disturb: Some(Arc::new(disturb)), ..settings(timeout_ms) }
+    }
+}
+
+/// What a rank that hangs does until its peer has seen enough.
+fn wait_for_the_end(hangs: &AtomicBool) {
+    while hangs.load(Ordering::Acquire) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+type Make = fn(&Rank) -> Op;
+
+const OPERATIONS: [(Operation, Make); 2] =
+    [(Operation::Exchange, Rank::exchange), (Operation::AllToAll, Rank::all_to_all)];
+
+#[test]
+fn a_peer_that_hangs_in_the_middle_is_named() {
+    const TIMEOUT_MS: u64 = 700;
+    for (kind, len) in BACKENDS.into_iter().flat_map(|kind| LENS.map(|len| (kind, len))) {
+        for (operation, make) in OPERATIONS {
+            let hangs = Arc::new(AtomicBool::new(false));
+            let begun = Barrier::new(2);
+            with_settings(kind, 2, hanging(&hangs, TIMEOUT_MS), |world| {
+                let rank = Rank::new(&world, len);
+                control(&world).barrier().unwrap();
+                begun.wait();
+                hangs.store(true, Ordering::Release);
+                let pending = rank.group.prepare(make(&rank)).unwrap();
+                let pending = rank.group.submit(&rank.stream, &pending).unwrap();
+                if rank.place == 1 {
+                    return wait_for_the_end(&hangs);
+                }
+                let start = Instant::now();
+                let result = pending.wait();
+                hangs.store(false, Ordering::Release);
+                let error = result.expect_err("the peer hangs");
+                assert!(start.elapsed() < Duration::from_millis(20 * TIMEOUT_MS), "{kind}");
+                let named = matches!(&error, CommError::Timeout { operation: at, missing, .. }
+                    if *at == operation && *missing == [1]);
+                assert!(named, "{kind} {len}: {error}");
+            });
+        }
+    }
+}
+
+#[test]
+fn dropping_everything_in_the_middle_waits_for_no_peer() {
+    let operations = OPERATIONS.map(|(_, make)| make);
+    let all: [Make; 3] = [operations[0], operations[1], |rank| rank.broadcast(1)];
+    for (kind, make) in BACKENDS.into_iter().flat_map(|kind| all.map(|make| (kind, make))) {
+        let hangs = Arc::new(AtomicBool::new(false));
+        let begun = Barrier::new(2);
+        with_settings(kind, 2, hanging(&hangs, PATIENCE_MS), |world| {
+            let rank = Rank::new(&world, LENS[1]);
+            control(&world).barrier().unwrap();
+            begun.wait();
+            hangs.store(true, Ordering::Release);
+            let op = rank.group.prepare(make(&rank)).unwrap();
+            let pending = rank.group.submit(&rank.stream, &op).unwrap();
+            if rank.place == 1 {
+                return wait_for_the_end(&hangs);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            let is_done = pending.is_done();
+            let start = Instant::now();
+            // Nobody has revoked anything.
+            drop((op, pending, rank, world));
+            let took = start.elapsed();
+            hangs.store(false, Ordering::Release);
+            assert!(!is_done.unwrap(), "{kind}");
+            assert!(took < Duration::from_secs(10), "{kind}: {took:?}");
+        });
+    }
+}

@@ -1,0 +1,139 @@
+//! `muster bench compare` as people and CI run it: exit codes, formats by their contents, and
+//! mistakes with their places.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Exit code, standard output, standard error.
+fn compare(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(["bench", "compare"]).args(args).current_dir(dir).env_remove("RUST_BACKTRACE");
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// What nccl-tests prints for an all_reduce on two devices: (bytes, µs, wrong elements).
+fn log(cases: &[(u64, f64, &str)]) -> String {
+    let mut text = "\
+# nccl-tests version 2.19.6 nccl-headers=23007 nccl-library=23007
+# Collective test starting: all_reduce_perf
+# nThread 1 nGpus 2 minBytes 8 maxBytes 128 step: 2(factor) warmup iters: 1 iters: 20 agg iters: 1
+#
+# Using devices
+#  Rank  0 Group  0 Pid   4000 on       node device  0 [0000:01:00] A GPU
+#  Rank  1 Group  0 Pid   4000 on       node device  1 [0000:02:00] A GPU
+node:4000:4000 [0] NCCL INFO Bootstrap: Using lo
+#
+#                                                              out-of-place
+#       size         count      type   redop    root     time   algbw   busbw  #wrong
+#        (B)    (elements)                               (us)  (GB/s)  (GB/s)
+"
+    .to_owned();
+    for (bytes, us, wrong) in cases {
+        let (count, algbw) = (bytes / 4, *bytes as f64 / us / 1e3);
+        text += &format!(
+            "{bytes:>12}  {count:>12}     float     sum      -1  {us:7.2}  {algbw:6.2}  \
+             {algbw:6.2}  {wrong:>6}\n"
+        );
+    }
+    text + "# Out of bounds values : 0 OK\n# Avg bus bandwidth    : 1\n"
+}
+
+/// The same as a report of Muster, over shared memory and with medians.
+fn report(cases: &[(u64, f64)]) -> String {
+    let rows: Vec<String> = cases
+        .iter()
+        .map(|(bytes, us)| {
+            format!(
+                "{{\"key\": {{\"op\": \"all_reduce\", \"dtype\": \"f32\", \"redop\": \"sum\", \
+                 \"ranks\": 2, \"bytes\": {bytes}, \"in_place\": false, \"transport\": \"shm\"}},\n\
+                 \"times\": {{\"p50_us\": {us}, \"mean_us\": {us}}}}}"
+            )
+        })
+        .collect();
+    format!(
+        "{{\"schema\": 1, \"tool\": {{\"name\": \"muster\"}}, \"complete\": true,\n\
+         \"rows\": [\n{}\n]}}",
+        rows.join(",\n")
+    )
+}
+
+fn put(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join(name), text).unwrap();
+}
+
+#[test]
+fn the_exit_code_says_whether_something_became_worse() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    put(dir, "base.log", &log(&[(1 << 20, 100.0, "0"), (1 << 21, 200.0, "0")]));
+    put(dir, "same.json", &report(&[(1 << 20, 103.0), (1 << 21, 150.0)]));
+    put(dir, "slow.log", &log(&[(1 << 20, 100.0, "0"), (1 << 21, 212.0, "N/A")]));
+    put(dir, "wrong.log", &log(&[(1 << 20, 90.0, "7"), (1 << 21, 200.0, "0")]));
+    put(dir, "short.log", &log(&[(1 << 20, 100.0, "0")]));
+
+    let (code, table, stderr) = compare(dir, &["base.log", "same.json"]);
+    assert_eq!(code, 0, "{table}{stderr}");
+    assert!(table.contains("faster") && table.ends_with("no regression\n"), "{table}");
+
+    let (code, table, _) = compare(dir, &["base.log", "slow.log", "--json", "c.json"]);
+    assert_eq!(code, 1, "{table}");
+    assert!(table.contains("SLOWER") && table.contains("+6.0 %"), "{table}");
+    let json = std::fs::read_to_string(dir.join("c.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["cases"][1]["verdict"], "slower");
+    assert_eq!(compare(dir, &["base.log", "slow.log", "--threshold", "7%"]).0, 0);
+
+    let (code, table, _) = compare(dir, &["base.log", "wrong.log"]);
+    assert_eq!(code, 1);
+    assert!(table.contains("regression: all_reduce: wrong results in 1 case"), "{table}");
+
+    let (code, table, _) = compare(dir, &["base.log", "short.log"]);
+    assert_eq!(code, 1);
+    assert!(table.contains("NEW lacks 1 case of BASE"), "{table}");
+    assert_eq!(compare(dir, &["base.log", "short.log", "--allow-missing"]).0, 0);
+    assert_eq!(compare(dir, &["short.log", "base.log"]).0, 0);
+}
+
+#[test]
+fn a_run_that_broke_off_is_a_regression() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let whole = log(&[(1 << 20, 100.0, "0"), (1 << 21, 200.0, "0")]);
+    put(dir, "base.log", &whole);
+    put(dir, "cut.log", &whole[..whole.find("     2097152").unwrap()]);
+    let (code, table, _) = compare(dir, &["base.log", "cut.log", "--allow-missing"]);
+    assert_eq!(code, 1);
+    assert!(table.contains("regression: NEW ended early"), "{table}");
+}
+
+#[test]
+fn mistakes_are_named_with_file_and_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let good = log(&[(1 << 20, 100.0, "0")]);
+    put(dir, "good.log", &good);
+    put(dir, "odd.log", &good.replacen("100.00", "1oo.00", 1));
+    put(dir, "notes.txt", "nothing measured\n");
+    put(dir, "bad.json", &report(&[(8, 1.0)]).replace("\"bytes\"", "\"byte\""));
+    put(dir, "tcp.json", &report(&[(8, 1.0)]).replace("shm", "tcp"));
+    put(dir, "shm.json", &report(&[(8, 1.0)]));
+    put(dir, "empty", "");
+    for (args, words) in [
+        (&["none.log", "good.log"][..], "none.log"),
+        (&["good.log", "odd.log"], "odd.log: line 13, column 56: `1oo.00` is no number"),
+        (&["good.log", "notes.txt"], "notes.txt: line 1, column 1: no table"),
+        (&["bad.json", "good.log"], "bad.json: line 3, column "),
+        (&["empty", "good.log"], "empty file"),
+        (&["shm.json", "tcp.json"], "transport is shm in BASE and tcp in NEW"),
+        (&["good.log", "good.log", "--threshold", "5"], "write 5%"),
+        (&["good.log", "good.log", "--only", "all_redcue"], "did you mean `all_reduce`?"),
+        (&["good.log", "good.log", "--only", "broadcast"], "no broadcast; it has all_reduce"),
+        (&["good.log"], "NEW"),
+    ] {
+        let (code, _, stderr) = compare(dir, args);
+        assert_eq!(code, 2, "{args:?}: {stderr}");
+        assert!(stderr.contains(words), "{args:?}: {stderr}");
+    }
+}
