@@ -286,7 +286,7 @@ impl Shared {
         })
     }
 
-    /// Whether an operation runs, whose own deadline then holds.
+    /// Whether an operation runs, which has a deadline of its own for peers that stand still.
     fn is_running(&self) -> bool {
         let done = self.done.load(Ordering::Acquire);
         self.begun.load(Ordering::Acquire) > done
@@ -326,6 +326,7 @@ impl Pending {
         let (job, members) = (self.shared.transport.job(), self.shared.transport.members());
         let call = (self.operation, self.number);
         let (mut patience, mut given_up) = (job.patience(), None);
+        let mut is_running = false;
         loop {
             let reached = self.event.wait_until(Instant::now() + patience::LOOK);
             if reached.map_err(|error| self.explain(error))? {
@@ -337,9 +338,13 @@ impl Pending {
                     return Err(error);
                 }
             }
-            if self.shared.is_running() {
+            // An operation that runs has its peers' deadline; but it may also wait for a device.
+            let later = if self.shared.is_running() { LETS_GO } else { Duration::ZERO };
+            if later.is_zero() && is_running {
                 patience = job.patience();
-            } else if job.is_over(members, &patience, once(members.place)) {
+            }
+            is_running = !later.is_zero();
+            if job.is_over_by(later, members, &patience, once(members.place)) {
                 let (missing, timeout_ms) = (vec![members.place], job.timeout_ms());
                 let (operation, sequence) = call;
                 let moved = Moved::default();

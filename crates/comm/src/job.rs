@@ -155,13 +155,24 @@ impl Job {
         patience: &Cell<Patience>,
         awaited: impl Iterator<Item = usize> + Clone,
     ) -> bool {
+        self.is_over_by(Duration::ZERO, members, patience, awaited)
+    }
+
+    /// As [`Job::is_over`], so much later.
+    pub(crate) fn is_over_by(
+        &self,
+        later: Duration,
+        members: &Members,
+        patience: &Cell<Patience>,
+        awaited: impl Iterator<Item = usize> + Clone,
+    ) -> bool {
         self.look_at_pulse();
         let awaited = awaited.map(|place| members.ranks[place]);
         let mut looked_at = patience.get();
         let used = looked_at.used();
         patience.set(looked_at);
         let oldest = awaited.clone().map(|rank| self.stood_still(rank, used)).max();
-        if oldest.unwrap_or(used) >= Duration::from_millis(self.timeout_ms()) {
+        if oldest.unwrap_or(used) >= Duration::from_millis(self.timeout_ms()) + later {
             return true;
         }
         if let Some(moment) = awaited.map(|rank| self.moments.of(rank)).min() {

@@ -234,7 +234,13 @@ impl<V: Vendor> Gpu<V> {
             self.abort.check(self.kind)?;
             let told = self.vendor.enter().and_then(|()| ask(&self.common));
             match told {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    if patience.has_paused() {
+                        // The device has done a piece of work meanwhile.
+                        crate::work::mark();
+                    }
+                    return Ok(true);
+                }
                 Err(Refusal { code, .. }) if Failure::of(code) == Failure::NotReady => {}
                 Err(refusal) => {
                     if Failure::of(refusal.code).is_final() {

@@ -13,7 +13,14 @@ use crate::{Device, DeviceError, Event, Pinned, Stream, Tensor};
 pub struct Staged {
     pinned: Pinned,
     /// After the last copy from or to them.
-    busy: Option<Event>,
+    busy: Option<Busy>,
+}
+
+/// What a copy that may be under way is waited for by.
+enum Busy {
+    Until(Event),
+    /// Without an event, everything on its stream.
+    On(Stream),
 }
 
 impl Staged {
@@ -69,19 +76,26 @@ impl Staged {
         self.mark(stream)
     }
 
-    /// Remembers the copy that was just enqueued; without an event, waits for it.
+    /// Remembers the copy that was just enqueued.
     fn mark(&mut self, stream: &Stream) -> Result<(), DeviceError> {
-        match stream.record() {
-            Ok(event) => {
-                self.busy = Some(event);
-                Ok(())
-            }
-            Err(error) => stream.synchronize().and(Err(error)),
-        }
+        let recorded = stream.record();
+        let (busy, recorded) = match recorded {
+            Ok(event) => (Busy::Until(event), Ok(())),
+            Err(error) => (Busy::On(stream.clone()), Err(error)),
+        };
+        self.busy = Some(busy);
+        recorded
     }
 
+    /// What cannot be waited for stays busy: its copy may still be under way.
     fn wait(&mut self) -> Result<(), DeviceError> {
-        self.busy.take().map_or(Ok(()), |event| event.wait())
+        match &self.busy {
+            None => return Ok(()),
+            Some(Busy::Until(event)) => event.wait()?,
+            Some(Busy::On(stream)) => stream.synchronize()?,
+        }
+        self.busy = None;
+        Ok(())
     }
 }
 

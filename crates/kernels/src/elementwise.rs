@@ -5,7 +5,7 @@ use half::bf16;
 
 use crate::error::expect;
 use crate::math::vectorize;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_dtype, expect_real};
 use crate::{KernelError, Real};
 
@@ -23,7 +23,7 @@ pub struct Zero {
 impl Op for Zero {
     const NAME: &'static str = "zero";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.y].into_iter()
     }
 
@@ -63,7 +63,7 @@ pub struct Copy {
 impl Op for Copy {
     const NAME: &'static str = "copy";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.y].into_iter()
     }
 
@@ -98,7 +98,7 @@ pub struct Add {
 impl Op for Add {
     const NAME: &'static str = "add";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.y].into_iter()
     }
 
@@ -135,7 +135,7 @@ pub struct Widen {
 impl Op for Widen {
     const NAME: &'static str = "widen";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.y].into_iter()
     }
 
@@ -176,7 +176,7 @@ pub struct AllFinite {
 impl Op for AllFinite {
     const NAME: &'static str = "all_finite";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.flag].into_iter()
     }
 

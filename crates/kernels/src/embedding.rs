@@ -5,7 +5,7 @@ use half::bf16;
 
 use crate::error::expect;
 use crate::math::vectorize;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_dtype, expect_real};
 use crate::shared_slice::SharedSlice;
 use crate::{KernelError, Onto, Real};
@@ -31,7 +31,7 @@ pub struct Gather {
 impl Op for Gather {
     const NAME: &'static str = "embedding_gather";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.tokens, &self.table, &self.y].into_iter()
     }
 
@@ -97,7 +97,7 @@ pub struct ScatterAdd {
 impl Op for ScatterAdd {
     const NAME: &'static str = "embedding_scatter_add";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.tokens, &self.dy, &self.dtable].into_iter()
     }
 
@@ -152,7 +152,7 @@ pub struct AddPositions {
 impl Op for AddPositions {
     const NAME: &'static str = "add_positions";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.table, &self.y].into_iter()
     }
 
@@ -196,7 +196,7 @@ pub struct PositionsBackward {
 impl Op for PositionsBackward {
     const NAME: &'static str = "positions_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dy, &self.dtable].into_iter()
     }
 

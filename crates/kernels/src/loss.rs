@@ -4,7 +4,7 @@ use device::{DType, DeviceError, Kernel, Tensor};
 
 use crate::error::expect;
 use crate::math::{sum, vectorize};
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_dtype, expect_real};
 use crate::{KernelError, Onto, Real};
 
@@ -38,7 +38,7 @@ pub struct CrossEntropy {
 impl Op for CrossEntropy {
     const NAME: &'static str = "cross_entropy";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.logits, &self.targets, &self.losses].into_iter()
     }
 
@@ -114,7 +114,7 @@ pub struct Total {
 impl Op for Total {
     const NAME: &'static str = "total";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.values, &self.out].into_iter()
     }
 

@@ -20,13 +20,17 @@ use device::{Device, DeviceError, Kernel, Stream, Tensor};
 use crate::KernelError;
 use crate::gpu::modules::Kernels;
 
+/// Only this crate has one.
+pub struct Inside(());
+
 /// The arguments of one launch of an operation: `Add { x, y }.launch(&stream)?`.
 pub trait Op: Sized {
     /// As errors, profiles and the guarded device name it.
     const NAME: &'static str;
 
-    /// Every tensor that the operation reads or writes.
-    fn operands(&self) -> impl Iterator<Item = &Tensor>;
+    /// Every tensor that the operation reads or writes, tables among them, which nothing else may
+    /// write: so they are shown to this crate alone.
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor>;
 
     /// What is refused wherever it runs: shapes and types.
     fn check(&self) -> Result<(), KernelError>;
@@ -102,7 +106,7 @@ pub(crate) fn run<O: Op>(stream: &Stream, op: O) -> Result<(), KernelError> {
     if runs_host_code(stream.device()) {
         return Ok(stream.launch(O::NAME, op.host()?)?);
     }
-    check_home(O::NAME, stream.device(), op.operands())?;
+    check_home(O::NAME, stream.device(), op.operands(Inside(())))?;
     op.device(&Kernels::of(stream.device())?, stream)
 }
 
@@ -154,7 +158,7 @@ mod tests {
     impl Op for Ones {
         const NAME: &'static str = "ones";
 
-        fn operands(&self) -> impl Iterator<Item = &Tensor> {
+        fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
             [&self.0].into_iter()
         }
 

@@ -4,7 +4,7 @@ use device::{Device, DeviceError, Kernel, Tensor};
 
 use crate::error::{dispatch, expect};
 use crate::math::vectorize;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_dtype, expect_real};
 use crate::{KernelError, Real};
 
@@ -58,7 +58,7 @@ pub struct Rotate {
 impl Op for Rotate {
     const NAME: &'static str = "rope_rotate";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.table, &self.x].into_iter()
     }
 

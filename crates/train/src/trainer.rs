@@ -368,6 +368,8 @@ impl<E: Engine> Trainer<E> {
                     let mut hooks =
                         Reducing { ranks, stream, buckets, grads, folds, submitted: nothing };
                     engine.backward(stash, state, to, &mut hooks)?;
+                    // Also where an engine does not say so.
+                    hooks.ready(0);
                     submitted = hooks.submitted?;
                 }
             }

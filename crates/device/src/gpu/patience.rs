@@ -15,6 +15,11 @@ impl Patience {
         Patience { start: Instant::now() }
     }
 
+    /// Whether it has slept.
+    pub(super) fn has_paused(&self) -> bool {
+        self.start.elapsed() >= SPIN
+    }
+
     /// An eighth of the time so far, so that a wait is at most that much too long.
     pub(super) fn pause(&mut self, until: Option<Instant>) {
         let waited = self.start.elapsed();

@@ -44,7 +44,11 @@ pub(super) enum Task {
 impl Task {
     pub(super) fn run(self) -> Result<(), DeviceError> {
         match self {
-            Task::Launch(launch) => launch.run(),
+            Task::Launch(launch) => {
+                let ran = launch.run();
+                crate::work::mark();
+                ran
+            }
             Task::Host(call) => {
                 let call = call.lock().unwrap_or_else(PoisonError::into_inner).take();
                 // Its error is kept by its stream.

@@ -12,7 +12,7 @@ use device::{DType, Tensor};
 
 use crate::KernelError;
 use crate::gemm::Layout;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_real};
 
 /// Rows and columns of a block of scores.
@@ -94,7 +94,7 @@ pub struct Forward {
 impl Op for Forward {
     const NAME: &'static str = "attention_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.qkv, &self.doc_start, &self.out, &self.lse, &self.workspace].into_iter()
     }
 
@@ -139,7 +139,7 @@ pub struct Backward {
 impl Op for Backward {
     const NAME: &'static str = "attention_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let saved = [&self.qkv, &self.doc_start, &self.out, &self.lse];
         saved.into_iter().chain([&self.dout, &self.dqkv, &self.workspace])
     }

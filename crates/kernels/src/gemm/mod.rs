@@ -15,7 +15,7 @@ pub use host::{product, serial};
 pub use layout::{Layout, Matrix};
 
 use crate::KernelError;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_dtype, expect_real};
 
 /// What decides how products round on this CPU, beside their shapes: the instruction set that the
@@ -64,7 +64,7 @@ pub struct Matmul {
 impl Op for Matmul {
     const NAME: &'static str = "matmul";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.a.tensor, &self.b.tensor, &self.c.tensor].into_iter()
     }
 

@@ -4,7 +4,7 @@ mod host;
 
 use device::Tensor;
 
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_real};
 use crate::{KernelError, Onto};
 
@@ -21,7 +21,7 @@ pub struct AddBias {
 impl Op for AddBias {
     const NAME: &'static str = "add_bias";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.bias, &self.y].into_iter()
     }
 
@@ -50,7 +50,7 @@ pub struct BiasBackward {
 impl Op for BiasBackward {
     const NAME: &'static str = "bias_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dy, &self.dbias].into_iter()
     }
 
@@ -77,7 +77,7 @@ pub struct SwigluForward {
 impl Op for SwigluForward {
     const NAME: &'static str = "swiglu_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.gate_up, &self.y].into_iter()
     }
 
@@ -102,7 +102,7 @@ pub struct SwigluBackward {
 impl Op for SwigluBackward {
     const NAME: &'static str = "swiglu_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dy, &self.gate_up].into_iter()
     }
 
@@ -139,7 +139,7 @@ pub struct GeluForward {
 impl Op for GeluForward {
     const NAME: &'static str = "gelu_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.y].into_iter()
     }
 
@@ -164,7 +164,7 @@ pub struct GeluBackward {
 impl Op for GeluBackward {
     const NAME: &'static str = "gelu_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dy, &self.x].into_iter()
     }
 

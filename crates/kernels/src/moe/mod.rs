@@ -18,7 +18,7 @@ pub use products::{ProductForward, ProductInput, ProductWeight};
 
 use crate::KernelError;
 use crate::error::expect;
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_dtype, expect_real};
 
 /// How logits become scores.
@@ -130,7 +130,7 @@ pub struct Route {
 impl Op for Route {
     const NAME: &'static str = "moe_route";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.logits, &self.bias, &self.loads].into_iter().chain(self.routing.tensors())
     }
 
@@ -169,7 +169,7 @@ pub struct RouteBackward {
 impl Op for RouteBackward {
     const NAME: &'static str = "moe_route_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let own = [&self.logits, &self.dweights, &self.dlogits];
         own.into_iter().chain(self.routing.tensors())
     }
@@ -202,7 +202,7 @@ pub struct GroupRows {
 impl Op for GroupRows {
     const NAME: &'static str = "moe_group_rows";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.y].into_iter().chain(self.routing.tensors())
     }
 
@@ -229,7 +229,7 @@ pub struct GroupRowsBackward {
 impl Op for GroupRowsBackward {
     const NAME: &'static str = "moe_group_rows_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dy, &self.dx].into_iter().chain(self.routing.tensors())
     }
 
@@ -255,7 +255,7 @@ pub struct Combine {
 impl Op for Combine {
     const NAME: &'static str = "moe_combine";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.y, &self.out].into_iter().chain(self.routing.tensors())
     }
 
@@ -285,7 +285,7 @@ pub struct CombineBackward {
 impl Op for CombineBackward {
     const NAME: &'static str = "moe_combine_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.dout, &self.y, &self.dweights].into_iter().chain(self.routing.tensors())
     }
 

@@ -6,7 +6,7 @@
 use device::{DType, DeviceError, Kernel, Tensor};
 
 use crate::gemm::{Cut, Layout, serial_shared};
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_dtype, expect_real};
 use crate::shared_slice::SharedSlice;
 use crate::{KernelError, Onto, Real};
@@ -28,7 +28,7 @@ pub struct ProductForward {
 impl Op for ProductForward {
     const NAME: &'static str = "moe_product_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.offsets, &self.x, &self.w, &self.y].into_iter()
     }
 
@@ -67,7 +67,7 @@ pub struct ProductInput {
 impl Op for ProductInput {
     const NAME: &'static str = "moe_product_input";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.offsets, &self.dy, &self.w, &self.dx].into_iter()
     }
 
@@ -107,7 +107,7 @@ pub struct ProductWeight {
 impl Op for ProductWeight {
     const NAME: &'static str = "moe_product_weight";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.offsets, &self.dy, &self.x, &self.dw].into_iter()
     }
 

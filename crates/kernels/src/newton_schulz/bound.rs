@@ -10,7 +10,7 @@ use crate::KernelError;
 use crate::error::expect;
 use crate::gpu::execute::{self, Prepared};
 use crate::gpu::modules::Kernels;
-use crate::op::{self, Op};
+use crate::op::{self, Inside, Op};
 
 /// What a batch takes of a device's memory beside its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub struct Orthogonalize {
 impl Op for Orthogonalize {
     const NAME: &'static str = KERNEL;
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.input, &self.output, &self.workspace, &self.status].into_iter()
     }
 
@@ -147,8 +147,8 @@ struct Repeated {
 impl Op for Repeated {
     const NAME: &'static str = KERNEL;
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
-        self.once.operands()
+    fn operands(&self, inside: Inside) -> impl Iterator<Item = &Tensor> {
+        self.once.operands(inside)
     }
 
     fn check(&self) -> Result<(), KernelError> {

@@ -7,7 +7,7 @@ use device::Tensor;
 
 pub use rows::{Rows, Vectors};
 
-use crate::op::{Op, host_by_type};
+use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_real};
 use crate::{KernelError, Onto};
 use rows::check_vectors;
@@ -30,7 +30,7 @@ pub struct RmsForward {
 impl Op for RmsForward {
     const NAME: &'static str = "rms_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x.tensor, &self.gain, &self.y.tensor, &self.rstd].into_iter()
     }
 
@@ -70,7 +70,7 @@ pub struct RmsBackward {
 impl Op for RmsBackward {
     const NAME: &'static str = "rms_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let vectors = [&self.dy.tensor, &self.x.tensor, &self.dx.tensor];
         vectors.into_iter().chain([&self.gain, &self.rstd, &self.dgain])
     }
@@ -110,7 +110,7 @@ pub struct RmsBackwardInPlace {
 impl Op for RmsBackwardInPlace {
     const NAME: &'static str = "rms_backward_in_place";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.d, &self.x, &self.gain, &self.rstd, &self.dgain].into_iter()
     }
 
@@ -146,7 +146,7 @@ pub struct LayerForward {
 impl Op for LayerForward {
     const NAME: &'static str = "layer_forward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.x, &self.gain, &self.bias, &self.y, &self.stats].into_iter()
     }
 
@@ -194,7 +194,7 @@ pub struct LayerBackward {
 impl Op for LayerBackward {
     const NAME: &'static str = "layer_backward";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let read = [&self.dy, &self.x, &self.gain, &self.stats];
         read.into_iter().chain([&self.dx, &self.dgain, &self.dbias])
     }

@@ -76,7 +76,8 @@ impl<'a> OpenWeights<'a> {
 pub(super) fn round_out(from: &[f32], to: &mut [bf16]) {
     for (to, from) in to.iter_mut().zip(from) {
         let bits = from.to_bits();
-        let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        // Only NaNs wrap, which take the other way.
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         // A quiet bit keeps the payload from rounding to infinity.
         let nan = (bits >> 16) | 0x40;
         let half = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded };

@@ -6,12 +6,12 @@ use super::{AdamWStep, Cast, CopyToMasters, MuonApply, MuonMomentum, RoundFromMa
 use super::{SumOfSquares, at_least, check_dtype, check_f32, check_factors};
 use crate::KernelError;
 use crate::error::expect;
-use crate::op::{Op, on_both};
+use crate::op::{Inside, Op, on_both};
 
 impl Op for SumOfSquares {
     const NAME: &'static str = "sum_of_squares";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let tables = self.ranges.tables.iter();
         let tables = tables.flat_map(|tables| [&tables.strips, &tables.slots, &tables.partials]);
         [&self.grads, &self.sums].into_iter().chain(tables)
@@ -30,7 +30,7 @@ impl Op for SumOfSquares {
 impl Op for AdamWStep {
     const NAME: &'static str = "adamw";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let own = [&self.grads, &self.first, &self.second, &self.factors];
         own.into_iter().chain(self.weights.tensors()).chain(&self.spans.table)
     }
@@ -49,7 +49,7 @@ impl Op for AdamWStep {
 impl Op for MuonMomentum {
     const NAME: &'static str = "muon_momentum";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let own = [&self.grads, &self.momentum, &self.update, &self.factors];
         own.into_iter().chain(&self.spans.table)
     }
@@ -67,7 +67,7 @@ impl Op for MuonMomentum {
 impl Op for MuonApply {
     const NAME: &'static str = "muon_apply";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.direction].into_iter().chain(self.weights.tensors()).chain(&self.spans.table)
     }
 
@@ -82,7 +82,7 @@ impl Op for MuonApply {
 impl Op for CopyToMasters {
     const NAME: &'static str = "copy_to_masters";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.flat, &self.masters].into_iter().chain(&self.spans.table)
     }
 
@@ -101,7 +101,7 @@ impl Op for CopyToMasters {
 impl Op for RoundFromMasters {
     const NAME: &'static str = "round_from_masters";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.masters, &self.flat].into_iter().chain(&self.spans.table)
     }
 
@@ -117,7 +117,7 @@ impl Op for RoundFromMasters {
 impl Op for Cast {
     const NAME: &'static str = "cast";
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         [&self.from, &self.to].into_iter()
     }
 

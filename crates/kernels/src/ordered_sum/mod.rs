@@ -30,7 +30,7 @@ use ::device::{DType, Device, DeviceError, Stream, Tensor};
 pub use stages::OrderedSum;
 
 use crate::KernelError;
-use crate::op::{self, Op};
+use crate::op::{self, Inside, Op};
 use stages::{Limits, STAGE_INPUTS, Stage};
 
 const KERNEL: &str = "ordered_sum";
@@ -167,7 +167,7 @@ impl StageSum {
 impl Op for StageSum {
     const NAME: &'static str = KERNEL;
 
-    fn operands(&self) -> impl Iterator<Item = &Tensor> {
+    fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         self.inputs.iter().flatten().chain([&self.out, &self.workspace])
     }
 

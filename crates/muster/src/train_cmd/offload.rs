@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use device::{Device, DeviceError, DeviceKind};
+use optim::OptimError;
 use train::event::Offload;
 use train::{Config, RunPlan, TrainError};
 
@@ -62,9 +63,11 @@ pub fn plan(
     let kind = device.kind();
     let of_rank = |rank| plan.offload(&device, rank);
     let refused = |error: TrainError| match error {
+        // A device's own troubles are told as such.
+        TrainError::Optimizer(OptimError::Device(error)) => error.into(),
         TrainError::Optimizer(error) => CliError::mistake(format!(
-            "ranks.optimizer_device {kind}: {error}; Muon on devices needs `storage: bf16` (or f16) \
-             and an algorithm of products in every rule, or use `cpu`"
+            "ranks.optimizer_device {kind}: {error}; Muon on devices needs `storage: bf16` (or \
+             f16) and an algorithm of products in every rule, or use `cpu`"
         )),
         other => other.into(),
     };
