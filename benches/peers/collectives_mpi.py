@@ -29,8 +29,7 @@ def cases(size):
         total = part * ranks * 4
         send, receive, counts = a[: part * ranks], b[:part], [part] * ranks
         yield "reduce_scatter", total, lambda: comm.Reduce_scatter(send, receive, counts)
-        own = buffer(a[rank * part :], part)
-        every = buffer(b, part * ranks)
+        own, every = a[rank * part : (rank + 1) * part], b[: part * ranks]
         yield "all_gather", total, lambda: comm.Allgather(own, every)
     yield "broadcast", whole * 4, lambda: comm.Bcast(buffer(a, whole), 0)
 
