@@ -122,7 +122,15 @@ fn a_lack_of_memory_is_no_bug() {
         let mut command = Command::new("sh");
         command.args(["-c", &line]);
         let done = run.spawn(command).wait();
-        let code = done.code().expect("no death by signal");
+        let Some(code) = done.code() else {
+            // The C library ends a process that has no memory for its own needs, and says so.
+            assert!(
+                done.stderr.contains("glibc") && done.stderr.contains("out of memory"),
+                "{done}"
+            );
+            named += 1;
+            continue;
+        };
         assert!(matches!(code, 0 | 3), "{mib} MiB: {done}");
         assert!(!done.stderr.contains("bug in Muster"), "{mib} MiB: {done}");
         named += usize::from(code == 3 && done.stderr.contains("error: out of memory: "));

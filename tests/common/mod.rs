@@ -266,7 +266,7 @@ impl Process {
     pub fn rank(&self) -> Option<usize> {
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
         match words[..] {
-            [_, "worker", "--plan", _, "--rank", rank] => rank.parse().ok(),
+            [_, "worker" | "bench-worker", "--plan", _, "--rank", rank] => rank.parse().ok(),
             _ => None,
         }
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use device::{DType, Tensor};
 
 use crate::op::{Gather, OrderedReduce, Reduction, Site};
-use crate::{EvenPlan, Operation, Result, Window};
+use crate::{EvenPlan, Operation, Result, Segments, Window};
 
 /// Bytes of a box, and what a member reads at most of all others' together: up to there a round
 /// less is worth more than the bytes.
@@ -62,23 +62,62 @@ impl OneShot {
         plan: &EvenPlan,
         site: &Site,
     ) -> Result<Option<OneShot>> {
-        let Some(boxes) = site.boxes else { return Ok(None) };
         let (range, dtype, members) = (plan.range(), plan.dtype(), plan.segments().len());
-        if range.is_empty() || range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
+        if range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
             return Ok(None);
         }
-        window.check(site.group)?;
         let out = window.tensor(range.start, &[range.len()], dtype)?;
-        let whole: Arc<[Vec<Range<usize>>]> =
-            (0..members).map(|_| std::iter::once(0..range.len()).collect()).collect();
+        let whole = (0..members).map(|_| std::iter::once(0..range.len()).collect());
+        let segments = whole.collect();
+        OneShot::reduce(window, plan, site, &|boxed| OrderedReduce {
+            range: 0..range.len(),
+            segments: Arc::clone(&segments),
+            ..plan.reduce(boxed, out.clone())
+        })
+    }
+
+    /// Each member's share of the sum over all windows; none where two rounds are better.
+    ///
+    /// # Errors
+    /// As the reduction in two rounds.
+    pub(crate) fn reduce_scatter(
+        window: &Window,
+        plan: &EvenPlan,
+        out: &Tensor,
+        site: &Site,
+    ) -> Result<Option<OneShot>> {
+        let (range, place) = (plan.range(), site.members.place);
+        if range.len() * plan.dtype().bytes() > BOX_BYTES || plan.segments().len() <= place {
+            return Ok(None);
+        }
+        let in_box =
+            |segment: &Range<usize>| segment.start - range.start..segment.end - range.start;
+        let segments = plan.segments().iter().map(|own| own.iter().map(in_box).collect());
+        let segments: Segments = segments.collect();
+        let places = plan.segments()[place].iter().map(|segment| segment.start).collect();
+        let places: Arc<[usize]> = places;
+        OneShot::reduce(window, plan, site, &|boxed| OrderedReduce {
+            range: 0..range.len(),
+            segments: Arc::clone(&segments),
+            places: Some(Arc::clone(&places)),
+            ..plan.reduce(boxed, out.clone())
+        })
+    }
+
+    /// A sum of what is in the boxes, as `reduce` makes it of the box of a turn.
+    fn reduce(
+        window: &Window,
+        plan: &EvenPlan,
+        site: &Site,
+        reduce: &dyn Fn(&Window) -> OrderedReduce,
+    ) -> Result<Option<OneShot>> {
+        let (range, dtype) = (plan.range(), plan.dtype());
+        let Some(boxes) = site.boxes.filter(|_| !range.is_empty()) else { return Ok(None) };
+        window.check(site.group)?;
+        let from = window.tensor(range.start, &[range.len()], dtype)?.as_bytes();
         let turn = |boxed: &Window| -> Result<Turn> {
-            let reduce = OrderedReduce {
-                range: 0..range.len(),
-                segments: Arc::clone(&whole),
-                ..plan.reduce(boxed, out.clone())
-            };
             let own = boxed.of_member(site.members.place, 0, range.len(), dtype)?.as_bytes();
-            Ok(Turn { own, take: Take::Sum(reduce.checked(site)?) })
+            Ok(Turn { own, take: Take::Sum(reduce(boxed).checked(site)?) })
         };
         let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
         let digest = match &turns[0].take {
@@ -87,7 +126,7 @@ impl OneShot {
             Take::Copies(_) => 0,
         };
         let operation = Operation::ReduceScatterOrdered;
-        Ok(Some(OneShot { from: out.as_bytes(), turns, operation, digest }))
+        Ok(Some(OneShot { from, turns, operation, digest }))
     }
 
     /// A gather; none where two rounds are better, or peers' boxes are out of reach.

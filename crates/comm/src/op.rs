@@ -206,6 +206,9 @@ impl Op {
                 vec![Step::Reduce(reduce), gather(plan.gather(window))?]
             }
             Op::ReduceScatter { window, plan, out } => {
+                if let Some(shot) = OneShot::reduce_scatter(&window, &plan, &out, site)? {
+                    return Ok(vec![Step::OneShot(shot)]);
+                }
                 let reduce = plan.reduce(&window, out).checked(site)?;
                 vec![Step::Reduce(reduce)]
             }

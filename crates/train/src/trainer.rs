@@ -369,7 +369,7 @@ impl<E: Engine> Trainer<E> {
                         Reducing { ranks, stream, buckets, grads, folds, submitted: nothing };
                     engine.backward(stash, state, to, &mut hooks)?;
                     // Also where an engine does not say so.
-                    hooks.ready(0);
+                    model::Hooks::ready(&mut hooks, 0);
                     submitted = hooks.submitted?;
                 }
             }

@@ -46,7 +46,7 @@ impl Spans {
     pub fn new(device: &Device, spans: &[Span]) -> Result<Spans, KernelError> {
         let flat_end = disjoint("flat", spans.iter().map(|span| (span.flat, span.len)))?;
         let local_end = disjoint("local", spans.iter().map(|span| (span.local, span.len)))?;
-        let units = spans.iter().map(|span| span.unit + 1).max().unwrap_or(0);
+        let units = end("units", spans.iter().map(|span| (span.unit, 1)))?;
         let elements = spans.iter().map(|span| span.len).sum();
         let chunks: Arc<[Span]> = chunks(spans).collect();
         let table = op::prepare(device, || {
@@ -109,6 +109,7 @@ impl From<&Span> for abi::Span {
 /// One past the last element of runs that must not overlap.
 fn disjoint(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<usize, KernelError> {
     let mut runs: Vec<(usize, usize)> = runs.filter(|&(_, len)| len > 0).collect();
+    let end = end(what, runs.iter().copied())?;
     runs.sort_unstable();
     for pair in runs.windows(2) {
         if pair[0].0 + pair[0].1 > pair[1].0 {
@@ -116,7 +117,16 @@ fn disjoint(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<us
             return Err(KernelError::Argument { kernel: AT, message });
         }
     }
-    Ok(runs.last().map_or(0, |&(start, len)| start + len))
+    Ok(end)
+}
+
+/// One past the last element of runs, which every check of bounds relies on.
+fn end(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<usize, KernelError> {
+    runs.map(|(start, len)| start.checked_add(len)).try_fold(0, |most, end| {
+        let beyond = || format!("{what} reach beyond {} elements", usize::MAX);
+        let refused = || KernelError::Argument { kernel: AT, message: beyond() };
+        end.map(|end| most.max(end)).ok_or_else(refused)
+    })
 }
 
 /// One range of the gradients whose squares are summed.
@@ -171,7 +181,7 @@ impl SlotRanges {
     /// Two ranges with one slot; no memory on the device.
     pub fn new(device: &Device, ranges: Vec<SlotRange>) -> Result<SlotRanges, KernelError> {
         let slot_end = disjoint("slot", ranges.iter().map(|range| (range.slot, 1)))?;
-        let flat_end = ranges.iter().map(|range| range.flat + range.len).max().unwrap_or(0);
+        let flat_end = end("ranges", ranges.iter().map(|range| (range.flat, range.len)))?;
         let tables = op::prepare(device, || SquareTables::new(device, &ranges))?;
         Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
     }

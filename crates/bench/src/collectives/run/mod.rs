@@ -18,6 +18,8 @@ mod clock;
 mod pattern;
 mod stamps;
 
+use std::collections::HashSet;
+
 use comm::{Channel, Group, World};
 use device::{Device, Stream};
 use serde::{Deserialize, Serialize};
@@ -75,7 +77,7 @@ impl Plan {
     /// # Errors
     /// Sizes that make no sweep.
     pub fn rows(&self) -> Result<usize, BenchError> {
-        self.keys(1).map(|keys| keys.len() * self.ranks.len())
+        self.ranks.iter().map(|&ranks| self.keys(ranks).map(|keys| keys.len())).sum()
     }
 
     /// The cases among `ranks` ranks, in the order in which they are measured.
@@ -99,7 +101,10 @@ impl Plan {
                 }
             }
         }
-        keys.dedup();
+        // What has less than an element for each rank moves nothing.
+        keys.retain(|key| key.op == Op::Barrier || key.bytes > 0);
+        let mut seen = HashSet::new();
+        keys.retain(|key| seen.insert(key.fields()));
         Ok(keys)
     }
 

@@ -1,0 +1,163 @@
+//! `muster bench collectives` as people run it: every operation is measured and checked on both
+//! transports, a wrong bit is found, mistakes and lost ranks are named.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use common::{Job, Workdir, free_port};
+use serde_json::Value;
+
+const OPS: [&str; 7] = [
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "all_to_all",
+    "send_recv",
+    "barrier",
+];
+
+/// The arguments of a short run.
+fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["bench", "collectives"];
+    args.extend(["--threads", "1", "--seconds", "0.02", "--json", "r.json"]);
+    args.extend(more);
+    args
+}
+
+/// Starts `muster` with such arguments.
+fn start(run: &Workdir, more: &[&str]) -> Job {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(args(more));
+    run.spawn(command)
+}
+
+fn rows(run: &Workdir) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.path().join("r.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["complete"], true, "{report}");
+    report["rows"].as_array().unwrap().clone()
+}
+
+fn refused(more: &[&str]) -> String {
+    let run = Workdir::new("collectives-refused");
+    let done = run.muster(&args(more));
+    assert_eq!(done.code(), Some(2), "{more:?}\n{}", done.stderr);
+    done.stderr
+}
+
+#[test]
+fn every_operation_is_measured_and_right_on_both_transports() {
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new("collectives-all");
+        let mut more = OPS.to_vec();
+        more.extend(["--ranks", "3", "--backend", backend, "--odd", "--csv", "r.csv"]);
+        more.extend(["--min", "8", "--max", "600KiB", "--factor", "64", "--svg", "r.svg"]);
+        let done = run.muster(&args(&more));
+        assert_eq!(done.code(), Some(0), "{backend}\n{}", done.stderr);
+        let rows = rows(&run);
+        let ops: BTreeSet<_> = rows.iter().filter_map(|row| row["key"]["op"].as_str()).collect();
+        assert_eq!(ops, OPS.into_iter().collect(), "{backend}");
+        for row in &rows {
+            let (wrong, launches) = (&row["check"]["wrong"], &row["check"]["launches"]);
+            assert_eq!(wrong, 0, "{backend}: {row}");
+            assert!(launches.as_u64() > Some(0), "{backend}: {row}");
+            assert!(row["times"]["p50_us"].as_f64() > Some(0.0), "{backend}: {row}");
+            assert_eq!(row["key"]["transport"], backend);
+            assert_eq!(row["per_rank"].as_array().map(Vec::len), Some(3), "{backend}: {row}");
+        }
+        // Sizes are what the ranks' parts add up to, and no rows are twice there.
+        let keys: BTreeSet<String> = rows.iter().map(|row| row["key"].to_string()).collect();
+        assert_eq!(keys.len(), rows.len(), "{backend}");
+        let csv = std::fs::read_to_string(run.path().join("r.csv")).unwrap();
+        assert_eq!(csv.lines().count(), rows.len() + 1, "{backend}");
+        let svg = std::fs::read_to_string(run.path().join("r.svg")).unwrap();
+        assert!(svg.trim_start().starts_with("<svg"), "{backend}");
+        assert!(done.stdout.contains("Collective test starting: all_reduce_perf"));
+        let same = run.muster(&["bench", "compare", "r.json", "r.json"]);
+        assert_eq!(same.code(), Some(0), "{}", same.stderr);
+    }
+}
+
+#[test]
+fn numbers_of_ranks_are_swept_in_one_job() {
+    let run = Workdir::new("collectives-sweep");
+    let more = ["all_reduce", "all_gather", "--ranks-sweep", "1,2,3", "--max", "1KiB"];
+    let done = run.muster(&args(&more));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    let ranks: BTreeSet<_> =
+        rows(&run).iter().filter_map(|row| row["key"]["ranks"].as_u64()).collect();
+    assert_eq!(ranks, [1, 2, 3].into());
+}
+
+#[test]
+fn hosts_measure_together() {
+    let run = Workdir::new("collectives-hosts");
+    let at = format!("127.0.0.1:{}", free_port());
+    let host = |node| {
+        let mut more = vec!["all_reduce", "broadcast", "--ranks", "2", "--backend", "tcp"];
+        more.extend(["--nodes", "2", "--node-rank", node, "--rendezvous", &at]);
+        more.extend(["--bind", "127.0.0.1", "--max", "4KiB", "--factor", "8"]);
+        start(&run, &more)
+    };
+    let (first, second) = (host("0"), host("1"));
+    let (first, second) = (first.wait(), second.wait());
+    assert_eq!(first.code(), Some(0), "{}", first.stderr);
+    assert_eq!(second.code(), Some(0), "{}", second.stderr);
+    let rows = rows(&run);
+    assert!(rows.iter().all(|row| row["check"]["wrong"] == 0 && row["skew"].is_null()));
+    assert!(!second.stdout.contains("Collective test"), "{}", second.stdout);
+}
+
+#[test]
+fn one_wrong_bit_is_found_where_it_is() {
+    for (op, backend) in [("all_reduce", "shm"), ("all_to_all", "tcp")] {
+        let run = Workdir::new("collectives-flip");
+        let more = [op, "--ranks", "2", "--backend", backend, "--min", "1KiB", "--max", "1KiB"];
+        let flip = [&more[..], &["--flip-at", "11", "--place", "both"]].concat();
+        let done = run.muster(&args(&flip));
+        assert_eq!(done.code(), Some(3), "{}", done.stderr);
+        let words = "gave 1 wrong elements; the first on rank 0: element 0 is";
+        assert!(done.stderr.contains(words), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_benchmark_by_name() {
+    let run = Workdir::new("collectives-kill");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(["bench", "collectives", "all_reduce", "--ranks", "2", "--threads", "1"]);
+    command.args(["--max", "64KiB", "--seconds", "30", "--within", "0.0001"]);
+    let mut job = run.spawn(command);
+    while job.workers().len() < 2 {
+        assert!(job.poll().is_none(), "the ranks did not come\n{}", job.wait());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let (_, pid) = job.workers().into_iter().find(|(rank, _)| *rank == 1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    common::send(pid, libc::SIGKILL);
+    let done = job.wait();
+    assert_eq!(done.code(), Some(3), "{}", done.stderr);
+    assert!(done.stderr.contains("rank 1"), "{}", done.stderr);
+}
+
+#[test]
+fn mistakes_name_what_would_do() {
+    for (more, words) in [
+        (&["allreduc"][..], "all_reduce"),
+        (&["--ranks", "2", "--ranks-sweep", "3"], "--ranks-sweep 3: there are 2 ranks; use 1 to 2"),
+        (&["--ranks", "0"], "use 1 or more"),
+        (&["--max", "64Q"], "64Q"),
+        (&["--min", "1MiB", "--max", "1KiB"], "no sizes from 1048576 to 1024 bytes"),
+        (&["--dtype", "bf16"], "--dtype bf16: all_reduce takes f32, f64"),
+        (&["--ranks", "2", "--root", "2"], "--root 2 is no rank; use 0 to 1"),
+        (&["--max", "1024GiB", "--factor", "1024", "--ranks", "2"], "fewer --ranks"),
+        (&["--within", "0"], "--within 0; use percent above 0"),
+        (&["--bind", "127.0.0.1"], "over shared memory no rank listens"),
+    ] {
+        let told = refused(more);
+        assert!(told.contains(words), "{more:?}\n{told}");
+    }
+}
