@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device::{Device, DeviceError, Event, Stream, Turn};
+use device::{Device, DeviceError, DeviceKind, Event, Stream, Turn};
 
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
@@ -295,16 +295,23 @@ impl Shared {
 
 impl Pending {
     /// Lets the later work of `stream` wait for the operation; the caller goes on. If the operation
-    /// fails, that work is left out.
+    /// fails, that work is left out. Where a vendor's driver has the stream and the operation is
+    /// staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls of all
+    /// streams one after another, and one that waited for peers could keep another from its turn.
     ///
     /// # Errors
-    /// A stream of another device.
+    /// A stream of another device; there, as [`Pending::wait`].
     pub fn then(&self, stream: &Stream) -> Result<()> {
         if self.shared.staging.is_none() {
             return Ok(stream.wait_for(&self.event)?);
         }
-        let event = self.event.clone();
-        Ok(stream.host(move || event.wait())?)
+        match stream.device().kind() {
+            DeviceKind::Cuda(_) | DeviceKind::Hip(_) => self.wait(),
+            _ => {
+                let event = self.event.clone();
+                Ok(stream.host(move || event.wait())?)
+            }
+        }
     }
 
     /// Whether the operation is done.

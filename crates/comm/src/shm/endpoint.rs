@@ -308,6 +308,8 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
+        // Peers that see this member gone look whether it has given the job up, and why.
+        let _ = self.check_revoked();
         self.board.leave(self.place());
     }
 }
