@@ -54,6 +54,12 @@ pub struct Tensor {
     pub buffer: Buffer,
 }
 
+impl Tensor {
+    pub fn len(&self) -> usize {
+        0
+    }
+}
+
 pub mod memory {
     pub struct Mapping;
 
