@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use comm::{Group, Op, OrderedReduce, SumRoom, Window, World};
-use common::{BACKENDS, PATIENCE_MS, message, simulated, with_ranks};
+use common::{BACKENDS, PATIENCE_MS, deal, message, simulated, with_ranks};
 use device::{Arch, DType, Device, Element, Stream, Tensor};
 use half::{bf16, f16};
 use layout::{Node, Tree};
@@ -217,21 +217,6 @@ fn check_type(case: &Case, kind: &str, dtype: DType) {
         DType::F16 => check::<f16>(case, kind),
         _ => check::<f32>(case, kind),
     }
-}
-
-/// Segments that tile part of `0..len`, dealt to ranks as `owners` says.
-fn deal(len: usize, world: usize, owners: &[(usize, usize, bool)]) -> Vec<Vec<Range<usize>>> {
-    let mut segments = vec![Vec::new(); world];
-    let mut at = 0;
-    for &(size, owner, is_gap) in owners {
-        let end = (at + size).min(len);
-        if !is_gap {
-            segments[owner % world].push(at..end);
-        }
-        at = end;
-    }
-    segments[0].push(at..len);
-    segments
 }
 
 const SIMS: [Place; 2] = [Place::Sim(Arch::Sm90a), Place::Sim(Arch::Gfx942)];

@@ -6,7 +6,7 @@ mod common;
 use std::ops::Range;
 
 use comm::{Gather, Op, Operation, OrderedReduce, Window, World};
-use common::{BACKENDS, PATIENCE_MS, with_ranks};
+use common::{BACKENDS, PATIENCE_MS, deal, with_ranks};
 use device::{DType, Device, Stream, Tensor};
 use layout::{Node, Program, Tree};
 use proptest::prelude::*;
@@ -155,21 +155,6 @@ fn check<T: Float + std::fmt::Debug>(case: &Case, kind: &str) {
             }
         }
     }
-}
-
-/// Segments that tile part of `0..len`, dealt to ranks as `owners` says.
-fn deal(len: usize, world: usize, owners: &[(usize, usize, bool)]) -> Vec<Vec<Range<usize>>> {
-    let mut segments = vec![Vec::new(); world];
-    let mut at = 0;
-    for &(size, owner, is_gap) in owners {
-        let end = (at + size).min(len);
-        if !is_gap {
-            segments[owner % world].push(at..end);
-        }
-        at = end;
-    }
-    segments[0].push(at..len);
-    segments
 }
 
 prop_compose! {

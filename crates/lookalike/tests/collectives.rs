@@ -6,8 +6,8 @@ mod common;
 use std::ffi::c_void;
 
 use common::Child;
+use common::raw::{Raw, call};
 use device::DeviceKind;
-use libloading::Library;
 
 const CUDA: DeviceKind = DeviceKind::Cuda(0);
 const INT: i32 = 2;
@@ -18,19 +18,6 @@ const DRIVER: i32 = 1;
 const ARGUMENT: i32 = 4;
 const USAGE: i32 = 5;
 const IN_PROGRESS: i32 = 7;
-
-/// The look-alike, called as a program in C would.
-struct Raw(Library);
-
-macro_rules! call {
-    ($raw:expr, $name:literal ($($type:ty: $arg:expr),*)) => {{
-        // SAFETY: the types are those of the entry point; pointers are to locals.
-        unsafe {
-            let function = $raw.0.get::<unsafe extern "C" fn($($type),*) -> i32>($name).unwrap();
-            function($($arg),*)
-        }
-    }};
-}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -55,20 +42,6 @@ fn config() -> Config {
 }
 
 impl Raw {
-    fn open() -> Raw {
-        // SAFETY: the library is ours.
-        Raw(unsafe { Library::new(lookalike::library().unwrap()) }.unwrap())
-    }
-
-    fn with_context() -> Raw {
-        let raw = Raw::open();
-        let mut context = 0;
-        assert_eq!(call!(raw, "cuInit"(u32: 0)), 0);
-        assert_eq!(call!(raw, "cuDevicePrimaryCtxRetain"(*mut u64: &raw mut context, i32: 0)), 0);
-        assert_eq!(call!(raw, "cuCtxSetCurrent"(u64: context)), 0);
-        raw
-    }
-
     fn id(&self) -> UniqueId {
         let mut id = UniqueId([0; 128]);
         assert_eq!(call!(self, "ncclGetUniqueId"(*mut UniqueId: &raw mut id)), 0);

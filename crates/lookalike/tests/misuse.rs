@@ -4,40 +4,13 @@ mod common;
 
 use std::ffi::{c_char, c_void};
 
+use common::raw::{Raw, call};
 use common::{Child, ScaleAdd, library_name, toy};
 use device::{Arch, DType, Device, DeviceError, DeviceKind, Failure, Grid};
-use libloading::Library;
 
 const KINDS: [DeviceKind; 2] = [DeviceKind::Cuda(0), DeviceKind::Hip(0)];
 
-/// The CUDA names of the look-alike, called as a program in C would.
-struct Raw(Library);
-
-macro_rules! call {
-    ($raw:expr, $name:literal ($($type:ty: $arg:expr),*)) => {{
-        // SAFETY: the types are those of the entry point; pointers are to locals.
-        unsafe {
-            let function = $raw.0.get::<unsafe extern "C" fn($($type),*) -> i32>($name).unwrap();
-            function($($arg),*)
-        }
-    }};
-}
-
 impl Raw {
-    fn open() -> Raw {
-        // SAFETY: the library is ours.
-        Raw(unsafe { Library::new(lookalike::library().unwrap()) }.unwrap())
-    }
-
-    fn with_context() -> Raw {
-        let raw = Raw::open();
-        let mut context = 0;
-        assert_eq!(call!(raw, "cuInit"(u32: 0)), 0);
-        assert_eq!(call!(raw, "cuDevicePrimaryCtxRetain"(*mut u64: &raw mut context, i32: 0)), 0);
-        assert_eq!(call!(raw, "cuCtxSetCurrent"(u64: context)), 0);
-        raw
-    }
-
     fn make(&self, code: i32, handle: u64) -> u64 {
         assert_eq!(code, 0);
         handle

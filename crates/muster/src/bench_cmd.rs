@@ -1,7 +1,7 @@
 //! `muster bench newton-schulz|gemm|memory`: cases from what was typed, reports where they were
 //! asked for.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use bench::gemm::GemmCase;
 use bench::newton_schulz::Bounds;
@@ -11,7 +11,7 @@ use kernels::gpu::limit::Ceiling;
 use kernels::newton_schulz::{Method, Storage};
 
 use crate::bench_compare_cmd;
-use crate::cli::{BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs};
+use crate::cli::{BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs, ReportArgs};
 use crate::error::{CliError, Exit};
 use crate::method;
 use crate::out_file;
@@ -126,16 +126,23 @@ fn finish<R: Row>(
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let environment = bench.environment(benchmark, format!("muster {command}"));
     let report = Report { environment, rows };
-    // What was measured reaches its files also where nobody can read the table.
-    type Form<R> = fn(&Report<R>) -> Result<String, BenchError>;
-    let files: [(&Option<PathBuf>, Form<R>); 3] =
-        [(&args.json, Report::json), (&args.csv, Report::csv), (&args.svg, Report::svg)];
-    // … and one that cannot be written keeps no other from it.
-    let written: Vec<Result<(), CliError>> = files
-        .into_iter()
-        .filter_map(|(path, form)| Some((path.as_deref()?, form)))
-        .map(|(path, form)| out_file::write(path, form(&report)?.as_bytes()))
-        .collect();
+    let written = write(&args.files, [&|| report.json(), &|| report.csv(), &|| report.svg()]);
     say(&report.table())?;
-    written.into_iter().collect::<Result<(), CliError>>().map(|()| Exit::Ok)
+    written.map(|()| Exit::Ok)
+}
+
+/// A report in one of its forms.
+pub type Form<'a> = &'a dyn Fn() -> Result<String, BenchError>;
+
+/// Writes a report as JSON, CSV and SVG to the files that were asked for; to be called before the
+/// table is shown, so that what was measured is kept also where nobody can read that.
+///
+/// # Errors
+/// The first that cannot be made or written; it keeps no other from its file.
+pub fn write(files: &ReportArgs, forms: [Form; 3]) -> Result<(), CliError> {
+    let files = [&files.json, &files.csv, &files.svg].into_iter().zip(forms);
+    let asked = files.filter_map(|(path, form)| Some((path.as_deref()?, form)));
+    let write = |(path, form): (&Path, Form)| out_file::write(path, form()?.as_bytes());
+    let written: Vec<Result<(), CliError>> = asked.map(write).collect();
+    written.into_iter().collect()
 }

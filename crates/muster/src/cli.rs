@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::Override;
 
 pub use bench::{
-    BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
+    BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs,
+    OrthogonalizeArgs, ReportArgs,
 };
 pub use collectives::CollectivesArgs;
 

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bench::BenchError;
 use bench::collectives::run::{self, Plan};
 use bench::collectives::{Host, Report, Row, Tool, environment, plausible, plot, table};
 use comm::rendezvous::{Hello, Joined, join};
@@ -19,10 +20,10 @@ use train::config::WarnSignal;
 use train::event::Event;
 use train::pulse::{self, Phase};
 
+use crate::bench_cmd::{self, Form};
 use crate::cli::{BackendArg, CollectivesArgs, WorkerArgs};
 use crate::error::{CliError, Exit};
 use crate::limits;
-use crate::out_file;
 use crate::output::{complain, say};
 use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::Limits;
@@ -259,23 +260,19 @@ fn progress(rows: &[Row], of: usize) {
 
 /// Shows the table, writes what was asked for, and says what cannot be.
 fn finish(args: &CollectivesArgs, report: &Report) -> Result<Exit, CliError> {
-    let write = |path: &Option<PathBuf>, text: Result<String, CliError>| match path {
-        Some(path) => out_file::write(path, text?.as_bytes()),
-        None => Ok(()),
+    let drawn = || {
+        let nothing =
+            || BenchError::Argument("nothing was measured that has a size to draw".into());
+        plot::svg(report)?.ok_or_else(nothing)
     };
-    let svg = plot::svg(report).map_err(CliError::from);
-    let svg = svg.and_then(|svg| svg.ok_or_else(|| CliError::mistake("no rows to draw")));
-    let written = [
-        write(&args.json, report.to_json().map_err(CliError::from)),
-        write(&args.csv, Ok(report.csv())),
-        write(&args.svg, if args.svg.is_some() { svg } else { Ok(String::new()) }),
-    ];
+    let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
+    let written = bench_cmd::write(&args.files, forms);
     say(&table::table(report))?;
     let findings = plausible::findings(report, plausible::Limits::default());
     if !findings.is_empty() {
         complain(&plausible::text(&findings));
     }
-    written.into_iter().collect::<Result<(), CliError>>()?;
+    written?;
     match report.rows.iter().find(|row| row.wrong().is_some_and(|wrong| wrong > 0)) {
         None => Ok(Exit::Ok),
         Some(row) => Err(CliError::peer(wrong(row))),
@@ -357,7 +354,7 @@ fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
             device::work::mark();
             if rank == 0 {
                 let line = Line::Measured(std::borrow::Cow::Owned(row));
-                voice.say(&line).map_err(bench::BenchError::Supervisor)?;
+                voice.say(&line).map_err(BenchError::Supervisor)?;
             }
             Ok(())
         };

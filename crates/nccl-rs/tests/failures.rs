@@ -27,6 +27,15 @@ impl Bench {
         Bench { gpu, comm, stream, buffer }
     }
 
+    /// After a sum that every rank has seen.
+    fn that_has_summed(rank: &Rank) -> Bench {
+        let bench = Bench::new(rank);
+        bench.sum().unwrap();
+        bench.wait().unwrap();
+        rank.meet("summed");
+        bench
+    }
+
     fn sum_of(&self, comm: &Communicator) -> Result<(), Error> {
         // SAFETY: the bench keeps its buffer, and frees it when no operation is left.
         unsafe { comm.all_reduce(self.buffer, self.buffer, RedOp::Sum, self.stream) }
@@ -94,10 +103,7 @@ fn dies_early(rank: &Rank) {
 }
 
 fn dies(rank: &Rank) {
-    let bench = Bench::new(rank);
-    bench.sum().unwrap();
-    bench.wait().unwrap();
-    rank.meet("summed");
+    let bench = Bench::that_has_summed(rank);
     // The loss may be known before the operation is begun.
     let _ = bench.sum();
     let error = failure(&bench.comm);
@@ -111,10 +117,7 @@ fn dies(rank: &Rank) {
 
 /// The others go on without rank 1, or without rank 0, which all were connected to.
 fn shrink(rank: &Rank, lost: u32) {
-    let bench = Bench::new(rank);
-    bench.sum().unwrap();
-    bench.wait().unwrap();
-    rank.meet("summed");
+    let bench = Bench::that_has_summed(rank);
     // The loss may be known before the operation is begun.
     let _ = bench.sum();
     failure(&bench.comm);
@@ -133,10 +136,7 @@ fn shrink(rank: &Rank, lost: u32) {
 }
 
 fn error(rank: &Rank) {
-    let bench = Bench::new(rank);
-    bench.sum().unwrap();
-    bench.wait().unwrap();
-    rank.meet("summed");
+    let bench = Bench::that_has_summed(rank);
     // The others may know of it before they begin.
     let _ = bench.sum();
     let error = failure(&bench.comm);

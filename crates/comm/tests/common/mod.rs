@@ -103,3 +103,22 @@ pub fn again(backend: &Backend) -> Backend {
         Backend::Tcp { .. } => panic!("an address has one listener"),
     }
 }
+
+/// Segments that tile part of `0..len`, dealt to ranks as `owners` says.
+pub fn deal(
+    len: usize,
+    world: usize,
+    owners: &[(usize, usize, bool)],
+) -> Vec<Vec<std::ops::Range<usize>>> {
+    let mut segments = vec![Vec::new(); world];
+    let mut at = 0;
+    for &(size, owner, is_gap) in owners {
+        let end = (at + size).min(len);
+        if !is_gap {
+            segments[owner % world].push(at..end);
+        }
+        at = end;
+    }
+    segments[0].push(at..len);
+    segments
+}

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod raw;
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;

@@ -88,6 +88,13 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub iterations: u32,
+    #[command(flatten)]
+    pub files: ReportArgs,
+}
+
+/// The files that a report goes to.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -1,12 +1,10 @@
 //! The command line of `muster bench collectives`.
 
-use std::path::PathBuf;
-
 use ::bench::collectives::run::{Place, Plan, supports};
 use ::bench::collectives::{ElementType, Op, Step, StopRule, Sweep, parse_size};
 use clap::{Args, ValueEnum};
 
-use super::{BackendArg, HostArgs};
+use super::{BackendArg, HostArgs, ReportArgs};
 use crate::error::CliError;
 
 #[derive(Debug, Args)]
@@ -71,15 +69,8 @@ pub struct CollectivesArgs {
     pub timeout_ms: u64,
     #[command(flatten)]
     pub hosts: HostArgs,
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the rows as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Write a plot: busbw over size
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: ReportArgs,
     /// Flip a bit of a result of rank 0, in its launch of this number
     #[arg(long, value_name = "N", hide = true)]
     pub flip_at: Option<u64>,
@@ -138,8 +129,10 @@ impl CollectivesArgs {
                 });
             }
         }
-        if self.root >= world {
-            return refuse(format!("--root {} is no rank; use 0 to {}", self.root, world - 1));
+        let least = self.ranks_sweep.iter().copied().min().map_or(world, |few| few.min(world));
+        if self.root >= least {
+            let (root, last) = (self.root, least - 1);
+            return refuse(format!("--root {root} is no rank of {least}; use 0 to {last}"));
         }
         if !(self.within > 0.0 && self.within < 100.0) {
             return refuse(format!("--within {}; use percent above 0, such as 1", self.within));

@@ -243,7 +243,7 @@ impl<'a> Shape<'a> {
                 (op, one(own), parts.collect::<Result<_, _>>()?)
             }
             Op::Broadcast => {
-                let root = key.root.unwrap_or(0).min(self.ranks - 1);
+                let root = key.root.unwrap_or(0);
                 let (window, range) = (a.clone(), 0..self.count);
                 let op = comm::Op::Broadcast { window, root, element_bytes: size, range };
                 let region = || self.region(a, 0..self.count, Of::Rank(root)).map(one);
