@@ -122,6 +122,12 @@ fn one_wrong_bit_is_found_where_it_is() {
         let words = "gave 1 wrong elements; the first on rank 0: element 0 is";
         assert!(done.stderr.contains(words), "{}", done.stderr);
     }
+    // Of large sizes few launches are checked; the first that is timed is.
+    let run = Workdir::new("collectives-flip-large");
+    let more = ["all_gather", "--ranks", "2", "--min", "8MiB", "--max", "8MiB", "--warmup", "3"];
+    let done = run.muster(&args(&[&more[..], &["--flip-at", "3", "--iterations", "5"]].concat()));
+    assert_eq!(done.code(), Some(3), "{}", done.stderr);
+    assert!(rows(&run).iter().all(|row| row["times"]["iterations"] == 5));
 }
 
 #[test]
@@ -141,6 +147,7 @@ fn a_rank_that_is_killed_ends_the_benchmark_by_name() {
     let done = job.wait();
     assert_eq!(done.code(), Some(3), "{}", done.stderr);
     assert!(done.stderr.contains("rank 1"), "{}", done.stderr);
+    assert!(done.stderr.contains("Nothing was written: run it again"), "{}", done.stderr);
 }
 
 #[test]
@@ -155,6 +162,9 @@ fn mistakes_name_what_would_do() {
         (&["--ranks", "2", "--root", "2"], "--root 2 is no rank of 2; use 0 to 1"),
         (&["--ranks-sweep", "2,3", "--root", "2"], "--root 2 is no rank of 2; use 0 to 1"),
         (&["--max", "1024GiB", "--factor", "1024", "--ranks", "2"], "fewer --ranks"),
+        (&["--ranks-sweep", "0,2"], "--ranks-sweep 0; use 1 or more"),
+        (&["--min", "1", "--max", "2"], "--max 2: less than an element for each rank"),
+        (&["barrier", "--ranks", "2", "--svg", "r.svg"], "--svg: no case has a bus bandwidth"),
         (&["--within", "0"], "--within 0; use percent above 0"),
         (&["--bind", "127.0.0.1"], "over shared memory no rank listens"),
     ] {

@@ -43,7 +43,8 @@ def muster(args, backend):
     best = {}
     for row in rows:
         key, us = (row["key"]["op"], row["key"]["bytes"]), row["times"]["p50_us"]
-        # In place as the peers, but where they have it out of place alone.
+        # In place as the peers, but where they have it out of place alone. Gloo gathers out of
+        # place: it copies a part more.
         if key[0] != "reduce_scatter" or not row["key"]["in_place"]:
             best[key] = us
     return best

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device::{Device, DeviceError, DeviceKind, Event, Stream, Turn};
+use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
@@ -68,10 +68,12 @@ struct Shared {
 /// the same.
 #[derive(Clone)]
 pub struct Prepared {
-    job: Arc<dyn Fn() -> std::result::Result<(), DeviceError> + Send + Sync>,
+    job: SharedJob,
     /// The first of what it consists of.
     operation: Operation,
     group: u64,
+    /// It waits for another device than the group's, and so must be waited for with a deadline.
+    is_elsewhere: bool,
 }
 
 /// An operation that was submitted.
@@ -141,9 +143,9 @@ impl Group {
         })?;
         let first = work.first().map(|staged| staged.step.operation());
         let operation = first.unwrap_or(Operation::Exchange);
-        let group = shared.number;
+        let (group, is_elsewhere) = (shared.number, work.iter().any(|s| s.step.is_elsewhere()));
         let job = Arc::new(move || shared.run(&work));
-        Ok(Prepared { job, operation, group })
+        Ok(Prepared { job, operation, group, is_elsewhere })
     }
 
     /// What an operation consists of, and what is copied before and after each step.
@@ -194,8 +196,7 @@ impl Group {
         let Some((number, turn)) = self.try_turn(after, op)? else {
             return self.submit(after, op)?.wait();
         };
-        let ran = (op.job)();
-        drop(turn);
+        let ran = turn.run(&op.job);
         ran.map_err(|error| self.shared.explain((op.operation, number), error))
     }
 
@@ -205,7 +206,8 @@ impl Group {
         let number = *submitted + 1;
         self.check(op, number)?;
         let is_ready = || after.record()?.query();
-        let turn = (|| match self.shared.staging.is_none() && is_ready()? {
+        let is_here = self.shared.staging.is_none() && !op.is_elsewhere;
+        let turn = (|| match is_here && is_ready()? {
             true => self.stream.try_turn(),
             false => Ok(None),
         })();

@@ -157,6 +157,11 @@ pub(crate) struct Reduction {
 }
 
 impl Step {
+    /// Whether it makes sums on another device than the group's.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self, Step::Reduce(reduction) if reduction.sums.is_elsewhere())
+    }
+
     pub(crate) fn operation(&self) -> Operation {
         match self {
             Step::Barrier => Operation::Barrier,
@@ -300,14 +305,13 @@ impl OrderedReduce {
             let (what, got) = ("places in `out`", places.len());
             return Err(CommError::PerSegment { what, got, expected: own.len() });
         }
-        let ends = places.iter().zip(own).map(|(&start, own)| (start, start + own.len()));
-        let mut ends: Vec<(usize, usize)> = ends.collect();
-        ends.sort_unstable();
-        let outside = ends.iter().find(|(_, end)| *end > len);
-        let overlap = ends.windows(2).find(|pair| pair[0].1 > pair[1].0).map(|pair| &pair[1]);
-        if let Some(&(start, end)) = outside.or(overlap) {
-            return Err(CommError::Range { what: "places in `out`", start, end, len });
+        let spans = places.iter().zip(own).map(|(&at, own)| at..at.saturating_add(own.len()));
+        let spans: Vec<Range<usize>> = spans.collect();
+        let what = "places in `out`";
+        if let Some(&Range { start, end }) = spans.iter().find(|span| span.end > len) {
+            return Err(CommError::Range { what, start, end, len });
         }
+        check_disjoint(what, spans.iter())?;
         let is_out = |slot: &Window| slot.buffer().address() == self.out.buffer().address();
         match !self.out.is_empty() && self.slots.iter().any(is_out) {
             true => Err(DeviceError::Overlap { kernel: "reduce_scatter_ordered" }.into()),

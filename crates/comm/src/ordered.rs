@@ -67,6 +67,11 @@ impl Scratch {
 }
 
 impl Sums {
+    /// Whether sums are made on another device than where the inputs lie.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self.site, Site::Elsewhere(_))
+    }
+
     /// Those of `op`, which has `inputs` partials, for the member at `place` of a group with these
     /// `lanes`.
     ///

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use comm::{AllToAll, CommError, Group, Op, Operation, P2p, Settings, Window, World};
+use comm::{AllToAll, CommError, Counters, EvenPlan, Group, Op, Operation, P2p, Settings};
+use comm::{Window, World};
 use common::{BACKENDS, PATIENCE_MS, control, settings, with_settings};
 use device::{DType, Device, Stream, Tensor};
+use layout::Tree;
 
 /// Elements of a message: one that fits where small ones go, and one of many parts.
 const LENS: [usize; 2] = [50, 300_000];
@@ -32,6 +34,59 @@ fn delayed(seed: u64) -> impl Fn(usize) -> Settings + Sync {
             seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
         };
         Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
+    }
+}
+
+#[test]
+fn small_operations_in_a_row_keep_their_boxes_apart() {
+    for (seed, kind) in (0..SEEDS).flat_map(|seed| BACKENDS.map(|kind| (seed, kind))) {
+        with_settings(kind, 3, delayed(seed), |world| {
+            let device = Device::cpu(1).unwrap();
+            let (stream, group) = (device.stream(), world.group(&device).unwrap());
+            let window = group.window(4 * 60).unwrap();
+            let [all, out] = [window.tensor(0, &[60], DType::F32), device.zeros(&[60], DType::F32)]
+                .map(|made: Result<Tensor, _>| made.unwrap());
+            let plan = EvenPlan::new(&Tree::for_leaves(3), 0..60, DType::F32);
+            let (place, before) = (group.place(), world.counters());
+            for round in 0..30_usize {
+                let value = |rank: usize| (100 * round + rank) as f32;
+                let sum = value(0) + value(1) + value(2);
+                stream.copy_in(&all, &[value(place); 60]).unwrap();
+                let (from, by) = (window.clone(), plan.clone());
+                let scatter = Op::ReduceScatter { window: from, plan: by, out: out.clone() };
+                group.run(&stream, scatter).unwrap();
+                let share =
+                    stream.to_vec::<f32>(&out).unwrap()[20 * place..20 * place + 20].to_vec();
+                assert_eq!(share, [sum; 20], "{kind}, seed {seed}, round {round}");
+                let (window, plan) = (window.clone(), plan.clone());
+                group.run(&stream, Op::AllReduce { window: window.clone(), plan }).unwrap();
+                assert_eq!(stream.to_vec::<f32>(&all).unwrap(), [sum; 60], "{kind}, seed {seed}");
+                let (root, range) = (round % 3, 0..60);
+                stream.copy_in(&all, &[value(place); 60]).unwrap();
+                group
+                    .run(&stream, Op::Broadcast { window, root, element_bytes: 4, range })
+                    .unwrap();
+                let got = stream.to_vec::<f32>(&all).unwrap();
+                assert_eq!(got, [value(root); 60], "{kind}, seed {seed}, round {round}");
+            }
+            // What all have sent is what all have received.
+            let sums = |counters: Counters| {
+                let count = counters.of(Operation::ReduceScatterOrdered);
+                [count.payload_sent_bytes, count.payload_received_bytes]
+            };
+            let (now, before) = (sums(world.counters()), sums(before));
+            let moved = [0, 1].map(|side| (now[side] - before[side]).to_le_bytes()).concat();
+            let moved = control(&world).all_gather_bytes(&moved).unwrap();
+            let total = |side: usize| -> u64 {
+                let word = |bytes: &Vec<u8>| {
+                    u64::from_le_bytes(bytes[8 * side..8 * side + 8].try_into().unwrap())
+                };
+                moved.iter().map(word).sum()
+            };
+            assert_eq!(total(0), total(1), "{kind}");
+            // Shares of 80 bytes and whole windows of 240, from two peers each, on three ranks.
+            assert_eq!(total(1), 30 * 3 * 2 * (80 + 240), "{kind}");
+        });
     }
 }
 

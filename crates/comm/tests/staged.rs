@@ -133,7 +133,7 @@ fn simulated_devices_get_the_bits_of_the_host() {
         let expected = everything(kind, |_| Device::cpu(1).unwrap());
         for arch in [Arch::Sm90a, Arch::Gfx942] {
             if simulated(arch, 0).is_none() {
-                return;
+                continue;
             }
             let sim = |rank: usize| simulated(arch, 3 + rank as u64).unwrap();
             let got = everything(kind, sim);

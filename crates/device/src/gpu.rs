@@ -507,9 +507,13 @@ impl<V: Vendor> Driver for Gpu<V> {
     }
 
     fn capture_begin(&self, stream: Handle) -> Result<(), DeviceError> {
-        ask!(self, capture_begin(stream.0, CAPTURE_RELAXED))?;
+        // Before it begins: a query of the stream by another thread would spoil the graph.
         self.streams.captures(stream.0, true);
-        Ok(())
+        let begun = ask!(self, capture_begin(stream.0, CAPTURE_RELAXED));
+        if begun.is_err() {
+            self.streams.captures(stream.0, false);
+        }
+        begun
     }
 
     fn capture_end(&self, stream: Handle) -> Result<Handle, DeviceError> {

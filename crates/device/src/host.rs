@@ -21,6 +21,7 @@ mod worker;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use op::SharedJob;
 pub(crate) use op::{HostJob, Op, Outcome, Stamp};
 
 use crate::abort::Abort;
@@ -60,7 +61,8 @@ pub(crate) enum Entry<'a> {
     Queue,
 }
 
-/// A stream is the caller's until this is dropped.
+/// A stream is the caller's until this is dropped. Meanwhile it must not wait for the stream.
+#[must_use]
 pub struct Turn<'a> {
     stream: &'a HostStream,
 }
@@ -310,6 +312,16 @@ impl HostStream {
         let Some(outcome) = stamp.0.get() else { return Ok(None) };
         state.lanes[self.index].report_before(outcome)?;
         Ok(Some(outcome.at))
+    }
+}
+
+impl Turn<'_> {
+    /// Runs work as that of [`crate::Stream::host_shared`], and ends the turn. A panic is an error.
+    ///
+    /// # Errors
+    /// What the work returns.
+    pub fn run(self, work: &SharedJob) -> Result<(), DeviceError> {
+        HostJob::Shared(work.clone()).run()
     }
 }
 

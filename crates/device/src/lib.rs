@@ -65,7 +65,7 @@ pub use dtype::{DType, Element};
 pub use error::DeviceError;
 pub use event::Event;
 pub use gpu::entry_points;
-pub use host::Turn;
+pub use host::{SharedJob, Turn};
 pub use kernel::Kernel;
 pub use kind::{Arch, DeviceKind};
 pub use memory::{Buffer, Pinned, SharedPart};
@@ -227,9 +227,9 @@ impl Device {
 
     /// Gives the device up, from any thread: work on the host that is queued is dropped, waits
     /// return [`DeviceError::Aborted`] at once, and so does everything that is asked of the
-    /// device later. A free that waits for work ends, too. Frees and drops of buffers, streams, events and modules neither wait nor
-    /// block from then on: what a driver holds for them is left to the end of the process. Only
-    /// the first call counts.
+    /// device later. A free that waits for work ends, too. Frees and drops of buffers, streams,
+    /// events and modules neither wait nor block from then on: what a driver holds for them is left
+    /// to the end of the process. Only the first call counts.
     pub fn abort(&self, why: &str) {
         match &self.inner.back {
             Back::Host(streams) => streams.give_up(why),

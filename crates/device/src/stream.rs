@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::driver::{Direction, Driver, Faults, Handle, HostCall};
 use crate::event::{Mark, RawEvent, foreign};
-use crate::host::{Entry, HostJob, HostStream, Op, Turn};
+use crate::host::{Entry, HostJob, HostStream, Op, SharedJob, Turn};
 use crate::release::release;
 use crate::{Device, DeviceError, DeviceKind, Element, Event, Function, Graph, Grid, Kernel};
 use crate::{Pinned, Tensor};
@@ -160,10 +160,7 @@ impl Stream {
     ///
     /// # Errors
     /// As [`Stream::host`].
-    pub fn host_shared(
-        &self,
-        work: Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>,
-    ) -> Result<(), DeviceError> {
+    pub fn host_shared(&self, work: SharedJob) -> Result<(), DeviceError> {
         self.enqueue_host(HostJob::Shared(work))
     }
 

@@ -84,7 +84,8 @@ mod tests {
         device.give_up_when(watch).unwrap();
         let weak = device.downgrade();
         drop(device);
-        assert!(gone.recv_timeout(Duration::from_secs(60)).is_err(), "its thread has ended");
+        let ended = gone.recv_timeout(Duration::from_secs(60));
+        assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected), "its thread has ended");
         assert!(!weak.is_open());
         weak.abort("nobody is there");
     }

@@ -20,7 +20,7 @@ use device::{Device, DeviceError, Kernel, Stream, Tensor};
 use crate::KernelError;
 use crate::gpu::modules::Kernels;
 
-/// Only this crate has one.
+/// Proof that the caller is this crate: [`Op::operands`] shows tables that nothing else may write.
 pub struct Inside(());
 
 /// The arguments of one launch of an operation: `Add { x, y }.launch(&stream)?`.

@@ -26,7 +26,7 @@ use crate::error::{CliError, Exit};
 use crate::limits;
 use crate::output::{complain, say};
 use crate::train_cmd::address::{self, Absence, Addresses};
-use crate::train_cmd::life::Limits;
+use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::room;
@@ -52,7 +52,10 @@ impl Job {
     fn identity(&self) -> Vec<(String, String)> {
         let plan = serde_json::to_vec(&self.plan).unwrap_or_default();
         let digest = blake3::hash(&plan).to_hex()[..16].to_owned();
-        vec![("build".into(), train::BUILD.into()), ("benchmark".into(), digest)]
+        vec![
+            ("build".into(), train::BUILD.into()),
+            ("arguments of bench collectives".into(), digest),
+        ]
     }
 }
 
@@ -122,7 +125,12 @@ fn plan(args: &CollectivesArgs) -> Result<Planned, CliError> {
     };
     limits::check_threads(place.ranks.len(), threads, place.nodes)?;
     let plan = args.plan(world, place.nodes)?;
-    plan.rows()?;
+    if plan.rows()? == 0 {
+        let (max, least) = (plan.sweep.to_bytes, 8 * world);
+        return Err(CliError::mistake(format!(
+            "--max {max}: less than an element for each rank; use {least} or more"
+        )));
+    }
     check_memory(&plan, place.ranks.len())?;
     Ok(Planned { plan, place, world, threads, addresses })
 }
@@ -193,7 +201,8 @@ fn supervise(
     place.says_it_joins(&job.rendezvous, world, "shows the results");
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path)?;
     let timeout = Duration::from_millis(args.timeout_ms);
-    let limits = Limits { timeout, step_timeout: Some(timeout), call: timeout };
+    let step_timeout = Some(timeout);
+    let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };
     let waits = place.waits(&job.rendezvous, args.timeout_ms);
     let (mut report, rows) = (begin(args, &job, &place), job.plan.rows()?);
     let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
@@ -231,7 +240,8 @@ fn begin(args: &CollectivesArgs, job: &Job, place: &Place) -> Report {
     report.command = Some(format!("muster {command}"));
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let (name, ranks) = (name.trim().to_owned(), place.ranks.clone().collect());
-    report.hosts = vec![Host { name, ranks, devices: vec![kernels::gemm::arithmetic()] }];
+    let devices = vec![kernels::gemm::arithmetic(); place.ranks.len()];
+    report.hosts = vec![Host { name, ranks, devices }];
     report.transport = Some(args.backend_word().to_owned());
     (report.ranks, report.threads) = (Some(job.world), Some(job.threads));
     report.environment = environment::allowed(variables());
@@ -261,8 +271,9 @@ fn progress(rows: &[Row], of: usize) {
 /// Shows the table, writes what was asked for, and says what cannot be.
 fn finish(args: &CollectivesArgs, report: &Report) -> Result<Exit, CliError> {
     let drawn = || {
-        let nothing =
-            || BenchError::Argument("nothing was measured that has a size to draw".into());
+        let nothing = || {
+            BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
+        };
         plot::svg(report)?.ok_or_else(nothing)
     };
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];

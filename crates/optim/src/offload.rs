@@ -72,7 +72,11 @@ impl Compact {
         });
         let segments: Vec<Placed> = placed.collect();
         for piece in ownership.pieces.iter_mut().filter(|piece| piece.owner == rank) {
-            let start = place(&segments, piece.flat.start).unwrap_or(piece.flat.start);
+            let start = match piece.flat.is_empty() {
+                true => 0,
+                false => place(&segments, piece.flat.start)
+                    .expect("the segments of a rank hold its pieces"),
+            };
             piece.flat = start..start + piece.flat.len();
         }
         Compact { ownership, segments, len: end.next_multiple_of(ALIGN) }

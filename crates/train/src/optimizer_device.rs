@@ -51,6 +51,17 @@ fn refusal(word: &str, what: &str) -> String {
     )
 }
 
+/// Words for devices, the vendors' own among them.
+const WORDS: [(&str, DeviceKind); 7] = [
+    ("cpu", DeviceKind::Cpu),
+    ("cuda", DeviceKind::Cuda(0)),
+    ("hip", DeviceKind::Hip(0)),
+    ("sim", DeviceKind::Sim(Arch::Sm90a)),
+    ("nvidia", DeviceKind::Cuda(0)),
+    ("amd", DeviceKind::Hip(0)),
+    ("rocm", DeviceKind::Hip(0)),
+];
+
 /// The device that was probably meant: the same in small letters, else by what the words begin
 /// with.
 fn nearest(word: &str) -> DeviceKind {
@@ -70,14 +81,13 @@ fn nearest(word: &str) -> DeviceKind {
     };
     let archs = Arch::ALL.map(Arch::name);
     let arch = |text: &str| best(text, &archs).map(|at| DeviceKind::Sim(Arch::ALL[at]));
-    match best(name, &["cpu", "cuda", "hip", "sim", "nvidia", "amd"]) {
+    match best(name, &WORDS.map(|(word, _)| word)).map(|at| WORDS[at].1) {
         _ if ["sm_", "gfx"].iter().any(|start| name.starts_with(start)) => {
             arch(name).unwrap_or(DeviceKind::Cpu)
         }
-        Some(1 | 4) => DeviceKind::Cuda(0),
-        Some(2 | 5) => DeviceKind::Hip(0),
-        Some(3) => arch(detail).unwrap_or(DeviceKind::Sim(Arch::Sm90a)),
-        _ => DeviceKind::Cpu,
+        Some(kind @ DeviceKind::Sim(_)) => arch(detail).unwrap_or(kind),
+        Some(kind) => kind,
+        None => DeviceKind::Cpu,
     }
 }
 
@@ -104,6 +114,7 @@ mod tests {
             ("cuda:99999999999", "cuda:0"),
             ("nvidia", "cuda:0"),
             ("hip:-1", "hip:0"),
+            ("rocm:0", "hip:0"),
             ("sim:", "sim:sm_90a"),
             ("sim:sm_90A", "sim:sm_90a"),
             ("sim:sm_90", "sim:sm_90a"),

@@ -195,8 +195,10 @@ impl RunPlan {
     fn simulation(&self, rank: usize) -> Vec<(String, u64)> {
         let Some(kind @ DeviceKind::Sim(_)) = self.optimizer_device else { return Vec::new() };
         let offload = Device::new(kind, 1).map_err(TrainError::from);
-        let offload = offload.and_then(|device| self.offload(&device, rank));
-        let bytes = offload.map_or(0, |offload| offload.bytes());
+        let Ok(offload) = offload.and_then(|device| self.offload(&device, rank)) else {
+            return Vec::new();
+        };
+        let bytes = offload.bytes();
         vec![
             ("memory of the simulated device".to_owned(), bytes),
             ("the simulator".to_owned(), SIMULATOR_BYTES + SIMULATOR_FACTOR * bytes),

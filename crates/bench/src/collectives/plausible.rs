@@ -144,7 +144,8 @@ fn larger_is_faster(row: &Row, larger: &[&Row]) -> Option<Flag> {
 
 fn same_time(row: &Row, larger: &[&Row]) -> Option<Flag> {
     let time_us = row.times.center_us()?;
-    if row.key.bytes < BEYOND_LATENCY_BYTES {
+    // One rank moves nothing.
+    if row.key.bytes < BEYOND_LATENCY_BYTES || row.key.ranks == Some(1) {
         return None;
     }
     // The nearest size of sixteen times: the others follow from it.

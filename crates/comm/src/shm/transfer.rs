@@ -173,6 +173,8 @@ impl Endpoint {
             let (from, turn) = shot.turn(call.sequence);
             copy(device, "put", from, &turn.own)?;
             end.enter(call)?;
+            // What peers do from here on must leave this turn's boxes alone.
+            end.job().disturb();
             match &turn.take {
                 Take::Sum(reduction) => end.reduce(device, reduction, state)?,
                 Take::Copies(copies) => {
@@ -183,8 +185,15 @@ impl Endpoint {
             }
             let peers = end.members.peers();
             let received = peers.map(|peer| state.reads.of(peer).swap(0, Relaxed)).sum();
-            // Every peer takes all of it, if it is not there already.
-            let sent = from.bytes() * (end.members.len() - 1);
+            // As the peers count it: the segments that they own, or all that is copied.
+            let sent: usize = match &turn.take {
+                Take::Sum(reduction) => {
+                    let op = &reduction.op;
+                    let len = |peer: usize| Joined { segments: &op.segments[peer] }.len();
+                    end.members.peers().map(|peer| len(peer) * op.dtype.bytes()).sum()
+                }
+                Take::Copies(_) => from.bytes() * (end.members.len() - 1),
+            };
             end.job().counters.add(call.operation, sent as u64, 0, received);
             Ok(())
         })

@@ -81,14 +81,14 @@ impl Transport for Endpoint {
                 // What is sent is a copy, so that sums may take its place. One box is enough: when
                 // an operation is done all of it is sent.
                 let (from, turn) = shot.turn(0);
-                copy(device, "put", from, &turn.own)?;
+                let put = || copy(device, "put", from, &turn.own).map(drop);
                 match &turn.take {
-                    Take::Sum(reduction) => self.reduce(device, operation, shot.digest, reduction),
+                    Take::Sum(reduction) => self.reduce(device, shot.digest, reduction, &put),
                     // Boxes are out of reach here.
                     Take::Copies(_) => Err(CommError::ForeignWindow),
                 }
             }
-            Step::Reduce(reduction) => self.reduce(device, operation, reduction.digest, reduction),
+            Step::Reduce(reduction) => self.reduce(device, reduction.digest, reduction, &|| Ok(())),
             Step::Gather(op, digest) => {
                 self.collective(operation, *digest, async |state, call, progress| {
                     let traffic = RefCell::new(Gathering { place: self.place(), device, op });
@@ -126,14 +126,17 @@ impl Transport for Endpoint {
 }
 
 impl Endpoint {
+    /// `first` runs before anything is sent.
     fn reduce(
         &self,
         device: &Device,
-        operation: Operation,
         digest: u64,
         reduction: &Reduction,
+        first: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
+        let operation = Operation::ReduceScatterOrdered;
         self.collective(operation, digest, async |state, call, progress| {
+            first()?;
             let traffic = RefCell::new(Summing { place: self.place(), device, reduction });
             exchange::exchange(&mut state.links, call, progress, &traffic).await?;
             reduction.sums.finish()?;

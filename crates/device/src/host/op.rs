@@ -56,7 +56,7 @@ impl Seats {
 }
 
 /// Work that is the same every time.
-pub(crate) type SharedJob = Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>;
+pub type SharedJob = Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>;
 
 /// Work on the host that knows no kernel.
 pub(crate) enum HostJob {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::bench::collectives::Op;
+use ::bench::collectives::{Op, parse_size};
 use ::bench::newton_schulz::Io;
 use ::bench::{BatchShape, ProductShape};
 use clap::{Args, Subcommand};
@@ -250,20 +250,11 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-/// `64MiB`, `4GiB`, `1000`.
+/// A size as [`parse_size`] has them.
 fn byte_size(text: &str) -> Result<usize, String> {
-    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
-    let unit = units.iter().find(|(unit, _)| text.ends_with(unit));
-    let (number, shift) = match unit {
-        Some((unit, shift)) => (text.trim_end_matches(unit), *shift),
-        None => (text, 0),
-    };
-    let number: usize = number
-        .trim()
-        .parse()
-        .map_err(|_| format!("`{text}` is no size; write 4096, 64MiB or 4GiB"))?;
-    let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes > 0);
-    bytes.ok_or_else(|| format!("`{text}` is out of range"))
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    let bytes = usize::try_from(bytes).ok().filter(|&bytes| bytes > 0);
+    bytes.ok_or_else(|| format!("`{text}` is out of range; use 1 byte or more"))
 }
 
 #[cfg(test)]
@@ -282,11 +273,11 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_binary_units() {
+    fn sizes_have_units() {
         assert_eq!(byte_size("64MiB"), Ok(64 << 20));
         assert_eq!(byte_size("4 KiB"), Ok(4096));
-        assert_eq!(byte_size("12"), Ok(12));
-        for wrong in ["", "MiB", "0", "4MB", "99999999999GiB", "-1KiB"] {
+        assert_eq!((byte_size("12"), byte_size("4MB")), (Ok(12), Ok(4_000_000)));
+        for wrong in ["", "MiB", "0", "99999999999GiB", "-1KiB"] {
             assert!(byte_size(wrong).is_err(), "{wrong}");
         }
     }

@@ -55,7 +55,7 @@ pub struct CollectivesArgs {
     /// Launches of a case, at most
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub iterations: u64,
-    /// Seconds of a case, at most
+    /// Seconds of measured operations of a case, at most
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub seconds: f64,
     /// A case is measured until the 95 % interval of its median is this close around it
@@ -101,9 +101,12 @@ impl CollectivesArgs {
     /// None, or a sweep beyond them.
     pub fn world(&self) -> Result<usize, CliError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.ranks_sweep.contains(&0) {
+            return Err(CliError::mistake("--ranks-sweep 0; use 1 or more"));
+        }
         let most = self.ranks_sweep.iter().copied().max();
         let world = self.ranks.or(most).unwrap_or(cores);
-        match (world, self.ranks_sweep.iter().find(|&&ranks| ranks == 0 || ranks > world)) {
+        match (world, self.ranks_sweep.iter().find(|&&ranks| ranks > world)) {
             (0, _) => Err(CliError::mistake("--ranks 0; use 1 or more")),
             (_, Some(ranks)) => Err(CliError::mistake(format!(
                 "--ranks-sweep {ranks}: there are {world} ranks; use 1 to {world}"

@@ -60,10 +60,13 @@ impl<'s> Checker<'s> {
             (_, Value::Scalar { text, quoted }) => {
                 self.scalar(node, &slot.kind, text, *quoted, path)
             }
-            // A text that ends in a colon is a map of nothing to YAML.
-            (Kind::Text, Value::Map(entries)) if matches!(&entries[..], [entry] if entry.node.is_empty()) => {
-                Some(Json::String(format!("{}:", entries[0].key)))
-            }
+            // `sim:` is a map of nothing to YAML.
+            (Kind::Text, Value::Map(entries)) if path == "ranks.optimizer_device" => match &entries
+                [..]
+            {
+                [entry] if entry.node.is_empty() => Some(Json::String(format!("{}:", entry.key))),
+                _ => self.misfit(node, &slot.kind, path),
+            },
             _ => self.misfit(node, &slot.kind, path),
         }
     }

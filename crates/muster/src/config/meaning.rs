@@ -298,11 +298,14 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
         let found = finding("train.steps", what, &help, &["batch", "train"]);
         findings.push(found.about(&BATCH_KEYS));
     }
+    // Ranks along pp and tp share samples.
+    let spec = mesh_plan::spec(&config.ranks);
+    let sampling = config.ranks.count / spec.pp.saturating_mul(spec.tp).max(1);
     match Tree::with_leaves(&batch.radices, batch.leaves) {
         Ok(tree) => {
             let (ranks, leaves) = (config.ranks.count, batch.leaves);
             // In a mesh not every rank need have samples of its own.
-            let has_mesh = mesh_plan::spec(&config.ranks) != MeshSpec::default();
+            let has_mesh = spec != MeshSpec::default();
             if ranks > leaves && !has_mesh {
                 let what = format!("{ranks} ranks cannot share the batch's {leaves} leaves");
                 let help = match ranks <= most_leaves(config) {
@@ -323,13 +326,13 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
         Err(error) => {
             let help = match error {
                 LayoutError::RadicesProduct { product, .. } => {
-                    let fits = (config.ranks.count..=most_leaves(config)).contains(&product);
+                    let fits = (sampling..=most_leaves(config)).contains(&product);
                     let leaves = if fits { format!("leaves: {product}, or ") } else { "".into() };
                     let radices = match Tree::for_leaves(batch.leaves).radices() {
                         [] => String::new(),
                         radices => format!("radices: {radices:?}, or "),
                     };
-                    match config.ranks.count > batch.leaves {
+                    match sampling > batch.leaves {
                         // The leaves that there are would be refused next.
                         true if fits => format!("use leaves: {product}"),
                         true => format!("use at most {} ranks without batch.radices", batch.leaves),

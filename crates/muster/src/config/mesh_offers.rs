@@ -36,6 +36,15 @@ fn offers(text: &str, ranks: usize) -> Vec<(usize, String)> {
     found
 }
 
+#[test]
+fn a_mesh_that_does_not_fit_is_offered_others() {
+    for purpose in [Purpose::Train, Purpose::Plan] {
+        let problems = check_text(&config(8, 8, "{tp: 3}"), &[], purpose).err().unwrap();
+        let mut helps = problems.iter().flat_map(|problem| problem.help.iter());
+        assert!(helps.any(|help| !offers(help, 8).is_empty()), "{purpose:?}: {problems:?}");
+    }
+}
+
 fn axis() -> impl Strategy<Value = Option<usize>> {
     prop::option::of(prop::sample::select(vec![1, 1, 2, 3, 4, 6, 8, 12]))
 }

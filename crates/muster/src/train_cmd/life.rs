@@ -31,13 +31,36 @@ const DISK_IS_SLOW: Duration = Duration::from_secs(10);
 /// Work that goes on beside a call that hangs shows within this long.
 const BESIDE: Duration = Duration::from_secs(2);
 
-/// What follows the warning that a rank does not get on.
-const PATIENT: &str = "a step may take long, so it goes on; Ctrl-C twice stops at once, and \
-                       ranks.step_timeout_ms sets a limit";
+/// What the ranks do, as far as messages depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    Training,
+    /// Saves nothing, and has one limit.
+    Benchmark,
+}
+
+impl Work {
+    /// What sets the limit of silence.
+    fn timeout_key(self) -> &'static str {
+        match self {
+            Work::Training => "ranks.timeout_ms",
+            Work::Benchmark => "--timeout-ms",
+        }
+    }
+
+    /// What sets the limit of standing still.
+    fn step_key(self) -> &'static str {
+        match self {
+            Work::Training => "ranks.step_timeout_ms",
+            Work::Benchmark => "--timeout-ms",
+        }
+    }
+}
 
 /// How long ranks may be silent or without progress.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    pub work: Work,
     pub timeout: Duration,
     /// None: for ever.
     pub step_timeout: Option<Duration>,
@@ -91,7 +114,6 @@ impl Life {
     /// It said that it got on.
     pub fn advance(&mut self, now: Duration) {
         (self.heard, self.moved, self.is_told) = (now, now, false);
-        self.waits = None;
     }
 
     /// It showed its pulse.
@@ -108,16 +130,17 @@ impl Life {
     }
 
     /// What is said of a rank that is silent for longer than any of the living, if it is.
-    pub fn is_silent(&self, now: Duration) -> Option<String> {
+    pub fn is_silent(&self, now: Duration, work: Work) -> Option<String> {
         let silent = now.saturating_sub(self.heard);
-        (silent > LATER).then(|| self.silence(silent))
+        (silent > LATER).then(|| self.silence(silent, work))
     }
 
-    fn silence(&self, silent: Duration) -> String {
+    fn silence(&self, silent: Duration, work: Work) -> String {
         format!(
-            "no sign of life for {} ms{} (see what it is doing, or raise ranks.timeout_ms)",
+            "no sign of life for {} ms{} (see what it is doing, or raise {})",
             silent.as_millis(),
-            self.meanwhile()
+            self.meanwhile(),
+            work.timeout_key()
         )
     }
 
@@ -136,7 +159,7 @@ impl Life {
         let since = |then: Duration| now.saturating_sub(then);
         let silent = since(self.heard);
         if silent > limits.timeout + LATER {
-            return Judgement::Lost(self.silence(silent));
+            return Judgement::Lost(self.silence(silent, limits.work));
         }
         if stop.is_some_and(|stop| since(self.heard.max(stop)) > GRACE) {
             return Judgement::Lost(format!(
@@ -151,10 +174,10 @@ impl Life {
         }
         if limits.step_timeout.is_some_and(|limit| still > limit) {
             return Judgement::Lost(format!(
-                "alive, but without progress for {} ms{} (see what it is doing, or raise \
-                 ranks.step_timeout_ms)",
+                "alive, but without progress for {} ms{} (see what it is doing, or raise {})",
                 still.as_millis(),
-                self.meanwhile()
+                self.meanwhile(),
+                limits.work.step_key()
             ));
         }
         if stop.is_some_and(|stop| since(self.moved.max(stop)) > STUCK) {
@@ -168,9 +191,11 @@ impl Life {
         let is_alive = silent < LATER;
         if still > limits.timeout && is_alive && !std::mem::replace(&mut self.is_told, true) {
             return Judgement::Slow(format!(
-                "is alive, but without progress for {} s{}; {PATIENT}",
+                "is alive, but without progress for {} s{}; a step may take long, so it goes on; \
+                 Ctrl-C twice stops at once, and {} sets a limit",
                 still.as_secs(),
-                self.meanwhile()
+                self.meanwhile(),
+                limits.work.step_key()
             ));
         }
         Judgement::Well
@@ -183,8 +208,8 @@ impl Life {
         let lasted = now.saturating_sub(*since);
         if lasted > limits.call && still > BESIDE.min(limits.timeout / 2) {
             let key = match limits.step_timeout {
-                Some(_) => "ranks.step_timeout_ms",
-                None => "ranks.timeout_ms",
+                Some(_) => limits.work.step_key(),
+                None => limits.work.timeout_key(),
             };
             return Some(Judgement::Lost(format!(
                 "a call to the disk has lasted {} s: {}{meanwhile} (see whether that disk \
@@ -226,7 +251,8 @@ mod tests {
     }
 
     fn limits(step_timeout: Option<Duration>) -> Limits {
-        Limits { timeout: s(100), step_timeout, call: step_timeout.unwrap_or(s(1000)) }
+        let call = step_timeout.unwrap_or(s(1000));
+        Limits { work: Work::Training, timeout: s(100), step_timeout, call }
     }
 
     fn pulse(work: u64) -> Pulse {
@@ -297,7 +323,12 @@ mod tests {
         let judge = |at| {
             let call = Call { number: number(at), what: "fsync of /c/COMMIT".into() };
             let pulse = Pulse { phase: Phase::Saving, work: work(at), call: Some(call) };
+            let before = life.pulse.as_ref().map(|pulse| pulse.work);
             life.beat(pulse, s(at));
+            // As a rank that says how far it is, where it gets on.
+            if before != Some(work(at)) {
+                life.advance(s(at));
+            }
             (at, life.judge(s(at), limits, None))
         };
         let told = seconds.map(judge).filter(|(_, judgement)| *judgement != Judgement::Well);

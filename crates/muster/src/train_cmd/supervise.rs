@@ -14,7 +14,7 @@ use train::{Event, RunPlan};
 use super::address::{self, Absence, Addresses};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
-use super::life::Limits;
+use super::life::{Limits, Work};
 use super::mesh;
 use super::offload;
 use super::place::Place;
@@ -332,7 +332,7 @@ fn patience(config: &Config) -> Limits {
     let ms = Duration::from_millis;
     let (timeout, step) = (config.ranks.timeout_ms, config.ranks.step_timeout_ms);
     let (step_timeout, call) = ((step > 0).then_some(ms(step)), ms(config.ranks.call_limit_ms()));
-    Limits { timeout: ms(timeout), step_timeout, call }
+    Limits { work: Work::Training, timeout: ms(timeout), step_timeout, call }
 }
 
 /// Threads per rank: as configured, or the cores divided among this host's ranks.

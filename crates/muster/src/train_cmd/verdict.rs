@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use comm::Fault;
 
+use super::life::Work;
 use crate::error::{CliError, Exit};
 
 /// Log lines of a rank that are kept.
@@ -142,7 +143,11 @@ fn last_step(step: Option<u64>, its: &str) -> String {
 }
 
 /// How the ranks of a host ended, all of them: well, or what to tell the user.
-pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit, CliError> {
+pub fn verdict(
+    seen: &[&Seen],
+    elsewhere: Option<&dyn Elsewhere>,
+    work: Work,
+) -> Result<Exit, CliError> {
     if seen.iter().all(|rank| rank.is_well()) {
         let preempted = seen.iter().any(|rank| rank.ended_with(Exit::Preempted));
         return Ok(if preempted { Exit::Preempted } else { Exit::Ok });
@@ -155,17 +160,21 @@ pub fn verdict(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> Result<Exit
         Some(rank) => headline(rank, seen),
         None => blamed(seen, elsewhere),
     };
-    let message = format!("{headline}\n{}", what_next(seen.len(), elsewhere));
+    let message = format!("{headline}\n{}", what_next(seen.len(), elsewhere, work));
     let bug = at_fault().any(|rank| rank.ended_with(Exit::Bug));
     let exit = if bug { Exit::Bug } else { Exit::Peer };
     Err(CliError { exit, ..CliError::peer(message) })
 }
 
 /// What became of the others, and what to do; `here` ranks are this host's.
-fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>) -> String {
+fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>, work: Work) -> String {
     // Only host 0 knows how many there are; where it is not this one, there are several.
     let several_hosts = elsewhere.is_none_or(|elsewhere| elsewhere.world() > here);
     let stopped = if here > 1 || several_hosts { "The other ranks were stopped. " } else { "" };
+    if work == Work::Benchmark {
+        let again = if several_hosts { "start all hosts again" } else { "run it again" };
+        return format!("{stopped}Nothing was written: {again} once the cause is mended.");
+    }
     let again = match several_hosts {
         true => "once the cause is mended, start all hosts again; they continue",
         false => "the same command continues",
@@ -244,7 +253,7 @@ mod tests {
 
     /// The exit code and the first line.
     fn judge(seen: &[Seen]) -> (u8, String) {
-        match verdict(&seen.iter().collect::<Vec<_>>(), None) {
+        match verdict(&seen.iter().collect::<Vec<_>>(), None, Work::Training) {
             Ok(exit) => (exit.code(), String::new()),
             Err(error) => {
                 (error.exit.code(), error.message.lines().next().unwrap_or_default().to_owned())
@@ -308,7 +317,7 @@ mod tests {
         (0..100).for_each(|frame| panicked.log(format!("  {frame}: somewhere")));
         let seen = [ended(0, exit(3), Some(&[1])), panicked];
         assert_eq!(judge(&seen).0, 70);
-        let text = verdict(&[&seen[0], &seen[1]], None).unwrap_err().message;
+        let text = verdict(&[&seen[0], &seen[1]], None, Work::Training).unwrap_err().message;
         assert!(text.contains("\n    error: this is a bug in Muster: oh\n"), "{text}");
         assert!(text.contains("\n      99: somewhere\n"), "{text}");
         assert_eq!(text.lines().count(), 1 + TAIL + 1);
@@ -329,7 +338,7 @@ mod tests {
             }
         }
         let follows = ended(0, exit(3), Some(&[]));
-        let text = verdict(&[&follows], Some(&Known)).unwrap_err().message;
+        let text = verdict(&[&follows], Some(&Known), Work::Training).unwrap_err().message;
         let expected = "rank 3 failed: its control connection ended; its last step was 13\n";
         assert!(text.starts_with(expected), "{text}");
     }
@@ -350,10 +359,13 @@ mod tests {
         }
         let same = "Checkpoints are intact: the same command continues from the newest one, or \
                     anew where none was saved yet.";
-        assert_eq!(what_next(1, Some(&Ranks(1))), same);
-        assert_eq!(what_next(2, Some(&Ranks(2))), format!("The other ranks were stopped. {same}"));
+        assert_eq!(what_next(1, Some(&Ranks(1)), Work::Training), same);
+        assert_eq!(
+            what_next(2, Some(&Ranks(2)), Work::Training),
+            format!("The other ranks were stopped. {same}")
+        );
         for server in [Some(&Ranks(2) as &dyn Elsewhere), None] {
-            let text = what_next(1, server);
+            let text = what_next(1, server, Work::Training);
             assert!(text.starts_with("The other ranks were stopped. "), "{text}");
             assert!(text.contains("start all hosts again"), "{text}");
         }

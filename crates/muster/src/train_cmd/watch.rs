@@ -180,7 +180,8 @@ impl Watch {
         }
         self.drain(tell);
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
-        verdict(&seen, server.map(|server| server as &dyn Elsewhere)).map(Ended::Done)
+        let elsewhere = server.map(|server| server as &dyn Elsewhere);
+        verdict(&seen, elsewhere, limits.work).map(Ended::Done)
     }
 
     /// Whether any rank of this host has met the others.
@@ -219,7 +220,7 @@ impl Watch {
         }
         for Rank { child, seen, life } in self.ranks.iter_mut().filter(|_| lost) {
             if seen.end.is_none() && seen.given_up.is_none() {
-                seen.given_up = life.is_silent(self.now);
+                seen.given_up = life.is_silent(self.now, limits.work);
             }
             if let Some(why) = &seen.given_up {
                 if let Some(server) = server {

@@ -164,6 +164,10 @@ impl Reader {
                 self.report.hosts.clear();
             }
             (Some("Rank"), Some(_)) => self.rank(body)?,
+            // As this program's own tables begin.
+            (Some(n), Some("ranks," | "ranks")) if n.parse::<usize>().is_ok() => {
+                self.ranks = n.parse().ok();
+            }
             (Some("size"), Some("count")) => return self.table(text),
             (Some("Avg"), Some("bus")) => {
                 self.ended += usize::from(self.layout.take().is_some());

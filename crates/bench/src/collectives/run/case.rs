@@ -105,8 +105,8 @@ impl Case {
         Ok(Case { op, stream, dtype: key.dtype, ranks, inputs, results })
     }
 
-    pub fn launch(&self, group: &Group, stream: &Stream) -> Result<(), BenchError> {
-        Ok(group.call(stream, &self.op)?)
+    pub fn launch(&self, group: &Group) -> Result<(), BenchError> {
+        Ok(group.call(&self.stream, &self.op)?)
     }
 
     /// Writes the inputs of launch `salt`, over whatever is where results go.

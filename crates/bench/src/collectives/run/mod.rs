@@ -192,30 +192,37 @@ fn measure(
     let (mut sampler, mut combined) =
         (Sampler::new(plan.rule), Combined::new(key, plan.common_clock));
     let every = key.bytes.div_ceil(CHECK_BYTES).max(1);
-    let (mut launch, mut next) = (0, plan.warmup);
+    let most = plan.rule.iterations_max;
     let mut is_warm = plan.warmup == 0;
-    if is_warm {
-        next = BATCH_FIRST;
-    }
+    let mut next = if is_warm { BATCH_FIRST.min(most) } else { plan.warmup.min(BATCH_MAX) };
+    let mut launch = 0_u64;
     loop {
         let mut batch = Batch::default();
         for _ in 0..next {
             if let (Some(member), Some(case)) = (member, &mut case) {
-                let checked = plan.check && launch % every == 0;
+                // The first that is timed is always among them.
+                let checked = plan.check && launch.abs_diff(plan.warmup).is_multiple_of(every);
                 let flip = plan.flip_at == Some(launch) && member.group.place() == 0;
                 batch.add(member.launch(case, checked.then_some(launch), flip)?);
             }
             launch += 1;
         }
         let all = control.all_gather_bytes(&batch.bytes()?)?;
+        // Fast operations leave no other sign of it.
+        device::work::mark();
         let times = combined.add(&all, is_warm)?;
         let stop = times.iter().filter_map(|&time| sampler.push(time)).count() > 0;
         if is_warm && stop {
             break;
         }
-        is_warm = true;
+        is_warm = launch >= plan.warmup;
         let typical = combined.typical_us().max(0.05);
-        next = ((BATCH_US / typical) as u64).clamp(BATCH_FIRST, BATCH_MAX);
+        // Some are left, or the sampler would have stopped.
+        let left = match is_warm {
+            true => most - sampler.samples_us().len() as u64,
+            false => plan.warmup - launch,
+        };
+        next = ((BATCH_US / typical) as u64).clamp(BATCH_FIRST, BATCH_MAX).min(left);
     }
     let mut row = combined.row(key, sampler, plan);
     row.key.transport = Some(world.backend().to_owned());
@@ -242,7 +249,7 @@ impl Member<'_> {
         }
         self.group.call(&self.stream, &self.barrier)?;
         let arrived_ns = clock::now_ns();
-        case.launch(self.group, &self.stream)?;
+        case.launch(self.group)?;
         let done_ns = clock::now_ns();
         if flip {
             case.flip()?;

@@ -87,13 +87,18 @@ impl Combined {
         let first = stamps.clone().map(|(arrived, _)| arrived).min().unwrap_or(0);
         let done = stamps.clone().map(|(_, done)| done).max().unwrap_or(0);
         let longest = stamps.clone().map(|(arrived, done)| us(arrived, done)).fold(0.0, f64::max);
+        let slowest = || {
+            let took = stamps.clone().map(|(arrived, done)| done.saturating_sub(arrived));
+            took.enumerate().max_by_key(|took| took.1).map_or(0, |took| took.0)
+        };
+        let last = if self.common_clock { last } else { slowest() };
         if is_counted {
+            self.came_last[last] += 1;
             for (own, (arrived, done)) in self.own_us.iter_mut().zip(stamps) {
                 own.push(us(arrived, done));
             }
             if self.common_clock {
                 self.skews_us.push(us(first, arrived));
-                self.came_last[last] += 1;
             }
         }
         if self.common_clock { us(arrived, done) } else { longest }
@@ -118,7 +123,7 @@ impl Combined {
             (Some(p50_us), Some(p99_us), Some(&max_us)) => Some(Skew { p50_us, p99_us, max_us }),
             _ => None,
         };
-        let launches = self.skews_us.len().max(1) as f64;
+        let launches = sampler.samples_us().len().max(1) as f64;
         for (rank, own) in self.own_us.iter_mut().enumerate() {
             own.sort_by(f64::total_cmp);
             if let (Some(p50_us), [min_us, ..], [.., max_us]) =
