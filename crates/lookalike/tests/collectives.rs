@@ -206,7 +206,7 @@ fn too_early() {
 }
 
 #[test]
-#[ignore = "the body of a process: tests above start it, in every run, with its libraries"]
+#[ignore = "the body of a process: tests start it, in every run, with its libraries"]
 fn child() {
     match std::env::var("CHILD_TASK").unwrap().as_str() {
         "initialization" => initialization(),

@@ -487,7 +487,7 @@ fn hip_lookalike() {
 }
 
 #[test]
-#[ignore = "the body of a process: tests above start it, in every run, with its libraries"]
+#[ignore = "the body of a process: tests start it, in every run, with its libraries"]
 fn child() {
     match std::env::var("CHILD_TASK").unwrap().as_str() {
         "no seed" => {

@@ -78,7 +78,7 @@ fn leak(kind: DeviceKind) {
 }
 
 #[test]
-#[ignore = "the body of a process: tests above start it, in every run, with its libraries"]
+#[ignore = "the body of a process: tests start it, in every run, with its libraries"]
 fn child() {
     let task = std::env::var("CHILD_TASK").unwrap();
     let (name, kind) = task.split_once(' ').unwrap();

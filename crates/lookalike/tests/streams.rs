@@ -480,7 +480,7 @@ fn a_hung_call_holds_nobody_up() {
 }
 
 #[test]
-#[ignore = "the body of a process: tests above start it, in every run, with its libraries"]
+#[ignore = "the body of a process: tests start it, in every run, with its libraries"]
 fn child() {
     let task = std::env::var("CHILD_TASK").unwrap();
     let (name, kind) = task.rsplit_once(' ').unwrap();

@@ -8,7 +8,10 @@ fn refuse(call: &'static str, what: String) -> Result<(), Error> {
 }
 
 /// A buffer that can be one: an address, aligned, with an end.
-fn sound(call: &'static str, name: &str, buffer: Buffer) -> Result<(), Error> {
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn one(call: &'static str, name: &str, buffer: Buffer) -> Result<(), Error> {
     let Buffer { address, len, dtype } = buffer;
     if len > 0 && address == 0 {
         return refuse(call, format!("the buffer {name} is null and has {len} elements"));
@@ -23,21 +26,18 @@ fn sound(call: &'static str, name: &str, buffer: Buffer) -> Result<(), Error> {
     }
 }
 
-/// One buffer, of a send or a receive.
-pub(crate) fn one(call: &'static str, name: &str, buffer: Buffer) -> Result<(), Error> {
-    sound(call, name, buffer)
-}
-
-/// A buffer to read whose element `i` belongs at element `offset + i` of the one to write, if the
-/// operation is in place; `from_len` and `to_len` are what the lengths must be.
+/// A buffer to read and one to write.
 pub(crate) struct Pair {
     pub(crate) from: Buffer,
     pub(crate) to: Buffer,
     /// Where in `to` an operation in place has `from`, in elements of `to`; negative where `to`
-    /// lies inside `from`.
-    pub(crate) in_place_at: i128,
+    /// lies inside `from`. `None`: it cannot be done in place.
+    pub(crate) in_place_at: Option<i128>,
 }
 
+/// Compares the two buffers of an operation that reads `from_parts` and writes `to_parts` equally
+/// long parts; one of the two numbers is 1.
+///
 /// # Errors
 /// Types or lengths that do not fit, or buffers that overlap without being in place.
 pub(crate) fn pair(
@@ -46,8 +46,8 @@ pub(crate) fn pair(
     (from_parts, to_parts): (usize, usize),
 ) -> Result<(), Error> {
     let Pair { from, to, in_place_at } = *pair;
-    sound(call, "to read", from)?;
-    sound(call, "to write", to)?;
+    one(call, "to read", from)?;
+    one(call, "to write", to)?;
     if from.dtype != to.dtype {
         return refuse(call, format!("it reads {} and writes {}", from.dtype, to.dtype));
     }
@@ -56,19 +56,22 @@ pub(crate) fn pair(
         false => (to.len, to_parts / from_parts.max(1), from.len),
     };
     if small.checked_mul(parts) != Some(whole) {
-        let per_rank = if parts > 1 { format!(" (1 to {parts})") } else { String::new() };
-        let what = format!("it reads {} elements and writes {}{per_rank}", from.len, to.len);
-        return refuse(call, what);
+        let what = format!("it reads {} elements and writes {}", from.len, to.len);
+        let per_rank = format!(" ({from_parts} to {to_parts})");
+        return refuse(call, if parts > 1 { what + &per_rank } else { what });
     }
     let bytes = |buffer: Buffer| i128::from(buffer.bytes().unwrap_or(0));
     let (start, other) = (i128::from(from.address), i128::from(to.address));
     let is_apart = start + bytes(from) <= other || other + bytes(to) <= start;
-    let is_in_place = start == other + in_place_at * to.dtype.bytes() as i128;
-    if is_apart || is_in_place || bytes(from) == 0 {
+    let in_place = in_place_at.map(|offset| other + offset * to.dtype.bytes() as i128);
+    if is_apart || in_place == Some(start) || bytes(from) == 0 {
         return Ok(());
     }
-    let what = "the buffers overlap without being in place, where that would be".to_owned();
-    refuse(call, format!("{what} at {:#x}", other + in_place_at * to.dtype.bytes() as i128))
+    let why = match in_place {
+        Some(at) => format!(" without being in place, where that would be at {at:#x}"),
+        None => ", and it cannot be done in place: give it another one".to_owned(),
+    };
+    refuse(call, format!("the buffers overlap{why}"))
 }
 
 /// # Errors
@@ -90,7 +93,7 @@ mod tests {
     }
 
     fn told(from: Buffer, to: Buffer, in_place_at: i128, parts: (usize, usize)) -> String {
-        let checked = pair("op", &Pair { from, to, in_place_at }, parts);
+        let checked = pair("op", &Pair { from, to, in_place_at: Some(in_place_at) }, parts);
         checked.map_or_else(|error| error.to_string(), |()| String::new())
     }
 
@@ -126,6 +129,7 @@ mod tests {
         // Scattering, with what is written inside what is read.
         assert_eq!(told(buffer(0x2000, 12), buffer(0x2010, 4), -4, (3, 1)), "");
         assert!(told(buffer(0x2000, 12), buffer(0x2020, 4), -4, (3, 1)).contains("overlap"));
+        assert!(told(buffer(0x2000, 8), buffer(0x3000, 4), -4, (3, 1)).contains("(3 to 1)"));
         assert!(divided("op", buffer(0, 7), 3).is_err());
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Seat;
 use crate::shared::{Need, Progress, Shared};
 use crate::table::{Handle, Told};
 use crate::wait::Deadline;
-use crate::{Communicator, Config, Error, Version, group};
+use crate::{Communicator, Config, Error, group};
 
 /// What happens to the parent's operations when it is shrunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Communicator {
     /// call it, with the same ranks. From NCCL 2.27 on.
     ///
     /// # Errors
-    /// As [`Communicator::split`]; the library is older; ranks that are not, or this one.
+    /// As [`Communicator::split`]; the library lacks it; ranks that are not, or this one.
     pub fn shrink(
         &self,
         exclude: &[u32],
@@ -64,7 +64,7 @@ impl Communicator {
     ) -> Result<Communicator, Error> {
         let (call, ranks) = ("ncclCommShrink", self.ranks());
         let table = self.library().table();
-        table.require(call, Version::new(2, 27, 0))?;
+        table.require_function(call)?;
         let mut excluded: Vec<c_int> = Vec::with_capacity(exclude.len());
         for &rank in exclude {
             excluded.push(crate::communicator::within("an excluded rank", rank, ranks)?.0);

@@ -18,6 +18,7 @@ use crate::communicator::within;
 use crate::table::{Handle, Table, Told};
 use crate::{Buffer, Communicator, Error, RedOp, Stream};
 
+type Passes = unsafe fn(&Table, u64, usize, c_int, c_int, Handle, u64) -> Told;
 type Gathers = unsafe fn(&Table, u64, u64, usize, c_int, c_int, Handle, u64) -> Result<Told, Error>;
 
 impl Communicator {
@@ -36,7 +37,7 @@ impl Communicator {
         stream: Stream,
     ) -> Result<(), Error> {
         let call = "ncclAllReduce";
-        check::pair(call, &Pair { from, to, in_place_at: 0 }, (1, 1))?;
+        check::pair(call, &Pair { from, to, in_place_at: Some(0) }, (1, 1))?;
         let (op, count, dtype) = (self.reduction(call, op, from)?, from.len, from.dtype as c_int);
         let (from, to, stream, table) = (from.address, to.address, stream.0, self.table());
         // SAFETY: the caller's, and the lengths were compared.
@@ -63,7 +64,7 @@ impl Communicator {
         let call = "ncclReduce";
         let root_number = self.root(root)?;
         let to = self.at_root(call, "to write", root, to)?.unwrap_or(from);
-        check::pair(call, &Pair { from, to, in_place_at: 0 }, (1, 1))?;
+        check::pair(call, &Pair { from, to, in_place_at: Some(0) }, (1, 1))?;
         let (op, count, dtype) = (self.reduction(call, op, from)?, from.len, from.dtype as c_int);
         let (from, to, stream, table) = (from.address, to.address, stream.0, self.table());
         self.enqueue(call, |comm| {
@@ -89,7 +90,7 @@ impl Communicator {
         let call = "ncclBroadcast";
         let root_number = self.root(root)?;
         let from = self.at_root(call, "to read", root, from)?.unwrap_or(to);
-        check::pair(call, &Pair { from, to, in_place_at: 0 }, (1, 1))?;
+        check::pair(call, &Pair { from, to, in_place_at: Some(0) }, (1, 1))?;
         self.typed(from)?;
         let (count, dtype) = (from.len, from.dtype as c_int);
         let (from, to, stream, table) = (from.address, to.address, stream.0, self.table());
@@ -115,7 +116,7 @@ impl Communicator {
         stream: Stream,
     ) -> Result<(), Error> {
         let call = "ncclReduceScatter";
-        let in_place_at = -self.own_part(to);
+        let in_place_at = Some(-self.own_part(to));
         check::pair(call, &Pair { from, to, in_place_at }, (self.parts(), 1))?;
         let (op, count, dtype) = (self.reduction(call, op, from)?, to.len, from.dtype as c_int);
         let (from, to, stream, table) = (from.address, to.address, stream.0, self.table());
@@ -134,7 +135,7 @@ impl Communicator {
     /// That of this module: the memory is there, and stays until the stream is done with it.
     pub unsafe fn all_gather(&self, from: Buffer, to: Buffer, stream: Stream) -> Result<(), Error> {
         let call = "ncclAllGather";
-        let in_place_at = self.own_part(from);
+        let in_place_at = Some(self.own_part(from));
         check::pair(call, &Pair { from, to, in_place_at }, (1, self.parts()))?;
         self.typed(from)?;
         let (count, dtype) = (from.len, from.dtype as c_int);
@@ -153,15 +154,8 @@ impl Communicator {
     /// # Safety
     /// That of this module: the memory is there, and stays until the stream is done with it.
     pub unsafe fn send(&self, from: Buffer, peer: u32, stream: Stream) -> Result<(), Error> {
-        let call = "ncclSend";
-        check::one(call, "to read", from)?;
-        self.typed(from)?;
-        let (peer, _) = within("the peer", peer, self.ranks())?;
-        let Buffer { address, len, dtype } = from;
-        let (dtype, stream, table) = (dtype as c_int, stream.0, self.table());
         // SAFETY: the caller's.
-        let begin = |comm| Ok(unsafe { table.send(address, len, dtype, peer, comm, stream) });
-        self.enqueue(call, begin)
+        unsafe { self.with_peer("ncclSend", Table::send, ("to read", from), peer, stream) }
     }
 
     /// Receives from one rank.
@@ -172,15 +166,8 @@ impl Communicator {
     /// # Safety
     /// That of this module: the memory is there, and stays until the stream is done with it.
     pub unsafe fn recv(&self, to: Buffer, peer: u32, stream: Stream) -> Result<(), Error> {
-        let call = "ncclRecv";
-        check::one(call, "to write", to)?;
-        self.typed(to)?;
-        let (peer, _) = within("the peer", peer, self.ranks())?;
-        let Buffer { address, len, dtype } = to;
-        let (dtype, stream, table) = (dtype as c_int, stream.0, self.table());
         // SAFETY: the caller's.
-        let begin = |comm| Ok(unsafe { table.recv(address, len, dtype, peer, comm, stream) });
-        self.enqueue(call, begin)
+        unsafe { self.with_peer("ncclRecv", Table::recv, ("to write", to), peer, stream) }
     }
 
     /// Part `i` of this rank's `from` goes to rank `i`, and part `i` of `to` comes from it. By
@@ -193,9 +180,7 @@ impl Communicator {
     /// That of this module: the memory is there, and stays until the stream is done with it.
     pub unsafe fn all_to_all(&self, from: Buffer, to: Buffer, stream: Stream) -> Result<(), Error> {
         let call = "ncclAlltoAll";
-        // In place would be nowhere.
-        let in_place_at = i128::from(u64::MAX);
-        check::pair(call, &Pair { from, to, in_place_at }, (1, 1))?;
+        check::pair(call, &Pair { from, to, in_place_at: None }, (1, 1))?;
         check::divided(call, from, self.ranks())?;
         self.typed(from)?;
         let ranks = self.ranks();
@@ -236,7 +221,7 @@ impl Communicator {
         let to = self.at_root(call, "to write", root, to)?;
         match to {
             Some(to) => {
-                let in_place_at = self.own_part(from);
+                let in_place_at = Some(self.own_part(from));
                 check::pair(call, &Pair { from, to, in_place_at }, (1, self.parts()))?;
             }
             None => check::one(call, "to read", from)?,
@@ -278,7 +263,7 @@ impl Communicator {
         let from = self.at_root(call, "to read", root, from)?;
         match from {
             Some(from) => {
-                let in_place_at = -self.own_part(to);
+                let in_place_at = Some(-self.own_part(to));
                 check::pair(call, &Pair { from, to, in_place_at }, (self.parts(), 1))?;
             }
             None => check::one(call, "to write", to)?,
@@ -319,6 +304,29 @@ impl Communicator {
         self.enqueue(call, |comm| {
             // SAFETY: the caller's.
             unsafe { operation(table, address, to, len, dtype, root, comm, stream) }
+        })
+    }
+
+    /// Send and receive.
+    ///
+    /// # Safety
+    /// As of the operation.
+    unsafe fn with_peer(
+        &self,
+        call: &'static str,
+        operation: Passes,
+        (name, buffer): (&str, Buffer),
+        peer: u32,
+        stream: Stream,
+    ) -> Result<(), Error> {
+        check::one(call, name, buffer)?;
+        self.typed(buffer)?;
+        let (peer, _) = within("the peer", peer, self.ranks())?;
+        let Buffer { address, len, dtype } = buffer;
+        let (dtype, stream, table) = (dtype as c_int, stream.0, self.table());
+        self.enqueue(call, |comm| {
+            // SAFETY: the caller's.
+            Ok(unsafe { operation(table, address, len, dtype, peer, comm, stream) })
         })
     }
 

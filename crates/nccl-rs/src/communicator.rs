@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::error::Seat;
 use crate::shared::{Need, Progress, Shared};
 use crate::table::{Handle, Told};
-use crate::wait::Deadline;
-use crate::{Config, Error, JobId, Library, UniqueId, Version, group};
+use crate::wait::{DROP_PATIENCE, Deadline};
+use crate::{Config, Error, JobId, Library, UniqueId, group};
 
 /// A rank's end of a communicator: the ranks that do operations together.
 ///
@@ -36,9 +36,6 @@ use crate::{Config, Error, JobId, Library, UniqueId, Version, group};
 pub struct Communicator {
     pub(crate) shared: Arc<Shared>,
 }
-
-/// A drop has no better bound.
-const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Communicator {
     /// Becomes rank `rank` of `ranks`, and waits until all have come, `config.timeout` at most.
@@ -132,12 +129,12 @@ impl Communicator {
     /// smaller communicator of it ([`Communicator::shrink`]), and to abort it. From NCCL 2.28.7 on.
     ///
     /// # Errors
-    /// The library is older, or fails; the deadline.
+    /// The library lacks it, or fails; the deadline.
     pub fn revoke(&self) -> Result<(), Error> {
         let (call, deadline) = ("ncclCommRevoke", Deadline::after(self.timeout()));
         group::refuse(self.library(), call)?;
         let table = self.library().table();
-        table.require(call, Version::new(2, 28, 7))?;
+        table.require_function(call)?;
         self.shared.mark_revoked(call)?;
         let lease = self.shared.enter(call, Need::Manage, deadline)?;
         // SAFETY: the lease keeps the communicator.

@@ -28,8 +28,9 @@ pub struct Config {
     pub timeout: Duration,
     /// Blocks of a kernel that run as one cluster, 0 to 8.
     pub cga_cluster_size: Option<i32>,
-    /// Least and most blocks (of threads) per operation.
+    /// Least blocks (of threads) per operation, at least 1.
     pub min_ctas: Option<i32>,
+    /// Most blocks per operation; not fewer than the least.
     pub max_ctas: Option<i32>,
     /// Which network module is used: `IB`, `Socket`, or the name of a plugin.
     pub net_name: Option<String>,

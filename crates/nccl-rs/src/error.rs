@@ -101,8 +101,8 @@ pub enum Error {
         vendor.install()
     )]
     TooOld { vendor: Vendor, library: String, version: Version },
-    /// The library is fit for use, and has not this.
-    #[error("{what} needs {vendor} {since}, this is {version}")]
+    /// The library is fit for use, and has not this; it may be new enough, and built without it.
+    #[error("{what} needs {vendor} {since}, this is {version}{}", unexpected(*since, *version))]
     Absent { what: &'static str, vendor: Vendor, since: Version, version: Version },
 
     #[error("{call} failed: {text}{}{}", bracketed(detail), code.advice())]
@@ -117,10 +117,10 @@ pub enum Error {
     Ended { call: &'static str, seat: Seat, end: End },
     #[error("cannot start a thread for {call}: {source}")]
     Thread { call: &'static str, source: std::io::Error },
-    /// Operations that came before the error in a group have begun and cannot be taken back.
+    /// Operations that came before the error in a group may have begun and cannot be taken back.
     #[error(
         "a group was left by an error when {queued} of its operations were queued already, which \
-         have begun; abort its communicators: {source}"
+         may have begun; abort its communicators: {source}"
     )]
     Group { queued: usize, source: Box<Error> },
 
@@ -136,7 +136,10 @@ pub enum Error {
          the same version on all ranks"
     )]
     IdVersion { vendor: Vendor, theirs: Version, ours: Version },
-    #[error("the unique id is one of job {theirs}, and this rank belongs to job {ours}")]
+    #[error(
+        "the unique id is one of job {theirs}, and this rank belongs to job {ours}: give every \
+         rank the id that a rank of its own job made"
+    )]
     IdJob { theirs: JobId, ours: JobId },
 
     #[error("{what} is {rank}, and there are ranks 0 to {} (of {ranks})", ranks.saturating_sub(1))]
@@ -165,6 +168,11 @@ impl fmt::Display for End {
             End::Finalized => "finalized",
         })
     }
+}
+
+/// Said of what a library lacks although its version should have it.
+fn unexpected(since: Version, version: Version) -> &'static str {
+    if version >= since { " and lacks it all the same" } else { "" }
 }
 
 fn bracketed(detail: &str) -> String {

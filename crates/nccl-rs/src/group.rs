@@ -131,9 +131,9 @@ impl Library {
     /// estimates it; they are not started. From NCCL 2.22 on.
     ///
     /// # Errors
-    /// The library is older; those of `calls`; what the library says.
+    /// The library lacks it; those of `calls`; what the library says.
     pub fn group_simulate(&self, calls: impl FnOnce() -> Result<(), Error>) -> Result<f32, Error> {
-        self.table().require("ncclGroupSimulateEnd", Version::new(2, 22, 0))?;
+        self.table().require_function("ncclGroupSimulateEnd")?;
         let guard = Guard::start(self)?;
         let result = calls();
         let mut simulation = RawSimulation {

@@ -169,7 +169,9 @@ fn places(vendor: Vendor) -> Places {
     // `lib/python3.x/site-packages`, whatever x is.
     let pythons = libs.filter_map(|lib| std::fs::read_dir(lib).ok()).flatten().flatten();
     let packages = pythons.map(|entry| entry.path().join("site-packages"));
-    let packages: Vec<PathBuf> = packages.filter(|path| path.is_dir()).collect();
+    let mut packages: Vec<PathBuf> = packages.filter(|path| path.is_dir()).collect();
+    // Directories are read in no order.
+    packages.sort();
     Places {
         named: variable(vendor.variable()).map(PathBuf::from),
         rocm: variable("ROCM_PATH").map(PathBuf::from),

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::shared::{Need, Shared};
 use crate::table::Handle;
-use crate::wait::Deadline;
-use crate::{Buffer, Communicator, DataType, Error, Library, Version, group};
+use crate::wait::{DROP_PATIENCE, Deadline, run_bounded};
+use crate::{Buffer, Communicator, DataType, Error, Library, group};
 
-/// Memory of the GPU that was current when it was allocated, fit for windows; freed when dropped.
-/// From NCCL 2.19 on.
+/// Memory of the GPU that was current when it was allocated, fit for windows; freed when dropped,
+/// for which ten seconds at most are waited. From NCCL 2.19 on.
 #[derive(Debug)]
 pub struct DeviceMemory {
     library: Library,
@@ -36,11 +36,16 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // SAFETY: allocated by the library; operations that use it are over, as their callers have
-        // vouched.
-        if let Ok(told) = unsafe { self.library.table().mem_free(self.address) } {
-            let _ = self.library.check(told);
-        }
+        let (library, address) = (self.library.clone(), self.address);
+        // The library waits for the device, and finds by the address which one it is.
+        let free = move || {
+            // SAFETY: allocated by the library; operations that use it are over, as their callers
+            // have vouched.
+            let told = unsafe { library.table().mem_free(address) };
+            told.and_then(|told| library.check(told))
+        };
+        // What it says has nobody to hear it.
+        let _ = run_bounded(Deadline::after(DROP_PATIENCE), free);
     }
 }
 
@@ -110,7 +115,7 @@ impl Communicator {
     /// same order as everything else. From NCCL 2.27 on.
     ///
     /// # Errors
-    /// The library is older, or refuses; an address that is not a multiple of 4096; the
+    /// The library lacks it, or refuses; an address that is not a multiple of 4096; the
     /// communicator has failed or is over; the deadline.
     ///
     /// # Safety
@@ -124,7 +129,7 @@ impl Communicator {
             return Err(Error::Argument { call, what });
         }
         let (library, table) = (self.library(), self.library().table());
-        table.require(call, Version::new(2, 27, 0))?;
+        table.require_function(call)?;
         let lease = self.shared.enter(call, Need::Operation, deadline)?;
         // Written in the background; left to the library where it does not say that it is done.
         let empty = AtomicPtr::<std::ffi::c_void>::new(std::ptr::null_mut());

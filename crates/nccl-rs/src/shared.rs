@@ -178,7 +178,7 @@ impl Shared {
                 }
             }
             let (shared, handle) = (Arc::clone(self), state.handle);
-            return Ok(Lease { shared, handle, looks: need == Need::Look });
+            return Ok(Lease { shared, handle, looks: need == Need::Look, began: state.phase });
         }
     }
 
@@ -247,6 +247,8 @@ impl Shared {
             state = self.wait(state, deadline);
         }
         if state.is_used() {
+            // The call frees it when it returns, unless somebody's abort does.
+            state.phase = Phase::Aborting;
             return Err(self.late(call, deadline, "another thread's call was under way"));
         }
         let handle = state.take(End::Finalized);
@@ -278,6 +280,7 @@ pub(crate) struct Lease {
     shared: Arc<Shared>,
     handle: Handle,
     looks: bool,
+    began: Phase,
 }
 
 impl Lease {
@@ -292,11 +295,13 @@ impl Lease {
     /// What the library says of the communicator now.
     ///
     /// # Errors
-    /// Its asynchronous error; it is being aborted.
+    /// Its asynchronous error; it is being aborted, or was revoked since the call began.
     pub(crate) fn progress(&self, call: &'static str) -> Result<Progress, Error> {
         let (library, seat) = (&self.shared.library, self.shared.seat());
         let phase = self.shared.lock().phase;
-        if phase == Phase::Aborting {
+        // The revoke waits until earlier calls are over; those after it are to make or free.
+        let is_revoked = phase == Phase::Revoked && self.began == Phase::Live && !self.looks;
+        if phase == Phase::Aborting || is_revoked {
             return Err(self.shared.ended(call, phase));
         }
         let mut number = 0;

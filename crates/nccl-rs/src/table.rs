@@ -153,6 +153,17 @@ impl Table {
             false => Err(self.absent(what, since)),
         }
     }
+
+    /// # Errors
+    /// The library lacks this function of [`LATER`], however new it says that it is.
+    pub(crate) fn require_function(&self, symbol: &'static str) -> Result<(), Error> {
+        let known = LATER.iter().find(|(later, _)| *later == symbol);
+        let since = known.map_or(Version::BASELINE, |(_, since)| *since);
+        match self.has(symbol) {
+            true => Ok(()),
+            false => Err(self.absent(symbol, since)),
+        }
+    }
 }
 
 functions! {

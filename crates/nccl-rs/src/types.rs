@@ -100,8 +100,8 @@ impl Buffer {
         Buffer { address, len, dtype }
     }
 
-    /// Part `index` of `parts` equal ones, each of `len / parts` elements.
-    pub const fn part(self, index: u32, parts: u32) -> Buffer {
+    /// Part `index` of `parts` equal ones, at least one, each of `len / parts` elements.
+    pub(crate) const fn part(self, index: u32, parts: u32) -> Buffer {
         let len = self.len / parts as usize;
         let address = self.address + (index as usize * len * self.dtype.bytes()) as u64;
         Buffer { address, len, dtype: self.dtype }

@@ -9,6 +9,9 @@ pub(crate) struct Deadline {
     timeout: Duration,
 }
 
+/// Longest wait of a drop, which has no better bound.
+pub(crate) const DROP_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Waits that are this short are not slept through.
 const SPIN: Duration = Duration::from_micros(200);
 const LONGEST: Duration = Duration::from_millis(1);

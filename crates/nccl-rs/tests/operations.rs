@@ -345,6 +345,10 @@ fn refusals(rank: &Rank) {
     // SAFETY: as above.
     let error = told(unsafe { comm.all_to_all(from, to, stream) });
     assert!(error.to_string().contains("do not divide among 2 ranks"), "{error}");
+    // SAFETY: as above.
+    let error = told(unsafe { comm.all_to_all(from, from, stream) });
+    let overlap = "the buffers overlap, and it cannot be done in place: give it another one";
+    assert_eq!(error.to_string(), format!("ncclAlltoAll: {overlap}"));
     let factor = comm.pre_mul_sum(DataType::F64, &2.0_f64.to_ne_bytes()).unwrap();
     // SAFETY: as above.
     let error = told(unsafe { comm.all_reduce(from, to, RedOp::PreMulSum(&factor), stream) });
@@ -376,6 +380,7 @@ fn strange_ids(rank: &Rank) {
     };
     let error = init(&ours, JobId([6; 16]), 0, 1);
     assert!(matches!(error, Error::IdJob { theirs: JOB, ours: JobId([6, ..]) }), "{error}");
+    assert!(error.to_string().contains("give every rank the id"), "{error}");
     let error = init(&theirs, JOB, 0, 1);
     assert!(matches!(error, Error::IdVendor { .. }), "{error}");
     let error = init(&ours, JOB, 3, 3);

@@ -4,8 +4,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{Gpu, Job, Rank, VENDORS, run_task, within};
-use nccl_rs::{Config, DataType, Error, LATER, Library, Shrink, Vendor, Version};
+use common::gpu::encode;
+use common::{Gpu, Job, Rank, VENDORS, run_task, wait, within};
+use nccl_rs::{Config, DataType, Error, LATER, Library, RedOp, Shrink, Vendor, Version};
 
 fn missing(rank: &Rank) {
     let vendor = rank.vendor;
@@ -51,19 +52,10 @@ fn too_old(rank: &Rank) {
     assert!(error.to_string().contains("2.18.0 or later is needed"), "{error}");
 }
 
-/// Any other shared object that the tests have: the look-alike, with one symbol renamed.
 fn lacking(rank: &Rank) {
-    let library = std::fs::read(std::env::var("CHILD_DRIVER").unwrap()).unwrap();
     for symbol in ["ncclGetVersion", "ncclAllReduce", "ncclCommAbort", "ncclGetLastError"] {
-        let mut bytes = library.clone();
-        let name = [b"\0", symbol.as_bytes(), b"\0"].concat();
-        let mut at = 0;
-        while let Some(next) = bytes[at..].windows(name.len()).position(|part| part == name) {
-            at += next + 1;
-            bytes[at] = b'x';
-        }
         let path = rank.dir.join(format!("{symbol}.so"));
-        std::fs::write(&path, bytes).unwrap();
+        lookalike::nccl::library_without(&[symbol], &path).unwrap();
         let error = Library::open_at(rank.vendor, &path).unwrap_err();
         let Error::Symbol { symbol: told, .. } = &error else { panic!("{error}") };
         assert_eq!(*told, symbol, "{error}");
@@ -102,6 +94,43 @@ fn absent(rank: &Rank) {
     assert_eq!(told(child), needs("the config's `comm_name`", "2.27.0"));
     // None of this has harmed it.
     drop(memory);
+    comm.finalize().unwrap();
+}
+
+/// What a library lacks though it is new enough: refused before anything has changed.
+const STRIPPED: [&str; 4] =
+    ["ncclCommRevoke", "ncclCommShrink", "ncclGroupSimulateEnd", "ncclCommWindowRegister"];
+
+fn stripped(rank: &Rank) {
+    let gpu = Gpu::open(rank.vendor);
+    let comm = rank.init();
+    let library = comm.library();
+    let memory = library.mem_alloc(4096).unwrap();
+    let buffer = memory.buffer(DataType::I32);
+    let mut was_called = false;
+    let estimate = library.group_simulate(|| {
+        was_called = true;
+        Ok(())
+    });
+    let errors = [
+        comm.revoke().unwrap_err(),
+        comm.shrink(&[1 - rank.rank], Shrink::Idle, &within(100)).unwrap_err(),
+        estimate.unwrap_err(),
+        // SAFETY: no window is made.
+        unsafe { comm.window(buffer) }.err().unwrap(),
+    ];
+    for (error, symbol) in errors.iter().zip(STRIPPED) {
+        assert!(matches!(error, Error::Absent { what, .. } if *what == symbol), "{error}");
+        assert!(error.to_string().contains("this is 2.30.7 and lacks it all the same"), "{error}");
+    }
+    assert!(!was_called, "a group was opened that nobody can end");
+    // It is not revoked, and no group is open.
+    let stream = gpu.stream();
+    gpu.write(buffer, &encode(DataType::I32, &[1; 1024]), stream);
+    // SAFETY: the memory is kept until the stream was waited for.
+    unsafe { comm.all_reduce(buffer, buffer, RedOp::Sum, stream) }.unwrap();
+    wait(&gpu, stream, &comm).unwrap();
+    assert_eq!(gpu.read(buffer, stream), encode(DataType::I32, &[2; 1024]));
     comm.finalize().unwrap();
 }
 
@@ -144,6 +173,7 @@ fn child() {
         "too_old" => too_old(rank),
         "lacking" => lacking(rank),
         "absent" => absent(rank),
+        "stripped" => stripped(rank),
         "oldest" => oldest(rank),
         "newest" => newest(rank),
         _ => panic!("there is no task {task}"),
@@ -165,6 +195,13 @@ fn a_library_that_is_too_old_or_lacks_an_entry_point_is_refused() {
         Job::new("too_old", vendor, 1).env("LOOKALIKE_NCCL_VERSION", "21701").processes();
     }
     Job::new("lacking", Vendor::Nvidia, 1).processes();
+}
+
+#[test]
+fn what_a_build_lacks_is_told_before_anything_has_changed() {
+    for vendor in VENDORS {
+        Job::new("stripped", vendor, 2).without(&STRIPPED).processes();
+    }
 }
 
 #[test]

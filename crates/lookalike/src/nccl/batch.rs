@@ -3,22 +3,17 @@
 
 use std::sync::Arc;
 
-use super::call::{Call, Kind};
+use super::call::Call;
 use super::comm::{Comm, die};
 use super::faults::Fault;
 use super::frame::Frame;
-use super::number::DataType;
 use super::result;
 
 /// A call with the memory that it reads and writes.
 #[derive(Clone)]
 pub(crate) struct Prepared {
-    pub(crate) kind: Kind,
-    pub(crate) dtype: DataType,
-    pub(crate) op: u8,
-    pub(crate) factor: [u8; 8],
-    pub(crate) peer: u32,
-    pub(crate) count: u64,
+    /// Without its elements, which are read when it is run.
+    pub(crate) call: Call,
     /// Address and bytes; no bytes where this rank does not read, or write.
     pub(crate) from: (u64, u64),
     pub(crate) to: (u64, u64),
@@ -40,7 +35,7 @@ impl Batch {
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        self.calls.first().map_or("ncclGroupEnd", |call| call.kind.name())
+        self.calls.first().map_or("ncclGroupEnd", |first| first.call.kind.name())
     }
 
     pub(crate) fn touches(&self) -> &[(u64, u64, bool)] {
@@ -102,12 +97,12 @@ impl Prepared {
     /// # Safety
     /// They are there.
     unsafe fn taken(&self) -> Call {
-        let Prepared { kind, dtype, op, factor, peer, count, from: (from, bytes), .. } = *self;
+        let (from, bytes) = self.from;
         let mut data = Vec::new();
         if bytes > 0 {
             // SAFETY: the caller's.
             data.extend(unsafe { std::slice::from_raw_parts(from as *const u8, bytes as usize) });
         }
-        Call { kind, dtype, op, factor, peer, count, data }
+        Call { data, ..self.call.clone() }
     }
 }

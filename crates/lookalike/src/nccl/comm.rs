@@ -145,7 +145,9 @@ impl Comm {
             die();
         }
         let hello = Frame::Hello { rank, ranks, version: version() };
-        let reader = hello.write(&stream).and_then(|()| stream.try_clone());
+        // A hub that has refused this rank already has hung up; what it said can still be read.
+        let _ = hello.write(&stream);
+        let reader = stream.try_clone();
         *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         if self.is_over() {
             self.hang_up();

@@ -480,9 +480,9 @@ fn enqueue(
         Ok(())
     })?;
     drop(world);
-    let count = count as u64;
-    let call = Prepared { kind, dtype, op, factor, peer, count, from, to };
-    group::add(comm, stream, call)
+    let (count, data) = (count as u64, Vec::new());
+    let call = Call { kind, dtype, op, factor, peer, count, data };
+    group::add(comm, stream, Prepared { call, from, to })
 }
 
 fn reduction(comm: &Comm, number: i32, dtype: DataType) -> Result<(u8, [u8; 8]), Refusal> {

@@ -86,7 +86,9 @@ impl Hub {
         // Whoever comes now learns it, too.
         while !all_came && begun.elapsed() < Duration::from_secs(60) {
             match listener.accept() {
+                // If it is gone by now it needs no answer.
                 Ok((stream, _)) => drop(failure.write(&stream)),
+                // Nobody comes at present.
                 Err(_) => std::thread::sleep(LOOK_AGAIN),
             }
         }
@@ -114,7 +116,7 @@ impl Hub {
             match told.recv_timeout(LOOK_AGAIN) {
                 Ok((rank, Err(_))) => return Err(gone(rank, "while ranks were coming")),
                 Ok((rank, Ok(frame))) => self.early(rank, frame)?,
-                Err(_) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
         self.ranks.iter().for_each(|rank| self.send(rank, &Frame::Welcome));

@@ -21,7 +21,7 @@
 //! The environment says more: `LOOKALIKE_NCCL_VERSION` (23007), `LOOKALIKE_NCCL_SEED` (operations
 //! of a non-blocking communicator reach their streams only after some polls), and
 //! `LOOKALIKE_NCCL_FAULTS` (`faults.rs`). [`library_of`] makes a library without the symbols that
-//! came after a version.
+//! came after a version, [`library_without`] one without any others.
 
 mod batch;
 mod call;
@@ -37,7 +37,7 @@ mod memory;
 mod number;
 mod versions;
 
-pub use versions::library_of;
+pub use versions::{library_of, library_without};
 
 pub(crate) use batch::Batch;
 pub(crate) use memory::held;

@@ -1,4 +1,4 @@
-//! Libraries of earlier versions: the same one, without the symbols that came later.
+//! Libraries of earlier versions, or of other builds: the same one, without some of its symbols.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,26 @@ const LATER: [(&str, u32); 12] = [
 ];
 
 /// Writes a library into `dir` that has the symbols of a version, for drivers and collectives; to
-/// be used with `LOOKALIKE_NCCL_VERSION`. It is a copy with other names in the place of those that
-/// the version lacks.
+/// be used with `LOOKALIKE_NCCL_VERSION`.
 ///
 /// # Errors
 /// [`crate::library`]'s, and those of files.
 pub fn library_of(version: u32, dir: &Path) -> io::Result<PathBuf> {
-    let mut library = std::fs::read(crate::library()?)?;
-    for (symbol, _) in LATER.into_iter().filter(|(_, since)| *since > version) {
-        hide(&mut library, symbol)?;
-    }
+    let later = LATER.into_iter().filter(|(_, since)| *since > version);
+    let symbols: Vec<_> = later.map(|(symbol, _)| symbol).collect();
     let path = dir.join(format!("liblookalike-{version}.so"));
-    std::fs::write(&path, library)?;
+    library_without(&symbols, &path)?;
     Ok(path)
+}
+
+/// Writes a library that lacks `symbols`: a copy with other names in their places.
+///
+/// # Errors
+/// [`crate::library`]'s, those of files, and a symbol that there is not.
+pub fn library_without(symbols: &[&str], path: &Path) -> io::Result<()> {
+    let mut library = std::fs::read(crate::library()?)?;
+    symbols.iter().try_for_each(|symbol| hide(&mut library, symbol))?;
+    std::fs::write(path, library)
 }
 
 /// Renames a symbol, wherever its name stands as a whole.

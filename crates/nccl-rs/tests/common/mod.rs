@@ -157,7 +157,7 @@ impl Said {
 
     #[track_caller]
     pub fn without_complaint(&self) {
-        assert!(!self.text.contains("lookalike:"), "{}", self.text);
+        assert!(!self.text.contains("lookalike: "), "{}", self.text);
     }
 }
 
@@ -186,6 +186,13 @@ impl Job {
     pub fn version(mut self, version: u32) -> Job {
         self.library = lookalike::nccl::library_of(version, self.dir.path()).unwrap();
         self.env("LOOKALIKE_NCCL_VERSION", &version.to_string())
+    }
+
+    /// With a library of the newest version that lacks some functions all the same.
+    pub fn without(mut self, symbols: &[&str]) -> Job {
+        self.library = self.dir.path().join("liblookalike-without.so");
+        lookalike::nccl::library_without(symbols, &self.library).unwrap();
+        self
     }
 
     /// With the libraries where the loader looks, under their vendors' names: all of them links to
