@@ -16,6 +16,7 @@ pub mod gemm;
 mod measure;
 pub mod memory;
 pub mod newton_schulz;
+pub mod pairs;
 mod report;
 mod shape;
 mod svg;

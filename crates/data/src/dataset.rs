@@ -63,7 +63,10 @@ pub struct Dataset {
     validation_order: Permutation,
     /// Validation windows of the sources before each one, and of all.
     validation_before: Vec<u64>,
-    tokenizer: Tokenizer,
+    /// What the tokens were made with, and its digest. It is loaded when it is asked for: training
+    /// needs the bytes of each token alone, and a large vocabulary's tables take tens of MiB.
+    tokenizer: (TokenizerSpec, [u8; 32]),
+    vocab_size: usize,
     /// Bytes of each token id.
     token_bytes: Option<Vec<u32>>,
     seq_len: usize,
@@ -100,7 +103,8 @@ impl Dataset {
             let before = validation_before[validation_before.len() - 1];
             validation_before.push(before + source.windows.validation());
         }
-        let vocabulary = 0..tokenizer.vocab_size() as u32;
+        let vocab_size = tokenizer.vocab_size();
+        let vocabulary = 0..vocab_size as u32;
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"muster sample order 1").update(&prepared.digest);
         hasher.update(&(seq_len as u64).to_le_bytes()).update(&seed.to_le_bytes());
@@ -113,7 +117,8 @@ impl Dataset {
             validation_order: Permutation::new(validation, &validation_key),
             validation_before,
             token_bytes: vocabulary.map(|id| tokenizer.token_bytes(id)).collect(),
-            tokenizer,
+            tokenizer: (prepared.tokenizer.clone(), prepared.tokenizer_digest),
+            vocab_size,
             seq_len,
             seed,
             digest: *hasher.finalize().as_bytes(),
@@ -218,12 +223,16 @@ impl Dataset {
     }
 
     pub fn vocab_size(&self) -> usize {
-        self.tokenizer.vocab_size()
+        self.vocab_size
     }
 
-    /// The tokenizer the tokens were made with.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// Loads the tokenizer the tokens were made with.
+    ///
+    /// # Errors
+    /// Its file cannot be read any more, or has changed.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let (spec, digest) = &self.tokenizer;
+        load_tokenizer(spec, digest)
     }
 }
 

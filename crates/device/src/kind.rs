@@ -142,6 +142,8 @@ impl FromStr for DeviceKind {
             ("cpu", None) => Ok(DeviceKind::Cpu),
             ("guarded", None) => Ok(DeviceKind::Guarded),
             ("sim", None) => Ok(DeviceKind::Sim(Arch::Sm90a)),
+            // The features that a driver tells are no part of a name that is typed.
+            ("sim", Some(arch)) if arch.contains(':') => Err(unknown()),
             ("sim", Some(arch)) => Ok(DeviceKind::Sim(arch.parse()?)),
             ("cuda", _) => Ok(DeviceKind::Cuda(ordinal()?)),
             ("hip", _) => Ok(DeviceKind::Hip(ordinal()?)),
@@ -164,6 +166,8 @@ mod tests {
         assert_eq!("sim".parse::<DeviceKind>().unwrap(), DeviceKind::Sim(Arch::Sm90a));
         assert_eq!("cuda".parse::<DeviceKind>().unwrap(), DeviceKind::Cuda(0));
         assert_eq!("gfx942:sramecc+:xnack-".parse::<Arch>().unwrap(), Arch::Gfx942);
+        let typed = "sim:gfx942:xnack-".parse::<DeviceKind>();
+        assert!(matches!(typed, Err(DeviceError::UnknownDevice { .. })), "{typed:?}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct TensorKind {
     pub name: String,
     pub count: usize,
     pub shape: Vec<usize>,
-    /// How they lie along pp, ep and tp.
+    /// How they lie along pp, ep and tp, and what each number along ep and tp holds of one.
     pub along: [String; 3],
 }
 
@@ -248,21 +248,66 @@ fn join(all: &mut Vec<Holding>, mut next: Holding, range: fn(&mut Holding) -> &m
 fn kinds(schema: &Schema, placements: &Placements) -> Vec<TensorKind> {
     let mut kinds: Vec<TensorKind> = Vec::new();
     let mut known = std::collections::HashMap::new();
-    for (tensor, placement) in schema.tensors.iter().zip(&placements.tensors) {
+    for (index, (tensor, placement)) in schema.tensors.iter().zip(&placements.tensors).enumerate() {
         let name = generalize(&tensor.name);
         let layered = name != tensor.name;
-        let along = Axis::ALL.into_iter().filter(|&axis| axis != Axis::Dp);
-        let along = along.map(|axis| words(placement.along(axis), axis, layered));
-        let along: Vec<String> = along.collect();
         let shape = tensor.shape.clone();
         let at = *known.entry((name.clone(), shape.clone())).or_insert_with(|| {
-            let along = std::array::from_fn(|i| along[i].clone());
-            kinds.push(TensorKind { name, count: 0, shape, along });
+            let words = |axis| words(placement.along(axis), axis, layered);
+            let tp = words(Axis::Tp) + &parts(placements, index);
+            let ep = words(Axis::Ep) + &experts(tensor.role, placements.mesh);
+            kinds.push(TensorKind { name, count: 0, shape, along: [words(Axis::Pp), ep, tp] });
             kinds.len() - 1
         });
         kinds[at].count += 1;
     }
     kinds
+}
+
+/// Parts that are written out of each tensor.
+const PARTS: usize = 4;
+
+/// `: 0–160 | 161–320`: the indices that each number along tp holds of what it is cut along.
+fn parts(placements: &Placements, index: usize) -> String {
+    let Along::Sharded { axis, .. } = placements.tensors[index].tp else { return String::new() };
+    let placement = &placements.tensors[index];
+    let first = |along: &Along| match along {
+        Along::Held { at } => at.first().copied().unwrap_or(0),
+        _ => 0,
+    };
+    let (pp, ep) = (first(&placement.pp), first(&placement.ep));
+    let part = |tp| {
+        let regions = placements.regions(index, Coordinate { pp, dp: 0, ep, tp });
+        let ranges = regions.unwrap_or_default().into_iter().map(|region| {
+            let start = region.offset[axis];
+            span(start..start + region.shape[axis])
+        });
+        let mut ranges: Vec<String> = ranges.collect();
+        ranges.dedup();
+        if ranges.is_empty() { "none".into() } else { ranges.join(" and ") }
+    };
+    list(placements.mesh.tp, part)
+}
+
+/// `: 0–3 | 4–7`: the experts of each number along ep.
+fn experts(role: Role, mesh: Mesh) -> String {
+    let Role::Expert { of, .. } = role else { return String::new() };
+    let each = (of as usize / mesh.ep).max(1);
+    list(mesh.ep, |ep| span(ep * each..(ep + 1) * each))
+}
+
+fn list(count: usize, part: impl Fn(usize) -> String) -> String {
+    let parts: Vec<String> = (0..count.min(PARTS)).map(part).collect();
+    let more = if count > PARTS { " | …" } else { "" };
+    format!(": {}{more}", parts.join(" | "))
+}
+
+/// `3`, or `0–3` with both ends.
+pub fn span(range: Range<usize>) -> String {
+    match range.len() {
+        1 => range.start.to_string(),
+        _ => format!("{}–{}", range.start, range.end.saturating_sub(1)),
+    }
 }
 
 fn words(along: &Along, axis: Axis, layered: bool) -> String {

@@ -1,11 +1,10 @@
 //! The plan of a mesh, for people.
 
 use std::fmt::Write as _;
-use std::ops::Range;
 
 use layout::{Axes, Mesh};
 use train::config::Config;
-use train::mesh_plan::{Holding, MeshPlan, TensorKind};
+use train::mesh_plan::{Holding, MeshPlan, TensorKind, span};
 
 use crate::config::Loaded;
 use crate::console::{bytes, count, plural};
@@ -116,9 +115,9 @@ fn holdings(plan: &MeshPlan) -> Vec<String> {
     let cells = |holding: &Holding| {
         [
             holding.stage.to_string(),
-            span(&holding.layers),
-            span(&holding.ep),
-            span(&holding.tp),
+            span(holding.layers.clone()),
+            span(holding.ep.clone()),
+            span(holding.tp.clone()),
             count(holding.parameters as u64),
             count(holding.in_experts as u64),
             bytes(holding.weight_bytes),
@@ -132,14 +131,6 @@ fn holdings(plan: &MeshPlan) -> Vec<String> {
         "  each rank holds, besides activations and the state of what it updates".into(),
     );
     lines
-}
-
-/// `3`, or `0–3` with both ends.
-fn span(range: &Range<usize>) -> String {
-    match range.len() {
-        1 => range.start.to_string(),
-        _ => format!("{}–{}", range.start, range.end.saturating_sub(1)),
-    }
 }
 
 const TENSOR_COLUMNS: [&str; 6] = ["tensors", "", "shape", "pp", "ep", "tp"];

@@ -299,7 +299,8 @@ impl Finish<'_> {
             0 => dataset.validation_samples(),
             most => most.min(dataset.validation_samples()),
         };
-        let count = move || data::order2_bits_per_byte_of(&dataset, dataset.tokenizer(), samples);
+        let tokenizer = dataset.tokenizer()?;
+        let count = move || data::order2_bits_per_byte_of(&dataset, &tokenizer, samples);
         let counting = std::thread::Builder::new().name("baseline".into()).spawn(count);
         let counting = counting.map_err(|error| limits::refused("start a thread", &error))?;
         while !counting.is_finished() {

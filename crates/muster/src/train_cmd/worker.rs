@@ -275,7 +275,7 @@ fn sample(job: &Job, trainer: Trainer<NativeEngine>) -> Option<Event> {
 fn sample_text(job: &Job, trainer: Trainer<NativeEngine>) -> Result<String, CliError> {
     let config = &job.config.train;
     let (sampler, dataset) = trainer.into_sampler()?;
-    let tokenizer = dataset.tokenizer();
+    let tokenizer = dataset.tokenizer()?;
     let mut prompt = vec![tokenizer.end_of_text()];
     tokenizer.encode(&config.sample_prompt, &mut prompt)?;
     let sampling = Sampling { temperature: 0.8, top_k: 0, seed: job.config.seed };

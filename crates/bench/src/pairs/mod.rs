@@ -1,0 +1,17 @@
+//! Every pair of ranks by itself: which host, rail, rank or link is slower than its like.
+//!
+//! ```text
+//! schedule: rounds of disjoint pairs ─▶ run: both directions, each alone, and round trips
+//!                                        ─▶ Edges ─▶ diagnose ─▶ findings ─▶ Report
+//! ```
+//!
+//! Collectives are as slow as their slowest link and do not say which that is; pairs do.
+
+pub mod diagnose;
+pub mod report;
+pub mod run;
+pub mod schedule;
+
+pub use diagnose::{Finding, Part, diagnose};
+pub use report::{Edge, Report, Seat};
+pub use run::Plan;

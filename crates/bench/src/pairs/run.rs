@@ -1,0 +1,166 @@
+//! Measures every pair, while other pairs that share no rank with it are measured, too.
+
+use comm::{Channel, Group, Op, P2p, Prepared, World};
+use device::{DType, Device, Stream, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::report::Edge;
+use super::schedule::rounds;
+use crate::BenchError;
+use crate::collectives::stats;
+
+/// Bytes of a message whose round trip is timed.
+const SMALL_BYTES: usize = 8;
+
+/// What to measure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// Of a message whose time gives the bandwidth.
+    pub message_bytes: usize,
+    /// Messages of a direction, after a quarter as many that are not counted.
+    pub messages: usize,
+}
+
+/// What the lower rank of a pair has measured; of the higher one, what it received.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Told {
+    from: usize,
+    to: usize,
+    message_us: f64,
+    round_trip_us: f64,
+}
+
+/// Measures all pairs of a job, on every rank of it; the edges are the same on each. `tell` hears
+/// after each round how many of all are done.
+///
+/// # Errors
+/// What a group or the device refuses; a rank that fails or is late.
+pub fn run(
+    world: &World,
+    device: &Device,
+    plan: &Plan,
+    tell: &mut dyn FnMut(usize, usize) -> Result<(), BenchError>,
+) -> Result<Vec<Edge>, BenchError> {
+    let group = world.split(device, &[(0..world.size()).collect::<Vec<_>>()])?;
+    let control = world.control(Channel::Training);
+    let me = world.rank();
+    let all = rounds(world.size());
+    let ends = Ends::new(&group, device, plan)?;
+    let mut edges = Vec::new();
+    for (number, round) in all.iter().enumerate() {
+        let pair = round.iter().find(|(a, b)| *a == me || *b == me);
+        group.call(&ends.stream, &ends.barrier)?;
+        let told = match pair {
+            Some(&pair) => ends.measure(me, pair)?,
+            None => Vec::new(),
+        };
+        let bytes = postcard::to_stdvec(&told).map_err(BenchError::Stamps)?;
+        let heard = control.all_gather_bytes(&bytes)?;
+        // Small messages leave no other sign of work.
+        device::work::mark();
+        for bytes in heard {
+            let heard: Vec<Told> = postcard::from_bytes(&bytes).map_err(BenchError::Stamps)?;
+            edges.extend(heard.into_iter().map(|told| Edge {
+                from: told.from,
+                to: told.to,
+                gb_per_s: plan.message_bytes as f64 / told.message_us.max(1e-3) / 1e3,
+                round_trip_us: told.round_trip_us,
+            }));
+        }
+        tell(number + 1, all.len())?;
+    }
+    edges.sort_by_key(|edge| (edge.from, edge.to));
+    Ok(edges)
+}
+
+/// A rank's memory for messages.
+struct Ends<'a> {
+    group: &'a Group,
+    stream: Stream,
+    barrier: Prepared,
+    send: Tensor,
+    receive: Tensor,
+    messages: usize,
+}
+
+impl<'a> Ends<'a> {
+    fn new(group: &'a Group, device: &Device, plan: &Plan) -> Result<Ends<'a>, BenchError> {
+        let bytes = plan.message_bytes.max(SMALL_BYTES);
+        let tensor = || device.zeros(&[bytes], DType::U8);
+        let (send, receive) = (tensor()?, tensor()?);
+        let (stream, barrier) = (device.stream(), group.prepare(Op::Barrier)?);
+        Ok(Ends { group, stream, barrier, send, receive, messages: plan.messages.max(1) })
+    }
+
+    /// Both directions of a pair, each alone, and round trips.
+    fn measure(&self, me: usize, (low, high): (usize, usize)) -> Result<Vec<Told>, BenchError> {
+        let peer = if me == low { high } else { low };
+        let round_trip_us = self.round_trips(me == low, peer)?;
+        let mut told = Vec::new();
+        for (from, to) in [(low, high), (high, low)] {
+            let is_sender = me == from;
+            let message_us = self.stream_of_messages(is_sender, peer)?;
+            if !is_sender {
+                told.push(Told { from, to, message_us, round_trip_us });
+            }
+        }
+        Ok(told)
+    }
+
+    fn sends(&self, peer: usize, bytes: usize) -> Result<Prepared, BenchError> {
+        let tensor = self.send.flat(0..bytes)?;
+        Ok(self.group.prepare(Op::Exchange(vec![P2p::Send { to: peer, tensor }]))?)
+    }
+
+    fn receives(&self, peer: usize, bytes: usize) -> Result<Prepared, BenchError> {
+        let tensor = self.receive.flat(0..bytes)?;
+        Ok(self.group.prepare(Op::Exchange(vec![P2p::Receive { from: peer, tensor }]))?)
+    }
+
+    /// The median time of a message, in µs. The sender answers a first word of the receiver, so
+    /// that neither counts what the other came late; the receiver's times are those that count.
+    fn stream_of_messages(&self, is_sender: bool, peer: usize) -> Result<f64, BenchError> {
+        let bytes = self.send.len();
+        let (send, receive) = (self.sends(peer, bytes)?, self.receives(peer, bytes)?);
+        let (call, answer) = (self.sends(peer, SMALL_BYTES)?, self.receives(peer, SMALL_BYTES)?);
+        let mut times = Vec::with_capacity(self.messages);
+        for number in 0..self.messages + self.messages.div_ceil(4) {
+            let begun = std::time::Instant::now();
+            if is_sender {
+                self.group.call(&self.stream, &answer)?;
+                self.group.call(&self.stream, &send)?;
+            } else {
+                self.group.call(&self.stream, &call)?;
+                self.group.call(&self.stream, &receive)?;
+            }
+            if number >= self.messages.div_ceil(4) {
+                times.push(begun.elapsed().as_secs_f64() * 1e6);
+            }
+            device::work::mark();
+        }
+        Ok(middle(times))
+    }
+
+    /// The median time of a small message and its answer, in µs.
+    fn round_trips(&self, is_first: bool, peer: usize) -> Result<f64, BenchError> {
+        let send = self.sends(peer, SMALL_BYTES)?;
+        let receive = self.receives(peer, SMALL_BYTES)?;
+        let order = if is_first { [&send, &receive] } else { [&receive, &send] };
+        let mut times = Vec::with_capacity(self.messages);
+        for number in 0..self.messages + self.messages.div_ceil(4) {
+            let begun = std::time::Instant::now();
+            for op in order {
+                self.group.call(&self.stream, op)?;
+            }
+            if number >= self.messages.div_ceil(4) {
+                times.push(begun.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        Ok(middle(times))
+    }
+}
+
+fn middle(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    stats::median(&times).unwrap_or(f64::NAN)
+}
