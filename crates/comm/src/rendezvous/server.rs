@@ -30,6 +30,8 @@ const PARTING: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1 << 14;
 /// Files that the server's process has open beside one for each rank.
 const FILES: u64 = 32;
+/// Connections whose first message is waited for at a time; the others wait in the backlog.
+const GUESTS: usize = 1024;
 /// Bytes of a buffer for what a worker says; longer frames make it grow.
 const BUFFER: usize = 1 << 10;
 /// Strangers that are remembered, for whoever wonders why a rank is missing.
@@ -130,6 +132,8 @@ impl Server {
         let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
         let needed = world as u64 + FILES;
         files::allow(needed).map_err(|limit| CommError::Files { world, needed, limit })?;
+        // With some for strangers; it does without.
+        let _ = files::allow((world + door::BESIDE) as u64);
         let listen = |addr| {
             let listener = tcp::listen(addr)?;
             let more = SockRef::from(&listener).listen(BACKLOG);
@@ -432,7 +436,8 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
     });
     for listener in listeners {
         // The descriptor is known to be a listening socket; without it nothing can be served.
-        let Ok(mut door) = Door::new(listener) else { continue };
+        let guests = shared.world.min(GUESTS);
+        let Ok(mut door) = Door::expecting(listener, guests) else { continue };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             loop {
