@@ -80,6 +80,41 @@ fn two_names_of_one_meeting_point_meet() {
 }
 
 #[test]
+fn two_hosts_that_claim_one_place_are_named() {
+    let run = Workdir::new("hosts-twice");
+    let port = free_port();
+    let start = |node: usize, name: &str| {
+        let place = format!(
+            "--rendezvous 127.0.0.1:{port} --nodes 3 --node-rank {node} --ranks 3 --backend tcp \
+             --name {name}"
+        );
+        run.start(&place.split(' ').collect::<Vec<_>>())
+    };
+    // In one directory the second would be told that the first trains there.
+    let jobs = [start(0, "one"), start(1, "one"), start(1, "another")];
+    for done in jobs.map(Job::wait) {
+        assert_eq!(done.code(), Some(2), "{done}");
+        let what = "error: two processes claim rank 1, both from 127.0.0.1; start each rank once, \
+                    and give every host a --node-rank of its own";
+        assert!(done.stderr.starts_with(what), "{done}");
+    }
+}
+
+#[test]
+fn a_host_that_does_not_come_is_named() {
+    let run = Workdir::new("hosts-missing");
+    let place = format!(
+        "--rendezvous 127.0.0.1:{} --nodes 2 --node-rank 0 --ranks 4 --backend tcp \
+         --set ranks.timeout_ms=2000",
+        free_port()
+    );
+    let done = run.start(&place.split(' ').collect::<Vec<_>>()).wait();
+    assert_eq!(done.code(), Some(3), "{done}");
+    let what = "ranks 2 and 3 (all of node 1) did not come within 2000 ms";
+    assert!(done.stderr.contains(what), "{done}");
+}
+
+#[test]
 fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
     let run = Workdir::new("fail-one");
     let (port, started) = (free_port(), Instant::now());

@@ -22,11 +22,17 @@ const GRACE: Duration = Duration::from_millis(100);
 /// Connections that may wait at a time.
 const MOST: usize = 64;
 
+/// The same where guests are many: their machines are as busy as this one.
+const GRACE_OF_MANY: Duration = Duration::from_secs(5);
+/// Files that are left where guests are many.
+pub(crate) const BESIDE: usize = 96;
+
 /// A listener, and the connections that were not introduced yet; `T` is what an introduction
 /// yields.
 pub(crate) struct Door<T> {
     listener: TcpListener,
     most: usize,
+    grace: Duration,
     silent: VecDeque<(Instant, AbortHandle)>,
     introductions: JoinSet<Option<T>>,
 }
@@ -37,10 +43,24 @@ impl<T: Send + 'static> Door<T> {
     /// # Errors
     /// The system refuses.
     pub(crate) fn new(listener: std::net::TcpListener) -> std::io::Result<Door<T>> {
+        Door::expecting(listener, 0)
+    }
+
+    /// As [`Door::new`], where so many guests may come at once: as long as there are files for
+    /// them, none has to make room, however busy this machine is or theirs are.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn expecting(
+        listener: std::net::TcpListener,
+        guests: usize,
+    ) -> std::io::Result<Door<T>> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let most = open_files().map_or(MOST, |most| (most / 4).clamp(1, MOST));
-        Ok(Door { listener, most, silent: VecDeque::new(), introductions: JoinSet::new() })
+        let most = open_files().map_or(MOST.max(guests), |files| most(files, guests));
+        let grace = if guests > MOST { GRACE_OF_MANY } else { GRACE };
+        let (silent, introductions) = (VecDeque::new(), JoinSet::new());
+        Ok(Door { listener, most, grace, silent, introductions })
     }
 
     /// The next connection that `introduce` takes for one of ours. What was begun goes on if this
@@ -51,7 +71,7 @@ impl<T: Send + 'static> Door<T> {
     {
         loop {
             self.silent.retain(|(_, silent)| !silent.is_finished());
-            let oldest = self.silent.front().map(|(since, _)| *since + GRACE);
+            let oldest = self.silent.front().map(|(since, _)| *since + self.grace);
             let room_at = oldest.filter(|_| self.silent.len() >= self.most);
             tokio::select! {
                 biased;
@@ -87,6 +107,13 @@ impl<T: Send + 'static> Door<T> {
             oldest.abort();
         }
     }
+}
+
+/// How many may wait, of so many files: a quarter, up to a number that is enough for strangers; or
+/// all guests, as far as that leaves as many files for what else the process does.
+fn most(files: usize, guests: usize) -> usize {
+    let left = files.saturating_sub(BESIDE);
+    (files / 4).clamp(1, MOST).max(if guests > MOST { guests.min(left) } else { 0 })
 }
 
 /// Of descriptors or memory, not a fault of the connection that would have been next.
@@ -153,6 +180,15 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), door.next(hi)).await
         });
         assert_eq!(word.unwrap(), *b"hi");
+    }
+
+    #[test]
+    fn all_guests_may_wait_as_far_as_there_are_files() {
+        for (files, guests, expected) in
+            [(60, 2, 15), (1024, 2, 64), (20_000, 64, 64), (1120, 1024, 1024), (1024, 1000, 928)]
+        {
+            assert_eq!(most(files, guests), expected, "{files} files, {guests} guests");
+        }
     }
 
     #[test]

@@ -131,6 +131,12 @@ pub enum CommError {
     Socket { addr: SocketAddr, action: &'static str, source: std::io::Error },
     #[error("two processes claim rank {rank}; start each rank once")]
     RankTaken { rank: usize },
+    /// Of the server, which holds a connection to every rank.
+    #[error(
+        "a meeting of {world} ranks takes {needed} open files, and this process may have {limit}: \
+         raise the limit (`ulimit -n`, LimitNOFILE= of a service)"
+    )]
+    Files { world: usize, needed: u64, limit: u64 },
     /// `last` is what came of the last try.
     #[error(
         "nobody answers at {addrs} for {timeout_ms} ms ({last}); \
@@ -258,14 +264,48 @@ fn reach_text(addr: SocketAddr) -> &'static str {
     }
 }
 
-/// `rank 1` or `ranks 1, 2 and 5`.
+/// `rank 1`, `ranks 1, 2 and 5` or `ranks 1, 4 to 6 and 8`.
 pub(crate) fn ranks(ranks: &[usize]) -> String {
-    match ranks {
-        [] => "no rank".to_owned(),
-        [one] => format!("rank {one}"),
-        [first @ .., last] => {
-            let first: Vec<String> = first.iter().map(ToString::to_string).collect();
-            format!("ranks {} and {last}", first.join(", "))
+    numbered("rank", ranks)
+}
+
+/// As [`ranks`], of anything that has numbers.
+pub(crate) fn numbered(noun: &str, numbers: &[usize]) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    // A run of three or more is shown by its ends: there may be thousands.
+    for run in numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
+        match run {
+            [first, _, .., last] => parts.push(format!("{first} to {last}")),
+            few => parts.extend(few.iter().map(ToString::to_string)),
         }
+    }
+    match (numbers, parts.as_slice()) {
+        ([], _) => format!("no {noun}"),
+        ([one], _) => format!("{noun} {one}"),
+        (_, [first @ .., last]) if !first.is_empty() => {
+            format!("{noun}s {} and {last}", first.join(", "))
+        }
+        _ => format!("{noun}s {}", parts.join("")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_words() {
+        for (numbers, expected) in [
+            (&[][..], "no rank"),
+            (&[4], "rank 4"),
+            (&[4, 5], "ranks 4 and 5"),
+            (&[4, 5, 6], "ranks 4 to 6"),
+            (&[1, 4, 5, 6, 8, 9], "ranks 1, 4 to 6, 8 and 9"),
+            (&[3, 1, 2], "ranks 3, 1 and 2"),
+        ] {
+            assert_eq!(ranks(numbers), expected);
+        }
+        let most: Vec<usize> = (1..16_384).collect();
+        assert_eq!(ranks(&most), "ranks 1 to 16383");
     }
 }

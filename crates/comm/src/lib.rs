@@ -30,6 +30,7 @@ mod door;
 mod elsewhere;
 mod ending;
 mod error;
+mod files;
 mod group;
 mod job;
 mod memory;

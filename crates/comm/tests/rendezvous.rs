@@ -84,12 +84,16 @@ fn everyone_learns_who_differs_in_what() {
     assert_eq!(message(server.wait_joined()), expected);
 }
 
+/// Of two processes of one host.
+const CLAIMED: &str = "two processes claim rank 0, both from 127.0.0.1; start each rank once, and \
+                       give every host a --node-rank of its own";
+
 #[test]
 fn wrong_numbers_are_refused_for_everyone() {
     for (wrong, expected) in [
         (hello(2, 4), "rank 2 was started for 4 ranks, the job has 3"),
         (hello(3, 3), "rank 3 does not exist among 3 ranks; ranks count from 0"),
-        (hello(0, 3), "two processes claim rank 0; start each rank once"),
+        (hello(0, 3), CLAIMED),
     ] {
         let server = server(3, PATIENCE_MS);
         let first = joining(server.addr(), hello(0, 3));
@@ -110,8 +114,8 @@ fn another_jobs_worker_disturbs_nobody() {
     let stranger = Hello { job: "other".to_owned(), ..hello(0, 1) };
     assert_eq!(
         message(join(server.addr(), stranger, PATIENCE_MS)),
-        "a worker of job `other` came to job `job`; check its rendezvous address, and that every \
-         host gives the run the same name"
+        "a worker of job `other` came to job `job`; check its rendezvous address, and that all \
+         hosts were started together"
     );
     let mut stranger = std::net::TcpStream::connect(server.addr()).unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -129,6 +133,57 @@ fn missing_ranks_are_named() {
              address, or raise ranks.timeout_ms"
         );
     }
+}
+
+#[test]
+fn hosts_that_are_missing_are_named_and_who_comes_later_hears_of_it() {
+    let server = Server::of_nodes(LOCAL, "job", 8, 4, 500).unwrap();
+    let expected = "ranks 1 and 4 to 7 (all of nodes 2 and 3) did not come within 500 ms; see \
+                    whether they started and reach this address, or raise ranks.timeout_ms";
+    for result in join_all(server.addr(), vec![hello(0, 8), hello(2, 8), hello(3, 8)]) {
+        assert_eq!(message(result), expected);
+    }
+    assert_eq!(message(join(server.addr(), hello(4, 8), PATIENCE_MS)), expected);
+}
+
+#[test]
+fn two_hosts_that_claim_one_place_are_named_with_their_addresses() {
+    let server = server(4, PATIENCE_MS);
+    let first = joining(server.addr(), hello(2, 4));
+    std::thread::sleep(Duration::from_millis(200));
+    // From another address of this host, as another host would come.
+    let other = std::net::Ipv4Addr::new(127, 0, 0, 2);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((other, 0)).into()).unwrap();
+    socket.connect(&server.addr().into()).unwrap();
+    let hello = postcard::to_stdvec(&(0_u8, hello(2, 4))).unwrap();
+    let mut stream = std::net::TcpStream::from(socket);
+    stream.write_all(&frame(4, &hello)).unwrap();
+    let expected = "two processes claim rank 2, one from 127.0.0.1 and one from 127.0.0.2; start \
+                    each rank once, and give every host a --node-rank of its own";
+    assert_eq!(message(first.join().unwrap()), expected);
+    assert_eq!(message(server.wait_joined()), expected);
+}
+
+#[test]
+fn a_meeting_beyond_the_limit_of_open_files_is_refused_at_once() {
+    let refused = message(Server::bind(LOCAL, "job", 1 << 40, PATIENCE_MS));
+    let start = "a meeting of 1099511627776 ranks takes 1099511627808 open files, and this process \
+                 may have ";
+    assert!(refused.starts_with(start), "{refused}");
+    assert!(refused.ends_with(": raise the limit (`ulimit -n`, LimitNOFILE= of a service)"));
+}
+
+#[test]
+fn who_comes_to_a_job_that_has_begun_is_told_and_disturbs_nobody() {
+    let server = server(2, PATIENCE_MS);
+    let joined = join_all(server.addr(), vec![hello(0, 2), hello(1, 2)]);
+    let joined: Vec<Joined> = joined.into_iter().map(Result::unwrap).collect();
+    assert_eq!(message(join(server.addr(), hello(0, 2), PATIENCE_MS)), CLAIMED);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(server.lost(), None);
+    assert!(joined.iter().all(|joined| joined.control.aborted().is_none()));
+    joined.into_iter().for_each(|joined| joined.control.bye());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Override;
+use crate::launch_env::{Choice, Launcher};
 
 pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs,
@@ -73,6 +74,8 @@ Examples:
   muster train configs/quickstart.yaml --ranks 4 --threads 1 --backend tcp
   muster train configs/gpt2-124m.yaml --set data.files='[a.txt, b.jsonl]' --dry-run
   muster train configs/quickstart.yaml --resume never
+  srun --ntasks-per-node=1 muster train run.yaml --backend tcp --ranks 16
+  mpirun -n 8 muster train run.yaml --backend tcp
 
 Ctrl-C finishes the step and saves; a second one stops at once. SIGTERM, SIGHUP, SIGXCPU and the
 signal that a scheduler warns with (ranks.warn_signal, USR1 by default) do so with exit code 75.
@@ -116,17 +119,51 @@ pub struct TrainArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct HostArgs {
     /// Where the ranks of several hosts meet: an address of node 0
-    #[arg(long, value_name = "HOST:PORT", requires = "nodes", requires = "node_rank")]
+    #[arg(long, value_name = "HOST:PORT")]
     pub rendezvous: Option<String>,
-    /// Number of hosts
-    #[arg(long, value_name = "N", requires = "rendezvous")]
+    /// Number of hosts, or of tasks of a launcher
+    #[arg(long, value_name = "N")]
     pub nodes: Option<usize>,
     /// Number of this host, from 0
-    #[arg(long, value_name = "I", requires = "rendezvous")]
+    #[arg(long, value_name = "I")]
     pub node_rank: Option<usize>,
     /// Address to listen on for other ranks; only this host's own by default
     #[arg(long, value_name = "IP", value_parser = ip)]
     pub bind: Option<IpAddr>,
+    /// Whose environment says what these flags do not: each task that it started is a host
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub launcher: LauncherArg,
+}
+
+/// Who may have started this process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LauncherArg {
+    /// Whoever did
+    #[default]
+    Auto,
+    /// Nobody: the environment is not read
+    None,
+    /// Slurm's srun
+    Slurm,
+    /// An indexed Job or JobSet of Kubernetes
+    Kubernetes,
+    /// Open MPI, MPICH, Intel MPI
+    Mpi,
+    /// PyTorch's torchrun
+    Torchrun,
+}
+
+impl From<LauncherArg> for Choice {
+    fn from(arg: LauncherArg) -> Choice {
+        match arg {
+            LauncherArg::Auto => Choice::Any,
+            LauncherArg::None => Choice::Nobody,
+            LauncherArg::Slurm => Choice::Only(Launcher::Slurm),
+            LauncherArg::Kubernetes => Choice::Only(Launcher::Kubernetes),
+            LauncherArg::Mpi => Choice::Only(Launcher::Mpi),
+            LauncherArg::Torchrun => Choice::Only(Launcher::Torchrun),
+        }
+    }
 }
 
 impl TrainArgs {

@@ -23,6 +23,7 @@ use train::pulse::{self, Phase};
 use crate::bench_cmd::{self, Form};
 use crate::cli::{BackendArg, CollectivesArgs, WorkerArgs};
 use crate::error::{CliError, Exit};
+use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::output::{complain, say};
 use crate::train_cmd::address::{self, Absence, Addresses};
@@ -64,8 +65,10 @@ impl Job {
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn run(args: CollectivesArgs) -> Result<Exit, CliError> {
-    let absence = Absence::of(&args.hosts, true);
-    let planned = plan(&args).inspect_err(|error| {
+    let hosts = launch_env::hosts(&args.hosts, &Env::of_this_process())?;
+    hosts.found.iter().for_each(|found| complain(found));
+    let absence = Absence::of(&hosts, true);
+    let planned = plan(&args, &hosts).inspect_err(|error| {
         absence.report_error(error, address::Start::Never);
     })?;
     let folder = Folder::new()?;
@@ -112,18 +115,22 @@ struct Planned {
     world: usize,
     threads: usize,
     addresses: Addresses,
+    /// What the hosts call the job, if there are several.
+    name: Option<String>,
 }
 
-fn plan(args: &CollectivesArgs) -> Result<Planned, CliError> {
-    let world = args.world()?;
-    let place = Place::new(&args.hosts, world, args.backend == BackendArg::Shm)?;
-    let addresses = Addresses::new(&args.hosts, place.nodes)?;
+fn plan(args: &CollectivesArgs, hosts: &Hosts) -> Result<Planned, CliError> {
+    let world = args.world(hosts.tasks)?;
+    let place = Place::new(hosts, world, args.backend == BackendArg::Shm)?;
+    let addresses = Addresses::new(hosts)?;
+    let name = (place.nodes > 1).then(|| address::job(hosts));
+    let share = place.of_cores();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match args.threads {
-        0 => (cores / place.ranks.len().max(1)).max(1),
+        0 => (cores / share.ranks.max(1)).max(1),
         threads => threads,
     };
-    limits::check_threads(place.ranks.len(), threads, place.nodes)?;
+    limits::check_threads(share.ranks, threads, share.parts)?;
     let plan = args.plan(world, place.nodes)?;
     if plan.rows()? == 0 {
         let (max, least) = (plan.sweep.to_bytes, 8 * world);
@@ -131,8 +138,8 @@ fn plan(args: &CollectivesArgs) -> Result<Planned, CliError> {
             "--max {max}: less than an element for each rank; use {least} or more"
         )));
     }
-    check_memory(&plan, place.ranks.len())?;
-    Ok(Planned { plan, place, world, threads, addresses })
+    check_memory(&plan, place.of_machine().ranks)?;
+    Ok(Planned { plan, place, world, threads, addresses, name })
 }
 
 /// Whether this host has room for the buffers of its ranks.
@@ -169,13 +176,12 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { plan, place, world, threads, addresses } = planned;
+    let Planned { plan, place, world, threads, addresses, name } = planned;
     addresses.try_out(place.node)?;
-    let name = match place.nodes {
-        1 => format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy()),
-        _ => address::JOB.to_owned(),
-    };
-    let server = addresses.serve(&name, place.node, world, args.timeout_ms)?;
+    let name = name.unwrap_or_else(|| {
+        format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
+    });
+    let server = addresses.serve(&name, &place, world, args.timeout_ms)?;
     #[cfg(target_os = "linux")]
     let memory = (args.backend == BackendArg::Shm)
         .then(|| comm::shm::SharedMemory::create(&name, world))

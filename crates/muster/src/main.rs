@@ -16,6 +16,7 @@ mod data_cmd;
 mod error;
 mod events;
 mod exhausted;
+mod launch_env;
 mod limits;
 mod method;
 mod orthogonalize_cmd;

@@ -1,15 +1,16 @@
 //! Messages, and what makes ranks fit together: pure functions.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
-use crate::error::{Fault, ranks};
+use crate::error::{Fault, numbered, ranks};
 
 /// Changes when a message changes.
-const PROTOCOL: u32 = 3;
+const PROTOCOL: u32 = 4;
 const MAGIC: [u8; 4] = *b"MSTC";
 /// Longest frame; a hello of a few dozen digests takes kilobytes.
 const FRAME_BYTES: usize = 1 << 20;
@@ -43,25 +44,33 @@ pub enum Refusal {
         groups_text(groups)
     )]
     Disagree { what: String, groups: Vec<(String, Vec<usize>)> },
-    #[error("two processes claim rank {rank}; start each rank once")]
-    RankTaken { rank: usize },
+    /// `from` are their hosts.
+    #[error(
+        "two processes claim rank {rank}, {}; start each rank once, and give every host a \
+         --node-rank of its own",
+        match from { [one, other] if one == other => format!("both from {one}"),
+                     [one, other] => format!("one from {one} and one from {other}") }
+    )]
+    RankTaken { rank: usize, from: [IpAddr; 2] },
     #[error("rank {rank} was started for {got} ranks, the job has {world}")]
     World { rank: usize, got: usize, world: usize },
     #[error("rank {rank} does not exist among {world} ranks; ranks count from 0")]
     NoSuchRank { rank: usize, world: usize },
     #[error(
-        "a worker of job `{got}` came to job `{job}`; check its rendezvous address, and that every \
-         host gives the run the same name"
+        "a worker of job `{got}` came to job `{job}`; check its rendezvous address, and that all \
+         hosts were started together"
     )]
     Job { job: String, got: String },
-    /// `turned_away` are those who came and were none of the job's.
+    /// `nodes` are hosts of which no rank came; `turned_away` are those who came and were none of
+    /// the job's.
     #[error(
-        "{} did not come within {timeout_ms} ms{}; see whether they started and reach this \
+        "{}{} did not come within {timeout_ms} ms{}; see whether they started and reach this \
          address, or raise ranks.timeout_ms",
         ranks(missing),
+        nodes_text(nodes),
         turned_away_text(turned_away)
     )]
-    Missing { missing: Vec<usize>, timeout_ms: u64, turned_away: Vec<String> },
+    Missing { missing: Vec<usize>, nodes: Vec<usize>, timeout_ms: u64, turned_away: Vec<String> },
     #[error("rank {rank} ended before the job began: {reason}")]
     Ended { rank: usize, reason: String },
     #[error("node {node} ended before the job began: {reason}")]
@@ -73,6 +82,13 @@ pub enum Refusal {
 fn groups_text(groups: &[(String, Vec<usize>)]) -> String {
     let each = groups.iter().map(|(value, members)| format!("{value} on {}", ranks(members)));
     each.collect::<Vec<String>>().join(", ")
+}
+
+fn nodes_text(nodes: &[usize]) -> String {
+    match nodes {
+        [] => String::new(),
+        some => format!(" (all of {})", numbered("node", some)),
+    }
 }
 
 fn turned_away_text(turned_away: &[String]) -> String {
@@ -127,6 +143,19 @@ pub(super) fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES).little_endian().new_codec()
 }
 
+/// Of a worker that enters: it is answered by one of these, and by others afterwards.
+pub(super) fn is_answer(message: &ToWorker) -> bool {
+    matches!(message, ToWorker::Joined { .. } | ToWorker::Refused(_))
+}
+
+/// A whole frame for a worker. It is made once for all of them: their list of addresses is as long
+/// as they are many.
+pub(super) fn frame(message: &ToWorker) -> Bytes {
+    let message = encode(message, is_answer(message));
+    let length = u32::try_from(message.len()).expect("a frame is far shorter");
+    [&length.to_le_bytes()[..], &message].concat().into()
+}
+
 /// The bytes of a message; `is_first` in its direction.
 pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
     let mut bytes = Vec::new();
@@ -172,7 +201,12 @@ pub(super) fn other_protocol(got: u32) -> Refusal {
 /// Whether all ranks (in rank order) have the same version and identity.
 pub(super) fn agree(hellos: &[&Hello]) -> Result<(), Refusal> {
     differ("version", hellos, |hello| Some(&hello.version))?;
-    for what in hellos.iter().flat_map(|hello| hello.identity.iter().map(|(what, _)| what)) {
+    let mut known: Vec<&str> = Vec::new();
+    for (what, _) in hellos.iter().flat_map(|hello| &hello.identity) {
+        if known.contains(&what.as_str()) {
+            continue;
+        }
+        known.push(what);
         differ(what, hellos, |hello| {
             hello.identity.iter().find(|(theirs, _)| theirs == what).map(|(_, digest)| digest)
         })?;
@@ -183,12 +217,14 @@ pub(super) fn agree(hellos: &[&Hello]) -> Result<(), Refusal> {
 fn differ(
     what: &str,
     hellos: &[&Hello],
-    value: impl Fn(&Hello) -> Option<&String>,
+    value: impl for<'a> Fn(&'a Hello) -> Option<&'a String>,
 ) -> Result<(), Refusal> {
     let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     for (rank, hello) in hellos.iter().enumerate() {
         let value = value(hello).map_or("none", String::as_str);
-        match groups.iter_mut().find(|(known, _)| known == value) {
+        let place = *places.entry(value).or_insert(groups.len());
+        match groups.get_mut(place) {
             Some((_, members)) => members.push(rank),
             None => groups.push((value.to_owned(), vec![rank])),
         }

@@ -1,20 +1,24 @@
 //! The server: run by the supervising process of node 0, on a thread of its own.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
 
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
 use crate::door::{self, Door};
 use crate::patience::Patience;
-use crate::{CommError, Fault, Result, ending, tcp};
+use crate::{CommError, Fault, Result, ending, files, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
@@ -22,6 +26,14 @@ const GRACE: Duration = Duration::from_millis(300);
 const PROBE: Duration = Duration::from_secs(1);
 /// How long messages may take to leave when the server ends.
 const PARTING: Duration = Duration::from_millis(100);
+/// Connections that may wait to be taken, as far as the system lets them: all ranks come at once.
+const BACKLOG: i32 = 1 << 14;
+/// Files that the server's process has open beside one for each rank.
+const FILES: u64 = 32;
+/// Connections whose first message is waited for at a time; the others wait in the backlog.
+const GUESTS: usize = 1024;
+/// Bytes of a buffer for what a worker says; longer frames make it grow.
+const BUFFER: usize = 1 << 10;
 /// Strangers that are remembered, for whoever wonders why a rank is missing.
 const STRANGERS: usize = 3;
 
@@ -36,6 +48,8 @@ pub struct Server {
 struct Shared {
     job: String,
     world: usize,
+    /// Hosts, each with as many ranks, in their order.
+    nodes: usize,
     timeout_ms: u64,
     /// Another number for each start.
     start: u64,
@@ -47,6 +61,8 @@ struct Shared {
 struct Meeting {
     phase: Phase,
     workers: Vec<Option<Worker>>,
+    /// How many of them are there.
+    come: usize,
     wants_stop: bool,
     /// The first rank that was lost after the meeting, and how.
     lost: Option<(usize, String)>,
@@ -63,10 +79,26 @@ enum Phase {
 
 struct Worker {
     hello: Hello,
-    outgoing: UnboundedSender<ToWorker>,
+    from: IpAddr,
+    outgoing: UnboundedSender<Outgoing>,
     last_step: Option<u64>,
     /// It said goodbye.
     has_left: bool,
+}
+
+/// A frame on its way to a worker, shared by all who get it.
+#[derive(Clone)]
+struct Outgoing {
+    frame: Bytes,
+    /// The connection ends after it.
+    is_last: bool,
+}
+
+impl Outgoing {
+    fn new(message: &ToWorker) -> Outgoing {
+        let is_last = matches!(message, ToWorker::Refused(_));
+        Outgoing { frame: protocol::frame(message), is_last }
+    }
 }
 
 impl Server {
@@ -74,15 +106,40 @@ impl Server {
     /// the addresses that this host has.
     ///
     /// # Errors
-    /// A port is taken; no address is one of this host; it cannot be reached even from here.
+    /// A port is taken; no address is one of this host; it cannot be reached even from here; this
+    /// process may not have as many connections.
     pub fn bind(
         addrs: impl ToSocketAddrs,
         job: &str,
         world: usize,
         timeout_ms: u64,
     ) -> Result<Server> {
+        Server::of_nodes(addrs, job, world, 1, timeout_ms)
+    }
+
+    /// As [`Server::bind`], for ranks that are divided evenly among `nodes` hosts, in their order:
+    /// hosts that do not come are named.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub fn of_nodes(
+        addrs: impl ToSocketAddrs,
+        job: &str,
+        world: usize,
+        nodes: usize,
+        timeout_ms: u64,
+    ) -> Result<Server> {
         let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
-        let listen = |addr| tcp::listen(addr).and_then(probe);
+        let needed = world as u64 + FILES;
+        files::allow(needed).map_err(|limit| CommError::Files { world, needed, limit })?;
+        // With some for strangers; it does without.
+        let _ = files::allow((world + door::BESIDE) as u64);
+        let listen = |addr| {
+            let listener = tcp::listen(addr)?;
+            let more = SockRef::from(&listener).listen(BACKLOG);
+            more.map_err(|source| CommError::Bind { addr, source })?;
+            probe(listener)
+        };
         let listeners = each_of_this_host(&addrs, listen)?;
         let addr = listeners.first().map(TcpListener::local_addr);
         let addr = addr.unwrap_or(Err(std::io::ErrorKind::NotFound.into()));
@@ -92,6 +149,7 @@ impl Server {
         let meeting = Meeting {
             phase: Phase::Gathering,
             workers: (0..world).map(|_| None).collect(),
+            come: 0,
             wants_stop: false,
             lost: None,
             turned_away: Vec::new(),
@@ -99,6 +157,7 @@ impl Server {
         let shared = Arc::new(Shared {
             job: job.to_owned(),
             world,
+            nodes,
             timeout_ms,
             start: RandomState::new().build_hasher().finish(),
             meeting: Mutex::new(meeting),
@@ -241,48 +300,52 @@ impl Shared {
         &self,
         hello: Hello,
         from: SocketAddr,
-        outgoing: UnboundedSender<ToWorker>,
+        outgoing: UnboundedSender<Outgoing>,
     ) -> Option<usize> {
         let mut meeting = self.lock();
         let (rank, world) = (hello.rank, self.world);
+        let turn_away = |refusal: &Refusal| {
+            let _ = outgoing.send(Outgoing::new(&ToWorker::Refused(refusal.clone())));
+        };
         if hello.job != self.job {
             // Not one of ours: it alone is turned away.
             meeting.turn_away(format!("a worker of job `{}` from {}", hello.job, from.ip()));
             let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
-            let _ = outgoing.send(ToWorker::Refused(refusal));
+            turn_away(&refusal);
             return None;
         }
         let refusal = if hello.world != world {
             Some(Refusal::World { rank, got: hello.world, world })
         } else if rank >= world {
             Some(Refusal::NoSuchRank { rank, world })
-        } else if meeting.workers[rank].is_some() {
-            Some(Refusal::RankTaken { rank })
         } else {
-            None
+            let first = meeting.workers[rank].as_ref().map(|worker| worker.from);
+            first.map(|first| Refusal::RankTaken { rank, from: [first, from.ip()] })
         };
         if let Some(refusal) = refusal {
             // After the meeting a latecomer disturbs nobody.
-            let _ = outgoing.send(ToWorker::Refused(refusal.clone()));
+            turn_away(&refusal);
             self.refuse(&mut meeting, refusal);
             return None;
         }
         if let Phase::Refused(refusal) = &meeting.phase {
-            let _ = outgoing.send(ToWorker::Refused(refusal.clone()));
+            turn_away(refusal);
             return None;
         }
-        let worker = Worker { hello, outgoing, last_step: None, has_left: false };
+        let from = from.ip();
+        let worker = Worker { hello, from, outgoing, last_step: None, has_left: false };
         meeting.workers[rank] = Some(worker);
         self.complete(&mut meeting);
         Some(rank)
     }
 
     fn complete(&self, meeting: &mut Meeting) {
-        let hellos: Vec<&Hello> =
-            meeting.workers.iter().flatten().map(|worker| &worker.hello).collect();
-        if hellos.len() < self.world {
+        meeting.come += 1;
+        if meeting.come < self.world {
             return;
         }
+        let hellos: Vec<&Hello> =
+            meeting.workers.iter().flatten().map(|worker| &worker.hello).collect();
         if let Err(refusal) = protocol::agree(&hellos) {
             return self.refuse(meeting, refusal);
         }
@@ -310,8 +373,12 @@ impl Shared {
         let mut meeting = self.lock();
         let absent = |rank: &usize| meeting.workers[*rank].is_none();
         let missing = (0..self.world).filter(absent).collect();
+        let share = self.world / self.nodes.max(1);
+        let is_absent = |node: &usize| (node * share..(node + 1) * share).all(|rank| absent(&rank));
+        // On a single host nobody counts hosts.
+        let nodes = (0..self.nodes).filter(|node| self.nodes > 1 && is_absent(node)).collect();
         let (timeout_ms, turned_away) = (self.timeout_ms, meeting.turned_away.clone());
-        self.refuse(&mut meeting, Refusal::Missing { missing, timeout_ms, turned_away });
+        self.refuse(&mut meeting, Refusal::Missing { missing, nodes, timeout_ms, turned_away });
     }
 
     /// `rank` will not come back.
@@ -353,9 +420,10 @@ impl Meeting {
     }
 
     fn tell_all(&self, message: &ToWorker) {
+        let outgoing = Outgoing::new(message);
         for worker in self.workers.iter().flatten() {
             // A worker whose connection is gone needs no message.
-            let _ = worker.outgoing.send(message.clone());
+            let _ = worker.outgoing.send(outgoing.clone());
         }
     }
 }
@@ -368,7 +436,8 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
     });
     for listener in listeners {
         // The descriptor is known to be a listening socket; without it nothing can be served.
-        let Ok(mut door) = Door::new(listener) else { continue };
+        let guests = shared.world.min(GUESTS);
+        let Ok(mut door) = Door::expecting(listener, guests) else { continue };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             loop {
@@ -397,7 +466,7 @@ struct Guest {
 async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
     let _ = stream.set_nodelay(true);
     door::keep_alive(&stream);
-    let mut frames = Framed::new(stream, protocol::codec());
+    let mut frames = Framed::with_capacity(stream, protocol::codec(), BUFFER);
     let first = frames.next().await?.ok()?;
     let said = match protocol::decode::<ToServer>(&first, true) {
         Ok(said) => Ok(said),
@@ -458,13 +527,23 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     }
 }
 
+/// The two ways of a connection. What was read already stays to be read; frames to the worker are
+/// written as they are, since a buffer of its own for each would multiply the longest.
+fn split(frames: Frames) -> (Framed<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf) {
+    let FramedParts { io, codec, read_buf, .. } = frames.into_parts();
+    let (from_worker, to_worker) = io.into_split();
+    let mut parts = FramedParts::new::<Bytes>(from_worker, codec);
+    parts.read_buf = read_buf;
+    (Framed::from_parts(parts), to_worker)
+}
+
 /// Passes messages both ways until either side ends; neither way waits for the other.
 async fn converse(
     frames: Frames,
-    mut outgoing: UnboundedReceiver<ToWorker>,
+    mut outgoing: UnboundedReceiver<Outgoing>,
     hear: impl Fn(ToServer),
 ) {
-    let (mut to_worker, mut from_worker) = frames.split();
+    let (mut from_worker, mut to_worker) = split(frames);
     let listen = async {
         while let Some(Ok(frame)) = from_worker.next().await {
             let Ok(message) = protocol::decode::<ToServer>(&frame, false) else { return };
@@ -472,11 +551,9 @@ async fn converse(
         }
     };
     let tell = async {
-        let mut is_first = true;
         // Ends once the worker was turned away and has been told.
-        while let Some(message) = outgoing.recv().await {
-            let bytes = protocol::encode(&message, std::mem::take(&mut is_first));
-            if to_worker.send(bytes).await.is_err() || matches!(message, ToWorker::Refused(_)) {
+        while let Some(Outgoing { frame, is_last }) = outgoing.recv().await {
+            if to_worker.write_all(&frame).await.is_err() || is_last {
                 return;
             }
         }

@@ -13,7 +13,8 @@ pub struct CollectivesArgs {
     /// barrier
     #[arg(value_name = "OP", default_values = ["all_reduce", "reduce_scatter", "all_gather", "broadcast"])]
     pub ops: Vec<Op>,
-    /// Worker processes of all hosts; as many as this host has cores by default
+    /// Worker processes of all hosts; by default one per task of a launcher, or per core of this
+    /// host
     #[arg(long, value_name = "N")]
     pub ranks: Option<usize>,
     /// Also measure among the first so many ranks, for each of these numbers
@@ -95,17 +96,17 @@ impl CollectivesArgs {
         }
     }
 
-    /// Ranks of all hosts.
+    /// Ranks of all hosts: by default those tasks that a launcher started, or a rank per core.
     ///
     /// # Errors
     /// None, or a sweep beyond them.
-    pub fn world(&self) -> Result<usize, CliError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    pub fn world(&self, tasks: Option<usize>) -> Result<usize, CliError> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         if self.ranks_sweep.contains(&0) {
             return Err(CliError::mistake("--ranks-sweep 0; use 1 or more"));
         }
         let most = self.ranks_sweep.iter().copied().max();
-        let world = self.ranks.or(most).unwrap_or(cores);
+        let world = self.ranks.or(most).or(tasks).unwrap_or_else(cores);
         match (world, self.ranks_sweep.iter().find(|&&ranks| ranks > world)) {
             (0, _) => Err(CliError::mistake("--ranks 0; use 1 or more")),
             (_, Some(ranks)) => Err(CliError::mistake(format!(

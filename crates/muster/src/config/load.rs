@@ -317,6 +317,20 @@ betas: [0.8, 0.9]
     }
 
     #[test]
+    fn what_a_launcher_says_yields_to_who_says_more() {
+        let leaves = |text: &str, first: Option<&str>| {
+            let typed = first.map(|set| Override::parse_set(set).unwrap());
+            let all = typed.into_iter().chain([Override::otherwise("batch.leaves", 9)]);
+            let (structure, problems) = structure::<Sample>(text, &all.collect::<Vec<_>>());
+            assert!(problems.is_empty());
+            structure.unwrap().config.batch.leaves
+        };
+        assert_eq!(leaves("batch: {fraction: 0.1}\n", None), 9);
+        assert_eq!(leaves("batch: {leaves: 2}\n", None), 2);
+        assert_eq!(leaves("", Some("batch.leaves=3")), 3);
+    }
+
+    #[test]
     fn an_override_heals_what_the_file_has_wrong() {
         assert!(read_sample("batch: {leaves: none}\n", &["batch.leaves=2"]).is_ok());
         assert!(read_sample("name: a\nname: b\n", &["name=c"]).is_ok());

@@ -19,6 +19,8 @@ pub struct Override {
     pub value: String,
     /// How it was typed, for messages: `--ranks 4`.
     pub flag: String,
+    /// It counts only where nobody else gives a value.
+    pub yields: bool,
 }
 
 impl Override {
@@ -36,13 +38,19 @@ impl Override {
             return Err(format!("`{path}` is not a key; write KEY=VALUE, {example}"));
         }
         let flag = format!("--set {text}");
-        Ok(Override { path: path.into(), value: value.trim().into(), flag })
+        Ok(Override { path: path.into(), value: value.trim().into(), flag, yields: false })
     }
 
     /// The value of a flag of its own, such as `--ranks 4` for `ranks.count`.
     pub fn flag(path: &str, value: impl std::fmt::Display, flag: &str) -> Override {
         let (value, path) = (value.to_string(), path.to_string());
-        Override { flag: format!("{flag} {value}"), path, value }
+        Override { flag: format!("{flag} {value}"), path, value, yields: false }
+    }
+
+    /// A value that a launcher gives, unless the file or a flag before it does.
+    pub fn otherwise(path: &str, value: impl std::fmt::Display) -> Override {
+        let flag = format!("the launcher's {path}");
+        Override { yields: true, ..Override::flag(path, value, &flag) }
     }
 
     /// Writes the value into `root`.
@@ -50,6 +58,11 @@ impl Override {
     /// # Errors
     /// A key that the schema does not have; a value that is not YAML.
     pub fn apply(&self, root: &mut Node, schema: &Schema) -> Result<(), Box<Problem>> {
+        if self.yields
+            && matches!(root.locate(&self.path), Some((_, Some(node))) if !node.is_null())
+        {
+            return Ok(());
+        }
         let value = parse_flag(&self.value, &self.flag)?;
         let value = if self.value.is_empty() { empty_text(value.place) } else { value };
         let segments: Vec<&str> =

@@ -1,24 +1,31 @@
-//! Where ranks meet and listen, as the command says it: `--rendezvous` and `--bind`.
+//! Where ranks meet and listen, as the command or a launcher says it: `--rendezvous` and `--bind`.
 //!
 //! A name may stand for several addresses, and two hosts may know the meeting point by different
 //! names: node 0 listens at every address that it has, the others try each in turn.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comm::rendezvous::{self, Server};
 
-use crate::cli::HostArgs;
+use super::place::Place;
 use crate::error::{CliError, Exit};
-use crate::output::complain;
+use crate::launch_env::{Hosts, Rendezvous};
+use crate::output::{complain, tell_if_slow};
 
-/// The job of several hosts, to each other.
-pub const JOB: &str = "hosts";
+/// The job of several hosts, to each other, where no launcher has a name for it.
+const JOB: &str = "hosts";
+
+/// What the hosts of a job call it. What else they must have in common is compared when they have
+/// met, so that all learn of a difference; who comes with another name is turned away.
+pub fn job(hosts: &Hosts) -> String {
+    hosts.job.clone().unwrap_or_else(|| JOB.to_owned())
+}
 
 /// Addresses of one start.
 pub struct Addresses {
-    /// What `--rendezvous` says; none on a host that is alone.
-    text: Option<String>,
+    /// None on a host that is alone.
+    at: Option<Rendezvous>,
     meeting: Vec<SocketAddr>,
     bind: Option<IpAddr>,
 }
@@ -28,13 +35,12 @@ impl Addresses {
     ///
     /// # Errors
     /// A name without an address, or addresses that other hosts cannot use.
-    pub fn new(args: &HostArgs, nodes: usize) -> Result<Addresses, CliError> {
-        let (text, bind) = (args.rendezvous.clone(), args.bind);
-        let meeting = match &text {
-            Some(text) => meeting(text, bind, nodes)?,
+    pub fn new(hosts: &Hosts) -> Result<Addresses, CliError> {
+        let meeting = match &hosts.rendezvous {
+            Some(at) => meeting(at, hosts)?,
             None => vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
         };
-        Ok(Addresses { text, meeting, bind })
+        Ok(Addresses { at: hosts.rendezvous.clone(), meeting, bind: hosts.bind })
     }
 
     /// Where ranks listen for each other.
@@ -64,23 +70,23 @@ impl Addresses {
     pub fn serve(
         &self,
         job: &str,
-        node: usize,
+        place: &Place,
         world: usize,
         timeout_ms: u64,
     ) -> Result<Option<Server>, CliError> {
-        if node > 0 {
+        if place.node > 0 {
             return Ok(None);
         }
-        let server = Server::bind(&self.meeting[..], job, world, timeout_ms);
+        let server = Server::of_nodes(&self.meeting[..], job, world, place.nodes, timeout_ms);
         server.map(Some).map_err(|error| self.with_flag(error))
     }
 
     fn with_flag(&self, error: comm::CommError) -> CliError {
-        let Some(text) = &self.text else { return error.into() };
+        let Some(at) = &self.at else { return error.into() };
         let taken = std::io::ErrorKind::AddrInUse;
         let is_taken =
             matches!(&error, comm::CommError::Bind { source, .. } if source.kind() == taken);
-        let error = with_flag(&format!("--rendezvous {text}"), error);
+        let error = with_flag(&at.shown, error);
         match is_taken {
             true => CliError {
                 message: format!(
@@ -105,14 +111,12 @@ fn with_flag(flag: &str, error: comm::CommError) -> CliError {
     CliError { message: format!("{flag}: {}", error.message), ..error }
 }
 
-fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketAddr>, CliError> {
-    let mistake = |what: String| CliError::mistake(format!("--rendezvous {text}{what}"));
-    let found: Vec<SocketAddr> = text
-        .to_socket_addrs()
-        .map_err(|error| {
-            mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
-        })?
-        .collect();
+fn meeting(at: &Rendezvous, hosts: &Hosts) -> Result<Vec<SocketAddr>, CliError> {
+    let &Hosts { nodes, bind, is_spread, .. } = hosts;
+    let mistake = |what: String| CliError::mistake(format!("{}{what}", at.shown));
+    let found = look_up(at).map_err(|error| {
+        mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+    })?;
     if found.is_empty() {
         return Err(mistake(" names no address".into()));
     }
@@ -127,14 +131,20 @@ fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketA
         ));
     }
     let is_here = |addr: &SocketAddr| addr.ip().is_loopback();
-    let others_come = |bind: &IpAddr| !bind.is_loopback() && !bind.is_unspecified();
+    let others_come = |bind: &IpAddr| match bind.is_unspecified() {
+        true => is_spread,
+        false => !bind.is_loopback(),
+    };
     if let (true, Some(bind)) = (found.iter().all(is_here), bind.filter(others_come)) {
         // As where /etc/hosts gives a host's own name 127.0.1.1.
         let (found, port) = (found[0].ip(), found[0].port());
         return Err(mistake(format!(
             ": that is {found} here, which only this host reaches, but --bind {bind} is for ranks \
-             of others; name node 0 by an address that all reach, such as {bind}:{port} if it is \
-             this host"
+             of others; name node 0 by an address that all reach{}",
+            match bind.is_unspecified() {
+                true => ", with --rendezvous on every host".to_owned(),
+                false => format!(", such as {bind}:{port} if it is this host"),
+            }
         )));
     }
     if !found.iter().any(is_here) && bind.is_none_or(|bind| bind.is_loopback()) {
@@ -145,6 +155,23 @@ fn meeting(text: &str, bind: Option<IpAddr>, nodes: usize) -> Result<Vec<SocketA
         ));
     }
     Ok(found)
+}
+
+/// How long a name that may be late is looked up again.
+const NAMED: Duration = Duration::from_secs(60);
+
+fn look_up(at: &Rendezvous) -> std::io::Result<Vec<SocketAddr>> {
+    let most = if at.may_be_late { NAMED } else { Duration::ZERO };
+    let until = Instant::now() + most;
+    let most_s = most.as_secs();
+    let words = || format!("looking for an address of {}, for {most_s} s at most", at.text);
+    let _slow = at.may_be_late.then(|| tell_if_slow(words()));
+    loop {
+        match at.text.to_socket_addrs() {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(500)),
+            found => return Ok(found?.collect()),
+        }
+    }
 }
 
 /// Addresses in words.
@@ -169,6 +196,7 @@ pub enum Start {
 /// A host for whose ranks node 0 waits, until they have met the others.
 #[derive(Debug, Clone)]
 pub struct Absence {
+    job: String,
     node: usize,
     /// Of node 0; empty where it waits for nobody.
     addrs: Vec<SocketAddr>,
@@ -176,20 +204,20 @@ pub struct Absence {
 
 impl Absence {
     /// `starts` says whether this host is going to bring its ranks.
-    pub fn of(args: &HostArgs, starts: bool) -> Absence {
-        let (node, text) = (args.node_rank.unwrap_or(0), args.rendezvous.as_deref());
+    pub fn of(hosts: &Hosts, starts: bool) -> Absence {
+        let (node, at) = (hosts.node, hosts.rendezvous.as_ref());
         let is_awaited = node > 0 && starts;
-        let found = text.filter(|_| is_awaited).and_then(|text| text.to_socket_addrs().ok());
-        Absence { node, addrs: found.into_iter().flatten().collect() }
+        let found = at.filter(|_| is_awaited).and_then(|at| at.text.to_socket_addrs().ok());
+        Absence { job: job(hosts), node, addrs: found.into_iter().flatten().collect() }
     }
 
     /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
     pub fn report(&self, reason: &str, start: Start) {
-        let Absence { node, addrs } = self;
+        let Absence { job, node, addrs } = self;
         if addrs.is_empty() {
             return;
         }
-        let tell = |patience| rendezvous::report_absent(&addrs[..], JOB, *node, reason, patience);
+        let tell = |patience| rendezvous::report_absent(&addrs[..], job, *node, reason, patience);
         if !tell(AT_ONCE) && start == Start::Never {
             let (at, most_s) = (list(addrs), LATE.as_secs());
             complain(&format!(

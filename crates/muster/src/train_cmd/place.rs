@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::address;
-use crate::cli::HostArgs;
 use crate::error::CliError;
+use crate::launch_env::Hosts;
 
 /// Where this host stands.
 pub struct Place {
@@ -13,6 +13,15 @@ pub struct Place {
     pub node: usize,
     /// Ranks that this host starts.
     pub ranks: Range<usize>,
+    /// Hosts of the job on this machine.
+    beside: usize,
+}
+
+/// Ranks that divide something, and how many such parts the job has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub ranks: usize,
+    pub parts: usize,
 }
 
 impl Place {
@@ -20,8 +29,8 @@ impl Place {
     ///
     /// # Errors
     /// A host that is none of them; ranks that do not divide; memory that other hosts do not share.
-    pub fn new(hosts: &HostArgs, world: usize, is_shm: bool) -> Result<Place, CliError> {
-        let (nodes, node) = (hosts.nodes.unwrap_or(1), hosts.node_rank.unwrap_or(0));
+    pub fn new(hosts: &Hosts, world: usize, is_shm: bool) -> Result<Place, CliError> {
+        let &Hosts { nodes, node, beside, .. } = hosts;
         let refuse = |what: String| Err(CliError::mistake(what));
         if nodes == 0 || node >= nodes {
             return refuse(format!(
@@ -35,7 +44,12 @@ impl Place {
             ));
         }
         if nodes > 1 && is_shm {
-            return refuse("shared memory does not reach other hosts; use --backend tcp".into());
+            return refuse(match beside > 1 {
+                true => "ranks share memory only with those that the same process starts, and a \
+                         launcher started several here; use --backend tcp, or one task per machine"
+                    .into(),
+                false => "shared memory does not reach other hosts; use --backend tcp".into(),
+            });
         }
         if hosts.bind.is_some() && is_shm {
             return refuse(
@@ -44,12 +58,34 @@ impl Place {
             );
         }
         let share = world / nodes;
-        Ok(Place { nodes, node, ranks: node * share..(node + 1) * share })
+        Ok(Place { nodes, node, ranks: node * share..(node + 1) * share, beside })
+    }
+
+    /// Whose the machine's memory is.
+    pub fn of_machine(&self) -> Share {
+        let Place { nodes, ranks, beside, .. } = self;
+        Share { ranks: ranks.len() * beside, parts: nodes.div_ceil(*beside) }
+    }
+
+    /// Whose the cores are that this process may use.
+    pub fn of_cores(&self) -> Share {
+        let mine = std::thread::available_parallelism().map_or(1, usize::from);
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+        self.of_cores_where(mine, online.ok().and_then(|list| cores(&list)).unwrap_or(mine))
+    }
+
+    /// Where `mine` of the `online` cores are open to this process. A launcher that binds tasks to
+    /// cores gave each its own, if all such parts fit beside each other.
+    fn of_cores_where(&self, mine: usize, online: usize) -> Share {
+        match self.beside > 1 && mine.saturating_mul(self.beside) <= online {
+            true => Share { ranks: self.ranks.len(), parts: self.nodes },
+            false => self.of_machine(),
+        }
     }
 
     /// Where there is nothing else to see: host 0 `shows` it.
     pub fn says_it_joins(&self, rendezvous: &[SocketAddr], world: usize, shows: &str) {
-        let Place { nodes, node, ranks } = self;
+        let Place { nodes, node, ranks, .. } = self;
         if *node > 0 {
             crate::output::tell(&format!(
                 "node {node} of {nodes}: ranks {} to {} of {} meet the others at {}; node 0 \
@@ -77,5 +113,40 @@ impl Place {
         if self.node > 0 {
             crate::output::tell(&format!("node {}: its ranks are done", self.node));
         }
+    }
+}
+
+/// How many cores a list of the kernel's has: `0-31,40`.
+fn cores(list: &str) -> Option<usize> {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.trim().split(',').map(count).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(nodes: usize, beside: usize, share: usize) -> Place {
+        Place { nodes, node: 0, ranks: 0..share, beside }
+    }
+
+    #[test]
+    fn tasks_on_one_machine_divide_its_memory_and_cores() {
+        let share = |ranks, parts| Share { ranks, parts };
+        assert_eq!(place(2, 1, 4).of_machine(), share(4, 2));
+        assert_eq!(place(16, 8, 1).of_machine(), share(8, 2));
+        // On 32 cores: all open to each of eight, or four of them to each.
+        assert_eq!(place(16, 8, 1).of_cores_where(32, 32), share(8, 2));
+        assert_eq!(place(16, 8, 1).of_cores_where(4, 32), share(1, 16));
+        for (list, count) in [("0\n", Some(1)), ("0-31,40\n", Some(33)), ("", None), ("3-1", None)]
+        {
+            assert_eq!(cores(list), count, "{list}");
+        }
+        // One task in a container with part of the machine.
+        assert_eq!(place(2, 1, 4).of_cores_where(4, 32), share(4, 2));
     }
 }

@@ -17,15 +17,16 @@ use super::job::Job;
 use super::life::{Limits, Work};
 use super::mesh;
 use super::offload;
-use super::place::Place;
+use super::place::{Place, Share};
 use super::room;
 use super::signals::Signals;
 use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
-use crate::config::Loaded;
+use crate::config::{Loaded, Override};
 use crate::console::{ByteProgress, Console};
 use crate::error::{CliError, Exit};
 use crate::events::{self, EventLog};
+use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::run_dir::RunDir;
 
@@ -34,15 +35,19 @@ use crate::run_dir::RunDir;
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
-    let absence = Absence::of(&args.hosts, !args.dry_run);
+    let hosts = launch_env::hosts(&args.hosts, &Env::of_this_process())?;
+    hosts.found.iter().for_each(|found| crate::output::tell(found));
+    let absence = Absence::of(&hosts, !args.dry_run);
     let tell = |error: &CliError| absence.report_error(error, address::Start::Never);
     let purpose = if args.dry_run { Purpose::Plan } else { Purpose::Train };
-    let loaded = crate::config::load(&args.config, &args.overrides(), purpose);
+    let mut overrides = args.overrides();
+    overrides.extend(hosts.tasks.map(|tasks| Override::otherwise("ranks.count", tasks)));
+    let loaded = crate::config::load(&args.config, &overrides, purpose);
     let loaded = loaded.inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&loaded, args.dry_run).inspect_err(tell);
     }
-    let planned = plan(&args, loaded).inspect_err(tell)?;
+    let planned = plan(&hosts, loaded).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
@@ -74,6 +79,8 @@ struct Planned {
     config: Config,
     place: Place,
     addresses: Addresses,
+    /// What the hosts call the job, if there are several.
+    name: Option<String>,
     plan: RunPlan,
     threads: usize,
     /// Whether the memory of this host suffices, and a warning where it is tight.
@@ -92,18 +99,20 @@ impl Planned {
     }
 }
 
-fn plan(args: &TrainArgs, loaded: Loaded) -> Result<Planned, CliError> {
+fn plan(hosts: &Hosts, loaded: Loaded) -> Result<Planned, CliError> {
     let config = loaded.config;
     let is_shm = config.ranks.backend == Backend::Shm;
-    let place = Place::new(&args.hosts, config.ranks.count, is_shm)?;
-    let addresses = Addresses::new(&args.hosts, place.nodes)?;
-    let threads = threads(&config, place.ranks.len());
-    limits::check_threads(place.ranks.len(), threads, place.nodes)?;
+    let place = Place::new(hosts, config.ranks.count, is_shm)?;
+    let addresses = Addresses::new(hosts)?;
+    let name = (place.nodes > 1).then(|| address::job(hosts));
+    let share = place.of_cores();
+    let threads = threads(&config, share.ranks);
+    limits::check_threads(share.ranks, threads, share.parts)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
     let fit = memory(&config, &plan, vocab, &place);
     let offload = offload::plan(&config, &plan, place.ranks.clone());
-    Ok(Planned { config, place, addresses, plan, threads, fit, offload })
+    Ok(Planned { config, place, addresses, name, plan, threads, fit, offload })
 }
 
 /// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
@@ -115,12 +124,12 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, plan, threads, fit, offload } = planned;
+    let Planned { config, place, addresses, name, plan, threads, fit, offload } = planned;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
-    let (name, ranks) = (job_name(args, &config), &config.ranks);
-    let server = addresses.serve(&name, place.node, ranks.count, ranks.timeout_ms)?;
+    let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
+    let server = addresses.serve(&name, &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
     let memory = SharedMemory::of(&config, &name)?;
     let job = Job {
@@ -366,7 +375,7 @@ fn memory(
     vocab: usize,
     place: &Place,
 ) -> Result<Option<String>, String> {
-    let (nodes, local) = (place.nodes, place.ranks.len());
+    let Share { ranks: local, parts: nodes } = place.of_machine();
     let peak_bytes = plan.peak_bytes();
     let start = Start { config, plan, peak_bytes, vocab, nodes, local };
     match fit::fit(&start, &room::limits()) {
@@ -416,12 +425,8 @@ fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
     Ok(data::prepare(&config.data, &cache, crate::CARGO_LOCK, &mut progress)?)
 }
 
-/// New for each start on one host. Several hosts meet at one address, whose port one process has;
-/// what else they must have in common is compared there, so that all hosts learn of a difference.
-fn job_name(args: &TrainArgs, config: &Config) -> String {
-    if args.hosts.nodes.is_some_and(|nodes| nodes > 1) {
-        return address::JOB.to_owned();
-    }
+/// New for each start on one host.
+fn job_name(config: &Config) -> String {
     let clean = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let name: String = config.name.chars().map(clean).take(24).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
