@@ -128,3 +128,16 @@ fn a_mesh_of_data_alone_is_none() {
     assert_eq!(lines(&with), lines(&plain));
     assert_eq!(lines(&plain).last().unwrap(), "  mesh       pp 1 · dp 2 · ep 1 · tp 1 = 2 ranks");
 }
+
+#[test]
+fn what_a_plan_without_a_mesh_refuses_is_refused_with_one() {
+    let three = ["--dry-run", "--backend", "tcp", "--nodes", "3", "--node-rank", "0"];
+    let three = [&three[..], &["--rendezvous", "127.0.0.1:4444"]].concat();
+    let said = transcript(&with_mesh(4, "{pp: 2}"), &three);
+    assert!(said.contains("[exit 2]"), "{said}");
+    assert!(said.contains("4 ranks do not divide over 3 nodes; use --ranks 3"), "{said}");
+    let absent = ["--dry-run", "--set", "ranks.optimizer_device=cuda:900"];
+    let said = transcript(&with_mesh(4, "{pp: 2}"), &absent);
+    assert!(said.contains("[exit 3]"), "{said}");
+    assert!(said.contains("ranks.optimizer_device cuda:900"), "{said}");
+}

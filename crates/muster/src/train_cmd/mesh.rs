@@ -3,18 +3,22 @@
 use std::fmt::Write as _;
 
 use layout::{Axes, Mesh};
-use train::config::Config;
+use train::config::{Backend, Config};
 use train::mesh_plan::{Holding, MeshPlan, TensorKind, span};
 
+use super::offload;
+use super::place::Place;
 use crate::config::Loaded;
 use crate::console::{bytes, count, plural};
 use crate::error::{CliError, Exit};
+use crate::launch_env::Hosts;
 
 /// Shows the plan of a mesh that divides the model, which cannot be run yet.
 ///
 /// # Errors
-/// Where it is to be run.
-pub fn plan_only(loaded: &Loaded, dry_run: bool) -> Result<Exit, CliError> {
+/// Where it is to be run; what also a plan without a mesh refuses: hosts that ranks do not divide
+/// over, an optimizer's device that is not there.
+pub fn plan_only(hosts: &Hosts, loaded: &Loaded, dry_run: bool) -> Result<Exit, CliError> {
     let (config, mesh) = (&loaded.config, loaded.resolved.mesh);
     if !dry_run {
         let (ranks, leaves) = (config.ranks.count, config.batch.leaves);
@@ -25,6 +29,8 @@ pub fn plan_only(loaded: &Loaded, dry_run: bool) -> Result<Exit, CliError> {
             plural(ranks.min(leaves), "rank")
         )));
     }
+    Place::new(hosts, config.ranks.count, config.ranks.backend == Backend::Shm)?;
+    offload::open(config)?;
     let plan = MeshPlan::new(config, loaded.resolved.tokenizer.vocab_size())?;
     crate::output::show(&render(&plan, config))?;
     Ok(Exit::Ok)

@@ -38,9 +38,10 @@ impl Place {
             ));
         }
         if !world.is_multiple_of(nodes) {
+            // More than there are may be too many for the batch.
+            let near = (world / nodes).max(1) * nodes;
             return refuse(format!(
-                "{world} ranks do not divide over {nodes} nodes; use --ranks {}",
-                world.next_multiple_of(nodes)
+                "{world} ranks do not divide over {nodes} nodes; use --ranks {near}"
             ));
         }
         if nodes > 1 && is_shm {

@@ -45,7 +45,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let loaded = crate::config::load(&args.config, &overrides, purpose);
     let loaded = loaded.inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
-        return mesh::plan_only(&loaded, args.dry_run).inspect_err(tell);
+        return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
     }
     let planned = plan(&hosts, loaded).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
