@@ -7,7 +7,7 @@ mod common;
 use std::ops::Range;
 use std::sync::Arc;
 
-use comm::{Group, Op, OrderedReduce, SumRoom, Window, World};
+use comm::{Group, Op, OrderedReduce, RedOp, SumRoom, Window, World};
 use common::{BACKENDS, PATIENCE_MS, deal, message, simulated, with_ranks};
 use device::{Arch, DType, Device, Element, Stream, Tensor};
 use half::{bf16, f16};
@@ -158,6 +158,7 @@ impl<'a> Rank<'a> {
         OrderedReduce {
             slots: self.slots.as_slice().into(),
             dtype: T::DTYPE,
+            redop: RedOp::Sum,
             partials: self.partials.as_slice().into(),
             program: self.case.tree.combine(&nodes).into(),
             range: 0..self.case.len,
