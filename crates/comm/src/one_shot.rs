@@ -66,7 +66,7 @@ impl OneShot {
         if !algorithm::is_one_round_for_all(range.len() * plan.dtype().bytes(), members) {
             return Ok(None);
         }
-        let whole = |member| if takes(member) { vec![0..range.len()] } else { Vec::new() };
+        let whole = |member| takes(member).then_some(0..range.len()).into_iter().collect();
         let segments = (0..members).map(whole).collect();
         OneShot::reduce(window, plan, site, &|boxed| OrderedReduce {
             range: 0..range.len(),

@@ -94,10 +94,11 @@ pub struct OrderedReduce {
     pub range: Range<usize>,
     /// Of every member: the elements it owns, disjoint and cut to the bucket.
     pub segments: Segments,
-    /// Of a type that [`kernels::ordered_sum::can_give`], flat; only this member's segments are written. Indexed like the slots it may be
-    /// the memory of one of this member's slots (whole, from its first element). It may lie on
-    /// another device than the slots, where whatever used it before has been waited for: partials
-    /// are then copied there and summed there, to the same bits.
+    /// Of a type that [`kernels::ordered_sum::can_give`] names, flat; only this member's segments
+    /// are written. Indexed like the slots it may be the memory of one of this member's slots
+    /// (whole, from its first element, and of the same type). It may lie on another device than the
+    /// slots, where whatever used it before has been waited for: partials are then copied there and
+    /// reduced there, to the same bits.
     pub out: Tensor,
     /// Where each of this member's own segments begins in `out`, in memory of its own; `None`:
     /// where it begins in the slots.

@@ -1,6 +1,6 @@
-//! The collectives that one member is apart in, and those that leave their input as it is, as steps
-//! that there are: a reduction that the root alone owns, a personalized exchange most parts of which
-//! are empty.
+//! The collectives that one member is apart in, and those that leave their input as it is, as
+//! steps that there are: a reduction that the root alone owns, a personalized exchange of which
+//! most parts are empty.
 //!
 //! ```text
 //! reduce    reduction     the root owns all, the others nothing

@@ -7,7 +7,7 @@ mod common;
 
 use std::ops::Range;
 
-use comm::{CommError, EvenPlan, Group, Op, RedOp, Window};
+use comm::{CommError, EvenPlan, Group, Op, Operation, RedOp, Window};
 use common::{BACKENDS, PATIENCE_MS, message, simulated, with_ranks};
 use device::{Arch, DType, Device, Stream, Tensor};
 use half::{bf16, f16};
@@ -483,5 +483,32 @@ fn members_that_disagree_are_told_about_each_other() {
         });
         let names = |text: &String| text.contains("with other arguments");
         assert!(told.iter().any(names), "{kind}: {told:?}");
+    }
+}
+
+#[test]
+fn what_is_written_into_windows_is_counted_as_what_is_read_out_of_them() {
+    const LEN: usize = 90_000;
+    for kind in BACKENDS {
+        with_ranks(kind, 3, PATIENCE_MS, |world| {
+            let device = Device::cpu(1).unwrap();
+            let (group, stream) = (world.group(&device).unwrap(), device.stream());
+            let window = group.window(4 * LEN).unwrap();
+            let plan = EvenPlan::new(&Tree::for_leaves(3), 0..LEN, DType::F32);
+            let counted = |operation| {
+                let count = world.counters().of(operation);
+                [count.payload_sent_bytes, count.payload_received_bytes]
+            };
+            group.run(&stream, Op::AllReduce { window: window.clone(), plan }).unwrap();
+            let shares = [2 * 4 * LEN as u64 / 3; 2];
+            assert_eq!(counted(Operation::ReduceScatterOrdered), shares, "{kind}");
+            assert_eq!(counted(Operation::AllGatherSegments), shares, "{kind}");
+            let op = Op::Broadcast { window, root: 1, element_bytes: 4, range: 0..LEN };
+            group.run(&stream, op).unwrap();
+            let bytes = 4 * LEN as u64;
+            let moved = if world.rank() == 1 { [2 * bytes, 0] } else { [0, bytes] };
+            let all = [0, 1].map(|side: usize| shares[side] + moved[side]);
+            assert_eq!(counted(Operation::AllGatherSegments), all, "{kind}");
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! Rust agrees with the headers of the device code: on the sizes, offsets and constants of
-//! `kernels/abi.h` and `kernels/ordered_sum/args.h`, and on the counts of `kernels/schedule.h`. Needs a C++ compiler; where there is
-//! none, each test says so and checks nothing.
+//! `kernels/abi.h` and `kernels/ordered_sum/args.h`, and on the counts of `kernels/schedule.h`.
+//! Needs a C++ compiler; where there is none, each test says so and checks nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

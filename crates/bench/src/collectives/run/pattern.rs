@@ -1,9 +1,9 @@
 //! Contents that say who wrote what: small whole numbers, of which every reduction is known to the
 //! bit in every type, so that one wrong bit shows. Nothing wraps, and nothing is a NaN.
 //!
-//! Element `i` of what rank `r` gives in launch `s` is made of `(i + 13 r + s) mod 31`. So whatever is
-//! a reduction or a copy of such elements repeats after 31 of them, and is written and compared as
-//! bytes.
+//! Element `i` of what rank `r` gives in launch `s` is made of `(i + 13 r + s) mod 31`. So whatever
+//! is a reduction or a copy of such elements repeats after 31 of them, and is written and compared
+//! as bytes.
 //!
 //! ```text
 //! given                                       result
