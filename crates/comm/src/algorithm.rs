@@ -9,6 +9,17 @@
 //! broadcast       one round                      the root writes one part of *n* of each window,
 //!                                                the member the others: all copy alike
 //! ```
+//!
+//! What decided it: two ranks on two cores (Xeon, 2 MiB of second-level cache each), over shared
+//! memory, in place; microseconds, the best median of 25 short rounds on a busy machine.
+//!
+//! ```text
+//!                                    64 KiB   256 KiB   1 MiB   4 MiB
+//! all_reduce, share, then gather       17.1      42.8     198     473
+//! all_reduce, shares written to all     3.9      10.0      38     351
+//! broadcast, all read                   2.2       5.7      31     349
+//! broadcast, divided                    1.6       3.4      12     375
+//! ```
 
 /// Bytes of a box, and what a member reads at most of all others' together: up to there a round
 /// less is worth more than the bytes.
