@@ -335,7 +335,7 @@ fn places_that_do_not_fit_are_refused() {
     });
     assert!(slot.contains("asked for memory that it is already writing"), "{slot}");
     let narrow = refused(&|op, _| op.dtype = DType::F64);
-    assert!(narrow.starts_with("f64 is not summed in f32: "), "{narrow}");
+    assert!(narrow.starts_with("f64 is not reduced to f32: "), "{narrow}");
     let whole = refused(&|op, _| op.dtype = DType::U32);
-    assert!(whole.starts_with("u32 is not summed in f32: "), "{whole}");
+    assert!(whole.starts_with("u32 is not reduced to f32: "), "{whole}");
 }
