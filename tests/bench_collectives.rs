@@ -9,11 +9,14 @@ use std::process::Command;
 use common::{Job, Workdir, free_port};
 use serde_json::Value;
 
-const OPS: [&str; 7] = [
+const OPS: [&str; 10] = [
     "all_reduce",
     "reduce_scatter",
     "all_gather",
     "broadcast",
+    "reduce",
+    "gather",
+    "scatter",
     "all_to_all",
     "send_recv",
     "barrier",
@@ -78,6 +81,27 @@ fn every_operation_is_measured_and_right_on_both_transports() {
         assert!(done.stdout.contains("Collective test starting: all_reduce_perf"));
         let same = run.muster(&["bench", "compare", "r.json", "r.json"]);
         assert_eq!(same.code(), Some(0), "{}", same.stderr);
+    }
+}
+
+#[test]
+fn every_type_reduction_root_and_place_is_measured_and_right() {
+    let (types, redops) = ("f32,f64,bf16,f16,i32,i64,u8", "sum,prod,min,max,avg");
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new("collectives-types");
+        let mut more = vec!["--ops", "all_reduce,reduce_scatter,reduce,gather", "scatter"];
+        more.extend(["--ranks", "3", "--backend", backend, "--dtypes", types, "--redops", redops]);
+        more.extend(["--roots", "0,2", "--min", "100", "--max", "70000", "--factor", "700"]);
+        more.extend(["--iterations", "12"]);
+        let done = run.muster(&args(&more));
+        assert_eq!(done.code(), Some(0), "{backend}\n{}", done.stderr);
+        let rows = rows(&run);
+        assert!(rows.iter().all(|row| row["check"]["wrong"] == 0), "{backend}");
+        let count = |op: &str| rows.iter().filter(|row| row["key"]["op"] == op).count();
+        // Two sizes, two places; types by reductions, or by roots, or by both.
+        let counts = ["all_reduce", "reduce_scatter", "reduce", "gather", "scatter"].map(count);
+        assert_eq!(counts, [140, 140, 280, 56, 56], "{backend}");
+        assert!(done.stdout.contains("bfloat16     avg       2"), "{}", done.stdout);
     }
 }
 
@@ -158,9 +182,10 @@ fn mistakes_name_what_would_do() {
         (&["--ranks", "0"], "use 1 or more"),
         (&["--max", "64Q"], "64Q"),
         (&["--min", "1MiB", "--max", "1KiB"], "no sizes from 1048576 to 1024 bytes"),
-        (&["--dtype", "bf16"], "--dtype bf16: all_reduce takes f32, f64"),
-        (&["--ranks", "2", "--root", "2"], "--root 2 is no rank of 2; use 0 to 1"),
-        (&["--ranks-sweep", "2,3", "--root", "2"], "--root 2 is no rank of 2; use 0 to 1"),
+        (&["--dtype", "u64"], "--dtypes u64: all_reduce takes u8, i32, i64, f16, f32, f64, bf16"),
+        (&["--redops", "mulsum"], "--redops mulsum is not offered; use sum, prod, max, min, avg"),
+        (&["--ranks", "2", "--roots", "1,2"], "--roots 2 is no rank of 2; use 0 to 1"),
+        (&["--ranks-sweep", "2,3", "--root", "2"], "--roots 2 is no rank of 2; use 0 to 1"),
         (&["--max", "1024GiB", "--factor", "1024", "--ranks", "2"], "fewer --ranks"),
         (&["--ranks-sweep", "0,2"], "--ranks-sweep 0; use 1 or more"),
         (&["--min", "1", "--max", "2"], "--max 2: less than an element for each rank"),

@@ -2,7 +2,8 @@
 """Collectives of Muster beside Open MPI's and Gloo's, in rounds; a table of medians and ratios.
 
     MPI=VENV/bin TORCH_PYTHON=VENV/bin/python \\
-        benches/cpu/collectives.py [--ranks N] [--rounds N] [--max BYTES] [--seconds S]
+        benches/cpu/collectives.py [--ranks N] [--rounds N] [--max BYTES] [--seconds S] \\
+        [--ops OP,…] [--over shm,tcp]
 
 MPI is a folder with `mpirun` and a `python` that has mpi4py, TORCH_PYTHON an interpreter with
 PyTorch; a peer that is not named is left out. Each figure is the median of a process's launches, in
@@ -21,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OPS = ["all_reduce", "reduce_scatter", "all_gather", "broadcast"]
+OPS = ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "gather", "scatter"]
 # What each peer is compared with.
 PAIRS = {"Open MPI shm": "Muster shm", "Open MPI tcp": "Muster tcp", "Gloo tcp": "Muster tcp"}
 
@@ -35,7 +36,7 @@ def lines(command, env=None):
 def muster(args, backend):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [args.muster, "bench", "collectives", *OPS, "--backend", backend]
+        command = [args.muster, "bench", "collectives", *args.ops, "--backend", backend]
         command += ["--ranks", args.ranks, "--threads", 1, "--min", 8, "--max", args.max]
         command += ["--seconds", args.seconds, "--within", 0.001, "--json", report]
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
@@ -70,7 +71,8 @@ def measure(args):
     if "MPI" in os.environ:
         runs["Open MPI shm"] = lambda: mpi(args, [])
         runs["Open MPI tcp"] = lambda: mpi(args, ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"])
-    if "TORCH_PYTHON" in os.environ:
+    runs = {name: run for name, run in runs.items() if name.split()[-1] in args.over}
+    if "TORCH_PYTHON" in os.environ and "tcp" in args.over:
         runs["Gloo tcp"] = lambda: gloo(args)
     rounds = []
     for index in range(args.rounds):
@@ -90,7 +92,7 @@ def table(rounds):
     head += [f"{peer} over {PAIRS[peer]}" for peer in peers]
     out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     ratios = {peer: {} for peer in peers}
-    for key in sorted(middle["Muster shm"], key=lambda key: (OPS.index(key[0]), key[1])):
+    for key in sorted(middle[names[0]], key=lambda key: (OPS.index(key[0]), key[1])):
         cells = [key[0], str(key[1])]
         cells += [f"{middle[name][key]:.2f}" if key in middle[name] else "" for name in names]
         for peer in peers:
@@ -125,4 +127,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max", type=int, default=64 << 20)
     parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--over", type=lambda text: text.split(","), default=["shm", "tcp"])
+    parser.add_argument("--ops", type=lambda text: text.split(","), default=OPS)
     print(table(measure(parser.parse_args())))

@@ -30,7 +30,12 @@ def cases(size, rank, ranks):
         yield "all_gather", total, lambda: dist.all_gather_into_tensor(
             b[: part * ranks], a[rank * part : (rank + 1) * part]
         )
+        # The root has all, and gives a part to itself, too.
+        every = list(a[: part * ranks].chunk(ranks)) if rank == 0 else None
+        yield "gather", total, lambda: dist.gather(b[:part], every, dst=0)
+        yield "scatter", total, lambda: dist.scatter(b[:part], every, src=0)
     yield "broadcast", whole * 4, lambda: dist.broadcast(a[:whole], 0)
+    yield "reduce", whole * 4, lambda: dist.reduce(a[:whole], 0)
 
 
 def median_us(operation, seconds):

@@ -31,7 +31,18 @@ def cases(size):
         yield "reduce_scatter", total, lambda: comm.Reduce_scatter(send, receive, counts)
         every = b[: part * ranks]
         yield "all_gather", total, lambda: comm.Allgather(MPI.IN_PLACE, every)
+        # In place at the root, where the part is that of rank 0.
+        if rank == 0:
+            yield "gather", total, lambda: comm.Gather(MPI.IN_PLACE, every)
+            yield "scatter", total, lambda: comm.Scatter(send, MPI.IN_PLACE)
+        else:
+            yield "gather", total, lambda: comm.Gather(receive, None)
+            yield "scatter", total, lambda: comm.Scatter(None, receive)
     yield "broadcast", whole * 4, lambda: comm.Bcast(buffer(a, whole), 0)
+    if rank == 0:
+        yield "reduce", whole * 4, lambda: comm.Reduce(MPI.IN_PLACE, buffer(a, whole))
+    else:
+        yield "reduce", whole * 4, lambda: comm.Reduce(buffer(a, whole), None)
 
 
 def median_us(operation, seconds):

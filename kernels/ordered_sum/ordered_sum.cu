@@ -1,23 +1,17 @@
-// Entry points of the ordered sum, by the type of the inputs; f64 sums f64, the others f32. All have
-// 256 threads and GROUP_BYTES of dynamic shared memory for each thread and each sum below the top.
-// A launch has any number of blocks.
+// Entry points of the ordered reduction, by the type of the inputs; 16-bit ones are computed in f32.
+// All have 256 threads and GROUP_BYTES of dynamic shared memory for each thread and each number below
+// the top. A launch has any number of blocks.
 #include "ordered_sum.h"
 
-using PlainF32 = ordered_sum::Plain<float, ordered_sum::F32>;
-using PlainF64 = ordered_sum::Plain<double, ordered_sum::F64>;
+#define ENTRY(name, Input, T)                                                      \
+    DEV_KERNEL(name, ordered_sum::THREADS, 4, MusterReduceArgs) {                  \
+        ordered_sum::reduce<ordered_sum::Input, ordered_sum::Plain<T>>(args);      \
+    }
 
-DEV_KERNEL(ordered_sum_f32, ordered_sum::THREADS, 4, MusterSumArgs) {
-    ordered_sum::sum<PlainF32, PlainF32>(args);
-}
-
-DEV_KERNEL(ordered_sum_f64, ordered_sum::THREADS, 4, MusterSumArgs) {
-    ordered_sum::sum<PlainF64, PlainF64>(args);
-}
-
-DEV_KERNEL(ordered_sum_bf16, ordered_sum::THREADS, 4, MusterSumArgs) {
-    ordered_sum::sum<ordered_sum::Half<dev::Bf16>, PlainF32>(args);
-}
-
-DEV_KERNEL(ordered_sum_f16, ordered_sum::THREADS, 4, MusterSumArgs) {
-    ordered_sum::sum<ordered_sum::Half<dev::F16>, PlainF32>(args);
-}
+ENTRY(ordered_sum_f32, Plain<float>, float)
+ENTRY(ordered_sum_f64, Plain<double>, double)
+ENTRY(ordered_sum_bf16, Half<dev::Bf16>, float)
+ENTRY(ordered_sum_f16, Half<dev::F16>, float)
+ENTRY(ordered_sum_i32, Plain<int32_t>, int32_t)
+ENTRY(ordered_sum_i64, Plain<int64_t>, int64_t)
+ENTRY(ordered_sum_u8, Plain<uint8_t>, uint8_t)

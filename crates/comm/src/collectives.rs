@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use device::{DType, Tensor};
+use kernels::ordered_sum::RedOp;
 use layout::{Node, Program, Tree};
 
 use crate::{Gather, OrderedReduce, Segments, Window};
 
-/// An even division of a window's elements among the members, and the order of their sum; made
-/// once, used for many calls. Clones are handles to the same.
+/// A division of a window's elements among the members, an even one if nothing else is asked for,
+/// and the order of their reduction; made once, used for many calls. Clones are handles to the
+/// same.
 #[derive(Debug, Clone)]
 pub struct EvenPlan {
     partials: Arc<[Vec<(Node, usize)>]>,
@@ -17,6 +19,7 @@ pub struct EvenPlan {
     segments: Segments,
     range: Range<usize>,
     dtype: DType,
+    redop: RedOp,
 }
 
 impl EvenPlan {
@@ -24,21 +27,36 @@ impl EvenPlan {
     /// element at most, larger ones first.
     pub fn new(tree: &Tree, range: Range<usize>, dtype: DType) -> EvenPlan {
         let world = tree.leaves();
-        let nodes: Vec<Node> = (0..world).map(|rank| Node { leaves: rank..rank + 1 }).collect();
         let (share, extra) = (range.len() / world, range.len() % world);
-        let segments = (0..world)
-            .map(|rank| {
-                let start = range.start + rank * share + rank.min(extra);
-                std::iter::once(start..start + share + usize::from(rank < extra)).collect()
-            })
-            .collect();
+        let counts: Vec<usize> = (0..world).map(|rank| share + usize::from(rank < extra)).collect();
+        EvenPlan::with_counts(tree, range.start, &counts, dtype)
+    }
+
+    /// A plan with shares of these sizes, one after another from element `start` on, of as many
+    /// members as `tree` has leaves.
+    pub fn with_counts(tree: &Tree, start: usize, counts: &[usize], dtype: DType) -> EvenPlan {
+        let nodes: Vec<Node> =
+            (0..tree.leaves()).map(|rank| Node { leaves: rank..rank + 1 }).collect();
+        let mut end = start;
+        let segment = |&count: &usize| {
+            let start = end;
+            end = start + count;
+            std::iter::once(start..end).collect()
+        };
+        let segments = counts.iter().map(segment).collect();
         EvenPlan {
             program: tree.combine(&nodes).into(),
             partials: nodes.into_iter().map(|node| vec![(node, 0)]).collect(),
             segments,
-            range,
+            range: start..end,
             dtype,
+            redop: RedOp::Sum,
         }
+    }
+
+    /// This plan for reductions by `redop` in the place of sums.
+    pub fn reducing(self, redop: RedOp) -> EvenPlan {
+        EvenPlan { redop, ..self }
     }
 
     /// Of every member: its share.
@@ -59,6 +77,7 @@ impl EvenPlan {
         OrderedReduce {
             slots: [window.clone()].into(),
             dtype: self.dtype,
+            redop: self.redop,
             partials: Arc::clone(&self.partials),
             program: Arc::clone(&self.program),
             range: self.range.clone(),

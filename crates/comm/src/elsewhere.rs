@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{DType, Device, Placement, Staged, Stream, Tensor};
-use kernels::ordered_sum::{OrderedSum, Summation};
+use kernels::ordered_sum::{OrderedSum, RedOp, Summation, computed_in};
 use layout::Program;
 
 use crate::memory::{Joined, load};
@@ -58,7 +58,8 @@ impl SumRoom {
         inputs: usize,
         dtype: DType,
     ) -> Result<usize> {
-        let sum = OrderedSum::new(program, inputs)?;
+        // What is done in that order takes no other room.
+        let sum = OrderedSum::new(program, inputs, RedOp::Sum)?;
         let room = SumRoom::of(device, &sum, inputs, dtype);
         Ok(2 * (room.staged_bytes + room.workspace_bytes))
     }
@@ -66,7 +67,7 @@ impl SumRoom {
     /// Of a lane, where `uploaded` of the partials lie elsewhere.
     fn of(device: &Device, sum: &OrderedSum, uploaded: usize, dtype: DType) -> SumRoom {
         let part = part(uploaded, dtype);
-        let sum_bytes = sum_type(dtype).map_or(0, DType::bytes);
+        let sum_bytes = computed_in(dtype).map_or(0, DType::bytes);
         let workspace_bytes = sum.workspace_elements(device, part) * sum_bytes;
         SumRoom { staged_bytes: uploaded * part * dtype.bytes(), workspace_bytes, part }
     }
@@ -80,15 +81,6 @@ impl SumRoom {
 fn part(uploaded: usize, dtype: DType) -> usize {
     let most = LANE_BYTES / (uploaded.max(1) * dtype.bytes());
     (most / ALIGN).max(1) * ALIGN
-}
-
-/// The type that partials of type `dtype` are summed in, if any.
-pub(crate) fn sum_type(dtype: DType) -> Option<DType> {
-    match dtype {
-        DType::F64 => Some(DType::F64),
-        DType::F32 | DType::Bf16 | DType::F16 => Some(DType::F32),
-        _ => None,
-    }
 }
 
 /// The lanes of a group, made when the first operation needs them.
@@ -291,7 +283,8 @@ impl Lane {
             }
             let elements = part.sum.workspace_elements(stream.device(), len);
             let buffer = workspace.buffer().clone();
-            let workspace = Tensor::new(buffer, 0, &[elements], op.out.dtype())?;
+            let number = computed_in(op.dtype).unwrap_or(op.dtype);
+            let workspace = Tensor::new(buffer, 0, &[elements], number)?;
             let out = op.out.flat(out..out + len)?;
             Summation { sum: part.sum, inputs, out: &out, workspace: &workspace }.launch(stream)?;
         }

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use device::{DType, DeviceError};
+use device::{DType, DeviceError, DeviceKind};
 
 use crate::rendezvous::Refusal;
 
@@ -99,8 +99,21 @@ pub enum CommError {
     Range { what: &'static str, start: usize, end: usize, len: usize },
     #[error("{what}: {got} entries for {expected} segments")]
     PerSegment { what: &'static str, got: usize, expected: usize },
-    #[error("{dtype} is not summed in {sum}: f32, bf16 and f16 are summed in f32, and f64 in f64")]
+    #[error(
+        "{dtype} is not reduced to {sum}: f32, f64, i32, i64 and u8 give their own type, bf16 and \
+         f16 theirs or f32"
+    )]
     SumType { dtype: DType, sum: DType },
+    /// A tensor that results go to.
+    #[error("`{what}` of rank {rank} has {got} elements where {expected} go; give it as many")]
+    Short { rank: usize, what: &'static str, got: usize, expected: usize },
+    #[error("`{what}` of rank {rank} is {got} where the plan says {expected}; use one type")]
+    OtherType { rank: usize, what: &'static str, got: DType, expected: DType },
+    #[error(
+        "`{what}` of rank {rank} lies on {got}, its window on {expected}; use memory of the \
+         group's device"
+    )]
+    OtherDevice { rank: usize, what: &'static str, got: DeviceKind, expected: DeviceKind },
     #[error("{0}; make the program by `Tree::combine` of all partials in leaf order")]
     Sum(kernels::KernelError),
     #[error("the window belongs to another group; use one that this group made")]

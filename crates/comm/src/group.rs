@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 
+use crate::algorithm::BOX_BYTES;
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
-use crate::one_shot::{BOX_BYTES, Boxes};
+use crate::one_shot::Boxes;
 use crate::op::{Op, Site};
 use crate::patience;
 use crate::staged::{Staged, Staging};

@@ -19,9 +19,10 @@
 //!     says what counts), and which stands still while the process is stopped. Any failure gives up
 //!     the whole job, and every rank learns why within 100 ms, whatever it is doing;
 //!   * when an operation is done, its windows may be rewritten;
-//!   * sums are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
+//!   * reductions are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
 //!     neither on the number of ranks, nor on the backend, nor on threads or timing.
 
+mod algorithm;
 mod collectives;
 mod control;
 mod counters;
@@ -40,6 +41,7 @@ mod ordered;
 mod patience;
 pub mod rendezvous;
 mod revocation;
+mod rooted;
 #[cfg(target_os = "linux")]
 pub mod shm;
 mod staged;
@@ -55,6 +57,7 @@ pub use elsewhere::SumRoom;
 pub use error::{CommError, Fault, Moved, Operation};
 pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
+pub use kernels::ordered_sum::RedOp;
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;
 pub use revocation::Revocation;

@@ -19,12 +19,9 @@ use std::sync::Arc;
 
 use device::{DType, Tensor};
 
+use crate::algorithm;
 use crate::op::{Gather, OrderedReduce, Reduction, Site};
 use crate::{EvenPlan, Operation, Result, Segments, Window};
-
-/// Bytes of a box, and what a member reads at most of all others' together: up to there a round
-/// less is worth more than the bytes.
-pub(crate) const BOX_BYTES: usize = 16 << 10;
 
 /// The boxes of a group, one window for each turn.
 pub(crate) type Boxes = [Window; 2];
@@ -48,27 +45,29 @@ pub(crate) struct Turn {
 /// What is taken out of the boxes.
 pub(crate) enum Take {
     Sum(Box<Reduction>),
-    /// Of each peer, by its place: bytes of its box, and of this member's window.
+    /// Of each member, by its place: bytes of its box, and where they go.
     Copies(Vec<(usize, Tensor, Tensor)>),
 }
 
 impl OneShot {
-    /// The sum over all windows, for every member; none where two rounds are better.
+    /// The result of all windows, in `out` of each member that `takes` it; none where two rounds
+    /// are better.
     ///
     /// # Errors
     /// As the reduction in two rounds.
-    pub(crate) fn all_reduce(
+    pub(crate) fn reduce_whole(
         window: &Window,
         plan: &EvenPlan,
+        out: &Tensor,
+        takes: impl Fn(usize) -> bool,
         site: &Site,
     ) -> Result<Option<OneShot>> {
-        let (range, dtype, members) = (plan.range(), plan.dtype(), plan.segments().len());
-        if range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
+        let (range, members) = (plan.range(), site.members.len());
+        if !algorithm::is_one_round_for_all(range.len() * plan.dtype().bytes(), members) {
             return Ok(None);
         }
-        let out = window.tensor(range.start, &[range.len()], dtype)?;
-        let whole = (0..members).map(|_| std::iter::once(0..range.len()).collect());
-        let segments = whole.collect();
+        let whole = |member| takes(member).then_some(0..range.len()).into_iter().collect();
+        let segments = (0..members).map(whole).collect();
         OneShot::reduce(window, plan, site, &|boxed| OrderedReduce {
             range: 0..range.len(),
             segments: Arc::clone(&segments),
@@ -87,7 +86,8 @@ impl OneShot {
         site: &Site,
     ) -> Result<Option<OneShot>> {
         let (range, place) = (plan.range(), site.members.place);
-        if range.len() * plan.dtype().bytes() > BOX_BYTES || plan.segments().len() <= place {
+        let bytes = range.len() * plan.dtype().bytes();
+        if !algorithm::is_one_round(bytes) || plan.segments().len() <= place {
             return Ok(None);
         }
         let in_box =
@@ -129,15 +129,21 @@ impl OneShot {
         Ok(Some(OneShot { from, turns, operation, digest }))
     }
 
-    /// A gather; none where two rounds are better, or peers' boxes are out of reach.
+    /// A gather, into the window or into other memory, of which `into` gives the bytes that are
+    /// these of the window; none where two rounds are better, or peers' boxes are out of reach.
     ///
     /// # Errors
     /// Segments out of bounds.
-    pub(crate) fn gather(gather: &Gather, digest: u64, site: &Site) -> Result<Option<OneShot>> {
+    pub(crate) fn gather(
+        gather: &Gather,
+        digest: u64,
+        site: &Site,
+        into: Option<&dyn Fn(Range<usize>) -> Result<Tensor>>,
+    ) -> Result<Option<OneShot>> {
         let (Some(boxes), place) = (site.boxes, site.members.place) else { return Ok(None) };
         let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
         let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
-        let is_small = all * gather.element_bytes <= BOX_BYTES && all > 0;
+        let is_small = algorithm::is_one_round(all * gather.element_bytes) && all > 0;
         if !is_small || !gather.segments.iter().all(one_range) || !boxes[0].is_mapped() {
             return Ok(None);
         }
@@ -145,14 +151,17 @@ impl OneShot {
             let range = gather.segments[place].first().cloned().unwrap_or(0..0);
             range.start * gather.element_bytes..range.end * gather.element_bytes
         };
-        let part =
-            |range: Range<usize>| gather.window.tensor(range.start, &[range.len()], DType::U8);
+        let part = |range: Range<usize>| -> Result<Tensor> {
+            Ok(gather.window.tensor(range.start, &[range.len()], DType::U8)?)
+        };
+        // What is this member's own is there already, in the window.
+        let (is_apart, into) = (into.is_some(), into.unwrap_or(&part));
         let turn = |boxed: &Window| -> Result<Turn> {
             let in_box = |member, len| boxed.of_member(member, 0, len, DType::U8);
-            let peers = (0..gather.segments.len()).filter(|&peer| peer != place);
-            let copies = peers.filter(|&peer| !bytes(peer).is_empty()).map(|peer| {
+            let taken = (0..gather.segments.len()).filter(|&peer| peer != place || is_apart);
+            let copies = taken.filter(|&peer| !bytes(peer).is_empty()).map(|peer| {
                 let range = bytes(peer);
-                Ok((peer, in_box(peer, range.len())?, part(range)?))
+                Ok((peer, in_box(peer, range.len())?, into(range)?))
             });
             let take = Take::Copies(copies.collect::<Result<_>>()?);
             Ok(Turn { own: in_box(place, bytes(place).len())?, take })
@@ -164,6 +173,11 @@ impl OneShot {
 
     pub(crate) fn operation(&self) -> Operation {
         self.operation
+    }
+
+    /// Whether it makes sums on another device than the group's.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(&self.turns[0].take, Take::Sum(reduction) if reduction.sums.is_elsewhere())
     }
 
     /// What this member gives, and the boxes of the operation with this number.

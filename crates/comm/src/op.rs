@@ -4,47 +4,75 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use device::{DType, DeviceError, Tensor};
+use kernels::ordered_sum::can_give;
 use layout::{Node, Program};
 
 use crate::digest::Digest;
-use crate::elsewhere::{AllLanes, sum_type};
+use crate::elsewhere::AllLanes;
 use crate::job::Members;
 use crate::one_shot::{Boxes, OneShot};
 use crate::ordered::Sums;
-use crate::{CommError, EvenPlan, Operation, Result, Window};
+use crate::rooted;
+use crate::{CommError, EvenPlan, Operation, RedOp, Result, Window};
 
 /// Of every member: elements of a window or tensor, disjoint.
 pub type Segments = Arc<[Vec<Range<usize>>]>;
 
 /// An operation of a group. Members are named by their places in it. All but an exchange are
 /// collective: every member calls the same ones in the same order, with the same arguments but for
-/// its own memory.
+/// its own memory, and in the same form: into the window, or into another.
+///
+/// Other memory than a window (`into`, and `out` of [`Op::Reduce`]) is flat, on the group's device,
+/// apart from the window, and filled from its first element on, which is the first of the plan or
+/// the range, or of a scatter that of the share.
 #[derive(Debug, Clone)]
 pub enum Op {
     /// Is done when every member has come to it.
     Barrier,
-    /// Each owner sums the partials of all members over its segments.
+    /// Each owner reduces the partials of all members over its segments.
     ReduceScatterOrdered(OrderedReduce),
     /// Afterwards every member's window holds the segments of every member.
     AllGatherSegments(Gather),
-    /// Sums the windows of all members in the order of the plan's tree (leaf `i` is member `i`) and
-    /// gives every member the result: an ordered reduction in place, then a gather. Counted as
+    /// Reduces the windows of all members in the order of the plan's tree (leaf `i` is member `i`)
+    /// and gives every member the result: an ordered reduction in place, then a gather. Counted as
     /// those.
     AllReduce { window: Window, plan: EvenPlan },
-    /// As [`Op::AllReduce`] without the gather: `out`, indexed like the window, holds the sums of
-    /// this member's even share.
+    /// As [`Op::AllReduce`], into another window, which is indexed like the first and as large: of
+    /// that, too, peers reach a part.
+    AllReduceInto { window: Window, plan: EvenPlan, into: Window },
+    /// As [`Op::AllReduce`] without the gather: `out`, indexed like the window, holds the results
+    /// of this member's share.
     ReduceScatter { window: Window, plan: EvenPlan, out: Tensor },
-    /// Afterwards every window holds every member's even share.
+    /// As [`Op::AllReduce`] for `root` alone, whose results go to `out` or, without one, to its
+    /// window. The other windows stay as they are; what they say of `out` counts for nothing.
+    Reduce { window: Window, plan: EvenPlan, root: usize, out: Option<Tensor> },
+    /// Afterwards every window holds every member's share.
     AllGather { window: Window, plan: EvenPlan },
+    /// As [`Op::AllGather`], into other memory; the windows stay as they are.
+    AllGatherInto { window: Window, plan: EvenPlan, into: Tensor },
+    /// Afterwards `into` of `root` or, without one, its window holds every member's share. The
+    /// other windows stay as they are; what they say of `into` counts for nothing.
+    Gather { window: Window, plan: EvenPlan, root: usize, into: Option<Tensor> },
+    /// Afterwards `into` of each member or, without one, its window holds its share of the window
+    /// of `root`.
+    Scatter { window: Window, plan: EvenPlan, root: usize, into: Option<Tensor> },
     /// Copies `range` (elements of `element_bytes` each) of the window of `root` to every window.
     Broadcast { window: Window, root: usize, element_bytes: usize, range: Range<usize> },
+    /// As [`Op::Broadcast`], into other memory of every member, the root's as well.
+    BroadcastInto {
+        window: Window,
+        root: usize,
+        element_bytes: usize,
+        range: Range<usize>,
+        into: Tensor,
+    },
     /// Each member gives every member a part of its window.
     AllToAll(AllToAll),
     /// Messages between pairs, all at the same time; only those take part that send or receive.
     Exchange(Vec<P2p>),
 }
 
-/// Sums the partials of all members into the segments of their owners.
+/// Reduces the partials of all members into the segments of their owners.
 ///
 /// Input `i` of `program` is the `i`-th partial of all members in their order, which is leaf order,
 /// since ranks host contiguous leaf ranges. Every owner computes, for each of its elements, that
@@ -54,8 +82,10 @@ pub enum Op {
 pub struct OrderedReduce {
     /// Gradient buffers; slot `s` has the same length on every member.
     pub slots: Arc<[Window]>,
-    /// Type of the partials: bf16, f16 and f32 are summed in f32, f64 in f64.
+    /// Type of the partials, which [`kernels::ordered_sum::computed_in`] says what is computed in.
     pub dtype: DType,
+    /// By what they are combined.
+    pub redop: RedOp,
     /// Of every member: each partial's tree node and the slot that holds it there.
     pub partials: Arc<[Vec<(Node, usize)>]>,
     /// Over all partials, as made by [`layout::Tree::combine`].
@@ -64,10 +94,11 @@ pub struct OrderedReduce {
     pub range: Range<usize>,
     /// Of every member: the elements it owns, disjoint and cut to the bucket.
     pub segments: Segments,
-    /// f32 or f64, flat; only this member's segments are written. Indexed like the slots it may be
-    /// the memory of one of this member's slots (whole, from its first element). It may lie on
-    /// another device than the slots, where whatever used it before has been waited for: partials
-    /// are then copied there and summed there, to the same bits.
+    /// Of a type that [`kernels::ordered_sum::can_give`] names, flat; only this member's segments
+    /// are written. Indexed like the slots it may be the memory of one of this member's slots
+    /// (whole, from its first element, and of the same type). It may lie on another device than the
+    /// slots, where whatever used it before has been waited for: partials are then copied there and
+    /// reduced there, to the same bits.
     pub out: Tensor,
     /// Where each of this member's own segments begins in `out`, in memory of its own; `None`:
     /// where it begins in the slots.
@@ -144,6 +175,8 @@ pub(crate) enum Step {
     Barrier,
     OneShot(OneShot),
     Reduce(Box<Reduction>),
+    /// A reduction into a window that all members reach, whose owners write their results to all.
+    ReduceToAll(Box<Reduction>, Window),
     Gather(Gather, u64),
     AllToAll(AllToAll),
     Exchange(Vec<P2p>),
@@ -159,14 +192,20 @@ pub(crate) struct Reduction {
 impl Step {
     /// Whether it makes sums on another device than the group's.
     pub(crate) fn is_elsewhere(&self) -> bool {
-        matches!(self, Step::Reduce(reduction) if reduction.sums.is_elsewhere())
+        match self {
+            Step::Reduce(reduction) | Step::ReduceToAll(reduction, _) => {
+                reduction.sums.is_elsewhere()
+            }
+            Step::OneShot(shot) => shot.is_elsewhere(),
+            _ => false,
+        }
     }
 
     pub(crate) fn operation(&self) -> Operation {
         match self {
             Step::Barrier => Operation::Barrier,
             Step::OneShot(shot) => shot.operation(),
-            Step::Reduce(_) => Operation::ReduceScatterOrdered,
+            Step::Reduce(_) | Step::ReduceToAll(..) => Operation::ReduceScatterOrdered,
             Step::Gather(..) => Operation::AllGatherSegments,
             Step::AllToAll(_) => Operation::AllToAll,
             Step::Exchange(_) => Operation::Exchange,
@@ -180,10 +219,13 @@ impl Op {
             Op::Barrier => "barrier",
             Op::ReduceScatterOrdered(_) => "reduce_scatter_ordered",
             Op::AllGatherSegments(_) => "all_gather_segments",
-            Op::AllReduce { .. } => "all_reduce",
+            Op::AllReduce { .. } | Op::AllReduceInto { .. } => "all_reduce",
             Op::ReduceScatter { .. } => "reduce_scatter",
-            Op::AllGather { .. } => "all_gather",
-            Op::Broadcast { .. } => "broadcast",
+            Op::Reduce { .. } => "reduce",
+            Op::AllGather { .. } | Op::AllGatherInto { .. } => "all_gather",
+            Op::Gather { .. } => "gather",
+            Op::Scatter { .. } => "scatter",
+            Op::Broadcast { .. } | Op::BroadcastInto { .. } => "broadcast",
             Op::AllToAll(_) => "all_to_all",
             Op::Exchange(_) => "exchange",
         }
@@ -201,14 +243,9 @@ impl Op {
                 vec![Step::Reduce(op.checked(site)?)]
             }
             Op::AllGatherSegments(op) => vec![gather(op)?],
-            Op::AllReduce { window, plan } => {
-                if let Some(shot) = OneShot::all_reduce(&window, &plan, site)? {
-                    return Ok(vec![Step::OneShot(shot)]);
-                }
-                let len = window.bytes() / plan.dtype().bytes();
-                let out = window.tensor(0, &[len], plan.dtype())?;
-                let reduce = plan.reduce(&window, out).checked(site)?;
-                vec![Step::Reduce(reduce), gather(plan.gather(window))?]
+            Op::AllReduce { window, plan } => rooted::all_reduce(&window, &plan, &window, site)?,
+            Op::AllReduceInto { window, plan, into } => {
+                rooted::all_reduce(&window, &plan, &into, site)?
             }
             Op::ReduceScatter { window, plan, out } => {
                 if let Some(shot) = OneShot::reduce_scatter(&window, &plan, &out, site)? {
@@ -217,12 +254,27 @@ impl Op {
                 let reduce = plan.reduce(&window, out).checked(site)?;
                 vec![Step::Reduce(reduce)]
             }
+            Op::Reduce { window, plan, root, out } => {
+                vec![rooted::reduce(&window, &plan, root, out, site)?]
+            }
             Op::AllGather { window, plan } => vec![gather(plan.gather(window))?],
+            Op::AllGatherInto { window, plan, into } => {
+                vec![rooted::gather_into(plan.gather(window), &plan.range(), &into, site)?]
+            }
+            Op::Gather { window, plan, root, into } => {
+                vec![rooted::gather(window, &plan, root, into, site)?]
+            }
+            Op::Scatter { window, plan, root, into } => {
+                vec![rooted::scatter(window, &plan, root, into, site)?]
+            }
             Op::Broadcast { window, root, element_bytes, range } => {
-                let mut segments = vec![Vec::new(); world];
-                let slot = segments.get_mut(root);
-                slot.ok_or(CommError::NoSuchRank { rank: root, world })?.push(range);
-                vec![gather(Gather { window, element_bytes, segments: segments.into() })?]
+                let segments = rooted::only(root, range, world)?;
+                vec![gather(Gather { window, element_bytes, segments })?]
+            }
+            Op::BroadcastInto { window, root, element_bytes, range, into } => {
+                let segments = rooted::only(root, range.clone(), world)?;
+                let op = Gather { window, element_bytes, segments };
+                vec![rooted::gather_into(op, &range, &into, site)?]
             }
             Op::AllToAll(op) => {
                 op.check(group, world)?;
@@ -274,9 +326,9 @@ impl OrderedReduce {
                 return Err(CommError::PerRank { what, got, expected: world });
             }
         }
-        let dtype = self.out.dtype();
-        if sum_type(self.dtype) != Some(dtype) {
-            return Err(CommError::SumType { dtype: self.dtype, sum: dtype });
+        let (dtype, sum) = (self.dtype, self.out.dtype());
+        if !can_give(dtype, sum) {
+            return Err(CommError::SumType { dtype, sum });
         }
         let mut len = if self.places.is_none() { self.out.len() } else { usize::MAX };
         for slot in self.slots.iter() {
@@ -322,7 +374,8 @@ impl OrderedReduce {
     /// A fingerprint of everything that must agree between members.
     fn digest(&self) -> u64 {
         let mut digest = Digest::default();
-        digest.add(self.dtype as usize);
+        // Members may reduce to other types.
+        digest.add(self.dtype as usize + 64 * self.redop as usize);
         digest.add_range(&self.range);
         for partials in self.partials.iter() {
             digest.add(partials.len());
@@ -341,14 +394,14 @@ impl OrderedReduce {
 }
 
 impl Gather {
-    fn step(self, site: &Site) -> Result<Step> {
+    pub(crate) fn step(self, site: &Site) -> Result<Step> {
         let digest = self.check(site.group, site.members.len())?;
-        let shot = OneShot::gather(&self, digest, site)?;
+        let shot = OneShot::gather(&self, digest, site, None)?;
         Ok(shot.map_or_else(|| Step::Gather(self, digest), Step::OneShot))
     }
 
     /// A fingerprint of everything that must agree between members.
-    fn check(&self, group: u64, world: usize) -> Result<u64> {
+    pub(crate) fn check(&self, group: u64, world: usize) -> Result<u64> {
         self.window.check(group)?;
         let (what, got) = ("gather segments", self.segments.len());
         if got != world {
@@ -364,8 +417,17 @@ impl Gather {
     }
 }
 
+impl Gather {
+    /// The member that has something, where it is one alone.
+    pub(crate) fn only_giver(&self) -> Option<usize> {
+        let mut givers = self.segments.iter().enumerate().filter(|(_, own)| !own.is_empty());
+        let (first, second) = (givers.next(), givers.next());
+        first.map(|(member, _)| member).filter(|_| second.is_none() && self.segments.len() > 1)
+    }
+}
+
 impl AllToAll {
-    fn check(&self, group: u64, world: usize) -> Result<()> {
+    pub(crate) fn check(&self, group: u64, world: usize) -> Result<()> {
         self.from.check(group)?;
         let len = self.from.bytes() / self.into.dtype().bytes();
         let sides =

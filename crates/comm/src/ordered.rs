@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::ordered_sum::{OrderedSum, Summation};
+use kernels::ordered_sum::{OrderedSum, Summation, computed_in};
 
 use crate::Result;
 use crate::elsewhere::{AllLanes, Elsewhere};
@@ -84,7 +84,7 @@ impl Sums {
         place: usize,
         lanes: &AllLanes,
     ) -> Result<Sums> {
-        let sum = OrderedSum::new(&op.program, inputs)?;
+        let sum = OrderedSum::new(&op.program, inputs, op.redop)?;
         let site = match Elsewhere::of(op, &sum, place, lanes)? {
             Some(elsewhere) => Site::Elsewhere(elsewhere),
             None => Site::Here(Mutex::new(Scratch::new(op, inputs)?)),
@@ -165,7 +165,10 @@ pub(crate) fn sum_tile(
         let out = op.out.flat(start..start + piece.len())?;
         let room = match sums.sum.workspace_elements(stream.device(), out.len()) {
             0 => out.flat(0..0)?,
-            len => at_least(workspace, stream.device(), out.dtype(), len)?,
+            len => {
+                let number = computed_in(op.dtype).unwrap_or(op.dtype);
+                at_least(workspace, stream.device(), number, len)?
+            }
         };
         let sum = Summation { sum: &sums.sum, inputs, out: &out, workspace: &room };
         sum.launch(stream)?;

@@ -5,7 +5,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use comm::{EvenPlan, Op, OrderedReduce, Window};
+use comm::{EvenPlan, Op, OrderedReduce, RedOp, Window};
 use common::{PATIENCE_MS, control, with_ranks};
 use device::{DType, Device};
 use layout::{Node, Tree};
@@ -53,6 +53,7 @@ fn nothing_is_allocated_after_warm_up() {
         let long = OrderedReduce {
             slots: slots.as_slice().into(),
             dtype: DType::F32,
+            redop: RedOp::Sum,
             partials: partials.as_slice().into(),
             program: long.clone().into(),
             range: 0..50_000,

@@ -7,7 +7,7 @@ mod common;
 use std::ops::Range;
 use std::sync::Arc;
 
-use comm::{Group, Op, OrderedReduce, SumRoom, Window, World};
+use comm::{Group, Op, OrderedReduce, RedOp, SumRoom, Window, World};
 use common::{BACKENDS, PATIENCE_MS, deal, message, simulated, with_ranks};
 use device::{Arch, DType, Device, Element, Stream, Tensor};
 use half::{bf16, f16};
@@ -158,6 +158,7 @@ impl<'a> Rank<'a> {
         OrderedReduce {
             slots: self.slots.as_slice().into(),
             dtype: T::DTYPE,
+            redop: RedOp::Sum,
             partials: self.partials.as_slice().into(),
             program: self.case.tree.combine(&nodes).into(),
             range: 0..self.case.len,
@@ -334,7 +335,7 @@ fn places_that_do_not_fit_are_refused() {
     });
     assert!(slot.contains("asked for memory that it is already writing"), "{slot}");
     let narrow = refused(&|op, _| op.dtype = DType::F64);
-    assert!(narrow.starts_with("f64 is not summed in f32: "), "{narrow}");
+    assert!(narrow.starts_with("f64 is not reduced to f32: "), "{narrow}");
     let whole = refused(&|op, _| op.dtype = DType::U32);
-    assert!(whole.starts_with("u32 is not summed in f32: "), "{whole}");
+    assert!(whole.starts_with("u32 is not reduced to f32: "), "{whole}");
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::ops::Range;
 
-use comm::{Gather, Op, Operation, OrderedReduce, Window, World};
+use comm::{Gather, Op, Operation, OrderedReduce, RedOp, Window, World};
 use common::{BACKENDS, PATIENCE_MS, deal, with_ranks};
 use device::{DType, Device, Stream, Tensor};
 use layout::{Node, Program, Tree};
@@ -102,6 +102,7 @@ fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
             range: bucket.clone(),
             segments: segments.into(),
             dtype: T::DTYPE,
+            redop: RedOp::Sum,
             out: out.clone(),
             places: None,
         };
@@ -277,6 +278,7 @@ fn a_program_that_is_not_of_these_partials_is_refused() {
                     range: 0..16,
                     segments: [Vec::new(), Vec::new()].into(),
                     dtype: DType::F32,
+                    redop: RedOp::Sum,
                     out,
                     places: None,
                 };

@@ -2,7 +2,9 @@
 
 mod common;
 
-use comm::{AllToAll, EvenPlan, Gather, Group, Op, OrderedReduce, P2p, Segments, Window, World};
+use comm::{
+    AllToAll, EvenPlan, Gather, Group, Op, OrderedReduce, P2p, RedOp, Segments, Window, World,
+};
 use common::{BACKENDS, PATIENCE_MS, simulated, with_ranks};
 use device::{Arch, DType, Device, Stream, Tensor};
 use layout::{Node, Tree};
@@ -69,6 +71,7 @@ impl Rank {
             self.run(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: self.slots.as_slice().into(),
                 dtype: DType::F32,
+                redop: RedOp::Sum,
                 partials: partials.as_slice().into(),
                 program: tree.combine(&nodes).into(),
                 range: 0..LEN - 1,

@@ -8,6 +8,7 @@ pub enum DType {
     Bf16,
     F16,
     I32,
+    I64,
     U32,
     U64,
     U8,
@@ -17,7 +18,7 @@ impl DType {
     /// Size of one element.
     pub const fn bytes(self) -> usize {
         match self {
-            DType::F64 | DType::U64 => 8,
+            DType::F64 | DType::I64 | DType::U64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::Bf16 | DType::F16 => 2,
             DType::U8 => 1,
@@ -33,6 +34,7 @@ impl std::fmt::Display for DType {
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
             DType::I32 => "i32",
+            DType::I64 => "i64",
             DType::U32 => "u32",
             DType::U64 => "u64",
             DType::U8 => "u8",
@@ -53,4 +55,4 @@ macro_rules! element {
 }
 
 element!(f32 => F32, f64 => F64, bf16 => Bf16, f16 => F16, i32 => I32,
-    u32 => U32, u64 => U64, u8 => U8);
+    i64 => I64, u32 => U32, u64 => U64, u8 => U8);

@@ -3,6 +3,8 @@
 //! `vectorize!` runs a loop compiled for the widest instruction set of this CPU. Rust never
 //! contracts `a * b + c`, so the bits are those of the plain loop on any CPU.
 
+use half::bf16;
+
 use crate::Real;
 
 /// Runs a closure compiled for the CPU's vector instructions, and what is inlined into it.
@@ -32,6 +34,20 @@ pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
         }
     }
     pulp::Arch::new().dispatch(Body(body))
+}
+
+/// Rounds to nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn round_out(from: &[f32], to: &mut [bf16]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        let bits = from.to_bits();
+        // Only NaNs wrap, which take the other way.
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        // A quiet bit keeps the payload from rounding to infinity.
+        let nan = (bits >> 16) | 0x40;
+        let half = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded };
+        *to = bf16::from_bits(half as u16);
+    }
 }
 
 /// e^x for f32 with a relative error below 2.5e-7: argument reduction to |r| ≤ ln2/2 in two parts

@@ -1,6 +1,6 @@
 //! Rust agrees with the headers of the device code: on the sizes, offsets and constants of
-//! `kernels/abi.h`, and on the counts of `kernels/schedule.h`. Needs a C++ compiler; where there is
-//! none, each test says so and checks nothing.
+//! `kernels/abi.h` and `kernels/ordered_sum/args.h`, and on the counts of `kernels/schedule.h`.
+//! Needs a C++ compiler; where there is none, each test says so and checks nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -131,6 +131,7 @@ fn expected() -> BTreeMap<String, u64> {
         [strips, slots, grads, partials, sums, strip_count, slot_count]
     );
     compare!("MusterSumArgs", SumArgs, [inputs, out, carry, len, ops, op_count, height]);
+    compare!("MusterReduceArgs", ReduceArgs, [stage, factor, inputs, reduce, is_rounded]);
     let constants = [
         ("MUSTER_GEMM_LOWER", GEMM_LOWER),
         ("MUSTER_GEMM_OUT_BF16", GEMM_OUT_BF16),
@@ -150,6 +151,10 @@ fn expected() -> BTreeMap<String, u64> {
         ("MUSTER_SUM_PUSH", SUM_PUSH),
         ("MUSTER_SUM_ADD", SUM_ADD),
         ("MUSTER_SUM_FOLD", SUM_FOLD),
+        ("MUSTER_REDUCE_SUM", REDUCE_SUM),
+        ("MUSTER_REDUCE_PROD", REDUCE_PROD),
+        ("MUSTER_REDUCE_MIN", REDUCE_MIN),
+        ("MUSTER_REDUCE_MAX", REDUCE_MAX),
         ("MUSTER_NS_FINITE", kernels::newton_schulz::STATUS_FINITE),
         ("MUSTER_NS_NON_FINITE", kernels::newton_schulz::STATUS_NON_FINITE),
     ];
@@ -218,7 +223,7 @@ fn the_argument_structs_are_those_of_the_device_code() {
         let value = format!("(unsigned long long)({expression})");
         let _ = writeln!(body, "printf(\"%s\\t%llu\\n\", \"{expression}\", {value});");
     }
-    let Some(printed) = printed("abi.h", &body) else { return };
+    let Some(printed) = printed("ordered_sum/args.h", &body) else { return };
     let got: BTreeMap<String, u64> = printed
         .lines()
         .map(|line| line.split_once('\t').unwrap())

@@ -4,7 +4,8 @@ mod orthogonalization;
 mod sums;
 
 use device::{Arch, Device, SimOptions};
-use half::bf16;
+use half::{bf16, f16};
+use kernels::ordered_sum::RedOp;
 use orthogonalization::with_kernels;
 use proptest::prelude::*;
 use sums::{Case, program, tower};
@@ -37,18 +38,21 @@ fn programs_of_several_tiles_and_of_deep_stacks_are_summed() {
     // More than a tile of a host, and more than its threads' scratch holds.
     let (long, inputs) = program(&[61], 61);
     let deep = tower(130);
+    let redop = RedOp::Sum;
     for device in hosts() {
         for in_place in [None, Some(30)] {
-            let case = Case { program: &long, inputs, len: 70_000, offset: 1, in_place };
+            let case = Case { redop, program: &long, inputs, len: 70_000, offset: 1, in_place };
             case.check::<f32>(&device).unwrap();
-            let case = Case { program: &deep, inputs: 130, len: 3000, offset: 0, in_place };
-            case.check::<f32>(&device).unwrap();
+            Case { redop: RedOp::Avg, ..case }.check_rounded::<bf16>(&device).unwrap();
+            let case = Case { program: &deep, inputs: 130, len: 3000, offset: 0, ..case };
+            case.check_all(&device);
         }
     }
     with_kernels(Arch::Sm80, SimOptions::default(), |device| {
         let run = |inputs| {
             let program = &tower(inputs);
-            Case { program, inputs, len: 50, offset: 0, in_place: None }.check::<f64>(&device)
+            let case = Case { redop, program, inputs, len: 50, offset: 0, in_place: None };
+            case.check::<f64>(&device)
         };
         run(16).unwrap();
         let error = run(17).unwrap_err().to_string();
@@ -66,9 +70,11 @@ proptest! {
         let leaves: usize = radices.iter().product();
         let (program, inputs) = program(&radices, world.min(leaves));
         let in_place = (place < inputs).then_some(place);
-        let case = Case { program: &program, inputs, len, offset, in_place };
+        let redop = RedOp::ALL[(len + offset) % 5];
+        let case = Case { redop, program: &program, inputs, len, offset, in_place };
         for device in hosts() {
             case.check::<f32>(&device).unwrap();
+            case.check_rounded::<f16>(&device).unwrap();
             Case { in_place: None, ..case }.check::<bf16>(&device).unwrap();
         }
     }

@@ -4,7 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use comm::{Channel, Control, Gather, Group, Op, OrderedReduce, Pending, Prepared, Window, World};
+use comm::{
+    Channel, Control, Gather, Group, Op, OrderedReduce, Pending, Prepared, RedOp, Window, World,
+};
 use device::{DType, Stream, Tensor};
 use optim::Offloaded;
 
@@ -76,6 +78,7 @@ impl Ranks {
             group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: Arc::clone(&slots),
                 dtype: DType::F32,
+                redop: RedOp::Sum,
                 partials: Arc::clone(&partials),
                 program: Arc::clone(&program),
                 range: bucket.range.clone(),

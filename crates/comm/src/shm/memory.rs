@@ -102,8 +102,9 @@ impl Places {
         let (start, stride) = (self.next, (bytes as u64).next_multiple_of(ALIGN));
         self.next += stride * self.members as u64;
         let file = Arc::clone(&self.memory.file);
-        // SAFETY: ranks write their own windows alone, and operations keep their readers and
-        // writers apart by barriers.
+        // SAFETY: outside of operations ranks write their own windows alone; within one, each byte
+        // of a window has one member that writes it (`push`), and barriers keep readers and writers
+        // apart.
         move |place| unsafe { SharedPart::new(Arc::clone(&file), start + stride * place as u64) }
     }
 }

@@ -18,7 +18,7 @@ use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 
 /// Elements that are summed, and bytes that are copied, before this member says that it gets on.
-const PART: usize = 4 << 20;
+pub(super) const PART: usize = 4 << 20;
 
 impl Control for Endpoint {
     fn barrier(&self) -> Result<()> {
@@ -88,11 +88,15 @@ impl Transport for Endpoint {
                     end.reduce(device, reduction, state)
                 })
             }
-            Step::Gather(gather, digest) => {
-                self.counted(step.operation(), *digest, |end, state, _| {
+            Step::ReduceToAll(reduction, into) => self.reduce_to_all(device, reduction, into),
+            Step::Gather(gather, digest) => match gather.only_giver() {
+                Some(root) => self.collective(step.operation(), *digest, |end, _, call| {
+                    end.broadcast(device, gather, root, call)
+                }),
+                None => self.counted(step.operation(), *digest, |end, state, _| {
                     end.gather(device, gather, &state.reads)
-                })
-            }
+                }),
+            },
             Step::AllToAll(op) => self.all_to_all(device, op),
             Step::Exchange(messages) => self.exchange(device, messages),
         }
@@ -100,10 +104,10 @@ impl Transport for Endpoint {
 }
 
 /// Peers' windows, mapped here.
-struct Mapped<'a> {
-    device: &'a Device,
-    reduction: &'a Reduction,
-    reads: &'a Reads,
+pub(super) struct Mapped<'a> {
+    pub device: &'a Device,
+    pub reduction: &'a Reduction,
+    pub reads: &'a Reads,
 }
 
 impl Source for Mapped<'_> {

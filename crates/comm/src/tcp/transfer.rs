@@ -89,6 +89,8 @@ impl Transport for Endpoint {
                 }
             }
             Step::Reduce(reduction) => self.reduce(device, reduction.digest, reduction, &|| Ok(())),
+            // Windows are out of reach here.
+            Step::ReduceToAll(..) => Err(CommError::ForeignWindow),
             Step::Gather(op, digest) => {
                 self.collective(operation, *digest, async |state, call, progress| {
                     let traffic = RefCell::new(Gathering { place: self.place(), device, op });

@@ -259,7 +259,7 @@ pub const SUM_ADD: u32 = 1;
 /// The top, added to the sum below.
 pub const SUM_FOLD: u32 = 2;
 
-/// A launch of `ordered_sum_*`.
+/// A stage of a program.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SumArgs {
@@ -270,4 +270,21 @@ pub struct SumArgs {
     pub ops: [u64; 2],
     pub op_count: u32,
     pub height: u32,
+}
+
+/// By what `ordered_sum_*` combines. An average is a sum that is divided in the end.
+pub const REDUCE_SUM: u32 = 0;
+pub const REDUCE_PROD: u32 = 1;
+pub const REDUCE_MIN: u32 = 2;
+pub const REDUCE_MAX: u32 = 3;
+
+/// A launch of `ordered_sum_*`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
+pub struct ReduceArgs {
+    pub stage: SumArgs,
+    pub factor: f64,
+    pub inputs: u64,
+    pub reduce: u32,
+    pub is_rounded: u32,
 }

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::{AdamWFactors, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum};
 use super::{RoundFromMasters, SlotRange, Span, Spans, SumOfSquares, Weights};
-use crate::math;
+use crate::math::{self, round_out};
 use crate::shared_slice::SharedSlice;
 
 type Done = Result<(), device::DeviceError>;
@@ -68,20 +68,6 @@ impl<'a> OpenWeights<'a> {
                 });
             }
         }
-    }
-}
-
-/// Rounds to nearest, ties to even; NaN stays NaN.
-#[inline(always)]
-pub(super) fn round_out(from: &[f32], to: &mut [bf16]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        let bits = from.to_bits();
-        // Only NaNs wrap, which take the other way.
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // A quiet bit keeps the payload from rounding to infinity.
-        let nan = (bits >> 16) | 0x40;
-        let half = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded };
-        *to = bf16::from_bits(half as u16);
     }
 }
 

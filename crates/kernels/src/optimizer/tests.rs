@@ -1,9 +1,9 @@
 use ::device::Device;
 use half::bf16;
 
-use super::host::round_out;
 use super::*;
 use crate::Op;
+use crate::math::round_out;
 use proptest::prelude::*;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {

@@ -4,13 +4,13 @@ use device::{DType, Grid, Stream};
 use layout::ReduceOp;
 
 use super::stages::Limits;
-use super::{KERNEL, StageSum};
+use super::{KERNEL, RedOp, StageSum};
 use crate::KernelError;
 use crate::gpu::abi;
 use crate::gpu::modules::{Family, Kernels};
 
 const THREADS: u32 = 256;
-/// Bytes of sums that a thread makes at a time.
+/// Bytes of what a thread computes at a time, in the type that is computed in.
 const GROUP_BYTES: u32 = 16;
 /// Blocks of a launch for each multiprocessor, at most.
 const RESIDENT: u32 = 8;
@@ -32,7 +32,9 @@ impl StageSum {
             return Ok(());
         }
         let args = self.args();
-        let sums = GROUP_BYTES / self.out.dtype().bytes() as u32;
+        // The stack has its own type, where results are rounded.
+        let number = if self.is_rounded() { DType::F32 } else { self.out.dtype() };
+        let sums = GROUP_BYTES / number.bytes() as u32;
         let units = self.out.len().div_ceil((THREADS * sums) as usize);
         let most = kernels.multiprocessors() * RESIDENT;
         let blocks = u32::try_from(units).map_or(most, |units| units.min(most));
@@ -42,6 +44,9 @@ impl StageSum {
             DType::F64 => "ordered_sum_f64",
             DType::Bf16 => "ordered_sum_bf16",
             DType::F16 => "ordered_sum_f16",
+            DType::I32 => "ordered_sum_i32",
+            DType::I64 => "ordered_sum_i64",
+            DType::U8 => "ordered_sum_u8",
             _ => "ordered_sum_f32",
         };
         let function = kernels.function(Family::OrderedSum, name)?;
@@ -51,7 +56,27 @@ impl StageSum {
         Ok(unsafe { stream.launch_module(&function, &grid, &args) }?)
     }
 
-    fn args(&self) -> abi::SumArgs {
+    fn args(&self) -> abi::ReduceArgs {
+        let inputs = match (self.sum.redop(), self.is_last()) {
+            (RedOp::Avg, true) => self.sum.inputs(),
+            _ => 0,
+        };
+        let reduce = match self.sum.redop() {
+            RedOp::Sum | RedOp::Avg => abi::REDUCE_SUM,
+            RedOp::Prod => abi::REDUCE_PROD,
+            RedOp::Min => abi::REDUCE_MIN,
+            RedOp::Max => abi::REDUCE_MAX,
+        };
+        abi::ReduceArgs {
+            stage: self.stage_args(),
+            factor: 1.0 / inputs.max(1) as f64,
+            inputs: inputs as u64,
+            reduce,
+            is_rounded: u32::from(self.is_rounded()),
+        }
+    }
+
+    fn stage_args(&self) -> abi::SumArgs {
         let mut args = abi::SumArgs {
             out: if self.is_last() { self.out.address() } else { 0 },
             carry: self.workspace.address(),

@@ -8,14 +8,14 @@
 //! ```
 //!
 //! An input may be the output's own old contents. As the first input it is already where it
-//! belongs; as a later one it is set aside before the bottom is written.
-
-use std::ops::{Add, Range};
+//! belongs; as a later one it is set aside before the bottom is written. Where the output is
+//! rounded, the bottom is scratch, too, and the old contents stay until all is combined.
 
 use device::{DType, DeviceError, Element, Kernel};
 use half::{bf16, f16};
 use layout::ReduceOp;
 
+use super::redop::{Combine, Input, Max, Min, Number, Prod, RedOp, Rounded, Sum};
 use super::stages::Limits;
 use super::{STAGE_INPUTS, StageSum};
 
@@ -31,96 +31,127 @@ pub(super) const CHUNK: usize = 1024;
 /// what the threads keep in their caches.
 pub(super) const LIMITS: Limits = Limits { depth: SCRATCH / 32, tile: 64 * CHUNK };
 
-/// A type that sums are made in.
-trait Number: Element + Add<Output = Self> {}
-impl Number for f32 {}
-impl Number for f64 {}
-
-/// A type of inputs that are summed as `S`.
-trait Input<S>: Element {
-    fn widened(self) -> S;
-}
-
-impl Input<f32> for f32 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self
-    }
-}
-impl Input<f64> for f64 {
-    #[inline(always)]
-    fn widened(self) -> f64 {
-        self
-    }
-}
-impl Input<f32> for bf16 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self.to_f32()
-    }
-}
-impl Input<f32> for f16 {
-    #[inline(always)]
-    fn widened(self) -> f32 {
-        self.to_f32()
-    }
-}
+/// The inputs of a stage; `None` is the output's old contents.
+type Inputs<'a, I> = [Option<&'a [I]>; STAGE_INPUTS];
 
 impl StageSum {
     pub(super) fn run(&self, k: &Kernel) -> Result<(), DeviceError> {
-        match self.dtype() {
-            DType::F64 => self.run_as::<f64, f64>(k),
-            DType::Bf16 => self.run_as::<f32, bf16>(k),
-            DType::F16 => self.run_as::<f32, f16>(k),
-            _ => self.run_as::<f32, f32>(k),
+        match self.sum.redop() {
+            RedOp::Sum | RedOp::Avg => self.run_by::<Sum>(k),
+            RedOp::Prod => self.run_by::<Prod>(k),
+            RedOp::Min => self.run_by::<Min>(k),
+            RedOp::Max => self.run_by::<Max>(k),
         }
     }
 
-    fn run_as<S: Number, I: Input<S>>(&self, k: &Kernel) -> Result<(), DeviceError> {
+    fn run_by<R: Combine>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        match (self.dtype(), self.out.dtype()) {
+            (DType::F64, _) => self.run_as::<f64, f64, R>(k),
+            (DType::I32, _) => self.run_as::<i32, i32, R>(k),
+            (DType::I64, _) => self.run_as::<i64, i64, R>(k),
+            (DType::U8, _) => self.run_as::<u8, u8, R>(k),
+            (DType::Bf16, DType::Bf16) => self.run_rounded::<bf16, R>(k),
+            (DType::F16, DType::F16) => self.run_rounded::<f16, R>(k),
+            (DType::Bf16, _) => self.run_as::<f32, bf16, R>(k),
+            (DType::F16, _) => self.run_as::<f32, f16, R>(k),
+            _ => self.run_as::<f32, f32, R>(k),
+        }
+    }
+
+    /// The result has the type that is computed in.
+    fn run_as<N: Number, I: Input<N>, R: Combine>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        let inputs = self.open::<I>(k)?;
+        let is_first = self.stage.inputs.0 == 0;
+        let set_aside = is_first && (self.own_comes_later || self.own.is_some_and(|own| own > 0));
+        let tiles = self.tiles(&inputs);
+        self.each_tile(k, |at, out: &mut [N], scratch: &mut [N]| {
+            let (own, levels) = scratch.split_at_mut(out.len());
+            if set_aside {
+                own.copy_from_slice(out);
+            }
+            tiles.evaluate::<N, R>(at, out, levels, Values::Own(own));
+            self.finish(out);
+        })
+    }
+
+    /// The result is rounded to the type of the inputs.
+    fn run_rounded<I: Rounded, R: Combine>(&self, k: &Kernel) -> Result<(), DeviceError> {
+        let inputs = self.open::<I>(k)?;
+        let tiles = self.tiles(&inputs);
+        self.each_tile(k, |at, out: &mut [I], scratch: &mut [f32]| {
+            let (bottom, levels) = scratch.split_at_mut(out.len());
+            tiles.evaluate::<f32, R>(at, bottom, levels, Values::Read(&*out));
+            self.finish(bottom);
+            if self.is_last() {
+                I::round(bottom, out);
+            }
+        })
+    }
+
+    fn open<'k, I: Element>(&'k self, k: &'k Kernel) -> Result<Inputs<'k, I>, DeviceError> {
         k.streams();
-        let mut inputs: [Option<&[I]>; STAGE_INPUTS] = [None; STAGE_INPUTS];
+        let mut inputs: Inputs<I> = [None; STAGE_INPUTS];
         for (index, (values, input)) in inputs.iter_mut().zip(&self.inputs).enumerate() {
             if let (Some(input), false) = (input, self.own == Some(index)) {
                 *values = Some(k.read::<I>(input)?);
             }
         }
-        let is_first = self.stage.inputs.0 == 0;
-        let set_aside = is_first && (self.own_comes_later || self.own.is_some_and(|own| own > 0));
-        let (ops, height) = (self.sum.ops(&self.stage), self.stage.height);
+        Ok(inputs)
+    }
+
+    fn tiles<'a, I>(&'a self, inputs: &'a Inputs<'a, I>) -> Tiles<'a, I> {
         let inputs = &inputs[..self.stage.inputs.1 - self.stage.inputs.0];
-        let tiles = Tiles { ops, inputs, height, is_first, set_aside };
-        let (out, depth) = (k.write::<S>(&self.out)?, self.sum.depth());
+        let (ops, height) = (self.sum.ops(&self.stage), self.stage.height);
+        Tiles { ops, inputs, height, is_first: self.stage.inputs.0 == 0 }
+    }
+
+    /// What is left to do with a result.
+    fn finish<N: Number>(&self, results: &mut [N]) {
+        if self.sum.redop() == RedOp::Avg && self.is_last() {
+            N::average(results, self.sum.inputs());
+        }
+    }
+
+    /// Calls `run` for each tile of the output: where it begins, the tile, and scratch of as many
+    /// elements for each number on the stack.
+    fn each_tile<O: Element, N: Number>(
+        &self,
+        k: &Kernel,
+        run: impl Fn(usize, &mut [O], &mut [N]) + Sync + Send,
+    ) -> Result<(), DeviceError> {
+        let (out, depth) = (k.write::<O>(&self.out)?, self.sum.depth());
         if LIMITS.carry(&self.sum) {
-            let carry = (k.write::<S>(&self.workspace)?, depth * CHUNK);
+            let carry = (k.write::<N>(&self.workspace)?, depth * CHUNK);
             k.parallel().chunks2((out, CHUNK), carry, |chunk, out, scratch| {
-                tiles.evaluate(chunk * CHUNK, out, scratch);
+                run(chunk * CHUNK, out, scratch);
             });
             return Ok(());
         }
         let tile = SCRATCH / depth;
-        let run = |block: usize, out: &mut [S], scratch: &mut [S]| {
+        let run = |block: usize, out: &mut [O], scratch: &mut [N]| {
             for (index, out) in out.chunks_mut(tile).enumerate() {
-                tiles.evaluate(block * BLOCK + index * tile, out, scratch);
+                run(block * BLOCK + index * tile, out, scratch);
             }
         };
         k.parallel().chunks(out, BLOCK, |block, out| match out.len() * depth {
             // Zeroing the whole scratch takes longer than a small sum.
-            0..=LITTLE => run(block, out, &mut [S::zeroed(); LITTLE]),
-            _ => run(block, out, &mut [S::zeroed(); SCRATCH]),
+            0..=LITTLE => run(block, out, &mut [N::zeroed(); LITTLE]),
+            _ => run(block, out, &mut [N::zeroed(); SCRATCH]),
         });
         Ok(())
     }
 }
 
 /// Elements of one input.
-enum Values<'a, S, I> {
+#[derive(Clone, Copy)]
+enum Values<'a, N, I> {
     /// The output's old contents, set aside.
-    Own(&'a [S]),
+    Own(&'a [N]),
     Read(&'a [I]),
 }
 
-impl<S: Number, I: Input<S>> Values<'_, S, I> {
-    fn copy_to(&self, to: &mut [S]) {
+impl<N: Number, I: Input<N>> Values<'_, N, I> {
+    fn copy_to(&self, to: &mut [N]) {
         match self {
             Values::Own(from) => to.copy_from_slice(from),
             Values::Read(from) => {
@@ -131,26 +162,26 @@ impl<S: Number, I: Input<S>> Values<'_, S, I> {
         }
     }
 
-    fn add_to(&self, to: &mut [S]) {
+    fn combine_into<R: Combine>(&self, to: &mut [N]) {
         match self {
-            Values::Own(from) => add(to, from),
+            Values::Own(from) => combine::<N, R>(to, from),
             Values::Read(from) => {
                 for (to, &from) in to.iter_mut().zip(*from) {
-                    *to = *to + from.widened();
+                    *to = R::combine(*to, from.widened());
                 }
             }
         }
     }
 
-    fn add_both_to(&self, other: &Self, to: &mut [S]) {
+    fn combine_both_into<R: Combine>(&self, other: &Self, to: &mut [N]) {
         if let (Values::Read(a), Values::Read(b)) = (self, other) {
             for ((to, &a), &b) in to.iter_mut().zip(*a).zip(*b) {
-                *to = a.widened() + b.widened();
+                *to = R::combine(a.widened(), b.widened());
             }
             return;
         }
         self.copy_to(to);
-        other.add_to(to);
+        other.combine_into::<R>(to);
     }
 }
 
@@ -162,63 +193,54 @@ struct Tiles<'a, I> {
     /// Stack height before the first operation.
     height: usize,
     is_first: bool,
-    /// Whether the old contents must be kept before level 0 is written.
-    set_aside: bool,
 }
 
 impl<I: Element> Tiles<'_, I> {
-    fn values<'s, S>(
-        &'s self,
-        input: usize,
-        range: Range<usize>,
-        own: &'s [S],
-    ) -> Values<'s, S, I> {
-        self.inputs[input].map_or(Values::Own(own), |values| Values::Read(&values[range]))
-    }
-
-    /// Runs the operations on elements `at..` of the inputs, into `out` (stack level 0).
-    /// `scratch` holds the contents of `out` that were set aside, then levels 1 and up.
-    fn evaluate<S: Number>(&self, at: usize, out: &mut [S], scratch: &mut [S])
-    where
-        I: Input<S>,
+    /// Runs the operations on elements `at..` of the inputs. `bottom` is level 0 of the stack,
+    /// `levels` those above; `own` the old contents of the output, which may be an input.
+    fn evaluate<N: Number, R: Combine>(
+        &self,
+        at: usize,
+        bottom: &mut [N],
+        levels: &mut [N],
+        own: Values<N, I>,
+    ) where
+        I: Input<N>,
     {
-        let len = out.len();
-        let (own, levels) = scratch.split_at_mut(len);
-        if self.set_aside {
-            own.copy_from_slice(out);
-        }
-        let own = &*own;
+        let len = bottom.len();
         let (mut next, mut index, mut height) = (0, 0, self.height);
         while let Some(op) = self.ops.get(index) {
             let mut take = || {
                 next += 1;
-                self.values(next - 1, at..at + len, own)
+                self.inputs[next - 1].map_or(own, |values| Values::Read(&values[at..at + len]))
             };
             match op {
                 ReduceOp::Push(_) => {
                     let first = take();
                     let fused = matches!(self.ops.get(index + 1), Some(ReduceOp::AddInput(_)));
                     let second = fused.then(&mut take);
-                    let level = at_level(out, levels, height);
+                    let level = at_level(bottom, levels, height);
                     // Only the first input can find itself in level 0 already.
                     let in_place = self.is_first && index == 0 && matches!(first, Values::Own(_));
                     match second {
                         None if in_place => {}
-                        Some(second) if in_place => second.add_to(level),
+                        Some(second) if in_place => second.combine_into::<R>(level),
                         None => first.copy_to(level),
-                        Some(second) => first.add_both_to(&second, level),
+                        Some(second) => first.combine_both_into::<R>(&second, level),
                     }
                     height += 1;
                     index += usize::from(fused);
                 }
-                ReduceOp::AddInput(_) => take().add_to(at_level(out, levels, height - 1)),
+                ReduceOp::AddInput(_) => {
+                    take().combine_into::<R>(at_level(bottom, levels, height - 1));
+                }
                 ReduceOp::Fold if height == 2 => {
-                    add(out, &levels[..len]);
+                    combine::<N, R>(bottom, &levels[..len]);
                     height = 1;
                 }
                 ReduceOp::Fold => {
                     let (below, top) = levels.split_at_mut((height - 2) * len);
-                    add(&mut below[(height - 3) * len..], &top[..len]);
+                    combine::<N, R>(&mut below[(height - 3) * len..], &top[..len]);
                     height -= 1;
                 }
             }
@@ -227,16 +249,16 @@ impl<I: Element> Tiles<'_, I> {
     }
 }
 
-fn at_level<'a, S>(out: &'a mut [S], levels: &'a mut [S], level: usize) -> &'a mut [S] {
-    let len = out.len();
+fn at_level<'a, N>(bottom: &'a mut [N], levels: &'a mut [N], level: usize) -> &'a mut [N] {
+    let len = bottom.len();
     match level {
-        0 => out,
+        0 => bottom,
         _ => &mut levels[(level - 1) * len..level * len],
     }
 }
 
-fn add<S: Number>(into: &mut [S], from: &[S]) {
+fn combine<N: Number, R: Combine>(into: &mut [N], from: &[N]) {
     for (into, &from) in into.iter_mut().zip(from) {
-        *into = *into + from;
+        *into = R::combine(*into, from);
     }
 }

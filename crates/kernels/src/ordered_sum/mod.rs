@@ -1,4 +1,5 @@
-//! Sums of many tensors, element by element, in the order that a program says.
+//! Reductions of many tensors, element by element, in the order that a program says; a sum, if
+//! nothing else is asked for ([`RedOp`]).
 //!
 //! ```text
 //! inputs  a b c d ──┐  Push a, AddInput b     a+b
@@ -10,10 +11,10 @@
 //! and are the same on the host and on every device (but for the payload of a NaN).
 //!
 //! ```text
-//! inputs           sums and out
-//! f32              f32
-//! bf16, f16        f32
-//! f64              f64
+//! inputs           computed in      out
+//! f32              f32              f32
+//! bf16, f16        f32              f32, or that of the inputs: rounded once
+//! f64, i32, i64, u8                 the same
 //! ```
 //!
 //! Kernels take 24 inputs at a time. A program of more becomes several **stages**, and
@@ -21,12 +22,14 @@
 
 mod device;
 mod host;
+mod redop;
 mod stages;
 
 use std::ops::Range;
 
 use ::device::{DType, Device, DeviceError, Stream, Tensor};
 
+pub use redop::{RedOp, can_give, computed_in};
 pub use stages::OrderedSum;
 
 use crate::KernelError;
@@ -35,7 +38,7 @@ use stages::{Limits, STAGE_INPUTS, Stage};
 
 const KERNEL: &str = "ordered_sum";
 
-/// One sum's operands.
+/// One reduction's operands.
 ///
 /// It is several launches, one for each stage and tile, and so no [`crate::Op`] itself; and it
 /// borrows a list of any length, because nothing is allocated on the host devices.
@@ -46,7 +49,8 @@ pub struct Summation<'a> {
     pub inputs: &'a [Tensor],
     /// Written. It may be one of the inputs, exactly; it overlaps no other.
     pub out: &'a Tensor,
-    /// Of the type of `out`, [`OrderedSum::workspace_elements`]: none for ordinary programs.
+    /// Of the type of [`computed_in`], [`OrderedSum::workspace_elements`]: none for ordinary
+    /// programs.
     pub workspace: &'a Tensor,
 }
 
@@ -54,7 +58,7 @@ impl Summation<'_> {
     /// Checks the operands and enqueues the sum where the stream is.
     ///
     /// # Errors
-    /// Another number of inputs; other lengths; types that are not summed to that of `out`; memory
+    /// Another number of inputs; other lengths; types that are not combined to that of `out`; memory
     /// that overlaps; too little workspace; on a device, a stack deeper than its kernels have.
     pub fn launch(self, stream: &Stream) -> Result<(), KernelError> {
         self.check(stream.device())?;
@@ -96,16 +100,13 @@ impl Summation<'_> {
 
     fn check_types(&self) -> Result<(), KernelError> {
         let Summation { inputs, out, workspace, .. } = *self;
-        let types = (inputs.first().map_or(out.dtype(), Tensor::dtype), out.dtype());
-        let is_summed = matches!(
-            types,
-            (DType::F32 | DType::Bf16 | DType::F16, DType::F32) | (DType::F64, DType::F64)
-        );
-        let other = inputs.iter().find(|input| input.dtype() != types.0);
-        if let Some(dtype) = other.map(Tensor::dtype).or((!is_summed).then_some(types.0)) {
+        let input = inputs.first().map_or(out.dtype(), Tensor::dtype);
+        let other = inputs.iter().find(|other| other.dtype() != input).map(Tensor::dtype);
+        let is_mixed = || (!can_give(input, out.dtype())).then_some(input);
+        if let Some(dtype) = other.or_else(is_mixed) {
             return Err(KernelError::Dtype { kernel: KERNEL, dtype });
         }
-        if workspace.dtype() != out.dtype() && !workspace.is_empty() {
+        if computed_in(input) != Some(workspace.dtype()) && !workspace.is_empty() {
             return Err(KernelError::Dtype { kernel: KERNEL, dtype: workspace.dtype() });
         }
         Ok(())
@@ -157,6 +158,11 @@ impl StageSum {
 
     fn is_last(&self) -> bool {
         self.stage.inputs.1 == self.sum.inputs()
+    }
+
+    /// Whether results are rounded to the type of the inputs.
+    fn is_rounded(&self) -> bool {
+        computed_in(self.dtype()) != Some(self.out.dtype())
     }
 
     fn dtype(&self) -> DType {

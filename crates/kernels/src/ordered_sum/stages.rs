@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use layout::{Program, ReduceOp};
 
-use super::KERNEL;
+use super::{KERNEL, RedOp};
 use crate::KernelError;
 use crate::gpu::abi;
 
 /// Inputs of one kernel; those of the host may ask for 32 memory ranges.
 pub(super) const STAGE_INPUTS: usize = abi::SUM_INPUTS;
 
-/// How to add inputs: made once for a program, and shared by its clones.
+/// How to combine inputs: made once for a program, and shared by its clones.
 #[derive(Debug, Clone)]
 pub struct OrderedSum {
     plan: Arc<Plan>,
@@ -23,6 +23,7 @@ struct Plan {
     stages: Vec<Stage>,
     inputs: usize,
     depth: usize,
+    redop: RedOp,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,13 +57,14 @@ impl Limits {
 }
 
 impl OrderedSum {
-    /// The sum of `inputs` inputs by `program`.
+    /// `inputs` inputs, combined by `redop` in the order of `program`, whose additions stand for
+    /// whatever that does.
     ///
     /// # Errors
     /// A program that does not read each input once and in order, or whose stack does not end with
     /// the one sum.
-    pub fn new(program: &Program, inputs: usize) -> Result<OrderedSum, KernelError> {
-        let plan = Plan::new(program, inputs).map_err(|problem| {
+    pub fn new(program: &Program, inputs: usize, redop: RedOp) -> Result<OrderedSum, KernelError> {
+        let plan = Plan::new(program, inputs, redop).map_err(|problem| {
             let message = format!("the program {problem}");
             KernelError::Argument { kernel: KERNEL, message }
         })?;
@@ -72,6 +74,11 @@ impl OrderedSum {
     /// Whether it was made from this program.
     pub fn is_of(&self, program: &Program) -> bool {
         self.plan.ops == program.ops
+    }
+
+    /// By what inputs are combined.
+    pub fn redop(&self) -> RedOp {
+        self.plan.redop
     }
 
     /// Number of inputs.
@@ -94,7 +101,7 @@ impl OrderedSum {
 }
 
 impl Plan {
-    fn new(program: &Program, inputs: usize) -> Result<Plan, String> {
+    fn new(program: &Program, inputs: usize, redop: RedOp) -> Result<Plan, String> {
         let mut stages = Vec::new();
         let (mut next, mut height, mut depth) = (0, 0_usize, 1);
         let mut open = Stage { ops: (0, 0), inputs: (0, 0), height: 0 };
@@ -124,6 +131,6 @@ impl Plan {
             return Err(format!("ends with {height} sums"));
         }
         stages.push(Stage { ops: (open.ops.0, program.ops.len()), ..open });
-        Ok(Plan { ops: program.ops.clone(), stages, inputs, depth })
+        Ok(Plan { ops: program.ops.clone(), stages, inputs, depth, redop })
     }
 }

@@ -1,7 +1,7 @@
 //! The command line of `muster bench collectives`.
 
-use ::bench::collectives::run::{Place, Plan, supports};
-use ::bench::collectives::{ElementType, Op, Step, StopRule, Sweep, parse_size};
+use ::bench::collectives::run::{Place, Plan, reduction, supports};
+use ::bench::collectives::{ElementType, Op, RedOp, Step, StopRule, Sweep, parse_size};
 use clap::{Args, ValueEnum};
 
 use super::{BackendArg, HostArgs, ReportArgs};
@@ -9,9 +9,12 @@ use crate::error::CliError;
 
 #[derive(Debug, Args)]
 pub struct CollectivesArgs {
-    /// Operations: all_reduce, reduce_scatter, all_gather, broadcast, all_to_all, send_recv,
-    /// barrier
-    #[arg(value_name = "OP", default_values = ["all_reduce", "reduce_scatter", "all_gather", "broadcast"])]
+    /// Operations: all_reduce, reduce_scatter, all_gather, broadcast, reduce, gather, scatter,
+    /// all_to_all, send_recv, barrier; the first four by default
+    #[arg(value_name = "OP")]
+    pub operations: Vec<Op>,
+    /// Operations, too, in one argument
+    #[arg(long, value_name = "OP,…", value_delimiter = ',')]
     pub ops: Vec<Op>,
     /// Worker processes of all hosts; by default one per task of a launcher, or per core of this
     /// host
@@ -41,15 +44,30 @@ pub struct CollectivesArgs {
     /// Measure each size less and more one element, too
     #[arg(long)]
     pub odd: bool,
-    /// Types of elements: f32, f64; where nothing is summed, any
-    #[arg(long, value_name = "DTYPE", value_delimiter = ',', default_value = "f32")]
-    pub dtype: Vec<ElementType>,
+    /// Types of elements: f32, f64, bf16, f16, i32, i64, u8; where nothing is reduced, any
+    #[arg(
+        long,
+        alias = "dtype",
+        value_name = "DTYPE,…",
+        value_delimiter = ',',
+        default_value = "f32"
+    )]
+    pub dtypes: Vec<ElementType>,
+    /// Reductions: sum, prod, min, max, avg
+    #[arg(
+        long,
+        alias = "redop",
+        value_name = "REDOP,…",
+        value_delimiter = ',',
+        default_value = "sum"
+    )]
+    pub redops: Vec<RedOp>,
     /// Where results go
     #[arg(long, value_name = "PLACE", default_value = "both")]
     pub place: PlaceArg,
-    /// The rank that others receive from
-    #[arg(long, value_name = "R", default_value_t = 0)]
-    pub root: usize,
+    /// The ranks that others receive from or give to, each measured
+    #[arg(long, alias = "root", value_name = "R,…", value_delimiter = ',', default_value = "0")]
+    pub roots: Vec<usize>,
     /// Launches that are not counted
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub warmup: u64,
@@ -116,27 +134,48 @@ impl CollectivesArgs {
         }
     }
 
+    /// Those that were asked for, in either way.
+    fn all_ops(&self) -> Vec<Op> {
+        let asked: Vec<Op> = self.operations.iter().chain(&self.ops).copied().collect();
+        match asked.is_empty() {
+            true => vec![Op::AllReduce, Op::ReduceScatter, Op::AllGather, Op::Broadcast],
+            false => asked,
+        }
+    }
+
+    fn check_types(&self, ops: &[Op]) -> Result<(), CliError> {
+        let refuse = |what: String| Err(CliError::mistake(what));
+        for &op in ops {
+            if let Some(&dtype) = self.dtypes.iter().find(|&&dtype| !supports(op, dtype)) {
+                let can = |dtype: &&ElementType| supports(op, **dtype);
+                let all = ElementType::ALL;
+                let types: Vec<String> = all.iter().filter(can).map(|d| d.to_string()).collect();
+                return refuse(match types.is_empty() {
+                    true => format!("{op} cannot be measured; see --help for those that can"),
+                    false => format!("--dtypes {dtype}: {op} takes {}", types.join(", ")),
+                });
+            }
+        }
+        if let Some(redop) = self.redops.iter().find(|&&redop| reduction(redop).is_none()) {
+            let can = RedOp::ALL.into_iter().filter(|&redop| reduction(redop).is_some());
+            let can: Vec<&str> = can.map(RedOp::word).collect();
+            return refuse(format!("--redops {redop} is not offered; use {}", can.join(", ")));
+        }
+        Ok(())
+    }
+
     /// What to measure.
     ///
     /// # Errors
     /// An operation or type that cannot be measured; numbers out of range.
     pub fn plan(&self, world: usize, nodes: usize) -> Result<Plan, CliError> {
         let refuse = |what: String| Err(CliError::mistake(what));
-        for &op in &self.ops {
-            if let Some(&dtype) = self.dtype.iter().find(|&&dtype| !supports(op, dtype)) {
-                let can = |dtype: &&ElementType| supports(op, **dtype);
-                let all = ElementType::ALL;
-                let types: Vec<String> = all.iter().filter(can).map(|d| d.to_string()).collect();
-                return refuse(match types.is_empty() {
-                    true => format!("{op} cannot be measured; see --help for those that can"),
-                    false => format!("--dtype {dtype}: {op} takes {}", types.join(", ")),
-                });
-            }
-        }
+        let ops = self.all_ops();
+        self.check_types(&ops)?;
         let least = self.ranks_sweep.iter().copied().min().map_or(world, |few| few.min(world));
-        if self.root >= least {
-            let (root, last) = (self.root, least - 1);
-            return refuse(format!("--root {root} is no rank of {least}; use 0 to {last}"));
+        if let Some(root) = self.roots.iter().find(|&&root| root >= least) {
+            let last = least - 1;
+            return refuse(format!("--roots {root} is no rank of {least}; use 0 to {last}"));
         }
         if !(self.within > 0.0 && self.within < 100.0) {
             return refuse(format!("--within {}; use percent above 0, such as 1", self.within));
@@ -151,8 +190,10 @@ impl CollectivesArgs {
         ranks.dedup();
         let iterations_min = StopRule::default().iterations_min.min(self.iterations);
         Ok(Plan {
-            ops: self.ops.clone(),
-            dtypes: self.dtype.clone(),
+            ops,
+            dtypes: self.dtypes.clone(),
+            redops: self.redops.clone(),
+            roots: self.roots.clone(),
             sweep: Sweep { from_bytes: self.min, to_bytes: self.max, step, odd: self.odd },
             ranks,
             places: match self.place {
@@ -160,7 +201,6 @@ impl CollectivesArgs {
                 PlaceArg::Out => vec![Place::Out],
                 PlaceArg::Both => vec![Place::Out, Place::In],
             },
-            root: self.root,
             warmup: self.warmup,
             rule: StopRule {
                 half_width: self.within / 100.0,

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!                  in place                      out of place
-//! all_reduce       A                             —
+//! all_reduce       A                             A to B
 //! reduce_scatter   A, own part of A              A, own part of B
-//! all_gather       A, where the own part lies    —
-//! broadcast        A                             —
+//! all_gather       A, where the own part lies    own part of A to B
+//! broadcast        A                             A of the root to B
+//! reduce           A                             A to B of the root
+//! gather           A, where the own part lies    own part of A to B of the root
+//! scatter          A of the root to own part     A of the root to B
 //! all_to_all       —                             A to B
 //! send_recv        —                             A to the next rank's B
 //! ```
@@ -18,27 +21,40 @@ use layout::Tree;
 use serde::{Deserialize, Serialize};
 
 use super::Place;
-use super::pattern::{self, Pattern, value};
+use super::pattern::{self, Contents, Pattern};
 use crate::BenchError;
-use crate::collectives::{ElementType, Key, Op, Parts};
+use crate::collectives::{ElementType, Key, Op, Parts, RedOp};
 
 /// What a result holds before the operation: no element of any type is all ones here.
 const POISON: u8 = 0xFF;
 
 /// The operations that can be measured, and the types that they take.
 pub fn supports(op: Op, dtype: ElementType) -> bool {
-    let moved = matches!(op, Op::AllGather | Op::Broadcast | Op::AllToAll | Op::SendRecv);
-    let summed = matches!(op, Op::AllReduce | Op::ReduceScatter);
-    let is_sum_type = matches!(dtype, ElementType::F32 | ElementType::F64);
-    op == Op::Barrier || moved || summed && is_sum_type
+    match op {
+        Op::AllReduce | Op::ReduceScatter | Op::Reduce => reduced(dtype).is_some(),
+        Op::AllToAllV | Op::Hypercube => false,
+        _ => true,
+    }
+}
+
+/// The reduction, where it can be measured.
+pub fn reduction(redop: RedOp) -> Option<comm::RedOp> {
+    Some(match redop {
+        RedOp::Sum => comm::RedOp::Sum,
+        RedOp::Prod => comm::RedOp::Prod,
+        RedOp::Min => comm::RedOp::Min,
+        RedOp::Max => comm::RedOp::Max,
+        RedOp::Avg => comm::RedOp::Avg,
+        RedOp::MulSum => return None,
+    })
 }
 
 /// Whether an operation can be measured so.
 pub fn has(op: Op, place: Place) -> bool {
     match op {
-        Op::ReduceScatter => true,
         Op::AllToAll | Op::SendRecv => place == Place::Out,
-        _ => place == Place::In,
+        Op::Barrier => place == Place::In,
+        _ => true,
     }
 }
 
@@ -85,8 +101,8 @@ enum Of {
 pub struct Case {
     op: Prepared,
     stream: Stream,
-    dtype: ElementType,
-    ranks: usize,
+    /// Of launch 0.
+    contents: Contents,
     inputs: Vec<Region>,
     results: Vec<Region>,
 }
@@ -101,8 +117,9 @@ impl Case {
         let parts = Shape::new(group, buffers, key);
         let (op, inputs, results) = parts.operation(key)?;
         let op = group.prepare(op)?;
-        let (stream, ranks) = (stream.clone(), parts.ranks);
-        Ok(Case { op, stream, dtype: key.dtype, ranks, inputs, results })
+        let (dtype, redop, ranks) = (key.dtype, key.redop, parts.ranks);
+        let contents = Contents { dtype, redop, ranks, salt: 0 };
+        Ok(Case { op, stream: stream.clone(), contents, inputs, results })
     }
 
     pub fn launch(&self, group: &Group) -> Result<(), BenchError> {
@@ -129,14 +146,15 @@ impl Case {
         let (mut wrong, mut first, mut before) = (0, None, 0);
         for region in &self.results {
             let pattern = self.pattern(region.of, salt);
-            let size = self.dtype.bytes() as usize;
+            let dtype = self.contents.dtype;
+            let size = dtype.bytes() as usize;
             let found = self.stream.with_memory("check", |k| {
                 let got = k.read::<u8>(&region.bytes)?;
                 let (wrong, at) = pattern.compare(region.start, got);
                 let bad = at.map(|at| Bad {
                     offset: (before + at) as u64,
-                    got: pattern::decode(self.dtype, &got[at * size..(at + 1) * size]),
-                    expected: pattern.text(self.dtype, region.start + at),
+                    got: pattern::decode(dtype, &got[at * size..(at + 1) * size]),
+                    expected: pattern.text(dtype, region.start + at),
                 });
                 Ok((wrong, bad))
             })?;
@@ -159,9 +177,10 @@ impl Case {
     }
 
     fn pattern(&self, of: Of, salt: u64) -> Pattern {
-        Pattern::new(self.dtype, |index| match of {
-            Of::Rank(rank) => value(rank, index, salt),
-            Of::All => (0..self.ranks).map(|rank| value(rank, index, salt)).sum(),
+        let contents = Contents { salt, ..self.contents };
+        Pattern::new(contents.dtype, |index| match of {
+            Of::Rank(rank) => f64::from(contents.given(rank, index)),
+            Of::All => contents.reduced(index),
         })
     }
 }
@@ -213,47 +232,129 @@ impl<'a> Shape<'a> {
     }
 
     fn operation(&self, key: &Key) -> Result<Operation, BenchError> {
-        let (a, b, mine) = (&self.buffers.a, &self.buffers.b, Of::Rank(self.place));
-        let size = self.dtype.bytes() as usize;
-        let one = |region: Region| vec![region];
-        let tree = Tree::for_leaves(self.ranks);
-        Ok(match key.op {
-            Op::Barrier => (comm::Op::Barrier, Vec::new(), Vec::new()),
-            Op::AllReduce => {
-                let plan = EvenPlan::new(&tree, 0..self.count, summed(self.dtype)?);
-                let op = comm::Op::AllReduce { window: a.clone(), plan };
-                let region = |of| self.region(a, 0..self.count, of).map(one);
-                (op, region(mine)?, region(Of::All)?)
+        match key.op {
+            Op::Barrier => Ok((comm::Op::Barrier, Vec::new(), Vec::new())),
+            Op::AllReduce => self.all_reduce(key),
+            Op::ReduceScatter => self.reduce_scatter(key),
+            Op::Reduce => self.reduce(key),
+            Op::AllGather => self.all_gather(key.in_place),
+            Op::Broadcast => self.broadcast(key),
+            Op::Gather => self.gather(key),
+            Op::Scatter => self.scatter(key),
+            Op::AllToAll => self.all_to_all(),
+            Op::SendRecv => self.ring(),
+            op => Err(BenchError::Argument(format!("{op} cannot be measured yet"))),
+        }
+    }
+
+    /// A plan of `elements` elements, and what is combined by what.
+    fn plan(&self, key: &Key, elements: usize) -> Result<EvenPlan, BenchError> {
+        let dtype = if key.op.reduces() { reduced(self.dtype) } else { Some(moved(self.dtype)) };
+        let redop = reduction(key.redop.unwrap_or(RedOp::Sum));
+        let (Some(dtype), Some(redop)) = (dtype, redop) else {
+            let (op, dtype) = (key.op, self.dtype);
+            return Err(BenchError::Argument(format!("{op} of {dtype} cannot be measured yet")));
+        };
+        Ok(EvenPlan::new(&Tree::for_leaves(self.ranks), 0..elements, dtype).reducing(redop))
+    }
+
+    /// Memory of B that is filled from its first element on.
+    fn apart(&self, plan: &EvenPlan, elements: usize) -> Result<Tensor, BenchError> {
+        Ok(self.buffers.b.tensor(0, &[elements], plan.dtype())?)
+    }
+
+    fn all_reduce(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, b, whole) = (&self.buffers.a, &self.buffers.b, 0..self.count);
+        let (window, plan) = (a.clone(), self.plan(key, self.count)?);
+        let (to, op) = match key.in_place {
+            true => (a, comm::Op::AllReduce { window, plan }),
+            false => (b, comm::Op::AllReduceInto { window, plan, into: b.clone() }),
+        };
+        let input = self.region(a, whole.clone(), Of::Rank(self.place))?;
+        Ok((op, vec![input], vec![self.region(to, whole, Of::All)?]))
+    }
+
+    fn reduce_scatter(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, plan) = (&self.buffers.a, self.plan(key, self.whole().end)?);
+        let to = if key.in_place { a } else { &self.buffers.b };
+        let out = to.tensor(0, &[to.bytes() / plan.dtype().bytes()], plan.dtype())?;
+        let op = comm::Op::ReduceScatter { window: a.clone(), plan, out };
+        let input = self.region(a, self.whole(), Of::Rank(self.place))?;
+        Ok((op, vec![input], vec![self.region(to, self.part(self.place), Of::All)?]))
+    }
+
+    fn reduce(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, root, whole) = (&self.buffers.a, key.root.unwrap_or(0), 0..self.count);
+        let plan = self.plan(key, self.count)?;
+        let to = if key.in_place { a } else { &self.buffers.b };
+        let out = (!key.in_place).then(|| self.apart(&plan, self.count)).transpose()?;
+        let op = comm::Op::Reduce { window: a.clone(), plan, root, out };
+        let input = self.region(a, whole.clone(), Of::Rank(self.place))?;
+        let result = self.region(to, whole, Of::All)?;
+        Ok((op, vec![input], if root == self.place { vec![result] } else { Vec::new() }))
+    }
+
+    fn all_gather(&self, in_place: bool) -> Result<Operation, BenchError> {
+        let a = &self.buffers.a;
+        let dtype = moved(self.dtype);
+        let plan = EvenPlan::new(&Tree::for_leaves(self.ranks), self.whole(), dtype);
+        let (to, op) = match in_place {
+            true => (a, comm::Op::AllGather { window: a.clone(), plan }),
+            false => {
+                let into = self.apart(&plan, self.whole().end)?;
+                (&self.buffers.b, comm::Op::AllGatherInto { window: a.clone(), plan, into })
             }
-            Op::ReduceScatter => {
-                let dtype = summed(self.dtype)?;
-                let plan = EvenPlan::new(&tree, self.whole(), dtype);
-                let to = if key.in_place { a } else { b };
-                let out = to.tensor(0, &[to.bytes() / size], dtype)?;
-                let op = comm::Op::ReduceScatter { window: a.clone(), plan, out };
-                let results = self.region(to, self.part(self.place), Of::All)?;
-                (op, one(self.region(a, self.whole(), mine)?), one(results))
+        };
+        let own = self.region(a, self.part(self.place), Of::Rank(self.place))?;
+        Ok((op, vec![own], self.parts(to)?))
+    }
+
+    /// The parts of all ranks in one window.
+    fn parts(&self, window: &Window) -> Result<Vec<Region>, BenchError> {
+        (0..self.ranks).map(|rank| self.region(window, self.part(rank), Of::Rank(rank))).collect()
+    }
+
+    fn broadcast(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, b, root) = (&self.buffers.a, &self.buffers.b, key.root.unwrap_or(0));
+        let (window, range) = (a.clone(), 0..self.count);
+        let element_bytes = self.dtype.bytes() as usize;
+        let (to, op) = match key.in_place {
+            true => (a, comm::Op::Broadcast { window, root, element_bytes, range }),
+            false => {
+                let into = self.bytes(b, range.clone())?;
+                (b, comm::Op::BroadcastInto { window, root, element_bytes, range, into })
             }
-            Op::AllGather => {
-                let plan = EvenPlan::new(&tree, self.whole(), moved(self.dtype));
-                let op = comm::Op::AllGather { window: a.clone(), plan };
-                let own = self.region(a, self.part(self.place), mine)?;
-                let parts =
-                    (0..self.ranks).map(|rank| self.region(a, self.part(rank), Of::Rank(rank)));
-                (op, one(own), parts.collect::<Result<_, _>>()?)
-            }
-            Op::Broadcast => {
-                let root = key.root.unwrap_or(0);
-                let (window, range) = (a.clone(), 0..self.count);
-                let op = comm::Op::Broadcast { window, root, element_bytes: size, range };
-                let region = || self.region(a, 0..self.count, Of::Rank(root)).map(one);
-                let inputs = if root == self.place { region()? } else { Vec::new() };
-                (op, inputs, region()?)
-            }
-            Op::AllToAll => self.all_to_all()?,
-            Op::SendRecv => self.ring()?,
-            op => return Err(BenchError::Argument(format!("{op} cannot be measured yet"))),
-        })
+        };
+        let region = |window| self.region(window, 0..self.count, Of::Rank(root));
+        let inputs = if root == self.place { vec![region(a)?] } else { Vec::new() };
+        Ok((op, inputs, vec![region(to)?]))
+    }
+
+    fn gather(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, root) = (&self.buffers.a, key.root.unwrap_or(0));
+        let plan = self.plan(key, self.whole().end)?;
+        let to = if key.in_place { a } else { &self.buffers.b };
+        let into = (!key.in_place).then(|| self.apart(&plan, self.whole().end)).transpose()?;
+        let op = comm::Op::Gather { window: a.clone(), plan, root, into };
+        let own = self.region(a, self.part(self.place), Of::Rank(self.place))?;
+        let results = if root == self.place { self.parts(to)? } else { Vec::new() };
+        Ok((op, vec![own], results))
+    }
+
+    fn scatter(&self, key: &Key) -> Result<Operation, BenchError> {
+        let (a, root, part) = (&self.buffers.a, key.root.unwrap_or(0), self.part(self.place));
+        let plan = self.plan(key, self.whole().end)?;
+        let into = (!key.in_place).then(|| self.apart(&plan, self.count)).transpose()?;
+        let bytes = match key.in_place {
+            true => self.bytes(a, part.clone())?,
+            false => self.bytes(&self.buffers.b, 0..self.count)?,
+        };
+        let op = comm::Op::Scatter { window: a.clone(), plan, root, into };
+        let inputs = match root == self.place {
+            true => vec![self.region(a, self.whole(), Of::Rank(root))?],
+            false => Vec::new(),
+        };
+        Ok((op, inputs, vec![Region { bytes, start: part.start, of: Of::Rank(root) }]))
     }
 
     fn all_to_all(&self) -> Result<Operation, BenchError> {
@@ -289,15 +390,18 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// The type in which sums are made.
-fn summed(dtype: ElementType) -> Result<DType, BenchError> {
-    match dtype {
-        ElementType::F32 => Ok(DType::F32),
-        ElementType::F64 => Ok(DType::F64),
-        other => {
-            Err(BenchError::Argument(format!("sums of {other} cannot be measured yet; use f32")))
-        }
-    }
+/// A type that can be reduced.
+fn reduced(dtype: ElementType) -> Option<DType> {
+    Some(match dtype {
+        ElementType::F32 => DType::F32,
+        ElementType::F64 => DType::F64,
+        ElementType::Bf16 => DType::Bf16,
+        ElementType::F16 => DType::F16,
+        ElementType::I32 => DType::I32,
+        ElementType::I64 => DType::I64,
+        ElementType::U8 => DType::U8,
+        _ => return None,
+    })
 }
 
 /// A type of the same size.

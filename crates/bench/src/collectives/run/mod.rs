@@ -24,11 +24,11 @@ use comm::{Channel, Group, World};
 use device::{Device, Stream};
 use serde::{Deserialize, Serialize};
 
-pub use case::supports;
 use case::{Buffers, Case};
+pub use case::{reduction, supports};
 use stamps::{Batch, Combined};
 
-use super::{ElementType, Key, Op, Parts, Path, Row, Sampler, StopRule, Sweep};
+use super::{ElementType, Key, Op, Parts, Path, RedOp, Row, Sampler, StopRule, Sweep};
 use crate::BenchError;
 
 /// Time of a batch, after which ranks tell each other their stamps.
@@ -44,12 +44,15 @@ const CHECK_BYTES: u64 = 256 << 10;
 pub struct Plan {
     pub ops: Vec<Op>,
     pub dtypes: Vec<ElementType>,
+    /// Of operations that reduce.
+    pub redops: Vec<RedOp>,
+    /// Of operations with one.
+    pub roots: Vec<usize>,
     pub sweep: Sweep,
     /// Numbers of ranks, each measured among the first so many.
     pub ranks: Vec<usize>,
     /// In place, out of place, or both; operations that have one of them alone are measured in it.
     pub places: Vec<Place>,
-    pub root: usize,
     /// Iterations that are not counted.
     pub warmup: u64,
     pub rule: StopRule,
@@ -86,7 +89,8 @@ impl Plan {
         for &op in &self.ops {
             // What has no elements has no type either.
             let dtypes = if op == Op::Barrier { &self.dtypes[..1] } else { &self.dtypes[..] };
-            for &dtype in dtypes {
+            for ways in self.ways(op, dtypes) {
+                let dtype = ways.0;
                 let sizes = match op {
                     Op::Barrier => vec![0],
                     _ => self.sweep.sizes(dtype.bytes())?,
@@ -95,9 +99,8 @@ impl Plan {
                     let places = self.places.iter().filter(|place| case::has(op, **place));
                     let places: Vec<Place> = places.copied().collect();
                     let places = if places.is_empty() { case::only(op) } else { places };
-                    keys.extend(
-                        places.iter().map(|place| self.key((op, dtype), (bytes, ranks), *place)),
-                    );
+                    let size = (bytes, ranks);
+                    keys.extend(places.iter().map(|place| key(op, ways, size, *place)));
                 }
             }
         }
@@ -108,30 +111,47 @@ impl Plan {
         Ok(keys)
     }
 
-    fn key(
-        &self,
-        (op, dtype): (Op, ElementType),
-        (bytes, ranks): (u64, usize),
-        place: Place,
-    ) -> Key {
-        let extent = op.extent(bytes, dtype.bytes(), ranks, Parts::Exact);
-        Key {
-            op,
-            dtype,
-            redop: op.reduces().then_some(super::RedOp::Sum),
-            root: op.rooted().then_some(self.root),
-            ranks: Some(ranks),
-            bytes: extent.bytes,
-            in_place: place == Place::In,
-            algorithm: None,
-            transport: None,
-            ordered: op.reduces().then_some(true),
+    /// The types, reductions and roots of an operation.
+    fn ways(&self, op: Op, dtypes: &[ElementType]) -> Vec<Way> {
+        let redops: Vec<Option<RedOp>> = match op.reduces() {
+            true => self.redops.iter().copied().map(Some).collect(),
+            false => vec![None],
+        };
+        let roots: Vec<Option<usize>> = match op.rooted() {
+            true => self.roots.iter().copied().map(Some).collect(),
+            false => vec![None],
+        };
+        let mut ways = Vec::new();
+        for &dtype in dtypes {
+            for &redop in &redops {
+                ways.extend(roots.iter().map(|&root| (dtype, redop, root)));
+            }
         }
+        ways
     }
 
     /// Bytes of the two buffers that each rank has.
     pub fn buffer_bytes(&self) -> u64 {
         2 * self.sweep.to_bytes
+    }
+}
+
+/// A type, a reduction and a root, where an operation has them.
+type Way = (ElementType, Option<RedOp>, Option<usize>);
+
+fn key(op: Op, (dtype, redop, root): Way, (bytes, ranks): (u64, usize), place: Place) -> Key {
+    let extent = op.extent(bytes, dtype.bytes(), ranks, Parts::Exact);
+    Key {
+        op,
+        dtype,
+        redop,
+        root,
+        ranks: Some(ranks),
+        bytes: extent.bytes,
+        in_place: place == Place::In,
+        algorithm: None,
+        transport: None,
+        ordered: op.reduces().then_some(true),
     }
 }
 
