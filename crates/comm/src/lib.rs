@@ -33,12 +33,14 @@ mod error;
 mod group;
 mod job;
 mod memory;
+mod nccl;
 mod one_shot;
 mod op;
 mod ordered;
 mod patience;
 pub mod rendezvous;
 mod revocation;
+mod route;
 #[cfg(target_os = "linux")]
 pub mod shm;
 mod staged;
@@ -54,9 +56,11 @@ pub use elsewhere::SumRoom;
 pub use error::{CommError, Fault, Moved, Operation};
 pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
+pub use nccl::{DeviceTransport, GroupOptions, Refusal as TransportRefusal, SumOrder, WindowPath};
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;
 pub use revocation::Revocation;
+pub use route::Route;
 pub use window::Window;
 pub use world::World;
 
