@@ -252,9 +252,7 @@ impl CommError {
             }
             CommError::Refused(Refusal::Ended { rank, reason }) => (vec![*rank], reason.clone()),
             // A peer of the library's, whichever.
-            CommError::Library { source, .. }
-                if matches!(**source, nccl_rs::Error::Async { .. }) =>
-            {
+            CommError::Library { source, .. } if crate::nccl::is_of_a_peer(source) => {
                 (Vec::new(), self.to_string())
             }
             CommError::Refused(Refusal::Missing { .. } | Refusal::Absent { .. })

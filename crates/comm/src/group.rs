@@ -384,10 +384,11 @@ impl Shared {
 
 impl Pending {
     /// Lets the later work of `stream` wait for the operation; the caller goes on. If the operation
-    /// fails, that work is left out; over a vendor's library it is not, on memory that holds
-    /// anything then, and the job is given up. Where a vendor's driver has the stream and the operation is
-    /// staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls of all
-    /// streams one after another, and one that waited for peers could keep another from its turn.
+    /// fails, that work is left out; over a vendor's library it is not, and finds anything in the
+    /// memory, but the job is given up then. Where a vendor's driver has the stream and the
+    /// operation is staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls
+    /// of all streams one after another, and one that waited for peers could keep another from its
+    /// turn.
     ///
     /// # Errors
     /// A stream of another device; there, as [`Pending::wait`].

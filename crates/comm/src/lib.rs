@@ -1,4 +1,5 @@
-//! The control plane, transports and groups, over shared memory and TCP.
+//! The control plane, transports and groups, over shared memory and TCP, and on GPUs over NCCL and
+//! RCCL.
 //!
 //! ```text
 //! rendezvous::Server ◀── join ──▶ peers agree on versions, configuration, addresses
@@ -8,7 +9,8 @@
 //!                             ├─ Control   small messages of hosts; a channel for training, one
 //!                             │            for saving
 //!                             └─ Group     of the parts of a partition: Windows, and operations
-//!                                          that move device memory after a stream's work
+//!                                          that move device memory after a stream's work; a
+//!                                          vendor's library moves it where it can (`nccl`)
 //! ```
 //!
 //! Invariants:
@@ -20,7 +22,8 @@
 //!     the whole job, and every rank learns why within 100 ms, whatever it is doing;
 //!   * when an operation is done, its windows may be rewritten;
 //!   * sums are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
-//!     neither on the number of ranks, nor on the backend, nor on threads or timing.
+//!     neither on the number of ranks, nor on the backend, nor on threads or timing. Groups on GPUs
+//!     may leave sums to the vendor's library instead ([`SumOrder::Vendor`]).
 
 mod collectives;
 mod control;

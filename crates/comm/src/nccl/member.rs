@@ -1,22 +1,21 @@
-//! A member's end of a group over a vendor's library: how it begins, what it enqueues, how it
-//! follows that to its end, and how it ends itself.
+//! A member's end of a group over a vendor's library: what it enqueues, how it follows that to its
+//! end, and how it ends itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use device::{DType, Device, DeviceError, Event, Stream, Tensor};
 use kernels::ordered_sum::Summation;
-use nccl_rs::{Communicator, Config, JobId, Library, UniqueId};
+use nccl_rs::{Communicator, JobId, Library};
 
-use super::calls::{enqueue, with_device};
+use super::calls::enqueue;
 use super::flights::{Flight, Flights};
 use super::plan::{Action, Check, Maker, Plan};
 use super::reduce::Room;
 use super::window::{self, WindowPath};
-use super::{GroupOptions, SumOrder};
+use super::{GroupOptions, SumOrder, join};
 use crate::elsewhere::AllLanes;
 use crate::memory::load;
 use crate::op::{Op, Site};
@@ -31,7 +30,7 @@ const ABORT: Duration = Duration::from_secs(2);
 /// How long members wait for each other to end a communicator that nobody needs any more.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// How long a failure of the library may be known before it is known whose process has ended.
-const NAMED: Duration = Duration::from_millis(500);
+const NAMED: Duration = Duration::from_secs(2);
 /// How long whoever waits for an operation may have it to itself before the watchdog looks.
 const BEFORE_WATCHDOG: Duration = Duration::from_millis(1);
 
@@ -75,9 +74,8 @@ impl Member {
         job: JobId,
         options: GroupOptions,
     ) -> Result<(Arc<Member>, Ending)> {
-        let id = share_id(&*companion, library, job)?;
         let stream = device.new_stream()?;
-        let comm = init(&*companion, &stream, library, (id, job))?;
+        let comm = join::communicator(&*companion, &stream, library, job)?;
         comm.set_timeout(NEVER);
         let members = companion.members().len();
         let member = Arc::new(Member {
@@ -194,7 +192,7 @@ impl Member {
 
     fn enqueue_all(&self, plan: &Plan, call: Call, after: Option<&Event>) -> Result<()> {
         if self.has_failed() {
-            return Err(self.error(call));
+            return Err(self.over(call));
         }
         if let Some(after) = after {
             self.order_after(call, after)?;
@@ -354,13 +352,13 @@ impl Member {
             }
         }
         // What an abort has ended is not done.
-        if self.has_failed() { Err(self.error(call)) } else { Ok(()) }
+        if self.has_failed() { Err(self.over(call)) } else { Ok(()) }
     }
 
     /// Whether the operation may still come to its end.
     fn look(&self, call: Call) -> Result<()> {
         if self.has_failed() {
-            return Err(self.error(call));
+            return Err(self.over(call));
         }
         if let Some(error) = self.job_error(call) {
             return Err(error);
@@ -374,13 +372,13 @@ impl Member {
 
     /// What the library has told; a rank whose process has ended is named, if that is known soon.
     fn told(&self, call: Call, source: nccl_rs::Error) -> CommError {
-        let is_told_by_it = matches!(source, nccl_rs::Error::Async { .. });
+        let may_be_a_loss = super::is_of_a_peer(&source);
         let begun = Instant::now();
         loop {
             if let Some(error) = self.job_error(call) {
                 return error;
             }
-            if !is_told_by_it || begun.elapsed() > NAMED {
+            if !may_be_a_loss || begun.elapsed() > NAMED {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -408,14 +406,16 @@ impl Member {
         self.give_up();
     }
 
-    /// What an operation ends with after a failure.
+    /// What whoever waits for an operation is told after a failure: the first one what it was.
     fn error(&self, call: Call) -> CommError {
         let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let later = || {
-            let why = "the group has failed".to_owned();
-            self.job_error(call).unwrap_or(CommError::Revoked { why })
-        };
-        first.unwrap_or_else(later)
+        first.unwrap_or_else(|| self.over(call))
+    }
+
+    /// That the job is given up.
+    fn over(&self, call: Call) -> CommError {
+        let why = || "the group has failed".to_owned();
+        self.job_error(call).unwrap_or_else(|| CommError::Revoked { why: why() })
     }
 
     /// Ends what is under way, so that nothing on the device waits for peers.
@@ -465,72 +465,4 @@ fn same_length(rank: usize, word: &[u8], expected: u64) -> Result<()> {
         true => Ok(()),
         false => Err(CommError::Length { rank, got, expected }),
     }
-}
-
-/// The first member's new id, on all members.
-fn share_id(companion: &dyn Transport, library: &Library, job: JobId) -> Result<UniqueId> {
-    let (members, call) = (companion.members(), (Operation::Join, 0));
-    let made = (members.place == 0).then(|| library.unique_id(job));
-    let mine = made.map(|made| made.map(|id| id.to_bytes().to_vec()));
-    // A member without one says why: the others would wait for it.
-    let mine = mine.map(|mine| mine.map_err(|error| error.to_string()));
-    let mine = postcard::to_stdvec(&mine).unwrap_or_default();
-    let all = companion.gather_bytes(&mine)?;
-    let first = all.first().and_then(|bytes| postcard::from_bytes(bytes).ok()).flatten();
-    let first: std::result::Result<Vec<u8>, String> =
-        first.unwrap_or_else(|| Err("it sent nothing".to_owned()));
-    let id = match first {
-        Ok(bytes) => UniqueId::from_bytes(&bytes).map_err(|source| {
-            let (operation, sequence) = call;
-            let members = members.ranks.to_vec();
-            CommError::Library { operation, sequence, members, source: Box::new(source) }
-        }),
-        Err(reason) => {
-            let (ranks_of, library) = (vec![members.ranks[0]], library.vendor());
-            Err(super::Refusal::Library { ranks_of, library, reason }.into())
-        }
-    };
-    companion.job().settle(members, call, id)
-}
-
-/// Meets the other members in the library, on a thread of its own, which a failure elsewhere leaves
-/// to its deadline.
-fn init(
-    companion: &dyn Transport,
-    stream: &Stream,
-    library: &Library,
-    (id, job_id): (UniqueId, JobId),
-) -> Result<Communicator> {
-    let (job, members, call) = (companion.job(), companion.members(), (Operation::Join, 0));
-    let timeout = Duration::from_millis(job.timeout_ms());
-    let (place, count) = (members.place as u32, members.len() as u32);
-    let (tell, told) = channel();
-    let (stream, library) = (stream.clone(), library.clone());
-    let thread = std::thread::Builder::new().name("nccl-init".to_owned());
-    let work = move || {
-        let config = Config { timeout, ..Config::default() };
-        let made = with_device(&stream, |_| {
-            Communicator::init_rank(&library, &id, job_id, place, count, &config)
-        });
-        // Nobody may listen any more; then it is aborted.
-        drop(tell.send(made));
-    };
-    thread.spawn(work).map_err(CommError::Runtime)?;
-    let made = loop {
-        match told.recv_timeout(LOOK) {
-            Ok(made) => break made,
-            Err(RecvTimeoutError::Timeout) => job.revocation().check()?,
-            Err(RecvTimeoutError::Disconnected) => {
-                break Err(CommError::Runtime(std::io::ErrorKind::BrokenPipe.into()));
-            }
-        }
-    };
-    let made = made.and_then(|told| {
-        told.map_err(|source| {
-            let (operation, sequence) = call;
-            let members = members.ranks.to_vec();
-            CommError::Library { operation, sequence, members, source: Box::new(source) }
-        })
-    });
-    job.settle(members, call, made)
 }

@@ -138,8 +138,8 @@ impl Maker<'_> {
         Part { reduction, index, place, device, room }.actions()
     }
 
-    /// By messages: how a member's parts lie is its own affair, so no call of the library that wants
-    /// them in one way would surely be everyone's.
+    /// By messages: how a member's parts lie is its own affair, so a call of the library that wants
+    /// them in one way might not be everyone's.
     fn all_to_all(&self, op: &AllToAll) -> Result<Vec<Action>> {
         let size = op.into.dtype().bytes();
         let place = self.site.members.place;
