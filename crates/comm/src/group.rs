@@ -75,7 +75,7 @@ enum Way {
     /// The transport reaches it.
     Host,
     /// By mirrors on the host.
-    Staged(Staging),
+    Staged(Box<Staging>),
     /// A vendor's library moves it, and the transport is its companion.
     Library(Arc<Member>),
 }
@@ -121,7 +121,10 @@ impl Group {
         let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
         let (way, ending) = match library {
             Some((member, ending)) => (Way::Library(member), Some(ending)),
-            None => (Staging::of(device)?.map_or(Way::Host, Way::Staged), None),
+            None => {
+                let staging = Staging::of(device)?.map(Box::new);
+                (staging.map_or(Way::Host, Way::Staged), None)
+            }
         };
         let host = match &way {
             Way::Host => device,

@@ -280,7 +280,8 @@ mod tests {
     #[test]
     fn two_ranks_share_a_gpu_by_permission_and_by_version() {
         let mut shared = gpus();
-        shared[1].1.bus.clone_from(&shared[0].1.bus.clone());
+        let bus = shared[0].1.bus.clone();
+        shared[1].1.bus = bus;
         let told = refused(shared.clone());
         assert!(told.starts_with("ranks 0 and 3 share the GPU at 0000:01:00.0"), "{told}");
         assert!(told.contains("or set NCCL_MULTI_RANK_GPU_ENABLE=1"), "{told}");

@@ -96,21 +96,28 @@ mod tests {
         assert_eq!(runs(&[8..10, 0..3, 3..3, 3..5], 4), [0..20, 32..40]);
     }
 
+    /// Runs of every member, by where they begin and end.
+    fn form_of(members: &[&[(usize, usize)]]) -> Form {
+        let ranges = |own: &&[(usize, usize)]| own.iter().map(|&(a, b)| a..b).collect();
+        form(&members.iter().map(ranges).collect::<Vec<_>>())
+    }
+
     #[test]
     fn the_call_fits_the_segments() {
-        let even = [vec![8..12], vec![12..16], vec![16..20]];
-        assert_eq!(form(&even), Form::Even { start: 8, part: 4 });
-        assert_eq!(form(&[vec![], vec![0..4, 8..9], vec![]]), Form::Root { root: 1 });
+        let even = form_of(&[&[(8, 12)], &[(12, 16)], &[(16, 20)]]);
+        assert_eq!(even, Form::Even { start: 8, part: 4 });
+        assert_eq!(form_of(&[&[], &[(0, 4), (8, 9)], &[]]), Form::Root { root: 1 });
         // Of other lengths, in another order, with gaps, of several parts, or of one member.
-        for other in [
-            vec![vec![8..12], vec![12..15]],
-            vec![vec![12..16], vec![8..12]],
-            vec![vec![8..12], vec![13..17]],
-            vec![vec![0..4, 8..12], vec![4..8, 12..16]],
-            vec![vec![0..4]],
-            vec![vec![], vec![]],
-        ] {
-            assert_eq!(form(&other), Form::Messages, "{other:?}");
+        let others: [&[&[(usize, usize)]]; 6] = [
+            &[&[(8, 12)], &[(12, 15)]],
+            &[&[(12, 16)], &[(8, 12)]],
+            &[&[(8, 12)], &[(13, 17)]],
+            &[&[(0, 4), (8, 12)], &[(4, 8), (12, 16)]],
+            &[&[(0, 4)]],
+            &[&[], &[]],
+        ];
+        for other in others {
+            assert_eq!(form_of(other), Form::Messages, "{other:?}");
         }
     }
 }

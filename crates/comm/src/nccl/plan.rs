@@ -19,7 +19,7 @@ pub(crate) struct Plan {
     pub(crate) operation: Operation,
     pub(super) check: Arc<Check>,
     pub(super) actions: Vec<Action>,
-    pub(super) reductions: Vec<Box<Reduction>>,
+    pub(super) reductions: Vec<Reduction>,
     /// Bytes that leave this member, and that come to it.
     pub(super) bytes: (u64, u64),
 }
@@ -49,7 +49,7 @@ pub(super) enum Check {
     Lengths { digest: u64, send: Vec<u64>, receive: Vec<u64> },
     /// Those that send to or receive from each other tell each other so: the companion's exchange
     /// of the lengths, on memory of the host, and what is expected of each message received.
-    Pairs { step: Step, expected: Vec<(usize, Tensor, u64)> },
+    Pairs { step: Box<Step>, expected: Vec<(usize, Tensor, u64)> },
 }
 
 /// What plans are made of.
@@ -102,7 +102,7 @@ impl Maker<'_> {
                 Step::Reduce(reduction) => {
                     digest.add(reduction.digest as usize);
                     actions.extend(self.reduce(&reduction, reductions.len())?);
-                    reductions.push(reduction);
+                    reductions.push(*reduction);
                 }
                 Step::Gather(op, of) => {
                     digest.add(of as usize);
@@ -181,7 +181,7 @@ impl Maker<'_> {
                 }
             });
         }
-        Ok(Check::Pairs { step: Step::Exchange(step), expected })
+        Ok(Check::Pairs { step: Box::new(Step::Exchange(step)), expected })
     }
 
     /// Sums that the library makes itself, where the options leave them to it and it can.
