@@ -130,10 +130,23 @@ def tests_bar(directory):
     return bar(f"tests on the device that failed, of {len(tests)} programs", 0, failed, "", True)
 
 
+def collectives_bars(directory, simulated):
+    """Ranks that share the GPU: every element of every operation is right."""
+    for ranks in (1, 2, 4):
+        report = load(directory, f"collectives-{ranks}.json")
+        transport = report["transport"] if report else "the vendor's library"
+        text = f"collectives over {transport}, {ranks} ranks on one GPU: wrong elements"
+        wrong, why = None, "SIMULATED" if simulated else f"see collectives-{ranks}.log"
+        if report and report["complete"] and not simulated:
+            wrong = sum(row["check"]["wrong"] for row in report["rows"] if row.get("check"))
+        yield bar(text, 0, wrong, why, smaller=True)
+
+
 def main():
     directory = pathlib.Path(sys.argv[1])
     measured = Measured(directory)
-    bars = [tests_bar(directory), *gemm_bars(measured), *newton_schulz_bars(measured)]
+    bars = [tests_bar(directory), *collectives_bars(directory, measured.simulated),
+            *gemm_bars(measured), *newton_schulz_bars(measured)]
     environment = load(directory, "environment.json") or {}
     skipped = measured.peers["skipped"]
     summary = {"environment": environment, "simulated": measured.simulated, "bars": bars,

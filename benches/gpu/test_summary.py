@@ -28,7 +28,15 @@ def peer(name, benchmark, shape, ms):
     return {"peer": name, "benchmark": benchmark, "shape": shape, "median_ms": ms}
 
 
+def collectives(*wrong, complete=True):
+    rows = [{"key": {"op": "all_reduce"}, "check": {"wrong": count}} for count in wrong]
+    return {"transport": "nccl", "complete": complete, "rows": rows}
+
+
 RESULTS = {
+    "collectives-1": collectives(0, 0),
+    "collectives-2": collectives(0, 3),
+    "collectives-4": collectives(0, complete=False),
     "gemm": report([product("4096x4096x4096", 1.0), product("8192x8192x8192", 1.0),
                     product("16x2048x2048x2048", 1.0)]),
     "symmetric": report([product("8x2048x2048x2048", 1.0)]),
@@ -64,6 +72,9 @@ class Summary(unittest.TestCase):
             if value:
                 self.assertAlmostEqual(entry["value"], value)
 
+        expect("collectives over nccl, 1 ranks", "pass")
+        expect("collectives over nccl, 2 ranks", "miss", 3)
+        expect("collectives over nccl, 4 ranks", "not measured")
         expect("product 4096x4096x4096", "pass", 0.96)
         expect("product 8192x8192x8192", "miss", 0.94)
         expect("gemm 16x2048x2048x2048 over its wave", "miss", 0.8)

@@ -10,8 +10,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates on the floors up to this one.
-const CRATES: [&str; 9] =
-    ["checkpoint", "comm", "data", "device", "kernels", "layout", "model", "optim", "train"];
+const CRATES: [&str; 10] = [
+    "checkpoint",
+    "comm",
+    "data",
+    "device",
+    "kernels",
+    "layout",
+    "model",
+    "nccl-rs",
+    "optim",
+    "train",
+];
 
 fn main() {
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));

@@ -68,6 +68,10 @@ impl EvenPlan {
         self.dtype
     }
 
+    pub(crate) fn redop(&self) -> RedOp {
+        self.redop
+    }
+
     /// The elements of the window that it is about.
     pub(crate) fn range(&self) -> Range<usize> {
         self.range.clone()

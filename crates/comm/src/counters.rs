@@ -10,7 +10,8 @@ use crate::Operation;
 pub struct Count {
     pub calls: u64,
     /// Bytes of the caller's data that left this rank. Over shared memory: bytes that peers have
-    /// read out of this rank's windows, as they told it, or that it put where peers read them.
+    /// read out of this rank's windows, as they told it, or that it put where peers read them. Over
+    /// a vendor's library: what its calls were asked to move.
     pub payload_sent_bytes: u64,
     /// Bytes of frame headers that left this rank; none over shared memory.
     pub header_sent_bytes: u64,
@@ -53,6 +54,13 @@ impl CounterCells {
         {
             cell.fetch_add(amount, Ordering::Relaxed);
         }
+    }
+
+    /// Adds what a vendor's library has moved for a call that is counted already.
+    pub(crate) fn add_bytes(&self, operation: Operation, sent: u64, received: u64) {
+        let [_, sent_cell, _, received_cell] = &self.cells[operation as usize];
+        sent_cell.fetch_add(sent, Ordering::Relaxed);
+        received_cell.fetch_add(received, Ordering::Relaxed);
     }
 
     pub(crate) fn snapshot(&self) -> Counters {

@@ -171,6 +171,32 @@ pub enum CommError {
     Asynchronous,
     #[error("cannot start the communication runtime: {0}")]
     Runtime(std::io::Error),
+    /// A group cannot have the transport that was asked for; found before anything of it is made.
+    #[error(transparent)]
+    Transport(#[from] crate::nccl::Refusal),
+    /// What the library of a GPU's vendor says.
+    #[error("{operation} #{sequence} among {}: {source}", ranks(members))]
+    Library {
+        operation: Operation,
+        sequence: u64,
+        members: Vec<usize>,
+        source: Box<nccl_rs::Error>,
+    },
+    /// All members had come, and the device does not come to the end.
+    #[error(
+        "{operation} #{sequence} among {}: all of them had come, and {library} was not done on \
+         rank {rank} after {timeout_ms} ms without progress; see what those processes are doing, \
+         look at NCCL_DEBUG=INFO, or raise ranks.timeout_ms",
+        ranks(members)
+    )]
+    Unfinished {
+        operation: Operation,
+        sequence: u64,
+        rank: usize,
+        members: Vec<usize>,
+        library: nccl_rs::Vendor,
+        timeout_ms: u64,
+    },
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -244,9 +270,14 @@ impl CommError {
                 (vec![*rank], format!("{cause} ({operation} #{sequence})"))
             }
             CommError::Refused(Refusal::Ended { rank, reason }) => (vec![*rank], reason.clone()),
+            // A peer of the library's, whichever.
+            CommError::Library { source, .. } if crate::nccl::is_of_a_peer(source) => {
+                (Vec::new(), self.to_string())
+            }
             CommError::Refused(Refusal::Missing { .. } | Refusal::Absent { .. })
             | CommError::NoRendezvous { .. }
             | CommError::NotRendezvous { .. }
+            | CommError::Unfinished { .. }
             | CommError::Revoked { .. } => (Vec::new(), self.to_string()),
             _ => return None,
         };

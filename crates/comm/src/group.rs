@@ -10,9 +10,10 @@
 //! on another stream when it was submitted. So whoever submits goes on at once, and only the
 //! group's own thread ever waits for peers. Groups do not wait for each other.
 //!
-//! Where the host cannot reach the device's memory, the group's stream is one of the host, and an
-//! operation there waits for the work before it, copies, moves, and copies back (`staged`); sums
-//! are made on the device all the same (`elsewhere`).
+//! Where the host cannot reach the device's memory, the group's stream is one of the host. Over a
+//! vendor's library an operation there only enqueues what the device does (`nccl`); otherwise it
+//! waits for the work before it, copies, moves, and copies back (`staged`), and sums are made on
+//! the device all the same (`elsewhere`).
 
 use std::collections::VecDeque;
 use std::iter::once;
@@ -25,12 +26,13 @@ use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 use crate::algorithm::BOX_BYTES;
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
+use crate::nccl::{Ending, Member, Plan};
 use crate::one_shot::Boxes;
 use crate::op::{Op, Site};
 use crate::patience;
 use crate::staged::{Staged, Staging};
 use crate::transport::Transport;
-use crate::{CommError, Operation, Result, Window};
+use crate::{CommError, Operation, Result, Route, Window, WindowPath};
 
 /// Numbers of groups in this process.
 static GROUPS: AtomicU64 = AtomicU64::new(1);
@@ -40,9 +42,13 @@ static GROUPS: AtomicU64 = AtomicU64::new(1);
 const LETS_GO: Duration = Duration::from_secs(2);
 
 /// A member's end of a group of ranks, made by [`crate::World::split`]. Dropping it waits for
-/// nothing: what was submitted is still done.
+/// nothing, or over a vendor's library for two seconds at most until all members have ended it:
+/// what was submitted is still done.
 pub struct Group {
     shared: Arc<Shared>,
+    route: Route,
+    /// Over a vendor's library.
+    _ending: Option<Ending>,
     stream: Stream,
     /// Where there are others.
     boxes: Option<Boxes>,
@@ -55,14 +61,33 @@ struct Shared {
     transport: Arc<dyn Transport>,
     device: Device,
     number: u64,
-    /// Where the host cannot reach the device's memory; and then the ends of the work before the
-    /// operations that are submitted and have not begun.
-    staging: Option<Staging>,
+    way: Way,
+    /// Where the host cannot reach the device's memory: the ends of the work before the operations
+    /// that are submitted and have not begun.
     after: Mutex<VecDeque<Event>>,
     /// To devices where sums are made that the inputs do not lie on.
     lanes: AllLanes,
     begun: AtomicU64,
     done: AtomicU64,
+}
+
+/// How memory gets from one member to another.
+enum Way {
+    /// The transport reaches it.
+    Host,
+    /// By mirrors on the host.
+    Staged(Box<Staging>),
+    /// A vendor's library moves it, and the transport is its companion.
+    Library(Arc<Member>),
+}
+
+impl Way {
+    fn library(&self) -> Option<&Member> {
+        match self {
+            Way::Library(member) => Some(member),
+            Way::Host | Way::Staged(_) => None,
+        }
+    }
 }
 
 /// An operation that is checked and ready to be submitted again and again; clones are handles to
@@ -86,22 +111,48 @@ pub struct Pending {
 }
 
 impl Group {
-    pub(crate) fn new(transport: Arc<dyn Transport>, device: &Device) -> Result<Group> {
+    /// A member's end of a group over `transport`, which `library` has as its companion.
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        device: &Device,
+        library: Option<(Arc<Member>, Ending)>,
+        route: Route,
+    ) -> Result<Group> {
         let number = GROUPS.fetch_add(1, Ordering::Relaxed);
         let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (staging, after) = (Staging::of(device)?, Mutex::default());
-        let submitted = Mutex::new(0);
-        let host = staging.as_ref().map_or(device, |staging| &staging.host);
+        let (way, ending) = match library {
+            Some((member, ending)) => (Way::Library(member), Some(ending)),
+            None => {
+                let staging = Staging::of(device)?.map(Box::new);
+                (staging.map_or(Way::Host, Way::Staged), None)
+            }
+        };
+        let host = match &way {
+            Way::Host => device,
+            Way::Staged(staging) => &staging.host,
+            Way::Library(member) => member.host(),
+        };
         let (stream, boxed) =
             (host.new_stream()?, || transport.box_window(host, number, BOX_BYTES));
         let boxes = match transport.members().len() {
             1 => None,
+            _ if ending.is_some() => None,
             _ => Some([boxed()?, boxed()?]),
         };
-        let device = device.clone();
-        let lanes = AllLanes::default();
-        let shared = Shared { transport, device, number, staging, after, lanes, begun, done };
-        Ok(Group { shared: Arc::new(shared), stream, boxes, submitted })
+        let (device, lanes, after) = (device.clone(), AllLanes::default(), Mutex::default());
+        let shared = Shared { transport, device, number, way, after, lanes, begun, done };
+        let (shared, submitted) = (Arc::new(shared), Mutex::new(0));
+        Ok(Group { shared, route, _ending: ending, stream, boxes, submitted })
+    }
+
+    /// What moves the group's memory.
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// How a vendor's library knows the group's windows; none without one.
+    pub fn window_path(&self) -> Option<WindowPath> {
+        self.shared.way.library().and_then(Member::window_path)
     }
 
     /// The ranks in the group, in its order.
@@ -121,13 +172,14 @@ impl Group {
     /// Memory; as an operation.
     pub fn window(&self, bytes: usize) -> Result<Window> {
         let submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Shared { transport, device, number, staging, .. } = &*self.shared;
+        let Shared { transport, device, number, way, .. } = &*self.shared;
         self.pending(Operation::Window, *submitted)?.wait()?;
-        match staging {
-            None => transport.window(device, *number, bytes),
-            Some(staging) => {
+        match way {
+            Way::Host => transport.window(device, *number, bytes),
+            Way::Staged(staging) => {
                 staging.window(device, transport.window(&staging.host, *number, bytes)?)
             }
+            Way::Library(member) => member.window(*number, bytes),
         }
     }
 
@@ -137,11 +189,19 @@ impl Group {
     /// Arguments out of bounds, of another group or of a type that cannot be summed. Since the
     /// other members would wait for this one, the job is given up.
     pub fn prepare(&self, op: Op) -> Result<Prepared> {
-        let (shared, name) = (Arc::clone(&self.shared), op.name());
-        let work = self.work(op).inspect_err(|error| {
-            let job = shared.transport.job();
+        let name = op.name();
+        let prepared = match self.shared.way.library() {
+            None => self.prepare_steps(op),
+            Some(member) => self.prepare_plan(member, op),
+        };
+        prepared.inspect_err(|error| {
+            let job = self.shared.transport.job();
             job.revocation().revoke(&format!("rank {}: {name}: {error}", job.rank));
-        })?;
+        })
+    }
+
+    fn prepare_steps(&self, op: Op) -> Result<Prepared> {
+        let (shared, work) = (Arc::clone(&self.shared), self.work(op)?);
         let first = work.first().map(|staged| staged.step.operation());
         let operation = first.unwrap_or(Operation::Exchange);
         let (group, is_elsewhere) = (shared.number, work.iter().any(|s| s.step.is_elsewhere()));
@@ -149,16 +209,24 @@ impl Group {
         Ok(Prepared { job, operation, group, is_elsewhere })
     }
 
+    fn prepare_plan(&self, member: &Member, op: Op) -> Result<Prepared> {
+        let (shared, group) = (Arc::clone(&self.shared), self.shared.number);
+        let plan = member.plan(op, group, &shared.lanes)?;
+        let operation = plan.operation;
+        let job = Arc::new(move || shared.enqueue(&plan));
+        Ok(Prepared { job, operation, group, is_elsewhere: false })
+    }
+
     /// What an operation consists of, and what is copied before and after each step.
     fn work(&self, op: Op) -> Result<Vec<Staged>> {
-        let Shared { transport, number, staging, lanes, .. } = &*self.shared;
+        let Shared { transport, number, way, lanes, .. } = &*self.shared;
         let members = transport.members();
         // Boxes are memory of the host.
-        let boxes = self.boxes.as_ref().filter(|_| staging.is_none());
+        let boxes = self.boxes.as_ref().filter(|_| matches!(way, Way::Host));
         let steps = op.steps(&Site { group: *number, members, boxes, lanes })?.into_iter();
-        match staging {
-            None => Ok(steps.map(Staged::of).collect()),
-            Some(staging) => steps.map(|step| staging.stage(step, members.place)).collect(),
+        match way {
+            Way::Staged(staging) => steps.map(|step| staging.stage(step, members.place)).collect(),
+            Way::Host | Way::Library(_) => Ok(steps.map(Staged::of).collect()),
         }
     }
 
@@ -169,15 +237,15 @@ impl Group {
     /// An operation of another group; the device refuses; the job is given up, then at the latest.
     /// What becomes of the operation itself, [`Pending::wait`] tells.
     pub fn submit(&self, after: &Stream, op: &Prepared) -> Result<Pending> {
-        let Shared { staging, after: events, .. } = &*self.shared;
+        let Shared { way, after: events, .. } = &*self.shared;
         let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
         *submitted += 1;
         self.check(op, *submitted)?;
         let enqueue = || {
             let event = after.record()?;
-            match staging {
-                None => self.stream.wait_for(&event)?,
-                Some(_) => {
+            match way {
+                Way::Host => self.stream.wait_for(&event)?,
+                Way::Staged(_) | Way::Library(_) => {
                     events.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
                 }
             }
@@ -185,6 +253,9 @@ impl Group {
         };
         let call = (op.operation, *submitted);
         enqueue().map_err(|error| self.shared.explain(call, error))?;
+        if let Some(member) = way.library() {
+            member.has_submitted(*submitted);
+        }
         self.pending(op.operation, *submitted)
     }
 
@@ -198,6 +269,10 @@ impl Group {
             return self.submit(after, op)?.wait();
         };
         let ran = turn.run(&op.job);
+        if let Some(member) = self.shared.way.library() {
+            // It tells more than the stream.
+            return member.wait((op.operation, number));
+        }
         ran.map_err(|error| self.shared.explain((op.operation, number), error))
     }
 
@@ -206,14 +281,23 @@ impl Group {
         let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
         let number = *submitted + 1;
         self.check(op, number)?;
-        let is_ready = || after.record()?.query();
-        let is_here = self.shared.staging.is_none() && !op.is_elsewhere;
-        let turn = (|| match is_here && is_ready()? {
-            true => self.stream.try_turn(),
-            false => Ok(None),
+        let turn = (|| match &self.shared.way {
+            Way::Host if !op.is_elsewhere && after.record()?.query()? => self.stream.try_turn(),
+            Way::Host | Way::Staged(_) => Ok(None),
+            Way::Library(_) => {
+                let (event, turn) = (after.record()?, self.stream.try_turn()?);
+                if turn.is_some() {
+                    let mut events = self.shared.after.lock();
+                    events.as_mut().unwrap_or_else(|error| error.get_mut()).push_back(event);
+                }
+                Ok(turn)
+            }
         })();
         let turn = turn.map_err(|error| self.shared.explain((op.operation, number), error))?;
         *submitted += u64::from(turn.is_some());
+        if let Some(member) = self.shared.way.library() {
+            member.has_submitted(*submitted);
+        }
         Ok(turn.map(|turn| (number, turn)))
     }
 
@@ -244,13 +328,19 @@ impl Group {
 }
 
 impl Shared {
+    /// Enqueues an operation on the device, on the group's thread.
+    fn enqueue(&self, plan: &Plan) -> std::result::Result<(), DeviceError> {
+        let after = self.after.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        self.way.library().map_or(Ok(()), |member| member.enqueue(plan, after.as_ref()))
+    }
+
     /// One operation, on the group's thread.
     fn run(&self, work: &[Staged]) -> std::result::Result<(), DeviceError> {
         self.wait_for_earlier_work()?;
         self.begun.fetch_add(1, Ordering::Release);
-        let ran = work.iter().try_for_each(|staged| match &self.staging {
-            None => self.transport.run(&self.device, &staged.step),
-            Some(staging) => {
+        let ran = work.iter().try_for_each(|staged| match &self.way {
+            Way::Host | Way::Library(_) => self.transport.run(&self.device, &staged.step),
+            Way::Staged(staging) => {
                 staging.bring(&staged.out)?;
                 self.transport.run(&staging.host, &staged.step)?;
                 staging.take_back(&staged.back)
@@ -298,15 +388,19 @@ impl Shared {
 
 impl Pending {
     /// Lets the later work of `stream` wait for the operation; the caller goes on. If the operation
-    /// fails, that work is left out. Where a vendor's driver has the stream and the operation is
-    /// staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls of all
-    /// streams one after another, and one that waited for peers could keep another from its turn.
+    /// fails, that work is left out; over a vendor's library it is not, and finds anything in the
+    /// memory, but the job is given up then. Where a vendor's driver has the stream and the
+    /// operation is staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls
+    /// of all streams one after another, and one that waited for peers could keep another from its
+    /// turn.
     ///
     /// # Errors
     /// A stream of another device; there, as [`Pending::wait`].
     pub fn then(&self, stream: &Stream) -> Result<()> {
-        if self.shared.staging.is_none() {
-            return Ok(stream.wait_for(&self.event)?);
+        match &self.shared.way {
+            Way::Host => return Ok(stream.wait_for(&self.event)?),
+            Way::Library(member) => return member.then((self.operation, self.number), stream),
+            Way::Staged(_) => {}
         }
         match stream.device().kind() {
             DeviceKind::Cuda(_) | DeviceKind::Hip(_) => self.wait(),
@@ -322,6 +416,9 @@ impl Pending {
     /// # Errors
     /// As [`Pending::wait`].
     pub fn is_done(&self) -> Result<bool> {
+        if let Some(member) = self.shared.way.library() {
+            return member.is_done((self.operation, self.number));
+        }
         self.event.query().map_err(|error| self.explain(error))
     }
 
@@ -335,6 +432,9 @@ impl Pending {
     pub fn wait(&self) -> Result<()> {
         let (job, members) = (self.shared.transport.job(), self.shared.transport.members());
         let call = (self.operation, self.number);
+        if let Some(member) = self.shared.way.library() {
+            return member.wait(call);
+        }
         let (mut patience, mut given_up) = (job.patience(), None);
         let mut is_running = false;
         loop {

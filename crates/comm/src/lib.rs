@@ -1,4 +1,5 @@
-//! The control plane, transports and groups, over shared memory and TCP.
+//! The control plane, transports and groups, over shared memory and TCP, and on GPUs over NCCL and
+//! RCCL.
 //!
 //! ```text
 //! rendezvous::Server ◀── join ──▶ peers agree on versions, configuration, addresses
@@ -8,7 +9,8 @@
 //!                             ├─ Control   small messages of hosts; a channel for training, one
 //!                             │            for saving
 //!                             └─ Group     of the parts of a partition: Windows, and operations
-//!                                          that move device memory after a stream's work
+//!                                          that move device memory after a stream's work; a
+//!                                          vendor's library moves it where it can (`nccl`)
 //! ```
 //!
 //! Invariants:
@@ -19,8 +21,9 @@
 //!     says what counts), and which stands still while the process is stopped. Any failure gives up
 //!     the whole job, and every rank learns why within 100 ms, whatever it is doing;
 //!   * when an operation is done, its windows may be rewritten;
-//!   * reductions are made by their owner alone, in the order of a [`layout::Program`]: the bits depend
-//!     neither on the number of ranks, nor on the backend, nor on threads or timing.
+//!   * reductions are made by their owner alone, in the order of a [`layout::Program`]: the bits
+//!     depend neither on the number of ranks, nor on the backend, nor on threads or timing. Groups
+//!     on GPUs may leave them to the vendor's library instead ([`SumOrder::Vendor`]).
 
 mod algorithm;
 mod collectives;
@@ -35,6 +38,7 @@ mod files;
 mod group;
 mod job;
 mod memory;
+mod nccl;
 mod one_shot;
 mod op;
 mod ordered;
@@ -42,6 +46,7 @@ mod patience;
 pub mod rendezvous;
 mod revocation;
 mod rooted;
+mod route;
 #[cfg(target_os = "linux")]
 pub mod shm;
 mod staged;
@@ -58,9 +63,11 @@ pub use error::{CommError, Fault, Moved, Operation};
 pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
 pub use kernels::ordered_sum::RedOp;
+pub use nccl::{DeviceTransport, GroupOptions, Refusal as TransportRefusal, SumOrder, WindowPath};
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;
 pub use revocation::Revocation;
+pub use route::Route;
 pub use window::Window;
 pub use world::World;
 

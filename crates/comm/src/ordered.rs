@@ -67,6 +67,11 @@ impl Scratch {
 }
 
 impl Sums {
+    /// What is added, and in which order.
+    pub(crate) fn program(&self) -> &OrderedSum {
+        &self.sum
+    }
+
     /// Whether sums are made on another device than where the inputs lie.
     pub(crate) fn is_elsewhere(&self) -> bool {
         matches!(self.site, Site::Elsewhere(_))

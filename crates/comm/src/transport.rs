@@ -6,7 +6,7 @@ use device::Device;
 
 use crate::job::{Job, Members};
 use crate::op::Step;
-use crate::{Result, Window};
+use crate::{Operation, Result, Window};
 
 /// A member's end of a group. Operations block the thread that runs them, which is the group's own.
 pub(crate) trait Transport: Send + Sync {
@@ -23,6 +23,13 @@ pub(crate) trait Transport: Send + Sync {
     fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
         self.window(device, group, bytes)
     }
+
+    /// Returns once all members have come to an operation whose bytes something else moves, all
+    /// with the same digest of it.
+    fn meet(&self, operation: Operation, digest: u64) -> Result<()>;
+
+    /// Every member's message, by place.
+    fn gather_bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// Runs one step, whose memory nobody else touches meanwhile.
     fn run(&self, device: &Device, step: &Step) -> Result<()>;

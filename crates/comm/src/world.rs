@@ -4,12 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use device::Device;
+use nccl_rs::{JobId, Vendor};
 
 use crate::control::{Channel, Control};
 use crate::digest::Digest;
 use crate::job::{Job, Members, Settings};
+use crate::nccl::{self, Choice, Facts, Member, Way};
 use crate::transport::Transport;
-use crate::{Backend, CommError, Counters, Group, Operation, Result, Revocation, tcp};
+use crate::{
+    Backend, CommError, Counters, Group, GroupOptions, Operation, Result, Revocation, Route,
+    SumOrder, TransportRefusal, tcp,
+};
 
 /// A rank's place among all ranks of a job; clones are handles to the same. The last handle to it,
 /// to one of its channels or to one of its groups takes the rank out of the job in good order.
@@ -130,20 +135,92 @@ impl World {
     /// A rank that is in no part or in several; ranks that pass different partitions; ranks missing
     /// after the timeout. The job is given up then.
     pub fn split(&self, device: &Device, partition: &[Vec<usize>]) -> Result<Group> {
+        self.split_with(device, partition, GroupOptions::default())
+    }
+
+    /// As [`World::split`], with what moves the memory and makes the sums.
+    ///
+    /// # Errors
+    /// As [`World::split`]; a transport that the ranks of the group cannot use together
+    /// ([`CommError::Transport`], the same on all of them); what a vendor's library says.
+    pub fn split_with(
+        &self,
+        device: &Device,
+        partition: &[Vec<usize>],
+        options: GroupOptions,
+    ) -> Result<Group> {
         let number = self.inner.partitions.fetch_add(1, Ordering::Relaxed) + 1;
         let groups = partition.len() as u64;
         let first = self.inner.groups.fetch_add(groups, Ordering::Relaxed);
-        let (part, members) = self
+        let revoke = |error: &CommError| {
+            self.revoke(&format!("rank {}: split: {error}", self.rank()));
+        };
+        let facts = Facts::of(device, options);
+        let (part, members, choice) = self
             .members(partition)
-            .and_then(|found| self.agree(number, partition).map(|()| found))
-            .inspect_err(|error| self.revoke(&format!("rank {}: split: {error}", self.rank())))?;
+            .and_then(|(part, members)| {
+                let all = self.agree(number, partition, &facts)?;
+                let facts = members.ranks.iter().map(|&rank| (rank, all[rank].clone()));
+                let choice = nccl::choose(&facts.collect::<Vec<_>>())?;
+                Ok((part, members, choice))
+            })
+            .inspect_err(revoke)?;
         let region = first + part;
         let transport: Arc<dyn Transport> = match &self.inner.plane {
             #[cfg(target_os = "linux")]
             Plane::Shm(host) => Arc::new(host.group(region, members)?),
             Plane::Tcp(net) => Arc::new(net.group(region, members)?),
         };
-        Group::new(transport, device)
+        self.make(transport, device, choice, options).inspect_err(revoke)
+    }
+
+    /// A group as it was chosen.
+    fn make(
+        &self,
+        transport: Arc<dyn Transport>,
+        device: &Device,
+        choice: Choice,
+        options: GroupOptions,
+    ) -> Result<Group> {
+        let Choice { way, reason } = choice;
+        let named = |transport, library| Route {
+            transport,
+            library,
+            sum: if way.is_library() { options.sum } else { SumOrder::Ordered },
+            reason,
+        };
+        let is_shm = self.backend() == "shm";
+        let vendor = match way {
+            Way::Host => return Group::new(transport, device, None, named(self.backend(), None)),
+            Way::Staged => {
+                let staged = if is_shm { "staged-shm" } else { "staged-tcp" };
+                return Group::new(transport, device, None, named(staged, None));
+            }
+            Way::Library(vendor) => vendor,
+        };
+        // All members have one, or it was not chosen.
+        let library = nccl::library(vendor).map_err(|reason| {
+            let ranks_of = vec![self.rank()];
+            TransportRefusal::Library { ranks_of, library: vendor, reason }
+        })?;
+        let name = if vendor == Vendor::Nvidia { "nccl" } else { "rccl" };
+        let route = named(name, Some(format!("{vendor} {}", library.version())));
+        let job = self.job_id();
+        let member = Member::join(Arc::clone(&transport), device, &library, job, options)?;
+        Group::new(transport, device, Some(member), route)
+    }
+
+    /// What libraries know the job by.
+    fn job_id(&self) -> JobId {
+        let identity = match &self.inner.plane {
+            #[cfg(target_os = "linux")]
+            Plane::Shm(host) => host.identity(),
+            Plane::Tcp(net) => net.identity(),
+        };
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&identity.to_le_bytes());
+        id[8..].copy_from_slice(&(self.size() as u64).to_le_bytes());
+        JobId(id)
     }
 
     /// This rank's part of a partition.
@@ -167,21 +244,26 @@ impl World {
         mine.ok_or_else(|| wrong(format!("do not name rank {rank}")))
     }
 
-    /// Proves that every rank passes the same partition.
-    fn agree(&self, number: u64, partition: &[Vec<usize>]) -> Result<()> {
+    /// Proves that every rank passes the same partition; returns what each says of its device.
+    fn agree(&self, number: u64, partition: &[Vec<usize>], facts: &Facts) -> Result<Vec<Facts>> {
         let mut digest = Digest::default();
         for ranks in partition {
             digest.add(ranks.len());
             ranks.iter().for_each(|&rank| digest.add(rank));
         }
         let mine = [number, digest.value()].map(u64::to_le_bytes).concat();
-        let all = self.control(Channel::Training).all_gather_bytes(&mine)?;
-        match all.iter().position(|theirs| *theirs != mine) {
-            None => Ok(()),
-            Some(rank) => {
-                let (operation, theirs) = (Operation::Split, "another partition".to_owned());
-                Err(CommError::Mismatch { operation, sequence: number, rank, theirs })
-            }
-        }
+        let mut message = mine.clone();
+        message.extend(postcard::to_stdvec(facts).unwrap_or_default());
+        let all = self.control(Channel::Training).all_gather_bytes(&message)?;
+        let read = |(rank, theirs): (usize, &Vec<u8>)| {
+            let (operation, sequence) = (Operation::Split, number);
+            let other = |theirs: &str| {
+                let theirs = theirs.to_owned();
+                CommError::Mismatch { operation, sequence, rank, theirs }
+            };
+            let rest = theirs.strip_prefix(&mine[..]).ok_or_else(|| other("another partition"))?;
+            postcard::from_bytes(rest).map_err(|_| other("another version of the program"))
+        };
+        all.iter().enumerate().map(read).collect()
     }
 }

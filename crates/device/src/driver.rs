@@ -18,6 +18,8 @@ use crate::{Arch, DeviceError, DeviceKind};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
     pub name: String,
+    /// Where it is on the bus of its machine (`0000:65:00.0`); empty where it is on none.
+    pub bus: String,
     /// The kernels that it runs; `None` on the host devices.
     pub arch: Option<Arch>,
     /// Streaming multiprocessors or compute units; threads on the host devices.
@@ -125,6 +127,8 @@ pub(crate) trait Driver: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<u64, DeviceError>;
     /// Frees memory of `alloc`, after all work that was enqueued before.
     fn free(&self, address: u64);
+    /// Waits for all work that was enqueued before, unless the device is given up.
+    fn quiesce(&self);
     /// Page-locked host memory, zeroed.
     fn alloc_pinned(&self, bytes: usize) -> Result<u64, DeviceError>;
     /// Frees memory of `alloc_pinned`, after all work that was enqueued before.
@@ -273,6 +277,7 @@ mod tests {
     fn limits(arch: Arch) -> Properties {
         Properties {
             name: arch.to_string(),
+            bus: String::new(),
             arch: Some(arch),
             multiprocessors: 4,
             l2_bytes: 0,

@@ -160,16 +160,21 @@ fn properties(
         let told = unsafe { common.device_attribute(&raw mut value, column(attribute), device) };
         told.map(|()| u32::try_from(value).unwrap_or(0)).map_err(fail)
     };
-    let (mut text, mut bytes, mut driver) = ([0_u8; 256], 0_usize, 0);
+    let (mut text, mut bus) = ([0_u8; 256], [0_u8; 32]);
+    let (mut bytes, mut driver) = (0_usize, 0);
     // SAFETY: each writes to a place of the size that it is told or that its type has.
     unsafe {
         common.device_name(text.as_mut_ptr().cast(), 255, device).map_err(fail)?;
+        common.device_bus(bus.as_mut_ptr().cast(), 31, device).map_err(fail)?;
         common.device_memory(&raw mut bytes, device).map_err(fail)?;
         common.driver_version(&raw mut driver).map_err(fail)?;
     }
-    let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+    let until_zero = |text: &[u8]| {
+        String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
+    };
     Ok(Properties {
-        name: String::from_utf8_lossy(&text[..end]).into_owned(),
+        name: until_zero(&text),
+        bus: until_zero(&bus).to_lowercase(),
         arch: None,
         multiprocessors: attribute(Attribute::Multiprocessors)?,
         l2_bytes: u64::from(attribute(Attribute::L2Bytes)?),
@@ -265,13 +270,6 @@ impl<V: Vendor> Gpu<V> {
     fn error(&self, refusal: Refusal) -> DeviceError {
         driver_error(self.kind, refusal, |code| self.vendor.error_name(code))
     }
-
-    /// Waits for everything, so that what it uses can be destroyed. After that the driver has
-    /// nothing to wait for, unless other threads go on to enqueue work.
-    fn quiesce(&self) {
-        // A device that fails has ended its work; one that was given up is not called again.
-        let _ = self.poll(None, |common| self.streams.are_over(common));
-    }
 }
 
 impl<V: Vendor> Gpu<V> {
@@ -317,6 +315,13 @@ impl<V: Vendor> Driver for Gpu<V> {
     fn free(&self, address: u64) {
         self.quiesce();
         let _ = ask!(self, free(address));
+    }
+
+    /// After that the driver has nothing to wait for when something is destroyed, unless other
+    /// threads go on to enqueue work.
+    fn quiesce(&self) {
+        // A device that fails has ended its work; one that was given up is not called again.
+        let _ = self.poll(None, |common| self.streams.are_over(common));
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<u64, DeviceError> {

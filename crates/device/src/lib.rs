@@ -263,6 +263,7 @@ impl Device {
             Some(driver) => driver.properties().clone(),
             None => Properties {
                 name: self.kind().to_string(),
+                bus: String::new(),
                 arch: None,
                 multiprocessors: u32::try_from(self.threads()).unwrap_or(u32::MAX),
                 l2_bytes: 0,
@@ -323,6 +324,33 @@ impl Device {
             Placement::Shared(part) => Mapping::create(part, bytes)?,
         };
         self.adopt(mapping)
+    }
+
+    /// Memory of this device that a library of its vendor allocated. It is freed by dropping
+    /// `owner`, when all work that was enqueued before is over; of a device that was given up it
+    /// is left to the end of the process.
+    ///
+    /// # Errors
+    /// A device without a vendor's driver.
+    ///
+    /// # Safety
+    /// The device may read and write `bytes` bytes from `address` on, and they stay until `owner`
+    /// is dropped; nobody uses them but by way of the buffer.
+    pub unsafe fn adopt_foreign(
+        &self,
+        address: u64,
+        bytes: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Result<Buffer, DeviceError> {
+        self.check()?;
+        let device = self.kind();
+        match self.driver() {
+            Some(driver) if !matches!(device, DeviceKind::Sim(_)) => {
+                let (driver, owner) = (driver.clone(), Some(owner));
+                Ok(self.count(Storage::Foreign { driver, address, len: bytes, owner }))
+            }
+            _ => Err(DeviceError::Unsupported { device, what: "memory of a vendor's library" }),
+        }
     }
 
     /// Memory that another process made as [`Placement::Shared`].

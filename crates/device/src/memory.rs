@@ -1,5 +1,6 @@
 //! Buffers, and page mappings: the only place that talks to the operating system about memory.
 
+use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -201,13 +202,20 @@ pub(crate) enum Storage {
         address: u64,
         len: usize,
     },
+    /// Memory of the device that a library of its vendor allocated, and frees with its owner.
+    Foreign {
+        driver: Arc<dyn Driver>,
+        address: u64,
+        len: usize,
+        owner: Option<Box<dyn Any + Send + Sync>>,
+    },
 }
 
 impl Storage {
     pub(crate) fn len(&self) -> usize {
         match self {
             Storage::Host(mapping) => mapping.len(),
-            Storage::Device { len, .. } => *len,
+            Storage::Device { len, .. } | Storage::Foreign { len, .. } => *len,
         }
     }
 }
@@ -236,7 +244,7 @@ impl Buffer {
         match &self.inner.storage {
             _ if self.is_empty() => 0,
             Storage::Host(mapping) => mapping.start().as_ptr().addr() as u64,
-            Storage::Device { address, .. } => *address,
+            Storage::Device { address, .. } | Storage::Foreign { address, .. } => *address,
         }
     }
 
@@ -264,7 +272,7 @@ impl Buffer {
     pub(crate) fn mapping(&self) -> Option<&Mapping> {
         match &self.inner.storage {
             Storage::Host(mapping) => Some(mapping),
-            Storage::Device { .. } => None,
+            Storage::Device { .. } | Storage::Foreign { .. } => None,
         }
     }
 
@@ -275,9 +283,20 @@ impl Buffer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        match &self.storage {
-            &Storage::Device { ref driver, address, len: 1.. } => {
+        match &mut self.storage {
+            &mut Storage::Device { ref driver, address, len: 1.. } => {
                 release(driver, move |driver| driver.free(address));
+            }
+            Storage::Foreign { driver, owner, .. } => {
+                let owner = owner.take();
+                release(driver, move |driver| {
+                    driver.quiesce();
+                    match driver.abort().is_set() {
+                        // The library might wait for the device.
+                        true => std::mem::forget(owner),
+                        false => drop(owner),
+                    }
+                });
             }
             Storage::Host(mapping) if mapping.len() > 0 => {
                 let start = mapping.start().addr().get();

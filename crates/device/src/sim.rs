@@ -112,6 +112,7 @@ impl Sim {
         let kind = DeviceKind::Sim(arch);
         let properties = Properties {
             name: format!("SIMULATED {arch}"),
+            bus: String::new(),
             arch: Some(arch),
             multiprocessors: options.multiprocessors.max(1),
             l2_bytes: 0,
@@ -284,6 +285,10 @@ impl Driver for Sim {
     fn free(&self, address: u64) {
         let Ok(mut state) = self.drain() else { return };
         state.queues.memory.remove(address);
+    }
+
+    fn quiesce(&self) {
+        drop(self.drain());
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<u64, DeviceError> {

@@ -62,6 +62,17 @@ both! {
         out.cast::<u8>().copy_from_nonoverlapping(name.as_ptr(), name.len());
         Ok(())
     };
+    Driver cuDeviceGetPCIBusId / hipDeviceGetPCIBusId
+        (out: *mut c_char, bytes: i32, device: i32) |call| {
+        known(call, device)?;
+        // The first devices of a machine.
+        let id = format!("0000:{:02X}:00.0\0", device + 1);
+        if out.is_null() || usize::try_from(bytes).is_ok_and(|bytes| bytes < id.len()) {
+            return Err(call.wrong(code::INVALID_VALUE, "no room for the place on the bus"));
+        }
+        out.cast::<u8>().copy_from_nonoverlapping(id.as_ptr(), id.len());
+        Ok(())
+    };
     Driver cuDeviceTotalMem_v2 / hipDeviceTotalMem (out: *mut usize, device: i32) |call| {
         known(call, device)?;
         let bytes = call.memory_bytes() as usize;

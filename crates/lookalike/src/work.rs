@@ -348,7 +348,13 @@ impl Call {
         self.broken.map_or(Ok(()), Err)?;
         let ready = (0..self.queue.len()).find(|&index| self.is_ready(index));
         let Some(op) = ready.and_then(|index| self.queue.remove(index)) else { return Ok(false) };
-        self.run(op).map(|()| true)
+        // Whoever looks may have another device, or none.
+        let device = self.streams.get(&op.stream).map(|state| state.device);
+        match device {
+            Some(device) => self.on_device(device, |call| call.run(op)),
+            None => self.run(op),
+        }
+        .map(|()| true)
     }
 
     /// Lets one operation run; what it fails with is told to whoever waits for it.

@@ -14,7 +14,7 @@ use bench::collectives::run::{self, Plan};
 use bench::collectives::{Host, Report, Row, Tool, environment, plausible, plot, table};
 use comm::rendezvous::{Hello, Joined, join};
 use comm::tcp;
-use device::Device;
+use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::WarnSignal;
 use train::event::Event;
@@ -35,12 +35,18 @@ use crate::train_cmd::signals::{Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
 
+/// How long operations may take to let go of a device whose job is given up.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+
 /// What is decided for the workers, in a file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     name: String,
     world: usize,
     threads: usize,
+    /// Of this host's ranks, in turn, the first of which has this number.
+    devices: Vec<String>,
+    first_rank: usize,
     timeout_ms: u64,
     rendezvous: Vec<SocketAddr>,
     shared_memory: Option<i32>,
@@ -49,6 +55,13 @@ struct Job {
 }
 
 impl Job {
+    /// Where a rank of this host has its buffers.
+    fn device(&self, rank: usize) -> Result<DeviceKind, CliError> {
+        let turn = rank.saturating_sub(self.first_rank) % self.devices.len().max(1);
+        let word = self.devices.get(turn).map_or("cpu", String::as_str);
+        Ok(word.parse()?)
+    }
+
     /// What all ranks must have the same.
     fn identity(&self) -> Vec<(String, String)> {
         let plan = serde_json::to_vec(&self.plan).unwrap_or_default();
@@ -138,7 +151,9 @@ fn plan(args: &CollectivesArgs, hosts: &Hosts) -> Result<Planned, CliError> {
             "--max {max}: less than an element for each rank; use {least} or more"
         )));
     }
-    check_memory(&plan, place.of_machine().ranks)?;
+    if args.device.iter().any(|kind| !matches!(kind, DeviceKind::Cuda(_) | DeviceKind::Hip(_))) {
+        check_memory(&plan, place.of_machine().ranks)?;
+    }
     Ok(Planned { plan, place, world, threads, addresses, name })
 }
 
@@ -194,6 +209,8 @@ fn supervise(
         name,
         world,
         threads,
+        devices: args.device.iter().map(ToString::to_string).collect(),
+        first_rank: place.ranks.start,
         timeout_ms: args.timeout_ms,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory,
@@ -215,6 +232,11 @@ fn supervise(
         Told::Measured(row) => {
             report.rows.push(row);
             progress(&report.rows, rows);
+        }
+        Told::Route(used) => {
+            complain(&format!("over {}", used.text));
+            report.transport = Some(used.transport);
+            report.libraries.extend(used.library);
         }
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         Told::Event(_) => {}
@@ -246,7 +268,11 @@ fn begin(args: &CollectivesArgs, job: &Job, place: &Place) -> Report {
     report.command = Some(format!("muster {command}"));
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let (name, ranks) = (name.trim().to_owned(), place.ranks.clone().collect());
-    let devices = vec![kernels::gemm::arithmetic(); place.ranks.len()];
+    let named = |rank| match job.device(rank) {
+        Ok(kind) if !kind.is_host() => kind.to_string(),
+        _ => kernels::gemm::arithmetic(),
+    };
+    let devices = place.ranks.clone().map(named).collect();
     report.hosts = vec![Host { name, ranks, devices }];
     report.transport = Some(args.backend_word().to_owned());
     (report.ranks, report.threads) = (Some(job.world), Some(job.threads));
@@ -339,6 +365,16 @@ fn read(path: &Path) -> Result<Job, CliError> {
     serde_json::from_slice(&text).map_err(|error| failed(&error))
 }
 
+/// What hangs on the device must not keep a job that is given up.
+fn give_up_with(world: &comm::World, device: &Device) -> Result<(), CliError> {
+    let revocation = world.revocation();
+    Ok(device.give_up_when(move || {
+        let why = revocation.why()?.to_owned();
+        std::thread::sleep(GIVEN_UP);
+        Some(why)
+    })?)
+}
+
 fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
     pulse::enter(Phase::Meeting);
     let listener = match job.shared_memory {
@@ -366,11 +402,17 @@ fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
     let connected = control.connect(backend, rank, job.world, job.timeout_ms);
     let measured = connected.map_err(CliError::from).and_then(|world| {
         pulse::enter(Phase::Measuring);
-        let device = Device::cpu(job.threads)?;
-        let mut tell = |row: Row| {
+        let device = Device::new(job.device(rank)?, job.threads)?;
+        if !device.kind().is_host() {
+            give_up_with(&world, &device)?;
+        }
+        let mut tell = |told: run::Told| {
             device::work::mark();
             if rank == 0 {
-                let line = Line::Measured(std::borrow::Cow::Owned(row));
+                let line = match told {
+                    run::Told::Row(row) => Line::Measured(std::borrow::Cow::Owned(row)),
+                    run::Told::Route(used) => Line::Route(std::borrow::Cow::Owned(used)),
+                };
                 voice.say(&line).map_err(BenchError::Supervisor)?;
             }
             Ok(())

@@ -256,6 +256,7 @@ impl From<comm::CommError> for CliError {
             | CommError::ForeignOperation
             | CommError::ForeignWindow => CliError::bug(error),
             CommError::Device(error) => error.into(),
+            CommError::Transport(_) => CliError::mistaken(error),
             CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),
             CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
                 CliError::mistake(format!(

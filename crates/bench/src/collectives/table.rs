@@ -64,6 +64,9 @@ pub fn table(report: &Report) -> String {
         report.tool.name,
         report.tool.version.as_deref().unwrap_or("of unknown version")
     );
+    for (library, version) in &report.libraries {
+        let _ = writeln!(text, "# {library} {version}");
+    }
     let mut sections: Vec<(Key, Vec<&Row>)> = Vec::new();
     for row in &report.rows {
         let key = section(&row.key);

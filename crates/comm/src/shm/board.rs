@@ -50,12 +50,14 @@ const RECORD_READ: usize = 24;
 pub(super) enum Kind {
     /// Messages of any length, in rounds of mail.
     Channel,
-    /// Windows and exchanges; mail is for what an operation says about itself.
+    /// Windows and exchanges; mail is for what an operation says about itself, and for what little
+    /// the members say before the first.
     Group,
 }
 
-/// Bytes of one box of mail in a channel; longer messages go in rounds.
-pub(super) const MAIL_BYTES: usize = 64 << 10;
+/// Bytes of one box of mail in a channel, and in a group; longer messages go in rounds.
+const CHANNEL_MAIL_BYTES: usize = 64 << 10;
+const GROUP_MAIL_BYTES: usize = 256;
 /// Bytes that a member of a group may say per member.
 pub(super) const WORD_BYTES: usize = 16;
 
@@ -76,10 +78,19 @@ pub(super) struct Board {
 impl Board {
     /// Words of one box of mail: the length, and the message.
     fn mail_words(kind: Kind, members: usize) -> usize {
-        1 + match kind {
-            Kind::Channel => MAIL_BYTES / 8,
-            Kind::Group => members * WORD_BYTES / 8,
+        1 + Board::mail_bytes_of(kind, members) / 8
+    }
+
+    fn mail_bytes_of(kind: Kind, members: usize) -> usize {
+        match kind {
+            Kind::Channel => CHANNEL_MAIL_BYTES,
+            Kind::Group => (members * WORD_BYTES).max(GROUP_MAIL_BYTES),
         }
+    }
+
+    /// Bytes of one box of mail.
+    pub(super) fn mail_bytes(&self) -> usize {
+        Board::mail_bytes_of(self.kind, self.members)
     }
 
     fn words(kind: Kind, members: usize) -> usize {

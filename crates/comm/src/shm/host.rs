@@ -68,6 +68,11 @@ impl Host {
         &self.shared.job
     }
 
+    /// A number that the ranks of this job have alone.
+    pub(crate) fn identity(&self) -> u64 {
+        self.memory.identity()
+    }
+
     /// Tells the others, if this rank has given the job up.
     pub(crate) fn publish(&self) {
         let _ = self.shared.check_revoked();

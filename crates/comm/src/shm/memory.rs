@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use device::SharedPart;
@@ -61,6 +62,11 @@ impl SharedMemory {
     pub fn inherited(descriptor: i32) -> Result<SharedMemory> {
         let failed = |source| CommError::SharedMemory { action: "inherit", source };
         Ok(SharedMemory { file: Arc::new(system::inherited_file(descriptor).map_err(failed)?) })
+    }
+
+    /// A number that no other memory of this machine has.
+    pub(super) fn identity(&self) -> u64 {
+        self.file.metadata().map_or(0, |file| file.ino() ^ file.dev().rotate_left(32))
     }
 
     pub(super) fn file(&self) -> &File {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use device::{Buffer, DType, Device, Placement, SharedPart, Tensor};
 
-use super::board::{MAIL_BYTES, WORD_BYTES};
+use super::board::WORD_BYTES;
 use super::endpoint::{Call, Endpoint, Reads, State};
 use super::system;
 use crate::control::Control;
@@ -22,7 +22,7 @@ pub(super) const PART: usize = 4 << 20;
 
 impl Control for Endpoint {
     fn barrier(&self) -> Result<()> {
-        self.meet_all()
+        self.meet_all(Operation::Barrier, 0)
     }
 
     fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()> {
@@ -79,9 +79,17 @@ impl Transport for Endpoint {
         })
     }
 
+    fn meet(&self, operation: Operation, digest: u64) -> Result<()> {
+        self.meet_all(operation, digest)
+    }
+
+    fn gather_bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.all_gather_bytes(mine)
+    }
+
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         match step {
-            Step::Barrier => self.meet_all(),
+            Step::Barrier => self.meet_all(Operation::Barrier, 0),
             Step::OneShot(shot) => self.one_shot(device, shot),
             Step::Reduce(reduction) => {
                 self.counted(step.operation(), reduction.digest, |end, state, _| {
@@ -127,10 +135,10 @@ impl Source for Mapped<'_> {
 }
 
 impl Endpoint {
-    fn meet_all(&self) -> Result<()> {
-        self.collective(Operation::Barrier, 0, |end, _, call| {
+    fn meet_all(&self, operation: Operation, digest: u64) -> Result<()> {
+        self.collective(operation, digest, |end, _, call| {
             end.enter(call)?;
-            end.job().counters.add(Operation::Barrier, 0, 0, 0);
+            end.job().counters.add(operation, 0, 0, 0);
             Ok(())
         })
     }
@@ -293,14 +301,14 @@ impl Endpoint {
         all.resize_with(self.members.len(), Vec::new);
         all.iter_mut().for_each(Vec::clear);
         all[self.place()].extend_from_slice(mine);
-        let (mut call, mut done) = (call.clone(), 0);
+        let (mut call, mut done, mail_bytes) = (call.clone(), 0, self.board.mail_bytes());
         let (mut sent, mut received) = (0, 0);
         loop {
-            let part = &mine[done.min(mine.len())..(done + MAIL_BYTES).min(mine.len())];
+            let part = &mine[done.min(mine.len())..(done + mail_bytes).min(mine.len())];
             self.board.put_mail(self.place(), call.sequence, mine.len(), part);
             sent += part.len() * (self.members.len() - 1);
             self.enter(&call)?;
-            done += MAIL_BYTES;
+            done += mail_bytes;
             let mut longest = mine.len();
             for peer in self.members.peers() {
                 let (total, message) = (self.board.mail_total(peer, call.sequence), &mut all[peer]);

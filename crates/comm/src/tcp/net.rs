@@ -85,6 +85,11 @@ impl Moments for Heard {
 }
 
 impl Net {
+    /// A number that the ranks of this job have alone.
+    pub(crate) fn identity(&self) -> u64 {
+        self.shared.me.token
+    }
+
     /// Answers at `listener` from here on. `addrs` is the address of every rank's, this one's
     /// included.
     ///

@@ -76,6 +76,8 @@ entry_points! {
     device_get = "cuDeviceGet" | "hipDeviceGet", (device: *mut i32, ordinal: i32);
     device_name = "cuDeviceGetName" | "hipDeviceGetName",
         (name: *mut c_char, bytes: i32, device: i32);
+    device_bus = "cuDeviceGetPCIBusId" | "hipDeviceGetPCIBusId",
+        (id: *mut c_char, bytes: i32, device: i32);
     device_memory = "cuDeviceTotalMem_v2" | "hipDeviceTotalMem", (bytes: *mut usize, device: i32);
     device_attribute = "cuDeviceGetAttribute" | "hipDeviceGetAttribute",
         (value: *mut i32, attribute: i32, device: i32);

@@ -3,6 +3,8 @@
 use ::bench::collectives::run::{Place, Plan, reduction, supports};
 use ::bench::collectives::{ElementType, Op, RedOp, Step, StopRule, Sweep, parse_size};
 use clap::{Args, ValueEnum};
+use comm::{DeviceTransport, GroupOptions, SumOrder};
+use device::DeviceKind;
 
 use super::{BackendArg, HostArgs, ReportArgs};
 use crate::error::CliError;
@@ -26,6 +28,17 @@ pub struct CollectivesArgs {
     /// What connects the ranks
     #[arg(long, default_value = "shm")]
     pub backend: BackendArg,
+    /// Where the buffers of a host's ranks lie: `cpu`, `cuda:N`, `hip:N`, `sim`, `sim:ARCH`; of
+    /// several each rank has one in turn. Times on a simulated device mean nothing
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu")]
+    pub device: Vec<DeviceKind>,
+    /// What moves memory of GPUs: auto, staged (through the host), nccl, rccl
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: DeviceTransport,
+    /// Who makes sums: ordered (their owner, the same bits at any number of ranks), or vendor
+    /// (NCCL or RCCL, in an order of its own)
+    #[arg(long, value_name = "ORDER", default_value = "ordered")]
+    pub sum: SumOrder,
     /// Threads per rank; 0 divides the cores among the ranks
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -114,6 +127,27 @@ impl CollectivesArgs {
         }
     }
 
+    /// Whether the devices have what was asked for.
+    fn check_devices(&self) -> Result<(), CliError> {
+        let is_gpu = |kind: &DeviceKind| matches!(kind, DeviceKind::Cuda(_) | DeviceKind::Hip(_));
+        let Some(other) = self.device.iter().find(|kind| !is_gpu(kind)) else { return Ok(()) };
+        let libraries = [DeviceTransport::Nccl, DeviceTransport::Rccl];
+        if libraries.contains(&self.transport) {
+            let transport = self.transport;
+            return Err(CliError::mistake(format!(
+                "--transport {transport}: {other} has no such library; use --device cuda:0 or \
+                 hip:0, or leave the transport out"
+            )));
+        }
+        match self.sum {
+            SumOrder::Ordered => Ok(()),
+            SumOrder::Vendor => Err(CliError::mistake(format!(
+                "--sum vendor: {other} has no library of a vendor; use --device cuda:0 or hip:0, \
+                 or leave it out"
+            ))),
+        }
+    }
+
     /// Ranks of all hosts: by default those tasks that a launcher started, or a rank per core.
     ///
     /// # Errors
@@ -172,6 +206,7 @@ impl CollectivesArgs {
         let refuse = |what: String| Err(CliError::mistake(what));
         let ops = self.all_ops();
         self.check_types(&ops)?;
+        self.check_devices()?;
         let least = self.ranks_sweep.iter().copied().min().map_or(world, |few| few.min(world));
         if let Some(root) = self.roots.iter().find(|&&root| root >= least) {
             let last = least - 1;
@@ -211,6 +246,7 @@ impl CollectivesArgs {
             },
             check: !self.no_check,
             common_clock: nodes == 1,
+            group: GroupOptions { transport: self.transport, sum: self.sum },
             flip_at: self.flip_at,
         })
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bench::collectives::Row;
+use bench::collectives::run::Used;
 use comm::Fault;
 use serde::{Deserialize, Serialize};
 use train::Event;
@@ -17,6 +18,8 @@ pub enum Line<'a> {
     Event(Cow<'a, Event>),
     /// Of a benchmark; only rank 0 tells them.
     Measured(Cow<'a, Row>),
+    /// Of a benchmark: what moves the memory; only rank 0 tells it.
+    Route(Cow<'a, Used>),
     /// Steps that this rank has done.
     At(u64),
     /// Nothing to say, but alive.

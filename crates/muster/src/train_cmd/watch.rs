@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bench::collectives::Row;
+use bench::collectives::run::Used;
 use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
@@ -49,6 +50,7 @@ pub enum Ended {
 pub enum Told {
     Event(Event),
     Measured(Row),
+    Route(Used),
 }
 
 enum Message {
@@ -280,6 +282,7 @@ impl Watch {
             Message::Line(rank, line) => match *line {
                 Line::Event(event) => tell(Told::Event(event.into_owned())),
                 Line::Measured(row) => tell(Told::Measured(row.into_owned())),
+                Line::Route(used) => tell(Told::Route(used.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
                 Line::Alive(_) => {}
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),

@@ -133,10 +133,7 @@ impl Case {
         }
         for region in &self.inputs {
             let pattern = self.pattern(region.of, salt);
-            self.stream.with_memory("fill", |k| {
-                pattern.write(region.start, k.write::<u8>(&region.bytes)?);
-                Ok(())
-            })?;
+            self.write(&region.bytes, |bytes| pattern.write(region.start, bytes))?;
         }
         Ok(())
     }
@@ -148,15 +145,14 @@ impl Case {
             let pattern = self.pattern(region.of, salt);
             let dtype = self.contents.dtype;
             let size = dtype.bytes() as usize;
-            let found = self.stream.with_memory("check", |k| {
-                let got = k.read::<u8>(&region.bytes)?;
+            let found = self.read(&region.bytes, |got| {
                 let (wrong, at) = pattern.compare(region.start, got);
                 let bad = at.map(|at| Bad {
                     offset: (before + at) as u64,
                     got: pattern::decode(dtype, &got[at * size..(at + 1) * size]),
                     expected: pattern.text(dtype, region.start + at),
                 });
-                Ok((wrong, bad))
+                (wrong, bad)
             })?;
             before += region.bytes.len() / size;
             wrong += found.0;
@@ -170,10 +166,30 @@ impl Case {
         let Some(region) = self.results.iter().find(|region| !region.bytes.is_empty()) else {
             return Ok(());
         };
-        Ok(self.stream.with_memory("flip", |k| {
-            k.write::<u8>(&region.bytes)?[0] ^= 1;
-            Ok(())
-        })?)
+        let first = region.bytes.flat(0..1)?;
+        let byte = self.read(&first, |bytes| bytes[0])?;
+        self.write(&first, |bytes| bytes[0] = byte ^ 1)
+    }
+
+    /// Lets `fill` write all bytes of a tensor, where they lie or on their way there.
+    fn write(&self, to: &Tensor, fill: impl FnOnce(&mut [u8])) -> Result<(), BenchError> {
+        if to.buffer().device().kind().is_host() {
+            return Ok(self.stream.with_memory("fill", |k| {
+                fill(k.write::<u8>(to)?);
+                Ok(())
+            })?);
+        }
+        let mut bytes = vec![0; to.len()];
+        fill(&mut bytes);
+        Ok(self.stream.copy_in(to, &bytes)?)
+    }
+
+    /// Lets `look` read all bytes of a tensor, where they lie or as they came from there.
+    fn read<R>(&self, from: &Tensor, look: impl FnOnce(&[u8]) -> R) -> Result<R, BenchError> {
+        match from.buffer().device().kind().is_host() {
+            true => Ok(self.stream.with_memory("check", |k| Ok(look(k.read::<u8>(from)?)))?),
+            false => Ok(look(&self.stream.to_vec::<u8>(from)?)),
+        }
     }
 
     fn pattern(&self, of: Of, salt: u64) -> Pattern {

@@ -20,7 +20,7 @@ mod stamps;
 
 use std::collections::HashSet;
 
-use comm::{Channel, Group, World};
+use comm::{Channel, Group, GroupOptions, Route, SumOrder, WindowPath, World};
 use device::{Device, Stream};
 use serde::{Deserialize, Serialize};
 
@@ -59,9 +59,46 @@ pub struct Plan {
     pub check: bool,
     /// Ranks read the same clock.
     pub common_clock: bool,
+    /// What moves memory of devices, and who makes sums there.
+    #[serde(default)]
+    pub group: GroupOptions,
     /// Flips a bit of a result of rank 0 in its launch of this number: for tests of the check.
     #[serde(default)]
     pub flip_at: Option<u64>,
+}
+
+/// What comes of a run as it goes on.
+#[allow(clippy::large_enum_variant)] // One exists at a time.
+pub enum Told {
+    /// What moves the memory of the devices that the next rows are of.
+    Route(Used),
+    Row(Row),
+}
+
+/// A transport, as a report has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// In words: with its library and version, why it is used, who makes sums, and how the library
+    /// knows the windows.
+    pub text: String,
+    pub transport: String,
+    /// Name (`nccl`) and version.
+    pub library: Option<(String, String)>,
+}
+
+impl Used {
+    fn of(group: &Group, device: &Device) -> Used {
+        let route = group.route();
+        let simulated = device.properties().simulated;
+        let simulated = if simulated { "; SIMULATED: times mean nothing" } else { "" };
+        let windows = group.window_path().map(|path| format!(", windows {}", path.name()));
+        let library = route.library.as_ref().and_then(|library| library.split_once(' '));
+        Used {
+            text: format!("{route}{}{simulated}", windows.unwrap_or_default()),
+            transport: route.transport.to_owned(),
+            library: library.map(|(name, version)| (name.to_lowercase(), version.to_owned())),
+        }
+    }
 }
 
 /// Where results go.
@@ -156,7 +193,7 @@ fn key(op: Op, (dtype, redop, root): Way, (bytes, ranks): (u64, usize), place: P
 }
 
 /// Measures the plan, on every rank of a job; `tell` gets each row as soon as it is known, the same
-/// on every rank.
+/// on every rank that has a part in it.
 ///
 /// # Errors
 /// What a group or the device refuses; a rank that fails or is late.
@@ -164,21 +201,43 @@ pub fn run(
     world: &World,
     device: &Device,
     plan: &Plan,
-    tell: &mut dyn FnMut(Row) -> Result<(), BenchError>,
+    tell: &mut dyn FnMut(Told) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
+    let mut used = None;
     for &ranks in &plan.ranks {
         let others = (ranks..world.size()).collect::<Vec<_>>();
         let parts = [(0..ranks).collect(), others];
         let parts: Vec<Vec<usize>> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        let group = world.split(device, &parts)?;
+        let group = world.split_with(device, &parts, plan.group)?;
         let member =
             (world.rank() < ranks).then(|| Member::new(&group, device, plan)).transpose()?;
+        // On the host there is one way alone.
+        let now = (!device.kind().is_host()).then(|| Used::of(&group, device));
+        if let Some(now) = now.filter(|now| used.as_ref() != Some(now)) {
+            tell(Told::Route(now.clone()))?;
+            used = Some(now);
+        }
         for key in plan.keys(ranks)? {
-            let row = measure(world, member.as_ref(), plan, &key)?;
-            tell(row)?;
+            let mut row = measure(world, member.as_ref(), plan, &key)?;
+            mark(&mut row, group.route(), group.window_path());
+            tell(Told::Row(row))?;
         }
     }
     Ok(())
+}
+
+/// What the row was measured over.
+fn mark(row: &mut Row, route: &Route, windows: Option<WindowPath>) {
+    let is_ordered = route.sum == SumOrder::Ordered;
+    row.key.transport = Some(route.transport.to_owned());
+    row.key.ordered = row.key.ordered.map(|_| is_ordered);
+    row.path = Some(match (windows, route.transport) {
+        (Some(WindowPath::Symmetric), _) => Path::Symmetric,
+        (Some(WindowPath::Registered), _) => Path::Registered,
+        (Some(WindowPath::Plain), _) => Path::Plain,
+        (None, "shm" | "staged-shm") => Path::Shm,
+        (None, _) => Path::Tcp,
+    });
 }
 
 /// A rank that takes part.
@@ -244,13 +303,7 @@ fn measure(
         };
         next = ((BATCH_US / typical) as u64).clamp(BATCH_FIRST, BATCH_MAX).min(left);
     }
-    let mut row = combined.row(key, sampler, plan);
-    row.key.transport = Some(world.backend().to_owned());
-    row.path = match world.backend() {
-        "shm" => Some(Path::Shm),
-        _ => Some(Path::Tcp),
-    };
-    Ok(row)
+    Ok(combined.row(key, sampler, plan))
 }
 
 /// One launch on one rank.

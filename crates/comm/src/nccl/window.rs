@@ -1,0 +1,99 @@
+//! Memory of windows: what the library knows beforehand it need not copy through buffers of its
+//! own.
+
+use device::{Buffer, DType, Placement, Stream, Tensor};
+use nccl_rs::{Communicator, DataType, DeviceMemory, Registration};
+
+use super::calls::with_device;
+use crate::Result;
+
+/// How the library knows the memory of a window, from the best on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowPath {
+    /// A window of the library, which all members have made together (from 2.27 on).
+    Symmetric,
+    /// Registered by each member (from 2.19 on).
+    Registered,
+    /// Memory as any other.
+    Plain,
+}
+
+impl WindowPath {
+    pub const fn name(self) -> &'static str {
+        match self {
+            WindowPath::Symmetric => "symmetric",
+            WindowPath::Registered => "registered",
+            WindowPath::Plain => "plain",
+        }
+    }
+}
+
+/// What the library has of the memory. It forgets it before it frees it.
+enum Known {
+    Symmetric { _window: nccl_rs::Window },
+    Registered { _registration: Registration },
+    No,
+}
+
+struct Owned {
+    _known: Known,
+    _memory: DeviceMemory,
+}
+
+type Told<T> = std::result::Result<T, nccl_rs::Error>;
+
+/// Zeroed memory of `bytes` bytes on the device of `stream`. Collective; nothing else of the group
+/// is under way.
+///
+/// # Errors
+/// The device's; inside are those of the library.
+pub(super) fn alloc(
+    comm: &Communicator,
+    stream: &Stream,
+    bytes: usize,
+) -> Result<Told<(Buffer, WindowPath)>> {
+    let device = stream.device();
+    if bytes == 0 || !comm.library().has("ncclMemAlloc") {
+        return Ok(Ok((device.alloc(bytes, &Placement::Private)?, WindowPath::Plain)));
+    }
+    let made = with_device(stream, |_| {
+        let memory = comm.library().mem_alloc(bytes)?;
+        Ok((know(comm, memory.buffer(DataType::U8))?, memory))
+    })?;
+    let (known, memory) = match made {
+        Ok(made) => made,
+        Err(error) => return Ok(Err(error)),
+    };
+    let path = match &known {
+        Known::Symmetric { .. } => WindowPath::Symmetric,
+        Known::Registered { .. } => WindowPath::Registered,
+        Known::No => WindowPath::Plain,
+    };
+    let address = memory.address();
+    let owner = Box::new(Owned { _known: known, _memory: memory });
+    // SAFETY: the library has just allocated it, on this device, and frees it with its owner; only
+    // the buffer has it.
+    let buffer = unsafe { device.adopt_foreign(address, bytes, owner) }?;
+    stream.fill(&Tensor::new(buffer.clone(), 0, &[bytes], DType::U8)?, 0)?;
+    stream.synchronize()?;
+    Ok(Ok((buffer, path)))
+}
+
+/// Tells the library of the memory, in the best way that it has. The ways depend on its version and
+/// on the machine, hence are the same on all members.
+fn know(comm: &Communicator, memory: nccl_rs::Buffer) -> Told<Known> {
+    let library = comm.library();
+    if library.has("ncclCommWindowRegister") {
+        // SAFETY: `Owned` drops the window before the memory.
+        let _window = unsafe { comm.window(memory) }?;
+        if _window.is_taken() {
+            return Ok(Known::Symmetric { _window });
+        }
+    }
+    if library.has("ncclCommRegister") {
+        // SAFETY: `Owned` drops the registration before the memory.
+        let _registration = unsafe { comm.register(memory) }?;
+        return Ok(Known::Registered { _registration });
+    }
+    Ok(Known::No)
+}
