@@ -21,6 +21,7 @@ pub fn run(command: BenchCommand) -> Result<Exit, CliError> {
     match command {
         BenchCommand::NewtonSchulz(args) => newton_schulz(args),
         BenchCommand::Collectives(args) => crate::collectives_cmd::run(args),
+        BenchCommand::Links(args) => crate::links_cmd::run(args),
         BenchCommand::Gemm(args) => gemm(args),
         BenchCommand::Memory(args) => memory(args),
         BenchCommand::Compare(args) => bench_compare_cmd::run(args),
@@ -145,4 +146,10 @@ pub fn write(files: &ReportArgs, forms: [Form; 3]) -> Result<(), CliError> {
     let write = |(path, form): (&Path, Form)| out_file::write(path, form()?.as_bytes());
     let written: Vec<Result<(), CliError>> = asked.map(write).collect();
     written.into_iter().collect()
+}
+
+/// This process's command, as a report has it.
+pub fn command() -> String {
+    let words = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    format!("muster {words}")
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod collectives;
+mod links;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub use bench::{
     OrthogonalizeArgs, ReportArgs,
 };
 pub use collectives::CollectivesArgs;
+pub use links::LinksArgs;
 
 /// Trains mixture-of-experts language models with Muon, sharded over ranks.
 #[derive(Debug, Parser)]

@@ -6,6 +6,7 @@
 
 mod bench_cmd;
 mod bench_compare_cmd;
+mod bench_job;
 mod ckpt_cmd;
 mod cli;
 mod collectives_cmd;
@@ -18,6 +19,7 @@ mod events;
 mod exhausted;
 mod launch_env;
 mod limits;
+mod links_cmd;
 mod method;
 mod orthogonalize_cmd;
 mod out_file;
@@ -67,7 +69,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Train(args) => train_cmd::train(args),
         Command::Generate(args) => train_cmd::generate(args),
         Command::Worker(args) => train_cmd::worker(args),
-        Command::BenchWorker(args) => collectives_cmd::worker(args),
+        Command::BenchWorker(args) => bench_job::worker(args),
         Command::Data(command) => data_cmd::run(command),
         Command::Config(command) => config_cmd::run(command),
         Command::Ckpt(command) => ckpt_cmd::run(command),

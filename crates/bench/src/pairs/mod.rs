@@ -14,4 +14,4 @@ pub mod schedule;
 
 pub use diagnose::{Finding, Part, diagnose};
 pub use report::{Edge, Report, Seat};
-pub use run::Plan;
+pub use run::{Measured, Plan};

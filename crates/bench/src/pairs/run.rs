@@ -4,7 +4,7 @@ use comm::{Channel, Group, Op, P2p, Prepared, World};
 use device::{DType, Device, Stream, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::report::Edge;
+use super::report::{Edge, Seat};
 use super::schedule::rounds;
 use crate::BenchError;
 use crate::collectives::stats;
@@ -21,7 +21,17 @@ pub struct Plan {
     pub messages: usize,
 }
 
-/// What the lower rank of a pair has measured; of the higher one, what it received.
+/// All pairs of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Names, by number.
+    pub hosts: Vec<String>,
+    /// By rank.
+    pub seats: Vec<Seat>,
+    pub edges: Vec<Edge>,
+}
+
+/// What a rank has measured of a direction in which it received.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Told {
     from: usize,
@@ -30,8 +40,8 @@ struct Told {
     round_trip_us: f64,
 }
 
-/// Measures all pairs of a job, on every rank of it; the edges are the same on each. `tell` hears
-/// after each round how many of all are done.
+/// Measures all pairs of a job, on every rank of it; each gets the same. `tell` hears after each
+/// round how many of all are done.
 ///
 /// # Errors
 /// What a group or the device refuses; a rank that fails or is late.
@@ -40,10 +50,11 @@ pub fn run(
     device: &Device,
     plan: &Plan,
     tell: &mut dyn FnMut(usize, usize) -> Result<(), BenchError>,
-) -> Result<Vec<Edge>, BenchError> {
+) -> Result<Measured, BenchError> {
     let group = world.split(device, &[(0..world.size()).collect::<Vec<_>>()])?;
     let control = world.control(Channel::Training);
     let me = world.rank();
+    let (hosts, seats) = seats(&control.all_gather_bytes(&here(world.backend()))?);
     let all = rounds(world.size());
     let ends = Ends::new(&group, device, plan)?;
     let mut edges = Vec::new();
@@ -70,7 +81,42 @@ pub fn run(
         tell(number + 1, all.len())?;
     }
     edges.sort_by_key(|edge| (edge.from, edge.to));
-    Ok(edges)
+    Ok(Measured { hosts, seats, edges })
+}
+
+/// This host's name, and what tells it from others of that name. Over a network a namespace of its
+/// own is a host of its own.
+fn here(backend: &str) -> Vec<u8> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let name = read("/proc/sys/kernel/hostname");
+    let network = match backend {
+        "shm" => None,
+        _ => std::fs::read_link("/proc/self/ns/net").ok(),
+    };
+    let boot = read("/proc/sys/kernel/random/boot_id");
+    let network = network.map(|link| link.display().to_string()).unwrap_or_default();
+    format!("{name}\n{boot} {network}").into_bytes()
+}
+
+/// Hosts in the order of their first ranks, and where each rank is, from what all said of
+/// themselves.
+fn seats(said: &[Vec<u8>]) -> (Vec<String>, Vec<Seat>) {
+    let (mut known, mut ranks): (Vec<&[u8]>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut seats = Vec::with_capacity(said.len());
+    for here in said {
+        let host = known.iter().position(|other| *other == &here[..]).unwrap_or_else(|| {
+            known.push(here);
+            ranks.push(0);
+            known.len() - 1
+        });
+        seats.push(Seat { host, rail: ranks[host] });
+        ranks[host] += 1;
+    }
+    let name = |here: &&[u8]| {
+        let text = String::from_utf8_lossy(here);
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    (known.iter().map(name).collect(), seats)
 }
 
 /// A rank's memory for messages.
@@ -163,4 +209,20 @@ impl<'a> Ends<'a> {
 fn middle(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     stats::median(&times).unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_counted_within_their_hosts() {
+        let said = ["a\n1", "a\n1", "b\n2", "a\n3", "b\n2"];
+        let said: Vec<Vec<u8>> = said.iter().map(|text| text.as_bytes().to_vec()).collect();
+        let (hosts, found) = seats(&said);
+        assert_eq!(hosts, ["a", "b", "a"]);
+        let found: Vec<(usize, usize)> = found.iter().map(|seat| (seat.host, seat.rail)).collect();
+        assert_eq!(found, [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1)]);
+        assert_eq!(here("shm"), here("shm"));
+    }
 }

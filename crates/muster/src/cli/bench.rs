@@ -45,6 +45,19 @@ Examples:
 Sums are made in the order of a fixed tree, with the same bits on every transport. Times are medians;
 algbw and busbw are what nccl-tests means by them. Results are checked on timed launches.")]
     Collectives(super::CollectivesArgs),
+    /// Time every pair of ranks, both directions, and name the host, rail, rank or link that is slow
+    #[command(after_help = "\
+Examples:
+  muster bench links --ranks 4
+  muster bench links --backend tcp --ranks 16 --nodes 2 --node-rank 0 \\
+      --rendezvous 10.0.0.7:4000 --bind 10.0.0.7        (and on the other host with --node-rank 1)
+  muster bench links --size 16MiB --json links.json --fail
+
+In each of N - 1 rounds every rank has another partner, and all pairs of a round are measured at the
+same time: round trips of 8 bytes, then messages in one direction, then in the other. A part is slow
+if its best direction is: below 90 % of the median of its like, and with a modified z-score below
+-3.5. Larger parts come first, and what they explain is not named again.")]
+    Links(super::LinksArgs),
     /// Time reading, writing and copying of device memory
     #[command(after_help = "\
 Examples:

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use bench::collectives::Row;
 use bench::collectives::run::Used;
+use bench::pairs::Measured;
 use comm::Fault;
 use serde::{Deserialize, Serialize};
 use train::Event;
@@ -20,6 +21,10 @@ pub enum Line<'a> {
     Measured(Cow<'a, Row>),
     /// Of a benchmark: what moves the memory; only rank 0 tells it.
     Route(Cow<'a, Used>),
+    /// Of a benchmark of pairs: rounds that are done, of so many; only rank 0 tells it.
+    Rounds(usize, usize),
+    /// Of that: all of it.
+    Pairs(Cow<'a, Measured>),
     /// Steps that this rank has done.
     At(u64),
     /// Nothing to say, but alive.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bench::collectives::Row;
 use bench::collectives::run::Used;
+use bench::pairs::Measured as Pairs;
 use comm::AwakeClock;
 use comm::rendezvous::Server;
 use train::Event;
@@ -51,6 +52,9 @@ pub enum Told {
     Event(Event),
     Measured(Row),
     Route(Used),
+    /// Rounds of pairs that are done, and how many there are.
+    Rounds(usize, usize),
+    Pairs(Pairs),
 }
 
 enum Message {
@@ -283,6 +287,8 @@ impl Watch {
                 Line::Event(event) => tell(Told::Event(event.into_owned())),
                 Line::Measured(row) => tell(Told::Measured(row.into_owned())),
                 Line::Route(used) => tell(Told::Route(used.into_owned())),
+                Line::Rounds(done, of) => tell(Told::Rounds(done, of)),
+                Line::Pairs(pairs) => tell(Told::Pairs(pairs.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
                 Line::Alive(_) => {}
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),

@@ -1,0 +1,354 @@
+//! The ranks of a benchmark: started as those of `train` are, and seen to their end.
+//!
+//! ```text
+//! plan ── start ranks ──▶ worker 0 … N−1: the task     rank 0 ─▶ what it tells
+//! ```
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bench::BenchError;
+use bench::collectives::run;
+use bench::pairs;
+use comm::rendezvous::{Hello, Joined, join};
+use comm::{World, tcp};
+use device::{Device, DeviceKind};
+use serde::{Deserialize, Serialize};
+use train::config::WarnSignal;
+use train::event::Event;
+use train::pulse::{self, Phase};
+
+use crate::cli::{BackendArg, HostArgs, WorkerArgs};
+use crate::error::{CliError, Exit};
+use crate::launch_env::{self, Env, Hosts};
+use crate::limits;
+use crate::output::complain;
+use crate::train_cmd::address::{self, Absence, Addresses};
+use crate::train_cmd::life::{Limits, Work};
+use crate::train_cmd::line::Line;
+use crate::train_cmd::place::Place;
+use crate::train_cmd::signals::{Signals, die_with_parent};
+use crate::train_cmd::voice::Voice;
+use crate::train_cmd::watch::{Ended, Told, Watch};
+
+/// How long operations may take to let go of a device whose job is given up.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+
+/// What the ranks do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    Collectives(run::Plan),
+    Pairs(pairs::Plan),
+}
+
+/// What a command line says of the ranks.
+pub struct Asked<'a> {
+    pub hosts: &'a HostArgs,
+    pub backend: BackendArg,
+    /// Per rank; 0 divides the cores among them.
+    pub threads: usize,
+    pub timeout_ms: u64,
+    /// Of a host's ranks, in turn.
+    pub devices: &'a [DeviceKind],
+}
+
+/// The ranks as they were started.
+pub struct Ran {
+    pub exit: Exit,
+    pub place: Place,
+    pub world: usize,
+    pub threads: usize,
+}
+
+/// What is decided for the workers, in a file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Job {
+    name: String,
+    world: usize,
+    threads: usize,
+    /// Of this host's ranks, in turn, the first of which has this number.
+    devices: Vec<String>,
+    first_rank: usize,
+    timeout_ms: u64,
+    rendezvous: Vec<SocketAddr>,
+    shared_memory: Option<i32>,
+    bind: IpAddr,
+    task: Task,
+}
+
+impl Job {
+    /// Where a rank of this host has its buffers.
+    fn device(&self, rank: usize) -> Result<DeviceKind, CliError> {
+        let turn = rank.saturating_sub(self.first_rank) % self.devices.len().max(1);
+        let word = self.devices.get(turn).map_or("cpu", String::as_str);
+        Ok(word.parse()?)
+    }
+
+    /// What all ranks must have the same.
+    fn identity(&self) -> Vec<(String, String)> {
+        let task = serde_json::to_vec(&self.task).unwrap_or_default();
+        let digest = blake3::hash(&task).to_hex()[..16].to_owned();
+        vec![("build".into(), train::BUILD.into()), ("arguments of muster bench".into(), digest)]
+    }
+}
+
+/// Starts this host's ranks and sees them to their end; `world` gives the ranks of all hosts, and
+/// `task` what they do, once it is known where they are.
+///
+/// # Errors
+/// The user's mistake, or a rank that failed.
+pub fn measure(
+    asked: &Asked,
+    world: impl FnOnce(&Hosts) -> Result<usize, CliError>,
+    task: impl FnOnce(&Place, usize) -> Result<Task, CliError>,
+    tell: &mut dyn FnMut(Told),
+) -> Result<Ran, CliError> {
+    let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
+    hosts.found.iter().for_each(|found| complain(found));
+    let absence = Absence::of(&hosts, true);
+    let planned = Planned::new(asked, &hosts, world, task).inspect_err(|error| {
+        absence.report_error(error, address::Start::Never);
+    })?;
+    let folder = Folder::new()?;
+    let (path, told) = (folder.path.clone(), absence.clone());
+    let signals = Signals::watch(WarnSignal::Usr1, "stopped; nothing was written", move || {
+        let _ = std::fs::remove_dir_all(&path);
+        told.report("it was asked to stop", address::Start::Tried);
+    })?;
+    let mut met = false;
+    let ended = supervise(asked, planned, &folder, &signals, (&mut met, tell));
+    ended.inspect_err(|error| {
+        if !met {
+            absence.report_error(error, address::Start::Tried);
+        }
+    })
+}
+
+/// Of one start, gone with it.
+struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    fn new() -> Result<Folder, CliError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = format!("muster-bench-{}-{}", std::process::id(), now.subsec_nanos());
+        let path = std::env::temp_dir().join(name);
+        let failed = |error| limits::refused(format!("make {}", path.display()), &error);
+        std::fs::create_dir(&path).map_err(failed)?;
+        Ok(Folder { path })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // It lies where things are tidied up.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+struct Planned {
+    task: Task,
+    place: Place,
+    world: usize,
+    threads: usize,
+    addresses: Addresses,
+    /// What the hosts call the job, if there are several.
+    name: Option<String>,
+}
+
+impl Planned {
+    fn new(
+        asked: &Asked,
+        hosts: &Hosts,
+        world: impl FnOnce(&Hosts) -> Result<usize, CliError>,
+        task: impl FnOnce(&Place, usize) -> Result<Task, CliError>,
+    ) -> Result<Planned, CliError> {
+        let world = world(hosts)?;
+        let place = Place::new(hosts, world, asked.backend == BackendArg::Shm)?;
+        let addresses = Addresses::new(hosts)?;
+        let name = (place.nodes > 1).then(|| address::job(hosts));
+        let share = place.of_cores();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = match asked.threads {
+            0 => (cores / share.ranks.max(1)).max(1),
+            threads => threads,
+        };
+        limits::check_threads(share.ranks, threads, share.parts)?;
+        let task = task(&place, world)?;
+        Ok(Planned { task, place, world, threads, addresses, name })
+    }
+}
+
+fn supervise(
+    asked: &Asked,
+    planned: Planned,
+    folder: &Folder,
+    signals: &Signals,
+    (met, tell): (&mut bool, &mut dyn FnMut(Told)),
+) -> Result<Ran, CliError> {
+    let Planned { task, place, world, threads, addresses, name } = planned;
+    addresses.try_out(place.node)?;
+    let name = name.unwrap_or_else(|| {
+        format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
+    });
+    let server = addresses.serve(&name, &place, world, asked.timeout_ms)?;
+    #[cfg(target_os = "linux")]
+    let memory = (asked.backend == BackendArg::Shm)
+        .then(|| comm::shm::SharedMemory::create(&name, world))
+        .transpose()?;
+    #[cfg(target_os = "linux")]
+    let shared_memory = memory.as_ref().map(comm::shm::SharedMemory::descriptor);
+    #[cfg(not(target_os = "linux"))]
+    let shared_memory = None;
+    let job = Job {
+        name,
+        world,
+        threads,
+        devices: asked.devices.iter().map(ToString::to_string).collect(),
+        first_rank: place.ranks.start,
+        timeout_ms: asked.timeout_ms,
+        rendezvous: addresses.of(server.as_ref()),
+        shared_memory,
+        bind: addresses.bind(),
+        task,
+    };
+    let file = folder.path.join("job.json");
+    let text = serde_json::to_vec(&job).map_err(CliError::bug)?;
+    let failed = |error| limits::refused(format!("write {}", file.display()), &error);
+    std::fs::write(&file, text).map_err(failed)?;
+    place.says_it_joins(&job.rendezvous, world, "shows the results");
+    let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path)?;
+    let timeout = Duration::from_millis(asked.timeout_ms);
+    let step_timeout = Some(timeout);
+    let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };
+    let waits = place.waits(&job.rendezvous, asked.timeout_ms);
+    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
+        Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
+        told => tell(told),
+    });
+    *met = watch.have_met();
+    let exit = match ended? {
+        Ended::Done(exit) => exit,
+        Ended::AtOnce => signals.at_once(),
+        Ended::BeforeTraining => signals.before_training(),
+    };
+    if place.node > 0 {
+        place.says_it_is_done();
+    }
+    Ok(Ran { exit, place, world, threads })
+}
+
+/// Runs one rank.
+///
+/// # Errors
+/// Whatever ends the rank; the supervisor shows it.
+pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
+    die_with_parent();
+    let voice = Voice::start()?;
+    let job = read(&args.plan)?;
+    // Passed on by the supervisor, which ends this process with its own.
+    let _signals = Signals::count(WarnSignal::Usr1)?;
+    let ended = rank(&job, args.rank, &voice);
+    if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
+        // Without a supervisor nobody needs to know.
+        let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
+    }
+    ended
+}
+
+fn read(path: &Path) -> Result<Job, CliError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let path = path.display();
+        CliError::mistake(format!("cannot read {path}: {error}; `muster bench` starts workers"))
+    };
+    let text = std::fs::read(path).map_err(|error| failed(&error))?;
+    serde_json::from_slice(&text).map_err(|error| failed(&error))
+}
+
+/// What hangs on the device must not keep a job that is given up.
+fn give_up_with(world: &World, device: &Device) -> Result<(), CliError> {
+    let revocation = world.revocation();
+    Ok(device.give_up_when(move || {
+        let why = revocation.why()?.to_owned();
+        std::thread::sleep(GIVEN_UP);
+        Some(why)
+    })?)
+}
+
+fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
+    pulse::enter(Phase::Meeting);
+    let listener = match job.shared_memory {
+        None => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
+        Some(_) => None,
+    };
+    let hello = Hello {
+        job: job.name.clone(),
+        rank,
+        world: job.world,
+        version: env!("CARGO_PKG_VERSION").into(),
+        identity: job.identity(),
+        listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
+    };
+    let Joined { peers, group, control } = join(&job.rendezvous[..], hello, job.timeout_ms)?;
+    let backend = match (listener, job.shared_memory) {
+        (Some(listener), _) => comm::Backend::Tcp { listener, peers, job: group },
+        #[cfg(target_os = "linux")]
+        (None, Some(descriptor)) => {
+            let memory = comm::shm::SharedMemory::inherited(descriptor)?;
+            comm::Backend::Shm { memory }
+        }
+        (None, _) => return Err(CliError::mistake("this job has no shared memory")),
+    };
+    let connected = control.connect(backend, rank, job.world, job.timeout_ms);
+    let measured = connected.map_err(CliError::from).and_then(|world| {
+        pulse::enter(Phase::Measuring);
+        let device = Device::new(job.device(rank)?, job.threads)?;
+        if !device.kind().is_host() {
+            give_up_with(&world, &device)?;
+        }
+        let mut say = |line: Line| {
+            device::work::mark();
+            match rank {
+                0 => voice.say(&line).map_err(BenchError::Supervisor),
+                _ => Ok(()),
+            }
+        };
+        Ok(perform(&world, &device, &job.task, &mut say)?)
+    });
+    match measured {
+        Ok(()) => {
+            control.bye();
+            Ok(Exit::Ok)
+        }
+        Err(error) => {
+            if let Some(fault) = &error.fault {
+                control.blame(fault);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A rank's part in the task; `say` gets what rank 0 tells.
+fn perform(
+    world: &World,
+    device: &Device,
+    task: &Task,
+    say: &mut dyn FnMut(Line) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    match task {
+        Task::Collectives(plan) => run::run(world, device, plan, &mut |told| match told {
+            run::Told::Row(row) => say(Line::Measured(Cow::Owned(row))),
+            run::Told::Route(used) => say(Line::Route(Cow::Owned(used))),
+        }),
+        Task::Pairs(plan) => {
+            let mut tell = |done, of| say(Line::Rounds(done, of));
+            let measured = pairs::run::run(world, device, plan, &mut tell)?;
+            say(Line::Pairs(Cow::Owned(measured)))
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `muster bench links`: every pair of ranks, as a table and files, and what is slow.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bench::pairs::{self, Finding, Measured, Report, diagnose};
+use device::DeviceKind;
+
+use crate::bench_cmd;
+use crate::bench_job::{self, Asked, Task};
+use crate::cli::{BackendArg, LinksArgs};
+use crate::error::{CliError, Exit};
+use crate::out_file;
+use crate::output::{complain, say};
+use crate::train_cmd::watch::Told;
+
+/// Measures.
+///
+/// # Errors
+/// The user's mistake; a rank that failed; with `--fail`, something that is slow.
+pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
+    let (backend, timeout_ms) = (args.backend, args.timeout_ms);
+    let devices = [DeviceKind::Cpu];
+    let asked = Asked { hosts: &args.hosts, backend, threads: 1, timeout_ms, devices: &devices };
+    let plan = pairs::Plan { message_bytes: args.size as usize, messages: args.messages as usize };
+    let task = |_: &_, _| Ok(Task::Pairs(plan));
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    let mut measured = None;
+    let ran =
+        bench_job::measure(
+            &asked,
+            |hosts| args.world(hosts.tasks),
+            task,
+            &mut |told| match told {
+                Told::Rounds(done, of) => complain(&format!("{done} of {of} rounds")),
+                Told::Pairs(pairs) => measured = Some(pairs),
+                _ => {}
+            },
+        )?;
+    // Host 0 shows it; whoever was stopped has nothing.
+    let Some(Measured { hosts, seats, edges }) = measured else { return Ok(ran.exit) };
+    let report = Report {
+        pairs: pairs::report::SCHEMA_VERSION,
+        command: Some(bench_cmd::command()),
+        unix_time_s: begun.map(|begun| begun.as_secs()),
+        transport: match backend {
+            BackendArg::Shm => "shm".into(),
+            BackendArg::Tcp => "tcp".into(),
+        },
+        message_bytes: args.size,
+        findings: diagnose(&seats, &edges),
+        hosts,
+        seats,
+        edges,
+    };
+    let written = write(&args, &report);
+    say(&report.table())?;
+    written?;
+    match report.findings.first() {
+        Some(finding) if args.fail => Err(CliError::peer(slow(finding, report.findings.len()))),
+        _ => Ok(Exit::Ok),
+    }
+}
+
+/// To the files that were asked for; one that cannot be written keeps no other from its file.
+fn write(args: &LinksArgs, report: &Report) -> Result<(), CliError> {
+    let json = || match &args.json {
+        Some(path) => out_file::write(path, report.to_json()?.as_bytes()),
+        None => Ok(()),
+    };
+    let csv = || match &args.csv {
+        Some(path) => out_file::write(path, report.csv().as_bytes()),
+        None => Ok(()),
+    };
+    let written = json();
+    csv().and(written)
+}
+
+fn slow(first: &Finding, count: usize) -> String {
+    match count {
+        1 => format!("slow: {first}"),
+        count => format!("slow: {first}; and {} more", count - 1),
+    }
+}
