@@ -217,9 +217,10 @@ impl Job {
         };
         let rank = self.rank;
         self.revocation().revoke(&match error {
-            CommError::Timeout { .. } | CommError::PeerLost { .. } | CommError::Mismatch { .. } => {
-                format!("rank {rank}: {error}")
-            }
+            CommError::Timeout { .. }
+            | CommError::PeerLost { .. }
+            | CommError::Mismatch { .. }
+            | CommError::Damaged { .. } => format!("rank {rank}: {error}"),
             _ => format!("rank {rank}: {operation} #{sequence}: {error}"),
         });
         Err(error)

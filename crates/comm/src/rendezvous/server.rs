@@ -402,7 +402,7 @@ async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
     let said = match protocol::decode::<ToServer>(&first, true) {
         Ok(said) => Ok(said),
         Err(Garbled::Protocol(got)) => Err(got),
-        Err(Garbled::Stranger) => return None,
+        Err(Garbled::Stranger | Garbled::Damaged) => return None,
     };
     Some(Guest { frames, from, said })
 }
@@ -432,7 +432,7 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
     }
     let (sender, outgoing) = unbounded_channel();
     let rank = shared.enter(hello, from, sender);
-    converse(frames, outgoing, |message| {
+    let ended = converse(frames, outgoing, |message| {
         let Some(rank) = rank else { return };
         if let ToServer::Blame(Fault { ranks, what }) = &message {
             let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
@@ -445,7 +445,7 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
     })
     .await;
     let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
-    mourn(vec![rank], "its control connection ended".to_owned(), shared).await;
+    mourn(vec![rank], ended.to_owned(), shared).await;
 }
 
 /// Loses the first of `ranks` that has not said by then that it only follows, unless a better
@@ -458,18 +458,22 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     }
 }
 
-/// Passes messages both ways until either side ends; neither way waits for the other.
+/// Passes messages both ways until either side ends, and says how; neither way waits for the other.
 async fn converse(
     frames: Frames,
     mut outgoing: UnboundedReceiver<ToWorker>,
     hear: impl Fn(ToServer),
-) {
+) -> &'static str {
+    const ENDED: &str = "its control connection ended";
     let (mut to_worker, mut from_worker) = frames.split();
     let listen = async {
         while let Some(Ok(frame)) = from_worker.next().await {
-            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else { return };
+            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else {
+                return "a message on its control connection came damaged";
+            };
             hear(message);
         }
+        ENDED
     };
     let tell = async {
         let mut is_first = true;
@@ -477,12 +481,13 @@ async fn converse(
         while let Some(message) = outgoing.recv().await {
             let bytes = protocol::encode(&message, std::mem::take(&mut is_first));
             if to_worker.send(bytes).await.is_err() || matches!(message, ToWorker::Refused(_)) {
-                return;
+                break;
             }
         }
+        ENDED
     };
     tokio::select! {
-        () = listen => {}
-        () = tell => {}
+        ended = listen => ended,
+        ended = tell => ended,
     }
 }
