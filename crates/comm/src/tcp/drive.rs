@@ -9,7 +9,7 @@
 //! No connection holds up another, so operations of all ranks together cannot lock up. Asleep, the
 //! thread wakes every [`patience::LOOK`] to see whether the job is given up or a peer stands still.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::link::{Link, Turn};
 use super::poll::{Polls, Ready};
@@ -17,16 +17,25 @@ use super::progress::{Call, Progress};
 use super::traffic::{Traffic, Way};
 use crate::{CommError, Operation, Result, patience};
 
-/// Looks at the sockets before the first sleep, where every rank of this host has a core: about
-/// 100 µs, less than a peer needs to sum a megabyte and more than it takes to wake a thread.
+/// Most looks at the sockets before a sleep, where every rank of this host has a core: about 50 µs,
+/// more than it takes to wake a thread.
 const LOOKS: usize = 200;
+/// A sleep that ends so soon after looks that saw nothing: the peer may have needed this core.
+const QUICK: Duration = Duration::from_micros(200);
+/// After so many of them it is tried again whether looking helps.
+const TRY_AGAIN: u32 = 16;
 
-/// How a rank waits.
+/// How a rank waits. To look pays where the peer works on another core meanwhile, and holds it up
+/// where the system has put both on one, as it does when others load the machine; nothing tells
+/// which of the two it is but whether looks see something.
 #[derive(Default)]
 pub(super) struct Waiting {
     polls: Polls,
-    /// Looks before a sleep.
+    most: usize,
+    /// Looks before the next sleep.
     looks: usize,
+    /// Sleeps that ended soon.
+    quick: u32,
 }
 
 impl Waiting {
@@ -34,7 +43,22 @@ impl Waiting {
     pub(super) fn new(ranks: usize) -> Waiting {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Where ranks outnumber cores, the one that is waited for may need this one's.
-        Waiting { polls: Polls::default(), looks: if ranks <= cores { LOOKS } else { 0 } }
+        let most = if ranks <= cores { LOOKS } else { 0 };
+        Waiting { most, looks: most, ..Waiting::default() }
+    }
+
+    /// Looks have seen something.
+    fn looked_well(&mut self) {
+        self.looks = (2 * self.looks).min(self.most);
+    }
+
+    /// After looks that have seen nothing, something came in so long a sleep.
+    fn slept(&mut self, took: Duration) {
+        if took < QUICK {
+            self.quick = self.quick.wrapping_add(1);
+            let is_due = self.quick % TRY_AGAIN == 0;
+            self.looks = if is_due { self.most / 4 } else { self.looks / 4 };
+        }
     }
 
     /// Returns when a socket has become ready for something that is wanted of it, or after `limit`:
@@ -99,12 +123,16 @@ pub(super) fn drive(
         progress.job.revocation().check()?;
         looks = if moved { 0 } else { looks + 1 };
         if moved || looks <= waiting.looks {
-            waiting.poll(links, traffic, Duration::ZERO)?;
+            if waiting.poll(links, traffic, Duration::ZERO)? && !moved {
+                waiting.looked_well();
+            }
             continue;
         }
         progress.before_sleep();
-        if !waiting.poll(links, traffic, patience::LOOK)? {
-            progress.after_sleep(call, missing(links, call.operation))?;
+        let since = Instant::now();
+        match waiting.poll(links, traffic, patience::LOOK)? {
+            true => waiting.slept(since.elapsed()),
+            false => progress.after_sleep(call, missing(links, call.operation))?,
         }
     }
 }
@@ -129,4 +157,27 @@ fn missing(
     let stage = candidates.find(is_met).unwrap_or(&stages[2]);
     let stage = *stage;
     links.iter().flatten().filter(move |link| stage(link)).map(|link| link.peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_hold_the_peer_up_become_few_and_are_tried_again() {
+        let mut waiting = Waiting { most: 64, looks: 64, ..Waiting::default() };
+        waiting.slept(Duration::from_secs(1));
+        assert_eq!(waiting.looks, 64, "a peer that comes late needed no core of ours");
+        let soon = Duration::from_micros(5);
+        (0..4).for_each(|_| waiting.slept(soon));
+        assert_eq!(waiting.looks, 0);
+        (4..TRY_AGAIN).for_each(|_| waiting.slept(soon));
+        assert_eq!(waiting.looks, 16);
+        (0..9).for_each(|_| waiting.looked_well());
+        assert_eq!(waiting.looks, 64);
+        let mut crowded = Waiting::default();
+        (0..TRY_AGAIN).for_each(|_| crowded.slept(soon));
+        crowded.looked_well();
+        assert_eq!(crowded.looks, 0);
+    }
 }
