@@ -24,7 +24,7 @@ use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
-use crate::one_shot::{BOX_BYTES, Boxes};
+use crate::one_shot::Boxes;
 use crate::op::{Op, Site};
 use crate::patience;
 use crate::staged::{Staged, Staging};
@@ -91,8 +91,8 @@ impl Group {
         let (staging, after) = (Staging::of(device)?, Mutex::default());
         let submitted = Mutex::new(0);
         let host = staging.as_ref().map_or(device, |staging| &staging.host);
-        let (stream, boxed) =
-            (host.new_stream()?, || transport.box_window(host, number, BOX_BYTES));
+        let stream = host.new_stream()?;
+        let boxed = || transport.box_window(host, number, transport.box_bytes());
         let boxes = match transport.members().len() {
             1 => None,
             _ => Some([boxed()?, boxed()?]),

@@ -22,8 +22,8 @@ use device::{DType, Tensor};
 use crate::op::{Gather, OrderedReduce, Reduction, Site};
 use crate::{EvenPlan, Operation, Result, Segments, Window};
 
-/// Bytes of a box, and what a member reads at most of all others' together: up to there a round
-/// less is worth more than the bytes.
+/// Bytes of a box where members read each other's, and what a member reads at most of all others'
+/// together: up to there a round less is worth more than the bytes.
 pub(crate) const BOX_BYTES: usize = 16 << 10;
 
 /// The boxes of a group, one window for each turn.
@@ -52,6 +52,11 @@ pub(crate) enum Take {
     Copies(Vec<(usize, Tensor, Tensor)>),
 }
 
+/// Bytes of a box of the group; none where it has no boxes.
+fn room(site: &Site) -> usize {
+    site.boxes.map_or(0, |boxes| boxes[0].bytes())
+}
+
 impl OneShot {
     /// The sum over all windows, for every member; none where two rounds are better.
     ///
@@ -63,7 +68,7 @@ impl OneShot {
         site: &Site,
     ) -> Result<Option<OneShot>> {
         let (range, dtype, members) = (plan.range(), plan.dtype(), plan.segments().len());
-        if range.len() * dtype.bytes() * (members - 1) > BOX_BYTES {
+        if range.len() * dtype.bytes() * (members - 1) > room(site) {
             return Ok(None);
         }
         let out = window.tensor(range.start, &[range.len()], dtype)?;
@@ -87,7 +92,7 @@ impl OneShot {
         site: &Site,
     ) -> Result<Option<OneShot>> {
         let (range, place) = (plan.range(), site.members.place);
-        if range.len() * plan.dtype().bytes() > BOX_BYTES || plan.segments().len() <= place {
+        if range.len() * plan.dtype().bytes() > room(site) || plan.segments().len() <= place {
             return Ok(None);
         }
         let in_box =
@@ -137,7 +142,7 @@ impl OneShot {
         let (Some(boxes), place) = (site.boxes, site.members.place) else { return Ok(None) };
         let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
         let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
-        let is_small = all * gather.element_bytes <= BOX_BYTES && all > 0;
+        let is_small = all * gather.element_bytes <= room(site) && all > 0;
         if !is_small || !gather.segments.iter().all(one_range) || !boxes[0].is_mapped() {
             return Ok(None);
         }

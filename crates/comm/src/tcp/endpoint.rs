@@ -93,15 +93,17 @@ impl Endpoint {
                 }
             }
         });
-        let streams = job.settle(&members, call, met)?;
-        let mut links = Vec::with_capacity(members.len());
-        for (peer, stream) in streams.into_iter().enumerate() {
-            // Such a connection does not block, and goes on without its runtime.
-            let stream = stream.map(TcpStream::into_std).transpose();
-            let addr = shared.addrs[members.ranks[peer]];
-            let failed = |source| CommError::Socket { addr, action: "take", source };
-            links.push(stream.map_err(failed)?.map(|stream| Link::new(peer, stream)));
-        }
+        let links = met.and_then(|streams| {
+            let links = streams.into_iter().enumerate().map(|(peer, stream)| {
+                let addr = shared.addrs[members.ranks[peer]];
+                let failed = |source| CommError::Socket { addr, action: "take", source };
+                // Such a connection does not block, and goes on without its runtime.
+                let stream = stream.map(TcpStream::into_std).transpose().map_err(failed)?;
+                Ok(stream.map(|stream| Link::new(peer, stream)))
+            });
+            links.collect::<Result<Vec<_>>>()
+        });
+        let links = job.settle(&members, call, links)?;
         let headers = (HEADER_BYTES * links.iter().flatten().count()) as u64;
         job.counters.add(Operation::Join, 0, headers, 0);
         let wires = Wires { links, waiting: Waiting::new(shared.ranks_here()) };

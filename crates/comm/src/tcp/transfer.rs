@@ -18,6 +18,10 @@ use crate::op::{AllToAll, P2p, Reduction, Step};
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 
+/// Most bytes that come to a member in a sum of one round. A round costs more than over shared
+/// memory; and of two members none gets more bytes than in two rounds.
+const ONE_ROUND_BYTES: usize = 128 << 10;
+
 impl Control for Endpoint {
     fn barrier(&self) -> Result<()> {
         self.empty(Operation::Barrier, 0, || Ok(()))
@@ -65,6 +69,10 @@ impl Transport for Endpoint {
         let mut buffers = vec![None; self.members.len()];
         buffers[self.place()] = Some(mine);
         Ok(Window::new(buffers, self.place(), group, bytes))
+    }
+
+    fn box_bytes(&self) -> usize {
+        ONE_ROUND_BYTES
     }
 
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
