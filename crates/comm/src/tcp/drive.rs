@@ -56,7 +56,7 @@ impl Waiting {
     fn slept(&mut self, took: Duration) {
         if took < QUICK {
             self.quick = self.quick.wrapping_add(1);
-            let is_due = self.quick % TRY_AGAIN == 0;
+            let is_due = self.quick.is_multiple_of(TRY_AGAIN);
             self.looks = if is_due { self.most / 4 } else { self.looks / 4 };
         }
     }
