@@ -1,7 +1,7 @@
 //! Which way an operation takes, by its size and the number of members, and why.
 //!
 //! ```text
-//!                 up to BOX_BYTES                beyond
+//!                 up to a box                    beyond
 //! all_reduce,     one round: all read all boxes  owners reduce their shares, and write them to all
 //! reduce                                         windows where they reach those, else a gather
 //! reduce_scatter  one round                      owners read the peers' windows
@@ -21,19 +21,21 @@
 //! broadcast, divided                    1.6       3.4      12     375
 //! ```
 
-/// Bytes of a box, and what a member reads at most of all others' together: up to there a round
-/// less is worth more than the bytes.
+/// Bytes of a box where members read each other's, and what a member reads at most of all others'
+/// together: up to there a round less is worth more than the bytes. Other transports have other
+/// boxes (`Transport::box_bytes`).
 pub(crate) const BOX_BYTES: usize = 16 << 10;
 
-/// Whether all members read all inputs, of `bytes` bytes each, in one round.
-pub(crate) fn is_one_round_for_all(bytes: usize, members: usize) -> bool {
-    bytes * (members - 1) <= BOX_BYTES
+/// Whether all members read all inputs, of `bytes` bytes each, in one round, with boxes of `room`
+/// bytes.
+pub(crate) fn is_one_round_for_all(bytes: usize, members: usize, room: usize) -> bool {
+    bytes * (members - 1) <= room
 }
 
 /// Whether shares of windows of `bytes` bytes, or segments of as many together, are moved in one
-/// round.
-pub(crate) fn is_one_round(bytes: usize) -> bool {
-    bytes <= BOX_BYTES
+/// round, with boxes of `room` bytes.
+pub(crate) fn is_one_round(bytes: usize, room: usize) -> bool {
+    bytes <= room
 }
 
 /// Bytes of results that an owner makes before it writes them to its peers: they and the peers'
@@ -65,8 +67,8 @@ mod tests {
 
     #[test]
     fn what_all_read_is_bounded_by_a_box() {
-        assert!(is_one_round_for_all(BOX_BYTES, 2) && !is_one_round_for_all(BOX_BYTES, 3));
-        assert!(is_one_round_for_all(BOX_BYTES / 7, 8) && is_one_round(BOX_BYTES));
-        assert!(!is_one_round(BOX_BYTES + 1));
+        let for_all = |bytes, members| is_one_round_for_all(bytes, members, BOX_BYTES);
+        assert!(for_all(BOX_BYTES, 2) && !for_all(BOX_BYTES, 3) && for_all(BOX_BYTES / 7, 8));
+        assert!(is_one_round(BOX_BYTES, BOX_BYTES) && !is_one_round(BOX_BYTES + 1, BOX_BYTES));
     }
 }

@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::patience::Patience;
+use crate::{CommError, Result};
 
 /// How long a connection may take to say who it is.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -26,6 +27,8 @@ const MOST: usize = 64;
 const GRACE_OF_MANY: Duration = Duration::from_secs(5);
 /// Files that are left where guests are many.
 pub(crate) const BESIDE: usize = 96;
+/// Files that a process needs at least beside its connections: data, checkpoints, runtimes.
+const SPARE: usize = 8;
 
 /// A listener, and the connections that were not introduced yet; `T` is what an introduction
 /// yields.
@@ -148,6 +151,26 @@ fn open_files() -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Proves that this process may open `more` connections and still have some files left; says
+/// nothing where the system does not tell.
+///
+/// # Errors
+/// [`CommError::Descriptors`].
+pub(crate) fn check_room(more: usize) -> Result<()> {
+    let (Some(limit), Ok(open)) = (open_files(), std::fs::read_dir("/proc/self/fd")) else {
+        return Ok(());
+    };
+    room(limit, open.count(), more)
+}
+
+fn room(limit: usize, open: usize, more: usize) -> Result<()> {
+    let needed = open + more + SPARE;
+    match more == 0 || needed <= limit {
+        true => Ok(()),
+        false => Err(CommError::Descriptors { open, more, needed, limit }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -189,6 +212,15 @@ mod tests {
         {
             assert_eq!(most(files, guests), expected, "{files} files, {guests} guests");
         }
+    }
+
+    #[test]
+    fn too_many_connections_are_refused_with_the_numbers() {
+        assert!(room(1024, 10, 1024 - 10 - SPARE).is_ok());
+        assert!(room(8, 8, 0).is_ok());
+        let text = room(1024, 10, 1024 - 9 - SPARE).unwrap_err().to_string();
+        assert!(text.contains("1007 connections beside 10 open files"), "{text}");
+        assert!(text.contains("`ulimit -n` is 1024; raise it to 1025 at least"), "{text}");
     }
 
     #[test]

@@ -88,6 +88,12 @@ pub enum CommError {
     /// Two ranks do different things at the same point.
     #[error("{operation} #{sequence}: rank {rank} is at {theirs} instead")]
     Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
+    /// What came on the connection to a peer is not what that sent.
+    #[error(
+        "{operation} #{sequence}: a frame from rank {rank} came damaged: {damage}; nothing of it \
+         was used; look at the network cards, cables, switches and memory between the two hosts"
+    )]
+    Damaged { rank: usize, operation: Operation, sequence: u64, damage: Damage },
     /// The job was revoked, here or elsewhere; nothing works any more.
     #[error("the group was aborted: {why}")]
     Revoked { why: String },
@@ -150,6 +156,12 @@ pub enum CommError {
          raise the limit (`ulimit -n`, LimitNOFILE= of a service)"
     )]
     Files { world: usize, needed: u64, limit: u64 },
+    /// More connections than this process may open.
+    #[error(
+        "a rank needs {more} connections beside {open} open files, and `ulimit -n` is {limit}; \
+         raise it to {needed} at least, or use fewer ranks"
+    )]
+    Descriptors { open: usize, more: usize, needed: usize, limit: usize },
     /// `last` is what came of the last try.
     #[error(
         "nobody answers at {addrs} for {timeout_ms} ms ({last}); \
@@ -201,6 +213,19 @@ pub enum CommError {
     Device(#[from] DeviceError),
 }
 
+/// What is wrong with a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    #[error("its header does not fit its checksum")]
+    Header,
+    /// Bytes of the message.
+    #[error("bytes {start}..{end} do not fit their checksum")]
+    Payload { start: u64, end: u64 },
+    /// One was lost, sent twice or overtaken.
+    #[error("it is frame {got} of the connection where frame {expected} must come")]
+    Turn { got: u32, expected: u32 },
+}
+
 /// Bytes of an operation that had moved, sent and received, when its deadline passed, and of how
 /// many; shown as a clause that is empty where nothing had.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -250,6 +275,7 @@ impl CommError {
             CommError::Timeout { missing, .. } => missing.iter_mut().for_each(of),
             CommError::PeerLost { rank, .. }
             | CommError::Mismatch { rank, .. }
+            | CommError::Damaged { rank, .. }
             | CommError::Length { rank, .. } => of(rank),
             _ => {}
         }
@@ -268,6 +294,9 @@ impl CommError {
             ),
             CommError::PeerLost { rank, operation, sequence, cause } => {
                 (vec![*rank], format!("{cause} ({operation} #{sequence})"))
+            }
+            CommError::Damaged { rank, operation, sequence, damage } => {
+                (vec![*rank], format!("its frame came damaged: {damage} ({operation} #{sequence})"))
             }
             CommError::Refused(Refusal::Ended { rank, reason }) => (vec![*rank], reason.clone()),
             // A peer of the library's, whichever.

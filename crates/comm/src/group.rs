@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 
-use crate::algorithm::BOX_BYTES;
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
 use crate::nccl::{Ending, Member, Plan};
@@ -132,8 +131,8 @@ impl Group {
             Way::Staged(staging) => &staging.host,
             Way::Library(member) => member.host(),
         };
-        let (stream, boxed) =
-            (host.new_stream()?, || transport.box_window(host, number, BOX_BYTES));
+        let stream = host.new_stream()?;
+        let boxed = || transport.box_window(host, number, transport.box_bytes());
         let boxes = match transport.members().len() {
             1 => None,
             _ if ending.is_some() => None,

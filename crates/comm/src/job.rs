@@ -220,6 +220,7 @@ impl Job {
             CommError::Timeout { .. }
             | CommError::PeerLost { .. }
             | CommError::Mismatch { .. }
+            | CommError::Damaged { .. }
             | CommError::Library { .. }
             | CommError::Unfinished { .. } => format!("rank {rank}: {error}"),
             _ => format!("rank {rank}: {operation} #{sequence}: {error}"),

@@ -49,6 +49,11 @@ pub(crate) enum Take {
     Copies(Vec<(usize, Tensor, Tensor)>),
 }
 
+/// Bytes of a box of the group; none where it has no boxes.
+fn room(site: &Site) -> usize {
+    site.boxes.map_or(0, |boxes| boxes[0].bytes())
+}
+
 impl OneShot {
     /// The result of all windows, in `out` of each member that `takes` it; none where two rounds
     /// are better.
@@ -63,7 +68,8 @@ impl OneShot {
         site: &Site,
     ) -> Result<Option<OneShot>> {
         let (range, members) = (plan.range(), site.members.len());
-        if !algorithm::is_one_round_for_all(range.len() * plan.dtype().bytes(), members) {
+        let bytes = range.len() * plan.dtype().bytes();
+        if !algorithm::is_one_round_for_all(bytes, members, room(site)) {
             return Ok(None);
         }
         let whole = |member| takes(member).then_some(0..range.len()).into_iter().collect();
@@ -87,7 +93,8 @@ impl OneShot {
     ) -> Result<Option<OneShot>> {
         let (range, place) = (plan.range(), site.members.place);
         let bytes = range.len() * plan.dtype().bytes();
-        if !algorithm::is_one_round(bytes) || plan.segments().len() <= place {
+        let is_small = algorithm::is_one_round(bytes, room(site));
+        if !is_small || plan.segments().len() <= place {
             return Ok(None);
         }
         let in_box =
@@ -143,7 +150,7 @@ impl OneShot {
         let (Some(boxes), place) = (site.boxes, site.members.place) else { return Ok(None) };
         let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
         let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
-        let is_small = algorithm::is_one_round(all * gather.element_bytes) && all > 0;
+        let is_small = algorithm::is_one_round(all * gather.element_bytes, room(site)) && all > 0;
         if !is_small || !gather.segments.iter().all(one_range) || !boxes[0].is_mapped() {
             return Ok(None);
         }

@@ -55,14 +55,13 @@ struct Scratch {
     stream: Stream,
     inputs: Vec<Tensor>,
     workspace: Option<Tensor>,
-    received: Option<Tensor>,
 }
 
 impl Scratch {
     fn new(op: &OrderedReduce, inputs: usize) -> Result<Scratch> {
         let stream = op.out.buffer().device().new_stream()?;
         let inputs = Vec::with_capacity(inputs);
-        Ok(Scratch { stream, inputs, workspace: None, received: None })
+        Ok(Scratch { stream, inputs, workspace: None })
     }
 }
 
@@ -95,17 +94,6 @@ impl Sums {
             None => Site::Here(Mutex::new(Scratch::new(op, inputs)?)),
         };
         Ok(Sums { sum, site })
-    }
-
-    /// Memory for `len` elements that come from peers, of the type `dtype` and on the device of
-    /// `out`; `None` where sums are made elsewhere, which need none there.
-    ///
-    /// # Errors
-    /// No memory.
-    pub(crate) fn received(&self, op: &OrderedReduce, len: usize) -> Result<Option<Tensor>> {
-        let Site::Here(scratch) = &self.site else { return Ok(None) };
-        let device = op.out.buffer().device();
-        at_least(&mut locked(scratch).received, device, op.dtype, len).map(Some)
     }
 
     /// Returns when the sums of all tiles are done.

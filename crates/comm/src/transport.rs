@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use device::Device;
 
+use crate::algorithm::BOX_BYTES;
 use crate::job::{Job, Members};
 use crate::op::Step;
 use crate::{Operation, Result, Window};
@@ -17,6 +18,11 @@ pub(crate) trait Transport: Send + Sync {
     /// Zeroed memory of `bytes` bytes, the same on every member, which gets the number `group`.
     /// Collective.
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window>;
+
+    /// Bytes of a box: up to there an operation in one round is faster than in two.
+    fn box_bytes(&self) -> usize {
+        BOX_BYTES
+    }
 
     /// As [`Transport::window`], for a box that others may still read when this member has dropped
     /// it.

@@ -19,6 +19,9 @@ use crate::{Backend, CommError, Fault, Result, Revocation, Settings, World, conn
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const LATER: Duration = Duration::from_secs(2);
 
+/// What became of a server whose connection has ended.
+const GONE: &str = "is gone, and its ranks with it";
+
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
 /// How long one try to tell it may take.
@@ -131,6 +134,7 @@ async fn meet(
         Ok(ToWorker::Joined { peers, start }) => Ok((frames, peers, start)),
         Ok(ToWorker::Refused(refusal)) => Err(refusal.into()),
         Err(Garbled::Protocol(got)) => Err(protocol::other_protocol(got).into()),
+        Err(Garbled::Damaged) => Err(stranger("sends an answer that comes damaged")),
         Ok(_) | Err(Garbled::Stranger) => Err(stranger(other)),
     }
 }
@@ -209,7 +213,7 @@ async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, sha
                 return;
             }
             if sent.is_err() {
-                return shared.lose_server(server);
+                return shared.lose_server(server, GONE);
             }
         }
     };
@@ -221,7 +225,8 @@ async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, sha
                     shared.abort(Aborted { rank: Some(rank), reason });
                 }
                 Some(Ok(Some(ToWorker::Joined { .. } | ToWorker::Refused(_)))) => {}
-                Some(Ok(None) | Err(_)) | None => return shared.lose_server(server),
+                Some(Ok(None)) => return shared.lose_server(server, "sends what comes damaged"),
+                Some(Err(_)) | None => return shared.lose_server(server, GONE),
             }
         }
     };
@@ -242,10 +247,10 @@ impl Shared {
         self.revocation.revoke(&aborted.to_string());
     }
 
-    /// The connection to the server, which is node 0's, has ended.
-    fn lose_server(&self, server: Option<SocketAddr>) {
+    /// The connection to the server, which is node 0's, is of no use any more.
+    fn lose_server(&self, server: Option<SocketAddr>, how: &str) {
         let at = server.map(|addr| format!(" (at {addr})")).unwrap_or_default();
-        let reason = format!("node 0's supervising process{at} is gone, and its ranks with it");
+        let reason = format!("node 0's supervising process{at} {how}");
         self.abort(Aborted { rank: None, reason });
     }
 }

@@ -156,7 +156,7 @@ pub(super) fn frame(message: &ToWorker) -> Bytes {
     [&length.to_le_bytes()[..], &message].concat().into()
 }
 
-/// The bytes of a message; `is_first` in its direction.
+/// The bytes of a message, with a checksum at the end; `is_first` in its direction.
 pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
     let mut bytes = Vec::new();
     if is_first {
@@ -165,6 +165,7 @@ pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
     }
     let message = postcard::to_stdvec(message).expect("messages are plain data");
     bytes.extend_from_slice(&message);
+    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
     bytes.into()
 }
 
@@ -175,22 +176,30 @@ pub(super) enum Garbled {
     Stranger,
     /// Of another version of it.
     Protocol(u32),
+    /// Of this one, and not as they were sent.
+    Damaged,
 }
 
 pub(super) fn decode<T: for<'a> Deserialize<'a>>(
-    mut bytes: &[u8],
+    bytes: &[u8],
     is_first: bool,
 ) -> Result<T, Garbled> {
+    let mut rest = bytes;
     if is_first {
-        let rest = bytes.strip_prefix(&MAGIC).ok_or(Garbled::Stranger)?;
-        let (protocol, rest) = rest.split_first_chunk::<4>().ok_or(Garbled::Stranger)?;
+        // Other versions may say everything else in another way.
+        rest = rest.strip_prefix(&MAGIC).ok_or(Garbled::Stranger)?;
+        let (protocol, message) = rest.split_first_chunk::<4>().ok_or(Garbled::Stranger)?;
         let protocol = u32::from_le_bytes(*protocol);
         if protocol != PROTOCOL {
             return Err(Garbled::Protocol(protocol));
         }
-        bytes = rest;
+        rest = message;
     }
-    postcard::from_bytes(bytes).map_err(|_| Garbled::Stranger)
+    let (message, checksum) = rest.split_last_chunk::<4>().ok_or(Garbled::Damaged)?;
+    if crc32c::crc32c(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*checksum) {
+        return Err(Garbled::Damaged);
+    }
+    postcard::from_bytes(message).map_err(|_| Garbled::Stranger)
 }
 
 /// The refusal for a process of another protocol.
@@ -274,9 +283,18 @@ mod tests {
         for first in [false, true] {
             assert_eq!(decode::<ToServer>(&encode(&message, first), first), Ok(message.clone()));
         }
-        let mut other = encode(&message, true).to_vec();
-        other[4] = 9;
-        assert_eq!(decode::<ToServer>(&other, true), Err(Garbled::Protocol(9)));
+        let bytes = encode(&message, true).to_vec();
+        let flipped = |bit: usize| {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            decode::<ToServer>(&bytes, true)
+        };
+        let (magic, protocol) = (8 * MAGIC.len(), 8 * (MAGIC.len() + 4));
+        assert!((0..magic).all(|bit| flipped(bit) == Err(Garbled::Stranger)));
+        let is_other =
+            |bit| matches!(flipped(bit), Err(Garbled::Protocol(other)) if other != PROTOCOL);
+        assert!((magic..protocol).all(is_other));
+        assert!((protocol..8 * bytes.len()).all(|bit| flipped(bit) == Err(Garbled::Damaged)));
         assert_eq!(decode::<ToServer>(b"GET / HTTP/1.1", true), Err(Garbled::Stranger));
     }
 }

@@ -471,7 +471,7 @@ async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
     let said = match protocol::decode::<ToServer>(&first, true) {
         Ok(said) => Ok(said),
         Err(Garbled::Protocol(got)) => Err(got),
-        Err(Garbled::Stranger) => return None,
+        Err(Garbled::Stranger | Garbled::Damaged) => return None,
     };
     Some(Guest { frames, from, said })
 }
@@ -501,7 +501,7 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
     }
     let (sender, outgoing) = unbounded_channel();
     let rank = shared.enter(hello, from, sender);
-    converse(frames, outgoing, |message| {
+    let ended = converse(frames, outgoing, |message| {
         let Some(rank) = rank else { return };
         if let ToServer::Blame(Fault { ranks, what }) = &message {
             let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
@@ -514,7 +514,7 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
     })
     .await;
     let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
-    mourn(vec![rank], "its control connection ended".to_owned(), shared).await;
+    mourn(vec![rank], ended.to_owned(), shared).await;
 }
 
 /// Loses the first of `ranks` that has not said by then that it only follows, unless a better
@@ -537,29 +537,34 @@ fn split(frames: Frames) -> (Framed<OwnedReadHalf, LengthDelimitedCodec>, OwnedW
     (Framed::from_parts(parts), to_worker)
 }
 
-/// Passes messages both ways until either side ends; neither way waits for the other.
+/// Passes messages both ways until either side ends, and says how; neither way waits for the other.
 async fn converse(
     frames: Frames,
     mut outgoing: UnboundedReceiver<Outgoing>,
     hear: impl Fn(ToServer),
-) {
+) -> &'static str {
+    const ENDED: &str = "its control connection ended";
     let (mut from_worker, mut to_worker) = split(frames);
     let listen = async {
         while let Some(Ok(frame)) = from_worker.next().await {
-            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else { return };
+            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else {
+                return "a message on its control connection came damaged";
+            };
             hear(message);
         }
+        ENDED
     };
     let tell = async {
         // Ends once the worker was turned away and has been told.
         while let Some(Outgoing { frame, is_last }) = outgoing.recv().await {
             if to_worker.write_all(&frame).await.is_err() || is_last {
-                return;
+                break;
             }
         }
+        ENDED
     };
     tokio::select! {
-        () = listen => {}
-        () = tell => {}
+        ended = listen => ended,
+        ended = tell => ended,
     }
 }

@@ -2,15 +2,19 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use device::Buffer;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::exchange::{Call, Progress};
+use super::drive::{self, Waiting};
 use super::frame::{self, HEADER_BYTES};
+use super::link::Link;
 use super::mesh::{self, Met, Purpose, Tries};
 use super::net::{Net, Shared};
-use super::wire::{Reader, Writer};
+use super::progress::{Call, Progress};
+use super::traffic::Traffic;
+use crate::door;
 use crate::job::{Job, Members};
 use crate::patience;
 use crate::{CommError, Operation, Result};
@@ -19,50 +23,58 @@ pub(crate) struct Endpoint {
     pub(super) net: Arc<Net>,
     pub(super) members: Members,
     token: u64,
-    /// Taken when this end goes.
-    runtime: Option<Runtime>,
     state: Mutex<State>,
 }
 
 /// What only the operation in progress uses.
-pub(super) struct State {
+struct State {
     sequence: u64,
-    pub exchanges: u64,
+    exchanges: u64,
+    wires: Wires,
+    scratch: Scratch,
+}
+
+/// The connections to the other members.
+struct Wires {
     /// By place; this member's own is `None`.
-    pub links: Vec<Option<Link>>,
-    pub messages: Vec<Vec<u8>>,
+    links: Vec<Option<Link>>,
+    waiting: Waiting,
 }
 
-/// A connection to one peer, with its staging memory.
-pub(super) struct Link {
-    pub read: Reader,
-    pub write: Writer,
-    pub outgoing: Staging,
-    pub incoming: Staging,
-    /// Messages of exchanges so far, sent and received.
-    pub sent: u64,
-    pub received: u64,
-}
-
-/// Reused bytes, aligned for any element type.
+/// What operations keep for the next.
 #[derive(Default)]
-pub(super) struct Staging {
-    words: Vec<u64>,
+pub(super) struct Scratch {
+    /// Messages of a broadcast.
+    pub messages: Vec<Vec<u8>>,
+    /// By place, messages of exchanges so far, sent and received.
+    pub exchanged: Vec<(u64, u64)>,
+    /// Memory for what is summed.
+    pub room: Option<Buffer>,
 }
 
-impl Staging {
-    /// `len` bytes of unspecified contents.
-    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
-        let words = len.div_ceil(8);
-        if self.words.len() < words {
-            self.words.resize(words, 0);
-        }
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..len]
+/// An operation that runs.
+pub(super) struct Running<'a> {
+    wires: &'a mut Wires,
+    call: Call,
+    progress: Progress<'a>,
+}
+
+impl Running<'_> {
+    /// Moves the messages of the operation, all of them.
+    pub(super) fn drive(&mut self, traffic: &mut dyn Traffic) -> Result<()> {
+        let Running { wires: Wires { links, waiting }, call, progress } = self;
+        drive::drive(links, waiting, call, progress, traffic)
     }
 
-    /// The first `len` bytes as they are.
-    pub(super) fn filled(&self, len: usize) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..len]
+    /// Counts the operation, which is done, and what went through the connections since the last.
+    fn count(&mut self) {
+        let (mut sent, mut headers, mut received) = (0, 0, 0);
+        for Link { sending, receiving, .. } in self.wires.links.iter_mut().flatten() {
+            sent += std::mem::take(&mut sending.payload_bytes);
+            headers += std::mem::take(&mut sending.header_bytes);
+            received += std::mem::take(&mut receiving.payload_bytes);
+        }
+        self.progress.job.counters.add(self.call.operation, sent, headers, received);
     }
 }
 
@@ -72,6 +84,7 @@ impl Endpoint {
         check_thread()?;
         let (shared, runtime) = (&net.shared, runtime()?);
         let (job, call) = (Arc::clone(&shared.job), (Operation::Join, 0));
+        job.settle(&members, call, door::check_room(members.len() - 1))?;
         let met = runtime.block_on(async {
             tokio::select! {
                 met = meet(shared, tag, &members) => met,
@@ -80,14 +93,24 @@ impl Endpoint {
                 }
             }
         });
-        let streams = job.settle(&members, call, met)?;
-        let links = streams.into_iter().enumerate();
-        let links: Vec<_> = links.map(|(peer, stream)| Some(Link::new(peer, stream?))).collect();
+        let links = met.and_then(|streams| {
+            let links = streams.into_iter().enumerate().map(|(peer, stream)| {
+                let addr = shared.addrs[members.ranks[peer]];
+                let failed = |source| CommError::Socket { addr, action: "take", source };
+                // Such a connection does not block, and goes on without its runtime.
+                let stream = stream.map(TcpStream::into_std).transpose().map_err(failed)?;
+                Ok(stream.map(|stream| Link::new(peer, stream)))
+            });
+            links.collect::<Result<Vec<_>>>()
+        });
+        let links = job.settle(&members, call, links)?;
         let headers = (HEADER_BYTES * links.iter().flatten().count()) as u64;
         job.counters.add(Operation::Join, 0, headers, 0);
-        let state = State { sequence: 0, exchanges: 0, links, messages: Vec::new() };
+        let wires = Wires { links, waiting: Waiting::new(shared.ranks_here()) };
+        let scratch = Scratch { exchanged: vec![(0, 0); members.len()], ..Scratch::default() };
+        let state = State { sequence: 0, exchanges: 0, wires, scratch };
         let token = frame::token_of(shared.me.token, tag);
-        Ok(Endpoint { net, members, token, runtime: Some(runtime), state: Mutex::new(state) })
+        Ok(Endpoint { net, members, token, state: Mutex::new(state) })
     }
 
     pub(super) fn job(&self) -> &Arc<Job> {
@@ -98,76 +121,28 @@ impl Endpoint {
         self.members.place
     }
 
-    /// Runs one collective: numbers it and gives the job up if it fails.
-    pub(super) fn collective<R>(
+    /// Runs one operation: numbers it, counts it, and gives the job up if it fails. Exchanges have
+    /// numbers of their own.
+    pub(super) fn run<R>(
         &self,
         operation: Operation,
         digest: u64,
-        body: impl AsyncFnOnce(&mut State, &Call, &Progress) -> Result<R>,
-    ) -> Result<R> {
-        let number = |state: &mut State| {
-            state.sequence += 1;
-            state.sequence
-        };
-        self.run((operation, digest), self.members.peers().collect(), number, body)
-    }
-
-    /// Runs messages with some peers.
-    pub(super) fn pairs<R>(
-        &self,
-        peers: Vec<usize>,
-        body: impl AsyncFnOnce(&mut State, &Call, &Progress) -> Result<R>,
-    ) -> Result<R> {
-        let number = |state: &mut State| {
-            state.exchanges += 1;
-            state.exchanges
-        };
-        self.run((Operation::Exchange, 0), peers, number, body)
-    }
-
-    fn run<R>(
-        &self,
-        (operation, digest): (Operation, u64),
-        peers: Vec<usize>,
-        number: impl FnOnce(&mut State) -> u64,
-        body: impl AsyncFnOnce(&mut State, &Call, &Progress) -> Result<R>,
+        body: impl FnOnce(&mut Running<'_>, &mut Scratch) -> Result<R>,
     ) -> Result<R> {
         check_thread()?;
         // After a panic inside an operation the next frames do not fit, which is found out.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { sequence, exchanges, wires, scratch } = &mut *state;
         let job = self.job();
-        job.revocation().error(operation, state.sequence + 1).map_or(Ok(()), Err)?;
+        job.revocation().error(operation, *sequence + 1).map_or(Ok(()), Err)?;
         job.disturb();
-        let sequence = number(&mut state);
-        let call = Call { operation, token: self.token, sequence, digest };
-        let progress = Progress::new(job, &self.members, peers);
-        let work = body(&mut state, &call, &progress);
-        let runtime = self.runtime.as_ref().expect("taken only when this end goes");
-        let result = runtime.block_on(self.guard(&call, &progress, work));
-        job.settle(&self.members, (operation, sequence), result)
-    }
-
-    /// `work` until it is done, a peer stands still for the timeout, or the job is given up.
-    async fn guard<R>(
-        &self,
-        call: &Call,
-        progress: &Progress<'_>,
-        work: impl Future<Output = Result<R>>,
-    ) -> Result<R> {
-        let job = self.job();
-        tokio::select! {
-            biased;
-            // What is done stays done, even if the job is given up meanwhile.
-            result = work => result,
-            reason = job.revocation().wait() => {
-                Err(CommError::Revoked { why: reason.why.clone() })
-            }
-            missing = progress.stands_still() => {
-                let (Call { operation, sequence, .. }, moved) = (*call, progress.moved());
-                let timeout_ms = job.timeout_ms();
-                Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved })
-            }
-        }
+        let number = if operation == Operation::Exchange { exchanges } else { sequence };
+        *number += 1;
+        let call = Call { operation, token: self.token, sequence: *number, digest };
+        let progress = Progress::new(job, &self.members);
+        let mut running = Running { wires, call, progress };
+        let result = body(&mut running, scratch).inspect(|_| running.count());
+        job.settle(&self.members, (operation, call.sequence), result)
     }
 }
 
@@ -227,23 +202,5 @@ pub(super) fn check_thread() -> Result<()> {
     match tokio::runtime::Handle::try_current() {
         Ok(_) => Err(CommError::Asynchronous),
         Err(_) => Ok(()),
-    }
-}
-
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        // Without waiting, so that the last handle may be dropped anywhere.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl Link {
-    fn new(peer: usize, stream: TcpStream) -> Link {
-        let (read, write) = stream.into_split();
-        let (read, write) = (Reader::new(peer, read), Writer::new(peer, write));
-        let (outgoing, incoming) = (Staging::default(), Staging::default());
-        Link { read, write, outgoing, incoming, sent: 0, received: 0 }
     }
 }

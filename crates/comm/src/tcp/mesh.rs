@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
 use super::frame::{HEADER_BYTES, Header};
+use super::progress::Call;
 use crate::door;
 use crate::job::Members;
 use crate::{CommError, Operation, Result};
@@ -79,13 +80,9 @@ impl Identity {
     /// What either end of a new connection says first, in the form of an empty frame: rank and
     /// world stand in the sequence number, the purpose in the fingerprint.
     fn header(&self, purpose: Purpose) -> Header {
-        Header {
-            operation: Operation::Join as u32,
-            token: self.token,
-            sequence: (self.world as u64) << 32 | self.rank as u64,
-            digest: purpose.tag(),
-            length: 0,
-        }
+        let (operation, token, digest) = (Operation::Join, self.token, purpose.tag());
+        let sequence = (self.world as u64) << 32 | self.rank as u64;
+        Call { operation, token, sequence, digest }.header()
     }
 }
 

@@ -1,21 +1,39 @@
 //! Ranks anywhere: connections between all of them, and between the members of each group.
 //!
 //! One watchdog thread per process answers, and holds a signal connection to every peer (`net`). A
-//! channel or group has data connections of its own and a single-threaded tokio runtime, driven by
-//! whichever thread is inside an operation. (So operations cannot be called from asynchronous code,
-//! whose runtime would refuse to block.) Each collective sends one frame to every peer and takes one
-//! from every peer, both at the same time; device memory passes through bounded staging buffers that
-//! are kept between calls. tokio itself and the lists of futures allocate a little per call; payload
-//! memory is not allocated after warm-up.
+//! channel or group has data connections of its own, which do not block; whichever thread is inside
+//! an operation moves all of it itself (`drive`), and nothing is handed to another thread:
+//!
+//! ```text
+//! transfer   an operation ─▶ Traffic   its messages, where they lie, when their frames may go
+//!                             (sums, moves, ring: which of the two a gather is, route decides)
+//! drive      the loop      ─▶ Link     sending and receiving: frames with checksums (frame)
+//! ```
+//!
+//! Payload is sent from where it lies and received where it belongs, where that is memory of the
+//! host; what is summed goes through a few tiles that are kept. After the first call an operation
+//! allocates nothing.
+//!
+//! Meeting is asynchronous, so operations cannot be called from asynchronous code, whose runtime
+//! would refuse to block.
 
+mod drive;
 mod endpoint;
-mod exchange;
 mod frame;
+mod link;
 mod mesh;
+mod moves;
 mod net;
+mod poll;
+mod progress;
+mod receiving;
+mod ring;
+mod route;
+mod sending;
 mod signal;
+mod sums;
+mod traffic;
 mod transfer;
-mod wire;
 
 pub use frame::HEADER_BYTES;
 pub use mesh::{can_listen, listen};

@@ -22,7 +22,7 @@ use super::frame;
 use super::mesh::{self, Identity, Met, Purpose, Tries};
 use super::signal::{self, Signals};
 use crate::control::Channel;
-use crate::door::Door;
+use crate::door::{self, Door};
 use crate::job::{Job, Members, Moments, Settings};
 use crate::{CommError, Operation, Result, ending};
 
@@ -30,6 +30,9 @@ use crate::{CommError, Operation, Result, ending};
 const LOOK: Duration = Duration::from_millis(100);
 /// How often peers are told that it does, at most.
 const TELL: Duration = Duration::from_secs(1);
+
+/// Connections to each peer: one for signals, those of the channels, and of one group.
+const CONNECTIONS: usize = 1 + Channel::ALL.len() + 1;
 
 /// Tags of channels and groups; smaller ones are for other purposes.
 const FIRST_CHANNEL: u64 = 1;
@@ -94,7 +97,8 @@ impl Net {
     /// included.
     ///
     /// # Errors
-    /// A rank out of range; the system refuses.
+    /// A rank out of range; more peers than this process may have connections to; the system
+    /// refuses.
     pub(crate) fn start(
         listener: TcpListener,
         addrs: Vec<SocketAddr>,
@@ -105,6 +109,7 @@ impl Net {
         let world = addrs.len();
         let addr = *addrs.get(rank).ok_or(CommError::NoSuchRank { rank, world })?;
         endpoint::check_thread()?;
+        door::check_room((world - 1) * CONNECTIONS)?;
         let moments = (0..world).map(|_| AtomicU64::new(0)).collect();
         let moments = Box::new(Heard { epoch: Instant::now(), moments });
         let shared = Arc::new(Shared {
@@ -191,6 +196,12 @@ impl Drop for Net {
 impl Shared {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ranks at this one's address, itself among them.
+    pub(super) fn ranks_here(&self) -> usize {
+        let here = self.addrs[self.me.rank].ip();
+        self.addrs.iter().filter(|addr| addr.ip() == here).count()
     }
 
     /// The connection that `rank` has made for the channel or group `tag`.

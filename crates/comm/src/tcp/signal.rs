@@ -1,11 +1,14 @@
 //! Whether a peer still takes part: one connection per pair of ranks.
 //!
 //! ```text
-//! `P` and 8 bytes   the peer gets on: milliseconds since its moment, little-endian
-//! `L`               then the end: the peer left in good order
-//! `R` and text      then the end: the peer gave the job up, and why
-//!                   the end alone: its process died, or the network broke
+//! `P` 8 bytes   the peer gets on: milliseconds since its moment, little-endian
+//! `L`           then the end: the peer left in good order
+//! `R` text      then the end: the peer gave the job up, and why
+//!               the end alone: its process died, or the network broke
 //! ```
+//!
+//! Each letter is followed by the length of what comes with it (two bytes), that, and the CRC-32C of
+//! all of it.
 //!
 //! Apart from the data, since a frame that is half read or half written would be in the way.
 
@@ -48,8 +51,7 @@ impl Signals {
 
     /// Tells every peer that this rank got on so many milliseconds ago.
     pub(super) fn tell(&mut self, age_ms: u64) {
-        let mut message = [b'P'; 9];
-        message[1..].copy_from_slice(&age_ms.to_le_bytes());
+        let message = encode(b'P', &age_ms.to_le_bytes());
         for write in self.peers.iter_mut() {
             // A peer that has not read for hours has no room for another; a part of a message
             // cannot be completed later, so that connection is done.
@@ -63,12 +65,12 @@ impl Signals {
     /// Tells every peer why the job is given up, once.
     pub(super) fn revoke(&mut self, why: &str) {
         let why = &why[..why.floor_char_boundary(REASON_BYTES)];
-        self.say(format!("R{why}").into_bytes());
+        self.say(encode(b'R', why.as_bytes()));
     }
 
     /// Tells every peer that this rank has done its part, unless it gave the job up.
     pub(super) fn leave(&mut self) {
-        self.say(b"L".to_vec());
+        self.say(encode(b'L', &[]));
     }
 
     fn say(&mut self, message: Vec<u8>) {
@@ -100,20 +102,60 @@ pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, job: Arc<Job>) 
 /// Why the job is over, unless the peer left in good order.
 async fn hear(read: &mut OwnedReadHalf, rank: usize, job: &Job) -> std::io::Result<Option<Reason>> {
     loop {
-        match read.read_u8().await? {
-            b'P' => {
-                let age_ms = read.read_u64_le().await?;
+        let mut start = [0; 3];
+        read.read_exact(&mut start).await?;
+        let length = usize::from(u16::from_le_bytes([start[1], start[2]]));
+        let mut rest = [0; REASON_BYTES + 4];
+        let damaged = || Ok(Some(Reason::loss(rank, "what it says of itself comes damaged")));
+        let Some(rest) = rest.get_mut(..length + 4) else { return damaged() };
+        read.read_exact(rest).await?;
+        match (start[0], decode(&start, rest)) {
+            (b'P', Some(said)) if said.len() == 8 => {
+                let age_ms = said.iter().rev().fold(0, |age, &byte| age << 8 | u64::from(byte));
                 let moments = job.moments();
                 moments.advance(rank, moments.now_ms().saturating_sub(age_ms));
             }
-            b'L' => return Ok(None),
-            b'R' => {
-                let mut why = Vec::new();
-                let _ = read.take(REASON_BYTES as u64).read_to_end(&mut why).await;
-                let why = String::from_utf8_lossy(&why).into_owned();
+            (b'L', Some([])) => return Ok(None),
+            (b'R', Some(why)) => {
+                let why = String::from_utf8_lossy(why).into_owned();
                 return Ok(Some(Reason { why, lost: None }));
             }
-            _ => return Ok(Some(Reason::loss(rank, "it speaks another language"))),
+            (_, Some(_)) => return Ok(Some(Reason::loss(rank, "it speaks another language"))),
+            (_, None) => return damaged(),
+        }
+    }
+}
+
+fn encode(letter: u8, said: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(said.len()).unwrap_or(u16::MAX).to_le_bytes();
+    let mut bytes = [&[letter], &length[..], said].concat();
+    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    bytes
+}
+
+/// What was said, if letter and length, what was said and their checksum fit each other.
+fn decode<'a>(start: &[u8; 3], rest: &'a [u8]) -> Option<&'a [u8]> {
+    let (said, checksum) = rest.split_last_chunk::<4>()?;
+    let got = crc32c::crc32c_append(crc32c::crc32c(start), said);
+    (got == u32::from_le_bytes(*checksum)).then_some(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flipped_bit_passes_for_a_signal() {
+        let whole = encode(b'R', b"on purpose");
+        let said = |bytes: &[u8]| {
+            let (start, rest) = bytes.split_first_chunk::<3>().unwrap();
+            decode(start, rest).map(<[u8]>::to_vec)
+        };
+        assert_eq!(said(&whole).unwrap(), b"on purpose");
+        for bit in 0..8 * whole.len() {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(said(&damaged), None, "bit {bit}");
         }
     }
 }

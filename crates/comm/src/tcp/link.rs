@@ -1,0 +1,145 @@
+//! A connection to one peer. Nothing here waits: what a socket does not take or have at once is
+//! tried again when it is ready.
+
+use std::net::TcpStream;
+
+use super::poll::Ready;
+use super::progress::{Call, Progress};
+use super::receiving::Receiving;
+use super::sending::Sending;
+use super::traffic::{Message, Traffic, Way};
+use crate::Result;
+
+/// A connection that does not block, and how far both directions have come.
+pub(super) struct Link {
+    /// The peer's place.
+    pub peer: usize,
+    pub stream: TcpStream,
+    pub sending: Sending,
+    pub receiving: Receiving,
+    /// Whether trying may move something.
+    pub ready: Ready,
+}
+
+/// The operation that a link takes part in.
+pub(super) struct Turn<'a, 'b> {
+    pub call: &'a Call,
+    pub progress: &'a mut Progress<'b>,
+    pub traffic: &'a mut dyn Traffic,
+}
+
+impl Turn<'_, '_> {
+    /// The operation as the header of a message names it.
+    pub(super) fn call_of(&self, way: Way, message: Message) -> Call {
+        let sequence = self.traffic.sequence(way, message).unwrap_or(self.call.sequence);
+        Call { sequence, ..*self.call }
+    }
+}
+
+/// How far one direction has come in the present operation.
+#[derive(Default)]
+pub(super) struct At {
+    messages: usize,
+    /// The message that is on its way, and its bytes in frames that are through.
+    pub index: usize,
+    pub start: usize,
+    /// Frames of all operations that are through.
+    pub frames: u32,
+}
+
+impl At {
+    pub(super) fn is_done(&self) -> bool {
+        self.index == self.messages
+    }
+
+    fn begin(&mut self, messages: usize) {
+        (self.messages, self.index, self.start) = (messages, 0, 0);
+    }
+
+    /// A frame up to byte `end` of a message of `total` bytes is through.
+    pub(super) fn pass(&mut self, end: usize, total: usize) {
+        self.frames = self.frames.wrapping_add(1);
+        let next = (self.index + 1, 0);
+        (self.index, self.start) = if end == total { next } else { (self.index, end) };
+    }
+}
+
+impl Link {
+    pub(super) fn new(peer: usize, stream: TcpStream) -> Link {
+        let (sending, receiving) = (Sending::default(), Receiving::default());
+        let ready = Ready { to_read: true, to_write: true };
+        Link { peer, stream, sending, receiving, ready }
+    }
+
+    /// At the beginning of an operation.
+    pub(super) fn begin(&mut self, traffic: &dyn Traffic) {
+        self.sending.at.begin(traffic.messages(Way::Out, self.peer));
+        self.receiving.at.begin(traffic.messages(Way::In, self.peer));
+        self.receiving.has_begun = false;
+        self.ready = Ready { to_read: true, to_write: true };
+    }
+
+    /// Payload of the present operation both ways; 0 where that is not known.
+    pub(super) fn expected(&self, traffic: &dyn Traffic) -> usize {
+        let peer = self.peer;
+        let of = |way| {
+            let messages = 0..traffic.messages(way, peer);
+            messages.map(|index| traffic.bytes(way, Message { peer, index })).sum::<Option<usize>>()
+        };
+        of(Way::Out).zip(of(Way::In)).map_or(0, |(sent, received)| sent + received)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.sending.at.is_done() && self.receiving.at.is_done()
+    }
+
+    /// What to wait for.
+    pub(super) fn wanted(&self, traffic: &dyn Traffic) -> Ready {
+        let may = |way, at: &At, is_open: bool| {
+            let message = Message { peer: self.peer, index: at.index };
+            !at.is_done() && (is_open || traffic.may_begin(way, message, at.start))
+        };
+        Ready {
+            to_read: may(Way::In, &self.receiving.at, self.receiving.is_open()),
+            to_write: may(Way::Out, &self.sending.at, self.sending.is_open()),
+        }
+    }
+
+    /// Moves what can be moved of the present frame in this direction; whether something was.
+    pub(super) fn step(&mut self, way: Way, turn: &mut Turn) -> Result<bool> {
+        let wanted = self.wanted(turn.traffic);
+        let Link { peer, stream, sending, receiving, ready, .. } = self;
+        match way {
+            Way::Out if wanted.to_write && ready.to_write => {
+                let moved = sending.step(*peer, stream, turn)?;
+                ready.to_write = moved;
+                Ok(moved)
+            }
+            Way::In if wanted.to_read && ready.to_read => {
+                let moved = receiving.step(*peer, stream, turn)?;
+                ready.to_read = moved;
+                Ok(moved)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_and_messages_are_counted_apart() {
+        let mut at = At { frames: u32::MAX, ..At::default() };
+        at.begin(2);
+        at.pass(10, 20);
+        assert_eq!((at.index, at.start, at.frames), (0, 10, 0));
+        at.pass(20, 20);
+        assert_eq!((at.index, at.start, at.frames), (1, 0, 1));
+        at.pass(0, 0);
+        assert!(at.is_done());
+        at.begin(1);
+        assert_eq!((at.is_done(), at.frames), (false, 2));
+    }
+}

@@ -1,0 +1,277 @@
+//! A way between two ranks that does harm to one frame: whoever meets it says which peer, which
+//! operation and which number it was, and both ranks end within the deadline.
+
+mod common;
+
+use std::io::{Read, Result as Io, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use comm::tcp::HEADER_BYTES;
+use comm::{CommError, Damage, Op, Operation, P2p, World};
+use common::control;
+use device::{DType, Device};
+
+/// Long enough for a busy machine, and what a test of a frame that never comes takes.
+const TIMEOUT_MS: u64 = 3_000;
+/// Bytes of the message between the ranks: several frames.
+const BYTES: usize = 1 << 20;
+
+/// What happens to a frame.
+#[derive(Debug, Clone, Copy)]
+enum Harm {
+    /// A bit of the payload, by its byte, or of the header.
+    FlipPayload(usize),
+    FlipHeader(usize),
+    /// Without its last bytes.
+    Truncate,
+    /// Only half of it, and then a reset.
+    Reset,
+    Replay,
+    Drop,
+    /// So late that it is no harm.
+    Delay,
+    /// Later than the timeout.
+    Stall,
+}
+
+/// Which frames are harmed: those from rank 1 of this operation, all before the `nth` being spared.
+#[derive(Clone, Copy)]
+struct Target {
+    operation: Operation,
+    nth: usize,
+    harm: Harm,
+}
+
+fn word(bytes: &[u8], at: usize) -> usize {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+}
+
+/// Passes frames on, one of them with harm.
+fn pass_frames(mut from: TcpStream, mut to: TcpStream, target: Target) -> Io<()> {
+    let mut seen = 0;
+    loop {
+        let mut frame = vec![0; HEADER_BYTES];
+        from.read_exact(&mut frame)?;
+        let length = word(&frame, 40);
+        frame.resize(HEADER_BYTES + length, 0);
+        from.read_exact(&mut frame[HEADER_BYTES..])?;
+        let is_it = word(&frame, 4) == target.operation as usize && seen == target.nth;
+        seen += usize::from(word(&frame, 4) == target.operation as usize);
+        if !is_it {
+            to.write_all(&frame)?;
+            continue;
+        }
+        seen = usize::MAX;
+        match target.harm {
+            Harm::FlipPayload(at) => frame[HEADER_BYTES + at % length] ^= 16,
+            Harm::FlipHeader(at) => frame[at % HEADER_BYTES] ^= 2,
+            Harm::Truncate => frame.truncate(frame.len() - 5),
+            Harm::Reset => {
+                to.write_all(&frame[..frame.len() / 2])?;
+                socket2::SockRef::from(&to).set_linger(Some(Duration::ZERO))?;
+                // Whoever passes on what comes back lets go of it, too.
+                to.shutdown(Shutdown::Read)?;
+                std::thread::sleep(Duration::from_millis(50));
+                return Ok(());
+            }
+            Harm::Replay => to.write_all(&frame)?,
+            Harm::Drop => continue,
+            Harm::Delay => std::thread::sleep(Duration::from_millis(TIMEOUT_MS / 6)),
+            Harm::Stall => std::thread::sleep(Duration::from_millis(3 * TIMEOUT_MS)),
+        }
+        to.write_all(&frame)?;
+        seen = usize::MAX;
+    }
+}
+
+/// As they come.
+fn pass_bytes(mut from: TcpStream, mut to: TcpStream) {
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// An address that leads to `addr`, past someone who does harm to what is said on connections of
+/// groups.
+fn harmful_way_to(addr: SocketAddr, target: Target) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let way = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for inner in listener.incoming() {
+            std::thread::spawn(move || -> Io<()> {
+                let (mut inner, mut outer) = (inner?, TcpStream::connect(addr)?);
+                let back = (outer.try_clone()?, inner.try_clone()?);
+                std::thread::spawn(move || pass_bytes(back.0, back.1));
+                let mut hello = [0; HEADER_BYTES];
+                inner.read_exact(&mut hello)?;
+                outer.write_all(&hello)?;
+                // What the connection is for; groups come after everything else.
+                let is_of_a_group = word(&hello, 24) >= 256;
+                match is_of_a_group {
+                    true => pass_frames(inner, outer, target)?,
+                    false => pass_bytes(inner, outer),
+                }
+                Ok(())
+            });
+        }
+    });
+    way
+}
+
+/// What both ranks say of operations with harm on their way from rank 1 to rank 0.
+fn harmed(target: Target, body: fn(&World) -> comm::Result<()>) -> [comm::Result<()>; 2] {
+    let mut backends = common::backends("tcp", 2);
+    if let comm::Backend::Tcp { peers, .. } = &mut backends[1] {
+        peers[0] = harmful_way_to(peers[0], target);
+    }
+    let results = std::thread::scope(|scope| {
+        let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
+            scope.spawn(move || {
+                let settings = common::settings(TIMEOUT_MS);
+                let world = comm::connect_with(backend, rank, 2, settings).unwrap();
+                body(&world).and_then(|()| control(&world).barrier())
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+    });
+    results.try_into().unwrap()
+}
+
+/// Rank 1 sends three messages of several frames.
+fn messages(world: &World) -> comm::Result<()> {
+    let device = Device::cpu(1)?;
+    let group = world.group(&device)?;
+    let tensor = device.zeros(&[BYTES], DType::U8)?;
+    let ones = vec![1 + world.rank() as u8; BYTES];
+    device.stream().copy_in(&tensor, &ones)?;
+    for _ in 0..3 {
+        let tensor = tensor.clone();
+        let message = match world.rank() {
+            0 => P2p::Receive { from: 1, tensor },
+            _ => P2p::Send { to: 0, tensor },
+        };
+        group.run(&device.stream(), Op::Exchange(vec![message]))?;
+    }
+    if world.rank() == 0 {
+        assert_eq!(device.stream().to_vec::<u8>(&tensor)?, [2; BYTES]);
+    }
+    Ok(())
+}
+
+fn barriers(world: &World) -> comm::Result<()> {
+    let device = Device::cpu(1)?;
+    let group = world.group(&device)?;
+    (0..3).try_for_each(|_| group.run(&device.stream(), Op::Barrier))
+}
+
+/// Both ranks name the peer, the operation and its number; rank 0 with this error.
+fn named(what: &str, results: &[comm::Result<()>; 2], is_it: impl Fn(&CommError) -> bool) {
+    let text = |rank: usize| results[rank].as_ref().unwrap_err().to_string();
+    let error = results[0].as_ref().unwrap_err();
+    assert!(is_it(error), "{what}: {error}");
+    // It learns it from rank 0, or finds out itself.
+    let said = text(1);
+    assert!(said.contains('#') && said.contains("rank"), "{what}: {said}");
+}
+
+#[test]
+fn a_damaged_frame_names_peer_operation_and_number() {
+    let (operation, nth) = (Operation::Exchange, 5);
+    let whole = [Harm::FlipPayload(0), Harm::FlipPayload(77_777), Harm::FlipPayload(usize::MAX)];
+    for harm in whole {
+        let results = harmed(Target { operation, nth, harm }, messages);
+        // The second message, of which the first frame is spared.
+        named(&format!("{harm:?}"), &results, |error| {
+            matches!(
+                error,
+                CommError::Damaged {
+                    rank: 1,
+                    operation: Operation::Exchange,
+                    sequence: 2,
+                    damage: Damage::Payload { start: 262_144, end: 524_288 },
+                }
+            )
+        });
+        let theirs = results[1].as_ref().unwrap_err().to_string();
+        assert!(theirs.contains("exchange #2: a frame from rank 1 came damaged"), "{theirs}");
+    }
+    for at in [0, 5, 17, 40, 47, 50, 55] {
+        let harm = Harm::FlipHeader(at);
+        let results = harmed(Target { operation, nth, harm }, messages);
+        named(&format!("{harm:?}"), &results, |error| {
+            let damage = Damage::Header;
+            matches!(error, CommError::Damaged { rank: 1, operation: Operation::Exchange,
+                sequence: 2, damage: got } if *got == damage)
+        });
+    }
+    let harm = Harm::FlipHeader(30);
+    let (operation, nth) = (Operation::Barrier, 1);
+    let results = harmed(Target { operation, nth, harm }, barriers);
+    named("barrier", &results, |error| {
+        matches!(
+            error,
+            CommError::Damaged {
+                rank: 1,
+                operation: Operation::Barrier,
+                damage: Damage::Header,
+                ..
+            }
+        )
+    });
+}
+
+#[test]
+fn frames_that_are_lost_doubled_or_cut_are_named() {
+    let (operation, nth) = (Operation::Exchange, 5);
+    for (harm, got, expected) in [(Harm::Replay, -1, 0), (Harm::Drop, 1, 0)] {
+        let results = harmed(Target { operation, nth, harm }, messages);
+        named(&format!("{harm:?}"), &results, |error| match error {
+            CommError::Damaged { rank: 1, operation, sequence: 2, damage } => {
+                let Damage::Turn { got: g, expected: e } = *damage else { return false };
+                *operation == Operation::Exchange && i64::from(g) - i64::from(e) == got - expected
+            }
+            _ => false,
+        });
+    }
+    let results = harmed(Target { operation, nth, harm: Harm::Truncate }, messages);
+    named("truncated", &results, |error| {
+        matches!(
+            error,
+            CommError::Damaged {
+                rank: 1,
+                operation: Operation::Exchange,
+                sequence: 2,
+                damage: Damage::Payload { .. },
+            }
+        )
+    });
+    // The last frame of all: nothing fills the gap.
+    let last = Target { operation, nth: 11, harm: Harm::Truncate };
+    let results = harmed(last, messages);
+    named("truncated at the end", &results, |error| {
+        matches!(error, CommError::Timeout {
+            operation: Operation::Exchange, sequence: 3, missing, ..
+        } if *missing == [1])
+    });
+}
+
+#[test]
+fn connections_that_break_or_stall_are_named_and_a_delay_is_not() {
+    let (operation, nth) = (Operation::Exchange, 5);
+    let results = harmed(Target { operation, nth, harm: Harm::Reset }, messages);
+    named("reset", &results, |error| {
+        matches!(
+            error,
+            CommError::PeerLost { rank: 1, operation: Operation::Exchange, sequence: 2, .. }
+        )
+    });
+    let results = harmed(Target { operation, nth, harm: Harm::Stall }, messages);
+    named("stall", &results, |error| {
+        matches!(error, CommError::Timeout {
+            operation: Operation::Exchange, sequence: 2, missing, ..
+        } if *missing == [1])
+    });
+    let results = harmed(Target { operation, nth, harm: Harm::Delay }, messages);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+}
