@@ -186,6 +186,10 @@ fn memory_stays_within_its_plan() {
     let saves = ["--ranks", "2", "--set", "train.steps=12", "--set", "checkpoint.every=1"];
     run.digest("saves", &saves);
     within("saves");
+    // What comes over sockets is kept once, not for every bucket.
+    let buckets = ["--ranks", "4", "--backend", "tcp", "--set", "ranks.bucket_bytes=10000"];
+    run.digest("buckets", &[&saves[2..], &buckets].concat());
+    within("buckets");
     if lacks_kernels(&run, "ranks.optimizer_device=sim:sm_90a") {
         return;
     }

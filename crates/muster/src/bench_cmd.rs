@@ -20,7 +20,7 @@ use crate::output::{complain, say};
 pub fn run(command: BenchCommand) -> Result<Exit, CliError> {
     match command {
         BenchCommand::NewtonSchulz(args) => newton_schulz(args),
-        BenchCommand::Collectives(args) => crate::collectives_cmd::run(args),
+        BenchCommand::Collectives(args) => crate::collectives_cmd::run(&args),
         BenchCommand::Links(args) => crate::links_cmd::run(args),
         BenchCommand::Gemm(args) => gemm(args),
         BenchCommand::Memory(args) => memory(args),

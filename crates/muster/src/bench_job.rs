@@ -39,6 +39,7 @@ const GIVEN_UP: Duration = Duration::from_secs(5);
 /// What the ranks do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Task {
     Collectives(run::Plan),
     Pairs(pairs::Plan),

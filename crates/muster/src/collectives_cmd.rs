@@ -24,13 +24,13 @@ use crate::train_cmd::watch::Told;
 ///
 /// # Errors
 /// The user's mistake, or a rank that failed.
-pub fn run(args: CollectivesArgs) -> Result<Exit, CliError> {
-    let CollectivesArgs { backend, threads, timeout_ms, .. } = args;
+pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
+    let &CollectivesArgs { backend, threads, timeout_ms, .. } = args;
     let asked = Asked { hosts: &args.hosts, backend, threads, timeout_ms, devices: &args.device };
-    let mut report = begin(&args);
+    let mut report = begin(args);
     let rows = std::cell::Cell::new(0);
     let task = |place: &Place, world| {
-        let plan = plan(&args, place, world)?;
+        let plan = plan(args, place, world)?;
         rows.set(plan.rows()?);
         Ok(Task::Collectives(plan))
     };
@@ -55,10 +55,10 @@ pub fn run(args: CollectivesArgs) -> Result<Exit, CliError> {
     if ran.place.node > 0 {
         return Ok(ran.exit);
     }
-    report.hosts = vec![host(&args, &ran)];
+    report.hosts = vec![host(args, &ran)];
     (report.ranks, report.threads) = (Some(ran.world), Some(ran.threads));
     report.complete = report.rows.len() == rows.get();
-    finish(&args, &report)
+    finish(args, &report)
 }
 
 fn plan(args: &CollectivesArgs, place: &Place, world: usize) -> Result<Plan, CliError> {

@@ -9,7 +9,7 @@ use model::{Architecture, MicroBatch};
 use optim::{TensorPlan, Update};
 
 use crate::TrainError;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::event::{Corpus, Header, Offload};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
@@ -37,6 +37,8 @@ pub struct RunPlan {
     pub optimizer_device: Option<DeviceKind>,
     /// Whether older checkpoints are removed, once a newer one has been read back.
     pub removes_checkpoints: bool,
+    /// Whether gradients come over sockets, and not from where peers have them.
+    pub is_over_tcp: bool,
     /// What each tensor's update is.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
@@ -94,6 +96,7 @@ impl RunPlan {
             weights: config.train.weights.dtype(),
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
+            is_over_tcp: config.ranks.backend == Backend::Tcp,
             architecture,
             schema,
             flat,
@@ -161,6 +164,9 @@ impl RunPlan {
                 items.push((item.name.to_owned(), page(item.bytes())));
             }
         }
+        if self.is_over_tcp && self.world > 1 {
+            items.push(("gradients from peers".to_owned(), page(self.received_bytes(rank))));
+        }
         let (a, weights) = (&self.architecture, self.weights);
         for (name, bytes) in model::memory_plan(a, schema, self.batch, weights) {
             items.push((name.to_owned(), page(bytes)));
@@ -174,6 +180,14 @@ impl RunPlan {
         let packing = self.threads * kernels::gemm::packing_bytes();
         items.push(("process and libraries".to_owned(), (PROCESS_BYTES + packing) as u64));
         Ok(items)
+    }
+
+    /// Bytes that come to `rank` before they are summed, where it does not read them in place.
+    fn received_bytes(&self, rank: usize) -> usize {
+        let most = self.partials.iter().map(Vec::len).max().unwrap_or(0);
+        let owned = |segments: &Vec<Vec<Range<usize>>>| segments[rank].iter().map(Range::len).sum();
+        let own = self.bucket_segments.iter().map(owned).max().unwrap_or(0);
+        comm::tcp::sum_room_bytes(self.world, most, DType::F32, own)
     }
 
     /// Partials of all ranks.

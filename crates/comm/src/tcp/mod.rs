@@ -38,3 +38,4 @@ mod transfer;
 pub use frame::HEADER_BYTES;
 pub use mesh::{can_listen, listen};
 pub(crate) use net::Net;
+pub use sums::sum_room_bytes;

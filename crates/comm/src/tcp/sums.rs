@@ -22,6 +22,19 @@ const FEWEST: usize = 1 << 10;
 /// Tiles begin at multiples of so many bytes.
 const ALIGN: usize = 64;
 
+/// Elements of a tile, the same on every member, so that a tile of each sender is one frame; and
+/// bytes of one of a member that owns `own` elements. No member has more than `most` partials.
+fn tile(most: usize, dtype: DType, own: usize) -> (usize, usize) {
+    let tile = (FRAME_BYTES / dtype.bytes() / most.max(1)).max(FEWEST);
+    (tile, (tile.min(own) * most * dtype.bytes()).next_multiple_of(ALIGN))
+}
+
+/// Bytes that a group of `members` keeps for its ordered reductions, for a member that owns `own`
+/// elements at most of what is reduced at a time; no member has more than `most` partials.
+pub fn sum_room_bytes(members: usize, most: usize, dtype: DType, own: usize) -> usize {
+    TILES * members * tile(most, dtype, own).1
+}
+
 /// An ordered reduction of the member at `place`.
 pub(super) struct Summing<'a> {
     place: usize,
@@ -47,10 +60,8 @@ impl<'a> Summing<'a> {
     ) -> Result<Summing<'a>> {
         let op = &reduction.op;
         let most = op.partials.iter().map(Vec::len).max().unwrap_or(0);
-        // The same on every member, so that a tile of each sender is one frame.
-        let tile = (FRAME_BYTES / op.dtype.bytes() / most.max(1)).max(FEWEST);
         let own = Joined { segments: &op.segments[place] }.len();
-        let stride = (tile.min(own) * most * op.dtype.bytes()).next_multiple_of(ALIGN);
+        let (tile, stride) = tile(most, op.dtype, own);
         let bytes = TILES * op.partials.len() * stride;
         let fits = |room: &Buffer| room.len() >= bytes && room.device().is_same(device);
         let room = match kept.take().filter(fits) {

@@ -44,7 +44,7 @@ Examples:
 
 Sums are made in the order of a fixed tree, with the same bits on every transport. Times are medians;
 algbw and busbw are what nccl-tests means by them. Results are checked on timed launches.")]
-    Collectives(super::CollectivesArgs),
+    Collectives(Box<super::CollectivesArgs>),
     /// Time every pair of ranks, both directions, and name the host, rail, rank or link that is slow
     #[command(after_help = "\
 Examples:
