@@ -25,7 +25,16 @@ const MET: &str = "all have met";
 /// Of the first message in each direction: a name, and the number of the protocol.
 const GREETING: [u8; 8] = *b"MSTC\x04\0\0\0";
 /// A worker's message that it leaves in good order, which is the fifth of its kinds.
-const BYE: [u8; 5] = [1, 0, 0, 0, 4];
+const BYE: [u8; 1] = [4];
+/// Of the checksum at a message's end.
+const CHECK_BYTES: usize = 4;
+
+/// A message as it travels.
+fn frame(message: &[u8]) -> Vec<u8> {
+    let check = crc32c::crc32c(message).to_le_bytes();
+    let length = u32::try_from(message.len() + CHECK_BYTES).unwrap().to_le_bytes();
+    [&length[..], message, &check].concat()
+}
 
 fn hello(rank: usize, world: usize) -> Hello {
     let port = 1024 + u16::try_from(rank % 60_000).unwrap();
@@ -45,13 +54,12 @@ fn hello(rank: usize, world: usize) -> Hello {
 async fn come(addr: SocketAddr, hello: Hello) -> (TcpStream, Vec<SocketAddr>) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let hello = postcard::to_stdvec(&(0_u8, hello)).unwrap();
-    let body = [&GREETING[..], &hello].concat();
-    let length = u32::try_from(body.len()).unwrap().to_le_bytes();
-    stream.write_all(&[&length[..], &body].concat()).await.unwrap();
+    stream.write_all(&frame(&[&GREETING[..], &hello].concat())).await.unwrap();
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.unwrap();
     let mut answer = vec![0; u32::from_le_bytes(length) as usize];
     stream.read_exact(&mut answer).await.unwrap();
+    answer.truncate(answer.len() - CHECK_BYTES);
     let joined = answer.strip_prefix(&GREETING).unwrap();
     let (kind, peers, _start): (u8, Vec<SocketAddr>, u64) = postcard::from_bytes(joined).unwrap();
     assert_eq!(kind, 0, "it was refused");
@@ -77,7 +85,7 @@ fn come_all(addr: SocketAddr, ranks: Range<usize>, world: usize, met: impl FnOnc
     met();
     runtime.block_on(async {
         for mut stream in streams {
-            stream.write_all(&BYE).await.unwrap();
+            stream.write_all(&frame(&BYE)).await.unwrap();
             // The server has heard it when it closes the connection; so nobody was lost.
             stream.shutdown().await.unwrap();
         }

@@ -8,13 +8,13 @@
 
 template <bool BROKEN>
 DEV_FN void push_without_keeping(const BrokenArgs& args) {
-    using Floats = ordered_sum::Plain<float, ordered_sum::F32>;
+    using Floats = ordered_sum::Plain<float>;
     const uint64_t element = dev::thread() * 4;
     const auto first = ordered_sum::load<Floats>(args.in, element, 4);
     if (!BROKEN) dev::store16(ordered_sum::level(0), first.words());
     const auto top = ordered_sum::load<Floats>(args.in, element + 1024, 4);
     auto below = ordered_sum::F32::of(dev::load16(ordered_sum::level(0)));
-    below.add(top);
+    below.combine(MUSTER_REDUCE_SUM, top);
     ordered_sum::store<Floats>(args.out, element, 4, below);
 }
 

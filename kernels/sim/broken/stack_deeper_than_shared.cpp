@@ -8,8 +8,9 @@
 
 template <bool BROKEN>
 DEV_FN void stack_deeper_than_shared(const BrokenArgs& args) {
-    using Floats = ordered_sum::Plain<float, ordered_sum::F32>;
-    MusterSumArgs sum = {};
+    using Floats = ordered_sum::Plain<float>;
+    MusterReduceArgs reduction = {};
+    MusterSumArgs& sum = reduction.stage;
     for (uint32_t i = 0; i < 3; i++) sum.inputs[i] = args.in + 4096 * i;
     sum.out = args.out;
     sum.len = 1024;
@@ -18,7 +19,7 @@ DEV_FN void stack_deeper_than_shared(const BrokenArgs& args) {
     const uint64_t flat = MUSTER_SUM_FOLD << 4 | MUSTER_SUM_FOLD << 8;
     sum.ops[0] = BROKEN ? deep : flat;
     sum.op_count = 5;
-    ordered_sum::sum<Floats, Floats>(sum);
+    ordered_sum::reduce<Floats, Floats>(reduction);
 }
 
 BROKEN_KERNELS(stack_deeper_than_shared, 256)

@@ -233,7 +233,8 @@ mod tests {
         {
             assert_eq!(end(titles, title), end(large, number), "{title}\n{text}");
         }
-        let head = "# muster 0.1.0\n# nccl 2.30.7\n#\n# Collective test starting: all_reduce_perf\n";
+        let head =
+            "# muster 0.1.0\n# nccl 2.30.7\n#\n# Collective test starting: all_reduce_perf\n";
         assert!(text.starts_with(head), "{text}");
         assert!(text.contains("# Out of bounds values : 0 OK"), "{text}");
         // The wide form, with what is wrong named below.
