@@ -79,17 +79,17 @@ impl Hosts {
         let hosts = Hosts { id: std::process::id(), count };
         let switch = hosts.name("s");
         system("ip", &format!("netns add {switch}"))?;
-        system("ip", &format!("-n {switch} link add br type bridge"))?;
-        system("ip", &format!("-n {switch} link set br up"))?;
+        system("ip", &format!("-n {switch} link add sw0 type bridge"))?;
+        system("ip", &format!("-n {switch} link set sw0 up"))?;
         for host in 0..count {
             let name = hosts.name(&host.to_string());
             system("ip", &format!("netns add {name}"))?;
             let pair =
-                format!("link add up netns {name} type veth peer name p{host} netns {switch}");
+                format!("link add eth0 netns {name} type veth peer name p{host} netns {switch}");
             system("ip", &pair)?;
-            system("ip", &format!("-n {switch} link set p{host} master br up"))?;
-            system("ip", &format!("-n {name} addr add {}/24 dev up", hosts.addr(host)))?;
-            system("ip", &format!("-n {name} link set up up"))?;
+            system("ip", &format!("-n {switch} link set p{host} master sw0 up"))?;
+            system("ip", &format!("-n {name} addr add {}/24 dev eth0", hosts.addr(host)))?;
+            system("ip", &format!("-n {name} link set eth0 up"))?;
             system("ip", &format!("-n {name} link set lo up"))?;
         }
         Ok(hosts)
@@ -107,7 +107,7 @@ impl Hosts {
     fn slow(&self, host: usize, rate: &str) -> Result<(), String> {
         let name = self.name(&host.to_string());
         let limit = format!("tbf rate {rate} burst 256kb latency 200ms");
-        system("ip", &format!("netns exec {name} tc qdisc add dev up root {limit}"))
+        system("ip", &format!("netns exec {name} tc qdisc add dev eth0 root {limit}"))
     }
 
     fn command(&self, host: usize, args: &[String]) -> Command {

@@ -14,14 +14,15 @@ DEV_FN void* level_of(uint32_t index) {
 
 template <bool BROKEN>
 DEV_FN void stack_of_a_neighbour(const BrokenArgs& args) {
-    using Floats = ordered_sum::Plain<float, ordered_sum::F32>;
+    using Floats = ordered_sum::Plain<float>;
     const uint64_t element = dev::thread() * 4;
     for (uint32_t i = 0; i < 2; i++) {
         const auto sum = ordered_sum::load<Floats>(args.in, element + 1024 * i, 4);
         dev::store16(level_of<BROKEN>(i), sum.words());
     }
     auto below = ordered_sum::F32::of(dev::load16(level_of<BROKEN>(0)));
-    below.add(ordered_sum::F32::of(dev::load16(level_of<BROKEN>(1))));
+    const auto top = ordered_sum::F32::of(dev::load16(level_of<BROKEN>(1)));
+    below.combine(MUSTER_REDUCE_SUM, top);
     ordered_sum::store<Floats>(args.out, element, 4, below);
 }
 
