@@ -2,8 +2,8 @@
 # Variables of NCCL and RCCL for networks between GPUs, to be sourced: FABRIC=ib . environment.sh
 #
 # Muster's own transports (shared memory, TCP) read none of them. They are for the vendors'
-# libraries: for `nccl-tests` and `rccl-tests` beside Muster today, and for Muster's groups once
-# they go over NCCL and RCCL. What is set already stays as it is. The values are starting points
+# libraries: for `nccl-tests` and `rccl-tests` beside Muster, and for `muster bench collectives
+# --transport nccl` or `rccl`. What is set already stays as it is. The values are starting points
 # from vendors' documents; measure with `muster bench compare` before and after each.
 
 # put NAME VALUE: exports NAME, unless it is set.

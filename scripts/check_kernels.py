@@ -33,9 +33,10 @@ MATRIX = {
     "sm_80": "HMMA", "sm_90a": "HGMMA", "sm_100a": "HMMA", "ptx_80": "mma.sync",
     "gfx90a": "v_mfma", "gfx942": "v_mfma", "gfx950": "v_mfma",
 }
-# Of single and double precision; where a kernel divides or takes roots, those are made of them.
+# Of single and double precision; where a kernel divides, integers too, or takes roots, those are
+# made of them.
 FUSED = {"cuda": ("FFMA", "DFMA"), "hip": ("v_fma", "v_pk_fma")}
-UNFUSED = re.compile(r"optimizer_(momentum|apply|adopt|publish|cast)|ordered_sum_\w+")
+UNFUSED = re.compile(r"optimizer_(momentum|apply|adopt|publish|cast)|ordered_sum_b?f\d+")
 CUDA_ARCHS = ("sm_80", "sm_90a", "sm_100a", "ptx_80")
 # Of the remarks of ptxas those that cost speed: wgmma serialized, setmaxnreg ignored.
 REMARK = re.compile(r"\(C75\d\d\)|setmaxnreg.*ignored|wgmma.*serializ")

@@ -101,8 +101,7 @@ fn two_jobs_at_one_meeting_point_are_told_apart() {
     let waits = torchrun(&run, first, 0, 2, &words);
     let strays = torchrun(&run, second, 1, 2, &words).wait();
     assert_eq!(strays.code(), Some(2), "{strays}");
-    let (ours, theirs) =
-        (format!("torchrun-id-{first}-start-0"), format!("torchrun-id-{second}-start-0"));
+    let (ours, theirs) = (format!("torchrun-id-{first}"), format!("torchrun-id-{second}"));
     let what = format!("a worker of job `{theirs}` came to job `{ours}`; ");
     assert!(strays.stderr.contains(&what), "{strays}");
     let waits = waits.wait();

@@ -110,12 +110,14 @@ pub struct Pending {
 }
 
 impl Group {
-    /// A member's end of a group over `transport`, which `library` has as its companion.
+    /// A member's end of a group over `transport`, which `library` has as its companion. Members
+    /// are alike (`is_alike`) where all have memory of the host, or none: others have no boxes, since those
+    /// of memory that peers do not reach are never filled.
     pub(crate) fn new(
         transport: Arc<dyn Transport>,
         device: &Device,
         library: Option<(Arc<Member>, Ending)>,
-        route: Route,
+        (route, is_alike): (Route, bool),
     ) -> Result<Group> {
         let number = GROUPS.fetch_add(1, Ordering::Relaxed);
         let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -135,7 +137,7 @@ impl Group {
         let boxed = || transport.box_window(host, number, transport.box_bytes());
         let boxes = match transport.members().len() {
             1 => None,
-            _ if ending.is_some() => None,
+            _ if ending.is_some() || !is_alike => None,
             _ => Some([boxed()?, boxed()?]),
         };
         let (device, lanes, after) = (device.clone(), AllLanes::default(), Mutex::default());

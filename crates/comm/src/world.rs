@@ -182,7 +182,7 @@ impl World {
         choice: Choice,
         options: GroupOptions,
     ) -> Result<Group> {
-        let Choice { way, reason } = choice;
+        let Choice { way, reason, is_alike } = choice;
         let named = |transport, library| Route {
             transport,
             library,
@@ -191,10 +191,13 @@ impl World {
         };
         let is_shm = self.backend() == "shm";
         let vendor = match way {
-            Way::Host => return Group::new(transport, device, None, named(self.backend(), None)),
+            Way::Host => {
+                let route = named(self.backend(), None);
+                return Group::new(transport, device, None, (route, is_alike));
+            }
             Way::Staged => {
                 let staged = if is_shm { "staged-shm" } else { "staged-tcp" };
-                return Group::new(transport, device, None, named(staged, None));
+                return Group::new(transport, device, None, (named(staged, None), is_alike));
             }
             Way::Library(vendor) => vendor,
         };
@@ -207,7 +210,7 @@ impl World {
         let route = named(name, Some(format!("{vendor} {}", library.version())));
         let job = self.job_id();
         let member = Member::join(Arc::clone(&transport), device, &library, job, options)?;
-        Group::new(transport, device, Some(member), route)
+        Group::new(transport, device, Some(member), (route, is_alike))
     }
 
     /// What libraries know the job by.

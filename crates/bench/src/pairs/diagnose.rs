@@ -77,11 +77,15 @@ impl fmt::Display for Finding {
     }
 }
 
+/// Which part of a kind an edge belongs to, if any.
+type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
+
 /// What is slow among `edges` of ranks that sit at `seats`, larger parts first.
 pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;
     let (across, within): (Vec<&Edge>, Vec<&Edge>) = edges.iter().partition(between);
     let mut findings = Vec::new();
+    let count = seats.iter().map(|seat| seat.host + 1).max().unwrap_or(0);
     let host = |rank: usize| seats[rank].host;
     let rail = |rank: usize| seats[rank].rail;
     let hosts = |sends: bool| {
@@ -100,24 +104,27 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
     let links = |edge: &Edge| Some(Part::Link { from: edge.from, to: edge.to });
     let mut look = |edges: Vec<&Edge>, between_hosts: bool| {
         let mut left = edges;
-        let mut level = |least: usize, part_of: &dyn Fn(&Edge) -> Option<Part>| {
-            let slow = outliers(&left, between_hosts, least, part_of);
+        // All parts of a level are judged before what they explain is left out.
+        let mut level = |least: usize, parts_of: &[PartOf]| {
+            let slow = parts_of.iter().flat_map(|of| outliers(&left, between_hosts, least, of));
+            let slow: Vec<Finding> = slow.collect();
             let is_explained = |edge: &&Edge| {
-                let part = part_of(edge);
-                slow.iter().any(|finding| Some(finding.part) == part)
+                let mut parts = parts_of.iter().filter_map(|of| of(edge));
+                parts.any(|part| slow.iter().any(|finding| finding.part == part))
             };
             left.retain(|edge| !is_explained(edge));
             findings.extend(slow);
         };
         if between_hosts {
-            level(2, &hosts(true));
-            level(2, &hosts(false));
-            level(2, &rails);
+            level(2, &[&hosts(true), &hosts(false)]);
+            if count >= LIKE_LEAST {
+                // Of two hosts each rail is one pair of ranks.
+                level(2, &[&rails]);
+            }
         }
         // One rank of each host is what its host is.
-        level(2, &ranks(true));
-        level(2, &ranks(false));
-        level(1, &links);
+        level(2, &[&ranks(true), &ranks(false)]);
+        level(1, &[&links]);
     };
     look(across, true);
     look(within, false);
@@ -126,12 +133,7 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
 
 /// The parts whose best edge is an outlier among the best edges of all. A part of fewer than
 /// `least` edges is left out: which end of a single edge is slow cannot be told.
-fn outliers(
-    edges: &[&Edge],
-    between_hosts: bool,
-    least: usize,
-    part_of: &dyn Fn(&Edge) -> Option<Part>,
-) -> Vec<Finding> {
+fn outliers(edges: &[&Edge], between_hosts: bool, least: usize, part_of: PartOf) -> Vec<Finding> {
     let mut best: BTreeMap<Part, (f64, usize)> = BTreeMap::new();
     for edge in edges {
         if let Some(part) = part_of(edge) {
@@ -251,6 +253,20 @@ mod tests {
         let text = finding.to_string();
         assert!(text.starts_with("host 2 sends 1"), "{text}");
         assert!(text.contains("between hosts, where the median is 4"), "{text}");
+    }
+
+    #[test]
+    fn a_part_that_is_slow_both_ways_is_named_for_both() {
+        let three = seats(3, 1);
+        let all = edges(&three, 7, |from, to| if from == 2 || to == 2 { 0.3 } else { 1.0 });
+        let host = |sends| Part::Host { host: 2, sends };
+        assert_eq!(parts(&three, &all), [host(true), host(false)]);
+        // Of two hosts, one rank's link to the others.
+        let two = seats(2, 4);
+        let is_of = |from: usize, to: usize| (from == 3 || to == 3) && from / 4 != to / 4;
+        let all = edges(&two, 7, |from, to| if is_of(from, to) { 0.3 } else { 1.0 });
+        let rank = |sends| Part::Rank { rank: 3, sends };
+        assert_eq!(parts(&two, &all), [rank(true), rank(false)]);
     }
 
     #[test]

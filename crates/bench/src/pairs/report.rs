@@ -99,6 +99,9 @@ impl Report {
                 if few { "too few ranks to compare" } else { "nothing is slower than its like" };
             let _ = writeln!(text, "{what}");
         }
+        if self.hosts.len() == 2 {
+            let _ = writeln!(text, "two hosts are not compared with each other");
+        }
         text
     }
 
@@ -198,7 +201,8 @@ mod tests {
         assert!(table.contains("slowest     0 to     1     1.000 GB/s"), "{table}");
         assert!(table.contains("fastest"), "{table}");
         let none = Report { findings: Vec::new(), ..report(4) };
-        assert!(none.table().ends_with("nothing is slower than its like\n"));
+        let end = "nothing is slower than its like\ntwo hosts are not compared with each other\n";
+        assert!(none.table().ends_with(end));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub fn run(
     let control = world.control(Channel::Training);
     let me = world.rank();
     let (hosts, seats) = seats(&control.all_gather_bytes(&here(world.backend()))?);
-    let all = rounds(world.size());
+    let all = rounds(&seats);
     let ends = Ends::new(&group, device, plan)?;
     let mut edges = Vec::new();
     for (number, round) in all.iter().enumerate() {

@@ -15,6 +15,8 @@ const SHARING: Version = Version::new(2, 30, 0);
 pub(crate) struct Choice {
     pub(crate) way: Way,
     pub(crate) reason: String,
+    /// Whether all members have memory of the host, or none.
+    pub(crate) is_alike: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +84,8 @@ pub(crate) fn choose(members: &[(usize, Facts)]) -> Result<Choice, Refusal> {
     let asked = asked.parse().unwrap_or(DeviceTransport::Auto);
     let is_host = members.iter().all(|(_, facts)| facts.maker == Maker::Host);
     let without = if is_host { Way::Host } else { Way::Staged };
-    let choice = |way, reason: String| Ok(Choice { way, reason });
+    let is_alike = is_host || members.iter().all(|(_, facts)| facts.maker != Maker::Host);
+    let choice = |way, reason: String| Ok(Choice { way, reason, is_alike });
     let problem = match asked {
         DeviceTransport::Auto if is_host => {
             return choice(Way::Host, "the memory is the host's".to_owned());
@@ -248,6 +251,8 @@ mod tests {
         assert_eq!(way(&asked(DeviceTransport::Staged, gpus())), Way::Staged);
         assert_eq!(way(&[(0, facts(Maker::Host, 0)), (1, facts(Maker::Host, 0))]), Way::Host);
         assert_eq!(way(&[(0, facts(Maker::Simulated, 0))]), Way::Staged);
+        let mixed = choose(&[(0, facts(Maker::Simulated, 0)), (1, facts(Maker::Host, 0))]);
+        assert!(mixed.is_ok_and(|choice| choice.way == Way::Staged && !choice.is_alike));
         let choice = choose(&gpus()).unwrap();
         assert_eq!(choice.reason, "all ranks have NCCL 2.30.7");
     }

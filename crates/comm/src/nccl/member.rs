@@ -146,7 +146,10 @@ impl Member {
     pub(crate) fn window(&self, group: u64, bytes: usize) -> Result<Window> {
         let operation = Operation::Window;
         self.companion.meet(operation, bytes as u64)?;
+        // Members may register it together, which must end like any operation.
+        self.comm.set_timeout(Duration::from_millis(self.companion.job().timeout_ms()));
         let made = window::alloc(&self.comm, &self.stream, bytes);
+        self.comm.set_timeout(NEVER);
         let made = made.and_then(|told| told.map_err(|error| self.told((operation, 0), error)));
         let (buffer, path) = made.map_err(|error| {
             self.fail((operation, 0), error);
@@ -400,9 +403,12 @@ impl Member {
             Some(_) => Some(error),
             None => job.settle::<()>(members, call, Err(error)).err(),
         };
-        if !self.has_failed.swap(true, Ordering::AcqRel) {
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        // The watchdog may have been faster to give up, and knows less.
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.is_none() {
+            *failure = error;
         }
+        drop(failure);
         self.give_up();
     }
 

@@ -197,10 +197,9 @@ impl Maker<'_> {
             _ => return Ok(None),
         };
         let (dtype, redop, range) = (plan.dtype(), plan.redop(), plan.range());
-        let is_given = |out: &Tensor| out.dtype() == dtype;
         let gives = match op {
-            Op::ReduceScatter { out, .. } => is_given(out),
-            Op::Reduce { out, .. } => out.as_ref().is_none_or(is_given),
+            Op::ReduceScatter { out, .. } => out.dtype() == dtype,
+            // What the root alone has does not decide, since the others do not know it.
             _ => true,
         };
         if !gives || summed(dtype).is_none() || plan.segments().len() != self.members() {
@@ -218,7 +217,11 @@ impl Maker<'_> {
                 }
                 let to = match out {
                     _ if root != place => None,
-                    Some(out) => Some(out.flat(range.clone())?),
+                    Some(out) if out.dtype() != dtype => {
+                        return Err(CommError::SumType { dtype, sum: out.dtype() });
+                    }
+                    // In memory of its own from the first element on.
+                    Some(out) => Some(out.flat(0..range.len())?),
                     None => Some(from.clone()),
                 };
                 (2 + root, vec![Move::Reduce { from, to, root, redop }])

@@ -53,8 +53,8 @@ Examples:
       --rendezvous 10.0.0.7:4000 --bind 10.0.0.7        (and on the other host with --node-rank 1)
   muster bench links --size 16MiB --json links.json --fail
 
-In each of N - 1 rounds every rank has another partner, and all pairs of a round are measured at the
-same time: round trips of 8 bytes, then messages in one direction, then in the other. A part is slow
+Every rank meets every other once, first within hosts, then between them, where as many pairs share
+a host in every round. All pairs of a round are measured at the same time: round trips of 8 bytes, then messages in one direction, then in the other. A part is slow
 if its best direction is: below 90 % of the median of its like, and with a modified z-score below
 -3.5. Larger parts come first, and what they explain is not named again.")]
     Links(super::LinksArgs),

@@ -1,6 +1,6 @@
 //! What the command says of the hosts, and for the rest what a launcher says.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::vars::{Env, Task, list};
 use super::{Choice, Launch, LaunchError, Launcher, Meeting, read};
@@ -107,7 +107,11 @@ fn of_launch(args: &HostArgs, launch: Launch) -> Result<Hosts, CliError> {
         None if nodes == 1 => None,
         None => Some(meeting(&launch, is_one_machine).map_err(CliError::mistake)?),
     };
-    let everywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let meets_over_v6 = |at: &Rendezvous| at.text.starts_with('[');
+    let everywhere = match rendezvous.as_ref().is_some_and(meets_over_v6) {
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
     let here = launch.here.as_ref().filter(|_| nodes == task.count);
     Ok(Hosts {
         nodes,

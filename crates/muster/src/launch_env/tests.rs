@@ -156,7 +156,7 @@ fn each_launcher_is_understood() {
         (SLURM, "", "2/3 x1 at gpu008:21516 on 0.0.0.0: slurm-481516.0-start-1"),
         (OPEN_MPI, "", "1/2 x2 at 127.0.0.1:PORT on -: mpi-prterun-n1-6811@1"),
         (HYDRA, "", "0/2 x2 at 127.0.0.1:20000 on -: -"),
-        (TORCHRUN, "", "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none-start-2"),
+        (TORCHRUN, "", "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none"),
         (BY_HAND, "", "1/2 x1 at train-master-0:23456 on 0.0.0.0: -"),
         (
             KUBERNETES,
@@ -175,7 +175,7 @@ fn each_launcher_is_understood() {
             "0/1 x1 at - on -: slurm-7.3-start-0",
         ),
         (SLURM_SCRIPT, "SLURM_JOB_NUM_NODES=1 SLURM_NNODES=1", "0/1 x1 at - on -: -"),
-        (BY_HAND, "MASTER_ADDR=fd00::7", "1/2 x1 at [fd00::7]:23456 on 0.0.0.0: -"),
+        (BY_HAND, "MASTER_ADDR=fd00::7", "1/2 x1 at [fd00::7]:23456 on ::: -"),
     ] {
         let told = told(&env(lines, changes), "");
         let mpi = super::port(super::number_of("prterun-n1-6811@1")).to_string();
@@ -231,7 +231,7 @@ fn launchers_inside_each_other() {
             "SLURM_PROCID=1 SLURM_NODEID=1 SLURM_STEP_NUM_TASKS=2 \
               SLURM_STEP_NUM_NODES=2 SLURM_STEP_TASKS_PER_NODE=1(x2) SLURM_STEP_NODELIST=n[1-2]"
         ),
-        "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none-start-2"
+        "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none"
     );
     // mpirun in an interactive step of one task.
     let one = "SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=1 SLURM_STEP_TASKS_PER_NODE=1";
@@ -239,7 +239,7 @@ fn launchers_inside_each_other() {
     // Under torchrun in pods, Kubernetes has nothing to add, and need not.
     assert_eq!(
         both("JOB_COMPLETION_INDEX=1", TORCHRUN, ""),
-        "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none-start-2"
+        "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none"
     );
 }
 

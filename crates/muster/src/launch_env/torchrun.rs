@@ -24,9 +24,8 @@ pub(super) fn read(env: &Env) -> Result<Seen, LaunchError> {
     }
     let agent = env.var("TORCHELASTIC_RUN_ID");
     let meeting = meeting(env, agent.is_some())?;
-    let value = |name| env.var(name).map_or("0".to_owned(), |var| var.value);
-    let restart = value("TORCHELASTIC_RESTART_COUNT");
-    let job = agent.map(|id| format!("torchrun-{}-start-{restart}", id.value));
+    // Agents count restarts each for itself, so their counts may differ.
+    let job = agent.map(|id| format!("torchrun-{}", id.value));
     Ok(Seen::Launch(Launch { launcher: TORCHRUN, task, here, meeting, job }))
 }
 

@@ -114,8 +114,12 @@ fn with_flag(flag: &str, error: comm::CommError) -> CliError {
 fn meeting(at: &Rendezvous, hosts: &Hosts) -> Result<Vec<SocketAddr>, CliError> {
     let &Hosts { nodes, bind, is_spread, .. } = hosts;
     let mistake = |what: String| CliError::mistake(format!("{}{what}", at.shown));
-    let found = look_up(at).map_err(|error| {
-        mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+    let found = look_up(at).map_err(|error| match at.may_be_late {
+        // Node 0 may have no machine yet: worth another start.
+        true => CliError::peer(format!("{}: {error}: node 0 is not there yet", at.shown)),
+        false => {
+            mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
+        }
     })?;
     if found.is_empty() {
         return Err(mistake(" names no address".into()));
