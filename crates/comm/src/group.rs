@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 use std::iter::once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,8 @@ struct Shared {
     device: Device,
     number: u64,
     way: Way,
+    /// That were made.
+    windows: AtomicUsize,
     /// Where the host cannot reach the device's memory: the ends of the work before the operations
     /// that are submitted and have not begun.
     after: Mutex<VecDeque<Event>>,
@@ -141,7 +143,8 @@ impl Group {
             _ => Some([boxed()?, boxed()?]),
         };
         let (device, lanes, after) = (device.clone(), AllLanes::default(), Mutex::default());
-        let shared = Shared { transport, device, number, way, after, lanes, begun, done };
+        let windows = AtomicUsize::new(0);
+        let shared = Shared { transport, device, number, way, windows, after, lanes, begun, done };
         let (shared, submitted) = (Arc::new(shared), Mutex::new(0));
         Ok(Group { shared, route, _ending: ending, stream, boxes, submitted })
     }
@@ -173,15 +176,17 @@ impl Group {
     /// Memory; as an operation.
     pub fn window(&self, bytes: usize) -> Result<Window> {
         let submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Shared { transport, device, number, way, .. } = &*self.shared;
+        let Shared { transport, device, number, way, windows, .. } = &*self.shared;
         self.pending(Operation::Window, *submitted)?.wait()?;
-        match way {
+        let window = match way {
             Way::Host => transport.window(device, *number, bytes),
             Way::Staged(staging) => {
                 staging.window(device, transport.window(&staging.host, *number, bytes)?)
             }
             Way::Library(member) => member.window(*number, bytes),
-        }
+        };
+        // Collective, so the members count alike.
+        Ok(window?.numbered(windows.fetch_add(1, Ordering::Relaxed) + 1))
     }
 
     /// Checks an operation once, for all times that it is submitted.

@@ -389,6 +389,7 @@ impl OrderedReduce {
             });
         }
         digest.add_segments(&self.segments);
+        self.slots.iter().for_each(|slot| digest.add(slot.number()));
         digest.value()
     }
 }
@@ -413,6 +414,7 @@ impl Gather {
         let mut digest = Digest::default();
         digest.add(self.element_bytes);
         digest.add_segments(&self.segments);
+        digest.add(self.window.number());
         Ok(digest.value())
     }
 }

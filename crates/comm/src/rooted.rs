@@ -57,6 +57,9 @@ pub(crate) fn all_reduce(
     }
     let reduce = plan.reduce(window, into.tensor(0, &[len], dtype)?).checked(site)?;
     if site.boxes.is_some() && into.is_mapped() {
+        let mut reduce = reduce;
+        // Another window than the inputs': who has it in place does something else.
+        reduce.digest = reduce.digest.rotate_left(8) ^ into.number() as u64;
         return Ok(vec![Step::ReduceToAll(reduce, into.clone())]);
     }
     Ok(vec![Step::Reduce(reduce), plan.gather(into.clone()).step(site)?])

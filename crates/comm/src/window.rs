@@ -13,6 +13,9 @@ pub struct Window {
     /// The group's number in this process.
     group: u64,
     bytes: usize,
+    /// Among the windows of its group, the same on every member; 0 of what is no [`Window`] of a
+    /// user. Members that mean different windows would read and write what another operation uses.
+    number: usize,
     /// Its like on the host, where the host cannot reach it.
     mirror: Option<std::sync::Arc<Window>>,
 }
@@ -25,7 +28,7 @@ impl Window {
         group: u64,
         bytes: usize,
     ) -> Window {
-        Window { buffers: buffers.into(), place, group, bytes, mirror: None }
+        Window { buffers: buffers.into(), place, group, bytes, number: 0, mirror: None }
     }
 
     /// A window in the memory of a device, with this one as its mirror on the host.
@@ -34,6 +37,14 @@ impl Window {
         buffers[self.place] = Some(mine);
         let Window { place, group, bytes, .. } = self;
         Window { mirror: Some(self.into()), ..Window::new(buffers, place, group, bytes) }
+    }
+
+    pub(crate) fn numbered(self, number: usize) -> Window {
+        Window { number, ..self }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     pub(crate) fn mirror(&self) -> Option<&Window> {

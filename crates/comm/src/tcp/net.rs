@@ -204,6 +204,12 @@ impl Shared {
         self.addrs.iter().filter(|addr| addr.ip() == here).count()
     }
 
+    /// How many connections peers have made for the channel or group `tag`.
+    pub(super) fn arrived(&self, tag: u64) -> usize {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.keys().filter(|(of, _)| *of == tag).count()
+    }
+
     /// The connection that `rank` has made for the channel or group `tag`.
     pub(super) fn take_arrival(&self, tag: u64, rank: usize) -> Option<std::net::TcpStream> {
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
