@@ -90,8 +90,8 @@ pub enum CommError {
     Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
     /// What came on the connection to a peer is not what that sent.
     #[error(
-        "{operation} #{sequence}: a frame from rank {rank} came damaged: {damage}; nothing of it \
-         was used; look at the network cards, cables, switches and memory between the two hosts"
+        "{operation} #{sequence}: a frame from rank {rank} came damaged: {damage}; what the \
+         operation has written so far means nothing; look at the network cards, cables, switches and memory between the two hosts"
     )]
     Damaged { rank: usize, operation: Operation, sequence: u64, damage: Damage },
     /// The job was revoked, here or elsewhere; nothing works any more.

@@ -429,6 +429,14 @@ impl Gather {
 }
 
 impl AllToAll {
+    /// A fingerprint of what must agree between members: the size of an element and the window.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut digest = Digest::default();
+        digest.add(self.into.dtype().bytes());
+        digest.add(self.from.number());
+        digest.value()
+    }
+
     pub(crate) fn check(&self, group: u64, world: usize) -> Result<()> {
         self.from.check(group)?;
         let len = self.from.bytes() / self.into.dtype().bytes();

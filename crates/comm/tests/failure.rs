@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use comm::{CommError, Gather, Group, Op, Operation, P2p, Result, Window};
+use comm::{AllToAll, CommError, EvenPlan, Gather, Group, Op, Operation, P2p, Result, Window};
 use common::{BACKENDS, PATIENCE_MS, control, message, with_ranks};
 
 use device::{DType, Device, Tensor};
+use layout::Tree;
 
 /// Whether a rank learned of a failure itself or from a peer that was faster.
 fn tells(text: &str, what: &str) -> bool {
@@ -108,6 +109,46 @@ fn different_arguments_are_a_mismatch() {
         });
         let told = |text: &String| tells(text, "with other arguments");
         assert!(results.iter().all(told), "{kind}: {results:?}");
+    }
+}
+
+/// Windows of one size are told apart: a member that means another one would read and write what
+/// the others use for something else.
+#[test]
+fn different_windows_are_a_mismatch() {
+    type Make = fn(&Group, Window, Window) -> Op;
+    // Beyond what goes through boxes in one round.
+    const LEN: usize = 1 << 17;
+    fn plan(group: &Group) -> EvenPlan {
+        EvenPlan::new(&Tree::for_leaves(group.members().len()), 0..LEN, DType::F32)
+    }
+    let ops: [Make; 5] = [
+        |group, one, _| Op::AllReduce { plan: plan(group), window: one },
+        |group, one, other| match group.place() {
+            0 => Op::AllReduce { plan: plan(group), window: one },
+            _ => Op::AllReduceInto { plan: plan(group), window: other, into: one },
+        },
+        |_, one, _| Op::Broadcast { window: one, root: 0, element_bytes: 4, range: 0..LEN },
+        |group, one, _| Op::AllGather { plan: plan(group), window: one },
+        |_, one, other| {
+            let into = other.tensor(0, &[LEN], DType::F32).unwrap();
+            let half = |rank: usize| rank * LEN / 2..(rank + 1) * LEN / 2;
+            let parts = vec![half(0), half(1)];
+            Op::AllToAll(AllToAll { from: one, send: parts.clone(), into, receive: parts })
+        },
+    ];
+    for kind in BACKENDS {
+        for (number, make) in ops.iter().enumerate() {
+            let results = with_ranks(kind, 2, PATIENCE_MS, |world| {
+                let device = Device::cpu(1).unwrap();
+                let group = world.group(&device).unwrap();
+                let [a, b] = [0, 1].map(|_| group.window(4 * LEN).unwrap());
+                let (one, other) = if world.rank() == 0 { (a, b) } else { (b, a) };
+                message(group.run(&device.stream(), make(&group, one, other)))
+            });
+            let told = |text: &String| tells(text, "with other arguments");
+            assert!(results.iter().all(told), "{kind}, {number}: {results:?}");
+        }
     }
 }
 

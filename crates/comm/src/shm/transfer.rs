@@ -238,8 +238,7 @@ impl Endpoint {
     }
 
     fn all_to_all(&self, device: &Device, op: &AllToAll) -> Result<()> {
-        let element_bytes = op.into.dtype().bytes();
-        self.collective(Operation::AllToAll, element_bytes as u64, |end, state, call| {
+        self.collective(Operation::AllToAll, op.digest(), |end, state, call| {
             let members = end.members.len();
             let mut ends = std::mem::take(&mut state.ends);
             ends.resize(WORD_BYTES * members, 0);

@@ -13,7 +13,8 @@
 //! collective sends one message to every peer, and an exchange those it names. A message is cut
 //! into frames of [`FRAME_BYTES`] at most, and is one frame where it is empty; so a rank pays
 //! [`HEADER_BYTES`] per peer and operation where operations are small, and 0.02 % more where they
-//! are large. What a frame carries is used when its checksum has been seen to be right.
+//! are large. What a frame carries is read into its place, and an operation succeeds
+//! only where all checksums have been seen to be right.
 //!
 //! A CRC-32C finds what wires, switches and memory do to bits: every burst of 32 bits at most, and
 //! all but one in 2³² of other errors. It is no protection against whoever alters bytes on purpose.

@@ -133,7 +133,7 @@ impl Endpoint {
 
     fn all_to_all(&self, device: &Device, op: &AllToAll) -> Result<()> {
         let size = op.into.dtype().bytes();
-        self.run(Operation::AllToAll, size as u64, |running, _| {
+        self.run(Operation::AllToAll, op.digest(), |running, _| {
             let from = op.from.tensor(0, &[op.from.bytes() / size], op.into.dtype())?;
             let (from, into) = (from.as_bytes(), op.into.as_bytes());
             let mut traffic = Personal { device, size, from, into, op };
