@@ -64,14 +64,15 @@ impl Library {
 }
 
 /// Memory that one communicator knows, so that it need not copy through buffers of its own. Let go
-/// of when dropped.
+/// of when dropped, if that can be; [`Registration::release`] tells.
 #[must_use]
 pub struct Registration {
     shared: Arc<Shared>,
     handle: Handle,
 }
 
-/// Memory that all ranks of a communicator have registered together. Let go of when dropped.
+/// Memory that all ranks of a communicator have registered together. Let go of when dropped, if
+/// that can be; [`Window::release`] tells.
 #[must_use]
 pub struct Window {
     shared: Arc<Shared>,
@@ -98,7 +99,8 @@ impl Communicator {
     /// The library is older, or refuses; the communicator is over.
     ///
     /// # Safety
-    /// The memory is the GPU's, and stays until the registration is dropped.
+    /// The memory is the GPU's, and stays until [`Registration::release`] has returned without an
+    /// error.
     pub unsafe fn register(&self, buffer: Buffer) -> Result<Registration, Error> {
         let call = "ncclCommRegister";
         let bytes = sound(call, buffer)?;
@@ -119,7 +121,8 @@ impl Communicator {
     /// communicator has failed or is over; the deadline.
     ///
     /// # Safety
-    /// The memory is the GPU's, and stays until the window is dropped on all ranks.
+    /// The memory is the GPU's, and stays until [`Window::release`] has returned without an error on
+    /// all ranks, and for as long as the process where making the window failed.
     pub unsafe fn window(&self, buffer: Buffer) -> Result<Window, Error> {
         let (call, deadline) = ("ncclCommWindowRegister", Deadline::after(self.timeout()));
         group::refuse(self.library(), call)?;
@@ -155,32 +158,74 @@ fn sound(call: &'static str, buffer: Buffer) -> Result<usize, Error> {
     }
 }
 
+impl Registration {
+    /// Lets go of the memory, which may be freed then.
+    ///
+    /// # Errors
+    /// The library does not, or not within the timeout (ten seconds at most): it may still use the
+    /// memory, which has to stay for as long as the process.
+    pub fn release(mut self) -> Result<(), Error> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<(), Error> {
+        let handle = std::mem::replace(&mut self.handle, Handle::NULL);
+        if handle.is_null() {
+            return Ok(());
+        }
+        let (call, deadline) = ("ncclCommDeregister", patience(&self.shared));
+        let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) else {
+            // A communicator that is freed has forgotten it.
+            return self.shared.wait_until_freed(call, deadline);
+        };
+        let library = &self.shared.library;
+        // SAFETY: the lease keeps the communicator, whose the registration is.
+        let told = unsafe { library.table().deregister(lease.handle(), handle) }?;
+        library.check_begun(told)
+    }
+}
+
+impl Window {
+    /// Lets go of the memory, which may be freed then, where the other ranks have done the same.
+    ///
+    /// # Errors
+    /// As [`Registration::release`].
+    pub fn release(mut self) -> Result<(), Error> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<(), Error> {
+        let handle = std::mem::replace(&mut self.handle, Handle::NULL);
+        if handle.is_null() {
+            return Ok(());
+        }
+        let (call, deadline) = ("ncclCommWindowDeregister", patience(&self.shared));
+        let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) else {
+            // A communicator that is freed has forgotten it.
+            return self.shared.wait_until_freed(call, deadline);
+        };
+        let library = &self.shared.library;
+        // SAFETY: the lease keeps the communicator, whose the window is.
+        let told = unsafe { library.table().window_deregister(lease.handle(), handle) }?;
+        library.check_begun(told)?;
+        lease.settle(call, deadline, "the window was in use")
+    }
+}
+
+fn patience(shared: &Shared) -> Deadline {
+    Deadline::after(shared.timeout().min(DROP_PATIENCE))
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
-        let (call, deadline) = ("ncclCommDeregister", Deadline::after(self.shared.timeout()));
-        // A communicator that is over has forgotten it.
-        if let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) {
-            let library = &self.shared.library;
-            // SAFETY: the lease keeps the communicator, whose the registration is.
-            let told = unsafe { library.table().deregister(lease.handle(), self.handle) };
-            let _ = told.and_then(|told| library.check_begun(told));
-        }
+        // What it says has nobody to hear it.
+        let _ = self.let_go();
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        let (call, deadline) = ("ncclCommWindowDeregister", Deadline::after(self.shared.timeout()));
-        if self.handle.is_null() {
-            return;
-        }
-        // A communicator that is over has forgotten it.
-        if let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) {
-            let library = &self.shared.library;
-            // SAFETY: the lease keeps the communicator, whose the window is.
-            let told = unsafe { library.table().window_deregister(lease.handle(), self.handle) };
-            let begun = told.and_then(|told| library.check_begun(told));
-            let _ = begun.and_then(|()| lease.settle(call, deadline, "the window was in use"));
-        }
+        // What it says has nobody to hear it.
+        let _ = self.let_go();
     }
 }

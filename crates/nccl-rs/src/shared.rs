@@ -49,6 +49,8 @@ enum Phase {
     Revoked,
     /// Is over for everybody, and not freed yet.
     Aborting,
+    /// The library is freeing it, and may still use the memory that it knows.
+    Freeing(End),
     Over(End),
 }
 
@@ -83,7 +85,7 @@ impl State {
 
     /// The handle, for the one who frees it.
     fn take(&mut self, end: End) -> Option<Handle> {
-        self.phase = Phase::Over(end);
+        self.phase = Phase::Freeing(end);
         let handle = std::mem::replace(&mut self.handle, Handle::NULL);
         (!handle.is_null()).then_some(handle)
     }
@@ -144,7 +146,7 @@ impl Shared {
         let end = match phase {
             Phase::Live | Phase::Aborting => End::Aborted,
             Phase::Revoked => End::Revoked,
-            Phase::Over(end) => end,
+            Phase::Freeing(end) | Phase::Over(end) => end,
         };
         Error::Ended { call, seat: self.seat(), end }
     }
@@ -202,7 +204,7 @@ impl Shared {
     pub(crate) fn abort(self: &Arc<Shared>, deadline: Deadline) -> Result<(), Error> {
         let call = "ncclCommAbort";
         let mut state = self.lock();
-        if let Phase::Over(_) = state.phase {
+        if let Phase::Freeing(_) | Phase::Over(_) = state.phase {
             return Ok(());
         }
         state.phase = Phase::Aborting;
@@ -238,7 +240,7 @@ impl Shared {
         let call = "ncclCommDestroy";
         // Nobody enters any more, whoever was faster.
         match &mut self.lock().phase {
-            phase @ Phase::Live => *phase = Phase::Over(End::Finalized),
+            phase @ Phase::Live => *phase = Phase::Freeing(End::Finalized),
             phase => return Err(self.ended(call, *phase)),
         }
         drop(lease);
@@ -256,19 +258,49 @@ impl Shared {
         handle.map_or(Ok(()), |handle| self.free(call, handle, deadline, Table::destroy))
     }
 
+    fn has_been_freed(&self) {
+        let mut state = self.lock();
+        if let Phase::Freeing(end) = state.phase {
+            state.phase = Phase::Over(end);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the communicator, which is over, is freed, with all that the library knew of it.
+    ///
+    /// # Errors
+    /// The deadline: the library may still use the memory that it knows.
+    pub(crate) fn wait_until_freed(
+        &self,
+        call: &'static str,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let mut state = self.lock();
+        while !matches!(state.phase, Phase::Over(_)) {
+            if deadline.is_over() {
+                drop(state);
+                return Err(self.late(call, deadline, "the library was freeing the communicator"));
+            }
+            state = self.wait(state, deadline);
+        }
+        Ok(())
+    }
+
     /// Frees on a thread of its own, because the library may wait for the device there.
     fn free(
-        &self,
+        self: &Arc<Shared>,
         call: &'static str,
         handle: Handle,
         deadline: Deadline,
         free: unsafe fn(&Table, Handle) -> crate::table::Told,
     ) -> Result<(), Error> {
-        let library = self.library.clone();
+        let shared = Arc::clone(self);
         let told = run_bounded(deadline, move || {
             // SAFETY: whoever took the handle is the only one who has it.
-            let told = unsafe { free(library.table(), handle) };
-            library.check_begun(told)
+            let told = unsafe { free(shared.library.table(), handle) };
+            shared.has_been_freed();
+            shared.library.check_begun(told)
         });
         let told = told.map_err(|source| Error::Thread { call, source })?;
         told.unwrap_or_else(|| Err(self.late(call, deadline, "the library was waiting")))

@@ -234,6 +234,25 @@ fn slow_abort(rank: &Rank) {
     std::thread::sleep(Duration::from_millis(2000));
 }
 
+/// While the library frees a communicator it may still use the memory that it knows.
+fn memory_in_slow_abort(rank: &Rank) {
+    let bench = Bench::new(rank);
+    let memory = [(); 3].map(|()| bench.comm.library().mem_alloc(4096).unwrap());
+    let buffer = |i: usize| memory[i].buffer(DataType::U8);
+    // SAFETY: the memory is kept until the end of the process.
+    let (early, window) = unsafe { (bench.comm.register(buffer(0)), bench.comm.window(buffer(1))) };
+    // SAFETY: as above.
+    let late = unsafe { bench.comm.register(buffer(2)) }.unwrap();
+    bench.comm.set_timeout(Duration::from_millis(150));
+    bench.comm.abort().unwrap_err();
+    let begun = Instant::now();
+    assert_deadline(&early.unwrap().release().unwrap_err(), begun, 150);
+    bench.comm.set_timeout(Duration::from_secs(20));
+    window.unwrap().release().unwrap();
+    assert!(begun.elapsed() > Duration::from_millis(500), "not before the library is done");
+    late.release().unwrap();
+}
+
 /// Without a word one rank lets its communicator go.
 fn dropped(rank: &Rank) {
     let Bench { gpu, comm, stream, buffer } = Bench::new(rank);
@@ -337,6 +356,7 @@ fn child() {
         "abort_in_call" => abort_in_call(rank),
         "revoke_in_call" => revoke_in_call(rank),
         "slow_abort" => slow_abort(rank),
+        "memory_in_slow_abort" => memory_in_slow_abort(rank),
         "dropped" => dropped(rank),
         "revoked" => revoked(rank),
         "never_finalized" => never_finalized(rank),
@@ -443,6 +463,11 @@ fn a_revoke_ends_the_calls_of_other_threads() {
 #[test]
 fn an_abort_that_takes_too_long_is_a_deadline() {
     Job::new("slow_abort", Vendor::Nvidia, 1).faults("abort:0@1200").processes();
+}
+
+#[test]
+fn memory_is_let_go_of_when_the_library_has_freed_the_communicator() {
+    Job::new("memory_in_slow_abort", Vendor::Nvidia, 1).faults("abort:0@1200").processes();
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub enum Refusal {
     #[error("{} cannot use {library}: {reason}; or use --transport staged", ranks(ranks_of))]
     Library { ranks_of: Vec<usize>, library: Vendor, reason: String },
     #[error(
-        "the ranks of a group have different versions of {library}: {}; give all of them the \
+        "the ranks of a group have different builds of {library}: {}; give all of them the \
         same one, or use --transport staged",
         list(groups)
     )]
@@ -143,7 +143,13 @@ fn usable(vendor: Vendor, members: &[(usize, Facts)]) -> Result<Version, Refusal
         return Err(Refusal::Library { ranks_of, library: vendor, reason });
     }
     let code = |facts: &Facts| facts.library.clone().and_then(Result::ok).unwrap_or(0);
-    let groups = by_value(members, |facts| Version::from_code(code(facts)).to_string());
+    let groups = by_value(members, |facts| {
+        let version = Version::from_code(code(facts));
+        match facts.lacks.is_empty() {
+            true => version.to_string(),
+            false => format!("{version} (without {})", facts.lacks.join(", ")),
+        }
+    });
     if groups.len() > 1 {
         return Err(Refusal::Versions { library: vendor, groups });
     }
@@ -216,6 +222,7 @@ mod tests {
             machine: "m".to_owned(),
             bus: format!("0000:0{bus}:00.0"),
             library: maker.vendor().map(|_| Ok(23_007)),
+            lacks: Vec::new(),
             may_share: false,
         }
     }
@@ -276,6 +283,10 @@ mod tests {
         let told = refused(missing);
         let expected = "rank 3 cannot use NCCL: NCCL was not found (x); or use --transport staged";
         assert_eq!(told, expected);
+        let mut builds = gpus();
+        builds[1].1.lacks = vec!["ncclMemAlloc".to_owned()];
+        let told = refused(builds);
+        assert!(told.contains("2.30.7 on rank 0, 2.30.7 (without ncclMemAlloc) on"), "{told}");
         let mut versions = gpus();
         versions[1].1.library = Some(Ok(22_809));
         let told = refused(versions);

@@ -11,6 +11,9 @@ use super::{DeviceTransport, GroupOptions};
 /// Lets several ranks share a GPU, from NCCL 2.30 on.
 pub(super) const SHARE: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
+/// What decides how a library knows the memory of windows (`window.rs`).
+const MEMORY: [&str; 3] = ["ncclMemAlloc", "ncclCommRegister", "ncclCommWindowRegister"];
+
 /// Whose library moves memory of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Maker {
@@ -53,6 +56,8 @@ pub(crate) struct Facts {
     pub(super) bus: String,
     /// Version of the library, as it tells it, or why there is none; `None` if nobody looked.
     pub(super) library: Option<Result<u32, String>>,
+    /// Functions for memory that the library lacks, whatever its version: builds differ.
+    pub(super) lacks: Vec<String>,
     /// Whether the environment lets ranks share a GPU.
     pub(super) may_share: bool,
 }
@@ -63,13 +68,18 @@ impl Facts {
         let (kind, maker) = (device.kind(), Maker::of(device.kind()));
         let wanted = maker.vendor().filter(|_| options.transport != DeviceTransport::Staged);
         let is_host = maker == Maker::Host;
+        let found = wanted.map(library);
+        let opened = found.as_ref().and_then(|found| found.as_ref().ok());
+        let is_lacking = |name: &&str| opened.is_some_and(|found| !found.has(name));
+        let lacks = MEMORY.into_iter().filter(is_lacking).map(str::to_owned).collect();
         Facts {
             options,
             device: kind.to_string(),
             maker,
             machine: if is_host { String::new() } else { machine() },
             bus: if is_host { String::new() } else { device.properties().bus },
-            library: wanted.map(|vendor| library(vendor).map(|found| found.version().code())),
+            library: found.map(|found| found.map(|found| found.version().code())),
+            lacks,
             may_share: std::env::var(SHARE).is_ok_and(|value| value.trim() == "1"),
         }
     }

@@ -27,8 +27,6 @@ use crate::{CommError, Operation, Result, Window, ending};
 const NEVER: Duration = Duration::from_secs(86_400);
 /// How long an abort of a communicator may take, before the device is given up.
 const ABORT: Duration = Duration::from_secs(2);
-/// How long members wait for each other to end a communicator that nobody needs any more.
-const FAREWELL: Duration = Duration::from_secs(10);
 /// How long a failure of the library may be known before it is known whose process has ended.
 const NAMED: Duration = Duration::from_secs(2);
 /// How long whoever waits for an operation may have it to itself before the watchdog looks.
@@ -434,6 +432,17 @@ impl Member {
         self.flights.wake();
     }
 
+    /// After a farewell that failed. Nothing of this group is under way on the device, so others
+    /// may use it on.
+    fn part(&self) {
+        if self.companion.job().revocation().why().is_some() {
+            return self.give_up();
+        }
+        self.comm.set_timeout(ABORT);
+        // The library goes on with it where that lasts.
+        let _ = self.comm.abort();
+    }
+
     /// The watchdog's thread.
     fn watch(&self) {
         while !self.flights.are_over() {
@@ -449,9 +458,10 @@ impl Member {
                 return self.fail((flight.operation, flight.number), error);
             }
         }
-        self.comm.set_timeout(FAREWELL);
+        // Members may come to the end as late as to any operation.
+        self.comm.set_timeout(Duration::from_millis(self.companion.job().timeout_ms()));
         if self.comm.finalize().is_err() {
-            self.give_up();
+            self.part();
         }
     }
 }

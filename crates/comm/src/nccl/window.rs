@@ -28,16 +28,29 @@ impl WindowPath {
     }
 }
 
-/// What the library has of the memory. It forgets it before it frees it.
+/// What the library has of the memory.
 enum Known {
-    Symmetric { _window: nccl_rs::Window },
-    Registered { _registration: Registration },
+    Symmetric(nccl_rs::Window),
+    Registered(Registration),
     No,
 }
 
-struct Owned {
-    _known: Known,
-    _memory: DeviceMemory,
+/// The library forgets the memory before it frees it.
+struct Owned(Option<(Known, DeviceMemory)>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let Some((known, memory)) = self.0.take() else { return };
+        let released = match known {
+            Known::Symmetric(window) => window.release(),
+            Known::Registered(registration) => registration.release(),
+            Known::No => Ok(()),
+        };
+        if released.is_err() {
+            // The library may still use it, in an abort that lasts.
+            std::mem::forget(memory);
+        }
+    }
 }
 
 type Told<T> = std::result::Result<T, nccl_rs::Error>;
@@ -58,19 +71,26 @@ pub(super) fn alloc(
     }
     let made = with_device(stream, |_| {
         let memory = comm.library().mem_alloc(bytes)?;
-        Ok((know(comm, memory.buffer(DataType::U8))?, memory))
+        match know(comm, memory.buffer(DataType::U8)) {
+            Ok(known) => Ok((known, memory)),
+            Err(error) => {
+                // It may still be registered in the background; the job is given up.
+                std::mem::forget(memory);
+                Err(error)
+            }
+        }
     })?;
     let (known, memory) = match made {
         Ok(made) => made,
         Err(error) => return Ok(Err(error)),
     };
     let path = match &known {
-        Known::Symmetric { .. } => WindowPath::Symmetric,
-        Known::Registered { .. } => WindowPath::Registered,
+        Known::Symmetric(_) => WindowPath::Symmetric,
+        Known::Registered(_) => WindowPath::Registered,
         Known::No => WindowPath::Plain,
     };
     let address = memory.address();
-    let owner = Box::new(Owned { _known: known, _memory: memory });
+    let owner = Box::new(Owned(Some((known, memory))));
     // SAFETY: the library has just allocated it, on this device, and frees it with its owner; only
     // the buffer has it.
     let buffer = unsafe { device.adopt_foreign(address, bytes, owner) }?;
@@ -79,21 +99,21 @@ pub(super) fn alloc(
     Ok(Ok((buffer, path)))
 }
 
-/// Tells the library of the memory, in the best way that it has. The ways depend on its version and
-/// on the machine, hence are the same on all members.
+/// Tells the library of the memory, in the best way that it has: the same on all members, which
+/// have the same version with the same functions (`choice.rs`).
 fn know(comm: &Communicator, memory: nccl_rs::Buffer) -> Told<Known> {
     let library = comm.library();
     if library.has("ncclCommWindowRegister") {
-        // SAFETY: `Owned` drops the window before the memory.
-        let _window = unsafe { comm.window(memory) }?;
-        if _window.is_taken() {
-            return Ok(Known::Symmetric { _window });
+        // SAFETY: `Owned` lets go of the window before it frees the memory; after a failure the
+        // memory stays.
+        let window = unsafe { comm.window(memory) }?;
+        if window.is_taken() {
+            return Ok(Known::Symmetric(window));
         }
     }
     if library.has("ncclCommRegister") {
-        // SAFETY: `Owned` drops the registration before the memory.
-        let _registration = unsafe { comm.register(memory) }?;
-        return Ok(Known::Registered { _registration });
+        // SAFETY: `Owned` lets go of the registration before it frees the memory.
+        return Ok(Known::Registered(unsafe { comm.register(memory) }?));
     }
     Ok(Known::No)
 }

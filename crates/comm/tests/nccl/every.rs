@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use comm::{
-    AllToAll, EvenPlan, Gather, Group, GroupOptions, Op, OrderedReduce, P2p, Segments, Window,
-    World,
+    AllToAll, EvenPlan, Gather, Group, GroupOptions, Op, OrderedReduce, P2p, RedOp, Segments,
+    Window, World,
 };
 use device::{DType, Device, Stream, Tensor};
 use half::bf16;
@@ -74,6 +74,9 @@ fn everything(world: &World, device: &Device, options: GroupOptions, is_whole: b
     all.sums_of_leaves();
     all.sums_of_halves(is_whole);
     all.gathers();
+    for (root, redop) in [(0, RedOp::Sum), (ranks - 1, RedOp::Max)] {
+        all.rooted(root, redop);
+    }
     all.personal_operations();
     let bits = |tensor: &Tensor| {
         let values = all.stream.to_vec::<f32>(tensor).unwrap();
@@ -130,7 +133,7 @@ impl Everything {
             self.run(Op::ReduceScatterOrdered(OrderedReduce {
                 slots: self.slots.as_slice().into(),
                 dtype: DType::F32,
-                redop: comm::RedOp::Sum,
+                redop: RedOp::Sum,
                 partials: partials.as_slice().into(),
                 program: tree.combine(&nodes).into(),
                 range: 0..LEN - 1,
@@ -174,7 +177,7 @@ impl Everything {
         self.run(Op::ReduceScatterOrdered(OrderedReduce {
             slots: [window].into(),
             dtype: DType::Bf16,
-            redop: comm::RedOp::Sum,
+            redop: RedOp::Sum,
             partials: nodes.iter().map(|node| vec![(node.clone(), 0)]).collect(),
             program: Tree::for_leaves(self.ranks).combine(&nodes).into(),
             range: 0..LEN,
@@ -192,6 +195,34 @@ impl Everything {
         self.run(Op::Broadcast { window, root, element_bytes: 4, range: 5..8000 });
         let window = self.slots[1].clone();
         self.run(Op::Broadcast { window, root: 0, element_bytes: 4, range: 7..7 });
+    }
+
+    /// Operations with a root and those out of place, over shares of different lengths; the last
+    /// member has none.
+    fn rooted(&mut self, root: usize, redop: RedOp) {
+        let counts: Vec<usize> = (1..=self.ranks).map(|i| 501 * (self.ranks - i)).collect();
+        let tree = Tree::for_leaves(self.ranks);
+        let plan = || EvenPlan::with_counts(&tree, 40, &counts, DType::F32).reducing(redop);
+        let (first, second) = (self.slots[0].clone(), self.slots[1].clone());
+        let range = 40..40 + counts.iter().sum::<usize>();
+        let of_root = |out: &Tensor| (self.rank == root).then(|| out.clone());
+        let outs: Vec<Tensor> =
+            (0..5).map(|_| self.device.zeros(&[LEN], DType::F32).unwrap()).collect();
+        let window = || first.clone();
+        self.run(Op::Reduce { window: window(), plan: plan(), root, out: of_root(&outs[0]) });
+        self.run(Op::Gather { window: window(), plan: plan(), root, into: of_root(&outs[1]) });
+        let into = Some(outs[2].clone());
+        self.run(Op::Scatter { window: window(), plan: plan(), root, into });
+        self.run(Op::AllGatherInto { window: window(), plan: plan(), into: outs[3].clone() });
+        let (element_bytes, into) = (4, outs[4].clone());
+        let range_of = range.clone();
+        let op = Op::BroadcastInto { window: window(), root, element_bytes, range: range_of, into };
+        self.run(op);
+        self.run(Op::AllReduceInto { window: window(), plan: plan(), into: second.clone() });
+        self.run(Op::Reduce { window: second.clone(), plan: plan(), root, out: None });
+        self.run(Op::Scatter { window: window(), plan: plan(), root, into: None });
+        self.run(Op::Gather { window: window(), plan: plan(), root, into: None });
+        self.memory.extend(outs);
     }
 
     fn personal_operations(&mut self) {
