@@ -18,8 +18,9 @@ read -ra ssh <<<"${SSH:-ssh -o BatchMode=yes}"
 port=${PORT:-29400} dir=${DIR:-$PWD} muster=${MUSTER:-muster}
 count=${#hosts[@]} pids=()
 
-# What a host runs. The shell there becomes muster, and leaves its number where `stop` finds it.
-pid_file=/tmp/muster-$(id -u)-$port.pid
+# What a host runs. The shell there becomes muster, and leaves its number where `stop` finds it: for
+# this start alone, so that no older number is taken for it.
+pid_file=/tmp/muster-$(id -u)-$port-$$-$(date +%s).pid
 command_of() {
     local args=("$muster" train "${train[@]}" --backend tcp --nodes "$count" --node-rank "$1"
         --rendezvous "${hosts[0]}:$port" --bind "${BIND:-0.0.0.0}")
@@ -32,7 +33,7 @@ command_of() {
 stops=0
 stop() {
     stops=$((stops + 1))
-    "${ssh[@]}" "${hosts[0]}" "kill -TERM \$(cat $pid_file)" || true
+    "${ssh[@]}" "${hosts[0]}" "kill -TERM \$(cat $pid_file)" </dev/null || true
 }
 trap stop INT TERM
 
@@ -53,4 +54,5 @@ for pid in "${pids[@]}"; do
     done
     ((status)) || status=$code
 done
+"${ssh[@]}" "${hosts[0]}" "rm -f $pid_file" </dev/null || true
 exit "$status"

@@ -48,6 +48,7 @@ kill -TERM $script
 status=0
 wait $script || status=$?
 ((status == 75)) || fail "exit code $status after SIGTERM" "$work/stopped.out"
+[[ -z $(compgen -G "/tmp/muster-$(id -u)-*.pid") ]] || fail "it left the number of a process"
 [[ -n $(compgen -G "$work/runs/stopped/checkpoints/step-*/COMMIT") ]] || fail "nothing was saved"
 
 # A mistake is one, and both hosts end.

@@ -45,6 +45,12 @@ pub enum LaunchError {
         list(vars)
     )]
     OutsideOfSteps { vars: Vec<Var> },
+    #[error(
+        "{var} says that this job of Slurm has several components, whose tasks are counted each for \
+         itself; use a job of one component, or --launcher none with --nodes, --node-rank and \
+         --rendezvous"
+    )]
+    Components { var: Var },
     #[error("{var} is no HOST:PORT; name pod 0 and a port, such as train-0.train:4000")]
     Address { var: Var },
     #[error(

@@ -13,7 +13,7 @@
 //! apart for that; tasks on one machine divide its cores and memory.
 //!
 //! Launchers may be nested, as `srun torchrun` is: then the one with more tasks is the inner one,
-//! and its tasks must lie in the outer's in order.
+//! and its tasks must lie in the outer's in order, or the outer ones have only brought it there.
 
 mod error;
 mod hostlist;
@@ -207,7 +207,7 @@ fn nest(mut launches: Vec<Launch>) -> Result<Option<Launch>, LaunchError> {
     let mut launches = launches.into_iter();
     let Some(mut outer) = launches.next() else { return Ok(None) };
     for inner in launches {
-        if !lies_in(&inner.task, &outer.task) {
+        if !lies_in(&inner.task, &outer.task) && !is_brought_by(&outer, &inner) {
             let (first, second) = (outer.launcher, inner.launcher);
             return Err(LaunchError::Two {
                 first,
@@ -226,11 +226,28 @@ fn lies_in(inner: &Task, outer: &Task) -> bool {
         && inner.index / (inner.count / outer.count) == outer.index
 }
 
+/// Whether the outer tasks, one on each of Slurm's nodes, only brought the inner launcher there: its
+/// daemons or agents, which count in an order of their own. mpirun starts none where it runs itself;
+/// agents of torchrun that meet at random get their ranks as they come.
+fn is_brought_by(outer: &Launch, inner: &Launch) -> bool {
+    let one_each = outer.here.as_ref().is_some_and(|here| here.count == 1);
+    let (true, Launcher::Slurm, Some(here)) = (one_each, outer.launcher, &inner.here) else {
+        return false;
+    };
+    match inner.launcher {
+        // Else there would be one mpirun in each task.
+        Launcher::Mpi => here.count < inner.task.count,
+        Launcher::Torchrun => here.count.checked_mul(outer.task.count) == Some(inner.task.count),
+        Launcher::Slurm | Launcher::Kubernetes => false,
+    }
+}
+
 /// The inner launch, with what only the outer one knows.
 fn inside(outer: Launch, inner: Launch) -> Launch {
     let is_same = inner.task.count == outer.task.count;
     // mpirun brings its daemons to other machines by steps of their own, which begin there.
-    let may_be_daemons = outer.launcher == Launcher::Slurm && !is_same;
+    let is_same_task = is_same && inner.task.index == outer.task.index;
+    let may_be_daemons = outer.launcher == Launcher::Slurm && !is_same_task;
     Launch {
         meeting: inner.meeting.or(outer.meeting.filter(|_| !may_be_daemons)),
         here: inner.here.or(outer.here.filter(|_| is_same)),

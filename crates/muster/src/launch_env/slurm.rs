@@ -19,6 +19,9 @@ pub(super) fn read(env: &Env) -> Result<Seen, LaunchError> {
     }
     let count = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"];
     let Some(task) = env.index(SLURM, "SLURM_PROCID", &count)? else { return Ok(Seen::Nothing) };
+    if let Some((2.., var)) = env.number(SLURM, &["SLURM_HET_SIZE"])? {
+        return Err(LaunchError::Components { var });
+    }
     let node = env.index(SLURM, "SLURM_NODEID", &NODES)?;
     let per_node = per_node(env)?;
     let here = match (env.number(SLURM, &["SLURM_LOCALID"])?, per_node) {

@@ -233,6 +233,37 @@ fn launchers_inside_each_other() {
         ),
         "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none"
     );
+    // mpirun's daemons come to the second and third of Slurm's nodes by a step of their own.
+    let daemon = "SLURM_PROCID=1 SLURM_NODEID=1 SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=2 \
+                  SLURM_STEP_NUM_NODES=2 SLURM_STEP_TASKS_PER_NODE=1(x2) \
+                  SLURM_JOB_NODELIST=n[1-3] SLURM_STEP_NODELIST=n[2-3]";
+    let third = "OMPI_COMM_WORLD_SIZE=12 PMIX_RANK=9 OMPI_COMM_WORLD_RANK=9";
+    assert_eq!(
+        both(SLURM, OPEN_MPI_TWO_MACHINES, &format!("{daemon} {third}")),
+        "9/12 x4 at n1:21516 on 0.0.0.0: mpi-prterun-n1-77@1"
+    );
+    let few = "OMPI_COMM_WORLD_SIZE=2 PMIX_RANK=1 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=1 \
+               OMPI_COMM_WORLD_LOCAL_RANK=0 SLURM_PROCID=0 SLURM_NODEID=0";
+    assert_eq!(
+        both(SLURM, OPEN_MPI_TWO_MACHINES, &format!("{daemon} {few}")),
+        "1/2 x1 at n1:21516 on 0.0.0.0: mpi-prterun-n1-77@1"
+    );
+    // One mpirun in each of three tasks is a mistake.
+    let apart = format!(
+        "{daemon} SLURM_STEP_NUM_TASKS=3 SLURM_STEP_NUM_NODES=3 SLURM_PROCID=2 \
+                         SLURM_NODEID=2 SLURM_STEP_TASKS_PER_NODE=1(x3) SLURM_STEP_NODELIST=n[1-3]"
+    );
+    assert!(both(SLURM, OPEN_MPI, &apart).starts_with("two launchers tell"));
+    // Agents of torchrun that came in another order than Slurm's nodes.
+    assert_eq!(
+        both(
+            SLURM,
+            TORCHRUN,
+            "SLURM_PROCID=0 SLURM_NODEID=0 SLURM_STEP_NUM_TASKS=2 \
+              SLURM_STEP_NUM_NODES=2 SLURM_STEP_TASKS_PER_NODE=1(x2) SLURM_STEP_NODELIST=n[1-2]"
+        ),
+        "2/4 x2 at n1:29500 on 0.0.0.0: torchrun-none"
+    );
     // mpirun in an interactive step of one task.
     let one = "SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_STEP_NUM_TASKS=1 SLURM_STEP_TASKS_PER_NODE=1";
     assert!(both(SLURM_ONE_MACHINE, OPEN_MPI, one).starts_with("1/2 x2 at 127.0.0.1:"));
@@ -272,6 +303,7 @@ fn what_is_half_set_or_contradictory_is_named() {
         (KUBERNETES, "MUSTER_RENDEZVOUS=train", ""),
     ];
     let more = [
+        (format!("{SLURM}\nSLURM_HET_SIZE=2"), "", ""),
         (format!("{SLURM}\n{OPEN_MPI}"), "", ""),
         (SLURM_SCRIPT.into(), "", ""),
         (KUBERNETES.into(), "MUSTER_NODES=", ""),

@@ -71,14 +71,14 @@ impl Place {
     /// Whose the cores are that this process may use.
     pub fn of_cores(&self) -> Share {
         let mine = std::thread::available_parallelism().map_or(1, usize::from);
-        let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
-        self.of_cores_where(mine, online.ok().and_then(|list| cores(&list)).unwrap_or(mine))
+        let read = |path| std::fs::read_to_string(path).ok();
+        self.of_cores_where(mine, in_sight(read).unwrap_or(mine))
     }
 
-    /// Where `mine` of the `online` cores are open to this process. A launcher that binds tasks to
+    /// Where `mine` of the cores `in_sight` are open to this process. A launcher that binds tasks to
     /// cores gave each its own, if all such parts fit beside each other.
-    fn of_cores_where(&self, mine: usize, online: usize) -> Share {
-        match self.beside > 1 && mine.saturating_mul(self.beside) <= online {
+    fn of_cores_where(&self, mine: usize, in_sight: usize) -> Share {
+        match self.beside > 1 && mine.saturating_mul(self.beside) <= in_sight {
             true => Share { ranks: self.ranks.len(), parts: self.nodes },
             false => self.of_machine(),
         }
@@ -117,6 +117,30 @@ impl Place {
     }
 }
 
+/// Cores of the machine or, in a container, of that: what the top of the control groups in sight
+/// allows, which on the machine itself is everything (`cgroups(7)`, versions 2 and 1).
+fn in_sight(read: impl Fn(&'static str) -> Option<String>) -> Option<usize> {
+    let lists = [
+        "/sys/devices/system/cpu/online",
+        "/sys/fs/cgroup/cpuset.cpus.effective",
+        "/sys/fs/cgroup/cpuset/cpuset.effective_cpus",
+    ];
+    let listed = lists.into_iter().filter_map(|path| cores(&read(path)?));
+    let number = |path| read(path)?.trim().parse::<usize>().ok();
+    let second = || {
+        let quota = number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")?;
+        quota.checked_div(number("/sys/fs/cgroup/cpu/cpu.cfs_period_us")?)
+    };
+    let quota = read("/sys/fs/cgroup/cpu.max").and_then(|text| quota(&text)).or_else(second);
+    listed.chain(quota.map(|cores| cores.max(1))).min()
+}
+
+/// Whole cores of a `cpu.max`: `400000 100000`, or `max 100000`.
+fn quota(text: &str) -> Option<usize> {
+    let (quota, period) = text.trim().split_once(' ')?;
+    quota.parse::<usize>().ok()?.checked_div(period.parse().ok()?)
+}
+
 /// How many cores a list of the kernel's has: `0-31,40`.
 fn cores(list: &str) -> Option<usize> {
     let count = |range: &str| {
@@ -147,6 +171,32 @@ mod tests {
         {
             assert_eq!(cores(list), count, "{list}");
         }
+        // Eight tasks in a container of four cores, by list or by quota, of version 2 or 1.
+        let online = ("/sys/devices/system/cpu/online", "0-31");
+        let containers: [&[(&str, &str)]; 4] = [
+            &[online, ("/sys/fs/cgroup/cpuset.cpus.effective", "4-7")],
+            &[online, ("/sys/fs/cgroup/cpu.max", "400000 100000\n")],
+            &[online, ("/sys/fs/cgroup/cpuset/cpuset.effective_cpus", "0,2,4,6\n")],
+            &[
+                online,
+                ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "400000"),
+                ("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000"),
+            ],
+        ];
+        let of = |files: &[(&str, &str)]| {
+            in_sight(|path| {
+                let (_, text) = files.iter().find(|(known, _)| *known == path)?;
+                Some((*text).to_owned())
+            })
+        };
+        for files in containers {
+            assert_eq!(of(files), Some(4), "{files:?}");
+            assert_eq!(place(16, 8, 1).of_cores_where(4, 4), share(8, 2));
+        }
+        let whole = [online, ("/sys/fs/cgroup/cpu.max", "max 100000")];
+        assert_eq!(of(&whole), Some(32));
+        assert_eq!(of(&[online, ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1")]), Some(32));
+        assert_eq!(of(&[]), None);
         // One task in a container with part of the machine.
         assert_eq!(place(2, 1, 4).of_cores_where(4, 32), share(4, 2));
     }
