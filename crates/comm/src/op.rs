@@ -309,10 +309,15 @@ impl OrderedReduce {
         }
     }
 
+    /// Proves that everything lies where it should, on this member.
+    pub(crate) fn check_at(&self, site: &Site) -> Result<()> {
+        self.check(site.group, site.members.len())?;
+        self.check_places(site.members.place)
+    }
+
     pub(crate) fn checked(self, site: &Site) -> Result<Box<Reduction>> {
         let place = site.members.place;
-        self.check(site.group, site.members.len())?;
-        self.check_places(place)?;
+        self.check_at(site)?;
         let sums = Sums::new(&self, self.inputs(), place, site.lanes)?;
         let digest = self.digest();
         Ok(Box::new(Reduction { op: self, sums, digest }))

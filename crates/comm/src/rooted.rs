@@ -88,16 +88,15 @@ pub(crate) fn reduce(
         Some(out) => out,
         None => window.tensor(0, &[len], dtype)?,
     };
-    let is_inside = range.end <= len;
-    if is_inside {
-        let part = if at_window { out.flat(range.clone())? } else { out.flat(0..range.len())? };
-        let shot = OneShot::reduce_whole(window, plan, &part, |member| member == root, site)?;
-        if let Some(shot) = shot {
-            return Ok(Step::OneShot(shot));
-        }
-    }
     let places = (!at_window).then(|| [0].into());
     let op = OrderedReduce { segments, places, ..plan.reduce(window, out) };
+    // Before the way is chosen: what is refused must not depend on sizes.
+    op.check_at(site)?;
+    let start = if at_window { range.start } else { 0 };
+    let part = op.out.flat(start..start + range.len())?;
+    if let Some(shot) = OneShot::reduce_whole(window, plan, &part, |member| member == root, site)? {
+        return Ok(Step::OneShot(shot));
+    }
     Ok(Step::Reduce(op.checked(site)?))
 }
 

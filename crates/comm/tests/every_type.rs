@@ -398,7 +398,7 @@ fn mistakes_name_the_rank_and_what_is_wrong() {
         let told = with_ranks("shm", 2, PATIENCE_MS, |world| {
             let device = Device::cpu(1).unwrap();
             let group = world.group(&device).unwrap();
-            let (window, other) = (group.window(64).unwrap(), Device::cpu(1).unwrap());
+            let (window, other) = (group.window(LARGE * 4).unwrap(), Device::cpu(1).unwrap());
             let plan = EvenPlan::new(&Tree::for_leaves(2), 0..16, DType::F32);
             if world.rank() == 0 {
                 // Waits until the other gives the job up, and why.
@@ -414,7 +414,19 @@ fn mistakes_name_the_rank_and_what_is_wrong() {
     type Made<'a> = (&'a str, &'a (dyn Fn(&Device, &Window, &EvenPlan) -> Op + Sync));
     let tensor = |device: &Device, len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let of = |window: &Window| window.buffer().device().clone();
-    let wrong: [Made; 7] = [
+    /// Elements that are not reduced in one round.
+    const LARGE: usize = 1 << 20;
+    let into_itself = |len: usize| {
+        move |_: &Device, window: &Window, _: &EvenPlan| {
+            let plan = EvenPlan::new(&Tree::for_leaves(2), 0..len, DType::F32);
+            let out = Some(window.tensor(0, &[len], DType::F32).unwrap());
+            Op::Reduce { window: window.clone(), plan, root: 1, out }
+        }
+    };
+    let (small, large) = (into_itself(16), into_itself(LARGE));
+    let wrong: [Made; 9] = [
+        ("to write what it reads", &small),
+        ("to write what it reads", &large),
         ("rank 2 does not exist among 2 ranks", &|_, window, plan| Op::Reduce {
             window: window.clone(),
             plan: plan.clone(),
