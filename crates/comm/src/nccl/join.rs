@@ -7,8 +7,8 @@ use std::time::Duration;
 use device::Stream;
 use nccl_rs::{Communicator, Config, JobId, Library, UniqueId};
 
-use super::Refusal;
 use super::calls::with_device;
+use super::{Refusal, told};
 use crate::patience::LOOK;
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result};
@@ -37,8 +37,7 @@ pub(super) fn communicator(
 }
 
 fn told(companion: &dyn Transport, source: nccl_rs::Error) -> CommError {
-    let ((operation, sequence), members) = (CALL, companion.members().ranks.to_vec());
-    CommError::Library { operation, sequence, members, source: Box::new(source) }
+    told::error(companion, CALL, source)
 }
 
 /// The first member's new id, on all members.

@@ -15,7 +15,7 @@ use super::flights::{Flight, Flights};
 use super::plan::{Action, Check, Maker, Plan};
 use super::reduce::Room;
 use super::window::{self, WindowPath};
-use super::{GroupOptions, SumOrder, join};
+use super::{GroupOptions, SumOrder, join, told};
 use crate::elsewhere::AllLanes;
 use crate::memory::load;
 use crate::op::{Op, Site};
@@ -27,8 +27,6 @@ use crate::{CommError, Operation, Result, Window, ending};
 const NEVER: Duration = Duration::from_secs(86_400);
 /// How long an abort of a communicator may take, before the device is given up.
 const ABORT: Duration = Duration::from_secs(2);
-/// How long a failure of the library may be known before it is known whose process has ended.
-const NAMED: Duration = Duration::from_secs(2);
 /// How long whoever waits for an operation may have it to itself before the watchdog looks.
 const BEFORE_WATCHDOG: Duration = Duration::from_millis(1);
 
@@ -367,26 +365,12 @@ impl Member {
         self.comm.async_error().map(drop).map_err(|error| self.told(call, error))
     }
 
-    fn job_error(&self, (operation, sequence): Call) -> Option<CommError> {
-        self.companion.job().revocation().error(operation, sequence)
+    fn job_error(&self, call: Call) -> Option<CommError> {
+        told::of_job(self.companion.job(), call)
     }
 
-    /// What the library has told; a rank whose process has ended is named, if that is known soon.
     fn told(&self, call: Call, source: nccl_rs::Error) -> CommError {
-        let may_be_a_loss = super::is_of_a_peer(&source);
-        let begun = Instant::now();
-        loop {
-            if let Some(error) = self.job_error(call) {
-                return error;
-            }
-            if !may_be_a_loss || begun.elapsed() > NAMED {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let (operation, sequence) = call;
-        let members = self.companion.members().ranks.to_vec();
-        CommError::Library { operation, sequence, members, source: Box::new(source) }
+        told::error(&*self.companion, call, source)
     }
 
     fn has_failed(&self) -> bool {

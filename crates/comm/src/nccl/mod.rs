@@ -38,6 +38,7 @@ mod member;
 mod options;
 mod plan;
 mod reduce;
+mod told;
 mod window;
 
 pub use choice::Refusal;
@@ -48,13 +49,4 @@ pub(crate) use choice::{Choice, Way, choose};
 pub(crate) use facts::{Facts, library};
 pub(crate) use member::{Ending, Member};
 pub(crate) use plan::Plan;
-
-/// Whether a peer of this rank failed, as the library says without naming it.
-pub(crate) fn is_of_a_peer(error: &nccl_rs::Error) -> bool {
-    use nccl_rs::{Code, Error};
-    match error {
-        Error::Async { code, .. } | Error::Call { code, .. } => *code == Code::RemoteError,
-        Error::Group { source, .. } => is_of_a_peer(source),
-        _ => false,
-    }
-}
+pub(crate) use told::is_of_a_peer;

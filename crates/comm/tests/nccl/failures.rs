@@ -71,9 +71,13 @@ pub fn child(rank: &Rank) {
     }
     let bench = Bench::new(rank);
     let is_one = rank.rank == 1;
-    bench.sum(LEN).unwrap();
+    if rank.task == "farewell" {
+        bench.sum(LEN).unwrap();
+        return farewell(bench, is_one);
+    }
     let begun = Instant::now();
-    let ended = match rank.task.as_str() {
+    // What one rank does after the first sum may end another's wait for that.
+    let ended = bench.sum(LEN).and_then(|()| match rank.task.as_str() {
         "late" if is_one => bench.idle(),
         "dead" if is_one => std::process::abort(),
         "shorter" if is_one => bench.sum(LEN - 1),
@@ -90,7 +94,7 @@ pub fn child(rank: &Rank) {
             })
         }
         _ => bench.sum(LEN).and_then(|()| bench.sum(LEN)),
-    };
+    });
     let error = ended.unwrap_err();
     assert!(begun.elapsed() < SOON, "{error}");
     println!("\nerror {error}");
@@ -98,6 +102,20 @@ pub fn child(rank: &Rank) {
     bench.sum(LEN).unwrap_err();
     drop(bench);
     assert!(begun.elapsed() < 2 * SOON);
+}
+
+/// One rank keeps its group for longer than the other waits for it.
+fn farewell(Bench { world, device, group, window }: Bench, is_one: bool) {
+    if is_one {
+        std::thread::sleep(Duration::from_secs(4));
+    }
+    drop((group, window));
+    // The end of the communicator is waited for, and then its abort.
+    std::thread::sleep(Duration::from_secs(1));
+    let ones = device.zeros(&[LEN], DType::F32).unwrap();
+    device.stream().copy_in(&ones, &[1.0_f32; LEN]).unwrap();
+    assert_eq!(device.stream().to_vec::<f32>(&ones).unwrap(), [1.0; LEN]);
+    assert_eq!(world.revocation().why(), None);
 }
 
 /// What ranks 0 and 2 of three say.
@@ -125,6 +143,16 @@ fn a_late_rank_is_named_with_the_operation() {
     for backend in ["shm", "tcp"] {
         let Some(told) = told("late", backend, 1500, "") else { return };
         assert_all(&told, &["reduce_scatter_ordered #", "rank 1 had not arrived after 1500 ms"]);
+    }
+}
+
+/// Nothing of the group is under way any more, so the device is good for others.
+#[test]
+fn a_rank_that_keeps_its_group_for_longer_harms_nobody() {
+    let Some(job) = Job::new("farewell", "cuda", 2) else { return };
+    let job = job.timeout_ms(500).env("LOOKALIKE_NCCL_FAULTS", "abort:0@3000");
+    for said in job.passes() {
+        said.without_complaint();
     }
 }
 
