@@ -2,8 +2,8 @@
 """Collectives of Muster beside Open MPI's and Gloo's, in rounds; a table of medians and ratios.
 
     MPI=VENV/bin TORCH_PYTHON=VENV/bin/python \\
-        benches/cpu/collectives.py [--ranks N] [--rounds N] [--max BYTES] [--seconds S] \\
-        [--ops OP,…] [--over shm,tcp]
+        benches/cpu/collectives.py [--ranks N] [--rounds N] [--min BYTES] [--max BYTES] \\
+        [--seconds S] [--ops OP,…] [--over shm,tcp]
 
 MPI is a folder with `mpirun` and a `python` that has mpi4py, TORCH_PYTHON an interpreter with
 PyTorch; a peer that is not named is left out. Each figure is the median of a process's launches, in
@@ -37,7 +37,7 @@ def muster(args, backend):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [args.muster, "bench", "collectives", *args.ops, "--backend", backend]
-        command += ["--ranks", args.ranks, "--threads", 1, "--min", 8, "--max", args.max]
+        command += ["--ranks", args.ranks, "--threads", 1, "--min", args.min, "--max", args.max]
         command += ["--seconds", args.seconds, "--within", 0.001, "--json", report]
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         rows = json.loads(report.read_text())["rows"]
@@ -55,13 +55,15 @@ def mpi(args, extra):
     folder = Path(os.environ["MPI"])
     command = [folder / "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
     command += [*extra, "-n", args.ranks, folder / "python", HERE.parent / "peers/collectives_mpi.py"]
-    command += ["--max", args.max, "--seconds", args.seconds]
+    command += ["--min", args.min, "--max", args.max, "--seconds", args.seconds]
+    command += ["--ops", ",".join(args.ops)]
     return lines([str(part) for part in command])
 
 
 def gloo(args):
     command = [os.environ["TORCH_PYTHON"], HERE.parent / "peers/collectives_gloo.py"]
-    command += ["--ranks", args.ranks, "--max", args.max, "--seconds", args.seconds]
+    command += ["--ranks", args.ranks, "--min", args.min, "--max", args.max]
+    command += ["--seconds", args.seconds, "--ops", ",".join(args.ops)]
     return lines([str(part) for part in command])
 
 
@@ -125,6 +127,7 @@ if __name__ == "__main__":
     parser.add_argument("--muster", default="target/release/muster")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--min", type=int, default=8)
     parser.add_argument("--max", type=int, default=64 << 20)
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--over", type=lambda text: text.split(","), default=["shm", "tcp"])

