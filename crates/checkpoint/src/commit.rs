@@ -149,7 +149,7 @@ fn render_commit(manifest: &[u8]) -> String {
         manifest.len(),
         Digest::of(manifest)
     );
-    let crc = crc32c::crc32c(text.as_bytes());
+    let crc = crc_fast::crc32_iscsi(text.as_bytes());
     format!("{text}crc32c {crc:08x}\n")
 }
 
@@ -162,7 +162,7 @@ pub(crate) fn parse_commit(commit: &[u8], path: &Path) -> Result<CommitRecord, E
     let text = std::str::from_utf8(commit).map_err(|_| damaged("it is not text"))?;
     let body = text.rfind("crc32c ").map(|at| &text[..at]);
     let body = body.ok_or_else(|| damaged("its last line is not `crc32c …`"))?;
-    if text[body.len()..] != format!("crc32c {:08x}\n", crc32c::crc32c(body.as_bytes())) {
+    if text[body.len()..] != format!("crc32c {:08x}\n", crc_fast::crc32_iscsi(body.as_bytes())) {
         return Err(damaged("its checksum does not match its text"));
     }
     let version = body.lines().next().and_then(|line| line.strip_prefix("muster-checkpoint "));

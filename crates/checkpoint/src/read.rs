@@ -251,7 +251,7 @@ impl Checkpoint {
             }
             _ => Error::Io { action: "read", path: path(), offset: Some(start), source },
         })?;
-        let (expected, actual) = (self.sums[file].crcs[number], crc32c::crc32c(out));
+        let (expected, actual) = (self.sums[file].crcs[number], crc_fast::crc32_iscsi(out));
         if expected != actual {
             let holds = self.holders(file, start, end);
             return Err(Error::Range { path: path(), start, end, holds, expected, actual });

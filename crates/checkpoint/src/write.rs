@@ -295,7 +295,7 @@ impl Writer<'_> {
         if bytes.is_empty() {
             return Ok(());
         }
-        shard.crcs.push(crc32c::crc32c(bytes));
+        shard.crcs.push(crc_fast::crc32_iscsi(bytes));
         if let Some(digest) = &mut shard.digest {
             digest.update(bytes);
         }

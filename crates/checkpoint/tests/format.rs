@@ -110,7 +110,7 @@ fn with_commit(text: &str, with_checksum: bool) -> tempfile::TempDir {
     fixture::write(&Store::new(root.path())).unwrap();
     let path = root.path().join(fixture::ATTEMPT.dir_name()).join("COMMIT");
     fs::remove_file(&path).unwrap();
-    let sum = format!("crc32c {:08x}\n", crc32c::crc32c(text.as_bytes()));
+    let sum = format!("crc32c {:08x}\n", crc_fast::crc32_iscsi(text.as_bytes()));
     fs::write(&path, format!("{text}{}", if with_checksum { &sum } else { "" })).unwrap();
     root
 }

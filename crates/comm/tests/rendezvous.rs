@@ -346,7 +346,7 @@ fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
 /// A first frame as it travels.
 fn frame(protocol: u32, message: &[u8]) -> Vec<u8> {
     let mut body = [b"MSTC", &protocol.to_le_bytes()[..], message].concat();
-    body.extend(crc32c::crc32c(&body).to_le_bytes());
+    body.extend(crc_fast::crc32_iscsi(&body).to_le_bytes());
     [&u32::try_from(body.len()).unwrap().to_le_bytes(), &body[..]].concat()
 }
 

@@ -29,7 +29,7 @@ const CHECK_BYTES: usize = 4;
 
 /// A message as it travels.
 fn frame(message: &[u8]) -> Vec<u8> {
-    let check = crc32c::crc32c(message).to_le_bytes();
+    let check = crc_fast::crc32_iscsi(message).to_le_bytes();
     let length = u32::try_from(message.len() + CHECK_BYTES).unwrap().to_le_bytes();
     [&length[..], message, &check].concat()
 }

@@ -110,7 +110,7 @@ pub(crate) fn encode_header(info: &TokenFileInfo, places: &Places) -> [u8; ALIGN
     bytes.extend_from_slice(&(name.len() as u16).to_le_bytes());
     bytes.extend_from_slice(name);
     bytes.resize(ALIGN as usize - 4, 0);
-    let crc = crc32c::crc32c(&bytes);
+    let crc = crc_fast::crc32_iscsi(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes.try_into().expect("exactly one header long by construction")
 }
@@ -145,7 +145,7 @@ fn decode_header(path: &Path, file: &[u8]) -> Result<(TokenFileInfo, Places)> {
         return Err(DataError::Version { path, found, supported: u64::from(VERSION) });
     }
     let crc_at = ALIGN as usize - 4;
-    if crc32c::crc32c(&header[..crc_at]) != u32_at(header, crc_at) {
+    if crc_fast::crc32_iscsi(&header[..crc_at]) != u32_at(header, crc_at) {
         return Err(DataError::damaged(path, 0, "the header's checksum is wrong"));
     }
     let name_bytes = usize::from(u16::from_le_bytes([header[184], header[185]]));
@@ -195,7 +195,7 @@ impl TokenFile {
         let file = Self { path: path.to_path_buf(), map, info, places };
         let crcs = file.checksums();
         let table_crc = u32_at(&file.map, file.places.file_bytes as usize - 4);
-        if crc32c::crc32c(crcs) != table_crc {
+        if crc_fast::crc32_iscsi(crcs) != table_crc {
             let reason = "the checksum table's own checksum is wrong";
             return Err(DataError::damaged(path, places.checksums, reason));
         }
@@ -239,7 +239,7 @@ impl TokenFile {
         let mut at = ALIGN as usize;
         for expected in self.checksums().chunks_exact(4) {
             let end = (at + BLOCK_BYTES).min(self.places.checksums as usize);
-            let found = crc32c::crc32c(&self.map[at..end]);
+            let found = crc_fast::crc32_iscsi(&self.map[at..end]);
             let expected = u32_at(expected, 0);
             if found != expected {
                 let reason = format!(

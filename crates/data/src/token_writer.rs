@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crc_fast::CrcAlgorithm;
+
 use crate::error::{DataError, Result, io_error};
 use crate::temporary::{self, Temporary};
 use crate::token_file::{ALIGN, BLOCK_BYTES, Places, TokenFileInfo, encode_header};
@@ -34,6 +36,14 @@ struct Body {
     checksums: Vec<u32>,
 }
 
+/// The CRC-32C of bytes behind others that have `sum`; 0 of none.
+fn checked(sum: u32, bytes: &[u8]) -> u32 {
+    // The state of this CRC is its value before the last inversion.
+    let mut crc = crc_fast::Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!sum));
+    crc.update(bytes);
+    crc.finalize() as u32
+}
+
 impl Body {
     fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(io_error("write", &self.path))?;
@@ -44,7 +54,7 @@ impl Body {
                 self.checksums.push(0);
             }
             let last = self.checksums.last_mut().expect("pushed at the block's first byte");
-            *last = crc32c::crc32c_append(*last, now);
+            *last = checked(*last, now);
             self.bytes += now.len() as u64;
             bytes = later;
         }
@@ -164,7 +174,7 @@ impl TokenWriter {
         self.body.pad()?;
         self.info.content_digest = *self.hasher.finalize().as_bytes();
         let mut table: Vec<u8> = self.body.checksums.iter().flat_map(|c| c.to_le_bytes()).collect();
-        let crc = crc32c::crc32c(&table);
+        let crc = crc_fast::crc32_iscsi(&table);
         table.extend_from_slice(&crc.to_le_bytes());
         debug_assert_eq!(ALIGN + self.body.bytes, places.checksums);
         let file = &mut self.body.file;

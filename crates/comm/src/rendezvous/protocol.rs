@@ -165,7 +165,7 @@ pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
     }
     let message = postcard::to_stdvec(message).expect("messages are plain data");
     bytes.extend_from_slice(&message);
-    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&crc_fast::crc32_iscsi(&bytes).to_le_bytes());
     bytes.into()
 }
 
@@ -196,7 +196,7 @@ pub(super) fn decode<T: for<'a> Deserialize<'a>>(
         rest = message;
     }
     let (message, checksum) = rest.split_last_chunk::<4>().ok_or(Garbled::Damaged)?;
-    if crc32c::crc32c(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*checksum) {
+    if crc_fast::crc32_iscsi(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*checksum) {
         return Err(Garbled::Damaged);
     }
     postcard::from_bytes(message).map_err(|_| Garbled::Stranger)

@@ -19,6 +19,8 @@
 //! A CRC-32C finds what wires, switches and memory do to bits: every burst of 32 bits at most, and
 //! all but one in 2³² of other errors. It is no protection against whoever alters bytes on purpose.
 
+use crc_fast::CrcAlgorithm;
+
 use crate::digest::Digest;
 
 /// Size of a header.
@@ -31,6 +33,14 @@ pub(super) const FRAME_BYTES: usize = 256 << 10;
 const MAGIC: [u8; 4] = *b"MSTR";
 /// Bytes of the header that its checksum is of.
 const CHECKED: usize = HEADER_BYTES - 4;
+
+/// The CRC-32C of bytes behind others that have `sum`; 0 of none.
+pub(super) fn checked(sum: u32, bytes: &[u8]) -> u32 {
+    // The state of this CRC is its value before the last inversion.
+    let mut crc = crc_fast::Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!sum));
+    crc.update(bytes);
+    crc.finalize() as u32
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
@@ -61,7 +71,7 @@ impl Header {
         for (bytes, word) in bytes[40..CHECKED].chunks_exact_mut(4).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        let checksum = crc32c::crc32c(&bytes[..CHECKED]);
+        let checksum = crc_fast::crc32_iscsi(&bytes[..CHECKED]);
         bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
@@ -69,7 +79,7 @@ impl Header {
     /// `None` if the bytes are no header of this program, or a damaged one.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
         let (checked, checksum) = bytes.split_last_chunk::<4>()?;
-        if crc32c::crc32c(checked) != u32::from_le_bytes(*checksum) {
+        if crc_fast::crc32_iscsi(checked) != u32::from_le_bytes(*checksum) {
             return None;
         }
         let (magic, rest) = checked.split_first_chunk::<4>()?;
@@ -113,6 +123,16 @@ pub(super) fn token_of(job: u64, tag: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_of_parts_make_that_of_the_whole() {
+        let bytes: Vec<u8> = (0..700_u32).map(|i| (i * i >> 3) as u8).collect();
+        for cut in 0..bytes.len() {
+            let parts = checked(checked(0, &bytes[..cut]), &bytes[cut..]);
+            assert_eq!(parts, crc_fast::crc32_iscsi(&bytes), "{cut}");
+        }
+        assert_eq!(checked(0, b"123456789"), 0xe306_9283);
+    }
 
     #[test]
     fn headers_survive_the_way_and_no_flipped_bit_passes() {

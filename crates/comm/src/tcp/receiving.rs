@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::net::TcpStream;
 
-use super::frame::{HEADER_BYTES, Header};
+use super::frame::{HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
 use super::progress::Call;
 use super::traffic::{Message, SLICES, Way};
@@ -165,7 +165,7 @@ impl Frame {
         let mut left = payload;
         for slice in slices {
             let filled = left.min(slice.len());
-            self.checksum = crc32c::crc32c_append(self.checksum, &slice[..filled]);
+            self.checksum = checked(self.checksum, &slice[..filled]);
             left -= filled;
         }
         Ok((read, payload))

@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::net::TcpStream;
 
-use super::frame::{HEADER_BYTES, Header};
+use super::frame::{HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
 use super::traffic::{Message, SLICES, Way};
 use crate::Result;
@@ -110,7 +110,7 @@ impl Frame {
         if self.header.is_none() {
             let is_from_start = self.summed == self.start;
             for slice in slices {
-                self.checksum = crc32c::crc32c_append(self.checksum, slice);
+                self.checksum = checked(self.checksum, slice);
                 self.summed += slice.len();
             }
             if self.summed < self.end {

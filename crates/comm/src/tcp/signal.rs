@@ -17,6 +17,7 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::frame::checked;
 use crate::job::Job;
 use crate::revocation::Reason;
 
@@ -129,14 +130,14 @@ async fn hear(read: &mut OwnedReadHalf, rank: usize, job: &Job) -> std::io::Resu
 fn encode(letter: u8, said: &[u8]) -> Vec<u8> {
     let length = u16::try_from(said.len()).unwrap_or(u16::MAX).to_le_bytes();
     let mut bytes = [&[letter], &length[..], said].concat();
-    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&crc_fast::crc32_iscsi(&bytes).to_le_bytes());
     bytes
 }
 
 /// What was said, if letter and length, what was said and their checksum fit each other.
 fn decode<'a>(start: &[u8; 3], rest: &'a [u8]) -> Option<&'a [u8]> {
     let (said, checksum) = rest.split_last_chunk::<4>()?;
-    let got = crc32c::crc32c_append(crc32c::crc32c(start), said);
+    let got = checked(crc_fast::crc32_iscsi(start), said);
     (got == u32::from_le_bytes(*checksum)).then_some(said)
 }
 
