@@ -229,6 +229,19 @@ fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
     assert_eq!(server.lost(), Some((2, fault.what)));
 }
 
+#[test]
+fn a_blamed_rank_that_follows_has_time_to_say_whom() {
+    let server = server(3, PATIENCE_MS);
+    let mut ranks = controlled(&server);
+    let [(_first_world, first), (_second_world, second)] = [(); 2].map(|()| ranks.remove(0));
+    second.control.follow();
+    first.control.blame(&Fault { ranks: vec![1], what: "no sign of life".to_owned() });
+    std::thread::sleep(Duration::from_millis(200));
+    second.control.blame(&Fault { ranks: vec![2], what: "silence".to_owned() });
+    eventually("the loss", || server.lost().is_some());
+    assert_eq!(server.lost(), Some((2, "silence".to_owned())));
+}
+
 /// Three ranks with a tcp group under control.
 fn controlled(server: &Server) -> Vec<(World, Joined)> {
     let threads: Vec<_> = (0..3)

@@ -518,10 +518,13 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
 }
 
 /// Loses the first of `ranks` that has not said by then that it only follows, unless a better
-/// reason comes soon.
+/// reason comes soon. Where all follow, they have time to say whom.
 async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
     let silent = ranks.iter().find(|&&rank| !shared.has_left(rank));
+    if silent.is_none() {
+        tokio::time::sleep(GRACE).await;
+    }
     if let Some(&rank) = silent.or(ranks.first()) {
         shared.lose(rank, &reason);
     }

@@ -132,31 +132,34 @@ pub(super) fn drive(
         let since = Instant::now();
         match waiting.poll(links, traffic, patience::LOOK)? {
             true => waiting.slept(since.elapsed()),
-            false => progress.after_sleep(call, missing(links, call.operation))?,
+            false => {
+                let (later, missing) = missing(links, call.operation, traffic);
+                progress.after_sleep(call, later, missing)?;
+            }
         }
     }
 }
 
-/// The places of the peers that have not begun; if all have, of those that have not sent all; if
-/// all have, of those that have not taken all. In an exchange peers do not wait for each other:
-/// each is awaited until its own messages are through.
+/// Who is waited for, and how much longer than for the timeout.
+///
+/// Those are peers that have not begun; if all have, those that a message is awaited from, or that
+/// have not taken one. Whoever may only wait for others itself is given longer, so that those who
+/// know better are heard before; of several the ones that may least are waited for. In an exchange
+/// peers do not wait for each other: each is awaited until its own messages are through.
 fn missing(
     links: &[Option<Link>],
     operation: Operation,
-) -> impl Iterator<Item = usize> + Clone + '_ {
-    let stages: [fn(&Link) -> bool; 3] = [
-        |link| !link.receiving.has_begun,
-        |link| !link.receiving.at.is_done(),
-        |link| !link.is_done(),
-    ];
-    let mut candidates = match operation {
-        Operation::Exchange => stages[2..].iter(),
-        _ => stages.iter(),
+    traffic: &dyn Traffic,
+) -> (Duration, impl Iterator<Item = usize> + Clone) {
+    let has_begun = move |link: &Link| operation == Operation::Exchange || link.receiving.has_begun;
+    let all_have_begun = links.iter().flatten().all(has_begun);
+    let later = move |link: &Link| match all_have_begun {
+        true => link.excuse(traffic),
+        false => (!has_begun(link)).then_some(Duration::ZERO),
     };
-    let is_met = |stage: &&fn(&Link) -> bool| links.iter().flatten().any(**stage);
-    let stage = candidates.find(is_met).unwrap_or(&stages[2]);
-    let stage = *stage;
-    links.iter().flatten().filter(move |link| stage(link)).map(|link| link.peer)
+    let least = links.iter().flatten().filter_map(later).min();
+    let of_least = move |link: &&Link| later(link) == least;
+    (least.unwrap_or_default(), links.iter().flatten().filter(of_least).map(|link| link.peer))
 }
 
 #[cfg(test)]
