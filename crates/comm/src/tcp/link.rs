@@ -53,7 +53,7 @@ impl At {
         self.index == self.messages
     }
 
-    fn begin(&mut self, messages: usize) {
+    pub(super) fn begin(&mut self, messages: usize) {
         (self.messages, self.index, self.start) = (messages, 0, 0);
     }
 

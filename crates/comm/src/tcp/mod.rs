@@ -27,6 +27,8 @@ mod net;
 mod poll;
 mod progress;
 mod receiving;
+#[cfg(test)]
+mod rig;
 mod ring;
 mod route;
 mod sending;
