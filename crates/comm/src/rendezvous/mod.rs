@@ -18,6 +18,8 @@
 
 mod client;
 mod codec;
+#[cfg(test)]
+mod fuzz;
 mod protocol;
 mod server;
 

@@ -20,6 +20,8 @@
 mod drive;
 mod endpoint;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod mesh;
 mod moves;
