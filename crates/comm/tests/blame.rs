@@ -16,8 +16,8 @@ const RANKS: usize = 4;
 const TIMEOUT_MS: u64 = 1_000;
 /// Elements of a window, 24 MiB: loopback connections take in 10 MiB at most.
 const LEN: usize = 6 << 20;
-/// Beginnings and ends of parts after which a rank stops in the middle; over shared memory there are
-/// few.
+/// Beginnings and ends of parts after which a rank stops in the middle; over shared memory there
+/// are few.
 fn parts(kind: &str) -> usize {
     if kind == "tcp" { 12 } else { 1 }
 }

@@ -1,6 +1,6 @@
 //! Every way that an operation can take, next to where it becomes another one: each result is
-//! checked to the last bit, and one bit that flips in what a rank gives must be found, with its rank
-//! and its place.
+//! checked to the last bit, and one bit that flips in what a rank gives must be found, with its
+//! rank and its place.
 
 mod common;
 

@@ -1,8 +1,8 @@
 //! Seeded fuzzing of what reads what others sent.
 //!
-//! Each round begins with something valid, changes it and gives it to the reader, with a seed of its
-//! own that a failure prints: `MUSTER_FUZZ_SEED` repeats one round. Tests run for a few seconds,
-//! or for `MUSTER_FUZZ_SECONDS`.
+//! Each round begins with something valid, changes it and gives it to the reader, with a seed of
+//! its own that a failure prints: `MUSTER_FUZZ_SEED` repeats one round. Tests run for a few
+//! seconds, or for `MUSTER_FUZZ_SECONDS`.
 
 mod allocator;
 

@@ -95,8 +95,8 @@ fn turned_away_text(turned_away: &[String]) -> String {
     }
 }
 
-/// Groups that a refusal tells apart, and bytes of a name in it: what a worker says may be long, and
-/// all of a refusal goes into a frame, whose other part is up to three bytes per rank.
+/// Groups that a refusal tells apart, and bytes of a name in it: what a worker says may be long,
+/// and all of a refusal goes into a frame, whose other part is up to three bytes per rank.
 const GROUPS: usize = 32;
 const NAME_BYTES: usize = 1 << 10;
 

@@ -112,8 +112,8 @@ impl<'a> Progress<'a> {
     /// After a sleep in which nothing came.
     ///
     /// # Errors
-    /// The timeout of `call`, if one of the `missing` peers has stood still for so long, and so much
-    /// `later`.
+    /// The timeout of `call`, if one of the `missing` peers has stood still for so long, and so
+    /// much `later`.
     pub(super) fn after_sleep(
         &self,
         call: &Call,

@@ -1,8 +1,8 @@
 //! A way to an address, past someone who does what a plan says to each connection: bytes come late,
 //! or stand still, all at once or one way only; connections are closed or reset in the middle.
 //!
-//! A simulator of asynchronous networks would not do here: the data path has no asynchronous sockets,
-//! and polls those of the system.
+//! A simulator such as turmoil cannot host this: it stands in for tokio's sockets, and the data
+//! path has none of them, but polls those of the system.
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::io::{ErrorKind, Read, Write};
