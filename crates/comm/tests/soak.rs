@@ -22,7 +22,7 @@ const GROWTH_MIB: usize = 48;
 fn resident_mib() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
-    pages * 4096 >> 20
+    (pages * 4096) >> 20
 }
 
 /// `operations` of all groups together, of each backend.

@@ -29,7 +29,7 @@ impl Presence {
 pub(super) fn is_present(rank: usize, shared: &File) -> bool {
     let found = ask(shared, libc::F_OFD_GETLK, rank);
     // Where the system does not tell, deadlines have to.
-    found.map_or(true, |lock| i32::from(lock.l_type) != i32::from(libc::F_UNLCK))
+    found.map_or(true, |lock| i32::from(lock.l_type) != libc::F_UNLCK)
 }
 
 /// Asks for, or about, the lock of the byte of a rank.
