@@ -6,7 +6,7 @@ mod common;
 mod mixed;
 
 use std::sync::Barrier;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{BACKENDS, PATIENCE_MS, settings, with_settings};
 use mixed::{Mixed, held};
@@ -23,6 +23,15 @@ fn resident_mib() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
     (pages * 4096) >> 20
+}
+
+/// What is held once threads that have done their work have ended.
+fn settled() -> (usize, usize) {
+    (0..20).fold(held(), |(files, threads), _| {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = held();
+        (files.min(now.0), threads.min(now.1))
+    })
 }
 
 /// `operations` of all groups together, of each backend.
@@ -46,11 +55,11 @@ fn soak(operations: usize) {
                             scope.spawn(move || (0..steps).for_each(|_| group.step().unwrap()));
                         }
                     });
-                    // Looked at while no rank does anything.
+                    // Looked at by one rank while none does anything.
                     all.wait();
-                    let now = (resident_mib(), held());
+                    let now = (world.rank() == 0).then(|| (resident_mib(), settled()));
                     all.wait();
-                    now
+                    now.unwrap_or_default()
                 };
                 let steps = operations / GROUPS;
                 [run(steps / 10), run(steps - steps / 10)]
