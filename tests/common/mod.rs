@@ -13,6 +13,7 @@ pub mod random;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -81,6 +82,14 @@ impl Workdir {
         command.current_dir(self.path()).stdin(Stdio::null());
         command.stdout(out.reopen().unwrap()).stderr(err.reopen().unwrap());
         command.env_remove("RUST_BACKTRACE");
+        // Whoever starts the tests by `nohup` has it ignored, and who is started inherits that.
+        // SAFETY: between fork and exec this is one system call, which allocates nothing.
+        unsafe {
+            command.pre_exec(|| match libc::signal(libc::SIGHUP, libc::SIG_DFL) {
+                libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
         let child = command.spawn().unwrap();
         Job { child, ended: false, out, err }
     }

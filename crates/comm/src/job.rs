@@ -229,6 +229,19 @@ impl Job {
     }
 }
 
+/// While this lives, an operation is in progress. One that ends in a panic leaves half a frame or
+/// half a phase behind, which the next would take for its own: so the job is given up.
+pub(crate) struct InProgress<'a>(pub &'a Job);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let rank = self.0.rank;
+            self.0.revocation().revoke(&format!("rank {rank}: an operation ended in a panic"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,6 +35,8 @@ mod elsewhere;
 mod ending;
 mod error;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod group;
 mod job;
 mod memory;

@@ -5,7 +5,8 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use comm::{AllToAll, CommError, EvenPlan, Gather, Group, Op, Operation, P2p, Result, Window};
@@ -182,6 +183,45 @@ fn revocation_reaches_blocked_ranks_at_once() {
             assert_eq!(later, "the group was aborted: on purpose", "{kind}");
             revoked.wait();
         });
+    }
+}
+
+/// Half a frame, or half a phase, must not pass for a part of what comes next.
+#[test]
+fn after_a_panic_inside_an_operation_nothing_works_any_more() {
+    for kind in BACKENDS {
+        let panics = Arc::new(AtomicBool::new(false));
+        let settings = |rank: usize| {
+            let panics = Arc::clone(&panics);
+            let seen = AtomicUsize::new(0);
+            let disturb = move || {
+                let is_due = rank == 1 && panics.load(Ordering::Acquire);
+                // In the middle, not at the beginning.
+                assert!(!is_due || seen.fetch_add(1, Ordering::Relaxed) == 0, "on purpose");
+            };
+            let disturb: comm::Disturbance = Arc::new(disturb);
+            comm::Settings { disturb: Some(disturb), ..common::settings(PATIENCE_MS) }
+        };
+        let begun = Barrier::new(2);
+        let results = common::with_settings(kind, 2, settings, |world| {
+            let device = Device::cpu(1).unwrap();
+            let group = world.group(&device).unwrap();
+            let window = group.window(4 << 20).unwrap();
+            control(&world).barrier().unwrap();
+            begun.wait();
+            panics.store(true, Ordering::Release);
+            begun.wait();
+            let first = message(broadcast(&group, &window, 0..1 << 20));
+            begun.wait();
+            panics.store(false, Ordering::Release);
+            begun.wait();
+            (first, message(broadcast(&group, &window, 0..16)), message(control(&world).barrier()))
+        });
+        let what = "rank 1: an operation ended in a panic";
+        for (first, later, barrier) in &results {
+            let all = [first, later, barrier];
+            assert!(all.iter().all(|text| tells(text, what)), "{kind}: {results:?}");
+        }
     }
 }
 

@@ -14,6 +14,8 @@ use device::{DType, Device};
 use layout::Tree;
 
 const LEN: usize = 100_003;
+/// The timeout of ranks that are to find out soon.
+const SHORT_MS: u64 = 1500;
 
 /// A worker, when started as one; nothing otherwise.
 #[test]
@@ -39,9 +41,10 @@ fn worker() {
         }
         _ => Backend::Tcp { listener, peers: joined.peers.clone(), job: joined.group.clone() },
     };
+    let patience_ms = if task == "impatient" { SHORT_MS } else { PATIENCE_MS };
     let world = match task.as_str() {
-        "controlled" => joined.control.connect(backend, rank, world, PATIENCE_MS),
-        _ => comm::connect(backend, rank, world, PATIENCE_MS),
+        "controlled" => joined.control.connect(backend, rank, world, patience_ms),
+        _ => comm::connect(backend, rank, world, patience_ms),
     };
     let world = world.unwrap();
     let error = work(&world, if task == "sum" { 50 } else { usize::MAX });
@@ -95,10 +98,21 @@ fn work(ranks: &World, rounds: usize) -> Option<String> {
 }
 
 fn start(task: &str, kind: &str, world: usize, server: &Server) -> Vec<Child> {
+    start_by(|_| Command::new(std::env::current_exe().unwrap()), task, kind, world, server)
+}
+
+/// As `start`, each rank by a command that is this program.
+fn start_by(
+    program: impl Fn(usize) -> Command,
+    task: &str,
+    kind: &str,
+    world: usize,
+    server: &Server,
+) -> Vec<Child> {
     // They inherit it, and hold it when it is closed here.
     let memory = SharedMemory::create("processes", world).unwrap();
     let worker = |rank: usize| {
-        Command::new(std::env::current_exe().unwrap())
+        program(rank)
             .args(["--exact", "worker", "--nocapture"])
             .env("COMM_TEST_TASK", task)
             .env("COMM_TEST_BACKEND", kind)
@@ -159,6 +173,79 @@ fn a_killed_rank_is_named_by_the_others() {
                 assert!(killed.elapsed() < Duration::from_secs(30), "{task} {kind}");
                 std::thread::sleep(Duration::from_millis(10));
             }
+        }
+    }
+}
+
+/// This program in a namespace of process numbers of its own, where it is number 1, as each rank of
+/// a job may be in a container of its own; rank 0 stays here.
+fn apart(rank: usize) -> Command {
+    let program = std::env::current_exe().unwrap();
+    if rank == 0 {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(program);
+    command
+}
+
+/// Whether that is allowed here; if not, says so.
+fn can_be_apart() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "true"]);
+    let output = command.output();
+    let is_allowed = output.as_ref().is_ok_and(|output| output.status.success());
+    if !is_allowed {
+        let why = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+        eprintln!("skipped what needs namespaces of process numbers: {why:?}");
+    }
+    is_allowed
+}
+
+/// The process in the namespace that `unshare` has made.
+fn inside(child: &Child) -> libc::pid_t {
+    let pid = child.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.trim().parse().unwrap()
+}
+
+#[test]
+fn ranks_whose_process_numbers_mean_nothing_to_each_other_sum() {
+    if !can_be_apart() {
+        return;
+    }
+    let server = Server::bind("127.0.0.1:0", "job", 3, PATIENCE_MS).unwrap();
+    for mut child in start_by(apart, "sum", "shm", 3, &server) {
+        line(&mut child, "result");
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(server.lost(), None);
+}
+
+#[test]
+fn a_rank_in_another_namespace_is_named_when_it_dies_or_stops() {
+    if !can_be_apart() {
+        return;
+    }
+    for (task, signal, what) in [
+        ("alone", libc::SIGKILL, "rank 1 is lost: its process has ended"),
+        ("impatient", libc::SIGSTOP, "rank 1 had not arrived after 1500 ms"),
+    ] {
+        let server = Server::bind("127.0.0.1:0", "job", 3, PATIENCE_MS).unwrap();
+        let mut children = start_by(apart, task, "shm", 3, &server);
+        children.iter_mut().for_each(|child| drop(line(child, "ready")));
+        // SAFETY: a signal to a process that was started here.
+        unsafe { libc::kill(inside(&children[1]), signal) };
+        let since = Instant::now();
+        for rank in [0, 2] {
+            let error = line(&mut children[rank], "error");
+            assert!(error.contains(what), "{task}, {rank}: {error}");
+        }
+        assert!(since.elapsed() < Duration::from_secs(8), "{task}: {:?}", since.elapsed());
+        // And what was stopped ends with it.
+        children[1].kill().unwrap();
+        for child in &mut children {
+            child.wait().unwrap();
         }
     }
 }

@@ -229,6 +229,19 @@ fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
     assert_eq!(server.lost(), Some((2, fault.what)));
 }
 
+#[test]
+fn a_blamed_rank_that_follows_has_time_to_say_whom() {
+    let server = server(3, PATIENCE_MS);
+    let mut ranks = controlled(&server);
+    let [(_first_world, first), (_second_world, second)] = [(); 2].map(|()| ranks.remove(0));
+    second.control.follow();
+    first.control.blame(&Fault { ranks: vec![1], what: "no sign of life".to_owned() });
+    std::thread::sleep(Duration::from_millis(200));
+    second.control.blame(&Fault { ranks: vec![2], what: "silence".to_owned() });
+    eventually("the loss", || server.lost().is_some());
+    assert_eq!(server.lost(), Some((2, "silence".to_owned())));
+}
+
 /// Three ranks with a tcp group under control.
 fn controlled(server: &Server) -> Vec<(World, Joined)> {
     let threads: Vec<_> = (0..3)
@@ -403,6 +416,50 @@ fn a_reason_of_any_length_reaches_everyone() {
     eventually("the abort", || joined.iter().all(|j| j.control.aborted().is_some()));
     let reason = joined[0].control.aborted().unwrap().reason;
     assert!(reason.starts_with("line éline") && reason.len() < 1 << 20, "{}", reason.len());
+}
+
+/// An address that leads to `addr`, for one connection; and what then says something of its own to
+/// either end.
+fn way_to(addr: SocketAddr) -> (SocketAddr, JoinHandle<[std::net::TcpStream; 2]>) {
+    let listener = std::net::TcpListener::bind(LOCAL).unwrap();
+    let way = listener.local_addr().unwrap();
+    let ends = std::thread::spawn(move || {
+        let ends = [listener.accept().unwrap().0, std::net::TcpStream::connect(addr).unwrap()];
+        let copy = |end: &std::net::TcpStream| end.try_clone().unwrap();
+        for (mut from, mut to) in
+            [(copy(&ends[0]), copy(&ends[1])), (copy(&ends[1]), copy(&ends[0]))]
+        {
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Write);
+            });
+        }
+        ends
+    });
+    (way, ends)
+}
+
+#[test]
+fn a_length_that_comes_damaged_is_no_lost_process() {
+    let server = server(2, PATIENCE_MS);
+    let (way, ends) = way_to(server.addr());
+    let (first, second) = (joining(way, hello(0, 2)), joining(server.addr(), hello(1, 2)));
+    let [mut worker, _] = ends.join().unwrap();
+    let [first, _second] = [first, second].map(|joined| joined.join().unwrap().unwrap());
+    worker.write_all(&[0xff; 8]).unwrap();
+    eventually("the abort", || first.control.aborted().is_some());
+    let reason = first.control.aborted().unwrap().reason;
+    assert!(reason.ends_with("sends what comes damaged"), "{reason}");
+
+    let server = self::server(2, PATIENCE_MS);
+    let (way, ends) = way_to(server.addr());
+    let joined = [joining(way, hello(0, 2)), joining(server.addr(), hello(1, 2))];
+    let [_, mut to_server] = ends.join().unwrap();
+    let _joined = joined.map(|joined| joined.join().unwrap().unwrap());
+    to_server.write_all(&[0xff; 8]).unwrap();
+    eventually("the loss", || server.lost().is_some());
+    let what = "a message on its control connection came damaged";
+    assert_eq!(server.lost(), Some((0, what.to_owned())));
 }
 
 #[test]

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::codec::Framed;
 
+use super::codec::Codec;
 use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
 use crate::door;
 use crate::patience::Patience;
@@ -22,12 +23,15 @@ const LATER: Duration = Duration::from_secs(2);
 /// What became of a server whose connection has ended.
 const GONE: &str = "is gone, and its ranks with it";
 
+/// What is known of one that sends something else than it means.
+const DAMAGED: &str = "sends what comes damaged";
+
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
 /// How long one try to tell it may take.
 const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
-type Frames = Framed<TcpStream, LengthDelimitedCodec>;
+type Frames = Framed<TcpStream, Codec>;
 
 /// What a worker gets when all ranks have come and agree.
 pub struct Joined {
@@ -116,7 +120,7 @@ async fn meet(
     let tried = Patience::new(limit).within(connect(addrs, &mut last)).await;
     let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
     let (stream, addr) = tried.ok_or_else(|| silent(last))??;
-    let mut frames = Framed::new(stream, protocol::codec());
+    let mut frames = Framed::new(stream, Codec);
     let lost = |source| CommError::Socket { addr, action: "join", source };
     frames.send(protocol::encode(&ToServer::Hello(hello), true)).await.map_err(lost)?;
     let first = Patience::new(limit + LATER).within(frames.next()).await;
@@ -225,7 +229,11 @@ async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, sha
                     shared.abort(Aborted { rank: Some(rank), reason });
                 }
                 Some(Ok(Some(ToWorker::Joined { .. } | ToWorker::Refused(_)))) => {}
-                Some(Ok(None)) => return shared.lose_server(server, "sends what comes damaged"),
+                Some(Ok(None)) => return shared.lose_server(server, DAMAGED),
+                // A length that no frame has.
+                Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    return shared.lose_server(server, DAMAGED);
+                }
                 Some(Err(_)) | None => return shared.lose_server(server, GONE),
             }
         }

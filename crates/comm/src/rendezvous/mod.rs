@@ -13,10 +13,13 @@
 //! not come (`Absent`). Who is none of the job's is answered, or ignored, and costs nobody anything.
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
-//! reports. Frames carry a length (tokio-util) and a postcard message; the first one in each
+//! reports. Frames carry a length and a postcard message; the first one in each
 //! direction starts with the protocol's number, so that other versions can be told apart.
 
 mod client;
+mod codec;
+#[cfg(test)]
+mod fuzz;
 mod protocol;
 mod server;
 

@@ -5,15 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio_util::codec::LengthDelimitedCodec;
 
 use crate::error::{Fault, numbered, ranks};
 
 /// Changes when a message changes.
 const PROTOCOL: u32 = 4;
 const MAGIC: [u8; 4] = *b"MSTC";
-/// Longest frame; a hello of a few dozen digests takes kilobytes.
-const FRAME_BYTES: usize = 1 << 20;
 /// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
 const REASON_BYTES: usize = 16 << 10;
 
@@ -98,6 +95,44 @@ fn turned_away_text(turned_away: &[String]) -> String {
     }
 }
 
+/// Groups that a refusal tells apart, and bytes of a name in it: what a worker says may be long,
+/// and all of a refusal goes into a frame, whose other part is up to three bytes per rank.
+const GROUPS: usize = 32;
+const NAME_BYTES: usize = 1 << 10;
+
+fn cut_name(name: &mut String) {
+    name.truncate(name.floor_char_boundary(NAME_BYTES));
+}
+
+impl Refusal {
+    /// As much of it as a frame holds: names are cut, and groups beyond the first few are one.
+    pub(super) fn fitted(mut self) -> Refusal {
+        match &mut self {
+            Refusal::Disagree { what, groups } => {
+                cut_name(what);
+                groups.iter_mut().for_each(|(value, _)| cut_name(value));
+                let others = groups.split_off(groups.len().min(GROUPS));
+                if !others.is_empty() {
+                    let text = format!("{} others", others.len());
+                    let mut ranks: Vec<usize> = others.into_iter().flat_map(|(_, r)| r).collect();
+                    ranks.sort_unstable();
+                    groups.push((text, ranks));
+                }
+            }
+            Refusal::Job { job, got } => [job, got].into_iter().for_each(cut_name),
+            Refusal::Missing { turned_away, .. } => turned_away.iter_mut().for_each(cut_name),
+            Refusal::Ended { reason, .. } | Refusal::Absent { reason, .. } => {
+                *reason = cut(reason).to_owned();
+            }
+            Refusal::RankTaken { .. }
+            | Refusal::World { .. }
+            | Refusal::NoSuchRank { .. }
+            | Refusal::Protocol { .. } => {}
+        }
+        self
+    }
+}
+
 /// A reason for an end, cut to what a message can hold.
 pub(super) fn cut(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(REASON_BYTES)]
@@ -137,10 +172,6 @@ pub(super) enum ToWorker {
         reason: String,
     },
     Stop,
-}
-
-pub(super) fn codec() -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES).little_endian().new_codec()
 }
 
 /// Of a worker that enters: it is answered by one of these, and by others afterwards.
@@ -275,6 +306,27 @@ mod tests {
             "the ranks differ in version: 1 on rank 0, 2 on rank 1; \
              start every rank with the same version"
         );
+    }
+
+    #[test]
+    fn whatever_a_refusal_has_to_say_fits_a_frame() {
+        let long = |number: usize| format!("{number} {}", "é".repeat(100_000));
+        let groups = (0..2000).map(|rank| (format!("{rank} {}", "x".repeat(2000)), vec![rank]));
+        let disagree = Refusal::Disagree { what: long(0), groups: groups.collect() };
+        let turned_away = (0..3).map(|number| long(number).repeat(5)).collect();
+        let missing = Refusal::Missing {
+            missing: (0..1 << 16).collect(),
+            nodes: (0..1 << 16).collect(),
+            timeout_ms: u64::MAX,
+            turned_away,
+        };
+        let job = Refusal::Job { job: long(1), got: long(2).repeat(9) };
+        for refusal in [disagree.clone(), missing, job] {
+            let frame = frame(&ToWorker::Refused(refusal.fitted()));
+            assert!(frame.len() < super::super::codec::FRAME_BYTES, "{}", frame.len());
+        }
+        let text = disagree.fitted().to_string();
+        assert!(text.contains(" on rank 31, 1968 others on ranks 32 to 1999; start"), "{text}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
+use tokio_util::codec::{Framed, FramedParts};
 
+use super::codec::Codec;
 use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
 use crate::door::{self, Door};
 use crate::patience::Patience;
@@ -305,7 +306,8 @@ impl Shared {
         let mut meeting = self.lock();
         let (rank, world) = (hello.rank, self.world);
         let turn_away = |refusal: &Refusal| {
-            let _ = outgoing.send(Outgoing::new(&ToWorker::Refused(refusal.clone())));
+            let refusal = refusal.clone().fitted();
+            let _ = outgoing.send(Outgoing::new(&ToWorker::Refused(refusal)));
         };
         if hello.job != self.job {
             // Not one of ours: it alone is turned away.
@@ -361,6 +363,7 @@ impl Shared {
 
     /// Ends the gathering for everyone.
     fn refuse(&self, meeting: &mut Meeting, refusal: Refusal) {
+        let refusal = refusal.fitted();
         if matches!(meeting.phase, Phase::Gathering) {
             meeting.tell_all(&ToWorker::Refused(refusal.clone()));
             meeting.phase = Phase::Refused(refusal);
@@ -453,7 +456,7 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
     }
 }
 
-type Frames = Framed<TcpStream, LengthDelimitedCodec>;
+type Frames = Framed<TcpStream, Codec>;
 
 /// A connection that has said something in our language.
 struct Guest {
@@ -466,7 +469,7 @@ struct Guest {
 async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
     let _ = stream.set_nodelay(true);
     door::keep_alive(&stream);
-    let mut frames = Framed::with_capacity(stream, protocol::codec(), BUFFER);
+    let mut frames = Framed::with_capacity(stream, Codec, BUFFER);
     let first = frames.next().await?.ok()?;
     let said = match protocol::decode::<ToServer>(&first, true) {
         Ok(said) => Ok(said),
@@ -518,10 +521,13 @@ async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared
 }
 
 /// Loses the first of `ranks` that has not said by then that it only follows, unless a better
-/// reason comes soon.
+/// reason comes soon. Where all follow, they have time to say whom.
 async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
     let silent = ranks.iter().find(|&&rank| !shared.has_left(rank));
+    if silent.is_none() {
+        tokio::time::sleep(GRACE).await;
+    }
     if let Some(&rank) = silent.or(ranks.first()) {
         shared.lose(rank, &reason);
     }
@@ -529,7 +535,7 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
 
 /// The two ways of a connection. What was read already stays to be read; frames to the worker are
 /// written as they are, since a buffer of its own for each would multiply the longest.
-fn split(frames: Frames) -> (Framed<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf) {
+fn split(frames: Frames) -> (Framed<OwnedReadHalf, Codec>, OwnedWriteHalf) {
     let FramedParts { io, codec, read_buf, .. } = frames.into_parts();
     let (from_worker, to_worker) = io.into_split();
     let mut parts = FramedParts::new::<Bytes>(from_worker, codec);
@@ -544,15 +550,21 @@ async fn converse(
     hear: impl Fn(ToServer),
 ) -> &'static str {
     const ENDED: &str = "its control connection ended";
+    const DAMAGED: &str = "a message on its control connection came damaged";
+    let decode = |frame: BytesMut| protocol::decode::<ToServer>(&frame, false).ok();
     let (mut from_worker, mut to_worker) = split(frames);
     let listen = async {
-        while let Some(Ok(frame)) = from_worker.next().await {
-            let Ok(message) = protocol::decode::<ToServer>(&frame, false) else {
-                return "a message on its control connection came damaged";
-            };
-            hear(message);
+        loop {
+            match from_worker.next().await.map(|frame| frame.map(decode)) {
+                Some(Ok(Some(message))) => hear(message),
+                Some(Ok(None)) => return DAMAGED,
+                // A length that no frame has.
+                Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    return DAMAGED;
+                }
+                Some(Err(_)) | None => return ENDED,
+            }
         }
-        ENDED
     };
     let tell = async {
         // Ends once the worker was turned away and has been told.

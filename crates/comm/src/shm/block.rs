@@ -2,19 +2,21 @@
 //!
 //! ```text
 //! header   magic, world, revocation: flag, lost rank, text
-//! record   per rank: pid | left | namespace, and its moment in cache lines of their own
+//! record   per rank: pid | left | namespace | present, and its moment in cache lines of their own
 //! ```
 
 use std::fs::File;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::SharedMemory;
+use super::presence::Presence;
 use super::system::{self, Process, Words};
 use crate::CommError;
 use crate::job::Moments;
 use crate::revocation::Reason;
 
-const MAGIC: u64 = u64::from_be_bytes(*b"muster03");
+const MAGIC: u64 = u64::from_be_bytes(*b"muster04");
 
 const HEADER: usize = 128;
 const HEADER_WORLD: usize = 1;
@@ -29,6 +31,8 @@ const RECORD: usize = 32;
 const RECORD_PID: usize = 0;
 const RECORD_LEFT: usize = 1;
 const RECORD_NAMESPACE: usize = 2;
+/// Whether the rank can be told from one that has ended by its presence.
+const RECORD_PRESENT: usize = 3;
 const RECORD_MOMENT: usize = 16;
 
 const NOT_REVOKED: u64 = 0;
@@ -37,6 +41,8 @@ const REVOKED: u64 = 2;
 
 pub(super) struct Block {
     words: Words,
+    memory: SharedMemory,
+    presence: OnceLock<Presence>,
 }
 
 impl Block {
@@ -65,7 +71,7 @@ impl Block {
         let known = header[0].load(Ordering::Acquire) == MAGIC
             && header[HEADER_WORLD].load(Ordering::Relaxed) == world as u64;
         match known {
-            true => Ok(Block { words }),
+            true => Ok(Block { words, memory: memory.clone(), presence: OnceLock::new() }),
             false => Err(CommError::ForeignMemory { world }),
         }
     }
@@ -82,6 +88,10 @@ impl Block {
         let is_first = pid.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if is_first {
             record[RECORD_NAMESPACE].store(system::namespace(), Ordering::Relaxed);
+            if let Ok(presence) = Presence::of(rank, self.memory.file()) {
+                record[RECORD_PRESENT].store(1, Ordering::Relaxed);
+                let _ = self.presence.set(presence);
+            }
         }
         is_first
     }
@@ -89,9 +99,13 @@ impl Block {
     /// The process of `rank`, which has arrived.
     pub(super) fn process(&self, rank: usize) -> Process {
         let record = self.record(rank);
-        match record[RECORD_NAMESPACE].load(Ordering::Relaxed) == system::namespace() {
-            true => Process::new(record[RECORD_PID].load(Ordering::Relaxed) as u32),
-            false => Process::Elsewhere,
+        let [pid, namespace, present] = [RECORD_PID, RECORD_NAMESPACE, RECORD_PRESENT]
+            .map(|word| record[word].load(Ordering::Relaxed));
+        // Without a known namespace here there may be another there.
+        match (namespace != 0 && namespace == system::namespace(), present) {
+            (true, _) => Process::new(pid as u32),
+            (false, 0) => Process::Elsewhere,
+            (false, _) => Process::Present(rank, self.memory.clone()),
         }
     }
 

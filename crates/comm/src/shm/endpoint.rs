@@ -9,7 +9,7 @@ use super::board::{self, Announcement, Board, Kind};
 use super::host::Host;
 use super::memory::{Places, SharedMemory};
 use crate::error::Moved;
-use crate::job::{Job, Members};
+use crate::job::{InProgress, Job, Members};
 use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
@@ -138,8 +138,8 @@ impl Endpoint {
         &self,
         body: impl FnOnce(&mut State) -> ((Operation, u64), Result<R>),
     ) -> Result<R> {
-        // A panic in an earlier operation leaves at most stale scratch behind.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let _in_progress = InProgress(self.job());
         self.job().disturb();
         let (call, result) = body(&mut state);
         let result = self.job().settle(&self.members, call, result);

@@ -11,6 +11,7 @@ mod endpoint;
 mod exchange;
 mod host;
 mod memory;
+mod presence;
 mod push;
 mod system;
 mod transfer;

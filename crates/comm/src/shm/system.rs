@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::memory::SharedMemory;
+use super::presence;
 use crate::CommError;
 
 /// A file of 64-bit words shared between processes.
@@ -137,7 +139,10 @@ pub(super) enum Process {
     Number(u32),
     /// It was gone when we looked for it.
     Gone,
-    /// In another namespace of process numbers, where its number means nothing here.
+    /// In another namespace of process numbers, where its number means nothing here: a rank that
+    /// holds its byte of the shared memory while it runs.
+    Present(usize, SharedMemory),
+    /// As [`Process::Present`], and the system offers nothing by which to tell.
     Elsewhere,
 }
 
@@ -166,6 +171,7 @@ impl Process {
         match self {
             Process::Gone => false,
             Process::Elsewhere => true,
+            Process::Present(rank, memory) => presence::is_present(*rank, memory.file()),
             Process::Number(pid) => number_is_alive(*pid),
             Process::Handle(fd) => {
                 let mut poll =

@@ -22,6 +22,9 @@ use crate::{CommError, Operation, Result, patience};
 const LOOKS: usize = 200;
 /// A sleep that ends so soon after looks that saw nothing: the peer may have needed this core.
 const QUICK: Duration = Duration::from_micros(200);
+/// How long to leave sockets alone that say that they are ready and are not, as they do where the
+/// system is short of memory for them.
+const PAUSE: Duration = Duration::from_millis(1);
 /// After so many of them it is tried again whether looking helps.
 const TRY_AGAIN: u32 = 16;
 
@@ -108,7 +111,8 @@ pub(super) fn drive(
         progress.expect(link.expected(traffic));
     }
     traffic.begin()?;
-    let mut looks = 0;
+    // Whether sockets have said that they are ready, and nothing has moved since.
+    let (mut looks, mut said_ready) = (0, false);
     loop {
         let mut moved = false;
         for way in [Way::Out, Way::In] {
@@ -126,42 +130,124 @@ pub(super) fn drive(
             if waiting.poll(links, traffic, Duration::ZERO)? && !moved {
                 waiting.looked_well();
             }
+            said_ready &= !moved;
             continue;
         }
         progress.before_sleep();
         let since = Instant::now();
-        match waiting.poll(links, traffic, patience::LOOK)? {
-            true => waiting.slept(since.elapsed()),
-            false => progress.after_sleep(call, missing(links, call.operation))?,
+        if waiting.poll(links, traffic, patience::LOOK)? {
+            if !std::mem::replace(&mut said_ready, true) {
+                waiting.slept(since.elapsed());
+                continue;
+            }
+            std::thread::sleep(PAUSE);
         }
+        let (later, missing) = missing(links, call.operation, traffic);
+        progress.after_sleep(call, later, missing)?;
     }
 }
 
-/// The places of the peers that have not begun; if all have, of those that have not sent all; if
-/// all have, of those that have not taken all. In an exchange peers do not wait for each other:
-/// each is awaited until its own messages are through.
+/// Who is waited for, and how much longer than for the timeout.
+///
+/// Those are peers that have not begun; if all have, those that a message is awaited from, or that
+/// have not taken one. Whoever may only wait for others itself is given longer, so that those who
+/// know better are heard before; of several the ones that may least are waited for. In an exchange
+/// peers do not wait for each other: each is awaited until its own messages are through.
 fn missing(
     links: &[Option<Link>],
     operation: Operation,
-) -> impl Iterator<Item = usize> + Clone + '_ {
-    let stages: [fn(&Link) -> bool; 3] = [
-        |link| !link.receiving.has_begun,
-        |link| !link.receiving.at.is_done(),
-        |link| !link.is_done(),
-    ];
-    let mut candidates = match operation {
-        Operation::Exchange => stages[2..].iter(),
-        _ => stages.iter(),
+    traffic: &dyn Traffic,
+) -> (Duration, impl Iterator<Item = usize> + Clone) {
+    let has_begun = move |link: &Link| operation == Operation::Exchange || link.receiving.has_begun;
+    let all_have_begun = links.iter().flatten().all(has_begun);
+    let later = move |link: &Link| match all_have_begun {
+        true => link.excuse(traffic),
+        false => (!has_begun(link)).then_some(Duration::ZERO),
     };
-    let is_met = |stage: &&fn(&Link) -> bool| links.iter().flatten().any(**stage);
-    let stage = candidates.find(is_met).unwrap_or(&stages[2]);
-    let stage = *stage;
-    links.iter().flatten().filter(move |link| stage(link)).map(|link| link.peer)
+    let least = links.iter().flatten().filter_map(later).min();
+    let of_least = move |link: &&Link| later(link) == least;
+    (least.unwrap_or_default(), links.iter().flatten().filter(of_least).map(|link| link.peer))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
+    use super::super::rig;
+    use super::super::traffic::{Give, Message, Take};
     use super::*;
+    use crate::job::Members;
+
+    /// An empty message to the peer, and none from it.
+    struct Out;
+
+    impl Traffic for Out {
+        fn messages(&self, way: Way, _: usize) -> usize {
+            usize::from(way == Way::Out)
+        }
+
+        fn bytes(&self, _: Way, _: Message) -> Option<usize> {
+            Some(0)
+        }
+
+        fn give(&self, _: Message, _: std::ops::Range<usize>, go: Give) -> Result<()> {
+            go(&[]);
+            Ok(())
+        }
+
+        fn take(&mut self, _: Message, _: std::ops::Range<usize>, _: Take) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// From here on the system takes nothing that this thread writes, and says that it cannot now;
+    /// false where that is not to be had.
+    fn nothing_is_taken() -> bool {
+        let op = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+        let (load, equal, end) = (0x20, 0x15, 0x06);
+        let number = u32::try_from(libc::SYS_writev).unwrap();
+        let no = libc::SECCOMP_RET_ERRNO | libc::EAGAIN as u32;
+        let is_other = libc::sock_filter { jf: 1, ..op(equal, number) };
+        let mut filter = [op(load, 0), is_other, op(end, no), op(end, libc::SECCOMP_RET_ALLOW)];
+        let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+        // SAFETY: a program of so many instructions, which the system copies.
+        unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+                    == 0
+        }
+    }
+
+    #[test]
+    fn a_socket_that_says_it_is_ready_and_is_not_has_a_deadline_and_takes_no_core() {
+        // In a thread of its own, which stays so.
+        let thread = std::thread::spawn(|| {
+            if !nothing_is_taken() {
+                eprintln!("skipped: this system does not filter calls");
+                return;
+            }
+            let (job, members) = (rig::job(400), Members::all(0, 2));
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let mut links = [None, Some(Link::new(1, stream))];
+            let (mut waiting, call) = (Waiting::new(2), rig::call(Operation::Exchange));
+            let mut progress = Progress::new(&job, &members);
+            let used = || {
+                let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+                // SAFETY: a valid timespec to write to.
+                unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut used) };
+                Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+            };
+            let before = used();
+            let ended = drive(&mut links, &mut waiting, &call, &mut progress, &mut Out);
+            let (took, error) = (used() - before, ended.unwrap_err());
+            let named = matches!(&error, CommError::Timeout { missing, .. } if *missing == [1]);
+            assert!(named, "{error}");
+            assert!(took < Duration::from_millis(200), "{took:?} of 400 ms on a core");
+        });
+        thread.join().unwrap();
+    }
 
     #[test]
     fn looks_that_hold_the_peer_up_become_few_and_are_tried_again() {

@@ -15,7 +15,7 @@ use super::net::{Net, Shared};
 use super::progress::{Call, Progress};
 use super::traffic::Traffic;
 use crate::door;
-use crate::job::{Job, Members};
+use crate::job::{InProgress, Job, Members};
 use crate::patience;
 use crate::{CommError, Operation, Result};
 
@@ -132,10 +132,11 @@ impl Endpoint {
         body: impl FnOnce(&mut Running<'_>, &mut Scratch) -> Result<R>,
     ) -> Result<R> {
         check_thread()?;
-        // After a panic inside an operation the next frames do not fit, which is found out.
+        let job = self.job();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { sequence, exchanges, wires, scratch } = &mut *state;
-        let job = self.job();
+        let _in_progress = InProgress(job);
+        // As it also is after a panic.
         job.revocation().error(operation, *sequence + 1).map_or(Ok(()), Err)?;
         job.disturb();
         let number = if operation == Operation::Exchange { exchanges } else { sequence };

@@ -2,6 +2,7 @@
 //! tried again when it is ready.
 
 use std::net::TcpStream;
+use std::time::Duration;
 
 use super::poll::Ready;
 use super::progress::{Call, Progress};
@@ -52,7 +53,7 @@ impl At {
         self.index == self.messages
     }
 
-    fn begin(&mut self, messages: usize) {
+    pub(super) fn begin(&mut self, messages: usize) {
         (self.messages, self.index, self.start) = (messages, 0, 0);
     }
 
@@ -103,6 +104,15 @@ impl Link {
             to_read: may(Way::In, &self.receiving.at, self.receiving.is_open()),
             to_write: may(Way::Out, &self.sending.at, self.sending.is_open()),
         }
+    }
+
+    /// How much longer than others the peer is waited for; `None` if it owes nothing now.
+    pub(super) fn excuse(&self, traffic: &dyn Traffic) -> Option<Duration> {
+        let wanted = self.wanted(traffic);
+        let of = |way, at: &At| traffic.excuse(way, Message { peer: self.peer, index: at.index });
+        let to_read = wanted.to_read.then(|| of(Way::In, &self.receiving.at));
+        let to_write = wanted.to_write.then(|| of(Way::Out, &self.sending.at));
+        to_read.into_iter().chain(to_write).min()
     }
 
     /// Moves what can be moved of the present frame in this direction; whether something was.

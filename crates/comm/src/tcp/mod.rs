@@ -20,6 +20,8 @@
 mod drive;
 mod endpoint;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod mesh;
 mod moves;
@@ -27,6 +29,8 @@ mod net;
 mod poll;
 mod progress;
 mod receiving;
+#[cfg(test)]
+mod rig;
 mod ring;
 mod route;
 mod sending;

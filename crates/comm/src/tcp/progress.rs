@@ -112,14 +112,16 @@ impl<'a> Progress<'a> {
     /// After a sleep in which nothing came.
     ///
     /// # Errors
-    /// The timeout of `call`, if one of the `missing` peers has stood still for so long.
+    /// The timeout of `call`, if one of the `missing` peers has stood still for so long, and so
+    /// much `later`.
     pub(super) fn after_sleep(
         &self,
         call: &Call,
+        later: Duration,
         missing: impl Iterator<Item = usize> + Clone,
     ) -> Result<()> {
         let Progress { job, members, moved, patience, .. } = self;
-        if !job.is_over(members, patience, missing.clone()) {
+        if !job.is_over_by(later, members, patience, missing.clone()) {
             return Ok(());
         }
         let missing = job.standing(members, patience, missing);

@@ -2,7 +2,6 @@
 //! before its checksum has been seen to be right.
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
-use std::net::TcpStream;
 
 use super::frame::{HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
@@ -16,6 +15,8 @@ pub(super) struct Receiving {
     /// Whether a frame of the present operation has come.
     pub has_begun: bool,
     pub payload_bytes: u64,
+    /// Bytes of the present message, once its first frame has said so.
+    total: Option<usize>,
     /// The present frame.
     frame: Frame,
 }
@@ -35,7 +36,7 @@ struct Frame {
 impl Default for Receiving {
     fn default() -> Receiving {
         let (at, frame) = (At::default(), Frame::default());
-        Receiving { at, has_begun: false, payload_bytes: 0, frame }
+        Receiving { at, has_begun: false, payload_bytes: 0, total: None, frame }
     }
 }
 
@@ -55,12 +56,13 @@ impl Receiving {
     pub(super) fn step(
         &mut self,
         peer: usize,
-        stream: &mut TcpStream,
+        stream: &mut impl Read,
         turn: &mut Turn,
     ) -> Result<bool> {
         let message = Message { peer, index: self.at.index };
         let call = turn.call_of(Way::In, message);
-        let expected = turn.traffic.bytes(Way::In, message);
+        // What a message says of its length holds for all of it.
+        let expected = turn.traffic.bytes(Way::In, message).or(self.total);
         let most = turn.traffic.frame_bytes(Way::In, peer);
         // Without a header, what must come if the peer does the same.
         let of = |total: usize| most.min(total.saturating_sub(self.at.start));
@@ -91,6 +93,7 @@ impl Receiving {
                 return Err(call.mismatch(peer, &header));
             }
             self.frame.header = Some(header);
+            self.total = Some(header.total as usize);
             self.has_begun = true;
         }
         if let Some(header) = self.frame.header.filter(|h| h.length as usize == self.frame.got) {
@@ -135,6 +138,7 @@ impl Receiving {
             return Err(call.damaged(message.peer, damage));
         }
         self.frame = Frame::default();
+        self.total = self.total.filter(|&total| end < total);
         self.at.pass(end, header.total as usize);
         turn.traffic.came(message, start..end)?;
         turn.progress.part_done();
@@ -147,7 +151,7 @@ impl Frame {
     /// of them are payload.
     fn read(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut impl Read,
         slices: &mut [IoSliceMut<'_>],
     ) -> io::Result<(usize, usize)> {
         let (rest, count) = (HEADER_BYTES - self.len, slices.len());
@@ -169,5 +173,50 @@ impl Frame {
             left -= filled;
         }
         Ok((read, payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::progress::Progress;
+    use super::super::rig;
+    use super::super::traffic::Words;
+    use super::*;
+    use crate::Operation;
+    use crate::job::Members;
+
+    /// What becomes of a message of unknown length that comes like this.
+    fn receive(stream: &[u8]) -> Result<Vec<u8>> {
+        let (job, members) = (rig::job(1000), Members::all(0, 2));
+        let (mut progress, mut all) = (Progress::new(&job, &members), vec![Vec::new(); 2]);
+        let call = &rig::call(Operation::AllGatherBytes);
+        let mut receiving = Receiving::default();
+        receiving.at.begin(1);
+        let mut stream = stream;
+        while !receiving.at.is_done() {
+            let traffic = &mut Words { mine: &[], all: &mut all };
+            receiving.step(1, &mut stream, &mut Turn { call, progress: &mut progress, traffic })?;
+        }
+        Ok(all.swap_remove(1))
+    }
+
+    #[test]
+    fn a_message_whose_length_changes_on_the_way_is_refused() {
+        let call = rig::call(Operation::AllGatherBytes);
+        let message: Vec<u8> = (0..600_000_u32).map(|i| i as u8).collect();
+        assert_eq!(receive(&rig::frames(&call, 0, &message)).unwrap(), message);
+        let (first, second) = message[..1 << 19].split_at(1 << 18);
+        // Longer, so that it would never end; shorter, so that it would end early.
+        for total in [1 << 62, 1 << 19] {
+            let frames = [
+                rig::frame(&call, 0, 600_000, first),
+                rig::frame(&call, 1, total, second),
+                rig::frame(&call, 2, 600_000, &message[1 << 19..]),
+            ];
+            let error = receive(&frames.concat()).unwrap_err();
+            let is_it = matches!(error, CommError::Length { rank: 1, got, expected: 600_000 }
+                if got == total);
+            assert!(is_it, "{error}");
+        }
     }
 }

@@ -8,12 +8,13 @@
 //! The other peers get an empty message: so each knows that all do the same, and who does not come.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use device::Device;
 
 use super::frame::FRAME_BYTES;
 use super::moves::{held, held_bytes};
-use super::traffic::{Give, Message, Take, Traffic, Way, give_pieces, take_pieces};
+use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, take_pieces};
 use crate::Result;
 use crate::op::Gather;
 
@@ -68,6 +69,16 @@ impl Traffic for Ring<'_> {
         }
         let end = held_bytes(self.op, self.holder(way, index)).min(start + FRAME_BYTES);
         index <= self.came || (index == self.came + 1 && end > 0 && end <= self.part)
+    }
+
+    /// What comes along the ring may be held up at every hop that it has made; all take at any
+    /// time what comes to them.
+    fn excuse(&self, way: Way, message: Message) -> Duration {
+        let (hops, most) = (message.index, self.op.segments.len() - 2);
+        match way == Way::In && self.is_along(way, message.peer) {
+            true => EXCUSE * hops as u32 / most.max(1) as u32,
+            false => Duration::ZERO,
+        }
     }
 
     fn give(&self, message: Message, bytes: Range<usize>, go: Give) -> Result<()> {

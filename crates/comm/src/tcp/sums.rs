@@ -3,11 +3,12 @@
 //! in the next.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use device::{Buffer, DType, Device, Placement, Tensor};
 
 use super::frame::FRAME_BYTES;
-use super::traffic::{Give, Message, Take, Traffic, Way, give_pieces, places, take_pieces};
+use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, places, take_pieces};
 use crate::Result;
 use crate::memory::{Joined, load};
 use crate::op::{OrderedReduce, Reduction};
@@ -154,6 +155,11 @@ impl Traffic for Summing<'_> {
 
     fn may_begin(&self, way: Way, message: Message, start: usize) -> bool {
         way == Way::Out || self.round(way, message.peer, start) < self.summed + TILES
+    }
+
+    /// An owner takes no more of one peer while it waits for a tile of another.
+    fn excuse(&self, way: Way, _: Message) -> Duration {
+        if way == Way::Out { EXCUSE } else { Duration::ZERO }
     }
 
     fn begin(&mut self) -> Result<()> {

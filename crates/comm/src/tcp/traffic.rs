@@ -3,6 +3,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::time::Duration;
 
 use device::{Device, Tensor};
 
@@ -12,6 +13,10 @@ use crate::memory::Joined;
 
 /// Most pieces of memory that one call of the system takes.
 pub(super) const SLICES: usize = 16;
+
+/// How much longer than for the timeout a peer is waited for that may itself wait for others: they
+/// have time to say who does not come. Less than a group gives its own operations.
+pub(super) const EXCUSE: Duration = Duration::from_secs(1);
 
 /// A direction, as this rank sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +60,12 @@ pub(super) trait Traffic {
     /// Whether the frame that begins at byte `start` of a message may be sent, or be received.
     fn may_begin(&self, _: Way, _: Message, _start: usize) -> bool {
         true
+    }
+
+    /// How much longer than others a peer is waited for that has begun and does not send or take a
+    /// message: up to [`EXCUSE`] where it may have to wait for other members before it can.
+    fn excuse(&self, _: Way, _: Message) -> Duration {
+        Duration::ZERO
     }
 
     /// Before anything moves.

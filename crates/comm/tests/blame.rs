@@ -1,0 +1,152 @@
+//! Four ranks of which one is at fault, in operations that pass more than sockets hold from one
+//! rank to the next or to one rank alone: every other rank names that one, and nobody else.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use comm::{EvenPlan, Group, Op, Settings, Window};
+use common::{BACKENDS, control, message, settings, with_settings};
+use device::{DType, Device};
+use layout::Tree;
+
+const RANKS: usize = 4;
+const TIMEOUT_MS: u64 = 1_000;
+/// Elements of a window, 24 MiB: loopback connections take in 10 MiB at most.
+const LEN: usize = 6 << 20;
+/// Beginnings and ends of parts after which a rank stops in the middle; over shared memory there
+/// are few.
+fn parts(kind: &str) -> usize {
+    if kind == "tcp" { 12 } else { 1 }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// In the middle of the operation.
+    Stopped,
+    /// It never comes to it.
+    Late,
+    /// It leaves instead.
+    Dead,
+}
+
+type Make = fn(Window) -> Op;
+
+fn plan() -> EvenPlan {
+    EvenPlan::new(&Tree::for_leaves(RANKS), 0..LEN, DType::F32)
+}
+
+/// What, and the rank in the middle of it.
+const OPERATIONS: [(&str, Make, usize); 3] = [
+    ("broadcast", |window| Op::Broadcast { window, root: 1, element_bytes: 4, range: 0..LEN }, 1),
+    ("reduce", |window| Op::Reduce { window, plan: plan(), root: 0, out: None }, 0),
+    ("gather", |window| Op::Gather { window, plan: plan(), root: 0, into: None }, 0),
+];
+
+/// A rank that stops in the middle of what it does while `is_armed`.
+fn stopping(
+    kind: &str,
+    culprit: usize,
+    is_armed: &Arc<AtomicBool>,
+) -> impl Fn(usize) -> Settings + Sync {
+    let (is_armed, before) = (Arc::clone(is_armed), parts(kind));
+    move |rank| {
+        let (is_armed, seen) = (Arc::clone(&is_armed), AtomicUsize::new(0));
+        let disturb = move || {
+            let is_armed = || rank == culprit && is_armed.load(Ordering::Acquire);
+            if is_armed() && seen.fetch_add(1, Ordering::Relaxed) >= before {
+                while is_armed() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        };
+        Settings { disturb: Some(Arc::new(disturb)), ..settings(TIMEOUT_MS) }
+    }
+}
+
+/// What a rank's group says of the operation, and how long it took.
+fn run(group: &Group, window: Window, make: Make) -> (String, Duration) {
+    let start = Instant::now();
+    (message(group.run(&window.buffer().device().stream(), make(window.clone()))), start.elapsed())
+}
+
+/// What every rank but the culprit says.
+fn said(kind: &str, make: Make, culprit: usize, fault: Fault) -> Vec<(String, Duration)> {
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let (begun, done) = (Barrier::new(RANKS), Barrier::new(RANKS));
+    let all = with_settings(kind, RANKS, stopping(kind, culprit, &is_armed), |world| {
+        let device = Device::cpu(1).unwrap();
+        let group = world.group(&device).unwrap();
+        let window = group.window(4 * LEN).unwrap();
+        control(&world).barrier().unwrap();
+        begun.wait();
+        is_armed.store(fault == Fault::Stopped, Ordering::Release);
+        begun.wait();
+        if world.rank() != culprit {
+            let said = run(&group, window, make);
+            done.wait();
+            is_armed.store(false, Ordering::Release);
+            return Some(said);
+        }
+        if fault == Fault::Dead {
+            drop((group, window, world));
+            done.wait();
+            return None;
+        }
+        // Nobody waits for it here: that would be a deadline of its own.
+        let op = group.prepare(make(window)).unwrap();
+        let pending = (fault == Fault::Stopped).then(|| group.submit(&device.stream(), &op));
+        done.wait();
+        is_armed.store(false, Ordering::Release);
+        drop(pending);
+        None
+    });
+    all.into_iter().flatten().collect()
+}
+
+fn names_only(text: &str, culprit: usize) -> bool {
+    let names = |rank: usize| {
+        [" had not arrived", " is lost"]
+            .iter()
+            .any(|how| text.contains(&format!("rank {rank}{how}")))
+    };
+    // More than one would be `ranks 1 and 2`.
+    !text.contains("ranks ") && (0..RANKS).all(|rank| names(rank) == (rank == culprit))
+}
+
+fn check(fault: Fault) {
+    for kind in BACKENDS {
+        for (what, make, root) in OPERATIONS {
+            for culprit in [root, root + 1, root + 2] {
+                for (text, took) in said(kind, make, culprit, fault) {
+                    let case = format!("{kind}, {what}, rank {culprit} {fault:?}: {text}");
+                    // The root of a broadcast has done its part when all is on its way.
+                    if text != "no error" || culprit == root || fault != Fault::Stopped {
+                        assert!(names_only(&text, culprit), "{case}");
+                    }
+                    assert!(
+                        took < Duration::from_millis(TIMEOUT_MS) + Duration::from_secs(5),
+                        "{case}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_stops_in_the_middle_is_named_alone() {
+    check(Fault::Stopped);
+}
+
+#[test]
+fn a_rank_that_is_late_is_named_alone() {
+    check(Fault::Late);
+}
+
+#[test]
+fn a_rank_that_is_dead_is_named_alone() {
+    check(Fault::Dead);
+}
