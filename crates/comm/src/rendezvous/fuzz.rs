@@ -60,7 +60,7 @@ fn to_worker(draw: &mut Draw) -> ToWorker {
 /// Makes the checksum at the end fit.
 fn fit(message: &mut [u8]) {
     if let Some((checked, checksum)) = message.split_last_chunk_mut::<4>() {
-        *checksum = crc32c::crc32c(checked).to_le_bytes();
+        *checksum = crc_fast::crc32_iscsi(checked).to_le_bytes();
     }
 }
 

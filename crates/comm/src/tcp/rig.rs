@@ -35,7 +35,7 @@ pub(super) fn call(operation: Operation) -> Call {
 
 /// A frame with these bytes of a message of `total` bytes.
 pub(super) fn frame(call: &Call, number: u32, total: u64, payload: &[u8]) -> Vec<u8> {
-    let (length, checksum) = (payload.len() as u32, crc32c::crc32c(payload));
+    let (length, checksum) = (payload.len() as u32, crc_fast::crc32_iscsi(payload));
     let header = Header { total, length, number, checksum, ..call.header() };
     [&header.encode()[..], payload].concat()
 }
