@@ -172,6 +172,7 @@ impl From<bench::BenchError> for CliError {
             BenchError::Shape { .. }
             | BenchError::Size { .. }
             | BenchError::Argument(_)
+            | BenchError::NoOverlap(_)
             | BenchError::Read { .. } => CliError::mistaken(error),
             BenchError::Comm(error) => error.into(),
             BenchError::Stamps(_) | BenchError::Supervisor(_) => CliError::peer(error),
