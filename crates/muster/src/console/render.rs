@@ -4,7 +4,9 @@ mod time;
 
 use std::fmt::Write as _;
 
-use train::event::{Action, Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
+use train::event::{
+    Action, Buckets, Evaluation, Event, FinishReason, Finished, Header, Saved, Step,
+};
 
 use super::units::{bytes, count, duration, ms, short};
 use crate::output::{BOLD, PLAIN, visible};
@@ -147,6 +149,12 @@ impl Renderer {
         let parts: Vec<String> =
             header.memory.iter().map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
         row("memory", format!("{} per rank: {}", bytes(total), parts.join(", ")));
+        let are_sent = header.ranks > 1 || header.offload.is_some();
+        if let Some(Buckets { count, bytes: size, reason }) =
+            header.buckets.as_ref().filter(|_| are_sent)
+        {
+            row("buckets", format!("{} of {}: {reason}", plural(*count, "bucket"), bytes(*size)));
+        }
         if let Some(offload) = &header.offload {
             let total = bytes(offload.bytes());
             let parts: Vec<String> =

@@ -17,6 +17,9 @@ pub const KIND_OF_CPU: &str = "kind of CPU";
 /// And, whatever it says, where the optimizer is: of a device the kind, without its number.
 pub const OPTIMIZER_DEVICE: &str = "ranks.optimizer_device";
 
+/// What hosts choose from tables of their own, and must choose alike.
+pub const BUCKETS: &str = "size of buckets";
+
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -27,6 +30,8 @@ pub struct Job {
     /// Ranks of all hosts.
     pub world: usize,
     pub threads: usize,
+    /// Bytes of a bucket of gradients.
+    pub bucket_bytes: usize,
     /// Where the ranks meet: any of these addresses.
     pub rendezvous: Vec<SocketAddr>,
     /// The number under which the ranks inherit the memory that they share.
@@ -85,6 +90,7 @@ impl Job {
             (OPTIMIZER_DEVICE.into(), optimizer.map_or("cpu".into(), offload::kind)),
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
+            (BUCKETS.into(), self.bucket_bytes.to_string()),
             ("model".into(), hex(plan.schema.digest())),
             ("ownership plan".into(), hex(plan.ownership.digest())),
             ("--max-steps".into(), self.max_steps.map_or("none".into(), |most| most.to_string())),
@@ -123,6 +129,7 @@ mod tests {
             prepared,
             world: 2,
             threads: 1,
+            bucket_bytes: 32 << 20,
             rendezvous: vec![([127, 0, 0, 1], 0).into()],
             shared_memory: None,
             bind: [127, 0, 0, 1].into(),
