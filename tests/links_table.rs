@@ -34,8 +34,8 @@ fn buckets(done: &Done) -> String {
 }
 
 fn dry_run(run: &Workdir, more: &[&str]) -> String {
-    let args = ["train", "run.yaml", "--dry-run", "--ranks", "2"];
-    buckets(&muster(run, &[&args[..], more].concat()))
+    let ranks: &[&str] = if more.contains(&"--ranks") { &[] } else { &["--ranks", "2"] };
+    buckets(&muster(run, &[&["train", "run.yaml", "--dry-run"], ranks, more].concat()))
 }
 
 fn json(path: &Path) -> Value {
@@ -59,7 +59,7 @@ fn a_table_sets_the_size_of_buckets_and_no_bit() {
 
     let from_file = ["--set", "ranks.links=links.json"];
     let line = dry_run(&run, &from_file);
-    assert!(line.contains("peak of reduce_scatter") && line.contains("(links.json"), "{line}");
+    assert!(line.contains(" GB/s at ") && line.contains("(links.json"), "{line}");
     assert!(
         dry_run(&run, &["--set", "ranks.links=off"]).ends_with("the default: ranks.links is off")
     );
@@ -137,7 +137,7 @@ fn a_table_that_was_named_must_fit() {
         (None, &[][..], "other.json"),
         (Some("no table".to_owned()), &[], "line 1"),
         (Some(text.replacen("\"links\": 2", "\"links\": 1", 1)), &[], "version 1"),
-        (Some(text.replacen("\"alpha_us\": ", "\"alpha_us\": -1e9", 1)), &[], "below 0"),
+        (Some(text.replacen("\"alpha_us\": ", "\"alpha_us\": -1", 1)), &[], "below 0"),
         (Some(text.clone()), &["--backend", "tcp"], "measured over shm, not over tcp"),
     ] {
         let told = refused(changed.as_deref(), more);
