@@ -341,7 +341,7 @@ pub(crate) struct Repeated {
 
 enum Once {
     Host(Box<Orthogonalize>),
-    Device(Bound),
+    Device(Box<Bound>),
 }
 
 impl Repeated {
@@ -369,7 +369,8 @@ impl Repeated {
                 let prepared = Prepared::new(&Kernels::of(device)?, &batch, DTYPES, None)?;
                 let workspace = device.zeros(&[prepared.workspace_bytes()], DType::U8)?;
                 let stream = &bench.stream;
-                Once::Device(prepared.bind(stream, &input, &output, &workspace, &status)?)
+                let bound = prepared.bind(stream, &input, &output, &workspace, &status)?;
+                Once::Device(Box::new(bound))
             }
         };
         bench.stream.synchronize()?;
