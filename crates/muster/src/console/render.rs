@@ -149,11 +149,8 @@ impl Renderer {
         let parts: Vec<String> =
             header.memory.iter().map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
         row("memory", format!("{} per rank: {}", bytes(total), parts.join(", ")));
-        let are_sent = header.ranks > 1 || header.offload.is_some();
-        if let Some(Buckets { count, bytes: size, reason }) =
-            header.buckets.as_ref().filter(|_| are_sent)
-        {
-            row("buckets", format!("{} of {}: {reason}", plural(*count, "bucket"), bytes(*size)));
+        if let Some(text) = buckets_line(header) {
+            row("buckets", text);
         }
         if let Some(offload) = &header.offload {
             let total = bytes(offload.bytes());
@@ -317,6 +314,13 @@ fn ranks(header: &Header) -> String {
     let link = if header.ranks > 1 { format!(" over {}", header.backend) } else { String::new() };
     let (ranks, threads) = (plural(header.ranks, "rank"), plural(header.threads, "thread"));
     format!("{ranks}{link}, {threads} each, {} with {} weights", header.device, header.weights)
+}
+
+/// How gradients are cut, where they are sent anywhere.
+fn buckets_line(header: &Header) -> Option<String> {
+    let are_sent = header.ranks > 1 || header.offload.is_some();
+    let Buckets { count, bytes: size, reason } = header.buckets.as_ref().filter(|_| are_sent)?;
+    Some(format!("{} of {}: {reason}", plural(*count, "bucket"), bytes(*size)))
 }
 
 fn corpus_line(corpus: &train::event::Corpus) -> String {
