@@ -117,6 +117,90 @@ fn numbers_of_ranks_are_swept_in_one_job() {
 }
 
 #[test]
+fn each_rank_may_be_the_root() {
+    let run = Workdir::new("collectives-roots");
+    let more = ["broadcast", "gather", "--ranks", "3", "--root", "all", "--min", "1KiB"];
+    let done = run.muster(&args(&[&more[..], &["--max", "1KiB"]].concat()));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    let roots: Vec<_> = rows(&run).iter().map(|row| row["key"]["root"].as_u64()).collect();
+    // Each in both places.
+    let both = [0, 0, 1, 1, 2, 2].map(Some);
+    assert_eq!(roots, [both, both].concat());
+    // Of fewer ranks those that there are.
+    let sweep = ["reduce", "--ranks-sweep", "2,3", "--root", "all", "--place", "out"];
+    let done = run.muster(&args(&[&sweep[..], &["--min", "1KiB", "--max", "1KiB"]].concat()));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    let key = |row: &Value| (row["key"]["ranks"].as_u64(), row["key"]["root"].as_u64());
+    let keys: Vec<_> = rows(&run).iter().map(key).collect();
+    assert_eq!(keys, [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)].map(|(n, r)| (Some(n), Some(r))));
+}
+
+#[test]
+fn curves_are_fitted_and_bounded() {
+    let run = Workdir::new("collectives-fit");
+    let more = ["all_reduce", "barrier", "--ranks", "2", "--min", "64", "--max", "1MiB"];
+    let svg = ["--factor", "4", "--svg", "r.svg", "--place", "out"];
+    let done = run.muster(&args(&[&more[..], &svg].concat()));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    let text = std::fs::read_to_string(run.path().join("r.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let [reduce, barrier] = &report["curves"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!(reduce["sizes"], 8);
+    assert!(reduce["fit"]["segments"][0]["alpha_us"].is_number(), "{reduce}");
+    assert_eq!(reduce["roofline"]["of"], "memory", "{reduce}");
+    assert!(reduce["roofline"]["percent"].as_f64() > Some(0.0), "{reduce}");
+    let half = reduce["reach"]["half_bytes"].as_u64().unwrap();
+    assert!(half <= reduce["reach"]["ninety_bytes"].as_u64().unwrap(), "{reduce}");
+    assert!(barrier["fit"].is_null() && barrier["no_fit"] == "it moves no bytes", "{barrier}");
+    assert!(done.stdout.contains("# barrier f32 2 ranks shm: no fit: it moves no bytes"));
+    let svg = std::fs::read_to_string(run.path().join("r.svg")).unwrap();
+    assert!(svg.contains("n90 "), "{svg}");
+    // A link that is named bounds it instead.
+    let named = run.muster(&args(&[&more[..], &["--factor", "4", "--link", "ndr"]].concat()));
+    assert!(named.stdout.contains("% of 50.00 GB/s, ndr"), "{}\n{}", named.stdout, named.stderr);
+    // Nothing is known of a network that nobody named.
+    let tcp = run.muster(&args(&[&more[..], &["--factor", "4", "--backend", "tcp"]].concat()));
+    assert!(tcp.stdout.contains("# roofline: none known of this network"), "{}", tcp.stdout);
+}
+
+#[test]
+fn operations_run_beside_newton_schulz() {
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new("collectives-overlap");
+        let more = ["all_reduce", "all_gather", "--ranks", "2", "--backend", backend];
+        let sizes = ["--min", "4KiB", "--max", "64KiB", "--factor", "4", "--csv", "r.csv"];
+        let beside = ["--overlap", "--overlap-shape", "2x48x96", "--iterations", "12"];
+        let done = run.muster(&args(&[&more[..], &sizes, &beside].concat()));
+        assert_eq!(done.code(), Some(0), "{backend}\n{}", done.stderr);
+        let rows = rows(&run);
+        for row in &rows {
+            let overlap = &row["overlap"];
+            let time = |name: &str| overlap[name].as_f64().unwrap();
+            let (alone, newton_schulz) =
+                (time("collective_alone_us"), time("newton_schulz_alone_us"));
+            let both = time("both_us");
+            assert!(alone > 0.0 && newton_schulz > 0.0 && both > 0.0, "{overlap}");
+            let hidden = 100.0 * (alone + newton_schulz - both) / alone.min(newton_schulz);
+            assert!((time("hidden_pct") - hidden).abs() < 1e-6, "{overlap}");
+            assert_eq!(overlap["shape"], "2x48x96");
+            assert!((8..=12).contains(&overlap["iterations"].as_u64().unwrap()), "{overlap}");
+            // Those beside it are checked, too.
+            assert_eq!(row["check"]["wrong"], 0);
+        }
+        assert!(
+            done.stdout.contains("# Beside Newton-Schulz of 2x48x96 per rank"),
+            "{}",
+            done.stdout
+        );
+        let csv = std::fs::read_to_string(run.path().join("r.csv")).unwrap();
+        assert!(csv.lines().next().unwrap().contains(",overlap_alone_us,"), "{csv}");
+        assert_eq!(csv.lines().count(), rows.len() + 1);
+        let same = run.muster(&["bench", "compare", "r.json", "r.json"]);
+        assert_eq!(same.code(), Some(0), "{}", same.stderr);
+    }
+}
+
+#[test]
 fn hosts_measure_together() {
     let run = Workdir::new("collectives-hosts");
     let at = format!("127.0.0.1:{}", free_port());
@@ -175,6 +259,14 @@ fn a_rank_that_is_killed_ends_the_benchmark_by_name() {
 }
 
 #[test]
+fn the_help_has_every_switch() {
+    let run = Workdir::new("collectives-help");
+    let done = run.muster(&["bench", "collectives", "--help"]);
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    insta::assert_snapshot!("help", done.stdout.trim_end());
+}
+
+#[test]
 fn mistakes_name_what_would_do() {
     for (more, words) in [
         (&["allreduc"][..], "all_reduce"),
@@ -184,14 +276,21 @@ fn mistakes_name_what_would_do() {
         (&["--min", "1MiB", "--max", "1KiB"], "no sizes from 1048576 to 1024 bytes"),
         (&["--dtype", "u64"], "--dtypes u64: all_reduce takes u8, i32, i64, f16, f32, f64, bf16"),
         (&["--redops", "mulsum"], "--redops mulsum is not offered; use sum, prod, max, min, avg"),
-        (&["--ranks", "2", "--roots", "1,2"], "--roots 2 is no rank of 2; use 0 to 1"),
-        (&["--ranks-sweep", "2,3", "--root", "2"], "--roots 2 is no rank of 2; use 0 to 1"),
+        (&["--ranks", "2", "--roots", "1,2"], "--roots 2 is no rank of 2; use 0 to 1, or all"),
+        (&["--ranks-sweep", "2,3", "--root", "2"], "--roots 2 is no rank of 2; use 0 to 1, or all"),
         (&["--max", "1024GiB", "--factor", "1024", "--ranks", "2"], "fewer --ranks"),
         (&["--ranks-sweep", "0,2"], "--ranks-sweep 0; use 1 or more"),
         (&["--min", "1", "--max", "2"], "--max 2: less than an element for each rank"),
         (&["barrier", "--ranks", "2", "--svg", "r.svg"], "--svg: no case has a bus bandwidth"),
         (&["--within", "0"], "--within 0; use percent above 0"),
         (&["--bind", "127.0.0.1"], "over shared memory no rank listens"),
+        (&["--roots", "every"], "`every` is no rank; use a number, or all"),
+        (&["--link", "pci"], "no link `pci`; use one of nvlink4, mi300x-xgmi"),
+        (&["--links", "."], "directory"),
+        (&["--ranks", "1", "--overlap"], "--overlap: one rank has nobody to send to"),
+        (&["barrier", "--ranks", "2", "--overlap"], "--overlap: barrier moves nothing"),
+        (&["--ranks", "2", "--overlap", "--device", "sim:sm_90a"], "times on sim:sm_90a mean"),
+        (&["--overlap", "--overlap-shape", "8"], "8"),
     ] {
         let told = refused(more);
         assert!(told.contains(words), "{more:?}\n{told}");

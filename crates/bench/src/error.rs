@@ -18,6 +18,8 @@ pub enum BenchError {
     Kernel(#[from] kernels::KernelError),
     #[error(transparent)]
     Comm(#[from] comm::CommError),
+    #[error("--overlap: {0}")]
+    NoOverlap(#[from] crate::collectives::run::NoOverlap),
     #[error("the times of another rank cannot be read: {0}")]
     Stamps(postcard::Error),
     #[error("the supervising process is gone: {0}")]

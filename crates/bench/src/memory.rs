@@ -57,10 +57,14 @@ pub fn measure(bench: &Bench, bytes: usize) -> Result<Vec<MemoryRow>, BenchError
             "{bytes} bytes are no whole number of 16-byte words; use {near}"
         )));
     }
-    Traffic::ALL.into_iter().map(|traffic| one(bench, traffic, bytes)).collect()
+    Traffic::ALL.into_iter().map(|traffic| measure_one(bench, traffic, bytes)).collect()
 }
 
-fn one(bench: &Bench, traffic: Traffic, bytes: usize) -> Result<MemoryRow, BenchError> {
+/// Measures one kind of traffic through buffers of `bytes`, a multiple of 16.
+///
+/// # Errors
+/// Not enough memory; contents that are wrong afterwards.
+pub fn measure_one(bench: &Bench, traffic: Traffic, bytes: usize) -> Result<MemoryRow, BenchError> {
     let time = match bench.device.kind().is_host() {
         true => on_the_host(bench, traffic, bytes)?,
         false => on_the_device(bench, traffic, bytes)?,

@@ -1,6 +1,6 @@
 //! `muster bench newton-schulz`: time, useful operations, limits, and the error against f64.
 
-use device::{DType, Device, Tensor};
+use device::{DType, Device, Stream, Tensor};
 use half::bf16;
 use kernels::Op as _;
 use kernels::gpu::execute::{Bound, Prepared};
@@ -12,7 +12,7 @@ use kernels::newton_schulz::{
 use serde::Serialize;
 
 use crate::measure::{Bench, noise};
-use crate::{Bar, BatchShape, BenchError, Row, Timing};
+use crate::{Bar, BatchShape, BenchError, Repeat, Row, Timing};
 
 /// One batch under one method.
 #[derive(Debug, Clone, Serialize)]
@@ -329,6 +329,89 @@ impl Case {
         Ok(Some(worst))
     }
 }
+
+/// A batch that is orthogonalized again and again, beside something else.
+pub(crate) struct Repeated {
+    once: Once,
+    /// What it is compared by.
+    case: Case,
+    bench: Bench,
+    error_max: f64,
+}
+
+enum Once {
+    Host(Box<Orthogonalize>),
+    Device(Box<Bound>),
+}
+
+impl Repeated {
+    /// Random matrices on the device, under the default method in the type that the device is best
+    /// at: f32 on a CPU, f16 on others.
+    ///
+    /// # Errors
+    /// Memory; a device without kernels.
+    pub(crate) fn new(device: &Device, shape: &BatchShape) -> Result<Repeated, BenchError> {
+        let is_host = device.kind().is_host();
+        let storage = if is_host { Storage::F32 } else { Storage::F16 };
+        let iteration = Iteration::new(&Method { storage, ..Method::default() })?;
+        let repeat = Repeat { warmup: 0, iterations: 1 };
+        let bench = Bench::new(device.clone(), repeat)?;
+        let case = Case::new(&bench, shape, &iteration, Io::F32)?;
+        let [input, output, status] = [&case.input, &case.output, &case.status].map(Tensor::clone);
+        let batch = case.batch.clone();
+        let once = match is_host {
+            true => {
+                let elements = batch.workspace_elements(device.threads());
+                let workspace = device.zeros(&[elements], DType::F32)?;
+                Once::Host(Box::new(Orthogonalize { batch, input, output, workspace, status }))
+            }
+            false => {
+                let prepared = Prepared::new(&Kernels::of(device)?, &batch, DTYPES, None)?;
+                let workspace = device.zeros(&[prepared.workspace_bytes()], DType::U8)?;
+                let stream = &bench.stream;
+                let bound = prepared.bind(stream, &input, &output, &workspace, &status)?;
+                Once::Device(Box::new(bound))
+            }
+        };
+        bench.stream.synchronize()?;
+        let error_max = ERROR_MAX[usize::from(!is_host)];
+        Ok(Repeated { once, case, bench, error_max })
+    }
+
+    /// Orthogonalizes, in the order of `stream`.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn launch(&self, stream: &Stream) -> Result<(), BenchError> {
+        match &self.once {
+            Once::Host(once) => Ok(once.as_ref().clone().launch(stream)?),
+            Once::Device(bound) => Ok(bound.launch(stream)?),
+        }
+    }
+
+    /// Whether what came out last is what it should be, within what Newton–Schulz in the type can
+    /// be off; to be called when nothing is running.
+    ///
+    /// # Errors
+    /// [`BenchError::Wrong`].
+    pub(crate) fn check(&self) -> Result<(), BenchError> {
+        match self.case.error(&self.bench, CHECK_GFLOP)? {
+            Some(error) if error > self.error_max => {
+                Err(BenchError::Wrong(format!("Newton–Schulz is off by {error:.1e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Of the matrices given and returned.
+const DTYPES: (DType, DType) = (DType::F32, DType::F32);
+
+/// More work than that is not compared with f64.
+const CHECK_GFLOP: f64 = 20.0;
+
+/// Relative errors that rounding alone does not explain, of f32 and of 16-bit storage.
+const ERROR_MAX: [f64; 2] = [1e-3, 0.05];
 
 /// Times of each launch, from events between them.
 fn time_by_launch(bench: &Bench, bound: &Bound) -> Result<Vec<LaunchTime>, BenchError> {

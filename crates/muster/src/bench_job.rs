@@ -344,6 +344,7 @@ fn perform(
     match task {
         Task::Collectives(plan) => run::run(world, device, plan, &mut |told| match told {
             run::Told::Row(row) => say(Line::Measured(Cow::Owned(row))),
+            run::Told::Hosts(hosts) => say(Line::Hosts(Cow::Owned(hosts))),
             run::Told::Route(used) => say(Line::Route(Cow::Owned(used))),
         }),
         Task::Pairs(plan) => {

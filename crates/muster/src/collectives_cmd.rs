@@ -1,20 +1,26 @@
 //! `muster bench collectives`: what the ranks measure, as a table and files.
 //!
 //! ```text
-//! bench_job: ranks ─▶ rows of rank 0 ─▶ progress ─▶ table, JSON, CSV, SVG
+//! bench_job: ranks ─▶ rows of rank 0 ─▶ progress ─▶ curves ─▶ table, JSON, CSV, SVG, links
 //! ```
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bench::BenchError;
+use bench::collectives::bucket::Bounds;
+use bench::collectives::roofline::Roof;
 use bench::collectives::run::Plan;
-use bench::collectives::{Host, Report, Row, Tool, environment, plausible, plot, table};
-use device::DeviceKind;
+use bench::collectives::{Report, Row, Tool, curve, environment, plausible, plot, table};
+use bench::{Bench, BenchError, Repeat};
+use device::{Device, DeviceKind};
+use kernels::gpu::bandwidth::Traffic;
 
 use crate::bench_cmd::{self, Form};
-use crate::bench_job::{self, Asked, Ran, Task};
-use crate::cli::CollectivesArgs;
+use crate::bench_job::{self, Asked, Task};
+use crate::cli::{BackendArg, CollectivesArgs};
+use crate::console::CaseProgress;
 use crate::error::{CliError, Exit};
+use crate::links_file;
+use crate::method;
 use crate::output::{complain, say};
 use crate::train_cmd::place::Place;
 use crate::train_cmd::room;
@@ -29,36 +35,72 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     let asked = Asked { hosts: &args.hosts, backend, threads, timeout_ms, devices: &args.device };
     let mut report = begin(args);
     let rows = std::cell::Cell::new(0);
+    let memory = std::cell::Cell::new(None);
     let task = |place: &Place, world| {
         let plan = plan(args, place, world)?;
+        if let Some(path) = &args.links {
+            links_file::check(path, place.nodes)?;
+        }
         rows.set(plan.rows()?);
+        // Before the ranks use it.
+        memory.set(memory_gb_per_s(args, place)?);
         Ok(Task::Collectives(plan))
     };
+    let mut progress = None;
     let ran =
         bench_job::measure(
             &asked,
             |hosts| args.world(hosts.tasks),
             task,
             &mut |told| match told {
+                Told::Hosts(hosts) => report.hosts = hosts,
                 Told::Measured(row) => {
+                    let bar = progress.get_or_insert_with(|| CaseProgress::new(rows.get()));
                     report.rows.push(row);
-                    progress(&report.rows, rows.get());
+                    bar.update(report.rows.len(), &last(&report.rows));
                 }
                 Told::Route(used) => {
-                    complain(&format!("over {}", used.text));
+                    let bar = progress.get_or_insert_with(|| CaseProgress::new(rows.get()));
+                    bar.say(&format!("over {}", used.text));
                     report.transport = Some(used.transport);
                     report.libraries.extend(used.library);
                 }
                 _ => {}
             },
         )?;
+    drop(progress);
     if ran.place.node > 0 {
         return Ok(ran.exit);
     }
-    report.hosts = vec![host(args, &ran)];
     (report.ranks, report.threads) = (Some(ran.world), Some(ran.threads));
     report.complete = report.rows.len() == rows.get();
-    finish(args, &report)
+    let roof = Roof::of(&report, args.link, memory.get());
+    report.curves = curve::of_rows(&report.rows, &roof, bounds);
+    finish(args, &report, &roof)
+}
+
+/// Of a curve's bucket: what is hidden beside Newton–Schulz, where that was measured.
+fn bounds(rows: &[&Row]) -> Bounds {
+    let alone = rows.iter().filter_map(|row| Some(row.overlap.as_ref()?.newton_schulz_alone_us));
+    let mut alone: Vec<f64> = alone.collect();
+    alone.sort_by(f64::total_cmp);
+    Bounds { window_us: alone.get(alone.len() / 2).copied(), most_bytes: None }
+}
+
+/// Bytes of the buffers that tell what memory carries: beyond the caches of most hosts.
+const MEMORY_BYTES: usize = 64 << 20;
+
+/// What the memory of this host carries, read and written together, where ranks share it and
+/// nothing else was named to bound them: the median of three copies by all cores.
+fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>, CliError> {
+    let is_host = args.device.iter().all(|kind| kind.is_host());
+    if args.link.is_some() || args.backend != BackendArg::Shm || !is_host || place.node > 0 {
+        return Ok(None);
+    }
+    let device = Device::new(DeviceKind::Cpu, method::threads(0))?;
+    let bench = Bench::new(device, Repeat { warmup: 1, iterations: 3 })?;
+    let row = bench::memory::measure_one(&bench, Traffic::Copy, MEMORY_BYTES)?;
+    Ok(row.gb_per_s)
 }
 
 fn plan(args: &CollectivesArgs, place: &Place, world: usize) -> Result<Plan, CliError> {
@@ -117,19 +159,6 @@ fn begin(args: &CollectivesArgs) -> Report {
     report
 }
 
-/// This host and its ranks.
-fn host(args: &CollectivesArgs, ran: &Ran) -> Host {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let ranks: Vec<usize> = ran.place.ranks.clone().collect();
-    // Dealt to the ranks in turn.
-    let named = |turn: usize| match args.device.get(turn % args.device.len().max(1)) {
-        Some(kind) if !kind.is_host() => kind.to_string(),
-        _ => kernels::gemm::arithmetic(),
-    };
-    let devices = (0..ranks.len()).map(named).collect();
-    Host { name: name.trim().to_owned(), ranks, devices }
-}
-
 /// Those of the environment that are text.
 fn variables() -> impl Iterator<Item = (String, String)> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
@@ -138,20 +167,22 @@ fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(text)
 }
 
-fn progress(rows: &[Row], of: usize) {
-    let Some(row) = rows.last() else { return };
+/// The last row, in words.
+fn last(rows: &[Row]) -> String {
+    let Some(row) = rows.last() else { return String::new() };
     let time = row.times.p50_us.unwrap_or(0.0);
-    complain(&format!(
-        "{} of {of}: {} {} on {}: {time:.2} us",
-        rows.len(),
+    let hidden = row.overlap.as_ref().and_then(|overlap| overlap.hidden_pct);
+    let hidden = hidden.map(|percent| format!(", {percent:.0} % hidden")).unwrap_or_default();
+    format!(
+        "{} {} on {}: {time:.2} us{hidden}",
         row.key.op,
         crate::console::bytes(row.key.bytes),
         crate::console::plural(row.key.ranks.unwrap_or(1), "rank"),
-    ));
+    )
 }
 
 /// Shows the table, writes what was asked for, and says what cannot be.
-fn finish(args: &CollectivesArgs, report: &Report) -> Result<Exit, CliError> {
+fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, CliError> {
     let drawn = || {
         let nothing = || {
             BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
@@ -160,12 +191,14 @@ fn finish(args: &CollectivesArgs, report: &Report) -> Result<Exit, CliError> {
     };
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
     let written = bench_cmd::write(&args.files, forms);
-    say(&table::table(report))?;
+    let linked = args.links.as_deref().map_or(Ok(()), |path| links_file::write(path, report));
+    let curves = curve::text(&report.curves, roof);
+    say((table::table(report) + &table::overlaps(report) + &curves).trim_end())?;
     let findings = plausible::findings(report, plausible::Limits::default());
     if !findings.is_empty() {
         complain(&plausible::text(&findings));
     }
-    written?;
+    written.and(linked)?;
     match report.rows.iter().find(|row| row.wrong().is_some_and(|wrong| wrong > 0)) {
         None => Ok(Exit::Ok),
         Some(row) => Err(CliError::peer(wrong(row))),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::limits;
-use crate::train_cmd::{KIND_OF_CPU, OPTIMIZER_DEVICE};
+use crate::train_cmd::{BUCKETS, KIND_OF_CPU, OPTIMIZER_DEVICE};
 use comm::Fault;
 
 /// How a command ended.
@@ -172,6 +172,7 @@ impl From<bench::BenchError> for CliError {
             BenchError::Shape { .. }
             | BenchError::Size { .. }
             | BenchError::Argument(_)
+            | BenchError::NoOverlap(_)
             | BenchError::Read { .. } => CliError::mistaken(error),
             BenchError::Comm(error) => error.into(),
             BenchError::Stamps(_) | BenchError::Supervisor(_) => CliError::peer(error),
@@ -258,6 +259,12 @@ impl From<comm::CommError> for CliError {
             CommError::Device(error) => error.into(),
             CommError::Transport(_) => CliError::mistaken(error),
             CommError::SharedMemory { ref source, .. } => limits::no_memory(&error, source),
+            CommError::Refused(Refusal::Disagree { ref what, .. }) if what == BUCKETS => {
+                CliError::mistake(format!(
+                    "{error}: give every host the same table (ranks.links), or a size \
+                     (ranks.bucket_bytes)"
+                ))
+            }
             CommError::Refused(Refusal::Disagree { ref what, .. }) if what == KIND_OF_CPU => {
                 CliError::mistake(format!(
                     "{error}, or let bits depend on the hosts (ranks.mixed_cpus: true)"

@@ -20,6 +20,7 @@ mod exhausted;
 mod launch_env;
 mod limits;
 mod links_cmd;
+mod links_file;
 mod method;
 mod orthogonalize_cmd;
 mod out_file;

@@ -6,6 +6,7 @@
 //!           loss.svg             plot of the losses
 //!           checkpoints/         see `muster ckpt`
 //!           data/                the text as token files
+//!           links.json           a table of links for this run, if somebody put one there
 //!           logs/                standard error of each rank
 //!           job-nodeN.json       what host N told its ranks
 //!           nodeN.lock           held while host N trains
@@ -51,6 +52,11 @@ impl RunDir {
     /// The plot of the losses.
     pub fn plot(&self) -> PathBuf {
         self.root.join("loss.svg")
+    }
+
+    /// A table of links for this run; Muster writes none here.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links.json")
     }
 
     /// Held by the supervisor of a host.

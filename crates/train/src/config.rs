@@ -239,13 +239,24 @@ pub struct RanksConfig {
     /// run saves and ends with exit code 75, as after SIGTERM, SIGHUP and SIGXCPU. For Slurm:
     /// `--signal=USR1@300`.
     pub warn_signal: WarnSignal,
-    /// Size of a communication bucket in bytes of f32 gradient.
+    /// What is known of the links between ranks, for sizes of buckets: `auto` (a table of this
+    /// place, `links.json` in the run's directory or, on one host, what
+    /// `muster bench collectives --links auto` wrote; without one, 32 MiB), `off`, or such a
+    /// table's file.
+    #[serde(skip_serializing_if = "Links::is_auto")]
+    pub links: Links,
+    /// Size of a communication bucket in bytes of f32 gradient; left out, `links` decides. The bits
+    /// of the weights do not depend on it.
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
-    pub bucket_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_bytes: Option<usize>,
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
 }
+
+/// Size of a bucket where nothing is known of the links and nothing was asked for.
+pub const BUCKET_BYTES: usize = 32 << 20;
 
 /// The least that one call to a disk may take where no limit is configured.
 const CALL_LEAST_MS: u64 = 600_000;
@@ -273,8 +284,48 @@ impl Default for RanksConfig {
             timeout_ms: 120_000,
             step_timeout_ms: 0,
             warn_signal: WarnSignal::Usr1,
-            bucket_bytes: 32 << 20,
+            links: Links::Auto,
+            bucket_bytes: None,
             mixed_cpus: false,
+        }
+    }
+}
+
+/// What is known of the links between ranks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum Links {
+    /// A table of this place, if there is one.
+    #[default]
+    Auto,
+    Off,
+    /// The table in a file.
+    File(PathBuf),
+}
+
+impl Links {
+    fn is_auto(&self) -> bool {
+        *self == Links::Auto
+    }
+}
+
+impl From<String> for Links {
+    fn from(word: String) -> Links {
+        match word.as_str() {
+            "auto" => Links::Auto,
+            "off" => Links::Off,
+            _ => Links::File(word.into()),
+        }
+    }
+}
+
+impl From<Links> for String {
+    fn from(links: Links) -> String {
+        match links {
+            Links::Auto => "auto".into(),
+            Links::Off => "off".into(),
+            Links::File(path) => path.to_string_lossy().into_owned(),
         }
     }
 }

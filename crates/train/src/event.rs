@@ -71,6 +71,9 @@ pub struct Header {
     pub mixed_cpus: bool,
     /// Bytes per rank by what for, the largest rank.
     pub memory: Vec<(String, u64)>,
+    /// How gradients are cut to be sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<Buckets>,
     /// Where the optimizer is, if not beside the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offload: Option<Offload>,
@@ -84,6 +87,16 @@ pub struct Header {
     pub clip: String,
     pub corpus: Vec<Corpus>,
     pub run_dir: String,
+}
+
+/// Buckets of gradients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buckets {
+    pub count: usize,
+    /// A bucket is closed once it holds so many bytes of f32.
+    pub bytes: u64,
+    /// Why that many.
+    pub reason: String,
 }
 
 /// An optimizer on a device of its own.

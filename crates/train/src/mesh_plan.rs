@@ -12,7 +12,7 @@ use model::Architecture;
 use optim::glob::generalize;
 
 use crate::TrainError;
-use crate::config::{Config, RanksConfig, WeightsDtype};
+use crate::config::{BUCKET_BYTES, Config, RanksConfig, WeightsDtype};
 
 /// The plan of a mesh for a config.
 pub struct MeshPlan {
@@ -121,7 +121,8 @@ impl MeshPlan {
         let placements = Placements::new(&schema, architecture.head_dim, mesh)?;
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;
-        let bucket_elements = config.ranks.bucket_bytes.div_ceil(4);
+        let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
+        let bucket_elements = bucket_bytes.div_ceil(4);
         let cost = &CostTable::CPU;
         let groups = GroupPlan::all(&schema, &placements, &treatments, bucket_elements, cost)?;
         let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;

@@ -9,8 +9,8 @@ use model::{Architecture, MicroBatch};
 use optim::{TensorPlan, Update};
 
 use crate::TrainError;
-use crate::config::{Backend, Config};
-use crate::event::{Corpus, Header, Offload};
+use crate::config::{BUCKET_BYTES, Backend, Config};
+use crate::event::{Buckets, Corpus, Header, Offload};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, and what a large tokenizer leaves behind that was loaded for its tokens'
@@ -56,7 +56,7 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// Decides for `world` ranks of `threads` threads each.
+    /// Decides for `world` ranks of `threads` threads each, with buckets of the configured size.
     ///
     /// # Errors
     /// A model that does not fit together; a tree that does not fit the leaves; more ranks than
@@ -67,10 +67,25 @@ impl RunPlan {
         world: usize,
         threads: usize,
     ) -> Result<RunPlan, TrainError> {
+        let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
+        RunPlan::with_buckets(config, tokenizer_vocab, world, threads, bucket_bytes)
+    }
+
+    /// As [`RunPlan::new`], with buckets of another size, whatever the config says.
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`].
+    pub fn with_buckets(
+        config: &Config,
+        tokenizer_vocab: usize,
+        world: usize,
+        threads: usize,
+        bucket_bytes: usize,
+    ) -> Result<RunPlan, TrainError> {
         let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
         let (schema, _) = model::parameters(&architecture)?;
         let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;
-        let bucket_elements = config.ranks.bucket_bytes.div_ceil(4);
+        let bucket_elements = bucket_bytes.div_ceil(4);
         let flat = FlatLayout::new(&schema, bucket_elements);
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;
@@ -242,7 +257,7 @@ impl RunPlan {
         (0..self.world).filter_map(total).max().unwrap_or(0)
     }
 
-    /// What the header of a run says.
+    /// What the header of a run says; `buckets` is why they have their size.
     ///
     /// # Errors
     /// As [`RunPlan::memory`].
@@ -251,7 +266,7 @@ impl RunPlan {
         config: &Config,
         corpus: Vec<Corpus>,
         digests: (String, String),
-        run_dir: String,
+        (run_dir, buckets): (String, String),
         offload: Option<Offload>,
     ) -> Result<Header, TrainError> {
         let memories: Result<Vec<_>, _> = (0..self.world).map(|rank| self.memory(rank)).collect();
@@ -283,6 +298,11 @@ impl RunPlan {
             byte_factor: self.byte_factor(),
             mixed_cpus: config.ranks.mixed_cpus,
             memory,
+            buckets: Some(Buckets {
+                count: self.flat.buckets.len(),
+                bytes: 4 * self.bucket_elements as u64,
+                reason: buckets,
+            }),
             offload,
             optimizer: table.lines().map(str::to_owned).collect(),
             balance: self.ownership.balance(),

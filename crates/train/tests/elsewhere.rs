@@ -34,7 +34,7 @@ fn steps_have_the_bits_of_an_optimizer_beside_the_weights() {
     // Six leaves fold on one rank and two, and are partials of their own on others.
     for mut config in [rank::config(dir.path(), 6), rank::dense_bf16(dir.path(), 6)] {
         // Many buckets, most of which are on their way before backward ends.
-        config.ranks.bucket_bytes = 4 << 10;
+        config.ranks.bucket_bytes = Some(4 << 10);
         let here = digests(&config, "shm", 1, None);
         let places: [fn() -> Device; 2] =
             [|| Device::guarded(2).unwrap(), || Device::cpu(2).unwrap()];
@@ -58,7 +58,7 @@ fn a_device_holds_what_is_planned() {
         }
         let dir = tempfile::tempdir().unwrap();
         let mut config = rank::dense_bf16(dir.path(), 6);
-        config.ranks.bucket_bytes = 4 << 10;
+        config.ranks.bucket_bytes = Some(4 << 10);
         config.optimizer.rules[0].muon.as_mut().unwrap().storage =
             serde_json::from_value("bf16".into()).unwrap();
         config.ranks.optimizer_device =

@@ -19,7 +19,7 @@ fn the_gradient_bytes_of_a_ring() {
             let dir = tempfile::tempdir().unwrap();
             let mut config = rank::config(dir.path(), leaves);
             // Several buckets.
-            config.ranks.bucket_bytes = 16 << 10;
+            config.ranks.bucket_bytes = Some(16 << 10);
             let counted = rank::with_group(kind, world, |world| {
                 let device = device::Device::cpu(1).unwrap();
                 let cache = dir.path().join(world.rank().to_string());

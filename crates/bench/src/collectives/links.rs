@@ -1,151 +1,75 @@
-//! What links can carry: the published figures of known ones, and a table of measured curves that
-//! a run can be planned by.
+//! A table of what was measured between ranks, that a run can be planned by.
 //!
-//! The table is a file of its own, made from a report, and small enough to be looked at.
+//! ```text
+//! Report ─▶ LinkTable ─▶ a file of a few KiB ─▶ gradients(place) ─▶ bucket
+//! ```
+//!
+//! The file is JSON, frozen by [`SCHEMA_VERSION`]: a reader refuses another version, and figures
+//! that no measurement has. It says what was measured, where, when and by which build, and has one
+//! curve with its fit per case.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::dtype::ElementType;
-use super::fit::{Fit, Reach, fit, reach};
+use super::curve::Curve;
+use super::dtype::{ElementType, RedOp};
+use super::fit::{Fit, Reach};
 use super::formula::Op;
-use super::report::Report;
-use super::row::curves;
+use super::report::{Host, Report, Tool};
 use crate::BenchError;
 
-/// A link between devices whose limits are known, per device and direction, in 10⁹ bytes/s.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct KnownLink {
-    /// As it is typed.
-    pub name: &'static str,
-    pub describes: &'static str,
-    /// Of all wires together, before any protocol.
-    pub raw_gb_per_s: f64,
-    /// What an all_reduce reaches at best, as busbw.
-    pub effective_gb_per_s: f64,
-    /// Where switches add up on their own, busbw goes beyond the wires.
-    pub switched_gb_per_s: Option<f64>,
-}
-
-/// Published figures. H100 and H200: 18 NVLink 4 of 25 GB/s; 370 by rings and 480 with NVLS
-/// (nccl-tests issue 212). MI300X: 7 xGMI links of 64 GB/s, of which 48 are usable (AMD's
-/// "Understanding RCCL Bandwidth and xGMI Performance on AMD Instinct MI300X"). Pollara 400 and
-/// ConnectX-7 NDR: 400 Gbit/s.
-pub const KNOWN_LINKS: [KnownLink; 5] = [
-    KnownLink {
-        name: "nvlink4",
-        describes: "H100 or H200 in one node",
-        raw_gb_per_s: 450.0,
-        effective_gb_per_s: 370.0,
-        switched_gb_per_s: Some(480.0),
-    },
-    KnownLink {
-        name: "mi300x-xgmi",
-        describes: "8 MI300X in one node",
-        raw_gb_per_s: 448.0,
-        effective_gb_per_s: 336.0,
-        switched_gb_per_s: None,
-    },
-    KnownLink {
-        name: "pollara400",
-        describes: "one Pollara 400 per device",
-        raw_gb_per_s: 50.0,
-        effective_gb_per_s: 50.0,
-        switched_gb_per_s: None,
-    },
-    KnownLink {
-        name: "ndr",
-        describes: "one 400 Gbit/s InfiniBand port per device",
-        raw_gb_per_s: 50.0,
-        effective_gb_per_s: 50.0,
-        switched_gb_per_s: None,
-    },
-    KnownLink {
-        name: "hdr",
-        describes: "one 200 Gbit/s InfiniBand port per device",
-        raw_gb_per_s: 25.0,
-        effective_gb_per_s: 25.0,
-        switched_gb_per_s: None,
-    },
-];
-
-impl KnownLink {
-    /// A link by its name.
-    ///
-    /// # Errors
-    /// [`BenchError::Argument`] with the names there are.
-    pub fn named(name: &str) -> Result<&'static KnownLink, BenchError> {
-        KNOWN_LINKS.iter().find(|link| link.name == name).ok_or_else(|| {
-            let names = KNOWN_LINKS.map(|link| link.name).join(", ");
-            BenchError::Argument(format!("no link `{name}`; use one of {names}"))
-        })
-    }
-
-    /// The highest busbw that can be right.
-    pub fn limit_gb_per_s(&self) -> f64 {
-        self.switched_gb_per_s.unwrap_or(0.0).max(self.raw_gb_per_s)
-    }
-
-    /// A busbw in percent of what is reached at best.
-    pub fn percent(&self, busbw_gb_per_s: f64) -> f64 {
-        busbw_gb_per_s / self.switched_gb_per_s.unwrap_or(self.effective_gb_per_s) * 100.0
-    }
-}
-
 /// The version of the file.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
-/// One measured curve.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LinkCurve {
-    pub op: Op,
-    pub dtype: ElementType,
-    pub in_place: bool,
-    #[serde(default)]
-    pub ranks: Option<usize>,
-    #[serde(default)]
-    pub transport: Option<String>,
-    #[serde(default)]
-    pub algorithm: Option<String>,
-    #[serde(default)]
-    pub ordered: Option<bool>,
-    pub fit: Fit,
-    #[serde(default)]
-    pub reach: Option<Reach>,
-}
-
-/// Measured curves of one machine.
+/// Measured curves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinkTable {
     /// [`SCHEMA_VERSION`].
     pub links: u32,
-    pub hosts: Vec<String>,
-    pub curves: Vec<LinkCurve>,
+    pub tool: Tool,
+    /// Seconds since 1970 at the start.
+    #[serde(default)]
+    pub unix_time_s: Option<u64>,
+    #[serde(default)]
+    pub command: Option<String>,
+    pub hosts: Vec<Host>,
+    /// Threads of one rank.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Each with a fit.
+    pub curves: Vec<Curve>,
+}
+
+/// Only what tells one version from another.
+#[derive(Deserialize)]
+struct Version {
+    links: u32,
+}
+
+/// Why a table has no curve for a run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoCurve {
+    #[error("it has no all_reduce or reduce_scatter of f32 sums with a peak")]
+    Sums,
+    #[error("it was measured over {}, not over {transport}", measured.join(" and "))]
+    Transport { transport: String, measured: Vec<String> },
 }
 
 impl LinkTable {
-    /// Of all curves of a report that have enough points.
+    /// Of all curves of a report that have a fit.
     pub fn of(report: &Report) -> LinkTable {
-        let curves = curves(&report.rows).into_iter().filter_map(|(key, rows)| {
-            let points =
-                rows.iter().filter_map(|row| Some((row.key.bytes, row.times.center_us()?)));
-            let fit = fit(&points.collect::<Vec<_>>())?;
-            Some(LinkCurve {
-                op: key.op,
-                dtype: key.dtype,
-                in_place: key.in_place,
-                ranks: key.ranks,
-                transport: key.transport,
-                algorithm: key.algorithm,
-                ordered: key.ordered,
-                fit,
-                reach: reach(&rows),
-            })
-        });
-        let hosts = report.hosts.iter().map(|host| host.name.clone()).collect();
-        LinkTable { links: SCHEMA_VERSION, hosts, curves: curves.collect() }
+        let curves = report.curves.iter().filter(|curve| curve.fit.is_some());
+        LinkTable {
+            links: SCHEMA_VERSION,
+            tool: report.tool.clone(),
+            unix_time_s: report.unix_time_s,
+            command: report.command.clone(),
+            hosts: report.hosts.clone(),
+            threads: report.threads,
+            curves: curves.cloned().collect(),
+        }
     }
 
     /// The file.
@@ -156,57 +80,118 @@ impl LinkTable {
         serde_json::to_string_pretty(self).map_err(BenchError::Json)
     }
 
+    /// The JSON schema of the file.
+    pub fn json_schema() -> Value {
+        schemars::schema_for!(LinkTable).to_value()
+    }
+
     /// Reads what [`LinkTable::to_json`] wrote.
     ///
     /// # Errors
-    /// [`BenchError::Read`] with line and column: damaged, of another version, or with times that
+    /// [`BenchError::Read`] with line and column: damaged, of another version, or with figures that
     /// cannot be.
     pub fn from_json(text: &str) -> Result<LinkTable, BenchError> {
-        let table: LinkTable = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
+        let version: Version = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
         let refuse = |why: String| Err(BenchError::Read { line: 1, column: 1, why });
-        if table.links != SCHEMA_VERSION {
+        if version.links != SCHEMA_VERSION {
             return refuse(format!(
-                "a table of links of version {}, where this Muster reads version \
-                 {SCHEMA_VERSION}; measure again",
-                table.links
+                "a table of links of version {}, where this Muster reads version {SCHEMA_VERSION}; \
+                 measure again (`muster bench collectives --links FILE`)",
+                version.links
             ));
         }
-        for curve in &table.curves {
-            let segments = &curve.fit.segments;
-            let ascending = segments.windows(2).all(|pair| pair[0].from_bytes < pair[1].from_bytes);
-            let possible = segments
-                .iter()
-                .all(|segment| segment.alpha_us >= 0.0 && segment.beta_us_per_byte >= 0.0);
-            if segments.is_empty() || !ascending || !possible {
-                return refuse(format!(
-                    "segments of {} that are none, do not ascend, or have times below 0; measure \
-                     again",
-                    curve.op
-                ));
+        let table: LinkTable = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
+        match table.curves.iter().find_map(|curve| Some((curve, impossible(curve)?))) {
+            None => Ok(table),
+            Some((curve, why)) => {
+                refuse(format!("the curve of {}: {why}; measure again", curve.label()))
             }
         }
-        Ok(table)
     }
 
-    /// The curve of an operation among so many ranks over a transport; where that was not measured,
-    /// the one with the number of ranks that is nearest by factor. Of several that fit equally well
-    /// the first.
-    pub fn curve(&self, op: Op, ranks: usize, transport: &str) -> Option<&LinkCurve> {
-        let fits = |curve: &&LinkCurve| {
-            curve.op == op && curve.transport.as_deref().is_none_or(|known| known == transport)
+    /// The curve by which gradients of `ranks` ranks are sent over a transport: sums of f32, of
+    /// reduce_scatter rather than all_reduce, out of place rather than in place. Where that number
+    /// of ranks was not measured, the one that is nearest by factor.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn gradients(&self, ranks: usize, transport: &str) -> Result<&Curve, NoCurve> {
+        let is_sum = |curve: &&Curve| {
+            let key = &curve.key;
+            matches!(key.op, Op::AllReduce | Op::ReduceScatter)
+                && key.dtype == ElementType::F32
+                && key.redop.is_none_or(|redop| redop == RedOp::Sum)
+                && curve.reach.is_some()
         };
-        let distance = |curve: &LinkCurve| {
-            let known = curve.ranks.unwrap_or(ranks).max(1) as f64;
-            (known / ranks.max(1) as f64).ln().abs()
+        let sums: Vec<&Curve> = self.curves.iter().filter(is_sum).collect();
+        let over = |curve: &&&Curve| curve.key.transport.as_deref() == Some(transport);
+        let preference = |curve: &Curve| {
+            let measured = curve.key.ranks.unwrap_or(1).max(1) as f64;
+            let distance = (measured / ranks.max(1) as f64).ln().abs();
+            (distance, curve.key.op != Op::ReduceScatter, curve.key.in_place)
         };
-        let curves = self.curves.iter().filter(fits);
-        curves.min_by(|a, b| distance(a).total_cmp(&distance(b)))
+        let nearest = sums.iter().filter(over).min_by(|a, b| {
+            let (a, b) = (preference(a), preference(b));
+            a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2)))
+        });
+        if let Some(curve) = nearest {
+            return Ok(curve);
+        }
+        let mut measured: Vec<String> =
+            sums.iter().filter_map(|curve| curve.key.transport.clone()).collect();
+        measured.sort_unstable();
+        measured.dedup();
+        match measured.is_empty() {
+            true => Err(NoCurve::Sums),
+            false => Err(NoCurve::Transport { transport: transport.to_owned(), measured }),
+        }
     }
 }
 
+/// Why a curve was not measured, if it cannot have been.
+fn impossible(curve: &Curve) -> Option<&'static str> {
+    if curve.key.ranks == Some(0) {
+        return Some("among no ranks");
+    }
+    let Some(fit) = &curve.fit else { return Some("it has no fit") };
+    impossible_fit(fit).or_else(|| curve.reach.as_ref().and_then(impossible_reach))
+}
+
+fn impossible_fit(fit: &Fit) -> Option<&'static str> {
+    let segments = &fit.segments;
+    let first_is_larger = |s: &super::fit::Segment| s.from_bytes > s.to_bytes;
+    if segments.is_empty() {
+        return Some("its fit has no segments");
+    }
+    if segments.windows(2).any(|pair| pair[0].to_bytes >= pair[1].from_bytes)
+        || segments.iter().any(first_is_larger)
+    {
+        return Some("its segments do not ascend");
+    }
+    let figures = segments.iter().flat_map(|s| [s.alpha_us, s.beta_us_per_byte, s.max_error]);
+    let mut figures = figures.chain([fit.mean_error, fit.max_error]);
+    if figures.any(|figure| !figure.is_finite() || figure < 0.0) {
+        return Some("a time or an error below 0");
+    }
+    let has_no_time = |s: &super::fit::Segment| s.alpha_us == 0.0 && s.beta_us_per_byte == 0.0;
+    segments.iter().any(has_no_time).then_some("operations that take no time")
+}
+
+fn impossible_reach(reach: &Reach) -> Option<&'static str> {
+    let &Reach { peak_busbw_gb_per_s: peak, peak_bytes, half_bytes, ninety_bytes, .. } = reach;
+    if !peak.is_finite() || peak <= 0.0 {
+        return Some("a peak that is not above 0");
+    }
+    let ascend = 0 < half_bytes && half_bytes <= ninety_bytes && ninety_bytes <= peak_bytes;
+    (!ascend).then_some("sizes with half, with 90 % and with all of the peak that do not ascend")
+}
+
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use super::super::bucket::Bounds;
+    use super::super::curve;
     use super::super::report::tests::full;
+    use super::super::roofline::{Roof, Unknown};
     use super::super::row::tests::row;
     use super::super::row::{Key, Row};
     use super::*;
@@ -222,6 +207,8 @@ mod tests {
         report.rows = sizes.iter().flat_map(|&b| [ranked(2, b), ranked(8, b)]).collect();
         // Too few for a curve.
         report.rows.push(ranked(4, 64));
+        let roof = Roof::Unknown(Unknown::Memory);
+        report.curves = curve::of_rows(&report.rows, &roof, |_| Bounds::default());
         LinkTable::of(&report)
     }
 
@@ -232,44 +219,78 @@ mod tests {
         let json = table.to_json().unwrap();
         let read = LinkTable::from_json(&json).unwrap();
         assert_eq!(read.curves.len(), 2);
+        assert_eq!((&read.tool, &read.hosts), (&table.tool, &table.hosts));
+        let time = |curve: &Curve| curve.fit.as_ref().unwrap().time_us(1 << 26);
         for (read, made) in read.curves.iter().zip(&table.curves) {
             // The last bit of a number may be lost in decimals.
-            let ratio = read.fit.time_us(1 << 26) / made.fit.time_us(1 << 26);
-            assert!((ratio - 1.0).abs() < 1e-12);
-            assert_eq!((read.ranks, read.reach.is_some()), (made.ranks, true));
+            assert!((time(read) / time(made) - 1.0).abs() < 1e-12);
+            assert_eq!((read.key.ranks, read.bucket), (made.key.ranks, made.bucket));
         }
-        let eight = table.curve(Op::AllReduce, 8, "shm").unwrap();
-        assert!((eight.fit.time_us(1 << 20) - 80.0 - 20.97).abs() < 0.1, "{eight:?}");
-        assert!(eight.reach.unwrap().bucket_bytes > 1 << 24);
+        let eight = table.gradients(8, "shm").unwrap();
+        assert!((time(eight) - 80.0 - 1342.18).abs() < 0.1, "{eight:?}");
+        assert!(eight.reach.unwrap().ninety_bytes > 1 << 24);
+        // Every field is in the schema.
+        let schema = LinkTable::json_schema();
+        for key in serde_json::to_value(&table).unwrap().as_object().unwrap().keys() {
+            assert!(!schema["properties"][key].is_null(), "{key}");
+        }
+    }
+
+    #[test]
+    fn gradients_go_as_what_is_most_like_them() {
+        let mut table = table();
+        let ranks = |table: &LinkTable, ranks| table.gradients(ranks, "shm").unwrap().key.ranks;
         // Sixteen ranks were not measured; eight is nearer than two.
-        assert_eq!(table.curve(Op::AllReduce, 16, "shm").unwrap().ranks, Some(8));
-        assert_eq!(table.curve(Op::AllReduce, 1, "shm").unwrap().ranks, Some(2));
-        assert_eq!(table.curve(Op::AllReduce, 8, "tcp"), None);
-        assert_eq!(table.curve(Op::AllGather, 8, "shm"), None);
+        assert_eq!(
+            [ranks(&table, 16), ranks(&table, 1), ranks(&table, 8)],
+            [Some(8), Some(2), Some(8)]
+        );
+        let mut scatter = table.curves[1].clone();
+        scatter.key.op = Op::ReduceScatter;
+        let mut inside = scatter.clone();
+        inside.key.in_place = true;
+        table.curves.extend([inside, scatter]);
+        let key = &table.gradients(8, "shm").unwrap().key;
+        assert_eq!((key.op, key.in_place), (Op::ReduceScatter, false));
+        assert_eq!(table.gradients(2, "shm").unwrap().key.op, Op::AllReduce);
+        let refusal = table.gradients(8, "tcp").unwrap_err();
+        assert_eq!(refusal.to_string(), "it was measured over shm, not over tcp");
+        table.curves.iter_mut().for_each(|curve| curve.key.op = Op::AllGather);
+        assert_eq!(table.gradients(8, "shm").unwrap_err(), NoCurve::Sums);
     }
 
     #[test]
     fn tables_that_cannot_be_are_refused() {
-        let json = table().to_json().unwrap();
+        let table = table();
+        let json = table.to_json().unwrap();
         let refusal = |from: &str, to: &str| {
             let changed = json.replacen(from, to, 1);
             assert_ne!(changed, json, "{from}");
             LinkTable::from_json(&changed).unwrap_err().to_string()
         };
-        assert!(refusal("\"links\": 1", "\"links\": 7").contains("version 7"));
+        assert!(refusal("\"links\": 2", "\"links\": 1").contains("version 1"));
+        assert!(refusal("\"links\": 2", "\"links\": 7").contains("version 7"));
         assert!(refusal("\"alpha_us\": ", "\"alpha_us\": -").contains("below 0"));
+        assert!(refusal("\"half_bytes\": ", "\"half_bytes\": 99999").contains("ascend"));
+        assert!(
+            refusal("\"peak_busbw_gb_per_s\": ", "\"peak_busbw_gb_per_s\": -").contains("peak")
+        );
         assert!(refusal("\"fit\"", "\"fitt\"").contains("line"));
         for end in 0..json.len() {
             assert!(LinkTable::from_json(&json[..end]).is_err());
         }
-    }
-
-    #[test]
-    fn known_links_have_limits_and_names() {
-        let nvlink = KnownLink::named("nvlink4").unwrap();
-        assert_eq!((nvlink.limit_gb_per_s(), nvlink.percent(240.0)), (480.0, 50.0));
-        let xgmi = KnownLink::named("mi300x-xgmi").unwrap();
-        assert_eq!((xgmi.limit_gb_per_s(), xgmi.percent(336.0)), (448.0, 100.0));
-        assert!(KnownLink::named("pci").unwrap_err().to_string().contains("pollara400"));
+        let changed = |change: fn(&mut Curve)| {
+            let mut table = table.clone();
+            change(&mut table.curves[0]);
+            LinkTable::from_json(&table.to_json().unwrap()).unwrap_err().to_string()
+        };
+        assert!(changed(|curve| curve.fit = None).contains("all_reduce f32 sum 2 ranks shm"));
+        assert!(changed(|curve| curve.key.ranks = Some(0)).contains("no ranks"));
+        assert!(changed(|c| c.fit.as_mut().unwrap().segments.clear()).contains("no segments"));
+        let still: fn(&mut Curve) = |curve| {
+            let segment = &mut curve.fit.as_mut().unwrap().segments[0];
+            (segment.alpha_us, segment.beta_us_per_byte) = (0.0, 0.0);
+        };
+        assert!(changed(still).contains("no time"));
     }
 }

@@ -1,10 +1,13 @@
 //! Bus bandwidth over size, both axes logarithmic, a line per curve: the plot by which links are
-//! known. With one operation at several rank counts there is a line per rank count.
+//! known. With one operation at several rank counts there is a line per rank count. What was fitted
+//! is thin, its segments and what follows from them stand in the legend; a bound is dashed.
 
 use plotters::prelude::*;
 
+use super::curve::Curve;
 use super::report::Report;
 use super::row::{curves, labels};
+use super::size::binary;
 use crate::BenchError;
 
 const SIZE: (u32, u32) = (1040, 640);
@@ -25,7 +28,17 @@ const COLOURS: [RGBColor; 8] = [
 struct Line {
     label: String,
     points: Vec<(f64, f64)>,
+    /// Of each fitted segment.
+    fitted: Vec<Vec<(f64, f64)>>,
+    /// The bound, as log₁₀ GB/s.
+    bound: Option<f64>,
 }
+
+/// Points of a fitted segment: a line in time is none in bandwidth.
+const FITTED_POINTS: u32 = 24;
+
+/// Curves whose fits the legend has room for.
+const TOLD_MAX: usize = 6;
 
 /// The plot as a self-contained SVG, or `None` if no row has a bandwidth above 0.
 ///
@@ -34,12 +47,19 @@ struct Line {
 pub fn svg(report: &Report) -> Result<Option<String>, BenchError> {
     let curves = curves(&report.rows);
     let keys: Vec<_> = curves.iter().map(|(key, _)| key.clone()).collect();
-    let lines = curves.iter().zip(labels(&keys)).map(|((_, rows), label)| {
+    let told = curves.len() <= TOLD_MAX;
+    let lines = curves.iter().zip(labels(&keys)).map(|((key, rows), label)| {
         let points = rows.iter().filter_map(|row| {
             let busbw = row.busbw_gb_per_s.filter(|busbw| busbw.is_finite() && *busbw > 0.0)?;
             (row.key.bytes > 0).then(|| ((row.key.bytes as f64).log2(), busbw.log10()))
         });
-        Line { label, points: points.collect() }
+        let points = points.collect();
+        let known = report.curves.iter().find(|curve| curve.key == *key);
+        let said = known.filter(|_| told).map(legend).unwrap_or_default();
+        let fitted = known.map(fitted).unwrap_or_default();
+        let bound = known.and_then(|curve| curve.roofline.as_ref());
+        let bound = bound.map(|bound| bound.busbw_gb_per_s.log10());
+        Line { label: label + &said, points, fitted, bound }
     });
     let lines: Vec<Line> = lines.filter(|line| !line.points.is_empty()).collect();
     if lines.is_empty() {
@@ -48,6 +68,37 @@ pub fn svg(report: &Report) -> Result<Option<String>, BenchError> {
     let mut svg = String::new();
     draw(&title(report), &lines, &mut svg).map_err(|error| BenchError::Plot(error.to_string()))?;
     Ok(Some(svg))
+}
+
+/// What a fit says, behind a curve's name.
+fn legend(curve: &Curve) -> String {
+    let (Some(fit), Some(reach)) = (&curve.fit, &curve.reach) else { return String::new() };
+    let segments = fit.segments.iter().map(|segment| {
+        let (from, to) = (binary(segment.from_bytes), binary(segment.to_bytes));
+        let off = 100.0 * segment.max_error;
+        let (alpha, rate) = (segment.alpha_us, segment.gb_per_s());
+        format!("{from}–{to}: {alpha:.1} µs, {rate:.1} GB/s (±{off:.0} %)")
+    });
+    let (half, ninety) = (binary(reach.half_bytes), binary(reach.ninety_bytes));
+    let segments: Vec<String> = segments.collect();
+    format!("; n½ {half}, n90 {ninety}; {}", segments.join(", "))
+}
+
+/// The fitted bandwidths.
+fn fitted(curve: &Curve) -> Vec<Vec<(f64, f64)>> {
+    let (Some(fit), Some(ranks)) = (&curve.fit, curve.key.ranks) else { return Vec::new() };
+    let segments = fit.segments.iter().map(|segment| {
+        let (from, to) =
+            ((segment.from_bytes.max(1) as f64).log2(), (segment.to_bytes as f64).log2());
+        let point = |step: u32| {
+            let log = from + (to - from) * f64::from(step) / f64::from(FITTED_POINTS);
+            let bytes = log.exp2() as u64;
+            let both = curve.key.op.bandwidths(bytes, ranks, segment.time_us(bytes))?;
+            (both.busbw_gb_per_s > 0.0).then(|| (log, both.busbw_gb_per_s.log10()))
+        };
+        (0..=FITTED_POINTS).filter_map(point).collect()
+    });
+    segments.collect()
 }
 
 /// What all rows have in common.
@@ -74,6 +125,7 @@ fn draw(title: &str, lines: &[Line], svg: &mut String) -> Result<(), Box<dyn std
         (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max))
     };
     let ((left, right), (low, high)) = (ends(|p| p.0), ends(|p| p.1));
+    let high = lines.iter().filter_map(|line| line.bound).fold(high, f64::max);
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 20))
         .margin(16)
@@ -100,6 +152,15 @@ fn draw(title: &str, lines: &[Line], svg: &mut String) -> Result<(), Box<dyn std
             .label(line.label.clone())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
         chart.draw_series(line.points.iter().map(|&p| Circle::new(p, 2, colour.filled())))?;
+        for segment in &line.fitted {
+            let thin = colour.mix(0.5).stroke_width(1);
+            chart.draw_series(LineSeries::new(segment.iter().copied(), thin))?;
+        }
+        if let Some(bound) = line.bound {
+            let ends = [(left, bound), (right, bound)];
+            let thin = colour.mix(0.6).stroke_width(1);
+            chart.draw_series(DashedLineSeries::new(ends, 6, 6, thin))?;
+        }
     }
     chart
         .configure_series_labels()
@@ -126,7 +187,10 @@ fn bandwidth_label(log10: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bucket::Bounds;
+    use super::super::curve;
     use super::super::report::tests::full;
+    use super::super::roofline::Roof;
     use super::super::row::Row;
     use super::super::row::tests::row;
     use super::*;
@@ -149,6 +213,22 @@ mod tests {
         }
         // Nothing is fetched from elsewhere.
         assert!(!svg.contains("href") && !svg.contains("<script"));
+    }
+
+    #[test]
+    fn fits_and_bounds_are_drawn() {
+        let mut report = full();
+        report.rows = curve::tests::rows();
+        let roof = Roof::Memory { gb_per_s: 3200.0 };
+        report.curves = curve::of_rows(&report.rows, &roof, |_| Bounds::default());
+        let with = svg(&report).unwrap().unwrap();
+        for words in ["n½ ", "n90 ", "20.0 µs, 100.0 GB/s (±0 %)"] {
+            assert!(with.contains(words), "{words}");
+        }
+        report.curves.clear();
+        let without = svg(&report).unwrap().unwrap();
+        assert!(with.matches("<polyline").count() > without.matches("<polyline").count());
+        assert!(!without.contains("n90"));
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! A report: all rows of a run and where they come from, as JSON with a schema and as CSV.
 //!
-//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses another version, and within one
-//! version unknown fields.
+//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses later versions, and unknown fields. It
+//! reads all earlier versions, whose fields are some of today's:
+//!
+//! ```text
+//! 1   rows
+//! 2   and curves; of a row what overlapped
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -9,12 +14,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::curve::Curve;
 use super::row::Row;
 use crate::BenchError;
 use crate::report::quoted;
 
 /// The version of the JSON.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The program that measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -75,6 +81,9 @@ pub struct Report {
     /// False if the run ended before its last row, or the file before its end.
     pub complete: bool,
     pub rows: Vec<Row>,
+    /// What the rows of each case say together.
+    #[serde(default)]
+    pub curves: Vec<Curve>,
 }
 
 /// Only what tells one version from another.
@@ -100,6 +109,7 @@ impl Report {
             libraries: BTreeMap::new(),
             complete: true,
             rows: Vec::new(),
+            curves: Vec::new(),
         }
     }
 
@@ -118,15 +128,16 @@ impl Report {
     /// missing, unknown or of another type.
     pub fn from_json(text: &str) -> Result<Report, BenchError> {
         let version: Version = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
-        if version.schema != SCHEMA_VERSION {
+        if !(1..=SCHEMA_VERSION).contains(&version.schema) {
             let why = format!(
-                "a report of version {}, where this Muster reads version {SCHEMA_VERSION}; compare \
-                 with the Muster that wrote it, or measure again",
+                "a report of version {}, where this Muster reads versions 1 to {SCHEMA_VERSION}; \
+                 compare with the Muster that wrote it, or measure again",
                 version.schema
             );
             return Err(BenchError::Read { line: 1, column: 1, why });
         }
-        serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))
+        let report: Report = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
+        Ok(Report { schema: SCHEMA_VERSION, ..report })
     }
 
     /// The JSON schema of a report.
@@ -182,7 +193,7 @@ fn measured(row: &Row) -> Vec<(&'static str, String)> {
     let times = &row.times;
     let interval = times.interval.as_ref();
     let first_bad = row.check.as_ref().and_then(|check| check.first_bad.as_ref());
-    let skew = row.skew.as_ref();
+    let (skew, overlap) = (row.skew.as_ref(), row.overlap.as_ref());
     vec![
         ("count", text(row.count)),
         ("p50_us", text(times.p50_us)),
@@ -208,15 +219,55 @@ fn measured(row: &Row) -> Vec<(&'static str, String)> {
         ("skew_max_us", text(skew.map(|skew| skew.max_us))),
         ("path", text(row.path.map(|path| path.word()))),
         ("chosen", text(row.chosen.clone())),
+        ("overlap_shape", text(overlap.map(|overlap| overlap.shape.clone()))),
+        ("overlap_alone_us", text(overlap.map(|overlap| overlap.collective_alone_us))),
+        ("overlap_together_us", text(overlap.map(|overlap| overlap.collective_together_us))),
+        ("newton_schulz_alone_us", text(overlap.map(|overlap| overlap.newton_schulz_alone_us))),
+        (
+            "newton_schulz_together_us",
+            text(overlap.map(|overlap| overlap.newton_schulz_together_us)),
+        ),
+        ("both_us", text(overlap.map(|overlap| overlap.both_us))),
+        ("hidden_pct", text(overlap.and_then(|overlap| overlap.hidden_pct))),
+        ("overlap_iterations", text(overlap.map(|overlap| overlap.iterations))),
     ]
 }
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::row::tests::row;
-    use super::super::row::{Check, FirstBad, Path, RankTimes, Skew};
+    use super::super::bucket::{Bucket, Decided};
+    use super::super::fit::{Fit, Reach, Segment};
+    use super::super::roofline::Roofline;
+    use super::super::row::tests::{key, row};
+    use super::super::row::{Check, FirstBad, Overlap, Path, RankTimes, Skew};
     use super::super::stats::{CONFIDENCE, Times};
     use super::*;
+
+    /// With numbers that decimals hold.
+    fn curve() -> Curve {
+        let segment = Segment {
+            from_bytes: 1024,
+            to_bytes: 4096,
+            alpha_us: 20.0,
+            beta_us_per_byte: 0.5,
+            max_error: 0.25,
+        };
+        Curve {
+            key: key(0),
+            sizes: 3,
+            fit: Some(Fit { segments: vec![segment], mean_error: 0.125, max_error: 0.25 }),
+            no_fit: None,
+            reach: Some(Reach {
+                peak_busbw_gb_per_s: 175.0,
+                peak_bytes: 4096,
+                half_bytes: 1024,
+                ninety_bytes: 2048,
+                saturated: true,
+            }),
+            roofline: Some(Roofline { of: "memory".into(), busbw_gb_per_s: 350.0, percent: 50.0 }),
+            bucket: Some(Bucket { bytes: 2048, decided: Decided::Peak }),
+        }
+    }
 
     /// A report in which every field says something.
     pub fn full() -> Report {
@@ -232,6 +283,8 @@ pub mod tests {
         full.skew = Some(Skew { p50_us: 0.5, p99_us: 3.0, max_us: 4.0 });
         full.path = Some(Path::Shm);
         full.chosen = Some("ring/ll/56".into());
+        let alone_us = (100.0, 250.0);
+        full.overlap = Some(Overlap::of("2x256x1024".into(), alone_us, (120.0, 280.0, 290.0), 9));
         full.per_rank = vec![
             RankTimes { rank: 0, p50_us: 12.0, min_us: 10.0, max_us: 16.0, last_share: 0.25 },
             RankTimes { rank: 1, p50_us: 13.0, min_us: 10.0, max_us: 16.5, last_share: 0.75 },
@@ -246,6 +299,7 @@ pub mod tests {
             environment: [("NCCL_ALGO".to_owned(), "Ring".to_owned())].into(),
             libraries: [("nccl".to_owned(), "2.30.7".to_owned())].into(),
             rows: vec![full, row(2048, 20.0)],
+            curves: vec![curve()],
             ..Report::new(tool)
         }
     }
@@ -271,8 +325,8 @@ pub mod tests {
     fn what_is_no_report_is_refused_with_its_place() {
         let json = full().to_json().unwrap();
         let refusal = |text: &str| Report::from_json(text).unwrap_err().to_string();
-        let newer = json.replacen("\"schema\": 1", "\"schema\": 2", 1);
-        assert!(refusal(&newer).contains("version 2"), "{}", refusal(&newer));
+        let newer = json.replacen("\"schema\": 2", "\"schema\": 3", 1);
+        assert!(refusal(&newer).contains("version 3"), "{}", refusal(&newer));
         let unknown = json.replacen("\"in_place\"", "\"in_pace\"", 1);
         let message = refusal(&unknown);
         assert!(message.contains("in_pace") && message.contains("line"), "{message}");
@@ -280,6 +334,20 @@ pub mod tests {
         for end in 0..json.len() {
             assert!(Report::from_json(&json[..end]).is_err(), "{end}");
         }
+    }
+
+    #[test]
+    fn reports_of_version_1_are_read() {
+        let mut report = full();
+        report.curves.clear();
+        report.rows.iter_mut().for_each(|row| row.overlap = None);
+        let mut value = serde_json::to_value(&report).unwrap();
+        value["schema"] = 1.into();
+        value.as_object_mut().unwrap().remove("curves");
+        for row in value["rows"].as_array_mut().unwrap() {
+            row.as_object_mut().unwrap().remove("overlap");
+        }
+        assert_eq!(Report::from_json(&value.to_string()).unwrap(), report);
     }
 
     /// Splits a line of CSV without using the writer's own ideas.

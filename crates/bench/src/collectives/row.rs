@@ -180,6 +180,59 @@ pub struct RankTimes {
     pub last_share: f64,
 }
 
+/// The operation beside Newton–Schulz: medians, of launches that took turns. Each rank begins both
+/// at once, and all ranks begin together; each time is that of the last rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Overlap {
+    /// What each rank orthogonalizes.
+    pub shape: String,
+    pub collective_alone_us: f64,
+    pub collective_together_us: f64,
+    pub newton_schulz_alone_us: f64,
+    pub newton_schulz_together_us: f64,
+    /// Until both are done.
+    pub both_us: f64,
+    /// 100 · (sum of both alone − both together) / the shorter of both alone: 100 where the shorter
+    /// costs nothing, 0 where one after the other is as fast, below 0 where they hinder each other.
+    #[serde(default)]
+    pub hidden_pct: Option<f64>,
+    /// Launches of each kind.
+    pub iterations: u64,
+}
+
+impl Overlap {
+    /// Of what each takes alone, and of the operation, Newton–Schulz and both together.
+    pub fn of(
+        shape: String,
+        (collective_alone_us, newton_schulz_alone_us): (f64, f64),
+        (collective_together_us, newton_schulz_together_us, both_us): (f64, f64, f64),
+        iterations: u64,
+    ) -> Overlap {
+        let shorter = collective_alone_us.min(newton_schulz_alone_us);
+        let saved = collective_alone_us + newton_schulz_alone_us - both_us;
+        let hidden_pct = Some(100.0 * saved / shorter).filter(|percent| percent.is_finite());
+        Overlap {
+            shape,
+            collective_alone_us,
+            collective_together_us,
+            newton_schulz_alone_us,
+            newton_schulz_together_us,
+            both_us,
+            hidden_pct,
+            iterations,
+        }
+    }
+
+    /// Together over alone, of the operation and of Newton–Schulz.
+    pub fn slowdowns(&self) -> (f64, f64) {
+        (
+            self.collective_together_us / self.collective_alone_us,
+            self.newton_schulz_together_us / self.newton_schulz_alone_us,
+        )
+    }
+}
+
 /// One measured case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -206,6 +259,9 @@ pub struct Row {
     pub chosen: Option<String>,
     #[serde(default)]
     pub per_rank: Vec<RankTimes>,
+    /// Where that was asked for.
+    #[serde(default)]
+    pub overlap: Option<Overlap>,
 }
 
 impl Row {
@@ -227,6 +283,7 @@ impl Row {
             path: None,
             chosen: None,
             per_rank: Vec::new(),
+            overlap: None,
         }
     }
 
@@ -327,6 +384,18 @@ pub mod tests {
         assert_eq!(labels(&keys[..1]), ["all_reduce"]);
         let keys = [key(0), Key { in_place: true, op: Op::AllGather, redop: None, ..key(0) }];
         assert_eq!(labels(&keys), ["all_reduce sum out of place", "all_gather in place"]);
+    }
+
+    #[test]
+    fn what_is_hidden_is_a_part_of_the_shorter() {
+        let of = |both| Overlap::of(String::new(), (100.0, 300.0), (110.0, 330.0, both), 3);
+        let hidden = |both| of(both).hidden_pct.unwrap();
+        assert_eq!([hidden(300.0), hidden(350.0), hidden(400.0)], [100.0, 50.0, 0.0]);
+        assert_eq!(hidden(450.0), -50.0);
+        let (collective, newton_schulz) = of(330.0).slowdowns();
+        assert!((collective - 1.1).abs() < 1e-12 && (newton_schulz - 1.1).abs() < 1e-12);
+        let none = Overlap::of(String::new(), (0.0, 300.0), (0.0, 300.0, 300.0), 3);
+        assert_eq!(none.hidden_pct, None);
     }
 
     #[test]

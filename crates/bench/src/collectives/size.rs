@@ -74,6 +74,15 @@ pub fn parse_size(text: &str) -> Result<u64, BenchError> {
     }
 }
 
+/// Bytes in the binary unit that fits, with a digit after the point below ten: `64 KiB`, `1.5 MiB`.
+pub fn binary(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = (bytes.max(1).ilog2() / 10) as usize;
+    let value = bytes as f64 / (1_u64 << (10 * unit)) as f64;
+    let digits = usize::from(value < 9.95 && value.fract() > 0.05 && value.fract() < 0.95);
+    format!("{value:.digits$} {}", units[unit])
+}
+
 /// What a unit that is none was probably meant to be.
 fn advice_on_unit(number: &str, unit: &str) -> String {
     let letter = unit.chars().next().unwrap_or(' ').to_ascii_uppercase();
@@ -222,6 +231,22 @@ mod tests {
         let least: u64 = words.filter_map(|word| word.parse().ok()).nth(1).unwrap();
         assert!(Sweep { step: Step::Bytes(least), ..fine }.sizes(1).is_ok(), "{message}");
         assert!(Sweep { step: Step::Bytes(least - 100), ..fine }.sizes(1).is_err());
+    }
+
+    #[test]
+    fn sizes_are_shown_in_the_unit_that_fits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (2047, "2 KiB"),
+            (64 << 10, "64 KiB"),
+            (25 << 20, "25 MiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(binary(bytes), text, "{bytes}");
+        }
     }
 
     proptest! {

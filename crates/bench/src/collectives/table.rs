@@ -81,6 +81,53 @@ pub fn table(report: &Report) -> String {
     text
 }
 
+/// What was measured beside Newton–Schulz, as lines behind `#`; empty if nothing was.
+pub fn overlaps(report: &Report) -> String {
+    let mut text = String::new();
+    let measured = report.rows.iter().filter_map(|row| Some((row, row.overlap.as_ref()?)));
+    for (row, overlap) in measured {
+        if text.is_empty() {
+            let _ = writeln!(
+                text,
+                "#\n# Beside Newton-Schulz of {} per rank: medians in us, alone and together\n\
+                 #{:>12}  {:>10}  {:>10}  {:>6}  {:>10}  {:>10}  {:>6}  {:>10}  {:>8}  case",
+                overlap.shape,
+                "size",
+                "operation",
+                "together",
+                "times",
+                "N-S",
+                "together",
+                "times",
+                "both",
+                "% hidden",
+            );
+        }
+        let (slower, slower_ns) = overlap.slowdowns();
+        let hidden = overlap.hidden_pct.map_or("N/A".to_owned(), |percent| format!("{percent:.0}"));
+        let key = &row.key;
+        let place = if key.in_place { "in place" } else { "out of place" };
+        let words = [Some(key.op.to_string()), Some(key.dtype.to_string())].into_iter().chain([
+            key.redop.map(|redop| redop.to_string()),
+            key.root.map(|root| format!("root {root}")),
+            key.ranks.map(|ranks| format!("{ranks} ranks")),
+            Some(place.to_owned()),
+        ]);
+        let _ = writeln!(
+            text,
+            "#{:>12}  {}  {}  {slower:>6.2}  {}  {}  {slower_ns:>6.2}  {}  {hidden:>8}  {}",
+            key.bytes,
+            fixed(overlap.collective_alone_us, 10),
+            fixed(overlap.collective_together_us, 10),
+            fixed(overlap.newton_schulz_alone_us, 10),
+            fixed(overlap.newton_schulz_together_us, 10),
+            fixed(overlap.both_us, 10),
+            words.flatten().collect::<Vec<_>>().join(" "),
+        );
+    }
+    text
+}
+
 fn one_section(key: &Key, rows: &[&Row], text: &mut String) {
     // Writing to a String cannot fail.
     let _ =
@@ -245,6 +292,25 @@ mod tests {
     }
 
     #[test]
+    fn overlap_is_told_case_by_case() {
+        let text = overlaps(&full());
+        let last = text.lines().last().unwrap();
+        let words: Vec<&str> = last.split_whitespace().collect();
+        // 100 and 250 alone; 120, 280 and 290 together: 60 of 100 are hidden.
+        assert_eq!(
+            words[..9],
+            ["#", "1024", "100.00", "120.00", "1.20", "250.00", "280.00", "1.12", "290.00"]
+        );
+        assert_eq!(
+            words[9..],
+            ["60", "all_reduce", "f32", "sum", "8", "ranks", "out", "of", "place"]
+        );
+        let mut none = full();
+        none.rows.remove(0);
+        assert_eq!(overlaps(&none), "");
+    }
+
+    #[test]
     fn what_reads_nccl_tests_reads_this() {
         for wide in [false, true] {
             let mut report = full();
@@ -255,7 +321,10 @@ mod tests {
             if wide {
                 report.rows.extend(full().rows.drain(..1));
             }
-            let read = crate::collectives::read::read(table(&report).as_bytes()).unwrap();
+            let roof = crate::collectives::roofline::Roof::Memory { gb_per_s: 20.0 };
+            let curves = crate::collectives::curve::text(&report.curves, &roof);
+            let all = table(&report) + &curves + &overlaps(&full());
+            let read = crate::collectives::read::read(all.as_bytes()).unwrap();
             assert!(read.complete);
             assert_eq!(read.rows.len(), report.rows.len());
             for expected in &report.rows {

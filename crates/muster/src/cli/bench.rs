@@ -38,12 +38,16 @@ Examples:
   muster bench collectives
   muster bench collectives all_reduce --ranks 4 --min 1KiB --max 256MiB --json ar.json
   muster bench collectives --ranks-sweep 2,4,8 --svg busbw.svg
+  muster bench collectives reduce_scatter --ranks 4 --links auto      (for train's buckets)
+  muster bench collectives all_reduce --ranks 2 --overlap             (beside Newton-Schulz)
   muster bench collectives send_recv all_to_all --backend tcp --odd
   muster bench collectives --backend tcp --ranks 8 --nodes 2 --node-rank 0 \\
       --rendezvous 10.0.0.7:4000 --bind 10.0.0.7        (and on the other host with --node-rank 1)
 
-Sums are made in the order of a fixed tree, with the same bits on every transport. Times are medians;
-algbw and busbw are what nccl-tests means by them. Results are checked on timed launches.")]
+Sums are made in the order of a fixed tree, with the same bits on every transport. Times are
+medians; algbw and busbw are what nccl-tests means by them. Results are checked on timed
+launches. Below the table stands what follows from the sizes of each case: a fit, n1/2 and n90,
+percent of a roofline, and a size for buckets of gradients.")]
     Collectives(Box<super::CollectivesArgs>),
     /// Time every pair of ranks, both directions, and name the host, rail, rank or link that is slow
     #[command(after_help = "\

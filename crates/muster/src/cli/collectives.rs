@@ -1,7 +1,11 @@
 //! The command line of `muster bench collectives`.
 
-use ::bench::collectives::run::{Place, Plan, reduction, supports};
+use std::path::PathBuf;
+
+use ::bench::collectives::roofline::KnownLink;
+use ::bench::collectives::run::{Beside, Place, Plan, can_overlap, reduction, supports};
 use ::bench::collectives::{ElementType, Op, RedOp, Step, StopRule, Sweep, parse_size};
+use ::bench::{BatchShape, BenchError};
 use clap::{Args, ValueEnum};
 use comm::{DeviceTransport, GroupOptions, SumOrder};
 use device::DeviceKind;
@@ -78,9 +82,9 @@ pub struct CollectivesArgs {
     /// Where results go
     #[arg(long, value_name = "PLACE", default_value = "both")]
     pub place: PlaceArg,
-    /// The ranks that others receive from or give to, each measured
+    /// The ranks that others receive from or give to, each measured; `all` for each rank in turn
     #[arg(long, alias = "root", value_name = "R,…", value_delimiter = ',', default_value = "0")]
-    pub roots: Vec<usize>,
+    pub roots: Vec<RootArg>,
     /// Launches that are not counted
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub warmup: u64,
@@ -96,6 +100,20 @@ pub struct CollectivesArgs {
     /// Do not check results
     #[arg(long)]
     pub no_check: bool,
+    /// Measure each case beside Newton-Schulz, too: what each takes alone and together
+    #[arg(long)]
+    pub overlap: bool,
+    /// What each rank orthogonalizes with --overlap, as ROWSxCOLS or COUNTxROWSxCOLS
+    #[arg(long, value_name = "SHAPE", default_value = "2x256x1024")]
+    pub overlap_shape: BatchShape,
+    /// The link whose published figures bound the bandwidth: nvlink4, mi300x-xgmi, pollara400, ndr,
+    /// hdr; by default that of the devices, or the memory of the host, where one of them is known
+    #[arg(long, value_name = "NAME", value_parser = link)]
+    pub link: Option<&'static KnownLink>,
+    /// Write the fitted curves as a table that `train` reads (`ranks.links`); `auto` is the place
+    /// in the user's cache where it looks by itself
+    #[arg(long, value_name = "FILE|auto")]
+    pub links: Option<PathBuf>,
     /// How long a rank may stand still, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout_ms: u64,
@@ -106,6 +124,27 @@ pub struct CollectivesArgs {
     /// Flip a bit of a result of rank 0, in its launch of this number
     #[arg(long, value_name = "N", hide = true)]
     pub flip_at: Option<u64>,
+}
+
+/// A root, or each rank in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootArg {
+    All,
+    Rank(usize),
+}
+
+impl std::str::FromStr for RootArg {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<RootArg, String> {
+        match word {
+            "all" => Ok(RootArg::All),
+            rank => rank
+                .parse()
+                .map(RootArg::Rank)
+                .map_err(|_| format!("`{rank}` is no rank; use a number, or all")),
+        }
+    }
 }
 
 /// Where results go.
@@ -207,11 +246,7 @@ impl CollectivesArgs {
         let ops = self.all_ops();
         self.check_types(&ops)?;
         self.check_devices()?;
-        let least = self.ranks_sweep.iter().copied().min().map_or(world, |few| few.min(world));
-        if let Some(root) = self.roots.iter().find(|&&root| root >= least) {
-            let last = least - 1;
-            return refuse(format!("--roots {root} is no rank of {least}; use 0 to {last}"));
-        }
+        let roots = self.all_roots(world)?;
         if !(self.within > 0.0 && self.within < 100.0) {
             return refuse(format!("--within {}; use percent above 0, such as 1", self.within));
         }
@@ -225,10 +260,11 @@ impl CollectivesArgs {
         ranks.dedup();
         let iterations_min = StopRule::default().iterations_min.min(self.iterations);
         Ok(Plan {
+            beside: self.beside(&ops, &ranks)?,
             ops,
             dtypes: self.dtypes.clone(),
             redops: self.redops.clone(),
-            roots: self.roots.clone(),
+            roots,
             sweep: Sweep { from_bytes: self.min, to_bytes: self.max, step, odd: self.odd },
             ranks,
             places: match self.place {
@@ -250,8 +286,46 @@ impl CollectivesArgs {
             flip_at: self.flip_at,
         })
     }
+
+    /// The roots of any of the groups.
+    fn all_roots(&self, world: usize) -> Result<Vec<usize>, CliError> {
+        let least = self.ranks_sweep.iter().copied().min().map_or(world, |few| few.min(world));
+        let mut roots = Vec::new();
+        for root in &self.roots {
+            match *root {
+                RootArg::All => roots.extend(0..world),
+                RootArg::Rank(root) if root < least => roots.push(root),
+                RootArg::Rank(root) => {
+                    let last = least - 1;
+                    return Err(CliError::mistake(format!(
+                        "--roots {root} is no rank of {least}; use 0 to {last}, or all"
+                    )));
+                }
+            }
+        }
+        Ok(roots)
+    }
+
+    /// What operations are measured beside, if all of them can be.
+    fn beside(&self, ops: &[Op], ranks: &[usize]) -> Result<Option<Beside>, CliError> {
+        if !self.overlap {
+            return Ok(None);
+        }
+        for &op in ops {
+            for &ranks in ranks {
+                for &kind in &self.device {
+                    can_overlap(op, ranks, kind).map_err(BenchError::from)?;
+                }
+            }
+        }
+        Ok(Some(Beside { shape: self.overlap_shape.to_string() }))
+    }
 }
 
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
+}
+
+fn link(name: &str) -> Result<&'static KnownLink, String> {
+    KnownLink::named(name).map_err(|error| error.to_string())
 }

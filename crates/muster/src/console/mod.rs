@@ -112,6 +112,52 @@ fn endless_style() -> ProgressStyle {
     ProgressStyle::with_template(template).expect("a constant template")
 }
 
+/// Progress through the cases of a benchmark: a bar on a terminal, a line for each elsewhere.
+pub struct CaseProgress {
+    bar: Option<ProgressBar>,
+    of: u64,
+}
+
+impl CaseProgress {
+    /// Nothing done yet of so many cases.
+    pub fn new(of: usize) -> CaseProgress {
+        let of = of as u64;
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{wide_bar} {pos}/{len} cases, {eta} left, {msg}";
+            let style = ProgressStyle::with_template(template).expect("a constant template");
+            bars().add(ProgressBar::new(of).with_style(style))
+        });
+        CaseProgress { bar, of }
+    }
+
+    /// So many are done, the last of which is `what`.
+    pub fn update(&self, done: usize, what: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(visible(what));
+                bar.set_position(done as u64);
+            }
+            None => complain(&format!("{done} of {}: {what}", self.of)),
+        }
+    }
+
+    /// A line above the bar.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| complain(text)),
+            None => complain(text),
+        }
+    }
+}
+
+impl Drop for CaseProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Plain progress lines come this far apart.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -4,7 +4,9 @@ mod time;
 
 use std::fmt::Write as _;
 
-use train::event::{Action, Evaluation, Event, FinishReason, Finished, Header, Saved, Step};
+use train::event::{
+    Action, Buckets, Evaluation, Event, FinishReason, Finished, Header, Saved, Step,
+};
 
 use super::units::{bytes, count, duration, ms, short};
 use crate::output::{BOLD, PLAIN, visible};
@@ -147,6 +149,9 @@ impl Renderer {
         let parts: Vec<String> =
             header.memory.iter().map(|(what, n)| format!("{what} {}", bytes(*n))).collect();
         row("memory", format!("{} per rank: {}", bytes(total), parts.join(", ")));
+        if let Some(text) = buckets_line(header) {
+            row("buckets", text);
+        }
         if let Some(offload) = &header.offload {
             let total = bytes(offload.bytes());
             let parts: Vec<String> =
@@ -309,6 +314,13 @@ fn ranks(header: &Header) -> String {
     let link = if header.ranks > 1 { format!(" over {}", header.backend) } else { String::new() };
     let (ranks, threads) = (plural(header.ranks, "rank"), plural(header.threads, "thread"));
     format!("{ranks}{link}, {threads} each, {} with {} weights", header.device, header.weights)
+}
+
+/// How gradients are cut, where they are sent anywhere.
+fn buckets_line(header: &Header) -> Option<String> {
+    let are_sent = header.ranks > 1 || header.offload.is_some();
+    let Buckets { count, bytes: size, reason } = header.buckets.as_ref().filter(|_| are_sent)?;
+    Some(format!("{} of {}: {reason}", plural(*count, "bucket"), bytes(*size)))
 }
 
 fn corpus_line(corpus: &train::event::Corpus) -> String {

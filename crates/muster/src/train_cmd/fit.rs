@@ -110,7 +110,8 @@ fn fits(rank: u64, local: usize, limits: &[Limit]) -> Option<u64> {
 
 /// As [`fits`], for a config.
 fn planned(start: &Start, config: &Config, world: usize, limits: &[Limit]) -> Option<u64> {
-    let plan = RunPlan::new(config, start.vocab, world, start.plan.threads).ok()?;
+    let (threads, bucket) = (start.plan.threads, 4 * start.plan.bucket_elements);
+    let plan = RunPlan::with_buckets(config, start.vocab, world, threads, bucket).ok()?;
     fits(plan.peak_bytes(), world / start.nodes, limits)
 }
 

@@ -17,6 +17,9 @@ pub const KIND_OF_CPU: &str = "kind of CPU";
 /// And, whatever it says, where the optimizer is: of a device the kind, without its number.
 pub const OPTIMIZER_DEVICE: &str = "ranks.optimizer_device";
 
+/// What hosts choose from tables of their own, and must choose alike.
+pub const BUCKETS: &str = "size of buckets";
+
 /// A start of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -27,6 +30,8 @@ pub struct Job {
     /// Ranks of all hosts.
     pub world: usize,
     pub threads: usize,
+    /// Bytes of a bucket of gradients.
+    pub bucket_bytes: usize,
     /// Where the ranks meet: any of these addresses.
     pub rendezvous: Vec<SocketAddr>,
     /// The number under which the ranks inherit the memory that they share.
@@ -85,6 +90,7 @@ impl Job {
             (OPTIMIZER_DEVICE.into(), optimizer.map_or("cpu".into(), offload::kind)),
             ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
+            (BUCKETS.into(), self.bucket_bytes.to_string()),
             ("model".into(), hex(plan.schema.digest())),
             ("ownership plan".into(), hex(plan.ownership.digest())),
             ("--max-steps".into(), self.max_steps.map_or("none".into(), |most| most.to_string())),
@@ -123,6 +129,7 @@ mod tests {
             prepared,
             world: 2,
             threads: 1,
+            bucket_bytes: 32 << 20,
             rendezvous: vec![([127, 0, 0, 1], 0).into()],
             shared_memory: None,
             bind: [127, 0, 0, 1].into(),
@@ -134,7 +141,12 @@ mod tests {
 
     /// Two ranks on these CPUs meet; what each of them is told.
     fn meet(mixed_cpus: bool, cpus: [&str; 2]) -> Vec<Result<(), String>> {
-        let job = job(mixed_cpus);
+        meet_as([job(mixed_cpus), job(mixed_cpus)], cpus)
+    }
+
+    /// As [`meet`], of what each rank's host decided.
+    fn meet_as(jobs: [Job; 2], cpus: [&str; 2]) -> Vec<Result<(), String>> {
+        let job = &jobs[0];
         let plan = train::RunPlan::new(&job.config, 257, job.world, job.threads).unwrap();
         let server = Server::bind(&job.rendezvous[..], &job.name, 2, 60_000).unwrap();
         std::thread::scope(|scope| {
@@ -145,7 +157,7 @@ mod tests {
                         rank,
                         world: job.world,
                         version: "1.0".into(),
-                        identity: job.identity(&plan, cpus[rank].to_owned(), None),
+                        identity: jobs[rank].identity(&plan, cpus[rank].to_owned(), None),
                         listen: None,
                     };
                     let addr = server.addr();
@@ -172,6 +184,19 @@ mod tests {
         let [first, second] = [of(&first, None), instinct].map(|identity| identity[2].clone());
         assert_eq!(first, ("ranks.optimizer_device".to_owned(), "cpu".to_owned()));
         assert_eq!(second, ("ranks.optimizer_device".to_owned(), "sim:gfx942".to_owned()));
+    }
+
+    #[test]
+    fn hosts_that_chose_other_buckets_are_refused() {
+        let other = Job { bucket_bytes: 1 << 20, ..job(false) };
+        for told in meet_as([job(false), other], ["x86_64 fma"; 2]) {
+            assert_eq!(
+                told.unwrap_err(),
+                "the ranks differ in size of buckets: 33554432 on rank 0, 1048576 on rank 1; start \
+                 every rank with the same size of buckets: give every host the same table \
+                 (ranks.links), or a size (ranks.bucket_bytes)"
+            );
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use bench::collectives::Row;
 use bench::collectives::run::Used;
+use bench::collectives::{Host, Row};
 use bench::pairs::Measured;
 use comm::Fault;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ pub enum Line<'a> {
     Measured(Cow<'a, Row>),
     /// Of a benchmark: what moves the memory; only rank 0 tells it.
     Route(Cow<'a, Used>),
+    /// Of a benchmark: where the ranks are; only rank 0 tells it.
+    Hosts(Cow<'a, [Host]>),
     /// Of a benchmark of pairs: rounds that are done, of so many; only rank 0 tells it.
     Rounds(usize, usize),
     /// Of that: all of it.

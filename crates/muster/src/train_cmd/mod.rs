@@ -7,6 +7,7 @@
 //! ```
 
 pub mod address;
+mod buckets;
 mod fit;
 mod generate;
 mod job;
@@ -25,6 +26,6 @@ pub mod watch;
 mod worker;
 
 pub use generate::generate;
-pub use job::{KIND_OF_CPU, OPTIMIZER_DEVICE};
+pub use job::{BUCKETS, KIND_OF_CPU, OPTIMIZER_DEVICE};
 pub use supervise::train;
 pub use worker::worker;

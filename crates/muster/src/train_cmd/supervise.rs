@@ -12,6 +12,7 @@ use train::mesh_plan::Purpose;
 use train::{Event, RunPlan};
 
 use super::address::{self, Absence, Addresses};
+use super::buckets::{self, Buckets};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
 use super::life::{Limits, Work};
@@ -82,6 +83,7 @@ struct Planned {
     /// What the hosts call the job, if there are several.
     name: Option<String>,
     plan: RunPlan,
+    buckets: Buckets,
     threads: usize,
     /// Whether the memory of this host suffices, and a warning where it is tight.
     fit: Result<Option<String>, String>,
@@ -109,10 +111,14 @@ fn plan(hosts: &Hosts, loaded: Loaded) -> Result<Planned, CliError> {
     let threads = threads(&config, share.ranks);
     limits::check_threads(share.ranks, threads, share.parts)?;
     let vocab = loaded.resolved.tokenizer.vocab_size();
-    let plan = RunPlan::new(&config, vocab, config.ranks.count, threads)?;
+    let run = RunDir::new(config.runs_dir.join(&config.name));
+    let gradient_bytes = 4 * loaded.resolved.schema.parameters() as u64;
+    let buckets = buckets::resolve(&config.ranks, &run, place.of_machine().parts, gradient_bytes)?;
+    let world = config.ranks.count;
+    let plan = RunPlan::with_buckets(&config, vocab, world, threads, buckets.bytes)?;
     let fit = memory(&config, &plan, vocab, &place);
     let offload = offload::plan(&config, &plan, place.ranks.clone());
-    Ok(Planned { config, place, addresses, name, plan, threads, fit, offload })
+    Ok(Planned { config, place, addresses, name, plan, buckets, threads, fit, offload })
 }
 
 /// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
@@ -124,7 +130,7 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, name, plan, threads, fit, offload } = planned;
+    let Planned { config, place, addresses, name, plan, buckets, threads, fit, offload } = planned;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
@@ -136,6 +142,7 @@ fn supervise(
         name,
         world: config.ranks.count,
         threads,
+        bucket_bytes: buckets.bytes,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory: memory.descriptor(),
         bind: addresses.bind(),
@@ -146,7 +153,7 @@ fn supervise(
         prepared,
     };
     let mut sink = begin_events(&place, run, || {
-        header(&plan, &job.config, Some(&job.prepared), run, offload?)
+        header((&plan, buckets.reason), &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
@@ -358,7 +365,8 @@ fn threads(config: &Config, local: usize) -> usize {
 /// the rest is shown before that is told.
 fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
     let offload = planned.offload.as_ref().ok().cloned().flatten();
-    let header = header(&planned.plan, &planned.config, None, run, offload)?;
+    let plan = (&planned.plan, planned.buckets.reason);
+    let header = header(plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
     crate::output::show(&format!("{lines}\n{mesh}"))?;
@@ -386,7 +394,7 @@ fn memory(
 }
 
 fn header(
-    plan: &RunPlan,
+    (plan, buckets): (&RunPlan, String),
     config: &Config,
     prepared: Option<&Prepared>,
     run: &RunDir,
@@ -407,7 +415,7 @@ fn header(
     let data_digest = prepared.map(|prepared| hex(prepared.digest)).unwrap_or_default();
     let digests = (config_digest.to_hex().to_string(), data_digest);
     let run_dir = run.root().display().to_string();
-    Ok(plan.header(config, corpus.collect(), digests, run_dir, offload)?)
+    Ok(plan.header(config, corpus.collect(), digests, (run_dir, buckets), offload)?)
 }
 
 fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use bench::collectives::Row;
 use bench::collectives::run::Used;
+use bench::collectives::{Host, Row};
 use bench::pairs::Measured as Pairs;
 use comm::AwakeClock;
 use comm::rendezvous::Server;
@@ -52,6 +52,7 @@ pub enum Told {
     Event(Event),
     Measured(Row),
     Route(Used),
+    Hosts(Vec<Host>),
     /// Rounds of pairs that are done, and how many there are.
     Rounds(usize, usize),
     Pairs(Pairs),
@@ -287,6 +288,7 @@ impl Watch {
                 Line::Event(event) => tell(Told::Event(event.into_owned())),
                 Line::Measured(row) => tell(Told::Measured(row.into_owned())),
                 Line::Route(used) => tell(Told::Route(used.into_owned())),
+                Line::Hosts(hosts) => tell(Told::Hosts(hosts.into_owned())),
                 Line::Rounds(done, of) => tell(Told::Rounds(done, of)),
                 Line::Pairs(pairs) => tell(Told::Pairs(pairs.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),

@@ -74,7 +74,8 @@ struct Devices<'a> {
 
 fn rank(job: &Job, rank: usize, devices: Devices, told: &Told) -> Result<Exit, CliError> {
     let vocab = job.prepared.vocab_size as usize;
-    let plan = RunPlan::new(&job.config, vocab, job.world, job.threads)?;
+    let (world, threads, bucket) = (job.world, job.threads, job.bucket_bytes);
+    let plan = RunPlan::with_buckets(&job.config, vocab, world, threads, bucket)?;
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan, devices)?;
     let backend = backend(job, listener, peers, name)?;

@@ -126,6 +126,11 @@ impl Case {
         Ok(group.call(&self.stream, &self.op)?)
     }
 
+    /// Lets the group run it after everything on `after`; the caller goes on.
+    pub fn submit(&self, group: &Group, after: &Stream) -> Result<comm::Pending, BenchError> {
+        Ok(group.submit(after, &self.op)?)
+    }
+
     /// Writes the inputs of launch `salt`, over whatever is where results go.
     pub fn fill(&mut self, salt: u64) -> Result<(), BenchError> {
         for region in &self.results {

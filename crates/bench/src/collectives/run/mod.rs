@@ -15,6 +15,8 @@
 
 mod case;
 mod clock;
+mod here;
+mod overlap;
 mod pattern;
 mod stamps;
 
@@ -26,9 +28,11 @@ use serde::{Deserialize, Serialize};
 
 use case::{Buffers, Case};
 pub use case::{reduction, supports};
+use overlap::Computing;
+pub use overlap::{Beside, NoOverlap, can_overlap};
 use stamps::{Batch, Combined};
 
-use super::{ElementType, Key, Op, Parts, Path, RedOp, Row, Sampler, StopRule, Sweep};
+use super::{ElementType, Host, Key, Op, Parts, Path, RedOp, Row, Sampler, StopRule, Sweep};
 use crate::BenchError;
 
 /// Time of a batch, after which ranks tell each other their stamps.
@@ -46,7 +50,7 @@ pub struct Plan {
     pub dtypes: Vec<ElementType>,
     /// Of operations that reduce.
     pub redops: Vec<RedOp>,
-    /// Of operations with one.
+    /// Of operations with one; those that are no rank of a group are left out there.
     pub roots: Vec<usize>,
     pub sweep: Sweep,
     /// Numbers of ranks, each measured among the first so many.
@@ -65,6 +69,9 @@ pub struct Plan {
     /// Flips a bit of a result of rank 0 in its launch of this number: for tests of the check.
     #[serde(default)]
     pub flip_at: Option<u64>,
+    /// What each operation is measured beside, once more, where that is asked for.
+    #[serde(default)]
+    pub beside: Option<Beside>,
 }
 
 /// What comes of a run as it goes on.
@@ -72,6 +79,8 @@ pub struct Plan {
 pub enum Told {
     /// What moves the memory of the devices that the next rows are of.
     Route(Used),
+    /// Where the ranks are, before the first row.
+    Hosts(Vec<Host>),
     Row(Row),
 }
 
@@ -143,6 +152,7 @@ impl Plan {
         }
         // What has less than an element for each rank moves nothing.
         keys.retain(|key| key.op == Op::Barrier || key.bytes > 0);
+        keys.retain(|key| key.root.is_none_or(|root| root < ranks));
         let mut seen = HashSet::new();
         keys.retain(|key| seen.insert(key.fields()));
         Ok(keys)
@@ -165,6 +175,17 @@ impl Plan {
             }
         }
         ways
+    }
+
+    /// What this rank computes beside operations, if it is to.
+    fn computing(&self, world: &World, device: &Device) -> Result<Option<Computing>, BenchError> {
+        let Some(beside) = &self.beside else { return Ok(None) };
+        for (&op, &ranks) in self.ops.iter().flat_map(|op| self.ranks.iter().map(move |n| (op, n)))
+        {
+            can_overlap(op, ranks, device.kind())?;
+        }
+        let takes_part = self.ranks.iter().any(|&ranks| world.rank() < ranks);
+        takes_part.then(|| Computing::new(device, beside)).transpose()
     }
 
     /// Bytes of the two buffers that each rank has.
@@ -204,6 +225,8 @@ pub fn run(
     tell: &mut dyn FnMut(Told) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
     let mut used = None;
+    tell(Told::Hosts(here::hosts(world, device)?))?;
+    let computing = plan.computing(world, device)?;
     for &ranks in &plan.ranks {
         let others = (ranks..world.size()).collect::<Vec<_>>();
         let parts = [(0..ranks).collect(), others];
@@ -219,11 +242,18 @@ pub fn run(
         }
         for key in plan.keys(ranks)? {
             let mut row = measure(world, member.as_ref(), plan, &key)?;
+            if let Some(beside) = &plan.beside {
+                let parts = member.as_ref().zip(computing.as_ref());
+                overlap::measure(world, parts, (plan, beside), &key, &mut row)?;
+            }
             mark(&mut row, group.route(), group.window_path());
             tell(Told::Row(row))?;
         }
     }
-    Ok(())
+    match computing.filter(|_| plan.check) {
+        Some(computing) => computing.check(),
+        None => Ok(()),
+    }
 }
 
 /// What the row was measured over.

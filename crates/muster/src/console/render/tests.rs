@@ -18,6 +18,11 @@ fn header() -> Event {
         backend: "shm".into(),
         threads: 1,
         device: "cpu".into(),
+        buckets: Some(train::event::Buckets {
+            count: 3,
+            bytes: 4 << 20,
+            reason: "as configured (ranks.bucket_bytes)".into(),
+        }),
         offload: None,
         weights: "f32".into(),
         free: true,
