@@ -19,7 +19,7 @@ const LEN: usize = 6 << 20;
 /// Beginnings and ends of parts after which a rank stops in the middle; over shared memory there
 /// are few.
 fn parts(kind: &str) -> usize {
-    if kind == "tcp" { 12 } else { 1 }
+    if kind == "tcp" { 7 } else { 1 }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +38,18 @@ fn plan() -> EvenPlan {
     EvenPlan::new(&Tree::for_leaves(RANKS), 0..LEN, DType::F32)
 }
 
+/// Elements of what sockets take in whole, so that its root goes on: 1.5 MiB.
+const LITTLE: usize = 384 << 10;
+/// So often each operation is run: who has done it waits for the others in the next one.
+const ROUNDS: usize = 3;
+
 /// What, and the rank in the middle of it.
-const OPERATIONS: [(&str, Make, usize); 3] = [
+const OPERATIONS: [(&str, Make, usize); 4] = [
+    (
+        "a little broadcast",
+        |window| Op::Broadcast { window, root: 1, element_bytes: 4, range: 0..LITTLE },
+        1,
+    ),
     ("broadcast", |window| Op::Broadcast { window, root: 1, element_bytes: 4, range: 0..LEN }, 1),
     ("reduce", |window| Op::Reduce { window, plan: plan(), root: 0, out: None }, 0),
     ("gather", |window| Op::Gather { window, plan: plan(), root: 0, into: None }, 0),
@@ -66,10 +76,17 @@ fn stopping(
     }
 }
 
-/// What a rank's group says of the operation, and how long it took.
-fn run(group: &Group, window: Window, make: Make) -> (String, Duration) {
-    let start = Instant::now();
-    (message(group.run(&window.buffer().device().stream(), make(window.clone()))), start.elapsed())
+/// What a rank's group says of the operations, and how long the last one took.
+fn run(group: &Group, window: &Window, make: Make) -> (String, Duration) {
+    let (mut start, mut said) = (Instant::now(), String::new());
+    for _ in 0..ROUNDS {
+        start = Instant::now();
+        said = message(group.run(&window.buffer().device().stream(), make(window.clone())));
+        if said != "no error" {
+            break;
+        }
+    }
+    (said, start.elapsed())
 }
 
 /// What every rank but the culprit says.
@@ -85,7 +102,7 @@ fn said(kind: &str, make: Make, culprit: usize, fault: Fault) -> Vec<(String, Du
         is_armed.store(fault == Fault::Stopped, Ordering::Release);
         begun.wait();
         if world.rank() != culprit {
-            let said = run(&group, window, make);
+            let said = run(&group, &window, make);
             done.wait();
             is_armed.store(false, Ordering::Release);
             return Some(said);
@@ -122,10 +139,7 @@ fn check(fault: Fault) {
             for culprit in [root, root + 1, root + 2] {
                 for (text, took) in said(kind, make, culprit, fault) {
                     let case = format!("{kind}, {what}, rank {culprit} {fault:?}: {text}");
-                    // The root of a broadcast has done its part when all is on its way.
-                    if text != "no error" || culprit == root || fault != Fault::Stopped {
-                        assert!(names_only(&text, culprit), "{case}");
-                    }
+                    assert!(names_only(&text, culprit), "{case}");
                     assert!(
                         took < Duration::from_millis(TIMEOUT_MS) + Duration::from_secs(5),
                         "{case}"

@@ -437,11 +437,14 @@ fn a_sender_that_stands_still_is_named_and_not_who_has_received() {
         Settings { pulse, disturb: Some(Arc::new(disturb)), ..settings(500) }
     };
     for kind in BACKENDS {
+        // All must have left what comes before: else rank 0 stands still in that.
+        let begun = Barrier::new(3);
         let said = with_settings(kind, 3, of, |world| {
             let device = Device::cpu(1).unwrap();
             let (group, stream) = (world.group(&device).unwrap(), device.stream());
             let [large, small] = [8 << 20, 8].map(|len| device.zeros(&[len], DType::U8).unwrap());
             control(&world).barrier().unwrap();
+            begun.wait();
             is_slow.store(true, Ordering::Relaxed);
             let send = |to, tensor: &Tensor| P2p::Send { to, tensor: tensor.clone() };
             let receive = |from, tensor: &Tensor| P2p::Receive { from, tensor: tensor.clone() };

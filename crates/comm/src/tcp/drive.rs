@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::link::{Link, Turn};
 use super::poll::{Polls, Ready};
 use super::progress::{Call, Progress};
-use super::traffic::{Traffic, Way};
+use super::traffic::{EXCUSE, Traffic, Way};
 use crate::{CommError, Operation, Result, patience};
 
 /// Most looks at the sockets before a sleep, where every rank of this host has a core: about 50 µs,
@@ -159,10 +159,12 @@ fn missing(
     traffic: &dyn Traffic,
 ) -> (Duration, impl Iterator<Item = usize> + Clone) {
     let has_begun = move |link: &Link| operation == Operation::Exchange || link.receiving.has_begun;
-    let all_have_begun = links.iter().flatten().all(has_begun);
-    let later = move |link: &Link| match all_have_begun {
-        true => link.excuse(traffic),
-        false => (!has_begun(link)).then_some(Duration::ZERO),
+    let absent = links.iter().flatten().filter(|link| !has_begun(link)).count();
+    let later = move |link: &Link| match absent {
+        0 => link.excuse(traffic),
+        1 => (!has_begun(link)).then_some(Duration::ZERO),
+        // All but one may wait for that one in the operation before.
+        _ => (!has_begun(link)).then_some(EXCUSE),
     };
     let least = links.iter().flatten().filter_map(later).min();
     let of_least = move |link: &&Link| later(link) == least;

@@ -71,12 +71,12 @@ impl Traffic for Ring<'_> {
         index <= self.came || (index == self.came + 1 && end > 0 && end <= self.part)
     }
 
-    /// What comes along the ring may be held up at every hop that it has made; all take at any
-    /// time what comes to them.
+    /// What comes along the ring may be held up at every hop that it has made; whoever has gone on
+    /// to the next operation waits longer than any of them. All take at any time what comes.
     fn excuse(&self, way: Way, message: Message) -> Duration {
-        let (hops, most) = (message.index, self.op.segments.len() - 2);
+        let (hops, members) = (message.index as u32, self.op.segments.len() as u32);
         match way == Way::In && self.is_along(way, message.peer) {
-            true => EXCUSE * hops as u32 / most.max(1) as u32,
+            true => EXCUSE * hops / members,
             false => Duration::ZERO,
         }
     }
