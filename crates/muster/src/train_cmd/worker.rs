@@ -302,6 +302,7 @@ fn finish(
         weights_digest: trainer.weights_digest()?,
         checkpoint: outcome.checkpoint,
         times: trainer.times(),
+        spreads: trainer.spreads(),
     })
 }
 
