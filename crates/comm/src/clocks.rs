@@ -1,10 +1,10 @@
 //! By how much the clocks of ranks differ: bounds that hold whatever messages take.
 //!
 //! ```text
-//! rank 0   ── enters ─────────────── leaves ──▶       Nobody leaves a gather of messages before all
-//!                  ╲    ╳    ╱                        have entered it. So on one time line
-//! rank r   ─────── enters ── leaves ──────────▶         enter of 0 ≤ leave of r
-//!                                                       enter of r ≤ leave of 0
+//! rank 0   ── enters ─────────────── leaves ──▶   Nobody leaves a gather of messages before
+//!                  ╲    ╳    ╱                    all have entered it. So on one time line
+//! rank r   ─────── enters ── leaves ──────────▶     enter of 0 ≤ leave of r
+//!                                                   enter of r ≤ leave of 0
 //! ```
 //!
 //! With `clock 0 = clock r + offset` the first is `offset ≥ enter of 0 − leave of r`, the second
@@ -124,7 +124,10 @@ mod tests {
         #[test]
         fn the_true_offset_is_within_the_uncertainty(
             true_offset in -1_000_000_000_000_i64..1_000_000_000_000,
-            rounds in prop::collection::vec((0..9_000_u64, 0..9_000_u64, 1..900_u64, 1..900_u64), 1..20),
+            rounds in prop::collection::vec(
+                (0..9_000_u64, 0..9_000_u64, 1..900_u64, 1..900_u64),
+                1..20,
+            ),
         ) {
             let (mut now, mut quickest) = (2_000_000_000_000_u64, u64::MAX);
             let mut seen = Vec::new();

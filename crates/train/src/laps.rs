@@ -2,7 +2,7 @@
 //! belongs to one part.
 //!
 //! ```text
-//! step ─▶ data ▶ forward ▶ backward ▶ … ▶ reduce ▶ vote ▶ optimizer ▶ gather ─▶ between ▶ saves ─▶ step
+//! step ─▶ data ▶ forward ▶ backward ▶ … ▶ reduce ▶ vote ▶ optimizer ▶ gather ─▶ saves ─▶ step
 //! ```
 //!
 //! What a step took is complete when the next one begins, and goes to the other ranks with the

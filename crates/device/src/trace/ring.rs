@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariant: slots from `taken` to `written` are the reader's, all others the writer's. The writer
-//! alone moves `written`, by `Release` after it has filled the slot; the reader alone moves `taken`,
-//! by `Release` after it has read. Each loads the other's by `Acquire`.
+//! alone moves `written`, by `Release` after it has filled the slot; the reader alone moves
+//! `taken`, by `Release` after it has read. Each loads the other's by `Acquire`.
 
 use std::sync::Arc;
 
@@ -78,7 +78,8 @@ impl<T: Copy> Reader<T> {
         if taken == ring.written.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: the slot is the reader's until `taken` moves, and was filled before `written` did.
+        // SAFETY: the slot is the reader's until `taken` moves, and was filled before `written`
+        // moved.
         let value = ring.slot(taken).with(|slot| unsafe { slot.read() });
         ring.taken.store(taken + 1, Ordering::Release);
         Some(value)

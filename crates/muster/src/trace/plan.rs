@@ -85,8 +85,8 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Makes room for the parts of these ranks of host `node` of `nodes`, and removes those of a run
-    /// before. The file is that of `path` ([`file`]).
+    /// Makes room for the parts of these ranks of host `node` of `nodes`, and removes those of a
+    /// run before. The file is that of `path` ([`file`]).
     ///
     /// # Errors
     /// No file can be written there.
