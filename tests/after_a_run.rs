@@ -42,7 +42,12 @@ fn a_complete_run_sums_up_and_says_how_to_go_on() {
     for part in ["forward and backward", "optimizer", "reduce", "gather", "saves", "other"] {
         assert!(time.contains(&format!("{part} N %")), "{time}");
     }
-    insta::assert_snapshot!("a_complete_run", format!("{before}  time TIMES\n{after}"));
+    // And so is how it was spread over the ranks.
+    let (table, after) = after.split_once("\n  validation").expect("a result");
+    assert!(table.starts_with("  ranks") && table.contains("slowest"), "{table}");
+    assert!(table.contains("forward") && table.contains("rank N"), "{table}");
+    let all = format!("{before}  time TIMES\n  ranks TABLE\n  validation{after}");
+    insta::assert_snapshot!("a_complete_run", all);
     let svg = std::fs::read_to_string(run.run_dir(&run.name).join("loss.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
     assert!(svg.contains("<polyline"), "no curve in {svg}");

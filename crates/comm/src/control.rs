@@ -18,6 +18,14 @@ impl Channel {
     pub(crate) fn number(self) -> u64 {
         self as u64
     }
+
+    /// What its operations are shown under.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Channel::Training => "channel training",
+            Channel::Saving => "channel saving",
+        }
+    }
 }
 
 /// A rank's end of a channel. All operations are collective: every rank calls the same ones in the

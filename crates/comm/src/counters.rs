@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::Operation;
+use crate::{Operation, meter};
 
 /// Totals of one operation kind on one rank. Bytes are counted where they are moved, by the code
 /// that copies from a peer's memory or uses a socket, so that what is moved twice counts twice.
@@ -50,6 +50,7 @@ pub(crate) struct CounterCells {
 impl CounterCells {
     /// Adds one finished call.
     pub(crate) fn add(&self, operation: Operation, sent: u64, header: u64, received: u64) {
+        meter::moved(sent, received);
         for (cell, amount) in self.cells[operation as usize].iter().zip([1, sent, header, received])
         {
             cell.fetch_add(amount, Ordering::Relaxed);

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use device::trace::{self, Detail};
 use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 
 use crate::elsewhere::AllLanes;
@@ -347,9 +348,9 @@ impl Shared {
         let ran = work.iter().try_for_each(|staged| match &self.way {
             Way::Host | Way::Library(_) => self.transport.run(&self.device, &staged.step),
             Way::Staged(staging) => {
-                staging.bring(&staged.out)?;
+                part("bring to the host", || staging.bring(&staged.out))?;
                 self.transport.run(&staging.host, &staged.step)?;
-                staging.take_back(&staged.back)
+                part("take back to the device", || staging.take_back(&staged.back))
             }
         });
         self.done.fetch_add(1, Ordering::Release);
@@ -390,6 +391,16 @@ impl Shared {
         let done = self.done.load(Ordering::Acquire);
         self.begun.load(Ordering::Acquire) > done
     }
+}
+
+/// Does a part of an operation, on the track of its thread.
+fn part<R>(name: &'static str, work: impl FnOnce() -> R) -> R {
+    let begin_ns = trace::begin();
+    let done = work();
+    if let Some(begin_ns) = begin_ns {
+        trace::end(name, begin_ns, Detail::Part);
+    }
+    done
 }
 
 impl Pending {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::counters::CounterCells;
+use crate::meter::TimingCells;
 use crate::patience::Patience;
 use crate::{CommError, Operation, Result, Revocation};
 
@@ -59,6 +60,7 @@ pub(crate) struct Job {
     pub world: usize,
     pub settings: Settings,
     pub counters: CounterCells,
+    pub timings: TimingCells,
     moments: Box<dyn Moments>,
     /// The pulse when it was last looked at.
     pulse: AtomicU64,
@@ -97,7 +99,8 @@ impl Job {
         moments: Box<dyn Moments>,
     ) -> Job {
         let pulse = AtomicU64::new((settings.pulse)());
-        Job { rank, world, settings, counters: CounterCells::default(), moments, pulse }
+        let (counters, timings) = (CounterCells::default(), TimingCells::default());
+        Job { rank, world, settings, counters, timings, moments, pulse }
     }
 
     pub(crate) fn timeout_ms(&self) -> u64 {

@@ -26,6 +26,7 @@
 //!     on GPUs may leave them to the vendor's library instead ([`SumOrder::Vendor`]).
 
 mod algorithm;
+pub mod clocks;
 mod collectives;
 mod control;
 mod counters;
@@ -40,6 +41,7 @@ mod fuzz;
 mod group;
 mod job;
 mod memory;
+mod meter;
 mod nccl;
 mod one_shot;
 mod op;
@@ -65,6 +67,7 @@ pub use error::{CommError, Damage, Fault, Moved, Operation};
 pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
 pub use kernels::ordered_sum::RedOp;
+pub use meter::{Timing, Timings};
 pub use nccl::{DeviceTransport, GroupOptions, Refusal as TransportRefusal, SumOrder, WindowPath};
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;

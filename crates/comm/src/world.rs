@@ -13,7 +13,7 @@ use crate::nccl::{self, Choice, Facts, Member, Way};
 use crate::transport::Transport;
 use crate::{
     Backend, CommError, Counters, Group, GroupOptions, Operation, Result, Revocation, Route,
-    SumOrder, TransportRefusal, tcp,
+    SumOrder, Timings, TransportRefusal, tcp,
 };
 
 /// A rank's place among all ranks of a job; clones are handles to the same. The last handle to it,
@@ -101,6 +101,12 @@ impl World {
     /// What this rank has moved so far, on all channels and in all groups.
     pub fn counters(&self) -> Counters {
         self.job().counters.snapshot()
+    }
+
+    /// What the operations of this rank took so far, on all channels and in all groups. Over a
+    /// vendor's library it is the meeting before each, not what the device did.
+    pub fn timings(&self) -> Timings {
+        self.job().timings.snapshot()
     }
 
     /// Whether, and why, the job is given up. It is known here within 100 ms of any rank's doing so

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use crate::grants::{Denied, GRANTS, Range};
 use crate::profile::Work;
+use crate::trace::{self, Detail};
 use crate::{Buffer, Device, DeviceError, DeviceKind, Element, Parallel, Tensor};
 
 /// What a kernel sees while it runs: typed slices of device memory and the device's threads.
@@ -29,7 +30,12 @@ impl<'a> Kernel<'a> {
         let (entry, asked, open) = (Cell::new(None), Cell::new(0), RefCell::default());
         let context = Kernel { name, device, entry, asked, open, work: Work::default() };
         let start = device.inner.profile.start();
+        let begin_ns = trace::begin();
         let result = kernel(&context);
+        if let Some(begin_ns) = begin_ns {
+            let (flops, bytes) = context.work();
+            trace::end(name, begin_ns, Detail::Kernel { flops, bytes });
+        }
         if let Some(start) = start {
             device.inner.profile.add(name, start, context.work());
         }

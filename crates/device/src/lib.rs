@@ -51,6 +51,7 @@ mod staged;
 mod stream;
 mod sync;
 mod tensor;
+pub mod trace;
 mod vendor;
 mod watch;
 pub mod work;

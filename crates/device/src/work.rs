@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::trace::{self, Detail};
+
 static DONE: AtomicU64 = AtomicU64::new(0);
 static WAITED: AtomicU64 = AtomicU64::new(0);
 
@@ -80,7 +82,12 @@ pub fn oldest_call() -> Option<Call> {
 /// Makes a call, which counts as work while it lasts.
 pub fn calling<T>(action: &'static str, path: Option<&Path>, call: impl FnOnce() -> T) -> T {
     let _lasts = Lasts::begin(action, path);
-    call()
+    let begin_ns = trace::begin();
+    let done = call();
+    if let Some(begin_ns) = begin_ns {
+        trace::end(action, begin_ns, Detail::Call);
+    }
+    done
 }
 
 /// Ends the call in any case.

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Override;
 use crate::launch_env::{Choice, Launcher};
+use crate::trace::Steps;
 
 pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs,
@@ -47,6 +48,9 @@ pub enum Command {
     /// Look at checkpoints
     #[command(subcommand)]
     Ckpt(CkptCommand),
+    /// Put traces of several ranks or hosts together
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// Measure kernels and memory, and compare reports of collectives
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -76,6 +80,7 @@ Examples:
   muster train configs/quickstart.yaml --ranks 4 --threads 1 --backend tcp
   muster train configs/gpt2-124m.yaml --set data.files='[a.txt, b.jsonl]' --dry-run
   muster train configs/quickstart.yaml --resume never
+  muster train configs/quickstart.yaml --ranks 2 --trace trace.json.gz --trace-steps 20..25
   srun --ntasks-per-node=1 muster train run.yaml --backend tcp --ranks 16
   mpirun -n 8 muster train run.yaml --backend tcp
 
@@ -110,6 +115,13 @@ pub struct TrainArgs {
     /// Show at the end what each operation of rank 0 took
     #[arg(long)]
     pub profile: bool,
+    /// Record what every rank did and when, for ui.perfetto.dev or chrome://tracing: a file that
+    /// ends in .json or .json.gz, or a directory for trace.json; of several hosts one each
+    #[arg(long, value_name = "FILE|DIR")]
+    pub trace: Option<PathBuf>,
+    /// Steps to record, from A to B; by default ten after the first two of this start
+    #[arg(long, value_name = "A..B", requires = "trace", value_parser = Steps::parse)]
+    pub trace_steps: Option<Steps>,
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -342,6 +354,23 @@ Exits with 0 if all bits of all tensors are equal, with 2 if not.")]
         /// Compare the model's parameters alone, not the optimizer's state nor the run's
         #[arg(long)]
         parameters_only: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    /// Write one trace of several, such as those of a job's hosts
+    #[command(after_help = "\
+Examples:
+  muster trace merge trace-node0.json trace-node1.json trace.json.gz
+  muster trace merge trace.json.parts trace.json
+
+A run that was killed leaves a directory of parts beside its trace.")]
+    #[command(override_usage = "muster trace merge <IN>... <OUT>")]
+    Merge {
+        /// Traces, or directories of parts, and at the end the file to write (.json or .json.gz)
+        #[arg(value_name = "IN… OUT", num_args = 2.., required = true)]
+        paths: Vec<PathBuf>,
     },
 }
 

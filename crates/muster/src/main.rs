@@ -28,6 +28,7 @@ mod output;
 mod panic;
 mod plot;
 mod run_dir;
+mod trace;
 mod train_cmd;
 
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Data(command) => data_cmd::run(command),
         Command::Config(command) => config_cmd::run(command),
         Command::Ckpt(command) => ckpt_cmd::run(command),
+        Command::Trace(command) => trace::run(command),
         Command::Bench(command) => bench_cmd::run(command),
         Command::Orthogonalize(args) => orthogonalize_cmd::run(args),
     }

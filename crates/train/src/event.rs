@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use crate::rank_times::{OperationTimes, RankTimes, Spread};
+
 /// One event; `runs/NAME/events.jsonl` holds one per line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -12,6 +14,8 @@ pub enum Event {
     /// Weights and state came from a checkpoint, or not.
     Resumed(Resumed),
     Step(Step),
+    /// What each rank spent on a step, told with the vote of the next one.
+    Ranks(RankTimes),
     Evaluation(Evaluation),
     Saved(Saved),
     /// Older checkpoints that are no longer kept.
@@ -254,6 +258,10 @@ pub struct Finished {
     /// Of rank 0.
     #[serde(default)]
     pub times: Times,
+    /// Of all steps since this start, where there are several ranks: by part, and of each kind of
+    /// operation waiting and moving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spreads: Vec<Spread>,
 }
 
 /// Where the time of a rank went, all of it in milliseconds.
@@ -375,7 +383,7 @@ pub enum FinishReason {
 }
 
 /// JSON has no word for NaN and infinities: they are written as `null` and come back as NaN.
-fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
@@ -439,6 +447,8 @@ mod tests {
         };
         let operation =
             Operation { name: String::new(), calls: 1, ms: 0.5, flops: Some(1), bytes: None };
+        let spread =
+            Spread { name: String::new(), min_ms: 0.5, median_ms: 0.5, max_ms: 0.5, slowest: 1 };
         let (path, bits_per_byte) = (String::new(), Some(0.5));
         let evaluation = Evaluation { step: 1, loss: 0.5, bits_per_byte, samples: 1, ms: 0.5 };
         vec![
@@ -459,6 +469,7 @@ mod tests {
                 weights_digest: String::new(),
                 checkpoint: None,
                 times,
+                spreads: vec![spread],
             }),
             Event::Profile(Profile { ms: 0.5, operations: vec![operation] }),
         ]

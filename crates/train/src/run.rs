@@ -3,6 +3,7 @@
 use checkpoint::Store;
 
 use crate::event::{Action, FinishReason, NonFinite};
+use crate::laps::Part;
 use crate::pulse::{self, Phase};
 use crate::retention::Retention;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
@@ -58,6 +59,7 @@ impl<E: Engine> Trainer<E> {
             if let Some(report) = &non_finite {
                 emit(Event::NonFinite(report.clone()))?;
             }
+            self.rank_times().map_or(Ok(()), &mut *emit)?;
             emit(Event::Step(step))?;
             if let Some(NonFinite { step, places, action: Action::Stopped }) = non_finite {
                 let places: Vec<String> = places.iter().map(ToString::to_string).collect();
@@ -70,16 +72,20 @@ impl<E: Engine> Trainer<E> {
                 (due(self.config.train.eval_every), due(self.config.checkpoint.every));
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
                 pulse::enter(Phase::Validating);
+                self.laps.lap(Part::Between);
                 let evaluation = self.evaluate()?;
                 self.note_memory();
+                self.laps.lap(Part::Evaluation);
                 self.times.evaluation_ms += evaluation.ms;
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
                 pulse::enter(Phase::Saving);
+                self.laps.lap(Part::Between);
                 let event = self.save(store, generation)?;
                 self.note_memory();
+                self.laps.lap(Part::Saves);
                 self.times.saves_ms += event.ms;
                 saved = Some(event.path.clone());
                 emit(Event::Saved(event))?;
@@ -93,6 +99,7 @@ impl<E: Engine> Trainer<E> {
             }
         }
         pulse::enter(Phase::Ending);
+        self.last_rank_times()?.map_or(Ok(()), &mut *emit)?;
         retention.finish(store).into_iter().try_for_each(&mut *emit)?;
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();

@@ -1,7 +1,6 @@
 //! One rank of a run: the step, and the loop around it.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
 
 use comm::{Group, Window, World};
 use data::{Dataset, SampleMut, Split};
@@ -13,6 +12,7 @@ use optim::{ClipDecision, Clipper, StepScalars, Verdict};
 
 use crate::diagnose;
 use crate::event::{Action, NonFinite, Place, Step, Times};
+use crate::laps::{Laps, Part, Spent};
 use crate::optimizer::Optimizer;
 use crate::overlap::Reducing;
 use crate::ranks::{Moving, Ranks, Submitted};
@@ -90,13 +90,11 @@ pub(crate) struct Host {
     ballot: Ballot,
     bytes: Vec<u8>,
     ballots: Vec<Vec<u8>>,
-    tally: Tally,
+    pub(crate) tally: Tally,
     decision: ClipDecision,
     statistics: Vec<f64>,
     pub(crate) bias: Vec<f32>,
     scratch: Vec<f64>,
-    /// Time of this step in which samples were read.
-    reading: Duration,
 }
 
 /// One rank of a run.
@@ -125,6 +123,9 @@ pub struct Trainer<E: Engine> {
     pub(crate) previous_norm: Option<f64>,
     pub(crate) peak_bytes: Cell<u64>,
     pub(crate) times: Times,
+    pub(crate) laps: Laps,
+    /// Of each rank, all steps whose times it has told.
+    pub(crate) spent: Vec<Spent>,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -163,6 +164,7 @@ impl<E: Engine> Trainer<E> {
         host.tally.statistics = vec![0.0; plan.ownership.slots];
         host.ballot.loads = vec![0; biases];
         let (_, params) = model::parameters(&plan.architecture)?;
+        let spent = vec![Spent::default(); plan.world];
         Ok(Trainer {
             config,
             plan,
@@ -184,6 +186,8 @@ impl<E: Engine> Trainer<E> {
             previous_norm: None,
             peak_bytes: Cell::new(0),
             times: Times::default(),
+            laps: Laps::default(),
+            spent,
         })
     }
 
@@ -219,14 +223,12 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// A lost peer; device errors. Weights are then those of before.
     pub fn take_step(&mut self, wants: Wants) -> Result<Taken, TrainError> {
-        let started = Instant::now();
-        self.host.reading = Duration::ZERO;
+        self.host.ballot.spent = self.laps.begin(self.step + 1, self.ranks.world.timings());
         let submitted = self.accumulate(self.samples)?;
-        let reading = self.host.reading;
-        let accumulated = started.elapsed();
         self.ranks.reduce(&self.stream, submitted)?;
-        let reduced = started.elapsed();
+        self.laps.lap(Part::Reduce);
         let verdict = self.vote(wants)?;
+        self.laps.lap(Part::Vote);
         let non_finite = match verdict {
             Verdict::Apply => None,
             _ => Some(self.diagnose(verdict)?),
@@ -248,40 +250,37 @@ impl<E: Engine> Trainer<E> {
             self.previous_norm = Some(self.host.decision.norm);
         }
         self.stream.synchronize()?;
-        let updated = started.elapsed();
+        self.laps.lap(Part::Optimizer);
         if verdict == Verdict::Apply {
             self.ranks.gather(&self.stream)?;
         }
+        self.laps.lap(Part::Gather);
         self.step += 1;
         self.samples += self.config.batch.samples_per_step();
         self.tokens += tokens;
-        let total = started.elapsed();
+        let took_ns = self.laps.step_done();
         // Looking costs a walk through all pages; later steps use what the first ones did.
         if self.updates <= 2 {
             self.note_memory();
         }
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let phases_ms = [
-            ms(accumulated.saturating_sub(reading)),
-            ms(reduced - accumulated),
-            ms(updated - reduced),
-            ms(total - updated),
-        ];
-        let times_ms = (ms(total), ms(reading), phases_ms);
-        let step = self.report(factor, times_ms, verdict);
+        let step = self.report(factor, took_ns, verdict);
         self.times.add(&step);
         let tally = &self.host.tally;
         let wants = Wants { stop: tally.stop, terminate: tally.terminate };
         Ok(Taken { step, wants, non_finite })
     }
 
-    /// The event of the step; `times_ms` are all of it, reading, and the phases.
-    fn report(
-        &mut self,
-        factor: f64,
-        (ms, data_ms, phases_ms): (f64, f64, [f64; 4]),
-        verdict: Verdict,
-    ) -> Step {
+    /// The event of the step, which took `took_ns`.
+    fn report(&mut self, factor: f64, took_ns: u64, verdict: Verdict) -> Step {
+        let of = |parts: &[Part]| parts.iter().map(|&part| self.laps.spent().part_ns(part)).sum();
+        let ms = |ns: u64| ns as f64 / 1e6;
+        let phases_ms = [
+            ms(of(&[Part::Forward, Part::Backward, Part::Fold])),
+            ms(of(&[Part::Reduce])),
+            ms(of(&[Part::Vote, Part::Optimizer])),
+            ms(of(&[Part::Gather])),
+        ];
+        let (ms, data_ms) = (ms(took_ns), ms(of(&[Part::Data])));
         let host = &mut self.host;
         let experts = self.plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
         let load = expert_load(&host.tally.loads, experts, &mut host.scratch);
@@ -329,8 +328,10 @@ impl<E: Engine> Trainer<E> {
                 let (y, x) = (self.memory.grads[into].clone(), self.memory.grads[from].clone());
                 elementwise::Add { x, y }.launch(&self.stream)?;
             }
+            self.laps.lap(Part::Fold);
         }
         self.stream.synchronize()?;
+        self.laps.lap(Part::Fold);
         Ok(submitted)
     }
 
@@ -349,11 +350,13 @@ impl<E: Engine> Trainer<E> {
         for micro in 0..per_leaf {
             let first = first_sample + ((leaf * per_leaf + micro) * windows) as u64;
             let tokens = self.read(first)?;
-            let Trainer { engine, memory, host, ranks, plan, schedule, stream, .. } = &mut *self;
+            self.laps.lap(Part::Data);
+            let Trainer { engine, memory, host, ranks, plan, schedule, stream, laps, .. } = self;
             let inputs =
                 Inputs { tokens: &host.tokens, targets: &host.targets, doc_start: &host.doc_start };
             let state = memory.state();
             let stash = engine.forward(&inputs, state, &mut NoHooks)?;
+            laps.lap(Part::Forward);
             let to = Gradients {
                 flat: &memory.grads[slot],
                 onto: if micro > 0 { Onto::Add } else { Onto::Overwrite },
@@ -376,13 +379,13 @@ impl<E: Engine> Trainer<E> {
             let mut loss = [0.0];
             stream.copy_out(&memory.loss, &mut loss)?;
             host.ballot.losses.push(loss[0]);
+            laps.lap(Part::Backward);
         }
         Ok(submitted)
     }
 
     /// Reads a micro-batch of training windows into the host buffers; returns its target tokens.
     fn read(&mut self, first: u64) -> Result<u64, TrainError> {
-        let started = Instant::now();
         let positions = self.plan.batch.positions;
         let host = &mut self.host;
         let mut tokens = 0;
@@ -400,7 +403,6 @@ impl<E: Engine> Trainer<E> {
             host.ballot.target_bytes = bytes.map(|(a, b)| a + b);
         }
         host.ballot.target_tokens += tokens;
-        host.reading += started.elapsed();
         Ok(tokens)
     }
 
@@ -426,6 +428,9 @@ impl<E: Engine> Trainer<E> {
         ballot.encode(&mut host.bytes);
         self.ranks.training.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
         host.tally.count(&host.ballots, &self.plan.slots)?;
+        for (sum, spent) in self.spent.iter_mut().zip(&host.tally.spent) {
+            *sum = sum.plus(spent);
+        }
         let (statistics, tokens) = (&host.tally.statistics, host.tally.target_tokens);
         self.clipper.decide(statistics, tokens, self.previous_norm, &mut host.decision)?;
         Ok(host.decision.verdict)

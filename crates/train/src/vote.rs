@@ -1,12 +1,15 @@
 //! What ranks tell each other once a step, and what they conclude: pure functions over bytes.
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
-//! micro-batches u64, statistics u64, experts u64, then that many losses f64 (leaf order),
-//! statistics f64 (slot order of the sender) and expert loads u32.
+//! micro-batches u64, statistics u64, experts u64, times u64, then that many losses f64 (leaf
+//! order), statistics f64 (slot order of the sender), expert loads u32 and times u64: the step
+//! before this one and what it took ([`Spent::words`]), or none.
 
+use std::iter::once;
 use std::ops::Range;
 
 use crate::TrainError;
+use crate::laps::Spent;
 
 /// Set in the flags when the sender was asked to stop.
 const STOP: u64 = 1;
@@ -27,6 +30,8 @@ pub struct Ballot {
     pub statistics: Vec<f64>,
     /// Tokens per expert and MoE layer over this rank's leaves.
     pub loads: Vec<u32>,
+    /// The step before this one and what it took, if this process took it.
+    pub spent: Option<(u64, Spent)>,
 }
 
 /// What all ranks conclude, the same on each.
@@ -42,7 +47,14 @@ pub struct Tally {
     pub statistics: Vec<f64>,
     /// Tokens per expert and MoE layer over all leaves.
     pub loads: Vec<u64>,
+    /// The step that the ranks tell the times of; 0 for none.
+    pub spent_step: u64,
+    /// Of each rank that did.
+    pub spent: Vec<Spent>,
 }
+
+/// Bytes before the losses.
+const HEAD: usize = 56;
 
 impl Ballot {
     /// The bytes, into `out`, whose memory is reused.
@@ -51,8 +63,10 @@ impl Ballot {
         let flags = u64::from(self.stop) * STOP + u64::from(self.terminate) * TERMINATE;
         let counts = [self.losses.len(), self.statistics.len(), self.loads.len()];
         let counts = counts.map(|count| count as u64);
+        let times = || self.spent.iter().flat_map(|(step, spent)| once(*step).chain(spent.words()));
         let bytes = self.target_bytes.unwrap_or(u64::MAX);
-        for word in [flags, self.target_tokens, bytes, counts[0], counts[1], counts[2]] {
+        let head = [flags, self.target_tokens, bytes, counts[0], counts[1], counts[2]];
+        for word in head.into_iter().chain([times().count() as u64]) {
             out.extend_from_slice(&word.to_le_bytes());
         }
         for value in self.losses.iter().chain(&self.statistics) {
@@ -60,6 +74,9 @@ impl Ballot {
         }
         for load in &self.loads {
             out.extend_from_slice(&load.to_le_bytes());
+        }
+        for word in times() {
+            out.extend_from_slice(&word.to_le_bytes());
         }
     }
 }
@@ -78,6 +95,8 @@ impl Tally {
         (self.stop, self.terminate, self.loss) = (false, false, 0.0);
         (self.target_tokens, self.target_bytes) = (0, Some(0));
         self.loads.iter_mut().for_each(|load| *load = 0);
+        self.spent_step = 0;
+        self.spent.clear();
         for (rank, (ballot, slots)) in ballots.iter().zip(slots).enumerate() {
             self.add(rank, ballot, slots)?;
         }
@@ -92,13 +111,13 @@ impl Tally {
     ) -> Result<(), TrainError> {
         let got = ballot.len();
         let short = |expected| TrainError::Vote { rank, got, expected };
-        let head = ballot.get(..48).ok_or_else(|| short(48))?;
+        let head = ballot.get(..HEAD).ok_or_else(|| short(HEAD))?;
         let word =
             |i: usize| u64::from_le_bytes(head[8 * i..8 * i + 8].try_into().unwrap_or([0; 8]));
-        let [losses, statistics, loads] = [3, 4, 5].map(|i| word(i) as usize);
+        let [losses, statistics, loads, times] = [3, 4, 5, 6].map(|i| word(i) as usize);
         let owned: usize = slots.iter().map(ExactSizeIterator::len).sum();
-        let sizes = [(losses, 8), (owned, 8), (loads, 4)];
-        let expected = sizes.iter().try_fold(48_usize, |sum, (count, bytes)| {
+        let sizes = [(losses, 8), (owned, 8), (loads, 4), (times, 8)];
+        let expected = sizes.iter().try_fold(HEAD, |sum, (count, bytes)| {
             sum.checked_add(usize::checked_mul(*count, *bytes)?)
         });
         // A header that tells of more than can be told is wrong, too.
@@ -113,7 +132,8 @@ impl Tally {
             (Some(sum), bytes) if bytes != u64::MAX => Some(sum + bytes),
             _ => None,
         };
-        let (floats, integers) = ballot[48..].split_at(8 * (losses + statistics));
+        let (floats, integers) = ballot[HEAD..].split_at(8 * (losses + statistics));
+        let (integers, words) = integers.split_at(4 * loads);
         let mut floats = floats
             .chunks_exact(8)
             .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or([0; 8])));
@@ -126,6 +146,11 @@ impl Tally {
         self.loads.resize(loads, 0);
         for (sum, bytes) in self.loads.iter_mut().zip(integers.chunks_exact(4)) {
             *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
+        }
+        let mut words = words.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+        if let Some(step) = words.next() {
+            self.spent_step = step;
+            self.spent.push(Spent::from_words(words));
         }
         Ok(())
     }
@@ -158,6 +183,7 @@ mod tests {
     #[test]
     fn ballots_add_up_in_any_grouping() {
         let losses = [0.1, 1e16, -1e16, 0.3];
+        let spent = |rank: usize| Spent::from_words(100 * rank as u64 + 1..);
         let tally = |groups: &[&[f64]]| {
             let mut ballots = Vec::new();
             for (rank, losses) in groups.iter().enumerate() {
@@ -167,6 +193,7 @@ mod tests {
                     target_bytes: Some(4),
                     loads: vec![rank as u32, 2],
                     statistics: if rank == 0 { vec![7.0, 8.0] } else { vec![] },
+                    spent: Some((9, spent(rank))),
                     ..Ballot::default()
                 };
                 let mut bytes = Vec::new();
@@ -185,6 +212,7 @@ mod tests {
         assert_eq!(one.statistics, [8.0, 7.0]);
         assert_eq!((three.target_tokens, three.target_bytes), (15, Some(12)));
         assert_eq!(three.loads, [3, 6]);
+        assert_eq!((three.spent_step, three.spent), (9, [0, 1, 2].map(spent).to_vec()));
     }
 
     #[test]
@@ -193,14 +221,14 @@ mod tests {
         Ballot { losses: vec![1.0], ..Ballot::default() }.encode(&mut bytes);
         bytes.pop();
         let result = Tally::default().count(&[bytes], &[Vec::new()]);
-        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 55, expected: 56 })));
+        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 63, expected: 64 })));
         // A number of losses whose bytes no integer counts, and whose low bits would fit.
         for count in [u64::MAX, 1 << 61] {
             let mut bytes = Vec::new();
             Ballot::default().encode(&mut bytes);
             bytes[24..32].copy_from_slice(&count.to_le_bytes());
             let result = Tally::default().count(&[bytes], &[Vec::new()]);
-            assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 48, .. })), "{count}");
+            assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 56, .. })), "{count}");
         }
     }
 

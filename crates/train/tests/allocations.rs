@@ -1,5 +1,5 @@
 //! After warm-up a step allocates nothing: 20 steps are watched by the allocator, on all threads
-//! of the process, with one rank and two, one thread and two.
+//! of the process, with one rank and two, one thread and two, without a trace and with one.
 //!
 //! What libraries allocate for themselves is listed in [`LIBRARIES`], by name and with a bound; it
 //! is told apart by the innermost frame of the backtrace that is not the standard library's.
@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use device::Device;
@@ -19,8 +19,9 @@ use train::{Config, Wants};
 
 const STEPS: usize = 20;
 
-/// Ranks, and threads of each.
-const PLACES: [(usize, usize); 3] = [(1, 1), (1, 2), (2, 2)];
+/// Ranks, threads of each, and whether a trace is recorded.
+const PLACES: [(usize, usize, bool); 4] =
+    [(1, 1, false), (1, 2, false), (2, 2, false), (2, 2, true)];
 
 /// A library that allocates in a step.
 struct Library {
@@ -51,6 +52,8 @@ const NOBODY: [&str; 5] = ["std", "core", "alloc", "__rust", "allocations"];
 struct Watching;
 
 static WATCH: AtomicBool = AtomicBool::new(false);
+/// Spans that were recorded.
+static SPANS: AtomicUsize = AtomicUsize::new(0);
 /// Where it was allocated, and how often.
 static SEEN: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
@@ -119,8 +122,9 @@ fn owner<'a>(name: &'a str, source: Option<&'a str>) -> &'a str {
 }
 
 /// What is allocated in 20 steps of all ranks together, after some that warm up.
-fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String, usize> {
-    let (ranks, threads) = place;
+fn watch(config: &Config, dir: &Path, place: (usize, usize, bool)) -> BTreeMap<String, usize> {
+    let (ranks, threads, is_traced) = place;
+    device::trace::switch(is_traced);
     rank::with_group("shm", ranks, |world| {
         let device = Device::cpu(threads).unwrap();
         let cache = dir.join(world.rank().to_string());
@@ -130,6 +134,12 @@ fn watch(config: &Config, dir: &Path, place: (usize, usize)) -> BTreeMap<String,
                 let step = trainer.take_step(Wants::default()).unwrap().step;
                 assert!(!step.skipped);
                 assert_eq!(step.expert_load.is_some(), config.model.moe.is_some());
+                // Not in every step: a ring holds the spans of several.
+                if is_traced && world.rank() == 0 && step.step % 4 == 0 {
+                    device::trace::drain(&mut |_| {
+                        SPANS.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
             }
         };
         let switch = |on: bool| {
@@ -164,7 +174,7 @@ fn allocate_on_purpose() {
 
 fn main() {
     assert_that_it_watches();
-    for (ranks, threads) in PLACES {
+    for (ranks, threads, is_traced) in PLACES {
         for dense in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             let config = match dense {
@@ -172,9 +182,10 @@ fn main() {
                 true => rank::dense_bf16(dir.path(), 2),
             };
             let model = if dense { "dense bf16" } else { "mixture f32" };
-            let case = format!("{model}, {ranks} ranks of {threads} threads");
+            let trace = if is_traced { ", traced" } else { "" };
+            let case = format!("{model}, {ranks} ranks of {threads} threads{trace}");
             let (mut ours, mut theirs) = (Vec::new(), [0; LIBRARIES.len()]);
-            for (place, count) in watch(&config, dir.path(), (ranks, threads)) {
+            for (place, count) in watch(&config, dir.path(), (ranks, threads, is_traced)) {
                 match library(&place) {
                     Some(library) => theirs[library] += count,
                     None => ours.push(format!("{count} times\n{place}")),
@@ -187,4 +198,5 @@ fn main() {
             }
         }
     }
+    assert!(SPANS.load(Ordering::Relaxed) > 1000, "nothing was recorded");
 }

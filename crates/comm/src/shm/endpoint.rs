@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use device::trace::now_ns;
+
 use super::board::{self, Announcement, Board, Kind};
 use super::host::Host;
 use super::memory::{Places, SharedMemory};
 use crate::error::Moved;
 use crate::job::{InProgress, Job, Members};
+use crate::meter::{self, Meter};
 use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
@@ -26,6 +29,7 @@ pub(crate) struct Endpoint {
     pub(super) board: Board,
     pub(super) members: Members,
     spins: usize,
+    meter: Meter,
     state: Mutex<State>,
 }
 
@@ -77,6 +81,7 @@ impl Endpoint {
     /// Opens the board at `at` and returns once all members have.
     pub(super) fn meet(
         host: Arc<Host>,
+        meter: Meter,
         memory: &SharedMemory,
         at: u64,
         kind: Kind,
@@ -95,7 +100,7 @@ impl Endpoint {
         };
         // Where ranks outnumber cores, the one that is waited for may need this one's.
         let spins = if host.job().world <= cores { SPINS } else { 1 };
-        let end = Endpoint { host, board, members, spins, state: Mutex::new(state) };
+        let end = Endpoint { host, board, members, spins, meter, state: Mutex::new(state) };
         end.collective(Operation::Join, 0, |end, _, call| {
             end.enter(call)?;
             // In a group whoever goes on may send at once: see `enter`.
@@ -141,7 +146,7 @@ impl Endpoint {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let _in_progress = InProgress(self.job());
         self.job().disturb();
-        let (call, result) = body(&mut state);
+        let (call, result) = self.meter.measure(&self.job().timings, || body(&mut state));
         let result = self.job().settle(&self.members, call, result);
         if result.is_err() {
             let _ = self.check_revoked();
@@ -179,7 +184,9 @@ impl Endpoint {
     /// Publishes this member's data; returns when every member's is there and all do the same.
     pub(super) fn enter(&self, call: &Call) -> Result<()> {
         let ours = self.board.announcement(self.place(), call.sequence);
+        let begin_ns = now_ns();
         self.wait_all(call, call.phase())?;
+        meter::waited_since(begin_ns);
         for place in self.members.peers() {
             let theirs = self.board.announcement(place, call.sequence);
             if theirs != ours {

@@ -2,12 +2,13 @@
 //! they go the same way.
 
 use device::Device;
+use device::trace::now_ns;
 
 use super::channel::BOX_BYTES;
 use super::endpoint::{Call, Endpoint, State};
 use crate::error::Moved;
 use crate::op::P2p;
-use crate::{CommError, Operation, Result};
+use crate::{CommError, Operation, Result, meter};
 
 /// How far one message has come.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,11 +39,14 @@ impl Endpoint {
         parts.clear();
         parts.resize(messages.len(), Part::default());
         let mut call = call.clone();
-        let mut looks = 0;
+        let (mut looks, begin_ns, mut has_moved) = (0, now_ns(), false);
         loop {
             let heard = self.board.bell(self.place());
             if self.move_some(device, messages, *sequence, parts)? {
                 (call, looks) = (self.call(call.operation, call.sequence), 0);
+                if !std::mem::replace(&mut has_moved, true) {
+                    meter::waited_since(begin_ns);
+                }
                 self.part_done()?;
             }
             if parts.iter().all(|part| part.is_done) {

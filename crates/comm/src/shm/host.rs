@@ -12,6 +12,7 @@ use super::memory::{self, SharedMemory};
 use super::system::Process;
 use crate::control::Channel;
 use crate::job::{Job, Members, Moments, Settings};
+use crate::meter::Meter;
 use crate::revocation::Reason;
 use crate::{CommError, Result, ending};
 
@@ -86,7 +87,8 @@ impl Host {
         let Job { rank, world, .. } = *self.shared.job;
         let at = memory::channel_at(world, channel.number());
         let everyone = Members::all(rank, world);
-        Endpoint::meet(Arc::clone(self), &self.memory, at, Kind::Channel, everyone)
+        let meter = Meter::new(channel.name().to_owned(), "shm");
+        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Channel, everyone)
     }
 
     /// This rank's end of the group that has `region`; returns once all members are there.
@@ -95,7 +97,8 @@ impl Host {
     /// As [`Host::channel`].
     pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
         let at = memory::region_at(self.shared.job.world, Channel::ALL.len() as u64, region);
-        Endpoint::meet(Arc::clone(self), &self.memory, at, Kind::Group, members)
+        let meter = Meter::new(format!("group {region}"), "shm");
+        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Group, members)
     }
 }
 

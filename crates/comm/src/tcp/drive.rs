@@ -11,11 +11,13 @@
 
 use std::time::{Duration, Instant};
 
+use device::trace::now_ns;
+
 use super::link::{Link, Turn};
 use super::poll::{Polls, Ready};
 use super::progress::{Call, Progress};
 use super::traffic::{EXCUSE, Traffic, Way};
-use crate::{CommError, Operation, Result, patience};
+use crate::{CommError, Operation, Result, meter, patience};
 
 /// Most looks at the sockets before a sleep, where every rank of this host has a core: about 50 µs,
 /// more than it takes to wake a thread.
@@ -113,12 +115,17 @@ pub(super) fn drive(
     traffic.begin()?;
     // Whether sockets have said that they are ready, and nothing has moved since.
     let (mut looks, mut said_ready) = (0, false);
+    let (begin_ns, mut all_came) = (now_ns(), false);
     loop {
         let mut moved = false;
         for way in [Way::Out, Way::In] {
             for link in links.iter_mut().flatten() {
                 moved |= link.step(way, &mut Turn { call, progress, traffic })?;
             }
+        }
+        if !all_came && links.iter().flatten().all(Link::has_come) {
+            all_came = true;
+            meter::waited_since(begin_ns);
         }
         // What is through stays so, even if the job is given up meanwhile.
         if links.iter().flatten().all(Link::is_done) {

@@ -16,6 +16,7 @@ use super::progress::{Call, Progress};
 use super::traffic::Traffic;
 use crate::door;
 use crate::job::{InProgress, Job, Members};
+use crate::meter::Meter;
 use crate::patience;
 use crate::{CommError, Operation, Result};
 
@@ -23,6 +24,7 @@ pub(crate) struct Endpoint {
     pub(super) net: Arc<Net>,
     pub(super) members: Members,
     token: u64,
+    meter: Meter,
     state: Mutex<State>,
 }
 
@@ -80,7 +82,12 @@ impl Running<'_> {
 
 impl Endpoint {
     /// Connects the members of the channel or group `tag`; returns once all are.
-    pub(super) fn meet(net: Arc<Net>, tag: u64, members: Members) -> Result<Endpoint> {
+    pub(super) fn meet(
+        net: Arc<Net>,
+        meter: Meter,
+        tag: u64,
+        members: Members,
+    ) -> Result<Endpoint> {
         check_thread()?;
         let (shared, runtime) = (&net.shared, runtime()?);
         let (job, call) = (Arc::clone(&shared.job), (Operation::Join, 0));
@@ -112,7 +119,7 @@ impl Endpoint {
         let scratch = Scratch { exchanged: vec![(0, 0); members.len()], ..Scratch::default() };
         let state = State { sequence: 0, exchanges: 0, wires, scratch };
         let token = frame::token_of(shared.me.token, tag);
-        Ok(Endpoint { net, members, token, state: Mutex::new(state) })
+        Ok(Endpoint { net, members, token, meter, state: Mutex::new(state) })
     }
 
     pub(super) fn job(&self) -> &Arc<Job> {
@@ -144,8 +151,11 @@ impl Endpoint {
         let call = Call { operation, token: self.token, sequence: *number, digest };
         let progress = Progress::new(job, &self.members);
         let mut running = Running { wires, call, progress };
-        let result = body(&mut running, scratch).inspect(|_| running.count());
-        job.settle(&self.members, (operation, call.sequence), result)
+        let (call, result) = self.meter.measure(&job.timings, || {
+            let result = body(&mut running, scratch).inspect(|_| running.count());
+            ((operation, call.sequence), result)
+        });
+        job.settle(&self.members, call, result)
     }
 }
 

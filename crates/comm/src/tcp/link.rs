@@ -90,6 +90,11 @@ impl Link {
         of(Way::Out).zip(of(Way::In)).map_or(0, |(sent, received)| sent + received)
     }
 
+    /// Whether the peer is at the operation, as far as it has anything to say there.
+    pub(super) fn has_come(&self) -> bool {
+        self.receiving.has_begun || self.receiving.at.is_done()
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.sending.at.is_done() && self.receiving.at.is_done()
     }

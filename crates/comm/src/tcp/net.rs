@@ -24,6 +24,7 @@ use super::signal::{self, Signals};
 use crate::control::Channel;
 use crate::door::{self, Door};
 use crate::job::{Job, Members, Moments, Settings};
+use crate::meter::Meter;
 use crate::{CommError, Operation, Result, ending};
 
 /// How often this process is looked at whether it works.
@@ -147,7 +148,8 @@ impl Net {
     pub(crate) fn channel(self: &Arc<Net>, channel: Channel) -> Result<Endpoint> {
         let Identity { rank, world, .. } = self.shared.me;
         let tag = FIRST_CHANNEL + channel.number();
-        Endpoint::meet(Arc::clone(self), tag, Members::all(rank, world))
+        let meter = Meter::new(channel.name().to_owned(), "tcp");
+        Endpoint::meet(Arc::clone(self), meter, tag, Members::all(rank, world))
     }
 
     /// This rank's end of group number `region`; returns once all members are there.
@@ -155,7 +157,8 @@ impl Net {
     /// # Errors
     /// As [`Net::channel`].
     pub(crate) fn group(self: &Arc<Net>, region: u64, members: Members) -> Result<Endpoint> {
-        Endpoint::meet(Arc::clone(self), FIRST_GROUP + region, members)
+        let meter = Meter::new(format!("group {region}"), "tcp");
+        Endpoint::meet(Arc::clone(self), meter, FIRST_GROUP + region, members)
     }
 
     /// Returns once every rank can tell this one that it gives up, and the other way round.

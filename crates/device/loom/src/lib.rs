@@ -9,6 +9,7 @@ mod grants;
 mod host;
 mod models;
 mod random;
+mod ring;
 mod stand_in;
 mod sync;
 

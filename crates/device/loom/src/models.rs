@@ -222,3 +222,36 @@ fn grants_exclude_each_other() {
         second.join().unwrap();
     });
 }
+
+/// A ring of two slots between a thread that fills and one that empties: no slot is used by both
+/// at a time, values come in order, and those that do not come are counted.
+#[test]
+fn a_ring_between_two_threads() {
+    model(|| {
+        let (mut writer, mut reader) = crate::ring::ring::<u32>(2);
+        let filling = loom::thread::spawn(move || {
+            (1..=3).filter(|&number| writer.push(number)).count()
+        });
+        let mut taken = Vec::new();
+        taken.extend(reader.take());
+        taken.extend(reader.take());
+        let filled = filling.join().unwrap();
+        assert!(reader.is_closed());
+        taken.extend(std::iter::from_fn(|| reader.take()));
+        assert!(taken.is_sorted() && taken.len() == filled, "{taken:?}");
+        assert_eq!(filled as u64 + reader.take_lost(), 3);
+    });
+}
+
+/// What a writer has queued is there for whoever sees that it is gone.
+#[test]
+fn a_closed_ring_has_all_that_was_queued() {
+    model(|| {
+        let (mut writer, mut reader) = crate::ring::ring::<u32>(2);
+        let filling = loom::thread::spawn(move || writer.push(7));
+        if reader.is_closed() {
+            assert_eq!(reader.take(), Some(7));
+        }
+        assert!(filling.join().unwrap());
+    });
+}

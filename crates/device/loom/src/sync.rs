@@ -1,9 +1,13 @@
-//! The model checker's locks and threads.
+//! The model checker's locks, threads and atomics.
 
+pub(crate) use loom::cell::UnsafeCell;
+pub(crate) use loom::sync::atomic::AtomicU64;
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use loom::thread;
 
-use loom::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use loom::sync::atomic::Ordering;
+
+use loom::sync::atomic::AtomicBool;
 
 /// What the checker has none of: a place that is set once. It sees when the place is looked at and
 /// when it is set, and that who finds the value has seen what came before it.

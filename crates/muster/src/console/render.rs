@@ -54,6 +54,7 @@ impl Renderer {
                 out
             }
             Event::Step(step) => self.step(step),
+            Event::Ranks(_) => String::new(), // Their sums belong to the summary.
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
             Event::Saved(saved) => self.saved(saved),
             Event::Removed { paths } => {
@@ -233,6 +234,9 @@ impl Renderer {
         }
         if finished.times.all_ms > 0.0 && finished.reason != FinishReason::AlreadyComplete {
             row("time", time::line(&finished.times));
+        }
+        if !finished.spreads.is_empty() {
+            row("ranks", time::spreads(&finished.spreads));
         }
         if let Some(loss) = finished.final_loss {
             let result = self.result(loss, finished.final_bits_per_byte);

@@ -10,6 +10,7 @@ use train::config::{Config, OptimizerDevice};
 
 use super::offload;
 use crate::error::CliError;
+use crate::trace;
 
 /// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
 pub const KIND_OF_CPU: &str = "kind of CPU";
@@ -43,6 +44,9 @@ pub struct Job {
     /// Whether rank 0 times its operations.
     #[serde(default)]
     pub profile: bool,
+    /// What the ranks record.
+    #[serde(default)]
+    pub trace: Option<trace::Plan>,
 }
 
 impl Job {
@@ -71,6 +75,12 @@ impl Job {
         serde_json::from_slice(&text).map_err(|error| failed(&error))
     }
 
+    /// Which steps are recorded, in words.
+    fn traced(&self) -> String {
+        let Some(plan) = &self.trace else { return "none".into() };
+        plan.steps.map_or("ten steps".into(), |steps| format!("steps {steps}"))
+    }
+
     /// What all ranks must have the same: what and its digest. `cpu` is the kind that this rank
     /// runs on, as [`kernels::gemm::arithmetic`] tells it.
     pub fn identity(
@@ -93,6 +103,8 @@ impl Job {
             (BUCKETS.into(), self.bucket_bytes.to_string()),
             ("model".into(), hex(plan.schema.digest())),
             ("ownership plan".into(), hex(plan.ownership.digest())),
+            // Comparing clocks takes all of them.
+            ("--trace".into(), self.traced()),
             ("--max-steps".into(), self.max_steps.map_or("none".into(), |most| most.to_string())),
         ];
         if !self.config.ranks.mixed_cpus {
@@ -136,6 +148,7 @@ mod tests {
             checkpoints: PathBuf::new(),
             max_steps: None,
             profile: false,
+            trace: None,
         }
     }
 

@@ -30,6 +30,7 @@ use crate::events::{self, EventLog};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::run_dir::RunDir;
+use crate::trace::Traced;
 
 /// Trains.
 ///
@@ -134,6 +135,7 @@ fn supervise(
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
+    let traced = traced(args, &place)?;
     let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
     let server = addresses.serve(&name, &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
@@ -149,6 +151,7 @@ fn supervise(
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
         profile: args.profile,
+        trace: traced.as_ref().map(Traced::plan),
         config,
         prepared,
     };
@@ -185,6 +188,8 @@ fn supervise(
         },
     );
     *met = watch.have_met();
+    // However it ended.
+    traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
     match ended? {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => {
@@ -200,6 +205,15 @@ fn supervise(
             signals.before_training()
         }
     }
+}
+
+/// The trace of this host's ranks, if that was asked for.
+fn traced(args: &TrainArgs, place: &Place) -> Result<Option<Traced>, CliError> {
+    let begin = |path| {
+        let nodes = (place.node, place.nodes);
+        Traced::begin(path, nodes, args.trace_steps, place.ranks.clone())
+    };
+    args.trace.as_deref().map(begin).transpose()
 }
 
 /// Where events go; node 0 alone keeps them, and begins with the header.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
-use comm::{Channel, Fault, World, tcp};
+use comm::{Channel, Fault, World, clocks, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -25,6 +25,7 @@ use super::signals::{Signals, die_with_parent};
 use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
+use crate::trace::{Recorder, Steps, Window};
 
 /// How long a device may go on with what it does after its job was given up.
 const DEVICE: Duration = Duration::from_secs(2);
@@ -119,30 +120,15 @@ fn train(
     job: &Job,
     plan: RunPlan,
     world: &World,
-    Devices { device, optimizer }: Devices,
+    devices: Devices,
     told: &Told,
     control: &ControlHandle,
 ) -> Result<Exit, CliError> {
     let started = Instant::now();
     pulse::enter(Phase::Loading);
-    give_up_with(world, optimizer)?;
+    give_up_with(world, devices.optimizer)?;
     let Told { signals, voice } = told;
-    let config = &job.config;
-    let fraction = config.data.validation_fraction;
-    let open = || Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction);
-    let dataset = work::calling("open of token files", None, open)?;
-    let (batch, bucket) = (plan.batch, plan.bucket_elements);
-    let engine = NativeEngine::new(device, &plan.architecture, batch, bucket, plan.weights)?;
-    let parts = Parts {
-        config: config.clone(),
-        plan,
-        world: world.clone(),
-        device: device.clone(),
-        optimizer_device: optimizer.cloned(),
-        dataset,
-        engine,
-    };
-    let mut trainer = Trainer::new(parts)?;
+    let mut trainer = trainer(job, plan, world, devices)?;
     let speaks = world.rank() == 0;
     let reporter = Reporter { speaks, voice, control };
     let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
@@ -152,19 +138,26 @@ fn train(
     trainer.check_room(&store, job.max_steps)?.map_or(Ok(()), &mut emit)?;
     let start_ms = milliseconds(started);
     let profiled = (job.profile && speaks).then(|| {
-        device.begin_profile();
+        devices.device.begin_profile();
         Instant::now()
     });
+    let recorder = Tracing::begin(job, world, trainer.steps_taken())?;
     let outcome = {
         progress(voice, control, trainer.steps_taken());
-        let mut wants = |_: u64| {
+        let mut wants = |taken: u64| {
+            recorder.iter().for_each(|recorder| recorder.window.look(taken));
             let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
+    // All of it is written before the supervisor hears that the run is done.
+    drop(recorder);
     if let Some(since) = profiled {
-        reporter.emit(&Event::Profile(Profile::new(milliseconds(since), &device.end_profile())))?;
+        reporter.emit(&Event::Profile(Profile::new(
+            milliseconds(since),
+            &devices.device.end_profile(),
+        )))?;
     }
     let reason = outcome.reason;
     let mut finished = finish(&trainer, outcome, started)?;
@@ -181,6 +174,47 @@ fn train(
         FinishReason::Terminated => Exit::Preempted,
         _ => Exit::Ok,
     })
+}
+
+/// What trains, with its initial weights.
+fn trainer(
+    job: &Job,
+    plan: RunPlan,
+    world: &World,
+    Devices { device, optimizer }: Devices,
+) -> Result<Trainer<NativeEngine>, CliError> {
+    let config = &job.config;
+    let fraction = config.data.validation_fraction;
+    let open = || Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction);
+    let dataset = work::calling("open of token files", None, open)?;
+    let (batch, bucket) = (plan.batch, plan.bucket_elements);
+    let engine = NativeEngine::new(device, &plan.architecture, batch, bucket, plan.weights)?;
+    Ok(Trainer::new(Parts {
+        config: config.clone(),
+        plan,
+        world: world.clone(),
+        device: device.clone(),
+        optimizer_device: optimizer.cloned(),
+        dataset,
+        engine,
+    })?)
+}
+
+/// The trace of this rank, while there is one.
+struct Tracing {
+    window: Window,
+    _recorder: Recorder,
+}
+
+impl Tracing {
+    /// Compares the clocks and begins the file, if that was asked for; `taken` steps are done.
+    fn begin(job: &Job, world: &World, taken: u64) -> Result<Option<Tracing>, CliError> {
+        let Some(plan) = &job.trace else { return Ok(None) };
+        let alignment = clocks::align(&*world.control(Channel::Training), world.rank())?;
+        let _recorder = Recorder::start(&plan.part(world.rank()), world.rank(), alignment)?;
+        let window = Window(plan.steps.unwrap_or(Steps::after(taken)));
+        Ok(Some(Tracing { window, _recorder }))
+    }
 }
 
 /// A device of a job that is given up is given up too, so that nothing waits for one that hangs.
@@ -303,6 +337,7 @@ fn finish(
         weights_digest: trainer.weights_digest()?,
         checkpoint: outcome.checkpoint,
         times: trainer.times(),
+        spreads: trainer.spreads(),
     })
 }
 

@@ -1,4 +1,4 @@
-use train::event::{Action, Corpus, NonFinite, Operation, Place, Profile, Resumed, Times};
+use train::event::{Action, Corpus, NonFinite, Operation, Place, Profile, Resumed, Spread, Times};
 
 use super::*;
 
@@ -89,7 +89,30 @@ fn finished(reason: FinishReason, step: u64) -> Event {
             sample_ms: 900.0,
             all_ms: 92_300.0,
         },
+        spreads: Vec::new(),
     })
+}
+
+#[test]
+fn ranks_are_compared_where_there_are_several() {
+    let spread = |name: &str, [min_ms, median_ms, max_ms]: [f64; 3], slowest| Spread {
+        name: name.into(),
+        min_ms,
+        median_ms,
+        max_ms,
+        slowest,
+    };
+    let Event::Finished(mut end) = finished(FinishReason::MaxSteps, 600) else { panic!() };
+    end.spreads = vec![
+        spread("forward", [20_000.0, 21_000.0, 25_000.0], 3),
+        spread("gather", [900.0, 1_000.0, 1_200.0], 12),
+        spread("saves", [1.0, 2.0, 3.0], 0),
+        spread("all_gather_segments waiting", [3.0, 400.0, 5_000.0], 1),
+    ];
+    let all = render(&[Event::Finished(end)]);
+    let (_, rest) = all.split_once("  ranks ").unwrap();
+    let (table, _) = rest.split_once("  validation").unwrap();
+    insta::assert_snapshot!(table.trim_end());
 }
 
 fn profile() -> Event {

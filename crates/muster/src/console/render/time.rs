@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use train::event::{Operation, Profile, Times};
+use train::event::{Operation, Profile, Spread, Times};
 
-use crate::console::units::{count, duration};
+use crate::console::units::{count, duration, ms as milliseconds};
 
 /// All of the time, and the shares that add up to it.
 pub fn line(times: &Times) -> String {
@@ -30,6 +30,26 @@ fn percents(parts: &[f64]) -> Vec<u32> {
         whole[index] += 1;
     }
     whole
+}
+
+/// How parts and operations were spread over the ranks, a line each, of what took a hundredth of
+/// the longest at least.
+pub fn spreads(spreads: &[Spread]) -> String {
+    let longest = spreads.iter().map(|spread| spread.max_ms).fold(0.0, f64::max);
+    let head = ["", "min", "median", "max", "slowest"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for spread in spreads.iter().filter(|spread| spread.max_ms >= longest / 100.0) {
+        let [min, median, max] = [spread.min_ms, spread.median_ms, spread.max_ms].map(milliseconds);
+        rows.push([spread.name.clone(), min, median, max, format!("rank {}", spread.slowest)]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let [w, x, y, z, _]: [usize; 5] = std::array::from_fn(width);
+    let line = |[name, min, median, max, slowest]: &[String; 5]| {
+        let line = format!("{name:<w$}  {min:>x$}  {median:>y$}  {max:>z$}  {slowest}");
+        line.trim_end().to_owned()
+    };
+    let lines: Vec<String> = rows.iter().map(line).collect();
+    lines.join("\n             ")
 }
 
 /// One line per operation, the costliest first, and what was between them.

@@ -1,0 +1,262 @@
+//! Several traces as one: parts of ranks, and files of hosts.
+//!
+//! Lines are copied as they are, since all times are on one clock. What is new are arrows, from the
+//! rank that came last to an operation to every other that waited for it there, and `otherData`,
+//! which says what is known of the clocks and what is lost.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chrome::{LOST, Micros, OPENING, OPERATION, RANK};
+use crate::console::plural;
+use crate::error::CliError;
+
+/// Between the events and the end of a file, in a line of its own.
+const CLOSING: &str = "],";
+
+/// What a trace consists of.
+#[derive(Debug, Default, PartialEq)]
+pub struct Merged {
+    /// What each rank says of itself, and the file it was in.
+    ranks: BTreeMap<usize, (Value, PathBuf)>,
+    pub spans: u64,
+    /// Lost spans by rank and track.
+    lost: BTreeMap<(usize, u32), u64>,
+    /// Files whose last line was cut off.
+    torn: Vec<PathBuf>,
+}
+
+/// As much of an event as is looked at.
+#[derive(Deserialize)]
+struct Event {
+    name: String,
+    ph: String,
+    pid: usize,
+    #[serde(default)]
+    tid: u32,
+    #[serde(default)]
+    cat: String,
+    #[serde(default)]
+    ts: f64,
+    #[serde(default)]
+    dur: f64,
+    #[serde(default)]
+    args: Value,
+}
+
+/// An operation as one member had it.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    rank: usize,
+    track: u32,
+    begin_ns: u64,
+    end_ns: u64,
+}
+
+/// By group, number and name: the members that were seen.
+type Operations = BTreeMap<(String, u64, String), Vec<Member>>;
+
+/// Merges traces into one file, compressed if its name ends in `.gz`.
+///
+/// # Errors
+/// Files that cannot be read or written, or are no traces, or have none; a rank that is in two of
+/// them.
+pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
+    let (mut merged, mut operations) = (Merged::default(), Operations::new());
+    let mut out = b"{\"traceEvents\":[\n".to_vec();
+    for path in from {
+        let mut add = |line: &str, event: Event| {
+            merged.add(path, &event)?;
+            note(&mut operations, event);
+            out.extend_from_slice(line.as_bytes());
+            out.extend_from_slice(b",\n");
+            Ok(())
+        };
+        if read(path, &mut add)? {
+            merged.torn.push(path.clone());
+        }
+    }
+    if merged.ranks.is_empty() {
+        let names: Vec<String> = from.iter().map(|path| path.display().to_string()).collect();
+        let names = names.join(", ");
+        return Err(CliError::mistake(format!("no rank has a trace in {names}")));
+    }
+    arrows(&operations, &mut out);
+    if out.ends_with(b",\n") {
+        out.truncate(out.len() - 2);
+    }
+    let other = json!({"displayTimeUnit": "ms", "otherData": merged.other()}).to_string();
+    write!(out, "\n{CLOSING}\n{}\n", other.trim_start_matches('{'))
+        .map_err(|error| CliError::file("write", into, &error))?;
+    if is_gzip(into) {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let packed = encoder.write_all(&out).and_then(|()| encoder.finish());
+        out = packed.map_err(|error| CliError::file("compress", into, &error))?;
+    }
+    crate::out_file::write(into, &out)?;
+    Ok(merged)
+}
+
+fn is_gzip(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gz"))
+}
+
+/// Tells every event but arrows, which are made anew; whether the last line was cut off.
+fn read(
+    path: &Path,
+    tell: &mut dyn FnMut(&str, Event) -> Result<(), CliError>,
+) -> Result<bool, CliError> {
+    let failed = |error: std::io::Error| CliError::file("read", path, &error);
+    let file = File::open(path).map_err(failed)?;
+    let plain: Box<dyn Read> =
+        if is_gzip(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let (mut reader, mut line, mut number) = (BufReader::new(plain), String::new(), 0);
+    loop {
+        line.clear();
+        number += 1;
+        if reader.read_line(&mut line).map_err(failed)? == 0 {
+            return Ok(false);
+        }
+        let text = line.trim_end_matches(['\n', ',']);
+        match text {
+            CLOSING_START => return Ok(false),
+            OPENING | "{\"traceEvents\":[" if number == 1 => continue,
+            _ if number == 1 => {}
+            "" => continue,
+            _ => match serde_json::from_str::<Event>(text) {
+                Ok(event) if matches!(&event.ph[..], "s" | "f") => continue,
+                Ok(event) => {
+                    tell(text, event)?;
+                    continue;
+                }
+                // A rank was killed while it wrote.
+                Err(_) if !line.ends_with('\n') => return Ok(true),
+                Err(_) => {}
+            },
+        }
+        return Err(CliError::mistake(format!(
+            "{}, line {number}, is no line of a trace that muster wrote; merge such files alone",
+            path.display()
+        )));
+    }
+}
+
+/// [`CLOSING`] without its comma.
+const CLOSING_START: &str = "]";
+
+impl Merged {
+    pub fn ranks(&self) -> usize {
+        self.ranks.len()
+    }
+
+    fn add(&mut self, path: &Path, event: &Event) -> Result<(), CliError> {
+        match (&event.ph[..], &event.name[..]) {
+            ("X", _) => self.spans += 1,
+            ("M", RANK) => {
+                let entry = (event.args.clone(), path.to_owned());
+                if let Some((_, before)) = self.ranks.insert(event.pid, entry) {
+                    return Err(CliError::mistake(format!(
+                        "rank {} is in {} and in {}; merge files of one run, each once",
+                        event.pid,
+                        before.display(),
+                        path.display()
+                    )));
+                }
+            }
+            ("M", LOST) => {
+                let spans = event.args["spans"].as_u64().unwrap_or(0);
+                *self.lost.entry((event.pid, event.tid)).or_default() += spans;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn other(&self) -> Value {
+        let ranks: Vec<&Value> = self.ranks.values().map(|(rank, _)| rank).collect();
+        let lost: Vec<Value> = self
+            .lost
+            .iter()
+            .map(|((rank, track), spans)| json!({"rank": rank, "tid": track, "spans": spans}))
+            .collect();
+        json!({"ranks": ranks, "lost": lost})
+    }
+
+    /// What the trace lacks, of so many ranks.
+    pub fn warnings(&self, ranks: usize) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.ranks.len() < ranks {
+            let there = plural(self.ranks.len(), "rank");
+            all.push(format!("the trace has {there} of {ranks}; the others had begun none"));
+        }
+        if self.spans == 0 {
+            all.push("the trace is empty: no step of --trace-steps was taken".to_owned());
+        }
+        let mut of_rank = BTreeMap::<usize, u64>::new();
+        for ((rank, _), spans) in &self.lost {
+            *of_rank.entry(*rank).or_default() += spans;
+        }
+        for (rank, spans) in of_rank {
+            all.push(format!(
+                "{spans} spans of rank {rank} are not in the trace: they came faster than they \
+                 could be written; write the trace to a faster disk"
+            ));
+        }
+        for path in &self.torn {
+            all.push(format!("the last line of {} was cut off and is left out", path.display()));
+        }
+        all
+    }
+}
+
+/// Remembers an operation of a channel or group.
+fn note(operations: &mut Operations, event: Event) {
+    if event.cat != OPERATION {
+        return;
+    }
+    let ns = |us: f64| (us * 1e3).round() as u64;
+    let (begin_ns, end_ns) = (ns(event.ts), ns(event.ts) + ns(event.dur));
+    let group = event.args["group"].as_str().unwrap_or_default().to_owned();
+    let sequence = event.args["sequence"].as_u64().unwrap_or(0);
+    let member = Member { rank: event.pid, track: event.tid, begin_ns, end_ns };
+    operations.entry((group, sequence, event.name)).or_default().push(member);
+}
+
+/// From the member that came last to an operation to all others, which could not end before.
+fn arrows(operations: &Operations, out: &mut Vec<u8>) {
+    let mut number = 0;
+    for ((_, _, name), members) in operations {
+        let Some(last) = members.iter().max_by_key(|member| member.begin_ns) else { continue };
+        for other in members.iter().filter(|other| other.rank != last.rank) {
+            // Inside the span that it ends at; clocks of hosts may be apart by more.
+            let at = other.end_ns.saturating_sub(1);
+            if at < last.begin_ns || at < other.begin_ns {
+                continue;
+            }
+            number += 1;
+            let name = Value::from(&name[..]);
+            for (end, member, ns) in
+                [("\"s\"", last, last.begin_ns), ("\"f\",\"bp\":\"e\"", other, at)]
+            {
+                let (ts, Member { rank, track, .. }) = (Micros(ns), member);
+                writeln!(
+                    out,
+                    "{{\"name\":{name},\"cat\":\"waits for\",\"ph\":{end},\"id\":{number},\
+                     \"ts\":{ts},\"pid\":{rank},\"tid\":{track}}},"
+                )
+                .expect("a Vec takes everything");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! The thread of a rank that writes down what the rank records.
+//!
+//! It looks 50 times a second and appends what it finds, so that a rank that is killed leaves all
+//! but its last 20 ms. What goes wrong with the file ends the recording and nothing else.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use comm::clocks::Alignment;
+use device::trace;
+
+use super::chrome::Writer;
+use super::plan::Steps;
+use crate::error::CliError;
+use crate::limits;
+use crate::output::complain;
+
+/// How often the thread looks: what a ring takes meanwhile is [`trace::SPANS`].
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the last write may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Records until it is dropped.
+pub struct Recorder {
+    /// Dropped to end it.
+    stop: Option<Sender<()>>,
+    ended: Receiver<()>,
+}
+
+impl Recorder {
+    /// Begins the part at `path`; nothing is recorded before [`Window::look`] says so.
+    ///
+    /// # Errors
+    /// The file cannot be made; the system has no thread to spare.
+    pub fn start(path: &Path, rank: usize, alignment: Alignment) -> Result<Recorder, CliError> {
+        let failed = |error: std::io::Error| CliError::file("write", path, &error);
+        let (mut file, mut writer) =
+            (File::create(path).map_err(failed)?, Writer::new(rank, alignment));
+        let mut lines = Vec::new();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        writer.begin(&mut lines, host.trim());
+        file.write_all(&lines).map_err(failed)?;
+        let ((stop, stopped), (end, ended)) = (channel(), channel());
+        let path = path.to_owned();
+        let record = move || {
+            let written = record(&mut file, &mut writer, &stopped);
+            if let Err(error) = written {
+                trace::switch(false);
+                complain(&format!(
+                    "the trace ends early: cannot write {}: {error}",
+                    path.display()
+                ));
+            }
+            drop(end);
+        };
+        let thread = std::thread::Builder::new().name("recorder".into()).spawn(record);
+        thread.map_err(|error| limits::refused("start a thread", &error))?;
+        Ok(Recorder { stop: Some(stop), ended })
+    }
+}
+
+fn record(file: &mut File, writer: &mut Writer, stopped: &Receiver<()>) -> std::io::Result<()> {
+    let mut lines = Vec::new();
+    loop {
+        let is_last = !matches!(stopped.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout));
+        lines.clear();
+        trace::drain(&mut |told| writer.tell(&mut lines, told));
+        file.write_all(&lines)?;
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// Ends recording, and waits for a moment until all of it is written.
+    fn drop(&mut self) {
+        trace::switch(false);
+        drop(self.stop.take());
+        // A disk that hangs keeps nobody.
+        let _ = self.ended.recv_timeout(PATIENCE);
+    }
+}
+
+/// When to record.
+#[derive(Debug, Clone, Copy)]
+pub struct Window(pub Steps);
+
+impl Window {
+    /// Before the step after `taken` others.
+    pub fn look(&self, taken: u64) {
+        trace::switch(self.0.contains(taken + 1));
+    }
+}

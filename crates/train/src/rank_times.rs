@@ -1,0 +1,173 @@
+//! What the ranks of a run spent, side by side: of each step, and of all steps together.
+
+use std::collections::BTreeMap;
+
+use comm::{Operation, Timing};
+use serde::{Deserialize, Serialize};
+
+use crate::event::null_is_nan;
+use crate::laps::{Part, Spent};
+use crate::vote::{Ballot, Tally};
+use crate::{Engine, Event, TrainError, Trainer};
+
+/// What each rank spent on a step and on what followed it up to the next. Lists have an entry per
+/// rank; what no rank spent time on is left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RankTimes {
+    pub step: u64,
+    /// Milliseconds by part ([`Part::name`]).
+    pub parts_ms: BTreeMap<String, Vec<f64>>,
+    /// By kind of operation, those of all channels and groups. Groups run them beside the parts.
+    pub operations: BTreeMap<String, OperationTimes>,
+}
+
+/// The operations of one kind in a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationTimes {
+    pub calls: Vec<u64>,
+    /// From beginning to end.
+    pub ms: Vec<f64>,
+    /// The part of it before the last rank had come.
+    pub waited_ms: Vec<f64>,
+}
+
+/// How something was spread over the ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    pub name: String,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub min_ms: f64,
+    /// The higher one of two.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub median_ms: f64,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub max_ms: f64,
+    /// The first rank with the most.
+    pub slowest: usize,
+}
+
+/// Whole microseconds.
+fn ms(ns: u64) -> f64 {
+    (ns / 1000) as f64 / 1e3
+}
+
+impl RankTimes {
+    /// Of the ranks in order.
+    pub fn new(step: u64, ranks: &[Spent]) -> RankTimes {
+        let mut times = RankTimes { step, ..RankTimes::default() };
+        for part in Part::ALL {
+            if ranks.iter().any(|spent| spent.part_ns(part) > 0) {
+                let of = ranks.iter().map(|spent| ms(spent.part_ns(part)));
+                times.parts_ms.insert(part.name().to_owned(), of.collect());
+            }
+        }
+        for operation in Operation::ALL {
+            let of: Vec<Timing> =
+                ranks.iter().map(|spent| spent.operations.of(operation)).collect();
+            if of.iter().any(|timing| timing.calls > 0) {
+                let calls = of.iter().map(|timing| timing.calls).collect();
+                let waited_ms = of.iter().map(|timing| ms(timing.waited_ns)).collect();
+                let ms = of.iter().map(|timing| ms(timing.ns)).collect();
+                let operation_times = OperationTimes { calls, ms, waited_ms };
+                times.operations.insert(operation.name().to_owned(), operation_times);
+            }
+        }
+        times
+    }
+}
+
+/// The spread of every part and operation that any rank spent time on, in the order of a step.
+pub fn spreads(ranks: &[Spent]) -> Vec<Spread> {
+    let mut all = Vec::new();
+    let mut add = |name: String, of: &dyn Fn(&Spent) -> u64| {
+        let each: Vec<u64> = ranks.iter().map(of).collect();
+        let mut sorted = each.clone();
+        sorted.sort_unstable();
+        let Some(&max) = sorted.last().filter(|&&max| max > 0) else { return };
+        let slowest = each.iter().position(|&ns| ns == max).unwrap_or(0);
+        let (min_ms, median_ms) = (ms(sorted[0]), ms(sorted[sorted.len() / 2]));
+        all.push(Spread { name, min_ms, median_ms, max_ms: ms(max), slowest });
+    };
+    for part in Part::ALL {
+        add(part.name().to_owned(), &|spent| spent.part_ns(part));
+    }
+    for operation in Operation::ALL {
+        let of = |spent: &Spent| spent.operations.of(operation);
+        add(format!("{operation} waiting"), &|spent| of(spent).waited_ns);
+        add(format!("{operation} moving"), &|spent| {
+            of(spent).ns.saturating_sub(of(spent).waited_ns)
+        });
+    }
+    all
+}
+
+impl<E: Engine> Trainer<E> {
+    /// What the ranks told with the last vote; rank 0 alone tells it on.
+    pub(crate) fn rank_times(&self) -> Option<Event> {
+        let Tally { spent_step, spent, .. } = &self.host.tally;
+        let is_told = self.ranks.rank() == 0 && *spent_step > 0;
+        is_told.then(|| Event::Ranks(RankTimes::new(*spent_step, spent)))
+    }
+
+    /// As [`Trainer::rank_times`] of the last step, which no vote follows. Collective.
+    ///
+    /// # Errors
+    /// As a vote.
+    pub(crate) fn last_rank_times(&mut self) -> Result<Option<Event>, TrainError> {
+        if self.laps.is_idle() {
+            return Ok(None);
+        }
+        let spent = Some(self.laps.end(self.ranks.world.timings()));
+        let mut mine = Vec::new();
+        Ballot { spent, target_bytes: Some(0), ..Ballot::default() }.encode(&mut mine);
+        let ballots = self.ranks.training.all_gather_bytes(&mine)?;
+        let mut tally = Tally::default();
+        tally.count(&ballots, &vec![Vec::new(); ballots.len()])?;
+        for (sum, spent) in self.spent.iter_mut().zip(&tally.spent) {
+            *sum = sum.plus(spent);
+        }
+        let is_told = self.ranks.rank() == 0;
+        Ok(is_told.then(|| Event::Ranks(RankTimes::new(tally.spent_step, &tally.spent))))
+    }
+
+    /// How the time of all steps of this start was spread over the ranks; nothing for one alone.
+    pub fn spreads(&self) -> Vec<Spread> {
+        if self.spent.len() > 1 { spreads(&self.spent) } else { Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A rank whose parts take 1, 2, 3, … times `ms`, and whose operations come after.
+    fn spent(ms: u64) -> Spent {
+        Spent::from_words((1..).map(|number| number * ms * 1_000_000))
+    }
+
+    #[test]
+    fn ranks_stand_side_by_side() {
+        let times = RankTimes::new(7, &[spent(1), spent(3)]);
+        assert_eq!(times.parts_ms["data"], [1.0, 3.0]);
+        assert_eq!(times.parts_ms["between"], [11.0, 33.0]);
+        let join = &times.operations["join"];
+        assert_eq!(
+            (&join.calls[..], &join.ms[..]),
+            (&[12_000_000, 36_000_000][..], &[13.0, 39.0][..])
+        );
+        assert_eq!(join.waited_ms, [14.0, 42.0]);
+        let text = serde_json::to_string(&Event::Ranks(times.clone())).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), Event::Ranks(times));
+        let nothing = RankTimes::new(7, &[Spent::default(); 2]);
+        assert_eq!((nothing.parts_ms.len(), nothing.operations.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_spread_names_the_slowest_rank() {
+        let all = spreads(&[spent(2), spent(9), spent(4), spent(9)]);
+        let data =
+            Spread { name: "data".into(), min_ms: 2.0, median_ms: 9.0, max_ms: 9.0, slowest: 1 };
+        assert_eq!(all[0], data);
+        assert_eq!(spreads(&[Spent::default(); 3]), []);
+    }
+}
