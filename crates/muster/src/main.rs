@@ -27,6 +27,7 @@ mod output;
 mod panic;
 mod plot;
 mod run_dir;
+mod secret;
 mod train_cmd;
 
 use std::process::ExitCode;

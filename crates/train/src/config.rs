@@ -242,6 +242,11 @@ pub struct RanksConfig {
     /// Size of a communication bucket in bytes of f32 gradient.
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     pub bucket_bytes: usize,
+    /// A file whose first line, of 16 bytes or more, is the job's secret: who does not have it is
+    /// none of the job's. The same on all hosts, and readable by its owner alone. Without it the
+    /// environment variable MUSTER_SECRET counts, and a job on one host makes a secret of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
@@ -274,6 +279,7 @@ impl Default for RanksConfig {
             step_timeout_ms: 0,
             warn_signal: WarnSignal::Usr1,
             bucket_bytes: 32 << 20,
+            secret_file: None,
             mixed_cpus: false,
         }
     }
