@@ -1,5 +1,5 @@
-//! A job's secret, as people use it: hosts that have different ones, files that others may read, and
-//! where a secret must not be seen. Hosts are processes of one host here.
+//! A job's secret, as people use it: hosts that have different ones, files that others may read,
+//! and where a secret must not be seen. Hosts are processes of one host here.
 
 mod common;
 

@@ -394,8 +394,8 @@ fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
     let answer = told(&server, &later());
     assert_eq!((answer.len(), answer[4]), (CHALLENGE_BYTES, 5), "{answer:?}");
     let expected = "rank 1 did not come within 1500 ms (turned away: a worker that speaks protocol \
-                    4 from 127.0.0.1; a worker that speaks protocol 77 from 127.0.0.1); see whether they started and reach this address, \
-                    or raise ranks.timeout_ms";
+                    4 from 127.0.0.1; a worker that speaks protocol 77 from 127.0.0.1); see whether \
+                    they started and reach this address, or raise ranks.timeout_ms";
     assert_eq!(message(join(server.addr(), hello(0, 2), PATIENCE_MS)), expected);
     let server = self::server(2, PATIENCE_MS);
     let _ = told(&server, &later());
@@ -558,8 +558,8 @@ fn messages_have_their_turn_and_their_rank() {
         stream.write_all(&status).unwrap();
         let said = message(server.wait_joined());
         assert!(begun.elapsed() < Duration::from_millis(2900), "{:?}", begun.elapsed());
-        let expected = "rank 1 ended before the job began: a message on its control connection came \
-                        damaged, or forged";
+        let expected = "rank 1 ended before the job began: a message on its control connection \
+                        came damaged, or forged";
         assert_eq!(said, expected);
     }
 }

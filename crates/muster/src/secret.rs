@@ -1,5 +1,5 @@
-//! The secret of a job: from a file or the environment, or made for a single host; and on its way to
-//! the ranks.
+//! The secret of a job: from a file or the environment, or made for a single host; and on its way
+//! to the ranks.
 //!
 //! ```text
 //! ranks.secret_file, --secret-file ─┐

@@ -80,8 +80,8 @@ impl Header {
         bytes
     }
 
-    /// `None` if the bytes are no header of this program, or a damaged one. Whose it is, and whether
-    /// it is in its place, [`is_genuine`] says.
+    /// `None` if the bytes are no header of this program, or a damaged one. Whose it is, and
+    /// whether it is in its place, [`is_genuine`] says.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
         let (checked, checksum) = bytes[..TAGGED].split_last_chunk::<4>()?;
         if crc32c::crc32c(checked) != u32::from_le_bytes(*checksum) {

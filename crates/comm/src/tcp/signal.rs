@@ -7,8 +7,8 @@
 //!               the end alone: its process died, or the network broke
 //! ```
 //!
-//! Each letter is followed by the length of what comes with it (two bytes), that, and the tag of all
-//! of it ([`crate::handshake`]).
+//! Each letter is followed by the length of what comes with it (two bytes), that, and the tag of
+//! all of it ([`crate::handshake`]).
 //!
 //! Apart from the data, since a frame that is half read or half written would be in the way.
 
