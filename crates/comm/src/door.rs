@@ -2,7 +2,8 @@
 //!
 //! A connection has [`LONGEST`] to be introduced, and only so many wait for that at a time; when
 //! there are more, the ones that have been silent longest make room. A port may be dialled by
-//! anyone, so neither a bad introduction nor an error of the system ends anything here.
+//! anyone, so neither a bad introduction nor an error of the system ends anything here. What an
+//! introduction is, and that it tells a stranger nothing, is the `handshake` module's.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,7 +19,8 @@ use crate::{CommError, Result};
 
 /// How long a connection may take to say who it is.
 const LONGEST: Duration = Duration::from_secs(10);
-/// How long it may, whatever waits behind it: introductions come with the first packet.
+/// How long it may, whatever waits behind it: an introduction is two packets, the second of which
+/// answers one of ours.
 const GRACE: Duration = Duration::from_millis(100);
 /// Connections that may wait at a time.
 const MOST: usize = 64;

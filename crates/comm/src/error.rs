@@ -148,6 +148,9 @@ pub enum CommError {
     Bind { addr: SocketAddr, source: std::io::Error },
     #[error("{addr}: cannot {action}: {source}")]
     Socket { addr: SocketAddr, action: &'static str, source: std::io::Error },
+    /// Of the two ends of a connection only one knows what the other does.
+    #[error("{who} has another secret than this process; {}", SAME_SECRET)]
+    Secret { who: String },
     #[error("two processes claim rank {rank}; start each rank once")]
     RankTaken { rank: usize },
     /// Of the server, which holds a connection to every rank.
@@ -213,11 +216,18 @@ pub enum CommError {
     Device(#[from] DeviceError),
 }
 
+/// What to do about different secrets.
+pub(crate) const SAME_SECRET: &str = "give every host of the job the same one (ranks.secret_file, \
+                                      --secret-file or MUSTER_SECRET), or none";
+
 /// What is wrong with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     #[error("its header does not fit its checksum")]
     Header,
+    /// Nothing that machines do to bits looks like this.
+    #[error("its header is whole, and was not made by that rank: somebody between the two forges")]
+    Forged,
     /// Bytes of the message.
     #[error("bytes {start}..{end} do not fit their checksum")]
     Payload { start: u64, end: u64 },

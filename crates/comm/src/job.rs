@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::counters::CounterCells;
 use crate::meter::TimingCells;
 use crate::patience::Patience;
-use crate::{CommError, Operation, Result, Revocation};
+use crate::{CommError, Operation, Result, Revocation, Secret};
 
 /// When each rank last got on, in milliseconds of one clock; 0 where that is not known.
 pub(crate) trait Moments: Send + Sync {
@@ -39,6 +39,8 @@ pub struct Settings {
     /// How long a rank may stand still that others wait for.
     pub timeout_ms: u64,
     pub revocation: Revocation,
+    /// What connections between ranks begin with a proof of.
+    pub secret: Secret,
     /// A number that moves while this process works.
     pub pulse: fn() -> u64,
     /// Called at the beginning of each operation and between its parts: a test of delays waits
@@ -48,10 +50,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With a revocation of its own, and the work of this process as its pulse.
+    /// With a revocation of its own, no secret, and the work of this process as its pulse.
     pub fn new(timeout_ms: u64) -> Settings {
-        let revocation = Revocation::default();
-        Settings { timeout_ms, revocation, pulse: device::work::worked, disturb: None }
+        let (revocation, secret) = (Revocation::default(), Secret::none());
+        Settings { timeout_ms, revocation, secret, pulse: device::work::worked, disturb: None }
     }
 }
 

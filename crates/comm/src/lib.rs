@@ -13,6 +13,8 @@
 //!                                          vendor's library moves it where it can (`nccl`)
 //! ```
 //!
+//! Every connection begins with a proof, both ways, of the job's [`Secret`] (`handshake`).
+//!
 //! Invariants:
 //!   * the members of a channel or group call the same operations in the same order; each has a
 //!     sequence number, and ranks that disagree get [`CommError::Mismatch`]. Channels and groups
@@ -39,6 +41,7 @@ mod files;
 #[cfg(test)]
 mod fuzz;
 mod group;
+mod handshake;
 mod job;
 mod memory;
 mod meter;
@@ -51,6 +54,7 @@ pub mod rendezvous;
 mod revocation;
 mod rooted;
 mod route;
+mod secret;
 #[cfg(target_os = "linux")]
 pub mod shm;
 mod staged;
@@ -73,6 +77,7 @@ pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;
 pub use revocation::Revocation;
 pub use route::Route;
+pub use secret::Secret;
 pub use window::Window;
 pub use world::World;
 

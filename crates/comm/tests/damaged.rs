@@ -33,6 +33,12 @@ enum Harm {
     Delay,
     /// Later than the timeout.
     Stall,
+    /// A byte of the header becomes another, and its checksum fits.
+    Forge(usize),
+    /// It and the next one change places, and their numbers with them.
+    Swap,
+    /// As [`Harm::Replay`], with the number that comes next.
+    ReplayNumbered,
 }
 
 /// Which frames are harmed: those from rank 1 of this operation, all before the `nth` being spared.
@@ -47,15 +53,32 @@ fn word(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
 
+/// Of a frame on its connection.
+const NUMBER: std::ops::Range<usize> = 44..48;
+/// Of the header up to its tag.
+const CHECKSUM: std::ops::Range<usize> = 52..56;
+
+fn read_frame(from: &mut TcpStream) -> Io<Vec<u8>> {
+    let mut frame = vec![0; HEADER_BYTES];
+    from.read_exact(&mut frame)?;
+    let length = word(&frame, 40);
+    frame.resize(HEADER_BYTES + length, 0);
+    from.read_exact(&mut frame[HEADER_BYTES..])?;
+    Ok(frame)
+}
+
+/// Makes the checksum of a header right, which anyone can.
+fn fit(frame: &mut [u8]) {
+    let checksum = crc_fast::crc32_iscsi(&frame[..CHECKSUM.start]).to_le_bytes();
+    frame[CHECKSUM].copy_from_slice(&checksum);
+}
+
 /// Passes frames on, one of them with harm.
 fn pass_frames(mut from: TcpStream, mut to: TcpStream, target: Target) -> Io<()> {
     let mut seen = 0;
     loop {
-        let mut frame = vec![0; HEADER_BYTES];
-        from.read_exact(&mut frame)?;
-        let length = word(&frame, 40);
-        frame.resize(HEADER_BYTES + length, 0);
-        from.read_exact(&mut frame[HEADER_BYTES..])?;
+        let mut frame = read_frame(&mut from)?;
+        let length = frame.len() - HEADER_BYTES;
         let is_it = word(&frame, 4) == target.operation as usize && seen == target.nth;
         seen += usize::from(word(&frame, 4) == target.operation as usize);
         if !is_it {
@@ -77,6 +100,23 @@ fn pass_frames(mut from: TcpStream, mut to: TcpStream, target: Target) -> Io<()>
             }
             Harm::Replay => to.write_all(&frame)?,
             Harm::Drop => continue,
+            Harm::Forge(at) => {
+                frame[at] ^= 4;
+                fit(&mut frame);
+            }
+            Harm::Swap => {
+                let mut next = read_frame(&mut from)?;
+                for at in NUMBER {
+                    std::mem::swap(&mut frame[at], &mut next[at]);
+                }
+                [&mut frame, &mut next].into_iter().for_each(|frame| fit(frame));
+                to.write_all(&next)?;
+            }
+            Harm::ReplayNumbered => {
+                to.write_all(&frame)?;
+                frame[NUMBER.start] += 1;
+                fit(&mut frame);
+            }
             Harm::Delay => std::thread::sleep(Duration::from_millis(TIMEOUT_MS / 6)),
             Harm::Stall => std::thread::sleep(Duration::from_millis(3 * TIMEOUT_MS)),
         }
@@ -102,11 +142,13 @@ fn harmful_way_to(addr: SocketAddr, target: Target) -> SocketAddr {
                 let (mut inner, mut outer) = (inner?, TcpStream::connect(addr)?);
                 let back = (outer.try_clone()?, inner.try_clone()?);
                 std::thread::spawn(move || pass_bytes(back.0, back.1));
-                let mut hello = [0; HEADER_BYTES];
-                inner.read_exact(&mut hello)?;
-                outer.write_all(&hello)?;
+                let (mut hail, mut proof) = ([0; 40], [0; 64]);
+                inner.read_exact(&mut hail)?;
+                outer.write_all(&hail)?;
+                inner.read_exact(&mut proof)?;
+                outer.write_all(&proof)?;
                 // What the connection is for; groups come after everything else.
-                let is_of_a_group = word(&hello, 24) >= 256;
+                let is_of_a_group = word(&proof, 24) >= 256;
                 match is_of_a_group {
                     true => pass_frames(inner, outer, target)?,
                     false => pass_bytes(inner, outer),
@@ -274,4 +316,76 @@ fn connections_that_break_or_stall_are_named_and_a_delay_is_not() {
     });
     let results = harmed(Target { operation, nth, harm: Harm::Delay }, messages);
     assert!(results.iter().all(Result::is_ok), "{results:?}");
+}
+
+/// Who is between the ranks and makes checksums fit, but does not know the secret.
+#[test]
+fn frames_that_are_forged_replayed_or_reordered_are_told_from_damage() {
+    let (operation, nth) = (Operation::Exchange, 5);
+    // A tag alone; then every field that no other check looks at before the tag.
+    let forged = [56, 63, 4, 16, 24, 32, 40, 48].map(Harm::Forge);
+    for harm in forged.into_iter().chain([Harm::Swap, Harm::ReplayNumbered]) {
+        let results = harmed(Target { operation, nth, harm }, messages);
+        named(&format!("{harm:?}"), &results, |error| {
+            matches!(
+                error,
+                CommError::Damaged {
+                    rank: 1,
+                    operation: Operation::Exchange,
+                    sequence: 2,
+                    damage: Damage::Forged,
+                }
+            )
+        });
+        let theirs = results[1].as_ref().unwrap_err().to_string();
+        assert!(theirs.contains("was not made by that rank"), "{theirs}");
+    }
+}
+
+/// Ranks that have different secrets, past the meeting point: the one that connects ends at once,
+/// the other when it has waited, and both say why.
+#[test]
+fn ranks_with_different_secrets_do_not_meet() {
+    let backends = common::backends("tcp", 2);
+    let begun = std::time::Instant::now();
+    let said = std::thread::scope(|scope| {
+        let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
+            scope.spawn(move || {
+                let secret = comm::Secret::of_text(&[rank as u8; 16]).unwrap();
+                let settings = comm::Settings { secret, ..common::settings(2 * TIMEOUT_MS) };
+                let met = common::message(comm::connect_with(backend, rank, 2, settings));
+                (met, begun.elapsed())
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+    });
+    let [(first, _), (second, took)] = &said[..] else { panic!("two ranks") };
+    let start = "join #0: rank 1 is lost: who came from 127.0.0.1 as that rank has another secret";
+    assert!(first.starts_with(start), "{first}");
+    let start = "join #0: rank 0 is lost: who listens at 127.0.0.1:";
+    assert!(second.starts_with(start) && second.contains(" has another secret than"), "{second}");
+    assert!(*took < Duration::from_secs(1), "{took:?}");
+}
+
+/// One rank is of an earlier start of the job, whose secret is the same.
+#[test]
+fn ranks_of_two_starts_do_not_meet() {
+    let mut backends = common::backends("tcp", 2);
+    if let comm::Backend::Tcp { job, .. } = &mut backends[1] {
+        job.push_str("-earlier");
+    }
+    let secret = comm::Secret::of_text(b"the secret of this job").unwrap();
+    let said = std::thread::scope(|scope| {
+        let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
+            let settings = comm::Settings { secret, ..common::settings(1_000) };
+            scope.spawn(move || common::message(comm::connect_with(backend, rank, 2, settings)))
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (rank, said) in said.iter().enumerate() {
+        let start = format!("join #0: rank {} had not arrived after 1000 ms", 1 - rank);
+        assert!(said.starts_with(&start), "{said}");
+    }
 }

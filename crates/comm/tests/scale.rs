@@ -3,6 +3,9 @@
 //!
 //! `benches/cpu/meeting.sh` measures such meetings.
 
+#[path = "common/visitor.rs"]
+mod visitor;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,6 +16,7 @@ use comm::CommError;
 use comm::rendezvous::{Hello, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use visitor::{ANSWER_BYTES, CHALLENGE_BYTES, Visitor};
 
 const LOCAL: &str = "127.0.0.1:0";
 const PROCESSES: usize = 2;
@@ -20,19 +24,8 @@ const PROCESSES: usize = 2;
 const CLIENTS: &str = "SCALE_CLIENTS";
 /// What such a process says when all of its ranks have been answered.
 const MET: &str = "all have met";
-/// Of the first message in each direction: a name, and the number of the protocol.
-const GREETING: [u8; 8] = *b"MSTC\x04\0\0\0";
 /// A worker's message that it leaves in good order, which is the fifth of its kinds.
 const BYE: [u8; 1] = [4];
-/// Of the checksum at a message's end.
-const CHECK_BYTES: usize = 4;
-
-/// A message as it travels.
-fn frame(message: &[u8]) -> Vec<u8> {
-    let check = crc_fast::crc32_iscsi(message).to_le_bytes();
-    let length = u32::try_from(message.len() + CHECK_BYTES).unwrap().to_le_bytes();
-    [&length[..], message, &check].concat()
-}
 
 fn hello(rank: usize, world: usize) -> Hello {
     let port = 1024 + u16::try_from(rank % 60_000).unwrap();
@@ -49,19 +42,26 @@ fn hello(rank: usize, world: usize) -> Hello {
 }
 
 /// One rank: the connection, and the addresses that it was told.
-async fn come(addr: SocketAddr, hello: Hello) -> (TcpStream, Vec<SocketAddr>) {
+async fn come(addr: SocketAddr, hello: Hello) -> ((TcpStream, Visitor), Vec<SocketAddr>) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
+    let mut visitor = Visitor::new(None, u32::try_from(hello.rank).unwrap());
+    stream.write_all(&visitor.hail()).await.unwrap();
+    let mut challenge = [0; CHALLENGE_BYTES];
+    stream.read_exact(&mut challenge).await.unwrap();
+    stream.write_all(&visitor.prove(&challenge)).await.unwrap();
+    let mut answer = [0; ANSWER_BYTES];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(visitor.is_taken(&answer));
     let hello = postcard::to_stdvec(&(0_u8, hello)).unwrap();
-    stream.write_all(&frame(&[&GREETING[..], &hello].concat())).await.unwrap();
+    stream.write_all(&visitor.frame(&hello)).await.unwrap();
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.unwrap();
     let mut answer = vec![0; u32::from_le_bytes(length) as usize];
     stream.read_exact(&mut answer).await.unwrap();
-    answer.truncate(answer.len() - CHECK_BYTES);
-    let joined = answer.strip_prefix(&GREETING).unwrap();
+    let joined = visitor.open(&answer);
     let (kind, peers, _start): (u8, Vec<SocketAddr>, u64) = postcard::from_bytes(joined).unwrap();
     assert_eq!(kind, 0, "it was refused");
-    (stream, peers)
+    ((stream, visitor), peers)
 }
 
 /// Some ranks come, check what they are told, stay until all have it, and leave.
@@ -82,8 +82,8 @@ fn come_all(addr: SocketAddr, ranks: Range<usize>, world: usize, met: impl FnOnc
     });
     met();
     runtime.block_on(async {
-        for mut stream in streams {
-            stream.write_all(&frame(&BYE)).await.unwrap();
+        for (mut stream, mut visitor) in streams {
+            stream.write_all(&visitor.frame(&BYE)).await.unwrap();
             // The server has heard it when it closes the connection; so nobody was lost.
             stream.shutdown().await.unwrap();
         }

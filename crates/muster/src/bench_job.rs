@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
-use comm::rendezvous::{Hello, Joined, join};
-use comm::{World, tcp};
+use comm::rendezvous::{Hello, Joined, join_with};
+use comm::{Secret, World, tcp};
 use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::WarnSignal;
@@ -25,6 +25,7 @@ use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::output::complain;
+use crate::secret::{self, JobSecret};
 use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
@@ -109,10 +110,11 @@ pub fn measure(
 ) -> Result<Ran, CliError> {
     let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| complain(found));
-    let absence = Absence::of(&hosts, true);
+    let mut absence = Absence::of(&hosts, asked.hosts.secret_file.as_deref(), true);
     let planned = Planned::new(asked, &hosts, world, task).inspect_err(|error| {
         absence.report_error(error, address::Start::Never);
     })?;
+    absence.secret = planned.secret.secret;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
     let signals = Signals::watch(WarnSignal::Usr1, "stopped; nothing was written", move || {
@@ -159,6 +161,7 @@ struct Planned {
     addresses: Addresses,
     /// What the hosts call the job, if there are several.
     name: Option<String>,
+    secret: JobSecret,
 }
 
 impl Planned {
@@ -180,7 +183,9 @@ impl Planned {
         };
         limits::check_threads(share.ranks, threads, share.parts)?;
         let task = task(&place, world)?;
-        Ok(Planned { task, place, world, threads, addresses, name })
+        let file = asked.hosts.secret_file.as_deref().map(|path| ("--secret-file", path));
+        let secret = secret::of_job(file, place.nodes)?;
+        Ok(Planned { task, place, world, threads, addresses, name, secret })
     }
 }
 
@@ -191,12 +196,15 @@ fn supervise(
     signals: &Signals,
     (met, tell): (&mut bool, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
-    let Planned { task, place, world, threads, addresses, name } = planned;
+    let Planned { task, place, world, threads, addresses, name, secret } = planned;
+    let JobSecret { secret, warning } = secret;
+    let warning = warning.filter(|_| place.node == 0);
+    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
-    let server = addresses.serve(&name, &place, world, asked.timeout_ms)?;
+    let server = addresses.serve((&name, secret), &place, world, asked.timeout_ms)?;
     #[cfg(target_os = "linux")]
     let memory = (asked.backend == BackendArg::Shm)
         .then(|| comm::shm::SharedMemory::create(&name, world))
@@ -222,7 +230,7 @@ fn supervise(
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
     std::fs::write(&file, text).map_err(failed)?;
     place.says_it_joins(&job.rendezvous, world, "shows the results");
-    let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path)?;
+    let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)?;
     let timeout = Duration::from_millis(asked.timeout_ms);
     let step_timeout = Some(timeout);
     let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };
@@ -250,10 +258,11 @@ fn supervise(
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
     let voice = Voice::start()?;
+    let secret = secret::inherited()?;
     let job = read(&args.plan)?;
     // Passed on by the supervisor, which ends this process with its own.
     let _signals = Signals::count(WarnSignal::Usr1)?;
-    let ended = rank(&job, args.rank, &voice);
+    let ended = rank(&job, (args.rank, secret), &voice);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -280,7 +289,7 @@ fn give_up_with(world: &World, device: &Device) -> Result<(), CliError> {
     })?)
 }
 
-fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
+fn rank(job: &Job, (rank, secret): (usize, Secret), voice: &Voice) -> Result<Exit, CliError> {
     pulse::enter(Phase::Meeting);
     let listener = match job.shared_memory {
         None => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
@@ -294,7 +303,8 @@ fn rank(job: &Job, rank: usize, voice: &Voice) -> Result<Exit, CliError> {
         identity: job.identity(),
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
     };
-    let Joined { peers, group, control } = join(&job.rendezvous[..], hello, job.timeout_ms)?;
+    let Joined { peers, group, control } =
+        join_with(&job.rendezvous[..], hello, secret, job.timeout_ms)?;
     let backend = match (listener, job.shared_memory) {
         (Some(listener), _) => comm::Backend::Tcp { listener, peers, job: group },
         #[cfg(target_os = "linux")]

@@ -5,7 +5,7 @@ mod collectives;
 mod links;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -144,6 +144,9 @@ pub struct HostArgs {
     /// Address to listen on for other ranks; only this host's own by default
     #[arg(long, value_name = "IP", value_parser = ip)]
     pub bind: Option<IpAddr>,
+    /// A file whose first line, of 16 bytes or more, is the job's secret, the same on all hosts
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
     /// Whose environment says what these flags do not: each task that it started is a host
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub launcher: LauncherArg,
@@ -192,9 +195,12 @@ impl TrainArgs {
         flag("ranks.threads", self.threads.map(|n| n.to_string()), "--threads");
         let backend = self.backend.and_then(|backend| backend.to_possible_value());
         flag("ranks.backend", backend.map(|word| word.get_name().to_string()), "--backend");
+        // JSON's quoting is YAML's, whatever the path holds.
+        let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
+        let secret = self.hosts.secret_file.as_deref().map(quoted);
+        flag("ranks.secret_file", secret, "--secret-file");
         let resume = self.resume.as_ref().map(|word| match word.as_str() {
             "auto" | "never" => word.clone(),
-            // JSON's quoting is YAML's, whatever the path holds.
             path => format!("{{from: {}}}", serde_json::Value::from(path)),
         });
         if let (Some(value), Some(word)) = (resume, &self.resume) {

@@ -231,9 +231,9 @@ impl From<comm::CommError> for CliError {
         use comm::CommError;
         use comm::rendezvous::Refusal;
         match error {
-            CommError::RankTaken { .. } | CommError::ForeignMemory { .. } => {
-                CliError::mistaken(error)
-            }
+            CommError::RankTaken { .. }
+            | CommError::ForeignMemory { .. }
+            | CommError::Secret { .. } => CliError::mistaken(error),
             // An address or a port that the user chose; else the machine lacks something.
             CommError::Bind { ref source, .. }
                 if matches!(

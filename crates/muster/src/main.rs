@@ -28,6 +28,7 @@ mod output;
 mod panic;
 mod plot;
 mod run_dir;
+mod secret;
 mod trace;
 mod train_cmd;
 

@@ -250,6 +250,11 @@ pub struct RanksConfig {
     #[schemars(range(min = 1, max = 1_099_511_627_776_u64))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket_bytes: Option<usize>,
+    /// A file whose first line, of 16 bytes or more, is the job's secret: who does not have it is
+    /// none of the job's. The same on all hosts, and readable by its owner alone. Without it the
+    /// environment variable MUSTER_SECRET counts, and a job on one host makes a secret of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
@@ -286,6 +291,7 @@ impl Default for RanksConfig {
             warn_signal: WarnSignal::Usr1,
             links: Links::Auto,
             bucket_bytes: None,
+            secret_file: None,
             mixed_cpus: false,
         }
     }

@@ -1,21 +1,24 @@
 //! The worker's side: joining, and the handle to the control connection.
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
 
 use super::codec::Codec;
-use super::protocol::{self, Garbled, Hello, ToServer, ToWorker};
+use super::protocol::{self, Hello, Said, ToServer, ToWorker};
 use crate::door;
+use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
-use crate::{Backend, CommError, Fault, Result, Revocation, Settings, World, connect_with, ending};
+use crate::{
+    Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
+};
 
 /// How much later than the server the worker gives up waiting, since the server knows more.
 const LATER: Duration = Duration::from_secs(2);
@@ -28,10 +31,18 @@ const DAMAGED: &str = "sends what comes damaged";
 
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
+/// How often a connection may be closed before anything is said, and when it is made anew.
+const CLOSED: usize = 3;
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long one try to tell it may take.
 const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
-type Frames = Framed<TcpStream, Codec>;
+/// A connection to the server, after the handshake.
+struct Line {
+    frames: Framed<TcpStream, Codec>,
+    send: Seal,
+    receive: Seal,
+}
 
 /// What a worker gets when all ranks have come and agree.
 pub struct Joined {
@@ -63,6 +74,7 @@ impl std::fmt::Display for Aborted {
 /// others that this rank is lost; [`ControlHandle::blame`], that another is.
 pub struct ControlHandle {
     shared: Arc<Shared>,
+    secret: Secret,
     outgoing: Option<UnboundedSender<ToServer>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -75,12 +87,25 @@ struct Shared {
     revocation: Revocation,
 }
 
+/// As [`join_with`], of a job without a secret.
+///
+/// # Errors
+/// As [`join_with`].
+pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<Joined> {
+    join_with(addrs, hello, Secret::none(), timeout_ms)
+}
+
 /// Meets the other ranks at any of the addresses of the server; tries again until it is there.
 ///
 /// # Errors
-/// Nobody answers within `timeout_ms`, or the network is not there; or why the ranks do not come
-/// together, the same on each.
-pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<Joined> {
+/// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
+/// or speaks another protocol; or why the ranks do not come together, the same on each.
+pub fn join_with(
+    addrs: impl ToSocketAddrs,
+    hello: Hello,
+    secret: Secret,
+    timeout_ms: u64,
+) -> Result<Joined> {
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
@@ -91,17 +116,17 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread.spawn(move || {
         runtime.block_on(async move {
-            match meet(&addrs, hello, timeout_ms).await {
+            match meet(&addrs, hello, secret, timeout_ms).await {
                 Err(error) => drop(answer.send(Err(error))),
-                Ok((frames, peers, start)) => {
+                Ok((line, peers, start)) => {
                     let _ = answer.send(Ok((peers, start)));
-                    converse(frames, messages, &known).await;
+                    converse(line, messages, &known).await;
                 }
             }
         });
     });
     let thread = Some(thread.map_err(CommError::Runtime)?);
-    let control = ControlHandle { shared, outgoing: Some(outgoing), thread };
+    let control = ControlHandle { shared, secret, outgoing: Some(outgoing), thread };
     let ended = |_| CommError::Runtime(std::io::ErrorKind::BrokenPipe.into());
     let (peers, start) = answered.recv().map_err(ended)??;
     Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
@@ -110,36 +135,81 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
 async fn meet(
     addrs: &[SocketAddr],
     hello: Hello,
+    secret: Secret,
     timeout_ms: u64,
-) -> Result<(Frames, Vec<SocketAddr>, u64)> {
+) -> Result<(Line, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
     if addrs.is_empty() {
         return Err(CommError::Runtime(std::io::ErrorKind::NotFound.into()));
     }
     let mut last = "no try has ended".to_owned();
-    let tried = Patience::new(limit).within(connect(addrs, &mut last)).await;
+    let claim = protocol::claim(hello.rank, protocol::MEET);
+    let tried = Patience::new(limit).within(reach(addrs, secret, claim, &mut last)).await;
     let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
-    let (stream, addr) = tried.ok_or_else(|| silent(last))??;
-    let mut frames = Framed::new(stream, Codec);
+    let (stream, addr, keys) = tried.ok_or_else(|| silent(last))??;
+    let nothing = || silent("it took the connection and says nothing".to_owned());
     let lost = |source| CommError::Socket { addr, action: "join", source };
-    frames.send(protocol::encode(&ToServer::Hello(hello), true)).await.map_err(lost)?;
-    let first = Patience::new(limit + LATER).within(frames.next()).await;
-    let first =
-        first.ok_or_else(|| silent("it took the connection and says nothing".to_owned()))?;
+    let frames = Framed::new(stream, Codec);
+    let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
+    line.say(&ToServer::Hello(hello)).await.map_err(lost)?;
+    let first = Patience::new(limit + LATER).within(line.frames.next()).await;
+    let first = first.ok_or_else(nothing)?;
     let stranger = |how| CommError::NotRendezvous { addr, how };
     let first = first.ok_or_else(|| stranger("closed the connection without an answer"))?;
-    let other = "answers as something else";
+    let damaged = || stranger("sends an answer that comes damaged");
     let first = first.map_err(|error| match error.kind() {
         // A length that no frame has.
-        std::io::ErrorKind::InvalidData => stranger(other),
+        std::io::ErrorKind::InvalidData => damaged(),
         _ => lost(error),
     })?;
-    match protocol::decode(&first, true) {
-        Ok(ToWorker::Joined { peers, start }) => Ok((frames, peers, start)),
-        Ok(ToWorker::Refused(refusal)) => Err(refusal.into()),
-        Err(Garbled::Protocol(got)) => Err(protocol::other_protocol(got).into()),
-        Err(Garbled::Damaged) => Err(stranger("sends an answer that comes damaged")),
-        Ok(_) | Err(Garbled::Stranger) => Err(stranger(other)),
+    match protocol::open(&first, &mut line.receive) {
+        Some(ToWorker::Joined { peers, start }) => Ok((line, peers, start)),
+        Some(ToWorker::Refused(refusal)) => Err(refusal.into()),
+        _ => Err(damaged()),
+    }
+}
+
+/// A connection to the server, and the keys of what is said there. One that is closed at once is
+/// made anew a few times: where many come, the server's door may have had to make room.
+async fn reach(
+    addrs: &[SocketAddr],
+    secret: Secret,
+    claim: Claim,
+    last: &mut String,
+) -> Result<(TcpStream, SocketAddr, Keys)> {
+    let mut closed = 0;
+    loop {
+        let (mut stream, addr) = connect(addrs, last).await?;
+        "it took the connection and says nothing".clone_into(last);
+        match handshake::dial(&mut stream, secret, claim).await {
+            Ok(keys) => return Ok((stream, addr, keys)),
+            Err(Failed::Io(_)) if closed < CLOSED => closed += 1,
+            Err(failed) => return Err(of_another(addr, failed)),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Why who listens at `addr` is not the server of this job.
+fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
+    let stranger = |how| CommError::NotRendezvous { addr, how };
+    match failed {
+        Failed::Refused(Refused::Secret) => {
+            CommError::Secret { who: format!("the meeting point at {addr}, node 0 of the job,") }
+        }
+        Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
+        Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
+        Failed::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            stranger("closed the connection without an answer, as versions before protocol 5 do")
+        }
+        Failed::Io(source) => CommError::Socket { addr, action: "join", source },
+    }
+}
+
+impl Line {
+    async fn say(&mut self, message: &ToServer) -> std::io::Result<()> {
+        let mut frame = Said::new(message).frame(&mut self.send);
+        self.frames.get_mut().write_all_buf(&mut frame).await
     }
 }
 
@@ -175,44 +245,60 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
     }
 }
 
+/// A host that will not bring its ranks.
+#[derive(Debug, Clone, Copy)]
+pub struct Absent<'a> {
+    pub job: &'a str,
+    pub secret: Secret,
+    pub node: usize,
+    pub reason: &'a str,
+}
+
 /// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
 /// that the others need not wait for them; returns whether it was. Once they have met this changes
 /// nothing.
-pub fn report_absent(
-    addrs: impl ToSocketAddrs,
-    job: &str,
-    node: usize,
-    reason: &str,
-    patience: Duration,
-) -> bool {
+pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> bool {
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
-    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
-    let message = protocol::encode(&ToServer::Absent { job, node, reason }, true);
-    let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let Ok(runtime) = builder.enable_io().enable_time().build() else { return false };
     let until = Instant::now() + patience;
-    while Instant::now() < until {
-        let connect = |addr| std::net::TcpStream::connect_timeout(addr, ABSENCE_TRY).ok();
-        if let Some(mut stream) = addrs.iter().find_map(connect) {
-            let _ = stream.set_read_timeout(Some(ABSENCE_TRY));
-            // The server has heard it when it closes the connection.
-            let said = stream.write_all(&[&length[..], &message].concat());
-            let _ = said.and_then(|()| stream.read(&mut [0]));
-            return true;
+    runtime.block_on(async {
+        while Instant::now() < until {
+            for &addr in &addrs {
+                let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
+                if let Ok(Ok(stream)) = connected {
+                    let _ = tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await;
+                    return true;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    false
+        false
+    })
+}
+
+/// Returns when the server has heard it.
+async fn tell_absence(mut stream: TcpStream, absent: Absent<'_>) -> std::io::Result<()> {
+    let Absent { job, secret, node, reason } = absent;
+    let claim = protocol::claim(node, protocol::ABSENT);
+    let Ok(keys) = handshake::dial(&mut stream, secret, claim).await else { return Ok(()) };
+    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
+    let message = Said::new(&ToServer::Absent { job, node, reason });
+    stream.write_all_buf(&mut message.frame(&mut Seal::new(keys.send))).await?;
+    // It closes the connection then.
+    stream.read(&mut [0]).await.map(drop)
 }
 
 /// Passes messages until this rank leaves or the server is gone. A server that does not read what
 /// it is sent is still listened to.
-async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, shared: &Arc<Shared>) {
+async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared: &Arc<Shared>) {
+    let Line { frames, mut send, mut receive } = line;
     let server = frames.get_ref().peer_addr().ok();
-    let (mut to_server, mut from_server) = frames.split();
+    let (mut from_server, mut to_server) = protocol::split(frames);
     let tell = async {
         while let Some(message) = outgoing.recv().await {
             let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
-            let sent = to_server.send(protocol::encode(&message, false)).await;
+            let sent = to_server.write_all_buf(&mut Said::new(&message).frame(&mut send)).await;
             if is_last {
                 return;
             }
@@ -223,7 +309,8 @@ async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, sha
     };
     let listen = async {
         loop {
-            match from_server.next().await.map(|frame| frame.map(decode)) {
+            let next = from_server.next().await;
+            match next.map(|frame| frame.map(|frame| protocol::open(&frame, &mut receive))) {
                 Some(Ok(Some(ToWorker::Stop))) => shared.wants_stop.store(true, Ordering::Release),
                 Some(Ok(Some(ToWorker::Abort { rank, reason }))) => {
                     shared.abort(Aborted { rank: Some(rank), reason });
@@ -242,10 +329,6 @@ async fn converse(frames: Frames, mut outgoing: UnboundedReceiver<ToServer>, sha
         () = tell => {}
         () = listen => {}
     }
-}
-
-fn decode(frame: bytes::BytesMut) -> Option<ToWorker> {
-    protocol::decode(&frame, false).ok()
 }
 
 impl Shared {
@@ -276,8 +359,8 @@ impl ControlHandle {
         world: usize,
         timeout_ms: u64,
     ) -> Result<World> {
-        let revocation = self.shared.revocation.clone();
-        let settings = Settings { revocation, ..Settings::new(timeout_ms) };
+        let (revocation, secret) = (self.shared.revocation.clone(), self.secret);
+        let settings = Settings { revocation, secret, ..Settings::new(timeout_ms) };
         connect_with(backend, rank, world, settings)
     }
 

@@ -13,8 +13,10 @@
 //! not come (`Absent`). Who is none of the job's is answered, or ignored, and costs nobody anything.
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
-//! reports. Frames carry a length and a postcard message; the first one in each
-//! direction starts with the protocol's number, so that other versions can be told apart.
+//! reports. A connection begins with the proof of the job's secret, by both ends, in which other
+//! versions can be told apart ([`crate::handshake`]). Then come frames: a length, a postcard
+//! message, and its tag. Who has another secret, or none, is told so and turned away; the server
+//! remembers a few of them, and the supervisor tells people.
 
 mod client;
 mod codec;
@@ -23,6 +25,6 @@ mod fuzz;
 mod protocol;
 mod server;
 
-pub use client::{Aborted, ControlHandle, Joined, join, report_absent};
+pub use client::{Aborted, Absent, ControlHandle, Joined, join, join_with, report_absent};
 pub use protocol::{Hello, Refusal};
 pub use server::{Server, can_serve};

@@ -1,16 +1,25 @@
 //! Messages, and what makes ranks fit together: pure functions.
 
 use std::collections::HashMap;
+use std::io::Cursor;
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{Framed, FramedParts, FramedRead};
 
+use super::codec::Codec;
 use crate::error::{Fault, numbered, ranks};
+use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
 
-/// Changes when a message changes.
-const PROTOCOL: u32 = 4;
-const MAGIC: [u8; 4] = *b"MSTC";
+/// Purposes of connections to the server ([`crate::handshake`]): of a worker, which comes to meet;
+/// and of the process that would have started a host's workers.
+pub(super) const MEET: u64 = 1 << 63;
+pub(super) const ABSENT: u64 = MEET | 1;
+/// In place of the server's rank.
+const SERVER: u32 = u32::MAX;
 /// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
 const REASON_BYTES: usize = 16 << 10;
 
@@ -72,6 +81,7 @@ pub enum Refusal {
     Ended { rank: usize, reason: String },
     #[error("node {node} ended before the job began: {reason}")]
     Absent { node: usize, reason: String },
+    /// Told by whoever meets the other.
     #[error("a worker speaks protocol {got}, this is {ours}; use the same build everywhere")]
     Protocol { ours: u32, got: u32 },
 }
@@ -174,68 +184,62 @@ pub(super) enum ToWorker {
     Stop,
 }
 
-/// Of a worker that enters: it is answered by one of these, and by others afterwards.
-pub(super) fn is_answer(message: &ToWorker) -> bool {
-    matches!(message, ToWorker::Joined { .. } | ToWorker::Refused(_))
+/// The two ways of a connection. What was read already stays to be read; frames are written
+/// as they are, since a buffer of its own for each would multiply the longest.
+pub(super) fn split(
+    frames: Framed<TcpStream, Codec>,
+) -> (FramedRead<OwnedReadHalf, Codec>, OwnedWriteHalf) {
+    let FramedParts { io, codec, read_buf, .. } = frames.into_parts();
+    let (incoming, outgoing) = io.into_split();
+    let mut incoming = FramedRead::new(incoming, codec);
+    *incoming.read_buffer_mut() = read_buf;
+    (incoming, outgoing)
 }
 
-/// A whole frame for a worker. It is made once for all of them: their list of addresses is as long
-/// as they are many.
-pub(super) fn frame(message: &ToWorker) -> Bytes {
-    let message = encode(message, is_answer(message));
-    let length = u32::try_from(message.len()).expect("a frame is far shorter");
-    [&length.to_le_bytes()[..], &message].concat().into()
+/// A worker or another process that comes to the server, by its number. The job's name comes with
+/// its first message, which is sealed: who has the secret and comes to another job is told so.
+pub(super) fn claim(number: usize, purpose: u64) -> Claim {
+    let from = u32::try_from(number).unwrap_or(SERVER);
+    Claim { scope: [0; 16], from, to: SERVER, purpose }
 }
 
-/// The bytes of a message, with a checksum at the end; `is_first` in its direction.
-pub(super) fn encode<T: Serialize>(message: &T, is_first: bool) -> Bytes {
-    let mut bytes = Vec::new();
-    if is_first {
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&PROTOCOL.to_le_bytes());
+/// A message and its hash, of which each connection's tag is. It is made once for all workers:
+/// their list of addresses is as long as they are many.
+#[derive(Clone)]
+pub(super) struct Said {
+    message: Bytes,
+    hash: blake3::Hash,
+}
+
+impl Said {
+    pub(super) fn new<T: Serialize>(message: &T) -> Said {
+        Said::of_bytes(postcard::to_stdvec(message).expect("messages are plain data"))
     }
-    let message = postcard::to_stdvec(message).expect("messages are plain data");
-    bytes.extend_from_slice(&message);
-    bytes.extend_from_slice(&crc_fast::crc32_iscsi(&bytes).to_le_bytes());
-    bytes.into()
+
+    pub(super) fn of_bytes(message: Vec<u8>) -> Said {
+        let hash = blake3::hash(&message);
+        Said { message: message.into(), hash }
+    }
+
+    /// As it travels: its length, itself, and its tag as the next message under `seal`.
+    pub(super) fn frame(&self, seal: &mut Seal) -> impl Buf + use<> {
+        let length = u32::try_from(self.message.len() + TAG_BYTES);
+        let length = length.expect("a frame is far shorter").to_le_bytes();
+        let tag = seal.tag(&self.hash);
+        Cursor::new(length).chain(self.message.clone()).chain(Cursor::new(tag))
+    }
 }
 
-/// Why bytes are no message.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Garbled {
-    /// Not of this program.
-    Stranger,
-    /// Of another version of it.
-    Protocol(u32),
-    /// Of this one, and not as they were sent.
-    Damaged,
-}
-
-pub(super) fn decode<T: for<'a> Deserialize<'a>>(
-    bytes: &[u8],
-    is_first: bool,
-) -> Result<T, Garbled> {
-    let mut rest = bytes;
-    if is_first {
-        // Other versions may say everything else in another way.
-        rest = rest.strip_prefix(&MAGIC).ok_or(Garbled::Stranger)?;
-        let (protocol, message) = rest.split_first_chunk::<4>().ok_or(Garbled::Stranger)?;
-        let protocol = u32::from_le_bytes(*protocol);
-        if protocol != PROTOCOL {
-            return Err(Garbled::Protocol(protocol));
-        }
-        rest = message;
-    }
-    let (message, checksum) = rest.split_last_chunk::<4>().ok_or(Garbled::Damaged)?;
-    if crc_fast::crc32_iscsi(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*checksum) {
-        return Err(Garbled::Damaged);
-    }
-    postcard::from_bytes(message).map_err(|_| Garbled::Stranger)
+/// The next message under `seal`; `None` of what is damaged, forged or out of turn.
+pub(super) fn open<T: for<'a> Deserialize<'a>>(bytes: &[u8], seal: &mut Seal) -> Option<T> {
+    let (message, tag) = bytes.split_last_chunk::<TAG_BYTES>()?;
+    let is_next = seal.fits(&blake3::hash(message), *tag);
+    is_next.then(|| postcard::from_bytes(message).ok())?
 }
 
 /// The refusal for a process of another protocol.
 pub(super) fn other_protocol(got: u32) -> Refusal {
-    Refusal::Protocol { ours: PROTOCOL, got }
+    Refusal::Protocol { ours: u32::from(PROTOCOL), got }
 }
 
 /// Whether all ranks (in rank order) have the same version and identity.
@@ -278,6 +282,7 @@ fn differ(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::Key;
 
     fn hello(version: &str, identity: &[(&str, &str)]) -> Hello {
         Hello {
@@ -322,31 +327,40 @@ mod tests {
         };
         let job = Refusal::Job { job: long(1), got: long(2).repeat(9) };
         for refusal in [disagree.clone(), missing, job] {
-            let frame = frame(&ToWorker::Refused(refusal.fitted()));
-            assert!(frame.len() < super::super::codec::FRAME_BYTES, "{}", frame.len());
+            let said = Said::new(&ToWorker::Refused(refusal.fitted()));
+            let bytes = said.frame(&mut Seal::new(Key::new([5; 32]))).remaining();
+            assert!(bytes < super::super::codec::FRAME_BYTES, "{bytes}");
         }
         let text = disagree.fitted().to_string();
         assert!(text.contains(" on rank 31, 1968 others on ranks 32 to 1999; start"), "{text}");
     }
 
     #[test]
-    fn messages_survive_and_strangers_are_told_apart() {
+    fn messages_survive_in_their_turn_and_no_flipped_bit_passes() {
+        let seal = || Seal::new(Key::new([5; 32]));
         let message = ToServer::Hello(hello("1", &[]));
-        for first in [false, true] {
-            assert_eq!(decode::<ToServer>(&encode(&message, first), first), Ok(message.clone()));
-        }
-        let bytes = encode(&message, true).to_vec();
-        let flipped = |bit: usize| {
-            let mut bytes = bytes.clone();
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            decode::<ToServer>(&bytes, true)
+        let said = Said::new(&message);
+        let mut from = seal();
+        let mut next = || {
+            let mut frame = said.frame(&mut from);
+            let mut bytes = frame.copy_to_bytes(frame.remaining()).to_vec();
+            let body = bytes.split_off(4);
+            assert_eq!(u32::from_le_bytes(bytes.try_into().unwrap()) as usize, body.len());
+            body
         };
-        let (magic, protocol) = (8 * MAGIC.len(), 8 * (MAGIC.len() + 4));
-        assert!((0..magic).all(|bit| flipped(bit) == Err(Garbled::Stranger)));
-        let is_other =
-            |bit| matches!(flipped(bit), Err(Garbled::Protocol(other)) if other != PROTOCOL);
-        assert!((magic..protocol).all(is_other));
-        assert!((protocol..8 * bytes.len()).all(|bit| flipped(bit) == Err(Garbled::Damaged)));
-        assert_eq!(decode::<ToServer>(b"GET / HTTP/1.1", true), Err(Garbled::Stranger));
+        let (first, second) = (next(), next());
+        let mut to = seal();
+        assert_eq!(open::<ToServer>(&first, &mut to), Some(message.clone()));
+        assert_eq!(open::<ToServer>(&second, &mut to), Some(message));
+        for replayed in [&first, &second] {
+            assert_eq!(open::<ToServer>(replayed, &mut to), None);
+        }
+        assert_eq!(open::<ToServer>(&second, &mut seal()), None, "the first was left out");
+        for bit in 0..8 * first.len() {
+            let mut damaged = first.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(open::<ToServer>(&damaged, &mut seal()), None, "bit {bit}");
+        }
+        assert_eq!(open::<ToServer>(b"short", &mut seal()), None);
     }
 }

@@ -1,25 +1,24 @@
 //! The server: run by the supervising process of node 0, on a thread of its own.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio_util::codec::{Framed, FramedParts};
+use tokio_util::codec::Framed;
 
 use super::codec::Codec;
-use super::protocol::{self, Garbled, Hello, Refusal, ToServer, ToWorker};
+use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use crate::door::{self, Door};
+use crate::error::SAME_SECRET;
+use crate::handshake::{self, Accepted, Claim, Heard, Seal};
 use crate::patience::Patience;
-use crate::{CommError, Fault, Result, ending, files, tcp};
+use crate::{CommError, Fault, Result, Secret, ending, files, secret, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
@@ -48,6 +47,7 @@ pub struct Server {
 
 struct Shared {
     job: String,
+    secret: Secret,
     world: usize,
     /// Hosts, each with as many ranks, in their order.
     nodes: usize,
@@ -69,6 +69,8 @@ struct Meeting {
     lost: Option<(usize, String)>,
     /// Who came and is none of the job's.
     turned_away: Vec<String>,
+    /// What people should hear of them and have not heard yet.
+    news: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -90,7 +92,7 @@ struct Worker {
 /// A frame on its way to a worker, shared by all who get it.
 #[derive(Clone)]
 struct Outgoing {
-    frame: Bytes,
+    said: Said,
     /// The connection ends after it.
     is_last: bool,
 }
@@ -98,7 +100,7 @@ struct Outgoing {
 impl Outgoing {
     fn new(message: &ToWorker) -> Outgoing {
         let is_last = matches!(message, ToWorker::Refused(_));
-        Outgoing { frame: protocol::frame(message), is_last }
+        Outgoing { said: Said::new(message), is_last }
     }
 }
 
@@ -115,17 +117,17 @@ impl Server {
         world: usize,
         timeout_ms: u64,
     ) -> Result<Server> {
-        Server::of_nodes(addrs, job, world, 1, timeout_ms)
+        Server::of_nodes(addrs, (job, Secret::none()), world, 1, timeout_ms)
     }
 
-    /// As [`Server::bind`], for ranks that are divided evenly among `nodes` hosts, in their order:
-    /// hosts that do not come are named.
+    /// As [`Server::bind`], of a job with a secret, for ranks that are divided evenly among `nodes`
+    /// hosts, in their order: hosts that do not come are named.
     ///
     /// # Errors
     /// As [`Server::bind`].
     pub fn of_nodes(
         addrs: impl ToSocketAddrs,
-        job: &str,
+        (job, secret): (&str, Secret),
         world: usize,
         nodes: usize,
         timeout_ms: u64,
@@ -154,13 +156,15 @@ impl Server {
             wants_stop: false,
             lost: None,
             turned_away: Vec::new(),
+            news: Vec::new(),
         };
         let shared = Arc::new(Shared {
             job: job.to_owned(),
+            secret,
             world,
             nodes,
             timeout_ms,
-            start: RandomState::new().build_hasher().finish(),
+            start: u64::from_le_bytes(secret::random()?),
             meeting: Mutex::new(meeting),
             changed: Condvar::new(),
         });
@@ -214,6 +218,12 @@ impl Server {
     /// The first rank that was lost after the meeting, and how.
     pub fn lost(&self) -> Option<(usize, String)> {
         self.shared.lock().lost.clone()
+    }
+
+    /// Who has been turned away since this was asked last, and what to do about it: a few of
+    /// them at most, since anyone may come.
+    pub fn news(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.lock().news)
     }
 
     /// Asks every rank to finish its step, save and leave.
@@ -311,7 +321,8 @@ impl Shared {
         };
         if hello.job != self.job {
             // Not one of ours: it alone is turned away.
-            meeting.turn_away(format!("a worker of job `{}` from {}", hello.job, from.ip()));
+            let who = format!("a worker of job `{}` from {}", hello.job, from.ip());
+            meeting.turn_away(who, "see where it was started, and with what rendezvous address");
             let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
             turn_away(&refusal);
             return None;
@@ -416,8 +427,9 @@ impl Shared {
 }
 
 impl Meeting {
-    fn turn_away(&mut self, who: String) {
+    fn turn_away(&mut self, who: String, advice: &str) {
         if self.turned_away.len() < STRANGERS && !self.turned_away.contains(&who) {
+            self.news.push(format!("turned away {who}; {advice}"));
             self.turned_away.push(who);
         }
     }
@@ -444,6 +456,7 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             loop {
+                let introduce = |stream, from| introduce(stream, from, Arc::clone(&shared));
                 let guest = door.next(introduce).await;
                 tokio::spawn(attend(guest, Arc::clone(&shared)));
             }
@@ -458,53 +471,76 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
 
 type Frames = Framed<TcpStream, Codec>;
 
-/// A connection that has said something in our language.
+/// A connection of the job, which has said something.
 struct Guest {
-    frames: Frames,
+    line: Line,
     from: SocketAddr,
-    /// Or the number of another version of that language.
-    said: std::result::Result<ToServer, u32>,
+    said: ToServer,
 }
 
-async fn introduce(stream: TcpStream, from: SocketAddr) -> Option<Guest> {
+/// A connection after the handshake.
+struct Line {
+    frames: Frames,
+    send: Seal,
+    receive: Seal,
+}
+
+async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> Option<Guest> {
+    let mut stream = stream;
     let _ = stream.set_nodelay(true);
     door::keep_alive(&stream);
-    let mut frames = Framed::with_capacity(stream, Codec, BUFFER);
-    let first = frames.next().await?.ok()?;
-    let said = match protocol::decode::<ToServer>(&first, true) {
-        Ok(said) => Ok(said),
-        Err(Garbled::Protocol(got)) => Err(got),
-        Err(Garbled::Stranger | Garbled::Damaged) => return None,
+    let Accepted { claim, keys, answer } = match handshake::hear(&mut stream, shared.secret).await?
+    {
+        Heard::Known(accepted) => accepted,
+        Heard::Unknown(claim) => {
+            let what = if claim.purpose == protocol::ABSENT { "node" } else { "rank" };
+            let who = format!("{what} {} from {}, which has another secret", claim.from, from.ip());
+            shared.lock().turn_away(who, SAME_SECRET);
+            return None;
+        }
+        Heard::Protocol(got) => {
+            let who = format!("a worker that speaks protocol {got} from {}", from.ip());
+            shared.lock().turn_away(who, "use the same build everywhere");
+            return None;
+        }
     };
-    Some(Guest { frames, from, said })
+    stream.write_all(&answer).await.ok()?;
+    let frames = Framed::with_capacity(stream, Codec, BUFFER);
+    let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
+    let first = line.frames.next().await?.ok()?;
+    let said = protocol::open(&first, &mut line.receive)?;
+    is_as_claimed(&said, claim).then_some(Guest { line, from, said })
+}
+
+/// Whether who says this has proved itself as who says it.
+fn is_as_claimed(said: &ToServer, claim: Claim) -> bool {
+    match said {
+        ToServer::Hello(hello) => claim == protocol::claim(hello.rank, protocol::MEET),
+        ToServer::Absent { node, .. } => claim == protocol::claim(*node, protocol::ABSENT),
+        _ => false,
+    }
 }
 
 /// One connection from its introduction to its last byte.
 async fn attend(guest: Guest, shared: Arc<Shared>) {
-    let Guest { mut frames, from, said } = guest;
+    let Guest { line, from, said } = guest;
     match said {
-        Ok(ToServer::Hello(hello)) => serve_worker(frames, from, hello, shared).await,
-        Ok(ToServer::Absent { job, node, reason }) if job == shared.job => {
+        ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
+        ToServer::Absent { job, node, reason } if job == shared.job => {
             let reason = protocol::cut(&reason).to_owned();
             shared.refuse(&mut shared.lock(), Refusal::Absent { node, reason });
         }
-        Ok(_) => {}
-        Err(got) => {
-            let who = format!("a worker that speaks protocol {got} from {}", from.ip());
-            shared.lock().turn_away(who);
-            let answer = ToWorker::Refused(protocol::other_protocol(got));
-            let _ = frames.send(protocol::encode(&answer, true)).await;
-        }
+        _ => {}
     }
 }
 
-async fn serve_worker(frames: Frames, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
+async fn serve_worker(line: Line, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
     if let Some(listen) = hello.listen.as_mut().filter(|listen| listen.ip().is_unspecified()) {
         listen.set_ip(from.ip());
     }
     let (sender, outgoing) = unbounded_channel();
     let rank = shared.enter(hello, from, sender);
-    let ended = converse(frames, outgoing, |message| {
+    let ended = converse(line, outgoing, |message| {
         let Some(rank) = rank else { return };
         if let ToServer::Blame(Fault { ranks, what }) = &message {
             let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
@@ -533,29 +569,20 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     }
 }
 
-/// The two ways of a connection. What was read already stays to be read; frames to the worker are
-/// written as they are, since a buffer of its own for each would multiply the longest.
-fn split(frames: Frames) -> (Framed<OwnedReadHalf, Codec>, OwnedWriteHalf) {
-    let FramedParts { io, codec, read_buf, .. } = frames.into_parts();
-    let (from_worker, to_worker) = io.into_split();
-    let mut parts = FramedParts::new::<Bytes>(from_worker, codec);
-    parts.read_buf = read_buf;
-    (Framed::from_parts(parts), to_worker)
-}
-
 /// Passes messages both ways until either side ends, and says how; neither way waits for the other.
 async fn converse(
-    frames: Frames,
+    line: Line,
     mut outgoing: UnboundedReceiver<Outgoing>,
     hear: impl Fn(ToServer),
 ) -> &'static str {
     const ENDED: &str = "its control connection ended";
-    const DAMAGED: &str = "a message on its control connection came damaged";
-    let decode = |frame: BytesMut| protocol::decode::<ToServer>(&frame, false).ok();
-    let (mut from_worker, mut to_worker) = split(frames);
+    const DAMAGED: &str = "a message on its control connection came damaged, or forged";
+    let Line { frames, mut send, mut receive } = line;
+    let (mut from_worker, mut to_worker) = protocol::split(frames);
     let listen = async {
         loop {
-            match from_worker.next().await.map(|frame| frame.map(decode)) {
+            let next = from_worker.next().await;
+            match next.map(|frame| frame.map(|frame| protocol::open(&frame, &mut receive))) {
                 Some(Ok(Some(message))) => hear(message),
                 Some(Ok(None)) => return DAMAGED,
                 // A length that no frame has.
@@ -568,8 +595,9 @@ async fn converse(
     };
     let tell = async {
         // Ends once the worker was turned away and has been told.
-        while let Some(Outgoing { frame, is_last }) = outgoing.recv().await {
-            if to_worker.write_all(&frame).await.is_err() || is_last {
+        while let Some(Outgoing { said, is_last }) = outgoing.recv().await {
+            let written = to_worker.write_all_buf(&mut said.frame(&mut send)).await;
+            if written.is_err() || is_last {
                 break;
             }
         }

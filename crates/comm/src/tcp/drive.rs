@@ -182,6 +182,7 @@ fn missing(
 mod tests {
     use std::net::TcpStream;
 
+    use super::super::link::Wire;
     use super::super::rig;
     use super::super::traffic::{Give, Message, Take};
     use super::*;
@@ -239,7 +240,7 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             stream.set_nonblocking(true).unwrap();
-            let mut links = [None, Some(Link::new(1, stream))];
+            let mut links = [None, Some(Link::new(1, Wire { stream, keys: rig::keys() }))];
             let (mut waiting, call) = (Waiting::new(2), rig::call(Operation::Exchange));
             let mut progress = Progress::new(&job, &members);
             let used = || {

@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use device::Buffer;
-use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::drive::{self, Waiting};
 use super::frame::{self, HEADER_BYTES};
-use super::link::Link;
+use super::link::{Link, Wire};
 use super::mesh::{self, Met, Purpose, Tries};
 use super::net::{Net, Shared};
 use super::progress::{Call, Progress};
@@ -102,17 +101,10 @@ impl Endpoint {
                 }
             }
         });
-        let links = met.and_then(|streams| {
-            let links = streams.into_iter().enumerate().map(|(peer, stream)| {
-                let addr = shared.addrs[members.ranks[peer]];
-                let failed = |source| CommError::Socket { addr, action: "take", source };
-                // Such a connection does not block, and goes on without its runtime.
-                let stream = stream.map(TcpStream::into_std).transpose().map_err(failed)?;
-                Ok(stream.map(|stream| Link::new(peer, stream)))
-            });
-            links.collect::<Result<Vec<_>>>()
-        });
-        let links = job.settle(&members, call, links)?;
+        let wires = job.settle(&members, call, met)?;
+        let links = wires.into_iter().enumerate();
+        let links: Vec<Option<Link>> =
+            links.map(|(peer, wire)| Some(Link::new(peer, wire?))).collect();
         let headers = (HEADER_BYTES * links.iter().flatten().count()) as u64;
         job.counters.add(Operation::Join, 0, headers, 0);
         let wires = Wires { links, waiting: Waiting::new(shared.ranks_here()) };
@@ -160,7 +152,7 @@ impl Endpoint {
 }
 
 /// The connections of a channel or group by place; this member's own is `None`.
-async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option<TcpStream>>> {
+async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option<Wire>>> {
     let (job, me) = (&shared.job, shared.me);
     let tries = Tries::default();
     let mut dials = JoinSet::new();
@@ -169,23 +161,23 @@ async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option
         dials.spawn(mesh::connect(shared.addrs[rank], rank, purpose, me, Arc::clone(&tries)));
     }
     let place_of = |rank| members.ranks.iter().position(|&member| member == rank);
-    let mut streams: Vec<Option<TcpStream>> = members.ranks.iter().map(|_| None).collect();
+    let mut wires: Vec<Option<Wire>> = members.ranks.iter().map(|_| None).collect();
+    let unmet =
+        |missing| mesh::unmet(missing, members, [&tries, &shared.turned_away], job.timeout_ms());
     let patience = job.patience();
     loop {
         for place in members.peers().filter(|&place| members.ranks[place] > me.rank) {
-            if let Some(stream) = shared.take_arrival(tag, members.ranks[place]) {
-                let addr = shared.addrs[members.ranks[place]];
-                let failed = |source| CommError::Socket { addr, action: "take", source };
-                streams[place] = Some(TcpStream::from_std(stream).map_err(failed)?);
+            if let Some(wire) = shared.take_arrival(tag, members.ranks[place]) {
+                wires[place] = Some(wire);
             }
         }
-        let missing = members.peers().filter(|&place| streams[place].is_none());
+        let missing = members.peers().filter(|&place| wires[place].is_none());
         if missing.clone().next().is_none() {
-            return Ok(streams);
+            return Ok(wires);
         }
         if job.is_over(members, &patience, missing.clone()) {
             let missing = job.standing(members, &patience, missing);
-            return Err(mesh::unmet(missing, members, &tries, job.timeout_ms()));
+            return Err(unmet(missing));
         }
         let dialled = tokio::select! {
             Some(dialled) = dials.join_next() => dialled,
@@ -193,13 +185,17 @@ async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option
             () = tokio::time::sleep(patience::LOOK) => continue,
         };
         match dialled {
-            Ok(Some(Met { rank, stream, .. })) => {
+            Ok(Some(Met { rank, stream, keys, .. })) => {
                 if let Some(place) = place_of(rank) {
-                    streams[place] = Some(stream);
+                    let addr = shared.addrs[rank];
+                    let failed = |source| CommError::Socket { addr, action: "take", source };
+                    // Such a connection does not block, and goes on without its runtime.
+                    let stream = stream.into_std().map_err(failed)?;
+                    wires[place] = Some(Wire { stream, keys });
                 }
             }
             // Trying again would not help.
-            _ => return Err(mesh::unmet(missing.collect(), members, &tries, job.timeout_ms())),
+            _ => return Err(unmet(missing.collect())),
         }
     }
 }

@@ -6,7 +6,7 @@
 //!       8..16  job token             44..48  number of the frame on its connection
 //!      16..24  sequence number       48..52  CRC-32C of the payload
 //!      24..32  fingerprint of the    52..56  CRC-32C of the header up to here
-//!              arguments
+//!              arguments             56..64  tag: keyed BLAKE3 of the header and its count
 //! ```
 //!
 //! All numbers are little-endian; payloads are the memory of little-endian machines as it is. A
@@ -17,22 +17,33 @@
 //! only where all checksums have been seen to be right.
 //!
 //! A CRC-32C finds what wires, switches and memory do to bits: every burst of 32 bits at most, and
-//! all but one in 2³² of other errors. It is no protection against whoever alters bytes on purpose.
+//! all but one in 2³² of other errors. It is no protection against whoever alters bytes on purpose:
+//! the tag is, for the header, and thereby for what the operation is, for the order of frames and
+//! for the checksum of the payload, though not for the choice among payloads of one checksum
+//! ([`crate::Secret`]).
+//!
+//! The tag is of the header up to it and of the 64-bit number of the frame on its connection: 64
+//! bytes, which are a single block of BLAKE3. Its key is of one direction of one connection
+//! (`handshake`), so what was said elsewhere, earlier or in the other direction fits nowhere.
+//! The checksum of the header is there to tell damage, which machines do, from forgery.
 
 use crc_fast::CrcAlgorithm;
 
 use crate::digest::Digest;
+use crate::handshake::{Key, TAG_BYTES};
 
 /// Size of a header.
-pub const HEADER_BYTES: usize = 56;
+pub const HEADER_BYTES: usize = 64;
 
 /// Most payload bytes of a frame, but for sums of very many partials. Small enough that a frame
 /// is still in a core's cache when it is summed, large enough that headers cost nothing.
 pub(super) const FRAME_BYTES: usize = 256 << 10;
 
 const MAGIC: [u8; 4] = *b"MSTR";
-/// Bytes of the header that its checksum is of.
-const CHECKED: usize = HEADER_BYTES - 4;
+/// Bytes of the header that its tag is of.
+const TAGGED: usize = HEADER_BYTES - TAG_BYTES;
+/// And its checksum.
+const CHECKED: usize = TAGGED - 4;
 
 /// The CRC-32C of bytes behind others that have `sum`; 0 of none.
 pub(super) fn checked(sum: u32, bytes: &[u8]) -> u32 {
@@ -59,7 +70,8 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+    /// As it travels, as frame `count` of all that go this way over its connection.
+    pub(super) fn encode(&self, key: &Key, count: u64) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..8].copy_from_slice(&self.operation.to_le_bytes());
@@ -72,13 +84,16 @@ impl Header {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         let checksum = crc_fast::crc32_iscsi(&bytes[..CHECKED]);
-        bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
+        bytes[CHECKED..TAGGED].copy_from_slice(&checksum.to_le_bytes());
+        let tag = key.tag(&counted(&bytes, count));
+        bytes[TAGGED..].copy_from_slice(&tag);
         bytes
     }
 
-    /// `None` if the bytes are no header of this program, or a damaged one.
+    /// `None` if the bytes are no header of this program, or a damaged one. Whose it is, and
+    /// whether it is in its place, [`is_genuine`] says.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
-        let (checked, checksum) = bytes.split_last_chunk::<4>()?;
+        let (checked, checksum) = bytes[..TAGGED].split_last_chunk::<4>()?;
         if crc_fast::crc32_iscsi(checked) != u32::from_le_bytes(*checksum) {
             return None;
         }
@@ -104,6 +119,20 @@ impl Header {
         let key = |header: &Header| (header.operation, header.sequence, header.digest);
         key(self) == key(other)
     }
+}
+
+/// What the tag of a header is of.
+fn counted(header: &[u8; HEADER_BYTES], count: u64) -> [u8; HEADER_BYTES] {
+    let mut bytes = *header;
+    bytes[TAGGED..].copy_from_slice(&count.to_le_bytes());
+    bytes
+}
+
+/// Whether a header was made by the peer that has this key, as frame `count` of its connection.
+pub(super) fn is_genuine(header: &[u8; HEADER_BYTES], key: &Key, count: u64) -> bool {
+    let mut tag = [0; TAG_BYTES];
+    tag.copy_from_slice(&header[TAGGED..]);
+    key.fits(&counted(header, count), tag)
 }
 
 /// The token of a job: keeps processes of different jobs apart, not adversaries out.
@@ -146,12 +175,17 @@ mod tests {
             number: u32::MAX,
             checksum: 0x1234_5678,
         };
-        let bytes = header.encode();
+        let [key, other] = [1, 2].map(|byte| Key::new([byte; 32]));
+        let bytes = header.encode(&key, 1 << 40);
         assert_eq!(Header::decode(&bytes), Some(header));
+        assert!(is_genuine(&bytes, &key, 1 << 40));
+        assert!(!is_genuine(&bytes, &key, 0), "the number of the header is that modulo 2³²");
+        assert!(!is_genuine(&bytes, &other, 1 << 40));
         for bit in 0..8 * HEADER_BYTES {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::decode(&damaged), None, "bit {bit}");
+            assert_eq!(Header::decode(&damaged).is_none(), bit < 8 * TAGGED, "bit {bit}");
+            assert!(!is_genuine(&damaged, &key, 1 << 40), "bit {bit}");
         }
         assert_ne!(token("a"), token("b"));
         assert_ne!(token_of(token("a"), 1), token_of(token("a"), 2));

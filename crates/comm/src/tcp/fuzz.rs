@@ -114,7 +114,7 @@ impl Case {
             let mut words = Words { mine: &[], all: &mut all };
             let traffic: &mut dyn Traffic = if self.are_known { &mut known } else { &mut words };
             let mut turn = Turn { call, progress: &mut progress, traffic };
-            if !receiving.step(1, stream, &mut turn)? {
+            if !receiving.step(1, stream, &rig::key(), &mut turn)? {
                 return Ok(None);
             }
             if receiving.at.is_done() {
@@ -124,10 +124,11 @@ impl Case {
     }
 }
 
-/// Changes a field of a header, and makes its checksum fit.
+/// Changes a field of a header, and makes its checksum fit, and its tag.
 fn forge(stream: &mut [u8], draw: &mut Draw) {
     let places = rig::places(stream);
-    let place = (!places.is_empty()).then(|| places[draw.below(places.len())].start);
+    let count = (!places.is_empty()).then(|| draw.below(places.len()));
+    let place = count.map(|count| places[count].start);
     let header = place.and_then(|start| stream.get_mut(start..));
     let Some(bytes) = header.and_then(|header| header.first_chunk_mut::<HEADER_BYTES>()) else {
         return;
@@ -149,7 +150,7 @@ fn forge(stream: &mut [u8], draw: &mut Draw) {
         6 => header.number = near(header.number.into(), draw) as u32,
         _ => header.checksum = near(header.checksum.into(), draw) as u32,
     }
-    *bytes = header.encode();
+    *bytes = header.encode(&rig::key(), count.unwrap_or_default() as u64);
 }
 
 #[test]

@@ -10,12 +10,20 @@ use super::receiving::Receiving;
 use super::sending::Sending;
 use super::traffic::{Message, Traffic, Way};
 use crate::Result;
+use crate::handshake::Keys;
+
+/// A connection that does not block, between two that have proved themselves.
+pub(super) struct Wire {
+    pub stream: TcpStream,
+    pub keys: Keys,
+}
 
 /// A connection that does not block, and how far both directions have come.
 pub(super) struct Link {
     /// The peer's place.
     pub peer: usize,
     pub stream: TcpStream,
+    pub keys: Keys,
     pub sending: Sending,
     pub receiving: Receiving,
     /// Whether trying may move something.
@@ -45,7 +53,7 @@ pub(super) struct At {
     pub index: usize,
     pub start: usize,
     /// Frames of all operations that are through.
-    pub frames: u32,
+    pub frames: u64,
 }
 
 impl At {
@@ -59,17 +67,17 @@ impl At {
 
     /// A frame up to byte `end` of a message of `total` bytes is through.
     pub(super) fn pass(&mut self, end: usize, total: usize) {
-        self.frames = self.frames.wrapping_add(1);
+        self.frames += 1;
         let next = (self.index + 1, 0);
         (self.index, self.start) = if end == total { next } else { (self.index, end) };
     }
 }
 
 impl Link {
-    pub(super) fn new(peer: usize, stream: TcpStream) -> Link {
+    pub(super) fn new(peer: usize, Wire { stream, keys }: Wire) -> Link {
         let (sending, receiving) = (Sending::default(), Receiving::default());
         let ready = Ready { to_read: true, to_write: true };
-        Link { peer, stream, sending, receiving, ready }
+        Link { peer, stream, keys, sending, receiving, ready }
     }
 
     /// At the beginning of an operation.
@@ -123,15 +131,15 @@ impl Link {
     /// Moves what can be moved of the present frame in this direction; whether something was.
     pub(super) fn step(&mut self, way: Way, turn: &mut Turn) -> Result<bool> {
         let wanted = self.wanted(turn.traffic);
-        let Link { peer, stream, sending, receiving, ready, .. } = self;
+        let Link { peer, stream, keys, sending, receiving, ready } = self;
         match way {
             Way::Out if wanted.to_write && ready.to_write => {
-                let moved = sending.step(*peer, stream, turn)?;
+                let moved = sending.step(*peer, stream, &keys.send, turn)?;
                 ready.to_write = moved;
                 Ok(moved)
             }
             Way::In if wanted.to_read && ready.to_read => {
-                let moved = receiving.step(*peer, stream, turn)?;
+                let moved = receiving.step(*peer, stream, &keys.receive, turn)?;
                 ready.to_read = moved;
                 Ok(moved)
             }
@@ -146,15 +154,15 @@ mod tests {
 
     #[test]
     fn frames_and_messages_are_counted_apart() {
-        let mut at = At { frames: u32::MAX, ..At::default() };
+        let mut at = At { frames: 7, ..At::default() };
         at.begin(2);
         at.pass(10, 20);
-        assert_eq!((at.index, at.start, at.frames), (0, 10, 0));
+        assert_eq!((at.index, at.start, at.frames), (0, 10, 8));
         at.pass(20, 20);
-        assert_eq!((at.index, at.start, at.frames), (1, 0, 1));
+        assert_eq!((at.index, at.start, at.frames), (1, 0, 9));
         at.pass(0, 0);
         assert!(at.is_done());
         at.begin(1);
-        assert_eq!((at.is_done(), at.frames), (false, 2));
+        assert_eq!((at.is_done(), at.frames), (false, 10));
     }
 }

@@ -1,21 +1,21 @@
 //! Making connections: each rank connects to lower ranks and is connected to by higher ones. Both
-//! ends say who they are and what the connection is for; one of another job is closed and otherwise
-//! ignored, and costs nothing ([`crate::door::Door`]).
+//! ends prove that they know the job's secret, and that they mean the same start of the job, ranks
+//! and purpose ([`crate::handshake`]); one of another job is closed and otherwise ignored, and
+//! costs nothing ([`crate::door::Door`]).
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
-use super::frame::{HEADER_BYTES, Header};
-use super::progress::Call;
 use crate::door;
+use crate::error::SAME_SECRET;
+use crate::handshake::{self, ANSWER_BYTES, Claim, Failed, Heard, Keys, Refused};
 use crate::job::Members;
-use crate::{CommError, Operation, Result};
+use crate::{CommError, Operation, Result, Secret};
 
 /// Binds the address that peers will connect to; port 0 takes any free one.
 ///
@@ -44,6 +44,9 @@ pub fn can_listen(addr: SocketAddr) -> Result<()> {
 /// Who a process is in which job.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Identity {
+    pub secret: Secret,
+    /// Of this start of the job, as connections and as frames have it.
+    pub scope: [u8; 16],
     pub token: u64,
     pub rank: usize,
     pub world: usize,
@@ -64,6 +67,13 @@ impl Purpose {
             Purpose::Data(tag) => tag,
         }
     }
+
+    fn of(tag: u64) -> Purpose {
+        match tag {
+            0 => Purpose::Signal,
+            tag => Purpose::Data(tag),
+        }
+    }
 }
 
 /// A connection that was made, and to whom.
@@ -71,37 +81,43 @@ pub(super) struct Met {
     pub rank: usize,
     pub purpose: Purpose,
     pub stream: TcpStream,
+    pub keys: Keys,
 }
 
-/// By rank, what came of the last try to connect to it.
-pub(super) type Tries = Arc<Mutex<HashMap<usize, (SocketAddr, std::io::Error)>>>;
+/// A higher rank that has connected and waits for the answer.
+pub(super) struct Guest {
+    met: Met,
+    answer: [u8; ANSWER_BYTES],
+}
+
+/// By rank, what came of the last try of this process to connect to it, or of somebody's to pass
+/// for it.
+pub(super) type Tries = Arc<Mutex<HashMap<usize, String>>>;
 
 impl Identity {
-    /// What either end of a new connection says first, in the form of an empty frame: rank and
-    /// world stand in the sequence number, the purpose in the fingerprint.
-    fn header(&self, purpose: Purpose) -> Header {
-        let (operation, token, digest) = (Operation::Join, self.token, purpose.tag());
-        let sequence = (self.world as u64) << 32 | self.rank as u64;
-        Call { operation, token, sequence, digest }.header()
+    /// A connection from rank `from` to rank `to` of this start of the job.
+    fn claim(&self, from: usize, to: usize, purpose: Purpose) -> Claim {
+        let number = |rank| u32::try_from(rank).unwrap_or(u32::MAX);
+        let (scope, from, to) = (self.scope, number(from), number(to));
+        Claim { scope, from, to, purpose: purpose.tag() }
     }
 }
 
-/// Why members are missing: the system's reason, where it gave one.
+/// Why members are missing: what came of the `tries`, where one ended at all.
 pub(super) fn unmet(
     missing: Vec<usize>,
     members: &Members,
-    tries: &Tries,
+    tries: [&Tries; 2],
     timeout_ms: u64,
 ) -> CommError {
     let (operation, sequence) = (Operation::Join, 0);
-    let mut tries = tries.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut tried = |place: &usize| Some((*place, tries.remove(&members.ranks[*place])?));
-    let refused = missing.iter().find_map(&mut tried);
+    let of = |rank: usize| {
+        let known = tries.map(|tries| tries.lock().unwrap_or_else(PoisonError::into_inner));
+        known.iter().find_map(|known| known.get(&rank).cloned())
+    };
+    let refused = missing.iter().find_map(|&place| Some((place, of(members.ranks[place])?)));
     match refused {
-        Some((rank, (addr, error))) => {
-            let cause = format!("cannot connect to it at {addr}: {error}");
-            CommError::PeerLost { rank, operation, sequence, cause }
-        }
+        Some((rank, cause)) => CommError::PeerLost { rank, operation, sequence, cause },
         None => {
             let moved = Default::default();
             CommError::Timeout { operation, sequence, missing, timeout_ms, moved }
@@ -119,24 +135,31 @@ pub(super) async fn connect(
     me: Identity,
     tries: Tries,
 ) -> Option<Met> {
+    let claim = me.claim(me.rank, rank, purpose);
+    let failed = |cause: String| {
+        let mut tries = tries.lock().unwrap_or_else(PoisonError::into_inner);
+        tries.insert(rank, cause);
+    };
     loop {
-        let tried = TcpStream::connect(addr).await;
-        let is_final = tried.as_ref().is_err_and(door::is_final);
-        match tried {
+        let is_final = match TcpStream::connect(addr).await {
             Ok(mut stream) => {
                 door::keep_alive(&stream);
-                if stream.set_nodelay(true).is_ok()
-                    && stream.write_all(&me.header(purpose).encode()).await.is_ok()
-                    && hear(&mut stream, me).await == Some((rank, purpose))
-                {
-                    return Some(Met { rank, purpose, stream });
+                let _ = stream.set_nodelay(true);
+                match handshake::dial(&mut stream, me.secret, claim).await {
+                    Ok(keys) => return Some(Met { rank, purpose, stream, keys }),
+                    Err(Failed::Refused(Refused::Secret)) => {
+                        failed(format!("who listens at {addr} {}", other_secret()));
+                        true
+                    }
+                    // It may have been taken for a stranger, or be one, or not of this start.
+                    Err(_) => false,
                 }
             }
             Err(error) => {
-                let mut tries = tries.lock().unwrap_or_else(PoisonError::into_inner);
-                tries.insert(rank, (addr, error));
+                failed(format!("cannot connect to it at {addr}: {error}"));
+                door::is_final(&error)
             }
-        }
+        };
         if is_final {
             return None;
         }
@@ -144,32 +167,42 @@ pub(super) async fn connect(
     }
 }
 
-/// A higher rank of the same job, if that is what speaks.
-pub(super) async fn hear_higher(mut stream: TcpStream, me: Identity) -> Option<Met> {
+fn other_secret() -> String {
+    format!("has another secret than this process; {SAME_SECRET}")
+}
+
+/// A higher rank of the same job, if that is what speaks. Who passes for one is remembered in
+/// `tries`.
+pub(super) async fn hear_higher(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    me: Identity,
+    tries: Tries,
+) -> Option<Guest> {
     stream.set_nodelay(true).ok()?;
     door::keep_alive(&stream);
-    let (rank, purpose) = hear(&mut stream, me).await.filter(|&(rank, _)| rank > me.rank)?;
+    let accepted = match handshake::hear(&mut stream, me.secret).await? {
+        Heard::Known(accepted) => accepted,
+        Heard::Unknown(claim) => {
+            let rank = usize::try_from(claim.from).ok().filter(|&rank| rank < me.world)?;
+            let cause = format!("who came from {} as that rank {}", from.ip(), other_secret());
+            tries.lock().unwrap_or_else(PoisonError::into_inner).insert(rank, cause);
+            return None;
+        }
+        Heard::Protocol(_) => return None,
+    };
+    let (rank, purpose) = (accepted.claim.from as usize, Purpose::of(accepted.claim.purpose));
+    let is_ours = accepted.claim == me.claim(rank, me.rank, purpose);
+    if !is_ours || rank <= me.rank || rank >= me.world {
+        return None;
+    }
     stream.writable().await.ok()?;
-    Some(Met { rank, purpose, stream })
+    let met = Met { rank, purpose, stream, keys: accepted.keys };
+    Some(Guest { met, answer: accepted.answer })
 }
 
 /// Answers a rank that is taken from here on: the first bytes on a connection fit its buffer.
-pub(super) fn greet_now(met: Met, me: Identity) -> Option<Met> {
-    let header = me.header(met.purpose).encode();
-    let written = met.stream.try_write(&header);
-    written.is_ok_and(|written| written == header.len()).then_some(met)
-}
-
-/// Who is at the other end and what for, if it belongs to this job and world.
-async fn hear(stream: &mut TcpStream, me: Identity) -> Option<(usize, Purpose)> {
-    let mut bytes = [0; HEADER_BYTES];
-    stream.read_exact(&mut bytes).await.ok()?;
-    let theirs = Header::decode(&bytes)?;
-    let rank = (theirs.sequence & u64::from(u32::MAX)) as usize;
-    let purpose = match theirs.digest {
-        0 => Purpose::Signal,
-        tag => Purpose::Data(tag),
-    };
-    let is_ours = Identity { rank, ..me }.header(purpose) == theirs && rank < me.world;
-    is_ours.then_some((rank, purpose))
+pub(super) fn greet_now(Guest { met, answer }: Guest) -> Option<Met> {
+    let written = met.stream.try_write(&answer);
+    written.is_ok_and(|written| written == answer.len()).then_some(met)
 }

@@ -19,10 +19,12 @@ use tokio::time::sleep;
 
 use super::endpoint::{self, Endpoint};
 use super::frame;
-use super::mesh::{self, Identity, Met, Purpose, Tries};
+use super::link::Wire;
+use super::mesh::{self, Guest, Identity, Met, Purpose, Tries};
 use super::signal::{self, Signals};
 use crate::control::Channel;
 use crate::door::{self, Door};
+use crate::handshake::Seal;
 use crate::job::{Job, Members, Moments, Settings};
 use crate::meter::Meter;
 use crate::{CommError, Operation, Result, ending};
@@ -51,7 +53,9 @@ pub(super) struct Shared {
     pub me: Identity,
     pub addrs: Vec<SocketAddr>,
     /// Connections that peers have made for a channel or group, by its tag and their rank.
-    arrivals: Mutex<HashMap<(u64, usize), std::net::TcpStream>>,
+    arrivals: Mutex<HashMap<(u64, usize), Wire>>,
+    /// Who passed for which rank.
+    pub turned_away: Tries,
     /// Rings when something has come or has happened.
     news: Notify,
     state: Mutex<State>,
@@ -111,13 +115,15 @@ impl Net {
         let addr = *addrs.get(rank).ok_or(CommError::NoSuchRank { rank, world })?;
         endpoint::check_thread()?;
         door::check_room((world - 1) * CONNECTIONS)?;
+        let (secret, scope) = (settings.secret, settings.secret.scope(job, world));
         let moments = (0..world).map(|_| AtomicU64::new(0)).collect();
         let moments = Box::new(Heard { epoch: Instant::now(), moments });
         let shared = Arc::new(Shared {
             job: Arc::new(Job::new(rank, world, settings, moments)),
-            me: Identity { token: frame::token(job), rank, world },
+            me: Identity { secret, scope, token: frame::token(job), rank, world },
             addrs,
             arrivals: Mutex::default(),
+            turned_away: Tries::default(),
             news: Notify::new(),
             state: Mutex::default(),
         });
@@ -214,7 +220,7 @@ impl Shared {
     }
 
     /// The connection that `rank` has made for the channel or group `tag`.
-    pub(super) fn take_arrival(&self, tag: u64, rank: usize) -> Option<std::net::TcpStream> {
+    pub(super) fn take_arrival(&self, tag: u64, rank: usize) -> Option<Wire> {
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         arrivals.remove(&(tag, rank))
     }
@@ -228,7 +234,7 @@ impl Shared {
         }
     }
 
-    async fn watch(self: Arc<Shared>, mut door: Door<Met>) {
+    async fn watch(self: Arc<Shared>, mut door: Door<Guest>) {
         let me = self.me;
         let mut signals = Signals::new(me.world);
         let mut dials = JoinSet::new();
@@ -254,8 +260,10 @@ impl Shared {
                     // The channels say who cannot be reached, and why.
                     _ => continue,
                 },
-                met = door.next(move |stream, _| mesh::hear_higher(stream, me)) => {
-                    let Some(met) = mesh::greet_now(met, me) else { continue };
+                guest = door.next(|stream, from| {
+                    mesh::hear_higher(stream, from, me, Arc::clone(&self.turned_away))
+                }) => {
+                    let Some(met) = mesh::greet_now(guest) else { continue };
                     met
                 }
                 () = sleep(LOOK) => {
@@ -280,15 +288,18 @@ impl Shared {
     }
 
     fn take(self: &Arc<Shared>, met: Met, signals: &mut Signals, readers: &mut Readers) {
-        let Met { rank, purpose, stream } = met;
+        let Met { rank, purpose, stream, keys } = met;
+        let passed_for = self.turned_away.lock();
+        passed_for.unwrap_or_else(PoisonError::into_inner).remove(&rank);
         match purpose {
             Purpose::Signal => {
                 let (read, write) = stream.into_split();
                 // A rank that comes again has given its first connection up.
-                if signals.add(rank, write) {
+                if signals.add(rank, write, keys.send) {
                     self.state().signals += 1;
                 }
-                let reader = tokio::spawn(signal::listen(read, rank, Arc::clone(&self.job)));
+                let (seal, job) = (Seal::new(keys.receive), Arc::clone(&self.job));
+                let reader = tokio::spawn(signal::listen(read, rank, seal, job));
                 if let Some(given_up) = readers.insert(rank, reader.abort_handle()) {
                     given_up.abort();
                 }
@@ -297,7 +308,7 @@ impl Shared {
                 if let Ok(stream) = stream.into_std() {
                     let arrivals = self.arrivals.lock();
                     let mut arrivals = arrivals.unwrap_or_else(PoisonError::into_inner);
-                    arrivals.insert((tag, rank), stream);
+                    arrivals.insert((tag, rank), Wire { stream, keys });
                 }
             }
         }

@@ -3,11 +3,12 @@
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
-use super::frame::{HEADER_BYTES, Header, checked};
+use super::frame::{self, HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
 use super::progress::Call;
 use super::traffic::{Message, SLICES, Way};
 use crate::error::Damage;
+use crate::handshake::Key;
 use crate::{CommError, Result};
 
 pub(super) struct Receiving {
@@ -57,6 +58,7 @@ impl Receiving {
         &mut self,
         peer: usize,
         stream: &mut impl Read,
+        key: &Key,
         turn: &mut Turn,
     ) -> Result<bool> {
         let message = Message { peer, index: self.at.index };
@@ -87,7 +89,7 @@ impl Receiving {
         self.payload_bytes += payload as u64;
         turn.progress.advance(payload);
         if self.frame.header.is_none() && self.frame.len == HEADER_BYTES {
-            let header = self.check(peer, &call, expected)?;
+            let header = self.check(peer, key, &call, expected)?;
             let length = header.length as usize;
             if length != of(header.total as usize) {
                 return Err(call.mismatch(peer, &header));
@@ -103,15 +105,24 @@ impl Receiving {
     }
 
     /// The header that has come, if it is that of the next frame of this message.
-    fn check(&self, peer: usize, call: &Call, expected: Option<usize>) -> Result<Header> {
+    fn check(
+        &self,
+        peer: usize,
+        key: &Key,
+        call: &Call,
+        expected: Option<usize>,
+    ) -> Result<Header> {
         let header = Header::decode(&self.frame.bytes);
         let header = header.ok_or_else(|| call.damaged(peer, Damage::Header))?;
         if header.token != call.token {
             return Err(call.lost(peer, "it sent a frame of another job"));
         }
-        if header.number != self.at.frames {
-            let (got, expected) = (header.number, self.at.frames);
+        if header.number != self.at.frames as u32 {
+            let (got, expected) = (header.number, self.at.frames as u32);
             return Err(call.damaged(peer, Damage::Turn { got, expected }));
+        }
+        if !frame::is_genuine(&self.frame.bytes, key, self.at.frames) {
+            return Err(call.damaged(peer, Damage::Forged));
         }
         if !header.is_of_the_operation_of(&call.header()) {
             return Err(call.mismatch(peer, &header));
@@ -195,7 +206,8 @@ mod tests {
         let mut stream = stream;
         while !receiving.at.is_done() {
             let traffic = &mut Words { mine: &[], all: &mut all };
-            receiving.step(1, &mut stream, &mut Turn { call, progress: &mut progress, traffic })?;
+            let mut turn = Turn { call, progress: &mut progress, traffic };
+            receiving.step(1, &mut stream, &rig::key(), &mut turn)?;
         }
         Ok(all.swap_remove(1))
     }

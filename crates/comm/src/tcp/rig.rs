@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::frame::{FRAME_BYTES, HEADER_BYTES, Header};
 use super::progress::Call;
 use crate::Operation;
+use crate::handshake::{Key, Keys};
 use crate::job::{Job, Moments, Settings};
 
 /// A clock, and ranks that never get on.
@@ -33,11 +34,20 @@ pub(super) fn call(operation: Operation) -> Call {
     Call { operation, token: 7, sequence: 3, digest: 9 }
 }
 
+pub(super) fn key() -> Key {
+    Key::new([3; 32])
+}
+
+/// The same in both directions.
+pub(super) fn keys() -> Keys {
+    Keys { send: key(), receive: key() }
+}
+
 /// A frame with these bytes of a message of `total` bytes.
 pub(super) fn frame(call: &Call, number: u32, total: u64, payload: &[u8]) -> Vec<u8> {
     let (length, checksum) = (payload.len() as u32, crc_fast::crc32_iscsi(payload));
     let header = Header { total, length, number, checksum, ..call.header() };
-    [&header.encode()[..], payload].concat()
+    [&header.encode(&key(), number.into())[..], payload].concat()
 }
 
 /// A message in frames, the first of which has this number.

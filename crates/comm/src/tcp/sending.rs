@@ -8,6 +8,7 @@ use super::frame::{HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
 use super::traffic::{Message, SLICES, Way};
 use crate::Result;
+use crate::handshake::Key;
 
 #[derive(Default)]
 pub(super) struct Sending {
@@ -42,6 +43,7 @@ impl Sending {
         &mut self,
         peer: usize,
         stream: &mut TcpStream,
+        key: &Key,
         turn: &mut Turn,
     ) -> Result<bool> {
         let message = Message { peer, index: self.at.index };
@@ -49,10 +51,10 @@ impl Sending {
         let end = total.min(self.at.start + turn.traffic.frame_bytes(Way::Out, peer));
         let frame = self.frame.get_or_insert_with(|| Frame::new(self.at.start, end));
         let call = turn.call_of(Way::Out, message);
-        let number = self.at.frames;
+        let count = self.at.frames;
         let seal = |checksum, length: usize| {
-            let (total, length) = (total as u64, length as u32);
-            Header { total, length, number, checksum, ..call.header() }.encode()
+            let (total, length, number) = (total as u64, length as u32, count as u32);
+            Header { total, length, number, checksum, ..call.header() }.encode(key, count)
         };
         let mut outcome = None;
         while outcome.is_none() {

@@ -7,8 +7,8 @@
 //!               the end alone: its process died, or the network broke
 //! ```
 //!
-//! Each letter is followed by the length of what comes with it (two bytes), that, and the CRC-32C of
-//! all of it.
+//! Each letter is followed by the length of what comes with it (two bytes), that, and the tag of
+//! all of it ([`crate::handshake`]).
 //!
 //! Apart from the data, since a frame that is half read or half written would be in the way.
 
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::frame::checked;
+use crate::handshake::{Key, Seal, TAG_BYTES};
 use crate::job::Job;
 use crate::revocation::Reason;
 
@@ -27,9 +27,27 @@ const REASON_BYTES: usize = 4 << 10;
 /// What this rank says.
 pub(super) struct Signals {
     /// By rank, until this rank has said its last thing.
-    peers: Vec<Option<OwnedWriteHalf>>,
+    peers: Vec<Option<Peer>>,
     /// The last thing, for connections that are made later.
     last: Option<Vec<u8>>,
+}
+
+/// Who listens.
+struct Peer {
+    write: OwnedWriteHalf,
+    seal: Seal,
+}
+
+impl Peer {
+    /// Says it, as far as there is room; whether a part of it was said.
+    fn say(&mut self, message: &[u8], hash: &blake3::Hash) -> bool {
+        let message = [message, &self.seal.tag(hash)].concat();
+        let said = self.write.try_write(&message);
+        if said.is_err() {
+            self.seal.take_back();
+        }
+        said.is_ok_and(|count| count < message.len())
+    }
 }
 
 impl Signals {
@@ -38,12 +56,13 @@ impl Signals {
     }
 
     /// Takes over a connection; whether it is the first with that peer.
-    pub(super) fn add(&mut self, rank: usize, write: OwnedWriteHalf) -> bool {
+    pub(super) fn add(&mut self, rank: usize, write: OwnedWriteHalf, key: Key) -> bool {
+        let mut peer = Peer { write, seal: Seal::new(key) };
         if let Some(last) = &self.last {
-            let _ = write.try_write(last);
+            peer.say(last, &blake3::hash(last));
             return false;
         }
-        self.peers[rank].replace(write).is_none()
+        self.peers[rank].replace(peer).is_none()
     }
 
     pub(super) fn have_spoken(&self) -> bool {
@@ -53,12 +72,12 @@ impl Signals {
     /// Tells every peer that this rank got on so many milliseconds ago.
     pub(super) fn tell(&mut self, age_ms: u64) {
         let message = encode(b'P', &age_ms.to_le_bytes());
-        for write in self.peers.iter_mut() {
+        let hash = blake3::hash(&message);
+        for peer in self.peers.iter_mut() {
             // A peer that has not read for hours has no room for another; a part of a message
             // cannot be completed later, so that connection is done.
-            let said = write.as_ref().map(|write| write.try_write(&message));
-            if matches!(said, Some(Ok(count)) if count < message.len()) {
-                *write = None;
+            if peer.as_mut().is_some_and(|peer| peer.say(&message, &hash)) {
+                *peer = None;
             }
         }
     }
@@ -76,10 +95,11 @@ impl Signals {
 
     fn say(&mut self, message: Vec<u8>) {
         if self.last.is_none() {
-            for write in self.peers.iter_mut().filter_map(Option::take) {
+            let hash = blake3::hash(&message);
+            for mut peer in self.peers.iter_mut().filter_map(Option::take) {
                 // It fits the buffer of a connection that says little, unless that is gone.
                 // Dropping the half then ends the stream behind it.
-                let _ = write.try_write(&message);
+                peer.say(&message, &hash);
             }
             self.last = Some(message);
         }
@@ -87,8 +107,8 @@ impl Signals {
 }
 
 /// Hears what `rank` says, to its end.
-pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, job: Arc<Job>) {
-    let ended = match hear(&mut read, rank, &job).await {
+pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, mut seal: Seal, job: Arc<Job>) {
+    let ended = match hear(&mut read, rank, &mut seal, &job).await {
         Ok(heard) => heard,
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             Reason::loss(rank, "its process has ended or the network broke").into()
@@ -101,16 +121,22 @@ pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, job: Arc<Job>) 
 }
 
 /// Why the job is over, unless the peer left in good order.
-async fn hear(read: &mut OwnedReadHalf, rank: usize, job: &Job) -> std::io::Result<Option<Reason>> {
+async fn hear(
+    read: &mut OwnedReadHalf,
+    rank: usize,
+    seal: &mut Seal,
+    job: &Job,
+) -> std::io::Result<Option<Reason>> {
     loop {
         let mut start = [0; 3];
         read.read_exact(&mut start).await?;
         let length = usize::from(u16::from_le_bytes([start[1], start[2]]));
-        let mut rest = [0; REASON_BYTES + 4];
-        let damaged = || Ok(Some(Reason::loss(rank, "what it says of itself comes damaged")));
-        let Some(rest) = rest.get_mut(..length + 4) else { return damaged() };
+        let mut rest = [0; REASON_BYTES + TAG_BYTES];
+        let damaged =
+            || Ok(Some(Reason::loss(rank, "what it says of itself comes damaged, or forged")));
+        let Some(rest) = rest.get_mut(..length + TAG_BYTES) else { return damaged() };
         read.read_exact(rest).await?;
-        match (start[0], decode(&start, rest)) {
+        match (start[0], decode(&start, rest, seal)) {
             (b'P', Some(said)) if said.len() == 8 => {
                 let age_ms = said.iter().rev().fold(0, |age, &byte| age << 8 | u64::from(byte));
                 let moments = job.moments();
@@ -129,16 +155,14 @@ async fn hear(read: &mut OwnedReadHalf, rank: usize, job: &Job) -> std::io::Resu
 
 fn encode(letter: u8, said: &[u8]) -> Vec<u8> {
     let length = u16::try_from(said.len()).unwrap_or(u16::MAX).to_le_bytes();
-    let mut bytes = [&[letter], &length[..], said].concat();
-    bytes.extend_from_slice(&crc_fast::crc32_iscsi(&bytes).to_le_bytes());
-    bytes
+    [&[letter], &length[..], said].concat()
 }
 
-/// What was said, if letter and length, what was said and their checksum fit each other.
-fn decode<'a>(start: &[u8; 3], rest: &'a [u8]) -> Option<&'a [u8]> {
-    let (said, checksum) = rest.split_last_chunk::<4>()?;
-    let got = checked(crc_fast::crc32_iscsi(start), said);
-    (got == u32::from_le_bytes(*checksum)).then_some(said)
+/// What was said, if letter and length, what was said and their tag fit each other.
+fn decode<'a>(start: &[u8; 3], rest: &'a [u8], seal: &mut Seal) -> Option<&'a [u8]> {
+    let (said, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
+    let hash = blake3::Hasher::new().update(start).update(said).finalize();
+    seal.fits(&hash, *tag).then_some(said)
 }
 
 #[cfg(test)]
@@ -147,10 +171,12 @@ mod tests {
 
     #[test]
     fn no_flipped_bit_passes_for_a_signal() {
-        let whole = encode(b'R', b"on purpose");
+        let seal = || Seal::new(Key::new([3; 32]));
+        let mut whole = encode(b'R', b"on purpose");
+        whole.extend(seal().tag(&blake3::hash(&whole)));
         let said = |bytes: &[u8]| {
             let (start, rest) = bytes.split_first_chunk::<3>().unwrap();
-            decode(start, rest).map(<[u8]>::to_vec)
+            decode(start, rest, &mut seal()).map(<[u8]>::to_vec)
         };
         assert_eq!(said(&whole).unwrap(), b"on purpose");
         for bit in 0..8 * whole.len() {

@@ -30,6 +30,7 @@ use crate::events::{self, EventLog};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::run_dir::RunDir;
+use crate::secret::JobSecret;
 use crate::trace::Traced;
 
 /// Trains.
@@ -39,17 +40,21 @@ use crate::trace::Traced;
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let hosts = launch_env::hosts(&args.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| crate::output::tell(found));
-    let absence = Absence::of(&hosts, !args.dry_run);
-    let tell = |error: &CliError| absence.report_error(error, address::Start::Never);
+    let mut absence = Absence::of(&hosts, args.hosts.secret_file.as_deref(), !args.dry_run);
+    let never = address::Start::Never;
     let purpose = if args.dry_run { Purpose::Plan } else { Purpose::Train };
     let mut overrides = args.overrides();
     overrides.extend(hosts.tasks.map(|tasks| Override::otherwise("ranks.count", tasks)));
     let loaded = crate::config::load(&args.config, &overrides, purpose);
-    let loaded = loaded.inspect_err(tell)?;
+    let loaded = loaded.inspect_err(|error| absence.report_error(error, never))?;
+    let secret = secret(&loaded.config, hosts.nodes);
+    let secret = secret.inspect_err(|error| absence.report_error(error, never))?;
+    absence.secret = secret.secret;
+    let tell = |error: &CliError| absence.report_error(error, never);
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
     }
-    let planned = plan(&hosts, loaded).inspect_err(tell)?;
+    let planned = plan(&hosts, loaded, secret).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
@@ -83,6 +88,7 @@ struct Planned {
     addresses: Addresses,
     /// What the hosts call the job, if there are several.
     name: Option<String>,
+    secret: JobSecret,
     plan: RunPlan,
     buckets: Buckets,
     threads: usize,
@@ -102,7 +108,7 @@ impl Planned {
     }
 }
 
-fn plan(hosts: &Hosts, loaded: Loaded) -> Result<Planned, CliError> {
+fn plan(hosts: &Hosts, loaded: Loaded, secret: JobSecret) -> Result<Planned, CliError> {
     let config = loaded.config;
     let is_shm = config.ranks.backend == Backend::Shm;
     let place = Place::new(hosts, config.ranks.count, is_shm)?;
@@ -119,7 +125,7 @@ fn plan(hosts: &Hosts, loaded: Loaded) -> Result<Planned, CliError> {
     let plan = RunPlan::with_buckets(&config, vocab, world, threads, buckets.bytes)?;
     let fit = memory(&config, &plan, vocab, &place);
     let offload = offload::plan(&config, &plan, place.ranks.clone());
-    Ok(Planned { config, place, addresses, name, plan, buckets, threads, fit, offload })
+    Ok(Planned { config, place, addresses, name, secret, plan, buckets, threads, fit, offload })
 }
 
 /// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
@@ -131,13 +137,15 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, name, plan, buckets, threads, fit, offload } = planned;
+    let Planned { config, place, addresses, name, secret, plan, buckets, threads, fit, offload } =
+        planned;
+    let JobSecret { secret, warning } = secret;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
     let traced = traced(args, &place)?;
     let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
-    let server = addresses.serve(&name, &place, ranks.count, ranks.timeout_ms)?;
+    let server = addresses.serve((&name, secret), &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
     let memory = SharedMemory::of(&config, &name)?;
     let job = Job {
@@ -159,11 +167,13 @@ fn supervise(
         header((&plan, buckets.reason), &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
+    // Once, and not on every host.
+    warning.iter().filter(|_| place.node == 0).for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
-    let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs())?;
+    let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs(), secret)?;
     let finish = Finish { job: &job, run };
     let mut has_begun = false;
     let limits = patience(&job.config);
@@ -356,6 +366,12 @@ impl Finish<'_> {
         }
         Ok(others)
     }
+}
+
+/// The job's, as the config or the environment says it.
+fn secret(config: &Config, nodes: usize) -> Result<JobSecret, CliError> {
+    let file = config.ranks.secret_file.as_deref();
+    crate::secret::of_job(file.map(|path| ("ranks.secret_file", path)), nodes)
 }
 
 /// How long the watch lets ranks be.

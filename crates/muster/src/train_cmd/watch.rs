@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bench::collectives::run::Used;
 use bench::collectives::{Host, Row};
 use bench::pairs::Measured as Pairs;
-use comm::AwakeClock;
 use comm::rendezvous::Server;
+use comm::{AwakeClock, Secret};
 use train::Event;
 
 use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW};
@@ -21,7 +21,7 @@ use super::line::Line;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
 use crate::error::{CliError, Exit};
-use crate::limits;
+use crate::{limits, secret};
 
 /// After a rank has died the others get this long to notice before they are killed.
 const GRACE: Duration = Duration::from_millis(3500);
@@ -114,7 +114,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts `ranks` of the job in `file`, by the command `worker`; each logs to `logs/rank-NNNNN.log`.
+    /// Starts `ranks` of the job in `file`, by the command `worker`; each is handed the secret, and
+    /// logs to `logs/rank-NNNNN.log`.
     ///
     /// # Errors
     /// A process cannot be started.
@@ -123,12 +124,13 @@ impl Watch {
         file: &Path,
         ranks: Range<usize>,
         logs: &Path,
+        secret: Secret,
     ) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
         let (clock, now) = (AwakeClock::default(), Duration::ZERO);
         let mut watch = Watch { ranks: Vec::new(), messages, clock, now };
         for rank in ranks {
-            let child = start((worker, file), rank, logs, &sender)?;
+            let child = start((worker, file), rank, logs, secret, &sender)?;
             let (seen, life) = (Seen::new(rank), Life::new(now));
             watch.ranks.push(Rank { child, seen, life });
         }
@@ -166,6 +168,9 @@ impl Watch {
             if asked.stop.is_some_and(|stop| self.now > stop + MEETING) && self.is_meeting() {
                 self.kill();
                 return Ok(Ended::BeforeTraining);
+            }
+            for message in server.map(Server::news).into_iter().flatten() {
+                tell(Told::Event(Event::Warning { message }));
             }
             let dead = self.reap();
             if !dead.is_empty() {
@@ -368,6 +373,7 @@ fn start(
     (worker, file): (&str, &Path),
     rank: usize,
     logs: &Path,
+    secret: Secret,
     sender: &Sender<Message>,
 ) -> Result<Child, CliError> {
     let failed = |error: std::io::Error| limits::refused(format!("start rank {rank}"), &error);
@@ -375,12 +381,17 @@ fn start(
     let mut command = Command::new(program);
     command.arg(worker).arg("--plan").arg(file).arg("--rank").arg(rank.to_string());
     command.env(signals::PARENT, std::process::id().to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // It is handed over where nobody looks.
+    command.env_remove(secret::VARIABLE);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own: Ctrl-C reaches the supervisor, which tells the ranks.
     command.process_group(0);
     // SAFETY: between fork and exec it only changes the signal mask, which is async-signal-safe.
     unsafe { command.pre_exec(signals::block) };
     let mut child = command.spawn().map_err(failed)?;
+    if let Some(to) = child.stdin.take() {
+        secret::pass_on(secret, to);
+    }
     let path = logs.join(format!("rank-{rank:05}.log"));
     let log = File::options().create(true).append(true).open(&path);
     let log = log.map_err(|error| {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::Store;
-use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join};
-use comm::{Channel, Fault, World, clocks, tcp};
+use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
+use comm::{Channel, Fault, Secret, World, clocks, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -25,6 +25,7 @@ use super::signals::{Signals, die_with_parent};
 use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
+use crate::secret;
 use crate::trace::{Recorder, Steps, Window};
 
 /// How long a device may go on with what it does after its job was given up.
@@ -40,6 +41,7 @@ const ABORT: Duration = Duration::from_secs(1);
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
     let voice = Voice::start()?;
+    let secret = secret::inherited()?;
     let job = Job::read(&args.plan)?;
     let call_limit = Duration::from_millis(job.config.ranks.call_limit_ms());
     work::set_call_limit(call_limit);
@@ -51,7 +53,8 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let device = Device::new(kind, job.threads)?;
     let optimizer_device = offload::open(&job.config)?;
     let devices = Devices { device: &device, optimizer: optimizer_device.as_ref() };
-    let ended = rank(&job, args.rank, devices, &Told { signals, voice: &voice });
+    let told = Told { signals, voice: &voice };
+    let ended = rank(&job, (args.rank, secret), devices, &told);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -73,12 +76,18 @@ struct Devices<'a> {
     optimizer: Option<&'a Device>,
 }
 
-fn rank(job: &Job, rank: usize, devices: Devices, told: &Told) -> Result<Exit, CliError> {
+fn rank(
+    job: &Job,
+    (rank, secret): (usize, Secret),
+    devices: Devices,
+    told: &Told,
+) -> Result<Exit, CliError> {
     let vocab = job.prepared.vocab_size as usize;
     let (world, threads, bucket) = (job.world, job.threads, job.bucket_bytes);
     let plan = RunPlan::with_buckets(&job.config, vocab, world, threads, bucket)?;
     pulse::enter(Phase::Meeting);
-    let (Joined { peers, group: name, control }, listener) = meet(job, rank, &plan, devices)?;
+    let (Joined { peers, group: name, control }, listener) =
+        meet(job, (rank, secret), &plan, devices)?;
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
@@ -243,7 +252,7 @@ fn progress(voice: &Voice, control: &ControlHandle, step: u64) {
 /// Meets the other ranks, who are told where this one listens.
 fn meet(
     job: &Job,
-    rank: usize,
+    (rank, secret): (usize, Secret),
     plan: &RunPlan,
     devices: Devices,
 ) -> Result<(Joined, Option<TcpListener>), CliError> {
@@ -260,7 +269,8 @@ fn meet(
         identity: job.identity(plan, kernels::gemm::arithmetic(), devices.optimizer),
         listen,
     };
-    Ok((join(&job.rendezvous[..], hello, job.config.ranks.timeout_ms)?, listener))
+    let timeout_ms = job.config.ranks.timeout_ms;
+    Ok((join_with(&job.rendezvous[..], hello, secret, timeout_ms)?, listener))
 }
 
 /// How the ranks reach each other that have met as the group `name`.
