@@ -3,11 +3,12 @@
 
 mod common;
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use comm::{CommError, EvenPlan, Gather, Group, Op, Operation, Window, World};
-use common::{BY_HOSTS, PATIENCE_MS, as_ranks, message, on_hosts, settings, with_ranks};
+use comm::{CommError, EvenPlan, Gather, Group, Op, Operation, Settings, Window, World};
+use common::{BY_HOSTS, PATIENCE_MS, as_ranks, backends, message, on_hosts, settings, with_ranks};
 use device::{DType, Device};
 use layout::Tree;
 
@@ -137,16 +138,102 @@ fn a_rank_that_comes_late_is_named_by_all_and_no_other() {
             (message(rank.all_reduce()), since.elapsed())
         });
         for (text, after) in told {
-            assert!(text.contains(&format!("rank {late}")), "{text}");
-            let others = (0..4).filter(|other| *other != late);
-            // Whoever gave the job up says so first.
-            let blamed = text.split_once("waited").map_or(text.as_str(), |(_, rest)| rest);
-            let missing: Vec<usize> =
-                others.filter(|other| blamed.contains(&format!("missing: rank {other}"))).collect();
-            assert!(missing.is_empty(), "{text}");
+            // Of ranks that waited for ranks that waited for it none is named.
+            let names = format!(": rank {late} had not arrived after 1500 ms");
+            assert!(text.contains(&names), "{text}");
             assert!(after >= Duration::from_millis(1400), "{text} after {after:?}");
             assert!(after < Duration::from_secs(10), "{text} after {after:?}");
         }
+    }
+}
+
+#[test]
+fn a_rank_that_stops_in_the_middle_is_named_by_all_and_no_other() {
+    const TIMEOUT_MS: u64 = 6000;
+    // Beside each other, since each waits for its deadline.
+    std::thread::scope(|scope| {
+        for (stops, after) in [(1, 1), (3, 2), (2, 4), (0, 7), (3, 12)] {
+            scope.spawn(move || stop(stops, after, TIMEOUT_MS));
+        }
+    });
+}
+
+/// Lets rank `stops` stop after so many parts of an operation, until all others know.
+fn stop(stops: usize, after: usize, timeout_ms: u64) {
+    let (is_armed, parts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let over = Arc::new(AtomicUsize::new(0));
+    let stopping = |rank: usize| {
+        let (is_armed, parts, over) = (is_armed.clone(), parts.clone(), over.clone());
+        let disturb = move || {
+            if rank != stops || !is_armed.load(Ordering::Acquire) {
+                return;
+            }
+            if parts.fetch_add(1, Ordering::Relaxed) == after {
+                while over.load(Ordering::Acquire) < 3 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        };
+        Settings { disturb: Some(Arc::new(disturb)), ..settings(timeout_ms) }
+    };
+    let told = as_ranks(backends("2 a host", 4), stopping, |world| {
+        let rank = Rank::new(world, 400_000);
+        rank.all_reduce().unwrap();
+        if rank.world.rank() == stops {
+            is_armed.store(true, Ordering::Release);
+        }
+        let failed = (0..50).map(|_| rank.all_reduce()).find(Result::is_err);
+        let text = message(failed.unwrap_or(Ok(())));
+        if rank.world.rank() != stops {
+            over.fetch_add(1, Ordering::AcqRel);
+        }
+        text
+    });
+    for text in told {
+        let names = format!(": rank {stops} had not arrived after {timeout_ms} ms");
+        assert!(text.contains(&names), "stopped after {after} parts: {text}");
+    }
+}
+
+/// Numbers without order, from a seed.
+fn draw(state: &AtomicU64) -> u64 {
+    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
+}
+
+#[test]
+fn delays_change_no_bit() {
+    for (seed, (kind, world)) in (0..4).flat_map(|seed| BY_HOSTS.map(|shape| (seed, shape))) {
+        let delayed = |rank: usize| {
+            let state = AtomicU64::new(seed * 1000 + rank as u64);
+            let disturb = move || match draw(&state) {
+                often if often % 4 > 0 => {}
+                seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
+            };
+            Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
+        };
+        let len = [1000, 200_000][seed as usize % 2];
+        as_ranks(backends(kind, world), delayed, |world| {
+            let rank = Rank::new(world, len);
+            let (stream, size) = (device().stream(), rank.world.size());
+            let all = rank.window.tensor(0, &[len], DType::F32).unwrap();
+            for round in 0..6 {
+                let value = |rank: usize, at: usize| (at % 100 + round) as f32 * rank as f32;
+                let mine = (0..len).map(|at| value(1 + rank.world.rank(), at));
+                stream.copy_in(&all, &mine.collect::<Vec<_>>()).unwrap();
+                rank.all_reduce().unwrap();
+                let factors = size * (size + 1) / 2;
+                let sums = (0..len).map(|at| value(factors, at)).collect::<Vec<_>>();
+                assert!(stream.to_vec::<f32>(&all).unwrap() == sums, "{kind}, seed {seed}");
+                let root = round % size;
+                stream.copy_in(&all, &vec![rank.world.rank() as f32; len]).unwrap();
+                let (window, range) = (rank.window.clone(), 0..len);
+                let op = Op::Broadcast { window, root, element_bytes: 4, range };
+                rank.group.run(&stream, op).unwrap();
+                let got = stream.to_vec::<f32>(&all).unwrap();
+                assert!(got.iter().all(|x| *x == root as f32), "{kind}, seed {seed}");
+            }
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 //! from each other.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 
 use super::shape::Hosts;
 use crate::op::{Gather, Site};
@@ -23,6 +24,8 @@ pub(crate) struct GatherByHosts {
     pub carried: Vec<Vec<Piece>>,
     /// What this member reads in the windows of others of its host, in the end.
     pub copied: Vec<Piece>,
+    /// Bytes read out of the windows of each member of this host, by column.
+    pub reads: Vec<AtomicU64>,
 }
 
 impl GatherByHosts {
@@ -45,7 +48,8 @@ impl GatherByHosts {
         }
         let carried = by_column.iter_mut().map(|columns| std::mem::take(&mut columns[column]));
         let (carried, window) = (carried.collect(), op.window.clone());
-        Some(GatherByHosts { window, digest, hosts, host, carried, copied })
+        let reads = (0..hosts.each).map(|_| AtomicU64::new(0)).collect();
+        Some(GatherByHosts { window, digest, hosts, host, carried, copied, reads })
     }
 
     pub(crate) fn operation(&self) -> Operation {

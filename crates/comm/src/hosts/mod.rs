@@ -31,6 +31,8 @@
 //! is ready, too. The end alone is met in shared memory (`shm::beside`): there whoever waits for a
 //! member that itself waits gives it time to name the one at fault.
 
+#![cfg_attr(not(target_os = "linux"), allow(dead_code))]
+
 use std::sync::Arc;
 
 use crate::transport::Transport;

@@ -10,13 +10,12 @@ use crate::job::{Job, Members};
 use crate::{CommError, Result, shm, tcp};
 
 pub(crate) struct Plane {
-    /// Gives the shared memory back before the connections, which tell the others.
+    /// Held until the end: whoever left it would be gone.
+    _here: shm::Endpoint,
     host: Arc<shm::Host>,
     net: Arc<tcp::Net>,
     /// By rank.
     host_of: Arc<[usize]>,
-    /// Held until the end: whoever left it would be gone.
-    _here: shm::Endpoint,
 }
 
 impl Plane {
@@ -38,7 +37,7 @@ impl Plane {
         let ranks = (0..expected).filter(|&other| host_of[other] == host_of[rank]).collect();
         let host = Arc::new(shm::Host::within(memory, ranks, Arc::clone(net.job()))?);
         let here = host.channel(Channel::Training)?;
-        Ok(Plane { host, net, host_of, _here: here })
+        Ok(Plane { _here: here, host, net, host_of })
     }
 
     pub(crate) fn job(&self) -> &Job {
@@ -67,12 +66,12 @@ impl Plane {
     ) -> Result<Connected> {
         let from_bytes = self.job().settings.by_hosts_bytes;
         let (shape, why) = shape::shape(&members.ranks, &self.host_of, from_bytes);
-        Ok(match shape {
+        Ok(match &shape {
             Shape::OneHost => {
                 let transport = Arc::new(self.host.group(region, members)?);
                 Connected { transport, name: "shm", hosts: None, why }
             }
-            Shape::ByHosts(hosts) if may_go_by_hosts => {
+            &Shape::ByHosts(hosts) if may_go_by_hosts => {
                 let (host, place) = hosts.of(members.place);
                 let first = hosts.place(host, 0);
                 let ranks = members.ranks[first..first + hosts.each].into();
@@ -82,6 +81,10 @@ impl Plane {
                 Connected { transport, name: "shm+tcp", hosts: Some(hosts), why }
             }
             Shape::ByHosts(_) | Shape::Flat => {
+                let why = match shape {
+                    Shape::Flat => why,
+                    _ => "what is copied through the host goes flat".into(),
+                };
                 let transport = Arc::new(self.net.group(region, members)?);
                 Connected { transport, name: "tcp", hosts: None, why }
             }

@@ -42,10 +42,7 @@ impl Endpoint {
         (operation, sequence): (Operation, u64),
         reads: &[AtomicU64],
     ) -> Result<()> {
-        self.beside(operation, sequence, |call| {
-            let take = |place: usize| reads[place].swap(0, Ordering::Relaxed);
-            self.leave_and_count(call, take)
-        })
+        self.beside(operation, sequence, |call| self.leave_and_count(call, reads))
     }
 
     /// When the members of this host have in their windows what their columns carry, copies it from
@@ -58,18 +55,18 @@ impl Endpoint {
     ) -> Result<()> {
         self.beside(op.operation(), sequence, |call| {
             self.wait_all(call, call.phase())?;
-            let mut reads = vec![0; self.members.len()];
             for (member, bytes) in &op.copied {
                 for start in bytes.clone().step_by(PART) {
                     let len = PART.min(bytes.end - start);
                     let from = op.window.of_member(*member, start, len, device::DType::U8)?;
                     let into = op.window.tensor(start, &[len], device::DType::U8)?;
                     let count = copy(device, "all_gather_segments", &from, &into)?;
-                    reads[op.hosts.of(*member).1] += count as u64;
+                    let reads = &op.reads[op.hosts.of(*member).1];
+                    reads.fetch_add(count as u64, Ordering::Relaxed);
                     self.part_done()?;
                 }
             }
-            self.leave_and_count(call, |place| reads[place])
+            self.leave_and_count(call, &op.reads)
         })
     }
 
@@ -87,10 +84,10 @@ impl Endpoint {
     }
 
     /// The operation is counted already, without what goes through shared memory.
-    fn leave_and_count(&self, call: &Call, reads: impl Fn(usize) -> u64) -> Result<()> {
+    fn leave_and_count(&self, call: &Call, reads: &[AtomicU64]) -> Result<()> {
         let mut received = 0;
         for peer in self.members.peers() {
-            let bytes = reads(peer);
+            let bytes = reads[peer].swap(0, Ordering::Relaxed);
             self.board.add_read(peer, bytes);
             received += bytes;
         }

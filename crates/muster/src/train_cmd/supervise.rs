@@ -131,13 +131,15 @@ fn supervise(
     let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
     let server = addresses.serve(&name, &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
-    let memory = SharedMemory::of(&config, &name)?;
+    let sharing = sharing(&place, &config);
+    let memory = SharedMemory::of(&config, &name, sharing)?;
     let job = Job {
         name,
         world: config.ranks.count,
         threads,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory: memory.descriptor(),
+        sharing,
         bind: addresses.bind(),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
@@ -146,7 +148,7 @@ fn supervise(
         prepared,
     };
     let mut sink = begin_events(&place, run, || {
-        header(&plan, &job.config, Some(&job.prepared), run, offload?)
+        header((&plan, &place), &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
@@ -217,10 +219,10 @@ struct SharedMemory {
 
 #[cfg(target_os = "linux")]
 impl SharedMemory {
-    fn of(config: &Config, name: &str) -> Result<SharedMemory, CliError> {
-        let ranks = &config.ranks;
-        let make = || comm::shm::SharedMemory::create(name, ranks.count);
-        let memory = (ranks.backend == Backend::Shm).then(make).transpose()?;
+    fn of(config: &Config, name: &str, sharing: Option<usize>) -> Result<SharedMemory, CliError> {
+        let all = (config.ranks.backend == Backend::Shm).then_some(config.ranks.count);
+        let make = |ranks| comm::shm::SharedMemory::create(name, ranks);
+        let memory = all.or(sharing).map(make).transpose()?;
         Ok(SharedMemory { memory })
     }
 
@@ -231,7 +233,7 @@ impl SharedMemory {
 
 #[cfg(not(target_os = "linux"))]
 impl SharedMemory {
-    fn of(config: &Config, _: &str) -> Result<SharedMemory, CliError> {
+    fn of(config: &Config, _: &str, _: Option<usize>) -> Result<SharedMemory, CliError> {
         match config.ranks.backend {
             Backend::Tcp => Ok(SharedMemory {}),
             Backend::Shm => {
@@ -358,7 +360,8 @@ fn threads(config: &Config, local: usize) -> usize {
 /// the rest is shown before that is told.
 fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
     let offload = planned.offload.as_ref().ok().cloned().flatten();
-    let header = header(&planned.plan, &planned.config, None, run, offload)?;
+    let plan = (&planned.plan, &planned.place);
+    let header = header(plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
     crate::output::show(&format!("{lines}\n{mesh}"))?;
@@ -385,8 +388,14 @@ fn memory(
     }
 }
 
+/// How many ranks of each host share memory beside tcp.
+fn sharing(place: &Place, config: &Config) -> Option<usize> {
+    let ranks = &config.ranks;
+    place.sharing(ranks.backend == Backend::Tcp, ranks.within_host == Backend::Shm)
+}
+
 fn header(
-    plan: &RunPlan,
+    (plan, place): (&RunPlan, &Place),
     config: &Config,
     prepared: Option<&Prepared>,
     run: &RunDir,
@@ -407,7 +416,11 @@ fn header(
     let data_digest = prepared.map(|prepared| hex(prepared.digest)).unwrap_or_default();
     let digests = (config_digest.to_hex().to_string(), data_digest);
     let run_dir = run.root().display().to_string();
-    Ok(plan.header(config, corpus.collect(), digests, run_dir, offload)?)
+    let mut header = plan.header(config, corpus.collect(), digests, run_dir, offload)?;
+    if let Some(each) = sharing(place, config) {
+        header.backend = format!("shm+tcp {} × {each}", place.nodes);
+    }
+    Ok(header)
 }
 
 fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {
