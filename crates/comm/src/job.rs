@@ -49,8 +49,8 @@ pub struct Settings {
     /// there.
     #[doc(hidden)]
     pub disturb: Option<Disturbance>,
-    /// Fewest bytes of all windows together that go by hosts; the same on every rank. Tests of
-    /// small operations set it.
+    /// Fewest bytes of a window that go by hosts; the same on every rank. Tests of small operations
+    /// set it.
     #[doc(hidden)]
     pub by_hosts_bytes: usize,
 }
@@ -307,6 +307,20 @@ mod tests {
             std::thread::sleep(Duration::from_millis(40));
             assert_eq!(job.is_over(&all, &patience, 0..1), is_over);
         }
+    }
+
+    #[test]
+    fn who_waits_for_others_that_wait_comes_later_and_seems_to_get_on() {
+        let (job, all) = (job([0, 9_999, 0], 40), Members::all(0, 3));
+        let patience = job.patience();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(job.is_over(&all, &patience, 2..3));
+        assert_eq!(job.moments().of(0), 0);
+        assert!(!job.is_over_behind(&all, &patience, 2..3));
+        // Late enough that nobody names this one, and not for ever.
+        assert_eq!(job.moments().of(0), 9_990);
+        std::thread::sleep(BEHIND);
+        assert!(job.is_over_behind(&all, &patience, 2..3));
     }
 
     #[test]

@@ -23,8 +23,9 @@ fn route(host_of: &[usize], partition: &[Vec<usize>]) -> Vec<String> {
         |_| settings(PATIENCE_MS),
         |world| {
             assert_eq!(world.backend(), "shm+tcp");
-            let group = world.split(&device(), partition).unwrap();
-            let (len, stream) = (1000 * group.members().len(), device().stream());
+            let device = device();
+            let group = world.split(&device, partition).unwrap();
+            let (len, stream) = (1000 * group.members().len(), device.stream());
             let window = group.window(4 * len).unwrap();
             let plan = EvenPlan::new(&Tree::for_leaves(group.members().len()), 0..len, DType::F32);
             let given: Vec<f32> = (0..len).map(|i| (i * (1 + world.rank())) as f32).collect();
@@ -62,6 +63,7 @@ fn a_group_goes_as_its_ranks_lie_and_says_so() {
 
 struct Rank {
     world: World,
+    device: Device,
     group: Group,
     window: Window,
     len: usize,
@@ -69,9 +71,10 @@ struct Rank {
 
 impl Rank {
     fn new(world: World, len: usize) -> Rank {
-        let group = world.group(&device()).unwrap();
+        let device = device();
+        let group = world.group(&device).unwrap();
         let window = group.window(4 * len).unwrap();
-        Rank { world, group, window, len }
+        Rank { world, device, group, window, len }
     }
 
     fn all_reduce(&self) -> Result<(), CommError> {
@@ -80,7 +83,7 @@ impl Rank {
 
     fn all_reduce_by(&self, tree: &Tree) -> Result<(), CommError> {
         let plan = EvenPlan::new(tree, 0..self.len, DType::F32);
-        self.group.run(&device().stream(), Op::AllReduce { window: self.window.clone(), plan })
+        self.group.run(&self.device.stream(), Op::AllReduce { window: self.window.clone(), plan })
     }
 }
 
@@ -103,7 +106,7 @@ fn between_hosts_go_the_bytes_of_a_ring_of_hosts() {
                 (0..rank.world.size()).map(|r| if r == 1 { vec![0..len] } else { vec![] });
             let segments = segments.collect();
             let op = Op::AllGatherSegments(Gather { window, element_bytes, segments });
-            rank.group.run(&device().stream(), op).unwrap();
+            rank.group.run(&rank.device.stream(), op).unwrap();
             let broadcast = count(Operation::AllGatherSegments).socket_sent_bytes;
             let broadcast = broadcast - gathered.socket_sent_bytes;
             [reduced.socket_sent_bytes, gathered.socket_sent_bytes, broadcast]
@@ -215,7 +218,7 @@ fn delays_change_no_bit() {
         let len = [1000, 200_000][seed as usize % 2];
         as_ranks(backends(kind, world), delayed, |world| {
             let rank = Rank::new(world, len);
-            let (stream, size) = (device().stream(), rank.world.size());
+            let (stream, size) = (rank.device.stream(), rank.world.size());
             let all = rank.window.tensor(0, &[len], DType::F32).unwrap();
             for round in 0..6 {
                 let value = |rank: usize, at: usize| (at % 100 + round) as f32 * rank as f32;
@@ -243,7 +246,7 @@ fn a_rank_that_does_something_else_is_named() {
         let told = with_ranks("2 a host", 4, PATIENCE_MS, |world| {
             let rank = Rank::new(world, 9_000);
             if rank.world.rank() == odd {
-                return message(rank.group.run(&device().stream(), Op::Barrier));
+                return message(rank.group.run(&rank.device.stream(), Op::Barrier));
             }
             message(rank.all_reduce())
         });

@@ -32,7 +32,7 @@ impl Hosts {
         host * self.each + column
     }
 
-    /// Whether an operation on so many bytes of all windows goes by hosts.
+    /// Whether an operation on so many bytes of a window goes by hosts.
     pub(crate) fn are_for(site: &Site, bytes: usize) -> Option<Hosts> {
         site.hosts.filter(|hosts| bytes >= hosts.from_bytes)
     }

@@ -1,8 +1,10 @@
 //! Operations by hosts as traffic: every member first gets an empty frame, which says that the
 //! sender has come to the same operation and, on this host, that its window is ready; members of
 //! this one's column then get what there is for their hosts. The first frame goes at once, whoever
-//! else is late: so each member sees for itself who is.
+//! else is late: so each member sees for itself who is. It goes to members of this host first: if
+//! they have it, nobody waits for them because of this one.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use device::{DType, Device, Tensor};
@@ -24,12 +26,34 @@ pub(super) trait Peer: Traffic {
 
 /// The traffic of a column as one of the whole group.
 pub(super) struct Column<T> {
-    pub hosts: Hosts,
-    pub place: usize,
-    pub inner: T,
+    hosts: Hosts,
+    place: usize,
+    inner: T,
+    /// Columns of the members of this host that have had their first frame, as bits.
+    told: Cell<u64>,
+}
+
+/// Of more columns some share one.
+fn bit(column: usize) -> u64 {
+    1 << (column % 64)
 }
 
 impl<T: Peer> Column<T> {
+    fn new(hosts: Hosts, place: usize, inner: T) -> Column<T> {
+        Column { hosts, place, inner, told: Cell::new(0) }
+    }
+
+    fn is_here(&self, peer: usize) -> bool {
+        self.hosts.of(peer).0 == self.hosts.of(self.place).0
+    }
+
+    /// Whether the first frame for `peer` may go.
+    fn may_be_told(&self, peer: usize) -> bool {
+        let (_, own) = self.hosts.of(self.place);
+        let mut others = (0..self.hosts.each).filter(|&column| column != own);
+        self.is_here(peer) || others.all(|other| self.told.get() & bit(other) != 0)
+    }
+
     /// The host of a peer of this column.
     fn host(&self, peer: usize) -> Option<usize> {
         let ((_, own), (host, column)) = (self.hosts.of(self.place), self.hosts.of(peer));
@@ -56,7 +80,10 @@ impl<T: Peer> Traffic for Column<T> {
     }
 
     fn may_begin(&self, way: Way, message: Message, start: usize) -> bool {
-        self.inside(message).is_none_or(|message| self.inner.may_begin(way, message, start))
+        match self.inside(message) {
+            Some(message) => self.inner.may_begin(way, message, start),
+            None => way == Way::In || self.may_be_told(message.peer),
+        }
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -67,6 +94,9 @@ impl<T: Peer> Traffic for Column<T> {
         match self.inside(message) {
             Some(message) => self.inner.give(message, bytes, go),
             None => {
+                if self.is_here(message.peer) {
+                    self.told.set(self.told.get() | bit(self.hosts.of(message.peer).1));
+                }
                 go(&[]);
                 Ok(())
             }
@@ -87,9 +117,8 @@ impl<T: Peer> Traffic for Column<T> {
         if let Some(message) = self.inside(message) {
             return self.inner.came(message, bytes);
         }
-        let is_here = self.hosts.of(message.peer).0 == self.hosts.of(self.place).0;
         // Of a column there is one member on each host.
-        if is_here { self.inner.one_is_ready() } else { Ok(()) }
+        if self.is_here(message.peer) { self.inner.one_is_ready() } else { Ok(()) }
     }
 }
 
@@ -161,7 +190,7 @@ impl Endpoint {
         let (hosts, place) = (op.hosts, self.place());
         self.run(crate::Operation::ReduceScatterOrdered, op.digest, |running, scratch| {
             let inner = HostSums::new(place, device, op, &mut scratch.room)?;
-            running.drive(&mut Column { hosts, place, inner })?;
+            running.drive(&mut Column::new(hosts, place, inner))?;
             op.across.sums.finish()?;
             Ok(running.sequence())
         })
@@ -177,11 +206,11 @@ impl Endpoint {
                 Route::Direct => {
                     let inner = Direct { place: host, device, op };
                     let inner = Ready { awaited, inner };
-                    running.drive(&mut Column { hosts, place, inner })?;
+                    running.drive(&mut Column::new(hosts, place, inner))?;
                 }
                 Route::Ring => {
                     let inner = Ready { awaited, inner: Ring::new(host, device, op) };
-                    running.drive(&mut Column { hosts, place, inner })?;
+                    running.drive(&mut Column::new(hosts, place, inner))?;
                 }
             }
             Ok(running.sequence())
