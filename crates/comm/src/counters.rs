@@ -64,8 +64,8 @@ impl CounterCells {
         self.cells[operation as usize][4].fetch_add(sent, Ordering::Relaxed);
     }
 
-    /// Adds what a vendor's library has moved, or what went through shared memory beside frames, for
-    /// a call that is counted already.
+    /// Adds what a vendor's library has moved, or what went through shared memory beside frames,
+    /// for a call that is counted already.
     pub(crate) fn add_bytes(&self, operation: Operation, sent: u64, received: u64) {
         let [_, sent_cell, _, received_cell, _] = &self.cells[operation as usize];
         sent_cell.fetch_add(sent, Ordering::Relaxed);

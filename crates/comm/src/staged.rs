@@ -106,7 +106,8 @@ impl Staging {
     pub(crate) fn stage(&self, step: Step, place: usize) -> Result<Staged> {
         match step {
             Step::Barrier => Ok(Staged::of(Step::Barrier)),
-            // Groups that are staged have no boxes, and peers do not reach their windows; they go flat.
+            // Groups that are staged have no boxes, peers do not reach their windows, and they go
+            // flat.
             Step::OneShot(_)
             | Step::ReduceToAll(..)
             | Step::ReduceByHosts(_)

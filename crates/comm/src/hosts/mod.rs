@@ -19,11 +19,11 @@
 //! each other's windows.
 //!
 //! **Between hosts everything goes directly**, not by recursive halving. With H hosts of L members,
-//! and a window of B bytes, a member sends H − 1 messages of B/(H·L) bytes to its column either way
-//! round: B/L · (H − 1)/H bytes, the ring's. Halving sends as many bytes in log2 H messages, each of
-//! which waits for the one before and for the sum of it. Of a bucket of 16 MiB on 64 hosts of 8,
-//! a direct message still has 32 KiB, far more than what its frame costs; halving saves messages
-//! only where they are so small that the operation goes flat anyway ([`BY_HOSTS_BYTES`]).
+//! and a window of B bytes, a member sends H − 1 messages of B/(H·L) bytes to its column, that is
+//! B/L · (H − 1)/H bytes, the ring's. Halving sends as many bytes in log2 H messages, each of which
+//! waits for the one before and for the sum of it. Of a bucket of 32 MiB on 64 hosts of 8 a direct
+//! message still has 64 KiB, far more than what its frame costs, so training gains nothing by
+//! halving; operations of some 100 KiB among dozens of hosts would, in latency.
 //!
 //! **One operation.** Members that are in no column with this one get an empty frame, so that each
 //! knows that all do the same and who does not come: number, fingerprint, deadline and blame are
