@@ -25,7 +25,7 @@ pub struct World {
 
 struct Inner {
     plane: Plane,
-    channels: [Arc<dyn Control>; Channel::ALL.len()],
+    channels: Channels,
     /// Groups of all partitions so far, those without this rank among them.
     groups: AtomicU64,
     partitions: AtomicU64,
@@ -36,8 +36,10 @@ enum Plane {
     Shm(Arc<crate::shm::Host>),
     Tcp(Arc<tcp::Net>),
     #[cfg(target_os = "linux")]
-    Hosts(crate::hosts::Plane),
+    Hosts(Box<crate::hosts::Plane>),
 }
+
+type Channels = [Arc<dyn Control>; Channel::ALL.len()];
 
 /// All ranks over tcp, and their channels.
 fn connect_over_tcp(
@@ -45,7 +47,7 @@ fn connect_over_tcp(
     rank: usize,
     world: usize,
     settings: Settings,
-) -> Result<(Arc<tcp::Net>, [Arc<dyn Control>; 2])> {
+) -> Result<(Arc<tcp::Net>, Channels)> {
     let [training, saving] = Channel::ALL;
     let (what, got, expected) = ("peer addresses", peers.len(), world);
     if got != expected {
@@ -65,7 +67,7 @@ impl World {
         settings: Settings,
     ) -> Result<World> {
         let [training, saving] = Channel::ALL;
-        let (plane, channels): (_, [Arc<dyn Control>; 2]) = match backend {
+        let (plane, channels): (_, Channels) = match backend {
             #[cfg(target_os = "linux")]
             Backend::Shm { memory } => {
                 let host = Arc::new(crate::shm::Host::new(memory, rank, world, settings)?);
@@ -82,7 +84,7 @@ impl World {
                 let own = (listener, peers, job);
                 let (net, channels) = connect_over_tcp(own, rank, world, settings)?;
                 let plane = crate::hosts::Plane::meet(net, memory, host_of)?;
-                (Plane::Hosts(plane), channels)
+                (Plane::Hosts(Box::new(plane)), channels)
             }
         };
         let (groups, partitions) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -103,7 +103,7 @@ fn between_hosts_go_the_bytes_of_a_ring_of_hosts() {
             assert_eq!((reduced.calls, gathered.calls), (1, 1));
             let (window, element_bytes) = (rank.window.clone(), 4);
             let segments =
-                (0..rank.world.size()).map(|r| if r == 1 { vec![0..len] } else { vec![] });
+                (0..rank.world.size()).map(|r| (r == 1).then_some(0..len).into_iter().collect());
             let segments = segments.collect();
             let op = Op::AllGatherSegments(Gather { window, element_bytes, segments });
             rank.group.run(&rank.device.stream(), op).unwrap();
