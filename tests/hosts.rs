@@ -290,6 +290,73 @@ fn two_nodes_train_as_one() {
     assert_eq!(run.final_digest(&run.name), expected);
 }
 
+/// `ranks` ranks on `nodes` hosts, all of them here; how each ended.
+fn on_nodes(run: &Workdir, nodes: usize, ranks: usize, name: &str, more: &[&str]) -> Vec<Job> {
+    let port = free_port();
+    let start = |number: usize| {
+        let place = format!(
+            "--rendezvous 127.0.0.1:{port} --nodes {nodes} --node-rank {number} --ranks {ranks} \
+             --backend tcp --name {name}"
+        );
+        run.start(&place.split(' ').chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    (0..nodes).map(start).collect()
+}
+
+#[test]
+fn hosts_whose_ranks_share_memory_train_to_the_bits_of_one_rank() {
+    let run = Workdir::new("hosts-share");
+    let leaves = |leaves: &str, radices: &str| {
+        let sets = [format!("batch.leaves={leaves}"), format!("batch.radices={radices}")];
+        sets.into_iter().flat_map(|set| ["--set".to_owned(), set]).collect::<Vec<_>>()
+    };
+    // One partial a host, and of the second several.
+    for (nodes, ranks, batch) in [
+        (2, 4, leaves("4", "[2,2]")),
+        (3, 6, leaves("12", "[2,3,2]")),
+        (2, 6, leaves("6", "[3,2]")),
+    ] {
+        // Enough parameters that their gradients go by hosts.
+        let more = ["--set", "model.d_model=128"];
+        let batch: Vec<&str> = batch.iter().map(String::as_str).chain(more).collect();
+        let expected = run.digest(&format!("one-{nodes}-{ranks}"), &batch);
+        let each = ranks / nodes;
+        for (within, backend) in
+            [("shm", format!("shm+tcp {nodes} × {each}")), ("tcp", "tcp".into())]
+        {
+            let (name, set) = (format!("{within}-{nodes}-{ranks}"), within_host(within));
+            let more = [&batch[..], &["--set", &set]].concat();
+            for done in on_nodes(&run, nodes, ranks, &name, &more).into_iter().map(Job::wait) {
+                assert_eq!(done.code(), Some(0), "{name}: {done}");
+            }
+            assert_eq!(run.final_digest(&name), expected, "{name}");
+            let header = run.events_of(&name, "header").pop().unwrap();
+            assert_eq!(header["backend"], backend.as_str(), "{name}");
+        }
+    }
+}
+
+fn within_host(backend: &str) -> String {
+    format!("ranks.within_host={backend}")
+}
+
+#[test]
+fn a_rank_that_is_killed_is_named_by_every_host_whose_ranks_share_memory() {
+    for (node, killed) in [(0, 1), (1, 2)] {
+        let run = Workdir::new(&format!("hosts-killed-{killed}"));
+        let mut jobs = on_nodes(&run, 2, 4, &run.name, &LONG);
+        steps(&run, &mut jobs[0], 3);
+        let workers = jobs[node].workers();
+        let (_, process) = workers.iter().find(|(rank, _)| *rank == killed).unwrap();
+        send(*process, libc::SIGKILL);
+        for done in jobs.into_iter().map(Job::wait) {
+            assert_eq!(done.code(), Some(3), "{done}");
+            let start = format!("error: rank {killed} failed: ");
+            assert!(done.stderr.contains(&start), "{done}");
+        }
+    }
+}
+
 #[test]
 fn nodes_that_differ_are_told_in_what() {
     let run = Workdir::new("fail-differ");

@@ -13,6 +13,8 @@ pub struct Count {
     /// read out of this rank's windows, as they told it, or that it put where peers read them. Over
     /// a vendor's library: what its calls were asked to move.
     pub payload_sent_bytes: u64,
+    /// Of these, bytes that went through sockets.
+    pub socket_sent_bytes: u64,
     /// Bytes of frame headers that left this rank; none over shared memory.
     pub header_sent_bytes: u64,
     pub payload_received_bytes: u64,
@@ -35,6 +37,7 @@ impl Counters {
         self.counts.iter().fold(Count::default(), |sum, count| Count {
             calls: sum.calls + count.calls,
             payload_sent_bytes: sum.payload_sent_bytes + count.payload_sent_bytes,
+            socket_sent_bytes: sum.socket_sent_bytes + count.socket_sent_bytes,
             header_sent_bytes: sum.header_sent_bytes + count.header_sent_bytes,
             payload_received_bytes: sum.payload_received_bytes + count.payload_received_bytes,
         })
@@ -44,7 +47,7 @@ impl Counters {
 /// The live totals.
 #[derive(Default)]
 pub(crate) struct CounterCells {
-    cells: [[AtomicU64; 4]; Operation::ALL.len()],
+    cells: [[AtomicU64; 5]; Operation::ALL.len()],
 }
 
 impl CounterCells {
@@ -57,9 +60,15 @@ impl CounterCells {
         }
     }
 
-    /// Adds what a vendor's library has moved for a call that is counted already.
+    /// Of what is added for a call, what went through sockets.
+    pub(crate) fn add_socket(&self, operation: Operation, sent: u64) {
+        self.cells[operation as usize][4].fetch_add(sent, Ordering::Relaxed);
+    }
+
+    /// Adds what a vendor's library has moved, or what went through shared memory beside frames,
+    /// for a call that is counted already.
     pub(crate) fn add_bytes(&self, operation: Operation, sent: u64, received: u64) {
-        let [_, sent_cell, _, received_cell] = &self.cells[operation as usize];
+        let [_, sent_cell, _, received_cell, _] = &self.cells[operation as usize];
         sent_cell.fetch_add(sent, Ordering::Relaxed);
         received_cell.fetch_add(received, Ordering::Relaxed);
     }
@@ -67,11 +76,12 @@ impl CounterCells {
     pub(crate) fn snapshot(&self) -> Counters {
         let mut counters = Counters::default();
         for (count, cells) in counters.counts.iter_mut().zip(&self.cells) {
-            let [calls, sent, header, received] =
-                [0, 1, 2, 3].map(|i| cells[i].load(Ordering::Relaxed));
+            let [calls, sent, header, received, socket] =
+                [0, 1, 2, 3, 4].map(|i| cells[i].load(Ordering::Relaxed));
             *count = Count {
                 calls,
                 payload_sent_bytes: sent,
+                socket_sent_bytes: socket,
                 header_sent_bytes: header,
                 payload_received_bytes: received,
             };

@@ -186,11 +186,11 @@ impl Elsewhere {
 
     /// Begins the sums of tile `round`, in tiles of `tile` elements. The inputs have been taken
     /// when this returns.
-    pub(crate) fn sum_tile(
+    pub(crate) fn sum_tile<S: Source>(
         &self,
         (op, sum): (&OrderedReduce, &OrderedSum),
         (place, tile, round): (usize, usize, usize),
-        source: &impl Source,
+        source: &S,
     ) -> Result<()> {
         let len = Joined { segments: &op.segments[place] }.tile_len(tile, round);
         let mut guard = self.lanes();
@@ -239,14 +239,14 @@ impl Part<'_> {
     }
 
     /// Copies all inputs that are uploaded.
-    fn fill(&self, bytes: &mut [u8], source: &impl Source) -> Result<()> {
+    fn fill<S: Source>(&self, bytes: &mut [u8], source: &S) -> Result<()> {
         let (op, size) = (self.op, self.op.dtype.bytes());
         let uploaded = self.inputs().filter(|(.., is_uploaded)| *is_uploaded);
         let rooms = bytes.chunks_exact_mut(self.stride() * size);
         for ((holder, index, slot, _), room) in uploaded.zip(rooms) {
             for (at, _, piece) in self.pieces() {
                 let into = &mut room[at * size..(at + piece.len()) * size];
-                if holder == self.place {
+                if holder == self.place && !S::HAS_OWN {
                     let slot = op.slots[slot].on_host();
                     let own = slot.tensor(piece.start, &[piece.len()], op.dtype)?;
                     load(slot.buffer().device(), &own.as_bytes(), into)?;
@@ -261,7 +261,7 @@ impl Part<'_> {
 }
 
 impl Lane {
-    fn sum(&mut self, part: &Part, source: &impl Source) -> Result<()> {
+    fn sum<S: Source>(&mut self, part: &Part, source: &S) -> Result<()> {
         let Lane { stream, pinned, memory, workspace, inputs } = self;
         let (op, stride) = (part.op, part.stride());
         let uploaded = part.inputs().filter(|(.., is_uploaded)| *is_uploaded).count();

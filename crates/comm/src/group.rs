@@ -230,7 +230,9 @@ impl Group {
         let members = transport.members();
         // Boxes are memory of the host.
         let boxes = self.boxes.as_ref().filter(|_| matches!(way, Way::Host));
-        let steps = op.steps(&Site { group: *number, members, boxes, lanes })?.into_iter();
+        let hosts = transport.hosts().filter(|_| matches!(way, Way::Host));
+        let site = Site { group: *number, members, boxes, lanes, hosts };
+        let steps = op.steps(&site)?.into_iter();
         match way {
             Way::Staged(staging) => steps.map(|step| staging.stage(step, members.place)).collect(),
             Way::Host | Way::Library(_) => Ok(steps.map(Staged::of).collect()),

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::counters::CounterCells;
+use crate::hosts::BY_HOSTS_BYTES;
 use crate::meter::TimingCells;
 use crate::patience::Patience;
 use crate::{CommError, Operation, Result, Revocation, Secret};
@@ -29,6 +30,10 @@ pub(crate) trait Moments: Send + Sync {
     /// Moments only grow.
     fn advance(&self, rank: usize, to_ms: u64);
 }
+
+/// How much later a rank is named that may only wait for the one at fault. Ranks of one host learn
+/// of each other's moments within a second, as those of other hosts do.
+const BEHIND: Duration = Duration::from_millis(1250);
 
 /// A hook that tests put between the parts of operations.
 pub type Disturbance = Arc<dyn Fn() + Send + Sync>;
@@ -47,13 +52,18 @@ pub struct Settings {
     /// there.
     #[doc(hidden)]
     pub disturb: Option<Disturbance>,
+    /// Fewest bytes of a window that go by hosts; the same on every rank. Tests of small operations
+    /// set it.
+    #[doc(hidden)]
+    pub by_hosts_bytes: usize,
 }
 
 impl Settings {
     /// With a revocation of its own, no secret, and the work of this process as its pulse.
     pub fn new(timeout_ms: u64) -> Settings {
         let (revocation, secret) = (Revocation::default(), Secret::none());
-        Settings { timeout_ms, revocation, secret, pulse: device::work::worked, disturb: None }
+        let (pulse, by_hosts_bytes) = (device::work::worked, BY_HOSTS_BYTES);
+        Settings { timeout_ms, revocation, secret, pulse, disturb: None, by_hosts_bytes }
     }
 }
 
@@ -186,6 +196,23 @@ impl Job {
         false
     }
 
+    /// As [`Job::is_over`], of members that may themselves wait for the one at fault: they get
+    /// [`BEHIND`] more, to name it. And this rank seems to have got on of late, as long as none is
+    /// over: to ranks that wait for both, the one at fault stands still and this one does not.
+    pub(crate) fn is_over_behind(
+        &self,
+        members: &Members,
+        patience: &Cell<Patience>,
+        awaited: impl Iterator<Item = usize> + Clone,
+    ) -> bool {
+        if self.is_over_by(BEHIND, members, patience, awaited) {
+            return true;
+        }
+        let now_ms = self.moments.now_ms();
+        self.moments.advance(self.rank, now_ms.saturating_sub(self.timeout_ms() / 4));
+        false
+    }
+
     /// The members among the awaited ones to name when [`Job::is_over`]: they stood still for half
     /// of the timeout at least, since moments of ranks that stopped together differ a little. Each
     /// is named once, also where it is awaited for several messages.
@@ -249,6 +276,8 @@ impl Drop for InProgress<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// A clock that stands at 10 s, and moments that tests set.
@@ -298,6 +327,24 @@ mod tests {
             std::thread::sleep(Duration::from_millis(40));
             assert_eq!(job.is_over(&all, &patience, 0..1), is_over);
         }
+    }
+
+    #[test]
+    fn who_waits_for_others_that_wait_comes_later_and_seems_to_get_on() {
+        let (job, all) = (job([0, 9_999, 0], 40), Members::all(0, 3));
+        let patience = job.patience();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(job.is_over(&all, &patience, 2..3));
+        assert_eq!(job.moments().of(0), 0);
+        assert!(!job.is_over_behind(&all, &patience, 2..3));
+        // Late enough that nobody names this one, and not for ever.
+        assert_eq!(job.moments().of(0), 9_990);
+        let since = Instant::now();
+        while !job.is_over_behind(&all, &patience, 2..3) {
+            assert!(since.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(since.elapsed() > BEHIND / 2);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! rendezvous::Server ◀── join ──▶ peers agree on versions, configuration, addresses
 //!        │ Abort, Stop                     │
 //!        ▼                                 ▼ connect
-//! ControlHandle ──revoke──▶ World (shm: memory of one host │ tcp: full mesh, one watchdog)
+//! ControlHandle ──revoke──▶ World (shm: memory of one host │ tcp: full mesh, one watchdog │
+//!                             │    shm+tcp: both, a group goes by hosts where its ranks lie so)
 //!                             ├─ Control   small messages of hosts; a channel for training, one
 //!                             │            for saving
 //!                             └─ Group     of the parts of a partition: Windows, and operations
@@ -42,6 +43,7 @@ mod files;
 mod fuzz;
 mod group;
 mod handshake;
+mod hosts;
 mod job;
 mod memory;
 mod meter;
@@ -93,6 +95,19 @@ pub enum Backend {
     /// Anywhere: a listener of this rank (see [`tcp::listen`]), the address of every rank's, and a
     /// job name that keeps strangers apart.
     Tcp { listener: std::net::TcpListener, peers: Vec<std::net::SocketAddr>, job: String },
+    /// As [`Backend::Tcp`], and the ranks of each host through memory of their own beside: groups
+    /// of one host use that alone, and groups with as many neighbouring ranks on each of several
+    /// hosts use both.
+    #[cfg(target_os = "linux")]
+    Hosts {
+        listener: std::net::TcpListener,
+        peers: Vec<std::net::SocketAddr>,
+        job: String,
+        /// Of the ranks of this rank's host, made for as many.
+        memory: shm::SharedMemory,
+        /// The host of every rank, by any numbers.
+        host_of: std::sync::Arc<[usize]>,
+    },
 }
 
 /// Meets the other ranks of a job, with the settings of [`Settings::new`].

@@ -9,6 +9,7 @@ use layout::{Node, Program};
 
 use crate::digest::Digest;
 use crate::elsewhere::AllLanes;
+use crate::hosts::{GatherByHosts, Hosts, ReduceByHosts};
 use crate::job::Members;
 use crate::one_shot::{Boxes, OneShot};
 use crate::ordered::Sums;
@@ -168,6 +169,8 @@ pub(crate) struct Site<'a> {
     /// For what is small, where the group has them.
     pub boxes: Option<&'a Boxes>,
     pub lanes: &'a AllLanes,
+    /// On which its members are, where operations may go by hosts.
+    pub hosts: Option<Hosts>,
 }
 
 /// What a transport does; every [`Op`] is one or two of these.
@@ -178,6 +181,8 @@ pub(crate) enum Step {
     /// A reduction into a window that all members reach, whose owners write their results to all.
     ReduceToAll(Box<Reduction>, Window),
     Gather(Gather, u64),
+    ReduceByHosts(Box<ReduceByHosts>),
+    GatherByHosts(Box<GatherByHosts>),
     AllToAll(AllToAll),
     Exchange(Vec<P2p>),
 }
@@ -196,6 +201,7 @@ impl Step {
             Step::Reduce(reduction) | Step::ReduceToAll(reduction, _) => {
                 reduction.sums.is_elsewhere()
             }
+            Step::ReduceByHosts(reduction) => reduction.across.sums.is_elsewhere(),
             Step::OneShot(shot) => shot.is_elsewhere(),
             _ => false,
         }
@@ -205,8 +211,10 @@ impl Step {
         match self {
             Step::Barrier => Operation::Barrier,
             Step::OneShot(shot) => shot.operation(),
-            Step::Reduce(_) | Step::ReduceToAll(..) => Operation::ReduceScatterOrdered,
-            Step::Gather(..) => Operation::AllGatherSegments,
+            Step::Reduce(_) | Step::ReduceToAll(..) | Step::ReduceByHosts(_) => {
+                Operation::ReduceScatterOrdered
+            }
+            Step::Gather(..) | Step::GatherByHosts(_) => Operation::AllGatherSegments,
             Step::AllToAll(_) => Operation::AllToAll,
             Step::Exchange(_) => Operation::Exchange,
         }
@@ -240,7 +248,7 @@ impl Op {
             Op::Barrier => vec![Step::Barrier],
             Op::ReduceScatterOrdered(op) => {
                 check_disjoint("reduce segments", op.segments.iter().flatten())?;
-                vec![Step::Reduce(op.checked(site)?)]
+                vec![op.step(site)?]
             }
             Op::AllGatherSegments(op) => vec![gather(op)?],
             Op::AllReduce { window, plan } => rooted::all_reduce(&window, &plan, &window, site)?,
@@ -251,8 +259,7 @@ impl Op {
                 if let Some(shot) = OneShot::reduce_scatter(&window, &plan, &out, site)? {
                     return Ok(vec![Step::OneShot(shot)]);
                 }
-                let reduce = plan.reduce(&window, out).checked(site)?;
-                vec![Step::Reduce(reduce)]
+                vec![plan.reduce(&window, out).step(site)?]
             }
             Op::Reduce { window, plan, root, out } => {
                 vec![rooted::reduce(&window, &plan, root, out, site)?]
@@ -309,15 +316,24 @@ impl OrderedReduce {
         }
     }
 
+    /// By hosts, where that is how the group reduces it.
+    pub(crate) fn step(self, site: &Site) -> Result<Step> {
+        self.check_all(site)?;
+        Ok(match ReduceByHosts::of(&self, site)? {
+            Some(reduction) => Step::ReduceByHosts(Box::new(reduction)),
+            None => Step::Reduce(self.checked(site)?),
+        })
+    }
+
     /// Proves that everything lies where it should, on this member.
-    pub(crate) fn check_at(&self, site: &Site) -> Result<()> {
+    pub(crate) fn check_all(&self, site: &Site) -> Result<()> {
         self.check(site.group, site.members.len())?;
         self.check_places(site.members.place)
     }
 
     pub(crate) fn checked(self, site: &Site) -> Result<Box<Reduction>> {
         let place = site.members.place;
-        self.check_at(site)?;
+        self.check_all(site)?;
         let sums = Sums::new(&self, self.inputs(), place, site.lanes)?;
         let digest = self.digest();
         Ok(Box::new(Reduction { op: self, sums, digest }))
@@ -377,7 +393,7 @@ impl OrderedReduce {
     }
 
     /// A fingerprint of everything that must agree between members.
-    fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         let mut digest = Digest::default();
         // Members may reduce to other types.
         digest.add(self.dtype as usize + 64 * self.redop as usize);
@@ -402,8 +418,13 @@ impl OrderedReduce {
 impl Gather {
     pub(crate) fn step(self, site: &Site) -> Result<Step> {
         let digest = self.check(site.group, site.members.len())?;
-        let shot = OneShot::gather(&self, digest, site, None)?;
-        Ok(shot.map_or_else(|| Step::Gather(self, digest), Step::OneShot))
+        if let Some(shot) = OneShot::gather(&self, digest, site, None)? {
+            return Ok(Step::OneShot(shot));
+        }
+        Ok(match GatherByHosts::of(&self, digest, site) {
+            Some(gather) => Step::GatherByHosts(Box::new(gather)),
+            None => Step::Gather(self, digest),
+        })
     }
 
     /// A fingerprint of everything that must agree between members.

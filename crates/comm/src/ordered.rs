@@ -30,6 +30,9 @@ pub(crate) struct Wanted {
 
 /// Where a transport has brought the partials of peers.
 pub(crate) trait Source {
+    /// Whether this member's own partials are there too, and not in its slots.
+    const HAS_OWN: bool = false;
+
     /// Memory of the device that `out` is on. Not asked where sums are made elsewhere.
     fn locate(&self, wanted: Wanted) -> Result<Tensor>;
 
@@ -88,10 +91,22 @@ impl Sums {
         place: usize,
         lanes: &AllLanes,
     ) -> Result<Sums> {
-        let sum = OrderedSum::new(&op.program, inputs, op.redop)?;
+        Sums::of(op, OrderedSum::new(&op.program, inputs, op.redop)?, place, lanes)
+    }
+
+    /// As [`Sums::new`], by a sum of the program of `op` that is there.
+    ///
+    /// # Errors
+    /// As there, of the device.
+    pub(crate) fn of(
+        op: &OrderedReduce,
+        sum: OrderedSum,
+        place: usize,
+        lanes: &AllLanes,
+    ) -> Result<Sums> {
         let site = match Elsewhere::of(op, &sum, place, lanes)? {
             Some(elsewhere) => Site::Elsewhere(elsewhere),
-            None => Site::Here(Mutex::new(Scratch::new(op, inputs)?)),
+            None => Site::Here(Mutex::new(Scratch::new(op, sum.inputs())?)),
         };
         Ok(Sums { sum, site })
     }
@@ -114,7 +129,7 @@ fn locked(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
 }
 
 /// `kept` if it is large enough, or new memory in its place.
-fn at_least(
+pub(crate) fn at_least(
     kept: &mut Option<Tensor>,
     device: &Device,
     dtype: DType,
@@ -129,10 +144,10 @@ fn at_least(
 
 /// Sums tile `round` of the segments of the member at `place`, in tiles of `tile` elements. When
 /// this returns the source may go; the sums are there after [`Sums::finish`].
-pub(crate) fn sum_tile(
+pub(crate) fn sum_tile<S: Source>(
     reduction: &Reduction,
     (place, tile, round): (usize, usize, usize),
-    source: &impl Source,
+    source: &S,
 ) -> Result<()> {
     let Reduction { op, sums, .. } = reduction;
     let scratch = match &sums.site {
@@ -147,7 +162,7 @@ pub(crate) fn sum_tile(
         inputs.clear();
         for (holder, partials) in op.partials.iter().enumerate() {
             for (index, (_, slot)) in partials.iter().enumerate() {
-                inputs.push(match holder == place {
+                inputs.push(match holder == place && !S::HAS_OWN {
                     true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?,
                     false => source.locate(Wanted { holder, index, range: piece.clone(), at })?,
                 });

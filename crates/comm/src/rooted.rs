@@ -55,14 +55,15 @@ pub(crate) fn all_reduce(
     if let Some(shot) = OneShot::reduce_whole(window, plan, &out, |_| true, site)? {
         return Ok(vec![Step::OneShot(shot)]);
     }
-    let reduce = plan.reduce(window, into.tensor(0, &[len], dtype)?).checked(site)?;
+    let reduce = plan.reduce(window, into.tensor(0, &[len], dtype)?);
     if site.boxes.is_some() && into.is_mapped() {
-        let mut reduce = reduce;
+        let mut reduce = reduce.checked(site)?;
         // Another window than the inputs': who has it in place does something else.
         reduce.digest = reduce.digest.rotate_left(8) ^ into.number() as u64;
         return Ok(vec![Step::ReduceToAll(reduce, into.clone())]);
     }
-    Ok(vec![Step::Reduce(reduce), plan.gather(into.clone()).step(site)?])
+    let reduce = reduce.step(site)?;
+    Ok(vec![reduce, plan.gather(into.clone()).step(site)?])
 }
 
 /// The result of all windows, for the root.
@@ -91,13 +92,13 @@ pub(crate) fn reduce(
     let places = (!at_window).then(|| [0].into());
     let op = OrderedReduce { segments, places, ..plan.reduce(window, out) };
     // Before the way is chosen: what is refused must not depend on sizes.
-    op.check_at(site)?;
+    op.check_all(site)?;
     let start = if at_window { range.start } else { 0 };
     let part = op.out.flat(start..start + range.len())?;
     if let Some(shot) = OneShot::reduce_whole(window, plan, &part, |member| member == root, site)? {
         return Ok(Step::OneShot(shot));
     }
-    Ok(Step::Reduce(op.checked(site)?))
+    op.step(site)
 }
 
 /// What a gather puts into windows, in other memory: elements `range` of a window from its first

@@ -106,8 +106,12 @@ impl Staging {
     pub(crate) fn stage(&self, step: Step, place: usize) -> Result<Staged> {
         match step {
             Step::Barrier => Ok(Staged::of(Step::Barrier)),
-            // Groups that are staged have no boxes, and peers do not reach their windows.
-            Step::OneShot(_) | Step::ReduceToAll(..) => Err(CommError::ForeignWindow),
+            // Groups that are staged have no boxes, peers do not reach their windows, and they go
+            // flat.
+            Step::OneShot(_)
+            | Step::ReduceToAll(..)
+            | Step::ReduceByHosts(_)
+            | Step::GatherByHosts(_) => Err(CommError::ForeignWindow),
             Step::Reduce(reduction) => reduce(reduction, place),
             Step::Gather(op, digest) => {
                 let size = op.element_bytes;

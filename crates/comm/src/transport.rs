@@ -5,6 +5,7 @@ use std::sync::Arc;
 use device::Device;
 
 use crate::algorithm::BOX_BYTES;
+use crate::hosts::Hosts;
 use crate::job::{Job, Members};
 use crate::op::Step;
 use crate::{Operation, Result, Window};
@@ -14,6 +15,11 @@ pub(crate) trait Transport: Send + Sync {
     fn job(&self) -> &Arc<Job>;
 
     fn members(&self) -> &Members;
+
+    /// On which its members are, where operations may go by hosts.
+    fn hosts(&self) -> Option<Hosts> {
+        None
+    }
 
     /// Zeroed memory of `bytes` bytes, the same on every member, which gets the number `group`.
     /// Collective.

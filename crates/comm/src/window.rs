@@ -39,6 +39,14 @@ impl Window {
         Window { mirror: Some(self.into()), ..Window::new(buffers, place, group, bytes) }
     }
 
+    /// As one of a group of `members` members, of which those that made it are `first` and the
+    /// following.
+    pub(crate) fn among(self, first: usize, members: usize) -> Window {
+        let mut buffers = vec![None; members];
+        buffers[first..first + self.buffers.len()].clone_from_slice(&self.buffers);
+        Window { buffers: buffers.into(), place: first + self.place, ..self }
+    }
+
     pub(crate) fn numbered(self, number: usize) -> Window {
         Window { number, ..self }
     }

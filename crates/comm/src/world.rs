@@ -8,9 +8,9 @@ use nccl_rs::{JobId, Vendor};
 
 use crate::control::{Channel, Control};
 use crate::digest::Digest;
+use crate::hosts::Connected;
 use crate::job::{Job, Members, Settings};
 use crate::nccl::{self, Choice, Facts, Member, Way};
-use crate::transport::Transport;
 use crate::{
     Backend, CommError, Counters, Group, GroupOptions, Operation, Result, Revocation, Route,
     SumOrder, Timings, TransportRefusal, tcp,
@@ -25,7 +25,7 @@ pub struct World {
 
 struct Inner {
     plane: Plane,
-    channels: [Arc<dyn Control>; Channel::ALL.len()],
+    channels: Channels,
     /// Groups of all partitions so far, those without this rank among them.
     groups: AtomicU64,
     partitions: AtomicU64,
@@ -35,6 +35,28 @@ enum Plane {
     #[cfg(target_os = "linux")]
     Shm(Arc<crate::shm::Host>),
     Tcp(Arc<tcp::Net>),
+    #[cfg(target_os = "linux")]
+    Hosts(Box<crate::hosts::Plane>),
+}
+
+type Channels = [Arc<dyn Control>; Channel::ALL.len()];
+
+/// All ranks over tcp, and their channels.
+fn connect_over_tcp(
+    (listener, peers, job): (std::net::TcpListener, Vec<std::net::SocketAddr>, String),
+    rank: usize,
+    world: usize,
+    settings: Settings,
+) -> Result<(Arc<tcp::Net>, Channels)> {
+    let [training, saving] = Channel::ALL;
+    let (what, got, expected) = ("peer addresses", peers.len(), world);
+    if got != expected {
+        return Err(CommError::PerRank { what, got, expected });
+    }
+    let net = Arc::new(tcp::Net::start(listener, peers, &job, rank, settings)?);
+    let channels = [Arc::new(net.channel(training)?), Arc::new(net.channel(saving)?)];
+    net.wait_for_everyone()?;
+    Ok((net, channels.map(|channel| channel as Arc<dyn Control>)))
 }
 
 impl World {
@@ -45,7 +67,7 @@ impl World {
         settings: Settings,
     ) -> Result<World> {
         let [training, saving] = Channel::ALL;
-        let (plane, channels): (_, [Arc<dyn Control>; 2]) = match backend {
+        let (plane, channels): (_, Channels) = match backend {
             #[cfg(target_os = "linux")]
             Backend::Shm { memory } => {
                 let host = Arc::new(crate::shm::Host::new(memory, rank, world, settings)?);
@@ -53,14 +75,16 @@ impl World {
                 (Plane::Shm(host), channels.map(|channel| channel as Arc<dyn Control>))
             }
             Backend::Tcp { listener, peers, job } => {
-                let (what, got, expected) = ("peer addresses", peers.len(), world);
-                if got != expected {
-                    return Err(CommError::PerRank { what, got, expected });
-                }
-                let net = Arc::new(tcp::Net::start(listener, peers, &job, rank, settings)?);
-                let channels = [Arc::new(net.channel(training)?), Arc::new(net.channel(saving)?)];
-                net.wait_for_everyone()?;
-                (Plane::Tcp(net), channels.map(|channel| channel as Arc<dyn Control>))
+                let own = (listener, peers, job);
+                let (net, channels) = connect_over_tcp(own, rank, world, settings)?;
+                (Plane::Tcp(net), channels)
+            }
+            #[cfg(target_os = "linux")]
+            Backend::Hosts { listener, peers, job, memory, host_of } => {
+                let own = (listener, peers, job);
+                let (net, channels) = connect_over_tcp(own, rank, world, settings)?;
+                let plane = crate::hosts::Plane::meet(net, memory, host_of)?;
+                (Plane::Hosts(Box::new(plane)), channels)
             }
         };
         let (groups, partitions) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -72,6 +96,8 @@ impl World {
             #[cfg(target_os = "linux")]
             Plane::Shm(host) => host.job(),
             Plane::Tcp(net) => net.job(),
+            #[cfg(target_os = "linux")]
+            Plane::Hosts(plane) => plane.job(),
         }
     }
 
@@ -84,12 +110,14 @@ impl World {
         self.job().world
     }
 
-    /// `shm` or `tcp`.
+    /// `shm`, `tcp`, or `shm+tcp`: shared memory on each of several hosts.
     pub fn backend(&self) -> &'static str {
         match &self.inner.plane {
             #[cfg(target_os = "linux")]
             Plane::Shm(_) => "shm",
             Plane::Tcp(_) => "tcp",
+            #[cfg(target_os = "linux")]
+            Plane::Hosts(_) => "shm+tcp",
         }
     }
 
@@ -120,8 +148,10 @@ impl World {
     pub fn revoke(&self, why: &str) {
         self.job().revocation().revoke(why);
         #[cfg(target_os = "linux")]
-        if let Plane::Shm(host) = &self.inner.plane {
-            host.publish();
+        match &self.inner.plane {
+            Plane::Shm(host) => host.publish(),
+            Plane::Hosts(plane) => plane.publish(),
+            Plane::Tcp(_) => {}
         }
     }
 
@@ -172,37 +202,54 @@ impl World {
             })
             .inspect_err(revoke)?;
         let region = first + part;
-        let transport: Arc<dyn Transport> = match &self.inner.plane {
-            #[cfg(target_os = "linux")]
-            Plane::Shm(host) => Arc::new(host.group(region, members)?),
-            Plane::Tcp(net) => Arc::new(net.group(region, members)?),
+        let connected = self.connected(region, members, choice.way)?;
+        self.make(connected, device, choice, options).inspect_err(revoke)
+    }
+
+    /// What connects the members of a group.
+    fn connected(&self, region: u64, members: Members, way: Way) -> Result<Connected> {
+        let flat = |transport, name| {
+            let (hosts, why) = (None, String::new());
+            Connected { transport, name, hosts, why }
         };
-        self.make(transport, device, choice, options).inspect_err(revoke)
+        Ok(match &self.inner.plane {
+            #[cfg(target_os = "linux")]
+            Plane::Shm(host) => flat(Arc::new(host.group(region, members)?), "shm"),
+            Plane::Tcp(net) => flat(Arc::new(net.group(region, members)?), "tcp"),
+            // Windows of devices are out of the others' reach, and so are their mirrors' owners'
+            // partials on the host.
+            #[cfg(target_os = "linux")]
+            Plane::Hosts(plane) => plane.group(region, members, way == Way::Host)?,
+        })
     }
 
     /// A group as it was chosen.
     fn make(
         &self,
-        transport: Arc<dyn Transport>,
+        connected: Connected,
         device: &Device,
         choice: Choice,
         options: GroupOptions,
     ) -> Result<Group> {
         let Choice { way, reason, is_alike } = choice;
+        let Connected { transport, name, hosts, why } = connected;
+        let reasons = [reason, why];
+        let reasons = reasons.iter().filter(|reason| !reason.is_empty());
+        let reason = reasons.map(String::as_str).collect::<Vec<_>>().join("; ");
         let named = |transport, library| Route {
             transport,
+            hosts: hosts.map(|hosts| (hosts.count, hosts.each)),
             library,
             sum: if way.is_library() { options.sum } else { SumOrder::Ordered },
             reason,
         };
-        let is_shm = self.backend() == "shm";
         let vendor = match way {
             Way::Host => {
-                let route = named(self.backend(), None);
+                let route = named(name, None);
                 return Group::new(transport, device, None, (route, is_alike));
             }
             Way::Staged => {
-                let staged = if is_shm { "staged-shm" } else { "staged-tcp" };
+                let staged = if name == "shm" { "staged-shm" } else { "staged-tcp" };
                 return Group::new(transport, device, None, (named(staged, None), is_alike));
             }
             Way::Library(vendor) => vendor,
@@ -212,8 +259,8 @@ impl World {
             let ranks_of = vec![self.rank()];
             TransportRefusal::Library { ranks_of, library: vendor, reason }
         })?;
-        let name = if vendor == Vendor::Nvidia { "nccl" } else { "rccl" };
-        let route = named(name, Some(format!("{vendor} {}", library.version())));
+        let library_name = if vendor == Vendor::Nvidia { "nccl" } else { "rccl" };
+        let route = named(library_name, Some(format!("{vendor} {}", library.version())));
         let job = self.job_id();
         let member = Member::join(Arc::clone(&transport), device, &library, job, options)?;
         Group::new(transport, device, Some(member), (route, is_alike))
@@ -225,6 +272,8 @@ impl World {
             #[cfg(target_os = "linux")]
             Plane::Shm(host) => host.identity(),
             Plane::Tcp(net) => net.identity(),
+            #[cfg(target_os = "linux")]
+            Plane::Hosts(plane) => plane.net().identity(),
         };
         let mut id = [0; 16];
         id[..8].copy_from_slice(&identity.to_le_bytes());

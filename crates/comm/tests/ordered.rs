@@ -6,7 +6,7 @@ mod common;
 use std::ops::Range;
 
 use comm::{Gather, Op, Operation, OrderedReduce, RedOp, Window, World};
-use common::{BACKENDS, PATIENCE_MS, deal, with_ranks};
+use common::{BACKENDS, BY_HOSTS, PATIENCE_MS, deal, with_ranks};
 use device::{DType, Device, Stream, Tensor};
 use layout::{Node, Program, Tree};
 use proptest::prelude::*;
@@ -185,7 +185,8 @@ proptest! {
 
     #[test]
     fn bits_equal_a_serial_sum_of_the_tree(case in cases(), wide in any::<bool>()) {
-        for kind in BACKENDS {
+        let by_hosts = (case.world == 4).then_some("2 a host");
+        for kind in BACKENDS.into_iter().chain(by_hosts) {
             if wide { check::<f64>(&case, kind) } else { check::<f32>(&case, kind) }
         }
     }
@@ -204,6 +205,25 @@ fn long_vectors_cross_blocks_and_tiles() {
         for (world, in_place) in [(1, true), (2, true), (3, false), (4, true)] {
             check::<f32>(&plain(Tree::for_leaves(12), world, 300_007, in_place), kind);
         }
+    }
+}
+
+#[test]
+fn hosts_whose_leaves_are_one_subtree_or_several() {
+    for (kind, world) in BY_HOSTS {
+        for radices in [&[2, 2, 3][..], &[3, 2, 2], &[2, 2, 2], &[7], &[2, 5], &[3, 3]] {
+            for in_place in [false, true] {
+                let tree = Tree::new(radices).unwrap();
+                if world <= tree.leaves() {
+                    check::<f32>(&plain(tree, world, 10_007, in_place), kind);
+                }
+            }
+        }
+        check::<f64>(&plain(Tree::for_leaves(12), world, 300_007, true), kind);
+        let guarded = plain(Tree::for_leaves(12), world, 3_001, false);
+        check::<f32>(&Case { is_guarded: true, ..guarded }, kind);
+        // More partials of a host than one kernel takes.
+        check::<f32>(&plain(Tree::new(&[61]).unwrap(), world, 30_000, true), kind);
     }
 }
 

@@ -30,6 +30,7 @@ use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
+use crate::train_cmd::reach::among_hosts;
 use crate::train_cmd::signals::{Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
@@ -50,6 +51,8 @@ pub enum Task {
 pub struct Asked<'a> {
     pub hosts: &'a HostArgs,
     pub backend: BackendArg,
+    /// Of the ranks of one host, where there are several.
+    pub within_host: BackendArg,
     /// Per rank; 0 divides the cores among them.
     pub threads: usize,
     pub timeout_ms: u64,
@@ -77,6 +80,8 @@ struct Job {
     timeout_ms: u64,
     rendezvous: Vec<SocketAddr>,
     shared_memory: Option<i32>,
+    /// Where ranks share memory beside tcp: how many on each host.
+    sharing: Option<usize>,
     bind: IpAddr,
     task: Task,
 }
@@ -205,9 +210,13 @@ fn supervise(
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
     let server = addresses.serve((&name, secret), &place, world, asked.timeout_ms)?;
+    let over_tcp = asked.backend == BackendArg::Tcp;
+    let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
     #[cfg(target_os = "linux")]
     let memory = (asked.backend == BackendArg::Shm)
-        .then(|| comm::shm::SharedMemory::create(&name, world))
+        .then_some(world)
+        .or(sharing)
+        .map(|ranks| comm::shm::SharedMemory::create(&name, ranks))
         .transpose()?;
     #[cfg(target_os = "linux")]
     let shared_memory = memory.as_ref().map(comm::shm::SharedMemory::descriptor);
@@ -222,6 +231,7 @@ fn supervise(
         timeout_ms: asked.timeout_ms,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory,
+        sharing,
         bind: addresses.bind(),
         task,
     };
@@ -291,9 +301,9 @@ fn give_up_with(world: &World, device: &Device) -> Result<(), CliError> {
 
 fn rank(job: &Job, (rank, secret): (usize, Secret), voice: &Voice) -> Result<Exit, CliError> {
     pulse::enter(Phase::Meeting);
-    let listener = match job.shared_memory {
-        None => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
-        Some(_) => None,
+    let listener = match (job.shared_memory, job.sharing) {
+        (Some(_), None) => None,
+        _ => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
     };
     let hello = Hello {
         job: job.name.clone(),
@@ -306,7 +316,7 @@ fn rank(job: &Job, (rank, secret): (usize, Secret), voice: &Voice) -> Result<Exi
     let Joined { peers, group, control } =
         join_with(&job.rendezvous[..], hello, secret, job.timeout_ms)?;
     let backend = match (listener, job.shared_memory) {
-        (Some(listener), _) => comm::Backend::Tcp { listener, peers, job: group },
+        (Some(listener), memory) => among_hosts(listener, peers, group, memory.zip(job.sharing))?,
         #[cfg(target_os = "linux")]
         (None, Some(descriptor)) => {
             let memory = comm::shm::SharedMemory::inherited(descriptor)?;

@@ -31,8 +31,9 @@ use crate::train_cmd::watch::Told;
 /// # Errors
 /// The user's mistake, or a rank that failed.
 pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
-    let &CollectivesArgs { backend, threads, timeout_ms, .. } = args;
-    let asked = Asked { hosts: &args.hosts, backend, threads, timeout_ms, devices: &args.device };
+    let &CollectivesArgs { backend, within_host, threads, timeout_ms, .. } = args;
+    let (hosts, devices) = (&args.hosts, &args.device);
+    let asked = Asked { hosts, backend, within_host, threads, timeout_ms, devices };
     let mut report = begin(args);
     let rows = std::cell::Cell::new(0);
     let memory = std::cell::Cell::new(None);

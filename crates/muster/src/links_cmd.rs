@@ -20,7 +20,8 @@ use crate::train_cmd::watch::Told;
 pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
     let (backend, timeout_ms) = (args.backend, args.timeout_ms);
     let devices = [DeviceKind::Cpu];
-    let asked = Asked { hosts: &args.hosts, backend, threads: 1, timeout_ms, devices: &devices };
+    let (hosts, within_host) = (&args.hosts, BackendArg::Tcp);
+    let asked = Asked { hosts, backend, within_host, threads: 1, timeout_ms, devices: &devices };
     let plan = pairs::Plan { message_bytes: args.size as usize, messages: args.messages as usize };
     let task = |_: &_, _| Ok(Task::Pairs(plan));
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).ok();

@@ -211,6 +211,9 @@ pub struct RanksConfig {
     pub count: usize,
     /// What connects them: `shm` (one host) or `tcp`.
     pub backend: Backend,
+    /// What connects ranks of one host, where `backend: tcp` connects several hosts: `shm`, or
+    /// `tcp`, which then connects all.
+    pub within_host: Backend,
     /// How the ranks divide the model; without it, all of them are parallel over data. Training
     /// knows nothing else for now: another mesh can be planned (`--dry-run`) but not run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -282,6 +285,7 @@ impl Default for RanksConfig {
         RanksConfig {
             count: 1,
             backend: Backend::Shm,
+            within_host: Backend::Shm,
             mesh: None,
             threads: 0,
             device: DeviceName::Cpu,

@@ -39,6 +39,8 @@ pub struct RunPlan {
     pub removes_checkpoints: bool,
     /// Whether gradients come over sockets, and not from where peers have them.
     pub is_over_tcp: bool,
+    /// Whether ranks of one host then share memory, if there are several hosts.
+    shares_within_hosts: bool,
     /// What each tensor's update is.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
@@ -112,6 +114,7 @@ impl RunPlan {
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
             is_over_tcp: config.ranks.backend == Backend::Tcp,
+            shares_within_hosts: config.ranks.within_host == Backend::Shm,
             architecture,
             schema,
             flat,
@@ -200,9 +203,15 @@ impl RunPlan {
     /// Bytes that come to `rank` before they are summed, where it does not read them in place.
     fn received_bytes(&self, rank: usize) -> usize {
         let most = self.partials.iter().map(Vec::len).max().unwrap_or(0);
-        let owned = |segments: &Vec<Vec<Range<usize>>>| segments[rank].iter().map(Range::len).sum();
-        let own = self.bucket_segments.iter().map(owned).max().unwrap_or(0);
-        comm::tcp::sum_room_bytes(self.world, most, DType::F32, own)
+        let len = |owned: &Vec<Range<usize>>| owned.iter().map(Range::len).sum();
+        let own = self.bucket_segments.iter().map(|bucket| len(&bucket[rank])).max();
+        let flat = comm::tcp::sum_room_bytes(self.world, most, DType::F32, own.unwrap_or(0));
+        if !self.shares_within_hosts || self.world < 4 {
+            return flat;
+        }
+        // Two ranks a host are the most hosts; what others own is sent from such memory, too.
+        let all = self.bucket_segments.iter().flatten().map(len).max().unwrap_or(0);
+        flat.max(comm::tcp::host_sum_room_bytes(self.world / 2, most, DType::F32, all))
     }
 
     /// Partials of all ranks.

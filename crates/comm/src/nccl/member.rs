@@ -115,7 +115,7 @@ impl Member {
         let members = self.companion.members();
         let room = |room, bytes| self.room(room, bytes);
         let maker = Maker {
-            site: Site { group, members, boxes: None, lanes },
+            site: Site { group, members, boxes: None, lanes, hosts: None },
             device: self.stream.device(),
             host: &self.host,
             stream: &self.stream,

@@ -98,7 +98,10 @@ impl Maker<'_> {
             match step {
                 Step::Barrier => actions.push(self.barrier()?),
                 // Groups of a library have no boxes, and peers do not reach their windows.
-                Step::OneShot(_) | Step::ReduceToAll(..) => return Err(CommError::ForeignWindow),
+                Step::OneShot(_)
+                | Step::ReduceToAll(..)
+                | Step::ReduceByHosts(_)
+                | Step::GatherByHosts(_) => return Err(CommError::ForeignWindow),
                 Step::Reduce(reduction) => {
                     digest.add(reduction.digest as usize);
                     actions.extend(self.reduce(&reduction, reductions.len())?);

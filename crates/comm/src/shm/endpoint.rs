@@ -69,11 +69,25 @@ pub(super) struct Call {
     pub sequence: u64,
     /// For all of its waits together.
     pub patience: Cell<Patience>,
+    /// Of its two phases on the board.
+    phase: u32,
+    /// Whether members that are waited for may themselves wait for ranks elsewhere.
+    is_behind: bool,
+}
+
+/// The first phase of an operation.
+fn phase(sequence: u64) -> u32 {
+    (sequence as u32).wrapping_mul(2)
 }
 
 impl Call {
-    fn phase(&self) -> u32 {
-        (self.sequence as u32).wrapping_mul(2)
+    pub(super) fn phase(&self) -> u32 {
+        self.phase
+    }
+
+    /// As operation `number` on the board, for members that may wait for ranks elsewhere.
+    pub(super) fn behind(self, number: u64) -> Call {
+        Call { phase: phase(number), is_behind: true, ..self }
     }
 }
 
@@ -99,14 +113,14 @@ impl Endpoint {
             parts: Vec::new(),
         };
         // Where ranks outnumber cores, the one that is waited for may need this one's.
-        let spins = if host.job().world <= cores { SPINS } else { 1 };
+        let spins = if host.ranks().len() <= cores { SPINS } else { 1 };
         let end = Endpoint { host, board, members, spins, meter, state: Mutex::new(state) };
         end.collective(Operation::Join, 0, |end, _, call| {
             end.enter(call)?;
             // In a group whoever goes on may send at once: see `enter`.
             if kind == Kind::Group { end.leave(call) } else { Ok(()) }
         })?;
-        if end.members.len() == end.job().world {
+        if end.members.len() == end.host.ranks().len() {
             end.host.shared.know_everyone();
         }
         Ok(end)
@@ -162,7 +176,8 @@ impl Endpoint {
 
     /// With the whole timeout before it.
     pub(super) fn call(&self, operation: Operation, sequence: u64) -> Call {
-        Call { operation, sequence, patience: self.job().patience() }
+        let (patience, phase) = (self.job().patience(), phase(sequence));
+        Call { operation, sequence, patience, phase, is_behind: false }
     }
 
     pub(super) fn announce(&self, call: &Call, digest: u64) {
@@ -233,7 +248,7 @@ impl Endpoint {
         Ok(())
     }
 
-    fn wait_all(&self, call: &Call, phase: u32) -> Result<()> {
+    pub(super) fn wait_all(&self, call: &Call, phase: u32) -> Result<()> {
         self.board.arrive(self.place(), phase);
         for peer in self.members.peers() {
             let done = |place| self.board.has_reached(place, phase);
@@ -299,7 +314,11 @@ impl Endpoint {
             }
         }
         let (job, patience) = (self.job(), &call.patience);
-        if job.is_over(&self.members, patience, awaited.clone()) {
+        let is_over = match call.is_behind {
+            true => job.is_over_behind(&self.members, patience, awaited.clone()),
+            false => job.is_over(&self.members, patience, awaited.clone()),
+        };
+        if is_over {
             let missing = job.standing(&self.members, patience, awaited);
             let timeout_ms = job.timeout_ms();
             return Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved });

@@ -31,6 +31,8 @@ pub(crate) struct Host {
 pub(super) struct Shared {
     pub(super) job: Arc<Job>,
     pub(super) block: Arc<Block>,
+    /// Those that share the memory, in the order of their places in it.
+    ranks: Arc<[usize]>,
     /// Known once everyone is there.
     peers: OnceLock<Vec<Process>>,
 }
@@ -55,14 +57,41 @@ impl Host {
             return Err(CommError::NoSuchRank { rank, world });
         }
         let block = Arc::new(Block::open(&memory, world)?);
-        if !block.claim(rank) {
-            return Err(CommError::RankTaken { rank });
-        }
         let moments: Box<dyn Moments> = Box::new(Arc::clone(&block));
         let job = Arc::new(Job::new(rank, world, settings, moments));
-        let shared = Arc::new(Shared { job, block, peers: OnceLock::new() });
-        let watchdog = if world > 1 { Some(Watchdog::start(&shared)?) } else { None };
+        Host::of(memory, block, (0..world).collect(), job)
+    }
+
+    /// Takes the place of this rank of `job` in the memory of `ranks`, which are its host's.
+    ///
+    /// # Errors
+    /// This rank is none of them, or claimed twice; memory of another job.
+    pub(crate) fn within(memory: SharedMemory, ranks: Arc<[usize]>, job: Arc<Job>) -> Result<Host> {
+        let block = Arc::new(Block::open(&memory, ranks.len())?);
+        Host::of(memory, block, ranks, job)
+    }
+
+    fn of(
+        memory: SharedMemory,
+        block: Arc<Block>,
+        ranks: Arc<[usize]>,
+        job: Arc<Job>,
+    ) -> Result<Host> {
+        let (rank, world) = (job.rank, job.world);
+        let shared = Shared { job, block, ranks, peers: OnceLock::new() };
+        let place = shared.place(rank).ok_or(CommError::NoSuchRank { rank, world })?;
+        if !shared.block.claim(place) {
+            return Err(CommError::RankTaken { rank });
+        }
+        let shared = Arc::new(shared);
+        let is_alone = shared.ranks.len() == 1;
+        let watchdog = if is_alone { None } else { Some(Watchdog::start(&shared)?) };
         Ok(Host { shared, memory, watchdog })
+    }
+
+    /// Those that share the memory.
+    pub(crate) fn ranks(&self) -> &Arc<[usize]> {
+        &self.shared.ranks
     }
 
     pub(crate) fn job(&self) -> &Arc<Job> {
@@ -84,9 +113,10 @@ impl Host {
     /// # Errors
     /// Ranks missing after the timeout; the job is given up meanwhile.
     pub(crate) fn channel(self: &Arc<Host>, channel: Channel) -> Result<Endpoint> {
-        let Job { rank, world, .. } = *self.shared.job;
-        let at = memory::channel_at(world, channel.number());
-        let everyone = Members::all(rank, world);
+        let (ranks, rank) = (Arc::clone(&self.shared.ranks), self.shared.job.rank);
+        let at = memory::channel_at(ranks.len(), channel.number());
+        let place = self.shared.place(rank).unwrap_or(0);
+        let everyone = Members { ranks, place };
         let meter = Meter::new(channel.name().to_owned(), "shm");
         Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Channel, everyone)
     }
@@ -96,7 +126,7 @@ impl Host {
     /// # Errors
     /// As [`Host::channel`].
     pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
-        let at = memory::region_at(self.shared.job.world, Channel::ALL.len() as u64, region);
+        let at = memory::region_at(self.shared.ranks.len(), Channel::ALL.len() as u64, region);
         let meter = Meter::new(format!("group {region}"), "shm");
         Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Group, members)
     }
@@ -105,15 +135,20 @@ impl Host {
 impl Shared {
     /// Everyone has met: processes can be watched.
     pub(super) fn know_everyone(&self) {
-        let world = self.job.world;
-        let _ = self.peers.set((0..world).map(|rank| self.block.process(rank)).collect());
+        let places = 0..self.ranks.len();
+        let _ = self.peers.set(places.map(|place| self.block.process(place)).collect());
+    }
+
+    fn place(&self, rank: usize) -> Option<usize> {
+        self.ranks.iter().position(|&other| other == rank)
     }
 
     /// Why `rank` will not come any more, if that is so.
     pub(super) fn gone(&self, rank: usize) -> Option<&'static str> {
-        let is_alive = self.peers.get().is_none_or(|peers| peers[rank].is_alive());
+        let place = self.place(rank)?;
+        let is_alive = self.peers.get().is_none_or(|peers| peers[place].is_alive());
         // Looked at later, since a process leaves before it ends.
-        match self.block.has_left(rank) {
+        match self.block.has_left(place) {
             true => Some("it left the group"),
             false => (!is_alive).then_some("its process has ended"),
         }
@@ -135,7 +170,7 @@ impl Shared {
         self.job.look_at_pulse();
         let lost = |rank: &usize| self.gone(*rank) == Some("its process has ended");
         if self.check_revoked().is_ok()
-            && let Some(rank) = (0..self.job.world).find(lost)
+            && let Some(rank) = self.ranks.iter().copied().find(lost)
         {
             self.job.revocation().give_up(|| Reason::loss(rank, "its process has ended"));
             let _ = self.check_revoked();
@@ -162,7 +197,9 @@ impl Drop for Host {
     fn drop(&mut self) {
         // What this rank gave up the others must learn, and that before it has left.
         self.publish();
-        self.shared.block.leave(self.shared.job.rank);
+        if let Some(place) = self.shared.place(self.shared.job.rank) {
+            self.shared.block.leave(place);
+        }
         if let Some(Watchdog { is_over, thread }) = self.watchdog.take() {
             is_over.store(true, Ordering::Release);
             thread.thread().unpark();

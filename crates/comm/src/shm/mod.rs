@@ -4,6 +4,7 @@
 //! until every peer has read); the `board` module has the protocol and its memory order. After
 //! warm-up nothing here allocates, except where the result is the caller's vector.
 
+mod beside;
 mod block;
 mod board;
 mod channel;
@@ -16,5 +17,6 @@ mod push;
 mod system;
 mod transfer;
 
+pub(crate) use endpoint::Endpoint;
 pub(crate) use host::Host;
 pub use memory::SharedMemory;

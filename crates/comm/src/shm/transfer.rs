@@ -61,6 +61,7 @@ impl Transport for Endpoint {
     }
 
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
+        self.job().counters.add(Operation::Window, 0, 0, 0);
         self.make_window(device, group, bytes, |place| {
             let placement = match self.members.len() {
                 // Nobody else reads it, and private memory may have huge pages.
@@ -73,6 +74,7 @@ impl Transport for Endpoint {
 
     fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
         // A peer may read it when this member has dropped it: its pages go with the job's memory.
+        self.job().counters.add(Operation::Window, 0, 0, 0);
         self.make_window(device, group, bytes, |place| {
             system::reserve(place.file(), place.offset(), bytes)?;
             Ok(device.map_shared(place, bytes)?)
@@ -105,6 +107,8 @@ impl Transport for Endpoint {
                     end.gather(device, gather, &state.reads)
                 }),
             },
+            // Here all members are on one host.
+            Step::ReduceByHosts(_) | Step::GatherByHosts(_) => Err(CommError::ForeignWindow),
             Step::AllToAll(op) => self.all_to_all(device, op),
             Step::Exchange(messages) => self.exchange(device, messages),
         }
@@ -143,7 +147,7 @@ impl Endpoint {
         })
     }
 
-    fn make_window(
+    pub(super) fn make_window(
         &self,
         device: &Device,
         group: u64,
@@ -161,7 +165,6 @@ impl Endpoint {
             let buffers = (0..end.members.len()).map(map);
             let buffers = buffers.collect::<std::result::Result<_, _>>()?;
             end.leave(call)?;
-            end.job().counters.add(Operation::Window, 0, 0, 0);
             Ok(Window::new(buffers, end.place(), group, bytes))
         })
     }

@@ -67,6 +67,11 @@ impl Running<'_> {
         drive::drive(links, waiting, call, progress, traffic)
     }
 
+    /// The operation's number.
+    pub(super) fn sequence(&self) -> u64 {
+        self.call.sequence
+    }
+
     /// Counts the operation, which is done, and what went through the connections since the last.
     fn count(&mut self) {
         let (mut sent, mut headers, mut received) = (0, 0, 0);
@@ -75,7 +80,9 @@ impl Running<'_> {
             headers += std::mem::take(&mut sending.header_bytes);
             received += std::mem::take(&mut receiving.payload_bytes);
         }
-        self.progress.job.counters.add(self.call.operation, sent, headers, received);
+        let counters = &self.progress.job.counters;
+        counters.add(self.call.operation, sent, headers, received);
+        counters.add_socket(self.call.operation, sent);
     }
 }
 

@@ -22,6 +22,8 @@ mod endpoint;
 mod frame;
 #[cfg(test)]
 mod fuzz;
+mod host_sums;
+mod hosts;
 mod link;
 mod mesh;
 mod moves;
@@ -39,7 +41,9 @@ mod sums;
 mod traffic;
 mod transfer;
 
+pub(crate) use endpoint::Endpoint;
 pub use frame::HEADER_BYTES;
+pub use host_sums::host_sum_room_bytes;
 pub use mesh::{can_listen, listen};
 pub(crate) use net::Net;
 pub use sums::sum_room_bytes;

@@ -10,20 +10,54 @@ use crate::memory::{Joined, copy};
 use crate::op::{AllToAll, Gather, P2p};
 use crate::{CommError, Result};
 
+/// What the members of a gather hold.
+pub(super) trait Held {
+    fn members(&self) -> usize;
+
+    /// Bytes of the member at `place`.
+    fn bytes(&self, place: usize) -> usize;
+
+    /// Where these of them lie for this member: what is its own to be sent from, the rest to be
+    /// received into and sent on from.
+    fn pieces(
+        &self,
+        place: usize,
+        bytes: Range<usize>,
+    ) -> impl Iterator<Item = Result<Tensor>> + '_;
+}
+
+impl Held for Gather {
+    fn members(&self) -> usize {
+        self.segments.len()
+    }
+
+    fn bytes(&self, place: usize) -> usize {
+        held_bytes(self, place)
+    }
+
+    fn pieces(
+        &self,
+        place: usize,
+        bytes: Range<usize>,
+    ) -> impl Iterator<Item = Result<Tensor>> + '_ {
+        held(self, place, bytes)
+    }
+}
+
 /// A gather in which every member sends what it holds to every other.
-pub(super) struct Direct<'a> {
+pub(super) struct Direct<'a, H> {
     pub place: usize,
     pub device: &'a Device,
-    pub op: &'a Gather,
+    pub op: &'a H,
 }
 
 /// Bytes of the segments of the member at `place`.
-pub(super) fn held_bytes(op: &Gather, place: usize) -> usize {
+fn held_bytes(op: &Gather, place: usize) -> usize {
     Joined { segments: &op.segments[place] }.len() * op.element_bytes
 }
 
 /// Where these bytes of the segments of the member at `place` lie in this member's window.
-pub(super) fn held(
+fn held(
     op: &Gather,
     place: usize,
     bytes: Range<usize>,
@@ -34,18 +68,18 @@ pub(super) fn held(
         .map(|piece| Ok(op.window.tensor(piece.start, &[piece.len()], DType::U8)?))
 }
 
-impl Traffic for Direct<'_> {
+impl<H: Held> Traffic for Direct<'_, H> {
     fn bytes(&self, way: Way, message: Message) -> Option<usize> {
         let place = if way == Way::Out { self.place } else { message.peer };
-        Some(held_bytes(self.op, place))
+        Some(self.op.bytes(place))
     }
 
     fn give(&self, _: Message, bytes: Range<usize>, go: Give) -> Result<()> {
-        give_pieces(self.device, held(self.op, self.place, bytes), go)
+        give_pieces(self.device, self.op.pieces(self.place, bytes), go)
     }
 
     fn take(&mut self, message: Message, bytes: Range<usize>, go: Take) -> Result<()> {
-        take_pieces(self.device, held(self.op, message.peer, bytes), go)
+        take_pieces(self.device, self.op.pieces(message.peer, bytes), go)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::op::{OrderedReduce, Reduction};
 use crate::ordered::{self, Source, Wanted};
 
 /// Tiles of each peer that are kept at a time: the one that is being summed, and the next.
-const TILES: usize = 2;
+pub(super) const TILES: usize = 2;
 
 /// Fewest elements of a tile, however many partials a member has.
 const FEWEST: usize = 1 << 10;
@@ -25,7 +25,7 @@ const ALIGN: usize = 64;
 
 /// Elements of a tile, the same on every member, so that a tile of each sender is one frame; and
 /// bytes of one of a member that owns `own` elements. No member has more than `most` partials.
-fn tile(most: usize, dtype: DType, own: usize) -> (usize, usize) {
+pub(super) fn tile(most: usize, dtype: DType, own: usize) -> (usize, usize) {
     let tile = (FRAME_BYTES / dtype.bytes() / most.max(1)).max(FEWEST);
     (tile, (tile.min(own) * most * dtype.bytes()).next_multiple_of(ALIGN))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use device::{Device, Placement};
 
 use super::endpoint::Endpoint;
-use super::moves::{Direct, Messages, Personal, held_bytes};
+use super::moves::{Direct, Held, Messages, Personal};
 use super::ring::Ring;
 use super::route::{self, Route};
 use super::sums::Summing;
@@ -100,10 +100,12 @@ impl Transport for Endpoint {
             }
             Step::Reduce(reduction) => self.reduce(device, reduction.digest, reduction, &|| Ok(())),
             // Windows are out of reach here.
-            Step::ReduceToAll(..) => Err(CommError::ForeignWindow),
+            Step::ReduceToAll(..) | Step::ReduceByHosts(_) | Step::GatherByHosts(_) => {
+                Err(CommError::ForeignWindow)
+            }
             Step::Gather(op, digest) => self.run(operation, *digest, |running, _| {
                 let members = 0..op.segments.len();
-                match route::of_gather(members.map(|member| held_bytes(op, member))) {
+                match route::of_gather(members.map(|member| op.bytes(member))) {
                     Route::Direct => running.drive(&mut Direct { place, device, op }),
                     Route::Ring => running.drive(&mut Ring::new(place, device, op)),
                 }

@@ -14,7 +14,10 @@ pub const PATIENCE_MS: u64 = 60_000;
 
 pub const BACKENDS: [&str; 2] = ["shm", "tcp"];
 
-/// One backend per rank of a new job.
+/// Jobs of several hosts: their backend, and ranks.
+pub const BY_HOSTS: [(&str, usize); 3] = [("2 a host", 4), ("3 a host", 6), ("2 a host", 6)];
+
+/// One backend per rank of a new job: `shm`, `tcp`, or both with so many ranks `a host`.
 pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
     static JOBS: AtomicU64 = AtomicU64::new(0);
     let number = JOBS.fetch_add(1, Ordering::Relaxed);
@@ -23,6 +26,10 @@ pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
         let memory = SharedMemory::create(&job, world).unwrap();
         return (0..world).map(|_| Backend::Shm { memory: memory.clone() }).collect();
     }
+    if let Some(each) = kind.strip_suffix(" a host") {
+        let each: usize = each.parse().unwrap();
+        return on_hosts(&(0..world).map(|rank| rank / each).collect::<Vec<_>>());
+    }
     let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
     let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
@@ -30,6 +37,23 @@ pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
         listener,
         peers: peers.clone(),
         job: job.clone(),
+    });
+    each.collect()
+}
+
+/// One backend per rank of a new job whose rank `r` is on host `host_of[r]`.
+pub fn on_hosts(host_of: &[usize]) -> Vec<Backend> {
+    let hosts = 0..=host_of.iter().copied().max().unwrap_or(0);
+    let ranks = |host: usize| host_of.iter().filter(|&&of| of == host).count();
+    let memories = hosts.map(|host| SharedMemory::create("test", ranks(host)).unwrap());
+    let memories: Vec<_> = memories.collect();
+    let tcp = backends("tcp", host_of.len()).into_iter().zip(host_of);
+    let each = tcp.map(|(backend, &host)| match backend {
+        Backend::Tcp { listener, peers, job } => {
+            let (memory, host_of) = (memories[host].clone(), host_of.into());
+            Backend::Hosts { listener, peers, job, memory, host_of }
+        }
+        _ => unreachable!("asked for tcp"),
     });
     each.collect()
 }
@@ -45,8 +69,9 @@ pub fn with_ranks<R: Send>(
 }
 
 /// Settings without a pulse: other tests work in this process, which is nothing to these ranks.
+/// Whatever can goes by hosts.
 pub fn settings(timeout_ms: u64) -> Settings {
-    Settings { pulse: || 0, ..Settings::new(timeout_ms) }
+    Settings { pulse: || 0, by_hosts_bytes: 0, ..Settings::new(timeout_ms) }
 }
 
 /// As [`with_ranks`], each rank with settings of its own.
@@ -56,7 +81,16 @@ pub fn with_settings<R: Send>(
     settings: impl Fn(usize) -> Settings + Sync,
     body: impl Fn(World) -> R + Sync,
 ) -> Vec<R> {
-    let backends = backends(kind, world);
+    as_ranks(backends(kind, world), settings, body)
+}
+
+/// As [`with_settings`], by backends that are there.
+pub fn as_ranks<R: Send>(
+    backends: Vec<Backend>,
+    settings: impl Fn(usize) -> Settings + Sync,
+    body: impl Fn(World) -> R + Sync,
+) -> Vec<R> {
+    let world = backends.len();
     let (body, settings) = (&body, &settings);
     std::thread::scope(|scope| {
         let ranks = backends.into_iter().enumerate().map(|(rank, backend)| {
@@ -100,7 +134,7 @@ pub fn message<T>(result: Result<T>) -> String {
 pub fn again(backend: &Backend) -> Backend {
     match backend {
         Backend::Shm { memory } => Backend::Shm { memory: memory.clone() },
-        Backend::Tcp { .. } => panic!("an address has one listener"),
+        Backend::Tcp { .. } | Backend::Hosts { .. } => panic!("an address has one listener"),
     }
 }
 

@@ -58,7 +58,7 @@ impl StageSum {
 
     fn args(&self) -> abi::ReduceArgs {
         let inputs = match (self.sum.redop(), self.is_last()) {
-            (RedOp::Avg, true) => self.sum.inputs(),
+            (RedOp::Avg, true) => self.sum.count(),
             _ => 0,
         };
         let reduce = match self.sum.redop() {

@@ -108,7 +108,7 @@ impl StageSum {
     /// What is left to do with a result.
     fn finish<N: Number>(&self, results: &mut [N]) {
         if self.sum.redop() == RedOp::Avg && self.is_last() {
-            N::average(results, self.sum.inputs());
+            N::average(results, self.sum.count());
         }
     }
 

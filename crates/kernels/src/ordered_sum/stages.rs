@@ -22,6 +22,8 @@ struct Plan {
     ops: Vec<ReduceOp>,
     stages: Vec<Stage>,
     inputs: usize,
+    /// What averages are over.
+    count: usize,
     depth: usize,
     redop: RedOp,
 }
@@ -64,11 +66,25 @@ impl OrderedSum {
     /// A program that does not read each input once and in order, or whose stack does not end with
     /// the one sum.
     pub fn new(program: &Program, inputs: usize, redop: RedOp) -> Result<OrderedSum, KernelError> {
+        OrderedSum::of_parts(program, inputs, redop, inputs)
+    }
+
+    /// As [`OrderedSum::new`], of inputs that are themselves combined from `count` others in all,
+    /// over which averages are; those are sums then.
+    ///
+    /// # Errors
+    /// As [`OrderedSum::new`].
+    pub fn of_parts(
+        program: &Program,
+        inputs: usize,
+        redop: RedOp,
+        count: usize,
+    ) -> Result<OrderedSum, KernelError> {
         let plan = Plan::new(program, inputs, redop).map_err(|problem| {
             let message = format!("the program {problem}");
             KernelError::Argument { kernel: KERNEL, message }
         })?;
-        Ok(OrderedSum { plan: Arc::new(plan) })
+        Ok(OrderedSum { plan: Arc::new(Plan { count, ..plan }) })
     }
 
     /// Whether it was made from this program.
@@ -84,6 +100,11 @@ impl OrderedSum {
     /// Number of inputs.
     pub fn inputs(&self) -> usize {
         self.plan.inputs
+    }
+
+    /// How many numbers an average is over.
+    pub(super) fn count(&self) -> usize {
+        self.plan.count
     }
 
     /// Sums on the stack, at most.
@@ -131,6 +152,6 @@ impl Plan {
             return Err(format!("ends with {height} sums"));
         }
         stages.push(Stage { ops: (open.ops.0, program.ops.len()), ..open });
-        Ok(Plan { ops: program.ops.clone(), stages, inputs, depth, redop })
+        Ok(Plan { ops: program.ops.clone(), stages, inputs, count: inputs, depth, redop })
     }
 }

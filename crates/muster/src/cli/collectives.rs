@@ -32,6 +32,9 @@ pub struct CollectivesArgs {
     /// What connects the ranks
     #[arg(long, default_value = "shm")]
     pub backend: BackendArg,
+    /// What connects ranks of one host, where `--backend tcp` connects several hosts
+    #[arg(long, value_name = "BACKEND", default_value = "shm")]
+    pub within_host: BackendArg,
     /// Where the buffers of a host's ranks lie: `cpu`, `cuda:N`, `hip:N`, `sim`, `sim:ARCH`; of
     /// several each rank has one in turn. Times on a simulated device mean nothing
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu")]

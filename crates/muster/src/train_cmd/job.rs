@@ -37,6 +37,9 @@ pub struct Job {
     pub rendezvous: Vec<SocketAddr>,
     /// The number under which the ranks inherit the memory that they share.
     pub shared_memory: Option<i32>,
+    /// Where ranks share memory beside tcp: how many on each host.
+    #[serde(default)]
+    pub sharing: Option<usize>,
     /// Where a rank listens for its peers.
     pub bind: IpAddr,
     pub checkpoints: PathBuf,
@@ -146,6 +149,7 @@ mod tests {
             bucket_bytes: 32 << 20,
             rendezvous: vec![([127, 0, 0, 1], 0).into()],
             shared_memory: None,
+            sharing: None,
             bind: [127, 0, 0, 1].into(),
             checkpoints: PathBuf::new(),
             max_steps: None,

@@ -16,6 +16,7 @@ pub mod line;
 mod mesh;
 mod offload;
 pub mod place;
+pub mod reach;
 mod resume;
 pub mod room;
 pub mod signals;

@@ -62,6 +62,13 @@ impl Place {
         Ok(Place { nodes, node, ranks: node * share..(node + 1) * share, beside })
     }
 
+    /// How many ranks each host has that share memory beside tcp, where they are to: ranks of one
+    /// host alone are connected as asked, and one rank has nobody to share with.
+    pub fn sharing(&self, over_tcp: bool, within_host: bool) -> Option<usize> {
+        let is_so = over_tcp && within_host && cfg!(target_os = "linux");
+        Some(self.ranks.len()).filter(|&each| is_so && self.nodes > 1 && each > 1)
+    }
+
     /// Whose the machine's memory is.
     pub fn of_machine(&self) -> Share {
         let Place { nodes, ranks, beside, .. } = self;
@@ -157,6 +164,19 @@ mod tests {
 
     fn place(nodes: usize, beside: usize, share: usize) -> Place {
         Place { nodes, node: 0, ranks: 0..share, beside }
+    }
+
+    #[test]
+    fn ranks_of_several_hosts_share_memory_unless_asked_otherwise() {
+        let linux = cfg!(target_os = "linux");
+        assert_eq!(place(2, 1, 4).sharing(true, true), linux.then_some(4));
+        let without = [
+            place(2, 1, 4).sharing(true, false),
+            place(2, 1, 4).sharing(false, true),
+            place(1, 1, 4).sharing(true, true),
+            place(2, 1, 1).sharing(true, true),
+        ];
+        assert_eq!(without, [None; 4]);
     }
 
     #[test]

@@ -147,7 +147,8 @@ fn supervise(
     let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
     let server = addresses.serve((&name, secret), &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
-    let memory = SharedMemory::of(&config, &name)?;
+    let sharing = sharing(&place, &config);
+    let memory = SharedMemory::of(&config, &name, sharing)?;
     let job = Job {
         name,
         world: config.ranks.count,
@@ -155,6 +156,7 @@ fn supervise(
         bucket_bytes: buckets.bytes,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory: memory.descriptor(),
+        sharing,
         bind: addresses.bind(),
         checkpoints: run.checkpoints(),
         max_steps: args.max_steps,
@@ -164,7 +166,8 @@ fn supervise(
         prepared,
     };
     let mut sink = begin_events(&place, run, || {
-        header((&plan, buckets.reason), &job.config, Some(&job.prepared), run, offload?)
+        let plan = (&plan, &place, buckets.reason);
+        header(plan, &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     // Once, and not on every host.
@@ -248,10 +251,10 @@ struct SharedMemory {
 
 #[cfg(target_os = "linux")]
 impl SharedMemory {
-    fn of(config: &Config, name: &str) -> Result<SharedMemory, CliError> {
-        let ranks = &config.ranks;
-        let make = || comm::shm::SharedMemory::create(name, ranks.count);
-        let memory = (ranks.backend == Backend::Shm).then(make).transpose()?;
+    fn of(config: &Config, name: &str, sharing: Option<usize>) -> Result<SharedMemory, CliError> {
+        let all = (config.ranks.backend == Backend::Shm).then_some(config.ranks.count);
+        let make = |ranks| comm::shm::SharedMemory::create(name, ranks);
+        let memory = all.or(sharing).map(make).transpose()?;
         Ok(SharedMemory { memory })
     }
 
@@ -262,7 +265,7 @@ impl SharedMemory {
 
 #[cfg(not(target_os = "linux"))]
 impl SharedMemory {
-    fn of(config: &Config, _: &str) -> Result<SharedMemory, CliError> {
+    fn of(config: &Config, _: &str, _: Option<usize>) -> Result<SharedMemory, CliError> {
         match config.ranks.backend {
             Backend::Tcp => Ok(SharedMemory {}),
             Backend::Shm => {
@@ -395,7 +398,7 @@ fn threads(config: &Config, local: usize) -> usize {
 /// the rest is shown before that is told.
 fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
     let offload = planned.offload.as_ref().ok().cloned().flatten();
-    let plan = (&planned.plan, planned.buckets.reason);
+    let plan = (&planned.plan, &planned.place, planned.buckets.reason);
     let header = header(plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
@@ -423,8 +426,14 @@ fn memory(
     }
 }
 
+/// How many ranks of each host share memory beside tcp.
+fn sharing(place: &Place, config: &Config) -> Option<usize> {
+    let ranks = &config.ranks;
+    place.sharing(ranks.backend == Backend::Tcp, ranks.within_host == Backend::Shm)
+}
+
 fn header(
-    (plan, buckets): (&RunPlan, String),
+    (plan, place, buckets): (&RunPlan, &Place, String),
     config: &Config,
     prepared: Option<&Prepared>,
     run: &RunDir,
@@ -445,7 +454,12 @@ fn header(
     let data_digest = prepared.map(|prepared| hex(prepared.digest)).unwrap_or_default();
     let digests = (config_digest.to_hex().to_string(), data_digest);
     let run_dir = run.root().display().to_string();
-    Ok(plan.header(config, corpus.collect(), digests, (run_dir, buckets), offload)?)
+    let of_run = (run_dir, buckets);
+    let mut header = plan.header(config, corpus.collect(), digests, of_run, offload)?;
+    if let Some(each) = sharing(place, config) {
+        header.backend = format!("shm+tcp {} × {each}", place.nodes);
+    }
+    Ok(header)
 }
 
 fn prepare(config: &Config, run: &RunDir) -> Result<Prepared, CliError> {

@@ -20,6 +20,7 @@ use train::{
 use super::job::Job;
 use super::line::Line;
 use super::offload;
+use super::reach;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
 use super::voice::Voice;
@@ -281,7 +282,7 @@ fn backend(
     name: String,
 ) -> Result<comm::Backend, CliError> {
     if let Some(listener) = listener {
-        return Ok(comm::Backend::Tcp { listener, peers, job: name });
+        return reach::among_hosts(listener, peers, name, job.shared_memory.zip(job.sharing));
     }
     #[cfg(target_os = "linux")]
     if let Some(descriptor) = job.shared_memory {

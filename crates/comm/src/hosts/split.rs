@@ -1,0 +1,233 @@
+//! A program cut at the borders of hosts: what of it each host can compute of its own inputs, and
+//! what is left to do with that.
+//!
+//! ```text
+//! (a + b) + (c + d)   inputs a b | c d    host 0: a + b    host 1: c + d    then: 0 + 1
+//! (a + b) + (c + d)   inputs a | b c d    host 0: a        host 1: b, c + d then: (0 + 1) + 2
+//! ```
+//!
+//! Every addition is made once, of the same two operands and in the same order; only where it is
+//! made changes.
+
+use std::ops::Range;
+
+use layout::{Program, ReduceOp};
+
+/// What one partial of a host is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Of the inputs of all.
+    pub inputs: Range<usize>,
+    /// Over these alone, counted from 0.
+    pub program: Program,
+}
+
+/// A program in two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Split {
+    /// Of every host, in order.
+    pub parts: Vec<Vec<Part>>,
+    /// Over the parts of all hosts.
+    pub rest: Program,
+}
+
+/// A value of a program: an input, or a sum of two values before it in the list.
+struct Value {
+    inputs: Range<usize>,
+    of: Option<(usize, usize)>,
+}
+
+/// `program` in two, where the inputs of host `h` are the next `counts[h]`; `None` of a program
+/// that does not read each input once, in order, to one sum.
+pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
+    let (values, root) = values(program)?;
+    let hosts = counts.iter().scan(0, |end, count| {
+        *end += count;
+        Some(*end - count..*end)
+    });
+    let hosts: Vec<Range<usize>> = hosts.collect();
+    let mut cut = Cut { values: &values, hosts: &hosts, found: Vec::new() };
+    if values[root].inputs != (0..counts.iter().sum()) {
+        return None;
+    }
+    cut.find(root);
+    let Cut { found, .. } = cut;
+    let compiled = |value: usize, is_input: &dyn Fn(usize) -> Option<usize>| {
+        let mut program = Program { ops: Vec::new(), depth: 0 };
+        compile(&values, value, is_input, 0, &mut program);
+        program
+    };
+    let mut parts = vec![Vec::new(); counts.len()];
+    for &(host, value) in &found {
+        let inputs = values[value].inputs.clone();
+        let leaf = |value: usize| {
+            let Value { inputs: own, of } = &values[value];
+            of.is_none().then_some(own.start - inputs.start)
+        };
+        let program = compiled(value, &leaf);
+        parts[host].push(Part { inputs: inputs.clone(), program });
+    }
+    let rest = compiled(root, &|value| found.iter().position(|&(_, part)| part == value));
+    Some(Split { parts, rest })
+}
+
+/// All values of a program, and which of them is the sum of all.
+fn values(program: &Program) -> Option<(Vec<Value>, usize)> {
+    let (mut values, mut stack, mut next) = (Vec::new(), Vec::<usize>::new(), 0);
+    for op in &program.ops {
+        if let ReduceOp::Push(input) | ReduceOp::AddInput(input) = *op {
+            if input != next {
+                return None;
+            }
+            next += 1;
+            stack.push(values.len());
+            values.push(Value { inputs: input..next, of: None });
+        }
+        if !matches!(op, ReduceOp::Push(_)) {
+            let (second, first) = (stack.pop()?, stack.pop()?);
+            let inputs = values[first].inputs.start..values[second].inputs.end;
+            stack.push(values.len());
+            values.push(Value { inputs, of: Some((first, second)) });
+        }
+    }
+    let root = stack.pop()?;
+    stack.is_empty().then_some((values, root))
+}
+
+/// Looks for the largest values that lie in one host each.
+struct Cut<'a> {
+    values: &'a [Value],
+    hosts: &'a [Range<usize>],
+    /// Host and value, in order.
+    found: Vec<(usize, usize)>,
+}
+
+impl Cut<'_> {
+    fn find(&mut self, value: usize) {
+        let Value { inputs, of } = &self.values[value];
+        let holds = |host: &Range<usize>| host.start <= inputs.start && inputs.end <= host.end;
+        match (self.hosts.iter().position(holds), *of) {
+            (Some(host), _) => self.found.push((host, value)),
+            (None, Some((first, second))) => {
+                self.find(first);
+                self.find(second);
+            }
+            // An input always lies in one host.
+            (None, None) => {}
+        }
+    }
+}
+
+/// Appends what computes `value` where `stack` numbers are on the stack before.
+fn compile(
+    values: &[Value],
+    value: usize,
+    input: &dyn Fn(usize) -> Option<usize>,
+    stack: usize,
+    program: &mut Program,
+) {
+    if let Some(input) = input(value) {
+        program.ops.push(ReduceOp::Push(input));
+        program.depth = program.depth.max(stack + 1);
+        return;
+    }
+    let Some((first, second)) = values[value].of else { return };
+    compile(values, first, input, stack, program);
+    match input(second) {
+        Some(input) => program.ops.push(ReduceOp::AddInput(input)),
+        None => {
+            compile(values, second, input, stack + 1, program);
+            program.ops.push(ReduceOp::Fold);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use layout::{Node, Tree};
+    use proptest::prelude::*;
+
+    /// The value that a program computes, as its written form.
+    fn written(program: &Program, inputs: &[String]) -> String {
+        let mut stack: Vec<String> = Vec::new();
+        let mut deepest = 0;
+        for op in &program.ops {
+            let second = match *op {
+                ReduceOp::Push(input) => {
+                    stack.push(inputs[input].clone());
+                    deepest = deepest.max(stack.len());
+                    continue;
+                }
+                ReduceOp::AddInput(input) => inputs[input].clone(),
+                ReduceOp::Fold => stack.pop().unwrap(),
+            };
+            let first = stack.pop().unwrap();
+            stack.push(format!("({first}+{second})"));
+        }
+        assert_eq!((stack.len(), deepest), (1, program.depth));
+        stack.remove(0)
+    }
+
+    fn nodes(tree: &Tree, world: usize) -> Vec<Vec<Node>> {
+        tree.partials(world).unwrap()
+    }
+
+    #[test]
+    fn a_host_whose_leaves_are_one_node_gives_one_partial() {
+        let tree = Tree::new(&[2, 2, 2]).unwrap();
+        let partials = nodes(&tree, 4).concat();
+        let halves = split(&tree.combine(&partials), &[2, 2]).unwrap();
+        assert_eq!(halves.parts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(halves.rest.ops, [ReduceOp::Push(0), ReduceOp::AddInput(1)]);
+        let odd = split(&tree.combine(&partials), &[1, 3]).unwrap();
+        assert_eq!(odd.parts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_no_sum_of_all_inputs_in_order_is_not_cut() {
+        let ops = [
+            vec![],
+            vec![ReduceOp::Push(0), ReduceOp::Push(1)],
+            vec![ReduceOp::Push(1), ReduceOp::AddInput(0)],
+            vec![ReduceOp::AddInput(0), ReduceOp::Push(1)],
+            vec![ReduceOp::Push(0), ReduceOp::Fold],
+            vec![ReduceOp::Push(0)],
+        ];
+        for ops in ops {
+            assert_eq!(split(&Program { ops: ops.clone(), depth: 1 }, &[1, 1]), None, "{ops:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_two_together_make_the_same_additions(
+            radices in prop::collection::vec(2_usize..5, 1..4),
+            world in 1_usize..24,
+            cuts in prop::collection::vec(0_usize..24, 1..4),
+        ) {
+            let tree = Tree::new(&radices).unwrap();
+            let partials = nodes(&tree, world.min(tree.leaves())).concat();
+            let program = tree.combine(&partials);
+            let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (partials.len() + 1)).collect();
+            ends.push(partials.len());
+            ends.sort_unstable();
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let counts: Vec<usize> = starts.zip(&ends).map(|(start, end)| end - start).collect();
+            let inputs: Vec<String> = (0..partials.len()).map(|i| i.to_string()).collect();
+            let Split { parts, rest } = split(&program, &counts).unwrap();
+            let mut end = 0;
+            let mut made = Vec::new();
+            for (parts, count) in parts.iter().zip(&counts) {
+                let before = end;
+                for part in parts {
+                    prop_assert_eq!(part.inputs.start, end);
+                    end = part.inputs.end;
+                    made.push(written(&part.program, &inputs[part.inputs.clone()]));
+                }
+                prop_assert_eq!(end - before, *count);
+            }
+            prop_assert_eq!(written(&rest, &made), written(&program, &inputs));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What the members of one host do beside an operation over tcp, in which they have learned that
+//! all are in it and that their windows are ready.
+//!
+//! Phases on the board are those of an operation with the number of the one over tcp and one more,
+//! because here meeting has been the first. Whoever waits here waits for members that may wait for
+//! ranks of other hosts: those name who is at fault, and before.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use device::{Device, Placement};
+
+use super::endpoint::{Call, Endpoint};
+use super::transfer::PART;
+use crate::hosts::GatherByHosts;
+use crate::memory::copy;
+use crate::{Operation, Result, Window};
+
+impl Endpoint {
+    /// A window of the members of this host, when all members of the group have come to number
+    /// `sequence`.
+    pub(crate) fn window_beside(
+        &self,
+        device: &Device,
+        group: u64,
+        bytes: usize,
+        sequence: u64,
+    ) -> Result<Window> {
+        self.run(|state| {
+            state.sequence = sequence;
+            ((Operation::Window, sequence), Ok(()))
+        })?;
+        let shared = |place: &device::SharedPart| {
+            Ok(device.alloc(bytes, &Placement::Shared(place.clone()))?)
+        };
+        self.make_window(device, group, bytes, shared)
+    }
+
+    /// Returns when the members of this host have read what they want of this one's windows.
+    /// `reads` are the bytes that it has read of theirs.
+    pub(crate) fn leave_beside(
+        &self,
+        (operation, sequence): (Operation, u64),
+        reads: &[AtomicU64],
+    ) -> Result<()> {
+        self.beside(operation, sequence, |call| self.leave_and_count(call, reads))
+    }
+
+    /// When the members of this host have in their windows what their columns carry, copies it from
+    /// there, and returns when all have.
+    pub(crate) fn gather_beside(
+        &self,
+        device: &Device,
+        op: &GatherByHosts,
+        sequence: u64,
+    ) -> Result<()> {
+        self.beside(op.operation(), sequence, |call| {
+            self.wait_all(call, call.phase())?;
+            for (member, bytes) in &op.copied {
+                for start in bytes.clone().step_by(PART) {
+                    let len = PART.min(bytes.end - start);
+                    let from = op.window.of_member(*member, start, len, device::DType::U8)?;
+                    let into = op.window.tensor(start, &[len], device::DType::U8)?;
+                    let count = copy(device, "all_gather_segments", &from, &into)?;
+                    let reads = &op.reads[op.hosts.of(*member).1];
+                    reads.fetch_add(count as u64, Ordering::Relaxed);
+                    self.part_done()?;
+                }
+            }
+            self.leave_and_count(call, &op.reads)
+        })
+    }
+
+    fn beside(
+        &self,
+        operation: Operation,
+        sequence: u64,
+        body: impl FnOnce(&Call) -> Result<()>,
+    ) -> Result<()> {
+        self.run(|state| {
+            state.sequence = sequence + 1;
+            let call = self.call(operation, sequence).behind(sequence + 1);
+            ((operation, sequence), self.check_revoked().and_then(|()| body(&call)))
+        })
+    }
+
+    /// The operation is counted already, without what goes through shared memory.
+    fn leave_and_count(&self, call: &Call, reads: &[AtomicU64]) -> Result<()> {
+        let mut received = 0;
+        for peer in self.members.peers() {
+            let bytes = reads[peer].swap(0, Ordering::Relaxed);
+            self.board.add_read(peer, bytes);
+            received += bytes;
+        }
+        self.wait_all(call, call.phase().wrapping_add(1))?;
+        // A peer that gave the job up may have dropped its windows while they were read.
+        self.check_revoked()?;
+        let sent = self.board.take_read(self.place());
+        self.job().counters.add_bytes(call.operation, sent, received);
+        Ok(())
+    }
+}
