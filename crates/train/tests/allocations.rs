@@ -135,7 +135,7 @@ fn watch(config: &Config, dir: &Path, place: (usize, usize, bool)) -> BTreeMap<S
                 assert!(!step.skipped);
                 assert_eq!(step.expert_load.is_some(), config.model.moe.is_some());
                 // Not in every step: a ring holds the spans of several.
-                if is_traced && world.rank() == 0 && step.step % 4 == 0 {
+                if is_traced && world.rank() == 0 && step.step.is_multiple_of(4) {
                     device::trace::drain(&mut |_| {
                         SPANS.fetch_add(1, Ordering::Relaxed);
                     });

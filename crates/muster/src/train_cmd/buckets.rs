@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use bench::collectives::bucket::{Bounds, Decided, bucket};
 use bench::collectives::links::{LinkTable, NoCurve};
-use train::config::{BUCKET_BYTES, Backend, Links, RanksConfig};
+use train::config::{BUCKET_BYTES, Links, RanksConfig};
 
 use crate::console::{bytes, plural};
 use crate::error::CliError;
@@ -73,24 +73,22 @@ struct Table {
 /// it ends.
 const LEFT_AT_THE_END: u64 = 4;
 
-/// Decides, and reads what that needs; `hosts` are machines.
+/// Decides, and reads what that needs, for a run on so many machines over `transport`, as groups
+/// name theirs.
 ///
 /// # Errors
 /// The table that the config names cannot be read or used.
 pub fn resolve(
     ranks: &RanksConfig,
     run: &RunDir,
-    hosts: usize,
+    (hosts, transport): (usize, &'static str),
     gradient_bytes: u64,
 ) -> Result<Buckets, CliError> {
     let host = links_file::host_name();
     let site = Site {
         host: &host,
         hosts,
-        transport: match ranks.backend {
-            Backend::Shm => "shm",
-            Backend::Tcp => "tcp",
-        },
+        transport,
         ranks: ranks.count,
         gradient_bytes,
         are_hidden: ranks.optimizer_device.kind().is_some(),

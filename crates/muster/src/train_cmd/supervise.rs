@@ -120,7 +120,8 @@ fn plan(hosts: &Hosts, loaded: Loaded, secret: JobSecret) -> Result<Planned, Cli
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let run = RunDir::new(config.runs_dir.join(&config.name));
     let gradient_bytes = 4 * loaded.resolved.schema.parameters() as u64;
-    let buckets = buckets::resolve(&config.ranks, &run, place.of_machine().parts, gradient_bytes)?;
+    let site = (place.of_machine().parts, transport(&place, &config));
+    let buckets = buckets::resolve(&config.ranks, &run, site, gradient_bytes)?;
     let world = config.ranks.count;
     let plan = RunPlan::with_buckets(&config, vocab, world, threads, buckets.bytes)?;
     let fit = memory(&config, &plan, vocab, &place);
@@ -423,6 +424,15 @@ fn memory(
         Fit::Fits => Ok(None),
         Fit::Tight(why) => Ok(Some(why)),
         Fit::Impossible(why) => Err(why),
+    }
+}
+
+/// As the group of all ranks names what connects it.
+fn transport(place: &Place, config: &Config) -> &'static str {
+    match (config.ranks.backend, sharing(place, config)) {
+        (Backend::Shm, _) => "shm",
+        (Backend::Tcp, None) => "tcp",
+        (Backend::Tcp, Some(_)) => "shm+tcp",
     }
 }
 

@@ -58,8 +58,8 @@ fn arrows_go_from_the_rank_that_came_last() {
 
     // What is merged can be merged again, packed or not, and stays the same.
     let (packed, again) = (dir.path().join("a.json.gz"), dir.path().join("again.json"));
-    merge(&[into.clone()], &packed).unwrap();
-    merge(&[packed.clone()], &again).unwrap();
+    merge(std::slice::from_ref(&into), &packed).unwrap();
+    merge(std::slice::from_ref(&packed), &again).unwrap();
     assert_eq!(parsed(&packed), trace);
     assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&into).unwrap());
     let first = dir.path().join("first.json");
@@ -101,7 +101,7 @@ fn what_is_missing_is_told_and_what_is_no_trace_is_refused() {
     writer.tell(&mut lossy, Told::Lost { track: 7, spans: 1 });
     let lossy = write(dir.path(), "lossy.json", &lossy);
     let into = dir.path().join("trace.json");
-    let merged = merge(&[lossy.clone()], &into).unwrap();
+    let merged = merge(std::slice::from_ref(&lossy), &into).unwrap();
     let lost = json!([{"rank": 3, "tid": 2, "spans": 4}, {"rank": 3, "tid": 7, "spans": 1}]);
     assert_eq!(parsed(&into)["otherData"]["lost"], lost);
     let mut said = merged.warnings(2);

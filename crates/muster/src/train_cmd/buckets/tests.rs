@@ -84,7 +84,7 @@ fn config(links: Links) -> RanksConfig {
 }
 
 fn resolved(config: &RanksConfig, run: &std::path::Path) -> Result<Buckets, String> {
-    resolve(config, &RunDir::new(run), 1, 1 << 30).map_err(|error| error.message)
+    resolve(config, &RunDir::new(run), (1, "shm"), 1 << 30).map_err(|error| error.message)
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn what_is_hidden_is_known_by_the_optimizers_device() {
     let mut config = config(Links::File(path));
     config.optimizer_device = OptimizerDevice::try_from("sim:sm_90a".to_owned()).unwrap();
     let run = RunDir::new(dir.path());
-    let chosen = resolve(&config, &run, 1, 1_000_000).unwrap();
+    let chosen = resolve(&config, &run, (1, "shm"), 1_000_000).unwrap();
     assert!(chosen.reason.starts_with("a quarter of the gradients"), "{chosen:?}");
 }
 
