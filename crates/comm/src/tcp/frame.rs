@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn checksums_of_parts_make_that_of_the_whole() {
-        let bytes: Vec<u8> = (0..700_u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..700_u32).map(|i| ((i * i) >> 3) as u8).collect();
         for cut in 0..bytes.len() {
             let parts = checked(checked(0, &bytes[..cut]), &bytes[cut..]);
             assert_eq!(parts, crc_fast::crc32_iscsi(&bytes), "{cut}");
