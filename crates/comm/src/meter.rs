@@ -86,15 +86,18 @@ impl TimingCells {
 /// What the parts of this thread's operation have told.
 #[derive(Clone, Copy, Default)]
 struct Running {
+    /// Whether there is one: those within it are parts of it.
+    is_measured: bool,
     waited_ns: u64,
     sent_bytes: u64,
     received_bytes: u64,
 }
 
+const IDLE: Running =
+    Running { is_measured: false, waited_ns: 0, sent_bytes: 0, received_bytes: 0 };
+
 thread_local! {
-    static RUNNING: Cell<Running> = const {
-        Cell::new(Running { waited_ns: 0, sent_bytes: 0, received_bytes: 0 })
-    };
+    static RUNNING: Cell<Running> = const { Cell::new(IDLE) };
 }
 
 /// This thread's operation has moved these bytes.
@@ -114,6 +117,15 @@ pub(crate) fn waited_since(begin_ns: u64) {
     RUNNING.set(Running { waited_ns, ..running });
 }
 
+/// Ends what this thread measures, also after a panic.
+struct Idle;
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        RUNNING.set(IDLE);
+    }
+}
+
 /// The meter of a channel or group.
 pub(crate) struct Meter {
     /// Among those of the job, the same on every member: `group 0`.
@@ -128,16 +140,22 @@ impl Meter {
         Meter { name, transport, track: OnceLock::new() }
     }
 
-    /// Runs an operation on this thread; it tells what it was, and its number.
+    /// Runs an operation on this thread; it tells what it was, and its number. Within another one
+    /// it is a part of that, and not measured by itself.
     pub(crate) fn measure<R>(
         &self,
         totals: &TimingCells,
         run: impl FnOnce() -> ((Operation, u64), R),
     ) -> ((Operation, u64), R) {
+        if RUNNING.get().is_measured {
+            return run();
+        }
         let (is_recorded, begin_ns) = (trace::is_on(), trace::now_ns());
-        RUNNING.set(Running::default());
+        RUNNING.set(Running { is_measured: true, ..IDLE });
+        let idle = Idle;
         let ((operation, sequence), result) = run();
         let (end_ns, running) = (trace::now_ns(), RUNNING.get());
+        drop(idle);
         let waited_ns = running.waited_ns.min(end_ns - begin_ns);
         totals.add(operation, end_ns - begin_ns, waited_ns);
         if is_recorded {

@@ -173,10 +173,12 @@ impl Registration {
         if handle.is_null() {
             return Ok(());
         }
-        let (call, deadline) = ("ncclCommDeregister", patience(&self.shared));
-        let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) else {
+        let (call, deadline) = ("ncclCommDeregister", self.shared.patience());
+        let lease = match self.shared.enter(call, Need::Manage, deadline) {
+            Ok(lease) => lease,
             // A communicator that is freed has forgotten it.
-            return self.shared.wait_until_freed(call, deadline);
+            Err(Error::Ended { .. }) => return self.shared.wait_until_freed(call, deadline),
+            Err(error) => return Err(self.shared.lose_patience(error)),
         };
         let library = &self.shared.library;
         // SAFETY: the lease keeps the communicator, whose the registration is.
@@ -199,10 +201,12 @@ impl Window {
         if handle.is_null() {
             return Ok(());
         }
-        let (call, deadline) = ("ncclCommWindowDeregister", patience(&self.shared));
-        let Ok(lease) = self.shared.enter(call, Need::Manage, deadline) else {
+        let (call, deadline) = ("ncclCommWindowDeregister", self.shared.patience());
+        let lease = match self.shared.enter(call, Need::Manage, deadline) {
+            Ok(lease) => lease,
             // A communicator that is freed has forgotten it.
-            return self.shared.wait_until_freed(call, deadline);
+            Err(Error::Ended { .. }) => return self.shared.wait_until_freed(call, deadline),
+            Err(error) => return Err(self.shared.lose_patience(error)),
         };
         let library = &self.shared.library;
         // SAFETY: the lease keeps the communicator, whose the window is.
@@ -210,10 +214,6 @@ impl Window {
         library.check_begun(told)?;
         lease.settle(call, deadline, "the window was in use")
     }
-}
-
-fn patience(shared: &Shared) -> Deadline {
-    Deadline::after(shared.timeout().min(DROP_PATIENCE))
 }
 
 impl Drop for Registration {

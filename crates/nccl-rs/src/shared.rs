@@ -11,6 +11,7 @@
 //! the end first, which every wait looks at, and frees when the last lease is gone. If a call
 //! never comes back, the abort's own deadline ends it, and that call frees when it does.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use crate::config::Sent;
 use crate::error::{End, Seat};
 use crate::table::{Handle, Table};
-use crate::wait::{Deadline, run_bounded};
+use crate::wait::{DROP_PATIENCE, Deadline, run_bounded};
 use crate::{Code, Error, Library};
 
 pub(crate) struct Shared {
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     seat: Mutex<Seat>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether the release of something has been waited for in vain.
+    was_late: AtomicBool,
     /// The library may keep pointers to its texts.
     _config: Box<Sent>,
 }
@@ -103,7 +106,8 @@ impl Shared {
         let state = State { handle, phase, owner, lookers: 0, aborting: 0, timeout };
         let (seat, state) = (Mutex::new(seat), Mutex::new(state));
         let (library, changed) = (library.clone(), Condvar::new());
-        Arc::new(Shared { library, seat, state, changed, _config: config })
+        let was_late = AtomicBool::new(false);
+        Arc::new(Shared { library, seat, state, changed, was_late, _config: config })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -267,6 +271,21 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// How long a release may last: of many that would all be late only the first is waited for.
+    pub(crate) fn patience(&self) -> Deadline {
+        let timeout = match self.was_late.load(Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => self.timeout().min(DROP_PATIENCE),
+        };
+        Deadline::after(timeout)
+    }
+
+    /// A release was waited for in vain.
+    pub(crate) fn lose_patience(&self, error: Error) -> Error {
+        self.was_late.store(true, Ordering::Relaxed);
+        error
+    }
+
     /// Waits until the communicator, which is over, is freed, with all that the library knew of it.
     ///
     /// # Errors
@@ -280,7 +299,8 @@ impl Shared {
         while !matches!(state.phase, Phase::Over(_)) {
             if deadline.is_over() {
                 drop(state);
-                return Err(self.late(call, deadline, "the library was freeing the communicator"));
+                let late = self.late(call, deadline, "the library was freeing the communicator");
+                return Err(self.lose_patience(late));
             }
             state = self.wait(state, deadline);
         }

@@ -247,9 +247,11 @@ fn memory_in_slow_abort(rank: &Rank) {
     bench.comm.abort().unwrap_err();
     let begun = Instant::now();
     assert_deadline(&early.unwrap().release().unwrap_err(), begun, 150);
+    // Of many the first alone is waited for.
     bench.comm.set_timeout(Duration::from_secs(20));
-    window.unwrap().release().unwrap();
-    assert!(begun.elapsed() > Duration::from_millis(500), "not before the library is done");
+    window.unwrap().release().unwrap_err();
+    assert!(begun.elapsed() < Duration::from_millis(900), "it has waited once more");
+    std::thread::sleep(Duration::from_millis(2000));
     late.release().unwrap();
 }
 

@@ -7,7 +7,8 @@ use super::shape::{self, Shape};
 use super::transport::ByHosts;
 use crate::control::Channel;
 use crate::job::{Job, Members};
-use crate::{CommError, Result, shm, tcp};
+use crate::meter::Meter;
+use crate::{CommError, Operation, Result, shm, tcp};
 
 pub(crate) struct Plane {
     /// Held until the end: whoever left it would be gone.
@@ -34,8 +35,13 @@ impl Plane {
         if got != expected {
             return Err(CommError::PerRank { what, got, expected });
         }
-        let ranks = (0..expected).filter(|&other| host_of[other] == host_of[rank]).collect();
-        let host = Arc::new(shm::Host::within(memory, ranks, Arc::clone(net.job()))?);
+        let ranks: Arc<[usize]> =
+            (0..expected).filter(|&other| host_of[other] == host_of[rank]).collect();
+        // Others wait for this rank in the memory that it cannot have.
+        let everyone = Members::all(rank, expected);
+        let job = Arc::clone(net.job());
+        let host = shm::Host::within(memory, ranks, Arc::clone(&job));
+        let host = Arc::new(job.settle(&everyone, (Operation::Join, 0), host)?);
         let here = host.channel(Channel::Training)?;
         Ok(Plane { _here: here, host, net, host_of })
     }
@@ -77,7 +83,8 @@ impl Plane {
                 let ranks = members.ranks[first..first + hosts.each].into();
                 let all = self.net.group(region, members)?;
                 let here = self.host.group(region, Members { ranks, place })?;
-                let transport = Arc::new(ByHosts { hosts, all, here });
+                let meter = Meter::new(format!("group {region} by hosts"), "shm+tcp");
+                let transport = Arc::new(ByHosts { hosts, all, here, meter });
                 Connected { transport, name: "shm+tcp", hosts: Some(hosts), why }
             }
             Shape::ByHosts(_) | Shape::Flat => {

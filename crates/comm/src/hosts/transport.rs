@@ -7,6 +7,7 @@ use device::Device;
 
 use super::shape::Hosts;
 use crate::job::{Job, Members};
+use crate::meter::Meter;
 use crate::op::Step;
 use crate::transport::Transport;
 use crate::{Operation, Result, Window, shm, tcp};
@@ -17,6 +18,25 @@ pub(super) struct ByHosts {
     pub all: tcp::Endpoint,
     /// Of those on this host, whose places are their columns.
     pub here: shm::Endpoint,
+    /// Of both together.
+    pub meter: Meter,
+}
+
+impl ByHosts {
+    /// Measures what runs over tcp and then on this host as the one operation that it is.
+    fn measure<R>(
+        &self,
+        operation: Operation,
+        run: impl FnOnce(&mut u64) -> Result<R>,
+    ) -> Result<R> {
+        let timings = &self.all.job().timings;
+        let (_, result) = self.meter.measure(timings, || {
+            let mut sequence = 0;
+            let result = run(&mut sequence);
+            ((operation, sequence), result)
+        });
+        result
+    }
 }
 
 impl Transport for ByHosts {
@@ -33,8 +53,10 @@ impl Transport for ByHosts {
     }
 
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
-        let sequence = self.all.meet_at(Operation::Window, bytes as u64)?;
-        let window = self.here.window_beside(device, group, bytes, sequence)?;
+        let window = self.measure(Operation::Window, |sequence| {
+            *sequence = self.all.meet_at(Operation::Window, bytes as u64)?;
+            self.here.window_beside(device, group, bytes)
+        })?;
         let members = self.all.members();
         let (host, _) = self.hosts.of(members.place);
         Ok(window.among(self.hosts.place(host, 0), members.len()))
@@ -60,14 +82,14 @@ impl Transport for ByHosts {
 
     fn run(&self, device: &Device, step: &Step) -> Result<()> {
         match step {
-            Step::ReduceByHosts(op) => {
-                let sequence = self.all.reduce_by_hosts(device, op)?;
-                self.here.leave_beside((step.operation(), sequence), &op.reads)
-            }
-            Step::GatherByHosts(op) => {
-                let sequence = self.all.gather_by_hosts(device, op)?;
-                self.here.gather_beside(device, op, sequence)
-            }
+            Step::ReduceByHosts(op) => self.measure(step.operation(), |sequence| {
+                *sequence = self.all.reduce_by_hosts(device, op)?;
+                self.here.leave_beside((step.operation(), *sequence), &op.reads)
+            }),
+            Step::GatherByHosts(op) => self.measure(step.operation(), |sequence| {
+                *sequence = self.all.gather_by_hosts(device, op)?;
+                self.here.gather_beside(device, op, *sequence)
+            }),
             flat => Transport::run(&self.all, device, flat),
         }
     }

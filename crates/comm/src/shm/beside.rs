@@ -1,8 +1,8 @@
 //! What the members of one host do beside an operation over tcp, in which they have learned that
 //! all are in it and that their windows are ready.
 //!
-//! Phases on the board are those of an operation with the number of the one over tcp and one more,
-//! because here meeting has been the first. Whoever waits here waits for members that may wait for
+//! On the board they are numbered by themselves: most operations are over tcp alone, and phases that
+//! leapt would in the end be taken for those before. Whoever waits here waits for members that may wait for
 //! ranks of other hosts: those name who is at fault, and before.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,22 +13,17 @@ use super::endpoint::{Call, Endpoint};
 use super::transfer::PART;
 use crate::hosts::GatherByHosts;
 use crate::memory::copy;
+use crate::meter;
 use crate::{Operation, Result, Window};
 
 impl Endpoint {
-    /// A window of the members of this host, when all members of the group have come to number
-    /// `sequence`.
+    /// A window of the members of this host, when all members of the group have come to it.
     pub(crate) fn window_beside(
         &self,
         device: &Device,
         group: u64,
         bytes: usize,
-        sequence: u64,
     ) -> Result<Window> {
-        self.run(|state| {
-            state.sequence = sequence;
-            ((Operation::Window, sequence), Ok(()))
-        })?;
         let shared = |place: &device::SharedPart| {
             Ok(device.alloc(bytes, &Placement::Shared(place.clone()))?)
         };
@@ -77,8 +72,8 @@ impl Endpoint {
         body: impl FnOnce(&Call) -> Result<()>,
     ) -> Result<()> {
         self.run(|state| {
-            state.sequence = sequence + 1;
-            let call = self.call(operation, sequence).behind(sequence + 1);
+            state.sequence += 1;
+            let call = self.call(operation, sequence).behind(state.sequence);
             ((operation, sequence), self.check_revoked().and_then(|()| body(&call)))
         })
     }
@@ -96,6 +91,7 @@ impl Endpoint {
         self.check_revoked()?;
         let sent = self.board.take_read(self.place());
         self.job().counters.add_bytes(call.operation, sent, received);
+        meter::moved(sent, received);
         Ok(())
     }
 }

@@ -4,13 +4,14 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use device::{Buffer, DType, Device, Placement, Tensor};
 use kernels::ordered_sum::Summation;
 
 use super::hosts::Peer;
 use super::sums::{TILES, tile};
-use super::traffic::{Give, Message, Take, Traffic, Way, give_pieces, take_pieces};
+use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, take_pieces};
 use crate::Result;
 use crate::hosts::ReduceByHosts;
 use crate::memory::{Joined, load};
@@ -203,6 +204,11 @@ impl Traffic for HostSums<'_> {
             Way::Out => self.awaited == 0,
             Way::In => self.round(way, message.peer, start) < self.summed + TILES,
         }
+    }
+
+    /// An owner takes no more of one host while it waits for a tile of another.
+    fn excuse(&self, way: Way, _: Message) -> Duration {
+        if way == Way::Out { EXCUSE } else { Duration::ZERO }
     }
 
     fn begin(&mut self) -> Result<()> {

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::time::Duration;
 
 use device::{DType, Device, Tensor};
 
@@ -86,6 +87,10 @@ impl<T: Peer> Traffic for Column<T> {
         }
     }
 
+    fn excuse(&self, way: Way, message: Message) -> Duration {
+        self.inside(message).map_or(Duration::ZERO, |message| self.inner.excuse(way, message))
+    }
+
     fn begin(&mut self) -> Result<()> {
         self.inner.begin()
     }
@@ -139,6 +144,10 @@ impl<T: Traffic> Traffic for Ready<T> {
 
     fn may_begin(&self, way: Way, message: Message, start: usize) -> bool {
         (way == Way::In || self.awaited == 0) && self.inner.may_begin(way, message, start)
+    }
+
+    fn excuse(&self, way: Way, message: Message) -> Duration {
+        self.inner.excuse(way, message)
     }
 
     fn give(&self, message: Message, bytes: Range<usize>, go: Give) -> Result<()> {
