@@ -113,7 +113,9 @@ fn a_lack_of_memory_is_no_bug() {
     let mut named = 0;
     // As large as what it takes to tokenize it at once.
     std::fs::write(run.path().join("large.txt"), "fn main() {}\n".repeat(6_000_000)).unwrap();
-    for (mib, text) in [(48, "text"), (52, "text"), (56, "text"), (400, "text"), (100, "large")] {
+    // From what the program itself needs on, which grows with it.
+    let few = (46..=60).step_by(2).map(|mib| (mib, "text"));
+    for (mib, text) in few.chain([(400, "text"), (100, "large")]) {
         let exe = common::MUSTER;
         let line = format!(
             "ulimit -v {}; exec {exe} train run.yaml --max-steps 2 --set data.files={text}.txt",
@@ -122,6 +124,9 @@ fn a_lack_of_memory_is_no_bug() {
         let mut command = Command::new("sh");
         command.args(["-c", &line]);
         let done = run.spawn(command).wait();
+        if done.code() == Some(127) && done.stderr.contains("error while loading") {
+            continue;
+        }
         let Some(code) = done.code() else {
             // The C library ends a process that has no memory for its own needs, and says so.
             assert!(

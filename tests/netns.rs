@@ -70,7 +70,7 @@ impl Drop for Hosts {
 }
 
 #[test]
-fn two_hosts_without_shared_memory_have_the_bits_of_one() {
+fn two_hosts_in_networks_of_their_own_have_the_bits_of_one() {
     let hosts = match Hosts::new() {
         Ok(hosts) => hosts,
         Err(why) => return skip(&why),
@@ -99,6 +99,6 @@ fn two_hosts_without_shared_memory_have_the_bits_of_one() {
     assert!(shown[0].starts_with("node 1 of 2: ranks ") && shown[0].contains("4100"), "{second}");
     assert_eq!(shown[1], "node 1: its ranks are done");
     assert_eq!(run.final_digest("two-hosts"), expected);
-    assert_eq!(run.events_of("two-hosts", "header")[0]["backend"], "tcp");
+    assert_eq!(run.events_of("two-hosts", "header")[0]["backend"], "shm+tcp 2 × 2");
     assert_eq!(run.verify("two-hosts"), 2);
 }

@@ -486,7 +486,7 @@ fn a_length_that_comes_damaged_is_no_lost_process() {
     let _joined = joined.map(|joined| joined.join().unwrap().unwrap());
     to_server.write_all(&[0xff; 8]).unwrap();
     eventually("the loss", || server.lost().is_some());
-    let what = "a message on its control connection came damaged";
+    let what = "a message on its control connection came damaged, or forged";
     assert_eq!(server.lost(), Some((0, what.to_owned())));
 }
 
