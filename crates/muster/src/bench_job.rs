@@ -98,7 +98,12 @@ impl Job {
     fn identity(&self) -> Vec<(String, String)> {
         let task = serde_json::to_vec(&self.task).unwrap_or_default();
         let digest = blake3::hash(&task).to_hex()[..16].to_owned();
-        vec![("build".into(), train::BUILD.into()), ("arguments of muster bench".into(), digest)]
+        let within = self.sharing.map_or("tcp".to_owned(), |ranks| format!("{ranks} share memory"));
+        vec![
+            ("build".into(), train::BUILD.into()),
+            ("arguments of muster bench".into(), digest),
+            ("--within-host".into(), within),
+        ]
     }
 }
 

@@ -93,6 +93,8 @@ pub fn read(path: &Path) -> Result<(Vec<Event>, usize), CliError> {
             break; // The end, or a torn line.
         }
         match serde_json::from_slice(&line) {
+            // One a step, as long as there are ranks: of no use to whoever draws curves.
+            Ok(Event::Ranks(_)) => {}
             Ok(event) => events.push(event),
             Err(_) => others += 1,
         }

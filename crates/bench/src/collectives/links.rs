@@ -177,12 +177,18 @@ fn impossible_fit(fit: &Fit) -> Option<&'static str> {
     segments.iter().any(has_no_time).then_some("operations that take no time")
 }
 
+/// The largest bucket of a config.
+const MOST_BYTES: u64 = 1 << 40;
+
 fn impossible_reach(reach: &Reach) -> Option<&'static str> {
     let &Reach { peak_busbw_gb_per_s: peak, peak_bytes, half_bytes, ninety_bytes, .. } = reach;
     if !peak.is_finite() || peak <= 0.0 {
         return Some("a peak that is not above 0");
     }
     let ascend = 0 < half_bytes && half_bytes <= ninety_bytes && ninety_bytes <= peak_bytes;
+    if peak_bytes > MOST_BYTES {
+        return Some("a size above a tebibyte");
+    }
     (!ascend).then_some("sizes with half, with 90 % and with all of the peak that do not ascend")
 }
 

@@ -267,8 +267,10 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
             for &addr in &addrs {
                 let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
                 if let Ok(Ok(stream)) = connected {
-                    let _ = tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await;
-                    return true;
+                    let told =
+                        tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await;
+                    // One that takes its time has heard it; one of another secret has not.
+                    return !matches!(told, Ok(Ok(false)));
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -277,16 +279,16 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
     })
 }
 
-/// Returns when the server has heard it.
-async fn tell_absence(mut stream: TcpStream, absent: Absent<'_>) -> std::io::Result<()> {
+/// Returns when the server has heard it; false if it does not take this for one of the job.
+async fn tell_absence(mut stream: TcpStream, absent: Absent<'_>) -> std::io::Result<bool> {
     let Absent { job, secret, node, reason } = absent;
     let claim = protocol::claim(node, protocol::ABSENT);
-    let Ok(keys) = handshake::dial(&mut stream, secret, claim).await else { return Ok(()) };
+    let Ok(keys) = handshake::dial(&mut stream, secret, claim).await else { return Ok(false) };
     let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
     let message = Said::new(&ToServer::Absent { job, node, reason });
     stream.write_all_buf(&mut message.frame(&mut Seal::new(keys.send))).await?;
     // It closes the connection then.
-    stream.read(&mut [0]).await.map(drop)
+    stream.read(&mut [0]).await.map(|_| true)
 }
 
 /// Passes messages until this rank leaves or the server is gone. A server that does not read what

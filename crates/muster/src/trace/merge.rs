@@ -173,7 +173,8 @@ impl Merged {
             }
             ("M", LOST) => {
                 let spans = event.args["spans"].as_u64().unwrap_or(0);
-                *self.lost.entry((event.pid, event.tid)).or_default() += spans;
+                let lost = self.lost.entry((event.pid, event.tid)).or_default();
+                *lost = lost.saturating_add(spans);
             }
             _ => {}
         }
@@ -223,7 +224,7 @@ fn note(operations: &mut Operations, event: Event) {
         return;
     }
     let ns = |us: f64| (us * 1e3).round() as u64;
-    let (begin_ns, end_ns) = (ns(event.ts), ns(event.ts) + ns(event.dur));
+    let (begin_ns, end_ns) = (ns(event.ts), ns(event.ts).saturating_add(ns(event.dur)));
     let group = event.args["group"].as_str().unwrap_or_default().to_owned();
     let sequence = event.args["sequence"].as_u64().unwrap_or(0);
     let member = Member { rank: event.pid, track: event.tid, begin_ns, end_ns };

@@ -19,4 +19,4 @@ mod recorder;
 
 pub use command::run;
 pub use plan::{Plan, Steps, Traced};
-pub use recorder::{Recorder, Window};
+pub use recorder::Recorder;

@@ -6,6 +6,8 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -29,10 +31,11 @@ pub struct Recorder {
     /// Dropped to end it.
     stop: Option<Sender<()>>,
     ended: Receiver<()>,
+    has_failed: Arc<AtomicBool>,
 }
 
 impl Recorder {
-    /// Begins the part at `path`; nothing is recorded before [`Window::look`] says so.
+    /// Begins the part at `path`; nothing is recorded before [`Recorder::look`] says so.
     ///
     /// # Errors
     /// The file cannot be made; the system has no thread to spare.
@@ -46,9 +49,12 @@ impl Recorder {
         file.write_all(&lines).map_err(failed)?;
         let ((stop, stopped), (end, ended)) = (channel(), channel());
         let path = path.to_owned();
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let failed_now = Arc::clone(&has_failed);
         let record = move || {
             let written = record(&mut file, &mut writer, &stopped);
             if let Err(error) = written {
+                failed_now.store(true, Ordering::Release);
                 trace::switch(false);
                 complain(&format!(
                     "the trace ends early: cannot write {}: {error}",
@@ -59,7 +65,14 @@ impl Recorder {
         };
         let thread = std::thread::Builder::new().name("recorder".into()).spawn(record);
         thread.map_err(|error| limits::refused("start a thread", &error))?;
-        Ok(Recorder { stop: Some(stop), ended })
+        Ok(Recorder { stop: Some(stop), ended, has_failed })
+    }
+
+    /// Records from here on if the step after `taken` others is one of `steps`.
+    pub fn look(&self, steps: Steps, taken: u64) {
+        // What nobody writes down would fill rings.
+        let has_failed = self.has_failed.load(Ordering::Acquire);
+        trace::switch(!has_failed && steps.contains(taken + 1));
     }
 }
 
@@ -83,16 +96,5 @@ impl Drop for Recorder {
         drop(self.stop.take());
         // A disk that hangs keeps nobody.
         let _ = self.ended.recv_timeout(PATIENCE);
-    }
-}
-
-/// When to record.
-#[derive(Debug, Clone, Copy)]
-pub struct Window(pub Steps);
-
-impl Window {
-    /// Before the step after `taken` others.
-    pub fn look(&self, taken: u64) {
-        trace::switch(self.0.contains(taken + 1));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use data::Prepared;
 use device::Device;
 use serde::{Deserialize, Serialize};
-use train::config::{Config, OptimizerDevice};
+use train::config::{Config, Links, OptimizerDevice};
 
 use super::offload;
 use crate::error::CliError;
@@ -98,6 +98,8 @@ impl Job {
         config.ranks.optimizer_device = OptimizerDevice::default();
         // And have their files where they like; that the secret is the same is proved.
         config.ranks.secret_file = None;
+        // Tables of links may lie elsewhere on each host; what they decide is compared.
+        config.ranks.links = Links::default();
         let config = serde_json::to_vec(&config).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),

@@ -27,7 +27,7 @@ use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
 use crate::secret;
-use crate::trace::{Recorder, Steps, Window};
+use crate::trace::{Recorder, Steps};
 
 /// How long a device may go on with what it does after its job was given up.
 const DEVICE: Duration = Duration::from_secs(2);
@@ -155,7 +155,7 @@ fn train(
     let outcome = {
         progress(voice, control, trainer.steps_taken());
         let mut wants = |taken: u64| {
-            recorder.iter().for_each(|recorder| recorder.window.look(taken));
+            recorder.iter().for_each(|recorder| recorder.look(taken));
             let stop = signals.interrupts() > 0 || control.stop_requested();
             Wants { stop, terminate: signals.terminations() > 0 }
         };
@@ -212,8 +212,8 @@ fn trainer(
 
 /// The trace of this rank, while there is one.
 struct Tracing {
-    window: Window,
-    _recorder: Recorder,
+    steps: Steps,
+    recorder: Recorder,
 }
 
 impl Tracing {
@@ -221,9 +221,19 @@ impl Tracing {
     fn begin(job: &Job, world: &World, taken: u64) -> Result<Option<Tracing>, CliError> {
         let Some(plan) = &job.trace else { return Ok(None) };
         let alignment = clocks::align(&*world.control(Channel::Training), world.rank())?;
-        let _recorder = Recorder::start(&plan.part(world.rank()), world.rank(), alignment)?;
-        let window = Window(plan.steps.unwrap_or(Steps::after(taken)));
-        Ok(Some(Tracing { window, _recorder }))
+        let steps = plan.steps.unwrap_or(Steps::after(taken));
+        match Recorder::start(&plan.part(world.rank()), world.rank(), alignment) {
+            Ok(recorder) => Ok(Some(Tracing { steps, recorder })),
+            // A trace is never worth a run.
+            Err(error) => {
+                crate::output::complain(&format!("there is no trace of this rank: {error}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn look(&self, taken: u64) {
+        self.recorder.look(self.steps, taken);
     }
 }
 
