@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What a step took is complete when the next one begins, and goes to the other ranks with the
-//! next vote ([`crate::vote`]). Every lap is also a span of the trace, while one is recorded.
+//! next vote (`crate::vote`). Every lap is also a span of the trace, while one is recorded.
 
 use comm::Timings;
 use device::trace::{self, Detail, Span};

@@ -14,7 +14,7 @@
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
 //! reports. A connection begins with the proof of the job's secret, by both ends, in which other
-//! versions can be told apart ([`crate::handshake`]). Then come frames: a length, a postcard
+//! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
 //! message, and its tag. Who has another secret, or none, is told so and turned away; the server
 //! remembers a few of them, and the supervisor tells people.
 

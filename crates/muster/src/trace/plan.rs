@@ -86,7 +86,7 @@ pub struct Traced {
 
 impl Traced {
     /// Makes room for the parts of these ranks of host `node` of `nodes`, and removes those of a
-    /// run before. The file is that of `path` ([`file`]).
+    /// run before. The file is that of `path` ([`file()`]).
     ///
     /// # Errors
     /// No file can be written there.
