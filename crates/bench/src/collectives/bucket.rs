@@ -92,11 +92,7 @@ pub fn bucket(fit: &Fit, reach: &Reach, bounds: Bounds) -> Bucket {
     let all = std::iter::once((wanted, Decided::Peak)).chain(limits);
     let least_of_all = all.min_by_key(|&(bytes, _)| bytes);
     let (bytes, decided) = least_of_all.unwrap_or((wanted, Decided::Peak));
-    // There is nothing to fill a larger one with.
-    match bounds.most_bytes {
-        Some(most) if bytes > most.max(1) => Bucket { bytes: most.max(1), decided: Decided::Most },
-        _ => Bucket { bytes, decided },
-    }
+    Bucket { bytes, decided }
 }
 
 /// The largest size that takes no longer than `window_us`; 0 where none does.
