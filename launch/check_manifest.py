@@ -37,7 +37,7 @@ def equal(what, *values):
 def agree(service, job):
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     nodes = int(env["MUSTER_NODES"])
     equal("completions, parallelism and MUSTER_NODES",
           spec["completions"], spec["parallelism"], nodes)
