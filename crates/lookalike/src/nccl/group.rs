@@ -138,13 +138,19 @@ fn enqueue(stream: u64, batch: Arc<Batch>) -> Result<(), Refusal> {
     Ok(call.on_device(device, |call| call.enqueue(stream, work))?)
 }
 
-/// A poll of a communicator: what is held may get on.
+/// A poll of a communicator: what is held may get on. It is in progress until it is in its stream,
+/// also for other threads that poll meanwhile.
 pub(crate) fn poll(comm: &Comm) -> Result<(), Refusal> {
     let held = comm.change(|state| {
         state.polls = state.polls.saturating_sub(1);
-        if state.polls == 0 { std::mem::take(&mut state.held) } else { Vec::new() }
+        let held = if state.polls == 0 { std::mem::take(&mut state.held) } else { Vec::new() };
+        state.busy += u32::from(!held.is_empty());
+        held
     });
-    held.into_iter().try_for_each(|(stream, batch)| enqueue(stream, batch)).inspect_err(|refusal| {
-        comm.fail(result::UNHANDLED_DRIVER, refusal.text.clone());
-    })
+    if held.is_empty() {
+        return Ok(());
+    }
+    let enqueued = held.into_iter().try_for_each(|(stream, batch)| enqueue(stream, batch));
+    comm.change(|state| state.busy -= 1);
+    enqueued.inspect_err(|refusal| comm.fail(result::UNHANDLED_DRIVER, refusal.text.clone()))
 }
