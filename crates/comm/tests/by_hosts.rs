@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use comm::{CommError, EvenPlan, Gather, Group, Op, Operation, Settings, Window, World};
-use common::{BY_HOSTS, PATIENCE_MS, as_ranks, backends, message, on_hosts, settings, with_ranks};
+use common::with_ranks;
+use common::{BY_HOSTS, PATIENCE_MS, as_ranks, backends, delayed, message, on_hosts, settings};
 use device::{DType, Device};
 use layout::Tree;
 
@@ -198,25 +199,11 @@ fn stop(stops: usize, after: usize, timeout_ms: u64) {
     }
 }
 
-/// Numbers without order, from a seed.
-fn draw(state: &AtomicU64) -> u64 {
-    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-    (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
-}
-
 #[test]
 fn delays_change_no_bit() {
     for (seed, (kind, world)) in (0..4).flat_map(|seed| BY_HOSTS.map(|shape| (seed, shape))) {
-        let delayed = |rank: usize| {
-            let state = AtomicU64::new(seed * 1000 + rank as u64);
-            let disturb = move || match draw(&state) {
-                often if often % 4 > 0 => {}
-                seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
-            };
-            Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
-        };
         let len = [1000, 200_000][seed as usize % 2];
-        as_ranks(backends(kind, world), delayed, |world| {
+        as_ranks(backends(kind, world), delayed(seed), |world| {
             let rank = Rank::new(world, len);
             let (stream, size) = (rank.device.stream(), rank.world.size());
             let all = rank.window.tensor(0, &[len], DType::F32).unwrap();

@@ -3,13 +3,13 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use comm::{AllToAll, CommError, Counters, EvenPlan, Group, Op, Operation, P2p, Settings};
 use comm::{Window, World};
-use common::{BACKENDS, PATIENCE_MS, control, settings, with_settings};
+use common::{BACKENDS, PATIENCE_MS, control, delayed, settings, with_settings};
 use device::{DType, Device, Stream, Tensor};
 use layout::Tree;
 
@@ -17,25 +17,6 @@ use layout::Tree;
 const LENS: [usize; 2] = [50, 300_000];
 
 const SEEDS: u64 = 6;
-
-/// Numbers without order, from a seed: splitmix64 (Steele, Lea, Flood 2014).
-fn draw(state: &AtomicU64) -> u64 {
-    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
-}
-
-/// Pauses between the parts of operations, other ones on every rank.
-fn delayed(seed: u64) -> impl Fn(usize) -> Settings + Sync {
-    move |rank| {
-        let state = AtomicU64::new(seed * 1000 + rank as u64);
-        let disturb = move || match draw(&state) {
-            often if often % 4 > 0 => {}
-            seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
-        };
-        Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
-    }
-}
 
 #[test]
 fn small_operations_in_a_row_keep_their_boxes_apart() {

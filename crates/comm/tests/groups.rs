@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use comm::{Channel, CommError, EvenPlan, Gather, Group, Op, Operation, P2p, Pending, Prepared};
 use comm::{Settings, World};
-use common::{BACKENDS, PATIENCE_MS, control, message, settings, with_ranks, with_settings};
+use common::with_settings;
+use common::{BACKENDS, PATIENCE_MS, control, delayed, message, settings, with_ranks};
 use device::{DType, Device, Stream, Tensor};
 use layout::Tree;
 
@@ -335,25 +336,10 @@ fn saving_goes_on_beside_a_group_that_waits() {
     }
 }
 
-/// Numbers without order, from a seed: splitmix64 (Steele, Lea, Flood 2014).
-fn draw(state: &AtomicU64) -> u64 {
-    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
-}
-
 #[test]
 fn delays_change_nothing() {
     for (kind, seed) in BACKENDS.into_iter().flat_map(|kind| [1, 2].map(|seed| (kind, seed))) {
-        let delayed = |rank: usize| {
-            let state = AtomicU64::new(seed * 1000 + rank as u64);
-            let disturb = move || match draw(&state) {
-                often if often % 4 > 0 => {}
-                seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
-            };
-            Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
-        };
-        with_settings(kind, 4, delayed, |world| {
+        with_settings(kind, 4, delayed(seed), |world| {
             let device = Device::cpu(1).unwrap();
             let stream = device.stream();
             let all = Sum::new(world.group(&device).unwrap(), 150_000);

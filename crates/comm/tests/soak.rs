@@ -84,7 +84,7 @@ fn a_few_thousand_operations_leave_nothing_behind() {
 }
 
 #[test]
-#[ignore = "takes many minutes"]
+#[ignore = "takes many minutes: benches/cpu/transports.sh runs it; a short form runs above"]
 fn a_million_operations_leave_nothing_behind() {
     soak(1_000_000);
 }

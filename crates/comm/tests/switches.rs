@@ -224,7 +224,7 @@ fn a_flipped_bit_is_found_next_to_every_switch() {
 }
 
 #[test]
-#[ignore = "takes many minutes"]
+#[ignore = "takes many minutes: benches/cpu/transports.sh runs it; a short form runs above"]
 fn a_flipped_bit_is_found_among_a_hundred_thousand_operations() {
     assert!(every_switch(350) >= 100_000);
 }

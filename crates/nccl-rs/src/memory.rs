@@ -4,8 +4,8 @@ use std::ffi::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::shared::{Need, Shared};
-use crate::table::Handle;
+use crate::shared::{Lease, Need, Shared};
+use crate::table::{Handle, Table, Told};
 use crate::wait::{DROP_PATIENCE, Deadline, run_bounded};
 use crate::{Buffer, Communicator, DataType, Error, Library, group};
 
@@ -169,21 +169,12 @@ impl Registration {
     }
 
     fn let_go(&mut self) -> Result<(), Error> {
-        let handle = std::mem::replace(&mut self.handle, Handle::NULL);
-        if handle.is_null() {
-            return Ok(());
-        }
-        let (call, deadline) = ("ncclCommDeregister", self.shared.patience());
-        let lease = match self.shared.enter(call, Need::Manage, deadline) {
-            Ok(lease) => lease,
-            // A communicator that is freed has forgotten it.
-            Err(Error::Ended { .. }) => return self.shared.wait_until_freed(call, deadline),
-            Err(error) => return Err(self.shared.lose_patience(error)),
-        };
-        let library = &self.shared.library;
-        // SAFETY: the lease keeps the communicator, whose the registration is.
-        let told = unsafe { library.table().deregister(lease.handle(), handle) }?;
-        library.check_begun(told)
+        let told =
+            let_go("ncclCommDeregister", &self.shared, &mut self.handle, |table, comm, it| {
+                // SAFETY: the lease keeps the communicator, whose the registration is.
+                unsafe { table.deregister(comm, it) }
+            });
+        told.map(drop)
     }
 }
 
@@ -197,23 +188,43 @@ impl Window {
     }
 
     fn let_go(&mut self) -> Result<(), Error> {
-        let handle = std::mem::replace(&mut self.handle, Handle::NULL);
-        if handle.is_null() {
-            return Ok(());
+        let call = "ncclCommWindowDeregister";
+        let told = let_go(call, &self.shared, &mut self.handle, |table, comm, it| {
+            // SAFETY: the lease keeps the communicator, whose the window is.
+            unsafe { table.window_deregister(comm, it) }
+        });
+        match told? {
+            Some((lease, deadline)) => lease.settle(call, deadline, "the window was in use"),
+            None => Ok(()),
         }
-        let (call, deadline) = ("ncclCommWindowDeregister", self.shared.patience());
-        let lease = match self.shared.enter(call, Need::Manage, deadline) {
-            Ok(lease) => lease,
-            // A communicator that is freed has forgotten it.
-            Err(Error::Ended { .. }) => return self.shared.wait_until_freed(call, deadline),
-            Err(error) => return Err(self.shared.lose_patience(error)),
-        };
-        let library = &self.shared.library;
-        // SAFETY: the lease keeps the communicator, whose the window is.
-        let told = unsafe { library.table().window_deregister(lease.handle(), handle) }?;
-        library.check_begun(told)?;
-        lease.settle(call, deadline, "the window was in use")
     }
+}
+
+/// Has the library forget what `handle` is, once; `None` where nothing is to be waited for.
+///
+/// # Errors
+/// It may still use the memory.
+fn let_go(
+    call: &'static str,
+    shared: &Arc<Shared>,
+    handle: &mut Handle,
+    forget: impl FnOnce(&Table, Handle, Handle) -> Result<Told, Error>,
+) -> Result<Option<(Lease, Deadline)>, Error> {
+    let (handle, deadline) = (std::mem::replace(handle, Handle::NULL), shared.patience());
+    if handle.is_null() {
+        return Ok(None);
+    }
+    let lease = match shared.enter(call, Need::Manage, deadline) {
+        Ok(lease) => lease,
+        // A communicator that is freed has forgotten it.
+        Err(Error::Ended { .. }) => {
+            return shared.wait_until_freed(call, deadline).map(|()| None);
+        }
+        Err(error) => return Err(shared.lose_patience(error)),
+    };
+    let library = &shared.library;
+    library.check_begun(forget(library.table(), lease.handle(), handle)?)?;
+    Ok(Some((lease, deadline)))
 }
 
 impl Drop for Registration {

@@ -2,7 +2,7 @@
 
 use checkpoint::Store;
 
-use crate::event::{Action, FinishReason, NonFinite};
+use crate::event::{Action, Evaluation, FinishReason, NonFinite, Saved};
 use crate::laps::Part;
 use crate::pulse::{self, Phase};
 use crate::retention::Retention;
@@ -71,22 +71,12 @@ impl<E: Engine> Trainer<E> {
             let (eval_due, save_due) =
                 (due(self.config.train.eval_every), due(self.config.checkpoint.every));
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
-                pulse::enter(Phase::Validating);
-                self.laps.lap(Part::Between);
-                let evaluation = self.evaluate()?;
-                self.note_memory();
-                self.laps.lap(Part::Evaluation);
-                self.times.evaluation_ms += evaluation.ms;
+                let evaluation = self.timed_evaluation()?;
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
             if save_due || ends || self.step == last {
-                pulse::enter(Phase::Saving);
-                self.laps.lap(Part::Between);
-                let event = self.save(store, generation)?;
-                self.note_memory();
-                self.laps.lap(Part::Saves);
-                self.times.saves_ms += event.ms;
+                let event = self.timed_save(store, generation)?;
                 saved = Some(event.path.clone());
                 emit(Event::Saved(event))?;
                 retention.begin(store).map_or(Ok(()), &mut *emit)?;
@@ -105,5 +95,27 @@ impl<E: Engine> Trainer<E> {
         let final_bits_per_byte = final_bits_per_byte.flatten();
         let step = self.step;
         Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint: saved })
+    }
+
+    /// Evaluates between steps, in time of its own.
+    fn timed_evaluation(&mut self) -> Result<Evaluation, TrainError> {
+        pulse::enter(Phase::Validating);
+        self.laps.lap(Part::Between);
+        let evaluation = self.evaluate()?;
+        self.note_memory();
+        self.laps.lap(Part::Evaluation);
+        self.times.evaluation_ms += evaluation.ms;
+        Ok(evaluation)
+    }
+
+    /// Saves between steps, in time of its own.
+    fn timed_save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
+        pulse::enter(Phase::Saving);
+        self.laps.lap(Part::Between);
+        let event = self.save(store, generation)?;
+        self.note_memory();
+        self.laps.lap(Part::Saves);
+        self.times.saves_ms += event.ms;
+        Ok(event)
     }
 }

@@ -88,9 +88,8 @@ mod tests {
         assert!(!to.fits(&one, second), "a replay");
     }
 
-    /// `cargo test --workspace --release --lib what_a_tag_costs -- --ignored --nocapture`
     #[test]
-    #[ignore = "a measurement"]
+    #[ignore = "a measurement: benches/cpu/transports.sh runs it"]
     fn what_a_tag_costs() {
         let (key, mut bytes) = (Key::new([7; 32]), [0_u8; 64]);
         let (rounds, mut best) = (1_000_000_u32, f64::MAX);

@@ -6,17 +6,16 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use device::{Buffer, DType, Device, Placement, Tensor};
+use device::{Buffer, DType, Device, Tensor};
 use kernels::ordered_sum::Summation;
 
 use super::hosts::Peer;
-use super::sums::{TILES, tile};
-use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, take_pieces};
+use super::tiles::{TILES, Tiles, tile};
+use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces};
 use crate::Result;
 use crate::hosts::ReduceByHosts;
-use crate::memory::{Joined, load};
-use crate::op::OrderedReduce;
-use crate::ordered::{self, Source, Wanted, at_least};
+use crate::memory::Joined;
+use crate::ordered::{self, at_least};
 
 /// Bytes that a group of `hosts` hosts keeps for its ordered reductions by hosts, for a member
 /// whose column owns `own` elements at most a member of what is reduced at a time; no host has more
@@ -29,17 +28,9 @@ pub fn host_sum_room_bytes(hosts: usize, most: usize, dtype: DType, own: usize) 
 pub(super) struct HostSums<'a> {
     place: usize,
     host: usize,
-    device: &'a Device,
     reduction: &'a ReduceByHosts,
-    /// Elements of a tile.
-    tile: usize,
-    /// Bytes of a tile of one host in `room`, which has [`TILES`] of each to be summed, and then
-    /// one for each that is sent.
-    stride: usize,
-    room: Buffer,
-    /// Tiles that are summed, and of the next ones how many hosts' part has come.
-    summed: usize,
-    came: [usize; TILES],
+    /// With a tile more for each host, that is sent there.
+    tiles: Tiles<'a>,
     /// Members of this host whose windows are not known to be ready.
     awaited: usize,
 }
@@ -53,57 +44,16 @@ impl<'a> HostSums<'a> {
         kept: &mut Option<Buffer>,
     ) -> Result<HostSums<'a>> {
         let (op, hosts) = (&reduction.across.op, reduction.hosts);
-        let most = op.partials.iter().map(Vec::len).max().unwrap_or(0);
         let own = op.segments.iter().map(|segments| Joined { segments }.len()).max();
-        let (tile, stride) = tile(most, op.dtype, own.unwrap_or(0));
-        let bytes = (TILES + 1) * hosts.count * stride;
-        let fits = |room: &Buffer| room.len() >= bytes && room.device().is_same(device);
-        let room = match kept.take().filter(fits) {
-            Some(room) => room,
-            None => device.alloc(bytes, &Placement::Private)?,
-        };
-        *kept = Some(room.clone());
-        reduction.making().made.fill(None);
         let (host, awaited) = (hosts.of(place).0, hosts.each - 1);
-        let (summed, came) = (0, [0; TILES]);
-        Ok(HostSums { place, host, device, reduction, tile, stride, room, summed, came, awaited })
-    }
-
-    fn op(&self) -> &'a OrderedReduce {
-        &self.reduction.across.op
-    }
-
-    /// What the member of this column on `host` owns.
-    fn joined(&self, host: usize) -> Joined<'a> {
-        Joined { segments: &self.op().segments[host] }
-    }
-
-    /// From which host to which.
-    fn ends(&self, way: Way, host: usize) -> (usize, usize) {
-        match way {
-            Way::Out => (self.host, host),
-            Way::In => (host, self.host),
-        }
-    }
-
-    fn most_bytes(&self, way: Way, host: usize) -> usize {
-        let (from, _) = self.ends(way, host);
-        self.op().partials[from].len() * self.tile * self.op().dtype.bytes()
-    }
-
-    /// Which tile a frame is that begins at byte `start` of a message.
-    fn round(&self, way: Way, host: usize, start: usize) -> usize {
-        start / self.most_bytes(way, host).max(1)
-    }
-
-    /// Where a tile of a host begins that is summed.
-    fn place_in_room(&self, host: usize, round: usize) -> usize {
-        (host * TILES + round % TILES) * self.stride
+        let tiles = Tiles::new((host, 1), device, op, own.unwrap_or(0), kept)?;
+        reduction.making().made.fill(None);
+        Ok(HostSums { place, host, reduction, tiles, awaited })
     }
 
     /// Where the tile begins that is sent to a host.
     fn place_to_send(&self, host: usize) -> usize {
-        (self.reduction.hosts.count * TILES + host) * self.stride
+        (self.reduction.hosts.count * TILES + host) * self.tiles.stride
     }
 
     /// Makes this host's partials of tile `round` of what the owner on `host` owns, one after
@@ -111,11 +61,11 @@ impl<'a> HostSums<'a> {
     fn make(&self, host: usize, round: usize, at: usize) -> Result<()> {
         let ReduceByHosts { op, inputs, parts, reads, hosts, .. } = self.reduction;
         let making = &mut *self.reduction.making();
-        let (joined, dtype) = (self.joined(host), op.dtype);
-        let len = joined.tile_len(self.tile, round);
+        let (joined, dtype) = (self.tiles.joined(host), op.dtype);
+        let len = joined.tile_len(self.tiles.len, round);
         for (index, (of, sum)) in parts.iter().enumerate() {
             let mut start = at / dtype.bytes() + index * len;
-            for (_, piece) in joined.pieces(self.tile, round) {
+            for (_, piece) in joined.pieces(self.tiles.len, round) {
                 making.inputs.clear();
                 for &(member, slot) in &inputs[of.clone()] {
                     let slot = op.slots[slot].on_host();
@@ -126,7 +76,7 @@ impl<'a> HostSums<'a> {
                     }
                     making.inputs.push(part);
                 }
-                let out = Tensor::new(self.room.clone(), start, &[piece.len()], dtype)?;
+                let out = Tensor::new(self.tiles.room.clone(), start, &[piece.len()], dtype)?;
                 let stream = &making.stream;
                 let workspace = match sum.workspace_elements(stream.device(), out.len()) {
                     0 => out.flat(0..0)?,
@@ -146,63 +96,31 @@ impl<'a> HostSums<'a> {
         if self.awaited > 0 {
             return Ok(());
         }
-        let sends = |&(host, all): &(usize, &Vec<_>)| host != self.host && !all.is_empty();
-        let senders = self.op().partials.iter().enumerate().filter(sends).count();
-        let tiles = self.joined(self.host).tiles(self.tile);
-        while self.summed < tiles && self.came[self.summed % TILES] == senders {
-            let round = self.summed;
-            self.make(self.host, round, self.place_in_room(self.host, round))?;
-            let len = self.joined(self.host).tile_len(self.tile, round);
-            let source = Received { summing: self, round, len };
-            let tile = (self.host, self.tile, round);
+        while let Some(round) = self.tiles.due() {
+            self.make(self.host, round, self.tiles.place_in_room(self.host, round))?;
+            let source = self.tiles.received::<true>(round);
+            let tile = (self.host, self.tiles.len, round);
             ordered::sum_tile(&self.reduction.across, tile, &source)?;
-            self.came[round % TILES] = 0;
-            self.summed += 1;
+            self.tiles.has_summed();
         }
         Ok(())
-    }
-}
-
-/// A tile of all hosts: of each, its partials in turn.
-struct Received<'a, 'b> {
-    summing: &'a HostSums<'b>,
-    round: usize,
-    /// Elements of the tile.
-    len: usize,
-}
-
-impl Source for Received<'_, '_> {
-    const HAS_OWN: bool = true;
-
-    fn locate(&self, wanted: Wanted) -> Result<Tensor> {
-        let Wanted { holder, index, range, at } = wanted;
-        let dtype = self.summing.op().dtype;
-        let start = self.summing.place_in_room(holder, self.round) / dtype.bytes();
-        let start = start + index * self.len + at;
-        Ok(Tensor::new(self.summing.room.clone(), start, &[range.len()], dtype)?)
-    }
-
-    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()> {
-        load(self.summing.device, &self.locate(wanted)?.as_bytes(), into)
     }
 }
 
 /// As [`super::hosts::Column`] sees it: peers are hosts.
 impl Traffic for HostSums<'_> {
     fn bytes(&self, way: Way, message: Message) -> Option<usize> {
-        let (from, to) = self.ends(way, message.peer);
-        let op = self.op();
-        Some(op.partials[from].len() * self.joined(to).len() * op.dtype.bytes())
+        Some(self.tiles.bytes(way, message.peer))
     }
 
     fn frame_bytes(&self, way: Way, host: usize) -> usize {
-        self.most_bytes(way, host)
+        self.tiles.frame_bytes(way, host)
     }
 
     fn may_begin(&self, way: Way, message: Message, start: usize) -> bool {
         match way {
             Way::Out => self.awaited == 0,
-            Way::In => self.round(way, message.peer, start) < self.summed + TILES,
+            Way::In => self.tiles.has_room(message.peer, start),
         }
     }
 
@@ -216,33 +134,25 @@ impl Traffic for HostSums<'_> {
     }
 
     fn give(&self, message: Message, bytes: Range<usize>, go: Give) -> Result<()> {
-        let host = message.peer;
-        let round = self.round(Way::Out, host, bytes.start);
+        let (host, tiles) = (message.peer, &self.tiles);
+        let round = tiles.round(Way::Out, host, bytes.start);
         let is_made = self.reduction.making().made[host] == Some(round);
-        if !is_made && self.bytes(Way::Out, message) != Some(0) {
+        if !is_made && tiles.bytes(Way::Out, host) != 0 {
             self.make(host, round, self.place_to_send(host))?;
             self.reduction.making().made[host] = Some(round);
         }
         let start =
-            self.place_to_send(host) + bytes.start - round * self.most_bytes(Way::Out, host);
-        let piece = Tensor::new(self.room.clone(), start, &[bytes.len()], DType::U8);
-        give_pieces(self.device, std::iter::once(Ok(piece?)), go)
+            self.place_to_send(host) + bytes.start - round * tiles.frame_bytes(Way::Out, host);
+        let piece = Tensor::new(tiles.room.clone(), start, &[bytes.len()], DType::U8);
+        give_pieces(tiles.device, std::iter::once(Ok(piece?)), go)
     }
 
     fn take(&mut self, message: Message, bytes: Range<usize>, go: Take) -> Result<()> {
-        let round = self.round(Way::In, message.peer, bytes.start);
-        let frame = round * self.most_bytes(Way::In, message.peer);
-        let start = self.place_in_room(message.peer, round) + bytes.start - frame;
-        let piece = Tensor::new(self.room.clone(), start, &[bytes.len()], DType::U8);
-        take_pieces(self.device, std::iter::once(Ok(piece?)), go)
+        self.tiles.take(message, bytes, go)
     }
 
     fn came(&mut self, message: Message, bytes: Range<usize>) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let round = self.round(Way::In, message.peer, bytes.start);
-        self.came[round % TILES] += 1;
+        self.tiles.came(message, bytes);
         self.sum()
     }
 }

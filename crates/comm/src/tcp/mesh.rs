@@ -184,7 +184,12 @@ pub(super) async fn hear_higher(
     let accepted = match handshake::hear(&mut stream, me.secret).await? {
         Heard::Known(accepted) => accepted,
         Heard::Unknown(claim) => {
-            let rank = usize::try_from(claim.from).ok().filter(|&rank| rank < me.world)?;
+            // Whoever does not even know whom it calls is no rank of a wrong secret.
+            let rank = usize::try_from(claim.from).ok();
+            let rank = rank.filter(|&rank| me.rank < rank && rank < me.world)?;
+            if usize::try_from(claim.to) != Ok(me.rank) {
+                return None;
+            }
             let cause = format!("who came from {} as that rank {}", from.ip(), other_secret());
             tries.lock().unwrap_or_else(PoisonError::into_inner).insert(rank, cause);
             return None;

@@ -38,6 +38,7 @@ mod route;
 mod sending;
 mod signal;
 mod sums;
+mod tiles;
 mod traffic;
 mod transfer;
 

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use comm::shm::SharedMemory;
 use comm::{Backend, Channel, Control, Result, Settings, World};
@@ -72,6 +73,25 @@ pub fn with_ranks<R: Send>(
 /// Whatever can goes by hosts.
 pub fn settings(timeout_ms: u64) -> Settings {
     Settings { pulse: || 0, by_hosts_bytes: 0, ..Settings::new(timeout_ms) }
+}
+
+/// Numbers without order, from a seed: splitmix64 (Steele, Lea, Flood 2014).
+fn draw(state: &AtomicU64) -> u64 {
+    let state = state.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
+}
+
+/// Pauses between the parts of operations, other ones on every rank.
+pub fn delayed(seed: u64) -> impl Fn(usize) -> Settings + Sync {
+    move |rank| {
+        let state = AtomicU64::new(seed * 1000 + rank as u64);
+        let disturb = move || match draw(&state) {
+            often if often % 4 > 0 => {}
+            seldom => std::thread::sleep(Duration::from_micros(seldom % 3000)),
+        };
+        Settings { disturb: Some(Arc::new(disturb)), ..settings(PATIENCE_MS) }
+    }
 }
 
 /// As [`with_ranks`], each rank with settings of its own.

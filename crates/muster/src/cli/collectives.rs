@@ -118,7 +118,8 @@ pub struct CollectivesArgs {
     #[arg(long, value_name = "FILE|auto")]
     pub links: Option<PathBuf>,
     /// How long a rank may stand still, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MS", default_value_t = 30_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout_ms: u64,
     #[command(flatten)]
     pub hosts: HostArgs,

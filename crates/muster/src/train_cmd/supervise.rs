@@ -178,46 +178,38 @@ fn supervise(
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
     let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs(), secret)?;
-    let finish = Finish { job: &job, run };
-    let mut has_begun = false;
+    let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
-    let ended = watch.run(
-        server.as_ref(),
-        signals,
-        &limits,
-        place.waits(&job.rendezvous, job.config.ranks.timeout_ms),
-        &mut |told| {
-            let Told::Event(event) = told else { return };
-            // Not before the ranks agree and have loaded what they go on from: until then the
-            // directory may be another run's, whose checkpoints need its config.
-            let begins = !matches!(event, Event::Warning { .. });
-            if begins && !std::mem::replace(&mut has_begun, true) {
-                let kept = keep_config(&job.config, run);
-                kept.unwrap_or_else(|error| sink.warn(&error.message));
-            }
-            match event {
-                Event::Finished(finished) => finish.end(finished, signals, &mut sink),
-                event => sink.tell(&event),
-            }
-        },
-    );
+    let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
+    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
+        if let Told::Event(event) = told {
+            finish.hear(event, signals, &mut sink);
+        }
+    });
     *met = watch.have_met();
-    // However it ended.
-    traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
-    match ended? {
+    // Who does not want to wait has the parts, which `muster trace merge` joins.
+    if !matches!(ended, Ok(Ended::AtOnce)) {
+        traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
+    }
+    conclude(ended?, watch, signals, &place)
+}
+
+/// Says how it ended, once no rank is left.
+fn conclude(
+    ended: Ended,
+    watch: Watch,
+    signals: &Signals,
+    place: &Place,
+) -> Result<Exit, CliError> {
+    drop(watch);
+    match ended {
         // By the ranks' vote, not by the signals that came here: all hosts end alike.
         Ended::Done(exit) => {
             place.says_it_is_done();
             Ok(exit)
         }
-        Ended::AtOnce => {
-            drop(watch);
-            signals.at_once()
-        }
-        Ended::BeforeTraining => {
-            drop(watch);
-            signals.before_training()
-        }
+        Ended::AtOnce => signals.at_once(),
+        Ended::BeforeTraining => signals.before_training(),
     }
 }
 
@@ -305,13 +297,28 @@ impl EventSink {
     }
 }
 
-/// What the supervisor adds when the ranks are done.
+/// What the supervisor adds to what the ranks tell, most of it when they are done.
 struct Finish<'a> {
     job: &'a Job,
     run: &'a RunDir,
+    has_begun: bool,
 }
 
 impl Finish<'_> {
+    fn hear(&mut self, event: Event, signals: &Signals, sink: &mut EventSink) {
+        // Not before the ranks agree and have loaded what they go on from: until then the
+        // directory may be another run's, whose checkpoints need its config.
+        let begins = !matches!(event, Event::Warning { .. });
+        if begins && !std::mem::replace(&mut self.has_begun, true) {
+            let kept = keep_config(&self.job.config, self.run);
+            kept.unwrap_or_else(|error| sink.warn(&error.message));
+        }
+        match event {
+            Event::Finished(finished) => self.end(finished, signals, sink),
+            event => sink.tell(&event),
+        }
+    }
+
     /// The weights are saved: what fails from here on is told and ends nothing.
     fn end(&self, finished: train::event::Finished, signals: &Signals, sink: &mut EventSink) {
         if finished.reason == FinishReason::Complete && finished.final_loss.is_some() {
