@@ -4,6 +4,7 @@ use std::ops::Range;
 use device::{DType, DeviceError, DeviceKind};
 
 use crate::rendezvous::Refusal;
+use crate::tls::TlsFault;
 
 /// What a group does, for counters, frames and messages. The numbers are part of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -151,6 +152,9 @@ pub enum CommError {
     /// Of the two ends of a connection only one knows what the other does.
     #[error("{who} has another secret than this process; {}", SAME_SECRET)]
     Secret { who: String },
+    /// Of TLS, with whom.
+    #[error("{who} {fault}")]
+    Tls { who: String, fault: TlsFault },
     #[error("two processes claim rank {rank}; start each rank once")]
     RankTaken { rank: usize },
     /// Of the server, which holds a connection to every rank.
@@ -231,6 +235,9 @@ pub enum Damage {
     /// Bytes of the message.
     #[error("bytes {start}..{end} do not fit their checksum")]
     Payload { start: u64, end: u64 },
+    /// Of TLS.
+    #[error("a record of TLS does not fit its seal: it was damaged on the way, or forged")]
+    Record,
     /// One was lost, sent twice or overtaken.
     #[error("it is frame {got} of the connection where frame {expected} must come")]
     Turn { got: u32, expected: u32 },

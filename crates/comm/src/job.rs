@@ -19,6 +19,7 @@ use crate::counters::CounterCells;
 use crate::hosts::BY_HOSTS_BYTES;
 use crate::meter::TimingCells;
 use crate::patience::Patience;
+use crate::tls::Tls;
 use crate::{CommError, Operation, Result, Revocation, Secret};
 
 /// When each rank last got on, in milliseconds of one clock; 0 where that is not known.
@@ -46,6 +47,8 @@ pub struct Settings {
     pub revocation: Revocation,
     /// What connections between ranks begin with a proof of.
     pub secret: Secret,
+    /// With which all connections between ranks are TLS.
+    pub tls: Option<Tls>,
     /// A number that moves while this process works.
     pub pulse: fn() -> u64,
     /// Called at the beginning of each operation and between its parts: a test of delays waits
@@ -63,7 +66,7 @@ impl Settings {
     pub fn new(timeout_ms: u64) -> Settings {
         let (revocation, secret) = (Revocation::default(), Secret::none());
         let (pulse, by_hosts_bytes) = (device::work::worked, BY_HOSTS_BYTES);
-        Settings { timeout_ms, revocation, secret, pulse, disturb: None, by_hosts_bytes }
+        Settings { timeout_ms, revocation, secret, tls: None, pulse, disturb: None, by_hosts_bytes }
     }
 }
 

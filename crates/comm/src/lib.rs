@@ -61,6 +61,7 @@ mod secret;
 pub mod shm;
 mod staged;
 pub mod tcp;
+pub mod tls;
 mod transport;
 mod window;
 mod world;

@@ -363,6 +363,20 @@ fn every_operation_type_and_reduction_among_up_to_eight_ranks() {
     }
 }
 
+/// The lengths beyond one element are those at which records, frames and what TLS holds back end.
+#[test]
+fn every_type_and_reduction_over_tls() {
+    let large = [0, 1, 16_383, 65_537, 1_000_003];
+    for (world, redop) in [(2, RedOp::Sum), (3, RedOp::Sum), (2, RedOp::Max)] {
+        let each = TYPES.into_iter().zip(large.into_iter().cycle());
+        let mut cases: Vec<Case> =
+            each.map(|(dtype, len)| Case::even(dtype, redop, world, len)).collect();
+        cases.extend(TYPES.map(|dtype| Case::even(dtype, redop, world, 37)));
+        cases.push(Case::even(DType::F32, redop, world, 1_000_003));
+        check("tls", &cases, host);
+    }
+}
+
 #[test]
 fn every_type_and_reduction_on_devices_that_are_staged() {
     if simulated(Arch::Gfx942, 0).is_none() {

@@ -354,7 +354,7 @@ fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
     let server = server(2, PATIENCE_MS);
     let first = joining(server.addr(), hello(0, 2));
     // Of another job: nobody's business here.
-    let of = |job| Absent { job, secret: Secret::none(), node: 1, reason: "no text" };
+    let of = |job| Absent { job, secret: Secret::none(), tls: None, node: 1, reason: "no text" };
     assert!(report_absent(server.addr(), of("other"), Duration::from_secs(9)));
     assert!(report_absent(server.addr(), of("job"), Duration::from_secs(9)));
     let expected = "node 1 ended before the job began: no text";
@@ -554,7 +554,7 @@ fn another_secret_is_named_on_both_sides_and_disturbs_nobody() {
     stream.read_to_end(&mut words).unwrap();
     assert_eq!(words, [0; ANSWER_BYTES]);
     // Nor does a host disturb that says it will not come.
-    let absent = Absent { job: "job", secret: others[0], node: 1, reason: "to do harm" };
+    let absent = Absent { job: "job", secret: others[0], tls: None, node: 1, reason: "to do harm" };
     assert!(!report_absent(addr, absent, Duration::from_secs(9)));
     let ranks = [0, 1]
         .map(|rank| std::thread::spawn(move || join_with(addr, hello(rank, 2), ours, PATIENCE_MS)));

@@ -13,10 +13,11 @@ use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
 use comm::rendezvous::{Hello, Joined, join_with};
-use comm::{Secret, World, tcp};
+use comm::tls::Security;
+use comm::{World, tcp};
 use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
-use train::config::WarnSignal;
+use train::config::{TlsFiles, WarnSignal};
 use train::event::Event;
 use train::pulse::{self, Phase};
 
@@ -26,6 +27,7 @@ use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::output::complain;
 use crate::secret::{self, JobSecret};
+use crate::tls::{self, JobTls};
 use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
@@ -34,6 +36,9 @@ use crate::train_cmd::reach::among_hosts;
 use crate::train_cmd::signals::{Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
+
+/// Which flag names the files of TLS.
+const TLS: &str = "--tls";
 
 /// How long operations may take to let go of a device whose job is given up.
 const GIVEN_UP: Duration = Duration::from_secs(5);
@@ -83,6 +88,8 @@ struct Job {
     /// Where ranks share memory beside tcp: how many on each host.
     sharing: Option<usize>,
     bind: IpAddr,
+    /// Of this host, where there are several.
+    tls: Option<TlsFiles>,
     task: Task,
 }
 
@@ -120,11 +127,14 @@ pub fn measure(
 ) -> Result<Ran, CliError> {
     let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| complain(found));
-    let mut absence = Absence::of(&hosts, asked.hosts.secret_file.as_deref(), true);
+    let mut absence = Absence::of(&hosts, asked.hosts, true);
     let planned = Planned::new(asked, &hosts, world, task).inspect_err(|error| {
         absence.report_error(error, address::Start::Never);
     })?;
     absence.secret = planned.secret.secret;
+    absence.tls.clone_from(&planned.tls.tls);
+    tls::check(TLS, &planned.tls)
+        .inspect_err(|error| absence.report_error(error, address::Start::Never))?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
     let signals = Signals::watch(WarnSignal::Usr1, "stopped; nothing was written", move || {
@@ -172,6 +182,7 @@ struct Planned {
     /// What the hosts call the job, if there are several.
     name: Option<String>,
     secret: JobSecret,
+    tls: JobTls,
 }
 
 impl Planned {
@@ -195,7 +206,9 @@ impl Planned {
         let task = task(&place, world)?;
         let file = asked.hosts.secret_file.as_deref().map(|path| ("--secret-file", path));
         let secret = secret::of_job(file, place.nodes)?;
-        Ok(Planned { task, place, world, threads, addresses, name, secret })
+        let files = asked.hosts.tls.as_deref().map(|dir| (TLS, tls::of_dir(dir)));
+        let tls = tls::of_job(files, place.nodes)?;
+        Ok(Planned { task, place, world, threads, addresses, name, secret, tls })
     }
 }
 
@@ -206,15 +219,16 @@ fn supervise(
     signals: &Signals,
     (met, tell): (&mut bool, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
-    let Planned { task, place, world, threads, addresses, name, secret } = planned;
+    let Planned { task, place, world, threads, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
-    let warning = warning.filter(|_| place.node == 0);
-    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
+    let warnings = warning.iter().chain(&tls.warning).filter(|_| place.node == 0);
+    warnings.for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
-    let server = addresses.serve((&name, secret), &place, world, asked.timeout_ms)?;
+    let security = Security { secret, tls: tls.tls };
+    let server = addresses.serve((&name, security), &place, world, asked.timeout_ms)?;
     let over_tcp = asked.backend == BackendArg::Tcp;
     let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
     #[cfg(target_os = "linux")]
@@ -238,6 +252,7 @@ fn supervise(
         shared_memory,
         sharing,
         bind: addresses.bind(),
+        tls: tls.files,
         task,
     };
     let file = folder.path.join("job.json");
@@ -277,7 +292,8 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let job = read(&args.plan)?;
     // Passed on by the supervisor, which ends this process with its own.
     let _signals = Signals::count(WarnSignal::Usr1)?;
-    let ended = rank(&job, (args.rank, secret), &voice);
+    let tls = job.tls.as_ref().map(|files| tls::load(TLS, files)).transpose()?;
+    let ended = rank(&job, (args.rank, Security { secret, tls }), &voice);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -304,7 +320,7 @@ fn give_up_with(world: &World, device: &Device) -> Result<(), CliError> {
     })?)
 }
 
-fn rank(job: &Job, (rank, secret): (usize, Secret), voice: &Voice) -> Result<Exit, CliError> {
+fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result<Exit, CliError> {
     pulse::enter(Phase::Meeting);
     let listener = match (job.shared_memory, job.sharing) {
         (Some(_), None) => None,
@@ -319,7 +335,7 @@ fn rank(job: &Job, (rank, secret): (usize, Secret), voice: &Voice) -> Result<Exi
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
     };
     let Joined { peers, group, control } =
-        join_with(&job.rendezvous[..], hello, secret, job.timeout_ms)?;
+        join_with(&job.rendezvous[..], hello, security, job.timeout_ms)?;
     let backend = match (listener, job.shared_memory) {
         (Some(listener), memory) => among_hosts(listener, peers, group, memory.zip(job.sharing))?,
         #[cfg(target_os = "linux")]

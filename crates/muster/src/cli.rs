@@ -147,6 +147,10 @@ pub struct HostArgs {
     /// A file whose first line, of 16 bytes or more, is the job's secret, the same on all hosts
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// A directory with certificate.pem, key.pem and authority.pem, with which all connections of
+    /// a job of several hosts are encrypted
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// Whose environment says what these flags do not: each task that it started is a host
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub launcher: LauncherArg,
@@ -199,6 +203,9 @@ impl TrainArgs {
         let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
         let secret = self.hosts.secret_file.as_deref().map(quoted);
         flag("ranks.secret_file", secret, "--secret-file");
+        let files = self.hosts.tls.as_deref().map(crate::tls::of_dir);
+        let files = files.and_then(|files| serde_json::to_string(&files).ok());
+        flag("ranks.tls", files, "--tls");
         let resume = self.resume.as_ref().map(|word| match word.as_str() {
             "auto" | "never" => word.clone(),
             path => format!("{{from: {}}}", serde_json::Value::from(path)),

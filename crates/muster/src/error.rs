@@ -233,7 +233,8 @@ impl From<comm::CommError> for CliError {
         match error {
             CommError::RankTaken { .. }
             | CommError::ForeignMemory { .. }
-            | CommError::Secret { .. } => CliError::mistaken(error),
+            | CommError::Secret { .. }
+            | CommError::Tls { .. } => CliError::mistaken(error),
             // An address or a port that the user chose; else the machine lacks something.
             CommError::Bind { ref source, .. }
                 if matches!(

@@ -29,6 +29,7 @@ mod panic;
 mod plot;
 mod run_dir;
 mod secret;
+mod tls;
 mod trace;
 mod train_cmd;
 

@@ -258,6 +258,11 @@ pub struct RanksConfig {
     /// environment variable MUSTER_SECRET counts, and a job on one host makes a secret of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
+    /// With which all connections of a job of several hosts are TLS, those within a host, too;
+    /// without it nothing is encrypted. Every host has its own certificate and key, and the same
+    /// authority. What a vendor's library (NCCL, RCCL) sends is not covered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
     /// Let hosts with CPUs of different kinds train together. The last bits of the weights then
     /// depend on which leaf is computed where; without it, such ranks refuse to start.
     pub mixed_cpus: bool,
@@ -296,9 +301,23 @@ impl Default for RanksConfig {
             links: Links::Auto,
             bucket_bytes: None,
             secret_file: None,
+            tls: None,
             mixed_cpus: false,
         }
     }
+}
+
+/// What a host's processes prove who they are with over TLS: files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The host's certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// Its private key, readable by its owner alone.
+    pub key: PathBuf,
+    /// The certificate of the job's own authority: whoever shows one that this has signed is of the
+    /// job, whatever name is in it.
+    pub authority: PathBuf,
 }
 
 /// What is known of the links between ranks.

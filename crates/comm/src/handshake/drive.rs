@@ -1,16 +1,18 @@
-//! The handshake over a connection.
+//! The handshake over a connection, inside of TLS where the job has that.
 
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::either::Either;
 
 use super::states::{
     self, Accepted, CHALLENGE_BYTES, Claim, Dialler, GREETING_BYTES, Greeting, HAIL_BYTES, Keys,
-    Listener, NOT_TAKEN, PROOF_BYTES, Refused,
+    Listener, NOT_TAKEN, OVER_TLS, PROOF_BYTES, Refused,
 };
 use crate::CommError;
 use crate::secret::{self, Secret};
+use crate::tls::{self, Connection, Ended, NO_TLS, Security, TlsFault};
 
 /// Most bytes that a process of another version is heard out for.
 const LONGEST_HELLO: u64 = 64 << 10;
@@ -21,6 +23,7 @@ pub(crate) enum Failed {
     /// It broke, or the other end closed it.
     Io(io::Error),
     Refused(Refused),
+    Tls(TlsFault),
 }
 
 impl From<io::Error> for Failed {
@@ -29,25 +32,57 @@ impl From<io::Error> for Failed {
     }
 }
 
+impl From<Ended> for Failed {
+    fn from(ended: Ended) -> Failed {
+        match ended {
+            Ended::Io(error) => Failed::Io(error),
+            Ended::Fault(fault) => Failed::Tls(fault),
+        }
+    }
+}
+
 /// Who has connected.
 pub(crate) enum Heard {
     /// Someone of the job, who waits for the answer.
-    Known(Accepted),
+    Known(Connection, Accepted),
     /// Someone with another secret, who has been told, and what it claims to be.
     Unknown(Claim),
     /// Someone of another version, who has been told.
     Protocol(u32),
+    /// Someone with whom there is no TLS, or TLS alone, who has been told.
+    Tls(TlsFault),
 }
 
 /// Proves to whoever listens at the other end that this process is of the job, and has it prove
 /// the same.
 pub(crate) async fn dial(
-    stream: &mut TcpStream,
+    stream: TcpStream,
+    security: &Security,
+    claim: Claim,
+) -> Result<(Connection, Keys), Failed> {
+    let Security { secret, tls } = security;
+    let mut connection = tls::connect(tls.as_ref(), stream).await?;
+    match prove(&mut connection, *secret, claim).await {
+        Ok(keys) => Ok((connection, keys)),
+        Err(Failed::Refused(Refused::Protocol(protocol))) if protocol == u32::from(OVER_TLS) => {
+            Err(Failed::Tls(TlsFault::Needed))
+        }
+        // Who listens judges a certificate after this end has heard its own.
+        Err(Failed::Io(error)) => Err(tls
+            .as_ref()
+            .and_then(|tls| tls.fault(&error))
+            .map_or(Failed::Io(error), Failed::Tls)),
+        Err(failed) => Err(failed),
+    }
+}
+
+async fn prove(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     secret: Secret,
     claim: Claim,
 ) -> Result<Keys, Failed> {
     let dialler = Dialler::new(secret, claim, nonce()?);
-    stream.write_all(dialler.hail()).await?;
+    say(stream, dialler.hail()).await?;
     let mut challenge = [0; CHALLENGE_BYTES];
     // Another program may have said less than that before it waits or leaves.
     let mut len = 0;
@@ -62,14 +97,37 @@ pub(crate) async fn dial(
         }
     }
     let (proven, proof) = dialler.prove(&challenge).map_err(Failed::Refused)?;
-    stream.write_all(&proof).await?;
+    say(stream, &proof).await?;
     let mut answer = [0; states::ANSWER_BYTES];
     stream.read_exact(&mut answer).await?;
     proven.conclude(&answer).map_err(Failed::Refused)
 }
 
 /// Has whoever connected prove that it is of the job; `None` if it is another program, or leaves.
-pub(crate) async fn hear(stream: &mut TcpStream, secret: Secret) -> Option<Heard> {
+pub(crate) async fn hear(mut stream: TcpStream, security: &Security) -> Option<Heard> {
+    let Security { secret, tls } = security;
+    let Some(tls) = tls else { return hear_inside(Either::Left(stream), *secret).await };
+    // One byte tells: no hail begins as a record of TLS does.
+    let mut start = [0];
+    stream.peek(&mut start).await.ok()?;
+    if !tls::is_record(start[0]) {
+        let mut hail = [0; HAIL_BYTES];
+        stream.read_exact(&mut hail).await.ok()?;
+        let greeting = states::greeting(hail.first_chunk::<GREETING_BYTES>()?);
+        if greeting == Greeting::Other(Refused::Stranger) {
+            return None;
+        }
+        part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
+        return Some(Heard::Tls(NO_TLS));
+    }
+    match tls::accept(tls, stream).await {
+        Ok(connection) => hear_inside(connection, *secret).await,
+        Err(Ended::Fault(fault)) => Some(Heard::Tls(fault)),
+        Err(Ended::Io(_)) => None,
+    }
+}
+
+async fn hear_inside(mut stream: Connection, secret: Secret) -> Option<Heard> {
     let mut hail = [0; HAIL_BYTES];
     let (greeting, rest) = hail.split_first_chunk_mut::<GREETING_BYTES>()?;
     stream.read_exact(greeting).await.ok()?;
@@ -78,35 +136,44 @@ pub(crate) async fn hear(stream: &mut TcpStream, secret: Secret) -> Option<Heard
         Greeting::Former => {
             let mut protocol = [0; 4];
             stream.read_exact(&mut protocol).await.ok()?;
-            part(stream, &states::answer_to_former()).await.ok()?;
+            part(&mut stream, &states::answer_to_former()).await.ok()?;
             return Some(Heard::Protocol(u32::from_le_bytes(protocol)));
         }
         Greeting::Other(Refused::Protocol(got)) => {
             stream.read_exact(rest).await.ok()?;
             let (_, challenge) = Listener::challenge(&hail, nonce().ok()?);
-            part(stream, &challenge).await.ok()?;
+            part(&mut stream, &challenge).await.ok()?;
             return Some(Heard::Protocol(got));
+        }
+        Greeting::Other(_) if tls::is_record(greeting[0]) => {
+            part(&mut stream, &states::answer_to_tls()).await.ok()?;
+            return Some(Heard::Tls(TlsFault::Needed));
         }
         Greeting::Other(_) => return None,
     }
     stream.read_exact(rest).await.ok()?;
     let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
-    stream.write_all(&challenge).await.ok()?;
+    say(&mut stream, &challenge).await.ok()?;
     let mut proof = [0; PROOF_BYTES];
     stream.read_exact(&mut proof).await.ok()?;
     match listener.judge(secret, &proof) {
-        Ok(accepted) => Some(Heard::Known(accepted)),
+        Ok(accepted) => Some(Heard::Known(stream, accepted)),
         Err(claim) => {
             // It may be gone; then it knows.
-            let _ = stream.write_all(&NOT_TAKEN).await;
+            let _ = say(&mut stream, &NOT_TAKEN).await;
             Some(Heard::Unknown(claim))
         }
     }
 }
 
+async fn say(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
+    stream.write_all(words).await?;
+    stream.flush().await
+}
+
 /// Says a last thing to a process of another version, and hears it out: to close a connection with
 /// words unread would reset it, and what was said last might be lost.
-async fn part(stream: &mut TcpStream, words: &[u8]) -> io::Result<()> {
+async fn part(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
     stream.write_all(words).await?;
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(LONGEST_HELLO), &mut tokio::io::sink()).await.map(drop)

@@ -30,6 +30,9 @@ pub(crate) const ANSWER_BYTES: usize = 1 + 32;
 
 const TAKEN: u8 = 1;
 
+/// In place of a protocol, of who speaks TLS alone.
+pub(super) const OVER_TLS: u8 = u8::MAX;
+
 const OF_DIALLER: &str = "Muster 2026-11 proof of who connects";
 const OF_LISTENER: &str = "Muster 2026-11 proof of who listens";
 const FROM_DIALLER: &str = "Muster 2026-11 key of what comes from who connects";
@@ -247,6 +250,23 @@ impl Listener {
         answer[1..].copy_from_slice(transcript.hash(OF_LISTENER).as_bytes());
         Ok(Accepted { claim, keys: Keys { send, receive }, answer })
     }
+}
+
+/// What a hail is answered with that should have come over TLS.
+pub(super) fn answer_to_plain(hail: &[u8; HAIL_BYTES]) -> [u8; CHALLENGE_BYTES] {
+    let mut challenge = [0; CHALLENGE_BYTES];
+    challenge[..MARK_BYTES].copy_from_slice(&mark(hail));
+    challenge[MARK_BYTES] = OVER_TLS;
+    challenge
+}
+
+/// What is said to who begins TLS with a process that has none: its name and protocol, which are
+/// no record of TLS.
+pub(super) fn answer_to_tls() -> [u8; GREETING_BYTES] {
+    let mut bytes = [0; GREETING_BYTES];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4] = PROTOCOL;
+    bytes
 }
 
 /// By which a challenge shows that it is one: no other program answers with it by accident.

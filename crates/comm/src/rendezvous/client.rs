@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
@@ -16,6 +16,7 @@ use super::protocol::{self, Hello, Said, ToServer, ToWorker};
 use crate::door;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
+use crate::tls::{self, Connection, Security, Tls};
 use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
@@ -39,7 +40,7 @@ const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
 /// A connection to the server, after the handshake.
 struct Line {
-    frames: Framed<TcpStream, Codec>,
+    frames: Framed<Connection, Codec>,
     send: Seal,
     receive: Seal,
 }
@@ -74,7 +75,7 @@ impl std::fmt::Display for Aborted {
 /// others that this rank is lost; [`ControlHandle::blame`], that another is.
 pub struct ControlHandle {
     shared: Arc<Shared>,
-    secret: Secret,
+    security: Security,
     outgoing: Option<UnboundedSender<ToServer>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -99,13 +100,14 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
 ///
 /// # Errors
 /// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
-/// or speaks another protocol; or why the ranks do not come together, the same on each.
+/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together, the same on each.
 pub fn join_with(
     addrs: impl ToSocketAddrs,
     hello: Hello,
-    secret: Secret,
+    security: impl Into<Security>,
     timeout_ms: u64,
 ) -> Result<Joined> {
+    let security = security.into();
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
@@ -113,10 +115,11 @@ pub fn join_with(
     let (outgoing, messages) = unbounded_channel();
     let (answer, answered) = mpsc::channel();
     let (known, job) = (Arc::clone(&shared), hello.job.clone());
+    let ours = security.clone();
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread.spawn(move || {
         runtime.block_on(async move {
-            match meet(&addrs, hello, secret, timeout_ms).await {
+            match meet(&addrs, hello, &ours, timeout_ms).await {
                 Err(error) => drop(answer.send(Err(error))),
                 Ok((line, peers, start)) => {
                     let _ = answer.send(Ok((peers, start)));
@@ -126,7 +129,7 @@ pub fn join_with(
         });
     });
     let thread = Some(thread.map_err(CommError::Runtime)?);
-    let control = ControlHandle { shared, secret, outgoing: Some(outgoing), thread };
+    let control = ControlHandle { shared, security, outgoing: Some(outgoing), thread };
     let ended = |_| CommError::Runtime(std::io::ErrorKind::BrokenPipe.into());
     let (peers, start) = answered.recv().map_err(ended)??;
     Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
@@ -135,7 +138,7 @@ pub fn join_with(
 async fn meet(
     addrs: &[SocketAddr],
     hello: Hello,
-    secret: Secret,
+    security: &Security,
     timeout_ms: u64,
 ) -> Result<(Line, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
@@ -144,7 +147,7 @@ async fn meet(
     }
     let mut last = "no try has ended".to_owned();
     let claim = protocol::claim(hello.rank, protocol::MEET);
-    let tried = Patience::new(limit).within(reach(addrs, secret, claim, &mut last)).await;
+    let tried = Patience::new(limit).within(reach(addrs, security, claim, &mut last)).await;
     let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
     let (stream, addr, keys) = tried.ok_or_else(|| silent(last))??;
     let nothing = || silent("it took the connection and says nothing".to_owned());
@@ -173,16 +176,16 @@ async fn meet(
 /// made anew a few times: where many come, the server's door may have had to make room.
 async fn reach(
     addrs: &[SocketAddr],
-    secret: Secret,
+    security: &Security,
     claim: Claim,
     last: &mut String,
-) -> Result<(TcpStream, SocketAddr, Keys)> {
+) -> Result<(Connection, SocketAddr, Keys)> {
     let mut closed = 0;
     loop {
-        let (mut stream, addr) = connect(addrs, last).await?;
+        let (stream, addr) = connect(addrs, last).await?;
         "it took the connection and says nothing".clone_into(last);
-        match handshake::dial(&mut stream, secret, claim).await {
-            Ok(keys) => return Ok((stream, addr, keys)),
+        match handshake::dial(stream, security, claim).await {
+            Ok((stream, keys)) => return Ok((stream, addr, keys)),
             Err(Failed::Io(_)) if closed < CLOSED => closed += 1,
             Err(failed) => return Err(of_another(addr, failed)),
         }
@@ -193,10 +196,10 @@ async fn reach(
 /// Why who listens at `addr` is not the server of this job.
 fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
     let stranger = |how| CommError::NotRendezvous { addr, how };
+    let who = || format!("the meeting point at {addr}, node 0 of the job,");
     match failed {
-        Failed::Refused(Refused::Secret) => {
-            CommError::Secret { who: format!("the meeting point at {addr}, node 0 of the job,") }
-        }
+        Failed::Refused(Refused::Secret) => CommError::Secret { who: who() },
+        Failed::Tls(fault) => CommError::Tls { who: who(), fault },
         Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
         Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
         Failed::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -208,8 +211,7 @@ fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
 
 impl Line {
     async fn say(&mut self, message: &ToServer) -> std::io::Result<()> {
-        let mut frame = Said::new(message).frame(&mut self.send);
-        self.frames.get_mut().write_all_buf(&mut frame).await
+        Said::new(message).say(self.frames.get_mut(), &mut self.send).await
     }
 }
 
@@ -250,6 +252,7 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
 pub struct Absent<'a> {
     pub job: &'a str,
     pub secret: Secret,
+    pub tls: Option<&'a Tls>,
     pub node: usize,
     pub reason: &'a str,
 }
@@ -280,13 +283,15 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
 }
 
 /// Returns when the server has heard it; false if it does not take this for one of the job.
-async fn tell_absence(mut stream: TcpStream, absent: Absent<'_>) -> std::io::Result<bool> {
-    let Absent { job, secret, node, reason } = absent;
+async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::io::Result<bool> {
+    let Absent { job, secret, tls, node, reason } = absent;
+    let security = Security { secret, tls: tls.cloned() };
     let claim = protocol::claim(node, protocol::ABSENT);
-    let Ok(keys) = handshake::dial(&mut stream, secret, claim).await else { return Ok(false) };
+    let dialled = handshake::dial(stream, &security, claim).await;
+    let Ok((mut stream, keys)) = dialled else { return Ok(false) };
     let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
     let message = Said::new(&ToServer::Absent { job, node, reason });
-    stream.write_all_buf(&mut message.frame(&mut Seal::new(keys.send))).await?;
+    message.say(&mut stream, &mut Seal::new(keys.send)).await?;
     // It closes the connection then.
     stream.read(&mut [0]).await.map(|_| true)
 }
@@ -295,12 +300,12 @@ async fn tell_absence(mut stream: TcpStream, absent: Absent<'_>) -> std::io::Res
 /// it is sent is still listened to.
 async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared: &Arc<Shared>) {
     let Line { frames, mut send, mut receive } = line;
-    let server = frames.get_ref().peer_addr().ok();
+    let server = tls::peer_addr(frames.get_ref());
     let (mut from_server, mut to_server) = protocol::split(frames);
     let tell = async {
         while let Some(message) = outgoing.recv().await {
             let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
-            let sent = to_server.write_all_buf(&mut Said::new(&message).frame(&mut send)).await;
+            let sent = Said::new(&message).say(&mut to_server, &mut send).await;
             if is_last {
                 return;
             }
@@ -361,8 +366,9 @@ impl ControlHandle {
         world: usize,
         timeout_ms: u64,
     ) -> Result<World> {
-        let (revocation, secret) = (self.shared.revocation.clone(), self.secret);
-        let settings = Settings { revocation, secret, ..Settings::new(timeout_ms) };
+        let (revocation, secret) = (self.shared.revocation.clone(), self.security.secret);
+        let tls = self.security.tls.clone();
+        let settings = Settings { revocation, secret, tls, ..Settings::new(timeout_ms) };
         connect_with(backend, rank, world, settings)
     }
 

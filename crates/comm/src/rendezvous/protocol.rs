@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Framed, FramedParts, FramedRead};
 
 use super::codec::Codec;
 use crate::error::{Fault, numbered, ranks};
 use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
+use crate::tls::{self, Connection, ReadHalf, WriteHalf};
 
 /// Purposes of connections to the server ([`crate::handshake`]): of a worker, which comes to meet;
 /// and of the process that would have started a host's workers.
@@ -186,11 +186,9 @@ pub(super) enum ToWorker {
 
 /// The two ways of a connection. What was read already stays to be read; frames are written
 /// as they are, since a buffer of its own for each would multiply the longest.
-pub(super) fn split(
-    frames: Framed<TcpStream, Codec>,
-) -> (FramedRead<OwnedReadHalf, Codec>, OwnedWriteHalf) {
+pub(super) fn split(frames: Framed<Connection, Codec>) -> (FramedRead<ReadHalf, Codec>, WriteHalf) {
     let FramedParts { io, codec, read_buf, .. } = frames.into_parts();
-    let (incoming, outgoing) = io.into_split();
+    let (incoming, outgoing) = tls::split(io);
     let mut incoming = FramedRead::new(incoming, codec);
     *incoming.read_buffer_mut() = read_buf;
     (incoming, outgoing)
@@ -219,6 +217,17 @@ impl Said {
     pub(super) fn of_bytes(message: Vec<u8>) -> Said {
         let hash = blake3::hash(&message);
         Said { message: message.into(), hash }
+    }
+
+    /// Says it: its frame.
+    pub(super) async fn say(
+        &self,
+        to: &mut (impl AsyncWrite + Unpin),
+        seal: &mut Seal,
+    ) -> std::io::Result<()> {
+        to.write_all_buf(&mut self.frame(seal)).await?;
+        // What the system does not take at once may wait in TLS.
+        to.flush().await
     }
 
     /// As it travels: its length, itself, and its tag as the next message under `seal`.

@@ -18,6 +18,7 @@ use crate::door::{self, Door};
 use crate::error::SAME_SECRET;
 use crate::handshake::{self, Accepted, Claim, Heard, Seal};
 use crate::patience::Patience;
+use crate::tls::{Connection, Security, TlsFault};
 use crate::{CommError, Fault, Result, Secret, ending, files, secret, tcp};
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
@@ -47,7 +48,7 @@ pub struct Server {
 
 struct Shared {
     job: String,
-    secret: Secret,
+    security: Security,
     world: usize,
     /// Hosts, each with as many ranks, in their order.
     nodes: usize,
@@ -69,6 +70,8 @@ struct Meeting {
     lost: Option<(usize, String)>,
     /// Who came and is none of the job's.
     turned_away: Vec<String>,
+    /// By who came from where: why there is no TLS with it.
+    faults: Vec<(String, std::mem::Discriminant<TlsFault>)>,
     /// What people should hear of them and have not heard yet.
     news: Vec<String>,
 }
@@ -120,14 +123,14 @@ impl Server {
         Server::of_nodes(addrs, (job, Secret::none()), world, 1, timeout_ms)
     }
 
-    /// As [`Server::bind`], of a job with a secret, for ranks that are divided evenly among `nodes`
+    /// As [`Server::bind`], of a job with a secret, and perhaps TLS, for ranks that are divided evenly among `nodes`
     /// hosts, in their order: hosts that do not come are named.
     ///
     /// # Errors
     /// As [`Server::bind`].
     pub fn of_nodes(
         addrs: impl ToSocketAddrs,
-        (job, secret): (&str, Secret),
+        (job, security): (&str, impl Into<Security>),
         world: usize,
         nodes: usize,
         timeout_ms: u64,
@@ -156,11 +159,12 @@ impl Server {
             wants_stop: false,
             lost: None,
             turned_away: Vec::new(),
+            faults: Vec::new(),
             news: Vec::new(),
         };
         let shared = Arc::new(Shared {
             job: job.to_owned(),
-            secret,
+            security: security.into(),
             world,
             nodes,
             timeout_ms,
@@ -434,6 +438,16 @@ impl Meeting {
         }
     }
 
+    /// With whom there is no TLS. The times in a fault pass, so who comes again is not told anew.
+    fn turn_away_for(&mut self, who: String, fault: &TlsFault) {
+        if self.faults.len() < STRANGERS && !self.faults.contains(&(who.clone(), fault.kind())) {
+            self.faults.push((who.clone(), fault.kind()));
+            let text = format!("{who}, which {fault}");
+            self.news.push(format!("turned away {text}"));
+            self.turned_away.push(text);
+        }
+    }
+
     fn tell_all(&self, message: &ToWorker) {
         let outgoing = Outgoing::new(message);
         for worker in self.workers.iter().flatten() {
@@ -469,7 +483,7 @@ async fn serve(listeners: Vec<TcpListener>, shared: Arc<Shared>, ended: oneshot:
     }
 }
 
-type Frames = Framed<TcpStream, Codec>;
+type Frames = Framed<Connection, Codec>;
 
 /// A connection of the job, which has said something.
 struct Guest {
@@ -486,12 +500,11 @@ struct Line {
 }
 
 async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> Option<Guest> {
-    let mut stream = stream;
     let _ = stream.set_nodelay(true);
     door::keep_alive(&stream);
-    let Accepted { claim, keys, answer } = match handshake::hear(&mut stream, shared.secret).await?
-    {
-        Heard::Known(accepted) => accepted,
+    let heard = handshake::hear(stream, &shared.security).await?;
+    let (mut stream, Accepted { claim, keys, answer }) = match heard {
+        Heard::Known(stream, accepted) => (stream, accepted),
         Heard::Unknown(claim) => {
             let what = if claim.purpose == protocol::ABSENT { "node" } else { "rank" };
             let who = format!("{what} {} from {}, which has another secret", claim.from, from.ip());
@@ -503,8 +516,13 @@ async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> 
             shared.lock().turn_away(who, "use the same build everywhere");
             return None;
         }
+        Heard::Tls(fault) => {
+            shared.lock().turn_away_for(format!("a process from {}", from.ip()), &fault);
+            return None;
+        }
     };
     stream.write_all(&answer).await.ok()?;
+    stream.flush().await.ok()?;
     let frames = Framed::with_capacity(stream, Codec, BUFFER);
     let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
     let first = line.frames.next().await?.ok()?;
@@ -596,7 +614,7 @@ async fn converse(
     let tell = async {
         // Ends once the worker was turned away and has been told.
         while let Some(Outgoing { said, is_last }) = outgoing.recv().await {
-            let written = to_worker.write_all_buf(&mut said.frame(&mut send)).await;
+            let written = said.say(&mut to_worker, &mut send).await;
             if written.is_err() || is_last {
                 break;
             }

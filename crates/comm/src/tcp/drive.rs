@@ -187,6 +187,7 @@ mod tests {
     use super::super::traffic::{Give, Message, Take};
     use super::*;
     use crate::job::Members;
+    use crate::tls::Stream;
 
     /// An empty message to the peer, and none from it.
     struct Out;
@@ -240,7 +241,10 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             stream.set_nonblocking(true).unwrap();
-            let mut links = [None, Some(Link::new(1, Wire { stream, keys: rig::keys() }))];
+            let mut links = [
+                None,
+                Some(Link::new(1, Wire { stream: Stream::Plain(stream), keys: rig::keys() })),
+            ];
             let (mut waiting, call) = (Waiting::new(2), rig::call(Operation::Exchange));
             let mut progress = Progress::new(&job, &members);
             let used = || {

@@ -17,6 +17,7 @@ use crate::door;
 use crate::job::{InProgress, Job, Members};
 use crate::meter::Meter;
 use crate::patience;
+use crate::tls::Stream;
 use crate::{CommError, Operation, Result};
 
 pub(crate) struct Endpoint {
@@ -160,12 +161,13 @@ impl Endpoint {
 
 /// The connections of a channel or group by place; this member's own is `None`.
 async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option<Wire>>> {
-    let (job, me) = (&shared.job, shared.me);
+    let (job, me) = (&shared.job, &shared.me);
     let tries = Tries::default();
     let mut dials = JoinSet::new();
     for &rank in members.ranks.iter().filter(|&&rank| rank < me.rank) {
         let purpose = Purpose::Data(tag);
-        dials.spawn(mesh::connect(shared.addrs[rank], rank, purpose, me, Arc::clone(&tries)));
+        let (addr, me, tries) = (shared.addrs[rank], me.clone(), Arc::clone(&tries));
+        dials.spawn(mesh::connect(addr, rank, purpose, me, tries));
     }
     let place_of = |rank| members.ranks.iter().position(|&member| member == rank);
     let mut wires: Vec<Option<Wire>> = members.ranks.iter().map(|_| None).collect();
@@ -197,7 +199,7 @@ async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option
                     let addr = shared.addrs[rank];
                     let failed = |source| CommError::Socket { addr, action: "take", source };
                     // Such a connection does not block, and goes on without its runtime.
-                    let stream = stream.into_std().map_err(failed)?;
+                    let stream = Stream::new(stream).map_err(failed)?;
                     wires[place] = Some(Wire { stream, keys });
                 }
             }

@@ -1,7 +1,7 @@
 //! A connection to one peer. Nothing here waits: what a socket does not take or have at once is
 //! tried again when it is ready.
 
-use std::net::TcpStream;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use super::poll::Ready;
@@ -11,10 +11,11 @@ use super::sending::Sending;
 use super::traffic::{Message, Traffic, Way};
 use crate::Result;
 use crate::handshake::Keys;
+use crate::tls::Stream;
 
 /// A connection that does not block, between two that have proved themselves.
 pub(super) struct Wire {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub keys: Keys,
 }
 
@@ -22,7 +23,7 @@ pub(super) struct Wire {
 pub(super) struct Link {
     /// The peer's place.
     pub peer: usize,
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub keys: Keys,
     pub sending: Sending,
     pub receiving: Receiving,
@@ -103,8 +104,9 @@ impl Link {
         self.receiving.has_begun || self.receiving.at.is_done()
     }
 
+    /// What TLS holds back must go, too: nobody else sends it after the operation.
     pub(super) fn is_done(&self) -> bool {
-        self.sending.at.is_done() && self.receiving.at.is_done()
+        self.sending.at.is_done() && self.receiving.at.is_done() && !self.stream.is_pending()
     }
 
     /// What to wait for.
@@ -115,14 +117,18 @@ impl Link {
         };
         Ready {
             to_read: may(Way::In, &self.receiving.at, self.receiving.is_open()),
-            to_write: may(Way::Out, &self.sending.at, self.sending.is_open()),
+            to_write: self.stream.is_pending()
+                || may(Way::Out, &self.sending.at, self.sending.is_open()),
         }
     }
 
     /// How much longer than others the peer is waited for; `None` if it owes nothing now.
     pub(super) fn excuse(&self, traffic: &dyn Traffic) -> Option<Duration> {
         let wanted = self.wanted(traffic);
-        let of = |way, at: &At| traffic.excuse(way, Message { peer: self.peer, index: at.index });
+        let of = |way, at: &At| match at.is_done() {
+            true => Duration::ZERO,
+            false => traffic.excuse(way, Message { peer: self.peer, index: at.index }),
+        };
         let to_read = wanted.to_read.then(|| of(Way::In, &self.receiving.at));
         let to_write = wanted.to_write.then(|| of(Way::Out, &self.sending.at));
         to_read.into_iter().chain(to_write).min()
@@ -133,6 +139,16 @@ impl Link {
         let wanted = self.wanted(turn.traffic);
         let Link { peer, stream, keys, sending, receiving, ready } = self;
         match way {
+            Way::Out if wanted.to_write && ready.to_write && stream.is_pending() => {
+                let call = turn.call_of(way, Message { peer: *peer, index: sending.at.index });
+                ready.to_write = match stream.flush() {
+                    Ok(()) => true,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+                    Err(error) => return Err(call.lost_by(*peer, &error, turn.progress.job)),
+                };
+                turn.progress.advance(0);
+                Ok(ready.to_write)
+            }
             Way::Out if wanted.to_write && ready.to_write => {
                 let moved = sending.step(*peer, stream, &keys.send, turn)?;
                 ready.to_write = moved;

@@ -15,7 +15,8 @@ use crate::door;
 use crate::error::SAME_SECRET;
 use crate::handshake::{self, ANSWER_BYTES, Claim, Failed, Heard, Keys, Refused};
 use crate::job::Members;
-use crate::{CommError, Operation, Result, Secret};
+use crate::tls::{self, Connection, Security};
+use crate::{CommError, Operation, Result};
 
 /// Binds the address that peers will connect to; port 0 takes any free one.
 ///
@@ -42,9 +43,9 @@ pub fn can_listen(addr: SocketAddr) -> Result<()> {
 }
 
 /// Who a process is in which job.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Identity {
-    pub secret: Secret,
+    pub security: Security,
     /// Of this start of the job, as connections and as frames have it.
     pub scope: [u8; 16],
     pub token: u64,
@@ -80,7 +81,7 @@ impl Purpose {
 pub(super) struct Met {
     pub rank: usize,
     pub purpose: Purpose,
-    pub stream: TcpStream,
+    pub stream: Connection,
     pub keys: Keys,
 }
 
@@ -142,13 +143,17 @@ pub(super) async fn connect(
     };
     loop {
         let is_final = match TcpStream::connect(addr).await {
-            Ok(mut stream) => {
+            Ok(stream) => {
                 door::keep_alive(&stream);
                 let _ = stream.set_nodelay(true);
-                match handshake::dial(&mut stream, me.secret, claim).await {
-                    Ok(keys) => return Some(Met { rank, purpose, stream, keys }),
+                match handshake::dial(stream, &me.security, claim).await {
+                    Ok((stream, keys)) => return Some(Met { rank, purpose, stream, keys }),
                     Err(Failed::Refused(Refused::Secret)) => {
                         failed(format!("who listens at {addr} {}", other_secret()));
+                        true
+                    }
+                    Err(Failed::Tls(fault)) => {
+                        failed(format!("who listens at {addr} {fault}"));
                         true
                     }
                     // It may have been taken for a stranger, or be one, or not of this start.
@@ -174,15 +179,15 @@ fn other_secret() -> String {
 /// A higher rank of the same job, if that is what speaks. Who passes for one is remembered in
 /// `tries`.
 pub(super) async fn hear_higher(
-    mut stream: TcpStream,
+    stream: TcpStream,
     from: SocketAddr,
     me: Identity,
     tries: Tries,
 ) -> Option<Guest> {
     stream.set_nodelay(true).ok()?;
     door::keep_alive(&stream);
-    let accepted = match handshake::hear(&mut stream, me.secret).await? {
-        Heard::Known(accepted) => accepted,
+    let (stream, accepted) = match handshake::hear(stream, &me.security).await? {
+        Heard::Known(stream, accepted) => (stream, accepted),
         Heard::Unknown(claim) => {
             // Whoever does not even know whom it calls is no rank of a wrong secret.
             let rank = usize::try_from(claim.from).ok();
@@ -194,20 +199,19 @@ pub(super) async fn hear_higher(
             tries.lock().unwrap_or_else(PoisonError::into_inner).insert(rank, cause);
             return None;
         }
-        Heard::Protocol(_) => return None,
+        Heard::Protocol(_) | Heard::Tls(_) => return None,
     };
     let (rank, purpose) = (accepted.claim.from as usize, Purpose::of(accepted.claim.purpose));
     let is_ours = accepted.claim == me.claim(rank, me.rank, purpose);
     if !is_ours || rank <= me.rank || rank >= me.world {
         return None;
     }
-    stream.writable().await.ok()?;
     let met = Met { rank, purpose, stream, keys: accepted.keys };
     Some(Guest { met, answer: accepted.answer })
 }
 
 /// Answers a rank that is taken from here on: the first bytes on a connection fit its buffer.
-pub(super) fn greet_now(Guest { met, answer }: Guest) -> Option<Met> {
-    let written = met.stream.try_write(&answer);
+pub(super) fn greet_now(Guest { mut met, answer }: Guest) -> Option<Met> {
+    let written = tls::try_say(&mut met.stream, &answer);
     written.is_ok_and(|written| written == answer.len()).then_some(met)
 }

@@ -27,6 +27,7 @@ use crate::door::{self, Door};
 use crate::handshake::Seal;
 use crate::job::{Job, Members, Moments, Settings};
 use crate::meter::Meter;
+use crate::tls::{self, Security, Stream};
 use crate::{CommError, Operation, Result, ending};
 
 /// How often this process is looked at whether it works.
@@ -115,12 +116,13 @@ impl Net {
         let addr = *addrs.get(rank).ok_or(CommError::NoSuchRank { rank, world })?;
         endpoint::check_thread()?;
         door::check_room((world - 1) * CONNECTIONS)?;
-        let (secret, scope) = (settings.secret, settings.secret.scope(job, world));
+        let (secret, tls) = (settings.secret, settings.tls.clone());
+        let (security, scope) = (Security { secret, tls }, secret.scope(job, world));
         let moments = (0..world).map(|_| AtomicU64::new(0)).collect();
         let moments = Box::new(Heard { epoch: Instant::now(), moments });
         let shared = Arc::new(Shared {
             job: Arc::new(Job::new(rank, world, settings, moments)),
-            me: Identity { secret, scope, token: frame::token(job), rank, world },
+            me: Identity { security, scope, token: frame::token(job), rank, world },
             addrs,
             arrivals: Mutex::default(),
             turned_away: Tries::default(),
@@ -235,13 +237,13 @@ impl Shared {
     }
 
     async fn watch(self: Arc<Shared>, mut door: Door<Guest>) {
-        let me = self.me;
+        let me = &self.me;
         let mut signals = Signals::new(me.world);
         let mut dials = JoinSet::new();
         let mut readers = Readers::new();
         let tries: Tries = Tries::default();
         for (peer, &addr) in self.addrs.iter().enumerate().take(me.rank) {
-            dials.spawn(mesh::connect(addr, peer, Purpose::Signal, me, Arc::clone(&tries)));
+            dials.spawn(mesh::connect(addr, peer, Purpose::Signal, me.clone(), Arc::clone(&tries)));
         }
         let mut pulse = Pulse { told: (0, Instant::now()) };
         loop {
@@ -261,7 +263,7 @@ impl Shared {
                     _ => continue,
                 },
                 guest = door.next(|stream, from| {
-                    mesh::hear_higher(stream, from, me, Arc::clone(&self.turned_away))
+                    mesh::hear_higher(stream, from, me.clone(), Arc::clone(&self.turned_away))
                 }) => {
                     let Some(met) = mesh::greet_now(guest) else { continue };
                     met
@@ -293,7 +295,7 @@ impl Shared {
         passed_for.unwrap_or_else(PoisonError::into_inner).remove(&rank);
         match purpose {
             Purpose::Signal => {
-                let (read, write) = stream.into_split();
+                let (read, write) = tls::split(stream);
                 // A rank that comes again has given its first connection up.
                 if signals.add(rank, write, keys.send) {
                     self.state().signals += 1;
@@ -305,7 +307,7 @@ impl Shared {
                 }
             }
             Purpose::Data(tag) => {
-                if let Ok(stream) = stream.into_std() {
+                if let Ok(stream) = Stream::new(stream) {
                     let arrivals = self.arrivals.lock();
                     let mut arrivals = arrivals.unwrap_or_else(PoisonError::into_inner);
                     arrivals.insert((tag, rank), Wire { stream, keys });

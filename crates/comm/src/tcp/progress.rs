@@ -50,6 +50,7 @@ impl Call {
             std::thread::sleep(GRACE_LOOK);
         }
         match error.kind() {
+            std::io::ErrorKind::InvalidData => self.damaged(rank, Damage::Record),
             std::io::ErrorKind::UnexpectedEof => self.lost(rank, "it closed the connection"),
             _ => self.lost(rank, error),
         }

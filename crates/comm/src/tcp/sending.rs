@@ -2,7 +2,6 @@
 //! system, from where the payload lies.
 
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::net::TcpStream;
 
 use super::frame::{HEADER_BYTES, Header, checked};
 use super::link::{At, Turn};
@@ -42,7 +41,7 @@ impl Sending {
     pub(super) fn step(
         &mut self,
         peer: usize,
-        stream: &mut TcpStream,
+        stream: &mut impl Write,
         key: &Key,
         turn: &mut Turn,
     ) -> Result<bool> {
@@ -105,7 +104,7 @@ impl Frame {
     /// tried.
     fn push(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut impl Write,
         slices: &[IoSlice<'_>],
         seal: impl Fn(u32, usize) -> [u8; HEADER_BYTES],
     ) -> Option<io::Result<usize>> {

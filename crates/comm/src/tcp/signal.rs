@@ -15,11 +15,11 @@
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::handshake::{Key, Seal, TAG_BYTES};
 use crate::job::Job;
 use crate::revocation::Reason;
+use crate::tls::{self, ReadHalf, WriteHalf};
 
 /// Longest reason that is taken from a peer.
 const REASON_BYTES: usize = 4 << 10;
@@ -34,7 +34,7 @@ pub(super) struct Signals {
 
 /// Who listens.
 struct Peer {
-    write: OwnedWriteHalf,
+    write: WriteHalf,
     seal: Seal,
 }
 
@@ -42,7 +42,7 @@ impl Peer {
     /// Says it, as far as there is room; whether a part of it was said.
     fn say(&mut self, message: &[u8], hash: &blake3::Hash) -> bool {
         let message = [message, &self.seal.tag(hash)].concat();
-        let said = self.write.try_write(&message);
+        let said = tls::try_say(&mut self.write, &message);
         if said.is_err() {
             self.seal.take_back();
         }
@@ -56,7 +56,7 @@ impl Signals {
     }
 
     /// Takes over a connection; whether it is the first with that peer.
-    pub(super) fn add(&mut self, rank: usize, write: OwnedWriteHalf, key: Key) -> bool {
+    pub(super) fn add(&mut self, rank: usize, write: WriteHalf, key: Key) -> bool {
         let mut peer = Peer { write, seal: Seal::new(key) };
         if let Some(last) = &self.last {
             peer.say(last, &blake3::hash(last));
@@ -107,7 +107,7 @@ impl Signals {
 }
 
 /// Hears what `rank` says, to its end.
-pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, mut seal: Seal, job: Arc<Job>) {
+pub(super) async fn listen(mut read: ReadHalf, rank: usize, mut seal: Seal, job: Arc<Job>) {
     let ended = match hear(&mut read, rank, &mut seal, &job).await {
         Ok(heard) => heard,
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -122,7 +122,7 @@ pub(super) async fn listen(mut read: OwnedReadHalf, rank: usize, mut seal: Seal,
 
 /// Why the job is over, unless the peer left in good order.
 async fn hear(
-    read: &mut OwnedReadHalf,
+    read: &mut ReadHalf,
     rank: usize,
     seal: &mut Seal,
     job: &Job,

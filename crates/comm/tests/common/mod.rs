@@ -2,13 +2,15 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use comm::shm::SharedMemory;
 use comm::{Backend, Channel, Control, Result, Settings, World};
 use device::{Arch, Device, SimOptions};
 use kernels::gpu::modules::{Family, Kernels};
+
+pub mod certificates;
 
 /// Long enough for a loaded machine; tests of timeouts use their own.
 pub const PATIENCE_MS: u64 = 60_000;
@@ -18,7 +20,8 @@ pub const BACKENDS: [&str; 2] = ["shm", "tcp"];
 /// Jobs of several hosts: their backend, and ranks.
 pub const BY_HOSTS: [(&str, usize); 3] = [("2 a host", 4), ("3 a host", 6), ("2 a host", 6)];
 
-/// One backend per rank of a new job: `shm`, `tcp`, or both with so many ranks `a host`.
+/// One backend per rank of a new job: `shm`, `tcp`, or both with so many ranks `a host`; of `tls`,
+/// those of `tcp`.
 pub fn backends(kind: &str, world: usize) -> Vec<Backend> {
     static JOBS: AtomicU64 = AtomicU64::new(0);
     let number = JOBS.fetch_add(1, Ordering::Relaxed);
@@ -101,6 +104,13 @@ pub fn with_settings<R: Send>(
     settings: impl Fn(usize) -> Settings + Sync,
     body: impl Fn(World) -> R + Sync,
 ) -> Vec<R> {
+    static TLS: OnceLock<comm::tls::Tls> = OnceLock::new();
+    let made = || certificates::Authority::new().of_anyone();
+    let tls = (kind == "tls").then(|| TLS.get_or_init(made).clone());
+    let settings = |rank| match &tls {
+        Some(tls) => Settings { tls: Some(tls.clone()), ..settings(rank) },
+        None => settings(rank),
+    };
     as_ranks(backends(kind, world), settings, body)
 }
 

@@ -4,17 +4,18 @@
 //! names: node 0 listens at every address that it has, the others try each in turn.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use comm::Secret;
 use comm::rendezvous::{self, Absent, Server};
+use comm::tls::{Security, Tls};
 
 use super::place::Place;
+use crate::cli::HostArgs;
 use crate::error::{CliError, Exit};
 use crate::launch_env::{Hosts, Rendezvous};
 use crate::output::{complain, tell_if_slow};
-use crate::secret;
+use crate::{secret, tls};
 
 /// The job of several hosts, to each other, where no launcher has a name for it.
 const JOB: &str = "hosts";
@@ -72,7 +73,7 @@ impl Addresses {
     /// As [`Addresses::try_out`].
     pub fn serve(
         &self,
-        (job, secret): (&str, Secret),
+        (job, security): (&str, Security),
         place: &Place,
         world: usize,
         timeout_ms: u64,
@@ -80,7 +81,7 @@ impl Addresses {
         if place.node > 0 {
             return Ok(None);
         }
-        let job = (job, secret);
+        let job = (job, security);
         let server = Server::of_nodes(&self.meeting[..], job, world, place.nodes, timeout_ms);
         server.map(Some).map_err(|error| self.with_flag(error))
     }
@@ -210,27 +211,34 @@ pub struct Absence {
     addrs: Vec<SocketAddr>,
     /// Of the command or the environment until the config has been read, which may name another.
     pub secret: Secret,
+    /// As the secret.
+    pub tls: Option<Tls>,
 }
 
 impl Absence {
-    /// `starts` says whether this host is going to bring its ranks, `file` what the command says of
-    /// the secret.
-    pub fn of(hosts: &Hosts, file: Option<&Path>, starts: bool) -> Absence {
+    /// `starts` says whether this host is going to bring its ranks, `args` what the command says of
+    /// the secret and TLS.
+    pub fn of(hosts: &Hosts, args: &HostArgs, starts: bool) -> Absence {
         let (node, at) = (hosts.node, hosts.rendezvous.as_ref());
         let is_awaited = node > 0 && starts;
         let found = at.filter(|_| is_awaited).and_then(|at| at.text.to_socket_addrs().ok());
+        let file = args.secret_file.as_deref();
         let secret = secret::of_job(file.map(|path| ("--secret-file", path)), hosts.nodes);
         let secret = secret.map_or(Secret::none(), |known| known.secret);
-        Absence { job: job(hosts), node, addrs: found.into_iter().flatten().collect(), secret }
+        let files = args.tls.as_deref().map(|dir| ("--tls", tls::of_dir(dir)));
+        let tls = tls::of_job(files, hosts.nodes).ok().and_then(|known| known.tls);
+        let addrs = found.into_iter().flatten().collect();
+        Absence { job: job(hosts), node, addrs, secret, tls }
     }
 
     /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
     pub fn report(&self, reason: &str, start: Start) {
-        let Absence { job, node, addrs, secret } = self;
+        let Absence { job, node, addrs, secret, tls } = self;
         if addrs.is_empty() {
             return;
         }
-        let absent = Absent { job, secret: *secret, node: *node, reason };
+        let (secret, tls) = (*secret, tls.as_ref());
+        let absent = Absent { job, secret, tls, node: *node, reason };
         let tell = |patience| rendezvous::report_absent(&addrs[..], absent, patience);
         if !tell(AT_ONCE) && start == Start::Never {
             let (at, most_s) = (list(addrs), LATE.as_secs());

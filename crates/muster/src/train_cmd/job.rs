@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use data::Prepared;
 use device::Device;
 use serde::{Deserialize, Serialize};
-use train::config::{Config, Links, OptimizerDevice};
+use train::config::{Config, Links, OptimizerDevice, TlsFiles};
 
 use super::offload;
 use crate::error::CliError;
@@ -50,6 +50,9 @@ pub struct Job {
     /// What the ranks record.
     #[serde(default)]
     pub trace: Option<trace::Plan>,
+    /// Of this host, where the job has several.
+    #[serde(default)]
+    pub tls: Option<TlsFiles>,
 }
 
 impl Job {
@@ -96,8 +99,9 @@ impl Job {
         // Hosts may number their devices as they like; of what kind they are is compared apart.
         let mut config = self.config.clone();
         config.ranks.optimizer_device = OptimizerDevice::default();
-        // And have their files where they like; that the secret is the same is proved.
+        // And have their files where they like; that the secret and the authority are the same is proved.
         config.ranks.secret_file = None;
+        config.ranks.tls = None;
         // Tables of links may lie elsewhere on each host; what they decide is compared.
         config.ranks.links = Links::default();
         let config = serde_json::to_vec(&config).unwrap_or_default();
@@ -157,6 +161,7 @@ mod tests {
             max_steps: None,
             profile: false,
             trace: None,
+            tls: None,
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use comm::tls::Security;
 use data::{Prepared, Stage};
 use layout::Mesh;
 use train::config::{Backend, Config};
@@ -31,7 +32,11 @@ use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
 use crate::run_dir::RunDir;
 use crate::secret::JobSecret;
+use crate::tls::{self, JobTls};
 use crate::trace::Traced;
+
+/// Where the config has the files of TLS.
+pub(super) const TLS: &str = "ranks.tls";
 
 /// Trains.
 ///
@@ -40,7 +45,7 @@ use crate::trace::Traced;
 pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let hosts = launch_env::hosts(&args.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| crate::output::tell(found));
-    let mut absence = Absence::of(&hosts, args.hosts.secret_file.as_deref(), !args.dry_run);
+    let mut absence = Absence::of(&hosts, &args.hosts, !args.dry_run);
     let never = address::Start::Never;
     let purpose = if args.dry_run { Purpose::Plan } else { Purpose::Train };
     let mut overrides = args.overrides();
@@ -50,11 +55,17 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let secret = secret(&loaded.config, hosts.nodes);
     let secret = secret.inspect_err(|error| absence.report_error(error, never))?;
     absence.secret = secret.secret;
+    let files = loaded.config.ranks.tls.clone().map(|files| (TLS, files));
+    absence.tls = None;
+    let tls = tls::of_job(files, hosts.nodes);
+    let tls = tls.inspect_err(|error| absence.report_error(error, never))?;
+    absence.tls.clone_from(&tls.tls);
     let tell = |error: &CliError| absence.report_error(error, never);
+    tls::check(TLS, &tls).inspect_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
     }
-    let planned = plan(&hosts, loaded, secret).inspect_err(tell)?;
+    let planned = plan(&hosts, loaded, (secret, tls)).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
@@ -89,6 +100,7 @@ struct Planned {
     /// What the hosts call the job, if there are several.
     name: Option<String>,
     secret: JobSecret,
+    tls: JobTls,
     plan: RunPlan,
     buckets: Buckets,
     threads: usize,
@@ -108,7 +120,11 @@ impl Planned {
     }
 }
 
-fn plan(hosts: &Hosts, loaded: Loaded, secret: JobSecret) -> Result<Planned, CliError> {
+fn plan(
+    hosts: &Hosts,
+    loaded: Loaded,
+    (secret, tls): (JobSecret, JobTls),
+) -> Result<Planned, CliError> {
     let config = loaded.config;
     let is_shm = config.ranks.backend == Backend::Shm;
     let place = Place::new(hosts, config.ranks.count, is_shm)?;
@@ -126,7 +142,19 @@ fn plan(hosts: &Hosts, loaded: Loaded, secret: JobSecret) -> Result<Planned, Cli
     let plan = RunPlan::with_buckets(&config, vocab, world, threads, buckets.bytes)?;
     let fit = memory(&config, &plan, vocab, &place);
     let offload = offload::plan(&config, &plan, place.ranks.clone());
-    Ok(Planned { config, place, addresses, name, secret, plan, buckets, threads, fit, offload })
+    Ok(Planned {
+        config,
+        place,
+        addresses,
+        name,
+        secret,
+        tls,
+        plan,
+        buckets,
+        threads,
+        fit,
+        offload,
+    })
 }
 
 /// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
@@ -138,15 +166,16 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, name, secret, plan, buckets, threads, fit, offload } =
+    let Planned { config, place, addresses, name, plan, buckets, threads, fit, offload, .. } =
         planned;
-    let JobSecret { secret, warning } = secret;
+    let (JobSecret { secret, warning }, tls) = (planned.secret, planned.tls);
+    let security = Security { secret, tls: tls.tls };
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(&config, run)?;
     let traced = traced(args, &place)?;
     let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
-    let server = addresses.serve((&name, secret), &place, ranks.count, ranks.timeout_ms)?;
+    let server = addresses.serve((&name, security), &place, ranks.count, ranks.timeout_ms)?;
     // Held until the ranks have ended: they inherit it.
     let sharing = sharing(&place, &config);
     let memory = SharedMemory::of(&config, &name, sharing)?;
@@ -163,6 +192,7 @@ fn supervise(
         max_steps: args.max_steps,
         profile: args.profile,
         trace: traced.as_ref().map(Traced::plan),
+        tls: tls.files,
         config,
         prepared,
     };
@@ -172,7 +202,7 @@ fn supervise(
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     // Once, and not on every host.
-    warning.iter().filter(|_| place.node == 0).for_each(|why| sink.warn(why));
+    warning.iter().chain(&tls.warning).filter(|_| place.node == 0).for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
-use comm::{Channel, Fault, Secret, World, clocks, tcp};
+use comm::tls::Security;
+use comm::{Channel, Fault, World, clocks, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -23,11 +24,12 @@ use super::offload;
 use super::reach;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
+use super::supervise::TLS;
 use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
-use crate::secret;
 use crate::trace::{Recorder, Steps};
+use crate::{secret, tls};
 
 /// How long a device may go on with what it does after its job was given up.
 const DEVICE: Duration = Duration::from_secs(2);
@@ -55,7 +57,8 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let optimizer_device = offload::open(&job.config)?;
     let devices = Devices { device: &device, optimizer: optimizer_device.as_ref() };
     let told = Told { signals, voice: &voice };
-    let ended = rank(&job, (args.rank, secret), devices, &told);
+    let tls = job.tls.as_ref().map(|files| tls::load(TLS, files)).transpose()?;
+    let ended = rank(&job, (args.rank, Security { secret, tls }), devices, &told);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -79,7 +82,7 @@ struct Devices<'a> {
 
 fn rank(
     job: &Job,
-    (rank, secret): (usize, Secret),
+    (rank, security): (usize, Security),
     devices: Devices,
     told: &Told,
 ) -> Result<Exit, CliError> {
@@ -88,7 +91,7 @@ fn rank(
     let plan = RunPlan::with_buckets(&job.config, vocab, world, threads, bucket)?;
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) =
-        meet(job, (rank, secret), &plan, devices)?;
+        meet(job, (rank, security), &plan, devices)?;
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
@@ -263,7 +266,7 @@ fn progress(voice: &Voice, control: &ControlHandle, step: u64) {
 /// Meets the other ranks, who are told where this one listens.
 fn meet(
     job: &Job,
-    (rank, secret): (usize, Secret),
+    (rank, security): (usize, Security),
     plan: &RunPlan,
     devices: Devices,
 ) -> Result<(Joined, Option<TcpListener>), CliError> {
@@ -281,7 +284,7 @@ fn meet(
         listen,
     };
     let timeout_ms = job.config.ranks.timeout_ms;
-    Ok((join_with(&job.rendezvous[..], hello, secret, timeout_ms)?, listener))
+    Ok((join_with(&job.rendezvous[..], hello, security, timeout_ms)?, listener))
 }
 
 /// How the ranks reach each other that have met as the group `name`.
