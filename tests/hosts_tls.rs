@@ -42,7 +42,9 @@ fn dir(run: &Workdir, name: &str, made: &Made, authority: &Authority) {
 /// Directories of two hosts of a job, `one` and `two`.
 fn hosts(run: &Workdir) -> Authority {
     let authority = Authority::new();
-    ["one", "two"].map(|name| dir(run, name, &authority.sign(2000, 4000), &authority));
+    for name in ["one", "two"] {
+        dir(run, name, &authority.sign(2000, 4000), &authority);
+    }
     authority
 }
 

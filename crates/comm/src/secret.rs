@@ -16,7 +16,7 @@ const SCOPE: &str = "Muster 2026-11 the mark of one start of a job";
 /// It gives no privacy: whoever sees the packets reads weights, gradients and addresses. And
 /// payloads are covered by a CRC-32C alone, which is no keyed sum: the sum itself cannot be
 /// forged, but whoever alters packets on their way can choose another payload of the same sum.
-/// Against that, encrypt the network between the hosts, or keep others out of it.
+/// Against that there is [`crate::tls`]; or keep others out of the network between the hosts.
 ///
 /// Whoever listens in, or takes the place of a listener, can try guesses of a secret at leisure; so
 /// take one that cannot be guessed, such as 32 random bytes in hex.

@@ -166,6 +166,8 @@ struct Passed {
     bytes: Mutex<Vec<u8>>,
     /// Whether a bit is to be flipped, once, in what goes there after so much that it is data.
     flips: AtomicBool,
+    /// Whether it goes on in small parts, with time between them.
+    dribbles: AtomicBool,
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, passed: &Passed, is_there: bool) {
@@ -178,7 +180,13 @@ fn pass(mut from: TcpStream, mut to: TcpStream, passed: &Passed, is_there: bool)
         }
         total += count;
         passed.bytes.lock().unwrap().extend_from_slice(now);
-        if to.write_all(now).is_err() {
+        let dribbles = passed.dribbles.load(Ordering::Relaxed);
+        let part = if dribbles { 7_001 } else { now.len() };
+        let went = now.chunks(part).all(|part| {
+            std::thread::sleep(Duration::from_micros(if dribbles { 300 } else { 0 }));
+            to.write_all(part).is_ok()
+        });
+        if !went {
             break;
         }
     }
@@ -251,6 +259,35 @@ fn a_bit_that_flips_on_the_way_is_a_damaged_record() {
     assert!(second.contains("a record of TLS does not fit its seal") || second.contains("rank 0"));
 }
 
+#[test]
+fn records_that_come_in_parts_are_whole_in_the_end() {
+    let tls = Authority::new().of_anyone();
+    let passed = Arc::<Passed>::default();
+    passed.dribbles.store(true, Ordering::Relaxed);
+    let expected = WORD.repeat(2_000_001 / WORD.len()).into_bytes();
+    for got in gather(&passed, Some(&tls), WORD) {
+        assert!(got.unwrap().iter().all(|text| *text == expected));
+    }
+}
+
+/// What TLS holds back for a peer that does not read is no progress.
+#[test]
+fn who_stands_still_is_named() {
+    let told = common::with_ranks("tls", 2, 700, |world| {
+        if world.rank() == 1 {
+            let begun = Instant::now();
+            while world.revocation().why().is_none() && begun.elapsed() < SOON {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            return Ok(Vec::new());
+        }
+        control(&world).all_gather_bytes(&vec![7; 32 << 20])
+    });
+    let error = told[0].as_ref().unwrap_err();
+    let is_it = matches!(error, CommError::Timeout { missing, .. } if *missing == [1]);
+    assert!(is_it, "{error}");
+}
+
 /// Ranks of which one alone has TLS do not meet, and do not wait either.
 #[test]
 fn ranks_of_which_one_has_tls_do_not_meet() {
@@ -285,8 +322,8 @@ fn what_tls_costs() {
     use device::{DType, Device};
     use layout::Tree;
     for bytes in [8_usize, 16 << 20] {
-        let rounds = if bytes > 1024 { 12 } else { 5_000 };
-        let best = |kind: &str| {
+        let rounds = if bytes > 1024 { 3 } else { 2_000 };
+        let took = |kind: &str| {
             let took = common::with_ranks(kind, 2, PATIENCE_MS, |world| {
                 let device = Device::cpu(1).unwrap();
                 let group = world.group(&device).unwrap();
@@ -294,24 +331,20 @@ fn what_tls_costs() {
                 let plan = EvenPlan::new(&Tree::for_leaves(2), 0..bytes / 4, DType::F32);
                 let plan = plan.reducing(RedOp::Sum);
                 let op = group.prepare(Op::AllReduce { window, plan }).unwrap();
-                let mut best = f64::MAX;
-                for _ in 0..5 {
+                let run = || {
                     let begun = Instant::now();
-                    for _ in 0..rounds {
-                        group.call(&device.stream(), &op).unwrap();
-                    }
-                    best = best.min(begun.elapsed().as_secs_f64() / f64::from(rounds));
-                }
-                best
+                    (0..rounds).for_each(|_| group.call(&device.stream(), &op).unwrap());
+                    begun.elapsed().as_secs_f64() / f64::from(rounds)
+                };
+                (0..6).map(|_| run()).fold(f64::MAX, f64::min)
             });
             took.into_iter().fold(0.0, f64::max)
         };
-        let (plain, tls) = (best("tcp"), best("tls"));
+        // In turn, and the best of each: whatever else the machine does falls on both.
+        let best = (0..8).map(|_| ["tcp", "tls"].map(&took));
+        let best = best.fold([f64::MAX; 2], |best, now| [0, 1].map(|at| now[at].min(best[at])));
+        let [plain, tls] = best.map(|s| 1e6 * s);
         let ratio = tls / plain;
-        println!(
-            "all_reduce of {bytes} B: {:.1} µs, with TLS {:.1} µs: {ratio:.2} times",
-            1e6 * plain,
-            1e6 * tls
-        );
+        println!("all_reduce of {bytes} B: {plain:.1} µs, over TLS {tls:.1}: {ratio:.2} times");
     }
 }

@@ -23,6 +23,10 @@
 //! The one who connects proves itself first, since anyone can connect, and hardly anyone can take
 //! a listener's place. Proofs are compared in constant time.
 //!
+//! In a job with TLS ([`crate::tls`]) all of this goes on inside of it. Who speaks plain to such a
+//! process is told so by a challenge with a protocol that none has; who begins TLS with a process
+//! that has none, by the first eight bytes of a hail, which are no record of TLS.
+//!
 //! After that every frame and message carries a [`seal`] under the key of its direction.
 //!
 //! Keyed BLAKE3 is a pseudorandom function by design (section 2 of its paper: keyed hashing, key

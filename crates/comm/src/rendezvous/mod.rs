@@ -15,8 +15,9 @@
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
 //! reports. A connection begins with the proof of the job's secret, by both ends, in which other
 //! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
-//! message, and its tag. Who has another secret, or none, is told so and turned away; the server
-//! remembers a few of them, and the supervisor tells people.
+//! message, and its tag. All of it goes over TLS where the job has that ([`crate::tls`]). Who has
+//! another secret, authority or none is told so and turned away; the server remembers a few of
+//! them, and the supervisor tells people.
 
 mod client;
 mod codec;

@@ -138,28 +138,38 @@ impl Link {
     pub(super) fn step(&mut self, way: Way, turn: &mut Turn) -> Result<bool> {
         let wanted = self.wanted(turn.traffic);
         let Link { peer, stream, keys, sending, receiving, ready } = self;
-        match way {
-            Way::Out if wanted.to_write && ready.to_write && stream.is_pending() => {
-                let call = turn.call_of(way, Message { peer: *peer, index: sending.at.index });
-                ready.to_write = match stream.flush() {
-                    Ok(()) => true,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => false,
-                    Err(error) => return Err(call.lost_by(*peer, &error, turn.progress.job)),
-                };
-                turn.progress.advance(0);
-                Ok(ready.to_write)
-            }
+        // Of TLS, parts of records count, too: the rest of one may take many packets.
+        let before = stream.passed_bytes();
+        let moved = match way {
             Way::Out if wanted.to_write && ready.to_write => {
-                let moved = sending.step(*peer, stream, &keys.send, turn)?;
-                ready.to_write = moved;
-                Ok(moved)
+                ready.to_write = match stream.is_pending() {
+                    true => flush(*peer, stream, sending.at.index, turn)?,
+                    false => sending.step(*peer, stream, &keys.send, turn)?,
+                };
+                ready.to_write
             }
             Way::In if wanted.to_read && ready.to_read => {
-                let moved = receiving.step(*peer, stream, &keys.receive, turn)?;
-                ready.to_read = moved;
-                Ok(moved)
+                ready.to_read = receiving.step(*peer, stream, &keys.receive, turn)?;
+                ready.to_read
             }
-            _ => Ok(false),
+            _ => false,
+        };
+        let has_passed = stream.passed_bytes() != before;
+        if has_passed {
+            turn.progress.advance(0);
+        }
+        Ok(moved || has_passed)
+    }
+}
+
+/// Hands the system what TLS holds back; false if that takes no more now.
+fn flush(peer: usize, stream: &mut Stream, index: usize, turn: &mut Turn) -> Result<bool> {
+    match stream.flush() {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => {
+            let call = turn.call_of(Way::Out, Message { peer, index });
+            Err(call.lost_by(peer, &error, turn.progress.job))
         }
     }
 }

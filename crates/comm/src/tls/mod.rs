@@ -15,6 +15,12 @@
 //! in lists of revoked certificates; make another authority instead. What a vendor's library
 //! (NCCL, RCCL) sends between hosts goes over sockets of its own, past all of this.
 //!
+//! A stranger who connects costs a handshake of TLS instead of a hash, as far as the door lets him.
+//!
+//! What is damaged on the way ends the operation ([`crate::Damage::Record`]), at the latest at its
+//! deadline: of a record whose length was altered the rest is awaited. A record is cut short, left
+//! out or repeated by nobody without its being seen.
+//!
 //! What it costs, of two ranks over loopback on two cores (AES-256-GCM by `ring`): see
 //! `what_tls_costs` in this crate's tests.
 

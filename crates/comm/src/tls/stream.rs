@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// What was read and is not in the session yet.
     read: Box<[u8]>,
     left: std::ops::Range<usize>,
+    /// Bytes of records that the system has given and taken so far.
+    passed: u64,
 }
 
 impl Stream {
@@ -54,7 +56,7 @@ impl Stream {
         };
         session.set_buffer_limit(Some(WRITE_BYTES));
         let (socket, read) = (stream.into_std()?, vec![0; READ_BYTES].into());
-        Ok(Stream::Tls(Box::new(Session { socket, session, read, left: 0..0 })))
+        Ok(Stream::Tls(Box::new(Session { socket, session, read, left: 0..0, passed: 0 })))
     }
 
     /// Whether what was written waits for the system to take it.
@@ -62,6 +64,16 @@ impl Stream {
         match self {
             Stream::Plain(_) => false,
             Stream::Tls(tls) => tls.session.wants_write(),
+        }
+    }
+}
+
+impl Stream {
+    /// Bytes of records that have come and gone so far; 0 without TLS.
+    pub(crate) fn passed_bytes(&self) -> u64 {
+        match self {
+            Stream::Plain(_) => 0,
+            Stream::Tls(tls) => tls.passed,
         }
     }
 }
@@ -143,6 +155,7 @@ impl Session {
             if read == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
+            self.passed += read as u64;
             self.left = 0..read;
         }
         let mut rest = &self.read[self.left.clone()];
@@ -171,7 +184,7 @@ impl Session {
         while self.session.wants_write() {
             match self.session.write_tls(&mut self.socket) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(_) => {}
+                Ok(taken) => self.passed += taken as u64,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
