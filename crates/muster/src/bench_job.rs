@@ -221,8 +221,10 @@ fn supervise(
 ) -> Result<Ran, CliError> {
     let Planned { task, place, world, threads, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
-    let warnings = warning.iter().chain(&tls.warning).filter(|_| place.node == 0);
-    warnings.for_each(|message| complain(&format!("warning: {message}")));
+    // Strangers have no certificate either.
+    let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
+    let warning = warning.filter(|_| place.node == 0);
+    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())

@@ -169,6 +169,8 @@ fn supervise(
     let Planned { config, place, addresses, name, plan, buckets, threads, fit, offload, .. } =
         planned;
     let (JobSecret { secret, warning }, tls) = (planned.secret, planned.tls);
+    // Strangers have no certificate either.
+    let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
     let security = Security { secret, tls: tls.tls };
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
@@ -202,7 +204,7 @@ fn supervise(
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     // Once, and not on every host.
-    warning.iter().chain(&tls.warning).filter(|_| place.node == 0).for_each(|why| sink.warn(why));
+    warning.iter().filter(|_| place.node == 0).for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();
