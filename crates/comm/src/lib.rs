@@ -14,8 +14,8 @@
 //!                                          vendor's library moves it where it can (`nccl`)
 //! ```
 //!
-//! Every connection begins with a proof, both ways, of the job's [`Secret`] (`handshake`), inside of
-//! TLS where the job has that ([`tls`]).
+//! Every connection begins with a proof, both ways, of the job's [`Secret`] (`handshake`), inside
+//! of TLS where the job has that ([`tls`]).
 //!
 //! Invariants:
 //!   * the members of a channel or group call the same operations in the same order; each has a

@@ -43,8 +43,8 @@ pub fn of_job(files: Option<(&str, TlsFiles)>, nodes: usize) -> Result<JobTls, C
     let Some((flag, files)) = files else { return Ok(JobTls::default()) };
     if nodes <= 1 {
         let warning = format!(
-            "{flag} is for jobs of several hosts; this one has one host, inside of which nothing is \
-             encrypted"
+            "{flag} is for jobs of several hosts; this one has one host, inside of which nothing \
+             is encrypted"
         );
         return Ok(JobTls { warning: Some(warning), ..JobTls::default() });
     }

@@ -100,7 +100,8 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
 ///
 /// # Errors
 /// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
-/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together, the same on each.
+/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together,
+/// the same on each.
 pub fn join_with(
     addrs: impl ToSocketAddrs,
     hello: Hello,

@@ -123,8 +123,8 @@ impl Server {
         Server::of_nodes(addrs, (job, Secret::none()), world, 1, timeout_ms)
     }
 
-    /// As [`Server::bind`], of a job with a secret, and perhaps TLS, for ranks that are divided evenly among `nodes`
-    /// hosts, in their order: hosts that do not come are named.
+    /// As [`Server::bind`], of a job with a secret, and perhaps TLS, for ranks that are divided
+    /// evenly among `nodes` hosts, in their order: hosts that do not come are named.
     ///
     /// # Errors
     /// As [`Server::bind`].

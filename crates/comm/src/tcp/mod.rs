@@ -10,8 +10,8 @@
 //! drive      the loop      ─▶ Link     sending and receiving: frames with checksums (frame)
 //! ```
 //!
-//! With TLS ([`crate::tls`]) the same threads drive a session over the same sockets; what that holds
-//! back of an operation belongs to it (`link`).
+//! With TLS ([`crate::tls`]) the same threads drive a session over the same sockets; what that
+//! holds back of an operation belongs to it (`link`).
 //!
 //! Payload is sent from where it lies and received where it belongs, where that is memory of the
 //! host; what is summed goes through a few tiles that are kept. After the first call an operation

@@ -99,7 +99,7 @@ impl Job {
         // Hosts may number their devices as they like; of what kind they are is compared apart.
         let mut config = self.config.clone();
         config.ranks.optimizer_device = OptimizerDevice::default();
-        // And have their files where they like; that the secret and the authority are the same is proved.
+        // And have their files where they like; that secret and authority are the same is proved.
         config.ranks.secret_file = None;
         config.ranks.tls = None;
         // Tables of links may lie elsewhere on each host; what they decide is compared.
