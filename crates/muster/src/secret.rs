@@ -71,13 +71,13 @@ fn warning() -> String {
     )
 }
 
-/// Whether a file's owner alone may read it.
+/// Whether the owner of a file that is open alone may read it.
 ///
 /// # Errors
-/// Others may, or it is missing.
-pub fn is_for_its_owner(path: &Path) -> Result<(), CliError> {
+/// Others may.
+pub fn is_for_its_owner(file: &File, path: &Path) -> Result<(), CliError> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| CliError::file("read", path, &error))?;
+    let metadata = file.metadata().map_err(|error| CliError::file("read", path, &error))?;
     match metadata.permissions().mode() & 0o777 {
         mode if mode & 0o077 != 0 => Err(CliError::mistake(format!(
             "others than its owner may use {shown} (mode {mode:03o}); `chmod 600 {shown}`, and if \
@@ -95,8 +95,8 @@ fn of_file(path: &Path) -> Result<Secret, CliError> {
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(CliError::mistake(format!("{shown} is no file; {MAKE}")));
     }
-    is_for_its_owner(path)?;
     let file = File::open(path).map_err(failed)?;
+    is_for_its_owner(&file, path)?;
     let mut line = Vec::new();
     BufReader::new(file.take(BYTES_MAX + 2)).read_until(b'\n', &mut line).map_err(failed)?;
     let line = line.strip_suffix(b"\n").unwrap_or(&line);

@@ -4,6 +4,8 @@
 //! ranks.tls, --tls DIR ─▶ supervisor (reads them, and says what is wrong) ─ paths ─▶ each rank
 //! ```
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use comm::tls::{Pem, Tls, TlsPart};
@@ -58,19 +60,28 @@ pub fn of_job(files: Option<(&str, TlsFiles)>, nodes: usize) -> Result<JobTls, C
 /// As [`of_job`].
 pub fn load(flag: &str, files: &TlsFiles) -> Result<Tls, CliError> {
     let read = |part: TlsPart| {
-        let path = file(files, part);
-        let read = || {
-            if part == TlsPart::Key {
-                secret::is_for_its_owner(path)?;
-            }
-            std::fs::read(path).map_err(|error| CliError::file("read", path, &error))
-        };
-        read().map_err(|error| named(flag, part, error))
+        let read = read(file(files, part), part == TlsPart::Key);
+        read.map_err(|error| named(flag, part, error))
     };
     let certificate = read(TlsPart::Certificate)?;
     let (key, authority) = (read(TlsPart::Key)?, read(TlsPart::Authority)?);
     let pem = Pem { certificate: &certificate, key: &key, authority: &authority };
     Tls::new(&pem).map_err(|error| of_mistake(flag, files, &error))
+}
+
+fn read(path: &Path, is_secret: bool) -> Result<Vec<u8>, CliError> {
+    let failed = |error| CliError::file("read", path, &error);
+    // Before it is opened: a pipe without a writer would be waited for.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(CliError::mistake(format!("{} is no file", path.display())));
+    }
+    let mut file = File::open(path).map_err(failed)?;
+    if is_secret {
+        secret::is_for_its_owner(&file, path)?;
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
 /// Whether the others can take the certificate.

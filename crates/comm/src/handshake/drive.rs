@@ -12,7 +12,7 @@ use super::states::{
 };
 use crate::CommError;
 use crate::secret::{self, Secret};
-use crate::tls::{self, Connection, Ended, NO_TLS, Security, TlsFault};
+use crate::tls::{self, Connection, Ended, Security, TlsFault};
 
 /// Most bytes that a process of another version is heard out for.
 const LONGEST_HELLO: u64 = 64 << 10;
@@ -104,30 +104,24 @@ async fn prove(
 }
 
 /// Has whoever connected prove that it is of the job; `None` if it is another program, or leaves.
-pub(crate) async fn hear(mut stream: TcpStream, security: &Security) -> Option<Heard> {
+pub(crate) async fn hear(stream: TcpStream, security: &Security) -> Option<Heard> {
     let Security { secret, tls } = security;
-    let Some(tls) = tls else { return hear_inside(Either::Left(stream), *secret).await };
+    let Some(tls) = tls else { return hear_out(Either::Left(stream), *secret, true).await };
     // One byte tells: no hail begins as a record of TLS does.
     let mut start = [0];
     stream.peek(&mut start).await.ok()?;
     if !tls::is_record(start[0]) {
-        let mut hail = [0; HAIL_BYTES];
-        stream.read_exact(&mut hail).await.ok()?;
-        let greeting = states::greeting(hail.first_chunk::<GREETING_BYTES>()?);
-        if greeting == Greeting::Other(Refused::Stranger) {
-            return None;
-        }
-        part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
-        return Some(Heard::Tls(NO_TLS));
+        return hear_out(Either::Left(stream), *secret, false).await;
     }
     match tls::accept(tls, stream).await {
-        Ok(connection) => hear_inside(connection, *secret).await,
+        Ok(connection) => hear_out(connection, *secret, true).await,
         Err(Ended::Fault(fault)) => Some(Heard::Tls(fault)),
         Err(Ended::Io(_)) => None,
     }
 }
 
-async fn hear_inside(mut stream: Connection, secret: Secret) -> Option<Heard> {
+/// As [`hear`], over a connection that has TLS or needs none, or should have it.
+async fn hear_out(mut stream: Connection, secret: Secret, may_be_plain: bool) -> Option<Heard> {
     let mut hail = [0; HAIL_BYTES];
     let (greeting, rest) = hail.split_first_chunk_mut::<GREETING_BYTES>()?;
     stream.read_exact(greeting).await.ok()?;
@@ -152,6 +146,10 @@ async fn hear_inside(mut stream: Connection, secret: Secret) -> Option<Heard> {
         Greeting::Other(_) => return None,
     }
     stream.read_exact(rest).await.ok()?;
+    if !may_be_plain {
+        part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
+        return Some(Heard::Tls(TlsFault::Plain));
+    }
     let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
     say(&mut stream, &challenge).await.ok()?;
     let mut proof = [0; PROOF_BYTES];

@@ -8,16 +8,13 @@ use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 use super::Own;
 
 /// What to do where one has TLS and another has not.
-pub(crate) const SAME_TLS: &str = "give every host of the job ranks.tls (--tls), or none";
+const SAME_TLS: &str = "give every host of the job ranks.tls (--tls), or none";
 /// What to do about another authority.
 const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority, and a \
                               certificate that it has signed";
 /// What to do about times.
 const TIMES: &str = "compare the clocks of the hosts (`date -u`), and make a new certificate if it \
                      is too old";
-
-/// Of who speaks without TLS to a process that has it.
-pub(crate) const NO_TLS: TlsFault = TlsFault::Plain;
 
 /// Why the other end of a connection cannot be talked to over TLS; follows whoever that is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -49,7 +49,6 @@ use crate::Secret;
 pub(crate) use conn::{
     Connection, Ended, ReadHalf, WriteHalf, accept, connect, is_record, peer_addr, split, try_say,
 };
-pub(crate) use fault::NO_TLS;
 pub use fault::{TlsFault, TlsMistake, TlsPart};
 pub(crate) use stream::Stream;
 
