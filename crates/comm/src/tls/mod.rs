@@ -22,9 +22,8 @@
 //! out or repeated by nobody without its being seen.
 //!
 //! What it costs: between two ranks over loopback, on two cores, an `all_reduce` of 8 B takes 1.2
-//! times as long with it, one of 16 MiB 2.2 to 2.8 times (AES-256-GCM by `ring`; `what_tls_costs` in this
-//! crate's tests). A core enciphers and deciphers 1 GB or more in a second; where a network carries
-//! less than that per rank, little of it is felt.
+//! times as long with it, one of 16 MiB 2.2 to 2.8 times (AES-256-GCM by `ring`; `what_tls_costs`
+//! in this crate's tests).
 
 mod conn;
 mod fault;
