@@ -102,6 +102,12 @@ fn between_hosts_go_the_bytes_of_a_ring_of_hosts() {
             let [reduced, gathered] =
                 [Operation::ReduceScatterOrdered, Operation::AllGatherSegments].map(count);
             assert_eq!((reduced.calls, gathered.calls), (1, 1));
+            // What runs over tcp and then on the host is measured as one.
+            let timings = rank.world.timings();
+            let times = [Operation::ReduceScatterOrdered, Operation::AllGatherSegments];
+            let times = times.map(|operation| timings.of(operation));
+            assert_eq!(times.map(|time| time.calls), [1, 1]);
+            assert!(times.iter().all(|time| time.waited_ns <= time.ns && time.ns > 0));
             let (window, element_bytes) = (rank.window.clone(), 4);
             let segments =
                 (0..rank.world.size()).map(|r| (r == 1).then_some(0..len).into_iter().collect());

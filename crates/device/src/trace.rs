@@ -62,7 +62,7 @@ pub enum Detail {
 pub struct Moved {
     /// Its number in its channel or group, the same on every member.
     pub sequence: u64,
-    /// `shm` or `tcp`.
+    /// `shm`, `tcp` or `shm+tcp`.
     pub transport: &'static str,
     /// Bytes of payload.
     pub sent_bytes: u64,

@@ -9,7 +9,7 @@
 //! So a file is whole or as it was, and a link or device is never replaced by a file.
 
 use std::fs::{File, FileType, Metadata};
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -79,12 +79,28 @@ pub fn regular(path: &Path) -> Result<PathBuf, CliError> {
 /// As [`place`]; a pipe that nobody reads; whatever a file system refuses. A regular file is as it
 /// was then.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    write_with(path, &mut |out| out.write_all(bytes))
+}
+
+/// As [`write`], of what is too long to be in memory: `fill` is called once.
+///
+/// # Errors
+/// As [`write`], and what `fill` returns.
+pub fn write_with(path: &Path, fill: Fill) -> Result<(), CliError> {
     let written = match place(path)? {
-        Place::Regular(file) => replace(&file, bytes),
-        Place::Stream => stream(path)?.write_all(bytes),
-        Place::Printed => print(path, bytes),
+        Place::Regular(file) => replace(&file, fill),
+        Place::Stream => fill_file(stream(path)?, fill),
+        Place::Printed => print(path, fill),
     };
     written.map_err(|error| CliError::file("write", path, &error))
+}
+
+type Fill<'a> = &'a mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>;
+
+fn fill_file(file: impl Write, fill: Fill) -> std::io::Result<()> {
+    let mut out = BufWriter::new(file);
+    fill(&mut out)?;
+    out.flush()
 }
 
 /// A handle of the standard stream that goes to the file of `meta`, at the same place in it.
@@ -98,17 +114,17 @@ fn printed_to(meta: &Metadata) -> Option<File> {
 }
 
 /// Writes behind what was printed.
-fn print(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn print(path: &Path, fill: Fill) -> std::io::Result<()> {
     std::io::stdout().flush()?;
     match printed_to(&std::fs::metadata(path)?) {
-        Some(mut file) => file.write_all(bytes),
+        Some(file) => fill_file(file, fill),
         None => Err(ErrorKind::NotFound.into()),
     }
 }
 
 /// Makes a new file and has it take the place of the old one, if there is one. Where none can be
 /// made beside it, the old one is overwritten.
-fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn replace(file: &Path, fill: Fill) -> std::io::Result<()> {
     let parent = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -121,11 +137,11 @@ fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut new = match builder.tempfile_in(parent) {
         Ok(new) => new,
         Err(error) if error.kind() == ErrorKind::PermissionDenied && old.is_some() => {
-            return File::options().write(true).truncate(true).open(file)?.write_all(bytes);
+            return fill_file(File::options().write(true).truncate(true).open(file)?, fill);
         }
         Err(error) => return Err(error),
     };
-    new.write_all(bytes)?;
+    fill_file(&mut new, fill)?;
     if let Some(old) = old {
         new.as_file().set_permissions(old)?;
     }

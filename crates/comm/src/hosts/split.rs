@@ -52,11 +52,7 @@ pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
     }
     cut.find(root);
     let Cut { found, .. } = cut;
-    let compiled = |value: usize, is_input: &dyn Fn(usize) -> Option<usize>| {
-        let mut program = Program { ops: Vec::new(), depth: 0 };
-        compile(&values, value, is_input, 0, &mut program);
-        program
-    };
+    let compiled = |value, input: &dyn Fn(usize) -> Option<usize>| compile(&values, value, input);
     let mut parts = vec![Vec::new(); counts.len()];
     for &(host, value) in &found {
         let inputs = values[value].inputs.clone();
@@ -67,7 +63,9 @@ pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
         let program = compiled(value, &leaf);
         parts[host].push(Part { inputs: inputs.clone(), program });
     }
-    let rest = compiled(root, &|value| found.iter().position(|&(_, part)| part == value));
+    let mut place = vec![None; values.len()];
+    found.iter().enumerate().for_each(|(index, &(_, value))| place[value] = Some(index));
+    let rest = compiled(root, &|value| place[value]);
     Some(Split { parts, rest })
 }
 
@@ -103,43 +101,61 @@ struct Cut<'a> {
 }
 
 impl Cut<'_> {
-    fn find(&mut self, value: usize) {
-        let Value { inputs, of } = &self.values[value];
-        let holds = |host: &Range<usize>| host.start <= inputs.start && inputs.end <= host.end;
-        match (self.hosts.iter().position(holds), *of) {
-            (Some(host), _) => self.found.push((host, value)),
-            (None, Some((first, second))) => {
-                self.find(first);
-                self.find(second);
+    /// Programs may be as deep as they have inputs, so neither this nor [`compile`] recurses.
+    fn find(&mut self, root: usize) {
+        let mut open = vec![root];
+        while let Some(value) = open.pop() {
+            let Value { inputs, of } = &self.values[value];
+            // The last host that begins there or before, as inputs are of the next one then.
+            let host = self.hosts.partition_point(|host| host.start <= inputs.start);
+            let host = host.checked_sub(1).filter(|&host| inputs.end <= self.hosts[host].end);
+            match (host, *of) {
+                (Some(host), _) => self.found.push((host, value)),
+                (None, Some((first, second))) => open.extend([second, first]),
+                // An input always lies in one host.
+                (None, None) => {}
             }
-            // An input always lies in one host.
-            (None, None) => {}
         }
     }
 }
 
-/// Appends what computes `value` where `stack` numbers are on the stack before.
-fn compile(
-    values: &[Value],
-    value: usize,
-    input: &dyn Fn(usize) -> Option<usize>,
-    stack: usize,
-    program: &mut Program,
-) {
-    if let Some(input) = input(value) {
-        program.ops.push(ReduceOp::Push(input));
-        program.depth = program.depth.max(stack + 1);
-        return;
-    }
-    let Some((first, second)) = values[value].of else { return };
-    compile(values, first, input, stack, program);
-    match input(second) {
-        Some(input) => program.ops.push(ReduceOp::AddInput(input)),
-        None => {
-            compile(values, second, input, stack + 1, program);
-            program.ops.push(ReduceOp::Fold);
+/// What is left to do of a program.
+enum Task {
+    /// A number more on the stack.
+    Value(usize),
+    /// To be added to the number on top.
+    Second(usize),
+    Fold,
+}
+
+/// The program that computes `value`, where `input` says which values are given.
+fn compile(values: &[Value], value: usize, input: &dyn Fn(usize) -> Option<usize>) -> Program {
+    let (mut program, mut height) = (Program { ops: Vec::new(), depth: 0 }, 0);
+    let mut tasks = vec![Task::Value(value)];
+    while let Some(task) = tasks.pop() {
+        match task {
+            Task::Value(value) => match (input(value), values[value].of) {
+                (Some(input), _) => {
+                    program.ops.push(ReduceOp::Push(input));
+                    height += 1;
+                    program.depth = program.depth.max(height);
+                }
+                (None, Some((first, second))) => {
+                    tasks.extend([Task::Second(second), Task::Value(first)]);
+                }
+                (None, None) => {}
+            },
+            Task::Second(value) => match input(value) {
+                Some(input) => program.ops.push(ReduceOp::AddInput(input)),
+                None => tasks.extend([Task::Fold, Task::Value(value)]),
+            },
+            Task::Fold => {
+                program.ops.push(ReduceOp::Fold);
+                height -= 1;
+            }
         }
     }
+    program
 }
 
 #[cfg(test)]
@@ -197,6 +213,16 @@ mod tests {
         for ops in ops {
             assert_eq!(split(&Program { ops: ops.clone(), depth: 1 }, &[1, 1]), None, "{ops:?}");
         }
+    }
+
+    /// One radix for all leaves.
+    #[test]
+    fn a_program_as_deep_as_it_is_long_is_cut() {
+        let tree = Tree::new(&[1 << 16]).unwrap();
+        let leaves: Vec<Node> = (0..1 << 16).map(|at| Node { leaves: at..at + 1 }).collect();
+        let cut = split(&tree.combine(&leaves), &[1 << 15, 1 << 15]).unwrap();
+        assert_eq!(cut.parts.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1 << 15]);
+        assert_eq!((cut.rest.ops.len(), cut.rest.depth), ((1 << 15) + 1, 1));
     }
 
     proptest! {

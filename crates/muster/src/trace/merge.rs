@@ -71,13 +71,11 @@ type Operations = BTreeMap<(String, u64, String), Vec<Member>>;
 /// them.
 pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
     let (mut merged, mut operations) = (Merged::default(), Operations::new());
-    let mut out = b"{\"traceEvents\":[\n".to_vec();
+    // Twice, so that what is long never has to be in memory, and what is wrong is known before.
     for path in from {
-        let mut add = |line: &str, event: Event| {
+        let mut add = |_: &str, event: Event| {
             merged.add(path, &event)?;
             note(&mut operations, event);
-            out.extend_from_slice(line.as_bytes());
-            out.extend_from_slice(b",\n");
             Ok(())
         };
         if read(path, &mut add)? {
@@ -89,20 +87,56 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
         let names = names.join(", ");
         return Err(CliError::mistake(format!("no rank has a trace in {names}")));
     }
-    arrows(&operations, &mut out);
-    if out.ends_with(b",\n") {
-        out.truncate(out.len() - 2);
-    }
     let other = json!({"displayTimeUnit": "ms", "otherData": merged.other()}).to_string();
-    write!(out, "\n{CLOSING}\n{}\n", other.trim_start_matches('{'))
-        .map_err(|error| CliError::file("write", into, &error))?;
-    if is_gzip(into) {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        let packed = encoder.write_all(&out).and_then(|()| encoder.finish());
-        out = packed.map_err(|error| CliError::file("compress", into, &error))?;
-    }
-    crate::out_file::write(into, &out)?;
+    crate::out_file::write_with(into, &mut |out| {
+        if !is_gzip(into) {
+            return copy(from, &operations, &other, out);
+        }
+        let mut encoder = GzEncoder::new(out, Compression::default());
+        copy(from, &operations, &other, &mut encoder)?;
+        encoder.finish().map(drop)
+    })?;
     Ok(merged)
+}
+
+/// Writes all events, then arrows, then what is known of the whole.
+fn copy(
+    from: &[PathBuf],
+    operations: &Operations,
+    other: &str,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let mut events = Events { out, separator: "{\"traceEvents\":[\n" };
+    for path in from {
+        let mut failure = None;
+        let copied = read(path, &mut |line, _| {
+            events.write(line).map_err(|error| {
+                let told = CliError::file("write", path, &error);
+                failure = Some(error);
+                told
+            })
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        copied.map_err(|error| std::io::Error::other(error.message))?;
+    }
+    arrows(operations, &mut events)?;
+    write!(events.out, "\n{CLOSING}\n{}\n", other.trim_start_matches('{'))
+}
+
+/// Events, a line each.
+struct Events<'a> {
+    out: &'a mut dyn Write,
+    /// Before the next one.
+    separator: &'static str,
+}
+
+impl Events<'_> {
+    fn write(&mut self, event: &str) -> std::io::Result<()> {
+        self.out.write_all(std::mem::replace(&mut self.separator, ",\n").as_bytes())?;
+        self.out.write_all(event.as_bytes())
+    }
 }
 
 fn is_gzip(path: &Path) -> bool {
@@ -232,7 +266,7 @@ fn note(operations: &mut Operations, event: Event) {
 }
 
 /// From the member that came last to an operation to all others, which could not end before.
-fn arrows(operations: &Operations, out: &mut Vec<u8>) {
+fn arrows(operations: &Operations, events: &mut Events) -> std::io::Result<()> {
     let mut number = 0;
     for ((_, _, name), members) in operations {
         let Some(last) = members.iter().max_by_key(|member| member.begin_ns) else { continue };
@@ -248,15 +282,14 @@ fn arrows(operations: &Operations, out: &mut Vec<u8>) {
                 [("\"s\"", last, last.begin_ns), ("\"f\",\"bp\":\"e\"", other, at)]
             {
                 let (ts, Member { rank, track, .. }) = (Micros(ns), member);
-                writeln!(
-                    out,
+                events.write(&format!(
                     "{{\"name\":{name},\"cat\":\"waits for\",\"ph\":{end},\"id\":{number},\
-                     \"ts\":{ts},\"pid\":{rank},\"tid\":{track}}},"
-                )
-                .expect("a Vec takes everything");
+                     \"ts\":{ts},\"pid\":{rank},\"tid\":{track}}}"
+                ))?;
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
