@@ -291,7 +291,7 @@ impl Group {
         let number = *submitted + 1;
         self.check(op, number)?;
         let turn = (|| match &self.shared.way {
-            Way::Host if !op.is_elsewhere && after.record()?.query()? => self.stream.try_turn(),
+            Way::Host if !op.is_elsewhere && after.is_done()? => self.stream.try_turn(),
             Way::Host | Way::Staged(_) => Ok(None),
             Way::Library(_) => {
                 let (event, turn) = (after.record()?, self.stream.try_turn()?);
@@ -361,6 +361,9 @@ impl Shared {
 
     /// On the group's stream itself, where that is one of the device.
     fn wait_for_earlier_work(&self) -> std::result::Result<(), DeviceError> {
+        if matches!(self.way, Way::Host) {
+            return Ok(());
+        }
         let event = self.after.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(event) = event else { return Ok(()) };
         while !event.wait_until(Instant::now() + patience::LOOK)? {

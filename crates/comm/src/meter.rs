@@ -73,7 +73,9 @@ pub(crate) struct TimingCells {
 impl TimingCells {
     fn add(&self, operation: Operation, ns: u64, waited_ns: u64) {
         for (cell, amount) in self.cells[operation as usize].iter().zip([1, ns, waited_ns]) {
-            cell.fetch_add(amount, Ordering::Relaxed);
+            if amount > 0 {
+                cell.fetch_add(amount, Ordering::Relaxed);
+            }
         }
     }
 

@@ -18,10 +18,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use device::{DType, Tensor};
+use kernels::ordered_sum::ReadySum;
 
 use crate::algorithm;
+use crate::memory::Joined;
 use crate::op::{Gather, OrderedReduce, Reduction, Site};
-use crate::{EvenPlan, Operation, Result, Segments, Window};
+use crate::{EvenPlan, Operation, Result, Segments, Window, ordered};
 
 /// The boxes of a group, one window for each turn.
 pub(crate) type Boxes = [Window; 2];
@@ -33,6 +35,9 @@ pub(crate) struct OneShot {
     turns: [Turn; 2],
     operation: Operation,
     pub digest: u64,
+    /// What goes to and comes from all peers together.
+    pub sent_bytes: usize,
+    pub received_bytes: usize,
 }
 
 /// The operation by one of the two boxes.
@@ -45,8 +50,10 @@ pub(crate) struct Turn {
 /// What is taken out of the boxes.
 pub(crate) enum Take {
     Sum(Box<Reduction>),
-    /// Of each member, by its place: bytes of its box, and where they go.
-    Copies(Vec<(usize, Tensor, Tensor)>),
+    /// Sums of what is in all boxes.
+    Ready(Vec<ReadySum>),
+    /// Of each member: bytes of its box, and where they go.
+    Copies(Vec<(Tensor, Tensor)>),
 }
 
 /// Bytes of a box of the group; none where it has no boxes.
@@ -122,18 +129,25 @@ impl OneShot {
         let Some(boxes) = site.boxes.filter(|_| !range.is_empty()) else { return Ok(None) };
         window.check(site.group)?;
         let from = window.tensor(range.start, &[range.len()], dtype)?.as_bytes();
-        let turn = |boxed: &Window| -> Result<Turn> {
-            let own = boxed.of_member(site.members.place, 0, range.len(), dtype)?.as_bytes();
-            Ok(Turn { own, take: Take::Sum(reduce(boxed).checked(site)?) })
+        let reductions = [reduce(&boxes[0]).checked(site)?, reduce(&boxes[1]).checked(site)?];
+        // Elsewhere in the window is another operation.
+        let digest = reductions[0].digest.wrapping_add(range.start as u64);
+        let (place, peers) = (site.members.place, site.members.len() - 1);
+        let of = |member: usize| {
+            Joined { segments: &reductions[0].op.segments[member] }.len() * dtype.bytes()
         };
-        let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
-        let digest = match &turns[0].take {
-            // Elsewhere in the window is another operation.
-            Take::Sum(reduction) => reduction.digest.wrapping_add(range.start as u64),
-            Take::Copies(_) => 0,
+        // As the peers count it: the segments that they own.
+        let (sent_bytes, received_bytes) = (site.members.peers().map(of).sum(), peers * of(place));
+        let turn = |reduction: Box<Reduction>, boxed: &Window| -> Result<Turn> {
+            let own = boxed.of_member(place, 0, range.len(), dtype)?.as_bytes();
+            let ready = boxed.is_mapped().then(|| ordered::ready(&reduction, place)).transpose()?;
+            let take = ready.flatten().map_or(Take::Sum(reduction), Take::Ready);
+            Ok(Turn { own, take })
         };
+        let [first, second] = reductions;
+        let turns = [turn(first, &boxes[0])?, turn(second, &boxes[1])?];
         let operation = Operation::ReduceScatterOrdered;
-        Ok(Some(OneShot { from, turns, operation, digest }))
+        Ok(Some(OneShot { from, turns, operation, digest, sent_bytes, received_bytes }))
     }
 
     /// A gather, into the window or into other memory, of which `into` gives the bytes that are
@@ -168,14 +182,16 @@ impl OneShot {
             let taken = (0..gather.segments.len()).filter(|&peer| peer != place || is_apart);
             let copies = taken.filter(|&peer| !bytes(peer).is_empty()).map(|peer| {
                 let range = bytes(peer);
-                Ok((peer, in_box(peer, range.len())?, into(range)?))
+                Ok((in_box(peer, range.len())?, into(range)?))
             });
             let take = Take::Copies(copies.collect::<Result<_>>()?);
             Ok(Turn { own: in_box(place, bytes(place).len())?, take })
         };
         let turns = [turn(&boxes[0])?, turn(&boxes[1])?];
         let (from, operation) = (part(bytes(place))?, Operation::AllGatherSegments);
-        Ok(Some(OneShot { from, turns, operation, digest }))
+        let (sent_bytes, peers) = (from.bytes() * (site.members.len() - 1), site.members.peers());
+        let received_bytes = peers.map(|peer| bytes(peer).len()).sum();
+        Ok(Some(OneShot { from, turns, operation, digest, sent_bytes, received_bytes }))
     }
 
     pub(crate) fn operation(&self) -> Operation {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{DType, Device, Stream, Tensor};
-use kernels::ordered_sum::{OrderedSum, Summation, computed_in};
+use kernels::ordered_sum::{OrderedSum, ReadySum, Summation, computed_in};
 
 use crate::Result;
 use crate::elsewhere::{AllLanes, Elsewhere};
@@ -142,6 +142,60 @@ pub(crate) fn at_least(
     Ok(kept.insert(new).clone())
 }
 
+/// The inputs of a part of a segment, in the order of the program. Those of the member at `own` are
+/// in its slots.
+fn locate_all(
+    op: &OrderedReduce,
+    own: Option<usize>,
+    piece: &Range<usize>,
+    inputs: &mut Vec<Tensor>,
+    locate: impl Fn(Wanted) -> Result<Tensor>,
+) -> Result<()> {
+    for (holder, partials) in op.partials.iter().enumerate() {
+        for (index, (_, slot)) in partials.iter().enumerate() {
+            inputs.push(match own == Some(holder) {
+                true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?,
+                false => locate(Wanted { holder, index, range: piece.clone(), at: 0 })?,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Where the result goes of a part of a segment of the member at `place`.
+fn out_of(
+    op: &OrderedReduce,
+    place: usize,
+    segment: usize,
+    piece: &Range<usize>,
+) -> Result<Tensor> {
+    let start = op.place_in_out(place, segment, piece.start);
+    Ok(op.out.flat(start..start + piece.len())?)
+}
+
+/// The sums of the member at `place`, one of each segment, where all windows are mapped here and
+/// each sum is one kernel of the host: so small ones take little more than the additions.
+///
+/// # Errors
+/// Windows that are not mapped; operands that do not fit each other.
+pub(crate) fn ready(reduction: &Reduction, place: usize) -> Result<Option<Vec<ReadySum>>> {
+    let Reduction { op, sums, .. } = reduction;
+    if sums.is_elsewhere() {
+        return Ok(None);
+    }
+    let sum_of = |(segment, piece): (usize, &Range<usize>)| -> Result<Option<ReadySum>> {
+        let (mut inputs, out) = (Vec::new(), out_of(op, place, segment, piece)?);
+        locate_all(op, None, piece, &mut inputs, |wanted| {
+            let slot = &op.slots[op.partials[wanted.holder][wanted.index].1];
+            slot.of_member(wanted.holder, piece.start, piece.len(), op.dtype)
+        })?;
+        let sum =
+            Summation { sum: &sums.sum, inputs: &inputs, out: &out, workspace: &out.flat(0..0)? };
+        Ok(sum.ready(out.buffer().device())?)
+    };
+    op.segments[place].iter().enumerate().map(sum_of).collect()
+}
+
 /// Sums tile `round` of the segments of the member at `place`, in tiles of `tile` elements. When
 /// this returns the source may go; the sums are there after [`Sums::finish`].
 pub(crate) fn sum_tile<S: Source>(
@@ -160,17 +214,10 @@ pub(crate) fn sum_tile<S: Source>(
     let mut at = 0;
     for (segment, piece) in (Joined { segments: &op.segments[place] }).pieces(tile, round) {
         inputs.clear();
-        for (holder, partials) in op.partials.iter().enumerate() {
-            for (index, (_, slot)) in partials.iter().enumerate() {
-                inputs.push(match holder == place && !S::HAS_OWN {
-                    true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?,
-                    false => source.locate(Wanted { holder, index, range: piece.clone(), at })?,
-                });
-            }
-        }
+        let own = (!S::HAS_OWN).then_some(place);
+        locate_all(op, own, &piece, inputs, |wanted| source.locate(Wanted { at, ..wanted }))?;
         at += piece.len();
-        let start = op.place_in_out(place, segment, piece.start);
-        let out = op.out.flat(start..start + piece.len())?;
+        let out = out_of(op, place, segment, &piece)?;
         let room = match sums.sum.workspace_elements(stream.device(), out.len()) {
             0 => out.flat(0..0)?,
             len => {

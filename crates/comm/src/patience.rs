@@ -39,20 +39,26 @@ impl AwakeClock {
     }
 }
 
-/// What is left of a timeout.
+/// What is left of a timeout, which begins with the first look at it: operations that need not wait
+/// never read a clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     limit: Duration,
-    clock: AwakeClock,
+    clock: Option<AwakeClock>,
 }
 
 impl Patience {
     pub(crate) fn new(limit: Duration) -> Patience {
-        Patience { limit, clock: AwakeClock::default() }
+        Patience { limit, clock: None }
     }
 
     pub(crate) fn of_ms(timeout_ms: u64) -> Patience {
         Patience::new(Duration::from_millis(timeout_ms))
+    }
+
+    /// From now on at the latest.
+    pub(crate) fn begin(&mut self) {
+        self.clock.get_or_insert_default();
     }
 
     /// What is left; zero when the deadline has passed. Whoever waits like this gets on.
@@ -63,7 +69,7 @@ impl Patience {
     /// Time awake since it began.
     pub(crate) fn used(&mut self) -> Duration {
         device::work::mark_waiting();
-        self.clock.look()
+        self.clock.get_or_insert_default().look()
     }
 
     /// The whole timeout again.

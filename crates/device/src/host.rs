@@ -279,6 +279,17 @@ impl HostStream {
         }
     }
 
+    /// Whether what was enqueued before is done. On the guarded device nothing gets on by that.
+    pub(crate) fn is_done(&self) -> Result<bool, DeviceError> {
+        let mut state = self.streams.lock();
+        self.streams.abort.check(self.streams.kind)?;
+        let lane = &mut state.lanes[self.index];
+        if !lane.is_idle() {
+            return Ok(false);
+        }
+        lane.report().map(|()| true)
+    }
+
     /// Waits for what was enqueued before; false when `until` came before.
     pub(crate) fn synchronize(&self, until: Option<Instant>) -> Result<bool, DeviceError> {
         let last = self.streams.lock().lanes[self.index].enqueued;
@@ -321,7 +332,7 @@ impl Turn<'_> {
     /// # Errors
     /// What the work returns.
     pub fn run(self, work: &SharedJob) -> Result<(), DeviceError> {
-        HostJob::Shared(work.clone()).run()
+        op::run_shared(work)
     }
 }
 

@@ -487,6 +487,17 @@ impl Stream {
         graph.launch(&raw.driver, raw.handle)
     }
 
+    /// Whether everything launched so far has run.
+    ///
+    /// # Errors
+    /// As [`Stream::synchronize`].
+    pub fn is_done(&self) -> Result<bool, DeviceError> {
+        match &self.queue {
+            Queue::Host(stream) => stream.is_done(),
+            Queue::Driver(raw) => raw.synchronize(Some(Instant::now())),
+        }
+    }
+
     /// Blocks until everything launched so far has run.
     ///
     /// # Errors

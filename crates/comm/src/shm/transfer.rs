@@ -191,25 +191,23 @@ impl Endpoint {
             // What peers do from here on must leave this turn's boxes alone.
             end.job().disturb();
             match &turn.take {
-                Take::Sum(reduction) => end.reduce(device, reduction, state)?,
+                Take::Sum(reduction) => {
+                    end.reduce(device, reduction, state)?;
+                    end.members.peers().for_each(|peer| state.reads.of(peer).store(0, Relaxed));
+                }
+                Take::Ready(sums) => {
+                    for sum in sums {
+                        device.with_memory("ordered_sum", |k| sum.run(k))?;
+                    }
+                }
                 Take::Copies(copies) => {
-                    for (peer, from, into) in copies {
-                        state.reads.add(*peer, copy(device, "take", from, into)?);
+                    for (from, into) in copies {
+                        copy(device, "take", from, into)?;
                     }
                 }
             }
-            let peers = end.members.peers();
-            let received = peers.map(|peer| state.reads.of(peer).swap(0, Relaxed)).sum();
-            // As the peers count it: the segments that they own, or all that is copied.
-            let sent: usize = match &turn.take {
-                Take::Sum(reduction) => {
-                    let op = &reduction.op;
-                    let len = |peer: usize| Joined { segments: &op.segments[peer] }.len();
-                    end.members.peers().map(|peer| len(peer) * op.dtype.bytes()).sum()
-                }
-                Take::Copies(_) => from.bytes() * (end.members.len() - 1),
-            };
-            end.job().counters.add(call.operation, sent as u64, 0, received);
+            let (sent, received) = (shot.sent_bytes as u64, shot.received_bytes as u64);
+            end.job().counters.add(call.operation, sent, 0, received);
             Ok(())
         })
     }

@@ -108,6 +108,9 @@ impl<'a> Progress<'a> {
             self.patience.set(self.patience.get().afresh());
             self.job.got_on();
         }
+        let mut patience = self.patience.get();
+        patience.begin();
+        self.patience.set(patience);
     }
 
     /// After a sleep in which nothing came.

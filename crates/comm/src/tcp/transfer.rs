@@ -95,7 +95,7 @@ impl Transport for Endpoint {
                 match &turn.take {
                     Take::Sum(reduction) => self.reduce(device, shot.digest, reduction, &put),
                     // Boxes are out of reach here.
-                    Take::Copies(_) => Err(CommError::ForeignWindow),
+                    Take::Ready(_) | Take::Copies(_) => Err(CommError::ForeignWindow),
                 }
             }
             Step::Reduce(reduction) => self.reduce(device, reduction.digest, reduction, &|| Ok(())),

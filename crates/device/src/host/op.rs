@@ -67,13 +67,22 @@ pub(crate) enum HostJob {
 impl HostJob {
     /// Runs it; a panic becomes an error.
     pub(crate) fn run(self) -> Result<(), DeviceError> {
-        let done = caught("host", || match self {
-            HostJob::Once(job) => job(),
-            HostJob::Shared(job) => job(),
-        });
-        crate::work::mark();
-        done
+        match self {
+            HostJob::Once(job) => run_marked(job),
+            HostJob::Shared(job) => run_shared(&job),
+        }
     }
+}
+
+/// Runs it as [`HostJob::run`].
+pub(super) fn run_shared(job: &SharedJob) -> Result<(), DeviceError> {
+    run_marked(|| job())
+}
+
+fn run_marked(job: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+    let done = caught("host", job);
+    crate::work::mark();
+    done
 }
 
 pub(crate) enum Op {

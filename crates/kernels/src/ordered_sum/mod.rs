@@ -27,7 +27,7 @@ mod stages;
 
 use std::ops::Range;
 
-use ::device::{DType, Device, DeviceError, Stream, Tensor};
+use ::device::{DType, Device, DeviceError, Kernel, Stream, Tensor};
 
 pub use redop::{RedOp, can_give, computed_in};
 pub use stages::OrderedSum;
@@ -71,6 +71,19 @@ impl Summation<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Checks the operands of a sum that the host makes again and again. None where it is more than
+    /// one kernel of the host.
+    ///
+    /// # Errors
+    /// As [`Summation::launch`].
+    pub fn ready(self, device: &Device) -> Result<Option<ReadySum>, KernelError> {
+        self.check(device)?;
+        let Summation { sum, out, .. } = self;
+        let is_whole = Limits::of(device).tile(sum, out.len()) >= out.len();
+        let is_one = op::choose(device, is_whole && sum.stages().len() == 1, false);
+        is_one.then(|| StageSum::new(self, 0, &(0..out.len())).map(ReadySum)).transpose()
     }
 
     fn check(&self, device: &Device) -> Result<(), KernelError> {
@@ -120,6 +133,19 @@ fn is_same(a: &Tensor, b: &Tensor) -> bool {
 fn overlap(a: &Tensor, b: &Tensor) -> bool {
     let (a, b) = ((a.address(), a.bytes() as u64), (b.address(), b.bytes() as u64));
     a.0 < b.0 + b.1 && b.0 < a.0 + a.1 && a.1 > 0 && b.1 > 0
+}
+
+/// A sum with its operands, for the host.
+pub struct ReadySum(StageSum);
+
+impl ReadySum {
+    /// Makes the sum of what the inputs hold now, as a part of the kernel `k`.
+    ///
+    /// # Errors
+    /// As [`Kernel::read`] and [`Kernel::write`].
+    pub fn run(&self, k: &Kernel) -> Result<(), DeviceError> {
+        self.0.run(k)
+    }
 }
 
 /// One stage over one tile.
