@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
@@ -144,8 +145,7 @@ pub(super) async fn connect(
     loop {
         let is_final = match TcpStream::connect(addr).await {
             Ok(stream) => {
-                door::keep_alive(&stream);
-                let _ = stream.set_nodelay(true);
+                tune(&stream);
                 match handshake::dial(stream, &me.security, claim).await {
                     Ok((stream, keys)) => return Some(Met { rank, purpose, stream, keys }),
                     Err(Failed::Refused(Refused::Secret)) => {
@@ -172,6 +172,23 @@ pub(super) async fn connect(
     }
 }
 
+/// Within a host nothing is congested, and a control that paces what it sends (BBR) only holds it
+/// up: there connections have the first of these that the system allows.
+const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
+
+/// What can be set of these is; nothing depends on it but how long things take.
+fn tune(stream: &TcpStream) {
+    door::keep_alive(stream);
+    let _ = stream.set_nodelay(true);
+    let ends = (stream.local_addr(), stream.peer_addr());
+    if let (Ok(local), Ok(peer)) = ends
+        && local.ip() == peer.ip()
+    {
+        let socket = SockRef::from(stream);
+        let _ = UNPACED.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
+    }
+}
+
 fn other_secret() -> String {
     format!("has another secret than this process; {SAME_SECRET}")
 }
@@ -184,8 +201,7 @@ pub(super) async fn hear_higher(
     me: Identity,
     tries: Tries,
 ) -> Option<Guest> {
-    stream.set_nodelay(true).ok()?;
-    door::keep_alive(&stream);
+    tune(&stream);
     let (stream, accepted) = match handshake::hear(stream, &me.security).await? {
         Heard::Known(stream, accepted) => (stream, accepted),
         Heard::Unknown(claim) => {
