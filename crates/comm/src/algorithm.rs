@@ -1,7 +1,8 @@
 //! Which way an operation takes, by its size and the number of members, and why.
 //!
 //! ```text
-//!                 up to a box                    beyond
+//!                 up to half a box, or a box     beyond
+//!                 (reduce_scatter; tcp)
 //! all_reduce,     one round: all read all boxes  owners reduce their shares, and write them to all
 //! reduce                                         windows where they reach those, else a gather
 //! reduce_scatter  one round                      owners read the peers' windows
@@ -20,22 +21,41 @@
 //! broadcast, all read                   2.2       5.7      31     349
 //! broadcast, divided                    1.6       3.4      12     375
 //! ```
+//!
+//! And where one round ends, with inputs that are new in each launch; idle:
+//!
+//! ```text
+//!                                2 KiB   4 KiB   8 KiB   16 KiB
+//! all_gather, one round           0.94    1.47    1.48     2.18
+//! all_gather, windows read                1.28    1.43     1.80
+//! broadcast, one round            1.18    1.31    2.06     3.46
+//! broadcast, divided                      1.37    1.34     1.73
+//! all_reduce, one round           1.60    1.88    2.81     4.96
+//! all_reduce, shares written              2.01    2.39     2.87
+//! reduce_scatter, one round       1.07    1.30    1.66     2.48
+//! reduce_scatter, windows read            1.82    2.06     2.70
+//! ```
 
-/// Bytes of a box where members read each other's, and what a member reads at most of all others'
-/// together: up to there a round less is worth more than the bytes. Other transports have other
-/// boxes (`Transport::box_bytes`).
-pub(crate) const BOX_BYTES: usize = 16 << 10;
+/// Bytes of a box where members read each other's. Other transports have other boxes
+/// (`Transport::box_bytes`).
+pub(crate) const BOX_BYTES: usize = 8 << 10;
 
-/// Whether all members read all inputs, of `bytes` bytes each, in one round, with boxes of `room`
-/// bytes.
-pub(crate) fn is_one_round_for_all(bytes: usize, members: usize, room: usize) -> bool {
-    bytes * (members - 1) <= room
+/// Bytes of all others' boxes together that a member reads at most where all read all, with boxes
+/// of `room` bytes: up to there a round less is worth more than the bytes. In boxes that members
+/// read (`is_mapped`) everything lies twice, so two rounds are better sooner.
+pub(crate) fn most_for_all(room: usize, is_mapped: bool) -> usize {
+    if is_mapped { room / 2 } else { room }
+}
+
+/// Whether all members read all inputs, of `bytes` bytes each, in one round that is for `most`.
+pub(crate) fn is_one_round_for_all(bytes: usize, members: usize, most: usize) -> bool {
+    bytes * (members - 1) <= most
 }
 
 /// Whether shares of windows of `bytes` bytes, or segments of as many together, are moved in one
-/// round, with boxes of `room` bytes.
-pub(crate) fn is_one_round(bytes: usize, room: usize) -> bool {
-    bytes <= room
+/// round that is for `most`.
+pub(crate) fn is_one_round(bytes: usize, most: usize) -> bool {
+    bytes <= most
 }
 
 /// Bytes of results that an owner makes before it writes them to its peers: they and the peers'
@@ -67,8 +87,10 @@ mod tests {
 
     #[test]
     fn what_all_read_is_bounded_by_a_box() {
-        let for_all = |bytes, members| is_one_round_for_all(bytes, members, BOX_BYTES);
-        assert!(for_all(BOX_BYTES, 2) && !for_all(BOX_BYTES, 3) && for_all(BOX_BYTES / 7, 8));
+        let most = most_for_all(BOX_BYTES, true);
+        assert!(most < BOX_BYTES && most_for_all(BOX_BYTES, false) == BOX_BYTES);
+        let for_all = |bytes, members| is_one_round_for_all(bytes, members, most);
+        assert!(for_all(most, 2) && !for_all(most, 3) && for_all(most / 7, 8));
         assert!(is_one_round(BOX_BYTES, BOX_BYTES) && !is_one_round(BOX_BYTES + 1, BOX_BYTES));
     }
 }

@@ -61,6 +61,11 @@ fn room(site: &Site) -> usize {
     site.boxes.map_or(0, |boxes| boxes[0].bytes())
 }
 
+/// Most bytes that a member reads where all read all.
+fn most_for_all(site: &Site) -> usize {
+    site.boxes.map_or(0, |[boxed, _]| algorithm::most_for_all(boxed.bytes(), boxed.is_mapped()))
+}
+
 impl OneShot {
     /// The result of all windows, in `out` of each member that `takes` it; none where two rounds
     /// are better.
@@ -76,7 +81,7 @@ impl OneShot {
     ) -> Result<Option<OneShot>> {
         let (range, members) = (plan.range(), site.members.len());
         let bytes = range.len() * plan.dtype().bytes();
-        if !algorithm::is_one_round_for_all(bytes, members, room(site)) {
+        if !algorithm::is_one_round_for_all(bytes, members, most_for_all(site)) {
             return Ok(None);
         }
         let whole = |member| takes(member).then_some(0..range.len()).into_iter().collect();
@@ -164,7 +169,8 @@ impl OneShot {
         let (Some(boxes), place) = (site.boxes, site.members.place) else { return Ok(None) };
         let one_range = |segments: &Vec<Range<usize>>| segments.len() <= 1;
         let all: usize = gather.segments.iter().flatten().map(|range| range.len()).sum();
-        let is_small = algorithm::is_one_round(all * gather.element_bytes, room(site)) && all > 0;
+        let bytes = all * gather.element_bytes;
+        let is_small = all > 0 && algorithm::is_one_round(bytes, most_for_all(site));
         if !is_small || !gather.segments.iter().all(one_range) || !boxes[0].is_mapped() {
             return Ok(None);
         }

@@ -2,8 +2,8 @@
 //! by their places.
 //!
 //! ```text
-//! record   per member: phase | sleepers | left | bell | sleepers  (cache lines of their own)
-//!                      announcements of the last two operations
+//! record   per member: phase | sleepers | announcements of the last two operations  (a cache line)
+//!                      left | bell | sleepers
 //!                      bytes that peers read out of its windows
 //! mail     per member: two boxes for small messages
 //! box      per ordered pair of members, in groups only: two boxes for exchanges
@@ -36,13 +36,14 @@ use crate::{CommError, Operation};
 
 /// Two pairs of cache lines (processors fetch lines in pairs).
 const RECORD: usize = 32;
+/// The first cache line has all that peers look at where nobody sleeps: one line comes over.
 const RECORD_PHASE: usize = 0;
 const RECORD_SLEEPERS: usize = 1;
-const RECORD_LEFT: usize = 2;
-const RECORD_BELL: usize = 3;
-const RECORD_BELL_SLEEPERS: usize = 4;
-const RECORD_ANNOUNCED: usize = 16;
-const ANNOUNCED: usize = 4;
+const RECORD_ANNOUNCED: usize = 2;
+const ANNOUNCED: usize = 3;
+const RECORD_LEFT: usize = 8;
+const RECORD_BELL: usize = 9;
+const RECORD_BELL_SLEEPERS: usize = 10;
 const RECORD_READ: usize = 24;
 
 /// What a board is for.
