@@ -101,7 +101,7 @@ impl Endpoint {
         kind: Kind,
         members: Members,
     ) -> Result<Endpoint> {
-        let board = Board::open(memory, at, kind, members.len())?;
+        let board = Board::open(memory, at, kind, (members.len(), members.place))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let state = State {
             sequence: 0,
@@ -272,8 +272,11 @@ impl Endpoint {
                 continue;
             }
             self.watch(call, Moved::default(), self.members.peers().filter(|&peer| !done(peer)))?;
-            // A peer that has not come but has sent something is at an exchange.
-            let ahead = |&peer: &usize| self.board.has_mail(peer, self.place()) && !done(peer);
+            // A peer that has not come but has sent something is at an exchange. One that has never
+            // come has no boxes yet.
+            let has_boxes = call.operation != Operation::Join;
+            let sent = |peer| has_boxes && self.board.has_mail(peer, self.place());
+            let ahead = |&peer: &usize| sent(peer) && !done(peer);
             if let Some(rank) = self.members.peers().find(ahead) {
                 return Err(self.at_exchange(call, rank));
             }
