@@ -14,7 +14,7 @@ use bench::collectives::run;
 use bench::pairs;
 use comm::rendezvous::{Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{World, tcp};
+use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::{TlsFiles, WarnSignal};
@@ -347,7 +347,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         }
         (None, _) => return Err(CliError::mistake("this job has no shared memory")),
     };
-    let connected = control.connect(backend, rank, job.world, job.timeout_ms);
+    let settings = Settings::new(job.timeout_ms);
+    let connected = control.connect(backend, rank, job.world, settings);
     let measured = connected.map_err(CliError::from).and_then(|world| {
         pulse::enter(Phase::Measuring);
         let device = Device::new(job.device(rank)?, job.threads)?;

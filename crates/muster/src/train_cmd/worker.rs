@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{Channel, Fault, World, clocks, tcp};
+use comm::{Channel, Fault, Settings, World, clocks, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -95,7 +95,8 @@ fn rank(
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
-    let connected = control.connect(backend, rank, job.world, job.config.ranks.timeout_ms);
+    let settings = Settings::new(job.config.ranks.timeout_ms);
+    let connected = control.connect(backend, rank, job.world, settings);
     let trained = connected
         .map_err(CliError::from)
         .and_then(|world| train(job, plan, met.insert(world), devices, told, &control));
