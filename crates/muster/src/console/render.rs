@@ -111,6 +111,10 @@ impl Renderer {
             ),
         );
         row("ranks", ranks(header));
+        // Events of older versions do not tell, and one rank has nothing to divide.
+        if header.ranks > 1 && !header.cpus.is_empty() {
+            row("cpus", header.cpus.clone());
+        }
         let tree: Vec<String> = header.radices.iter().map(ToString::to_string).collect();
         let tree = if tree.is_empty() { "1".into() } else { tree.join("·") };
         let free = match header.free {

@@ -43,9 +43,11 @@ const ABORT: Duration = Duration::from_secs(1);
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
+    let job = Job::read(&args.plan)?;
+    // Before any thread: each has the CPUs of the one that starts it.
+    job.cpus.bind(args.rank)?;
     let voice = Voice::start()?;
     let secret = secret::inherited()?;
-    let job = Job::read(&args.plan)?;
     let call_limit = Duration::from_millis(job.config.ranks.call_limit_ms());
     work::set_call_limit(call_limit);
     let signals = Signals::count(job.config.ranks.warn_signal)?;
@@ -96,6 +98,7 @@ fn rank(
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
     let settings = Settings::new(job.config.ranks.timeout_ms);
+    let settings = Settings { cores: job.cpus.cores, ..settings };
     let connected = control.connect(backend, rank, job.world, settings);
     let trained = connected
         .map_err(CliError::from)
