@@ -50,7 +50,7 @@ pub struct Settings {
     /// With which all connections between ranks are TLS.
     pub tls: Option<Tls>,
     /// Cores that the ranks of this host have together. Where ranks outnumber them, waits sleep
-    /// sooner: the rank that is waited for may need this one's. What a rank is confined to by itself
+    /// sooner: the rank that is waited for may need this one's. What a rank alone is confined to
     /// says nothing of that.
     pub cores: usize,
     /// A number that moves while this process works.
@@ -66,8 +66,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With a revocation of its own, no secret, the cores that this process may use, and its work as
-    /// its pulse.
+    /// With a revocation of its own, no secret, the cores that this process may use, and its work
+    /// as its pulse.
     pub fn new(timeout_ms: u64) -> Settings {
         Settings {
             timeout_ms,

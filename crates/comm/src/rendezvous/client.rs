@@ -355,8 +355,9 @@ impl Shared {
 }
 
 impl ControlHandle {
-    /// As [`crate::connect_with`], under control: an abort ends the meeting at once, and revokes the
-    /// job for as long as it lives. Revocation, secret and TLS are those of the control connection.
+    /// As [`crate::connect_with`], under control: an abort ends the meeting at once, and revokes
+    /// the job for as long as it lives. Revocation, secret and TLS are those of the control
+    /// connection.
     ///
     /// # Errors
     /// As [`crate::connect_with`].

@@ -14,7 +14,7 @@
 //! that was dropped gives back is its pages.
 //!
 //! Whoever makes a window reserves its pages, and Linux takes them from the node of whoever does:
-//! so a window, and a member's area of a board, lie in the NUMA node of a rank that is bound to one.
+//! so the windows of a rank that is bound to a NUMA node lie there, and its areas of boards.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
