@@ -49,6 +49,10 @@ pub struct Settings {
     pub secret: Secret,
     /// With which all connections between ranks are TLS.
     pub tls: Option<Tls>,
+    /// Cores that the ranks of this host have together. Where ranks outnumber them, waits sleep
+    /// sooner: the rank that is waited for may need this one's. What a rank alone is confined to
+    /// says nothing of that.
+    pub cores: usize,
     /// A number that moves while this process works.
     pub pulse: fn() -> u64,
     /// Called at the beginning of each operation and between its parts: a test of delays waits
@@ -62,11 +66,24 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// With a revocation of its own, no secret, and the work of this process as its pulse.
+    /// With a revocation of its own, no secret, the cores that this process may use, and its work
+    /// as its pulse.
     pub fn new(timeout_ms: u64) -> Settings {
-        let (revocation, secret) = (Revocation::default(), Secret::none());
-        let (pulse, by_hosts_bytes) = (device::work::worked, BY_HOSTS_BYTES);
-        Settings { timeout_ms, revocation, secret, tls: None, pulse, disturb: None, by_hosts_bytes }
+        Settings {
+            timeout_ms,
+            revocation: Revocation::default(),
+            secret: Secret::none(),
+            tls: None,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            pulse: device::work::worked,
+            disturb: None,
+            by_hosts_bytes: BY_HOSTS_BYTES,
+        }
+    }
+
+    /// Whether each of `ranks` ranks of this host can have a core.
+    pub(crate) fn has_cores_for(&self, ranks: usize) -> bool {
+        ranks <= self.cores
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Hello, Server, join};
 use comm::shm::SharedMemory;
-use comm::{Backend, EvenPlan, Op, World};
+use comm::{Backend, EvenPlan, Op, Settings, World};
 use common::{BACKENDS, PATIENCE_MS};
 use device::{DType, Device};
 use layout::Tree;
@@ -43,7 +43,7 @@ fn worker() {
     };
     let patience_ms = if task == "impatient" { SHORT_MS } else { PATIENCE_MS };
     let world = match task.as_str() {
-        "controlled" => joined.control.connect(backend, rank, world, patience_ms),
+        "controlled" => joined.control.connect(backend, rank, world, Settings::new(patience_ms)),
         _ => comm::connect(backend, rank, world, patience_ms),
     };
     let world = world.unwrap();

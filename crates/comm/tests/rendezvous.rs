@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::{Absent, Hello, Joined, Server, can_serve, join, join_with, report_absent};
-use comm::{Backend, Fault, Result, Secret, World};
+use comm::{Backend, Fault, Result, Secret, Settings, World};
 use common::{PATIENCE_MS, control, message};
 use visitor::{ANSWER_BYTES, CHALLENGE_BYTES, Visitor};
 
@@ -258,7 +258,8 @@ fn controlled(server: &Server) -> Vec<(World, Joined)> {
                 let joined = join(addr, Hello { listen, ..hello(rank, 3) }, PATIENCE_MS).unwrap();
                 let (peers, job) = (joined.peers.clone(), joined.group.clone());
                 let backend = Backend::Tcp { listener, peers, job };
-                let group = joined.control.connect(backend, rank, 3, PATIENCE_MS).unwrap();
+                let group =
+                    joined.control.connect(backend, rank, 3, Settings::new(PATIENCE_MS)).unwrap();
                 (group, joined)
             })
         })
@@ -321,7 +322,9 @@ fn a_rank_that_is_lost_before_the_ranks_connect_ends_the_meeting_of_the_others()
         let ends = ends.into_iter().zip(&joined).map(|((rank, listener), joined)| {
             let (peers, job) = (joined.peers.clone(), joined.group.clone());
             let backend = Backend::Tcp { listener: listener.unwrap(), peers, job };
-            scope.spawn(move || message(joined.control.connect(backend, rank, 3, PATIENCE_MS)))
+            scope.spawn(move || {
+                message(joined.control.connect(backend, rank, 3, Settings::new(PATIENCE_MS)))
+            })
         });
         let ends: Vec<_> = ends.collect();
         drop(lost);
@@ -343,7 +346,7 @@ fn an_abort_ends_the_meeting_in_shared_memory() {
     drop(joined.remove(1));
     let memory = comm::shm::SharedMemory::create("abort", 2).unwrap();
     let start = Instant::now();
-    let met = joined[0].control.connect(Backend::Shm { memory }, 0, 2, PATIENCE_MS);
+    let met = joined[0].control.connect(Backend::Shm { memory }, 0, 2, Settings::new(PATIENCE_MS));
     let what = "the group was aborted: rank 1 is lost: its control connection ended";
     assert_eq!(message(met), what);
     assert!(start.elapsed() < Duration::from_millis(PATIENCE_MS / 2));

@@ -14,7 +14,7 @@ use bench::collectives::run;
 use bench::pairs;
 use comm::rendezvous::{Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{World, tcp};
+use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::{TlsFiles, WarnSignal};
@@ -22,6 +22,7 @@ use train::event::Event;
 use train::pulse::{self, Phase};
 
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
+use crate::cpus::Binding;
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
@@ -71,6 +72,8 @@ pub struct Ran {
     pub place: Place,
     pub world: usize,
     pub threads: usize,
+    /// Which CPUs this host's ranks were bound to, or why to none.
+    pub cpus: String,
 }
 
 /// What is decided for the workers, in a file.
@@ -79,6 +82,8 @@ struct Job {
     name: String,
     world: usize,
     threads: usize,
+    /// Which CPUs this host's ranks are bound to.
+    cpus: Binding,
     /// Of this host's ranks, in turn, the first of which has this number.
     devices: Vec<String>,
     first_rank: usize,
@@ -178,6 +183,7 @@ struct Planned {
     place: Place,
     world: usize,
     threads: usize,
+    cpus: Binding,
     addresses: Addresses,
     /// What the hosts call the job, if there are several.
     name: Option<String>,
@@ -197,18 +203,16 @@ impl Planned {
         let addresses = Addresses::new(hosts)?;
         let name = (place.nodes > 1).then(|| address::job(hosts));
         let share = place.of_cores();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = match asked.threads {
-            0 => (cores / share.ranks.max(1)).max(1),
-            threads => threads,
-        };
+        let threads = place.threads(asked.threads);
         limits::check_threads(share.ranks, threads, share.parts)?;
+        let cpus = asked.hosts.cpus.unwrap_or_default().into();
+        let cpus = Binding::new(cpus, &place, threads, asked.hosts.topology.as_deref());
         let task = task(&place, world)?;
         let file = asked.hosts.secret_file.as_deref().map(|path| ("--secret-file", path));
         let secret = secret::of_job(file, place.nodes)?;
         let files = asked.hosts.tls.as_deref().map(|dir| (TLS, tls::of_dir(dir)));
         let tls = tls::of_job(files, place.nodes)?;
-        Ok(Planned { task, place, world, threads, addresses, name, secret, tls })
+        Ok(Planned { task, place, world, threads, cpus, addresses, name, secret, tls })
     }
 }
 
@@ -219,7 +223,7 @@ fn supervise(
     signals: &Signals,
     (met, tell): (&mut bool, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
-    let Planned { task, place, world, threads, addresses, name, secret, tls } = planned;
+    let Planned { task, place, world, threads, cpus, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
     // Strangers have no certificate either.
     let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
@@ -247,6 +251,7 @@ fn supervise(
         name,
         world,
         threads,
+        cpus,
         devices: asked.devices.iter().map(ToString::to_string).collect(),
         first_rank: place.ranks.start,
         timeout_ms: asked.timeout_ms,
@@ -280,7 +285,7 @@ fn supervise(
     if place.node > 0 {
         place.says_it_is_done();
     }
-    Ok(Ran { exit, place, world, threads })
+    Ok(Ran { exit, place, world, threads, cpus: job.cpus.why })
 }
 
 /// Runs one rank.
@@ -289,9 +294,11 @@ fn supervise(
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
+    let job = read(&args.plan)?;
+    // Before any thread: each has the CPUs of the one that starts it.
+    job.cpus.bind(args.rank)?;
     let voice = Voice::start()?;
     let secret = secret::inherited()?;
-    let job = read(&args.plan)?;
     // Passed on by the supervisor, which ends this process with its own.
     let _signals = Signals::count(WarnSignal::Usr1)?;
     let tls = job.tls.as_ref().map(|files| tls::load(TLS, files)).transpose()?;
@@ -347,7 +354,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         }
         (None, _) => return Err(CliError::mistake("this job has no shared memory")),
     };
-    let connected = control.connect(backend, rank, job.world, job.timeout_ms);
+    let settings = Settings { cores: job.cpus.cores, ..Settings::new(job.timeout_ms) };
+    let connected = control.connect(backend, rank, job.world, settings);
     let measured = connected.map_err(CliError::from).and_then(|world| {
         pulse::enter(Phase::Measuring);
         let device = Device::new(job.device(rank)?, job.threads)?;

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use train::config::Cpus;
 
 use crate::config::Override;
 use crate::launch_env::{Choice, Launcher};
@@ -129,7 +130,7 @@ pub struct TrainArgs {
     pub hosts: HostArgs,
 }
 
-/// How the hosts of a job find each other.
+/// How the hosts of a job find each other, and what of a host its ranks use.
 #[derive(Debug, Clone, Default, Args)]
 pub struct HostArgs {
     /// Where the ranks of several hosts meet: an address of node 0
@@ -154,6 +155,31 @@ pub struct HostArgs {
     /// Whose environment says what these flags do not: each task that it started is a host
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub launcher: LauncherArg,
+    /// Which CPUs a rank may use; by default its share, where a host has several NUMA nodes
+    #[arg(long, value_name = "WHICH")]
+    pub cpus: Option<CpusArg>,
+    /// A directory that describes a host as /sys/devices/system does
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub topology: Option<PathBuf>,
+}
+
+/// Which CPUs a rank may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum CpusArg {
+    /// Its share of the host's, if these are of several NUMA nodes
+    #[default]
+    Auto,
+    /// Those of its host
+    Any,
+}
+
+impl From<CpusArg> for Cpus {
+    fn from(arg: CpusArg) -> Cpus {
+        match arg {
+            CpusArg::Auto => Cpus::Auto,
+            CpusArg::Any => Cpus::Any,
+        }
+    }
 }
 
 /// Who may have started this process.
@@ -199,6 +225,8 @@ impl TrainArgs {
         flag("ranks.threads", self.threads.map(|n| n.to_string()), "--threads");
         let backend = self.backend.and_then(|backend| backend.to_possible_value());
         flag("ranks.backend", backend.map(|word| word.get_name().to_string()), "--backend");
+        let cpus = self.hosts.cpus.and_then(|cpus| cpus.to_possible_value());
+        flag("ranks.cpus", cpus.map(|word| word.get_name().to_string()), "--cpus");
         // JSON's quoting is YAML's, whatever the path holds.
         let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
         let secret = self.hosts.secret_file.as_deref().map(quoted);

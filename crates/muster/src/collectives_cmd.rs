@@ -74,6 +74,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
         return Ok(ran.exit);
     }
     (report.ranks, report.threads) = (Some(ran.world), Some(ran.threads));
+    report.cpus = Some(ran.cpus);
     report.complete = report.rows.len() == rows.get();
     let roof = Roof::of(&report, args.link, memory.get());
     report.curves = curve::of_rows(&report.rows, &roof, bounds);

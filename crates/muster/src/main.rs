@@ -13,6 +13,7 @@ mod collectives_cmd;
 mod config;
 mod config_cmd;
 mod console;
+mod cpus;
 mod data_cmd;
 mod error;
 mod events;

@@ -221,6 +221,10 @@ pub struct RanksConfig {
     /// Threads per rank; 0 divides the cores of the host among its ranks.
     #[schemars(range(max = 4_096))]
     pub threads: usize,
+    /// Which CPUs a rank may use: `auto` binds each to its share of the host's, in one NUMA node
+    /// where that is possible, if there are several nodes and cores enough; `any` leaves it to the
+    /// scheduler.
+    pub cpus: Cpus,
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
     /// Where the optimizer keeps its state and updates: `cpu` (beside the weights), `cuda:N`, `hip:N`,
@@ -293,6 +297,7 @@ impl Default for RanksConfig {
             within_host: Backend::Shm,
             mesh: None,
             threads: 0,
+            cpus: Cpus::Auto,
             device: DeviceName::Cpu,
             optimizer_device: OptimizerDevice::default(),
             timeout_ms: 120_000,
@@ -400,6 +405,17 @@ pub enum WarnSignal {
 pub enum Backend {
     Shm,
     Tcp,
+}
+
+/// Which CPUs a rank may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cpus {
+    /// Its share of the host's, where these are of several NUMA nodes.
+    #[default]
+    Auto,
+    /// Those of its host.
+    Any,
 }
 
 /// The device of every rank.

@@ -63,6 +63,9 @@ pub struct Header {
     pub ranks: usize,
     pub backend: String,
     pub threads: usize,
+    /// Which CPUs the ranks of host 0 are bound to, or why to none.
+    #[serde(default)]
+    pub cpus: String,
     pub device: String,
     pub weights: String,
     /// Whether every rank sends exactly one partial per element.

@@ -45,6 +45,9 @@ pub struct Host {
     /// Names of their devices, one per rank, or none.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// The CPUs that each may use, as the kernel lists them (`0-3,8`), or none.
+    #[serde(default)]
+    pub cpus: Vec<String>,
 }
 
 /// All rows of a run.
@@ -72,6 +75,9 @@ pub struct Report {
     /// Threads of one rank.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// Which CPUs the ranks of the first host were bound to, in words, or why to none.
+    #[serde(default)]
+    pub cpus: Option<String>,
     /// Variables that [`super::environment`] lets through.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
@@ -105,6 +111,7 @@ impl Report {
             transport: None,
             ranks: None,
             threads: None,
+            cpus: None,
             environment: BTreeMap::new(),
             libraries: BTreeMap::new(),
             complete: true,
@@ -292,10 +299,16 @@ pub mod tests {
         Report {
             unix_time_s: Some(1),
             command: Some("muster bench collectives".into()),
-            hosts: vec![Host { name: "a".into(), ranks: vec![0, 1], devices: Vec::new() }],
+            hosts: vec![Host {
+                name: "a".into(),
+                ranks: vec![0, 1],
+                devices: Vec::new(),
+                cpus: vec!["0-3".into(), "4-7".into()],
+            }],
             transport: Some("shm".into()),
             ranks: Some(8),
             threads: Some(2),
+            cpus: Some("bound: rank 0 in NUMA node 0".into()),
             environment: [("NCCL_ALGO".to_owned(), "Ring".to_owned())].into(),
             libraries: [("nccl".to_owned(), "2.30.7".to_owned())].into(),
             rows: vec![full, row(2048, 20.0)],

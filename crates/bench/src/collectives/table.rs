@@ -67,6 +67,9 @@ pub fn table(report: &Report) -> String {
     for (library, version) in &report.libraries {
         let _ = writeln!(text, "# {library} {version}");
     }
+    if let Some(cpus) = &report.cpus {
+        let _ = writeln!(text, "# cpus {cpus}");
+    }
     let mut sections: Vec<(Key, Vec<&Row>)> = Vec::new();
     for row in &report.rows {
         let key = section(&row.key);
@@ -280,8 +283,8 @@ mod tests {
         {
             assert_eq!(end(titles, title), end(large, number), "{title}\n{text}");
         }
-        let head =
-            "# muster 0.1.0\n# nccl 2.30.7\n#\n# Collective test starting: all_reduce_perf\n";
+        let head = "# muster 0.1.0\n# nccl 2.30.7\n# cpus bound: rank 0 in NUMA node 0\n#\n\
+                    # Collective test starting: all_reduce_perf\n";
         assert!(text.starts_with(head), "{text}");
         assert!(text.contains("# Out of bounds values : 0 OK"), "{text}");
         // The wide form, with what is wrong named below.

@@ -355,21 +355,22 @@ impl Shared {
 }
 
 impl ControlHandle {
-    /// As [`crate::connect`], under control: an abort ends the meeting at once, and revokes the job
-    /// for as long as it lives.
+    /// As [`crate::connect_with`], under control: an abort ends the meeting at once, and revokes
+    /// the job for as long as it lives. Revocation, secret and TLS are those of the control
+    /// connection.
     ///
     /// # Errors
-    /// As [`crate::connect`].
+    /// As [`crate::connect_with`].
     pub fn connect(
         &self,
         backend: Backend,
         rank: usize,
         world: usize,
-        timeout_ms: u64,
+        settings: Settings,
     ) -> Result<World> {
         let (revocation, secret) = (self.shared.revocation.clone(), self.security.secret);
         let tls = self.security.tls.clone();
-        let settings = Settings { revocation, secret, tls, ..Settings::new(timeout_ms) };
+        let settings = Settings { revocation, secret, tls, ..settings };
         connect_with(backend, rank, world, settings)
     }
 

@@ -5,8 +5,9 @@
 //! record   per member: phase | sleepers | announcements of the last two operations  (a cache line)
 //!                      left | bell | sleepers
 //!                      bytes that peers read out of its windows
-//! mail     per member: two boxes for small messages
-//! box      per ordered pair of members, in groups only: two boxes for exchanges
+//! area     per member, on pages that it reserves itself, so that they are near it:
+//!   mail   two boxes for small messages
+//!   box    two for exchanges to each member, in groups only
 //! ```
 //!
 //! **Phases.** Operation `s` has two: `2s`, entered with this rank's data in place, and `2s + 1`,
@@ -33,6 +34,9 @@ use super::channel::Channel;
 use super::memory::SharedMemory;
 use super::system::{self, Words};
 use crate::{CommError, Operation};
+
+/// Words of a largest page: where members' areas begin.
+const PAGE: usize = (64 << 10) / 8;
 
 /// Two pairs of cache lines (processors fetch lines in pairs).
 const RECORD: usize = 32;
@@ -94,10 +98,20 @@ impl Board {
         Board::mail_bytes_of(self.kind, self.members)
     }
 
+    /// Words of a member's area, without what is left of its last page.
+    fn area_words(kind: Kind, members: usize) -> usize {
+        let peers = if kind == Kind::Group { members } else { 0 };
+        2 * Board::mail_words(kind, members) + peers * super::channel::WORDS
+    }
+
+    /// Where a member's area begins; where they end, for one more than there are.
+    fn area_at(kind: Kind, members: usize, place: usize) -> usize {
+        let area = Board::area_words(kind, members).next_multiple_of(PAGE);
+        (members * RECORD).next_multiple_of(PAGE) + place * area
+    }
+
     fn words(kind: Kind, members: usize) -> usize {
-        let pairs = if kind == Kind::Group { members * members } else { 0 };
-        let records = members * (RECORD + 2 * Board::mail_words(kind, members));
-        records + pairs * super::channel::WORDS
+        Board::area_at(kind, members, members)
     }
 
     /// Size of a board.
@@ -105,16 +119,22 @@ impl Board {
         8 * Board::words(kind, members) as u64
     }
 
-    /// The board of `members` members that begins at byte `at`, where nothing else was before. It
-    /// begins empty, and whichever member comes first makes it.
+    /// The board of `members` members that begins at byte `at`, where nothing else was before, for
+    /// the one at `place`. It begins empty, and whichever member comes first makes the records. The
+    /// areas of others may be touched once they have come.
     pub(super) fn open(
         memory: &SharedMemory,
         at: u64,
         kind: Kind,
-        members: usize,
+        (members, place): (usize, usize),
     ) -> Result<Board, CommError> {
-        let words = Words::create(memory.file(), at, Board::words(kind, members))?;
-        Ok(Board { words, kind, members })
+        let (file, words) = (memory.file(), Board::words(kind, members));
+        let own = 8 * Board::area_at(kind, members, place) as u64;
+        system::reserve(file, at, 8 * members * RECORD)?;
+        system::reserve(file, at + own, 8 * Board::area_words(kind, members))?;
+        // What can be mapped ends with the file.
+        system::reserve(file, at + 8 * words as u64 - 1, 1)?;
+        Ok(Board { words: Words::open(file, at, words)?, kind, members })
     }
 
     fn record(&self, place: usize) -> &[AtomicU64] {
@@ -194,7 +214,8 @@ impl Board {
 
     fn mail(&self, place: usize, sequence: u64) -> &[AtomicU64] {
         let len = Board::mail_words(self.kind, self.members);
-        let at = self.members * RECORD + (2 * place + (sequence % 2) as usize) * len;
+        let area = Board::area_at(self.kind, self.members, place);
+        let at = area + (sequence % 2) as usize * len;
         &self.words.all()[at..at + len]
     }
 
@@ -216,8 +237,9 @@ impl Board {
 
     /// The boxes from one member to another, in a group.
     pub(super) fn channel(&self, from: usize, to: usize) -> Channel<'_> {
-        let boxes = self.members * (RECORD + 2 * Board::mail_words(self.kind, self.members));
-        let at = boxes + (from * self.members + to) * super::channel::WORDS;
+        let area = Board::area_at(self.kind, self.members, from);
+        let boxes = area + 2 * Board::mail_words(self.kind, self.members);
+        let at = boxes + to * super::channel::WORDS;
         Channel { words: &self.words.all()[at..at + super::channel::WORDS] }
     }
 
@@ -284,11 +306,37 @@ pub(super) fn describe(theirs: Announcement, ours: Announcement) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
     fn phases_compare_across_the_wrap() {
         assert!(reached(5, 5) && reached(6, 5) && !reached(4, 5));
         assert!(reached(1, u32::MAX) && !reached(u32::MAX, 1));
+    }
+
+    #[test]
+    fn a_member_reserves_the_pages_that_it_fills_and_no_others() {
+        const MEMBERS: usize = 5;
+        for kind in [Kind::Channel, Kind::Group] {
+            let memory = SharedMemory::create("areas", MEMBERS).unwrap();
+            let at = 1 << 30;
+            let reserved = || 512 * memory.file().metadata().unwrap().blocks();
+            let area = 8 * Board::area_words(kind, MEMBERS) as u64;
+            for place in 0..MEMBERS {
+                let before = reserved();
+                let board = Board::open(&memory, at, kind, (MEMBERS, place)).unwrap();
+                let grown = reserved() - before;
+                assert!((area..2 * area).contains(&grown), "{kind:?}: {grown} of {area}");
+                board.put_mail(place, 7, 3, &[1; 3]);
+                assert_eq!(board.mail_total(place, 7), 3);
+                if kind == Kind::Group {
+                    let to_all = (0..MEMBERS).map(|to| board.channel(place, to));
+                    to_all.for_each(|channel| channel.put(1, 2, &[place as u8; 2]));
+                }
+                assert_eq!(reserved(), before + grown, "{kind:?}: it touched others' pages");
+            }
+        }
     }
 }

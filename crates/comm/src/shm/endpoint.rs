@@ -101,8 +101,7 @@ impl Endpoint {
         kind: Kind,
         members: Members,
     ) -> Result<Endpoint> {
-        let board = Board::open(memory, at, kind, members.len())?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let board = Board::open(memory, at, kind, (members.len(), members.place))?;
         let state = State {
             sequence: 0,
             places: Places::new(memory.clone(), members.len(), at),
@@ -112,8 +111,8 @@ impl Endpoint {
             exchanges: 0,
             parts: Vec::new(),
         };
-        // Where ranks outnumber cores, the one that is waited for may need this one's.
-        let spins = if host.ranks().len() <= cores { SPINS } else { 1 };
+        let have_cores = host.job().settings.has_cores_for(host.ranks().len());
+        let spins = if have_cores { SPINS } else { 1 };
         let end = Endpoint { host, board, members, spins, meter, state: Mutex::new(state) };
         end.collective(Operation::Join, 0, |end, _, call| {
             end.enter(call)?;
@@ -281,8 +280,11 @@ impl Endpoint {
                 continue;
             }
             self.watch(call, Moved::default(), self.members.peers().filter(|&peer| !done(peer)))?;
-            // A peer that has not come but has sent something is at an exchange.
-            let ahead = |&peer: &usize| self.board.has_mail(peer, self.place()) && !done(peer);
+            // A peer that has not come but has sent something is at an exchange. One that has never
+            // come has no boxes yet.
+            let has_boxes = call.operation != Operation::Join;
+            let sent = |peer| has_boxes && self.board.has_mail(peer, self.place());
+            let ahead = |&peer: &usize| sent(peer) && !done(peer);
             if let Some(rank) = self.members.peers().find(ahead) {
                 return Err(self.at_exchange(call, rank));
             }
@@ -346,5 +348,28 @@ impl Drop for Endpoint {
         // Peers that see this member gone look whether it has given the job up, and why.
         let _ = self.check_revoked();
         self.board.leave(self.place());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Channel;
+    use crate::job::Settings;
+
+    #[test]
+    fn waits_spin_where_the_ranks_have_a_core_each_whatever_this_one_may_use() {
+        for (cores, spins) in [(1, 1), (2, SPINS), (64, SPINS)] {
+            let memory = SharedMemory::create("spins", 2).unwrap();
+            let meet = |rank| {
+                let settings = Settings { cores, ..Settings::new(60_000) };
+                let host = Arc::new(Host::new(memory.clone(), rank, 2, settings).unwrap());
+                host.channel(Channel::Training).unwrap().spins
+            };
+            std::thread::scope(|scope| {
+                let other = scope.spawn(|| meet(1));
+                assert_eq!([meet(0), other.join().unwrap()], [spins; 2], "{cores} cores");
+            });
+        }
     }
 }

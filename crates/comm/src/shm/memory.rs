@@ -12,6 +12,9 @@
 //! with the last process that holds it, however those end. Windows are made by all members of a
 //! group in the same order, so each knows where every other's begin. No place is used twice: what a window
 //! that was dropped gives back is its pages.
+//!
+//! Whoever makes a window reserves its pages, and Linux takes them from the node of whoever does:
+//! so the windows of a rank that is bound to a NUMA node lie there, and its areas of boards.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -138,6 +141,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn whoever_makes_a_window_has_all_its_pages_before_a_peer_maps_it() {
+        let memory = SharedMemory::create("pages", 2).unwrap();
+        let reserved = || 512 * memory.file().metadata().unwrap().blocks();
+        let device = device::Device::new(device::DeviceKind::Cpu, 1).unwrap();
+        let bytes = 3 << 20;
+        let place = Places::new(memory.clone(), 2, region_at(2, 2, 0)).take(bytes);
+        let before = reserved();
+        let own = device.alloc(bytes, &device::Placement::Shared(place(0))).unwrap();
+        assert_eq!(reserved() - before, bytes as u64);
+        let _mapped = device.map_shared(&place(0), bytes).unwrap();
+        let _other = device.alloc(bytes, &device::Placement::Shared(place(1))).unwrap();
+        assert_eq!(reserved() - before, 2 * bytes as u64);
+        drop(own);
+        assert_eq!(reserved() - before, bytes as u64);
     }
 
     #[test]

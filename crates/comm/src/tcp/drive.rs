@@ -44,11 +44,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Of a rank that shares its host with `ranks` ranks, itself among them.
-    pub(super) fn new(ranks: usize) -> Waiting {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    /// Of a rank of a host whose ranks `have_cores`, one each.
+    pub(super) fn new(have_cores: bool) -> Waiting {
         // Where ranks outnumber cores, the one that is waited for may need this one's.
-        let most = if ranks <= cores { LOOKS } else { 0 };
+        let most = if have_cores { LOOKS } else { 0 };
         Waiting { most, looks: most, ..Waiting::default() }
     }
 
@@ -245,7 +244,7 @@ mod tests {
                 None,
                 Some(Link::new(1, Wire { stream: Stream::Plain(stream), keys: rig::keys() })),
             ];
-            let (mut waiting, call) = (Waiting::new(2), rig::call(Operation::Exchange));
+            let (mut waiting, call) = (Waiting::new(true), rig::call(Operation::Exchange));
             let mut progress = Progress::new(&job, &members);
             let used = || {
                 let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };

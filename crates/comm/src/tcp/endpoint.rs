@@ -115,7 +115,8 @@ impl Endpoint {
             links.map(|(peer, wire)| Some(Link::new(peer, wire?))).collect();
         let headers = (HEADER_BYTES * links.iter().flatten().count()) as u64;
         job.counters.add(Operation::Join, 0, headers, 0);
-        let wires = Wires { links, waiting: Waiting::new(shared.ranks_here()) };
+        let have_cores = job.settings.has_cores_for(shared.ranks_here());
+        let wires = Wires { links, waiting: Waiting::new(have_cores) };
         let scratch = Scratch { exchanged: vec![(0, 0); members.len()], ..Scratch::default() };
         let state = State { sequence: 0, exchanges: 0, wires, scratch };
         let token = frame::token_of(shared.me.token, tag);

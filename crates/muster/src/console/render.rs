@@ -111,24 +111,11 @@ impl Renderer {
             ),
         );
         row("ranks", ranks(header));
-        let tree: Vec<String> = header.radices.iter().map(ToString::to_string).collect();
-        let tree = if tree.is_empty() { "1".into() } else { tree.join("·") };
-        let free = match header.free {
-            true => "as many bytes as".to_string(),
-            false => format!("{:.2} times the bytes of", header.byte_factor),
-        };
-        let mixed = match header.mixed_cpus {
-            true => "; bits depend on the CPUs of the hosts (ranks.mixed_cpus)",
-            false => "",
-        };
-        let leaves = plural(header.leaves, "virtual rank");
-        row(
-            "leaves",
-            format!(
-                "{leaves}, gradients summed in a tree of {tree}; {free} a ring \
-                 reduce-scatter{mixed}"
-            ),
-        );
+        // Events of older versions do not tell, and one rank has nothing to divide.
+        if header.ranks > 1 && !header.cpus.is_empty() {
+            row("cpus", header.cpus.clone());
+        }
+        row("leaves", leaves(header));
         for corpus in &header.corpus {
             row("text", corpus_line(corpus));
         }
@@ -318,6 +305,21 @@ fn ranks(header: &Header) -> String {
     let link = if header.ranks > 1 { format!(" over {}", header.backend) } else { String::new() };
     let (ranks, threads) = (plural(header.ranks, "rank"), plural(header.threads, "thread"));
     format!("{ranks}{link}, {threads} each, {} with {} weights", header.device, header.weights)
+}
+
+fn leaves(header: &Header) -> String {
+    let tree: Vec<String> = header.radices.iter().map(ToString::to_string).collect();
+    let tree = if tree.is_empty() { "1".into() } else { tree.join("·") };
+    let free = match header.free {
+        true => "as many bytes as".to_string(),
+        false => format!("{:.2} times the bytes of", header.byte_factor),
+    };
+    let mixed = match header.mixed_cpus {
+        true => "; bits depend on the CPUs of the hosts (ranks.mixed_cpus)",
+        false => "",
+    };
+    let leaves = plural(header.leaves, "virtual rank");
+    format!("{leaves}, gradients summed in a tree of {tree}; {free} a ring reduce-scatter{mixed}")
 }
 
 /// How gradients are cut, where they are sent anywhere.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use data::Prepared;
 use device::Device;
 use serde::{Deserialize, Serialize};
-use train::config::{Config, Links, OptimizerDevice, TlsFiles};
+use train::config::{Config, Cpus, Links, OptimizerDevice, TlsFiles};
 
 use super::offload;
+use crate::cpus::Binding;
 use crate::error::CliError;
 use crate::trace;
 
@@ -31,6 +32,8 @@ pub struct Job {
     /// Ranks of all hosts.
     pub world: usize,
     pub threads: usize,
+    /// Which CPUs this host's ranks are bound to.
+    pub cpus: Binding,
     /// Bytes of a bucket of gradients.
     pub bucket_bytes: usize,
     /// Where the ranks meet: any of these addresses.
@@ -104,6 +107,8 @@ impl Job {
         config.ranks.tls = None;
         // Tables of links may lie elsewhere on each host; what they decide is compared.
         config.ranks.links = Links::default();
+        // And no bit depends on which CPU of a host computes what.
+        config.ranks.cpus = Cpus::default();
         let config = serde_json::to_vec(&config).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),
@@ -152,6 +157,7 @@ mod tests {
             prepared,
             world: 2,
             threads: 1,
+            cpus: Binding::default(),
             bucket_bytes: 32 << 20,
             rendezvous: vec![([127, 0, 0, 1], 0).into()],
             shared_memory: None,
@@ -210,6 +216,15 @@ mod tests {
         let [first, second] = [of(&first, None), instinct].map(|identity| identity[2].clone());
         assert_eq!(first, ("ranks.optimizer_device".to_owned(), "cpu".to_owned()));
         assert_eq!(second, ("ranks.optimizer_device".to_owned(), "sim:gfx942".to_owned()));
+    }
+
+    #[test]
+    fn a_host_may_bind_its_ranks_as_it_likes() {
+        let (first, mut second) = (job(false), job(false));
+        second.config.ranks.cpus = Cpus::Any;
+        let plan = train::RunPlan::new(&first.config, 257, 2, 1).unwrap();
+        let of = |job: &Job| job.identity(&plan, "cpu".into(), None);
+        assert_eq!(of(&first), of(&second));
     }
 
     #[test]

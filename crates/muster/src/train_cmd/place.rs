@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::address;
+use crate::cpus;
 use crate::error::CliError;
 use crate::launch_env::Hosts;
 
@@ -77,17 +78,60 @@ impl Place {
 
     /// Whose the cores are that this process may use.
     pub fn of_cores(&self) -> Share {
-        let mine = std::thread::available_parallelism().map_or(1, usize::from);
-        let read = |path| std::fs::read_to_string(path).ok();
-        self.of_cores_where(mine, in_sight(read).unwrap_or(mine))
+        self.of_cores_where(Cores::seen())
     }
 
-    /// Where `mine` of the cores `in_sight` are open to this process. A launcher that binds tasks to
-    /// cores gave each its own, if all such parts fit beside each other.
-    fn of_cores_where(&self, mine: usize, in_sight: usize) -> Share {
-        match self.beside > 1 && mine.saturating_mul(self.beside) <= in_sight {
+    /// Threads of each rank: as `asked`, or if that is 0 this host's cores divided among its ranks.
+    pub fn threads(&self, asked: usize) -> usize {
+        let cores = Cores::seen();
+        match asked {
+            0 => (cores.mine / self.of_cores_where(cores).ranks.max(1)).max(1),
+            asked => asked,
+        }
+    }
+
+    /// A launcher that binds tasks to cores gave each its own, if all such parts fit beside each
+    /// other.
+    fn has_own(&self, Cores { mine, in_sight }: Cores) -> bool {
+        self.beside > 1 && mine.saturating_mul(self.beside) <= in_sight
+    }
+
+    fn of_cores_where(&self, cores: Cores) -> Share {
+        match self.has_own(cores) {
             true => Share { ranks: self.ranks.len(), parts: self.nodes },
             false => self.of_machine(),
+        }
+    }
+
+    /// Cores that all ranks of the job on this machine have together. What other tasks may use
+    /// cannot be seen from here: where this one has cores of its own, so have they, and as many.
+    pub fn cores_together(&self) -> usize {
+        self.cores_together_where(Cores::seen())
+    }
+
+    fn cores_together_where(&self, cores: Cores) -> usize {
+        match self.has_own(cores) {
+            true => cores.mine * self.beside,
+            false => cores.mine,
+        }
+    }
+
+    /// Whether this process may divide the CPUs that are open to it among its ranks, or why not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn may_bind(&self) -> Result<(), String> {
+        self.may_bind_where(Cores::seen())
+    }
+
+    fn may_bind_where(&self, cores: Cores) -> Result<(), String> {
+        match (self.beside > 1, self.has_own(cores), self.ranks.len()) {
+            (true, true, 1) => Err("the launcher gave each rank CPUs of its own".into()),
+            (true, false, _) => Err(format!(
+                "{} tasks of a launcher share the CPUs of this machine, and it can bind them",
+                self.beside
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -124,6 +168,23 @@ impl Place {
     }
 }
 
+/// How many cores there are.
+#[derive(Debug, Clone, Copy)]
+struct Cores {
+    /// Open to this process.
+    mine: usize,
+    /// Of the machine, or the container.
+    in_sight: usize,
+}
+
+impl Cores {
+    fn seen() -> Cores {
+        let mine = std::thread::available_parallelism().map_or(1, usize::from);
+        let read = |path| std::fs::read_to_string(path).ok();
+        Cores { mine, in_sight: in_sight(read).unwrap_or(mine) }
+    }
+}
+
 /// Cores of the machine or, in a container, of that: what the top of the control groups in sight
 /// allows, which on the machine itself is everything (`cgroups(7)`, versions 2 and 1).
 fn in_sight(read: impl Fn(&'static str) -> Option<String>) -> Option<usize> {
@@ -132,7 +193,7 @@ fn in_sight(read: impl Fn(&'static str) -> Option<String>) -> Option<usize> {
         "/sys/fs/cgroup/cpuset.cpus.effective",
         "/sys/fs/cgroup/cpuset/cpuset.effective_cpus",
     ];
-    let listed = lists.into_iter().filter_map(|path| cores(&read(path)?));
+    let listed = lists.into_iter().filter_map(|path| Some(cpus::list(&read(path)?)?.len()));
     let number = |path| read(path)?.trim().parse::<usize>().ok();
     let second = || {
         let quota = number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")?;
@@ -148,22 +209,16 @@ fn quota(text: &str) -> Option<usize> {
     quota.parse::<usize>().ok()?.checked_div(period.parse().ok()?)
 }
 
-/// How many cores a list of the kernel's has: `0-31,40`.
-fn cores(list: &str) -> Option<usize> {
-    let count = |range: &str| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-        last.checked_sub(first)?.checked_add(1)
-    };
-    list.trim().split(',').map(count).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn place(nodes: usize, beside: usize, share: usize) -> Place {
         Place { nodes, node: 0, ranks: 0..share, beside }
+    }
+
+    fn cores(mine: usize, in_sight: usize) -> Cores {
+        Cores { mine, in_sight }
     }
 
     #[test]
@@ -185,12 +240,8 @@ mod tests {
         assert_eq!(place(2, 1, 4).of_machine(), share(4, 2));
         assert_eq!(place(16, 8, 1).of_machine(), share(8, 2));
         // On 32 cores: all open to each of eight, or four of them to each.
-        assert_eq!(place(16, 8, 1).of_cores_where(32, 32), share(8, 2));
-        assert_eq!(place(16, 8, 1).of_cores_where(4, 32), share(1, 16));
-        for (list, count) in [("0\n", Some(1)), ("0-31,40\n", Some(33)), ("", None), ("3-1", None)]
-        {
-            assert_eq!(cores(list), count, "{list}");
-        }
+        assert_eq!(place(16, 8, 1).of_cores_where(cores(32, 32)), share(8, 2));
+        assert_eq!(place(16, 8, 1).of_cores_where(cores(4, 32)), share(1, 16));
         // Eight tasks in a container of four cores, by list or by quota, of version 2 or 1.
         let online = ("/sys/devices/system/cpu/online", "0-31");
         let containers: [&[(&str, &str)]; 4] = [
@@ -211,13 +262,31 @@ mod tests {
         };
         for files in containers {
             assert_eq!(of(files), Some(4), "{files:?}");
-            assert_eq!(place(16, 8, 1).of_cores_where(4, 4), share(8, 2));
+            assert_eq!(place(16, 8, 1).of_cores_where(cores(4, 4)), share(8, 2));
         }
         let whole = [online, ("/sys/fs/cgroup/cpu.max", "max 100000")];
         assert_eq!(of(&whole), Some(32));
         assert_eq!(of(&[online, ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1")]), Some(32));
         assert_eq!(of(&[]), None);
         // One task in a container with part of the machine.
-        assert_eq!(place(2, 1, 4).of_cores_where(4, 32), share(4, 2));
+        assert_eq!(place(2, 1, 4).of_cores_where(cores(4, 32)), share(4, 2));
+    }
+
+    #[test]
+    fn a_launcher_that_has_bound_its_tasks_or_could_have_is_left_alone() {
+        let of = |beside, share, cores| {
+            let place = place(16, beside, share);
+            (place.may_bind_where(cores).err(), place.cores_together_where(cores))
+        };
+        let why = |why: &str| Some(why.to_owned());
+        let own = why("the launcher gave each rank CPUs of its own");
+        assert_eq!(of(8, 1, cores(4, 32)), (own, 32));
+        let open =
+            why("8 tasks of a launcher share the CPUs of this machine, and it can bind them");
+        assert_eq!(of(8, 1, cores(32, 32)), (open.clone(), 32));
+        assert_eq!(of(8, 2, cores(32, 32)), (open, 32));
+        // One task for each socket, say, of which each has several ranks; and a host's only one.
+        assert_eq!(of(2, 4, cores(16, 32)), (None, 32));
+        assert_eq!(of(1, 4, cores(16, 32)), (None, 16));
     }
 }

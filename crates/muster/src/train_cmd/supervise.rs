@@ -26,6 +26,7 @@ use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
 use crate::config::{Loaded, Override};
 use crate::console::{ByteProgress, Console};
+use crate::cpus::Binding;
 use crate::error::{CliError, Exit};
 use crate::events::{self, EventLog};
 use crate::launch_env::{self, Env, Hosts};
@@ -65,7 +66,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     if !loaded.resolved.mesh.is_data_parallel() {
         return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
     }
-    let planned = plan(&hosts, loaded, (secret, tls)).inspect_err(tell)?;
+    let topology = args.hosts.topology.as_deref();
+    let planned = plan(&hosts, loaded, (secret, tls), topology).inspect_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
@@ -104,6 +106,7 @@ struct Planned {
     plan: RunPlan,
     buckets: Buckets,
     threads: usize,
+    cpus: Binding,
     /// Whether the memory of this host suffices, and a warning where it is tight.
     fit: Result<Option<String>, String>,
     /// What the optimizer takes of a device of its own, or why it cannot be there.
@@ -124,6 +127,7 @@ fn plan(
     hosts: &Hosts,
     loaded: Loaded,
     (secret, tls): (JobSecret, JobTls),
+    topology: Option<&Path>,
 ) -> Result<Planned, CliError> {
     let config = loaded.config;
     let is_shm = config.ranks.backend == Backend::Shm;
@@ -131,8 +135,9 @@ fn plan(
     let addresses = Addresses::new(hosts)?;
     let name = (place.nodes > 1).then(|| address::job(hosts));
     let share = place.of_cores();
-    let threads = threads(&config, share.ranks);
+    let threads = place.threads(config.ranks.threads);
     limits::check_threads(share.ranks, threads, share.parts)?;
+    let cpus = Binding::new(config.ranks.cpus, &place, threads, topology);
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let run = RunDir::new(config.runs_dir.join(&config.name));
     let gradient_bytes = 4 * loaded.resolved.schema.parameters() as u64;
@@ -152,6 +157,7 @@ fn plan(
         plan,
         buckets,
         threads,
+        cpus,
         fit,
         offload,
     })
@@ -166,8 +172,7 @@ fn supervise(
     signals: &Signals,
     met: &mut bool,
 ) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, name, plan, buckets, threads, fit, offload, .. } =
-        planned;
+    let Planned { config, place, addresses, name, plan, buckets, fit, offload, .. } = planned;
     let (JobSecret { secret, warning }, tls) = (planned.secret, planned.tls);
     // Strangers have no certificate either.
     let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
@@ -184,7 +189,8 @@ fn supervise(
     let job = Job {
         name,
         world: config.ranks.count,
-        threads,
+        threads: planned.threads,
+        cpus: planned.cpus,
         bucket_bytes: buckets.bytes,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory: memory.descriptor(),
@@ -199,7 +205,7 @@ fn supervise(
         prepared,
     };
     let mut sink = begin_events(&place, run, || {
-        let plan = (&plan, &place, buckets.reason);
+        let plan = (&plan, &place, &job.cpus, buckets.reason);
         header(plan, &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
@@ -425,20 +431,11 @@ fn patience(config: &Config) -> Limits {
     Limits { work: Work::Training, timeout: ms(timeout), step_timeout, call }
 }
 
-/// Threads per rank: as configured, or the cores divided among this host's ranks.
-fn threads(config: &Config, local: usize) -> usize {
-    if config.ranks.threads > 0 {
-        return config.ranks.threads;
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / local.max(1)).max(1)
-}
-
 /// Shows the header, and whether it fits. What a device that is not there would hold is not known;
 /// the rest is shown before that is told.
 fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
     let offload = planned.offload.as_ref().ok().cloned().flatten();
-    let plan = (&planned.plan, &planned.place, planned.buckets.reason);
+    let plan = (&planned.plan, &planned.place, &planned.cpus, planned.buckets.reason);
     let header = header(plan, &planned.config, None, run, offload)?;
     let lines = Console::new().lines(&Event::Header(header));
     let mesh = mesh::line(Mesh::data_parallel(planned.plan.world));
@@ -482,7 +479,7 @@ fn sharing(place: &Place, config: &Config) -> Option<usize> {
 }
 
 fn header(
-    (plan, place, buckets): (&RunPlan, &Place, String),
+    (plan, place, cpus, buckets): (&RunPlan, &Place, &Binding, String),
     config: &Config,
     prepared: Option<&Prepared>,
     run: &RunDir,
@@ -505,6 +502,7 @@ fn header(
     let run_dir = run.root().display().to_string();
     let of_run = (run_dir, buckets);
     let mut header = plan.header(config, corpus.collect(), digests, of_run, offload)?;
+    header.cpus.clone_from(&cpus.why);
     if let Some(each) = sharing(place, config) {
         header.backend = format!("shm+tcp {} × {each}", place.nodes);
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{Channel, Fault, World, clocks, tcp};
+use comm::{Channel, Fault, Settings, World, clocks, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -43,9 +43,11 @@ const ABORT: Duration = Duration::from_secs(1);
 /// Whatever ends the rank; the supervisor shows it.
 pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     die_with_parent();
+    let job = Job::read(&args.plan)?;
+    // Before any thread: each has the CPUs of the one that starts it.
+    job.cpus.bind(args.rank)?;
     let voice = Voice::start()?;
     let secret = secret::inherited()?;
-    let job = Job::read(&args.plan)?;
     let call_limit = Duration::from_millis(job.config.ranks.call_limit_ms());
     work::set_call_limit(call_limit);
     let signals = Signals::count(job.config.ranks.warn_signal)?;
@@ -95,7 +97,9 @@ fn rank(
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
-    let connected = control.connect(backend, rank, job.world, job.config.ranks.timeout_ms);
+    let settings = Settings::new(job.config.ranks.timeout_ms);
+    let settings = Settings { cores: job.cpus.cores, ..settings };
+    let connected = control.connect(backend, rank, job.world, settings);
     let trained = connected
         .map_err(CliError::from)
         .and_then(|world| train(job, plan, met.insert(world), devices, told, &control));

@@ -276,6 +276,7 @@ fn header(file: &File) -> Report {
                     name: device.hostname.clone(),
                     ranks: vec![device.rank],
                     devices: vec![info],
+                    cpus: Vec::new(),
                 }),
             }
         }

@@ -234,7 +234,12 @@ impl Reader {
             }
             None => {
                 let name = host.to_owned();
-                self.report.hosts.push(Host { name, ranks: vec![rank], devices: vec![device] });
+                self.report.hosts.push(Host {
+                    name,
+                    ranks: vec![rank],
+                    devices: vec![device],
+                    cpus: Vec::new(),
+                });
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Where the ranks of a job are: what each says of its host and its device.
+//! Where the ranks of a job are: what each says of its host, its CPUs and its device.
 
 use comm::{Channel, World};
 use device::Device;
@@ -14,6 +14,8 @@ struct Here {
     /// What tells hosts of one name apart.
     boot: String,
     device: String,
+    /// As the kernel lists them.
+    cpus: String,
 }
 
 /// The hosts of a job, in the order of their first ranks, the same on every rank.
@@ -25,7 +27,10 @@ pub fn hosts(world: &World, device: &Device) -> Result<Vec<Host>, BenchError> {
         false => device.properties().name,
     };
     let host = read("/proc/sys/kernel/hostname");
-    let here = Here { host, boot: read("/proc/sys/kernel/random/boot_id"), device };
+    let status = read("/proc/self/status");
+    let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let cpus = cpus.unwrap_or_default().trim().to_owned();
+    let here = Here { host, boot: read("/proc/sys/kernel/random/boot_id"), device, cpus };
     let told = postcard::to_stdvec(&here).map_err(BenchError::Stamps)?;
     let all = world.control(Channel::Training).all_gather_bytes(&told)?;
     let read = |bytes: &Vec<u8>| postcard::from_bytes(bytes).map_err(BenchError::Stamps);
@@ -38,12 +43,14 @@ fn together(ranks: &[Here]) -> Vec<Host> {
     for (rank, here) in ranks.iter().enumerate() {
         let is_same = |known: &(&str, Host)| known.0 == here.boot && known.1.name == here.host;
         let at = hosts.iter().position(is_same).unwrap_or_else(|| {
-            let host = Host { name: here.host.clone(), ranks: Vec::new(), devices: Vec::new() };
+            let name = here.host.clone();
+            let host = Host { name, ranks: Vec::new(), devices: Vec::new(), cpus: Vec::new() };
             hosts.push((&here.boot, host));
             hosts.len() - 1
         });
         hosts[at].1.ranks.push(rank);
         hosts[at].1.devices.push(here.device.clone());
+        hosts[at].1.cpus.push(here.cpus.clone());
     }
     hosts.into_iter().map(|(_, host)| host).collect()
 }
@@ -58,6 +65,7 @@ mod tests {
             host: host.into(),
             boot: boot.into(),
             device: device.into(),
+            cpus: format!("0-{host}"),
         };
         let ranks =
             [here("b", "1", "x"), here("a", "2", "y"), here("b", "1", "z"), here("b", "3", "x")];
@@ -65,5 +73,6 @@ mod tests {
         let told = hosts.iter().map(|host| (host.name.as_str(), host.ranks.clone()));
         assert_eq!(told.collect::<Vec<_>>(), [("b", vec![0, 2]), ("a", vec![1]), ("b", vec![3])]);
         assert_eq!(hosts[0].devices, ["x", "z"]);
+        assert_eq!(hosts[1].cpus, ["0-a"]);
     }
 }

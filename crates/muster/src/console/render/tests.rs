@@ -17,6 +17,7 @@ fn header() -> Event {
         ranks: 2,
         backend: "shm".into(),
         threads: 1,
+        cpus: "bound: rank 0 in NUMA node 0, rank 1 in NUMA node 1".into(),
         device: "cpu".into(),
         buckets: Some(train::event::Buckets {
             count: 3,
@@ -175,6 +176,7 @@ fn troubles() {
         byte_factor: 1.5,
         mixed_cpus: true,
         ranks: 3,
+        cpus: "not bound: one NUMA node has all their CPUs".into(),
         radices: vec![],
         ..plain
     };

@@ -11,7 +11,8 @@ fn report(host: &str, ranks: &[usize]) -> Report {
     let tool = Tool { name: "muster".into(), version: None, commit: Some("abc".into()) };
     let mut report = Report::new(tool);
     let all = (0..*ranks.iter().max().unwrap()).collect();
-    report.hosts = vec![Host { name: host.into(), ranks: all, devices: Vec::new() }];
+    report.hosts =
+        vec![Host { name: host.into(), ranks: all, devices: Vec::new(), cpus: Vec::new() }];
     for &ranks in ranks {
         for log in 10..28 {
             let bytes = 1_u64 << log;
