@@ -8,7 +8,8 @@
 MPI is a folder with `mpirun` and a `python` that has mpi4py, TORCH_PYTHON an interpreter with
 PyTorch; a peer that is not named is left out. Each figure is the median of a process's launches, in
 a row the median over the rounds; a ratio is the peer's time over Muster's, so above 1 Muster is
-ahead. The last lines sum up: the geometric mean, and the cells that are behind by more than 5 %.
+ahead. Nobody's buffers are filled anew between launches, hence Muster's are not checked here: what
+was just written comes from the other core's cache, which takes longer. The last lines sum up: the geometric mean, and the cells that are behind by more than 5 %.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def muster(args, backend):
         report = Path(folder) / "report.json"
         command = [args.muster, "bench", "collectives", *args.ops, "--backend", backend]
         command += ["--ranks", args.ranks, "--threads", 1, "--min", args.min, "--max", args.max]
-        command += ["--seconds", args.seconds, "--within", 0.001, "--json", report]
+        command += ["--seconds", args.seconds, "--within", 0.001, "--no-check", "--json", report]
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         rows = json.loads(report.read_text())["rows"]
     best = {}
