@@ -19,10 +19,12 @@
 //! another secret, authority or none is told so and turned away; the server remembers a few of
 //! them, and the supervisor tells people.
 
+mod attend;
 mod client;
 mod codec;
 #[cfg(test)]
 mod fuzz;
+mod meeting;
 mod protocol;
 mod server;
 
