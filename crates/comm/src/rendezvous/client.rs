@@ -32,9 +32,12 @@ const DAMAGED: &str = "sends what comes damaged";
 
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
-/// How often a connection may be closed before anything is said, and when it is made anew.
-const CLOSED: usize = 3;
+/// When a connection that was closed is made anew: soon, and then less often, since there may be
+/// many who try.
 const AGAIN: Duration = Duration::from_millis(100);
+const SELDOM: Duration = Duration::from_secs(1);
+/// How long who took a connection after others were closed may be silent before that is the news.
+const SILENT: Duration = Duration::from_secs(1);
 /// How long one try to tell it may take.
 const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
@@ -173,24 +176,53 @@ async fn meet(
     }
 }
 
-/// A connection to the server, and the keys of what is said there. One that is closed at once is
-/// made anew a few times: where many come, the server's door may have had to make room.
+/// A connection to the server, and the keys of what is said there. One that breaks before that is
+/// known is made anew, for as long as the caller waits: the server may be about to start or start
+/// again, a proxy before it may have nobody to pass it to, or the server's door, where many come,
+/// had to make room. `last` tells what came of the last try.
 async fn reach(
     addrs: &[SocketAddr],
     security: &Security,
     claim: Claim,
     last: &mut String,
 ) -> Result<(Connection, SocketAddr, Keys)> {
-    let mut closed = 0;
+    let (mut pause, mut silent) = (AGAIN, Duration::ZERO);
     loop {
         let (stream, addr) = connect(addrs, last).await?;
-        "it took the connection and says nothing".clone_into(last);
-        match handshake::dial(stream, security, claim).await {
+        let dialled = handshake::dial(stream, security, claim);
+        match unless_silent(dialled, silent, last).await {
             Ok((stream, keys)) => return Ok((stream, addr, keys)),
-            Err(Failed::Io(_)) if closed < CLOSED => closed += 1,
+            Err(Failed::Io(error)) => *last = broken(&error),
             Err(failed) => return Err(of_another(addr, failed)),
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(pause).await;
+        (pause, silent) = ((2 * pause).min(SELDOM), SILENT);
+    }
+}
+
+/// What `dialled` comes to; if that lasts, `last` says so meanwhile.
+async fn unless_silent<T>(
+    dialled: impl Future<Output = T>,
+    after: Duration,
+    last: &mut String,
+) -> T {
+    let mut dialled = std::pin::pin!(dialled);
+    tokio::select! {
+        biased;
+        done = &mut dialled => return done,
+        () = tokio::time::sleep(after) => {}
+    }
+    "it took the connection and says nothing".clone_into(last);
+    dialled.await
+}
+
+/// How a connection ended that was taken.
+fn broken(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it took the connection, and closed it without an \
+                                              answer, as versions before protocol 5 do"
+            .to_owned(),
+        _ => format!("it took the connection, and then: {error}"),
     }
 }
 
@@ -203,9 +235,6 @@ fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
         Failed::Tls(fault) => CommError::Tls { who: who(), fault },
         Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
         Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
-        Failed::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            stranger("closed the connection without an answer, as versions before protocol 5 do")
-        }
         Failed::Io(source) => CommError::Socket { addr, action: "join", source },
     }
 }
@@ -270,11 +299,14 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
         while Instant::now() < until {
             for &addr in &addrs {
                 let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
-                if let Ok(Ok(stream)) = connected {
-                    let told =
-                        tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await;
-                    // One that takes its time has heard it; one of another secret has not.
-                    return !matches!(told, Ok(Ok(false)));
+                let Ok(Ok(stream)) = connected else { continue };
+                match tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await {
+                    // One that takes its time has heard it.
+                    Err(_) | Ok(Ok(())) => return true,
+                    // Closed at once, as in [`reach`].
+                    Ok(Err(Failed::Io(_))) => {}
+                    // Such as one of another secret.
+                    Ok(Err(_)) => return false,
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -283,18 +315,21 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
     })
 }
 
-/// Returns when the server has heard it; false if it does not take this for one of the job.
-async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::io::Result<bool> {
+/// Returns when the server has heard it.
+async fn tell_absence(
+    stream: TcpStream,
+    absent: Absent<'_>,
+) -> std::result::Result<(), Failed> {
     let Absent { job, secret, tls, node, reason } = absent;
     let security = Security { secret, tls: tls.cloned() };
     let claim = protocol::claim(node, protocol::ABSENT);
-    let dialled = handshake::dial(stream, &security, claim).await;
-    let Ok((mut stream, keys)) = dialled else { return Ok(false) };
+    let (mut stream, keys) = handshake::dial(stream, &security, claim).await?;
     let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
     let message = Said::new(&ToServer::Absent { job, node, reason });
     message.say(&mut stream, &mut Seal::new(keys.send)).await?;
-    // It closes the connection then.
-    stream.read(&mut [0]).await.map(|_| true)
+    // It closes the connection then, in one way or another.
+    let _ = stream.read(&mut [0]).await;
+    Ok(())
 }
 
 /// Passes messages until this rank leaves or the server is gone. A server that does not read what

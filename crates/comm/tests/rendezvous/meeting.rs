@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use comm::Secret;
 use comm::rendezvous::{Absent, Hello, Joined, Server, can_serve, join, report_absent};
@@ -204,4 +204,47 @@ fn two_names_of_one_meeting_point_meet() {
     // A later start of the same job is another group.
     let later = Server::bind(LOCAL, "job", 1, PATIENCE_MS).unwrap();
     assert_ne!(join(later.addr(), hello(0, 1), PATIENCE_MS).unwrap().group, first.group);
+}
+
+/// An address that leads to `addr`, where the first `count` connections are closed at once.
+fn way_that_opens_late(addr: SocketAddr, count: usize) -> SocketAddr {
+    let listener = TcpListener::bind(LOCAL).unwrap();
+    let way = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut taken = listener.incoming().flatten();
+        taken.by_ref().take(count).for_each(drop);
+        for inner in taken {
+            let outer = TcpStream::connect(addr).unwrap();
+            let copy = |end: &TcpStream| end.try_clone().unwrap();
+            let both = [(copy(&inner), copy(&outer)), (outer, inner)];
+            for (mut from, mut to) in both {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    way
+}
+
+#[test]
+fn a_way_that_closes_connections_is_tried_again_for_as_long_as_the_timeout() {
+    let server = server(1, PATIENCE_MS);
+    let way = way_that_opens_late(server.addr(), 9);
+    join(way, hello(0, 1), PATIENCE_MS).unwrap().control.bye();
+
+    let server = super::server(2, PATIENCE_MS);
+    let way = way_that_opens_late(server.addr(), 9);
+    let absent = Absent { job: "job", secret: Secret::none(), tls: None, node: 1, reason: "late" };
+    assert!(report_absent(way, absent, Duration::from_secs(30)));
+    assert_eq!(message(server.wait_joined()), "node 1 ended before the job began: late");
+
+    let way = way_that_opens_late(server.addr(), usize::MAX);
+    let begun = Instant::now();
+    let said = message(join(way, hello(0, 1), 1500));
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{said}");
+    let start = format!("nobody answers at {way} for 1500 ms (it took the connection, and ");
+    assert!(said.starts_with(&start), "{said}");
+    assert!(!report_absent(way, absent, Duration::from_millis(500)));
 }
