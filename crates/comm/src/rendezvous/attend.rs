@@ -14,9 +14,9 @@ use tokio_util::codec::Framed;
 use super::codec::Codec;
 use super::meeting::{Outgoing, Shared};
 use super::protocol::{self, Hello, Refusal, ToServer};
+use super::strangers::Why;
 use crate::Fault;
 use crate::door::{self, Door};
-use crate::error::SAME_SECRET;
 use crate::handshake::{self, Accepted, Claim, Heard, Seal};
 use crate::patience::Patience;
 use crate::tls::Connection;
@@ -83,19 +83,8 @@ async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> 
     let heard = handshake::hear(stream, &shared.security).await?;
     let (mut stream, Accepted { claim, keys, answer }) = match heard {
         Heard::Known(stream, accepted) => (stream, accepted),
-        Heard::Unknown(claim) => {
-            let what = if claim.purpose == protocol::ABSENT { "node" } else { "rank" };
-            let who = format!("{what} {} from {}, which has another secret", claim.from, from.ip());
-            shared.lock().turn_away(who, SAME_SECRET);
-            return None;
-        }
-        Heard::Protocol(got) => {
-            let who = format!("a worker that speaks protocol {got} from {}", from.ip());
-            shared.lock().turn_away(who, "use the same build everywhere");
-            return None;
-        }
-        Heard::Tls(fault) => {
-            shared.lock().turn_away_for(format!("a process from {}", from.ip()), &fault);
+        other => {
+            shared.turn_away(from.ip(), why(other, &shared)?);
             return None;
         }
     };
@@ -106,6 +95,24 @@ async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> 
     let first = line.frames.next().await?.ok()?;
     let said = protocol::open(&first, &mut line.receive)?;
     is_as_claimed(&said, claim).then_some(Guest { line, from, said })
+}
+
+/// Why somebody is none of the job's; none if it is.
+fn why(heard: Heard, shared: &Shared) -> Option<Why> {
+    Some(match heard {
+        Heard::Known(..) => return None,
+        Heard::Unknown(claim) => {
+            let number = claim.from as usize;
+            let (what, ranks) = match claim.purpose {
+                protocol::ABSENT => ("node", shared.ranks_of(number)),
+                _ => ("rank", number..number + 1),
+            };
+            let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
+            Why::Secret { claimed: format!("{what} {number}"), is_awaited }
+        }
+        Heard::Protocol(got) => Why::Protocol(got),
+        Heard::Tls(fault) => Why::Tls(fault),
+    })
 }
 
 /// Whether who says this has proved itself as who says it.

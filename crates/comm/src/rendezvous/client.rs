@@ -316,10 +316,7 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
 }
 
 /// Returns when the server has heard it.
-async fn tell_absence(
-    stream: TcpStream,
-    absent: Absent<'_>,
-) -> std::result::Result<(), Failed> {
+async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::result::Result<(), Failed> {
     let Absent { job, secret, tls, node, reason } = absent;
     let security = Security { secret, tls: tls.cloned() };
     let claim = protocol::claim(node, protocol::ABSENT);

@@ -1,16 +1,15 @@
 //! Who has come, and what becomes of the meeting: decisions, told to the workers at once.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
-use crate::tls::{Security, TlsFault};
+use super::strangers::{Strangers, Why};
+use crate::tls::Security;
 use crate::{Result, secret};
-
-/// Strangers that are remembered, for whoever wonders why a rank is missing.
-const STRANGERS: usize = 3;
 
 /// What the server's threads share.
 pub(super) struct Shared {
@@ -36,11 +35,7 @@ pub(super) struct Meeting {
     /// The first rank that was lost after the meeting, and how.
     pub lost: Option<(usize, String)>,
     /// Who came and is none of the job's.
-    turned_away: Vec<String>,
-    /// By who came from where: why there is no TLS with it.
-    faults: Vec<(String, std::mem::Discriminant<TlsFault>)>,
-    /// What people should hear of them and have not heard yet.
-    pub news: Vec<String>,
+    pub strangers: Strangers,
 }
 
 #[derive(Clone)]
@@ -88,9 +83,7 @@ impl Shared {
             come: 0,
             wants_stop: false,
             lost: None,
-            turned_away: Vec::new(),
-            faults: Vec::new(),
-            news: Vec::new(),
+            strangers: Strangers::default(),
         };
         Ok(Shared {
             job: job.to_owned(),
@@ -123,8 +116,7 @@ impl Shared {
         };
         if hello.job != self.job {
             // Not one of ours: it alone is turned away.
-            let who = format!("a worker of job `{}` from {}", hello.job, from.ip());
-            meeting.turn_away(who, "see where it was started, and with what rendezvous address");
+            meeting.strangers.turn_away(from.ip(), Why::Job(hello.job.clone()));
             let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
             turn_away(&refusal);
             return None;
@@ -189,12 +181,29 @@ impl Shared {
         let mut meeting = self.lock();
         let absent = |rank: &usize| meeting.workers[*rank].is_none();
         let missing = (0..self.world).filter(absent).collect();
-        let share = self.world / self.nodes.max(1);
-        let is_absent = |node: &usize| (node * share..(node + 1) * share).all(|rank| absent(&rank));
+        let is_absent = |node: &usize| self.ranks_of(*node).all(|rank| absent(&rank));
         // On a single host nobody counts hosts.
         let nodes = (0..self.nodes).filter(|node| self.nodes > 1 && is_absent(node)).collect();
-        let (timeout_ms, turned_away) = (self.timeout_ms, meeting.turned_away.clone());
+        let (timeout_ms, turned_away) = (self.timeout_ms, meeting.strangers.list());
         self.refuse(&mut meeting, Refusal::Missing { missing, nodes, timeout_ms, turned_away });
+    }
+
+    /// Somebody has come who is none of the job's.
+    pub(super) fn turn_away(&self, from: IpAddr, why: Why) {
+        self.lock().strangers.turn_away(from, why);
+    }
+
+    /// Whether ranks `which` are awaited, all of them.
+    pub(super) fn awaits(&self, mut which: Range<usize>) -> bool {
+        let meeting = self.lock();
+        let is_missing = |rank| meeting.workers.get(rank).is_some_and(Option::is_none);
+        matches!(meeting.phase, Phase::Gathering) && which.all(is_missing)
+    }
+
+    /// The ranks of a host, each of which has as many.
+    pub(super) fn ranks_of(&self, node: usize) -> Range<usize> {
+        let share = self.world / self.nodes.max(1);
+        node.saturating_mul(share)..node.saturating_add(1).saturating_mul(share)
     }
 
     /// `rank` will not come back.
@@ -229,23 +238,6 @@ impl Shared {
 }
 
 impl Meeting {
-    pub(super) fn turn_away(&mut self, who: String, advice: &str) {
-        if self.turned_away.len() < STRANGERS && !self.turned_away.contains(&who) {
-            self.news.push(format!("turned away {who}; {advice}"));
-            self.turned_away.push(who);
-        }
-    }
-
-    /// With whom there is no TLS. The times in a fault pass, so who comes again is not told anew.
-    pub(super) fn turn_away_for(&mut self, who: String, fault: &TlsFault) {
-        if self.faults.len() < STRANGERS && !self.faults.contains(&(who.clone(), fault.kind())) {
-            self.faults.push((who.clone(), fault.kind()));
-            let text = format!("{who}, which {fault}");
-            self.news.push(format!("turned away {text}"));
-            self.turned_away.push(text);
-        }
-    }
-
     pub(super) fn tell_all(&self, message: &ToWorker) {
         let outgoing = Outgoing::new(message);
         for worker in self.workers.iter().flatten() {

@@ -16,8 +16,8 @@
 //! reports. A connection begins with the proof of the job's secret, by both ends, in which other
 //! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
 //! message, and its tag. All of it goes over TLS where the job has that ([`crate::tls`]). Who has
-//! another secret, authority or none is told so and turned away; the server remembers a few of
-//! them, and the supervisor tells people.
+//! another secret, authority or none is told so and turned away; the server remembers some of them
+//! (`strangers`), and the supervisor tells people.
 
 mod attend;
 mod client;
@@ -27,6 +27,7 @@ mod fuzz;
 mod meeting;
 mod protocol;
 mod server;
+mod strangers;
 
 pub use client::{Aborted, Absent, ControlHandle, Joined, join, join_with, report_absent};
 pub use protocol::{Hello, Refusal};

@@ -127,10 +127,10 @@ impl Server {
         self.shared.lock().lost.clone()
     }
 
-    /// Who has been turned away since this was asked last, and what to do about it: a few of
-    /// them at most, since anyone may come.
+    /// Who has been turned away since this was asked last, and what to do about it: bounded, since
+    /// anyone may come.
     pub fn news(&self) -> Vec<String> {
-        std::mem::take(&mut self.shared.lock().news)
+        self.shared.lock().strangers.news()
     }
 
     /// Asks every rank to finish its step, save and leave.

@@ -116,6 +116,37 @@ fn another_secret_is_named_on_both_sides_and_disturbs_nobody() {
     assert_eq!(server.lost(), None);
 }
 
+/// As what they claim to be nobody is awaited; then one comes that is, with a mistake, and others
+/// of another kind.
+#[test]
+fn false_claims_do_not_keep_a_later_mistake_from_being_told() {
+    let server = Server::of_nodes(LOCAL, ("job", secret("the secret of this job")), 2, 2, 3000);
+    let server = server.unwrap();
+    let come = |claimed| {
+        let mut stream = std::net::TcpStream::connect(server.addr()).unwrap();
+        assert!(!present(&mut stream, &mut Visitor::new(Some("the secret of another"), claimed)));
+    };
+    (700..800).for_each(come);
+    eventually("the flood", || !server.news().is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    let rest = server.news().len();
+    assert!(rest < 8, "{rest} more");
+    come(1);
+    let mut news = Vec::new();
+    let heard = std::cell::RefCell::new(&mut news);
+    eventually("the mistake", || {
+        heard.borrow_mut().extend(server.news());
+        !heard.borrow().is_empty()
+    });
+    let [first] = &news[..] else { panic!("{news:?}") };
+    assert!(first.starts_with("turned away rank 1 from 127.0.0.1, which has another"), "{first}");
+    let _ = told(&server, &former());
+    let missing = message(server.wait_joined());
+    for named in ["rank 1 from", "rank 700 from", "a worker that speaks protocol 4", "and others"] {
+        assert!(missing.contains(named), "{missing}");
+    }
+}
+
 /// Whoever listens where node 0 should be learns the secret no more than who connects.
 #[test]
 fn a_listener_without_the_secret_is_found_out() {
