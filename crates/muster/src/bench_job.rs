@@ -141,13 +141,9 @@ pub fn measure(
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;
-    let mut met = false;
-    let ended = supervise(asked, planned, &folder, &signals, (&mut met, tell));
-    ended.inspect_err(|error| {
-        if !met {
-            absence.report_error(error, address::Start::Tried);
-        }
-    })
+    let mut start = address::Start::Never;
+    let ended = supervise(asked, planned, &folder, &signals, (&mut start, tell));
+    ended.inspect_err(|error| absence.report_error(error, start))
 }
 
 /// Of one start, gone with it.
@@ -217,7 +213,7 @@ fn supervise(
     planned: Planned,
     folder: &Folder,
     signals: &Signals,
-    (met, tell): (&mut bool, &mut dyn FnMut(Told)),
+    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
     let Planned { task, place, world, threads, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
@@ -262,6 +258,7 @@ fn supervise(
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
     std::fs::write(&file, text).map_err(failed)?;
     place.says_it_joins(&job.rendezvous, world, "shows the results");
+    *start = address::Start::Tried;
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)?;
     let timeout = Duration::from_millis(asked.timeout_ms);
     let step_timeout = Some(timeout);
@@ -271,7 +268,10 @@ fn supervise(
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         told => tell(told),
     });
-    *met = watch.have_met();
+    if watch.have_met() {
+        *start = address::Start::Met;
+    }
+    address::stay_for_the_late(server.as_ref(), &ended);
     let exit = match ended? {
         Ended::Done(exit) => exit,
         Ended::AtOnce => signals.at_once(),

@@ -13,7 +13,7 @@ use tokio_util::codec::Framed;
 
 use super::codec::Codec;
 use super::meeting::{Outgoing, Shared};
-use super::protocol::{self, Hello, Refusal, ToServer};
+use super::protocol::{self, Hello, ToServer};
 use super::strangers::Why;
 use crate::Fault;
 use crate::door::{self, Door};
@@ -24,7 +24,7 @@ use crate::tls::Connection;
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
 /// How long messages may take to leave when the server ends.
-const PARTING: Duration = Duration::from_millis(100);
+pub(super) const PARTING: Duration = Duration::from_millis(100);
 /// Connections whose first message is waited for at a time; the others wait in the backlog.
 const GUESTS: usize = 1024;
 /// Bytes of a buffer for what a worker says; longer frames make it grow.
@@ -80,7 +80,10 @@ struct Line {
 async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> Option<Guest> {
     let _ = stream.set_nodelay(true);
     door::keep_alive(&stream);
-    let heard = handshake::hear(stream, &shared.security).await?;
+    let heard = match shared.answers_strangers {
+        true => handshake::hear(stream, &shared.security).await?,
+        false => handshake::hear_known(stream, &shared.security).await?,
+    };
     let (mut stream, Accepted { claim, keys, answer }) = match heard {
         Heard::Known(stream, accepted) => (stream, accepted),
         other => {
@@ -130,8 +133,7 @@ async fn attend(guest: Guest, shared: Arc<Shared>) {
     match said {
         ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
         ToServer::Absent { job, node, reason } if job == shared.job => {
-            let reason = protocol::cut(&reason).to_owned();
-            shared.refuse(&mut shared.lock(), Refusal::Absent { node, reason });
+            shared.leave_out(node, &reason);
         }
         _ => {}
     }

@@ -3,10 +3,9 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
@@ -16,7 +15,7 @@ use super::protocol::{self, Hello, Said, ToServer, ToWorker};
 use crate::door;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
-use crate::tls::{self, Connection, Security, Tls};
+use crate::tls::{self, Connection, Security};
 use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
@@ -38,8 +37,6 @@ const AGAIN: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(1);
 /// How long who took a connection after others were closed may be silent before that is the news.
 const SILENT: Duration = Duration::from_secs(1);
-/// How long one try to tell it may take.
-const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
 /// A connection to the server, after the handshake.
 struct Line {
@@ -275,58 +272,6 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A host that will not bring its ranks.
-#[derive(Debug, Clone, Copy)]
-pub struct Absent<'a> {
-    pub job: &'a str,
-    pub secret: Secret,
-    pub tls: Option<&'a Tls>,
-    pub node: usize,
-    pub reason: &'a str,
-}
-
-/// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
-/// that the others need not wait for them; returns whether it was. Once they have met this changes
-/// nothing.
-pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> bool {
-    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let Ok(runtime) = builder.enable_io().enable_time().build() else { return false };
-    let until = Instant::now() + patience;
-    runtime.block_on(async {
-        while Instant::now() < until {
-            for &addr in &addrs {
-                let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
-                let Ok(Ok(stream)) = connected else { continue };
-                match tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await {
-                    // One that takes its time has heard it.
-                    Err(_) | Ok(Ok(())) => return true,
-                    // Closed at once, as in [`reach`].
-                    Ok(Err(Failed::Io(_))) => {}
-                    // Such as one of another secret.
-                    Ok(Err(_)) => return false,
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        false
-    })
-}
-
-/// Returns when the server has heard it.
-async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::result::Result<(), Failed> {
-    let Absent { job, secret, tls, node, reason } = absent;
-    let security = Security { secret, tls: tls.cloned() };
-    let claim = protocol::claim(node, protocol::ABSENT);
-    let (mut stream, keys) = handshake::dial(stream, &security, claim).await?;
-    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
-    let message = Said::new(&ToServer::Absent { job, node, reason });
-    message.say(&mut stream, &mut Seal::new(keys.send)).await?;
-    // It closes the connection then, in one way or another.
-    let _ = stream.read(&mut [0]).await;
-    Ok(())
 }
 
 /// Passes messages until this rank leaves or the server is gone. A server that does not read what

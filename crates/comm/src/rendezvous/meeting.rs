@@ -1,5 +1,6 @@
 //! Who has come, and what becomes of the meeting: decisions, told to the workers at once.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,8 @@ pub(super) struct Shared {
     /// Hosts, each with as many ranks, in their order.
     nodes: usize,
     pub timeout_ms: u64,
+    /// Who is none of the job's is told so.
+    pub answers_strangers: bool,
     /// Another number for each start.
     start: u64,
     meeting: Mutex<Meeting>,
@@ -34,6 +37,8 @@ pub(super) struct Meeting {
     pub wants_stop: bool,
     /// The first rank that was lost after the meeting, and how.
     pub lost: Option<(usize, String)>,
+    /// Who knows that the meeting was refused.
+    pub told: Told,
     /// Who came and is none of the job's.
     pub strangers: Strangers,
 }
@@ -52,6 +57,34 @@ pub(super) struct Worker {
     pub last_step: Option<u64>,
     /// It said goodbye.
     has_left: bool,
+}
+
+/// Who knows that the meeting was refused.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Ranks of the job, as far as that is known.
+    world: usize,
+    nodes: usize,
+    ranks: BTreeSet<usize>,
+    /// Hosts that have said that they will not come.
+    absent: BTreeSet<usize>,
+}
+
+impl Told {
+    fn rank(&mut self, rank: usize, world: usize) {
+        self.world = self.world.max(world);
+        self.ranks.insert(rank);
+    }
+
+    /// Whether nobody of another host than node 0 is left to be told.
+    pub(super) fn is_everyone(&self) -> bool {
+        let share = self.world / self.nodes.max(1);
+        let mut others = 1..self.nodes;
+        others.all(|node| {
+            let mut ranks = node * share..(node + 1) * share;
+            self.absent.contains(&node) || share > 0 && ranks.all(|rank| self.ranks.contains(&rank))
+        })
+    }
 }
 
 /// A frame on its way to a worker, shared by all who get it.
@@ -83,6 +116,7 @@ impl Shared {
             come: 0,
             wants_stop: false,
             lost: None,
+            told: Told { world, nodes, ..Told::default() },
             strangers: Strangers::default(),
         };
         Ok(Shared {
@@ -91,10 +125,23 @@ impl Shared {
             world,
             nodes,
             timeout_ms,
+            answers_strangers: true,
             start: u64::from_le_bytes(secret::random()?),
             meeting: Mutex::new(meeting),
             changed: Condvar::new(),
         })
+    }
+
+    /// A meeting that will not be: how many ranks there would have been is not known here. Who is
+    /// none of the job's is left without an answer.
+    pub(super) fn of_refused(
+        of_job: (&str, Security),
+        nodes: usize,
+        refusal: Refusal,
+    ) -> Result<Shared> {
+        let shared = Shared::new(of_job, 0, nodes, 0)?;
+        shared.lock().phase = Phase::Refused(refusal.fitted());
+        Ok(Shared { answers_strangers: false, ..shared })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Meeting> {
@@ -121,6 +168,12 @@ impl Shared {
             turn_away(&refusal);
             return None;
         }
+        if let Phase::Refused(refusal) = &meeting.phase {
+            turn_away(refusal);
+            meeting.told.rank(rank, hello.world);
+            self.changed.notify_all();
+            return None;
+        }
         let refusal = if hello.world != world {
             Some(Refusal::World { rank, got: hello.world, world })
         } else if rank >= world {
@@ -133,10 +186,6 @@ impl Shared {
             // After the meeting a latecomer disturbs nobody.
             turn_away(&refusal);
             self.refuse(&mut meeting, refusal);
-            return None;
-        }
-        if let Phase::Refused(refusal) = &meeting.phase {
-            turn_away(refusal);
             return None;
         }
         let from = from.ip();
@@ -171,9 +220,19 @@ impl Shared {
         let refusal = refusal.fitted();
         if matches!(meeting.phase, Phase::Gathering) {
             meeting.tell_all(&ToWorker::Refused(refusal.clone()));
+            let Meeting { workers, told, .. } = meeting;
+            workers.iter().flatten().for_each(|worker| told.rank(worker.hello.rank, self.world));
             meeting.phase = Phase::Refused(refusal);
             self.changed.notify_all();
         }
+    }
+
+    /// A host says that it will not come.
+    pub(super) fn leave_out(&self, node: usize, reason: &str) {
+        let mut meeting = self.lock();
+        meeting.told.absent.insert(node);
+        self.refuse(&mut meeting, Refusal::Absent { node, reason: reason.to_owned() });
+        self.changed.notify_all();
     }
 
     /// Nobody else comes in time.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::sync::oneshot;
 
-use super::attend::serve;
-use super::meeting::{Phase, Shared};
+use super::attend::{PARTING, serve};
+use super::meeting::{Meeting, Phase, Shared};
 use super::protocol::ToWorker;
 use crate::tls::Security;
 use crate::{CommError, Result, Secret, door, ending, files, tcp};
@@ -56,11 +56,16 @@ impl Server {
         nodes: usize,
         timeout_ms: u64,
     ) -> Result<Server> {
-        let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
         let needed = world as u64 + FILES;
         files::allow(needed).map_err(|limit| CommError::Files { world, needed, limit })?;
         // With some for strangers; it does without.
         let _ = files::allow((world + door::BESIDE) as u64);
+        let of_job = (job, security.into());
+        Server::start(addrs, Shared::new(of_job, world, nodes, timeout_ms)?)
+    }
+
+    pub(super) fn start(addrs: impl ToSocketAddrs, shared: Shared) -> Result<Server> {
+        let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
         let listen = |addr| {
             let listener = tcp::listen(addr)?;
             let more = SockRef::from(&listener).listen(BACKLOG);
@@ -73,8 +78,7 @@ impl Server {
         let addr = addr.map_err(CommError::Runtime)?;
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
-        let of_job = (job, security.into());
-        let shared = Arc::new(Shared::new(of_job, world, nodes, timeout_ms)?);
+        let shared = Arc::new(shared);
         let (shutdown, ended) = oneshot::channel();
         let served = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("rendezvous".to_owned());
@@ -131,6 +135,26 @@ impl Server {
     /// anyone may come.
     pub fn news(&self) -> Vec<String> {
         self.shared.lock().strangers.news()
+    }
+
+    /// After a meeting that was refused: stays until the ranks of all other hosts have heard why,
+    /// those that were late among them, for `patience` at most; returns whether they have. Returns
+    /// at once where nobody was refused.
+    pub fn linger(&self, patience: Duration) -> bool {
+        let may_be_late = |meeting: &mut Meeting| {
+            matches!(meeting.phase, Phase::Refused(_)) && !meeting.told.is_everyone()
+        };
+        let (shared, meeting) = (&self.shared, self.shared.lock());
+        let waited = shared.changed.wait_timeout_while(meeting, patience, may_be_late);
+        let (mut meeting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let all_know = !may_be_late(&mut meeting);
+        let was_refused = matches!(meeting.phase, Phase::Refused(_));
+        drop(meeting);
+        if all_know && was_refused {
+            // What was said last is on its way.
+            std::thread::sleep(PARTING);
+        }
+        all_know
     }
 
     /// Asks every rank to finish its step, save and leave.

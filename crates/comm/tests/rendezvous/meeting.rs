@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use comm::Secret;
-use comm::rendezvous::{Absent, Hello, Joined, Server, can_serve, join, report_absent};
+use comm::rendezvous::{Absent, Hello, Joined, Reported, Server, can_serve, join, report_absent};
 
 use super::common::{PATIENCE_MS, message};
 use super::visitor::Visitor;
@@ -177,8 +177,9 @@ fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
     let first = joining(server.addr(), hello(0, 2));
     // Of another job: nobody's business here.
     let of = |job| Absent { job, secret: Secret::none(), tls: None, node: 1, reason: "no text" };
-    assert!(report_absent(server.addr(), of("other"), Duration::from_secs(9)));
-    assert!(report_absent(server.addr(), of("job"), Duration::from_secs(9)));
+    let tell = |job| report_absent(server.addr(), of(job), Duration::from_secs(9));
+    assert_eq!(tell("other"), Reported::Heard);
+    assert_eq!(tell("job"), Reported::Heard);
     let expected = "node 1 ended before the job began: no text";
     assert_eq!(message(first.join().unwrap()), expected);
     assert_eq!(message(server.wait_joined()), expected);
@@ -237,7 +238,7 @@ fn a_way_that_closes_connections_is_tried_again_for_as_long_as_the_timeout() {
     let server = super::server(2, PATIENCE_MS);
     let way = way_that_opens_late(server.addr(), 9);
     let absent = Absent { job: "job", secret: Secret::none(), tls: None, node: 1, reason: "late" };
-    assert!(report_absent(way, absent, Duration::from_secs(30)));
+    assert_eq!(report_absent(way, absent, Duration::from_secs(30)), Reported::Heard);
     assert_eq!(message(server.wait_joined()), "node 1 ended before the job began: late");
 
     let way = way_that_opens_late(server.addr(), usize::MAX);
@@ -246,5 +247,6 @@ fn a_way_that_closes_connections_is_tried_again_for_as_long_as_the_timeout() {
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{said}");
     let start = format!("nobody answers at {way} for 1500 ms (it took the connection, and ");
     assert!(said.starts_with(&start), "{said}");
-    assert!(!report_absent(way, absent, Duration::from_millis(500)));
+    let told = report_absent(way, absent, Duration::from_millis(500));
+    assert_eq!(told, Reported::NotFound);
 }

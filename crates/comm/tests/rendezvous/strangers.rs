@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use comm::Secret;
-use comm::rendezvous::{Absent, Hello, Server, join, join_with, report_absent};
+use comm::rendezvous::{Absent, Hello, Reported, Server, join, join_with, report_absent};
 
 use super::common::{PATIENCE_MS, message};
 use super::visitor::{ANSWER_BYTES, CHALLENGE_BYTES, Visitor};
@@ -107,7 +107,7 @@ fn another_secret_is_named_on_both_sides_and_disturbs_nobody() {
     assert_eq!(words, [0; ANSWER_BYTES]);
     // Nor does a host disturb that says it will not come.
     let absent = Absent { job: "job", secret: others[0], tls: None, node: 1, reason: "to do harm" };
-    assert!(!report_absent(addr, absent, Duration::from_secs(9)));
+    assert_eq!(report_absent(addr, absent, Duration::from_secs(9)), Reported::Refused);
     let ranks = [0, 1]
         .map(|rank| std::thread::spawn(move || join_with(addr, hello(rank, 2), ours, PATIENCE_MS)));
     let joined = ranks.map(|rank| rank.join().unwrap().unwrap());
