@@ -1,0 +1,11 @@
+//! Bytes at which operations take another way: tests look on both sides of each.
+
+use crate::algorithm::{BOX_BYTES, PUSHED_BYTES};
+use crate::tcp::{FRAME_BYTES, ONE_ROUND_BYTES, RING_BYTES};
+
+/// What comes to a member in one round at most, over shared memory and over tcp. Of some operations
+/// it is divided among the peers.
+pub const ONE_ROUND: [usize; 2] = [BOX_BYTES, ONE_ROUND_BYTES];
+
+/// What is pushed at a time, a frame, and the least that goes around a ring.
+pub const PARTS: [usize; 3] = [PUSHED_BYTES, FRAME_BYTES, RING_BYTES];
