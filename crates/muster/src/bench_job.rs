@@ -28,6 +28,7 @@ use crate::limits;
 use crate::output::complain;
 use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
+use crate::trace::{self, Recorder, Traced};
 use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
@@ -63,6 +64,8 @@ pub struct Asked<'a> {
     pub timeout_ms: u64,
     /// Of a host's ranks, in turn.
     pub devices: &'a [DeviceKind],
+    /// Where a trace goes, if there is to be one.
+    pub trace: Option<&'a Path>,
 }
 
 /// The ranks as they were started.
@@ -90,6 +93,7 @@ struct Job {
     bind: IpAddr,
     /// Of this host, where there are several.
     tls: Option<TlsFiles>,
+    trace: Option<trace::Plan>,
     task: Task,
 }
 
@@ -222,6 +226,8 @@ fn supervise(
     let warning = warning.filter(|_| place.node == 0);
     warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
+    let begin = |path| Traced::begin(path, (place.node, place.nodes), None, place.ranks.clone());
+    let traced = asked.trace.map(begin).transpose()?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
@@ -251,6 +257,7 @@ fn supervise(
         sharing,
         bind: addresses.bind(),
         tls: tls.files,
+        trace: traced.as_ref().map(Traced::plan),
         task,
     };
     let file = folder.path.join("job.json");
@@ -272,6 +279,11 @@ fn supervise(
         *start = address::Start::Met;
     }
     address::stay_for_the_late(server.as_ref(), &ended);
+    // Who does not want to wait has the parts, which `muster trace merge` joins.
+    if !matches!(ended, Ok(Ended::AtOnce)) {
+        let wrong = traced.iter().flat_map(Traced::end);
+        wrong.for_each(|what| complain(&format!("warning: {what}")));
+    }
     let exit = match ended? {
         Ended::Done(exit) => exit,
         Ended::AtOnce => signals.at_once(),
@@ -354,6 +366,7 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         if !device.kind().is_host() {
             give_up_with(&world, &device)?;
         }
+        let _recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
         let mut say = |line: Line| {
             device::work::mark();
             match rank {
