@@ -282,8 +282,11 @@ fn a_rank_that_leaves_is_lost_to_all_whichever_host_it_is_on() {
 
 #[test]
 fn a_reason_to_give_up_reaches_every_rank_of_every_host() {
+    // Making a group would fail, too.
+    let all_have_one = Barrier::new(4);
     let told = with_ranks("2 a host", 4, PATIENCE_MS, |world| {
         let rank = Rank::new(world, 9_000);
+        all_have_one.wait();
         if rank.world.rank() == 3 {
             rank.world.revoke("on purpose");
         }
