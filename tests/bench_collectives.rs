@@ -220,6 +220,28 @@ fn hosts_measure_together() {
 }
 
 #[test]
+fn a_mistake_on_node_0_ends_the_waiting_of_the_others() {
+    let run = Workdir::new("collectives-zero");
+    let at = format!("127.0.0.1:{}", free_port());
+    let host = |node, max| {
+        let mut more = vec!["all_reduce", "--ranks", "2", "--backend", "tcp", "--max", max];
+        more.extend(["--nodes", "2", "--node-rank", node, "--rendezvous", &at]);
+        more.extend(["--timeout-ms", "60000"]);
+        start(&run, &more)
+    };
+    let begun = std::time::Instant::now();
+    let second = host("1", "4KiB");
+    let (first, second) = (host("0", "2").wait(), second.wait());
+    assert_eq!(first.code(), Some(2), "{}", first.stderr);
+    let mistake = "error: no sizes from 8 to 2 bytes; ";
+    assert!(first.stderr.contains(mistake), "{}", first.stderr);
+    assert_eq!(second.code(), Some(3), "{}", second.stderr);
+    let start = "error: node 0 ended before the job began: no sizes from 8 to 2 bytes; ";
+    assert!(second.stderr.starts_with(start), "{}", second.stderr);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(45), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn one_wrong_bit_is_found_where_it_is() {
     for (op, backend) in [("all_reduce", "shm"), ("all_to_all", "tcp")] {
         let run = Workdir::new("collectives-flip");

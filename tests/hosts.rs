@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -147,6 +148,48 @@ fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
         let what = "the ranks differ in name of the run: fail-one on rank 0, fail-two on rank 1;";
         assert!(done.stderr.contains(what), "{done}");
     }
+}
+
+#[test]
+fn a_mistake_on_node_0_ends_the_waiting_of_the_others() {
+    let run = Workdir::new("fail-zero");
+    let start = "error: node 0 ended before the job began: 1 mistake in run.yaml";
+    let wrong = ["--set", "data.files=nothing.txt"];
+    let port = free_port();
+    let second = start_node(&run, port, 1, &[]);
+    std::thread::sleep(Duration::from_millis(500));
+    let asked = Instant::now();
+    let first = start_node(&run, port, 0, &wrong).wait();
+    assert_eq!(first.code(), Some(2), "{first}");
+    assert!(first.stderr.contains("error: 1 mistake in run.yaml"), "{first}");
+    let second = second.wait();
+    assert_eq!(second.code(), Some(3), "{second}");
+    assert!(second.stderr.starts_with(start), "{second}");
+    assert!(second.stderr.contains("cannot read nothing.txt"), "{second}");
+    assert!(asked.elapsed() < Duration::from_secs(45), "{:?}", asked.elapsed());
+    // Also where the others come later; and where none comes it ends by itself.
+    let port = free_port();
+    let first = start_node(&run, port, 0, &wrong);
+    std::thread::sleep(Duration::from_millis(3000));
+    let second = start_node(&run, port, 1, &[]).wait();
+    assert!(second.stderr.starts_with(start), "{second}");
+    let first = first.wait();
+    let tells =
+        format!("node 0 will not start; telling the other hosts at 127.0.0.1:{port} for 10 s");
+    assert!(first.stderr.starts_with(&tells), "{first}");
+    let alone = start_node(&run, free_port(), 0, &wrong).wait();
+    assert_eq!(alone.code(), Some(2), "{alone}");
+    // If they have another secret, it is no word of this host's: they wait for who has theirs.
+    let port = free_port();
+    let file = run.path().join("secret");
+    std::fs::write(&file, "the secret of this job").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let more = ["--secret-file", "secret", "--set", "ranks.timeout_ms=3000"];
+    let second = start_node(&run, port, 1, &more);
+    let first = start_node(&run, port, 0, &wrong).wait();
+    assert_eq!(first.code(), Some(2), "{first}");
+    let second = second.wait();
+    assert!(second.stderr.contains("nobody answers at "), "{second}");
 }
 
 #[test]

@@ -301,6 +301,38 @@ fn a_directory_and_ten_steps_after_the_first_two_are_the_default() {
     assert!(Trace::read(&file).spans.is_empty());
 }
 
+/// Of a benchmark: the timed launches of every case, on both ranks, and nothing between them.
+#[test]
+fn launches_of_a_benchmark_are_traced_on_all_ranks() {
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new(&format!("trace-bench-{backend}"));
+        let line = format!(
+            "bench collectives all_reduce broadcast --ranks 2 --threads 1 --backend {backend} \
+             --min 1KiB --max 2MiB --factor 2048 --place in --iterations 7 --trace t.json.gz"
+        );
+        let done = run.muster(&line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(done.code(), Some(0), "{done}");
+        assert!(done.stdout.contains("trace of 2 ranks, "), "{done}");
+        let trace = Trace::read(&run.path().join("t.json.gz"));
+        assert!(!run.path().join("t.json.gz.parts").exists());
+        for rank in 0..2 {
+            let launches = trace.of("part", rank);
+            for name in ["all_reduce", "broadcast"] {
+                let count = launches.iter().filter(|span| span.name == name).count();
+                assert_eq!(count, 2 * 7, "two sizes of {name}");
+            }
+            let operations = trace.of("operation", rank);
+            assert!(operations.len() >= launches.len(), "{}", operations.len());
+            for span in operations {
+                let inside = |launch: &&&Span| launch.begin <= span.begin && span.end <= launch.end;
+                assert!(launches.iter().any(|launch| inside(&launch)), "{span:?}");
+            }
+        }
+        assert_eq!(trace.operations(0), trace.operations(1));
+        assert!(trace.arrows > 0);
+    }
+}
+
 #[test]
 fn a_killed_run_leaves_what_its_ranks_have_written() {
     let run = Workdir::new("trace-killed");

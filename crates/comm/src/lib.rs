@@ -61,6 +61,8 @@ mod secret;
 #[cfg(target_os = "linux")]
 pub mod shm;
 mod staged;
+#[doc(hidden)]
+pub mod switches;
 pub mod tcp;
 pub mod tls;
 mod transport;

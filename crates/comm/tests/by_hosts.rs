@@ -163,13 +163,24 @@ fn a_rank_that_stops_in_the_middle_is_named_by_all_and_no_other() {
     // Beside each other, since each waits for its deadline.
     std::thread::scope(|scope| {
         for (stops, after) in [(1, 1), (3, 2), (2, 4), (0, 7), (3, 12)] {
-            scope.spawn(move || stop(stops, after, TIMEOUT_MS));
+            scope.spawn(move || stop(("2 a host", 4), (stops, after), TIMEOUT_MS));
+        }
+    });
+}
+
+/// Its neighbour waits for it in memory while the other hosts wait for both, and know of either
+/// what they were told last: a second ago is half of this timeout.
+#[test]
+fn of_three_hosts_the_rank_that_stops_is_named_within_a_short_timeout() {
+    std::thread::scope(|scope| {
+        for (stops, after) in [(0, 15), (0, 18), (0, 21), (3, 11), (3, 13), (4, 8)] {
+            scope.spawn(move || stop(("2 a host", 6), (stops, after), 2000));
         }
     });
 }
 
 /// Lets rank `stops` stop after so many parts of an operation, until all others know.
-fn stop(stops: usize, after: usize, timeout_ms: u64) {
+fn stop((kind, world): (&str, usize), (stops, after): (usize, usize), timeout_ms: u64) {
     let (is_armed, parts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let over = Arc::new(AtomicUsize::new(0));
     let stopping = |rank: usize| {
@@ -179,14 +190,14 @@ fn stop(stops: usize, after: usize, timeout_ms: u64) {
                 return;
             }
             if parts.fetch_add(1, Ordering::Relaxed) == after {
-                while over.load(Ordering::Acquire) < 3 {
+                while over.load(Ordering::Acquire) < world - 1 {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
         };
         Settings { disturb: Some(Arc::new(disturb)), ..settings(timeout_ms) }
     };
-    let told = as_ranks(backends("2 a host", 4), stopping, |world| {
+    let told = as_ranks(backends(kind, world), stopping, |world| {
         let rank = Rank::new(world, 400_000);
         rank.all_reduce().unwrap();
         if rank.world.rank() == stops {
@@ -271,8 +282,11 @@ fn a_rank_that_leaves_is_lost_to_all_whichever_host_it_is_on() {
 
 #[test]
 fn a_reason_to_give_up_reaches_every_rank_of_every_host() {
+    // Making a group would fail, too.
+    let all_have_one = Barrier::new(4);
     let told = with_ranks("2 a host", 4, PATIENCE_MS, |world| {
         let rank = Rank::new(world, 9_000);
+        all_have_one.wait();
         if rank.world.rank() == 3 {
             rank.world.revoke("on purpose");
         }

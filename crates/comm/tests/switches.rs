@@ -9,14 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use comm::switches::{PARTS, one_round};
 use comm::{EvenPlan, Group, Op, Settings, Window, World};
 use common::{BACKENDS, PATIENCE_MS, settings, with_settings};
 use device::{DType, Device, Stream, Tensor};
 use layout::Tree;
 
-/// Bytes at which an operation takes another way: boxes of shared memory and those of tcp, what is
-/// pushed at a time, a frame, and a ring; the first two also divided among the peers.
-const SWITCHES: [usize; 4] = [16 << 10, 128 << 10, 256 << 10, 1 << 20];
 /// Bits of an element that are one rank's: so the sum of all shows whose is wrong.
 const FIELD: usize = 16;
 
@@ -143,8 +141,8 @@ impl Rank<'_> {
 
 /// Sizes in elements next to every switch.
 fn lens(ranks: usize) -> Vec<usize> {
-    let shared = SWITCHES[..2].iter().map(|bytes| bytes / (ranks - 1).max(1));
-    let all = SWITCHES.into_iter().chain(shared);
+    let shared = one_round().map(|bytes| bytes / (ranks - 1).max(1));
+    let all = one_round().into_iter().chain(PARTS).chain(shared);
     let mut lens: Vec<usize> =
         all.flat_map(|bytes| [bytes / 8 - 1, bytes / 8, bytes / 8 + 1]).collect();
     lens.sort_unstable();

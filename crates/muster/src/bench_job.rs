@@ -29,6 +29,7 @@ use crate::limits;
 use crate::output::complain;
 use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
+use crate::trace::{self, Recorder, Traced};
 use crate::train_cmd::address::{self, Absence, Addresses};
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
@@ -64,6 +65,8 @@ pub struct Asked<'a> {
     pub timeout_ms: u64,
     /// Of a host's ranks, in turn.
     pub devices: &'a [DeviceKind],
+    /// Where a trace goes, if there is to be one.
+    pub trace: Option<&'a Path>,
 }
 
 /// The ranks as they were started.
@@ -95,6 +98,7 @@ struct Job {
     bind: IpAddr,
     /// Of this host, where there are several.
     tls: Option<TlsFiles>,
+    trace: Option<trace::Plan>,
     task: Task,
 }
 
@@ -146,13 +150,9 @@ pub fn measure(
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;
-    let mut met = false;
-    let ended = supervise(asked, planned, &folder, &signals, (&mut met, tell));
-    ended.inspect_err(|error| {
-        if !met {
-            absence.report_error(error, address::Start::Tried);
-        }
-    })
+    let mut start = address::Start::Never;
+    let ended = supervise(asked, planned, &folder, &signals, (&mut start, tell));
+    ended.inspect_err(|error| absence.report_error(error, start))
 }
 
 /// Of one start, gone with it.
@@ -221,7 +221,7 @@ fn supervise(
     planned: Planned,
     folder: &Folder,
     signals: &Signals,
-    (met, tell): (&mut bool, &mut dyn FnMut(Told)),
+    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
     let Planned { task, place, world, threads, cpus, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
@@ -230,6 +230,8 @@ fn supervise(
     let warning = warning.filter(|_| place.node == 0);
     warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
+    let begin = |path| Traced::begin(path, (place.node, place.nodes), None, place.ranks.clone());
+    let traced = asked.trace.map(begin).transpose()?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
@@ -260,6 +262,7 @@ fn supervise(
         sharing,
         bind: addresses.bind(),
         tls: tls.files,
+        trace: traced.as_ref().map(Traced::plan),
         task,
     };
     let file = folder.path.join("job.json");
@@ -267,6 +270,7 @@ fn supervise(
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
     std::fs::write(&file, text).map_err(failed)?;
     place.says_it_joins(&job.rendezvous, world, "shows the results");
+    *start = address::Start::Tried;
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)?;
     let timeout = Duration::from_millis(asked.timeout_ms);
     let step_timeout = Some(timeout);
@@ -276,7 +280,15 @@ fn supervise(
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         told => tell(told),
     });
-    *met = watch.have_met();
+    if watch.have_met() {
+        *start = address::Start::Met;
+    }
+    address::stay_for_the_late(server.as_ref(), &ended);
+    // Who does not want to wait has the parts, which `muster trace merge` joins.
+    if !matches!(ended, Ok(Ended::AtOnce)) {
+        let wrong = traced.iter().flat_map(Traced::end);
+        wrong.for_each(|what| complain(&format!("warning: {what}")));
+    }
     let exit = match ended? {
         Ended::Done(exit) => exit,
         Ended::AtOnce => signals.at_once(),
@@ -362,6 +374,7 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         if !device.kind().is_host() {
             give_up_with(&world, &device)?;
         }
+        let _recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
         let mut say = |line: Line| {
             device::work::mark();
             match rank {

@@ -33,7 +33,8 @@ use crate::train_cmd::watch::Told;
 pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     let &CollectivesArgs { backend, within_host, threads, timeout_ms, .. } = args;
     let (hosts, devices) = (&args.hosts, &args.device);
-    let asked = Asked { hosts, backend, within_host, threads, timeout_ms, devices };
+    let trace = args.trace.as_deref();
+    let asked = Asked { hosts, backend, within_host, threads, timeout_ms, devices, trace };
     let mut report = begin(args);
     let rows = std::cell::Cell::new(0);
     let memory = std::cell::Cell::new(None);

@@ -21,7 +21,15 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
     let (backend, timeout_ms) = (args.backend, args.timeout_ms);
     let devices = [DeviceKind::Cpu];
     let (hosts, within_host) = (&args.hosts, BackendArg::Tcp);
-    let asked = Asked { hosts, backend, within_host, threads: 1, timeout_ms, devices: &devices };
+    let asked = Asked {
+        hosts,
+        backend,
+        within_host,
+        threads: 1,
+        timeout_ms,
+        devices: &devices,
+        trace: None,
+    };
     let plan = pairs::Plan { message_bytes: args.size as usize, messages: args.messages as usize };
     let task = |_: &_, _| Ok(Task::Pairs(plan));
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).ok();

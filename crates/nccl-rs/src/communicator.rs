@@ -160,13 +160,24 @@ impl Communicator {
     /// # Errors
     /// The communicator has failed or is over; the deadline. It is still to be aborted then.
     pub fn finalize(&self) -> Result<(), Error> {
+        self.finalize_while(|| true)
+    }
+
+    /// As [`Communicator::finalize`], as long as `goes_on`: others may know that no rank that is
+    /// missing will come.
+    ///
+    /// # Errors
+    /// As [`Communicator::finalize`]; [`Error::Deadline`], with the time until then, when it does
+    /// not go on.
+    pub fn finalize_while(&self, goes_on: impl Fn() -> bool) -> Result<(), Error> {
         let (call, deadline) = ("ncclCommFinalize", Deadline::after(self.timeout()));
         group::refuse(self.library(), call)?;
         let lease = self.shared.enter(call, Need::Operation, deadline)?;
         // SAFETY: the lease keeps the communicator.
         let told = unsafe { self.library().table().finalize(lease.handle()) };
         self.library().check_begun(told)?;
-        lease.settle(call, deadline, "operations are still in flight, or a rank has not come")?;
+        let awaited = "operations are still in flight, or a rank has not come";
+        lease.settle_while(call, deadline, awaited, goes_on)?;
         self.shared.destroy(lease, deadline)
     }
 

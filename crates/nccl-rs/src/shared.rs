@@ -380,11 +380,25 @@ impl Lease {
         deadline: Deadline,
         awaited: &'static str,
     ) -> Result<(), Error> {
+        self.settle_while(call, deadline, awaited, || true)
+    }
+
+    /// As [`Lease::settle`], as long as `goes_on`; the end of that is told as the deadline's.
+    ///
+    /// # Errors
+    /// As [`Lease::settle`].
+    pub(crate) fn settle_while(
+        &self,
+        call: &'static str,
+        deadline: Deadline,
+        awaited: &'static str,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<(), Error> {
         loop {
             if self.progress(call)? == Progress::Done {
                 return Ok(());
             }
-            if deadline.is_over() {
+            if deadline.is_over() || !goes_on() {
                 return Err(self.shared.late(call, deadline, awaited));
             }
             deadline.pause();

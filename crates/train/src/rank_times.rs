@@ -10,15 +10,24 @@ use crate::laps::{Part, Spent};
 use crate::vote::{Ballot, Tally};
 use crate::{Engine, Event, TrainError, Trainer};
 
-/// What each rank spent on a step and on what followed it up to the next. Lists have an entry per
+/// Most ranks whose times of a step are told one by one: each makes the line of every step longer.
+pub const ONE_BY_ONE: usize = 64;
+
+/// What the ranks spent on a step and on what followed it up to the next: each of them, or where
+/// there are more than [`ONE_BY_ONE`], how it was spread. Lists of the former have an entry per
 /// rank; what no rank spent time on is left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankTimes {
     pub step: u64,
     /// Milliseconds by part ([`Part::name`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts_ms: BTreeMap<String, Vec<f64>>,
     /// By kind of operation, those of all channels and groups. Groups run them beside the parts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub operations: BTreeMap<String, OperationTimes>,
+    /// In place of both where there are many ranks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spreads: Vec<Spread>,
 }
 
 /// The operations of one kind in a step.
@@ -55,6 +64,10 @@ impl RankTimes {
     /// Of the ranks in order.
     pub fn new(step: u64, ranks: &[Spent]) -> RankTimes {
         let mut times = RankTimes { step, ..RankTimes::default() };
+        if ranks.len() > ONE_BY_ONE {
+            times.spreads = spreads(ranks);
+            return times;
+        }
         for part in Part::ALL {
             if ranks.iter().any(|spent| spent.part_ns(part) > 0) {
                 let of = ranks.iter().map(|spent| ms(spent.part_ns(part)));
@@ -160,6 +173,31 @@ mod tests {
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), Event::Ranks(times));
         let nothing = RankTimes::new(7, &[Spent::default(); 2]);
         assert_eq!((nothing.parts_ms.len(), nothing.operations.len()), (0, 0));
+    }
+
+    #[test]
+    fn of_many_ranks_a_line_has_the_spread_and_does_not_grow() {
+        let line = |ranks: usize| {
+            let all: Vec<Spent> = (1..=ranks as u64).map(spent).collect();
+            let times = RankTimes::new(7, &all);
+            let text = serde_json::to_string(&Event::Ranks(times.clone())).unwrap();
+            let event: Event = serde_json::from_str(&text).unwrap();
+            assert_eq!(event, Event::Ranks(times.clone()));
+            (times, text.len())
+        };
+        let (each, _) = line(ONE_BY_ONE);
+        assert_eq!((each.parts_ms["data"].len(), each.spreads.len()), (ONE_BY_ONE, 0));
+        let (spread, bytes) = line(ONE_BY_ONE + 1);
+        assert_eq!((spread.parts_ms.len(), spread.operations.len()), (0, 0));
+        let data =
+            Spread { name: "data".into(), min_ms: 1.0, median_ms: 33.0, max_ms: 65.0, slowest: 64 };
+        assert_eq!(spread.spreads[0], data);
+        let (_, of_thousands) = line(4096);
+        assert!(of_thousands < bytes + bytes / 2, "{bytes} and {of_thousands} bytes");
+        // As lines were written before.
+        let text = r#"{"ranks":{"step":3,"parts_ms":{"data":[1.0]},"operations":{}}}"#;
+        let Event::Ranks(times) = serde_json::from_str(text).unwrap() else { panic!("{text}") };
+        assert_eq!((times.step, &times.parts_ms["data"][..]), (3, &[1.0][..]));
     }
 
     #[test]

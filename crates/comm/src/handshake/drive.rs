@@ -120,6 +120,27 @@ pub(crate) async fn hear(stream: TcpStream, security: &Security) -> Option<Heard
     }
 }
 
+/// As [`hear`], of who is of the job alone: anybody else is left without an answer.
+pub(crate) async fn hear_known(stream: TcpStream, security: &Security) -> Option<Heard> {
+    let Security { secret, tls } = security;
+    let mut start = [0];
+    stream.peek(&mut start).await.ok()?;
+    let mut stream = match tls {
+        Some(tls) if tls::is_record(start[0]) => tls::accept(tls, stream).await.ok()?,
+        None => Either::Left(stream),
+        Some(_) => return None,
+    };
+    let mut hail = [0; HAIL_BYTES];
+    stream.read_exact(&mut hail).await.ok()?;
+    let (greeting, _) = hail.split_first_chunk::<GREETING_BYTES>()?;
+    let Greeting::Hail = states::greeting(greeting) else { return None };
+    let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
+    say(&mut stream, &challenge).await.ok()?;
+    let mut proof = [0; PROOF_BYTES];
+    stream.read_exact(&mut proof).await.ok()?;
+    listener.judge(*secret, &proof).ok().map(|accepted| Heard::Known(stream, accepted))
+}
+
 /// As [`hear`], over a connection that has TLS or needs none, or should have it.
 async fn hear_out(mut stream: Connection, secret: Secret, may_be_plain: bool) -> Option<Heard> {
     let mut hail = [0; HAIL_BYTES];

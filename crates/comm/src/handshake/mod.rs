@@ -37,6 +37,6 @@ mod drive;
 mod seal;
 mod states;
 
-pub(crate) use drive::{Failed, Heard, dial, hear};
+pub(crate) use drive::{Failed, Heard, dial, hear, hear_known};
 pub(crate) use seal::{Key, Seal, TAG_BYTES};
 pub(crate) use states::{ANSWER_BYTES, Accepted, Claim, Keys, PROTOCOL, Refused};

@@ -442,9 +442,10 @@ impl Member {
                 return self.fail((flight.operation, flight.number), error);
             }
         }
-        // Members may come to the end as late as to any operation.
-        self.comm.set_timeout(Duration::from_millis(self.companion.job().timeout_ms()));
-        if self.comm.finalize().is_err() {
+        // Members may come to the end as late as to any operation, unless the job is given up.
+        let job = self.companion.job();
+        self.comm.set_timeout(Duration::from_millis(job.timeout_ms()));
+        if self.comm.finalize_while(|| job.revocation().why().is_none()).is_err() {
             self.part();
         }
     }

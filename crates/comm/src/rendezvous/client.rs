@@ -3,10 +3,9 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
@@ -16,7 +15,7 @@ use super::protocol::{self, Hello, Said, ToServer, ToWorker};
 use crate::door;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
-use crate::tls::{self, Connection, Security, Tls};
+use crate::tls::{self, Connection, Security};
 use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
@@ -32,11 +31,12 @@ const DAMAGED: &str = "sends what comes damaged";
 
 /// How long one try to connect may take, where more than one address or try may do.
 const TRY: Duration = Duration::from_secs(5);
-/// How often a connection may be closed before anything is said, and when it is made anew.
-const CLOSED: usize = 3;
+/// When a connection that was closed is made anew: soon, and then less often, since there may be
+/// many who try.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long one try to tell it may take.
-const ABSENCE_TRY: Duration = Duration::from_secs(2);
+const SELDOM: Duration = Duration::from_secs(1);
+/// How long who took a connection after others were closed may be silent before that is the news.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// A connection to the server, after the handshake.
 struct Line {
@@ -173,24 +173,53 @@ async fn meet(
     }
 }
 
-/// A connection to the server, and the keys of what is said there. One that is closed at once is
-/// made anew a few times: where many come, the server's door may have had to make room.
+/// A connection to the server, and the keys of what is said there. One that breaks before that is
+/// known is made anew, for as long as the caller waits: the server may be about to start or start
+/// again, a proxy before it may have nobody to pass it to, or the server's door, where many come,
+/// had to make room. `last` tells what came of the last try.
 async fn reach(
     addrs: &[SocketAddr],
     security: &Security,
     claim: Claim,
     last: &mut String,
 ) -> Result<(Connection, SocketAddr, Keys)> {
-    let mut closed = 0;
+    let (mut pause, mut silent) = (AGAIN, Duration::ZERO);
     loop {
         let (stream, addr) = connect(addrs, last).await?;
-        "it took the connection and says nothing".clone_into(last);
-        match handshake::dial(stream, security, claim).await {
+        let dialled = handshake::dial(stream, security, claim);
+        match unless_silent(dialled, silent, last).await {
             Ok((stream, keys)) => return Ok((stream, addr, keys)),
-            Err(Failed::Io(_)) if closed < CLOSED => closed += 1,
+            Err(Failed::Io(error)) => *last = broken(&error),
             Err(failed) => return Err(of_another(addr, failed)),
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(pause).await;
+        (pause, silent) = ((2 * pause).min(SELDOM), SILENT);
+    }
+}
+
+/// What `dialled` comes to; if that lasts, `last` says so meanwhile.
+async fn unless_silent<T>(
+    dialled: impl Future<Output = T>,
+    after: Duration,
+    last: &mut String,
+) -> T {
+    let mut dialled = std::pin::pin!(dialled);
+    tokio::select! {
+        biased;
+        done = &mut dialled => return done,
+        () = tokio::time::sleep(after) => {}
+    }
+    "it took the connection and says nothing".clone_into(last);
+    dialled.await
+}
+
+/// How a connection ended that was taken.
+fn broken(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it took the connection, and closed it without an \
+                                              answer, as versions before protocol 5 do"
+            .to_owned(),
+        _ => format!("it took the connection, and then: {error}"),
     }
 }
 
@@ -203,9 +232,6 @@ fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
         Failed::Tls(fault) => CommError::Tls { who: who(), fault },
         Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
         Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
-        Failed::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            stranger("closed the connection without an answer, as versions before protocol 5 do")
-        }
         Failed::Io(source) => CommError::Socket { addr, action: "join", source },
     }
 }
@@ -246,55 +272,6 @@ async fn connect(addrs: &[SocketAddr], last: &mut String) -> Result<(TcpStream, 
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A host that will not bring its ranks.
-#[derive(Debug, Clone, Copy)]
-pub struct Absent<'a> {
-    pub job: &'a str,
-    pub secret: Secret,
-    pub tls: Option<&'a Tls>,
-    pub node: usize,
-    pub reason: &'a str,
-}
-
-/// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
-/// that the others need not wait for them; returns whether it was. Once they have met this changes
-/// nothing.
-pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> bool {
-    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let Ok(runtime) = builder.enable_io().enable_time().build() else { return false };
-    let until = Instant::now() + patience;
-    runtime.block_on(async {
-        while Instant::now() < until {
-            for &addr in &addrs {
-                let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
-                if let Ok(Ok(stream)) = connected {
-                    let told =
-                        tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await;
-                    // One that takes its time has heard it; one of another secret has not.
-                    return !matches!(told, Ok(Ok(false)));
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        false
-    })
-}
-
-/// Returns when the server has heard it; false if it does not take this for one of the job.
-async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::io::Result<bool> {
-    let Absent { job, secret, tls, node, reason } = absent;
-    let security = Security { secret, tls: tls.cloned() };
-    let claim = protocol::claim(node, protocol::ABSENT);
-    let dialled = handshake::dial(stream, &security, claim).await;
-    let Ok((mut stream, keys)) = dialled else { return Ok(false) };
-    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
-    let message = Said::new(&ToServer::Absent { job, node, reason });
-    message.say(&mut stream, &mut Seal::new(keys.send)).await?;
-    // It closes the connection then.
-    stream.read(&mut [0]).await.map(|_| true)
 }
 
 /// Passes messages until this rank leaves or the server is gone. A server that does not read what

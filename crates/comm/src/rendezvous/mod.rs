@@ -10,22 +10,28 @@
 //! ```
 //!
 //! Instead of a hello, the process that would have started a host's workers may say that they will
-//! not come (`Absent`). Who is none of the job's is answered, or ignored, and costs nobody anything.
+//! not come (`Absent`); where that is node 0, it serves for a moment to say so. Who is none of the
+//! job's is answered, or ignored, and costs nobody anything.
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
 //! reports. A connection begins with the proof of the job's secret, by both ends, in which other
 //! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
 //! message, and its tag. All of it goes over TLS where the job has that ([`crate::tls`]). Who has
-//! another secret, authority or none is told so and turned away; the server remembers a few of
-//! them, and the supervisor tells people.
+//! another secret, authority or none is told so and turned away; the server remembers some of them
+//! (`strangers`), and the supervisor tells people.
 
+mod absent;
+mod attend;
 mod client;
 mod codec;
 #[cfg(test)]
 mod fuzz;
+mod meeting;
 mod protocol;
 mod server;
+mod strangers;
 
-pub use client::{Aborted, Absent, ControlHandle, Joined, join, join_with, report_absent};
+pub use absent::{Absent, Reported, report_absent, serve_absence};
+pub use client::{Aborted, ControlHandle, Joined, join, join_with};
 pub use protocol::{Hello, Refusal};
 pub use server::{Server, can_serve};

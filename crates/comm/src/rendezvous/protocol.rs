@@ -110,7 +110,7 @@ fn turned_away_text(turned_away: &[String]) -> String {
 const GROUPS: usize = 32;
 const NAME_BYTES: usize = 1 << 10;
 
-fn cut_name(name: &mut String) {
+pub(super) fn cut_name(name: &mut String) {
     name.truncate(name.floor_char_boundary(NAME_BYTES));
 }
 
@@ -327,7 +327,7 @@ mod tests {
         let long = |number: usize| format!("{number} {}", "é".repeat(100_000));
         let groups = (0..2000).map(|rank| (format!("{rank} {}", "x".repeat(2000)), vec![rank]));
         let disagree = Refusal::Disagree { what: long(0), groups: groups.collect() };
-        let turned_away = (0..3).map(|number| long(number).repeat(5)).collect();
+        let turned_away = (0..17).map(|number| long(number).repeat(5)).collect();
         let missing = Refusal::Missing {
             missing: (0..1 << 16).collect(),
             nodes: (0..1 << 16).collect(),

@@ -37,7 +37,7 @@ pub const HEADER_BYTES: usize = 64;
 
 /// Most payload bytes of a frame, but for sums of very many partials. Small enough that a frame
 /// is still in a core's cache when it is summed, large enough that headers cost nothing.
-pub(super) const FRAME_BYTES: usize = 256 << 10;
+pub(crate) const FRAME_BYTES: usize = 256 << 10;
 
 const MAGIC: [u8; 4] = *b"MSTR";
 /// Bytes of the header that its tag is of.

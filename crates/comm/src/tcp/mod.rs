@@ -46,8 +46,11 @@ mod traffic;
 mod transfer;
 
 pub(crate) use endpoint::Endpoint;
+pub(crate) use frame::FRAME_BYTES;
 pub use frame::HEADER_BYTES;
 pub use host_sums::host_sum_room_bytes;
 pub use mesh::{can_listen, listen};
 pub(crate) use net::Net;
+pub(crate) use route::RING_BYTES;
 pub use sums::sum_room_bytes;
+pub(crate) use transfer::ONE_ROUND_BYTES;

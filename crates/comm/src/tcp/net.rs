@@ -34,6 +34,10 @@ use crate::{CommError, Operation, Result, ending};
 const LOOK: Duration = Duration::from_millis(100);
 /// How often peers are told that it does, at most.
 const TELL: Duration = Duration::from_secs(1);
+/// And of a short timeout: a rank that waits for others which wait seems to have got on a quarter
+/// of it ago ([`Job::is_over_behind`]), and one that is known to have got on half of it ago is
+/// named ([`Job::standing`]). News must be younger than what lies between.
+const TELL_PARTS: u32 = 8;
 
 /// Connections to each peer: one for signals, those of the channels, and of one group.
 const CONNECTIONS: usize = 1 + Channel::ALL.len() + 1;
@@ -318,6 +322,11 @@ impl Shared {
     }
 }
 
+/// How often peers are told that this process works, at most.
+fn tell_every(timeout_ms: u64) -> Duration {
+    TELL.min(Duration::from_millis(timeout_ms) / TELL_PARTS)
+}
+
 /// What this process's work looks like to others.
 struct Pulse {
     /// The moment that peers were told last, and when.
@@ -329,7 +338,7 @@ impl Pulse {
         job.look_at_pulse();
         let moment = job.moments().of(job.rank);
         let (told, when) = self.told;
-        if moment > told && when.elapsed() >= TELL {
+        if moment > told && when.elapsed() >= tell_every(job.timeout_ms()) {
             signals.tell(job.moments().now_ms().saturating_sub(moment));
             self.told = (moment, Instant::now());
         }

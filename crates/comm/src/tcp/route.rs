@@ -8,7 +8,7 @@
 //! member.
 
 /// Fewest bytes in all for a ring: below, hops cost more than copies.
-const RING_BYTES: usize = 1 << 20;
+pub(crate) const RING_BYTES: usize = 1 << 20;
 
 /// How a gather goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,9 +12,12 @@
 //!
 //! Apart from the data, since a frame that is half read or half written would be in the way.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::sync::Arc;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::handshake::{Key, Seal, TAG_BYTES};
 use crate::job::Job;
@@ -122,7 +125,7 @@ pub(super) async fn listen(mut read: ReadHalf, rank: usize, mut seal: Seal, job:
 
 /// Why the job is over, unless the peer left in good order.
 async fn hear(
-    read: &mut ReadHalf,
+    read: &mut (impl AsyncRead + Unpin),
     rank: usize,
     seal: &mut Seal,
     job: &Job,

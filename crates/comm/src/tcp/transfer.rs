@@ -20,7 +20,7 @@ use crate::{CommError, Operation, Result, Window};
 
 /// Most bytes that come to a member in a sum of one round. A round costs more than over shared
 /// memory; and of two members none gets more bytes than in two rounds.
-const ONE_ROUND_BYTES: usize = 128 << 10;
+pub(crate) const ONE_ROUND_BYTES: usize = 128 << 10;
 
 impl Control for Endpoint {
     fn barrier(&self) -> Result<()> {

@@ -117,6 +117,11 @@ pub struct CollectivesArgs {
     /// in the user's cache where it looks by itself
     #[arg(long, value_name = "FILE|auto")]
     pub links: Option<PathBuf>,
+    /// Write the first hundred timed launches of each case, on all ranks, as a trace for
+    /// ui.perfetto.dev or chrome://tracing (docs/trace.md): a file that ends in .json or .json.gz,
+    /// or a directory for trace.json; of several hosts one each
+    #[arg(long, value_name = "FILE|DIR")]
+    pub trace: Option<PathBuf>,
     /// How long a rank may stand still, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 30_000)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
@@ -288,6 +293,7 @@ impl CollectivesArgs {
             common_clock: nodes == 1,
             group: GroupOptions { transport: self.transport, sum: self.sum },
             flip_at: self.flip_at,
+            trace: self.trace.is_some(),
         })
     }
 

@@ -233,7 +233,8 @@ impl Merged {
             all.push(format!("the trace has {there} of {ranks}; the others had begun none"));
         }
         if self.spans == 0 {
-            all.push("the trace is empty: no step of --trace-steps was taken".to_owned());
+            let what = "no step of --trace-steps was taken, or no timed launch";
+            all.push(format!("the trace is empty: {what}"));
         }
         let mut of_rank = BTreeMap::<usize, u64>::new();
         for ((rank, _), spans) in &self.lost {

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use comm::clocks::Alignment;
+use comm::clocks::{self, Alignment};
+use comm::{Channel, World};
 use device::trace;
 
 use super::chrome::Writer;
-use super::plan::Steps;
+use super::plan::{Plan, Steps};
 use crate::error::CliError;
 use crate::limits;
 use crate::output::complain;
@@ -35,11 +36,25 @@ pub struct Recorder {
 }
 
 impl Recorder {
+    /// Compares the clocks of all ranks and begins this one's part, if that is planned. Collective.
+    /// A part that cannot be written is told and not had: a trace is never worth a run.
+    ///
+    /// # Errors
+    /// Ranks that do not come to compare clocks.
+    pub fn of_rank(plan: Option<&Plan>, world: &World) -> Result<Option<Recorder>, CliError> {
+        let Some(plan) = plan else { return Ok(None) };
+        let alignment = clocks::align(&*world.control(Channel::Training), world.rank())?;
+        let begun = Recorder::start(&plan.part(world.rank()), world.rank(), alignment);
+        Ok(begun
+            .inspect_err(|error| complain(&format!("there is no trace of this rank: {error}")))
+            .ok())
+    }
+
     /// Begins the part at `path`; nothing is recorded before [`Recorder::look`] says so.
     ///
     /// # Errors
     /// The file cannot be made; the system has no thread to spare.
-    pub fn start(path: &Path, rank: usize, alignment: Alignment) -> Result<Recorder, CliError> {
+    fn start(path: &Path, rank: usize, alignment: Alignment) -> Result<Recorder, CliError> {
         let failed = |error: std::io::Error| CliError::file("write", path, &error);
         let (mut file, mut writer) =
             (File::create(path).map_err(failed)?, Writer::new(rank, alignment));

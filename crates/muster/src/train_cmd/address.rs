@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use comm::Secret;
-use comm::rendezvous::{self, Absent, Server};
+use comm::rendezvous::{self, Absent, Reported, Server};
 use comm::tls::{Security, Tls};
 
 use super::place::Place;
@@ -189,25 +189,38 @@ pub fn list(addrs: &[SocketAddr]) -> String {
     texts.join(" or ")
 }
 
-/// How long node 0 is looked for in silence to be told that this host will not bring its ranks.
+/// How long node 0 is looked for in silence to be told that this host will not bring its ranks; or
+/// how long it stays itself where a meeting has failed.
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// And then: hosts are not started at the same moment.
 const LATE: Duration = Duration::from_secs(8);
 
-/// Whether this host's ranks were started.
+/// How far the ranks of this host came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
+    /// None was started.
     Never,
     /// Perhaps; if node 0 is not found at once, it may be gone by now.
     Tried,
+    /// They have met those of the other hosts, which know of their end, and may have begun anew.
+    Met,
 }
 
-/// A host for whose ranks node 0 waits, until they have met the others.
+/// Where the meeting has failed, node 0 stays for a moment, since ranks of other hosts may be late,
+/// and nobody else can tell them why.
+pub fn stay_for_the_late<T>(server: Option<&Server>, ended: &Result<T, CliError>) {
+    if let (Some(server), Err(_)) = (server, ended) {
+        server.linger(AT_ONCE);
+    }
+}
+
+/// A host for whose ranks the others wait, until they have met.
 #[derive(Debug, Clone)]
 pub struct Absence {
     job: String,
     node: usize,
-    /// Of node 0; empty where it waits for nobody.
+    nodes: usize,
+    /// Of node 0; empty where nobody waits.
     addrs: Vec<SocketAddr>,
     /// Of the command or the environment until the config has been read, which may name another.
     pub secret: Secret,
@@ -219,28 +232,52 @@ impl Absence {
     /// `starts` says whether this host is going to bring its ranks, `args` what the command says of
     /// the secret and TLS.
     pub fn of(hosts: &Hosts, args: &HostArgs, starts: bool) -> Absence {
-        let (node, at) = (hosts.node, hosts.rendezvous.as_ref());
-        let is_awaited = node > 0 && starts;
-        let found = at.filter(|_| is_awaited).and_then(|at| at.text.to_socket_addrs().ok());
+        let (node, nodes, at) = (hosts.node, hosts.nodes, hosts.rendezvous.as_ref());
         let file = args.secret_file.as_deref();
-        let secret = secret::of_job(file.map(|path| ("--secret-file", path)), hosts.nodes);
-        let secret = secret.map_or(Secret::none(), |known| known.secret);
+        let secret = secret::of_job(file.map(|path| ("--secret-file", path)), nodes);
         let files = args.tls.as_deref().map(|dir| ("--tls", tls::of_dir(dir)));
-        let tls = tls::of_job(files, hosts.nodes).ok().and_then(|known| known.tls);
-        let addrs = found.into_iter().flatten().collect();
-        Absence { job: job(hosts), node, addrs, secret, tls }
+        let tls = tls::of_job(files, nodes);
+        // Node 0 is believed by nobody without the proof that it is of the job; another host is
+        // named there, which tells people what is wrong.
+        let can_speak = node > 0 || (secret.is_ok() && tls.is_ok());
+        let is_awaited = nodes > 1 && starts && can_speak;
+        let found = at.filter(|_| is_awaited).and_then(|at| at.text.to_socket_addrs().ok());
+        // Any port, or any address, is one that nobody knows.
+        let is_known = |addr: &SocketAddr| addr.port() > 0 && !addr.ip().is_unspecified();
+        let addrs = found.into_iter().flatten().filter(is_known).collect();
+        let secret = secret.map_or(Secret::none(), |known| known.secret);
+        let tls = tls.ok().and_then(|known| known.tls);
+        Absence { job: job(hosts), node, nodes, addrs, secret, tls }
     }
 
-    /// Tells node 0 that this host will not bring its ranks, so that nobody waits for them.
+    /// Tells the other hosts that this one will not bring its ranks, so that nobody waits for them.
     pub fn report(&self, reason: &str, start: Start) {
-        let Absence { job, node, addrs, secret, tls } = self;
-        if addrs.is_empty() {
+        let Absence { job, node, nodes, addrs, secret, tls } = self;
+        if addrs.is_empty() || start == Start::Met {
             return;
         }
         let (secret, tls) = (*secret, tls.as_ref());
         let absent = Absent { job, secret, tls, node: *node, reason };
+        if *node > 0 {
+            return self.tell_node_0(absent, start);
+        }
+        // Once its ranks were started, the meeting point says what became of them.
+        if start == Start::Never {
+            let (at, most) = (list(addrs), AT_ONCE + LATE);
+            let _slow = tell_if_slow(format!(
+                "node 0 will not start; telling the other hosts at {at} for {} s at most, so that \
+                 they need not wait",
+                most.as_secs()
+            ));
+            // Where it cannot listen nobody is told; if the port is taken, that may be node 0.
+            let _ = rendezvous::serve_absence(&addrs[..], absent, *nodes, most);
+        }
+    }
+
+    fn tell_node_0(&self, absent: Absent, start: Start) {
+        let Absence { node, addrs, .. } = self;
         let tell = |patience| rendezvous::report_absent(&addrs[..], absent, patience);
-        if !tell(AT_ONCE) && start == Start::Never {
+        if tell(AT_ONCE) == Reported::NotFound && start == Start::Never {
             let (at, most_s) = (list(addrs), LATE.as_secs());
             complain(&format!(
                 "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so \

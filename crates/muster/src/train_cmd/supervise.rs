@@ -84,14 +84,9 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
-    let mut met = false;
-    let ended = supervise(&args, planned, &run, &signals, &mut met);
-    // Whoever has met these ranks knows of their end, and may have started again.
-    ended.inspect_err(|error| {
-        if !met {
-            absence.report_error(error, address::Start::Tried)
-        }
-    })
+    let mut start = never;
+    let ended = supervise(&args, planned, &run, &signals, &mut start);
+    ended.inspect_err(|error| absence.report_error(error, start))
 }
 
 /// What is known before anything is read or written.
@@ -163,14 +158,14 @@ fn plan(
     })
 }
 
-/// Prepares the data, starts this host's ranks and sees them to their end; `met` becomes whether
-/// they have met those of other hosts.
+/// Prepares the data, starts this host's ranks and sees them to their end; `start` becomes how far
+/// they came.
 fn supervise(
     args: &TrainArgs,
     planned: Planned,
     run: &RunDir,
     signals: &Signals,
-    met: &mut bool,
+    start: &mut address::Start,
 ) -> Result<Exit, CliError> {
     let Planned { config, place, addresses, name, plan, buckets, fit, offload, .. } = planned;
     let (JobSecret { secret, warning }, tls) = (planned.secret, planned.tls);
@@ -215,6 +210,7 @@ fn supervise(
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
+    *start = address::Start::Tried;
     let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs(), secret)?;
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
@@ -224,7 +220,10 @@ fn supervise(
             finish.hear(event, signals, &mut sink);
         }
     });
-    *met = watch.have_met();
+    if watch.have_met() {
+        *start = address::Start::Met;
+    }
+    address::stay_for_the_late(server.as_ref(), &ended);
     // Who does not want to wait has the parts, which `muster trace merge` joins.
     if !matches!(ended, Ok(Ended::AtOnce)) {
         traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::Store;
 use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{Channel, Fault, Settings, World, clocks, tcp};
+use comm::{Channel, Fault, Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -227,16 +227,9 @@ impl Tracing {
     /// Compares the clocks and begins the file, if that was asked for; `taken` steps are done.
     fn begin(job: &Job, world: &World, taken: u64) -> Result<Option<Tracing>, CliError> {
         let Some(plan) = &job.trace else { return Ok(None) };
-        let alignment = clocks::align(&*world.control(Channel::Training), world.rank())?;
         let steps = plan.steps.unwrap_or(Steps::after(taken));
-        match Recorder::start(&plan.part(world.rank()), world.rank(), alignment) {
-            Ok(recorder) => Ok(Some(Tracing { steps, recorder })),
-            // A trace is never worth a run.
-            Err(error) => {
-                crate::output::complain(&format!("there is no trace of this rank: {error}"));
-                Ok(None)
-            }
-        }
+        let recorder = Recorder::of_rank(Some(plan), world)?;
+        Ok(recorder.map(|recorder| Tracing { steps, recorder }))
     }
 
     fn look(&self, taken: u64) {

@@ -23,6 +23,7 @@ mod stamps;
 use std::collections::HashSet;
 
 use comm::{Channel, Group, GroupOptions, Route, SumOrder, WindowPath, World};
+use device::trace::{self, Detail, Span};
 use device::{Device, Stream};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,8 @@ const BATCH_US: f64 = 20_000.0;
 /// Iterations of the first batch, and of any.
 const BATCH_FIRST: u64 = 8;
 const BATCH_MAX: u64 = 2000;
+/// Timed launches of a case that are in a trace, the first ones: all would be gigabytes.
+const TRACED: u64 = 100;
 /// Bytes of results that are compared for each iteration, about.
 const CHECK_BYTES: u64 = 256 << 10;
 
@@ -69,6 +72,9 @@ pub struct Plan {
     /// Flips a bit of a result of rank 0 in its launch of this number: for tests of the check.
     #[serde(default)]
     pub flip_at: Option<u64>,
+    /// Records the first timed launches of each case ([`device::trace`]).
+    #[serde(default)]
+    pub trace: bool,
     /// What each operation is measured beside, once more, where that is asked for.
     #[serde(default)]
     pub beside: Option<Beside>,
@@ -312,7 +318,9 @@ fn measure(
                 // The first that is timed is always among them.
                 let checked = plan.check && launch.abs_diff(plan.warmup).is_multiple_of(every);
                 let flip = plan.flip_at == Some(launch) && member.group.place() == 0;
-                batch.add(member.launch(case, checked.then_some(launch), flip)?);
+                let is_traced = plan.trace && is_warm && launch - plan.warmup < TRACED;
+                let name = is_traced.then(|| key.op.word());
+                batch.add(member.launch(case, checked.then_some(launch), flip, name)?);
             }
             launch += 1;
         }
@@ -346,14 +354,27 @@ struct Launch {
 }
 
 impl Member<'_> {
-    fn launch(&self, case: &mut Case, salt: Option<u64>, flip: bool) -> Result<Launch, BenchError> {
+    /// In the trace under `traced`, if that is a name.
+    fn launch(
+        &self,
+        case: &mut Case,
+        salt: Option<u64>,
+        flip: bool,
+        traced: Option<&'static str>,
+    ) -> Result<Launch, BenchError> {
         if let Some(salt) = salt {
             case.fill(salt)?;
         }
         self.group.call(&self.stream, &self.barrier)?;
+        trace::switch(traced.is_some());
         let arrived_ns = clock::now_ns();
         case.launch(self.group)?;
         let done_ns = clock::now_ns();
+        if let Some(name) = traced {
+            let (begin_ns, end_ns) = (arrived_ns, done_ns);
+            trace::record(Span { name, begin_ns, end_ns, detail: Detail::Part });
+            trace::switch(false);
+        }
         if flip {
             case.flip()?;
         }

@@ -1,0 +1,215 @@
+//! The connections of the server: each is introduced, heard and told until it ends.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio_util::codec::Framed;
+
+use super::codec::Codec;
+use super::meeting::{Outgoing, Shared};
+use super::protocol::{self, Hello, ToServer};
+use super::strangers::Why;
+use crate::Fault;
+use crate::door::{self, Door};
+use crate::handshake::{self, Accepted, Claim, Heard, Seal};
+use crate::patience::Patience;
+use crate::tls::Connection;
+
+/// How long a lost or blamed rank waits for the supervisor to say how the process ended.
+const GRACE: Duration = Duration::from_millis(300);
+/// How long messages may take to leave when the server ends.
+pub(super) const PARTING: Duration = Duration::from_millis(100);
+/// Connections whose first message is waited for at a time; the others wait in the backlog.
+const GUESTS: usize = 1024;
+/// Bytes of a buffer for what a worker says; longer frames make it grow.
+const BUFFER: usize = 1 << 10;
+
+/// Serves whoever comes, until the other end of `ended` is dropped.
+pub(super) async fn serve(
+    listeners: Vec<TcpListener>,
+    shared: Arc<Shared>,
+    ended: oneshot::Receiver<()>,
+) {
+    let late = Arc::clone(&shared);
+    tokio::spawn(async move {
+        Patience::of_ms(late.timeout_ms).passed().await;
+        late.close();
+    });
+    for listener in listeners {
+        // The descriptor is known to be a listening socket; without it nothing can be served.
+        let guests = shared.world.min(GUESTS);
+        let Ok(mut door) = Door::expecting(listener, guests) else { continue };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            loop {
+                let introduce = |stream, from| introduce(stream, from, Arc::clone(&shared));
+                let guest = door.next(introduce).await;
+                tokio::spawn(attend(guest, Arc::clone(&shared)));
+            }
+        });
+    }
+    let _ = ended.await;
+    // The rest ends with the runtime: the ranks of other hosts should hear of a loss before.
+    if shared.lock().lost.is_some() {
+        tokio::time::sleep(PARTING).await;
+    }
+}
+
+type Frames = Framed<Connection, Codec>;
+
+/// A connection of the job, which has said something.
+struct Guest {
+    line: Line,
+    from: SocketAddr,
+    said: ToServer,
+}
+
+/// A connection after the handshake.
+struct Line {
+    frames: Frames,
+    send: Seal,
+    receive: Seal,
+}
+
+async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> Option<Guest> {
+    let _ = stream.set_nodelay(true);
+    door::keep_alive(&stream);
+    let heard = match shared.answers_strangers {
+        true => handshake::hear(stream, &shared.security).await?,
+        false => handshake::hear_known(stream, &shared.security).await?,
+    };
+    let (mut stream, Accepted { claim, keys, answer }) = match heard {
+        Heard::Known(stream, accepted) => (stream, accepted),
+        other => {
+            shared.turn_away(from.ip(), why(other, &shared)?);
+            return None;
+        }
+    };
+    stream.write_all(&answer).await.ok()?;
+    stream.flush().await.ok()?;
+    let frames = Framed::with_capacity(stream, Codec, BUFFER);
+    let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
+    let first = line.frames.next().await?.ok()?;
+    let said = protocol::open(&first, &mut line.receive)?;
+    is_as_claimed(&said, claim).then_some(Guest { line, from, said })
+}
+
+/// Why somebody is none of the job's; none if it is.
+fn why(heard: Heard, shared: &Shared) -> Option<Why> {
+    Some(match heard {
+        Heard::Known(..) => return None,
+        Heard::Unknown(claim) => {
+            let number = claim.from as usize;
+            let (what, ranks) = match claim.purpose {
+                protocol::ABSENT => ("node", shared.ranks_of(number)),
+                _ => ("rank", number..number + 1),
+            };
+            let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
+            Why::Secret { claimed: format!("{what} {number}"), is_awaited }
+        }
+        Heard::Protocol(got) => Why::Protocol(got),
+        Heard::Tls(fault) => Why::Tls(fault),
+    })
+}
+
+/// Whether who says this has proved itself as who says it.
+fn is_as_claimed(said: &ToServer, claim: Claim) -> bool {
+    match said {
+        ToServer::Hello(hello) => claim == protocol::claim(hello.rank, protocol::MEET),
+        ToServer::Absent { node, .. } => claim == protocol::claim(*node, protocol::ABSENT),
+        _ => false,
+    }
+}
+
+/// One connection from its introduction to its last byte.
+async fn attend(guest: Guest, shared: Arc<Shared>) {
+    let Guest { line, from, said } = guest;
+    match said {
+        ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
+        ToServer::Absent { job, node, reason } if job == shared.job => {
+            shared.leave_out(node, &reason);
+        }
+        _ => {}
+    }
+}
+
+async fn serve_worker(line: Line, from: SocketAddr, mut hello: Hello, shared: Arc<Shared>) {
+    if let Some(listen) = hello.listen.as_mut().filter(|listen| listen.ip().is_unspecified()) {
+        listen.set_ip(from.ip());
+    }
+    let (sender, outgoing) = unbounded_channel();
+    let rank = shared.enter(hello, from, sender);
+    let ended = converse(line, outgoing, |message| {
+        let Some(rank) = rank else { return };
+        if let ToServer::Blame(Fault { ranks, what }) = &message {
+            let known = ranks.iter().copied().filter(|&rank| rank < shared.world);
+            let ranks: Vec<usize> = known.collect();
+            if !ranks.is_empty() {
+                tokio::spawn(mourn(ranks, what.clone(), Arc::clone(&shared)));
+            }
+        }
+        shared.hear(rank, message);
+    })
+    .await;
+    let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
+    mourn(vec![rank], ended.to_owned(), shared).await;
+}
+
+/// Loses the first of `ranks` that has not said by then that it only follows, unless a better
+/// reason comes soon. Where all follow, they have time to say whom.
+async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
+    tokio::time::sleep(GRACE).await;
+    let silent = ranks.iter().find(|&&rank| !shared.has_left(rank));
+    if silent.is_none() {
+        tokio::time::sleep(GRACE).await;
+    }
+    if let Some(&rank) = silent.or(ranks.first()) {
+        shared.lose(rank, &reason);
+    }
+}
+
+/// Passes messages both ways until either side ends, and says how; neither way waits for the other.
+async fn converse(
+    line: Line,
+    mut outgoing: UnboundedReceiver<Outgoing>,
+    hear: impl Fn(ToServer),
+) -> &'static str {
+    const ENDED: &str = "its control connection ended";
+    const DAMAGED: &str = "a message on its control connection came damaged, or forged";
+    let Line { frames, mut send, mut receive } = line;
+    let (mut from_worker, mut to_worker) = protocol::split(frames);
+    let listen = async {
+        loop {
+            let next = from_worker.next().await;
+            match next.map(|frame| frame.map(|frame| protocol::open(&frame, &mut receive))) {
+                Some(Ok(Some(message))) => hear(message),
+                Some(Ok(None)) => return DAMAGED,
+                // A length that no frame has.
+                Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                    return DAMAGED;
+                }
+                Some(Err(_)) | None => return ENDED,
+            }
+        }
+    };
+    let tell = async {
+        // Ends once the worker was turned away and has been told.
+        while let Some(Outgoing { said, is_last }) = outgoing.recv().await {
+            let written = said.say(&mut to_worker, &mut send).await;
+            if written.is_err() || is_last {
+                break;
+            }
+        }
+        ENDED
+    };
+    tokio::select! {
+        ended = listen => ended,
+        ended = tell => ended,
+    }
+}

@@ -1,0 +1,307 @@
+//! Who has come, and what becomes of the meeting: decisions, told to the workers at once.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
+use super::strangers::{Strangers, Why};
+use crate::tls::Security;
+use crate::{Result, secret};
+
+/// What the server's threads share.
+pub(super) struct Shared {
+    pub job: String,
+    pub security: Security,
+    pub world: usize,
+    /// Hosts, each with as many ranks, in their order.
+    nodes: usize,
+    pub timeout_ms: u64,
+    /// Who is none of the job's is told so.
+    pub answers_strangers: bool,
+    /// Another number for each start.
+    start: u64,
+    meeting: Mutex<Meeting>,
+    /// The phase has changed.
+    pub changed: Condvar,
+}
+
+pub(super) struct Meeting {
+    pub phase: Phase,
+    pub workers: Vec<Option<Worker>>,
+    /// How many of them are there.
+    come: usize,
+    pub wants_stop: bool,
+    /// The first rank that was lost after the meeting, and how.
+    pub lost: Option<(usize, String)>,
+    /// Who knows that the meeting was refused.
+    pub told: Told,
+    /// Who came and is none of the job's.
+    pub strangers: Strangers,
+}
+
+#[derive(Clone)]
+pub(super) enum Phase {
+    Gathering,
+    Open,
+    Refused(Refusal),
+}
+
+pub(super) struct Worker {
+    hello: Hello,
+    from: IpAddr,
+    outgoing: UnboundedSender<Outgoing>,
+    pub last_step: Option<u64>,
+    /// It said goodbye.
+    has_left: bool,
+}
+
+/// Who knows that the meeting was refused.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Ranks of the job, as far as that is known.
+    world: usize,
+    nodes: usize,
+    ranks: BTreeSet<usize>,
+    /// Hosts that have said that they will not come.
+    absent: BTreeSet<usize>,
+}
+
+impl Told {
+    fn rank(&mut self, rank: usize, world: usize) {
+        self.world = self.world.max(world);
+        self.ranks.insert(rank);
+    }
+
+    /// Whether nobody of another host than node 0 is left to be told.
+    pub(super) fn is_everyone(&self) -> bool {
+        let share = self.world / self.nodes.max(1);
+        let mut others = 1..self.nodes;
+        others.all(|node| {
+            let mut ranks = node * share..(node + 1) * share;
+            self.absent.contains(&node) || share > 0 && ranks.all(|rank| self.ranks.contains(&rank))
+        })
+    }
+}
+
+/// A frame on its way to a worker, shared by all who get it.
+#[derive(Clone)]
+pub(super) struct Outgoing {
+    pub said: Said,
+    /// The connection ends after it.
+    pub is_last: bool,
+}
+
+impl Outgoing {
+    fn new(message: &ToWorker) -> Outgoing {
+        let is_last = matches!(message, ToWorker::Refused(_));
+        Outgoing { said: Said::new(message), is_last }
+    }
+}
+
+impl Shared {
+    /// Nobody has come yet.
+    pub(super) fn new(
+        (job, security): (&str, Security),
+        world: usize,
+        nodes: usize,
+        timeout_ms: u64,
+    ) -> Result<Shared> {
+        let meeting = Meeting {
+            phase: Phase::Gathering,
+            workers: (0..world).map(|_| None).collect(),
+            come: 0,
+            wants_stop: false,
+            lost: None,
+            told: Told { world, nodes, ..Told::default() },
+            strangers: Strangers::default(),
+        };
+        Ok(Shared {
+            job: job.to_owned(),
+            security,
+            world,
+            nodes,
+            timeout_ms,
+            answers_strangers: true,
+            start: u64::from_le_bytes(secret::random()?),
+            meeting: Mutex::new(meeting),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// A meeting that will not be: how many ranks there would have been is not known here. Who is
+    /// none of the job's is left without an answer.
+    pub(super) fn of_refused(
+        of_job: (&str, Security),
+        nodes: usize,
+        refusal: Refusal,
+    ) -> Result<Shared> {
+        let shared = Shared::new(of_job, 0, nodes, 0)?;
+        shared.lock().phase = Phase::Refused(refusal.fitted());
+        Ok(Shared { answers_strangers: false, ..shared })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a worker in; the last one completes the meeting.
+    pub(super) fn enter(
+        &self,
+        hello: Hello,
+        from: SocketAddr,
+        outgoing: UnboundedSender<Outgoing>,
+    ) -> Option<usize> {
+        let mut meeting = self.lock();
+        let (rank, world) = (hello.rank, self.world);
+        let turn_away = |refusal: &Refusal| {
+            let refusal = refusal.clone().fitted();
+            let _ = outgoing.send(Outgoing::new(&ToWorker::Refused(refusal)));
+        };
+        if hello.job != self.job {
+            // Not one of ours: it alone is turned away.
+            meeting.strangers.turn_away(from.ip(), Why::Job(hello.job.clone()));
+            let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
+            turn_away(&refusal);
+            return None;
+        }
+        if let Phase::Refused(refusal) = &meeting.phase {
+            turn_away(refusal);
+            meeting.told.rank(rank, hello.world);
+            self.changed.notify_all();
+            return None;
+        }
+        let refusal = if hello.world != world {
+            Some(Refusal::World { rank, got: hello.world, world })
+        } else if rank >= world {
+            Some(Refusal::NoSuchRank { rank, world })
+        } else {
+            let first = meeting.workers[rank].as_ref().map(|worker| worker.from);
+            first.map(|first| Refusal::RankTaken { rank, from: [first, from.ip()] })
+        };
+        if let Some(refusal) = refusal {
+            // After the meeting a latecomer disturbs nobody.
+            turn_away(&refusal);
+            self.refuse(&mut meeting, refusal);
+            return None;
+        }
+        let from = from.ip();
+        let worker = Worker { hello, from, outgoing, last_step: None, has_left: false };
+        meeting.workers[rank] = Some(worker);
+        self.complete(&mut meeting);
+        Some(rank)
+    }
+
+    fn complete(&self, meeting: &mut Meeting) {
+        meeting.come += 1;
+        if meeting.come < self.world {
+            return;
+        }
+        let hellos: Vec<&Hello> =
+            meeting.workers.iter().flatten().map(|worker| &worker.hello).collect();
+        if let Err(refusal) = protocol::agree(&hellos) {
+            return self.refuse(meeting, refusal);
+        }
+        let peers: Option<Vec<SocketAddr>> = hellos.iter().map(|hello| hello.listen).collect();
+        meeting.phase = Phase::Open;
+        let (peers, start) = (peers.unwrap_or_default(), self.start);
+        meeting.tell_all(&ToWorker::Joined { peers, start });
+        if meeting.wants_stop {
+            meeting.tell_all(&ToWorker::Stop);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Ends the gathering for everyone.
+    pub(super) fn refuse(&self, meeting: &mut Meeting, refusal: Refusal) {
+        let refusal = refusal.fitted();
+        if matches!(meeting.phase, Phase::Gathering) {
+            meeting.tell_all(&ToWorker::Refused(refusal.clone()));
+            let Meeting { workers, told, .. } = meeting;
+            workers.iter().flatten().for_each(|worker| told.rank(worker.hello.rank, self.world));
+            meeting.phase = Phase::Refused(refusal);
+            self.changed.notify_all();
+        }
+    }
+
+    /// A host says that it will not come.
+    pub(super) fn leave_out(&self, node: usize, reason: &str) {
+        let mut meeting = self.lock();
+        meeting.told.absent.insert(node);
+        self.refuse(&mut meeting, Refusal::Absent { node, reason: reason.to_owned() });
+        self.changed.notify_all();
+    }
+
+    /// Nobody else comes in time.
+    pub(super) fn close(&self) {
+        let mut meeting = self.lock();
+        let absent = |rank: &usize| meeting.workers[*rank].is_none();
+        let missing = (0..self.world).filter(absent).collect();
+        let is_absent = |node: &usize| self.ranks_of(*node).all(|rank| absent(&rank));
+        // On a single host nobody counts hosts.
+        let nodes = (0..self.nodes).filter(|node| self.nodes > 1 && is_absent(node)).collect();
+        let (timeout_ms, turned_away) = (self.timeout_ms, meeting.strangers.list());
+        self.refuse(&mut meeting, Refusal::Missing { missing, nodes, timeout_ms, turned_away });
+    }
+
+    /// Somebody has come who is none of the job's.
+    pub(super) fn turn_away(&self, from: IpAddr, why: Why) {
+        self.lock().strangers.turn_away(from, why);
+    }
+
+    /// Whether ranks `which` are awaited, all of them.
+    pub(super) fn awaits(&self, mut which: Range<usize>) -> bool {
+        let meeting = self.lock();
+        let is_missing = |rank| meeting.workers.get(rank).is_some_and(Option::is_none);
+        matches!(meeting.phase, Phase::Gathering) && which.all(is_missing)
+    }
+
+    /// The ranks of a host, each of which has as many.
+    pub(super) fn ranks_of(&self, node: usize) -> Range<usize> {
+        let share = self.world / self.nodes.max(1);
+        node.saturating_mul(share)..node.saturating_add(1).saturating_mul(share)
+    }
+
+    /// `rank` will not come back.
+    pub(super) fn lose(&self, rank: usize, reason: &str) {
+        let mut meeting = self.lock();
+        let reason = protocol::cut(reason).to_owned();
+        match meeting.phase {
+            Phase::Refused(_) => {}
+            Phase::Gathering => self.refuse(&mut meeting, Refusal::Ended { rank, reason }),
+            Phase::Open if meeting.lost.is_none() => {
+                meeting.tell_all(&ToWorker::Abort { rank, reason: reason.clone() });
+                meeting.lost = Some((rank, reason));
+            }
+            Phase::Open => {}
+        }
+    }
+
+    pub(super) fn hear(&self, rank: usize, message: ToServer) {
+        let mut meeting = self.lock();
+        let Some(worker) = meeting.workers.get_mut(rank).and_then(Option::as_mut) else { return };
+        match message {
+            ToServer::Hello(_) | ToServer::Absent { .. } => {}
+            ToServer::Status { step } => worker.last_step = Some(step),
+            ToServer::Bye | ToServer::Follows | ToServer::Blame(_) => worker.has_left = true,
+        }
+    }
+
+    pub(super) fn has_left(&self, rank: usize) -> bool {
+        let meeting = self.lock();
+        meeting.workers.get(rank).and_then(Option::as_ref).is_some_and(|worker| worker.has_left)
+    }
+}
+
+impl Meeting {
+    pub(super) fn tell_all(&self, message: &ToWorker) {
+        let outgoing = Outgoing::new(message);
+        for worker in self.workers.iter().flatten() {
+            // A worker whose connection is gone needs no message.
+            let _ = worker.outgoing.send(outgoing.clone());
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Who came and is none of the job's, as people are told of it.
+//!
+//! Anyone may come to the port, as often and as what it likes. So what is kept is bounded, and has
+//! places of its own for whatever a stranger cannot choose freely; whoever says a lot hides no more
+//! than its like:
+//!
+//! ```text
+//! kind            another job, secret, protocol; no TLS, by its fault; of those with another
+//!                 secret, the ones that claim to be somebody who is awaited
+//!   address       HOSTS of each kind: what comes from one address hides no other
+//!     claim       CLAIMS of each address: whoever is told once more is told with the same advice
+//! ```
+//!
+//! What is left: who has as many addresses as that, and knows whom the job waits for, can keep
+//! later ones of the same kind from being named. That there are more is said even then.
+
+use std::mem::Discriminant;
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::protocol::cut_name;
+use crate::error::SAME_SECRET;
+use crate::tls::TlsFault;
+
+/// Addresses that are told of one kind.
+const HOSTS: usize = 4;
+/// What is told of one kind that comes from one address.
+const CLAIMS: usize = 4;
+/// How many are told to whoever waits in vain: more than there are kinds.
+const LISTED: usize = 16;
+
+/// Why somebody is none of the job's.
+#[derive(Debug, Clone)]
+pub(super) enum Why {
+    /// It has the secret.
+    Job(String),
+    /// `is_awaited`: as what it claims to be somebody is awaited.
+    Secret {
+        claimed: String,
+        is_awaited: bool,
+    },
+    Protocol(u32),
+    Tls(TlsFault),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Job,
+    Awaited,
+    Secret,
+    Protocol,
+    /// The times in a fault pass, so who comes again is not told anew.
+    Tls(Discriminant<TlsFault>),
+}
+
+impl Why {
+    fn kind(&self) -> Kind {
+        match self {
+            Why::Job(_) => Kind::Job,
+            Why::Secret { is_awaited: true, .. } => Kind::Awaited,
+            Why::Secret { is_awaited: false, .. } => Kind::Secret,
+            Why::Protocol(_) => Kind::Protocol,
+            Why::Tls(fault) => Kind::Tls(fault.kind()),
+        }
+    }
+
+    /// Who it is, and what to do unless that says it.
+    fn told(self, from: IpAddr) -> (String, &'static str) {
+        match self {
+            Why::Job(job) => (
+                format!("a worker of job `{job}` from {from}"),
+                "see where it was started, and with what rendezvous address",
+            ),
+            Why::Secret { claimed, .. } => {
+                (format!("{claimed} from {from}, which has another secret"), SAME_SECRET)
+            }
+            Why::Protocol(got) => (
+                format!("a worker that speaks protocol {got} from {from}"),
+                "use the same build everywhere",
+            ),
+            Why::Tls(fault) => (format!("a process from {from}, which {fault}"), ""),
+        }
+    }
+}
+
+struct Stranger {
+    kind: Kind,
+    host: IpAddr,
+    who: String,
+}
+
+/// Those who were turned away.
+#[derive(Default)]
+pub(super) struct Strangers {
+    kept: Vec<Stranger>,
+    /// There were others.
+    are_more: bool,
+    /// What people should hear of them and have not heard yet.
+    news: Vec<String>,
+}
+
+impl Strangers {
+    pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) {
+        let (kind, host, is_tls) = (why.kind(), host(from), matches!(why, Why::Tls(_)));
+        let (mut who, advice) = why.told(from);
+        cut_name(&mut who);
+        let alike = || self.kept.iter().filter(|stranger| stranger.kind == kind);
+        let from_there = || alike().filter(|stranger| stranger.host == host);
+        let known = from_there().count();
+        if from_there().any(|stranger| is_tls || stranger.who == who) {
+            return;
+        }
+        let mut hosts: Vec<IpAddr> = alike().map(|stranger| stranger.host).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let has_room = if known > 0 { known < CLAIMS } else { hosts.len() < HOSTS };
+        if has_room {
+            let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
+            self.news.push(format!("turned away {who}{advice}"));
+            self.kept.push(Stranger { kind, host, who });
+        } else if !std::mem::replace(&mut self.are_more, true) {
+            let text = "turned away more than are named one by one; see who else reaches this port";
+            self.news.push(text.to_owned());
+        }
+    }
+
+    /// What has not been asked for yet.
+    pub(super) fn news(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// A few of them, of each kind the first ones.
+    pub(super) fn list(&self) -> Vec<String> {
+        let mut ranked: Vec<(usize, usize)> = Vec::new();
+        for (at, stranger) in self.kept.iter().enumerate() {
+            let before = self.kept[..at].iter().filter(|other| other.kind == stranger.kind);
+            ranked.push((before.count(), at));
+        }
+        ranked.sort_unstable();
+        let are_more = self.are_more || ranked.len() > LISTED;
+        ranked.truncate(LISTED);
+        let listed = ranked.into_iter().map(|(_, at)| self.kept[at].who.clone());
+        listed.chain(are_more.then(|| "and others".to_owned())).collect()
+    }
+}
+
+/// What one host may choose to come from: of IPv6, whose networks have 64 bits for that (RFC 4291,
+/// section 2.5.4), any address of its network.
+fn host(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(number: u8) -> IpAddr {
+        [10, 0, 0, number].into()
+    }
+
+    fn other_secret(claimed: usize, is_awaited: bool) -> Why {
+        Why::Secret { claimed: format!("rank {claimed}"), is_awaited }
+    }
+
+    #[test]
+    fn a_flood_of_claims_hides_neither_another_kind_nor_another_address() {
+        let mut strangers = Strangers::default();
+        for rank in 100..10_000 {
+            strangers.turn_away(addr(1), other_secret(rank, false));
+            strangers.turn_away(addr(1), Why::Protocol(rank as u32));
+            strangers.turn_away(addr(1), Why::Tls(TlsFault::Broken(rank.to_string())));
+        }
+        let flood = strangers.news();
+        assert_eq!(flood.len(), 2 * CLAIMS + 2, "{flood:?}");
+        for (from, why, expected) in [
+            (1, other_secret(3, true), "turned away rank 3 from 10.0.0.1, which has another"),
+            (2, other_secret(3, true), "turned away rank 3 from 10.0.0.2, which has another"),
+            (2, other_secret(77, false), "turned away rank 77 from 10.0.0.2, which has"),
+            (2, Why::Protocol(4), "turned away a worker that speaks protocol 4 from 10.0.0.2; use"),
+            (1, Why::Tls(TlsFault::Plain), "turned away a process from 10.0.0.1, which speaks"),
+            (1, Why::Job("b".into()), "turned away a worker of job `b` from 10.0.0.1; see where"),
+        ] {
+            strangers.turn_away(addr(from), why.clone());
+            strangers.turn_away(addr(from), why);
+            let [told] = &strangers.news()[..] else { panic!("not told once: {expected}") };
+            assert!(told.starts_with(expected), "{told}");
+        }
+        let list = strangers.list().join("; ");
+        for kind in ["rank 3 ", "rank 100 ", "protocol 100 ", "speaks without TLS", "job `b`"] {
+            assert!(list.contains(kind), "{list}");
+        }
+        assert!(list.ends_with("; and others"), "{list}");
+    }
+
+    #[test]
+    fn many_addresses_are_bounded_and_it_is_said_that_there_are_more() {
+        let mut strangers = Strangers::default();
+        for number in 0..200 {
+            strangers.turn_away(addr(number), other_secret(5, true));
+        }
+        let news = strangers.news();
+        assert_eq!(news.len(), HOSTS + 1, "{news:?}");
+        assert!(news[HOSTS].starts_with("turned away more than are named"), "{news:?}");
+        assert_eq!(strangers.list().len(), HOSTS + 1);
+        // A flood of one kind still hides no other.
+        strangers.turn_away(addr(201), Why::Protocol(9));
+        assert_eq!(strangers.news().len(), 1);
+    }
+
+    #[test]
+    fn who_has_a_network_of_ipv6_is_one_host() {
+        let mut strangers = Strangers::default();
+        for number in 0..50_u16 {
+            let from = Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0, number);
+            strangers.turn_away(from.into(), other_secret(usize::from(number), true));
+        }
+        let elsewhere = Ipv6Addr::new(0x2001, 0xdb8, 0, 8, 0, 0, 0, 1);
+        strangers.turn_away(elsewhere.into(), other_secret(1, true));
+        let news = strangers.news();
+        assert_eq!(news.len(), CLAIMS + 2, "{news:?}");
+        assert!(news.last().unwrap().contains("2001:db8:0:8::1"), "{news:?}");
+        let mapped = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 1);
+        assert_eq!(host(mapped.into()), addr(1));
+    }
+
+    #[test]
+    fn what_is_kept_is_short_whatever_was_said() {
+        let mut strangers = Strangers::default();
+        strangers.turn_away(addr(1), Why::Job("x".repeat(1 << 20)));
+        assert!(strangers.list()[0].len() <= 1 << 10);
+    }
+}
