@@ -344,6 +344,7 @@ mod tests {
         for (pulse, is_over) in [((|| 0) as fn() -> u64, true), (beating, false)] {
             let job = Job::new(0, 1, Settings { pulse, ..Settings::new(30) }, table());
             let (patience, all) = (job.patience(), Members::all(0, 1));
+            assert!(!job.is_over(&all, &patience, 0..1), "it begins now");
             std::thread::sleep(Duration::from_millis(40));
             assert_eq!(job.is_over(&all, &patience, 0..1), is_over);
         }
@@ -353,6 +354,7 @@ mod tests {
     fn who_waits_for_others_that_wait_comes_later_and_seems_to_get_on() {
         let (job, all) = (job([0, 9_999, 0], 40), Members::all(0, 3));
         let patience = job.patience();
+        assert!(!job.is_over(&all, &patience, 2..3), "it begins now");
         std::thread::sleep(Duration::from_millis(50));
         assert!(job.is_over(&all, &patience, 2..3));
         assert_eq!(job.moments().of(0), 0);

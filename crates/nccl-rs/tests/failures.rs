@@ -305,6 +305,22 @@ fn never_finalized(rank: &Rank) {
     bench.comm.abort().unwrap();
 }
 
+/// Somebody knows that the other rank will not come.
+fn given_up(rank: &Rank) {
+    let bench = Bench::new(rank);
+    if rank.rank == 0 {
+        bench.comm.set_timeout(Duration::from_secs(60));
+        let begun = Instant::now();
+        let goes_on = || begun.elapsed() < Duration::from_millis(200);
+        let error = bench.comm.finalize_while(goes_on).unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        rank.mark("done");
+    }
+    rank.wait_for("done");
+    bench.comm.abort().unwrap();
+}
+
 /// Each rank calls something else; both are told what both call.
 fn mismatched(rank: &Rank, what: &str) {
     let bench = Bench::new(rank);
@@ -362,6 +378,7 @@ fn child() {
         "dropped" => dropped(rank),
         "revoked" => revoked(rank),
         "never_finalized" => never_finalized(rank),
+        "given_up" => given_up(rank),
         _ => mismatched(rank, task.strip_prefix("mismatched ").expect("there is no such task")),
     });
 }
@@ -489,6 +506,13 @@ fn a_revoked_communicator_makes_a_smaller_one() {
 #[test]
 fn a_rank_that_never_finalizes_is_a_deadline() {
     for said in Job::new("never_finalized", Vendor::Amd, 2).run(0..2) {
+        said.passed();
+    }
+}
+
+#[test]
+fn a_farewell_lasts_as_long_as_it_is_to() {
+    for said in Job::new("given_up", Vendor::Amd, 2).run(0..2) {
         said.passed();
     }
 }

@@ -75,10 +75,6 @@ pub fn child(rank: &Rank) {
         bench.sum(LEN).unwrap();
         return farewell(bench, is_one);
     }
-    if rank.task == "parting" {
-        bench.sum(LEN).unwrap();
-        return parting(bench, is_one);
-    }
     let begun = Instant::now();
     // What one rank does after the first sum may end another's wait for that.
     let ended = bench.sum(LEN).and_then(|()| match rank.task.as_str() {
@@ -122,32 +118,6 @@ fn farewell(Bench { world, device, group, window }: Bench, is_one: bool) {
     assert_eq!(world.revocation().why(), None);
 }
 
-/// One rank gives the job up while the other waits for it to end the group, for as long as the
-/// timeout is. Its own abort takes long, so that the library has no word of it.
-fn parting(Bench { world, device, group, window }: Bench, is_one: bool) {
-    if is_one {
-        std::thread::sleep(Duration::from_millis(300));
-        world.revoke("it is enough");
-        // Until the other has looked: the end of this process would end its wait.
-        std::thread::sleep(Duration::from_secs(8));
-        return;
-    }
-    let begun = Instant::now();
-    drop((group, window));
-    assert!(begun.elapsed() > Duration::from_millis(100), "it waits for the other to end it");
-    // A thread that is held up for longer would have been let go of.
-    assert!(!has_thread("nccl-watch"), "after {:?}", begun.elapsed());
-    until("the end of the job", || world.revocation().why().is_some());
-    drop(device);
-}
-
-/// Whether this process has a thread of that name.
-fn has_thread(name: &str) -> bool {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let names = threads.map(|thread| std::fs::read_to_string(thread.path().join("comm")));
-    names.flatten().any(|of_thread| of_thread.trim_end() == name)
-}
-
 /// What ranks 0 and 2 of three say.
 fn told(task: &str, backend: &str, timeout_ms: u64, faults: &str) -> Option<Vec<String>> {
     let job = Job::new(task, "cuda", 3)?.backend(backend).timeout_ms(timeout_ms);
@@ -184,12 +154,6 @@ fn a_rank_that_keeps_its_group_for_longer_harms_nobody() {
     for said in job.passes() {
         said.without_complaint();
     }
-}
-
-#[test]
-fn a_job_that_is_given_up_ends_the_farewell_of_a_group() {
-    let Some(job) = Job::new("parting", "cuda", 2) else { return };
-    job.env("LOOKALIKE_NCCL_FAULTS", "abort:1@9000").passes();
 }
 
 #[test]
