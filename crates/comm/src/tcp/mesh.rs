@@ -24,7 +24,11 @@ use crate::{CommError, Operation, Result};
 /// # Errors
 /// The port is taken; the address is not one of this host.
 pub fn listen(addr: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(addr).map_err(|source| CommError::Bind { addr, source })
+    let listener = TcpListener::bind(addr).map_err(|source| CommError::Bind { addr, source })?;
+    if addr.ip().is_loopback() {
+        unpace(SockRef::from(&listener));
+    }
+    Ok(listener)
 }
 
 /// Whether this host can listen at an address. Nobody can connect to it meanwhile.
@@ -143,7 +147,7 @@ pub(super) async fn connect(
         tries.insert(rank, cause);
     };
     loop {
-        let is_final = match TcpStream::connect(addr).await {
+        let is_final = match open(addr).await {
             Ok(stream) => {
                 tune(&stream);
                 match handshake::dial(stream, &me.security, claim).await {
@@ -176,17 +180,23 @@ pub(super) async fn connect(
 /// up: there connections have the first of these that the system allows.
 const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
 
-/// What can be set of these is; nothing depends on it but how long things take.
+/// To be called before there is a connection: timers of what has been paced once stay. Nothing but
+/// time depends on whether it works.
+fn unpace(socket: SockRef) {
+    let _ = UNPACED.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
+}
+
+async fn open(addr: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if addr.ip().is_loopback() {
+        unpace(SockRef::from(&socket));
+    }
+    socket.connect(addr).await
+}
+
 fn tune(stream: &TcpStream) {
     door::keep_alive(stream);
     let _ = stream.set_nodelay(true);
-    let ends = (stream.local_addr(), stream.peer_addr());
-    if let (Ok(local), Ok(peer)) = ends
-        && local.ip() == peer.ip()
-    {
-        let socket = SockRef::from(stream);
-        let _ = UNPACED.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
-    }
 }
 
 fn other_secret() -> String {
