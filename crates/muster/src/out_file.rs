@@ -82,10 +82,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     write_with(path, &mut |out| out.write_all(bytes))
 }
 
-/// As [`write`], of what is too long to be in memory: `fill` is called once.
+/// As [`write()`], of what is too long to be in memory: `fill` is called once.
 ///
 /// # Errors
-/// As [`write`], and what `fill` returns.
+/// As [`write()`], and what `fill` returns.
 pub fn write_with(path: &Path, fill: Fill) -> Result<(), CliError> {
     let written = match place(path)? {
         Place::Regular(file) => replace(&file, fill),

@@ -22,6 +22,8 @@ use crate::{CommError, Operation, Result, meter, patience};
 /// Most looks at the sockets before a sleep, where every rank of this host has a core: about 50 µs,
 /// more than it takes to wake a thread.
 const LOOKS: usize = 200;
+/// And where ranks outnumber cores: each gives way to whoever else can run here.
+const YIELDS: usize = 32;
 /// A sleep that ends so soon after looks that saw nothing: the peer may have needed this core.
 const QUICK: Duration = Duration::from_micros(200);
 /// How long to leave sockets alone that say that they are ready and are not, as they do where the
@@ -36,6 +38,8 @@ const TRY_AGAIN: u32 = 16;
 #[derive(Default)]
 pub(super) struct Waiting {
     polls: Polls,
+    /// Another rank may need this one's core.
+    gives_way: bool,
     most: usize,
     /// Looks before the next sleep.
     looks: usize,
@@ -46,9 +50,8 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Of a rank of a host whose ranks `have_cores`, one each.
     pub(super) fn new(have_cores: bool) -> Waiting {
-        // Where ranks outnumber cores, the one that is waited for may need this one's.
-        let most = if have_cores { LOOKS } else { 0 };
-        Waiting { most, looks: most, ..Waiting::default() }
+        let most = if have_cores { LOOKS } else { YIELDS };
+        Waiting { gives_way: !have_cores, most, looks: most, ..Waiting::default() }
     }
 
     /// Looks have seen something.
@@ -133,6 +136,9 @@ pub(super) fn drive(
         progress.job.revocation().check()?;
         looks = if moved { 0 } else { looks + 1 };
         if moved || looks <= waiting.looks {
+            if waiting.gives_way && !moved {
+                std::thread::yield_now();
+            }
             if waiting.poll(links, traffic, Duration::ZERO)? && !moved {
                 waiting.looked_well();
             }

@@ -2,7 +2,7 @@
 //!
 //! Every process of a job shows a certificate, and takes one that the job's own authority has
 //! signed; names in certificates mean nothing, since the authority signs for this job alone. The
-//! handshake of the secret ([`crate::handshake`]) goes on inside of it, and tells starts of jobs,
+//! handshake of the secret (`comm::handshake`) goes on inside of it, and tells starts of jobs,
 //! ranks and purposes apart as it does without TLS.
 //!
 //! ```text
