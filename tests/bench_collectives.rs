@@ -51,6 +51,16 @@ fn refused(more: &[&str]) -> String {
     done.stderr
 }
 
+/// More inputs than one kernel takes.
+#[test]
+fn many_ranks_reduce_little() {
+    let run = Workdir::new("collectives-many");
+    let more = ["all_reduce", "reduce_scatter", "--ranks", "26", "--min", "1KiB", "--max", "1KiB"];
+    let done = run.muster(&args(&more));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    assert!(rows(&run).iter().all(|row| row["check"]["wrong"] == 0));
+}
+
 #[test]
 fn every_operation_is_measured_and_right_on_both_transports() {
     for backend in ["shm", "tcp"] {

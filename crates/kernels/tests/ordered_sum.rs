@@ -3,9 +3,9 @@
 mod orthogonalization;
 mod sums;
 
-use device::{Arch, Device, SimOptions};
+use device::{Arch, DType, Device, SimOptions, Tensor};
 use half::{bf16, f16};
-use kernels::ordered_sum::RedOp;
+use kernels::ordered_sum::{OrderedSum, RedOp, Summation};
 use orthogonalization::with_kernels;
 use proptest::prelude::*;
 use sums::{Case, program, tower};
@@ -58,6 +58,20 @@ fn programs_of_several_tiles_and_of_deep_stacks_are_summed() {
         let error = run(17).unwrap_err().to_string();
         assert!(error.contains("keeps 17 sums, and kernels of devices 16"), "{error}");
     });
+}
+
+#[test]
+fn sums_are_ready_where_they_are_one_kernel() {
+    let device = Device::cpu(1).unwrap();
+    let zeros = |len| device.zeros(&[len], DType::F32).unwrap();
+    for (members, is_one) in [(2, true), (24, true), (25, false), (130, false)] {
+        let (program, inputs) = program(&[members], members);
+        let sum = &OrderedSum::new(&program, inputs, RedOp::Sum).unwrap();
+        let all: Vec<Tensor> = (0..inputs).map(|_| zeros(8)).collect();
+        let (out, workspace) = (&zeros(8), &zeros(0));
+        let summation = Summation { sum, inputs: &all, out, workspace };
+        assert_eq!(summation.ready(&device).unwrap().is_some(), is_one, "{members}");
+    }
 }
 
 proptest! {

@@ -197,7 +197,13 @@ fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, 
     let linked = args.links.as_deref().map_or(Ok(()), |path| links_file::write(path, report));
     let curves = curve::text(&report.curves, roof);
     say((table::table(report) + &table::overlaps(report) + &curves).trim_end())?;
-    let findings = plausible::findings(report, plausible::Limits::default());
+    let link_gb_per_s = match roof {
+        Roof::Link(link) => Some(link.limit_gb_per_s()),
+        // Caches go beyond what a memory carries.
+        Roof::Memory { .. } | Roof::Unknown(_) => None,
+    };
+    let limits = plausible::Limits { link_gb_per_s, ..plausible::Limits::default() };
+    let findings = plausible::findings(report, limits);
     if !findings.is_empty() {
         complain(&plausible::text(&findings));
     }

@@ -302,6 +302,10 @@ fn regressions(comparison: &Comparison, options: &Options) -> Vec<String> {
             why.push(format!("{op}: NEW lacks {} of BASE", counted(*missing)));
         }
     }
+    let untimed = comparison.cases.iter().filter(|case| case.verdict == Verdict::Untimed).count();
+    if untimed > 0 && !options.allow_missing {
+        why.push(format!("no times to compare in {}", counted(untimed)));
+    }
     // A run that broke off is one, whatever is allowed to be missing.
     if comparison.base_complete && !comparison.new_complete {
         why.push("NEW ended early".to_owned());
@@ -444,6 +448,19 @@ mod tests {
             verdicts(vec![row(8, 1.0)], vec![row(8, 1.0), checked(16, 1.0, 1)]),
             [Verdict::Same, Verdict::Wrong]
         );
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_no_success() {
+        let timeless = |bytes| {
+            let mut row = row(bytes, 1.0);
+            row.times.p50_us = None;
+            row
+        };
+        let base = report(vec![row(8, 1.0), row(16, 1.0)]);
+        let new = report(vec![row(8, 1.0), timeless(16)]);
+        let all = compare(&base, &new, &Options::default()).unwrap();
+        assert_eq!(all.regressions, ["no times to compare in 1 case"]);
     }
 
     #[test]

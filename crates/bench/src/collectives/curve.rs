@@ -102,14 +102,15 @@ pub fn text(curves: &[Curve], roof: &Roof) -> String {
             text += &reached(&reach);
         }
         if let Some(Roofline { of, busbw_gb_per_s, percent }) = &curve.roofline {
-            let of = match of.as_str() {
+            let words = match of.as_str() {
                 "memory" => "what the memory of the host carries",
                 link => link,
             };
-            let cached = if *percent > 100.0 { " (caches carried it)" } else { "" };
+            let is_cached = *percent > 100.0 && of.as_str() == "memory";
+            let cached = if is_cached { " (caches carried it)" } else { "" };
             let _ = writeln!(
                 text,
-                "#   roofline: {percent:.0} % of {busbw_gb_per_s:.2} GB/s, {of}{cached}"
+                "#   roofline: {percent:.0} % of {busbw_gb_per_s:.2} GB/s, {words}{cached}"
             );
         }
         if let Some(Bucket { bytes, decided }) = curve.bucket {

@@ -172,10 +172,11 @@ impl fmt::Display for Op {
     }
 }
 
-/// What a name is without its path, `_perf`, case and separators.
+/// What a name is without its path, `_perf` and what a build adds to that (`_mpi`), case and
+/// separators.
 fn plain(name: &str) -> String {
     let name = name.trim().rsplit(['/', '\\']).next().unwrap_or("");
-    let name = name.strip_suffix("_perf").unwrap_or(name);
+    let name = name.split_once("_perf").map_or(name, |(name, _)| name);
     name.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).collect::<String>().to_lowercase()
 }
 
@@ -253,6 +254,14 @@ mod tests {
         assert_eq!((hypercube.algbw_gb_per_s, hypercube.busbw_gb_per_s), (7.0, 7.0));
         assert_eq!(Op::AllReduce.bandwidths(8, 1, 1.0).unwrap().busbw_gb_per_s, 0.0);
         assert_eq!(Op::AllReduce.bandwidths(8, 2, 0.0), None);
+    }
+
+    #[test]
+    fn programs_are_known_by_whatever_their_builds_are_called() {
+        for name in ["all_reduce", "AllReduce", "./build/all_reduce_perf", "all_reduce_perf_mpi"] {
+            assert_eq!(name.parse::<Op>().unwrap(), Op::AllReduce, "{name}");
+        }
+        assert!("my_perf".parse::<Op>().is_err());
     }
 
     #[test]

@@ -79,11 +79,15 @@ impl Summation<'_> {
     /// # Errors
     /// As [`Summation::launch`].
     pub fn ready(self, device: &Device) -> Result<Option<ReadySum>, KernelError> {
-        self.check(device)?;
         let Summation { sum, out, .. } = self;
         let is_whole = Limits::of(device).tile(sum, out.len()) >= out.len();
+        // Several stages also need a workspace.
         let is_one = op::choose(device, is_whole && sum.stages().len() == 1, false);
-        is_one.then(|| StageSum::new(self, 0, &(0..out.len())).map(ReadySum)).transpose()
+        if !is_one {
+            return Ok(None);
+        }
+        self.check(device)?;
+        StageSum::new(self, 0, &(0..out.len())).map(|sum| Some(ReadySum(sum)))
     }
 
     fn check(&self, device: &Device) -> Result<(), KernelError> {
