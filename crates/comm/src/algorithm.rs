@@ -41,8 +41,9 @@
 pub(crate) const BOX_BYTES: usize = 8 << 10;
 
 /// Bytes of all others' boxes together that a member reads at most where all read all, with boxes
-/// of `room` bytes: up to there a round less is worth more than the bytes. In boxes that members
-/// read (`is_mapped`) everything lies twice, so two rounds are better sooner.
+/// of `room` bytes: up to there a round less is worth more than the bytes. Boxes that members read
+/// (`is_mapped`) have to be filled first, while windows are read where they lie, so there two
+/// rounds are better sooner.
 pub(crate) fn most_for_all(room: usize, is_mapped: bool) -> usize {
     if is_mapped { room / 2 } else { room }
 }

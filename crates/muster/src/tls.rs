@@ -17,6 +17,9 @@ use crate::secret;
 /// What a directory of [`of_dir`] holds.
 const NAMES: [&str; 3] = ["certificate.pem", "key.pem", "authority.pem"];
 
+/// More than certificates and keys have; of other files the beginning shows that they are none.
+const BYTES_MAX: u64 = 1 << 20;
+
 /// A job's TLS, as its processes have it.
 #[derive(Debug, Default)]
 pub struct JobTls {
@@ -73,14 +76,14 @@ fn read(path: &Path, is_secret: bool) -> Result<Vec<u8>, CliError> {
     let failed = |error| CliError::file("read", path, &error);
     // Before it is opened: a pipe without a writer would be waited for.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(CliError::mistake(format!("{} is no file", path.display())));
+        return Err(CliError::mistake(format!("{} is no file; give one in PEM", path.display())));
     }
-    let mut file = File::open(path).map_err(failed)?;
+    let file = File::open(path).map_err(failed)?;
     if is_secret {
         secret::is_for_its_owner(&file, path)?;
     }
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 

@@ -105,49 +105,45 @@ async fn prove(
 
 /// Has whoever connected prove that it is of the job; `None` if it is another program, or leaves.
 pub(crate) async fn hear(stream: TcpStream, security: &Security) -> Option<Heard> {
+    hear_any(stream, security, true).await
+}
+
+/// As [`hear`], of who is of the job alone: nobody else is told why not.
+pub(crate) async fn hear_known(stream: TcpStream, security: &Security) -> Option<Heard> {
+    let heard = hear_any(stream, security, false).await?;
+    matches!(heard, Heard::Known(..)).then_some(heard)
+}
+
+async fn hear_any(stream: TcpStream, security: &Security, tells: bool) -> Option<Heard> {
     let Security { secret, tls } = security;
-    let Some(tls) = tls else { return hear_out(Either::Left(stream), *secret, true).await };
+    let plain = |stream, is_enough| hear_out(Either::Left(stream), *secret, is_enough, tells);
+    let Some(tls) = tls else { return plain(stream, true).await };
     // One byte tells: no hail begins as a record of TLS does.
     let mut start = [0];
     stream.peek(&mut start).await.ok()?;
     if !tls::is_record(start[0]) {
-        return hear_out(Either::Left(stream), *secret, false).await;
+        return plain(stream, false).await;
     }
     match tls::accept(tls, stream).await {
-        Ok(connection) => hear_out(connection, *secret, true).await,
+        Ok(connection) => hear_out(connection, *secret, true, tells).await,
         Err(Ended::Fault(fault)) => Some(Heard::Tls(fault)),
         Err(Ended::Io(_)) => None,
     }
 }
 
-/// As [`hear`], of who is of the job alone: anybody else is left without an answer.
-pub(crate) async fn hear_known(stream: TcpStream, security: &Security) -> Option<Heard> {
-    let Security { secret, tls } = security;
-    let mut start = [0];
-    stream.peek(&mut start).await.ok()?;
-    let mut stream = match tls {
-        Some(tls) if tls::is_record(start[0]) => tls::accept(tls, stream).await.ok()?,
-        None => Either::Left(stream),
-        Some(_) => return None,
-    };
-    let mut hail = [0; HAIL_BYTES];
-    stream.read_exact(&mut hail).await.ok()?;
-    let (greeting, _) = hail.split_first_chunk::<GREETING_BYTES>()?;
-    let Greeting::Hail = states::greeting(greeting) else { return None };
-    let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
-    say(&mut stream, &challenge).await.ok()?;
-    let mut proof = [0; PROOF_BYTES];
-    stream.read_exact(&mut proof).await.ok()?;
-    listener.judge(*secret, &proof).ok().map(|accepted| Heard::Known(stream, accepted))
-}
-
-/// As [`hear`], over a connection that has TLS or needs none, or should have it.
-async fn hear_out(mut stream: Connection, secret: Secret, may_be_plain: bool) -> Option<Heard> {
+/// As [`hear_any`], over a connection that has TLS or needs none, or should have it.
+async fn hear_out(
+    mut stream: Connection,
+    secret: Secret,
+    is_enough: bool,
+    tells: bool,
+) -> Option<Heard> {
     let mut hail = [0; HAIL_BYTES];
     let (greeting, rest) = hail.split_first_chunk_mut::<GREETING_BYTES>()?;
     stream.read_exact(greeting).await.ok()?;
     match states::greeting(greeting) {
         Greeting::Hail => {}
+        _ if !tells => return None,
         Greeting::Former => {
             let mut protocol = [0; 4];
             stream.read_exact(&mut protocol).await.ok()?;
@@ -167,8 +163,10 @@ async fn hear_out(mut stream: Connection, secret: Secret, may_be_plain: bool) ->
         Greeting::Other(_) => return None,
     }
     stream.read_exact(rest).await.ok()?;
-    if !may_be_plain {
-        part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
+    if !is_enough {
+        if tells {
+            part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
+        }
         return Some(Heard::Tls(TlsFault::Plain));
     }
     let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
@@ -178,8 +176,10 @@ async fn hear_out(mut stream: Connection, secret: Secret, may_be_plain: bool) ->
     match listener.judge(secret, &proof) {
         Ok(accepted) => Some(Heard::Known(stream, accepted)),
         Err(claim) => {
-            // It may be gone; then it knows.
-            let _ = say(&mut stream, &NOT_TAKEN).await;
+            if tells {
+                // It may be gone; then it knows.
+                let _ = say(&mut stream, &NOT_TAKEN).await;
+            }
             Some(Heard::Unknown(claim))
         }
     }

@@ -71,8 +71,11 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// By a rank that believes in a job of `world` ranks.
     fn rank(&mut self, rank: usize, world: usize) {
-        self.world = self.world.max(world);
+        if self.world == 0 {
+            self.world = world;
+        }
         self.ranks.insert(rank);
     }
 
@@ -185,6 +188,7 @@ impl Shared {
         if let Some(refusal) = refusal {
             // After the meeting a latecomer disturbs nobody.
             turn_away(&refusal);
+            meeting.told.rank(rank, hello.world);
             self.refuse(&mut meeting, refusal);
             return None;
         }
@@ -303,5 +307,31 @@ impl Meeting {
             // A worker whose connection is gone needs no message.
             let _ = worker.outgoing.send(outgoing.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_is_told_when_all_ranks_of_other_hosts_are_or_their_hosts_do_not_come() {
+        let mut told = Told { world: 6, nodes: 3, ..Told::default() };
+        // Whatever number of ranks one of them believes in.
+        for (rank, world) in [(2, 6), (3, 8), (4, 6)] {
+            told.rank(rank, world);
+        }
+        assert!(!told.is_everyone());
+        let (ranks, absent) = (told.ranks.clone(), [2].into());
+        let other = Told { world: 6, nodes: 3, ranks, absent };
+        assert!(other.is_everyone());
+        told.rank(5, 6);
+        assert!(told.is_everyone());
+        // As node 0 that does not start knows it.
+        let mut told = Told { nodes: 2, ..Told::default() };
+        assert!(!told.is_everyone());
+        told.rank(2, 4);
+        told.rank(3, 4);
+        assert!(told.is_everyone());
     }
 }

@@ -84,7 +84,7 @@ impl Why {
 
 struct Stranger {
     kind: Kind,
-    host: IpAddr,
+    from: IpAddr,
     who: String,
 }
 
@@ -100,23 +100,23 @@ pub(super) struct Strangers {
 
 impl Strangers {
     pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) {
-        let (kind, host, is_tls) = (why.kind(), host(from), matches!(why, Why::Tls(_)));
+        let (kind, is_tls) = (why.kind(), matches!(why, Why::Tls(_)));
         let (mut who, advice) = why.told(from);
         cut_name(&mut who);
         let alike = || self.kept.iter().filter(|stranger| stranger.kind == kind);
-        let from_there = || alike().filter(|stranger| stranger.host == host);
-        let known = from_there().count();
-        if from_there().any(|stranger| is_tls || stranger.who == who) {
+        let known = alike().filter(|stranger| host(stranger.from) == host(from)).count();
+        let is_it = |stranger: &Stranger| stranger.from == from && (is_tls || stranger.who == who);
+        if alike().any(is_it) {
             return;
         }
-        let mut hosts: Vec<IpAddr> = alike().map(|stranger| stranger.host).collect();
+        let mut hosts: Vec<IpAddr> = alike().map(|stranger| host(stranger.from)).collect();
         hosts.sort_unstable();
         hosts.dedup();
         let has_room = if known > 0 { known < CLAIMS } else { hosts.len() < HOSTS };
         if has_room {
             let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
             self.news.push(format!("turned away {who}{advice}"));
-            self.kept.push(Stranger { kind, host, who });
+            self.kept.push(Stranger { kind, from, who });
         } else if !std::mem::replace(&mut self.are_more, true) {
             let text = "turned away more than are named one by one; see who else reaches this port";
             self.news.push(text.to_owned());
@@ -221,6 +221,12 @@ mod tests {
         let news = strangers.news();
         assert_eq!(news.len(), CLAIMS + 2, "{news:?}");
         assert!(news.last().unwrap().contains("2001:db8:0:8::1"), "{news:?}");
+        // Hosts of one network that lack the same thing are all named.
+        for number in [1, 2, 1] {
+            let from = Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0, number);
+            strangers.turn_away(from.into(), Why::Tls(TlsFault::Plain));
+        }
+        assert_eq!(strangers.news().len(), 2);
         let mapped = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 1);
         assert_eq!(host(mapped.into()), addr(1));
     }

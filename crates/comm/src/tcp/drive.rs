@@ -280,9 +280,12 @@ mod tests {
         assert_eq!(waiting.looks, 16);
         (0..9).for_each(|_| waiting.looked_well());
         assert_eq!(waiting.looks, 64);
-        let mut crowded = Waiting::default();
-        (0..TRY_AGAIN).for_each(|_| crowded.slept(soon));
-        crowded.looked_well();
-        assert_eq!(crowded.looks, 0);
+    }
+
+    #[test]
+    fn ranks_that_outnumber_cores_look_less_and_give_way() {
+        let [alone, crowded] = [true, false].map(Waiting::new);
+        assert!(!alone.gives_way && crowded.gives_way);
+        assert!(crowded.looks < alone.looks);
     }
 }

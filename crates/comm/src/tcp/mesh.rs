@@ -180,8 +180,8 @@ pub(super) async fn connect(
 /// up: there connections have the first of these that the system allows.
 const UNPACED: [&[u8]; 2] = [b"cubic", b"reno"];
 
-/// To be called before there is a connection: timers of what has been paced once stay. Nothing but
-/// time depends on whether it works.
+/// To be called before there is a connection: what has been paced once keeps its timers. Nothing
+/// but time depends on whether it works.
 fn unpace(socket: SockRef) {
     let _ = UNPACED.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
 }
@@ -240,4 +240,26 @@ pub(super) async fn hear_higher(
 pub(super) fn greet_now(Guest { mut met, answer }: Guest) -> Option<Met> {
     let written = tls::try_say(&mut met.stream, &answer);
     written.is_ok_and(|written| written == answer.len()).then_some(met)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_within_a_host_are_not_paced() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let runtime = super::super::endpoint::runtime().unwrap();
+        let ours = runtime.block_on(open(addr)).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        for socket in [SockRef::from(&ours), SockRef::from(&theirs)] {
+            let Ok(name) = socket.tcp_congestion() else {
+                eprintln!("skipped: this system does not say what controls a connection");
+                return;
+            };
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+            assert!(UNPACED.contains(&name), "{}", String::from_utf8_lossy(name));
+        }
+    }
 }

@@ -14,7 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_rustls::TlsStream;
 use tokio_util::either::Either;
 
-use super::{Tls, TlsFault};
+use super::{NAME, Tls, TlsFault};
 
 /// A connection, before or after TLS has begun.
 pub(crate) type Connection = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -46,9 +46,7 @@ pub(crate) enum Ended {
 /// Begins TLS with who listens.
 pub(crate) async fn connect(tls: Option<&Tls>, stream: TcpStream) -> Result<Connection, Ended> {
     let Some(tls) = tls else { return Ok(Either::Left(stream)) };
-    // Names mean nothing, and are not sent.
-    let name =
-        ServerName::try_from("muster").map_err(|error| Ended::Io(io::Error::other(error)))?;
+    let name = ServerName::try_from(NAME).map_err(|error| Ended::Io(io::Error::other(error)))?;
     match tls.connector.connect(name, stream).into_fallible().await {
         Ok(stream) => Ok(Either::Right(Box::new(stream.into()))),
         Err((error, stream)) => Err(tls.ended(error, stream).await),
@@ -59,7 +57,13 @@ pub(crate) async fn connect(tls: Option<&Tls>, stream: TcpStream) -> Result<Conn
 pub(crate) async fn accept(tls: &Tls, stream: TcpStream) -> Result<Connection, Ended> {
     match tls.acceptor.accept(stream).into_fallible().await {
         Ok(stream) => Ok(Either::Right(Box::new(stream.into()))),
-        Err((error, stream)) => Err(tls.ended(error, stream).await),
+        Err((error, stream)) => Err(match tls.ended(error, stream).await {
+            // It began as TLS does.
+            Ended::Fault(TlsFault::Plain) => {
+                Ended::Fault(TlsFault::Broken("what it says is no record of TLS".to_owned()))
+            }
+            ended => ended,
+        }),
     }
 }
 

@@ -49,7 +49,13 @@ pub enum TlsFault {
         utc(*now_s)
     )]
     OtherTime { valid_s: Option<(u64, u64)>, now_s: u64 },
-    #[error("does not come to terms over TLS: {0}")]
+    /// Ranks connect and are connected to.
+    #[error(
+        "has a certificate that is not for both ends of a connection; sign one for serverAuth and \
+         clientAuth, or for any use"
+    )]
+    Purpose,
+    #[error("does not come to terms over TLS: {0}; see whose process and certificate that is")]
     Broken(String),
 }
 
@@ -70,6 +76,18 @@ impl TlsPart {
             TlsPart::Authority => "authority",
         }
     }
+
+    /// What can be used instead.
+    const fn usable(self) -> &'static str {
+        match self {
+            TlsPart::Key => {
+                "give an RSA, ECDSA (P-256 or P-384) or Ed25519 key in PEM, without a passphrase"
+            }
+            TlsPart::Certificate | TlsPart::Authority => {
+                "give certificates of X.509 version 3 in PEM"
+            }
+        }
+    }
 }
 
 /// What a process is given that it cannot use; follows the file's name.
@@ -80,7 +98,7 @@ pub enum TlsMistake {
         if *part == TlsPart::Key { "private key" } else { "certificate" }
     )]
     Nothing { part: TlsPart },
-    #[error("cannot be used: {why}")]
+    #[error("cannot be used: {why}; {}", part.usable())]
     Unusable { part: TlsPart, why: String },
     #[error("is not the key of the certificate; give both files of the same host")]
     KeyOfAnother,
@@ -130,6 +148,9 @@ impl TlsFault {
             }
             Error::InvalidCertificate(Bad::NotValidYetContext { time, not_before }) => {
                 TlsFault::NotYet { begins_s: not_before.as_secs(), now_s: time.as_secs() }
+            }
+            Error::InvalidCertificate(Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. }) => {
+                TlsFault::Purpose
             }
             error => TlsFault::Broken(error.to_string()),
         }

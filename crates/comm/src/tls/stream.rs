@@ -66,9 +66,7 @@ impl Stream {
             Stream::Tls(tls) => tls.session.wants_write(),
         }
     }
-}
 
-impl Stream {
     /// Bytes of records that have come and gone so far; 0 without TLS.
     pub(crate) fn passed_bytes(&self) -> u64 {
         match self {

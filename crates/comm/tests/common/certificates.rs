@@ -1,7 +1,10 @@
 //! Certificates for tests.
 
 use comm::tls::{Pem, Tls};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
+};
 
 /// Signs certificates.
 pub struct Authority {
@@ -26,7 +29,17 @@ impl Authority {
 
     /// A certificate that is valid from one year to another.
     pub fn sign(&self, from_year: i32, to_year: i32) -> Made {
+        self.sign_for((from_year, to_year), &[])
+    }
+
+    /// One for these uses, or for any.
+    pub fn sign_for(
+        &self,
+        (from_year, to_year): (i32, i32),
+        uses: &[ExtendedKeyUsagePurpose],
+    ) -> Made {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.extended_key_usages = uses.to_vec();
         params.not_before = date_time_ymd(from_year, 1, 1);
         params.not_after = date_time_ymd(to_year, 1, 1);
         let key = KeyPair::generate().unwrap();

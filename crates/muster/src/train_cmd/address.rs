@@ -287,6 +287,14 @@ impl Absence {
         }
     }
 
+    /// As [`Absence::report_error`] before any start, of a host that lacks what it would prove
+    /// itself by: node 0 is believed by nobody then, and another host is named.
+    pub fn report_unproven(&self, error: &CliError) {
+        if self.node > 0 {
+            self.report_error(error, Start::Never);
+        }
+    }
+
     /// As [`Absence::report`], of an error.
     pub fn report_error(&self, error: &CliError, start: Start) {
         // The rest of what is said of failed ranks is for whoever sits here.
