@@ -146,7 +146,11 @@ pub fn measure(
         .inspect_err(|error| absence.report_error(error, address::Start::Never))?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
-    let signals = Signals::watch(WarnSignal::Usr1, "stopped; nothing was written", move || {
+    let words = match asked.trace {
+        None => "stopped; nothing was written",
+        Some(_) => "stopped; nothing was written but parts of the trace (muster trace merge)",
+    };
+    let signals = Signals::watch(WarnSignal::Usr1, words, move || {
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;
@@ -206,7 +210,9 @@ impl Planned {
         let threads = place.threads(asked.threads);
         limits::check_threads(share.ranks, threads, share.parts)?;
         let cpus = asked.hosts.cpus.unwrap_or_default().into();
-        let cpus = Binding::new(cpus, &place, threads, asked.hosts.topology.as_deref());
+        let use_devices = !asked.devices.iter().all(|kind| kind.is_host());
+        let topology = asked.hosts.topology.as_deref();
+        let cpus = Binding::new(cpus, &place, threads, use_devices, topology);
         let task = task(&place, world)?;
         let file = asked.hosts.secret_file.as_deref().map(|path| ("--secret-file", path));
         let secret = secret::of_job(file, place.nodes)?;
@@ -270,8 +276,8 @@ fn supervise(
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
     std::fs::write(&file, text).map_err(failed)?;
     place.says_it_joins(&job.rendezvous, world, "shows the results");
-    *start = address::Start::Tried;
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)?;
+    *start = address::Start::Tried;
     let timeout = Duration::from_millis(asked.timeout_ms);
     let step_timeout = Some(timeout);
     let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };

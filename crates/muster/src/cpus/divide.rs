@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A rank gets whole cores, all that is its share and not as many as it has threads: so the
-//! scheduler still has a choice, and other programs a place.
+//! scheduler still has a choice, and other programs a place. Where ranks are fewer than nodes, each
+//! has one node if that carries its threads, and the other nodes are used by no rank.
 
 use std::collections::BTreeSet;
 

@@ -34,9 +34,15 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// Decides for this host's ranks of `threads` threads each; `root` is where tests describe a
-    /// host.
-    pub fn new(asked: Cpus, place: &Place, threads: usize, root: Option<&Path>) -> Binding {
+    /// Decides for this host's ranks of `threads` threads each, which may use devices that have
+    /// memory of their own; `root` is where tests describe a host.
+    pub fn new(
+        asked: Cpus,
+        place: &Place,
+        threads: usize,
+        use_devices: bool,
+        root: Option<&Path>,
+    ) -> Binding {
         let root = root.unwrap_or(Path::new(topology::ROOT));
         let divided = || {
             let refused = |error| format!("the system does not allow it ({error})");
@@ -51,6 +57,8 @@ impl Binding {
         };
         let Division { cpus, why } = match (asked, place.may_bind()) {
             (Cpus::Any, _) => Division::none("as asked"),
+            // Not all devices are equally near to all nodes, and which are is not known here.
+            (Cpus::Auto, _) if use_devices => Division::none("ranks use devices"),
             (Cpus::Auto, Err(why)) => Division::none(why),
             (Cpus::Auto, Ok(())) => divided().unwrap_or_else(Division::none),
         };

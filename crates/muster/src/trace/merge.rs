@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use flate2::Compression;
@@ -70,8 +71,9 @@ type Operations = BTreeMap<(String, u64, String), Vec<Member>>;
 /// Files that cannot be read or written, or are no traces, or have none; a rank that is in two of
 /// them.
 pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
+    check(from, into)?;
     let (mut merged, mut operations) = (Merged::default(), Operations::new());
-    // Twice, so that what is long never has to be in memory, and what is wrong is known before.
+    // Twice, so that events need not be in memory, and what is wrong is known before.
     for path in from {
         let mut add = |_: &str, event: Event| {
             merged.add(path, &event)?;
@@ -97,6 +99,25 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
         encoder.finish().map(drop)
     })?;
     Ok(merged)
+}
+
+/// Whether the files can be read twice, the second time while the other is written.
+fn check(from: &[PathBuf], into: &Path) -> Result<(), CliError> {
+    let of = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let written = std::fs::metadata(into).ok().map(of);
+    for path in from {
+        let meta = std::fs::metadata(path).map_err(|error| CliError::file("read", path, &error))?;
+        let name = path.display();
+        if !meta.is_file() {
+            let why = format!("{name} is no regular file, and is read twice; save it in one first");
+            return Err(CliError::mistake(why));
+        }
+        if written == Some(of(meta)) {
+            let why = format!("{name} is read and cannot be written, too; name another file");
+            return Err(CliError::mistake(why));
+        }
+    }
+    Ok(())
 }
 
 /// Writes all events, then arrows, then what is known of the whole.

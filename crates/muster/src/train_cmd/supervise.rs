@@ -54,12 +54,13 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let loaded = crate::config::load(&args.config, &overrides, purpose);
     let loaded = loaded.inspect_err(|error| absence.report_error(error, never))?;
     let secret = secret(&loaded.config, hosts.nodes);
-    let secret = secret.inspect_err(|error| absence.report_error(error, never))?;
+    // From here on by what the config says, or not at all.
+    let secret = secret.inspect_err(|error| absence.report_unproven(error))?;
     absence.secret = secret.secret;
     let files = loaded.config.ranks.tls.clone().map(|files| (TLS, files));
     absence.tls = None;
     let tls = tls::of_job(files, hosts.nodes);
-    let tls = tls.inspect_err(|error| absence.report_error(error, never))?;
+    let tls = tls.inspect_err(|error| absence.report_unproven(error))?;
     absence.tls.clone_from(&tls.tls);
     let tell = |error: &CliError| absence.report_error(error, never);
     tls::check(TLS, &tls).inspect_err(tell)?;
@@ -132,7 +133,8 @@ fn plan(
     let share = place.of_cores();
     let threads = place.threads(config.ranks.threads);
     limits::check_threads(share.ranks, threads, share.parts)?;
-    let cpus = Binding::new(config.ranks.cpus, &place, threads, topology);
+    let use_devices = config.ranks.optimizer_device.kind().is_some();
+    let cpus = Binding::new(config.ranks.cpus, &place, threads, use_devices, topology);
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let run = RunDir::new(config.runs_dir.join(&config.name));
     let gradient_bytes = 4 * loaded.resolved.schema.parameters() as u64;
@@ -210,8 +212,8 @@ fn supervise(
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
-    *start = address::Start::Tried;
     let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs(), secret)?;
+    *start = address::Start::Tried;
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
     let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
