@@ -109,6 +109,26 @@ fn a_run_that_broke_off_is_a_regression() {
 }
 
 #[test]
+fn a_run_that_failed_by_its_own_word_is_not_fit_to_compare() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let good = log(&[(1 << 20, 100.0, "0")]);
+    put(dir, "good.log", &good);
+    put(dir, "failed.log", &good.replace("0 OK", "7 FAILED"));
+    for (args, side) in [(["good.log", "failed.log"], "NEW"), (["failed.log", "good.log"], "BASE")]
+    {
+        let (code, table, stderr) = compare(dir, &args);
+        assert_eq!(code, 1, "{table}{stderr}");
+        let said = "line 14: Out of bounds values : 7 FAILED";
+        assert!(
+            table.contains(&format!("regression: the run of {side} failed: {said}")),
+            "{table}"
+        );
+        assert!(stderr.contains(&format!("failed.log: its run failed: {said}")), "{stderr}");
+    }
+}
+
+#[test]
 fn mistakes_are_named_with_file_and_place() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

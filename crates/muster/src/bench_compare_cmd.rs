@@ -9,7 +9,7 @@ use bench::collectives::read::read;
 use crate::cli::CompareArgs;
 use crate::error::{CliError, Exit};
 use crate::out_file;
-use crate::output::say;
+use crate::output::{complain, say};
 
 pub fn run(args: CompareArgs) -> Result<Exit, CliError> {
     let (base, new) = (report(&args.base)?, report(&args.new)?);
@@ -28,5 +28,10 @@ pub fn run(args: CompareArgs) -> Result<Exit, CliError> {
 
 fn report(path: &Path) -> Result<Report, CliError> {
     let bytes = std::fs::read(path).map_err(|error| CliError::file("read", path, &error))?;
-    read(&bytes).map_err(|error| CliError::mistake(format!("{}: {error}", path.display())))
+    let path = path.display();
+    let report = read(&bytes).map_err(|error| CliError::mistake(format!("{path}: {error}")))?;
+    for failure in &report.failures {
+        complain(&format!("warning: {path}: its run failed: {failure}"));
+    }
+    Ok(report)
 }

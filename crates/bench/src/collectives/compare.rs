@@ -5,6 +5,8 @@
 //! the threshold and, where both sides know how far their medians may be off, if their intervals do
 //! not overlap either: noise is no regression, and a difference that is certain but small is shown
 //! and not counted. Times are medians where both sides have them, otherwise means.
+//!
+//! A side whose run says that it failed is not fit to be compared, whichever it is.
 
 use std::fmt::Write;
 
@@ -114,6 +116,9 @@ pub struct Comparison {
     /// Whether either run or file ended early.
     pub base_complete: bool,
     pub new_complete: bool,
+    /// What either run says of itself that went wrong.
+    pub base_failures: Vec<String>,
+    pub new_failures: Vec<String>,
     pub cases: Vec<Case>,
     pub summaries: Vec<Summary>,
     /// Why this is a regression; empty if it is none.
@@ -162,6 +167,8 @@ pub fn compare(base: &Report, new: &Report, options: &Options) -> Result<Compari
         threshold: options.threshold,
         base_complete: base.complete,
         new_complete: new.complete,
+        base_failures: base.failures.clone(),
+        new_failures: new.failures.clone(),
         cases,
         summaries,
         regressions: Vec::new(),
@@ -289,6 +296,10 @@ fn summaries(cases: &[Case]) -> Vec<Summary> {
 
 fn regressions(comparison: &Comparison, options: &Options) -> Vec<String> {
     let mut why = Vec::new();
+    for (failures, side) in [(&comparison.base_failures, "BASE"), (&comparison.new_failures, "NEW")]
+    {
+        why.extend(failures.iter().map(|what| format!("the run of {side} failed: {what}")));
+    }
     for summary in &comparison.summaries {
         let Summary { op, slower, wrong, missing, .. } = summary;
         if *wrong > 0 {
@@ -448,6 +459,18 @@ mod tests {
             verdicts(vec![row(8, 1.0)], vec![row(8, 1.0), checked(16, 1.0, 1)]),
             [Verdict::Same, Verdict::Wrong]
         );
+    }
+
+    #[test]
+    fn a_run_that_says_it_failed_is_fit_for_neither_side() {
+        let good = report(vec![row(8, 1.0)]);
+        let failed = Report { failures: vec!["line 9: 7 FAILED".into()], ..good.clone() };
+        let regressions = |base, new| {
+            let options = Options { allow_missing: true, ..Options::default() };
+            compare(base, new, &options).unwrap().regressions
+        };
+        assert_eq!(regressions(&good, &failed), ["the run of NEW failed: line 9: 7 FAILED"]);
+        assert_eq!(regressions(&failed, &good), ["the run of BASE failed: line 9: 7 FAILED"]);
     }
 
     #[test]

@@ -86,6 +86,9 @@ pub struct Report {
     pub libraries: BTreeMap<String, String>,
     /// False if the run ended before its last row, or the file before its end.
     pub complete: bool,
+    /// What another program says of its own run that went wrong, with the place in its file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
     pub rows: Vec<Row>,
     /// What the rows of each case say together.
     #[serde(default)]
@@ -115,6 +118,7 @@ impl Report {
             environment: BTreeMap::new(),
             libraries: BTreeMap::new(),
             complete: true,
+            failures: Vec::new(),
             rows: Vec::new(),
             curves: Vec::new(),
         }

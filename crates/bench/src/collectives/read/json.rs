@@ -4,7 +4,11 @@
 //! `nwrong` is `null` where nothing was checked, `cpu_time` stands for `time` with `-C`, the whole
 //! environment is in it, and the operation is only named by the program in `args`. After an error
 //! the file is closed mechanically: it ends with any row, any part of a row may be missing, open
-//! keys hold `null`, and neither averages nor `end_time` come.
+//! keys hold `null`, and neither averages nor `end_time` come. `errors` holds an empty text where
+//! there was none.
+//!
+//! `out_of_bounds` and `errors` are failures of the run. An average below what was asked for is
+//! none: how fast it was is for whoever compares.
 
 use std::fmt;
 use std::str::FromStr;
@@ -109,12 +113,17 @@ struct File {
     rccl_version: Option<u64>,
     config: Option<Config>,
     results: Option<Vec<Case>>,
-    #[serde(rename = "out_of_bounds")]
-    _out_of_bounds: Option<de::IgnoredAny>,
+    out_of_bounds: Option<OutOfBounds>,
     average_bus_bandwidth: Option<de::IgnoredAny>,
-    #[serde(rename = "errors")]
-    _errors: Option<de::IgnoredAny>,
+    errors: Option<Vec<Option<String>>>,
     end_time: Option<String>,
+}
+
+/// How many results of how many cases were wrong.
+#[derive(Deserialize)]
+struct OutOfBounds {
+    count: Option<u64>,
+    okay: Option<String>,
 }
 
 /// What matters of the settings; their names grow with every version.
@@ -235,12 +244,27 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
     let config = file.config.as_ref();
     let iterations = config.and_then(|config| config.iterations);
     let mut whole = true;
-    for case in file.results.into_iter().flatten() {
+    for case in file.results.unwrap_or_default() {
         whole &= case.actual_iterations.is_some();
         rows(op, report.ranks, iterations, case, &mut report.rows);
     }
     report.complete = ended && whole;
+    report.failures = failures(file.out_of_bounds.as_ref(), file.errors.unwrap_or_default());
     Ok(report)
+}
+
+/// What the run says of itself that went wrong.
+fn failures(out_of_bounds: Option<&OutOfBounds>, errors: Vec<Option<String>>) -> Vec<String> {
+    let out_of_bounds = out_of_bounds.and_then(|OutOfBounds { count, okay }| {
+        let is_bad = okay.as_deref() == Some("false") || count.is_some_and(|count| count > 0);
+        let (count, okay) = (count.map_or("unknown".into(), |n| n.to_string()), okay.as_deref());
+        let okay = okay.unwrap_or("unknown");
+        is_bad.then(|| format!("`out_of_bounds` has count {count}, okay \"{okay}\""))
+    });
+    let errors = errors.into_iter().flatten();
+    let errors = errors.filter(|error| !error.trim().is_empty());
+    let errors = errors.map(|error| format!("`errors` has \"{}\"", error.trim()));
+    out_of_bounds.into_iter().chain(errors).collect()
 }
 
 /// All but the rows.
@@ -435,6 +459,30 @@ mod tests {
         assert_eq!((nan.as_ref().unwrap().rows[0].times.mean_us), None);
         assert_eq!(nan.unwrap().rows[0].algbw_gb_per_s, None);
         assert_eq!((dotted(2804), dotted(23203)), ("2.8.4".to_owned(), "2.32.3".to_owned()));
+    }
+
+    #[test]
+    fn what_the_run_says_of_itself_is_kept() {
+        let json = Made::example().json();
+        assert_eq!(read(&json).unwrap().failures, [""; 0]);
+        let with = |from: &str, to: &str| {
+            let changed = json.replacen(from, to, 1);
+            assert_ne!(changed, json, "{from}");
+            read(&changed).unwrap().failures
+        };
+        let bounds = "\"out_of_bounds\":{\"count\":0,\"okay\":\"true\"}";
+        assert_eq!(
+            with(bounds, "\"out_of_bounds\":{\"count\":7,\"okay\":\"false\"}"),
+            ["`out_of_bounds` has count 7, okay \"false\""]
+        );
+        assert_eq!(
+            with(bounds, "\"out_of_bounds\":{\"okay\":\"false\"}"),
+            ["`out_of_bounds` has count unknown, okay \"false\""]
+        );
+        let said = with("\"errors\":[\"\"]", "\"errors\":[\"\",\"unhandled error\"]");
+        assert_eq!(said, ["`errors` has \"unhandled error\""]);
+        // A file that was closed mechanically.
+        assert_eq!(with(bounds, "\"out_of_bounds\":null"), [""; 0]);
     }
 
     /// What the program leaves when it closes its file after an error.

@@ -45,6 +45,8 @@ struct Reader {
     /// Tables with their end.
     ended: usize,
     failed: bool,
+    /// The number of the line that is read.
+    line: usize,
 }
 
 /// Reads a log.
@@ -66,22 +68,20 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         tables: 0,
         ended: 0,
         failed: false,
+        line: 1,
     };
-    let mut last = 1;
     for (index, whole) in text.split_inclusive('\n').enumerate() {
-        last = index + 1;
+        reader.line = index + 1;
         let line = whole.trim_end_matches(['\n', '\r']);
         let cut_off = !whole.ends_with('\n');
-        reader.line(line, cut_off).map_err(|(column, why)| BenchError::Read {
-            line: last,
-            column,
-            why,
-        })?;
+        let taken = reader.line(line, cut_off);
+        let line = reader.line;
+        taken.map_err(|(column, why)| BenchError::Read { line, column, why })?;
     }
     if reader.tables == 0 {
         let why = "no table of nccl-tests or rccl-tests, and no report: a line `# size count type \
                    redop root time …` is missing";
-        return Err(BenchError::Read { line: last, column: 1, why: why.to_owned() });
+        return Err(BenchError::Read { line: reader.line, column: 1, why: why.to_owned() });
     }
     reader.report.complete =
         reader.ended == reader.tables && !reader.failed && reader.pending.is_empty();
@@ -169,6 +169,14 @@ impl Reader {
                 self.ranks = n.parse().ok();
             }
             (Some("size"), Some("count")) => return self.table(text),
+            (Some("Out"), Some("of")) => {
+                let verdict = body.split_once(':').map_or("", |(_, verdict)| verdict.trim());
+                if verdict.ends_with("FAILED") || !verdict.starts_with("0 ") {
+                    self.fail(body);
+                }
+            }
+            // The library's last word, below the tables.
+            (Some("error:"), Some(_)) => self.fail(body),
             (Some("Avg"), Some("bus")) => {
                 self.ended += usize::from(self.layout.take().is_some());
             }
@@ -176,6 +184,12 @@ impl Reader {
         }
         self.places = text.to_owned();
         Ok(())
+    }
+
+    /// Keeps what the program says of its own run that went wrong.
+    fn fail(&mut self, said: &str) {
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.report.failures.push(format!("line {}: {said}", self.line));
     }
 
     /// `nccl-tests version V nccl-headers=N nccl-library=N`.
@@ -403,6 +417,16 @@ mod tests {
         assert_eq!((out_of_place.algbw_gb_per_s, out_of_place.busbw_gb_per_s), (Some(90.0), None));
         assert_eq!((out_of_place.wrong(), in_place.wrong()), (Some(1_230_000), None));
         assert!(!report.complete);
+    }
+
+    #[test]
+    fn what_the_run_says_of_itself_is_kept() {
+        let text = Made::example().text(&Style::default());
+        assert_eq!(read(&text).unwrap().failures, [""; 0]);
+        let failed = text.replace(" values : 0 OK", " values : 7 FAILED")
+            + "# error: unhandled system error\n";
+        let said = ["line 22: Out of bounds values : 7 FAILED", "line 28: error: unhandled system error"];
+        assert_eq!(read(&failed).unwrap().failures, said);
     }
 
     #[test]
