@@ -127,6 +127,23 @@ fn numbers_of_ranks_are_swept_in_one_job() {
 }
 
 #[test]
+fn what_a_run_printed_and_wrote_is_the_same_to_compare() {
+    let run = Workdir::new("collectives-forms");
+    let more = ["all_reduce", "broadcast", "barrier", "--ranks-sweep", "1,2", "--min", "256"];
+    let more = [&more[..], &["--max", "64KiB", "--factor", "16", "--csv", "r.csv"]].concat();
+    let done = run.muster(&args(&more));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr);
+    std::fs::write(run.path().join("r.txt"), &done.stdout).unwrap();
+    let files = ["r.json", "r.csv", "r.txt"];
+    for (base, new) in files.iter().flat_map(|base| files.map(|new| (base, new))) {
+        let same = run.muster(&["bench", "compare", base, new]);
+        let all = format!("{base} {new}\n{}{}", same.stdout, same.stderr);
+        assert_eq!(same.code(), Some(0), "{all}");
+        assert!(same.stdout.ends_with("no change\n") && same.stderr.is_empty(), "{all}");
+    }
+}
+
+#[test]
 fn each_rank_may_be_the_root() {
     let run = Workdir::new("collectives-roots");
     let more = ["broadcast", "gather", "--ranks", "3", "--root", "all", "--min", "1KiB"];

@@ -391,6 +391,9 @@ impl Comparison {
                     let _ = writeln!(text, "regression: {why}");
                 }
             }
+            false if self.cases.iter().all(|case| case.verdict == Verdict::Same) => {
+                text += "no change\n";
+            }
             false => text += "no regression\n",
         }
         text

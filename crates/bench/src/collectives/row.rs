@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::dtype::{ElementType, RedOp};
 use super::formula::Op;
 use super::stats::Times;
+use crate::BenchError;
 
 /// The independent variables. `None` where a program does not say.
 #[derive(
@@ -156,6 +157,8 @@ pub enum Path {
 }
 
 impl Path {
+    const ALL: [Path; 5] = [Path::Symmetric, Path::Registered, Path::Plain, Path::Shm, Path::Tcp];
+
     /// As it is written.
     pub fn word(self) -> &'static str {
         match self {
@@ -165,6 +168,17 @@ impl Path {
             Path::Shm => "shm",
             Path::Tcp => "tcp",
         }
+    }
+}
+
+impl std::str::FromStr for Path {
+    type Err = BenchError;
+
+    fn from_str(text: &str) -> Result<Path, BenchError> {
+        Path::ALL.into_iter().find(|path| path.word() == text).ok_or_else(|| {
+            let all = Path::ALL.map(Path::word).join(", ");
+            BenchError::Argument(format!("no path `{text}`; use one of {all}"))
+        })
     }
 }
 

@@ -75,12 +75,12 @@ Examples:
   muster bench compare nccl-tests.log new.json --threshold 10% --json comparison.json
   muster bench compare old.log new.log --only all_reduce,all_gather --allow-missing
 
-A side is a report of Muster, or what nccl-tests or rccl-tests printed or wrote as JSON or CSV; its
-contents tell which. A case is slower if its median (or mean, where there is no median) grew by more
+A side is what Muster, nccl-tests or rccl-tests printed or wrote as JSON or CSV; its contents tell
+which. A case is slower if its median (or mean, where there is no median) grew by more
 than the threshold and, where both sides have an interval of the median, if the two are apart.
 
-Exits with 0 if nothing is slower, wrong or missing, with 1 if something is, and with 2 if a side
-cannot be read or the two have nothing in common.")]
+Exits with 0 if nothing is slower, wrong or missing, with 1 if something is or if the run of a side
+says that it failed, and with 2 if a side cannot be read or the two have nothing in common.")]
     Compare(CompareArgs),
 }
 

@@ -5,13 +5,15 @@
 //! { … "version": …           nccl-tests' and rccl-tests' JSON (-J)          json
 //! [ { "numCycle": …          rccl-tests' JSON (-Z json -X)                  reporter
 //! numCycle,collective, …     rccl-tests' CSV (-Z csv -X)                    reporter
-//! anything else              what nccl-tests and rccl-tests print           text
+//! op,dtype, …                Muster's CSV                                   csv
+//! anything else              what nccl-tests, rccl-tests and Muster print   text
 //! ```
 //!
 //! Each reader takes what these programs are known to write, with the oddities that its header
 //! lists, and refuses everything else with line and column. Formats as of nccl-tests 2.19.6 and
 //! rccl-tests 2.17.9.
 
+mod csv;
 mod json;
 mod layout;
 mod lines;
@@ -37,7 +39,8 @@ pub enum Format {
     ReporterJson,
     /// rccl-tests' `-Z csv`.
     ReporterCsv,
-    /// What nccl-tests and rccl-tests print.
+    MusterCsv,
+    /// What nccl-tests, rccl-tests and Muster print.
     Text,
 }
 
@@ -74,9 +77,10 @@ pub fn detect(text: &str) -> Result<Format, BenchError> {
     if after_bracket.is_some_and(|rest| rest.starts_with(['{', ']'])) {
         return Ok(Format::ReporterJson);
     }
-    Ok(match start.starts_with("numCycle,") {
-        true => Format::ReporterCsv,
-        false => Format::Text,
+    Ok(match start {
+        start if start.starts_with("numCycle,") => Format::ReporterCsv,
+        start if start.starts_with(csv::START) => Format::MusterCsv,
+        _ => Format::Text,
     })
 }
 
@@ -94,6 +98,7 @@ pub fn read(bytes: &[u8]) -> Result<Report, BenchError> {
         Format::PerfJson => json::read(text)?,
         Format::ReporterJson => reporter::read_json(text)?,
         Format::ReporterCsv => reporter::read_csv(text)?,
+        Format::MusterCsv => csv::read(text.trim_start())?,
         Format::Text => text::read(text)?,
     };
     report.rows = merge_repeats(report.rows);
@@ -119,6 +124,7 @@ mod tests {
             (made.reporter_json(true), Format::ReporterJson),
             ("[\n]\n".to_owned(), Format::ReporterJson),
             (made.reporter_csv(false), Format::ReporterCsv),
+            (full().csv(), Format::MusterCsv),
             (made.text(&style), Format::Text),
             (made.text(&tagged), Format::Text),
         ] {
@@ -147,6 +153,8 @@ mod tests {
             made.text(&Style::default()),
             made.text(&log),
             made.text(&amd),
+            full().csv(),
+            super::super::table::table(&full()),
         ]
     }
 
@@ -164,7 +172,7 @@ mod tests {
 
         #[test]
         fn damaged_files_never_panic(
-            file in 0_usize..9,
+            file in 0_usize..11,
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
             cut in any::<prop::sample::Index>(),
             kind in 0_u8..4,

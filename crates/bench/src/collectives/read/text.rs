@@ -10,6 +10,9 @@
 //! # Avg bus bandwidth …            the table's end
 //! ```
 //!
+//! This program's own tables have these columns, too, below `# muster VERSION`; their times are
+//! medians, and a line `# N ranks, TRANSPORT, ordered` stands above each.
+//!
 //! Several programs may follow each other. Known oddities: see [`super::lines`] and
 //! [`super::layout`]; #wrong is `N/A` where nothing was checked; the file may end anywhere. Between
 //! the columns' header and the end of a table nothing but rows, comments, blank lines and messages
@@ -24,9 +27,21 @@ use super::layout::{Cells, Column, Layout};
 use super::lines::{message, untagged, words};
 use crate::BenchError;
 
+/// This program, as its tables begin.
+const MUSTER: &str = "muster";
+const UNVERSIONED: &str = "muster of unknown version";
+
 /// What these programs print when they give up.
 const FAILURES: [&str; 4] =
     [": Test NCCL failure ", ": Test CUDA failure ", ": Test failure ", ": Test timeout "];
+
+/// Of the rows of one table, beside what their columns say.
+#[derive(Default)]
+struct Stated {
+    transport: Option<String>,
+    algorithm: Option<String>,
+    ordered: Option<bool>,
+}
 
 struct Reader {
     report: Report,
@@ -34,6 +49,8 @@ struct Reader {
     ranks: Option<usize>,
     /// The group whose ranks are counted: of several, all have the same number.
     group: Option<String>,
+    /// What this program's own tables state above their columns.
+    stated: Stated,
     iterations: Option<u64>,
     /// The comment before, which names the sides where columns follow.
     places: String,
@@ -61,6 +78,7 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         op: None,
         ranks: None,
         group: None,
+        stated: Stated::default(),
         iterations: None,
         places: String::new(),
         layout: None,
@@ -152,6 +170,18 @@ impl Reader {
         let mut all = body.split_whitespace();
         match (all.next(), all.next()) {
             (Some("nccl-tests" | "rccl-tests"), Some("version")) => self.program(body),
+            (Some(MUSTER), Some(version)) if is_version(version) || body == UNVERSIONED => {
+                self.report.tool.name = MUSTER.to_owned();
+                self.report.tool.version = Some(version.to_owned()).filter(|v| is_version(v));
+            }
+            (Some("cpus"), Some(_)) if self.is_own() => {
+                self.report.cpus = Some(body["cpus".len()..].trim().to_owned());
+            }
+            (Some(library), Some(version))
+                if self.is_own() && self.op.is_none() && is_version(version) =>
+            {
+                self.report.libraries.insert(library.to_owned(), version.to_owned());
+            }
             (Some("Collective"), Some("test")) => self.test(body),
             (Some("nThread"), _) => {
                 let iterations = body.split(" iters: ").nth(2).and_then(|rest| {
@@ -164,14 +194,16 @@ impl Reader {
                 self.report.hosts.clear();
             }
             (Some("Rank"), Some(_)) => self.rank(body)?,
-            // As this program's own tables begin.
             (Some(n), Some("ranks," | "ranks")) if n.parse::<usize>().is_ok() => {
                 self.ranks = n.parse().ok();
+                self.stated = stated(body);
             }
             (Some("size"), Some("count")) => return self.table(text),
             (Some("Out"), Some("of")) => {
                 let verdict = body.split_once(':').map_or("", |(_, verdict)| verdict.trim());
-                if verdict.ends_with("FAILED") || !verdict.starts_with("0 ") {
+                // This program's counts rows, which say it themselves.
+                let is_good = verdict.starts_with("0 ") && !verdict.ends_with("FAILED");
+                if !is_good && !self.is_own() {
                     self.fail(body);
                 }
             }
@@ -184,6 +216,11 @@ impl Reader {
         }
         self.places = text.to_owned();
         Ok(())
+    }
+
+    /// Whether this program wrote what is read.
+    fn is_own(&self) -> bool {
+        self.report.tool.name == MUSTER
     }
 
     /// Keeps what the program says of its own run that went wrong.
@@ -211,6 +248,7 @@ impl Reader {
         if let Some(name) = body.strip_prefix("Collective test starting:") {
             self.op = name.trim().parse().ok();
             self.layout = None;
+            self.stated = Stated::default();
         }
     }
 
@@ -283,8 +321,11 @@ impl Reader {
                 side.iter().find(|(known, _)| *known == column).and_then(|(_, value)| *value)
             };
             let host_time = side.iter().any(|(column, _)| *column == Column::HostTime);
+            let time = number(if host_time { Column::HostTime } else { Column::Time });
+            let (p50_us, mean_us) = if self.is_own() { (time, None) } else { (None, time) };
             let times = Times {
-                mean_us: number(if host_time { Column::HostTime } else { Column::Time }),
+                p50_us,
+                mean_us,
                 min_us: number(Column::Min),
                 max_us: number(Column::Max),
                 p99_us: number(Column::P99),
@@ -305,9 +346,9 @@ impl Reader {
                 ranks: self.ranks,
                 bytes: cells.size,
                 in_place: *in_place,
-                algorithm: None,
-                transport: None,
-                ordered: None,
+                algorithm: self.stated.algorithm.clone(),
+                transport: self.stated.transport.clone(),
+                ordered: self.stated.ordered,
             };
             let wrong = number(Column::Wrong);
             self.report.rows.push(Row {
@@ -319,6 +360,25 @@ impl Reader {
             });
         }
     }
+}
+
+/// `N ranks, TRANSPORT, ALGORITHM, ordered`, of which only the first is always there.
+fn stated(body: &str) -> Stated {
+    let mut stated = Stated::default();
+    for word in body.split(',').skip(1).map(str::trim) {
+        match word {
+            "ordered" => stated.ordered = Some(true),
+            "unordered" => stated.ordered = Some(false),
+            word if stated.transport.is_none() => stated.transport = Some(word.to_owned()),
+            word => stated.algorithm = Some(word.to_owned()),
+        }
+    }
+    stated
+}
+
+/// `2.30.7`
+fn is_version(word: &str) -> bool {
+    word.contains('.') && word.split('.').all(|part| part.parse::<u64>().is_ok())
 }
 
 #[cfg(test)]
