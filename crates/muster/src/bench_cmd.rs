@@ -29,6 +29,7 @@ pub fn run(command: BenchCommand) -> Result<Exit, CliError> {
 }
 
 fn bench(args: &BenchArgs) -> Result<Bench, CliError> {
+    check(&args.files)?;
     let device = Device::new(args.device, method::threads(args.threads))?;
     let repeat = Repeat { warmup: args.warmup, iterations: args.iterations as usize };
     Ok(Bench::new(device, repeat)?)
@@ -130,6 +131,13 @@ fn finish<R: Row>(
     let written = write(&args.files, [&|| report.json(), &|| report.csv(), &|| report.svg()]);
     say(&report.table())?;
     written.map(|()| Exit::Ok)
+}
+
+/// Whether the files can be written, before anything is measured.
+fn check(files: &ReportArgs) -> Result<(), CliError> {
+    let ReportArgs { json, csv, svg } = files;
+    let flags = [("--json", json), ("--csv", csv), ("--svg", svg)];
+    out_file::check_all(flags.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?))))
 }
 
 /// A report in one of its forms.

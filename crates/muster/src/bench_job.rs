@@ -35,7 +35,7 @@ use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::reach::among_hosts;
-use crate::train_cmd::signals::{Signals, die_with_parent};
+use crate::train_cmd::signals::{Ending, Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
 
@@ -71,13 +71,30 @@ pub struct Asked<'a> {
 
 /// The ranks as they were started.
 pub struct Ran {
-    pub exit: Exit,
+    /// How they ended; what was told by then is true either way.
+    pub ended: Result<Exit, CliError>,
     pub place: Place,
     pub world: usize,
     pub threads: usize,
     /// Which CPUs this host's ranks were bound to, or why to none.
     pub cpus: String,
 }
+
+impl Ran {
+    /// Whether Ctrl-C or a request to stop came before they had done all.
+    pub fn was_stopped(&self) -> bool {
+        matches!(self.ended, Ok(Exit::Interrupted | Exit::Peer))
+    }
+}
+
+/// What is said where a signal ends it before the ranks run, or a second one while it tidies up. A
+/// benchmark does not go on when it is run again, so that a request to stop is no
+/// [`Exit::Preempted`], which schedulers requeue.
+const ENDING: Ending = Ending {
+    early: "stopped before anything was measured",
+    at_once: "stopped at once; files may not have been written",
+    asked: Exit::Peer,
+};
 
 /// What is decided for the workers, in a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,17 +163,19 @@ pub fn measure(
         .inspect_err(|error| absence.report_error(error, address::Start::Never))?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
-    let words = match asked.trace {
-        None => "stopped; nothing was written",
-        Some(_) => "stopped; nothing was written but parts of the trace (muster trace merge)",
-    };
-    let signals = Signals::watch(WarnSignal::Usr1, words, move || {
+    let signals = Signals::watch(WarnSignal::Usr1, ENDING, move || {
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;
     let mut start = address::Start::Never;
-    let ended = supervise(asked, planned, &folder, &signals, (&mut start, tell));
-    ended.inspect_err(|error| absence.report_error(error, start))
+    let ran = supervise(asked, planned, &folder, &signals, (&mut start, tell))
+        .inspect_err(|error| absence.report_error(error, start))?;
+    match &ran.ended {
+        Err(error) => absence.report_error(error, start),
+        Ok(_) if ran.was_stopped() => absence.report("it was asked to stop", start),
+        Ok(_) => {}
+    }
+    Ok(ran)
 }
 
 /// Of one start, gone with it.
@@ -231,13 +250,8 @@ fn supervise(
 ) -> Result<Ran, CliError> {
     let Planned { task, place, world, threads, cpus, addresses, name, secret, tls } = planned;
     let JobSecret { secret, warning } = secret;
-    // Strangers have no certificate either.
-    let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
-    let warning = warning.filter(|_| place.node == 0);
-    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
+    warn_of_secret(warning, &tls, &place);
     addresses.try_out(place.node)?;
-    let begin = |path| Traced::begin(path, (place.node, place.nodes), None, place.ranks.clone());
-    let traced = asked.trace.map(begin).transpose()?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
@@ -246,15 +260,13 @@ fn supervise(
     let over_tcp = asked.backend == BackendArg::Tcp;
     let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
     #[cfg(target_os = "linux")]
-    let memory = (asked.backend == BackendArg::Shm)
-        .then_some(world)
-        .or(sharing)
-        .map(|ranks| comm::shm::SharedMemory::create(&name, ranks))
-        .transpose()?;
+    let memory = shared_memory(asked, &name, world, sharing)?;
     #[cfg(target_os = "linux")]
     let shared_memory = memory.as_ref().map(comm::shm::SharedMemory::descriptor);
     #[cfg(not(target_os = "linux"))]
     let shared_memory = None;
+    let nodes = (place.node, place.nodes);
+    let traced = asked.trace.map(|path| Traced::new(path, nodes, None, place.ranks.clone()));
     let job = Job {
         name,
         world,
@@ -276,11 +288,14 @@ fn supervise(
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
     std::fs::write(&file, text).map_err(failed)?;
     place.says_it_joins(&job.rendezvous, world, "shows the results");
-    let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)?;
+    let traced = traced.map(Traced::begin).transpose()?;
+    signals.begin_training();
+    let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)
+        .inspect_err(|_| end_trace(traced.as_ref()))?;
     *start = address::Start::Tried;
     let timeout = Duration::from_millis(asked.timeout_ms);
-    let step_timeout = Some(timeout);
-    let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };
+    let work = Work::Benchmark;
+    let limits = Limits { work, timeout, step_timeout: Some(timeout), call: timeout };
     let waits = place.waits(&job.rendezvous, asked.timeout_ms);
     let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
@@ -290,20 +305,47 @@ fn supervise(
         *start = address::Start::Met;
     }
     address::stay_for_the_late(server.as_ref(), &ended);
-    // Who does not want to wait has the parts, which `muster trace merge` joins.
-    if !matches!(ended, Ok(Ended::AtOnce)) {
-        let wrong = traced.iter().flat_map(Traced::end);
-        wrong.for_each(|what| complain(&format!("warning: {what}")));
+    // No rank writes any more.
+    drop(watch);
+    end_trace(traced.as_ref());
+    let ended = ended.map(|ended| exit_of(&ended, signals, &place));
+    Ok(Ran { ended, place, world, threads, cpus: job.cpus.why })
+}
+
+/// Puts the trace together, and says what is wrong with it.
+fn end_trace(traced: Option<&Traced>) {
+    let wrong = traced.into_iter().flat_map(Traced::end);
+    wrong.for_each(|what| complain(&format!("warning: {what}")));
+}
+
+fn exit_of(ended: &Ended, signals: &Signals, place: &Place) -> Exit {
+    match ended {
+        Ended::Done(exit) => {
+            place.says_it_is_done();
+            *exit
+        }
+        Ended::AtOnce | Ended::BeforeTraining if signals.interrupts() > 0 => Exit::Interrupted,
+        Ended::AtOnce | Ended::BeforeTraining => ENDING.asked,
     }
-    let exit = match ended? {
-        Ended::Done(exit) => exit,
-        Ended::AtOnce => signals.at_once(),
-        Ended::BeforeTraining => signals.before_training(),
-    };
-    if place.node > 0 {
-        place.says_it_is_done();
-    }
-    Ok(Ran { exit, place, world, threads, cpus: job.cpus.why })
+}
+
+/// Says on node 0 what is wrong with the secret, unless strangers have no certificate either.
+fn warn_of_secret(secret: Option<String>, tls: &JobTls, place: &Place) {
+    let warning = tls.warning.clone().or(secret.filter(|_| tls.tls.is_none()));
+    let warning = warning.filter(|_| place.node == 0);
+    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
+}
+
+/// The memory that ranks of one host share, if they do.
+#[cfg(target_os = "linux")]
+fn shared_memory(
+    asked: &Asked,
+    name: &str,
+    world: usize,
+    sharing: Option<usize>,
+) -> Result<Option<comm::shm::SharedMemory>, CliError> {
+    let ranks = (asked.backend == BackendArg::Shm).then_some(world).or(sharing);
+    Ok(ranks.map(|ranks| comm::shm::SharedMemory::create(name, ranks)).transpose()?)
 }
 
 /// Runs one rank.

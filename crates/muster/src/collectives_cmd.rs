@@ -3,7 +3,11 @@
 //! ```text
 //! bench_job: ranks ─▶ rows of rank 0 ─▶ progress ─▶ curves ─▶ table, JSON, CSV, SVG, links
 //! ```
+//!
+//! A run that ends early, for whatever reason, shows and writes what it has measured by then,
+//! marked as incomplete. It writes no links: a table for trainings is of a whole run.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bench::collectives::bucket::Bounds;
@@ -15,13 +19,15 @@ use device::{Device, DeviceKind};
 use kernels::gpu::bandwidth::Traffic;
 
 use crate::bench_cmd::{self, Form};
-use crate::bench_job::{self, Asked, Task};
-use crate::cli::{BackendArg, CollectivesArgs};
+use crate::bench_job::{self, Asked, Ran, Task};
+use crate::cli::{BackendArg, CollectivesArgs, ReportArgs};
 use crate::console::CaseProgress;
 use crate::error::{CliError, Exit};
 use crate::links_file;
 use crate::method;
+use crate::out_file;
 use crate::output::{complain, say};
+use crate::trace::Traced;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::room;
 use crate::train_cmd::watch::Told;
@@ -40,9 +46,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     let memory = std::cell::Cell::new(None);
     let task = |place: &Place, world| {
         let plan = plan(args, place, world)?;
-        if let Some(path) = &args.links {
-            links_file::check(path, place.nodes)?;
-        }
+        check_files(args, place)?;
         rows.set(plan.rows()?);
         // Before the ranks use it.
         memory.set(memory_gb_per_s(args, place)?);
@@ -71,15 +75,72 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
             },
         )?;
     drop(progress);
+    report.complete = report.rows.len() == rows.get();
     if ran.place.node > 0 {
-        return Ok(ran.exit);
+        if ran.was_stopped() {
+            complain("stopped; node 0 has what was measured");
+        }
+        return ran.ended;
+    }
+    if !tell_if_early(&report, rows.get(), &ran) {
+        return ran.ended;
     }
     (report.ranks, report.threads) = (Some(ran.world), Some(ran.threads));
     report.cpus = Some(ran.cpus);
-    report.complete = report.rows.len() == rows.get();
     let roof = Roof::of(&report, args.link, memory.get());
     report.curves = curve::of_rows(&report.rows, &roof, bounds);
-    finish(args, &report, &roof)
+    let shown = finish(args, &report, &roof);
+    match ran.ended {
+        Ok(Exit::Ok) => shown,
+        Ok(exit) => shown.map(|_| exit),
+        Err(error) => {
+            // The first cause comes last.
+            let _ = shown.inspect_err(|also| complain(&also.to_string()));
+            Err(error)
+        }
+    }
+}
+
+/// Says how far a run came that ended early; whether there is anything to show.
+fn tell_if_early(report: &Report, of: usize, ran: &Ran) -> bool {
+    if report.complete {
+        return true;
+    }
+    let why = if ran.was_stopped() { "stopped" } else { "the run ended early" };
+    let (done, of) = (report.rows.len(), crate::console::plural(of, "case"));
+    complain(&match done {
+        0 => format!("{why}: nothing was measured, and no file is written"),
+        done => format!("{why}: {done} of {of} measured; what is shown and written is incomplete"),
+    });
+    done > 0
+}
+
+/// Whether what was asked for can be written, before anything is measured. Node 0 writes it, and
+/// each node its own trace.
+fn check_files(args: &CollectivesArgs, place: &Place) -> Result<(), CliError> {
+    let ReportArgs { json, csv, svg } = &args.files;
+    let flags = [("--json", json), ("--csv", csv), ("--svg", svg), ("--links", &args.links)];
+    let asked = flags.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?)));
+    let mut files: Vec<(&str, &Path)> = asked.collect();
+    if place.node > 0 {
+        let flags: Vec<&str> = files.drain(..).map(|(flag, _)| flag).collect();
+        if !flags.is_empty() {
+            complain(&format!("{}: node 0 writes it, not this node", flags.join(", ")));
+        }
+    } else if let Some(path) = &args.links {
+        links_file::check(path, place.nodes)?;
+        files.retain(|(flag, path)| *flag != "--links" || !links_file::is_auto(path));
+    }
+    let nodes = (place.node, place.nodes);
+    let traced = args.trace.as_deref().map(|path| Traced::new(path, nodes, None, 0..0));
+    out_file::check_all(files.iter().copied())?;
+    let Some(traced) = traced else { return Ok(()) };
+    traced.check()?;
+    match traced.file().parent().is_some_and(|dir| dir.as_os_str().is_empty() || dir.exists()) {
+        true => out_file::check_all(files.into_iter().chain([("--trace", traced.file())])),
+        // It is made later, and nothing else lies in it.
+        false => Ok(()),
+    }
 }
 
 /// Of a curve's bucket: what is hidden beside Newton–Schulz, where that was measured.
@@ -192,9 +253,21 @@ fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, 
         };
         plot::svg(report)?.ok_or_else(nothing)
     };
+    let mut files = args.files.clone();
+    if !report.complete && matches!(plot::svg(report), Ok(None)) {
+        // Nothing to draw was measured so far, which is nobody's mistake.
+        files.svg = None;
+    }
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
-    let written = bench_cmd::write(&args.files, forms);
-    let linked = args.links.as_deref().map_or(Ok(()), |path| links_file::write(path, report));
+    let written = bench_cmd::write(&files, forms);
+    let linked = match args.links.as_deref() {
+        Some(path) if report.complete => links_file::write(path, report),
+        Some(path) => {
+            complain(&format!("--links {}: not written, the run ended early", path.display()));
+            Ok(())
+        }
+        None => Ok(()),
+    };
     let curves = curve::text(&report.curves, roof);
     say((table::table(report) + &table::overlaps(report) + &curves).trim_end())?;
     let link_gb_per_s = match roof {

@@ -24,6 +24,8 @@ pub enum Exit {
     Bug,
     /// Told to stop and saved: run again to go on (`EX_TEMPFAIL`, which schedulers requeue).
     Preempted,
+    /// Ctrl-C: what the shell calls a program that SIGINT has ended.
+    Interrupted,
 }
 
 impl Exit {
@@ -36,6 +38,7 @@ impl Exit {
             Exit::Peer => 3,
             Exit::Bug => 70,
             Exit::Preempted => 75,
+            Exit::Interrupted => 130,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::cli::{BackendArg, LinksArgs};
 use crate::error::{CliError, Exit};
 use crate::out_file;
 use crate::output::{complain, say};
+use crate::train_cmd::place::Place;
 use crate::train_cmd::watch::Told;
 
 /// Measures.
@@ -31,7 +32,14 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
         trace: None,
     };
     let plan = pairs::Plan { message_bytes: args.size as usize, messages: args.messages as usize };
-    let task = |_: &_, _| Ok(Task::Pairs(plan));
+    let task = |place: &Place, _| {
+        let files = [("--json", &args.json), ("--csv", &args.csv)];
+        let asked = files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?)));
+        if place.node == 0 {
+            out_file::check_all(asked)?;
+        }
+        Ok(Task::Pairs(plan))
+    };
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     let mut measured = None;
     let ran =
@@ -45,8 +53,13 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
                 _ => {}
             },
         )?;
-    // Host 0 shows it; whoever was stopped has nothing.
-    let Some(Measured { hosts, seats, edges }) = measured else { return Ok(ran.exit) };
+    // Host 0 shows it, and all of it or nothing.
+    let Some(Measured { hosts, seats, edges }) = measured else {
+        if !matches!(ran.ended, Ok(Exit::Ok)) {
+            complain("the run ended early; nothing was written");
+        }
+        return ran.ended;
+    };
     let report = Report {
         pairs: pairs::report::SCHEMA_VERSION,
         command: Some(bench_cmd::command()),

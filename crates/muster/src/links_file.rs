@@ -52,13 +52,18 @@ pub fn name(host: &str, transport: &str, ranks: usize) -> String {
     format!("{host}-{transport}-{ranks}.json")
 }
 
+/// Whether `--links` names the cache.
+pub fn is_auto(links: &Path) -> bool {
+    links == Path::new(AUTO)
+}
+
 /// Whether what `--links` names can be written, before anything is measured.
 ///
 /// # Errors
 /// A directory, or a cache that is not known or that several hosts do not share.
 pub fn check(links: &Path, nodes: usize) -> Result<(), CliError> {
-    if links != Path::new(AUTO) {
-        return out_file::place(links).map(|_| ());
+    if !is_auto(links) {
+        return out_file::check(links).map(|_| ());
     }
     if nodes > 1 {
         return Err(CliError::mistake(
@@ -85,7 +90,7 @@ pub fn write(links: &Path, report: &Report) -> Result<(), CliError> {
             "--links: no case has a fit, which takes three sizes or more (--min, --max, --factor)",
         ));
     }
-    if links != Path::new(AUTO) {
+    if !is_auto(links) {
         return out_file::write(links, table.to_json()?.as_bytes());
     }
     let (Some(cache), [host]) = (cache(), &table.hosts[..]) else {

@@ -55,6 +55,61 @@ pub fn place(path: &Path) -> Result<Place, CliError> {
     }
 }
 
+/// Finds out whether a file can be written there later, and leaves nothing behind. Pipes and
+/// devices are not opened: that would already be a writer's coming and going.
+///
+/// # Errors
+/// As [`place`]; its directory is missing, or takes no new file.
+pub fn check(path: &Path) -> Result<Place, CliError> {
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        let path = path.display();
+        return Err(CliError::mistake(format!(
+            "{path} is a directory's name; name a file to write"
+        )));
+    }
+    let place = place(path)?;
+    let Place::Regular(file) = &place else { return Ok(place) };
+    let parent = parent_of(file);
+    if !parent.exists() {
+        let (path, parent) = (path.display(), parent.display());
+        return Err(CliError::mistake(format!(
+            "cannot write {path}: there is no directory {parent}; make it first (mkdir -p {parent})"
+        )));
+    }
+    let tried = match tempfile::tempfile_in(parent) {
+        // As it is written then.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && file.exists() => {
+            File::options().write(true).open(file).map(|_| ())
+        }
+        tried => tried.map(|_| ()),
+    };
+    tried.map(|()| place).map_err(|error| CliError::file("write", path, &error))
+}
+
+/// Checks the files that flags name: each can be written, and no two are the same.
+///
+/// # Errors
+/// As [`check`]; or both flags and the file.
+pub fn check_all<'a>(files: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<(), CliError> {
+    let mut known: Vec<(&str, PathBuf)> = Vec::new();
+    for (flag, path) in files {
+        let named =
+            |error: CliError| CliError { message: format!("{flag}: {}", error.message), ..error };
+        let Place::Regular(file) = check(path).map_err(named)? else { continue };
+        let parent = parent_of(&file);
+        let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+        let file = parent.join(file.file_name().unwrap_or_default());
+        if let Some((other, _)) = known.iter().find(|(_, known)| *known == file) {
+            return Err(CliError::mistake(format!(
+                "{other} and {flag} both name {}; give each a file of its own",
+                path.display()
+            )));
+        }
+        known.push((flag, file));
+    }
+    Ok(())
+}
+
 /// The regular file that `path` stands for.
 ///
 /// # Errors
@@ -125,10 +180,7 @@ fn print(path: &Path, fill: Fill) -> std::io::Result<()> {
 /// Makes a new file and has it take the place of the old one, if there is one. Where none can be
 /// made beside it, the old one is overwritten.
 fn replace(file: &Path, fill: Fill) -> std::io::Result<()> {
-    let parent = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent_of(file);
     let old = std::fs::metadata(file).as_ref().map(Metadata::permissions).ok();
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".part");
@@ -146,6 +198,11 @@ fn replace(file: &Path, fill: Fill) -> std::io::Result<()> {
         new.as_file().set_permissions(old)?;
     }
     new.persist(file).map(|_| ()).map_err(|error| error.error)
+}
+
+/// The directory of a file.
+fn parent_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Opens a device or pipe, without waiting for a reader that may never come.
@@ -235,6 +292,34 @@ mod tests {
         assert!(error.message.contains("is a directory"), "{error}");
         let error = regular(Path::new("/dev/null")).unwrap_err();
         assert!(error.message.contains("is a character device"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_later_is_known_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("old"), "old").unwrap();
+        symlink("old", at("link")).unwrap();
+        check(&at("new")).unwrap();
+        check(&at("old")).unwrap();
+        check(Path::new("/dev/full")).unwrap();
+        assert_eq!(std::fs::read_to_string(at("old")).unwrap(), "old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        for (path, words) in [
+            (at(""), "is a directory"),
+            (at("sub/"), "is a directory's name; name a file"),
+            (at("gone/new"), "there is no directory"),
+            (at("old/new"), "Not a directory"),
+            (PathBuf::from("/proc/new"), "cannot write /proc/new: "),
+        ] {
+            let error = check(&path).unwrap_err();
+            assert!(error.exit.code() == 2 && error.message.contains(words), "{error}");
+        }
+        let (old, link, new) = (at("old"), at("link"), at("new"));
+        check_all([("--json", &*old), ("--csv", &*new)]).unwrap();
+        check_all([("--json", Path::new("/dev/null")), ("--csv", Path::new("/dev/null"))]).unwrap();
+        let error = check_all([("--json", &*old), ("--csv", &*link)]).unwrap_err();
+        assert!(error.message.starts_with("--json and --csv both name "), "{error}");
     }
 
     #[test]

@@ -113,7 +113,8 @@ fn title(report: &Report) -> String {
         _ => format!(", {} hosts", hosts.len()),
     };
     let transport = report.transport.as_ref().map_or(String::new(), |t| format!(" over {t}"));
-    format!("{}{transport}{place}", ops.join(", "))
+    let early = if report.complete { "" } else { " (incomplete: the run ended early)" };
+    format!("{}{transport}{place}{early}", ops.join(", "))
 }
 
 fn draw(title: &str, lines: &[Line], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {

@@ -156,11 +156,13 @@ impl Report {
         schemars::schema_for!(Report).to_value()
     }
 
-    /// One line per tuple of independent variables, which come first.
+    /// One line per tuple of independent variables, which come first. Whether the run was complete
+    /// is the same in all of them.
     pub fn csv(&self) -> String {
         let mut csv = String::new();
         for (index, row) in self.rows.iter().enumerate() {
-            let cells = [row.key.fields().to_vec(), measured(row)].concat();
+            let run = vec![("run_complete", self.complete.to_string())];
+            let cells = [row.key.fields().to_vec(), measured(row), run].concat();
             if index == 0 {
                 csv += &line(cells.iter().map(|(name, _)| *name));
             }

@@ -80,6 +80,9 @@ pub fn table(report: &Report) -> String {
     if let Some(cpus) = &report.cpus {
         let _ = writeln!(text, "# cpus {cpus}");
     }
+    if !report.complete {
+        text += "# incomplete: the run ended before its last case\n";
+    }
     let mut sections: Vec<(Key, Vec<&Row>)> = Vec::new();
     for row in &report.rows {
         let key = section(&row.key);
@@ -348,6 +351,8 @@ mod tests {
             let all = table(&report) + &curves + &overlaps(&full());
             let read = crate::collectives::read::read(all.as_bytes()).unwrap();
             assert!(read.complete);
+            let early = table(&Report { complete: false, ..report.clone() });
+            assert!(!crate::collectives::read::read(early.as_bytes()).unwrap().complete);
             assert_eq!(read.rows.len(), report.rows.len());
             for expected in &report.rows {
                 let same = |row: &&Row| row.key.agrees(&expected.key);

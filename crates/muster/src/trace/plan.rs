@@ -82,25 +82,53 @@ pub struct Traced {
     file: PathBuf,
     plan: Plan,
     ranks: Range<usize>,
+    /// Directories that were not there, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl Traced {
-    /// Makes room for the parts of these ranks of host `node` of `nodes`, and removes those of a
-    /// run before. The file is that of `path` ([`file()`]).
-    ///
-    /// # Errors
-    /// No file can be written there.
-    pub fn begin(
+    /// Of these ranks of host `node` of `nodes`. The file is that of `path` ([`file()`]).
+    pub fn new(
         path: &Path,
         (node, nodes): (usize, usize),
         steps: Option<Steps>,
         ranks: Range<usize>,
-    ) -> Result<Traced, CliError> {
+    ) -> Traced {
         let file = file(path, node, nodes);
-        crate::out_file::place(&file)?;
         let mut parts = OsString::from(&file);
         parts.push(".parts");
         let plan = Plan { parts: parts.into(), steps };
+        Traced { file, plan, ranks, made: Vec::new() }
+    }
+
+    /// Whether the file can be written, without making anything.
+    ///
+    /// # Errors
+    /// It cannot, or a directory that is missing cannot be made.
+    pub fn check(&self) -> Result<(), CliError> {
+        crate::out_file::place(&self.file)?;
+        let there = self.plan.parts.ancestors().skip(1).find(|dir| is_there(dir));
+        // Of a name alone it is the present directory.
+        let there = there.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let failed = |error| CliError::file("write", &self.file, &error);
+        tempfile::tempfile_in(there).map(|_| ()).map_err(failed)
+    }
+
+    /// The file that the trace becomes.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Makes room for the parts, and removes those of a run before.
+    ///
+    /// # Errors
+    /// No file can be written there.
+    pub fn begin(self) -> Result<Traced, CliError> {
+        let Traced { file, plan, ranks, .. } = self;
+        crate::out_file::place(&file)?;
+        let ancestors = plan.parts.ancestors();
+        let made: Vec<PathBuf> =
+            ancestors.take_while(|dir| !is_there(dir)).map(Path::to_owned).collect();
         std::fs::create_dir_all(&plan.parts)
             .map_err(|error| CliError::file("make the directory", &plan.parts, &error))?;
         for part in ranks.clone().map(|rank| plan.part(rank)) {
@@ -111,7 +139,7 @@ impl Traced {
                 _ => {}
             }
         }
-        Ok(Traced { file, plan, ranks })
+        Ok(Traced { file, plan, ranks, made })
     }
 
     /// What the ranks are told.
@@ -120,7 +148,8 @@ impl Traced {
     }
 
     /// Merges the parts, if ranks came so far, and tells where the trace is; returns what is wrong
-    /// with it. Parts that could not be merged stay where they are.
+    /// with it. Parts that could not be merged stay where they are; where there were none, no
+    /// directory is left that was not there before.
     pub fn end(&self) -> Vec<String> {
         let parts = self.ranks.clone().map(|rank| self.plan.part(rank));
         let parts: Vec<PathBuf> = parts.filter(|part| part.exists()).collect();
@@ -137,7 +166,12 @@ impl Traced {
             let _ = std::fs::remove_file(part);
         }
         let _ = std::fs::remove_dir(&self.plan.parts);
-        let Some(merged) = merged else { return Vec::new() };
+        let Some(merged) = merged else {
+            for dir in &self.made {
+                let _ = std::fs::remove_dir(dir);
+            }
+            return Vec::new();
+        };
         let (file, ranks) = (self.file.display(), plural(merged.ranks(), "rank"));
         tell(&format!(
             "trace of {ranks}, {} spans: {file} (open it in ui.perfetto.dev)",
@@ -145,6 +179,11 @@ impl Traced {
         ));
         merged.warnings(self.ranks.len())
     }
+}
+
+/// Of a name alone the last ancestor is empty, and is the present directory.
+fn is_there(dir: &Path) -> bool {
+    dir.as_os_str().is_empty() || dir.exists()
 }
 
 /// The file of host `node` of `nodes`: `path` itself if it ends in `.json` or `.json.gz`, else
@@ -187,6 +226,25 @@ mod tests {
         assert_eq!(Steps::after(100), Steps { first: 103, last: 112 });
         let steps = Steps { first: 2, last: 3 };
         assert_eq!([1, 2, 3, 4].map(|step| steps.contains(step)), [false, true, true, false]);
+    }
+
+    #[test]
+    fn nothing_is_left_where_no_rank_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let traced = || Traced::new(&dir.path().join("a/b/t.json"), (0, 1), None, 0..2);
+        traced().check().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let begun = traced().begin().unwrap();
+        assert!(dir.path().join("a/b/t.json.parts").is_dir());
+        assert_eq!(begun.end(), [""; 0]);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What was there before stays.
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        traced().begin().unwrap().end();
+        assert!(dir.path().join("a").is_dir() && !dir.path().join("a/b").exists());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let below = Traced::new(&dir.path().join("file/t.json"), (0, 1), None, 0..2);
+        assert_eq!(below.check().unwrap_err().exit.code(), 2);
     }
 
     #[test]

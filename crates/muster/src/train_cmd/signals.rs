@@ -10,6 +10,9 @@
 //! SIGHUP (the terminal is closed), SIGXCPU (the limit of CPU time is near) and the signal that a
 //! scheduler warns with are requests to stop like SIGTERM. One that was ignored when the program
 //! started, as `nohup` does with SIGHUP, stays ignored.
+//!
+//! What ends with the process, and the exit code of a request to stop, differ by command
+//! ([`Ending`]): a training goes on when it is run again, a benchmark begins anew.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,14 +24,33 @@ use train::config::WarnSignal;
 use crate::error::{CliError, Exit};
 use crate::limits;
 
-/// What the shell calls a program that Ctrl-C has ended.
-const INTERRUPTED: i32 = 130;
-
 /// How long the watch may take to end the ranks in good order after a second Ctrl-C.
 const ORDERLY: Duration = Duration::from_millis(300);
 
 /// Every signal that may be counted.
 const ALL: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1, SIGUSR2];
+
+/// How a signal ends the process where it does not wait for the ranks.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending {
+    /// What is said before the ranks run.
+    pub early: &'static str,
+    /// What is said after a second Ctrl-C.
+    pub at_once: &'static str,
+    /// Of a request to stop before the ranks run; Ctrl-C has an exit code of its own.
+    pub asked: Exit,
+}
+
+impl Default for Ending {
+    /// Of a training.
+    fn default() -> Ending {
+        Ending {
+            early: "stopped before training began",
+            at_once: "stopped at once; checkpoints that were saved are intact",
+            asked: Exit::Preempted,
+        }
+    }
+}
 
 /// How often each signal has come.
 #[derive(Clone, Default)]
@@ -37,8 +59,7 @@ pub struct Signals {
     terminations: Arc<AtomicUsize>,
     /// Ranks run, so that there is something to save.
     training: Arc<AtomicBool>,
-    /// What is said when it ends before.
-    too_early: &'static str,
+    ending: Ending,
 }
 
 impl Signals {
@@ -71,13 +92,13 @@ impl Signals {
     /// The system refuses.
     pub fn watch(
         warn: WarnSignal,
-        too_early: &'static str,
+        ending: Ending,
         leave: impl Fn() + Send + 'static,
     ) -> Result<Signals, CliError> {
         // Asked before any of them has a handler.
         let counted = counted(warn);
         // Counted before the thread hears of it.
-        let signals = Signals { too_early, ..Signals::count(warn)? };
+        let signals = Signals { ending, ..Signals::count(warn)? };
         let incoming = signal_hook::iterator::Signals::new(counted);
         let mut incoming = incoming.map_err(cannot_watch)?;
         let known = signals.clone();
@@ -109,13 +130,13 @@ impl Signals {
     }
 
     fn end_early(&self, interrupted: bool) -> ! {
-        let code = if interrupted { INTERRUPTED } else { Exit::Preempted.code().into() };
-        end(self.too_early, code)
+        let exit = if interrupted { Exit::Interrupted } else { self.ending.asked };
+        end(self.ending.early, exit)
     }
 
     /// Ends the process after a second Ctrl-C.
     pub fn at_once(&self) -> ! {
-        end("stopped at once; checkpoints that were saved are intact", INTERRUPTED)
+        end(self.ending.at_once, Exit::Interrupted)
     }
 
     pub fn interrupts(&self) -> usize {
@@ -132,7 +153,7 @@ fn cannot_watch(error: std::io::Error) -> CliError {
 }
 
 /// Ends the process with a last word, which only the first thread that comes here says.
-fn end(word: &str, code: i32) -> ! {
+fn end(word: &str, exit: Exit) -> ! {
     static ENDING: AtomicBool = AtomicBool::new(false);
     if ENDING.swap(true, Ordering::AcqRel) {
         loop {
@@ -141,7 +162,7 @@ fn end(word: &str, code: i32) -> ! {
     }
     crate::console::restore_terminal();
     crate::output::complain(word);
-    std::process::exit(code);
+    std::process::exit(exit.code().into());
 }
 
 /// The signals that are counted when a scheduler warns with `warn`.

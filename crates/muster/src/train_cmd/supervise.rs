@@ -21,7 +21,7 @@ use super::mesh;
 use super::offload;
 use super::place::{Place, Share};
 use super::room;
-use super::signals::Signals;
+use super::signals::{Ending, Signals};
 use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
 use crate::config::{Loaded, Override};
@@ -77,7 +77,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
-    let signals = Signals::watch(warn_signal, "stopped before training began", move || {
+    let signals = Signals::watch(warn_signal, Ending::default(), move || {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);
     })?;
@@ -256,7 +256,7 @@ fn conclude(
 fn traced(args: &TrainArgs, place: &Place) -> Result<Option<Traced>, CliError> {
     let begin = |path| {
         let nodes = (place.node, place.nodes);
-        Traced::begin(path, nodes, args.trace_steps, place.ranks.clone())
+        Traced::new(path, nodes, args.trace_steps, place.ranks.clone()).begin()
     };
     args.trace.as_deref().map(begin).transpose()
 }

@@ -172,8 +172,8 @@ fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>, work: Work) -> Stri
     let several_hosts = elsewhere.is_none_or(|elsewhere| elsewhere.world() > here);
     let stopped = if here > 1 || several_hosts { "The other ranks were stopped. " } else { "" };
     if work == Work::Benchmark {
-        let again = if several_hosts { "start all hosts again" } else { "run it again" };
-        return format!("{stopped}Nothing was written: {again} once the cause is mended.");
+        let again = if several_hosts { "Start all hosts again" } else { "Run it again" };
+        return format!("{stopped}{again} once the cause is mended.");
     }
     let again = match several_hosts {
         true => "once the cause is mended, start all hosts again; they continue",

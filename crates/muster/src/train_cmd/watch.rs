@@ -16,7 +16,7 @@ use comm::rendezvous::Server;
 use comm::{AwakeClock, Secret};
 use train::Event;
 
-use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW};
+use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW, Work};
 use super::line::Line;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub enum Ended {
     /// All of them; the exit code is theirs.
     Done(Exit),
-    /// The user did not want to wait.
+    /// The user did not want to wait, or a benchmark was asked to stop.
     AtOnce,
     /// The run was asked to stop while its ranks still waited for others.
     BeforeTraining,
@@ -81,8 +81,12 @@ struct Asked {
 }
 
 impl Asked {
-    /// Passes new signals on to the ranks; whether somebody does not want to wait for them.
-    fn is_too_much(&mut self, signals: &Signals, watch: &Watch) -> bool {
+    /// Passes new signals on to the ranks; whether somebody does not want to wait for them. Those
+    /// of a benchmark have nothing to finish.
+    fn is_too_much(&mut self, signals: &Signals, watch: &Watch, work: Work) -> bool {
+        if work == Work::Benchmark {
+            return signals.interrupts() + signals.terminations() > 0;
+        }
         if signals.interrupts() > self.interrupts {
             self.interrupts = signals.interrupts();
             if self.interrupts > 1 {
@@ -161,7 +165,12 @@ impl Watch {
             {
                 crate::output::tell(&words);
             }
-            if asked.is_too_much(signals, self) {
+            if asked.is_too_much(signals, self, limits.work) {
+                if limits.work == Work::Benchmark {
+                    // What it has told so far counts.
+                    self.drain(tell);
+                    self.tell_of_stop(server);
+                }
                 self.kill();
                 return Ok(Ended::AtOnce);
             }
@@ -244,6 +253,16 @@ impl Watch {
             }
         }
         lost
+    }
+
+    /// Tells the ranks of other hosts why those of this one end.
+    fn tell_of_stop(&self, server: Option<&Server>) {
+        let Some(server) = server.filter(|server| server.world() > self.ranks.len()) else {
+            return;
+        };
+        for rank in self.ranks.iter().filter(|rank| rank.seen.end.is_none()) {
+            server.report_exit(rank.seen.rank, "it was asked to stop");
+        }
     }
 
     /// Tells the ranks of all hosts who of `dead` is at fault; others have said whom they blame.

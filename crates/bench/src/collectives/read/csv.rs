@@ -17,7 +17,8 @@ pub const START: &str = "op,dtype,";
 /// Columns that every line needs.
 const NEEDED: [&str; 4] = ["op", "dtype", "bytes", "in_place"];
 
-/// Reads the CSV. A last line that is cut off makes the report incomplete.
+/// Reads the CSV. A last line that is cut off makes the report incomplete, as does a line of a run
+/// that was.
 ///
 /// # Errors
 /// [`BenchError::Read`]: a header without a column that is needed, or with one twice; a line with
@@ -48,7 +49,9 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
             let why = format!("{} cells where {} belong", cells.len(), names.len());
             return Err(refuse(index + 1, why));
         }
-        report.rows.push(Line { names: &names, cells, number: index + 1 }.row()?);
+        let line = Line { names: &names, cells, number: index + 1 };
+        report.complete &= line.of("run_complete")? != Some(false);
+        report.rows.push(line.row()?);
     }
     report.ranks = report.rows.iter().filter_map(|row| row.key.ranks).max();
     report.transport = report.rows.first().and_then(|row| row.key.transport.clone());
@@ -253,6 +256,14 @@ mod tests {
         let few = "op,dtype,bytes,in_place,p50_us\r\nall_reduce,f32,8,true,1.5\r\n";
         let row = &read(few).unwrap().rows[0];
         assert_eq!((row.times.p50_us, row.key.ranks, row.key.in_place), (Some(1.5), None, true));
+    }
+
+    #[test]
+    fn a_run_that_ended_early_says_so() {
+        let early = Report { complete: false, ..full() };
+        let read = read(&early.csv()).unwrap();
+        assert!(!read.complete);
+        assert_eq!(read.rows.len(), early.rows.len());
     }
 
     #[test]

@@ -174,6 +174,7 @@ impl Reader {
                 self.report.tool.name = MUSTER.to_owned();
                 self.report.tool.version = Some(version.to_owned()).filter(|v| is_version(v));
             }
+            (Some("incomplete:"), _) if self.is_own() => self.failed = true,
             (Some("cpus"), Some(_)) if self.is_own() => {
                 self.report.cpus = Some(body["cpus".len()..].trim().to_owned());
             }
