@@ -129,6 +129,25 @@ fn a_run_that_failed_by_its_own_word_is_not_fit_to_compare() {
 }
 
 #[test]
+fn a_row_that_a_message_tore_apart_is_named_and_the_file_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let good = log(&[(1 << 20, 100.0, "0"), (1 << 21, 200.0, "0"), (1 << 22, 400.0, "0")]);
+    put(dir, "good.log", &good);
+    let info = "node:4000:4000 [0] NCCL INFO a message";
+    let glued = good.replacen("     1048576", &format!("{info}     1048576"), 1);
+    put(dir, "mended.log", &glued.replacen("  400.00", &format!("  40{info}\n0.00"), 1));
+    let (code, table, stderr) = compare(dir, &["good.log", "mended.log"]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{table}");
+    assert!(table.ends_with("no change\n"), "{table}");
+    put(dir, "torn.log", &good.replacen("  200.00", &format!("  200.00 {info}"), 1));
+    let (code, table, stderr) = compare(dir, &["good.log", "torn.log", "--allow-missing"]);
+    assert_eq!(code, 0, "{table}{stderr}");
+    assert!(stderr.starts_with("warning: torn.log: line 14: a row that a message"), "{stderr}");
+    assert!(table.contains("MISSING"), "{table}");
+}
+
+#[test]
 fn mistakes_are_named_with_file_and_place() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -33,5 +33,8 @@ fn report(path: &Path) -> Result<Report, CliError> {
     for failure in &report.failures {
         complain(&format!("warning: {path}: its run failed: {failure}"));
     }
+    for skipped in &report.skipped {
+        complain(&format!("warning: {path}: {skipped}; it is not compared"));
+    }
     Ok(report)
 }

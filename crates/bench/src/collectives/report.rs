@@ -89,6 +89,9 @@ pub struct Report {
     /// What another program says of its own run that went wrong, with the place in its file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<String>,
+    /// Rows of a file that could not be put together, with their lines and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
     pub rows: Vec<Row>,
     /// What the rows of each case say together.
     #[serde(default)]
@@ -119,6 +122,7 @@ impl Report {
             libraries: BTreeMap::new(),
             complete: true,
             failures: Vec::new(),
+            skipped: Vec::new(),
             rows: Vec::new(),
             curves: Vec::new(),
         }

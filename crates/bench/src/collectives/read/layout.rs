@@ -62,7 +62,7 @@ pub struct Layout {
     pub timestamp: bool,
     /// With rccl-tests' `-A`: algorithm, protocol and channels at the end.
     pub choice: bool,
-    /// Where the root and each side end, from the end of the size: a message may break a row there.
+    /// Where each column ends, from the end of the size: a message may break a row there.
     breaks: Vec<usize>,
 }
 
@@ -98,18 +98,16 @@ impl Layout {
             }
         }
         let end = |at: usize, title: &str| at + title.len() - titles[0].0 - titles[0].1.len();
-        let mut breaks = vec![end(titles[4].0, titles[4].1)];
+        let mut breaks: Vec<usize> =
+            titles[1..KEYS.len()].iter().map(|(at, title)| end(*at, title)).collect();
         let mut sides: Vec<Vec<Column>> = Vec::new();
         let mut rest = titles[KEYS.len()..].iter().peekable();
         while let Some((at, title)) = rest.next_if(|(_, title)| Column::titled(title).is_some()) {
             let column = Column::titled(title).unwrap_or(Column::Time);
             if matches!(column, Column::Time | Column::HostTime) {
                 sides.push(Vec::new());
-                breaks.push(0);
             }
-            if let Some(last) = breaks.last_mut() {
-                *last = end(*at, title);
-            }
+            breaks.push(end(*at, title));
             match sides.last_mut() {
                 Some(side) => side.push(column),
                 None => return Err((*at, format!("column `{title}` before `time`"))),
@@ -148,10 +146,38 @@ impl Layout {
 
     /// The place within `word` at which a number ends and a message begins.
     pub fn cut(&self, line: &str, word: std::ops::Range<usize>) -> Option<usize> {
-        let (at, size) = words(line).next()?;
-        let size_end = at + size.len();
+        let size_end = size_end(line)?;
         let mut cuts = self.breaks.iter().map(|place| size_end + place);
         cuts.find(|cut| word.contains(cut) && *cut > word.start && line.is_char_boundary(*cut))
+    }
+
+    /// Whether a row reaches as far as its columns, so that its last number has lost no digits.
+    pub fn is_filled(&self, line: &str) -> bool {
+        let last = self.breaks.last().copied().unwrap_or(0);
+        size_end(line).is_some_and(|size_end| line.trim_end().len() >= size_end + last)
+    }
+
+    /// Whether more behind it may make this a row: its last word may be a part of one.
+    pub fn begins_row(&self, line: &str) -> bool {
+        let all: Vec<(usize, &str)> = words(line).collect();
+        let Some((_, whole)) = all.split_last() else { return false };
+        let is_number = |text: &str| text.parse::<u64>().is_ok();
+        let is_size = all.iter().take(2).all(|(_, word)| is_number(word));
+        let keys = whole.get(..KEYS.len()).is_none_or(|keys| keys_of(keys).is_ok());
+        let numbers = whole.get(KEYS.len()..).unwrap_or_default();
+        let numbers_max = self.sides.len() * self.columns.len();
+        let columns = self.columns.iter().cycle();
+        let mut cells = columns.zip(numbers).take(numbers_max);
+        let are_numbers = cells.all(|(column, word)| side_of(&[*column], &[*word]).is_ok());
+        is_size && keys && are_numbers && all.len() <= KEYS.len() + numbers_max
+    }
+
+    /// Where a row begins in what a message ends with, if one does: its first five words stand
+    /// nowhere else.
+    pub fn row_within(&self, text: &str) -> Option<usize> {
+        let all: Vec<(usize, &str)> = words(text).collect();
+        let row = all.windows(KEYS.len()).find(|keys| keys_of(keys).is_ok())?;
+        Some(row[0].0)
     }
 
     /// Reads a row, or `None` if it breaks off where it may: behind its root or its first side.
@@ -210,6 +236,11 @@ impl Layout {
         }
         (!cells.sides.is_empty()).then_some(cells)
     }
+}
+
+/// Where the first word ends.
+fn size_end(line: &str) -> Option<usize> {
+    words(line).next().map(|(at, size)| at + size.len())
 }
 
 /// Whether a replay left out the first side: it prints 32 blanks in its place.

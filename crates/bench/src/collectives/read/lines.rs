@@ -54,13 +54,15 @@ pub struct Message {
     pub start: usize,
     /// The word `HOST:PID:TID`, which that number may be the beginning of.
     pub word: Range<usize>,
+    /// Where its own text begins.
+    pub text: usize,
 }
 
 /// Finds a message; it goes to the end of its line.
 pub fn message(line: &str) -> Option<Message> {
     for opening in ["NCCL version ", "RCCL version "] {
         if line.trim_start().starts_with(opening) {
-            return Some(Message { start: 0, word: 0..0 });
+            return Some(Message { start: 0, word: 0..0, text: line.len() });
         }
     }
     let mark = MARKS.iter().filter_map(|mark| line.find(mark)).min()?;
@@ -70,8 +72,11 @@ pub fn message(line: &str) -> Option<Message> {
         let numbers = parts.next().is_some_and(is_number) && parts.next().is_some_and(is_number);
         numbers && parts.next().is_some_and(|host| !host.is_empty())
     });
-    let Some((at, word)) = word else { return Some(Message { start: 0, word: 0..0 }) };
-    Some(Message { start: stamp(&before[..at]).unwrap_or(at), word: at..at + word.len() })
+    let Some((at, word)) = word else {
+        return Some(Message { start: 0, word: 0..0, text: mark });
+    };
+    let start = stamp(&before[..at]).unwrap_or(at);
+    Some(Message { start, word: at..at + word.len(), text: mark })
 }
 
 /// Where the date begins that may stand before a message, `[2026-07-09 16:03:21] `.

@@ -14,6 +14,7 @@
 //! rccl-tests 2.17.9.
 
 mod csv;
+mod interleaved;
 mod json;
 mod layout;
 mod lines;

@@ -13,18 +13,20 @@
 //! This program's own tables have these columns, too, below `# muster VERSION`; their times are
 //! medians, and a line `# N ranks, TRANSPORT, ordered` stands above each.
 //!
-//! Several programs may follow each other. Known oddities: see [`super::lines`] and
-//! [`super::layout`]; #wrong is `N/A` where nothing was checked; the file may end anywhere. Between
-//! the columns' header and the end of a table nothing but rows, comments, blank lines and messages
-//! of the library may come; elsewhere lines that begin like rows are refused, others passed over.
+//! Several programs may follow each other. Known oddities: see [`super::lines`],
+//! [`super::interleaved`] and [`super::layout`]; #wrong is `N/A` where nothing was checked; the
+//! file may end anywhere. Between the columns' header and the end of a table nothing but rows,
+//! comments, blank lines and messages of the library may come; elsewhere lines that begin like rows
+//! are refused, others passed over.
 
 use super::super::formula::Op;
 use super::super::report::{Host, Report, Tool};
 use super::super::row::{Check, Key, Row};
 use super::super::stats::Times;
+use super::interleaved::split;
 use super::json::dotted;
 use super::layout::{Cells, Column, Layout};
-use super::lines::{message, untagged, words};
+use super::lines::{untagged, words};
 use crate::BenchError;
 
 /// This program, as its tables begin.
@@ -56,8 +58,9 @@ struct Reader {
     places: String,
     /// Inside a table.
     layout: Option<Layout>,
-    /// The beginning of a row that a message broke off.
+    /// The beginning of a row that a message broke off, and its line.
     pending: String,
+    begun: usize,
     tables: usize,
     /// Tables with their end.
     ended: usize,
@@ -83,6 +86,7 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         places: String::new(),
         layout: None,
         pending: String::new(),
+        begun: 1,
         tables: 0,
         ended: 0,
         failed: false,
@@ -101,45 +105,60 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
                    redop root time …` is missing";
         return Err(BenchError::Read { line: reader.line, column: 1, why: why.to_owned() });
     }
-    reader.report.complete =
-        reader.ended == reader.tables && !reader.failed && reader.pending.is_empty();
+    let is_whole = reader.pending.is_empty();
+    let carried = std::mem::take(&mut reader.pending);
+    reader.give_up(&carried);
+    reader.report.complete = reader.ended == reader.tables && !reader.failed && is_whole;
     Ok(reader.report)
 }
 
 impl Reader {
     /// Takes a line; a mistake is at a column, counted from 1.
     fn line(&mut self, line: &str, cut_off: bool) -> Result<(), (usize, String)> {
-        let untagged = untagged(line);
-        let tag = line.len() - untagged.len();
-        let carried = self.pending.len();
-        let mut text = std::mem::take(&mut self.pending) + untagged;
-        let column = |at: usize| (at + tag).saturating_sub(carried) + 1;
-        let mut broken = false;
-        if let Some(message) = message(&text) {
-            let cut = self.layout.as_ref().and_then(|layout| layout.cut(&text, message.word));
-            text.truncate(cut.unwrap_or(message.start));
-            broken = true;
-            if text.trim().is_empty() {
-                return Ok(());
-            }
+        let mut rest = Some(untagged(line));
+        let mut is_behind = false;
+        while let Some(part) = rest {
+            let hosts: Vec<&str> = self.report.hosts.iter().map(|host| &*host.name).collect();
+            let split = split(part, &self.pending, self.layout.as_ref(), &hosts);
+            // Each goes to the end of the line.
+            let at = line.len() - part.len();
+            let is_cut_off = cut_off && !split.is_broken;
+            self.part(split.before, (split.is_broken || is_behind, is_cut_off), at)?;
+            rest = split.behind;
+            is_behind = true;
         }
+        Ok(())
+    }
+
+    /// Takes what stands in a line from byte `at` on, without messages: by one it may be broken.
+    fn part(
+        &mut self,
+        part: &str,
+        (is_broken, cut_off): (bool, bool),
+        at: usize,
+    ) -> Result<(), (usize, String)> {
+        if part.trim().is_empty() {
+            if !self.pending.is_empty() {
+                self.pending += part;
+            }
+            return Ok(());
+        }
+        let carried = std::mem::take(&mut self.pending);
+        let text = carried.clone() + part;
         if FAILURES.iter().any(|words| text.contains(words)) {
             self.failed = true;
             self.layout = None;
             return Ok(());
         }
-        let start = text.trim_start();
-        if start.is_empty() {
-            return Ok(());
-        }
-        if start.starts_with('#') {
-            return self.comment(&text).map_err(|(at, why)| (column(at), why));
+        if part.trim_start().starts_with('#') {
+            self.give_up(&carried);
+            return self.comment(part).map_err(|(byte, why)| (at + byte + 1, why));
         }
         let begins_like_a_row =
             words(&text).take(2).filter(|(_, word)| word.parse::<u64>().is_ok()).count() == 2;
         let Some(layout) = &self.layout else {
             return match begins_like_a_row {
-                true => Err((column(0), "a row before the names of its columns".to_owned())),
+                true => Err((at + 1, "a row before the names of its columns".to_owned())),
                 false => Ok(()),
             };
         };
@@ -151,21 +170,44 @@ impl Reader {
             }
             return Ok(());
         }
+        let begun = if carried.is_empty() { self.line } else { self.begun };
         match layout.row(&text) {
-            Ok(Some(cells)) => self.rows(cells),
-            Ok(None) => self.pending = text,
-            // A message within a number's column, which no program writes.
-            Err((at, why)) if broken => return Err((column(at), format!("{why}, broken off"))),
-            Err((at, why)) => return Err((column(at), why)),
+            Ok(Some(cells)) if !is_broken || layout.is_filled(&text) => self.rows(cells),
+            Ok(_) => (self.pending, self.begun) = (text, begun),
+            Err(_) if is_broken && layout.begins_row(&text) => {
+                (self.pending, self.begun) = (text, begun);
+            }
+            Err(_) if !carried.is_empty() => {
+                self.give_up(&carried);
+                // What is no row by itself may be the rest of one.
+                if self.part(part, (is_broken, cut_off), at).is_err() {
+                    self.skip(self.line);
+                }
+            }
+            // Something else before a message.
+            Err(_) if is_broken && !begins_like_a_row => {}
+            Err(_) if is_broken => self.skip(self.line),
+            Err((byte, why)) => return Err((at + byte + 1, why)),
         }
         Ok(())
     }
 
+    /// Takes the beginning of a row whose rest does not come: only if nothing is missing.
+    fn give_up(&mut self, carried: &str) {
+        match self.layout.as_ref().map(|layout| layout.row(carried)) {
+            Some(Ok(Some(cells))) => self.rows(cells),
+            _ if carried.is_empty() => {}
+            _ => self.skip(self.begun),
+        }
+    }
+
+    fn skip(&mut self, line: usize) {
+        let why = format!("line {line}: a row that a message broke off; its rest is not known");
+        self.report.skipped.push(why);
+    }
+
     /// Takes a line that begins with `#`; a mistake is at a byte of it.
     fn comment(&mut self, text: &str) -> Result<(), (usize, String)> {
-        if !self.pending.is_empty() {
-            return Err((0, "a comment within a row".to_owned()));
-        }
         let body = text.trim_start().trim_start_matches('#').trim();
         let mut all = body.split_whitespace();
         match (all.next(), all.next()) {
@@ -383,215 +425,4 @@ fn is_version(word: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::super::dtype::{ElementType, RedOp};
-    use super::super::made::{Made, MadeSide, Style};
-    use super::*;
-
-    /// What was made, as rows.
-    fn expect(made: &Made, report: &Report, style: &Style) {
-        let sides: Vec<(u64, bool, &MadeSide)> = made
-            .cases
-            .iter()
-            .flat_map(|case| {
-                [(case.size, false, &case.out_of_place), (case.size, true, &case.in_place)]
-            })
-            .filter(|(_, in_place, _)| match in_place {
-                false => !style.only_in_place && !style.blank_out_of_place,
-                true => !style.only_out_of_place,
-            })
-            .collect();
-        assert_eq!(report.rows.len(), sides.len());
-        assert!(report.complete);
-        for (row, (size, in_place, side)) in report.rows.iter().zip(sides) {
-            assert_eq!((row.key.bytes, row.key.in_place), (size, in_place));
-            assert_eq!((row.key.op, row.key.ranks), (made.op, Some(8)));
-            assert_eq!((row.key.redop, row.key.root), (made.redop, made.root));
-            assert_eq!(row.wrong(), side.wrong);
-            let near = |got: Option<f64>, expected: f64, what: &str| {
-                let got = got.unwrap_or_else(|| panic!("no {what}"));
-                // Two digits after the point, or as many as fit.
-                let tolerance = 0.006_f64.max(expected * 1e-5);
-                assert!((got - expected).abs() < tolerance, "{what}: {got} for {expected}");
-            };
-            near(row.times.mean_us, side.time_us, "time");
-            near(row.algbw_gb_per_s, side.alg_bw, "algbw");
-            near(row.busbw_gb_per_s, side.bus_bw, "busbw");
-            assert_eq!(row.times.iterations, Some(20));
-            assert_eq!(row.times.host_time, style.host_time);
-            assert_eq!(row.times.cv_pct, style.per_iteration.then_some(3.25));
-            assert_eq!(row.chosen.as_deref(), style.choice.then_some("RING/LL/56"));
-        }
-    }
-
-    #[test]
-    fn the_header_tells_program_hosts_and_versions() {
-        let report = read(&Made::example().text(&Style::default())).unwrap();
-        assert_eq!(report.tool.name, "nccl-tests");
-        assert_eq!(report.tool.version.as_deref(), Some("2.19.6"));
-        assert_eq!(report.libraries["nccl"], "2.30.7");
-        assert_eq!(report.hosts.len(), 1);
-        assert_eq!(report.hosts[0].ranks, (0..8).collect::<Vec<_>>());
-        assert_eq!(report.hosts[0].devices[7], "A GPU of 141 GB");
-    }
-
-    #[test]
-    fn every_form_of_every_program_is_read() {
-        let made = Made::example();
-        let tags = ["", "[1,0]<stdout>:", "[prterun-a-1@1,0]<stdout>: ", "0: ", "[0] "];
-        for bits in 0..64_u32 {
-            let on = |bit: u32| bits & (1 << bit) != 0;
-            let style = Style {
-                tag: tags[bits as usize % tags.len()].to_owned(),
-                log: on(0),
-                per_iteration: on(1),
-                host_time: on(2),
-                timestamp: on(3),
-                hip_events: on(4),
-                choice: on(5),
-                ..Style::default()
-            };
-            expect(&made, &read(&made.text(&style)).unwrap(), &style);
-        }
-        let plain = Style::default();
-        for style in [
-            Style { only_out_of_place: true, ..plain.clone() },
-            Style { only_in_place: true, choice: true, ..plain.clone() },
-            Style { narrow_wrong: true, log: true, ..plain.clone() },
-            Style { blank_out_of_place: true, ..plain },
-        ] {
-            expect(&made, &read(&made.text(&style)).unwrap(), &style);
-        }
-    }
-
-    #[test]
-    fn narrow_columns_have_exponents_and_nan() {
-        let made = Made::example().text(&Style::default());
-        let (head, _) = made.split_once("        1024 ").unwrap();
-        let row = "  1073741824     268435456     float     sum      -1  1.2e+07   9e+01  nan  \
-                   1.23e+06    12.00    0.10    0.20     N/A\n";
-        let report = read(&format!("{head}{row}")).unwrap();
-        let [out_of_place, in_place] = &report.rows[..] else { panic!() };
-        assert_eq!(out_of_place.times.mean_us, Some(1.2e7));
-        assert_eq!((out_of_place.algbw_gb_per_s, out_of_place.busbw_gb_per_s), (Some(90.0), None));
-        assert_eq!((out_of_place.wrong(), in_place.wrong()), (Some(1_230_000), None));
-        assert!(!report.complete);
-    }
-
-    #[test]
-    fn what_the_run_says_of_itself_is_kept() {
-        let text = Made::example().text(&Style::default());
-        assert_eq!(read(&text).unwrap().failures, [""; 0]);
-        let failed = text.replace(" values : 0 OK", " values : 7 FAILED")
-            + "# error: unhandled system error\n";
-        let said = ["line 22: Out of bounds values : 7 FAILED", "line 28: error: unhandled system error"];
-        assert_eq!(read(&failed).unwrap().failures, said);
-    }
-
-    #[test]
-    fn several_programs_may_follow_each_other() {
-        let reduce = Made::example();
-        let gather = Made { op: Op::AllGather, redop: None, ..Made::example() };
-        let both = reduce.text(&Style::default()) + &gather.text(&Style::default());
-        let report = read(&both).unwrap();
-        assert!(report.complete);
-        let of = |op: Op| report.rows.iter().filter(|row| row.key.op == op).count();
-        assert_eq!((of(Op::AllReduce), of(Op::AllGather)), (6, 6));
-        assert!(report.rows.iter().all(|row| row.key.ranks == Some(8)));
-        assert_eq!(report.rows[6].count, Some(1024 / 4 / 8));
-    }
-
-    /// A log that ends anywhere gives whole rows of what was there, and none that is not.
-    #[test]
-    fn a_log_that_ends_early_is_incomplete_and_invents_nothing() {
-        let made = Made::example();
-        let text = made.text(&Style::default());
-        let whole = read(&text).unwrap();
-        let table = text.find("#wrong").unwrap();
-        let end = text.find("# Avg bus").unwrap();
-        for cut in table..end {
-            let Ok(report) = read(&text[..cut]) else { continue };
-            assert!(!report.complete, "{cut}");
-            assert!(report.rows.len() <= whole.rows.len());
-            assert_eq!(report.rows[..], whole.rows[..report.rows.len()], "{cut}");
-        }
-        let failed = text.replacen(
-            "        1024           256     float     sum      -1",
-            "        1024           256     float     sum      -1node: Test NCCL failure a.cu:1\n",
-            1,
-        );
-        let (failed, _) = failed.split_once("failure a.cu:1\n").unwrap();
-        let report = read(&format!("{failed}failure a.cu:1\n .. node pid 1: Test failure b:2\n"));
-        let report = report.unwrap();
-        assert!(!report.complete && report.rows.is_empty());
-    }
-
-    #[test]
-    fn everything_else_is_refused_with_line_and_column() {
-        let text = Made::example().text(&Style::default());
-        let refusal = |from: &str, to: &str| {
-            let changed = text.replacen(from, to, 1);
-            assert_ne!(changed, text, "{from}");
-            read(&changed).unwrap_err().to_string()
-        };
-        let row = "        1024           256     float     sum";
-        for (from, to, words) in [
-            (row, "hello\n", "line 19, column 1: `hello` begins neither a row nor a comment"),
-            (row, "        1024           256     flaot     sum", "column 32: no element type"),
-            (row, "        1024           256     float     add", "column 42: no reduction"),
-            ("   10.10 ", "   10.1x ", "column 57: `10.1x` is no number"),
-            ("   10.10 ", "   inf ", "`inf` is no number"),
-            ("   10.10 ", "   10.10 7 ", "9 numbers behind the root where 8 belong"),
-            ("#  Rank  1 ", "#  Rank  0 ", "line 7, column 1: rank 0 for the second time"),
-            ("#wrong", "error", "a column `error`, which is not known"),
-            ("redop", "root", "column `root` where `redop` belongs"),
-            ("all_reduce_perf", "my_perf", "NAME is one of all_reduce_perf"),
-            ("#       size", "#       siez", "line 19, column 1: a row before the names"),
-        ] {
-            let message = refusal(from, to);
-            assert!(message.contains(words), "{to}: {message}");
-        }
-        assert!(read("no table\n").unwrap_err().to_string().contains("no table of nccl-tests"));
-    }
-
-    proptest! {
-        /// Whatever was measured is read as it was printed.
-        #[test]
-        fn rows_are_read_as_they_were_printed(
-            cases in prop::collection::vec(
-                (1_u64..1 << 39, 0.01_f64..1e9, 0_u64..100_000_000), 1..6,
-            ),
-            dtype in prop::sample::select(ElementType::ALL.to_vec()),
-            redop in prop::sample::select(RedOp::ALL.to_vec()),
-        ) {
-            let fixed = super::super::super::table::fixed;
-            let mut text = Made::example().text(&Style::default());
-            text.truncate(text.find("        1024 ").unwrap());
-            for (size, time, wrong) in &cases {
-                let body = format!(
-                    "  {}  {}  {}  {}", fixed(*time, 7), fixed(time / 3.0, 6), fixed(1e6 / time, 6),
-                    wrong,
-                );
-                text += &format!(
-                    "{size:>12}  {:>12}  {:>8}  {:>6}      -1{body}{body}\n", size / dtype.bytes(),
-                    dtype.nccl_word(), redop.word(),
-                );
-            }
-            text += "# Avg bus bandwidth    : 1\n";
-            let report = read(&text).unwrap();
-            prop_assert!(report.complete);
-            prop_assert_eq!(report.rows.len(), 2 * cases.len());
-            for (row, (size, time, wrong)) in report.rows.iter().step_by(2).zip(&cases) {
-                prop_assert_eq!(
-                    (row.key.bytes, row.key.dtype, row.key.redop), (*size, dtype, Some(redop))
-                );
-                // The narrowest form has two digits.
-                let read = row.times.mean_us.unwrap();
-                prop_assert!((read - time).abs() <= 0.006_f64.max(time * 0.051), "{read} {time}");
-                prop_assert_eq!(row.wrong(), Some(*wrong));
-            }
-        }
-    }
-}
+mod tests;
