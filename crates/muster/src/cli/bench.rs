@@ -199,7 +199,7 @@ pub struct CompareArgs {
     /// Compare only these operations
     #[arg(long, value_name = "OP", value_delimiter = ',')]
     pub only: Vec<Op>,
-    /// Cases that NEW lacks are no regression
+    /// Cases that NEW lacks, or that have no times, are no regression
     #[arg(long)]
     pub allow_missing: bool,
 }
