@@ -429,7 +429,12 @@ fn mistakes_name_what_would_do() {
         (&["--ranks-sweep", "2,3", "--root", "2"], "--roots 2 is no rank of 2; use 0 to 1, or all"),
         (&["--max", "1024GiB", "--factor", "1024", "--ranks", "2"], "fewer --ranks"),
         (&["--ranks-sweep", "0,2"], "--ranks-sweep 0; use 1 or more"),
-        (&["--min", "1", "--max", "2"], "--max 2: less than an element for each rank"),
+        (&["--min", "1", "--max", "2"], "--max 2: less than an element for each rank; use 4 or"),
+        (&["all_gather", "--ranks", "2", "--min", "1", "--max", "1", "--dtypes", "u8"], "use 2 or"),
+        (&["all_gather", "--ranks", "3", "--min", "3", "--max", "4"], "use 12 or more"),
+        (&["--iterations", "0"], "--iterations 0; use 1 or more"),
+        (&["--ops", "hypercub"], "use one of all_reduce, reduce_scatter, all_gather, broadcast, "),
+        (&["alltoallv"], "all_to_all_v is not offered; use one of all_reduce, reduce_scatter, "),
         (&["barrier", "--ranks", "2", "--svg", "r.svg"], "--svg: no case has a bus bandwidth"),
         (&["--within", "0"], "--within 0; use percent above 0"),
         (&["--bind", "127.0.0.1"], "over shared memory no rank listens"),
@@ -443,5 +448,11 @@ fn mistakes_name_what_would_do() {
     ] {
         let told = refused(more);
         assert!(told.contains(words), "{more:?}\n{told}");
+    }
+    let run = Workdir::new("collectives-seconds");
+    for (seconds, shown) in [("inf", "inf"), ("nan", "NaN"), ("0", "0")] {
+        let done = run.muster(&["bench", "collectives", "--seconds", seconds]);
+        let words = format!("error: --seconds {shown}; use seconds above 0, such as 1");
+        assert!(done.code() == Some(2) && done.stderr.contains(&words), "{done}");
     }
 }

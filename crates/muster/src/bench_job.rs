@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
 use bench::BenchError;
 use bench::collectives::run;
@@ -21,6 +21,7 @@ use train::config::{TlsFiles, WarnSignal};
 use train::event::Event;
 use train::pulse::{self, Phase};
 
+use crate::bench_folder::Folder;
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
 use crate::cpus::Binding;
 use crate::error::{CliError, Exit};
@@ -176,29 +177,6 @@ pub fn measure(
         Ok(_) => {}
     }
     Ok(ran)
-}
-
-/// Of one start, gone with it.
-struct Folder {
-    path: PathBuf,
-}
-
-impl Folder {
-    fn new() -> Result<Folder, CliError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let name = format!("muster-bench-{}-{}", std::process::id(), now.subsec_nanos());
-        let path = std::env::temp_dir().join(name);
-        let failed = |error| limits::refused(format!("make {}", path.display()), &error);
-        std::fs::create_dir(&path).map_err(failed)?;
-        Ok(Folder { path })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // It lies where things are tidied up.
-        let _ = std::fs::remove_dir_all(&self.path);
-    }
 }
 
 struct Planned {

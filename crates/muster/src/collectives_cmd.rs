@@ -170,9 +170,10 @@ fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>,
 fn plan(args: &CollectivesArgs, place: &Place, world: usize) -> Result<Plan, CliError> {
     let plan = args.plan(world, place.nodes)?;
     if plan.rows()? == 0 {
-        let (max, least) = (plan.sweep.to_bytes, 8 * world);
+        let (max, least) = (plan.sweep.to_bytes, plan.least_bytes()?);
+        let advice = least.map_or("use a larger --min".into(), |n| format!("use {n} or more"));
         return Err(CliError::mistake(format!(
-            "--max {max}: less than an element for each rank; use {least} or more"
+            "--max {max}: less than an element for each rank; {advice}"
         )));
     }
     if args.device.iter().any(|kind| !matches!(kind, DeviceKind::Cuda(_) | DeviceKind::Hip(_))) {

@@ -6,6 +6,7 @@
 
 mod bench_cmd;
 mod bench_compare_cmd;
+mod bench_folder;
 mod bench_job;
 mod ckpt_cmd;
 mod cli;

@@ -97,6 +97,28 @@ impl Op {
         })
     }
 
+    /// The operation of this name, by all names that [`FromStr`] knows, if it is one of `offered`.
+    ///
+    /// # Errors
+    /// [`BenchError::Argument`] with the nearest of those, or all.
+    pub fn among(name: &str, offered: &[Op]) -> Result<Op, BenchError> {
+        let word = plain(name);
+        let is_named = |op: &Op| plain(op.word()) == word;
+        let refuse = |what: String| Err(BenchError::Argument(what));
+        let words = offered.iter().map(|op| op.word()).collect::<Vec<_>>().join(", ");
+        match Op::ALL.into_iter().find(is_named) {
+            Some(op) if offered.contains(&op) => return Ok(op),
+            Some(op) => return refuse(format!("{op} is not offered; use one of {words}")),
+            None => {}
+        }
+        let distance = |op: &Op| strsim::damerau_levenshtein(&plain(op.word()), &word);
+        let near = offered.iter().copied().min_by_key(distance);
+        match near.filter(|op| distance(op) * 3 <= word.len().max(3)) {
+            Some(near) => refuse(format!("no operation `{name}`; did you mean `{near}`?")),
+            None => refuse(format!("no operation `{name}`; use one of {words}")),
+        }
+    }
+
     /// Whether values are combined, so that a reduction belongs to the operation.
     pub fn reduces(self) -> bool {
         matches!(self, Op::AllReduce | Op::ReduceScatter | Op::Reduce)
@@ -186,18 +208,7 @@ impl FromStr for Op {
     /// `all_reduce`, and the names that nccl-tests and rccl-tests have for it: `all_reduce_perf`
     /// with or without its folder, `AllReduce`.
     fn from_str(name: &str) -> Result<Op, BenchError> {
-        let word = plain(name);
-        let known = |op: &Op| plain(op.word()) == word;
-        Op::ALL.into_iter().find(known).ok_or_else(|| {
-            let distance = |op: &Op| strsim::damerau_levenshtein(&plain(op.word()), &word);
-            let near = Op::ALL.into_iter().min_by_key(distance);
-            let near = near.filter(|op| distance(op) * 3 <= word.len().max(3));
-            let all = Op::ALL.map(Op::word).join(", ");
-            BenchError::Argument(match near {
-                Some(near) => format!("no operation `{name}`; did you mean `{near}`?"),
-                None => format!("no operation `{name}`; use one of {all}"),
-            })
-        })
+        Op::among(name, &Op::ALL)
     }
 }
 
@@ -262,6 +273,13 @@ mod tests {
             assert_eq!(name.parse::<Op>().unwrap(), Op::AllReduce, "{name}");
         }
         assert!("my_perf".parse::<Op>().is_err());
+        let among = |name| Op::among(name, &[Op::AllToAll, Op::Barrier]).unwrap_err().to_string();
+        assert_eq!(among("x"), "no operation `x`; use one of all_to_all, barrier");
+        assert_eq!(among("all_to_al"), "no operation `all_to_al`; did you mean `all_to_all`?");
+        assert_eq!(
+            among("alltoallv_perf"),
+            "all_to_all_v is not offered; use one of all_to_all, barrier"
+        );
     }
 
     #[test]

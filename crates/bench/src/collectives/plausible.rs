@@ -39,8 +39,8 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "flag")]
 pub enum Flag {
-    /// A larger size is faster, by more than what an algorithm's change explains, and outside of
-    /// both intervals where they are known.
+    /// A larger size is faster by more than what an algorithm's change explains, wherever in their
+    /// intervals both medians are. Without intervals, as of few launches, it may be noise.
     LargerIsFaster { larger_bytes: u64, time_us: f64, larger_time_us: f64 },
     /// Sixteen times the bytes, or more, take the same time, at a size where bytes count: probably
     /// another size was measured than was printed.
@@ -132,11 +132,9 @@ fn larger_is_faster(row: &Row, larger: &[&Row]) -> Option<Flag> {
     let time_us = row.times.center_us()?;
     let faster = larger.iter().filter_map(|other| {
         let larger_time_us = other.times.center_us()?;
-        let apart = match (row.times.interval, other.times.interval) {
-            (Some(own), Some(other)) => other.high_us < own.low_us,
-            _ => true,
-        };
-        (apart && larger_time_us < time_us * (1.0 - FASTER)).then_some((other, larger_time_us))
+        let (own, of_other) = row.times.interval.zip(other.times.interval)?;
+        let is_certain = of_other.high_us < own.low_us * (1.0 - FASTER);
+        is_certain.then_some((other, larger_time_us))
     });
     let (other, larger_time_us) = faster.min_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(Flag::LargerIsFaster { larger_bytes: other.key.bytes, time_us, larger_time_us })
@@ -159,6 +157,11 @@ fn same_time(row: &Row, larger: &[&Row]) -> Option<Flag> {
 pub fn text(findings: &[Finding]) -> String {
     let keys: Vec<Key> = findings.iter().map(|finding| finding.key.series()).collect();
     let line = |(finding, label): (&Finding, String)| {
+        let op = finding.key.op.to_string();
+        // Where nothing else tells cases apart their label is the operation.
+        let label = label.strip_prefix(op.as_str()).unwrap_or(&label).trim();
+        let case = format!("{op} {label}");
+        let case = case.trim_end();
         let what = match finding.flag {
             Flag::LargerIsFaster { larger_bytes, time_us, larger_time_us } => format!(
                 "took {time_us:.2} µs, but {larger_bytes} bytes only {larger_time_us:.2} µs"
@@ -181,7 +184,7 @@ pub fn text(findings: &[Finding]) -> String {
                  GB/s"
             ),
         };
-        format!("impossible: {} {label}, {} bytes: {what}\n", finding.key.op, finding.key.bytes)
+        format!("impossible: {case}, {} bytes: {what}\n", finding.key.bytes)
     };
     let labels = labels(&keys).into_iter();
     findings.iter().zip(labels).map(line).collect()
@@ -233,8 +236,31 @@ mod tests {
         ));
         let overlapping = vec![noisy(8, 50.0, 100.0, 110.0), noisy(16, 40.0, 50.0, 60.0)];
         assert_eq!(flags_of(overlapping), []);
+        // Apart, but perhaps by little.
+        let near = vec![noisy(8, 62.0, 100.0, 110.0), noisy(16, 40.0, 50.0, 60.0)];
+        assert_eq!(flags_of(near), []);
+        // Too few launches to tell.
+        assert_eq!(flags_of(vec![row(8, 100.0), row(16, 20.0)]), []);
         // A change of algorithm.
-        assert_eq!(flags_of(vec![row(8, 100.0), row(16, 85.0)]), []);
+        let change = vec![noisy(8, 99.0, 100.0, 101.0), noisy(16, 84.0, 85.0, 86.0)];
+        assert_eq!(flags_of(change), []);
+    }
+
+    #[test]
+    fn a_finding_names_its_operation_once() {
+        let zero = |op: Op| {
+            let mut row = row(8, 0.0);
+            row.key.op = op;
+            row
+        };
+        let told = |rows| text(&findings(&report(rows), Limits::default()));
+        let one = told(vec![zero(Op::AllReduce)]);
+        assert!(one.starts_with("impossible: all_reduce, 8 bytes: took"), "{one}");
+        let mut inside = zero(Op::AllReduce);
+        inside.key.in_place = true;
+        let two = told(vec![zero(Op::AllReduce), inside, zero(Op::Broadcast)]);
+        assert!(two.contains("impossible: all_reduce in place, 8 bytes: took"), "{two}");
+        assert!(two.contains("impossible: broadcast out of place, 8 bytes: took"), "{two}");
     }
 
     #[test]

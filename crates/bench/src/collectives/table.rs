@@ -240,8 +240,11 @@ fn footer(rows: &[&Row], text: &mut String) {
     let verdict = if wrong > 0 { "FAILED" } else { "OK" };
     let _ = writeln!(text, "# {:<20} : {wrong} {verdict}", "Out of bounds values");
     let busbw: Vec<f64> = rows.iter().filter_map(|row| row.busbw_gb_per_s).collect();
-    let mean = busbw.iter().sum::<f64>() / busbw.len().max(1) as f64;
-    let _ = writeln!(text, "# {:<20} : {mean:.6}", "Avg bus bandwidth");
+    let mean = match busbw.len() {
+        0 => "N/A".to_owned(),
+        rows => format!("{:.6}", busbw.iter().sum::<f64>() / rows as f64),
+    };
+    let _ = writeln!(text, "# {:<20} : {mean}", "Avg bus bandwidth");
     for row in rows {
         let first = row.check.as_ref().and_then(|check| check.first_bad.as_ref());
         if let Some(bad) = first {
@@ -314,6 +317,16 @@ mod tests {
         assert!(text.contains("i_min    i_max    i_p99    i_cv%"), "{text}");
         assert!(text.contains("# Out of bounds values : 1 FAILED"), "{text}");
         assert!(text.contains("rank 3, element 17: got 2, expected 1,5"), "{text}");
+    }
+
+    #[test]
+    fn what_has_no_bandwidth_has_no_average() {
+        let mut report = full();
+        let mut barrier = row(0, 3.0);
+        barrier.key.op = crate::collectives::Op::Barrier;
+        (barrier.algbw_gb_per_s, barrier.busbw_gb_per_s) = (None, None);
+        report.rows = vec![barrier];
+        assert!(table(&report).contains("# Avg bus bandwidth    : N/A\n"), "{}", table(&report));
     }
 
     #[test]

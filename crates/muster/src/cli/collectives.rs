@@ -17,10 +17,10 @@ use crate::error::CliError;
 pub struct CollectivesArgs {
     /// Operations: all_reduce, reduce_scatter, all_gather, broadcast, reduce, gather, scatter,
     /// all_to_all, send_recv, barrier; the first four by default
-    #[arg(value_name = "OP")]
+    #[arg(value_name = "OP", value_parser = operation)]
     pub operations: Vec<Op>,
     /// Operations, too, in one argument
-    #[arg(long, value_name = "OP,…", value_delimiter = ',')]
+    #[arg(long, value_name = "OP,…", value_delimiter = ',', value_parser = operation)]
     pub ops: Vec<Op>,
     /// Worker processes of all hosts; by default one per task of a launcher, or per core of this
     /// host
@@ -232,10 +232,7 @@ impl CollectivesArgs {
                 let can = |dtype: &&ElementType| supports(op, **dtype);
                 let all = ElementType::ALL;
                 let types: Vec<String> = all.iter().filter(can).map(|d| d.to_string()).collect();
-                return refuse(match types.is_empty() {
-                    true => format!("{op} cannot be measured; see --help for those that can"),
-                    false => format!("--dtypes {dtype}: {op} takes {}", types.join(", ")),
-                });
+                return refuse(format!("--dtypes {dtype}: {op} takes {}", types.join(", ")));
             }
         }
         if let Some(redop) = self.redops.iter().find(|&&redop| reduction(redop).is_none()) {
@@ -259,8 +256,11 @@ impl CollectivesArgs {
         if !(self.within > 0.0 && self.within < 100.0) {
             return refuse(format!("--within {}; use percent above 0, such as 1", self.within));
         }
-        if !(self.seconds > 0.0 && self.seconds.is_finite()) || self.iterations == 0 {
-            return refuse("--seconds and --iterations; use numbers above 0".into());
+        if !(self.seconds > 0.0 && self.seconds.is_finite()) {
+            return refuse(format!("--seconds {}; use seconds above 0, such as 1", self.seconds));
+        }
+        if self.iterations == 0 {
+            return refuse("--iterations 0; use 1 or more".into());
         }
         let step = self.step.map_or(Step::Factor(self.factor), Step::Bytes);
         let mut ranks = self.ranks_sweep.clone();
@@ -330,6 +330,13 @@ impl CollectivesArgs {
         }
         Ok(Some(Beside { shape: self.overlap_shape.to_string() }))
     }
+}
+
+/// One that can be measured.
+fn operation(name: &str) -> Result<Op, String> {
+    let can = |op: &Op| ElementType::ALL.into_iter().any(|dtype| supports(*op, dtype));
+    let offered: Vec<Op> = Op::ALL.into_iter().filter(can).collect();
+    Op::among(name, &offered).map_err(|error| error.to_string())
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -33,7 +33,7 @@ use overlap::Computing;
 pub use overlap::{Beside, NoOverlap, can_overlap};
 use stamps::{Batch, Combined};
 
-use super::{ElementType, Host, Key, Op, Parts, Path, RedOp, Row, Sampler, StopRule, Sweep};
+use super::{ElementType, Host, Key, Op, Parts, Path, RedOp, Row, Sampler, Step, StopRule, Sweep};
 use crate::BenchError;
 
 /// Time of a batch, after which ranks tell each other their stamps.
@@ -133,6 +133,24 @@ impl Plan {
     /// Sizes that make no sweep.
     pub fn rows(&self) -> Result<usize, BenchError> {
         self.ranks.iter().map(|&ranks| self.keys(ranks).map(|keys| keys.len())).sum()
+    }
+
+    /// The least largest size with which there is any case, if a sweep from here reaches it.
+    ///
+    /// # Errors
+    /// As [`Plan::rows`].
+    pub fn least_bytes(&self) -> Result<Option<u64>, BenchError> {
+        let next = |size: &u64| match self.sweep.step {
+            Step::Factor(factor) => size.checked_mul(factor),
+            Step::Bytes(bytes) => size.checked_add(bytes),
+        };
+        for to_bytes in std::iter::successors(Some(self.sweep.from_bytes), next).take(1024) {
+            let sweep = Sweep { to_bytes, ..self.sweep };
+            if (Plan { sweep, ..self.clone() }).rows()? > 0 {
+                return Ok(Some(to_bytes));
+            }
+        }
+        Ok(None)
     }
 
     /// The cases among `ranks` ranks, in the order in which they are measured.
