@@ -334,6 +334,26 @@ fn launches_of_a_benchmark_are_traced_on_all_ranks() {
     }
 }
 
+/// A part that outgrows what the system lets a file have ends, the benchmark does not, and each
+/// rank says so once.
+#[test]
+fn a_benchmark_says_that_a_rank_records_no_more() {
+    let run = Workdir::new("trace-full");
+    let line = "trap '' XFSZ; ulimit -f 64; exec \"$0\" bench collectives all_reduce broadcast \
+                --ranks 2 --threads 1 --backend tcp --min 1KiB --max 2MiB --factor 2048 \
+                --iterations 120 --within 0.00001 --seconds 60 --trace t.json";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", line, common::MUSTER]);
+    let done = run.spawn(command).wait();
+    assert_eq!(done.code(), Some(0), "{done}");
+    for rank in 0..2 {
+        let words =
+            format!("warning: rank {rank}: its trace ends early: cannot write t.json.parts");
+        assert_eq!(done.stderr.matches(&words).count(), 1, "{done}");
+    }
+    assert!(done.stdout.contains("Collective test starting: broadcast_perf"), "{done}");
+}
+
 #[test]
 fn a_killed_run_leaves_what_its_ranks_have_written() {
     let run = Workdir::new("trace-killed");

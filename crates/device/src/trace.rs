@@ -28,6 +28,7 @@ use ring::{Reader, Writer, ring};
 pub const SPANS: usize = 8192;
 
 static ON: AtomicBool = AtomicBool::new(false);
+static REFUSED: AtomicBool = AtomicBool::new(false);
 static TRACKS: AtomicU32 = AtomicU32::new(1);
 static KEPT: Mutex<Kept> = Mutex::new(Kept { names: Vec::new(), rings: Vec::new() });
 
@@ -125,7 +126,13 @@ pub fn is_on() -> bool {
 
 /// Begins or ends recording. What has begun by then is recorded when it ends.
 pub fn switch(on: bool) {
-    ON.store(on, Ordering::Relaxed);
+    ON.store(on && !REFUSED.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+/// Ends recording for good: nobody writes it down any more, and rings would fill for nothing.
+pub fn refuse() {
+    REFUSED.store(true, Ordering::Relaxed);
+    switch(false);
 }
 
 /// The present time, if what begins now is to be recorded.

@@ -400,7 +400,12 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         if !device.kind().is_host() {
             give_up_with(&world, &device)?;
         }
-        let _recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
+        let recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
+        let warn = |why: &str| {
+            let warning = Event::Warning { message: format!("rank {rank}: {why}") };
+            voice.say(&Line::Event(Cow::Owned(warning))).map_err(BenchError::Supervisor)
+        };
+        let told = recorder.as_ref().and_then(Recorder::failure).map(warn).transpose()?;
         let mut say = |line: Line| {
             device::work::mark();
             match rank {
@@ -408,7 +413,12 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
                 _ => Ok(()),
             }
         };
-        Ok(perform(&world, &device, &job.task, &mut say)?)
+        perform(&world, &device, &job.task, &mut say)?;
+        // All of it is written before the supervisor hears that the run is done.
+        match recorder.and_then(Recorder::end).filter(|_| told.is_none()) {
+            Some(why) => Ok(warn(&why)?),
+            None => Ok(()),
+        }
     });
     match measured {
         Ok(()) => {

@@ -1,14 +1,14 @@
 //! The thread of a rank that writes down what the rank records.
 //!
 //! It looks 50 times a second and appends what it finds, so that a rank that is killed leaves all
-//! but its last 20 ms. What goes wrong with the file ends the recording and nothing else.
+//! but its last 20 ms. What goes wrong with the file ends the recording and nothing else, and is
+//! told.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use comm::clocks::{self, Alignment};
@@ -32,7 +32,8 @@ pub struct Recorder {
     /// Dropped to end it.
     stop: Option<Sender<()>>,
     ended: Receiver<()>,
-    has_failed: Arc<AtomicBool>,
+    /// Why there is no more of it.
+    failure: Arc<OnceLock<String>>,
 }
 
 impl Recorder {
@@ -45,9 +46,34 @@ impl Recorder {
         let Some(plan) = plan else { return Ok(None) };
         let alignment = clocks::align(&*world.control(Channel::Training), world.rank())?;
         let begun = Recorder::start(&plan.part(world.rank()), world.rank(), alignment);
-        Ok(begun
-            .inspect_err(|error| complain(&format!("there is no trace of this rank: {error}")))
-            .ok())
+        Ok(Some(begun.unwrap_or_else(|error| Recorder::without(&error))))
+    }
+
+    /// One that records nothing.
+    fn without(error: &CliError) -> Recorder {
+        let (_, ended) = channel();
+        let recorder = Recorder { stop: None, ended, failure: Arc::default() };
+        fail(&recorder.failure, format!("no trace of this rank: {}", error.message));
+        recorder
+    }
+
+    /// Why it records no more, if it does not.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Ends recording, waits for a moment until all of it is written, and returns why that failed.
+    pub fn end(mut self) -> Option<String> {
+        self.finish();
+        self.failure().map(str::to_owned)
+    }
+
+    fn finish(&mut self) {
+        trace::switch(false);
+        if self.stop.take().is_some() {
+            // A disk that hangs keeps nobody.
+            let _ = self.ended.recv_timeout(PATIENCE);
+        }
     }
 
     /// Begins the part at `path`; nothing is recorded before [`Recorder::look`] says so.
@@ -64,31 +90,32 @@ impl Recorder {
         file.write_all(&lines).map_err(failed)?;
         let ((stop, stopped), (end, ended)) = (channel(), channel());
         let path = path.to_owned();
-        let has_failed = Arc::new(AtomicBool::new(false));
-        let failed_now = Arc::clone(&has_failed);
+        let failure = Arc::new(OnceLock::new());
+        let failed_now = Arc::clone(&failure);
         let record = move || {
             let written = record(&mut file, &mut writer, &stopped);
             if let Err(error) = written {
-                failed_now.store(true, Ordering::Release);
-                trace::switch(false);
-                complain(&format!(
-                    "the trace ends early: cannot write {}: {error}",
-                    path.display()
-                ));
+                let path = path.display();
+                fail(&failed_now, format!("its trace ends early: cannot write {path}: {error}"));
             }
             drop(end);
         };
         let thread = std::thread::Builder::new().name("recorder".into()).spawn(record);
         thread.map_err(|error| limits::refused("start a thread", &error))?;
-        Ok(Recorder { stop: Some(stop), ended, has_failed })
+        Ok(Recorder { stop: Some(stop), ended, failure })
     }
 
     /// Records from here on if the step after `taken` others is one of `steps`.
     pub fn look(&self, steps: Steps, taken: u64) {
-        // What nobody writes down would fill rings.
-        let has_failed = self.has_failed.load(Ordering::Acquire);
-        trace::switch(!has_failed && steps.contains(taken + 1));
+        trace::switch(steps.contains(taken + 1));
     }
+}
+
+/// Notes why nothing is recorded from here on, for the log of this rank and for whoever asks.
+fn fail(failure: &OnceLock<String>, why: String) {
+    trace::refuse();
+    complain(&why);
+    let _ = failure.set(why);
 }
 
 fn record(file: &mut File, writer: &mut Writer, stopped: &Receiver<()>) -> std::io::Result<()> {
@@ -105,11 +132,8 @@ fn record(file: &mut File, writer: &mut Writer, stopped: &Receiver<()>) -> std::
 }
 
 impl Drop for Recorder {
-    /// Ends recording, and waits for a moment until all of it is written.
+    /// As [`Recorder::end`].
     fn drop(&mut self) {
-        trace::switch(false);
-        drop(self.stop.take());
-        // A disk that hangs keeps nobody.
-        let _ = self.ended.recv_timeout(PATIENCE);
+        self.finish();
     }
 }

@@ -15,7 +15,7 @@ use train::pulse::Pulse;
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Line<'a> {
-    /// Of the run; only rank 0 tells them.
+    /// Of the run; only rank 0 tells them, but for warnings of a benchmark's ranks.
     Event(Cow<'a, Event>),
     /// Of a benchmark; only rank 0 tells them.
     Measured(Cow<'a, Row>),
