@@ -14,7 +14,7 @@ typedef struct MusterReduceArgs {
     double factor;             // of an average: 1 / inputs, and of floats alone
     uint64_t inputs;           // of the whole program, where an average is made of them; else 0
     uint32_t reduce;           // MUSTER_REDUCE_*
-    uint32_t is_rounded;       // whether `out` has the type of 16-bit inputs; else of the stack
+    uint32_t is_rounded;       // whether `out` is 16-bit; else it has the type of the stack
 } MusterReduceArgs;
 
 #ifdef __cplusplus

@@ -143,6 +143,15 @@ struct Half {
     }
 };
 
+// f32 inputs that are themselves combined from 16-bit ones, whose type the results have.
+template <class T>
+struct Narrow : Plain<float> {
+    static DEV_FN void store_rounded(const MusterReduceArgs& args, uint64_t element, uint32_t count,
+                                     const F32& sum) {
+        Half<T>::store_rounded(args, element, count, sum);
+    }
+};
+
 // Elements element … element + count of an array; those beyond are zero.
 template <class Input>
 DEV_FN typename Input::Sum load(uint64_t array, uint64_t element, uint32_t count) {

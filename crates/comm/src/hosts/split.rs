@@ -69,6 +69,18 @@ pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
     Some(Split { parts, rest })
 }
 
+/// `program` where each input is a partial: all is left to do.
+pub(super) fn apart(program: &Program, counts: &[usize]) -> Split {
+    let only = Program { ops: vec![ReduceOp::Push(0)], depth: 1 };
+    let mut next = 0;
+    let mut part = || {
+        next += 1;
+        Part { inputs: next - 1..next, program: only.clone() }
+    };
+    let parts = counts.iter().map(|count| (0..*count).map(|_| part()).collect()).collect();
+    Split { parts, rest: program.clone() }
+}
+
 /// All values of a program, and which of them is the sum of all.
 fn values(program: &Program) -> Option<(Vec<Value>, usize)> {
     let (mut values, mut stack, mut next) = (Vec::new(), Vec::<usize>::new(), 0);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use device::{Buffer, DType, Device, Tensor};
-use kernels::ordered_sum::Summation;
+use kernels::ordered_sum::{Summation, computed_in};
 
 use super::hosts::Peer;
 use super::tiles::{TILES, Tiles, tile};
@@ -62,9 +62,11 @@ impl<'a> HostSums<'a> {
         let ReduceByHosts { op, inputs, parts, reads, hosts, .. } = self.reduction;
         let making = &mut *self.reduction.making();
         let (joined, dtype) = (self.tiles.joined(host), op.dtype);
+        // Of the partials: what is computed in, or of inputs that go as they are, theirs.
+        let made = self.tiles.op.dtype;
         let len = joined.tile_len(self.tiles.len, round);
         for (index, (of, sum)) in parts.iter().enumerate() {
-            let mut start = at / dtype.bytes() + index * len;
+            let mut start = at / made.bytes() + index * len;
             for (_, piece) in joined.pieces(self.tiles.len, round) {
                 making.inputs.clear();
                 for &(member, slot) in &inputs[of.clone()] {
@@ -76,11 +78,11 @@ impl<'a> HostSums<'a> {
                     }
                     making.inputs.push(part);
                 }
-                let out = Tensor::new(self.tiles.room.clone(), start, &[piece.len()], dtype)?;
-                let stream = &making.stream;
+                let out = Tensor::new(self.tiles.room.clone(), start, &[piece.len()], made)?;
+                let (stream, number) = (&making.stream, computed_in(dtype).unwrap_or(dtype));
                 let workspace = match sum.workspace_elements(stream.device(), out.len()) {
                     0 => out.flat(0..0)?,
-                    len => at_least(&mut making.workspace, stream.device(), dtype, len)?,
+                    len => at_least(&mut making.workspace, stream.device(), number, len)?,
                 };
                 let inputs = &making.inputs;
                 Summation { sum, inputs, out: &out, workspace: &workspace }.launch(stream)?;

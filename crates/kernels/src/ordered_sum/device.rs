@@ -40,13 +40,15 @@ impl StageSum {
         let blocks = u32::try_from(units).map_or(most, |units| units.min(most));
         let shared_bytes = GROUP_BYTES * THREADS * (depth as u32 - 1);
         let grid = Grid { shared_bytes, ..Grid::linear(blocks, THREADS) };
-        let name = match self.dtype() {
-            DType::F64 => "ordered_sum_f64",
-            DType::Bf16 => "ordered_sum_bf16",
-            DType::F16 => "ordered_sum_f16",
-            DType::I32 => "ordered_sum_i32",
-            DType::I64 => "ordered_sum_i64",
-            DType::U8 => "ordered_sum_u8",
+        let name = match (self.dtype(), self.out.dtype()) {
+            (DType::F64, _) => "ordered_sum_f64",
+            (DType::Bf16, _) => "ordered_sum_bf16",
+            (DType::F16, _) => "ordered_sum_f16",
+            (DType::I32, _) => "ordered_sum_i32",
+            (DType::I64, _) => "ordered_sum_i64",
+            (DType::U8, _) => "ordered_sum_u8",
+            (_, DType::Bf16) => "ordered_sum_f32_bf16",
+            (_, DType::F16) => "ordered_sum_f32_f16",
             _ => "ordered_sum_f32",
         };
         let function = kernels.function(Family::OrderedSum, name)?;

@@ -50,10 +50,13 @@ impl StageSum {
             (DType::I32, _) => self.run_as::<i32, i32, R>(k),
             (DType::I64, _) => self.run_as::<i64, i64, R>(k),
             (DType::U8, _) => self.run_as::<u8, u8, R>(k),
-            (DType::Bf16, DType::Bf16) => self.run_rounded::<bf16, R>(k),
-            (DType::F16, DType::F16) => self.run_rounded::<f16, R>(k),
+            (DType::Bf16, DType::Bf16) => self.run_rounded::<bf16, bf16, R>(k, |old| old),
+            (DType::F16, DType::F16) => self.run_rounded::<f16, f16, R>(k, |old| old),
             (DType::Bf16, _) => self.run_as::<f32, bf16, R>(k),
             (DType::F16, _) => self.run_as::<f32, f16, R>(k),
+            // No input has the bytes of `out`, so none is its old contents.
+            (_, DType::Bf16) => self.run_rounded::<f32, bf16, R>(k, |_| &[]),
+            (_, DType::F16) => self.run_rounded::<f32, f16, R>(k, |_| &[]),
             _ => self.run_as::<f32, f32, R>(k),
         }
     }
@@ -74,16 +77,20 @@ impl StageSum {
         })
     }
 
-    /// The result is rounded to the type of the inputs.
-    fn run_rounded<I: Rounded, R: Combine>(&self, k: &Kernel) -> Result<(), DeviceError> {
+    /// The result is rounded to `O`; `as_input` gives its old contents as an input.
+    fn run_rounded<I: Input<f32>, O: Rounded, R: Combine>(
+        &self,
+        k: &Kernel,
+        as_input: impl Fn(&[O]) -> &[I] + Sync + Send,
+    ) -> Result<(), DeviceError> {
         let inputs = self.open::<I>(k)?;
         let tiles = self.tiles(&inputs);
-        self.each_tile(k, |at, out: &mut [I], scratch: &mut [f32]| {
+        self.each_tile(k, |at, out: &mut [O], scratch: &mut [f32]| {
             let (bottom, levels) = scratch.split_at_mut(out.len());
-            tiles.evaluate::<f32, R>(at, bottom, levels, Values::Read(&*out));
+            tiles.evaluate::<f32, R>(at, bottom, levels, Values::Read(as_input(out)));
             self.finish(bottom);
             if self.is_last() {
-                I::round(bottom, out);
+                O::round(bottom, out);
             }
         })
     }

@@ -14,6 +14,7 @@
 //! inputs           computed in      out
 //! f32              f32              f32
 //! bf16, f16        f32              f32, or that of the inputs: rounded once
+//! f32, of those    f32              that of those: rounded once
 //! f64, i32, i64, u8                 the same
 //! ```
 //!
@@ -34,6 +35,7 @@ pub use stages::OrderedSum;
 
 use crate::KernelError;
 use crate::op::{self, Inside, Op};
+use redop::can_end;
 use stages::{Limits, STAGE_INPUTS, Stage};
 
 const KERNEL: &str = "ordered_sum";
@@ -119,7 +121,7 @@ impl Summation<'_> {
         let Summation { inputs, out, workspace, .. } = *self;
         let input = inputs.first().map_or(out.dtype(), Tensor::dtype);
         let other = inputs.iter().find(|other| other.dtype() != input).map(Tensor::dtype);
-        let is_mixed = || (!can_give(input, out.dtype())).then_some(input);
+        let is_mixed = || (!can_end(input, out.dtype())).then_some(input);
         if let Some(dtype) = other.or_else(is_mixed) {
             return Err(KernelError::Dtype { kernel: KERNEL, dtype });
         }
@@ -190,7 +192,7 @@ impl StageSum {
         self.stage.inputs.1 == self.sum.inputs()
     }
 
-    /// Whether results are rounded to the type of the inputs.
+    /// Whether results are rounded to 16 bits.
     fn is_rounded(&self) -> bool {
         computed_in(self.dtype()) != Some(self.out.dtype())
     }

@@ -66,6 +66,12 @@ pub fn can_give(input: DType, result: DType) -> bool {
     computed_in(input).is_some_and(|computed| result == computed || result == input)
 }
 
+/// As [`can_give`]; or the inputs are f32 since they are themselves combined from 16-bit ones, and
+/// are rounded to those' type in the end.
+pub(super) fn can_end(input: DType, result: DType) -> bool {
+    can_give(input, result) || (input == DType::F32 && computed_in(result) == Some(DType::F32))
+}
+
 /// A type that is computed in.
 pub(super) trait Number: Element {
     fn plus(self, other: Self) -> Self;
@@ -257,5 +263,8 @@ mod tests {
         assert_eq!((given(Bf16), given(F16)), (vec![F32, Bf16], vec![F32, F16]));
         assert_eq!((given(I32), given(I64), given(U8)), (vec![I32], vec![I64], vec![U8]));
         assert_eq!((given(U32), given(U64)), (vec![], vec![]));
+        let ends = |input| all.into_iter().filter(move |&r| can_end(input, r)).collect::<Vec<_>>();
+        assert_eq!((ends(F32), ends(F64)), (vec![F32, Bf16, F16], vec![F64]));
+        assert_eq!((ends(Bf16), ends(U8)), (vec![F32, Bf16], vec![U8]));
     }
 }

@@ -211,6 +211,12 @@ impl Case<'_> {
         self.check_as::<T, T>(device, T::rounded, |rounded| rounded.widened().is_nan())
     }
 
+    /// Of f32 inputs, rounded to a 16-bit type. None of them can be the output.
+    pub fn check_narrowed<O: Input<Sum = f32>>(&self, device: &Device) -> Result<(), KernelError> {
+        let apart = Case { in_place: None, ..*self };
+        apart.check_as::<f32, O>(device, O::rounded, |rounded| rounded.widened().is_nan())
+    }
+
     fn check_as<T: Input, O: Element>(
         &self,
         device: &Device,
@@ -266,6 +272,8 @@ impl Case<'_> {
             let apart = Case { in_place: None, ..case };
             apart.check::<bf16>(device).unwrap();
             apart.check::<f16>(device).unwrap();
+            apart.check_narrowed::<bf16>(device).unwrap();
+            apart.check_narrowed::<f16>(device).unwrap();
         }
     }
 }
