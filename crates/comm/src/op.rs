@@ -266,7 +266,7 @@ impl Op {
             }
             Op::AllGather { window, plan } => vec![gather(plan.gather(window))?],
             Op::AllGatherInto { window, plan, into } => {
-                vec![rooted::gather_into(plan.gather(window), &plan.range(), &into, site)?]
+                rooted::gather_into(plan.gather(window), &plan.range(), &into, site)?
             }
             Op::Gather { window, plan, root, into } => {
                 vec![rooted::gather(window, &plan, root, into, site)?]
@@ -281,7 +281,7 @@ impl Op {
             Op::BroadcastInto { window, root, element_bytes, range, into } => {
                 let segments = rooted::only(root, range.clone(), world)?;
                 let op = Gather { window, element_bytes, segments };
-                vec![rooted::gather_into(op, &range, &into, site)?]
+                rooted::gather_into(op, &range, &into, site)?
             }
             Op::AllToAll(op) => {
                 op.check(group, world)?;

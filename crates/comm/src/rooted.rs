@@ -6,7 +6,7 @@
 //! reduce    reduction     the root owns all, the others nothing
 //! gather    all-to-all    each gives its share to the root
 //! scatter   all-to-all    the root gives each its share
-//! into      all-to-all    each gives what it has to all, itself among them
+//! into      all-to-all    each gives what it has to all, itself among them; by hosts a gather
 //! ```
 //!
 //! Where the results go over the input, what is the member's own is left out: it is there already.
@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use device::{DType, DeviceError, Tensor};
 
+use crate::hosts::GatherByHosts;
 use crate::one_shot::OneShot;
 use crate::op::{AllToAll, Gather, OrderedReduce, Site, Step};
 use crate::{CommError, EvenPlan, Result, Segments, Window};
@@ -111,7 +112,7 @@ pub(crate) fn gather_into(
     range: &Range<usize>,
     into: &Tensor,
     site: &Site,
-) -> Result<Step> {
+) -> Result<Vec<Step>> {
     let digest = op.check(site.group, site.members.len())?;
     let size = op.element_bytes;
     check_apart("into", into, &op.window, site)?;
@@ -122,13 +123,18 @@ pub(crate) fn gather_into(
         Ok(bytes.flat(at.start - start..at.end - start)?)
     };
     if let Some(shot) = OneShot::gather(&op, digest, site, Some(&part))? {
-        return Ok(Step::OneShot(shot));
+        return Ok(vec![Step::OneShot(shot)]);
+    }
+    let to = (range.start * size, &bytes);
+    if let Some(rounds) = GatherByHosts::rounds(&op, digest, to, site) {
+        return Ok(rounds.into_iter().map(|round| Step::GatherByHosts(Box::new(round))).collect());
     }
     let given = |member: usize| op.segments[member].first().cloned().unwrap_or(0..0);
     let (own, members) = (given(site.members.place), 0..site.members.len());
     let send = members.clone().map(|_| own.clone());
     let receive = members.map(given).map(|given| from_start(&given, range.start));
-    moved(&op.window, size, send.collect(), into.as_bytes(), receive.collect(), site)
+    let receive = receive.collect();
+    Ok(vec![moved(&op.window, size, send.collect(), into.as_bytes(), receive, site)?])
 }
 
 /// Every member's share, at the root.

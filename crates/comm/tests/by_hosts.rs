@@ -131,6 +131,54 @@ fn between_hosts_go_the_bytes_of_a_ring_of_hosts() {
     }
 }
 
+/// More than the trays of a host hold at a time, and no multiple of that.
+#[test]
+fn gathers_into_other_memory_bring_the_bytes_of_a_ring_of_hosts_and_leave_windows() {
+    const LEN: usize = 7_000_003;
+    for (kind, world) in BY_HOSTS {
+        let each = usize::from(kind.as_bytes()[0] - b'0');
+        let sent = with_ranks(kind, world, PATIENCE_MS, |world| {
+            let (device, rank) = (device(), world.rank());
+            let (group, stream) = (world.group(&device).unwrap(), device.stream());
+            let window = group.window(4 * LEN).unwrap();
+            let all = window.tensor(0, &[LEN], DType::U32).unwrap();
+            // The range does not begin with the window, nor the results with their memory.
+            let plan = EvenPlan::new(&Tree::for_leaves(world.size()), 5..LEN, DType::U32);
+            let share = plan.segments()[rank][0].clone();
+            let given = |at: usize| if share.contains(&at) { at as u32 } else { u32::MAX };
+            let given: Vec<u32> = (0..LEN).map(given).collect();
+            stream.copy_in(&all, &given).unwrap();
+            let whole = device.zeros(&[LEN - 4], DType::U32).unwrap();
+            let into = whole.flat(1..LEN - 4).unwrap();
+            let count = |world: &World| world.counters().of(Operation::AllGatherSegments);
+            let op = Op::AllGatherInto { window: window.clone(), plan, into: into.clone() };
+            group.run(&stream, op).unwrap();
+            let got = stream.to_vec::<u32>(&into).unwrap();
+            assert!(got.iter().zip(5..).all(|(&x, at)| x == at), "{kind}, rank {rank}");
+            assert_eq!(stream.to_vec::<u32>(&whole.flat(0..1).unwrap()).unwrap(), [0]);
+            assert!(stream.to_vec::<u32>(&all).unwrap() == given, "{kind}, rank {rank}");
+            let gathered = count(&world);
+            assert!(gathered.calls > 1, "{kind}: {} rounds", gathered.calls);
+            let (root, range) = (world.size() - 1, 5..LEN);
+            let op =
+                Op::BroadcastInto { window, root, element_bytes: 4, range, into: into.clone() };
+            group.run(&stream, op).unwrap();
+            let got = stream.to_vec::<u32>(&into).unwrap();
+            let plan = EvenPlan::new(&Tree::for_leaves(world.size()), 5..LEN, DType::U32);
+            let first = plan.segments()[root][0].start;
+            let is_given = |at: usize, x: u32| x == if at < first { u32::MAX } else { at as u32 };
+            assert!(got.iter().zip(5..).all(|(&x, at)| is_given(at, x)), "{kind}, rank {rank}");
+            assert!(stream.to_vec::<u32>(&all).unwrap() == given, "{kind}, rank {rank}");
+            let bytes = count(&world).socket_sent_bytes;
+            [gathered.socket_sent_bytes, bytes - gathered.socket_sent_bytes]
+        });
+        let others = (world / each - 1) as u64;
+        let total = |operation: usize| sent.iter().map(|sent| sent[operation]).sum::<u64>();
+        // Each host but one's own gets every byte once.
+        assert_eq!([total(0), total(1)], [others * 4 * (LEN as u64 - 5); 2], "{kind}");
+    }
+}
+
 #[test]
 fn a_rank_that_comes_late_is_named_by_all_and_no_other() {
     for late in [1, 2] {

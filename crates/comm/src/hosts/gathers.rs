@@ -4,6 +4,8 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
+use device::Tensor;
+
 use super::shape::Hosts;
 use crate::op::{Gather, Site};
 use crate::{Operation, Window};
@@ -11,10 +13,14 @@ use crate::{Operation, Window};
 /// What the members of one host hold is divided at multiples of so many bytes.
 const ALIGN: usize = 64;
 
+/// Bytes of a member's tray: what its column brings of other hosts at a time, where the windows are
+/// to stay as they are. Between hosts that is milliseconds, beside which the meetings are little.
+const TRAY_BYTES: usize = 4 << 20;
+
 /// Bytes of a member's window: its place, and which.
 pub(crate) type Piece = (usize, Range<usize>);
 
-/// A checked gather by hosts.
+/// A checked gather by hosts, or a round of one into other memory.
 pub(crate) struct GatherByHosts {
     pub window: Window,
     pub digest: u64,
@@ -22,39 +28,165 @@ pub(crate) struct GatherByHosts {
     pub host: usize,
     /// Of each host, what this member's column carries to the others; the places are the owners'.
     pub carried: Vec<Vec<Piece>>,
-    /// What this member reads in the windows of others of its host, in the end.
-    pub copied: Vec<Piece>,
+    /// What this member copies in the end.
+    pub copied: Vec<Copied>,
     /// Bytes read out of the windows of each member of this host, by column.
     pub reads: Vec<AtomicU64>,
+    pub apart: Option<Apart>,
+}
+
+/// Bytes that a member of this host has.
+pub(crate) struct Copied {
+    pub place: usize,
+    /// Where they begin, there.
+    pub from: usize,
+    pub is_in_tray: bool,
+    /// Of the window, or of the memory apart.
+    pub to: Range<usize>,
+}
+
+/// Where results go that are not to be in the window.
+pub(crate) struct Apart {
+    /// Bytes.
+    pub into: Tensor,
+    /// Of a tray, for each other host.
+    room: usize,
+}
+
+/// What a gather is divided into.
+struct Columns {
+    hosts: Hosts,
+    /// Of this member: its host, and its column.
+    host: usize,
+    column: usize,
+    /// Of each host, by columns.
+    carried: Vec<Vec<Vec<Piece>>>,
+}
+
+impl Columns {
+    /// Where the group does it by hosts.
+    fn of(op: &Gather, site: &Site) -> Option<Columns> {
+        let elements: usize = op.segments.iter().flatten().map(|range| range.len()).sum();
+        let hosts = Hosts::are_for(site, elements * op.element_bytes)?;
+        let (host, column) = hosts.of(site.members.place);
+        let held = (0..hosts.count).map(|host| held(op, hosts, host));
+        let carried = held.map(|held| divided(&held, hosts.each)).collect();
+        Some(Columns { hosts, host, column, carried })
+    }
+
+    /// Of the other hosts: which, and what each column carries.
+    fn others(&self) -> impl Iterator<Item = (usize, &Vec<Vec<Piece>>)> {
+        self.carried.iter().enumerate().filter(|(from, _)| *from != self.host)
+    }
+
+    fn gather(self, op: &Gather, digest: u64, copied: Vec<Copied>) -> GatherByHosts {
+        let Columns { hosts, host, column, carried } = self;
+        let carried = carried.into_iter().map(|mut columns| columns.swap_remove(column)).collect();
+        let reads = (0..hosts.each).map(|_| AtomicU64::new(0)).collect();
+        let (window, apart) = (op.window.clone(), None);
+        GatherByHosts { window, digest, hosts, host, carried, copied, reads, apart }
+    }
 }
 
 impl GatherByHosts {
     /// Where that is what the group does with it.
     pub(crate) fn of(op: &Gather, digest: u64, site: &Site) -> Option<GatherByHosts> {
-        let elements: usize = op.segments.iter().flatten().map(|range| range.len()).sum();
-        let hosts = Hosts::are_for(site, elements * op.element_bytes)?;
-        let (host, column) = hosts.of(site.members.place);
-        let held = (0..hosts.count).map(|host| held(op, hosts, host));
-        let mut by_column: Vec<Vec<Vec<Piece>>> =
-            held.map(|held| divided(&held, hosts.each)).collect();
+        let columns = Columns::of(op, site)?;
+        let Columns { hosts, host, column, .. } = columns;
         let mut copied = Vec::new();
         for other in (0..hosts.each).filter(|&other| other != column) {
             let place = hosts.place(host, other);
+            let here = |to: Range<usize>| Copied { place, from: to.start, is_in_tray: false, to };
             let own = op.segments[place].iter().filter(|range| !range.is_empty());
-            copied.extend(own.map(|range| (place, bytes(op, range))));
-            for (_, carried) in by_column.iter().enumerate().filter(|(from, _)| *from != host) {
-                copied.extend(carried[other].iter().map(|(_, range)| (place, range.clone())));
+            copied.extend(own.map(|range| here(bytes(op, range))));
+            for (_, carried) in columns.others() {
+                copied.extend(carried[other].iter().map(|(_, range)| here(range.clone())));
             }
         }
-        let carried = by_column.iter_mut().map(|columns| std::mem::take(&mut columns[column]));
-        let (carried, window) = (carried.collect(), op.window.clone());
-        let reads = (0..hosts.each).map(|_| AtomicU64::new(0)).collect();
-        Some(GatherByHosts { window, digest, hosts, host, carried, copied, reads })
+        Some(columns.gather(op, digest, copied))
+    }
+
+    /// Of a gather into other memory, whose first byte is byte `start` of a window, the rounds:
+    /// each brings as much of other hosts as the trays hold. The first also copies what this host
+    /// has.
+    pub(crate) fn rounds(
+        op: &Gather,
+        digest: u64,
+        (start, into): (usize, &Tensor),
+        site: &Site,
+    ) -> Option<Vec<GatherByHosts>> {
+        let whole = Columns::of(op, site)?;
+        let room = room(whole.hosts);
+        let lens = whole.carried.iter().flatten().map(|pieces| len(pieces));
+        let rounds = lens.max().unwrap_or(0).div_ceil(room).max(1);
+        let round = |round: usize| {
+            let part = |pieces: &Vec<Piece>| {
+                within(pieces, round * room..(round + 1) * room).collect::<Vec<_>>()
+            };
+            let carried = whole.carried.iter().map(|columns| columns.iter().map(part).collect());
+            let columns = Columns { carried: carried.collect(), ..whole };
+            let mut copied = columns.brought(start, room);
+            if round == 0 {
+                let here = held(op, columns.hosts, columns.host).into_iter();
+                copied.extend(here.map(|(place, Range { start: from, end })| {
+                    let to = from - start..end - start;
+                    Copied { place, from, is_in_tray: false, to }
+                }));
+            }
+            let digest = digest.rotate_left(8) ^ (round as u64 + 1);
+            let apart = Some(Apart { into: into.clone(), room });
+            GatherByHosts { apart, ..columns.gather(op, digest, copied) }
+        };
+        Some((0..rounds).map(round).collect())
+    }
+
+    /// Where in a tray begins what comes of another host.
+    pub(crate) fn place_in_tray(&self, host: usize) -> usize {
+        let room = self.apart.as_ref().map_or(0, |apart| apart.room);
+        place_in_tray((self.host, host), room)
     }
 
     pub(crate) fn operation(&self) -> Operation {
         Operation::AllGatherSegments
     }
+}
+
+impl Columns {
+    /// What the trays of this host hold in the end.
+    fn brought(&self, start: usize, room: usize) -> Vec<Copied> {
+        let Columns { hosts, host, .. } = *self;
+        let mut brought = Vec::new();
+        for (other, columns) in self.others() {
+            for (column, pieces) in columns.iter().enumerate() {
+                let (place, mut end) =
+                    (hosts.place(host, column), place_in_tray((host, other), room));
+                brought.extend(pieces.iter().map(|(_, range)| {
+                    end += range.len();
+                    let to = range.start - start..range.end - start;
+                    Copied { place, from: end - range.len(), is_in_tray: true, to }
+                }));
+            }
+        }
+        brought
+    }
+}
+
+fn place_in_tray((own, other): (usize, usize), room: usize) -> usize {
+    (other - usize::from(other > own)) * room
+}
+
+/// Bytes of a tray for each other host.
+fn room(hosts: Hosts) -> usize {
+    (TRAY_BYTES / (hosts.count - 1) / ALIGN).max(1) * ALIGN
+}
+
+/// Bytes of a tray.
+pub(crate) fn tray_bytes(hosts: Hosts) -> usize {
+    room(hosts) * (hosts.count - 1)
+}
+
+fn len(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|(_, range)| range.len()).sum()
 }
 
 fn bytes(op: &Gather, range: &Range<usize>) -> Range<usize> {
@@ -73,8 +205,7 @@ fn held(op: &Gather, hosts: Hosts, host: usize) -> Vec<Piece> {
 
 /// Pieces in `parts` parts, one after another, of as many bytes but for the last.
 fn divided(pieces: &[Piece], parts: usize) -> Vec<Vec<Piece>> {
-    let total: usize = pieces.iter().map(|(_, range)| range.len()).sum();
-    let share = total.div_ceil(parts).next_multiple_of(ALIGN);
+    let share = len(pieces).div_ceil(parts).next_multiple_of(ALIGN);
     let part = |part: usize| within(pieces, part * share..(part + 1) * share).collect();
     (0..parts).map(part).collect()
 }

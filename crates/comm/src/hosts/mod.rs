@@ -16,7 +16,9 @@
 //!
 //! **A gather** (`gathers`). What the members of a host hold is divided evenly among the columns,
 //! whoever holds it; each column carries its part to the other hosts, and there the members read
-//! each other's windows.
+//! each other's windows. Where those are to stay as they are, each column brings its part into
+//! *trays*, windows of the group's own that it makes when it first needs them, in as many rounds as
+//! it takes.
 //!
 //! **Between hosts everything goes directly**, not by recursive halving. With H hosts of L members,
 //! and a window of B bytes, a member sends H − 1 messages of B/(H·L) bytes to its column, that is
@@ -46,7 +48,7 @@ mod sums;
 #[cfg(target_os = "linux")]
 mod transport;
 
-pub(crate) use gathers::{GatherByHosts, within};
+pub(crate) use gathers::{Copied, GatherByHosts, within};
 #[cfg(target_os = "linux")]
 pub(crate) use plane::Plane;
 pub(crate) use shape::Hosts;

@@ -1,6 +1,6 @@
 //! A rank of a job of several hosts, which shares memory with the others of its host.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::Connected;
 use super::shape::{self, Shape};
@@ -84,7 +84,8 @@ impl Plane {
                 let all = self.net.group(region, members)?;
                 let here = self.host.group(region, Members { ranks, place })?;
                 let meter = Meter::new(format!("group {region} by hosts"), "shm+tcp");
-                let transport = Arc::new(ByHosts { hosts, all, here, meter });
+                let tray = Mutex::default();
+                let transport = Arc::new(ByHosts { hosts, all, here, meter, tray });
                 Connected { transport, name: "shm+tcp", hosts: Some(hosts), why }
             }
             Shape::ByHosts(_) | Shape::Flat => {

@@ -1,10 +1,11 @@
 //! A member's end of a group by hosts: all members over tcp, and those of its host in shared
 //! memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use device::Device;
 
+use super::gathers::{GatherByHosts, tray_bytes};
 use super::shape::Hosts;
 use crate::job::{Job, Members};
 use crate::meter::Meter;
@@ -20,6 +21,8 @@ pub(super) struct ByHosts {
     pub here: shm::Endpoint,
     /// Of both together.
     pub meter: Meter,
+    /// What gathers into other memory come by, made by the first.
+    pub tray: Mutex<Option<Window>>,
 }
 
 impl ByHosts {
@@ -36,6 +39,16 @@ impl ByHosts {
             ((operation, sequence), result)
         });
         result
+    }
+
+    /// Collective, as the gather that needs it.
+    fn tray(&self, device: &Device, op: &GatherByHosts) -> Result<Option<Window>> {
+        let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
+        if op.apart.is_some() && tray.is_none() {
+            // No group's: it is named to nobody.
+            *tray = Some(self.window(device, 0, tray_bytes(self.hosts))?);
+        }
+        Ok(tray.clone().filter(|_| op.apart.is_some()))
     }
 }
 
@@ -86,10 +99,13 @@ impl Transport for ByHosts {
                 *sequence = self.all.reduce_by_hosts(device, op)?;
                 self.here.leave_beside((step.operation(), *sequence), &op.reads)
             }),
-            Step::GatherByHosts(op) => self.measure(step.operation(), |sequence| {
-                *sequence = self.all.gather_by_hosts(device, op)?;
-                self.here.gather_beside(device, op, *sequence)
-            }),
+            Step::GatherByHosts(op) => {
+                let tray = self.tray(device, op)?;
+                self.measure(step.operation(), |sequence| {
+                    *sequence = self.all.gather_by_hosts(device, op, tray.as_ref())?;
+                    self.here.gather_beside(device, op, tray.as_ref(), *sequence)
+                })
+            }
             flat => Transport::run(&self.all, device, flat),
         }
     }

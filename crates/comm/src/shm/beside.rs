@@ -7,11 +7,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use device::{Device, Placement};
+use device::{DType, Device, Placement};
 
 use super::endpoint::{Call, Endpoint};
 use super::transfer::PART;
-use crate::hosts::GatherByHosts;
+use crate::hosts::{Copied, GatherByHosts};
 use crate::memory::copy;
 use crate::meter;
 use crate::{Operation, Result, Window};
@@ -40,23 +40,29 @@ impl Endpoint {
         self.beside(operation, sequence, |call| self.leave_and_count(call, reads))
     }
 
-    /// When the members of this host have in their windows what their columns carry, copies it from
-    /// there, and returns when all have.
+    /// When the members of this host have in their windows or trays what their columns carry,
+    /// copies it from there, and returns when all have.
     pub(crate) fn gather_beside(
         &self,
         device: &Device,
         op: &GatherByHosts,
+        tray: Option<&Window>,
         sequence: u64,
     ) -> Result<()> {
         self.beside(op.operation(), sequence, |call| {
             self.wait_all(call, call.phase())?;
-            for (member, bytes) in &op.copied {
-                for start in bytes.clone().step_by(PART) {
-                    let len = PART.min(bytes.end - start);
-                    let from = op.window.of_member(*member, start, len, device::DType::U8)?;
-                    let into = op.window.tensor(start, &[len], device::DType::U8)?;
+            for Copied { place, from, is_in_tray, to } in &op.copied {
+                let window = tray.filter(|_| *is_in_tray).unwrap_or(&op.window);
+                for at in (0..to.len()).step_by(PART) {
+                    let len = PART.min(to.len() - at);
+                    let from = window.of_member(*place, from + at, len, DType::U8)?;
+                    let start = to.start + at;
+                    let into = match &op.apart {
+                        None => op.window.tensor(start, &[len], DType::U8)?,
+                        Some(apart) => apart.into.flat(start..start + len)?,
+                    };
                     let count = copy(device, "all_gather_segments", &from, &into)?;
-                    let reads = &op.reads[op.hosts.of(*member).1];
+                    let reads = &op.reads[op.hosts.of(*place).1];
                     reads.fetch_add(count as u64, Ordering::Relaxed);
                     self.part_done()?;
                 }
@@ -78,7 +84,8 @@ impl Endpoint {
         })
     }
 
-    /// The operation is counted already, without what goes through shared memory.
+    /// The operation is counted already, without what goes through shared memory; this member's own
+    /// is no traffic.
     fn leave_and_count(&self, call: &Call, reads: &[AtomicU64]) -> Result<()> {
         let mut received = 0;
         for peer in self.members.peers() {

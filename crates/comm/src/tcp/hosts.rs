@@ -16,8 +16,8 @@ use super::moves::{Direct, Held};
 use super::ring::Ring;
 use super::route::{self, Route};
 use super::traffic::{Give, Message, Take, Traffic, Way};
-use crate::Result;
 use crate::hosts::{GatherByHosts, Hosts, ReduceByHosts, within};
+use crate::{Result, Window};
 
 /// Traffic among the members of a column, each known by its host.
 pub(super) trait Peer: Traffic {
@@ -170,14 +170,19 @@ impl<T: Traffic> Peer for Ready<T> {
     }
 }
 
-/// What the column carries, by host.
-impl Held for GatherByHosts {
+/// What the column carries, by host, to this member's window or to its tray.
+struct Carried<'a> {
+    op: &'a GatherByHosts,
+    tray: Option<&'a Window>,
+}
+
+impl Held for Carried<'_> {
     fn members(&self) -> usize {
-        self.carried.len()
+        self.op.carried.len()
     }
 
     fn bytes(&self, host: usize) -> usize {
-        self.carried[host].iter().map(|(_, piece)| piece.len()).sum()
+        self.op.carried[host].iter().map(|(_, piece)| piece.len()).sum()
     }
 
     fn pieces(
@@ -185,9 +190,15 @@ impl Held for GatherByHosts {
         host: usize,
         bytes: Range<usize>,
     ) -> impl Iterator<Item = Result<Tensor>> + '_ {
-        within(&self.carried[host], bytes).map(move |(owner, piece)| match host == self.host {
-            true => self.window.of_member(owner, piece.start, piece.len(), DType::U8),
-            false => Ok(self.window.tensor(piece.start, &[piece.len()], DType::U8)?),
+        let GatherByHosts { carried, window, host: own, .. } = self.op;
+        let mut end = self.op.place_in_tray(host) + bytes.start;
+        within(&carried[host], bytes).map(move |(owner, piece)| {
+            end += piece.len();
+            match self.tray {
+                _ if host == *own => window.of_member(owner, piece.start, piece.len(), DType::U8),
+                None => Ok(window.tensor(piece.start, &[piece.len()], DType::U8)?),
+                Some(tray) => Ok(tray.tensor(end - piece.len(), &[piece.len()], DType::U8)?),
+            }
         })
     }
 }
@@ -205,20 +216,25 @@ impl Endpoint {
         })
     }
 
-    /// Returns the operation's number, with what this column carries in this member's window.
-    /// Windows of its host may still be read.
-    pub(crate) fn gather_by_hosts(&self, device: &Device, op: &GatherByHosts) -> Result<u64> {
+    /// Returns the operation's number, with what this column carries in this member's window or, if
+    /// there is one, in its tray. Windows of its host may still be read.
+    pub(crate) fn gather_by_hosts(
+        &self,
+        device: &Device,
+        op: &GatherByHosts,
+        tray: Option<&Window>,
+    ) -> Result<u64> {
         let (hosts, place, host) = (op.hosts, self.place(), op.host);
-        let awaited = hosts.each - 1;
+        let (awaited, held) = (hosts.each - 1, &Carried { op, tray });
         self.run(op.operation(), op.digest, |running, _| {
-            match route::of_gather((0..hosts.count).map(|host| op.bytes(host))) {
+            match route::of_gather((0..hosts.count).map(|host| held.bytes(host))) {
                 Route::Direct => {
-                    let inner = Direct { place: host, device, op };
+                    let inner = Direct { place: host, device, op: held };
                     let inner = Ready { awaited, inner };
                     running.drive(&mut Column::new(hosts, place, inner))?;
                 }
                 Route::Ring => {
-                    let inner = Ready { awaited, inner: Ring::new(host, device, op) };
+                    let inner = Ready { awaited, inner: Ring::new(host, device, held) };
                     running.drive(&mut Column::new(hosts, place, inner))?;
                 }
             }
