@@ -248,6 +248,35 @@ fn hosts_measure_together() {
 }
 
 #[test]
+fn a_row_says_which_way_its_bytes_took() {
+    let run = Workdir::new("collectives-path");
+    let at = format!("127.0.0.1:{}", free_port());
+    let host = |node| {
+        let mut more = vec!["all_reduce", "all_gather", "gather", "--ranks", "4"];
+        more.extend(["--ranks-sweep", "2,4", "--backend", "tcp", "--place", "both"]);
+        more.extend(["--nodes", "2", "--node-rank", node, "--rendezvous", &at]);
+        more.extend(["--bind", "127.0.0.1", "--min", "4KiB", "--max", "4MiB", "--factor", "1024"]);
+        more.extend(["--dtypes", "bf16"]);
+        start(&run, &more)
+    };
+    let done = [host("0"), host("1")].map(|host| host.wait());
+    assert!(done.iter().all(|done| done.code() == Some(0)), "{}\n{}", done[0], done[1]);
+    let rows = rows(&run);
+    assert_eq!(rows.len(), 2 * 2 * 6);
+    for row in rows {
+        let key = &row["key"];
+        let is_one_host = key["ranks"] == 2;
+        let path = match (is_one_host, key["op"].as_str(), key["bytes"].as_u64()) {
+            (true, ..) => "shm",
+            (false, Some("gather"), _) | (false, _, Some(4096)) => "tcp",
+            _ => "shm+tcp",
+        };
+        assert_eq!((&row["path"], &row["check"]["wrong"]), (&path.into(), &0.into()), "{row}");
+        assert_eq!(key["transport"], if is_one_host { "shm" } else { "shm+tcp" }, "{row}");
+    }
+}
+
+#[test]
 fn a_mistake_on_node_0_ends_the_waiting_of_the_others() {
     let run = Workdir::new("collectives-zero");
     let at = format!("127.0.0.1:{}", free_port());

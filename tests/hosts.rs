@@ -353,11 +353,11 @@ fn hosts_whose_ranks_share_memory_train_to_the_bits_of_one_rank() {
         let sets = [format!("batch.leaves={leaves}"), format!("batch.radices={radices}")];
         sets.into_iter().flat_map(|set| ["--set".to_owned(), set]).collect::<Vec<_>>()
     };
-    // One partial a host, and of the second several.
-    for (nodes, ranks, batch) in [
-        (2, 4, leaves("4", "[2,2]")),
-        (3, 6, leaves("12", "[2,3,2]")),
-        (2, 6, leaves("6", "[3,2]")),
+    // One partial a host; of the others 5 by 3 hosts, and 4 by 2.
+    for (nodes, ranks, batch, factor) in [
+        (2, 4, leaves("4", "[2,2]"), 1.0),
+        (3, 6, leaves("12", "[2,3,2]"), 5.0 / 3.0),
+        (2, 6, leaves("6", "[3,2]"), 2.0),
     ] {
         // Enough parameters that their gradients go by hosts.
         let more = ["--set", "model.d_model=128"];
@@ -375,6 +375,15 @@ fn hosts_whose_ranks_share_memory_train_to_the_bits_of_one_rank() {
             assert_eq!(run.final_digest(&name), expected, "{name}");
             let header = run.events_of(&name, "header").pop().unwrap();
             assert_eq!(header["backend"], backend.as_str(), "{name}");
+            let (hosts, factor) = match within {
+                "shm" => (Some(nodes), factor),
+                _ => (None, 1.0),
+            };
+            assert_eq!(header["hosts"].as_u64(), hosts.map(|hosts| hosts as u64), "{name}");
+            let told = header["byte_factor"].as_f64().unwrap();
+            // Owners of other hosts need not own as much.
+            assert!((told / factor - 1.0).abs() < 0.1, "{name}: {told}");
+            assert_eq!(header["free"], factor == 1.0, "{name}");
         }
     }
 }

@@ -102,6 +102,15 @@ pub struct Prepared {
     group: u64,
     /// It waits for another device than the group's, and so must be waited for with a deadline.
     is_elsewhere: bool,
+    is_by_hosts: bool,
+}
+
+impl Prepared {
+    /// Whether it goes by hosts: in shared memory within each, and between them over tcp. Small
+    /// ones do not, where others of the same group do.
+    pub fn is_by_hosts(&self) -> bool {
+        self.is_by_hosts
+    }
 }
 
 /// An operation that was submitted.
@@ -212,8 +221,9 @@ impl Group {
         let first = work.first().map(|staged| staged.step.operation());
         let operation = first.unwrap_or(Operation::Exchange);
         let (group, is_elsewhere) = (shared.number, work.iter().any(|s| s.step.is_elsewhere()));
+        let is_by_hosts = work.iter().any(|staged| staged.step.is_by_hosts());
         let job = Arc::new(move || shared.run(&work));
-        Ok(Prepared { job, operation, group, is_elsewhere })
+        Ok(Prepared { job, operation, group, is_elsewhere, is_by_hosts })
     }
 
     fn prepare_plan(&self, member: &Member, op: Op) -> Result<Prepared> {
@@ -221,7 +231,7 @@ impl Group {
         let plan = member.plan(op, group, &shared.lanes)?;
         let operation = plan.operation;
         let job = Arc::new(move || shared.enqueue(&plan));
-        Ok(Prepared { job, operation, group, is_elsewhere: false })
+        Ok(Prepared { job, operation, group, is_elsewhere: false, is_by_hosts: false })
     }
 
     /// What an operation consists of, and what is copied before and after each step.

@@ -75,6 +75,7 @@ pub use counters::{Count, Counters};
 pub use elsewhere::SumRoom;
 pub use error::{CommError, Damage, Fault, Moved, Operation};
 pub use group::{Group, Pending, Prepared};
+pub use hosts::{BY_HOSTS_BYTES, sent_by_hosts};
 pub use job::{Disturbance, Settings};
 pub use kernels::ordered_sum::RedOp;
 pub use meter::{Timing, Timings};

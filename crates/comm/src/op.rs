@@ -207,6 +207,10 @@ impl Step {
         }
     }
 
+    pub(crate) fn is_by_hosts(&self) -> bool {
+        matches!(self, Step::ReduceByHosts(_) | Step::GatherByHosts(_))
+    }
+
     pub(crate) fn operation(&self) -> Operation {
         match self {
             Step::Barrier => Operation::Barrier,

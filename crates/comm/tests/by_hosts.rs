@@ -180,6 +180,26 @@ fn gathers_into_other_memory_bring_the_bytes_of_a_ring_of_hosts_and_leave_window
 }
 
 #[test]
+fn what_is_small_says_that_it_goes_flat() {
+    let by_hosts = as_ranks(
+        on_hosts(&[0, 0, 1, 1]),
+        |_| Settings { by_hosts_bytes: 4000, ..settings(PATIENCE_MS) },
+        |world| {
+            let (device, tree) = (device(), Tree::for_leaves(4));
+            let group = world.group(&device).unwrap();
+            [999, 1000].map(|len| {
+                let window = group.window(4 * len).unwrap();
+                let plan = EvenPlan::new(&tree, 0..len, DType::F32);
+                let op = group.prepare(Op::AllGather { window, plan }).unwrap();
+                group.call(&device.stream(), &op).unwrap();
+                op.is_by_hosts()
+            })
+        },
+    );
+    assert_eq!(by_hosts, [[false, true]; 4]);
+}
+
+#[test]
 fn a_rank_that_comes_late_is_named_by_all_and_no_other() {
     for late in [1, 2] {
         let told = with_ranks("2 a host", 4, 1500, |world| {

@@ -68,11 +68,14 @@ pub struct Header {
     pub cpus: String,
     pub device: String,
     pub weights: String,
-    /// Whether every rank sends exactly one partial per element.
+    /// Whether every rank, or by hosts every host, sends exactly one partial per element.
     pub free: bool,
     /// Gradient bytes over those of a ring reduce-scatter.
     #[serde(deserialize_with = "null_is_nan")]
     pub byte_factor: f64,
+    /// Of how many hosts the two are, where gradients go by hosts: of what goes between them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<usize>,
     /// Whether hosts with other CPUs may join, so that bits depend on which rank runs where.
     #[serde(default)]
     pub mixed_cpus: bool,

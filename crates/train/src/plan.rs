@@ -157,6 +157,30 @@ impl RunPlan {
         sent as f64 / ((self.world - 1) * total) as f64
     }
 
+    /// Gradient bytes that leave hosts of `each` ranks, over those of a ring reduce-scatter of the
+    /// hosts; `None` where no bucket goes by hosts. Those do that have `from_bytes` bytes at least.
+    pub fn byte_factor_by_hosts(&self, each: usize, from_bytes: usize) -> Option<f64> {
+        let partials: Vec<usize> = self.partials.iter().map(Vec::len).collect();
+        let host_of: Vec<usize> = (0..self.world).map(|rank| rank / each.max(1)).collect();
+        let flat: Vec<usize> =
+            partials.chunks(each.max(1)).map(|host| 4 * host.iter().sum::<usize>()).collect();
+        let (mut is_any, mut sent, mut total) = (false, 0, 0);
+        for owned in &self.bucket_segments {
+            let lens = owned.iter().map(|ranges| ranges.iter().map(Range::len).sum());
+            let lens: Vec<usize> = lens.collect();
+            let len: usize = lens.iter().sum();
+            let of = (&partials[..], DType::F32);
+            let place = (&host_of[..], from_bytes);
+            let by_hosts = comm::sent_by_hosts(&self.program, of, 4 * len, place);
+            is_any |= by_hosts.is_some();
+            let bytes = by_hosts.as_ref().unwrap_or(&flat);
+            let own = lens.chunks(each.max(1)).map(|host| host.iter().sum::<usize>());
+            sent += bytes.iter().zip(own).map(|(bytes, own)| bytes * (len - own)).sum::<usize>();
+            total += 4 * len * (flat.len() - 1);
+        }
+        (is_any && total > 0).then(|| sent as f64 / total as f64)
+    }
+
     /// Bytes of a rank by what for.
     ///
     /// # Errors
@@ -306,6 +330,7 @@ impl RunPlan {
             weights: self.weights.to_string(),
             free: self.tree.is_free(self.world),
             byte_factor: self.byte_factor(),
+            hosts: None,
             mixed_cpus: config.ranks.mixed_cpus,
             memory,
             buckets: Some(Buckets {

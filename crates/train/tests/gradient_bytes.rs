@@ -51,3 +51,33 @@ fn the_gradient_bytes_of_a_ring() {
         }
     }
 }
+
+#[test]
+fn between_hosts_go_the_bytes_that_the_plan_says() {
+    // Of 2 hosts one partial each; of 3 hosts two, three and two; of 2 hosts two each.
+    for (leaves, world, partials) in [(16, 4, 2.0), (12, 6, 7.0), (6, 4, 4.0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = rank::config(dir.path(), leaves);
+        config.ranks.bucket_bytes = Some(16 << 10);
+        let counted = rank::with_group("2 a host", world, |world| {
+            let device = device::Device::cpu(1).unwrap();
+            let cache = dir.path().join(world.rank().to_string());
+            let mut trainer = rank::trainer(&config, &cache, world, &device);
+            for _ in 0..STEPS {
+                trainer.take_step(Wants::default()).unwrap();
+            }
+            let plan = trainer.plan();
+            assert!(plan.byte_factor_by_hosts(2, usize::MAX).is_none(), "nothing is as large");
+            let factor = plan.byte_factor_by_hosts(2, 0).unwrap();
+            let sent = trainer.counters().of(Operation::ReduceScatterOrdered).socket_sent_bytes;
+            (factor, plan.schema.parameters() as u64, sent)
+        });
+        let (factor, parameters, _) = counted[0];
+        let sent: u64 = counted.iter().map(|(.., sent)| sent).sum();
+        let hosts = world as u64 / 2;
+        let ring = (hosts - 1) * parameters * 4 * STEPS;
+        let place = format!("{leaves} leaves on {world} ranks");
+        assert_eq!((factor * ring as f64).round() as u64, sent, "{place}");
+        assert!((factor / (partials / hosts as f64) - 1.0).abs() < 0.2, "{place}: {factor}");
+    }
+}

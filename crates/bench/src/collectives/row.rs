@@ -153,6 +153,9 @@ pub enum Path {
     Plain,
     /// Shared memory.
     Shm,
+    /// Shared memory within hosts, and tcp between them.
+    #[serde(rename = "shm+tcp")]
+    ByHosts,
     Tcp,
 }
 
@@ -166,6 +169,7 @@ impl Path {
             Path::Registered => "registered",
             Path::Plain => "plain",
             Path::Shm => "shm",
+            Path::ByHosts => "shm+tcp",
             Path::Tcp => "tcp",
         }
     }

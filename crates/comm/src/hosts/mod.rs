@@ -53,6 +53,7 @@ pub(crate) use gathers::{Copied, GatherByHosts, within};
 pub(crate) use plane::Plane;
 pub(crate) use shape::Hosts;
 pub(crate) use sums::ReduceByHosts;
+pub use sums::sent_by_hosts;
 
 /// A group's transport, the name of it, and why it is this one.
 pub(crate) struct Connected {
@@ -71,4 +72,4 @@ pub(crate) struct Connected {
 /// 256 KiB         0.69             0.93         0.96        0.66
 /// 2 MiB           1.96             1.39         1.50        1.28
 /// ```
-pub(crate) const BY_HOSTS_BYTES: usize = 512 << 10;
+pub const BY_HOSTS_BYTES: usize = 512 << 10;

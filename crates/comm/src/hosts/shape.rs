@@ -32,9 +32,14 @@ impl Hosts {
         host * self.each + column
     }
 
-    /// Whether an operation on so many bytes of a window goes by hosts.
+    /// Where an operation on so many bytes of a window goes by hosts.
     pub(crate) fn are_for(site: &Site, bytes: usize) -> Option<Hosts> {
-        site.hosts.filter(|hosts| bytes >= hosts.from_bytes)
+        site.hosts.filter(|hosts| hosts.carry(bytes))
+    }
+
+    /// Whether so many bytes of a window go by hosts.
+    pub(crate) fn carry(self, bytes: usize) -> bool {
+        bytes >= self.from_bytes
     }
 }
 

@@ -9,7 +9,7 @@ use device::{DType, Stream, Tensor};
 use kernels::ordered_sum::{OrderedSum, RedOp, computed_in};
 use layout::{Node, Program};
 
-use super::shape::Hosts;
+use super::shape::{self, Hosts, Shape};
 use super::split::{self, Split};
 use crate::Result;
 use crate::op::{OrderedReduce, Reduction, Site};
@@ -52,14 +52,13 @@ impl ReduceByHosts {
         let Some(hosts) = Hosts::are_for(site, elements * op.dtype.bytes()) else {
             return Ok(None);
         };
-        let members = op.partials.chunks(hosts.each);
-        let counts: Vec<usize> =
-            members.map(|members| members.iter().map(Vec::len).sum()).collect();
-        let Some((Split { parts, rest }, dtype)) = cut(&op.program, &counts, op.dtype) else {
+        let partials: Vec<usize> = op.partials.iter().map(Vec::len).collect();
+        let Some((Split { parts, rest }, dtype)) = cut(&op.program, (hosts, &partials), op.dtype)
+        else {
             return Ok(None);
         };
         let (host, column) = hosts.of(site.members.place);
-        let count = counts.iter().sum();
+        let count = partials.iter().sum();
         let within = if op.redop == RedOp::Avg { RedOp::Sum } else { op.redop };
         let own = parts[host].iter().map(|part| {
             let sum = OrderedSum::new(&part.program, part.inputs.len(), within)?;
@@ -108,19 +107,45 @@ impl ReduceByHosts {
     }
 }
 
-/// `program` at the borders of hosts that give so many inputs each, and the type of the partials
-/// that go between them.
+/// Of a reduction of windows of `bytes` bytes by all ranks: the bytes of an element that each host
+/// sends to any other, where it goes by hosts. Rank `r` has `partials[r]` partials of type `dtype`
+/// and is on host `host_of[r]`; what goes by hosts has `from_bytes` bytes at least
+/// ([`BY_HOSTS_BYTES`](super::BY_HOSTS_BYTES)).
+pub fn sent_by_hosts(
+    program: &Program,
+    (partials, dtype): (&[usize], DType),
+    bytes: usize,
+    (host_of, from_bytes): (&[usize], usize),
+) -> Option<Vec<usize>> {
+    let ranks: Vec<usize> = (0..partials.len()).collect();
+    let (Shape::ByHosts(hosts), _) = shape::shape(&ranks, host_of, from_bytes) else {
+        return None;
+    };
+    let (split, dtype) =
+        hosts.carry(bytes).then(|| cut(program, (hosts, partials), dtype)).flatten()?;
+    Some(split.parts.iter().map(|parts| parts.len() * dtype.bytes()).collect())
+}
+
+/// `program` at the borders of hosts whose members give so many inputs each, and the type of the
+/// partials that go between them.
 ///
 /// The bits of a sum are those of its additions in the type that is computed in, from the inputs as
 /// they are given to the one rounding in the end, if there is one. So what is added in a host must
 /// leave it in that type: a partial of 16-bit inputs is f32, the bytes of two of them. Where the
-/// tree adds most of a host's inputs to those of other hosts first, its partials would be more bytes
-/// than its inputs, and all inputs go as they are. So never more goes between hosts than in the flat
-/// reduction.
-fn cut(program: &Program, counts: &[usize], dtype: DType) -> Option<(Split, DType)> {
+/// tree adds most of a host's inputs to those of other hosts first, its partials would be more
+/// bytes than its inputs, and all inputs go as they are. So never more goes between hosts than in
+/// the flat reduction.
+fn cut(
+    program: &Program,
+    (hosts, partials): (Hosts, &[usize]),
+    dtype: DType,
+) -> Option<(Split, DType)> {
+    let counts = partials.chunks(hosts.each).map(|members| members.iter().sum());
+    let counts: &[usize] = &counts.collect::<Vec<_>>();
     let split = split::split(program, counts)?;
     let computed = computed_in(dtype)?;
-    let (parts, inputs) = (split.parts.iter().map(Vec::len).sum::<usize>(), counts.iter().sum::<usize>());
+    let (parts, inputs) =
+        (split.parts.iter().map(Vec::len).sum::<usize>(), counts.iter().sum::<usize>());
     match parts * computed.bytes() <= inputs * dtype.bytes() {
         true => Some((split, computed)),
         false => Some((split::apart(program, counts), dtype)),
@@ -132,26 +157,42 @@ mod tests {
     use super::*;
     use layout::Tree;
 
-    /// Partials of each host, and their type.
-    fn cut_of(radices: &[usize], counts: &[usize], dtype: DType) -> (Vec<usize>, DType) {
-        let inputs = counts.iter().sum();
+    /// Bytes of an element that each host sends, of one partial a rank.
+    fn sent(radices: &[usize], each: usize, dtype: DType) -> Vec<usize> {
+        let inputs = radices.iter().product();
         let nodes: Vec<Node> = (0..inputs).map(|at| Node { leaves: at..at + 1 }).collect();
         let program = Tree::new(radices).unwrap().combine(&nodes);
-        let (split, wire) = cut(&program, counts, dtype).unwrap();
-        (split.parts.iter().map(Vec::len).collect(), wire)
+        let host_of: Vec<usize> = (0..inputs).map(|rank| rank / each).collect();
+        sent_by_hosts(&program, (&vec![1; inputs], dtype), 8, (&host_of, 8)).unwrap()
     }
 
     #[test]
     fn partials_of_16_bit_inputs_are_f32_where_those_are_no_more_bytes() {
         for half in [DType::Bf16, DType::F16] {
-            assert_eq!(cut_of(&[2, 2], &[2, 2], half), (vec![1, 1], DType::F32));
-            assert_eq!(cut_of(&[2, 3], &[3, 3], half), (vec![1, 1], DType::F32));
-            // 5 and 4 partials of 6 inputs.
-            assert_eq!(cut_of(&[2, 3], &[2, 2, 2], half), (vec![2, 2, 2], half));
-            assert_eq!(cut_of(&[6], &[3, 3], half), (vec![3, 3], half));
-            assert_eq!(cut_of(&[8], &[6, 2], half), (vec![1, 2], DType::F32));
+            assert_eq!(sent(&[2, 2], 2, half), [4, 4]);
+            assert_eq!(sent(&[2, 3], 3, half), [4, 4]);
+            // One partial, and twice two: five of f32 would be more than six inputs.
+            assert_eq!(sent(&[2, 3], 2, half), [4, 4, 4]);
+            // One partial and three; and one and four, of eight inputs.
+            assert_eq!(sent(&[6], 3, half), [6, 6]);
+            assert_eq!(sent(&[8], 4, half), [8, 8]);
+            assert_eq!(sent(&[3, 2, 2], 4, half), [4, 4, 4]);
         }
-        assert_eq!(cut_of(&[2, 3], &[2, 2, 2], DType::F32), (vec![1, 2, 2], DType::F32));
-        assert_eq!(cut_of(&[6], &[3, 3], DType::U8), (vec![1, 3], DType::U8));
+        assert_eq!(sent(&[2, 3], 2, DType::F32), [4, 8, 8]);
+        assert_eq!(sent(&[6], 3, DType::U8), [1, 3]);
+    }
+
+    #[test]
+    fn what_is_small_or_lies_unevenly_goes_flat() {
+        let program = Tree::new(&[2, 2]).unwrap();
+        let nodes: Vec<Node> = (0..4).map(|at| Node { leaves: at..at + 1 }).collect();
+        let program = program.combine(&nodes);
+        let sent = |bytes, host_of: &[usize]| {
+            sent_by_hosts(&program, (&[1; 4], DType::F32), bytes, (host_of, 100))
+        };
+        assert_eq!(sent(100, &[0, 0, 1, 1]), Some(vec![4, 4]));
+        assert_eq!(sent(99, &[0, 0, 1, 1]), None);
+        assert_eq!(sent(100, &[0, 0, 0, 1]), None);
+        assert_eq!(sent(100, &[0, 0, 0, 0]), None);
     }
 }

@@ -314,12 +314,14 @@ fn leaves(header: &Header) -> String {
         true => "as many bytes as".to_string(),
         false => format!("{:.2} times the bytes of", header.byte_factor),
     };
+    let place = header.hosts.map(|hosts| format!("between {hosts} hosts ")).unwrap_or_default();
     let mixed = match header.mixed_cpus {
         true => "; bits depend on the CPUs of the hosts (ranks.mixed_cpus)",
         false => "",
     };
     let leaves = plural(header.leaves, "virtual rank");
-    format!("{leaves}, gradients summed in a tree of {tree}; {free} a ring reduce-scatter{mixed}")
+    let sums = format!("{leaves}, gradients summed in a tree of {tree}");
+    format!("{sums}; {place}{free} a ring reduce-scatter{mixed}")
 }
 
 /// How gradients are cut, where they are sent anywhere.

@@ -506,6 +506,11 @@ fn header(
     header.cpus.clone_from(&cpus.why);
     if let Some(each) = sharing(place, config) {
         header.backend = format!("shm+tcp {} × {each}", place.nodes);
+        if let Some(factor) = plan.byte_factor_by_hosts(each, comm::BY_HOSTS_BYTES) {
+            // More than one partial of any host is more than a ring.
+            (header.free, header.byte_factor) = (factor <= 1.0, factor);
+            header.hosts = Some(place.nodes);
+        }
     }
     Ok(header)
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use comm::{Backend, World};
+use comm::{Backend, Settings, World};
 use data::Dataset;
 use device::Device;
 use serde_json::{Value, json};
@@ -70,22 +70,31 @@ pub fn trainer_with(
     Trainer::new(parts).unwrap()
 }
 
-/// Runs `body` as every rank of a group and returns what each returned, in rank order.
+/// Runs `body` as every rank of a group and returns what each returned, in rank order. Of kind
+/// `2 a host` they are on as many hosts, and go by them whatever the size of an operation.
 pub fn with_group<R: Send>(kind: &str, world: usize, body: impl Fn(World) -> R + Sync) -> Vec<R> {
     let job = "ranks".to_owned();
     let bind = || comm::tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners: Vec<_> = (0..world).map(|_| bind()).collect();
     let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
-    let memory = comm::shm::SharedMemory::create(&job, world).unwrap();
+    let each = if kind == "2 a host" { 2 } else { world };
+    let made = |_| comm::shm::SharedMemory::create(&job, each).unwrap();
+    let memory: Vec<_> = (0..world / each).map(made).collect();
     let body = &body;
     std::thread::scope(|scope| {
         let mut ranks = Vec::new();
         for (rank, listener) in listeners.into_iter().enumerate() {
+            let (peers, job, memory) = (peers.clone(), job.clone(), memory[rank / each].clone());
             let backend = match kind {
-                "tcp" => Backend::Tcp { listener, peers: peers.clone(), job: job.clone() },
-                _ => Backend::Shm { memory: memory.clone() },
+                "shm" => Backend::Shm { memory },
+                "tcp" => Backend::Tcp { listener, peers, job },
+                _ => {
+                    let host_of = (0..world).map(|rank| rank / each).collect();
+                    Backend::Hosts { listener, peers, job, memory, host_of }
+                }
             };
-            let connect = move || comm::connect(backend, rank, world, PATIENCE_MS).unwrap();
+            let settings = Settings { by_hosts_bytes: 0, ..Settings::new(PATIENCE_MS) };
+            let connect = move || comm::connect_with(backend, rank, world, settings).unwrap();
             ranks.push(scope.spawn(move || body(connect())));
         }
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

@@ -122,6 +122,11 @@ impl Case {
         Ok(Case { op, stream: stream.clone(), contents, inputs, results })
     }
 
+    /// Whether shared memory is a part of its way, and tcp the other.
+    pub fn is_by_hosts(&self) -> bool {
+        self.op.is_by_hosts()
+    }
+
     pub fn launch(&self, group: &Group) -> Result<(), BenchError> {
         Ok(group.call(&self.stream, &self.op)?)
     }

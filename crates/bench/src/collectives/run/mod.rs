@@ -265,12 +265,12 @@ pub fn run(
             used = Some(now);
         }
         for key in plan.keys(ranks)? {
-            let mut row = measure(world, member.as_ref(), plan, &key)?;
+            let (mut row, is_by_hosts) = measure(world, member.as_ref(), plan, &key)?;
             if let Some(beside) = &plan.beside {
                 let parts = member.as_ref().zip(computing.as_ref());
                 overlap::measure(world, parts, (plan, beside), &key, &mut row)?;
             }
-            mark(&mut row, group.route(), group.window_path());
+            mark(&mut row, group.route(), (group.window_path(), is_by_hosts));
             tell(Told::Row(row))?;
         }
     }
@@ -281,7 +281,7 @@ pub fn run(
 }
 
 /// What the row was measured over.
-fn mark(row: &mut Row, route: &Route, windows: Option<WindowPath>) {
+fn mark(row: &mut Row, route: &Route, (windows, is_by_hosts): (Option<WindowPath>, bool)) {
     let is_ordered = route.sum == SumOrder::Ordered;
     row.key.transport = Some(route.transport.to_owned());
     row.key.ordered = row.key.ordered.map(|_| is_ordered);
@@ -290,6 +290,7 @@ fn mark(row: &mut Row, route: &Route, windows: Option<WindowPath>) {
         (Some(WindowPath::Registered), _) => Path::Registered,
         (Some(WindowPath::Plain), _) => Path::Plain,
         (None, "shm" | "staged-shm") => Path::Shm,
+        (None, _) if is_by_hosts => Path::ByHosts,
         (None, _) => Path::Tcp,
     });
 }
@@ -311,13 +312,14 @@ impl<'a> Member<'a> {
     }
 }
 
-/// One case, on every rank; those that have no part in it only hear the stamps.
+/// One case, on every rank, and whether it went by hosts; ranks that have no part in it only hear
+/// the stamps.
 fn measure(
     world: &World,
     member: Option<&Member>,
     plan: &Plan,
     key: &Key,
-) -> Result<Row, BenchError> {
+) -> Result<(Row, bool), BenchError> {
     let mut case = member
         .map(|member| Case::new(member.group, &member.stream, &member.buffers, key))
         .transpose()?;
@@ -359,7 +361,8 @@ fn measure(
         };
         next = ((BATCH_US / typical) as u64).clamp(BATCH_FIRST, BATCH_MAX).min(left);
     }
-    Ok(combined.row(key, sampler, plan))
+    let is_by_hosts = case.is_some_and(|case| case.is_by_hosts());
+    Ok((combined.row(key, sampler, plan), is_by_hosts))
 }
 
 /// One launch on one rank.

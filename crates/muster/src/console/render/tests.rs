@@ -28,6 +28,7 @@ fn header() -> Event {
         weights: "f32".into(),
         free: true,
         byte_factor: 1.0,
+        hosts: None,
         mixed_cpus: false,
         memory: vec![("weights".into(), 8_493_824), ("activations".into(), 52_428_800)],
         optimizer: vec!["muon  100 matrices, rms".into(), "adamw 12 others".into()],
@@ -174,6 +175,7 @@ fn troubles() {
     let odd = Header {
         free: false,
         byte_factor: 1.5,
+        hosts: Some(2),
         mixed_cpus: true,
         ranks: 3,
         cpus: "not bound: one NUMA node has all their CPUs".into(),
