@@ -160,21 +160,23 @@ struct Part<'a> {
 
 impl Elsewhere {
     /// `None` where the inputs of `op` are memory of the device of `out`, and the host reaches it.
+    /// The member's own are memory of the host, too, where a source `has_own`.
     ///
     /// # Errors
     /// The device refuses memory or a stream.
     pub(crate) fn of(
         op: &OrderedReduce,
         sum: &OrderedSum,
-        place: usize,
+        (place, has_own): (usize, bool),
         all: &AllLanes,
     ) -> Result<Option<Elsewhere>> {
         let Some(slot) = op.slots.first() else { return Ok(None) };
         let device = op.out.buffer().device();
-        let is_own_there = slot.buffer().device().is_same(device);
-        if is_own_there && slot.mirror().is_none() {
+        let are_there = slot.buffer().device().is_same(device);
+        if are_there && slot.mirror().is_none() {
             return Ok(None);
         }
+        let is_own_there = are_there && !has_own;
         let own = if is_own_there { op.partials[place].len() } else { 0 };
         let room = SumRoom::of(device, sum, sum.inputs() - own, op.dtype);
         Ok(Some(Elsewhere { lanes: all.to(device, room)?, part: room.part, is_own_there }))

@@ -240,7 +240,7 @@ impl Group {
         let members = transport.members();
         // Boxes are memory of the host.
         let boxes = self.boxes.as_ref().filter(|_| matches!(way, Way::Host));
-        let hosts = transport.hosts().filter(|_| matches!(way, Way::Host));
+        let hosts = transport.hosts().filter(|_| way.library().is_none());
         let site = Site { group: *number, members, boxes, lanes, hosts };
         let steps = op.steps(&site)?.into_iter();
         match way {

@@ -91,20 +91,21 @@ impl Sums {
         place: usize,
         lanes: &AllLanes,
     ) -> Result<Sums> {
-        Sums::of(op, OrderedSum::new(&op.program, inputs, op.redop)?, place, lanes)
+        Sums::of(op, OrderedSum::new(&op.program, inputs, op.redop)?, (place, false), lanes)
     }
 
-    /// As [`Sums::new`], by a sum of the program of `op` that is there.
+    /// As [`Sums::new`], by a sum of the program of `op` that is there, and of sources that have
+    /// this member's own partials or have not ([`Source::HAS_OWN`]).
     ///
     /// # Errors
     /// As there, of the device.
     pub(crate) fn of(
         op: &OrderedReduce,
         sum: OrderedSum,
-        place: usize,
+        (place, has_own): (usize, bool),
         lanes: &AllLanes,
     ) -> Result<Sums> {
-        let site = match Elsewhere::of(op, &sum, place, lanes)? {
+        let site = match Elsewhere::of(op, &sum, (place, has_own), lanes)? {
             Some(elsewhere) => Site::Elsewhere(elsewhere),
             None => Site::Here(Mutex::new(Scratch::new(op, sum.inputs())?)),
         };

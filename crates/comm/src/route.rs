@@ -5,7 +5,7 @@ use crate::SumOrder;
 /// How the memory of a group travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// `shm`, `tcp`, `shm+tcp`; `staged-shm`, `staged-tcp`; `nccl`, `rccl`.
+    /// `shm`, `tcp`, `shm+tcp`; `staged-shm`, `staged-tcp`, `staged-shm+tcp`; `nccl`, `rccl`.
     pub transport: &'static str,
     /// Where a group goes by hosts: how many, and members of each.
     pub hosts: Option<(usize, usize)>,

@@ -7,15 +7,16 @@
 //!
 //! A window has a mirror on the host, of the same size; other tensors get one when an operation is
 //! prepared. Only what others have not yet, or have made, is copied: of a reduction this member's
-//! partials of what its peers own, and nothing back, because sums are made on the device
-//! (`elsewhere`). All copies run on a stream of their own, through two pinned buffers of bounded
-//! size, from the group's thread, which may wait for them.
+//! partials of what its peers own (by hosts, of what anybody owns), and nothing back, because sums
+//! are made on the device (`elsewhere`). All copies run on a stream of their own, through two
+//! pinned buffers of bounded size, from the group's thread, which may wait for them.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{BounceBuffers, DType, Device, Placement, Stream, Tensor};
 
+use crate::hosts::{Copied, GatherByHosts};
 use crate::memory::{load, store};
 use crate::op::{AllToAll, Gather, OrderedReduce, P2p, Reduction, Step};
 use crate::{CommError, Result, Window};
@@ -106,13 +107,15 @@ impl Staging {
     pub(crate) fn stage(&self, step: Step, place: usize) -> Result<Staged> {
         match step {
             Step::Barrier => Ok(Staged::of(Step::Barrier)),
-            // Groups that are staged have no boxes, peers do not reach their windows, and they go
-            // flat.
-            Step::OneShot(_)
-            | Step::ReduceToAll(..)
-            | Step::ReduceByHosts(_)
-            | Step::GatherByHosts(_) => Err(CommError::ForeignWindow),
+            // Groups that are staged have no boxes, and peers do not reach their windows.
+            Step::OneShot(_) | Step::ReduceToAll(..) => Err(CommError::ForeignWindow),
             Step::Reduce(reduction) => reduce(reduction, place),
+            Step::ReduceByHosts(reduction) => {
+                // Each member of the host adds a part of what any other holds.
+                let out = partials(&reduction.op, place, |_, _| true)?;
+                Ok(Staged { step: Step::ReduceByHosts(reduction), out, back: Vec::new() })
+            }
+            Step::GatherByHosts(op) => self.gather_by_hosts(*op),
             Step::Gather(op, digest) => {
                 let size = op.element_bytes;
                 let others = op.segments.iter().enumerate().filter(|(member, _)| *member != place);
@@ -133,6 +136,31 @@ impl Staging {
             }
             Step::Exchange(messages) => self.exchange(messages),
         }
+    }
+
+    fn gather_by_hosts(&self, mut op: GatherByHosts) -> Result<Staged> {
+        let out = pairs(&op.window, 1, op.own.iter())?;
+        let back = match &mut op.apart {
+            None => pairs(&op.window, 1, op.brought().collect::<Vec<_>>().iter())?,
+            Some(apart) => {
+                // Of results only those of this round, one after another.
+                let len = op.copied.iter().map(|copied| copied.to.len()).sum();
+                let (twin, mut end, mut back) =
+                    (self.host.zeros(&[len], DType::U8)?, 0, Vec::new());
+                for Copied { to, .. } in &mut op.copied {
+                    let at = end..end + to.len();
+                    let there = apart.into.flat(std::mem::replace(to, at.clone()))?;
+                    let all = 0..at.len();
+                    back.extend(cut(&there, &twin.flat(at)?, std::iter::once(all))?);
+                    end += to.len();
+                }
+                apart.into = twin;
+                back
+            }
+        };
+        let window = mirror(&op.window)?.clone();
+        let step = Step::GatherByHosts(Box::new(GatherByHosts { window, ..op }));
+        Ok(Staged { step, out, back })
     }
 
     fn exchange(&self, messages: Vec<P2p>) -> Result<Staged> {
@@ -165,19 +193,30 @@ impl Staging {
 /// Peers read this member's partials of what they own in the mirrors, and the sums of its own are
 /// made where `out` lies; so its own are copied only if that is another device.
 fn reduce(reduction: Box<Reduction>, place: usize) -> Result<Staged> {
-    let OrderedReduce { slots, partials, segments, dtype, out, .. } = &reduction.op;
-    let is_own_there = |slot: &Window| slot.buffer().device().is_same(out.buffer().device());
+    let device = reduction.op.out.buffer().device();
+    let is_own_there = |slot: &Window| slot.buffer().device().is_same(device);
+    let is_read = |owner: usize, slot: &Window| owner != place || !is_own_there(slot);
+    let out = partials(&reduction.op, place, is_read)?;
+    Ok(Staged { step: Step::Reduce(reduction), out, back: Vec::new() })
+}
+
+/// The partials of the member at `place`, of what the owners own for whom `is_read` says so.
+fn partials(
+    op: &OrderedReduce,
+    place: usize,
+    is_read: impl Fn(usize, &Window) -> bool,
+) -> Result<Vec<Pair>> {
+    let OrderedReduce { slots, partials, segments, dtype, .. } = op;
     let mut brought = Vec::new();
     let mut used: Vec<usize> = partials[place].iter().map(|(_, slot)| *slot).collect();
     used.sort_unstable();
     used.dedup();
     for slot in used.into_iter().map(|slot| &slots[slot]) {
-        let is_read = |member: usize| member != place || !is_own_there(slot);
-        let read = segments.iter().enumerate().filter(|(member, _)| is_read(*member));
+        let read = segments.iter().enumerate().filter(|(owner, _)| is_read(*owner, slot));
         let read = read.flat_map(|(_, segments)| segments);
         brought.extend(pairs(slot, dtype.bytes(), read)?);
     }
-    Ok(Staged { step: Step::Reduce(reduction), out: brought, back: Vec::new() })
+    Ok(brought)
 }
 
 fn mirror(window: &Window) -> Result<&Window> {

@@ -216,10 +216,9 @@ impl World {
             #[cfg(target_os = "linux")]
             Plane::Shm(host) => flat(Arc::new(host.group(region, members)?), "shm"),
             Plane::Tcp(net) => flat(Arc::new(net.group(region, members)?), "tcp"),
-            // Windows of devices are out of the others' reach, and so are their mirrors' owners'
-            // partials on the host.
+            // What a vendor's library moves takes a way of its own.
             #[cfg(target_os = "linux")]
-            Plane::Hosts(plane) => plane.group(region, members, way == Way::Host)?,
+            Plane::Hosts(plane) => plane.group(region, members, !way.is_library())?,
         })
     }
 
@@ -249,7 +248,11 @@ impl World {
                 return Group::new(transport, device, None, (route, is_alike));
             }
             Way::Staged => {
-                let staged = if name == "shm" { "staged-shm" } else { "staged-tcp" };
+                let staged = match name {
+                    "shm" => "staged-shm",
+                    "shm+tcp" => "staged-shm+tcp",
+                    _ => "staged-tcp",
+                };
                 return Group::new(transport, device, None, (named(staged, None), is_alike));
             }
             Way::Library(vendor) => vendor,

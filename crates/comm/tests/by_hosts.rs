@@ -8,9 +8,10 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use comm::{CommError, EvenPlan, Gather, Group, Op, Operation, Settings, Window, World};
+use common::simulated;
 use common::with_ranks;
 use common::{BY_HOSTS, PATIENCE_MS, as_ranks, backends, delayed, message, on_hosts, settings};
-use device::{DType, Device};
+use device::{Arch, DType, Device};
 use layout::Tree;
 
 fn device() -> Device {
@@ -176,6 +177,48 @@ fn gathers_into_other_memory_bring_the_bytes_of_a_ring_of_hosts_and_leave_window
         let total = |operation: usize| sent.iter().map(|sent| sent[operation]).sum::<u64>();
         // Each host but one's own gets every byte once.
         assert_eq!([total(0), total(1)], [others * 4 * (LEN as u64 - 5); 2], "{kind}");
+    }
+}
+
+/// Memory that the host does not reach goes the same way, by its mirrors.
+#[test]
+fn devices_that_are_staged_go_by_hosts() {
+    const LEN: usize = 90_001;
+    if simulated(Arch::Gfx942, 0).is_none() {
+        return;
+    }
+    for (kind, world) in BY_HOSTS {
+        let each = usize::from(kind.as_bytes()[0] - b'0');
+        let hosts = world / each;
+        let sent = with_ranks(kind, world, PATIENCE_MS, |world| {
+            let device = simulated(Arch::Gfx942, world.rank() as u64).unwrap();
+            let (group, stream) = (world.group(&device).unwrap(), device.stream());
+            let route = format!("staged-shm+tcp {hosts} × {each} (");
+            assert!(group.route().to_string().starts_with(&route), "{}", group.route());
+            let window = group.window(4 * LEN).unwrap();
+            let all = window.tensor(0, &[LEN], DType::F32).unwrap();
+            let given: Vec<f32> = (0..LEN).map(|at| (at * (1 + world.rank())) as f32).collect();
+            stream.copy_in(&all, &given).unwrap();
+            let tree = Tree::new(&[hosts, each]).unwrap();
+            let plan = EvenPlan::new(&tree, 0..LEN, DType::F32);
+            let op = Op::AllReduce { window: window.clone(), plan: plan.clone() };
+            let op = group.prepare(op).unwrap();
+            assert!(op.is_by_hosts());
+            group.call(&stream, &op).unwrap();
+            let factors = (1..=world.size()).sum::<usize>();
+            let sums: Vec<f32> = (0..LEN).map(|at| (at * factors) as f32).collect();
+            assert!(stream.to_vec::<f32>(&all).unwrap() == sums, "{kind}");
+            let into = device.zeros(&[LEN], DType::F32).unwrap();
+            let op = Op::AllGatherInto { window, plan, into: into.clone() };
+            group.run(&stream, op).unwrap();
+            assert!(stream.to_vec::<f32>(&into).unwrap() == sums, "{kind}");
+            let sent = |operation| world.counters().of(operation).socket_sent_bytes;
+            [sent(Operation::ReduceScatterOrdered), sent(Operation::AllGatherSegments)]
+        });
+        let total = |operation: usize| sent.iter().map(|sent| sent[operation]).sum::<u64>();
+        let ring = ((hosts - 1) * 4 * LEN) as u64;
+        // Gathered twice.
+        assert_eq!([total(0), total(1)], [ring, 2 * ring], "{kind}");
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct GatherByHosts {
     pub host: usize,
     /// Of each host, what this member's column carries to the others; the places are the owners'.
     pub carried: Vec<Vec<Piece>>,
+    /// Bytes of the window that this member itself gives; in the first round, all of them.
+    pub own: Vec<Range<usize>>,
     /// What this member copies in the end.
     pub copied: Vec<Copied>,
     /// Bytes read out of the windows of each member of this host, by column.
@@ -81,10 +83,12 @@ impl Columns {
 
     fn gather(self, op: &Gather, digest: u64, copied: Vec<Copied>) -> GatherByHosts {
         let Columns { hosts, host, column, carried } = self;
+        let own = op.segments[hosts.place(host, column)].iter();
+        let own = own.filter(|range| !range.is_empty()).map(|range| bytes(op, range)).collect();
         let carried = carried.into_iter().map(|mut columns| columns.swap_remove(column)).collect();
         let reads = (0..hosts.each).map(|_| AtomicU64::new(0)).collect();
         let (window, apart) = (op.window.clone(), None);
-        GatherByHosts { window, digest, hosts, host, carried, copied, reads, apart }
+        GatherByHosts { window, digest, hosts, host, carried, own, copied, reads, apart }
     }
 }
 
@@ -125,7 +129,7 @@ impl GatherByHosts {
             };
             let carried = whole.carried.iter().map(|columns| columns.iter().map(part).collect());
             let columns = Columns { carried: carried.collect(), ..whole };
-            let mut copied = columns.brought(start, room);
+            let mut copied = columns.in_trays(start, room);
             if round == 0 {
                 let here = held(op, columns.hosts, columns.host).into_iter();
                 copied.extend(here.map(|(place, Range { start: from, end })| {
@@ -135,7 +139,11 @@ impl GatherByHosts {
             }
             let digest = digest.rotate_left(8) ^ (round as u64 + 1);
             let apart = Some(Apart { into: into.clone(), room });
-            GatherByHosts { apart, ..columns.gather(op, digest, copied) }
+            let mut gather = GatherByHosts { apart, ..columns.gather(op, digest, copied) };
+            if round > 0 {
+                gather.own.clear();
+            }
+            gather
         };
         Some((0..rounds).map(round).collect())
     }
@@ -146,6 +154,13 @@ impl GatherByHosts {
         place_in_tray((self.host, host), room)
     }
 
+    /// Bytes of the window that other members give, where results go there.
+    pub(crate) fn brought(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let others = self.carried.iter().enumerate().filter(|(host, _)| *host != self.host);
+        let carried = others.flat_map(|(_, pieces)| pieces.iter().map(|(_, range)| range.clone()));
+        self.copied.iter().map(|copied| copied.to.clone()).chain(carried)
+    }
+
     pub(crate) fn operation(&self) -> Operation {
         Operation::AllGatherSegments
     }
@@ -153,7 +168,7 @@ impl GatherByHosts {
 
 impl Columns {
     /// What the trays of this host hold in the end.
-    fn brought(&self, start: usize, room: usize) -> Vec<Copied> {
+    fn in_trays(&self, start: usize, room: usize) -> Vec<Copied> {
         let Columns { hosts, host, .. } = *self;
         let mut brought = Vec::new();
         for (other, columns) in self.others() {

@@ -91,7 +91,7 @@ impl Plane {
             Shape::ByHosts(_) | Shape::Flat => {
                 let why = match shape {
                     Shape::Flat => why,
-                    _ => "what is copied through the host goes flat".into(),
+                    _ => "the library has ways of its own between hosts".into(),
                 };
                 let transport = Arc::new(self.net.group(region, members)?);
                 Connected { transport, name: "tcp", hosts: None, why }

@@ -77,12 +77,12 @@ impl ReduceByHosts {
             dtype,
             ..op.clone()
         };
-        let (sums, digest) = (Sums::of(&across, sum, host, site.lanes)?, op.digest());
+        let (sums, digest) = (Sums::of(&across, sum, (host, true), site.lanes)?, op.digest());
         let inputs = op.partials.iter().enumerate();
         let inputs = inputs.flat_map(|(m, partials)| partials.iter().map(move |(_, s)| (m, *s)));
         let making = Making {
             stream: match op.slots.first() {
-                Some(slot) => slot.buffer().device().new_stream()?,
+                Some(slot) => slot.on_host().buffer().device().new_stream()?,
                 None => op.out.buffer().device().new_stream()?,
             },
             inputs: Vec::with_capacity(count),
