@@ -35,6 +35,10 @@ fn all_pairs_are_measured_in_both_directions() {
         assert_eq!(rails, (0..count as u64).collect::<Vec<_>>(), "{report}");
         assert_eq!(report["hosts"].as_array().unwrap().len(), 1, "{report}");
         assert!(done.stdout.contains(&format!("# {ranks} ranks on 1 host, {backend}")), "{done}");
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let crowds = report["crowds"].as_array().unwrap();
+        assert_eq!(crowds.len(), usize::from(cores < count), "{report}");
+        assert_eq!(done.stdout.contains("warning: "), cores < count, "{done}");
         let csv = std::fs::read_to_string(run.path().join("l.csv")).unwrap();
         assert_eq!(csv.lines().count(), 1 + edges.len());
     }
@@ -153,6 +157,8 @@ fn a_slowed_host_is_named() {
     let done: Vec<_> = jobs.into_iter().map(|job| job.wait()).collect();
     assert_eq!(done[0].code(), Some(3), "{}", done[0]);
     assert!(done[0].stderr.contains("slow: host 2 sends 0.0"), "{}", done[0]);
+    // It was measured three times, each time with the rest of its rounds.
+    assert!(done[0].stderr.contains(" of 9 rounds"), "{}", done[0]);
     for other in &done[1..] {
         assert_eq!(other.code(), Some(0), "{other}");
     }

@@ -110,6 +110,11 @@ impl World {
         self.job().world
     }
 
+    /// Cores that the ranks of this host have together.
+    pub fn cores(&self) -> usize {
+        self.job().settings.cores
+    }
+
     /// `shm`, `tcp`, or `shm+tcp`: shared memory on each of several hosts.
     pub fn backend(&self) -> &'static str {
         match &self.inner.plane {

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bench::pairs::{self, Finding, Measured, Report, diagnose};
+use bench::pairs::{self, Finding, Measured, Report, Told as Pairs};
 use device::DeviceKind;
 
 use crate::bench_cmd;
@@ -54,12 +54,14 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
             },
         )?;
     // Host 0 shows it, and all of it or nothing.
-    let Some(Measured { hosts, seats, edges }) = measured else {
+    let Some(measured) = measured else {
         if !matches!(ran.ended, Ok(Exit::Ok)) {
             complain("the run ended early; nothing was written");
         }
         return ran.ended;
     };
+    let Measured { hosts, seats, crowds, told } = measured;
+    let Pairs { edges, findings, dismissed } = told;
     let report = Report {
         pairs: pairs::report::SCHEMA_VERSION,
         command: Some(bench_cmd::command()),
@@ -69,10 +71,12 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
             BackendArg::Tcp => "tcp".into(),
         },
         message_bytes: args.size,
-        findings: diagnose(&seats, &edges),
         hosts,
         seats,
         edges,
+        findings,
+        dismissed,
+        crowds,
     };
     let written = write(&args, &report);
     say(&report.table())?;

@@ -62,6 +62,20 @@ pub struct Finding {
     pub z: f64,
 }
 
+impl Finding {
+    /// Whether `edge`, of ranks that sit at `seats`, is one of those that it was seen in.
+    pub fn concerns(&self, seats: &[Seat], edge: &Edge) -> bool {
+        let (from, to) = (seats[edge.from], seats[edge.to]);
+        let is_of_part = match self.part {
+            Part::Host { host, sends } => host == if sends { from.host } else { to.host },
+            Part::Rail { rail } => from.rail == rail && to.rail == rail,
+            Part::Rank { rank, sends } => rank == if sends { edge.from } else { edge.to },
+            Part::Link { from, to } => (from, to) == (edge.from, edge.to),
+        };
+        is_of_part && (from.host != to.host) == self.between_hosts
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let verb = |sends: bool| if sends { "sends" } else { "receives" };

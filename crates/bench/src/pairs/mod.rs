@@ -1,17 +1,23 @@
 //! Every pair of ranks by itself: which host, rail, rank or link is slower than its like.
 //!
 //! ```text
-//! schedule: rounds of disjoint pairs ─▶ run: both directions, each alone, and round trips
-//!                                        ─▶ Edges ─▶ diagnose ─▶ findings ─▶ Report
+//! schedule: rounds of disjoint pairs ─▶ run: both directions, each alone, and round trips ─▶ Edges
+//!                                        ▲                                                    │
+//!                                        └── again: what seems slow ── judge ◀── diagnose ◀───┘
+//!                                                                        └─▶ findings ─▶ Report
 //! ```
 //!
 //! Collectives are as slow as their slowest link and do not say which that is; pairs do.
 
+pub mod crowd;
 pub mod diagnose;
+pub mod judge;
 pub mod report;
 pub mod run;
 pub mod schedule;
 
+pub use crowd::Crowd;
 pub use diagnose::{Finding, Part, diagnose};
+pub use judge::{Dismissed, Judgement, Told, judge};
 pub use report::{Edge, Report, Seat};
 pub use run::{Measured, Plan};

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::crowd::Crowd;
 use super::diagnose::Finding;
+use super::judge::Dismissed;
 use crate::BenchError;
 
 /// The version of the file.
@@ -50,8 +52,15 @@ pub struct Report {
     pub hosts: Vec<String>,
     /// By rank.
     pub seats: Vec<Seat>,
+    /// The best of each, where some were measured again.
     pub edges: Vec<Edge>,
     pub findings: Vec<Finding>,
+    /// What seemed slow at first, and is not told.
+    #[serde(default)]
+    pub dismissed: Vec<Dismissed>,
+    /// Machines whose ranks outnumber their cores.
+    #[serde(default)]
+    pub crowds: Vec<Crowd>,
 }
 
 impl Report {
@@ -98,6 +107,12 @@ impl Report {
             let what =
                 if few { "too few ranks to compare" } else { "nothing is slower than its like" };
             let _ = writeln!(text, "{what}");
+        }
+        for dismissed in &self.dismissed {
+            let _ = writeln!(text, "seemed slow: {dismissed}");
+        }
+        for crowd in &self.crowds {
+            let _ = writeln!(text, "warning: {crowd}");
         }
         if self.hosts.len() == 2 {
             let _ = writeln!(text, "two hosts are not compared with each other");
@@ -155,6 +170,7 @@ impl Report {
 mod tests {
     use super::*;
     use crate::pairs::diagnose::Part;
+    use crate::pairs::judge::Why;
 
     fn report(ranks: usize) -> Report {
         let seats: Vec<Seat> =
@@ -181,6 +197,8 @@ mod tests {
                 median_gb_per_s: 4.0,
                 z: -9.0,
             }],
+            dismissed: Vec::new(),
+            crowds: Vec::new(),
             seats,
         }
     }
@@ -203,6 +221,19 @@ mod tests {
         let none = Report { findings: Vec::new(), ..report(4) };
         let end = "nothing is slower than its like\ntwo hosts are not compared with each other\n";
         assert!(none.table().ends_with(end));
+        let [finding] = &report(4).findings[..] else { panic!("a finding") };
+        let dismissed = Dismissed { finding: finding.clone(), why: Why::Faster { gb_per_s: 3.9 } };
+        let crowd = Crowd { hosts: vec![0, 1], ranks: 4, cores: 2 };
+        let busy = Report { dismissed: vec![dismissed], crowds: vec![crowd], ..none };
+        let table = busy.table();
+        let lines: Vec<&str> = table.lines().rev().take(4).collect();
+        assert!(
+            lines[1].starts_with("warning: the 4 ranks of hosts 0, 1 share 2 cores: "),
+            "{table}"
+        );
+        assert!(lines[2].starts_with("seemed slow: the link from rank 0 to rank 1 "), "{table}");
+        assert!(lines[2].ends_with("measured again, 3.900 GB/s"), "{table}");
+        assert_eq!(lines[3], "nothing is slower than its like");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use comm::{Channel, Group, Op, P2p, Prepared, World};
 use device::{DType, Device, Stream, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::crowd::{self, Crowd, Room};
+use super::judge::{Judgement, Told, judge};
 use super::report::{Edge, Seat};
 use super::schedule::rounds;
 use crate::BenchError;
@@ -28,20 +30,33 @@ pub struct Measured {
     pub hosts: Vec<String>,
     /// By rank.
     pub seats: Vec<Seat>,
-    pub edges: Vec<Edge>,
+    pub crowds: Vec<Crowd>,
+    pub told: Told,
+}
+
+/// What a rank says of itself.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Here {
+    /// Its host's name.
+    name: String,
+    machine: String,
+    /// What tells its host from others of that name and that machine.
+    network: String,
+    cores: usize,
+    all_cores: usize,
 }
 
 /// What a rank has measured of a direction in which it received.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Told {
+struct Received {
     from: usize,
     to: usize,
     message_us: f64,
     round_trip_us: f64,
 }
 
-/// Measures all pairs of a job, on every rank of it; each gets the same. `tell` hears after each
-/// round how many of all are done.
+/// Measures all pairs of a job, on every rank of it, and again what seems slow; each gets the same.
+/// `tell` hears after each round how many of all are done.
 ///
 /// # Errors
 /// What a group or the device refuses; a rank that fails or is late.
@@ -53,58 +68,60 @@ pub fn run(
 ) -> Result<Measured, BenchError> {
     let group = world.split(device, &[(0..world.size()).collect::<Vec<_>>()])?;
     let control = world.control(Channel::Training);
-    let me = world.rank();
-    let (hosts, seats) = seats(&control.all_gather_bytes(&here(world.backend()))?);
+    let said = postcard::to_stdvec(&here(world)).map_err(BenchError::Stamps)?;
+    let said = control.all_gather_bytes(&said)?;
+    let read = |bytes: &Vec<u8>| postcard::from_bytes(bytes).map_err(BenchError::Stamps);
+    let said = said.iter().map(read).collect::<Result<Vec<Here>, _>>()?;
+    let (hosts, seats) = seats(&said);
+    let crowds = crowd::crowds(&rooms(&said, &seats));
     let all = rounds(&seats);
     let ends = Ends::new(&group, device, plan)?;
-    let mut edges = Vec::new();
-    for (number, round) in all.iter().enumerate() {
-        let pair = round.iter().find(|(a, b)| *a == me || *b == me);
-        group.call(&ends.stream, &ends.barrier)?;
-        let told = match pair {
-            Some(&pair) => ends.measure(me, pair)?,
-            None => Vec::new(),
-        };
-        let bytes = postcard::to_stdvec(&told).map_err(BenchError::Stamps)?;
-        let heard = control.all_gather_bytes(&bytes)?;
-        // Small messages leave no other sign of work.
-        device::work::mark();
-        for bytes in heard {
-            let heard: Vec<Told> = postcard::from_bytes(&bytes).map_err(BenchError::Stamps)?;
-            edges.extend(heard.into_iter().map(|told| Edge {
-                from: told.from,
-                to: told.to,
-                gb_per_s: plan.message_bytes as f64 / told.message_us.max(1e-3) / 1e3,
-                round_trip_us: told.round_trip_us,
-            }));
+    let (mut due, mut measured): (Vec<&Vec<_>>, _) = (all.iter().collect(), Vec::new());
+    let (mut done, mut of) = (0, all.len());
+    loop {
+        let mut edges = Vec::new();
+        for round in due {
+            edges.extend(ends.round(world, round)?);
+            done += 1;
+            tell(done, of)?;
         }
-        tell(number + 1, all.len())?;
+        measured.push(edges);
+        match judge(&seats, &measured) {
+            Judgement::Told(told) => return Ok(Measured { hosts, seats, crowds, told }),
+            // Whole rounds, so that links are shared as they were.
+            Judgement::Again(pairs) => {
+                let has_one = |round: &&Vec<_>| round.iter().any(|pair| pairs.contains(pair));
+                due = all.iter().filter(has_one).collect();
+                of += due.len();
+            }
+        }
     }
-    edges.sort_by_key(|edge| (edge.from, edge.to));
-    Ok(Measured { hosts, seats, edges })
 }
 
-/// This host's name, and what tells it from others of that name. Over a network a namespace of its
-/// own is a host of its own.
-fn here(backend: &str) -> Vec<u8> {
+/// Over a network a namespace of its own is a host of its own.
+fn here(world: &World) -> Here {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let name = read("/proc/sys/kernel/hostname");
-    let network = match backend {
+    let network = match world.backend() {
         "shm" => None,
         _ => std::fs::read_link("/proc/self/ns/net").ok(),
     };
-    let boot = read("/proc/sys/kernel/random/boot_id");
-    let network = network.map(|link| link.display().to_string()).unwrap_or_default();
-    format!("{name}\n{boot} {network}").into_bytes()
+    Here {
+        name: read("/proc/sys/kernel/hostname"),
+        machine: read("/proc/sys/kernel/random/boot_id"),
+        network: network.map(|link| link.display().to_string()).unwrap_or_default(),
+        cores: world.cores(),
+        all_cores: crowd::listed(&read("/sys/devices/system/cpu/online")).unwrap_or(usize::MAX),
+    }
 }
 
 /// Hosts in the order of their first ranks, and where each rank is, from what all said of
 /// themselves.
-fn seats(said: &[Vec<u8>]) -> (Vec<String>, Vec<Seat>) {
-    let (mut known, mut ranks): (Vec<&[u8]>, Vec<usize>) = (Vec::new(), Vec::new());
+fn seats(said: &[Here]) -> (Vec<String>, Vec<Seat>) {
+    let (mut known, mut ranks): (Vec<&Here>, Vec<usize>) = (Vec::new(), Vec::new());
     let mut seats = Vec::with_capacity(said.len());
+    let key = |here: &'_ Here| (here.name.clone(), here.machine.clone(), here.network.clone());
     for here in said {
-        let host = known.iter().position(|other| *other == &here[..]).unwrap_or_else(|| {
+        let host = known.iter().position(|other| key(other) == key(here)).unwrap_or_else(|| {
             known.push(here);
             ranks.push(0);
             known.len() - 1
@@ -112,11 +129,17 @@ fn seats(said: &[Vec<u8>]) -> (Vec<String>, Vec<Seat>) {
         seats.push(Seat { host, rail: ranks[host] });
         ranks[host] += 1;
     }
-    let name = |here: &&[u8]| {
-        let text = String::from_utf8_lossy(here);
-        text.lines().next().unwrap_or_default().to_owned()
+    (known.iter().map(|here| here.name.clone()).collect(), seats)
+}
+
+fn rooms(said: &[Here], seats: &[Seat]) -> Vec<Room> {
+    let room = |(here, seat): (&Here, &Seat)| Room {
+        machine: here.machine.clone(),
+        host: seat.host,
+        cores: here.cores,
+        all_cores: here.all_cores,
     };
-    (known.iter().map(name).collect(), seats)
+    said.iter().zip(seats).map(room).collect()
 }
 
 /// A rank's memory for messages.
@@ -138,19 +161,44 @@ impl<'a> Ends<'a> {
         Ok(Ends { group, stream, barrier, send, receive, messages: plan.messages.max(1) })
     }
 
+    /// All pairs of a round, as all ranks hear of it.
+    fn round(&self, world: &World, pairs: &[(usize, usize)]) -> Result<Vec<Edge>, BenchError> {
+        let me = world.rank();
+        self.group.call(&self.stream, &self.barrier)?;
+        let received = match pairs.iter().find(|(a, b)| *a == me || *b == me) {
+            Some(&pair) => self.measure(me, pair)?,
+            None => Vec::new(),
+        };
+        let bytes = postcard::to_stdvec(&received).map_err(BenchError::Stamps)?;
+        let heard = world.control(Channel::Training).all_gather_bytes(&bytes)?;
+        // Small messages leave no other sign of work.
+        device::work::mark();
+        let mut edges = Vec::new();
+        for bytes in heard {
+            let heard: Vec<Received> = postcard::from_bytes(&bytes).map_err(BenchError::Stamps)?;
+            edges.extend(heard.into_iter().map(|received| Edge {
+                from: received.from,
+                to: received.to,
+                gb_per_s: self.send.len() as f64 / received.message_us.max(1e-3) / 1e3,
+                round_trip_us: received.round_trip_us,
+            }));
+        }
+        Ok(edges)
+    }
+
     /// Both directions of a pair, each alone, and round trips.
-    fn measure(&self, me: usize, (low, high): (usize, usize)) -> Result<Vec<Told>, BenchError> {
+    fn measure(&self, me: usize, (low, high): (usize, usize)) -> Result<Vec<Received>, BenchError> {
         let peer = if me == low { high } else { low };
         let round_trip_us = self.round_trips(me == low, peer)?;
-        let mut told = Vec::new();
+        let mut all = Vec::new();
         for (from, to) in [(low, high), (high, low)] {
             let is_sender = me == from;
             let message_us = self.stream_of_messages(is_sender, peer)?;
             if !is_sender {
-                told.push(Told { from, to, message_us, round_trip_us });
+                all.push(Received { from, to, message_us, round_trip_us });
             }
         }
-        Ok(told)
+        Ok(all)
     }
 
     fn sends(&self, peer: usize, bytes: usize) -> Result<Prepared, BenchError> {
@@ -217,12 +265,20 @@ mod tests {
 
     #[test]
     fn ranks_are_counted_within_their_hosts() {
-        let said = ["a\n1", "a\n1", "b\n2", "a\n3", "b\n2"];
-        let said: Vec<Vec<u8>> = said.iter().map(|text| text.as_bytes().to_vec()).collect();
+        let here = |(name, machine, cores): (&str, &str, usize)| Here {
+            name: name.into(),
+            machine: machine.into(),
+            network: String::new(),
+            cores,
+            all_cores: 8,
+        };
+        let said =
+            [("a", "1", 2), ("a", "1", 2), ("b", "2", 1), ("a", "3", 2), ("b", "2", 1)].map(here);
         let (hosts, found) = seats(&said);
         assert_eq!(hosts, ["a", "b", "a"]);
+        let crowds = crowd::crowds(&rooms(&said, &found));
+        assert_eq!(crowds, [Crowd { hosts: vec![1], ranks: 2, cores: 1 }]);
         let found: Vec<(usize, usize)> = found.iter().map(|seat| (seat.host, seat.rail)).collect();
         assert_eq!(found, [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1)]);
-        assert_eq!(here("shm"), here("shm"));
     }
 }
