@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Command;
 
+use common::cpus::{list, two_cpus, two_nodes};
 use common::{Done, Workdir};
 use kernels::gpu::modules::Family;
 use kernels::modules::{file_name, image};
@@ -100,6 +102,48 @@ fn sums_of_the_library_are_rows_of_their_own_and_a_wrong_bit_is_found() {
     assert_eq!(done.code(), Some(3), "{}", done.stderr);
     let words = "gave 1 wrong elements; the first on rank 0: element 0 is";
     assert!(done.stderr.contains(words), "{}", done.stderr);
+}
+
+#[test]
+fn ranks_are_bound_to_the_cpus_near_their_gpus() {
+    let Some(cpus) = two_cpus() else { return };
+    for (devices, nodes, why, at) in [
+        (
+            "cuda:0,cuda:1",
+            ["1", "0"],
+            "bound near their devices: rank 0 in NUMA node 1, rank 1 in NUMA node 0",
+            Some([1, 0]),
+        ),
+        (
+            "hip:1,hip:0",
+            ["1", "1"],
+            "bound near their devices: ranks 0 to 1 in NUMA node 1",
+            Some([1, 1]),
+        ),
+        (
+            "cuda:1,cuda:0",
+            ["-1", "0"],
+            "not bound: the NUMA node of the device of rank 1 is unknown",
+            None,
+        ),
+    ] {
+        let folder = Workdir::new("gpus-near");
+        let host = two_nodes(&folder, &cpus);
+        for (bus, node) in ["0000:01:00.0", "0000:02:00.0"].into_iter().zip(nodes) {
+            let dir = folder.path().join("host/pci").join(bus);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("numa_node"), format!("{node}\n")).unwrap();
+        }
+        let more = ["all_reduce", "--device", devices, "--ranks", "2", "--max", "1KiB"];
+        let Some(done) = run(&folder, &[&more[..], &host].concat(), &[]) else { return };
+        assert_eq!(done.code(), Some(0), "{devices}\n{}", done.stderr);
+        assert!(!done.stderr.contains("lookalike:"), "{}", done.stderr);
+        let report = report(&folder);
+        assert_eq!(report["cpus"], why, "{devices}");
+        let all = list(Path::new("/proc/self")).unwrap();
+        let expected = [0, 1].map(|rank: usize| at.map_or(&all, |at| &cpus[at[rank]]));
+        assert_eq!(report["hosts"][0]["cpus"], serde_json::json!(expected), "{devices}");
+    }
 }
 
 #[test]

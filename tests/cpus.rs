@@ -5,7 +5,8 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{LONG, Workdir, skip, steps};
+use common::cpus::{list, two_cpus, two_nodes};
+use common::{LONG, Workdir, steps};
 use serde_json::Value;
 
 /// What `/proc` says of the CPUs that each thread of a process may use: each list once.
@@ -15,34 +16,6 @@ fn allowed(pid: u32) -> Vec<String> {
     lists.sort_unstable();
     lists.dedup();
     lists
-}
-
-/// None of a thread that has ended.
-fn list(of: &Path) -> Option<String> {
-    let status = std::fs::read_to_string(of.join("status")).ok()?;
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    Some(list.unwrap().trim().to_owned())
-}
-
-/// Two CPUs that this process may use; none, said once, where it has one alone.
-fn two_cpus() -> Option<[String; 2]> {
-    let list = list(Path::new("/proc/self")).unwrap();
-    let cpus = list.split(',').flat_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        first.parse::<usize>().unwrap()..=last.parse().unwrap()
-    });
-    let two: Vec<String> = cpus.take(2).map(|cpu| cpu.to_string()).collect();
-    two.try_into().map_err(|_| skip("there is one CPU")).ok()
-}
-
-/// Describes a host whose nodes 0 and 1 have one of these CPUs each; returns the arguments for it.
-fn two_nodes(run: &Workdir, cpus: &[String; 2]) -> [&'static str; 2] {
-    for (node, cpu) in cpus.iter().enumerate() {
-        let dir = run.path().join(format!("host/node/node{node}"));
-        std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("cpulist"), format!("{cpu}\n")).unwrap();
-    }
-    ["--topology", "host"]
 }
 
 const WORDS: &str = "bound: rank 0 in NUMA node 0, rank 1 in NUMA node 1";

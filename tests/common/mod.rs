@@ -7,6 +7,7 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+pub mod cpus;
 pub mod desk;
 pub mod random;
 

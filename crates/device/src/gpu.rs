@@ -144,6 +144,18 @@ fn start(
     Ok(device)
 }
 
+/// As [`Properties::bus`].
+fn bus(common: &Common, device: i32) -> Result<String, Refusal> {
+    let mut text = [0_u8; 32];
+    // SAFETY: it writes no more than it is told there is.
+    unsafe { common.device_bus(text.as_mut_ptr().cast(), 31, device) }?;
+    Ok(until_zero(&text).to_lowercase())
+}
+
+fn until_zero(text: &[u8]) -> String {
+    String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
+}
+
 /// What both drivers tell in the same way; the architecture is left open.
 fn properties(
     common: &Common,
@@ -160,21 +172,16 @@ fn properties(
         let told = unsafe { common.device_attribute(&raw mut value, column(attribute), device) };
         told.map(|()| u32::try_from(value).unwrap_or(0)).map_err(fail)
     };
-    let (mut text, mut bus) = ([0_u8; 256], [0_u8; 32]);
-    let (mut bytes, mut driver) = (0_usize, 0);
+    let (mut text, mut bytes, mut driver) = ([0_u8; 256], 0_usize, 0);
     // SAFETY: each writes to a place of the size that it is told or that its type has.
     unsafe {
         common.device_name(text.as_mut_ptr().cast(), 255, device).map_err(fail)?;
-        common.device_bus(bus.as_mut_ptr().cast(), 31, device).map_err(fail)?;
         common.device_memory(&raw mut bytes, device).map_err(fail)?;
         common.driver_version(&raw mut driver).map_err(fail)?;
     }
-    let until_zero = |text: &[u8]| {
-        String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
-    };
     Ok(Properties {
         name: until_zero(&text),
-        bus: until_zero(&bus).to_lowercase(),
+        bus: bus(common, device).map_err(fail)?,
         arch: None,
         multiprocessors: attribute(Attribute::Multiprocessors)?,
         l2_bytes: u64::from(attribute(Attribute::L2Bytes)?),

@@ -155,6 +155,19 @@ impl Device {
         Device::with_back(kind, threads, back)
     }
 
+    /// Where a device is on the bus of its machine ([`Properties::bus`]), without opening it: memory
+    /// of it is not taken. Empty of one that is on none.
+    ///
+    /// # Errors
+    /// The driver's library, an entry point of it or the device is missing.
+    pub fn bus_of(kind: DeviceKind) -> Result<String, DeviceError> {
+        match kind {
+            DeviceKind::Cpu | DeviceKind::Guarded | DeviceKind::Sim(_) => Ok(String::new()),
+            DeviceKind::Cuda(ordinal) => gpu::cuda::bus(ordinal),
+            DeviceKind::Hip(ordinal) => gpu::hip::bus(ordinal),
+        }
+    }
+
     /// The simulated device.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use train::pulse::{self, Phase};
 
 use crate::bench_folder::Folder;
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
-use crate::cpus::Binding;
+use crate::cpus::{Binding, Near};
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
@@ -207,9 +207,12 @@ impl Planned {
         let threads = place.threads(asked.threads);
         limits::check_threads(share.ranks, threads, share.parts)?;
         let cpus = asked.hosts.cpus.unwrap_or_default().into();
-        let use_devices = !asked.devices.iter().all(|kind| kind.is_host());
+        let near = match asked.devices.iter().all(|kind| kind.is_host()) {
+            true => Near::Memory,
+            false => Near::Devices(asked.devices),
+        };
         let topology = asked.hosts.topology.as_deref();
-        let cpus = Binding::new(cpus, &place, threads, use_devices, topology);
+        let cpus = Binding::new(cpus, &place, threads, near, topology);
         let task = task(&place, world)?;
         let file = asked.hosts.secret_file.as_deref().map(|path| ("--secret-file", path));
         let secret = secret::of_job(file, place.nodes)?;

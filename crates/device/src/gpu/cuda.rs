@@ -31,9 +31,8 @@ fn wanted(ordinal: u32) -> Wanted {
     }
 }
 
-/// # Errors
-/// The library, a symbol or the device is missing; a device without kernels.
-pub(crate) fn open(ordinal: u32) -> Result<Gpu<Cuda>, DeviceError> {
+/// The driver's entry points, and the number that it knows the device by.
+fn find(ordinal: u32) -> Result<(Common, CudaOnly, i32), DeviceError> {
     let wanted = wanted(ordinal);
     let (library, name) = wanted.open()?;
     let lacks = |symbol| wanted.lacks(name, symbol);
@@ -47,6 +46,26 @@ pub(crate) fn open(ordinal: u32) -> Result<Gpu<Cuda>, DeviceError> {
     let name = |code| error_name(&table, code);
     let device =
         super::start(&common, kind, ordinal, "; CUDA_VISIBLE_DEVICES may hide some", name)?;
+    Ok((common, table, device))
+}
+
+/// As [`Properties::bus`], without a context.
+///
+/// # Errors
+/// The library, a symbol or the device is missing.
+pub(crate) fn bus(ordinal: u32) -> Result<String, DeviceError> {
+    let (common, table, device) = find(ordinal)?;
+    super::bus(&common, device).map_err(|refusal| {
+        super::driver_error(DeviceKind::Cuda(ordinal), refusal, |code| error_name(&table, code))
+    })
+}
+
+/// # Errors
+/// The library, a symbol or the device is missing; a device without kernels.
+pub(crate) fn open(ordinal: u32) -> Result<Gpu<Cuda>, DeviceError> {
+    let (common, table, device) = find(ordinal)?;
+    let kind = DeviceKind::Cuda(ordinal);
+    let name = |code| error_name(&table, code);
     let properties = properties(&common, kind, device, Attribute::cuda, version, name)?;
     let properties = with_arch(properties, &common, kind, device, name)?;
     let mut context = 0;

@@ -35,9 +35,8 @@ fn wanted(ordinal: u32) -> Wanted {
     }
 }
 
-/// # Errors
-/// The library, a symbol or the device is missing; a device without kernels.
-pub(crate) fn open(ordinal: u32) -> Result<Gpu<Hip>, DeviceError> {
+/// The runtime's entry points, and the number that it knows the device by.
+fn find(ordinal: u32) -> Result<(Common, HipOnly, ErrorName, i32), DeviceError> {
     let wanted = wanted(ordinal);
     let (library, name) = wanted.open()?;
     let lacks = |symbol| wanted.lacks(name, symbol);
@@ -54,6 +53,26 @@ pub(crate) fn open(ordinal: u32) -> Result<Gpu<Hip>, DeviceError> {
     let name = |code| name_of(error_name, code);
     let hidden = "; HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES may hide some";
     let device = super::start(&common, kind, ordinal, hidden, name)?;
+    Ok((common, table, error_name, device))
+}
+
+/// As [`crate::driver::Properties::bus`], and nothing is allocated on the device.
+///
+/// # Errors
+/// The library, a symbol or the device is missing.
+pub(crate) fn bus(ordinal: u32) -> Result<String, DeviceError> {
+    let (common, _, error_name, device) = find(ordinal)?;
+    super::bus(&common, device).map_err(|refusal| {
+        super::driver_error(DeviceKind::Hip(ordinal), refusal, |code| name_of(error_name, code))
+    })
+}
+
+/// # Errors
+/// The library, a symbol or the device is missing; a device without kernels.
+pub(crate) fn open(ordinal: u32) -> Result<Gpu<Hip>, DeviceError> {
+    let (common, table, error_name, device) = find(ordinal)?;
+    let kind = DeviceKind::Hip(ordinal);
+    let name = |code| name_of(error_name, code);
     let mut properties = properties(&common, kind, device, Attribute::hip, version, name)?;
     let found = arch_name(&table, device);
     let found = found.map_err(|refusal| super::driver_error(kind, refusal, name))?;

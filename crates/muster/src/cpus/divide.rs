@@ -8,7 +8,8 @@
 //!                      3 ranks  00000111 11222222   of 5, which 4 cores do not carry
 //! ```
 //!
-//! A rank gets whole cores, all that is its share and not as many as it has threads: so the
+//! A rank whose buffers are on a device of its own gets all CPUs of the node that the device is
+//! near ([`near`]). Of others: a rank gets whole cores, all that is its share and not as many as it has threads: so the
 //! scheduler still has a choice, and other programs a place. Where ranks are fewer than nodes, each
 //! has one node if that carries its threads, and the other nodes are used by no rank.
 
@@ -53,12 +54,52 @@ pub fn divide(nodes: &[Node], allowed: &[usize], ranks: usize, threads: usize) -
         parts.iter().map(|cores| threads.min(cores.iter().map(|core| core.0.len()).sum())).min()
     };
     let parts = if carries(&near) >= carries(&even) { near } else { even };
-    let cpus = |part: &&[Core]| {
-        let mut cpus: Vec<usize> = part.iter().flat_map(|core| core.0.iter().copied()).collect();
-        cpus.sort_unstable();
-        cpus
-    };
     Division { cpus: parts.iter().map(cpus).collect(), why: format!("bound: {}", words(&parts)) }
+}
+
+/// Binds ranks of `threads` threads each to the `allowed` CPUs of the nodes that their devices are
+/// `near`. Ranks of one node share its CPUs: where a device works, a rank mostly waits.
+pub fn near(nodes: &[Node], allowed: &[usize], near: &[Option<usize>], threads: usize) -> Division {
+    let cores = usable(nodes, allowed);
+    let numbers: BTreeSet<usize> = cores.iter().map(|core| core.1).collect();
+    match numbers.len() {
+        0 => return Division::none("no NUMA node is known that has CPUs for them"),
+        1 => return Division::none("one NUMA node has all their CPUs"),
+        _ => {}
+    }
+    let mut parts = Vec::new();
+    for (rank, node) in near.iter().enumerate() {
+        let Some(node) = node else {
+            return Division::none(format!(
+                "the NUMA node of the device of rank {rank} is unknown"
+            ));
+        };
+        let part = cores.chunk_by(|a, b| a.1 == b.1).find(|part| part[0].1 == *node);
+        let Some(part) = part else {
+            return Division::none(format!(
+                "they may use no CPU of NUMA node {node}, which the device of rank {rank} is near"
+            ));
+        };
+        let cpus: usize = part.iter().map(|core| core.0.len()).sum();
+        if threads > cpus {
+            let node = format!("NUMA node {node}, which the device of rank {rank} is near");
+            return Division::none(format!(
+                "{threads} threads outnumber the {cpus} CPUs of {node}"
+            ));
+        }
+        parts.push(part);
+    }
+    Division {
+        cpus: parts.iter().map(cpus).collect(),
+        why: format!("bound near their devices: {}", words(&parts)),
+    }
+}
+
+/// The CPUs of cores, ascending.
+fn cpus(part: &&[Core]) -> Vec<usize> {
+    let mut cpus: Vec<usize> = part.iter().flat_map(|core| core.0.iter().copied()).collect();
+    cpus.sort_unstable();
+    cpus
 }
 
 /// The cores of which anything may be used, in the order of nodes.
@@ -187,6 +228,28 @@ mod tests {
         assert_eq!(division, Division::none("one NUMA node has all their CPUs"));
         let division = divide(&nodes, &[1, 3, 4, 6], 2, 2);
         assert_eq!(division.cpus, [[1, 3], [4, 6]]);
+    }
+
+    #[test]
+    fn ranks_are_near_their_devices_or_it_is_said_why_not() {
+        let nodes = host(&[4, 4], 2);
+        let of = |near: &[Option<usize>], threads| super::near(&nodes, &all(&nodes), near, threads);
+        let division = of(&[Some(1), Some(0), Some(0)], 8);
+        assert_eq!(lists(&division), "4-7,12-15 0-3,8-11 0-3,8-11");
+        let why = "bound near their devices: rank 0 in NUMA node 1, ranks 1 to 2 in NUMA node 0";
+        assert_eq!(division.why, why);
+        assert_eq!(lists(&of(&[Some(1)], 1)), "4-7,12-15");
+        let why = |near: &[Option<usize>], threads| of(near, threads).why;
+        let words = "not bound: the NUMA node of the device of rank 1 is unknown";
+        assert_eq!(why(&[Some(0), None], 1), words);
+        let words = "not bound: 9 threads outnumber the 8 CPUs of NUMA node 1, which the device of \
+                     rank 0 is near";
+        assert_eq!(why(&[Some(1)], 9), words);
+        let words = "not bound: they may use no CPU of NUMA node 2, which the device of rank 0 is \
+                     near";
+        assert_eq!(why(&[Some(2)], 1), words);
+        let one = super::near(&host(&[4], 1), &[0, 1, 2, 3], &[Some(0)], 1);
+        assert_eq!(one, Division::none("one NUMA node has all their CPUs"));
     }
 
     proptest! {

@@ -13,6 +13,7 @@ mod topology;
 
 use std::path::Path;
 
+use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::Cpus;
 
@@ -33,22 +34,42 @@ pub struct Binding {
     pub cores: usize,
 }
 
+/// What the ranks of a host are to be near.
+#[derive(Debug, Clone, Copy)]
+pub enum Near<'a> {
+    /// Memory, of which each has a part.
+    Memory,
+    /// A device that all use beside memory: no part of it is nearer to one than to another.
+    Shared,
+    /// Devices that have their buffers, dealt in turn.
+    Devices(&'a [DeviceKind]),
+}
+
 impl Binding {
-    /// Decides for this host's ranks of `threads` threads each, which may use devices that have
-    /// memory of their own; `root` is where tests describe a host.
+    /// Decides for this host's ranks of `threads` threads each; `root` is where tests describe a
+    /// host, and in `pci` there its devices.
     pub fn new(
         asked: Cpus,
         place: &Place,
         threads: usize,
-        use_devices: bool,
+        near: Near,
         root: Option<&Path>,
     ) -> Binding {
+        let devices = root.map_or(topology::DEVICES.into(), |root| root.join("pci"));
         let root = root.unwrap_or(Path::new(topology::ROOT));
         let divided = || {
             let refused = |error| format!("the system does not allow it ({error})");
             let allowed = system::allowed().map_err(refused)?;
-            let nodes = topology::nodes(root);
-            let division = divide::divide(&nodes, &allowed, place.ranks.len(), threads);
+            let (nodes, ranks) = (topology::nodes(root), place.ranks.len());
+            let division = match near {
+                Near::Devices(kinds) if !kinds.is_empty() => {
+                    let of = kinds.iter().map(|&kind| node_of(kind, &devices));
+                    let of: Vec<Option<usize>> = of.collect();
+                    let near: Vec<_> = of.into_iter().cycle().take(ranks).collect();
+                    divide::near(&nodes, &allowed, &near, threads)
+                }
+                _ => divide::divide(&nodes, &allowed, ranks, threads),
+            };
             match division.cpus.is_empty() {
                 true => Ok(division),
                 // To what it may use anyway: some containers refuse the call.
@@ -57,8 +78,9 @@ impl Binding {
         };
         let Division { cpus, why } = match (asked, place.may_bind()) {
             (Cpus::Any, _) => Division::none("as asked"),
-            // Not all devices are equally near to all nodes, and which are is not known here.
-            (Cpus::Auto, _) if use_devices => Division::none("ranks use devices"),
+            (Cpus::Auto, _) if matches!(near, Near::Shared) => {
+                Division::none("ranks share a device beside their memory")
+            }
             (Cpus::Auto, Err(why)) => Division::none(why),
             (Cpus::Auto, Ok(())) => divided().unwrap_or_else(Division::none),
         };
@@ -80,6 +102,11 @@ impl Binding {
             ))
         })
     }
+}
+
+/// The node that a device is near. One that cannot be found is told when it is opened.
+fn node_of(kind: DeviceKind, devices: &Path) -> Option<usize> {
+    topology::node_of(devices, &Device::bus_of(kind).ok()?)
 }
 
 #[cfg(target_os = "linux")]

@@ -1,15 +1,18 @@
-//! The host's NUMA nodes and the CPUs of each, as Linux describes them below a directory
-//! (`Documentation/ABI/stable/sysfs-devices-node`, `sysfs-devices-system-cpu`).
+//! The host's NUMA nodes, the CPUs of each and the devices near it, as Linux describes them below
+//! two directories (`Documentation/ABI/stable/sysfs-devices-node`, `sysfs-devices-system-cpu`,
+//! `testing/sysfs-bus-pci`).
 //!
 //! ```text
 //! node/node1/cpulist                        16-31,48-63    CPUs of node 1
 //! cpu/cpu16/topology/thread_siblings_list   16,48          those that share the core of CPU 16
+//! 0000:65:00.0/numa_node                    1              the node of that device; -1 of none
 //! ```
 
 use std::path::Path;
 
-/// Where Linux has it.
+/// Where Linux has nodes and CPUs, and where devices.
 pub const ROOT: &str = "/sys/devices/system";
+pub const DEVICES: &str = "/sys/bus/pci/devices";
 
 /// More than any kernel is built for; a list that has higher numbers is none of the kernel's.
 const CPUS_MOST: usize = 1 << 16;
@@ -33,6 +36,15 @@ pub fn nodes(root: &Path) -> Vec<Node> {
     let mut nodes: Vec<Node> = entries.filter_map(node).collect();
     nodes.sort_by_key(|node| node.number);
     nodes
+}
+
+/// The node that a device is near, by its place on the bus; none where nothing says so.
+pub fn node_of(devices: &Path, bus: &str) -> Option<usize> {
+    // No name leads elsewhere.
+    let is_name =
+        !bus.is_empty() && bus.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+    let text = std::fs::read_to_string(devices.join(bus).join("numa_node"));
+    text.ok().filter(|_| is_name)?.trim().parse().ok()
 }
 
 /// The CPUs that share a core with this one, if that is known.
@@ -116,6 +128,19 @@ mod tests {
         assert_eq!(of(&many), [(2, vec![vec![2], vec![3]]), (10, vec![vec![4]])]);
         assert_eq!(of(&[("cpu/online", "0-1")]), []);
         assert_eq!(nodes(Path::new("/no/such/directory")), []);
+    }
+
+    #[test]
+    fn a_device_is_near_the_node_that_is_said() {
+        let root = host(&[
+            ("0000:65:00.0/numa_node", "1"),
+            ("0000:66:00.0/numa_node", "-1"),
+            ("0000:67:00.0/class", "0x030200"),
+            ("numa_node", "0"),
+        ]);
+        let of = |bus| node_of(root.path(), bus);
+        assert_eq!((of("0000:65:00.0"), of("0000:66:00.0")), (Some(1), None));
+        assert_eq!((of("0000:67:00.0"), of("0000:68:00.0"), of("")), (None, None, None));
     }
 
     #[test]
