@@ -7,6 +7,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::diagnose::SHARE_HEALTHY;
+
 /// A machine with more ranks than cores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +68,13 @@ pub fn crowds(ranks: &[Room]) -> Vec<Crowd> {
     crowds
 }
 
+/// The share of its like that a part need not exceed to be slow: a rank that has half of a core can
+/// be half as fast as one that had it alone, and nothing of its links is known from that.
+pub fn share_healthy(crowds: &[Crowd]) -> f64 {
+    let cores_per_rank = crowds.iter().map(|crowd| crowd.cores as f64 / crowd.ranks as f64);
+    SHARE_HEALTHY * cores_per_rank.fold(1.0, f64::min)
+}
+
 /// Cores of a machine as the kernel lists them: `0-3,8`. None of what is no such list.
 pub(super) fn listed(list: &str) -> Option<usize> {
     let range = |part: &str| {
@@ -104,6 +113,13 @@ mod tests {
         assert_eq!(crowds(&rooms(&four, 8)), []);
         let said = crowds(&rooms(&four, 2))[0].to_string();
         assert!(said.starts_with("the 4 ranks of hosts 0, 1, 2, 3 share 2 cores: "), "{said}");
+    }
+
+    #[test]
+    fn where_a_rank_has_half_a_core_what_is_half_as_fast_is_not_slow() {
+        let crowd = |ranks, cores| Crowd { hosts: vec![0], ranks, cores };
+        assert_eq!(share_healthy(&[]), SHARE_HEALTHY);
+        assert_eq!(share_healthy(&[crowd(4, 3), crowd(4, 2)]), SHARE_HEALTHY / 2.0);
     }
 
     #[test]

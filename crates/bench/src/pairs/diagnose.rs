@@ -94,8 +94,9 @@ impl fmt::Display for Finding {
 /// Which part of a kind an edge belongs to, if any.
 type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
 
-/// What is slow among `edges` of ranks that sit at `seats`, larger parts first.
-pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
+/// What is slow among `edges` of ranks that sit at `seats`, larger parts first. What reaches the
+/// share `healthy` of its like is not: [`SHARE_HEALTHY`], or less on crowded machines.
+pub fn diagnose(seats: &[Seat], edges: &[Edge], healthy: f64) -> Vec<Finding> {
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;
     let (across, within): (Vec<&Edge>, Vec<&Edge>) = edges.iter().partition(between);
     let mut findings = Vec::new();
@@ -120,7 +121,7 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
         let mut left = edges;
         // All parts of a level are judged before what they explain is left out.
         let mut level = |least: usize, parts_of: &[PartOf]| {
-            let slow = parts_of.iter().flat_map(|of| outliers(&left, between_hosts, least, of));
+            let slow = parts_of.iter().flat_map(|of| outliers(&left, (between_hosts, healthy), least, of));
             let slow: Vec<Finding> = slow.collect();
             let is_explained = |edge: &&Edge| {
                 let mut parts = parts_of.iter().filter_map(|of| of(edge));
@@ -147,7 +148,12 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge]) -> Vec<Finding> {
 
 /// The parts whose best edge is an outlier among the best edges of all. A part of fewer than
 /// `least` edges is left out: which end of a single edge is slow cannot be told.
-fn outliers(edges: &[&Edge], between_hosts: bool, least: usize, part_of: PartOf) -> Vec<Finding> {
+fn outliers(
+    edges: &[&Edge],
+    (between_hosts, healthy): (bool, f64),
+    least: usize,
+    part_of: PartOf,
+) -> Vec<Finding> {
     let mut best: BTreeMap<Part, (f64, usize)> = BTreeMap::new();
     for edge in edges {
         if let Some(part) = part_of(edge) {
@@ -168,7 +174,7 @@ fn outliers(edges: &[&Edge], between_hosts: bool, least: usize, part_of: PartOf)
     let finding = |(&part, &gb_per_s): (&Part, &f64)| {
         let z = 0.6745 * (gb_per_s.max(f64::MIN_POSITIVE).ln() - middle) / mad;
         let median_gb_per_s = middle.exp();
-        let is_slow = z < -Z_LIMIT && gb_per_s < SHARE_HEALTHY * median_gb_per_s;
+        let is_slow = z < -Z_LIMIT && gb_per_s < healthy * median_gb_per_s;
         is_slow.then_some(Finding { part, between_hosts, gb_per_s, median_gb_per_s, z })
     };
     best.iter().filter_map(finding).collect()
@@ -210,7 +216,7 @@ mod tests {
     }
 
     fn parts(seats: &[Seat], edges: &[Edge]) -> Vec<Part> {
-        diagnose(seats, edges).into_iter().map(|finding| finding.part).collect()
+        diagnose(seats, edges, SHARE_HEALTHY).into_iter().map(|finding| finding.part).collect()
     }
 
     proptest! {
@@ -262,7 +268,7 @@ mod tests {
         let all = edges(&seats, 7, |from, to| if from == 2 || to == 2 { 0.3 } else { 1.0 });
         let host = |sends| Part::Host { host: 2, sends };
         assert_eq!(parts(&seats, &all), [host(true), host(false)]);
-        let finding = &diagnose(&seats, &all)[0];
+        let finding = &diagnose(&seats, &all, SHARE_HEALTHY)[0];
         assert!((finding.gb_per_s / finding.median_gb_per_s - 0.3).abs() < 0.02, "{finding:?}");
         let text = finding.to_string();
         assert!(text.starts_with("host 2 sends 1"), "{text}");

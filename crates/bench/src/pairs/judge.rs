@@ -64,8 +64,9 @@ impl fmt::Display for Dismissed {
     }
 }
 
-/// What to say of ranks at `seats` whose edges were measured so: first all, then some again.
-pub fn judge(seats: &[Seat], measured: &[Vec<Edge>]) -> Judgement {
+/// What to say of ranks at `seats` whose edges were measured so: first all, then some again. What
+/// reaches the share `healthy` of its like is not slow ([`share_healthy`](super::crowd::share_healthy)).
+pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], healthy: f64) -> Judgement {
     let edges = best(measured);
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for edge in measured.iter().flatten() {
@@ -76,7 +77,7 @@ pub fn judge(seats: &[Seat], measured: &[Vec<Edge>]) -> Judgement {
         let finding = finding.clone();
         edges.iter().filter(move |edge| finding.concerns(seats, edge))
     };
-    let suspects = diagnose(seats, &edges);
+    let suspects = diagnose(seats, &edges, healthy);
     let doubted = suspects.iter().flat_map(of).filter(|edge| tries(edge) < TRIES);
     let again: BTreeSet<(usize, usize)> =
         doubted.map(|edge| (edge.from.min(edge.to), edge.from.max(edge.to))).collect();
@@ -92,7 +93,7 @@ pub fn judge(seats: &[Seat], measured: &[Vec<Edge>]) -> Judgement {
         dismissed.push(Dismissed { finding, why });
     }
     for count in 1..measured.len() {
-        for finding in diagnose(seats, &best(&measured[..count])) {
+        for finding in diagnose(seats, &best(&measured[..count]), healthy) {
             let same = |other: &Finding| {
                 (other.part, other.between_hosts) == (finding.part, finding.between_hosts)
             };
@@ -121,7 +122,7 @@ fn best(measured: &[Vec<Edge>]) -> Vec<Edge> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::diagnose::Part;
+    use super::super::diagnose::{Part, SHARE_HEALTHY};
     use super::*;
 
     fn seats(hosts: usize, each: usize) -> Vec<Seat> {
@@ -150,7 +151,7 @@ mod tests {
         let mut measured = vec![measure(seats, None, |a, b| factor(0, (a, b)))];
         loop {
             let round = measured.len();
-            match judge(seats, &measured) {
+            match judge(seats, &measured, SHARE_HEALTHY) {
                 Judgement::Told(told) => return (told, round),
                 Judgement::Again(pairs) => {
                     measured.push(measure(seats, Some(&pairs), |a, b| factor(round, (a, b))));
@@ -196,10 +197,10 @@ mod tests {
         let seats = seats(3, 3);
         let mut measured =
             vec![measure(&seats, None, |from, to| if (from, to) == (0, 8) { 0.1 } else { 1.0 })];
-        assert!(matches!(judge(&seats, &measured), Judgement::Again(_)));
+        assert!(matches!(judge(&seats, &measured, SHARE_HEALTHY), Judgement::Again(_)));
         // Others were measured again meanwhile.
         measured.extend((1..MEASUREMENTS_MOST).map(|_| Vec::new()));
-        let Judgement::Told(told) = judge(&seats, &measured) else { panic!("measured again") };
+        let Judgement::Told(told) = judge(&seats, &measured, SHARE_HEALTHY) else { panic!("measured again") };
         assert_eq!(told.findings, []);
         assert_eq!(told.dismissed[0].why, Why::TooFew { tries: 1 });
     }
