@@ -217,6 +217,12 @@ impl Job {
         }
     }
 
+    /// Waits until standard error has `text`, and returns whether it had before the process ended.
+    pub fn wait_until_it_says(&mut self, text: &str) -> bool {
+        let path = self.err.path().to_owned();
+        self.wait_until(|| std::fs::read_to_string(&path).is_ok_and(|said| said.contains(text)))
+    }
+
     /// Waits for the end.
     pub fn wait(mut self) -> Done {
         self.wait_until(|| false);

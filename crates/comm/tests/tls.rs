@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use comm::rendezvous::{Hello, Joined, Server, join_with};
+use comm::rendezvous::{Hello, Joined, Reported, Server, join_with, report_lack, serve_lack};
 use comm::tls::{Pem, Security, Tls, TlsFault, TlsMistake, TlsPart};
-use comm::{Backend, CommError, Damage, Result, Secret, Settings};
+use comm::{Backend, CommError, Damage, Lack, Result, Secret, Settings};
 use common::certificates::Authority;
 use common::{PATIENCE_MS, control};
 use rcgen::ExtendedKeyUsagePurpose;
@@ -77,6 +77,31 @@ fn who_speaks_plain_and_who_needs_tls_are_told_apart_on_both_sides() {
     let (said, fault) = strangers(None, Some(&tls));
     assert_eq!(said, format!("speaks TLS alone, which this process has not; {same}"));
     assert_eq!(fault, TlsFault::Plain);
+}
+
+/// A host that has no files of TLS which it can use has nothing but its word, in plain.
+#[test]
+fn who_cannot_speak_tls_says_so_and_is_told_apart_from_who_does_without() {
+    let tls = Authority::new().of_anyone();
+    let server = Server::of_nodes(LOCAL, ("job", secured(Some(&tls))), 2, 2, PATIENCE_MS).unwrap();
+    assert_eq!(report_lack(server.addr(), 1, Lack::Tls, SOON), Reported::Heard);
+    let mut news = server.news();
+    while news.is_empty() {
+        news = server.news();
+    }
+    let said = "turned away node 1 from 127.0.0.1, which says, without a proof, that it will not \
+                start: its files of TLS cannot be used; see its own messages";
+    assert_eq!(news, [said]);
+    // And node 0, to those that begin TLS.
+    let addr = TcpListener::bind(LOCAL).unwrap().local_addr().unwrap();
+    let begun = Instant::now();
+    let node_0 = std::thread::spawn(move || serve_lack(addr, Lack::Tls, SOON));
+    let said = join_with(addr, hello(1, 2), secured(Some(&tls)), PATIENCE_MS).err().unwrap();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    let expected = "node 0 ended before the job began: its files of TLS cannot be used, as who \
+                    listens at";
+    assert!(said.to_string().starts_with(expected), "{said}");
+    node_0.join().unwrap().unwrap();
 }
 
 #[test]

@@ -136,14 +136,10 @@ pub fn measure(
 ) -> Result<Ran, CliError> {
     let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| complain(found));
-    let mut absence = Absence::of(&hosts, asked.hosts, true);
-    let planned = Planned::new(asked, &hosts, world, task).inspect_err(|error| {
-        absence.report_error(error, address::Start::Never);
-    })?;
-    absence.secret = planned.secret.secret;
-    absence.tls.clone_from(&planned.tls.tls);
-    tls::check(TLS, &planned.tls)
-        .inspect_err(|error| absence.report_error(error, address::Start::Never))?;
+    let absence = Absence::of(&hosts, asked.hosts, true);
+    let never = |error| absence.report_error(error, address::Start::Never);
+    let planned = Planned::new(asked, &hosts, world, task).map_err(never)?;
+    tls::check(TLS, &planned.tls).map_err(never)?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
     let words = match asked.trace {
@@ -156,7 +152,7 @@ pub fn measure(
     })?;
     let mut start = address::Start::Never;
     let ended = supervise(asked, planned, &folder, &signals, (&mut start, tell));
-    ended.inspect_err(|error| absence.report_error(error, start))
+    ended.map_err(|error| absence.report_error(error, start))
 }
 
 /// Of one start, gone with it.
@@ -282,14 +278,14 @@ fn supervise(
     let step_timeout = Some(timeout);
     let limits = Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout };
     let waits = place.waits(&job.rendezvous, asked.timeout_ms);
-    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
+    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         told => tell(told),
     });
     if watch.have_met() {
         *start = address::Start::Met;
     }
-    address::stay_for_the_late(server.as_ref(), &ended);
+    address::stay_for_the_late(server.as_ref(), &mut ended);
     // Who does not want to wait has the parts, which `muster trace merge` joins.
     if !matches!(ended, Ok(Ended::AtOnce)) {
         let wrong = traced.iter().flat_map(Traced::end);

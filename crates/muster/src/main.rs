@@ -52,9 +52,8 @@ fn main() -> ExitCode {
     exhausted::survive_limits();
     match limits::check_stack().and_then(|()| obey()) {
         Ok(exit) => exit.into(),
-        Err(error) => {
-            console::restore_terminal();
-            output::complain(&error.to_string());
+        Err(mut error) => {
+            error.tell();
             error.exit.into()
         }
     }

@@ -88,6 +88,28 @@ fn versions_and_strangers_are_told_apart() {
 }
 
 #[test]
+fn a_notice_is_no_hail_and_says_a_number_alone() {
+    for lack in [Lack::Secret, Lack::Tls] {
+        let notice = notice(1_000_000, lack);
+        let start = notice.first_chunk().unwrap();
+        assert_eq!(super::greeting(start), Greeting::Lacks(lack));
+        assert_eq!(noticed(&notice), 1_000_000);
+        // Whatever else stands in its first bytes, it is of another protocol.
+        for change in [(5, 0x80), (6, 1), (7, 1)] {
+            let other = changed(notice, 0, (0, change.0, change.1));
+            let other = super::greeting(other.first_chunk().unwrap());
+            assert_eq!(other, Greeting::Other(Refused::Protocol(u32::from(PROTOCOL))));
+        }
+        // Who hails and is answered so has no challenge.
+        let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
+        let answer = no_challenge(dialler.hail(), lack.word());
+        let word = u32::from(lack.word());
+        assert_eq!(dialler.prove(&answer).err(), Some(Refused::Protocol(word)));
+        assert!(![OVER_TLS, PROTOCOL].contains(&lack.word()));
+    }
+}
+
+#[test]
 fn a_stranger_sees_no_two_bytes_that_depend_on_the_job() {
     let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
     let of = |secret: &str, claim: Claim| {

@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(300);
 /// How long messages may take to leave when the server ends.
 pub(super) const PARTING: Duration = Duration::from_millis(100);
 /// Connections whose first message is waited for at a time; the others wait in the backlog.
-const GUESTS: usize = 1024;
+pub(super) const GUESTS: usize = 1024;
 /// Bytes of a buffer for what a worker says; longer frames make it grow.
 const BUFFER: usize = 1 << 10;
 
@@ -115,6 +115,12 @@ fn why(heard: Heard, shared: &Shared) -> Option<Why> {
         }
         Heard::Protocol(got) => Why::Protocol(got),
         Heard::Tls(fault) => Why::Tls(fault),
+        Heard::Lacks { node, lack } => {
+            let (node, ranks) = (node as usize, shared.ranks_of(node as usize));
+            // Nobody else's word is of any interest.
+            let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
+            is_awaited.then_some(Why::Lacks { node, lack })?
+        }
     })
 }
 

@@ -11,11 +11,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
 
 use super::codec::Codec;
-use super::protocol::{self, Hello, Said, ToServer, ToWorker};
+use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use crate::door;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
-use crate::tls::{self, Connection, Security};
+use crate::tls::{self, Connection, Security, TlsFault};
 use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
@@ -229,6 +229,12 @@ fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
     let who = || format!("the meeting point at {addr}, node 0 of the job,");
     match failed {
         Failed::Refused(Refused::Secret) => CommError::Secret { who: who() },
+        Failed::Tls(TlsFault::Lacks(lack)) => {
+            let reason = format!(
+                "{lack}, as who listens at {addr} says without a proof; see node 0's own messages"
+            );
+            Refusal::Absent { node: 0, reason }.into()
+        }
         Failed::Tls(fault) => CommError::Tls { who: who(), fault },
         Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
         Failed::Refused(Refused::Stranger) => stranger("answers as something else"),

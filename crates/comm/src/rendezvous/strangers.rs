@@ -5,8 +5,9 @@
 //! than its like:
 //!
 //! ```text
-//! kind            another job, secret, protocol; no TLS, by its fault; of those with another
-//!                 secret, the ones that claim to be somebody who is awaited
+//! kind            another job, secret, protocol; no TLS, by its fault; hosts that are awaited and
+//!                 cannot prove themselves; of those with another secret, the ones that claim to
+//!                 be somebody who is awaited
 //!   address       HOSTS of each kind: what comes from one address hides no other
 //!     claim       CLAIMS of each address: whoever is told once more is told with the same advice
 //! ```
@@ -18,6 +19,7 @@ use std::mem::Discriminant;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::protocol::cut_name;
+use crate::Lack;
 use crate::error::SAME_SECRET;
 use crate::tls::TlsFault;
 
@@ -40,6 +42,11 @@ pub(super) enum Why {
     },
     Protocol(u32),
     Tls(TlsFault),
+    /// A host that is awaited, as it says, will not start and cannot prove that it is that host.
+    Lacks {
+        node: usize,
+        lack: Lack,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +57,7 @@ enum Kind {
     Protocol,
     /// The times in a fault pass, so who comes again is not told anew.
     Tls(Discriminant<TlsFault>),
+    Lacks,
 }
 
 impl Why {
@@ -60,6 +68,7 @@ impl Why {
             Why::Secret { is_awaited: false, .. } => Kind::Secret,
             Why::Protocol(_) => Kind::Protocol,
             Why::Tls(fault) => Kind::Tls(fault.kind()),
+            Why::Lacks { .. } => Kind::Lacks,
         }
     }
 
@@ -78,6 +87,10 @@ impl Why {
                 "use the same build everywhere",
             ),
             Why::Tls(fault) => (format!("a process from {from}, which {fault}"), ""),
+            Why::Lacks { node, lack } => {
+                let fault = TlsFault::Lacks(lack);
+                (format!("node {node} from {from}, which {fault}"), "")
+            }
         }
     }
 }
@@ -181,6 +194,12 @@ mod tests {
             (2, Why::Protocol(4), "turned away a worker that speaks protocol 4 from 10.0.0.2; use"),
             (1, Why::Tls(TlsFault::Plain), "turned away a process from 10.0.0.1, which speaks"),
             (1, Why::Job("b".into()), "turned away a worker of job `b` from 10.0.0.1; see where"),
+            (
+                1,
+                Why::Lacks { node: 1, lack: Lack::Secret },
+                "turned away node 1 from 10.0.0.1, which says, without a proof, that it will not \
+                 start: its secret cannot be used; see its own messages",
+            ),
         ] {
             strangers.turn_away(addr(from), why.clone());
             strangers.turn_away(addr(from), why);

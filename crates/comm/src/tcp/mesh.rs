@@ -225,7 +225,7 @@ pub(super) async fn hear_higher(
             tries.lock().unwrap_or_else(PoisonError::into_inner).insert(rank, cause);
             return None;
         }
-        Heard::Protocol(_) | Heard::Tls(_) => return None,
+        Heard::Protocol(_) | Heard::Tls(_) | Heard::Lacks { .. } => return None,
     };
     let (rank, purpose) = (accepted.claim.from as usize, Purpose::of(accepted.claim.purpose));
     let is_ours = accepted.claim == me.claim(rank, me.rank, purpose);

@@ -6,6 +6,7 @@ mod common;
 mod visitor;
 
 mod control;
+mod lacking;
 mod meeting;
 mod strangers;
 

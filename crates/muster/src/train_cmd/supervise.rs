@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use comm::Lack;
 use comm::tls::Security;
 use data::{Prepared, Stage};
 use layout::Mesh;
@@ -52,28 +53,26 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let mut overrides = args.overrides();
     overrides.extend(hosts.tasks.map(|tasks| Override::otherwise("ranks.count", tasks)));
     let loaded = crate::config::load(&args.config, &overrides, purpose);
-    let loaded = loaded.inspect_err(|error| absence.report_error(error, never))?;
+    let loaded = loaded.map_err(|error| absence.report_error(error, never))?;
     let secret = secret(&loaded.config, hosts.nodes);
     // From here on by what the config says, or not at all.
-    let secret = secret.inspect_err(|error| absence.report_unproven(error))?;
-    absence.secret = secret.secret;
+    let secret = secret.map_err(|error| absence.report_lack(Lack::Secret, error))?;
     let files = loaded.config.ranks.tls.clone().map(|files| (TLS, files));
-    absence.tls = None;
     let tls = tls::of_job(files, hosts.nodes);
-    let tls = tls.inspect_err(|error| absence.report_unproven(error))?;
-    absence.tls.clone_from(&tls.tls);
-    let tell = |error: &CliError| absence.report_error(error, never);
-    tls::check(TLS, &tls).inspect_err(tell)?;
+    let tls = tls.map_err(|error| absence.report_lack(Lack::Tls, error))?;
+    absence.proof = Ok(Security { secret: secret.secret, tls: tls.tls.clone() });
+    let tell = |error: CliError| absence.report_error(error, never);
+    tls::check(TLS, &tls).map_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
-        return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
+        return mesh::plan_only(&hosts, &loaded, args.dry_run).map_err(tell);
     }
     let topology = args.hosts.topology.as_deref();
-    let planned = plan(&hosts, loaded, (secret, tls), topology).inspect_err(tell)?;
+    let planned = plan(&hosts, loaded, (secret, tls), topology).map_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
     }
-    let planned = planned.that_fits().inspect_err(tell)?;
+    let planned = planned.that_fits().map_err(tell)?;
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
@@ -81,13 +80,13 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);
     })?;
-    make_dirs(&run).inspect_err(tell)?;
-    run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
+    make_dirs(&run).map_err(tell)?;
+    run.check_pipes(planned.place.node, planned.place.ranks.clone()).map_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
     let mut start = never;
     let ended = supervise(&args, planned, &run, &signals, &mut start);
-    ended.inspect_err(|error| absence.report_error(error, start))
+    ended.map_err(|error| absence.report_error(error, start))
 }
 
 /// What is known before anything is read or written.
@@ -217,7 +216,7 @@ fn supervise(
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
     let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
-    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
+    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
         if let Told::Event(event) = told {
             finish.hear(event, signals, &mut sink);
         }
@@ -225,7 +224,7 @@ fn supervise(
     if watch.have_met() {
         *start = address::Start::Met;
     }
-    address::stay_for_the_late(server.as_ref(), &ended);
+    address::stay_for_the_late(server.as_ref(), &mut ended);
     // Who does not want to wait has the parts, which `muster trace merge` joins.
     if !matches!(ended, Ok(Ended::AtOnce)) {
         traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
