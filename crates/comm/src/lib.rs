@@ -74,7 +74,7 @@ pub use collectives::EvenPlan;
 pub use control::{Channel, Control};
 pub use counters::{Count, Counters};
 pub use elsewhere::SumRoom;
-pub use error::{CommError, Damage, Fault, Moved, Operation};
+pub use error::{CommError, Damage, Fault, Moved, Operation, TIMEOUT_KEY};
 pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
 pub use kernels::ordered_sum::RedOp;

@@ -107,8 +107,8 @@ fn who_cannot_speak_tls_says_so_and_is_told_apart_from_who_does_without() {
 #[test]
 fn another_authority_is_named_on_both_sides() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let advice = "give every host of the job the same ranks.tls.authority, and a certificate that \
-                  it has signed";
+    let advice = "give every host of the job the same ranks.tls.authority (authority.pem of \
+                  --tls), and a certificate that it has signed";
     // Each takes the other for a stranger; the one that connects is the first to see.
     let (said, fault) = strangers(Some(&ours.of_anyone()), Some(&theirs.of_anyone()));
     let expected = "takes this process's certificate for one of another authority";

@@ -317,6 +317,7 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let _signals = Signals::count(WarnSignal::Usr1)?;
     let tls = job.tls.as_ref().map(|files| tls::load(TLS, files)).transpose()?;
     let ended = rank(&job, (args.rank, Security { secret, tls }), &voice);
+    let ended = ended.map_err(CliError::of_bench);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -392,6 +393,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
             Ok(Exit::Ok)
         }
         Err(error) => {
+            // The others read it too.
+            let error = error.of_bench();
             if let Some(fault) = &error.fault {
                 control.blame(fault);
             }

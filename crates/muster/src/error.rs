@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::limits;
+use crate::train_cmd::life::Work;
 use crate::train_cmd::{BUCKETS, KIND_OF_CPU, OPTIMIZER_DEVICE};
 use comm::Fault;
 
@@ -113,6 +114,15 @@ impl CliError {
             Some(advice) => CliError::peer(format!("{error}; {advice}")),
             None => CliError::peer(error),
         }
+    }
+
+    /// As a benchmark says it, which has a flag where a config has a key.
+    pub fn of_bench(mut self) -> CliError {
+        let what = self.fault.as_mut().map(|fault| &mut fault.what);
+        for text in what.into_iter().chain([&mut self.message]) {
+            *text = text.replace(comm::TIMEOUT_KEY, Work::Benchmark.timeout_key());
+        }
+        self
     }
 
     /// Something that cannot happen.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Framed, FramedParts, FramedRead};
 
 use super::codec::Codec;
-use crate::error::{Fault, numbered, ranks};
+use crate::error::{Fault, TIMEOUT_KEY, numbered, ranks};
 use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
 use crate::tls::{self, Connection, ReadHalf, WriteHalf};
 
@@ -71,7 +71,7 @@ pub enum Refusal {
     /// the job's.
     #[error(
         "{}{} did not come within {timeout_ms} ms{}; see whether they started and reach this \
-         address, or raise ranks.timeout_ms",
+         address, or raise {TIMEOUT_KEY}",
         ranks(missing),
         nodes_text(nodes),
         turned_away_text(turned_away)

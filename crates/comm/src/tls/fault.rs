@@ -11,8 +11,8 @@ use crate::lack::Lack;
 /// What to do where one has TLS and another has not.
 const SAME_TLS: &str = "give every host of the job ranks.tls (--tls), or none";
 /// What to do about another authority.
-const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority, and a \
-                              certificate that it has signed";
+const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority \
+                              (authority.pem of --tls), and a certificate that it has signed";
 /// What to do about times.
 const TIMES: &str = "compare the clocks of the hosts (`date -u`), and make a new certificate if it \
                      is too old";

@@ -41,9 +41,9 @@ pub enum Work {
 
 impl Work {
     /// What sets the limit of silence.
-    fn timeout_key(self) -> &'static str {
+    pub fn timeout_key(self) -> &'static str {
         match self {
-            Work::Training => "ranks.timeout_ms",
+            Work::Training => comm::TIMEOUT_KEY,
             Work::Benchmark => "--timeout-ms",
         }
     }
