@@ -414,7 +414,7 @@ fn nodes_that_differ_are_told_in_what() {
         assert_eq!(done.code(), Some(2), "{done}");
         let text = mask(&message(&run, &done, &[]), &["configuration: ", "rank 0, "]);
         insta::allow_duplicates! {
-            insta::assert_snapshot!(text, @"error: the ranks differ in configuration: N on rank 0, N on rank 1; start every rank with the same configuration");
+            insta::assert_snapshot!(text, @"error: the ranks differ in seed of the configuration: N on rank 0, N on rank 1; start every rank with the same seed of the configuration");
         }
     }
     for done in two_hosts(&run, free_port(), [&["--max-steps", "3"], &[]]).map(Job::wait) {

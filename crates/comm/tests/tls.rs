@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn hello(rank: usize, world: usize) -> Hello {
     let (job, version) = ("job".to_owned(), "1".to_owned());
-    Hello { job, rank, world, version, identity: Vec::new(), listen: None }
+    Hello { job, rank, world, version, ..Hello::default() }
 }
 
 fn secured(tls: Option<&Tls>) -> Security {

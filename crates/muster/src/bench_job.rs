@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
-use comm::rendezvous::{Hello, Joined, join_with};
+use comm::rendezvous::{Entries, Hello, Joined, join_with};
 use comm::tls::Security;
 use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
@@ -23,6 +23,7 @@ use train::pulse::{self, Phase};
 
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
 use crate::cpus::Binding;
+use crate::entries::entries;
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
@@ -41,6 +42,9 @@ use crate::train_cmd::watch::{Ended, Told, Watch};
 
 /// Which flag names the files of TLS.
 const TLS: &str = "--tls";
+
+/// What hosts must type alike, as it is told where they do not.
+const ARGUMENTS: &str = "arguments of muster bench";
 
 /// How long operations may take to let go of a device whose job is given up.
 const GIVEN_UP: Duration = Duration::from_secs(5);
@@ -90,6 +94,8 @@ struct Job {
     /// Of this host's ranks, in turn, the first of which has this number.
     devices: Vec<String>,
     first_rank: usize,
+    /// The number of this host, and of how many, if there are several.
+    node: Option<(usize, usize)>,
     timeout_ms: u64,
     rendezvous: Vec<SocketAddr>,
     shared_memory: Option<i32>,
@@ -117,9 +123,22 @@ impl Job {
         let within = self.sharing.map_or("tcp".to_owned(), |ranks| format!("{ranks} share memory"));
         vec![
             ("build".into(), train::BUILD.into()),
-            ("arguments of muster bench".into(), digest),
+            (ARGUMENTS.into(), digest),
             ("--within-host".into(), within),
         ]
+    }
+
+    /// What is behind a digest there; of several hosts the first rank of each tells it.
+    fn entries(&self, rank: usize) -> Vec<(String, Entries)> {
+        if self.node.is_none() || rank != self.first_rank {
+            return Vec::new();
+        }
+        let (name, mut all) = match &self.task {
+            Task::Collectives(plan) => ("collectives", entries(plan)),
+            Task::Pairs(plan) => ("links", entries(plan)),
+        };
+        all.insert(0, ("command".to_owned(), name.to_owned()));
+        vec![(ARGUMENTS.to_owned(), all)]
     }
 }
 
@@ -258,6 +277,7 @@ fn supervise(
         cpus,
         devices: asked.devices.iter().map(ToString::to_string).collect(),
         first_rank: place.ranks.start,
+        node: (place.nodes > 1).then_some((place.node, place.nodes)),
         timeout_ms: asked.timeout_ms,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory,
@@ -355,7 +375,9 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
+        node: job.node,
         identity: job.identity(),
+        entries: job.entries(rank),
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
     };
     let Joined { peers, group, control } =

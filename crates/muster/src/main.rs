@@ -15,6 +15,7 @@ mod config_cmd;
 mod console;
 mod cpus;
 mod data_cmd;
+mod entries;
 mod error;
 mod events;
 mod exhausted;

@@ -391,8 +391,10 @@ impl ControlHandle {
     }
 
     fn say(&self, message: ToServer) {
-        // The connection may be gone; whoever asks `aborted` knows.
-        let _ = self.outgoing.as_ref().map(|outgoing| outgoing.send(message));
+        if let Some(outgoing) = &self.outgoing {
+            // The connection may be gone; whoever asks `aborted` knows.
+            let _ = outgoing.send(message);
+        }
     }
 
     fn close(&mut self) {

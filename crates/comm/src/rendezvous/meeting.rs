@@ -177,7 +177,10 @@ impl Shared {
             self.changed.notify_all();
             return None;
         }
-        let refusal = if hello.world != world {
+        let other = hello.node.filter(|&(_, nodes)| nodes != self.nodes);
+        let refusal = if let Some((node, got)) = other {
+            Some(Refusal::Nodes { node, got, nodes: self.nodes })
+        } else if hello.world != world {
             Some(Refusal::World { rank, got: hello.world, world })
         } else if rank >= world {
             Some(Refusal::NoSuchRank { rank, world })

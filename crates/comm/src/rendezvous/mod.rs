@@ -1,7 +1,7 @@
 //! Meeting of the ranks, and the control connection that stays afterwards.
 //!
 //! ```text
-//! worker ── Hello {rank, world, version, identity, listen} ──▶ server (supervisor of node 0)
+//! worker ── Hello {rank, world, version, identity, listen, …} ──▶ server (supervisor of node 0)
 //!        ◀─ Joined {peers, …} once all are there and agree
 //!        ◀─ Refused ───────── who is missing, taken, or differs in what: to everyone
 //!        ── Status {step} ──▶       ◀── Stop ──  finish the step, save, leave
@@ -34,5 +34,5 @@ mod strangers;
 
 pub use absent::{Absent, Reported, report_absent, report_lack, serve_absence, serve_lack};
 pub use client::{Aborted, ControlHandle, Joined, join, join_with};
-pub use protocol::{Hello, Refusal};
+pub use protocol::{Entries, Hello, Refusal};
 pub use server::{Server, can_serve};

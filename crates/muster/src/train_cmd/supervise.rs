@@ -185,6 +185,7 @@ fn supervise(
     let job = Job {
         name,
         world: config.ranks.count,
+        node: (place.nodes > 1).then_some((place.node, place.nodes)),
         threads: planned.threads,
         cpus: planned.cpus,
         bucket_bytes: buckets.bytes,

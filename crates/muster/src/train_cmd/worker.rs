@@ -277,7 +277,9 @@ fn meet(
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
+        node: job.node,
         identity: job.identity(plan, kernels::gemm::arithmetic(), devices.optimizer),
+        entries: job.entries(rank),
         listen,
     };
     let timeout_ms = job.config.ranks.timeout_ms;

@@ -1,0 +1,70 @@
+//! Benchmarks on several hosts, which are processes of one host here, and what is said where their
+//! ranks do not meet or one is lost.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Job, MUSTER, Workdir, free_port};
+
+/// A host of a benchmark, with more arguments.
+fn host(run: &Workdir, words: &str, more: &str) -> Job {
+    let mut command = Command::new(MUSTER);
+    command.arg("bench").args(words.split(' ')).args(more.split(' ')).env_remove("MUSTER_SECRET");
+    run.spawn(command)
+}
+
+fn place(port: u16, node: usize, nodes: usize) -> String {
+    format!("--rendezvous 127.0.0.1:{port} --nodes {nodes} --node-rank {node} --backend tcp")
+}
+
+#[test]
+fn what_can_be_raised_is_named_as_it_is_typed() {
+    let run = Workdir::new("bench-waits");
+    for (node, said) in [(0, "did not come within 1500 ms"), (1, "nobody answers at ")] {
+        let more = format!("{} --timeout-ms 1500", place(free_port(), node, 2));
+        let done = host(&run, "collectives barrier", &more).wait();
+        assert_eq!(done.code(), Some(3), "{done}");
+        assert!(done.stderr.contains(said), "{done}");
+        assert!(done.stderr.contains("or raise --timeout-ms"), "{done}");
+        assert!(!done.stderr.contains("ranks.timeout_ms"), "{done}");
+    }
+}
+
+#[test]
+fn hosts_that_were_started_otherwise_are_told_in_what() {
+    let run = Workdir::new("bench-differ");
+    let six = "--ranks 6 --timeout-ms 20000";
+    let bench = |port, node: usize, nodes: usize, words: &str, more: &str| {
+        host(&run, words, &format!("{} {more}", place(port, node, nodes)))
+    };
+    let port = free_port();
+    let counted = [2, 3].into_iter().enumerate().map(|(node, nodes)| {
+        bench(port, node, nodes, "collectives barrier", six)
+    });
+    let counted = counted.collect::<Vec<_>>();
+    let port = free_port();
+    let sized = [1024, 2048].into_iter().enumerate().map(|(node, most)| {
+        bench(port, node, 2, "collectives all_reduce", &format!("--max {most} --ranks 2"))
+    });
+    let sized = sized.collect::<Vec<_>>();
+    let port = free_port();
+    let words = ["collectives barrier", "links --messages 2"].into_iter().enumerate();
+    let other = words.map(|(node, words)| bench(port, node, 2, words, "--ranks 2"));
+    let of_commands = "command of the arguments of muster bench: collectives on rank 0, links on \
+                       rank 1";
+    for (jobs, said) in [
+        (counted, "node 1 was started as one of 3 nodes, node 0 as one of 2; give every host the"),
+        (
+            sized,
+            "the ranks differ in sweep.to_bytes of the arguments of muster bench: 1024 on rank 0, \
+             2048 on rank 1; start every rank with the same",
+        ),
+        (other.collect(), of_commands),
+    ] {
+        for done in jobs.into_iter().map(Job::wait) {
+            assert_eq!(done.code(), Some(2), "{done}");
+            assert!(done.stderr.contains(said), "{said}\n{done}");
+        }
+    }
+}
