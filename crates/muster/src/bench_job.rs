@@ -36,7 +36,7 @@ use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::reach::among_hosts;
-use crate::train_cmd::signals::{Signals, die_with_parent};
+use crate::train_cmd::signals::{LastWords, Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
 
@@ -161,10 +161,10 @@ pub fn measure(
     tls::check(TLS, &planned.tls).map_err(never)?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
-    let words = match asked.trace {
-        None => "stopped; nothing was written",
-        Some(_) => "stopped; nothing was written but parts of the trace (muster trace merge)",
-    };
+    let traced = asked.trace.map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
+    let traced = traced.map(|traced| format!("; {traced}")).unwrap_or_default();
+    let words = format!("stopped; nothing was written{traced}");
+    let words = LastWords { too_early: words.clone(), at_once: words };
     let signals = Signals::watch(WarnSignal::Usr1, words, move || {
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);

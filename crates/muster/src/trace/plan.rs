@@ -76,6 +76,19 @@ impl Plan {
     }
 }
 
+/// Where the parts of a host's trace are until they are merged into `file`.
+fn parts(file: &Path) -> PathBuf {
+    let mut parts = OsString::from(file);
+    parts.push(".parts");
+    parts.into()
+}
+
+/// What is said of the parts of a host's trace, which is that of `path`, where nobody merges them.
+pub fn parts_stay(path: &Path, (node, nodes): (usize, usize)) -> String {
+    let parts = parts(&file(path, node, nodes));
+    format!("what was recorded stays in {} (muster trace merge)", parts.display())
+}
+
 /// A host's trace, while its ranks record it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traced {
@@ -98,9 +111,7 @@ impl Traced {
     ) -> Result<Traced, CliError> {
         let file = file(path, node, nodes);
         crate::out_file::place(&file)?;
-        let mut parts = OsString::from(&file);
-        parts.push(".parts");
-        let plan = Plan { parts: parts.into(), steps };
+        let plan = Plan { parts: parts(&file), steps };
         std::fs::create_dir_all(&plan.parts)
             .map_err(|error| CliError::file("make the directory", &plan.parts, &error))?;
         for part in ranks.clone().map(|rank| plan.part(rank)) {

@@ -37,8 +37,16 @@ pub struct Signals {
     terminations: Arc<AtomicUsize>,
     /// Ranks run, so that there is something to save.
     training: Arc<AtomicBool>,
-    /// What is said when it ends before.
-    too_early: &'static str,
+    words: Arc<LastWords>,
+}
+
+/// What is said when a signal ends the process.
+#[derive(Default)]
+pub struct LastWords {
+    /// Before ranks run.
+    pub too_early: String,
+    /// By a second Ctrl-C.
+    pub at_once: String,
 }
 
 impl Signals {
@@ -71,13 +79,13 @@ impl Signals {
     /// The system refuses.
     pub fn watch(
         warn: WarnSignal,
-        too_early: &'static str,
+        words: LastWords,
         leave: impl Fn() + Send + 'static,
     ) -> Result<Signals, CliError> {
         // Asked before any of them has a handler.
         let counted = counted(warn);
         // Counted before the thread hears of it.
-        let signals = Signals { too_early, ..Signals::count(warn)? };
+        let signals = Signals { words: Arc::new(words), ..Signals::count(warn)? };
         let incoming = signal_hook::iterator::Signals::new(counted);
         let mut incoming = incoming.map_err(cannot_watch)?;
         let known = signals.clone();
@@ -110,12 +118,12 @@ impl Signals {
 
     fn end_early(&self, interrupted: bool) -> ! {
         let code = if interrupted { INTERRUPTED } else { Exit::Preempted.code().into() };
-        end(self.too_early, code)
+        end(&self.words.too_early, code)
     }
 
     /// Ends the process after a second Ctrl-C.
     pub fn at_once(&self) -> ! {
-        end("stopped at once; checkpoints that were saved are intact", INTERRUPTED)
+        end(&self.words.at_once, INTERRUPTED)
     }
 
     pub fn interrupts(&self) -> usize {

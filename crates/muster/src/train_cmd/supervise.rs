@@ -22,7 +22,7 @@ use super::mesh;
 use super::offload;
 use super::place::{Place, Share};
 use super::room;
-use super::signals::Signals;
+use super::signals::{LastWords, Signals};
 use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
 use crate::config::{Loaded, Override};
@@ -35,7 +35,7 @@ use crate::limits;
 use crate::run_dir::RunDir;
 use crate::secret::JobSecret;
 use crate::tls::{self, JobTls};
-use crate::trace::Traced;
+use crate::trace::{self, Traced};
 
 /// Where the config has the files of TLS.
 pub(super) const TLS: &str = "ranks.tls";
@@ -76,7 +76,8 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
-    let signals = Signals::watch(warn_signal, "stopped before training began", move || {
+    let traced = args.trace.as_deref().map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
+    let signals = Signals::watch(warn_signal, last_words(traced), move || {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);
     })?;
@@ -87,6 +88,15 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let mut start = never;
     let ended = supervise(&args, planned, &run, &signals, &mut start);
     ended.map_err(|error| absence.report_error(error, start))
+}
+
+/// What is said when a signal ends the run; `traced` is said of its trace.
+fn last_words(traced: Option<String>) -> LastWords {
+    let traced = traced.map(|traced| format!("; {traced}")).unwrap_or_default();
+    LastWords {
+        too_early: "stopped before training began".to_owned(),
+        at_once: format!("stopped at once; checkpoints that were saved are intact{traced}"),
+    }
 }
 
 /// What is known before anything is read or written.
