@@ -388,7 +388,8 @@ fn who_stands_still_is_named() {
 #[test]
 fn ranks_of_which_one_has_tls_do_not_meet() {
     let tls = Authority::new().of_anyone();
-    for (which, expected) in [(0, "speaks TLS alone"), (1, "speaks without TLS")] {
+    let [alone, without] = ["speaks TLS alone", "speaks without TLS"];
+    for (which, expected, of_other) in [(0, alone, without), (1, without, alone)] {
         let backends = common::backends("tcp", 2);
         let begun = Instant::now();
         let told: Vec<(String, Duration)> = std::thread::scope(|scope| {
@@ -407,6 +408,10 @@ fn ranks_of_which_one_has_tls_do_not_meet() {
         let (said, took) = &told[1];
         assert!(said.starts_with("join #0: rank 0 is lost: who listens at 127.0.0.1:"), "{said}");
         assert!(said.contains(expected) && *took < Duration::from_secs(2), "{said} {took:?}");
+        // And the one that it comes to, which may still be met by another until its time is up.
+        let (said, _) = &told[0];
+        let start = "join #0: rank 1 is lost: who came from 127.0.0.1, where that rank is, ";
+        assert!(said.starts_with(&format!("{start}{of_other}")), "{said}");
     }
 }
 

@@ -19,6 +19,7 @@ mod entries;
 mod error;
 mod events;
 mod exhausted;
+mod key_file;
 mod launch_env;
 mod limits;
 mod links_cmd;

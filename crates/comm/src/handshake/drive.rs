@@ -46,8 +46,13 @@ impl From<Ended> for Failed {
 pub(crate) enum Heard {
     /// Someone of the job, who waits for the answer.
     Known(Connection, Accepted),
+    Stranger(Stranger),
+}
+
+/// Who has connected and is none of the job's.
+pub(crate) enum Stranger {
     /// Someone with another secret, who has been told, and what it claims to be.
-    Unknown(Claim),
+    Secret(Claim),
     /// Someone of another version, who has been told.
     Protocol(u32),
     /// Someone with whom there is no TLS, or TLS alone, who has been told.
@@ -168,7 +173,7 @@ async fn hear_any(stream: TcpStream, security: &Security, tells: bool) -> Option
     }
     match tls::accept(tls, stream).await {
         Ok(connection) => hear_out(connection, *secret, true, tells).await,
-        Err(Ended::Fault(fault)) => Some(Heard::Tls(fault)),
+        Err(Ended::Fault(fault)) => Some(Heard::Stranger(Stranger::Tls(fault))),
         Err(Ended::Io(_)) => None,
     }
 }
@@ -180,6 +185,7 @@ async fn hear_out(
     is_enough: bool,
     tells: bool,
 ) -> Option<Heard> {
+    let stranger = |stranger| Some(Heard::Stranger(stranger));
     let mut hail = [0; HAIL_BYTES];
     let (greeting, rest) = hail.split_first_chunk_mut::<GREETING_BYTES>()?;
     stream.read_exact(greeting).await.ok()?;
@@ -190,22 +196,22 @@ async fn hear_out(
             let mut protocol = [0; 4];
             stream.read_exact(&mut protocol).await.ok()?;
             part(&mut stream, &states::answer_to_former()).await.ok()?;
-            return Some(Heard::Protocol(u32::from_le_bytes(protocol)));
+            return stranger(Stranger::Protocol(u32::from_le_bytes(protocol)));
         }
         Greeting::Other(Refused::Protocol(got)) => {
             stream.read_exact(rest).await.ok()?;
             let (_, challenge) = Listener::challenge(&hail, nonce().ok()?);
             part(&mut stream, &challenge).await.ok()?;
-            return Some(Heard::Protocol(got));
+            return stranger(Stranger::Protocol(got));
         }
         Greeting::Lacks(lack) => {
             stream.read_exact(rest).await.ok()?;
             part(&mut stream, &states::name()).await.ok()?;
-            return Some(Heard::Lacks { node: states::noticed(&hail), lack });
+            return stranger(Stranger::Lacks { node: states::noticed(&hail), lack });
         }
         Greeting::Other(_) if tls::is_record(greeting[0]) => {
             part(&mut stream, &states::name()).await.ok()?;
-            return Some(Heard::Tls(TlsFault::Needed));
+            return stranger(Stranger::Tls(TlsFault::Needed));
         }
         Greeting::Other(_) => return None,
     }
@@ -214,7 +220,7 @@ async fn hear_out(
         if tells {
             part(&mut stream, &states::no_challenge(&hail, OVER_TLS)).await.ok()?;
         }
-        return Some(Heard::Tls(TlsFault::Plain));
+        return stranger(Stranger::Tls(TlsFault::Plain));
     }
     let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
     say(&mut stream, &challenge).await.ok()?;
@@ -227,7 +233,7 @@ async fn hear_out(
                 // It may be gone; then it knows.
                 let _ = say(&mut stream, &NOT_TAKEN).await;
             }
-            Some(Heard::Unknown(claim))
+            stranger(Stranger::Secret(claim))
         }
     }
 }

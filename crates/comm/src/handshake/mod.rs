@@ -41,7 +41,7 @@ mod seal;
 mod states;
 
 pub(crate) use drive::{
-    Failed, Heard, answer_lacking, dial, give_notice, hear, hear_known,
+    Failed, Heard, Stranger, answer_lacking, dial, give_notice, hear, hear_known,
 };
 pub(crate) use seal::{Key, Seal, TAG_BYTES};
 pub(crate) use states::{ANSWER_BYTES, Accepted, Claim, Keys, PROTOCOL, Refused};

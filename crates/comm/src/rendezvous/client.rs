@@ -190,7 +190,8 @@ async fn reach(
         match unless_silent(dialled, silent, last).await {
             Ok((stream, keys)) => return Ok((stream, addr, keys)),
             Err(Failed::Io(error)) => *last = broken(&error),
-            Err(failed) => return Err(of_another(addr, failed)),
+            Err(Failed::Refused(refused)) => return Err(of_another(addr, refused)),
+            Err(Failed::Tls(fault)) => return Err(without_tls(addr, fault)),
         }
         tokio::time::sleep(pause).await;
         (pause, silent) = ((2 * pause).min(SELDOM), SILENT);
@@ -223,22 +224,30 @@ fn broken(error: &std::io::Error) -> String {
     }
 }
 
+/// Whom an error is of that the other end makes.
+fn meeting_point(addr: SocketAddr) -> String {
+    format!("the meeting point at {addr}, node 0 of the job,")
+}
+
 /// Why who listens at `addr` is not the server of this job.
-fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
-    let stranger = |how| CommError::NotRendezvous { addr, how };
-    let who = || format!("the meeting point at {addr}, node 0 of the job,");
-    match failed {
-        Failed::Refused(Refused::Secret) => CommError::Secret { who: who() },
-        Failed::Tls(TlsFault::Lacks(lack)) => {
+fn of_another(addr: SocketAddr, refused: Refused) -> CommError {
+    match refused {
+        Refused::Secret => CommError::Secret { who: meeting_point(addr) },
+        Refused::Protocol(got) => protocol::other_protocol(got).into(),
+        Refused::Stranger => CommError::NotRendezvous { addr, how: "answers as something else" },
+    }
+}
+
+/// Why there is no TLS with who listens at `addr`.
+fn without_tls(addr: SocketAddr, fault: TlsFault) -> CommError {
+    match fault {
+        TlsFault::Lacks(lack) => {
             let reason = format!(
                 "{lack}, as who listens at {addr} says without a proof; see node 0's own messages"
             );
             Refusal::Absent { node: 0, reason }.into()
         }
-        Failed::Tls(fault) => CommError::Tls { who: who(), fault },
-        Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
-        Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
-        Failed::Io(source) => CommError::Socket { addr, action: "join", source },
+        fault => CommError::Tls { who: meeting_point(addr), fault },
     }
 }
 
