@@ -4,8 +4,9 @@
 mod common;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use common::{Job, MUSTER, Workdir, free_port};
+use common::{Job, MUSTER, Workdir, free_port, send};
 
 /// A host of a benchmark, with more arguments.
 fn host(run: &Workdir, words: &str, more: &str) -> Job {
@@ -39,9 +40,10 @@ fn hosts_that_were_started_otherwise_are_told_in_what() {
         host(&run, words, &format!("{} {more}", place(port, node, nodes)))
     };
     let port = free_port();
-    let counted = [2, 3].into_iter().enumerate().map(|(node, nodes)| {
-        bench(port, node, nodes, "collectives barrier", six)
-    });
+    let counted = [2, 3]
+        .into_iter()
+        .enumerate()
+        .map(|(node, nodes)| bench(port, node, nodes, "collectives barrier", six));
     let counted = counted.collect::<Vec<_>>();
     let port = free_port();
     let sized = [1024, 2048].into_iter().enumerate().map(|(node, most)| {
@@ -67,4 +69,30 @@ fn hosts_that_were_started_otherwise_are_told_in_what() {
             assert!(done.stderr.contains(said), "{said}\n{done}");
         }
     }
+}
+
+/// A host whose only rank was killed hears nothing from the others, and knows what that did last.
+#[test]
+fn of_a_rank_that_was_killed_every_host_names_an_operation() {
+    let run = Workdir::new("bench-killed");
+    let port = free_port();
+    // Longer than anybody waits.
+    let words =
+        "collectives all_reduce --max 64 --seconds 600 --within 0.0001 --iterations 999999999";
+    let start = |node| host(&run, words, &format!("{} --ranks 2", place(port, node, 2)));
+    let [first, mut second] = [0, 1].map(start);
+    while second.poll().is_none() && second.workers().is_empty() {}
+    let begun = Instant::now();
+    assert!(second.wait_until(|| begun.elapsed() > Duration::from_secs(4)), "it has ended");
+    send(second.workers()[0].1, libc::SIGKILL);
+    let [first, second] = [first, second].map(Job::wait);
+    for done in [&first, &second] {
+        assert_eq!(done.code(), Some(3), "{done}");
+        let (_, said) = done.stderr.split_once("error: rank 1 failed: ").expect("named");
+        let (headline, advice) = said.split_once('\n').unwrap();
+        assert!(headline.contains(" #"), "{done}");
+        assert!(advice.contains("start all hosts again"), "{done}");
+    }
+    let last = "rank 1 failed: killed by signal 9; its last operation was ";
+    assert!(second.stderr.contains(last), "{second}");
 }

@@ -79,7 +79,7 @@ pub use group::{Group, Pending, Prepared};
 pub use job::{Disturbance, Settings};
 pub use kernels::ordered_sum::RedOp;
 pub use lack::Lack;
-pub use meter::{Timing, Timings};
+pub use meter::{Timing, Timings, last_operation};
 pub use nccl::{DeviceTransport, GroupOptions, Refusal as TransportRefusal, SumOrder, WindowPath};
 pub use op::{AllToAll, Gather, Op, OrderedReduce, P2p, Segments};
 pub use patience::AwakeClock;

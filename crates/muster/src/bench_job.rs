@@ -32,6 +32,7 @@ use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
 use crate::trace::{self, Recorder, Traced};
 use crate::train_cmd::address::{self, Absence, Addresses};
+use crate::train_cmd::blame;
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
@@ -416,8 +417,9 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         }
         Err(error) => {
             // The others read it too.
-            let error = error.of_bench();
-            if let Some(fault) = &error.fault {
+            let mut error = error.of_bench();
+            if let Some(fault) = &mut error.fault {
+                blame::ask_for_names(fault, &control);
                 control.blame(fault);
             }
             Err(error)

@@ -1,5 +1,6 @@
 //! The worker's side: joining, and the handle to the control connection.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -151,19 +152,31 @@ async fn meet(
     let tried = Patience::new(limit).within(reach(addrs, security, claim, &mut last)).await;
     let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
     let (stream, addr, keys) = tried.ok_or_else(|| silent(last))??;
-    let nothing = || silent("it took the connection and says nothing".to_owned());
-    let lost = |source| CommError::Socket { addr, action: "join", source };
+    // It was waited for longer than for who is not there.
+    let nothing = || CommError::NoRendezvous {
+        addrs: list(addrs),
+        timeout_ms: timeout_ms + LATER.as_millis() as u64,
+        last: "it took the connection and says nothing".to_owned(),
+    };
+    let stranger = |how| CommError::NotRendezvous { addr, how };
+    let closed = || stranger("closed the connection without an answer");
+    let lost = |source: std::io::Error| match source.kind() {
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::UnexpectedEof => closed(),
+        _ => CommError::Socket { addr, action: "join", source },
+    };
     let frames = Framed::new(stream, Codec);
     let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
     line.say(&ToServer::Hello(hello)).await.map_err(lost)?;
     let first = Patience::new(limit + LATER).within(line.frames.next()).await;
     let first = first.ok_or_else(nothing)?;
-    let stranger = |how| CommError::NotRendezvous { addr, how };
-    let first = first.ok_or_else(|| stranger("closed the connection without an answer"))?;
+    let first = first.ok_or_else(closed)?;
     let damaged = || stranger("sends an answer that comes damaged");
     let first = first.map_err(|error| match error.kind() {
         // A length that no frame has.
-        std::io::ErrorKind::InvalidData => damaged(),
+        ErrorKind::InvalidData => damaged(),
         _ => lost(error),
     })?;
     match protocol::open(&first, &mut line.receive) {

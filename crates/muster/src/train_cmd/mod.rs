@@ -7,6 +7,7 @@
 //! ```
 
 pub mod address;
+pub mod blame;
 mod buckets;
 mod fit;
 mod generate;

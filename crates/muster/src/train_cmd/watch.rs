@@ -297,7 +297,7 @@ impl Watch {
                 Line::Rounds(done, of) => tell(Told::Rounds(done, of)),
                 Line::Pairs(pairs) => tell(Told::Pairs(pairs.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
-                Line::Alive(_) => {}
+                Line::Alive(pulse) => self.of(rank, |seen| seen.operation = pulse.operation),
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),
             },
             Message::Stray(line) => crate::output::complain(&line),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::Store;
-use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
+use comm::rendezvous::{ControlHandle, Hello, Joined, join_with};
 use comm::tls::Security;
-use comm::{Channel, Fault, Settings, World, tcp};
+use comm::{Channel, Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -18,6 +18,7 @@ use train::{
     Event, MarkedDisk, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants,
 };
 
+use super::blame;
 use super::job::Job;
 use super::line::Line;
 use super::offload;
@@ -33,9 +34,6 @@ use crate::{secret, tls};
 
 /// How long a device may go on with what it does after its job was given up.
 const DEVICE: Duration = Duration::from_secs(2);
-
-/// How long a rank of a job that was revoked waits to hear who failed.
-const ABORT: Duration = Duration::from_secs(1);
 
 /// Runs one rank.
 ///
@@ -110,25 +108,11 @@ fn rank(
         }
         Err(mut error) => {
             if let Some(fault) = &mut error.fault {
-                ask_for_names(fault, &control);
+                blame::ask_for_names(fault, &control);
                 control.blame(fault);
             }
             Err(error)
         }
-    }
-}
-
-/// The server may know better than an error in the group who failed.
-fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
-    if fault.ranks.is_empty() {
-        control.follow();
-    }
-    let patience = Instant::now() + ABORT;
-    while fault.ranks.is_empty() && control.aborted().is_none() && Instant::now() < patience {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    if let Some(Aborted { rank: Some(rank), reason }) = control.aborted() {
-        *fault = Fault { ranks: vec![rank], what: reason };
     }
 }
 
