@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
-use comm::rendezvous::{Entries, Hello, Joined, join_with};
+use comm::rendezvous::{Entries, Hello, Joined, Server, join_with};
 use comm::tls::Security;
 use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
@@ -37,6 +37,7 @@ use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::reach::among_hosts;
+use crate::train_cmd::shared_memory::SharedMemory;
 use crate::train_cmd::signals::{LastWords, Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
@@ -238,18 +239,19 @@ impl Planned {
     }
 }
 
-fn supervise(
-    asked: &Asked,
-    planned: Planned,
-    folder: &Folder,
-    signals: &Signals,
-    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
-) -> Result<Ran, CliError> {
+/// What there is when the ranks of this host start.
+struct Ready {
+    job: Job,
+    server: Option<Server>,
+    traced: Option<Traced>,
+    /// Held until the ranks have ended: they inherit it.
+    memory: SharedMemory,
+}
+
+/// Prepares what the ranks are told.
+fn ready(asked: &Asked, planned: Planned, folder: &Folder) -> Result<(Ready, Place), CliError> {
     let Planned { task, place, world, threads, cpus, addresses, name, secret, tls } = planned;
-    let JobSecret { secret, warning } = secret;
-    // Strangers have no certificate either.
-    let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
-    let warning = warning.filter(|_| place.node == 0);
+    let warning = tls.warning(&secret).filter(|_| place.node == 0);
     warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
     let begin = |path| Traced::begin(path, (place.node, place.nodes), None, place.ranks.clone());
@@ -257,20 +259,11 @@ fn supervise(
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
-    let security = Security { secret, tls: tls.tls };
-    let server = addresses.serve((&name, security), &place, world, asked.timeout_ms)?;
+    let of_job = (&name[..], tls.security(&secret));
+    let server = addresses.serve(of_job, &place, world, asked.timeout_ms)?;
     let over_tcp = asked.backend == BackendArg::Tcp;
     let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
-    #[cfg(target_os = "linux")]
-    let memory = (asked.backend == BackendArg::Shm)
-        .then_some(world)
-        .or(sharing)
-        .map(|ranks| comm::shm::SharedMemory::create(&name, ranks))
-        .transpose()?;
-    #[cfg(target_os = "linux")]
-    let shared_memory = memory.as_ref().map(comm::shm::SharedMemory::descriptor);
-    #[cfg(not(target_os = "linux"))]
-    let shared_memory = None;
+    let memory = SharedMemory::of(&name, (!over_tcp).then_some(world), sharing)?;
     let job = Job {
         name,
         world,
@@ -278,16 +271,29 @@ fn supervise(
         cpus,
         devices: asked.devices.iter().map(ToString::to_string).collect(),
         first_rank: place.ranks.start,
-        node: (place.nodes > 1).then_some((place.node, place.nodes)),
+        node: place.among_hosts(),
         timeout_ms: asked.timeout_ms,
         rendezvous: addresses.of(server.as_ref()),
-        shared_memory,
+        shared_memory: memory.descriptor(),
         sharing,
         bind: addresses.bind(),
         tls: tls.files,
         trace: traced.as_ref().map(Traced::plan),
         task,
     };
+    Ok((Ready { job, server, traced, memory }, place))
+}
+
+fn supervise(
+    asked: &Asked,
+    planned: Planned,
+    folder: &Folder,
+    signals: &Signals,
+    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
+) -> Result<Ran, CliError> {
+    let secret = planned.secret.secret;
+    let (Ready { job, server, traced, memory: _memory }, place) = ready(asked, planned, folder)?;
+    let &Job { world, threads, .. } = &job;
     let file = folder.path.join("job.json");
     let text = serde_json::to_vec(&job).map_err(CliError::bug)?;
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);

@@ -7,11 +7,12 @@
 use std::io::Read;
 use std::path::Path;
 
-use comm::tls::{Pem, Tls, TlsPart};
+use comm::tls::{Pem, Security, Tls, TlsPart};
 use train::config::TlsFiles;
 
 use crate::error::CliError;
 use crate::key_file::{self, Readers};
+use crate::secret::JobSecret;
 
 /// What a directory of [`of_dir`] holds.
 const NAMES: [&str; 3] = ["certificate.pem", "key.pem", "authority.pem"];
@@ -25,7 +26,21 @@ pub struct JobTls {
     pub tls: Option<Tls>,
     /// For the ranks.
     pub files: Option<TlsFiles>,
-    pub warning: Option<String>,
+    warning: Option<String>,
+}
+
+impl JobTls {
+    /// What keeps strangers out.
+    pub fn security(&self, secret: &JobSecret) -> Security {
+        Security { secret: secret.secret, tls: self.tls.clone() }
+    }
+
+    /// What is to be said of that, once and not on every host: without a secret strangers have no
+    /// certificate either.
+    pub fn warning(&self, secret: &JobSecret) -> Option<String> {
+        let of_secret = secret.warning.clone().filter(|_| self.tls.is_none());
+        self.warning.clone().or(of_secret)
+    }
 }
 
 /// The files of a directory, by their names.
