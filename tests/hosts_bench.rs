@@ -24,7 +24,11 @@ fn what_can_be_raised_is_named_as_it_is_typed() {
     let run = Workdir::new("bench-waits");
     for (node, said) in [(0, "did not come within 1500 ms"), (1, "nobody answers at ")] {
         let more = format!("{} --timeout-ms 1500", place(free_port(), node, 2));
-        let done = host(&run, "collectives barrier", &more).wait();
+        let mut job = host(&run, "collectives barrier", &more);
+        assert!(job.wait_until_it_says(said), "it has not been said");
+        // Told when it is over, and not after the moment that it stays for hosts that are late.
+        assert!(job.poll().is_none(), "it has stayed for nobody");
+        let done = job.wait();
         assert_eq!(done.code(), Some(3), "{done}");
         assert!(done.stderr.contains(said), "{done}");
         assert!(done.stderr.contains("or raise --timeout-ms"), "{done}");

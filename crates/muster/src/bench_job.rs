@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
-use comm::rendezvous::{Entries, Hello, Joined, Server, join_with};
+use comm::rendezvous::{Entries, Hello, Joined, Server, join_hearing};
 use comm::tls::Security;
 use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
@@ -388,7 +388,9 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
     };
     let Joined { peers, group, control } =
-        join_with(&job.rendezvous[..], hello, security, job.timeout_ms)?;
+        join_hearing(&job.rendezvous[..], hello, security, job.timeout_ms, &mut |hint| {
+            voice.hint(hint);
+        })?;
     let backend = match (listener, job.shared_memory) {
         (Some(listener), memory) => among_hosts(listener, peers, group, memory.zip(job.sharing))?,
         #[cfg(target_os = "linux")]

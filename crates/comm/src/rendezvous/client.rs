@@ -97,17 +97,32 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
     join_with(addrs, hello, Secret::none(), timeout_ms)
 }
 
-/// Meets the other ranks at any of the addresses of the server; tries again until it is there.
+/// As [`join_hearing`], where nobody listens to hints.
 ///
 /// # Errors
-/// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
-/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together,
-/// the same on each.
+/// As [`join_hearing`].
 pub fn join_with(
     addrs: impl ToSocketAddrs,
     hello: Hello,
     security: impl Into<Security>,
     timeout_ms: u64,
+) -> Result<Joined> {
+    join_hearing(addrs, hello, security, timeout_ms, &mut drop)
+}
+
+/// Meets the other ranks at any of the addresses of the server; tries again until it is there.
+/// `hear` gets what people should know while others are awaited.
+///
+/// # Errors
+/// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
+/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together,
+/// the same on each.
+pub fn join_hearing(
+    addrs: impl ToSocketAddrs,
+    hello: Hello,
+    security: impl Into<Security>,
+    timeout_ms: u64,
+    hear: &mut dyn FnMut(String),
 ) -> Result<Joined> {
     let security = security.into();
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
@@ -121,10 +136,11 @@ pub fn join_with(
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread.spawn(move || {
         runtime.block_on(async move {
-            match meet(&addrs, hello, &ours, timeout_ms).await {
-                Err(error) => drop(answer.send(Err(error))),
+            let hint = |text| drop(answer.send(Told::Hint(text)));
+            match meet(&addrs, hello, &ours, timeout_ms, hint).await {
+                Err(error) => drop(answer.send(Told::Met(Err(error)))),
                 Ok((line, peers, start)) => {
-                    let _ = answer.send(Ok((peers, start)));
+                    let _ = answer.send(Told::Met(Ok((peers, start))));
                     converse(line, messages, &known).await;
                 }
             }
@@ -133,8 +149,20 @@ pub fn join_with(
     let thread = Some(thread.map_err(CommError::Runtime)?);
     let control = ControlHandle { shared, security, outgoing: Some(outgoing), thread };
     let ended = |_| CommError::Runtime(std::io::ErrorKind::BrokenPipe.into());
-    let (peers, start) = answered.recv().map_err(ended)??;
+    let (peers, start) = loop {
+        match answered.recv().map_err(ended)? {
+            Told::Hint(text) => hear(text),
+            Told::Met(met) => break met?,
+        }
+    };
     Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
+}
+
+/// What the thread of the control connection tells the one that joins.
+enum Told {
+    Hint(String),
+    /// Where each rank listens, and the number of the start.
+    Met(Result<(Vec<SocketAddr>, u64)>),
 }
 
 async fn meet(
@@ -142,6 +170,7 @@ async fn meet(
     hello: Hello,
     security: &Security,
     timeout_ms: u64,
+    hint: impl Fn(String),
 ) -> Result<(Line, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
     if addrs.is_empty() {
@@ -170,20 +199,28 @@ async fn meet(
     let frames = Framed::new(stream, Codec);
     let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
     line.say(&ToServer::Hello(hello)).await.map_err(lost)?;
-    let first = Patience::new(limit + LATER).within(line.frames.next()).await;
-    let first = first.ok_or_else(nothing)?;
-    let first = first.ok_or_else(closed)?;
     let damaged = || stranger("sends an answer that comes damaged");
-    let first = first.map_err(|error| match error.kind() {
-        // A length that no frame has.
-        ErrorKind::InvalidData => damaged(),
-        _ => lost(error),
-    })?;
-    match protocol::open(&first, &mut line.receive) {
-        Some(ToWorker::Joined { peers, start }) => Ok((line, peers, start)),
-        Some(ToWorker::Refused(refusal)) => Err(refusal.into()),
-        _ => Err(damaged()),
-    }
+    let answer = async {
+        loop {
+            let frame = line.frames.next().await.ok_or_else(closed)?;
+            let frame = frame.map_err(|error| match error.kind() {
+                // A length that no frame has.
+                ErrorKind::InvalidData => damaged(),
+                _ => lost(error),
+            })?;
+            match protocol::open(&frame, &mut line.receive) {
+                Some(ToWorker::Hint(text)) => hint(text),
+                Some(ToWorker::Joined { peers, start }) => {
+                    return Ok::<_, CommError>((peers, start));
+                }
+                Some(ToWorker::Refused(refusal)) => return Err(refusal.into()),
+                _ => return Err(damaged()),
+            }
+        }
+    };
+    let answer = Patience::new(limit + LATER).within(answer).await;
+    let (peers, start) = answer.ok_or_else(nothing)??;
+    Ok((line, peers, start))
 }
 
 /// A connection to the server, and the keys of what is said there. One that breaks before that is
@@ -328,7 +365,8 @@ async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared:
                 Some(Ok(Some(ToWorker::Abort { rank, reason }))) => {
                     shared.abort(Aborted { rank: Some(rank), reason });
                 }
-                Some(Ok(Some(ToWorker::Joined { .. } | ToWorker::Refused(_)))) => {}
+                // Of the meeting, which is over.
+                Some(Ok(Some(_))) => {}
                 Some(Ok(None)) => return shared.lose_server(server, DAMAGED),
                 // A length that no frame has.
                 Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {

@@ -45,7 +45,8 @@ fn to_server(draw: &mut Draw) -> ToServer {
 }
 
 fn to_worker(draw: &mut Draw) -> ToWorker {
-    match draw.below(4) {
+    match draw.below(5) {
+        4 => ToWorker::Hint(text(draw)),
         0 => ToWorker::Joined {
             peers: (0..draw.below(40)).map(|_| ([127, 0, 0, 1], 4000).into()).collect(),
             start: draw.next(),

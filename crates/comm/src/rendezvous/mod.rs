@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! worker ── Hello {rank, world, version, identity, listen, …} ──▶ server (supervisor of node 0)
+//!        ◀─ Hint ──────────── what people should hear meanwhile
 //!        ◀─ Joined {peers, …} once all are there and agree
 //!        ◀─ Refused ───────── who is missing, taken, or differs in what: to everyone
 //!        ── Status {step} ──▶       ◀── Stop ──  finish the step, save, leave
@@ -33,6 +34,6 @@ mod server;
 mod strangers;
 
 pub use absent::{Absent, Reported, report_absent, report_lack, serve_absence, serve_lack};
-pub use client::{Aborted, ControlHandle, Joined, join, join_with};
+pub use client::{Aborted, ControlHandle, Joined, join, join_hearing, join_with};
 pub use protocol::{Entries, Hello, Refusal};
 pub use server::{Server, can_serve};

@@ -191,6 +191,8 @@ pub(super) enum ToWorker {
         start: u64,
     },
     Refused(Refusal),
+    /// While others are awaited: what people should hear meanwhile, whoever said it.
+    Hint(String),
     Abort {
         rank: usize,
         reason: String,

@@ -112,7 +112,8 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
-    pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) {
+    /// What people are told of it, if they have not heard it before.
+    pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) -> Option<String> {
         let (kind, is_tls) = (why.kind(), matches!(why, Why::Tls(_)));
         let (mut who, advice) = why.told(from);
         cut_name(&mut who);
@@ -120,7 +121,7 @@ impl Strangers {
         let known = alike().filter(|stranger| host(stranger.from) == host(from)).count();
         let is_it = |stranger: &Stranger| stranger.from == from && (is_tls || stranger.who == who);
         if alike().any(is_it) {
-            return;
+            return None;
         }
         let mut hosts: Vec<IpAddr> = alike().map(|stranger| host(stranger.from)).collect();
         hosts.sort_unstable();
@@ -128,12 +129,22 @@ impl Strangers {
         let has_room = if known > 0 { known < CLAIMS } else { hosts.len() < HOSTS };
         if has_room {
             let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
-            self.news.push(format!("turned away {who}{advice}"));
+            let text = format!("turned away {who}{advice}");
+            self.news.push(text.clone());
             self.kept.push(Stranger { kind, from, who });
-        } else if !std::mem::replace(&mut self.are_more, true) {
+            return Some(text);
+        }
+        if !std::mem::replace(&mut self.are_more, true) {
             let text = "turned away more than are named one by one; see who else reaches this port";
             self.news.push(text.to_owned());
         }
+        None
+    }
+
+    /// Hosts that are awaited and, as they say, will not start.
+    pub(super) fn lacking(&self) -> impl Iterator<Item = String> {
+        let lacking = self.kept.iter().filter(|stranger| stranger.kind == Kind::Lacks);
+        lacking.map(|stranger| format!("turned away {}", stranger.who))
     }
 
     /// What has not been asked for yet.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use comm::rendezvous::{
-    Absent, Reported, Server, join_with, report_absent, report_lack, serve_lack,
+    Absent, Reported, Server, join_hearing, join_with, report_absent, report_lack, serve_lack,
 };
 use comm::{CommError, Lack, Secret};
 
@@ -45,13 +45,45 @@ fn a_host_that_cannot_prove_itself_is_told_of_at_once_and_ends_nothing() {
     let server = Server::of_nodes(LOCAL, ("job", ours), 2, 2, PATIENCE_MS).unwrap();
     let addr = server.addr();
     assert_eq!(report_lack(addr, 1, Lack::Secret, SOON), Reported::Heard);
-    let ranks = [0, 1].map(|rank| {
-        std::thread::spawn(move || join_with(addr, hello(rank, 2), ours, PATIENCE_MS))
-    });
+    let ranks = [0, 1]
+        .map(|rank| std::thread::spawn(move || join_with(addr, hello(rank, 2), ours, PATIENCE_MS)));
     ranks.into_iter().for_each(|rank| rank.join().unwrap().unwrap().control.bye());
     // Once they have met nobody is awaited.
     assert_eq!(report_lack(addr, 1, Lack::Secret, SOON), Reported::Heard);
     assert_eq!(server.news().len(), 1);
+}
+
+/// Those that have come already, and those that come later.
+#[test]
+fn all_hosts_but_node_0_are_given_the_hint_while_they_wait() {
+    let ours = secret("the secret of this job");
+    let server = Server::of_nodes(LOCAL, ("job", ours), 3, 3, 2500).unwrap();
+    let addr = server.addr();
+    let join = |rank: usize| {
+        std::thread::spawn(move || {
+            let mut hints = Vec::new();
+            let begun = Instant::now();
+            let mut hear = |hint| hints.push((hint, begun.elapsed()));
+            let said = message(join_hearing(addr, hello(rank, 3), ours, PATIENCE_MS, &mut hear));
+            (said, hints)
+        })
+    };
+    let ranks = [0, 2].map(join);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(report_lack(addr, 1, Lack::Secret, SOON), Reported::Heard);
+    let [first, third] = ranks.map(|rank| rank.join().unwrap());
+    assert!(first.1.is_empty(), "{first:?}");
+    let [(hint, when)] = &third.1[..] else { panic!("{third:?}") };
+    let said = "node 0 turned away node 1 from 127.0.0.1, which says, without a proof, that it";
+    assert!(hint.starts_with(said) && *when < Duration::from_secs(2), "{third:?}");
+    assert!(third.0.starts_with("rank 1 (all of node 1) did not come within 2500 ms"), "{third:?}");
+    let server = Server::of_nodes(LOCAL, ("job", ours), 3, 3, 1500).unwrap();
+    let addr = server.addr();
+    assert_eq!(report_lack(addr, 1, Lack::Secret, SOON), Reported::Heard);
+    let mut hints = Vec::new();
+    let mut hear = |hint| hints.push(hint);
+    let _ = join_hearing(addr, hello(2, 3), ours, PATIENCE_MS, &mut hear);
+    assert!(hints.len() == 1 && hints[0].starts_with(said), "{hints:?}");
 }
 
 #[test]

@@ -83,6 +83,14 @@ impl Voice {
     }
 }
 
+impl Voice {
+    /// Says what people should hear while others are awaited.
+    pub fn hint(&self, message: String) {
+        // Who is gone is found out by the next line that matters.
+        let _ = self.say(&Line::Hint(message));
+    }
+}
+
 impl Drop for Voice {
     /// Returns when everything has been said.
     fn drop(&mut self) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::Store;
-use comm::rendezvous::{ControlHandle, Hello, Joined, join_with};
+use comm::rendezvous::{ControlHandle, Hello, Joined, join_hearing};
 use comm::tls::Security;
 use comm::{Channel, Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
@@ -91,7 +91,7 @@ fn rank(
     let plan = RunPlan::with_buckets(&job.config, vocab, world, threads, bucket)?;
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) =
-        meet(job, (rank, security), &plan, devices)?;
+        meet(job, (rank, security), &plan, devices, told.voice)?;
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
@@ -250,6 +250,7 @@ fn meet(
     (rank, security): (usize, Security),
     plan: &RunPlan,
     devices: Devices,
+    voice: &Voice,
 ) -> Result<(Joined, Option<TcpListener>), CliError> {
     let listener = match job.config.ranks.backend {
         Backend::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
@@ -267,7 +268,10 @@ fn meet(
         listen,
     };
     let timeout_ms = job.config.ranks.timeout_ms;
-    Ok((join_with(&job.rendezvous[..], hello, security, timeout_ms)?, listener))
+    let joined = join_hearing(&job.rendezvous[..], hello, security, timeout_ms, &mut |hint| {
+        voice.hint(hint)
+    });
+    Ok((joined?, listener))
 }
 
 /// How the ranks reach each other that have met as the group `name`.
