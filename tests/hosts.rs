@@ -141,7 +141,10 @@ fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
     assert!(first.stderr.starts_with(start), "{first}");
     let second = second.wait();
     let looks = format!("node 1 will not start; looking for node 0 at 127.0.0.1:{port} for 8 s");
-    assert!(second.stderr.starts_with(&looks), "{second}");
+    // What is wrong is said before others are looked for, and once.
+    assert!(second.stderr.starts_with("error: 1 mistake in run.yaml"), "{second}");
+    assert_eq!(second.stderr.matches("1 mistake in run.yaml").count(), 1, "{second}");
+    assert!(second.stderr.contains(&looks), "{second}");
     let [first, second] = two_hosts(&run, free_port(), [&[], &["--name", "fail-two"]]);
     for done in [first.wait(), second.wait()] {
         assert_eq!(done.code(), Some(2), "{done}");
@@ -169,14 +172,18 @@ fn a_mistake_on_node_0_ends_the_waiting_of_the_others() {
     assert!(asked.elapsed() < Duration::from_secs(45), "{:?}", asked.elapsed());
     // Also where the others come later; and where none comes it ends by itself.
     let port = free_port();
-    let first = start_node(&run, port, 0, &wrong);
+    let asked = Instant::now();
+    let mut first = start_node(&run, port, 0, &wrong);
+    assert!(first.wait_until_it_says("error: 1 mistake in run.yaml"), "it has ended");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     std::thread::sleep(Duration::from_millis(3000));
     let second = start_node(&run, port, 1, &[]).wait();
     assert!(second.stderr.starts_with(start), "{second}");
     let first = first.wait();
     let tells =
         format!("node 0 will not start; telling the other hosts at 127.0.0.1:{port} for 10 s");
-    assert!(first.stderr.starts_with(&tells), "{first}");
+    assert!(first.stderr.contains(&tells), "{first}");
+    assert_eq!(first.stderr.matches("1 mistake in run.yaml").count(), 1, "{first}");
     let alone = start_node(&run, free_port(), 0, &wrong).wait();
     assert_eq!(alone.code(), Some(2), "{alone}");
     // If they have another secret, it is no word of this host's: they wait for who has theirs.
@@ -416,7 +423,7 @@ fn nodes_that_differ_are_told_in_what() {
         assert_eq!(done.code(), Some(2), "{done}");
         let text = mask(&message(&run, &done, &[]), &["configuration: ", "rank 0, "]);
         insta::allow_duplicates! {
-            insta::assert_snapshot!(text, @"error: the ranks differ in configuration: N on rank 0, N on rank 1; start every rank with the same configuration");
+            insta::assert_snapshot!(text, @"error: the ranks differ in seed of the configuration: N on rank 0, N on rank 1; start every rank with the same seed of the configuration");
         }
     }
     for done in two_hosts(&run, free_port(), [&["--max-steps", "3"], &[]]).map(Job::wait) {

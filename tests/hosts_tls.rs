@@ -93,31 +93,29 @@ fn a_host_that_is_not_taken_is_named_on_both_sides_and_the_job_goes_on() {
         (
             &["--tls", "other"][..],
             format!("{meeting} has no certificate of this job's authority"),
-            Some("which takes this process's certificate for one of another authority"),
+            "which takes this process's certificate for one of another authority",
         ),
-        (&[], format!("{meeting} speaks TLS alone"), Some("which speaks without TLS")),
+        (&[], format!("{meeting} speaks TLS alone"), "which speaks without TLS"),
         (
             &["--tls", "expired"],
             "error: ranks.tls.certificate: expired/certificate.pem has a certificate that expired \
              at 2002-01-01 00:00:00 UTC, and the clock here says 2"
                 .into(),
-            Some("which has a certificate that expired at 2002-01-01 00:00:00 UTC"),
+            "which has a certificate that expired at 2002-01-01 00:00:00 UTC",
         ),
         (
             &["--tls", "empty"],
             "error: ranks.tls.certificate: cannot read empty/certificate.pem: No such file".into(),
-            // It speaks as one without TLS, of which node 0 has told already.
-            None,
+            "turned away node 1 from 127.0.0.1, which says, without a proof, that it will not \
+             start: its files of TLS cannot be used; see its own messages",
         ),
     ] {
         let begun = Instant::now();
         let guest = host(&run, port, 1, &[more, &["--name", "guest"]].concat()).wait();
         assert_eq!(guest.code(), Some(2), "{guest}");
         assert!(guest.stderr.contains(&said), "{said}\n{guest}");
-        if let Some(told) = told {
-            let is_told = || warnings(&run).iter().any(|warning| warning.contains(told));
-            assert!(first.wait_until(is_told), "{told}: {:?}", warnings(&run));
-        }
+        let is_told = || warnings(&run).iter().any(|warning| warning.contains(told));
+        assert!(first.wait_until(is_told), "{told}: {:?}", warnings(&run));
         assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     }
     let second = host(&run, port, 1, &["--tls", "two"]);
@@ -133,6 +131,32 @@ fn a_host_that_is_not_taken_is_named_on_both_sides_and_the_job_goes_on() {
     assert!(guest.stderr.starts_with(&said), "{guest}");
 }
 
+/// Where node 0 cannot use its files, it says so at once, and those who come hear it.
+#[test]
+fn node_0_that_cannot_use_its_files_tells_the_others_at_once() {
+    let run = Workdir::new("tls-zero");
+    hosts(&run);
+    let port = free_port();
+    for more in [&["--tls", "two"][..], &[]] {
+        let begun = Instant::now();
+        let second = host(&run, port, 1, &[more, &["--name", "second"]].concat());
+        let mut first = host(&run, port, 0, &["--tls", "none"]);
+        let said = "error: ranks.tls.certificate: cannot read none/certificate.pem: No such file";
+        assert!(first.wait_until_it_says(said), "{}", first.wait());
+        let second = second.wait();
+        assert_eq!(second.code(), Some(3), "{second}");
+        let told = format!(
+            "error: node 0 ended before the job began: its files of TLS cannot be used, as who \
+             listens at 127.0.0.1:{port} says without a proof; see node 0's own messages\n"
+        );
+        assert!(second.stderr.starts_with(&told), "{second}");
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        let first = first.wait();
+        assert_eq!(first.code(), Some(2), "{first}");
+        assert_eq!(first.stderr.matches(said).count(), 1, "{first}");
+    }
+}
+
 #[test]
 fn files_that_are_not_what_they_should_be_are_named() {
     let run = Workdir::new("tls-files");
@@ -143,20 +167,25 @@ fn files_that_are_not_what_they_should_be_are_named() {
     let key = run.path().join("open/key.pem");
     std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o644)).unwrap();
     std::fs::write(run.path().join("two/authority.pem"), "text").unwrap();
-    for (name, part, said) in [
+    // All at once: each stays for a while to tell the other host.
+    let jobs = [
         ("open", "key", "others than its owner may use open/key.pem (mode 644)"),
         ("mixed", "key", "mixed/key.pem is not the key of the certificate; give both files of"),
         ("two", "authority", "two/authority.pem holds no certificate; give a PEM file"),
         ("none", "certificate", "cannot read none/certificate.pem: No such file"),
-    ] {
-        let done = host(&run, free_port(), 0, &["--tls", name]).wait();
-        assert_eq!(done.code(), Some(2), "{done}");
-        assert!(done.stderr.starts_with(&format!("error: ranks.tls.{part}: {said}")), "{done}");
+    ]
+    .map(|(name, part, said)| {
+        let train = host(&run, free_port(), 0, &["--tls", name]);
         let mut bench = Command::new(MUSTER);
         bench.args(["bench", "links", "--tls", name]).args(place(free_port(), 0));
-        let done = run.spawn(bench).wait();
+        let expected =
+            [format!("error: ranks.tls.{part}: {said}"), format!("error: --tls: {said}")];
+        ([train, run.spawn(bench)], expected)
+    });
+    for (job, said) in jobs.into_iter().flat_map(|(jobs, said)| jobs.into_iter().zip(said)) {
+        let done = job.wait();
         assert_eq!(done.code(), Some(2), "{done}");
-        assert!(done.stderr.starts_with(&format!("error: --tls: {said}")), "{done}");
+        assert!(done.stderr.starts_with(&said), "{done}");
     }
 }
 

@@ -80,8 +80,8 @@ fn mistakes_name_the_variables_or_the_flags() {
     insta::assert_snapshot!(beyond, @"error: RANK=2 is not among WORLD_SIZE=2 (from torchrun): numbers run from 0 to one less; start with torchrun again, or leave the environment alone with --launcher none");
     let shm = told(torchrun(&run, 29500, 0, 2, "train run.yaml"));
     insta::assert_snapshot!(shm, @r"
-    node 0 will not start; telling the other hosts at 127.0.0.1:29500 for 10 s at most, so that they need not wait
     error: ranks share memory only with those that the same process starts, and a launcher started several here; use --backend tcp, or one task per machine
+    node 0 will not start; telling the other hosts at 127.0.0.1:29500 for 10 s at most, so that they need not wait
     ");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -7,9 +7,10 @@
 //! oracle/optimizers AdamW and Muon in f64
 //! oracle/engine     the model and kernels under test, with values as f64 vectors
 //!
-//! oracle/dense_ops, moe_ops   each kernel's gradient, also against central differences
-//! oracle/gradients            loss and gradients of presets and of random architectures
-//! oracle/training             50 steps of real text on both sides
+//! oracle/dense_ops, norm_ops, moe_ops
+//!                   each kernel's gradient, also against central differences
+//! oracle/gradients  loss and gradients of presets and of random architectures
+//! oracle/training   50 steps of real text on both sides
 //! ```
 //!
 //! Nothing fused is used of candle: its fused operations lose gradients without an error, and the

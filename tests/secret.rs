@@ -64,6 +64,13 @@ fn a_host_with_another_secret_is_named_on_both_sides_and_the_job_goes_on() {
         assert!(first.wait_until(|| run.warnings().contains(&told)), "{:?}", run.warnings());
         assert!(ended.elapsed() < Duration::from_secs(1), "{:?}", ended.elapsed());
     }
+    // One whose own cannot be used proves nothing, and says that.
+    let guest = host(&run, port, 1, Some("short"), &["--name", "guest"]).wait();
+    assert_eq!(guest.code(), Some(2), "{guest}");
+    let told = "turned away node 1 from 127.0.0.1, which says, without a proof, that it will not \
+                start: its secret cannot be used; see its own messages";
+    let is_told = || run.warnings().iter().any(|warning| warning == told);
+    assert!(first.wait_until(is_told), "{:?}", run.warnings());
     let second = host(&run, port, 1, Some(OURS), &[]);
     for done in [first.wait(), second.wait()] {
         is_well(&done);

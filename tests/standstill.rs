@@ -42,6 +42,7 @@ fn masked(text: &str) -> String {
 /// What the user is told first.
 fn headline(done: &Done) -> String {
     let line = done.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    let line = common::without_operation(line);
     let (line, step) = line.split_once(" last step was ").expect("a last step");
     assert!(step.parse::<u64>().is_ok(), "{done}");
     masked(line)

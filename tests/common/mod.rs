@@ -218,6 +218,12 @@ impl Job {
         }
     }
 
+    /// Waits until standard error has `text`, and returns whether it had before the process ended.
+    pub fn wait_until_it_says(&mut self, text: &str) -> bool {
+        let path = self.err.path().to_owned();
+        self.wait_until(|| std::fs::read_to_string(&path).is_ok_and(|said| said.contains(text)))
+    }
+
     /// Waits for the end.
     pub fn wait(mut self) -> Done {
         self.wait_until(|| false);
@@ -369,13 +375,21 @@ pub fn said_step(done: &Done) -> u64 {
     rest[..digits].parse().unwrap()
 }
 
-/// Standard error with the directory replaced, and some other words.
+/// Without the last operation of a rank that was killed, which is there if the rank lived long
+/// enough to tell of one, and is chance.
+pub fn without_operation(text: &str) -> String {
+    let clause = "; its last operation was ";
+    let Some((start, rest)) = text.split_once(clause) else { return text.to_owned() };
+    format!("{start}{}", rest.trim_start_matches(|c: char| !";\n".contains(c)))
+}
+
+/// Standard error with the directory replaced, and some other words; without last operations.
 pub fn message(run: &Workdir, done: &Done, words: &[(&str, &str)]) -> String {
     let mut text = done.stderr.replace(run.path().to_str().unwrap(), "HERE");
     for (from, to) in words {
         text = text.replace(from, to);
     }
-    text.trim_end().to_owned()
+    without_operation(text.trim_end())
 }
 
 /// Replaces the number after each of some words, wherever they stand.

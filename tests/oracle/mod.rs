@@ -3,6 +3,7 @@ mod dense_ops;
 mod engine;
 mod gradients;
 mod moe_ops;
+mod norm_ops;
 mod op;
 mod optimizers;
 mod random;

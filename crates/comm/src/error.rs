@@ -6,6 +6,10 @@ use device::{DType, DeviceError, DeviceKind};
 use crate::rendezvous::Refusal;
 use crate::tls::TlsFault;
 
+/// What sets [`crate::Settings::timeout_ms`] in a config, as messages name it that advise to raise
+/// it. A program that calls it otherwise replaces it by its own word.
+pub const TIMEOUT_KEY: &str = "ranks.timeout_ms";
+
 /// What a group does, for counters, frames and messages. The numbers are part of the wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -73,7 +77,7 @@ pub enum CommError {
     /// Ranks did not get on for the whole timeout.
     #[error(
         "{operation} #{sequence}: {} had not arrived after {timeout_ms} ms{moved}; \
-         see what that process is doing, or raise ranks.timeout_ms",
+         see what that process is doing, or raise {TIMEOUT_KEY}",
         ranks(missing)
     )]
     Timeout {
@@ -172,7 +176,7 @@ pub enum CommError {
     /// `last` is what came of the last try.
     #[error(
         "nobody answers at {addrs} for {timeout_ms} ms ({last}); \
-         check the rendezvous address and that its process runs, or raise ranks.timeout_ms"
+         check the rendezvous address and that its process runs, or raise {TIMEOUT_KEY}"
     )]
     NoRendezvous { addrs: String, timeout_ms: u64, last: String },
     #[error(
@@ -205,7 +209,7 @@ pub enum CommError {
     #[error(
         "{operation} #{sequence} among {}: all of them had come, and {library} was not done on \
          rank {rank} after {timeout_ms} ms without progress; see what those processes are doing, \
-         look at NCCL_DEBUG=INFO, or raise ranks.timeout_ms",
+         look at NCCL_DEBUG=INFO, or raise {TIMEOUT_KEY}",
         ranks(members)
     )]
     Unfinished {
@@ -306,7 +310,7 @@ impl CommError {
                 missing.clone(),
                 format!(
                     "no sign of life within {timeout_ms} ms in {operation} #{sequence}{moved} \
-                     (see what it is doing, or raise ranks.timeout_ms)"
+                     (see what it is doing, or raise {TIMEOUT_KEY})"
                 ),
             ),
             CommError::PeerLost { rank, operation, sequence, cause } => {

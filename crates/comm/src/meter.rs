@@ -85,6 +85,21 @@ impl TimingCells {
     }
 }
 
+/// Bits of an operation's number beside what it was.
+const NUMBER_BITS: u32 = 56;
+
+/// The last operation of this process, done or failed; 0 where there was none, since joins have
+/// that number.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+/// The last operation that a rank of this process has ended, on any channel and in any group, and
+/// its number there: for whoever watches a rank, which may be gone when it is asked.
+pub fn last_operation() -> Option<(Operation, u64)> {
+    let last = LAST.load(Ordering::Relaxed);
+    let operation = Operation::from_code(last >> NUMBER_BITS)?;
+    (last > 0).then_some((operation, last & ((1 << NUMBER_BITS) - 1)))
+}
+
 /// What the parts of this thread's operation have told.
 #[derive(Clone, Copy, Default)]
 struct Running {
@@ -158,6 +173,7 @@ impl Meter {
         let ((operation, sequence), result) = run();
         let (end_ns, running) = (trace::now_ns(), RUNNING.get());
         drop(idle);
+        LAST.store((operation as u64) << NUMBER_BITS | sequence, Ordering::Relaxed);
         let waited_ns = running.waited_ns.min(end_ns - begin_ns);
         totals.add(operation, end_ns - begin_ns, waited_ns);
         if is_recorded {

@@ -30,8 +30,8 @@ fn worker() {
         rank,
         world,
         version: "1".to_owned(),
-        identity: Vec::new(),
         listen: Some(listener.local_addr().unwrap()),
+        ..Hello::default()
     };
     let joined = join(text("COMM_TEST_ADDR"), hello, PATIENCE_MS).unwrap();
     let backend = match text("COMM_TEST_BACKEND").as_str() {

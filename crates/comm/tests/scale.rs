@@ -38,6 +38,7 @@ fn hello(rank: usize, world: usize) -> Hello {
         version: "1.0".to_owned(),
         identity: what.map(digest).to_vec(),
         listen: Some(SocketAddr::from(([10, 0, 0, 7], port))),
+        ..Hello::default()
     }
 }
 

@@ -54,7 +54,7 @@ const PROMISES: usize = 60;
 
 fn hello(job: &str, rank: usize, listen: Option<SocketAddr>) -> Hello {
     let version = "1".to_owned();
-    Hello { job: job.to_owned(), rank, world: 2, version, identity: Vec::new(), listen }
+    Hello { job: job.to_owned(), rank, world: 2, version, listen, ..Hello::default() }
 }
 
 /// An address that leads to `addr`, and everything that is said on the connections made there.

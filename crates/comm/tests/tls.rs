@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use comm::rendezvous::{Hello, Joined, Server, join_with};
+use comm::rendezvous::{Hello, Joined, Reported, Server, join_with, report_lack, serve_lack};
 use comm::tls::{Pem, Security, Tls, TlsFault, TlsMistake, TlsPart};
-use comm::{Backend, CommError, Damage, Result, Secret, Settings};
+use comm::{Backend, CommError, Damage, Lack, Result, Secret, Settings};
 use common::certificates::Authority;
 use common::{PATIENCE_MS, control};
 use rcgen::ExtendedKeyUsagePurpose;
@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn hello(rank: usize, world: usize) -> Hello {
     let (job, version) = ("job".to_owned(), "1".to_owned());
-    Hello { job, rank, world, version, identity: Vec::new(), listen: None }
+    Hello { job, rank, world, version, ..Hello::default() }
 }
 
 fn secured(tls: Option<&Tls>) -> Security {
@@ -79,11 +79,36 @@ fn who_speaks_plain_and_who_needs_tls_are_told_apart_on_both_sides() {
     assert_eq!(fault, TlsFault::Plain);
 }
 
+/// A host that has no files of TLS which it can use has nothing but its word, in plain.
+#[test]
+fn who_cannot_speak_tls_says_so_and_is_told_apart_from_who_does_without() {
+    let tls = Authority::new().of_anyone();
+    let server = Server::of_nodes(LOCAL, ("job", secured(Some(&tls))), 2, 2, PATIENCE_MS).unwrap();
+    assert_eq!(report_lack(server.addr(), 1, Lack::Tls, SOON), Reported::Heard);
+    let mut news = server.news();
+    while news.is_empty() {
+        news = server.news();
+    }
+    let said = "turned away node 1 from 127.0.0.1, which says, without a proof, that it will not \
+                start: its files of TLS cannot be used; see its own messages";
+    assert_eq!(news, [said]);
+    // And node 0, to those that begin TLS.
+    let addr = TcpListener::bind(LOCAL).unwrap().local_addr().unwrap();
+    let begun = Instant::now();
+    let node_0 = std::thread::spawn(move || serve_lack(addr, Lack::Tls, SOON));
+    let said = join_with(addr, hello(1, 2), secured(Some(&tls)), PATIENCE_MS).err().unwrap();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    let expected = "node 0 ended before the job began: its files of TLS cannot be used, as who \
+                    listens at";
+    assert!(said.to_string().starts_with(expected), "{said}");
+    node_0.join().unwrap().unwrap();
+}
+
 #[test]
 fn another_authority_is_named_on_both_sides() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let advice = "give every host of the job the same ranks.tls.authority, and a certificate that \
-                  it has signed";
+    let advice = "give every host of the job the same ranks.tls.authority (authority.pem of \
+                  --tls), and a certificate that it has signed";
     // Each takes the other for a stranger; the one that connects is the first to see.
     let (said, fault) = strangers(Some(&ours.of_anyone()), Some(&theirs.of_anyone()));
     let expected = "takes this process's certificate for one of another authority";
@@ -179,13 +204,40 @@ struct Passed {
     dribbles: AtomicBool,
 }
 
+/// Records of TLS as they pass: a type, a version, two bytes of length, and so many of what is
+/// sealed (RFC 8446, section 5.1).
+#[derive(Default)]
+struct Records {
+    header: Vec<u8>,
+    left: usize,
+}
+
+impl Records {
+    /// The last byte of these that is sealed. Of a header receivers pass over the version.
+    fn last_sealed(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut last = None;
+        for (at, &byte) in bytes.iter().enumerate() {
+            if self.left > 0 {
+                (self.left, last) = (self.left - 1, Some(at));
+                continue;
+            }
+            self.header.push(byte);
+            if let [_, _, _, high, low] = self.header[..] {
+                self.left = usize::from(u16::from_be_bytes([high, low]));
+                self.header.clear();
+            }
+        }
+        last
+    }
+}
+
 fn pass(mut from: TcpStream, mut to: TcpStream, passed: &Passed, is_there: bool) {
-    let (mut bytes, mut total) = (vec![0; 64 << 10], 0);
+    let (mut bytes, mut total, mut records) = (vec![0; 64 << 10], 0, Records::default());
     while let Ok(count @ 1..) = from.read(&mut bytes) {
         let now = &mut bytes[..count];
-        // A byte of a record's body most likely: records of 16 KiB begin with 5 others.
-        if is_there && total > 200_000 && passed.flips.swap(false, Ordering::Relaxed) {
-            now[count / 2] ^= 4;
+        let sealed = records.last_sealed(now).filter(|_| is_there && total > 200_000);
+        if let Some(at) = sealed.filter(|_| passed.flips.swap(false, Ordering::Relaxed)) {
+            now[at] ^= 4;
         }
         total += count;
         passed.bytes.lock().unwrap().extend_from_slice(now);
@@ -221,7 +273,8 @@ fn way(to: SocketAddr, passed: &Arc<Passed>) -> SocketAddr {
     addr
 }
 
-/// Two ranks, of which the second comes by a way, gather a word many times: what each is told.
+/// Two ranks, of which the second comes by a way, gather a word many times: what each is told, also
+/// of what the other has met, which it need not know before it meets that one again.
 fn gather(passed: &Arc<Passed>, tls: Option<&Tls>, word: &str) -> Vec<Result<Vec<Vec<u8>>>> {
     let mut backends = common::backends("tcp", 2);
     if let Backend::Tcp { peers, .. } = &mut backends[1] {
@@ -230,7 +283,8 @@ fn gather(passed: &Arc<Passed>, tls: Option<&Tls>, word: &str) -> Vec<Result<Vec
     let settings = |_| Settings { tls: tls.cloned(), ..common::settings(10_000) };
     let message = word.repeat(2_000_001 / word.len());
     common::as_ranks(backends, settings, |world| {
-        control(&world).all_gather_bytes(message.as_bytes())
+        let all = control(&world).all_gather_bytes(message.as_bytes())?;
+        control(&world).barrier().map(|()| all)
     })
 }
 
@@ -292,10 +346,10 @@ fn a_bit_that_flips_on_the_way_is_a_damaged_record() {
     let told = gather(&passed, Some(&tls), WORD);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(!passed.flips.load(Ordering::Relaxed), "nothing was flipped");
-    let first = told[0].as_ref().unwrap_err();
+    let first = told[0].as_ref().map(Vec::len).unwrap_err();
     let is_it = matches!(first, CommError::Damaged { rank: 1, damage: Damage::Record, .. });
     assert!(is_it, "{first}");
-    let second = told[1].as_ref().unwrap_err();
+    let second = told[1].as_ref().map(Vec::len).unwrap_err();
     // By the signal, or by the connection that rank 0 has closed.
     let is_it = matches!(second, CommError::Revoked { .. } | CommError::PeerLost { rank: 0, .. });
     assert!(is_it, "{second}");
@@ -334,7 +388,8 @@ fn who_stands_still_is_named() {
 #[test]
 fn ranks_of_which_one_has_tls_do_not_meet() {
     let tls = Authority::new().of_anyone();
-    for (which, expected) in [(0, "speaks TLS alone"), (1, "speaks without TLS")] {
+    let [alone, without] = ["speaks TLS alone", "speaks without TLS"];
+    for (which, expected, of_other) in [(0, alone, without), (1, without, alone)] {
         let backends = common::backends("tcp", 2);
         let begun = Instant::now();
         let told: Vec<(String, Duration)> = std::thread::scope(|scope| {
@@ -353,6 +408,10 @@ fn ranks_of_which_one_has_tls_do_not_meet() {
         let (said, took) = &told[1];
         assert!(said.starts_with("join #0: rank 0 is lost: who listens at 127.0.0.1:"), "{said}");
         assert!(said.contains(expected) && *took < Duration::from_secs(2), "{said} {took:?}");
+        // And the one that it comes to, which may still be met by another until its time is up.
+        let (said, _) = &told[0];
+        let start = "join #0: rank 1 is lost: who came from 127.0.0.1, where that rank is, ";
+        assert!(said.starts_with(&format!("{start}{of_other}")), "{said}");
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bench::BenchError;
 use bench::collectives::run;
 use bench::pairs;
-use comm::rendezvous::{Hello, Joined, join_with};
+use comm::rendezvous::{Entries, Hello, Joined, Server, join_hearing};
 use comm::tls::Security;
 use comm::{Settings, World, tcp};
 use device::{Device, DeviceKind};
@@ -24,6 +24,7 @@ use train::pulse::{self, Phase};
 use crate::bench_folder::Folder;
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
 use crate::cpus::{Binding, Near};
+use crate::entries::entries;
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
@@ -32,16 +33,21 @@ use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
 use crate::trace::{self, Recorder, Traced};
 use crate::train_cmd::address::{self, Absence, Addresses};
+use crate::train_cmd::blame;
 use crate::train_cmd::life::{Limits, Work};
 use crate::train_cmd::line::Line;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::reach::among_hosts;
+use crate::train_cmd::shared_memory::SharedMemory;
 use crate::train_cmd::signals::{Ending, Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
 
 /// Which flag names the files of TLS.
 const TLS: &str = "--tls";
+
+/// What hosts must type alike, as it is told where they do not.
+const ARGUMENTS: &str = "arguments of muster bench";
 
 /// How long operations may take to let go of a device whose job is given up.
 const GIVEN_UP: Duration = Duration::from_secs(5);
@@ -88,14 +94,20 @@ impl Ran {
     }
 }
 
-/// What is said where a signal ends it before the ranks run, or a second one while it tidies up. A
-/// benchmark does not go on when it is run again, so that a request to stop is no
+/// Of a request to stop: a benchmark does not go on when it is run again, so that this is no
 /// [`Exit::Preempted`], which schedulers requeue.
-const ENDING: Ending = Ending {
-    early: "stopped before anything was measured",
-    at_once: "stopped at once; files may not have been written",
-    asked: Exit::Peer,
-};
+const STOPPED: Exit = Exit::Peer;
+
+/// How a signal ends it before the ranks run, or a second one while it tidies up; `traced` is said
+/// of its trace, if it has one.
+fn ending(traced: Option<&str>) -> Ending {
+    let at_once = "stopped at once; files may not have been written";
+    Ending {
+        early: "stopped before anything was measured".to_owned(),
+        at_once: traced.map_or(at_once.to_owned(), |traced| format!("{at_once}; {traced}")),
+        asked: STOPPED,
+    }
+}
 
 /// What is decided for the workers, in a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,6 +120,8 @@ struct Job {
     /// Of this host's ranks, in turn, the first of which has this number.
     devices: Vec<String>,
     first_rank: usize,
+    /// The number of this host, and of how many, if there are several.
+    node: Option<(usize, usize)>,
     timeout_ms: u64,
     rendezvous: Vec<SocketAddr>,
     shared_memory: Option<i32>,
@@ -135,9 +149,22 @@ impl Job {
         let within = self.sharing.map_or("tcp".to_owned(), |ranks| format!("{ranks} share memory"));
         vec![
             ("build".into(), train::BUILD.into()),
-            ("arguments of muster bench".into(), digest),
+            (ARGUMENTS.into(), digest),
             ("--within-host".into(), within),
         ]
+    }
+
+    /// What is behind a digest there; of several hosts the first rank of each tells it.
+    fn entries(&self, rank: usize) -> Vec<(String, Entries)> {
+        if self.node.is_none() || rank != self.first_rank {
+            return Vec::new();
+        }
+        let (name, mut all) = match &self.task {
+            Task::Collectives(plan) => ("collectives", entries(plan)),
+            Task::Pairs(plan) => ("links", entries(plan)),
+        };
+        all.insert(0, ("command".to_owned(), name.to_owned()));
+        vec![(ARGUMENTS.to_owned(), all)]
     }
 }
 
@@ -154,28 +181,24 @@ pub fn measure(
 ) -> Result<Ran, CliError> {
     let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| complain(found));
-    let mut absence = Absence::of(&hosts, asked.hosts, true);
-    let planned = Planned::new(asked, &hosts, world, task).inspect_err(|error| {
-        absence.report_error(error, address::Start::Never);
-    })?;
-    absence.secret = planned.secret.secret;
-    absence.tls.clone_from(&planned.tls.tls);
-    tls::check(TLS, &planned.tls)
-        .inspect_err(|error| absence.report_error(error, address::Start::Never))?;
+    let absence = Absence::of(&hosts, asked.hosts, true);
+    let never = |error| absence.report_error(error, address::Start::Never);
+    let planned = Planned::new(asked, &hosts, world, task).map_err(never)?;
+    tls::check(TLS, &planned.tls).map_err(never)?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
-    let signals = Signals::watch(WarnSignal::Usr1, ENDING, move || {
+    let traced = asked.trace.map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
+    let signals = Signals::watch(WarnSignal::Usr1, ending(traced.as_deref()), move || {
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;
     let mut start = address::Start::Never;
-    let ran = supervise(asked, planned, &folder, &signals, (&mut start, tell))
-        .inspect_err(|error| absence.report_error(error, start))?;
-    match &ran.ended {
-        Err(error) => absence.report_error(error, start),
-        Ok(_) if ran.was_stopped() => absence.report("it was asked to stop", start),
-        Ok(_) => {}
+    let mut ran = supervise(asked, planned, &folder, &signals, (&mut start, tell))
+        .map_err(|error| absence.report_error(error, start))?;
+    if ran.was_stopped() {
+        absence.report("it was asked to stop", start);
     }
+    ran.ended = ran.ended.map_err(|error| absence.report_error(error, start));
     Ok(ran)
 }
 
@@ -222,32 +245,31 @@ impl Planned {
     }
 }
 
-fn supervise(
-    asked: &Asked,
-    planned: Planned,
-    folder: &Folder,
-    signals: &Signals,
-    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
-) -> Result<Ran, CliError> {
+/// What there is when the ranks of this host start.
+struct Ready {
+    job: Job,
+    server: Option<Server>,
+    traced: Option<Traced>,
+    /// Held until the ranks have ended: they inherit it.
+    memory: SharedMemory,
+}
+
+/// Prepares what the ranks are told.
+fn ready(asked: &Asked, planned: Planned, folder: &Folder) -> Result<(Ready, Place), CliError> {
     let Planned { task, place, world, threads, cpus, addresses, name, secret, tls } = planned;
-    let JobSecret { secret, warning } = secret;
-    warn_of_secret(warning, &tls, &place);
+    let warning = tls.warning(&secret).filter(|_| place.node == 0);
+    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
     addresses.try_out(place.node)?;
     let name = name.unwrap_or_else(|| {
         format!("bench-{}", folder.path.file_name().unwrap_or_default().to_string_lossy())
     });
-    let security = Security { secret, tls: tls.tls };
-    let server = addresses.serve((&name, security), &place, world, asked.timeout_ms)?;
+    let of_job = (&name[..], tls.security(&secret));
+    let server = addresses.serve(of_job, &place, world, asked.timeout_ms)?;
     let over_tcp = asked.backend == BackendArg::Tcp;
     let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
-    #[cfg(target_os = "linux")]
-    let memory = shared_memory(asked, &name, world, sharing)?;
-    #[cfg(target_os = "linux")]
-    let shared_memory = memory.as_ref().map(comm::shm::SharedMemory::descriptor);
-    #[cfg(not(target_os = "linux"))]
-    let shared_memory = None;
     let nodes = (place.node, place.nodes);
     let traced = asked.trace.map(|path| Traced::new(path, nodes, None, place.ranks.clone()));
+    let memory = SharedMemory::of(&name, (!over_tcp).then_some(world), sharing)?;
     let job = Job {
         name,
         world,
@@ -255,15 +277,29 @@ fn supervise(
         cpus,
         devices: asked.devices.iter().map(ToString::to_string).collect(),
         first_rank: place.ranks.start,
+        node: place.among_hosts(),
         timeout_ms: asked.timeout_ms,
         rendezvous: addresses.of(server.as_ref()),
-        shared_memory,
+        shared_memory: memory.descriptor(),
         sharing,
         bind: addresses.bind(),
         tls: tls.files,
         trace: traced.as_ref().map(Traced::plan),
         task,
     };
+    Ok((Ready { job, server, traced, memory }, place))
+}
+
+fn supervise(
+    asked: &Asked,
+    planned: Planned,
+    folder: &Folder,
+    signals: &Signals,
+    (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
+) -> Result<Ran, CliError> {
+    let secret = planned.secret.secret;
+    let (Ready { job, server, traced, memory: _memory }, place) = ready(asked, planned, folder)?;
+    let &Job { world, threads, .. } = &job;
     let file = folder.path.join("job.json");
     let text = serde_json::to_vec(&job).map_err(CliError::bug)?;
     let failed = |error| limits::refused(format!("write {}", file.display()), &error);
@@ -278,14 +314,14 @@ fn supervise(
     let work = Work::Benchmark;
     let limits = Limits { work, timeout, step_timeout: Some(timeout), call: timeout };
     let waits = place.waits(&job.rendezvous, asked.timeout_ms);
-    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
+    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         told => tell(told),
     });
     if watch.have_met() {
         *start = address::Start::Met;
     }
-    address::stay_for_the_late(server.as_ref(), &ended);
+    address::stay_for_the_late(server.as_ref(), &mut ended);
     // No rank writes any more.
     drop(watch);
     end_trace(traced.as_ref());
@@ -306,27 +342,8 @@ fn exit_of(ended: &Ended, signals: &Signals, place: &Place) -> Exit {
             *exit
         }
         Ended::AtOnce | Ended::BeforeTraining if signals.interrupts() > 0 => Exit::Interrupted,
-        Ended::AtOnce | Ended::BeforeTraining => ENDING.asked,
+        Ended::AtOnce | Ended::BeforeTraining => STOPPED,
     }
-}
-
-/// Says on node 0 what is wrong with the secret, unless strangers have no certificate either.
-fn warn_of_secret(secret: Option<String>, tls: &JobTls, place: &Place) {
-    let warning = tls.warning.clone().or(secret.filter(|_| tls.tls.is_none()));
-    let warning = warning.filter(|_| place.node == 0);
-    warning.iter().for_each(|message| complain(&format!("warning: {message}")));
-}
-
-/// The memory that ranks of one host share, if they do.
-#[cfg(target_os = "linux")]
-fn shared_memory(
-    asked: &Asked,
-    name: &str,
-    world: usize,
-    sharing: Option<usize>,
-) -> Result<Option<comm::shm::SharedMemory>, CliError> {
-    let ranks = (asked.backend == BackendArg::Shm).then_some(world).or(sharing);
-    Ok(ranks.map(|ranks| comm::shm::SharedMemory::create(name, ranks)).transpose()?)
 }
 
 /// Runs one rank.
@@ -344,6 +361,7 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let _signals = Signals::count(WarnSignal::Usr1)?;
     let tls = job.tls.as_ref().map(|files| tls::load(TLS, files)).transpose()?;
     let ended = rank(&job, (args.rank, Security { secret, tls }), &voice);
+    let ended = ended.map_err(CliError::of_bench);
     if let Some(fault) = ended.as_ref().err().and_then(|error| error.fault.as_ref()) {
         // Without a supervisor nobody needs to know.
         let _ = voice.say(&Line::Fault(Cow::Borrowed(fault)));
@@ -381,11 +399,15 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
+        node: job.node,
         identity: job.identity(),
+        entries: job.entries(rank),
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),
     };
     let Joined { peers, group, control } =
-        join_with(&job.rendezvous[..], hello, security, job.timeout_ms)?;
+        join_hearing(&job.rendezvous[..], hello, security, job.timeout_ms, &mut |hint| {
+            voice.hint(hint);
+        })?;
     let backend = match (listener, job.shared_memory) {
         (Some(listener), memory) => among_hosts(listener, peers, group, memory.zip(job.sharing))?,
         #[cfg(target_os = "linux")]
@@ -429,7 +451,10 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
             Ok(Exit::Ok)
         }
         Err(error) => {
-            if let Some(fault) = &error.fault {
+            // The others read it too.
+            let mut error = error.of_bench();
+            if let Some(fault) = &mut error.fault {
+                blame::ask_for_names(fault, &control);
                 control.blame(fault);
             }
             Err(error)

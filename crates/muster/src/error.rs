@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::limits;
+use crate::train_cmd::life::Work;
 use crate::train_cmd::{BUCKETS, KIND_OF_CPU, OPTIMIZER_DEVICE};
 use comm::Fault;
 
@@ -57,9 +58,23 @@ pub struct CliError {
     pub message: String,
     /// Other ranks, if this one only ends because of them.
     pub fault: Option<Fault>,
+    /// The user has read it.
+    pub is_told: bool,
 }
 
 impl CliError {
+    fn new(exit: Exit, message: String) -> CliError {
+        CliError { exit, message, fault: None, is_told: false }
+    }
+
+    /// Says it, the first time: at the end of the command, or before that waits for others.
+    pub fn tell(&mut self) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            crate::console::restore_terminal();
+            crate::output::complain(&self.to_string());
+        }
+    }
+
     /// Something that the user can put right, unless the system's own word for it is that the
     /// machine has failed.
     pub fn mistake(message: impl fmt::Display) -> CliError {
@@ -67,7 +82,7 @@ impl CliError {
         // Of an error that is part of a sentence by now, only the words are left.
         match limits::is_of_machine_in(&message).then(|| limits::advice_in(&message)).flatten() {
             Some(advice) => CliError::peer(format!("{message}; {advice}")),
-            None => CliError { exit: Exit::Mistake, message, fault: None },
+            None => CliError::new(Exit::Mistake, message),
         }
     }
 
@@ -75,13 +90,13 @@ impl CliError {
     fn mistaken(error: impl std::error::Error + 'static) -> CliError {
         match limits::is_of_machine(&error) {
             true => CliError::limited(error),
-            false => CliError { exit: Exit::Mistake, message: error.to_string(), fault: None },
+            false => CliError::new(Exit::Mistake, error.to_string()),
         }
     }
 
     /// Something that broke outside this process.
     pub fn peer(message: impl fmt::Display) -> CliError {
-        CliError { exit: Exit::Peer, message: message.to_string(), fault: None }
+        CliError::new(Exit::Peer, message.to_string())
     }
 
     /// A file that could not be read or written; a machine that has no room, or whose disk fails,
@@ -104,10 +119,19 @@ impl CliError {
         }
     }
 
+    /// As a benchmark says it, which has a flag where a config has a key.
+    pub fn of_bench(mut self) -> CliError {
+        let what = self.fault.as_mut().map(|fault| &mut fault.what);
+        for text in what.into_iter().chain([&mut self.message]) {
+            *text = text.replace(comm::TIMEOUT_KEY, Work::Benchmark.timeout_key());
+        }
+        self
+    }
+
     /// Something that cannot happen.
     pub fn bug(message: impl fmt::Display) -> CliError {
         let message = format!("{message}\nThis is a bug in Muster; please report it.");
-        CliError { exit: Exit::Bug, message, fault: None }
+        CliError::new(Exit::Bug, message)
     }
 }
 

@@ -16,9 +16,11 @@ mod config_cmd;
 mod console;
 mod cpus;
 mod data_cmd;
+mod entries;
 mod error;
 mod events;
 mod exhausted;
+mod key_file;
 mod launch_env;
 mod limits;
 mod links_cmd;
@@ -53,9 +55,8 @@ fn main() -> ExitCode {
     exhausted::survive_limits();
     match limits::check_stack().and_then(|()| obey()) {
         Ok(exit) => exit.into(),
-        Err(error) => {
-            console::restore_terminal();
-            output::complain(&error.to_string());
+        Err(mut error) => {
+            error.tell();
             error.exit.into()
         }
     }

@@ -11,15 +11,14 @@
 //! machine (`ps`), environments and files by whoever may read them.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use comm::Secret;
 
 use crate::error::CliError;
+use crate::key_file::{self, Readers};
 
 /// The variable that has the secret where no file does.
 pub const VARIABLE: &str = "MUSTER_SECRET";
@@ -71,36 +70,14 @@ fn warning() -> String {
     )
 }
 
-/// Whether the owner of a file that is open alone may read it.
-///
-/// # Errors
-/// Others may.
-pub fn is_for_its_owner(file: &File, path: &Path) -> Result<(), CliError> {
-    let shown = path.display();
-    let metadata = file.metadata().map_err(|error| CliError::file("read", path, &error))?;
-    match metadata.permissions().mode() & 0o777 {
-        mode if mode & 0o077 != 0 => Err(CliError::mistake(format!(
-            "others than its owner may use {shown} (mode {mode:03o}); `chmod 600 {shown}`, and if \
-             they have read it, make another"
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// The first line of a file that its owner alone may read.
 fn of_file(path: &Path) -> Result<Secret, CliError> {
-    let shown = path.display();
-    let failed = |error| CliError::file("read", path, &error);
-    // Before it is opened: a pipe without a writer would be waited for.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(CliError::mistake(format!("{shown} is no file; {MAKE}")));
-    }
-    let file = File::open(path).map_err(failed)?;
-    is_for_its_owner(&file, path)?;
+    let file = key_file::open(path, Readers::OwnerAlone, MAKE)?;
     let mut line = Vec::new();
-    BufReader::new(file.take(BYTES_MAX + 2)).read_until(b'\n', &mut line).map_err(failed)?;
+    let read = BufReader::new(file.take(BYTES_MAX + 2)).read_until(b'\n', &mut line);
+    read.map_err(|error| CliError::file("read", path, &error))?;
     let line = line.strip_suffix(b"\n").unwrap_or(&line);
-    of_text(&shown.to_string(), line.strip_suffix(b"\r").unwrap_or(line))
+    of_text(&path.display().to_string(), line.strip_suffix(b"\r").unwrap_or(line))
 }
 
 fn of_text(place: &str, text: &[u8]) -> Result<Secret, CliError> {
@@ -139,6 +116,8 @@ pub fn inherited() -> Result<Secret, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const TEXT: &str = "a secret of 27 bytes or so.";

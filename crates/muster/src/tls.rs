@@ -4,15 +4,15 @@
 //! ranks.tls, --tls DIR ─▶ supervisor (reads them, and says what is wrong) ─ paths ─▶ each rank
 //! ```
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use comm::tls::{Pem, Tls, TlsPart};
+use comm::tls::{Pem, Security, Tls, TlsPart};
 use train::config::TlsFiles;
 
 use crate::error::CliError;
-use crate::secret;
+use crate::key_file::{self, Readers};
+use crate::secret::JobSecret;
 
 /// What a directory of [`of_dir`] holds.
 const NAMES: [&str; 3] = ["certificate.pem", "key.pem", "authority.pem"];
@@ -26,7 +26,21 @@ pub struct JobTls {
     pub tls: Option<Tls>,
     /// For the ranks.
     pub files: Option<TlsFiles>,
-    pub warning: Option<String>,
+    warning: Option<String>,
+}
+
+impl JobTls {
+    /// What keeps strangers out.
+    pub fn security(&self, secret: &JobSecret) -> Security {
+        Security { secret: secret.secret, tls: self.tls.clone() }
+    }
+
+    /// What is to be said of that, once and not on every host: without a secret strangers have no
+    /// certificate either.
+    pub fn warning(&self, secret: &JobSecret) -> Option<String> {
+        let of_secret = secret.warning.clone().filter(|_| self.tls.is_none());
+        self.warning.clone().or(of_secret)
+    }
 }
 
 /// The files of a directory, by their names.
@@ -63,7 +77,8 @@ pub fn of_job(files: Option<(&str, TlsFiles)>, nodes: usize) -> Result<JobTls, C
 /// As [`of_job`].
 pub fn load(flag: &str, files: &TlsFiles) -> Result<Tls, CliError> {
     let read = |part: TlsPart| {
-        let read = read(file(files, part), part == TlsPart::Key);
+        let readers = if part == TlsPart::Key { Readers::OwnerAlone } else { Readers::Anyone };
+        let read = read(file(files, part), readers);
         read.map_err(|error| named(flag, part, error))
     };
     let certificate = read(TlsPart::Certificate)?;
@@ -72,19 +87,11 @@ pub fn load(flag: &str, files: &TlsFiles) -> Result<Tls, CliError> {
     Tls::new(&pem).map_err(|error| of_mistake(flag, files, &error))
 }
 
-fn read(path: &Path, is_secret: bool) -> Result<Vec<u8>, CliError> {
-    let failed = |error| CliError::file("read", path, &error);
-    // Before it is opened: a pipe without a writer would be waited for.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(CliError::mistake(format!("{} is no file; give one in PEM", path.display())));
-    }
-    let file = File::open(path).map_err(failed)?;
-    if is_secret {
-        secret::is_for_its_owner(&file, path)?;
-    }
+fn read(path: &Path, readers: Readers) -> Result<Vec<u8>, CliError> {
+    let file = key_file::open(path, readers, "give one in PEM")?;
     let mut bytes = Vec::new();
-    file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    let read = file.take(BYTES_MAX).read_to_end(&mut bytes);
+    read.map(|_| bytes).map_err(|error| CliError::file("read", path, &error))
 }
 
 /// Whether the others can take the certificate.

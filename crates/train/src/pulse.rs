@@ -56,6 +56,9 @@ pub struct Pulse {
     /// The call to a disk that has lasted longest, if there is one. While it may last `work` grows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<Call>,
+    /// The last operation among ranks that it has ended: `all_gather_segments #17`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
 }
 
 /// A call to a disk that has not returned.
@@ -90,7 +93,9 @@ pub fn enter(phase: Phase) {
 pub fn take() -> Pulse {
     let phase = Phase::ALL[usize::from(PHASE.load(Ordering::Relaxed)) % Phase::ALL.len()];
     let call = device::work::oldest_call().map(Call::from);
-    Pulse { phase, work: device::work::done(), call }
+    let operation = comm::last_operation();
+    let operation = operation.map(|(operation, number)| format!("{operation} #{number}"));
+    Pulse { phase, work: device::work::done(), call, operation }
 }
 
 #[cfg(test)]

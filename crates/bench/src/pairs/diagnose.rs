@@ -121,7 +121,8 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge], healthy: f64) -> Vec<Finding> {
         let mut left = edges;
         // All parts of a level are judged before what they explain is left out.
         let mut level = |least: usize, parts_of: &[PartOf]| {
-            let slow = parts_of.iter().flat_map(|of| outliers(&left, (between_hosts, healthy), least, of));
+            let slow =
+                parts_of.iter().flat_map(|of| outliers(&left, (between_hosts, healthy), least, of));
             let slow: Vec<Finding> = slow.collect();
             let is_explained = |edge: &&Edge| {
                 let mut parts = parts_of.iter().filter_map(|of| of(edge));

@@ -200,7 +200,9 @@ mod tests {
         assert!(matches!(judge(&seats, &measured, SHARE_HEALTHY), Judgement::Again(_)));
         // Others were measured again meanwhile.
         measured.extend((1..MEASUREMENTS_MOST).map(|_| Vec::new()));
-        let Judgement::Told(told) = judge(&seats, &measured, SHARE_HEALTHY) else { panic!("measured again") };
+        let Judgement::Told(told) = judge(&seats, &measured, SHARE_HEALTHY) else {
+            panic!("measured again")
+        };
         assert_eq!(told.findings, []);
         assert_eq!(told.dismissed[0].why, Why::TooFew { tries: 1 });
     }

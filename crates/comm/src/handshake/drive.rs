@@ -11,6 +11,7 @@ use super::states::{
     Listener, NOT_TAKEN, OVER_TLS, PROOF_BYTES, Refused,
 };
 use crate::CommError;
+use crate::lack::Lack;
 use crate::secret::{self, Secret};
 use crate::tls::{self, Connection, Ended, Security, TlsFault};
 
@@ -45,12 +46,19 @@ impl From<Ended> for Failed {
 pub(crate) enum Heard {
     /// Someone of the job, who waits for the answer.
     Known(Connection, Accepted),
+    Stranger(Stranger),
+}
+
+/// Who has connected and is none of the job's.
+pub(crate) enum Stranger {
     /// Someone with another secret, who has been told, and what it claims to be.
-    Unknown(Claim),
+    Secret(Claim),
     /// Someone of another version, who has been told.
     Protocol(u32),
     /// Someone with whom there is no TLS, or TLS alone, who has been told.
     Tls(TlsFault),
+    /// Who says that this host will not start, and cannot prove that it is the host.
+    Lacks { node: u32, lack: Lack },
 }
 
 /// Proves to whoever listens at the other end that this process is of the job, and has it prove
@@ -64,15 +72,54 @@ pub(crate) async fn dial(
     let mut connection = tls::connect(tls.as_ref(), stream).await?;
     match prove(&mut connection, *secret, claim).await {
         Ok(keys) => Ok((connection, keys)),
-        Err(Failed::Refused(Refused::Protocol(protocol))) if protocol == u32::from(OVER_TLS) => {
-            Err(Failed::Tls(TlsFault::Needed))
-        }
+        Err(Failed::Refused(Refused::Protocol(word))) => Err(in_place_of_protocol(word)),
         // Who listens judges a certificate after this end has heard its own.
         Err(Failed::Io(error)) => Err(tls
             .as_ref()
             .and_then(|tls| tls.fault(&error))
             .map_or(Failed::Io(error), Failed::Tls)),
         Err(failed) => Err(failed),
+    }
+}
+
+/// What who listens says instead of a challenge.
+fn in_place_of_protocol(word: u32) -> Failed {
+    match u8::try_from(word).ok().and_then(Lack::of_word) {
+        Some(lack) => Failed::Tls(TlsFault::Lacks(lack)),
+        None if word == u32::from(OVER_TLS) => Failed::Tls(TlsFault::Needed),
+        None => Failed::Refused(Refused::Protocol(word)),
+    }
+}
+
+/// Says to who listens that this host will not start, and what it lacks to prove itself; returns
+/// when a process of this protocol has heard it.
+pub(crate) async fn give_notice(
+    mut stream: TcpStream,
+    node: u32,
+    lack: Lack,
+) -> Result<(), Failed> {
+    say(&mut stream, &states::notice(node, lack)).await?;
+    let mut name = [0; GREETING_BYTES];
+    stream.read_exact(&mut name).await?;
+    match name == states::name() {
+        true => Ok(()),
+        false => Err(Failed::Refused(Refused::Stranger)),
+    }
+}
+
+/// Says to who has connected, with TLS or without, that this process will not let anybody in, and
+/// what it lacks to prove itself.
+pub(crate) async fn answer_lacking(mut stream: TcpStream, lack: Lack) -> io::Result<()> {
+    let mut start = [0];
+    stream.peek(&mut start).await?;
+    if tls::is_record(start[0]) {
+        return part(&mut stream, &states::alert(lack)).await;
+    }
+    let mut hail = [0; HAIL_BYTES];
+    stream.read_exact(&mut hail).await?;
+    match hail.first_chunk().map(states::greeting) {
+        Some(Greeting::Hail) => part(&mut stream, &states::no_challenge(&hail, lack.word())).await,
+        _ => Ok(()),
     }
 }
 
@@ -126,7 +173,7 @@ async fn hear_any(stream: TcpStream, security: &Security, tells: bool) -> Option
     }
     match tls::accept(tls, stream).await {
         Ok(connection) => hear_out(connection, *secret, true, tells).await,
-        Err(Ended::Fault(fault)) => Some(Heard::Tls(fault)),
+        Err(Ended::Fault(fault)) => Some(Heard::Stranger(Stranger::Tls(fault))),
         Err(Ended::Io(_)) => None,
     }
 }
@@ -138,6 +185,7 @@ async fn hear_out(
     is_enough: bool,
     tells: bool,
 ) -> Option<Heard> {
+    let stranger = |stranger| Some(Heard::Stranger(stranger));
     let mut hail = [0; HAIL_BYTES];
     let (greeting, rest) = hail.split_first_chunk_mut::<GREETING_BYTES>()?;
     stream.read_exact(greeting).await.ok()?;
@@ -148,26 +196,31 @@ async fn hear_out(
             let mut protocol = [0; 4];
             stream.read_exact(&mut protocol).await.ok()?;
             part(&mut stream, &states::answer_to_former()).await.ok()?;
-            return Some(Heard::Protocol(u32::from_le_bytes(protocol)));
+            return stranger(Stranger::Protocol(u32::from_le_bytes(protocol)));
         }
         Greeting::Other(Refused::Protocol(got)) => {
             stream.read_exact(rest).await.ok()?;
             let (_, challenge) = Listener::challenge(&hail, nonce().ok()?);
             part(&mut stream, &challenge).await.ok()?;
-            return Some(Heard::Protocol(got));
+            return stranger(Stranger::Protocol(got));
+        }
+        Greeting::Lacks(lack) => {
+            stream.read_exact(rest).await.ok()?;
+            part(&mut stream, &states::name()).await.ok()?;
+            return stranger(Stranger::Lacks { node: states::noticed(&hail), lack });
         }
         Greeting::Other(_) if tls::is_record(greeting[0]) => {
-            part(&mut stream, &states::answer_to_tls()).await.ok()?;
-            return Some(Heard::Tls(TlsFault::Needed));
+            part(&mut stream, &states::name()).await.ok()?;
+            return stranger(Stranger::Tls(TlsFault::Needed));
         }
         Greeting::Other(_) => return None,
     }
     stream.read_exact(rest).await.ok()?;
     if !is_enough {
         if tells {
-            part(&mut stream, &states::answer_to_plain(&hail)).await.ok()?;
+            part(&mut stream, &states::no_challenge(&hail, OVER_TLS)).await.ok()?;
         }
-        return Some(Heard::Tls(TlsFault::Plain));
+        return stranger(Stranger::Tls(TlsFault::Plain));
     }
     let (listener, challenge) = Listener::challenge(&hail, nonce().ok()?);
     say(&mut stream, &challenge).await.ok()?;
@@ -180,7 +233,7 @@ async fn hear_out(
                 // It may be gone; then it knows.
                 let _ = say(&mut stream, &NOT_TAKEN).await;
             }
-            Some(Heard::Unknown(claim))
+            stranger(Stranger::Secret(claim))
         }
     }
 }
@@ -190,7 +243,7 @@ async fn say(stream: &mut (impl AsyncWrite + Unpin), words: &[u8]) -> io::Result
     stream.flush().await
 }
 
-/// Says a last thing to a process of another version, and hears it out: to close a connection with
+/// Says a last thing to whoever is turned away, and hears it out: to close a connection with
 /// words unread would reset it, and what was said last might be lost.
 async fn part(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
     stream.write_all(words).await?;

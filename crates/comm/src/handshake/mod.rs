@@ -27,6 +27,9 @@
 //! process is told so by a challenge with a protocol that none has; who begins TLS with a process
 //! that has none, by the first eight bytes of a hail, which are no record of TLS.
 //!
+//! A host that cannot prove itself gives a notice instead of a hail, or answers a hail with what it
+//! lacks ([`crate::lack`] says what that is worth).
+//!
 //! After that every frame and message carries a [`seal`] under the key of its direction.
 //!
 //! Keyed BLAKE3 is a pseudorandom function by design (section 2 of its paper: keyed hashing, key
@@ -37,6 +40,8 @@ mod drive;
 mod seal;
 mod states;
 
-pub(crate) use drive::{Failed, Heard, dial, hear, hear_known};
+pub(crate) use drive::{
+    Failed, Heard, Stranger, answer_lacking, dial, give_notice, hear, hear_known,
+};
 pub(crate) use seal::{Key, Seal, TAG_BYTES};
 pub(crate) use states::{ANSWER_BYTES, Accepted, Claim, Keys, PROTOCOL, Refused};

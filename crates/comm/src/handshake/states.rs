@@ -8,10 +8,11 @@
 //! ```
 
 use super::seal::Key;
+use crate::lack::Lack;
 use crate::secret::Secret;
 
 /// Of everything that travels between processes of a job. Changes when a message or a frame does.
-pub(crate) const PROTOCOL: u8 = 5;
+pub(crate) const PROTOCOL: u8 = 6;
 
 /// What is said first, by protocols from 5 on.
 const MAGIC: [u8; 4] = *b"MSTR";
@@ -119,6 +120,8 @@ pub(super) enum Greeting {
     Hail,
     /// That of a former protocol, whose number comes next.
     Former,
+    /// In place of a hail: who comes cannot prove itself.
+    Lacks(Lack),
     Other(Refused),
 }
 
@@ -126,7 +129,10 @@ pub(super) fn greeting(bytes: &[u8; GREETING_BYTES]) -> Greeting {
     let (start, rest) = (&bytes[..4], &bytes[4..]);
     match (start == MAGIC, rest == FORMER_MAGIC) {
         (true, _) if rest == [PROTOCOL, 0, 0, 0] => Greeting::Hail,
-        (true, _) => Greeting::Other(Refused::Protocol(u32::from(rest[0]))),
+        (true, _) => match Lack::of_word(rest[1]) {
+            Some(lack) if rest == [PROTOCOL, lack.word(), 0, 0] => Greeting::Lacks(lack),
+            _ => Greeting::Other(Refused::Protocol(u32::from(rest[0]))),
+        },
         (false, true) => Greeting::Former,
         (false, false) => Greeting::Other(Refused::Stranger),
     }
@@ -252,17 +258,39 @@ impl Listener {
     }
 }
 
-/// What a hail is answered with that should have come over TLS.
-pub(super) fn answer_to_plain(hail: &[u8; HAIL_BYTES]) -> [u8; CHALLENGE_BYTES] {
+/// What a hail is answered with instead of a challenge: that it should have come over TLS, or what
+/// who listens lacks.
+pub(super) fn no_challenge(hail: &[u8; HAIL_BYTES], word: u8) -> [u8; CHALLENGE_BYTES] {
     let mut challenge = [0; CHALLENGE_BYTES];
     challenge[..MARK_BYTES].copy_from_slice(&mark(hail));
-    challenge[MARK_BYTES] = OVER_TLS;
+    challenge[MARK_BYTES] = word;
     challenge
 }
 
-/// What is said to who begins TLS with a process that has none: its name and protocol, which are
-/// no record of TLS.
-pub(super) fn answer_to_tls() -> [u8; GREETING_BYTES] {
+/// What a host says that cannot prove itself, instead of a hail.
+pub(super) fn notice(node: u32, lack: Lack) -> [u8; HAIL_BYTES] {
+    let mut notice = [0; HAIL_BYTES];
+    notice[..GREETING_BYTES].copy_from_slice(&name());
+    notice[5] = lack.word();
+    notice[GREETING_BYTES..][..4].copy_from_slice(&node.to_le_bytes());
+    notice
+}
+
+/// Of which host a notice is.
+pub(super) fn noticed(notice: &[u8; HAIL_BYTES]) -> u32 {
+    let node = notice[GREETING_BYTES..].first_chunk();
+    u32::from_le_bytes(*node.expect("a notice is longer"))
+}
+
+/// What who begins TLS is told by a listener that cannot prove itself: a fatal alert, which says
+/// what that lacks (RFC 8446, sections 5.1 and 6).
+pub(super) const fn alert(lack: Lack) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, lack.word()]
+}
+
+/// A name and a protocol: what is said to who begins TLS with a process that has none, which is no
+/// record of TLS; and to who has given a notice, which then knows that it was heard.
+pub(super) fn name() -> [u8; GREETING_BYTES] {
     let mut bytes = [0; GREETING_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4] = PROTOCOL;

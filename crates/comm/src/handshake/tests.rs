@@ -73,18 +73,40 @@ fn who_has_the_secret_is_taken_and_both_have_the_same_keys() {
 fn versions_and_strangers_are_told_apart() {
     let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
     let mut hail = *dialler.hail();
-    hail[4] = 6;
+    hail[4] = 7;
     let other = super::greeting(hail.first_chunk().unwrap());
-    assert_eq!(other, Greeting::Other(Refused::Protocol(6)));
+    assert_eq!(other, Greeting::Other(Refused::Protocol(7)));
     assert_eq!(super::greeting(b"\x5d\0\0\0MSTC"), Greeting::Former);
     assert_eq!(super::greeting(b"GET / HT"), Greeting::Other(Refused::Stranger));
-    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x05\0\0\0");
+    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x06\0\0\0");
     let (_, mut challenge) = Listener::challenge(dialler.hail(), [8; 32]);
     challenge[MARK_BYTES] = 9;
     assert_eq!(dialler.prove(&challenge).err(), Some(Refused::Protocol(9)));
     let http = *b"HTTP/1.1 400 Bad Request\r\n\r\n.........";
     assert_eq!(dialler.prove(&http).err(), Some(Refused::Stranger));
     assert!(!dialler.may_be_challenge(b"HT") && dialler.may_be_challenge(b""));
+}
+
+#[test]
+fn a_notice_is_no_hail_and_says_a_number_alone() {
+    for lack in [Lack::Secret, Lack::Tls] {
+        let notice = notice(1_000_000, lack);
+        let start = notice.first_chunk().unwrap();
+        assert_eq!(super::greeting(start), Greeting::Lacks(lack));
+        assert_eq!(noticed(&notice), 1_000_000);
+        // Whatever else stands in its first bytes, it is of another protocol.
+        for change in [(5, 0x80), (6, 1), (7, 1)] {
+            let other = changed(notice, 0, (0, change.0, change.1));
+            let other = super::greeting(other.first_chunk().unwrap());
+            assert_eq!(other, Greeting::Other(Refused::Protocol(u32::from(PROTOCOL))));
+        }
+        // Who hails and is answered so has no challenge.
+        let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
+        let answer = no_challenge(dialler.hail(), lack.word());
+        let word = u32::from(lack.word());
+        assert_eq!(dialler.prove(&answer).err(), Some(Refused::Protocol(word)));
+        assert!(![OVER_TLS, PROTOCOL].contains(&lack.word()));
+    }
 }
 
 #[test]

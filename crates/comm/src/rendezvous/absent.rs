@@ -1,5 +1,6 @@
 //! A host that will not bring its ranks, which are waited for: it tells the server, or serves in
-//! its place if that would have been there.
+//! its place if that would have been there. What it says is worth as much as it can prove
+//! ([`crate::lack`]).
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -7,14 +8,16 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::attend::GUESTS;
 use super::meeting::Shared;
 use super::protocol::{self, Refusal, Said, ToServer};
-use super::server::Server;
+use super::server::{self, Server};
+use crate::door::Door;
 use crate::handshake::{self, Failed, Seal};
 use crate::tls::{Security, Tls};
-use crate::{Result, Secret};
+use crate::{CommError, Lack, Result, Secret};
 
-/// How long one try to tell it may take.
+/// How long one try may take, until the other end has proved itself or has heard it.
 const ABSENCE_TRY: Duration = Duration::from_secs(2);
 
 /// A host that will not bring its ranks.
@@ -39,6 +42,27 @@ pub enum Reported {
 /// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
 /// that the others need not wait for them. Once they have met this changes nothing.
 pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> Reported {
+    report(addrs, patience, async |stream| tell_absence(stream, absent).await)
+}
+
+/// As [`report_absent`], of a host that cannot prove itself.
+pub fn report_lack(
+    addrs: impl ToSocketAddrs,
+    node: usize,
+    lack: Lack,
+    patience: Duration,
+) -> Reported {
+    let node = u32::try_from(node).unwrap_or(u32::MAX);
+    report(addrs, patience, async |stream| {
+        in_time(handshake::give_notice(stream, node, lack)).await
+    })
+}
+
+fn report(
+    addrs: impl ToSocketAddrs,
+    patience: Duration,
+    tell: impl AsyncFn(TcpStream) -> std::result::Result<(), Failed>,
+) -> Reported {
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let Ok(runtime) = builder.enable_io().enable_time().build() else {
@@ -50,13 +74,12 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
             for &addr in &addrs {
                 let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
                 let Ok(Ok(stream)) = connected else { continue };
-                match tokio::time::timeout(ABSENCE_TRY, tell_absence(stream, absent)).await {
-                    // One that takes its time has heard it.
-                    Err(_) | Ok(Ok(())) => return Reported::Heard,
-                    // Closed at once, as in [`reach`].
-                    Ok(Err(Failed::Io(_))) => {}
+                match tell(stream).await {
+                    Ok(()) => return Reported::Heard,
+                    // Closed at once, as in [`reach`], or silent.
+                    Err(Failed::Io(_)) => {}
                     // Such as one of another secret.
-                    Ok(Err(_)) => return Reported::Refused,
+                    Err(_) => return Reported::Refused,
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -68,8 +91,7 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
 /// Node 0 will not bring its ranks, nor serve those of the others: serves at the addresses that
 /// this host has, for `patience` at most, and says so to whoever comes; returns whether all ranks
 /// of the other `nodes` have heard it, or their hosts have said that they will not come either.
-/// Who does not prove to be of the job is told nothing: what this host failed with may be that it
-/// does not know the job's secret.
+/// Who does not prove to be of the job is told nothing.
 ///
 /// # Errors
 /// As [`Server::bind`].
@@ -86,16 +108,49 @@ pub fn serve_absence(
     Ok(Server::start(addrs, shared)?.linger(patience))
 }
 
+/// As [`serve_absence`], of node 0 that cannot prove itself, for all of `patience`: who has heard
+/// it is not known either.
+///
+/// # Errors
+/// As [`Server::bind`].
+pub fn serve_lack(addrs: impl ToSocketAddrs, lack: Lack, patience: Duration) -> Result<()> {
+    let (_, listeners) = server::listeners(addrs)?;
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
+    runtime.block_on(async {
+        for listener in listeners {
+            // As of a server: without it nothing can be served.
+            let Ok(mut door) = Door::<()>::expecting(listener, GUESTS) else { continue };
+            let answer = move |stream, _| async move {
+                // Who does not hear it is where it was.
+                let _ = handshake::answer_lacking(stream, lack).await;
+                None
+            };
+            tokio::spawn(async move { door.next(answer).await });
+        }
+        tokio::time::sleep(patience).await;
+    });
+    Ok(())
+}
+
+/// A try that lasts is one that was closed.
+async fn in_time<T>(
+    told: impl Future<Output = std::result::Result<T, Failed>>,
+) -> std::result::Result<T, Failed> {
+    let told = tokio::time::timeout(ABSENCE_TRY, told).await;
+    told.unwrap_or_else(|_| Err(Failed::Io(std::io::ErrorKind::TimedOut.into())))
+}
+
 /// Returns when the server has heard it.
 async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::result::Result<(), Failed> {
     let Absent { job, secret, tls, node, reason } = absent;
     let security = Security { secret, tls: tls.cloned() };
     let claim = protocol::claim(node, protocol::ABSENT);
-    let (mut stream, keys) = handshake::dial(stream, &security, claim).await?;
+    let (mut stream, keys) = in_time(handshake::dial(stream, &security, claim)).await?;
     let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
     let message = Said::new(&ToServer::Absent { job, node, reason });
     message.say(&mut stream, &mut Seal::new(keys.send)).await?;
-    // It closes the connection then, in one way or another.
-    let _ = stream.read(&mut [0]).await;
+    // It closes the connection then, in one way or another; one that takes its time has heard it.
+    let _ = tokio::time::timeout(ABSENCE_TRY, stream.read(&mut [0])).await;
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::protocol::{self, Hello, ToServer};
 use super::strangers::Why;
 use crate::Fault;
 use crate::door::{self, Door};
-use crate::handshake::{self, Accepted, Claim, Heard, Seal};
+use crate::handshake::{self, Accepted, Claim, Heard, Seal, Stranger};
 use crate::patience::Patience;
 use crate::tls::Connection;
 
@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(300);
 /// How long messages may take to leave when the server ends.
 pub(super) const PARTING: Duration = Duration::from_millis(100);
 /// Connections whose first message is waited for at a time; the others wait in the backlog.
-const GUESTS: usize = 1024;
+pub(super) const GUESTS: usize = 1024;
 /// Bytes of a buffer for what a worker says; longer frames make it grow.
 const BUFFER: usize = 1 << 10;
 
@@ -86,8 +86,8 @@ async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> 
     };
     let (mut stream, Accepted { claim, keys, answer }) = match heard {
         Heard::Known(stream, accepted) => (stream, accepted),
-        other => {
-            shared.turn_away(from.ip(), why(other, &shared)?);
+        Heard::Stranger(stranger) => {
+            shared.turn_away(from.ip(), why(stranger, &shared)?);
             return None;
         }
     };
@@ -100,11 +100,10 @@ async fn introduce(stream: TcpStream, from: SocketAddr, shared: Arc<Shared>) -> 
     is_as_claimed(&said, claim).then_some(Guest { line, from, said })
 }
 
-/// Why somebody is none of the job's; none if it is.
-fn why(heard: Heard, shared: &Shared) -> Option<Why> {
-    Some(match heard {
-        Heard::Known(..) => return None,
-        Heard::Unknown(claim) => {
+/// Why somebody is none of the job's, if anybody should hear of it.
+fn why(stranger: Stranger, shared: &Shared) -> Option<Why> {
+    Some(match stranger {
+        Stranger::Secret(claim) => {
             let number = claim.from as usize;
             let (what, ranks) = match claim.purpose {
                 protocol::ABSENT => ("node", shared.ranks_of(number)),
@@ -113,8 +112,14 @@ fn why(heard: Heard, shared: &Shared) -> Option<Why> {
             let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
             Why::Secret { claimed: format!("{what} {number}"), is_awaited }
         }
-        Heard::Protocol(got) => Why::Protocol(got),
-        Heard::Tls(fault) => Why::Tls(fault),
+        Stranger::Protocol(got) => Why::Protocol(got),
+        Stranger::Tls(fault) => Why::Tls(fault),
+        Stranger::Lacks { node, lack } => {
+            let (node, ranks) = (node as usize, shared.ranks_of(node as usize));
+            // Nobody else's word is of any interest.
+            let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
+            is_awaited.then_some(Why::Lacks { node, lack })?
+        }
     })
 }
 

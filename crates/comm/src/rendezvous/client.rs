@@ -1,5 +1,6 @@
 //! The worker's side: joining, and the handle to the control connection.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -11,11 +12,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::codec::Framed;
 
 use super::codec::Codec;
-use super::protocol::{self, Hello, Said, ToServer, ToWorker};
+use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use crate::door;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
-use crate::tls::{self, Connection, Security};
+use crate::tls::{self, Connection, Security, TlsFault};
 use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
@@ -96,17 +97,32 @@ pub fn join(addrs: impl ToSocketAddrs, hello: Hello, timeout_ms: u64) -> Result<
     join_with(addrs, hello, Secret::none(), timeout_ms)
 }
 
-/// Meets the other ranks at any of the addresses of the server; tries again until it is there.
+/// As [`join_hearing`], where nobody listens to hints.
 ///
 /// # Errors
-/// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
-/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together,
-/// the same on each.
+/// As [`join_hearing`].
 pub fn join_with(
     addrs: impl ToSocketAddrs,
     hello: Hello,
     security: impl Into<Security>,
     timeout_ms: u64,
+) -> Result<Joined> {
+    join_hearing(addrs, hello, security, timeout_ms, &mut drop)
+}
+
+/// Meets the other ranks at any of the addresses of the server; tries again until it is there.
+/// `hear` gets what people should know while others are awaited.
+///
+/// # Errors
+/// Nobody answers within `timeout_ms`, or the network is not there; the server has another secret
+/// or authority, TLS or none, or speaks another protocol; or why the ranks do not come together,
+/// the same on each.
+pub fn join_hearing(
+    addrs: impl ToSocketAddrs,
+    hello: Hello,
+    security: impl Into<Security>,
+    timeout_ms: u64,
+    hear: &mut dyn FnMut(String),
 ) -> Result<Joined> {
     let security = security.into();
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
@@ -120,10 +136,11 @@ pub fn join_with(
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread.spawn(move || {
         runtime.block_on(async move {
-            match meet(&addrs, hello, &ours, timeout_ms).await {
-                Err(error) => drop(answer.send(Err(error))),
+            let hint = |text| drop(answer.send(Told::Hint(text)));
+            match meet(&addrs, hello, &ours, timeout_ms, hint).await {
+                Err(error) => drop(answer.send(Told::Met(Err(error)))),
                 Ok((line, peers, start)) => {
-                    let _ = answer.send(Ok((peers, start)));
+                    let _ = answer.send(Told::Met(Ok((peers, start))));
                     converse(line, messages, &known).await;
                 }
             }
@@ -132,8 +149,20 @@ pub fn join_with(
     let thread = Some(thread.map_err(CommError::Runtime)?);
     let control = ControlHandle { shared, security, outgoing: Some(outgoing), thread };
     let ended = |_| CommError::Runtime(std::io::ErrorKind::BrokenPipe.into());
-    let (peers, start) = answered.recv().map_err(ended)??;
+    let (peers, start) = loop {
+        match answered.recv().map_err(ended)? {
+            Told::Hint(text) => hear(text),
+            Told::Met(met) => break met?,
+        }
+    };
     Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
+}
+
+/// What the thread of the control connection tells the one that joins.
+enum Told {
+    Hint(String),
+    /// Where each rank listens, and the number of the start.
+    Met(Result<(Vec<SocketAddr>, u64)>),
 }
 
 async fn meet(
@@ -141,6 +170,7 @@ async fn meet(
     hello: Hello,
     security: &Security,
     timeout_ms: u64,
+    hint: impl Fn(String),
 ) -> Result<(Line, Vec<SocketAddr>, u64)> {
     let limit = Duration::from_millis(timeout_ms);
     if addrs.is_empty() {
@@ -151,26 +181,46 @@ async fn meet(
     let tried = Patience::new(limit).within(reach(addrs, security, claim, &mut last)).await;
     let silent = |last: String| CommError::NoRendezvous { addrs: list(addrs), timeout_ms, last };
     let (stream, addr, keys) = tried.ok_or_else(|| silent(last))??;
-    let nothing = || silent("it took the connection and says nothing".to_owned());
-    let lost = |source| CommError::Socket { addr, action: "join", source };
+    // It was waited for longer than for who is not there.
+    let nothing = || CommError::NoRendezvous {
+        addrs: list(addrs),
+        timeout_ms: timeout_ms + LATER.as_millis() as u64,
+        last: "it took the connection and says nothing".to_owned(),
+    };
+    let stranger = |how| CommError::NotRendezvous { addr, how };
+    let closed = || stranger("closed the connection without an answer");
+    let lost = |source: std::io::Error| match source.kind() {
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::UnexpectedEof => closed(),
+        _ => CommError::Socket { addr, action: "join", source },
+    };
     let frames = Framed::new(stream, Codec);
     let mut line = Line { frames, send: Seal::new(keys.send), receive: Seal::new(keys.receive) };
     line.say(&ToServer::Hello(hello)).await.map_err(lost)?;
-    let first = Patience::new(limit + LATER).within(line.frames.next()).await;
-    let first = first.ok_or_else(nothing)?;
-    let stranger = |how| CommError::NotRendezvous { addr, how };
-    let first = first.ok_or_else(|| stranger("closed the connection without an answer"))?;
     let damaged = || stranger("sends an answer that comes damaged");
-    let first = first.map_err(|error| match error.kind() {
-        // A length that no frame has.
-        std::io::ErrorKind::InvalidData => damaged(),
-        _ => lost(error),
-    })?;
-    match protocol::open(&first, &mut line.receive) {
-        Some(ToWorker::Joined { peers, start }) => Ok((line, peers, start)),
-        Some(ToWorker::Refused(refusal)) => Err(refusal.into()),
-        _ => Err(damaged()),
-    }
+    let answer = async {
+        loop {
+            let frame = line.frames.next().await.ok_or_else(closed)?;
+            let frame = frame.map_err(|error| match error.kind() {
+                // A length that no frame has.
+                ErrorKind::InvalidData => damaged(),
+                _ => lost(error),
+            })?;
+            match protocol::open(&frame, &mut line.receive) {
+                Some(ToWorker::Hint(text)) => hint(text),
+                Some(ToWorker::Joined { peers, start }) => {
+                    return Ok::<_, CommError>((peers, start));
+                }
+                Some(ToWorker::Refused(refusal)) => return Err(refusal.into()),
+                _ => return Err(damaged()),
+            }
+        }
+    };
+    let answer = Patience::new(limit + LATER).within(answer).await;
+    let (peers, start) = answer.ok_or_else(nothing)??;
+    Ok((line, peers, start))
 }
 
 /// A connection to the server, and the keys of what is said there. One that breaks before that is
@@ -190,7 +240,8 @@ async fn reach(
         match unless_silent(dialled, silent, last).await {
             Ok((stream, keys)) => return Ok((stream, addr, keys)),
             Err(Failed::Io(error)) => *last = broken(&error),
-            Err(failed) => return Err(of_another(addr, failed)),
+            Err(Failed::Refused(refused)) => return Err(of_another(addr, refused)),
+            Err(Failed::Tls(fault)) => return Err(without_tls(addr, fault)),
         }
         tokio::time::sleep(pause).await;
         (pause, silent) = ((2 * pause).min(SELDOM), SILENT);
@@ -223,16 +274,30 @@ fn broken(error: &std::io::Error) -> String {
     }
 }
 
+/// Whom an error is of that the other end makes.
+fn meeting_point(addr: SocketAddr) -> String {
+    format!("the meeting point at {addr}, node 0 of the job,")
+}
+
 /// Why who listens at `addr` is not the server of this job.
-fn of_another(addr: SocketAddr, failed: Failed) -> CommError {
-    let stranger = |how| CommError::NotRendezvous { addr, how };
-    let who = || format!("the meeting point at {addr}, node 0 of the job,");
-    match failed {
-        Failed::Refused(Refused::Secret) => CommError::Secret { who: who() },
-        Failed::Tls(fault) => CommError::Tls { who: who(), fault },
-        Failed::Refused(Refused::Protocol(got)) => protocol::other_protocol(got).into(),
-        Failed::Refused(Refused::Stranger) => stranger("answers as something else"),
-        Failed::Io(source) => CommError::Socket { addr, action: "join", source },
+fn of_another(addr: SocketAddr, refused: Refused) -> CommError {
+    match refused {
+        Refused::Secret => CommError::Secret { who: meeting_point(addr) },
+        Refused::Protocol(got) => protocol::other_protocol(got).into(),
+        Refused::Stranger => CommError::NotRendezvous { addr, how: "answers as something else" },
+    }
+}
+
+/// Why there is no TLS with who listens at `addr`.
+fn without_tls(addr: SocketAddr, fault: TlsFault) -> CommError {
+    match fault {
+        TlsFault::Lacks(lack) => {
+            let reason = format!(
+                "{lack}, as who listens at {addr} says without a proof; see node 0's own messages"
+            );
+            Refusal::Absent { node: 0, reason }.into()
+        }
+        fault => CommError::Tls { who: meeting_point(addr), fault },
     }
 }
 
@@ -300,7 +365,8 @@ async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared:
                 Some(Ok(Some(ToWorker::Abort { rank, reason }))) => {
                     shared.abort(Aborted { rank: Some(rank), reason });
                 }
-                Some(Ok(Some(ToWorker::Joined { .. } | ToWorker::Refused(_)))) => {}
+                // Of the meeting, which is over.
+                Some(Ok(Some(_))) => {}
                 Some(Ok(None)) => return shared.lose_server(server, DAMAGED),
                 // A length that no frame has.
                 Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
@@ -385,8 +451,10 @@ impl ControlHandle {
     }
 
     fn say(&self, message: ToServer) {
-        // The connection may be gone; whoever asks `aborted` knows.
-        let _ = self.outgoing.as_ref().map(|outgoing| outgoing.send(message));
+        if let Some(outgoing) = &self.outgoing {
+            // The connection may be gone; whoever asks `aborted` knows.
+            let _ = outgoing.send(message);
+        }
     }
 
     fn close(&mut self) {

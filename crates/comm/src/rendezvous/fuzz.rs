@@ -16,6 +16,10 @@ fn text(draw: &mut Draw) -> String {
     "é?".repeat(draw.below(40))
 }
 
+fn pairs(draw: &mut Draw) -> Vec<(String, String)> {
+    (0..draw.below(6)).map(|_| (text(draw), text(draw))).collect()
+}
+
 fn ranks(draw: &mut Draw) -> Vec<usize> {
     (0..draw.below(50)).map(|_| draw.next() as usize).collect()
 }
@@ -28,7 +32,9 @@ fn to_server(draw: &mut Draw) -> ToServer {
             rank: draw.next() as usize,
             world: draw.below(9),
             version: text(draw),
-            identity: (0..draw.below(6)).map(|_| (text(draw), text(draw))).collect(),
+            node: (draw.below(2) == 0).then(|| (draw.below(9), draw.next() as usize)),
+            identity: pairs(draw),
+            entries: (0..draw.below(3)).map(|_| (text(draw), pairs(draw))).collect(),
             listen: (draw.below(2) == 0).then(|| addr(draw)),
         }),
         1 => ToServer::Status { step: draw.next() },
@@ -39,7 +45,8 @@ fn to_server(draw: &mut Draw) -> ToServer {
 }
 
 fn to_worker(draw: &mut Draw) -> ToWorker {
-    match draw.below(4) {
+    match draw.below(5) {
+        4 => ToWorker::Hint(text(draw)),
         0 => ToWorker::Joined {
             peers: (0..draw.below(40)).map(|_| ([127, 0, 0, 1], 4000).into()).collect(),
             start: draw.next(),

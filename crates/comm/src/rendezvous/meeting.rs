@@ -177,7 +177,10 @@ impl Shared {
             self.changed.notify_all();
             return None;
         }
-        let refusal = if hello.world != world {
+        let other = hello.node.filter(|&(_, nodes)| nodes != self.nodes);
+        let refusal = if let Some((node, got)) = other {
+            Some(Refusal::Nodes { node, got, nodes: self.nodes })
+        } else if hello.world != world {
             Some(Refusal::World { rank, got: hello.world, world })
         } else if rank >= world {
             Some(Refusal::NoSuchRank { rank, world })
@@ -194,6 +197,7 @@ impl Shared {
         }
         let from = from.ip();
         let worker = Worker { hello, from, outgoing, last_step: None, has_left: false };
+        meeting.strangers.lacking().for_each(|told| self.hint(&worker, &told));
         meeting.workers[rank] = Some(worker);
         self.complete(&mut meeting);
         Some(rank)
@@ -253,7 +257,22 @@ impl Shared {
 
     /// Somebody has come who is none of the job's.
     pub(super) fn turn_away(&self, from: IpAddr, why: Why) {
-        self.lock().strangers.turn_away(from, why);
+        let mut meeting = self.lock();
+        // The others wait for that host, too.
+        let concerns_all = matches!(why, Why::Lacks { .. });
+        let told = meeting.strangers.turn_away(from, why).filter(|_| concerns_all);
+        for worker in meeting.workers.iter().flatten() {
+            told.iter().for_each(|told| self.hint(worker, told));
+        }
+    }
+
+    /// Tells a worker of another host what this one's people are told.
+    fn hint(&self, worker: &Worker, told: &str) {
+        if !self.ranks_of(0).contains(&worker.hello.rank) {
+            let hint = ToWorker::Hint(format!("node 0 {told}"));
+            // As in [`Meeting::tell_all`].
+            let _ = worker.outgoing.send(Outgoing::new(&hint));
+        }
     }
 
     /// Whether ranks `which` are awaited, all of them.

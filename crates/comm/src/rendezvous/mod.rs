@@ -1,7 +1,8 @@
 //! Meeting of the ranks, and the control connection that stays afterwards.
 //!
 //! ```text
-//! worker ── Hello {rank, world, version, identity, listen} ──▶ server (supervisor of node 0)
+//! worker ── Hello {rank, world, version, identity, listen, …} ──▶ server (supervisor of node 0)
+//!        ◀─ Hint ──────────── what people should hear meanwhile
 //!        ◀─ Joined {peers, …} once all are there and agree
 //!        ◀─ Refused ───────── who is missing, taken, or differs in what: to everyone
 //!        ── Status {step} ──▶       ◀── Stop ──  finish the step, save, leave
@@ -10,8 +11,9 @@
 //! ```
 //!
 //! Instead of a hello, the process that would have started a host's workers may say that they will
-//! not come (`Absent`); where that is node 0, it serves for a moment to say so. Who is none of the
-//! job's is answered, or ignored, and costs nobody anything.
+//! not come (`Absent`); where that is node 0, it serves for a moment to say so. A host that cannot
+//! prove itself says that without a proof, which ends no meeting ([`crate::Lack`]). Who is none of
+//! the job's is answered, or ignored, and costs nobody anything.
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
 //! reports. A connection begins with the proof of the job's secret, by both ends, in which other
@@ -31,7 +33,7 @@ mod protocol;
 mod server;
 mod strangers;
 
-pub use absent::{Absent, Reported, report_absent, serve_absence};
-pub use client::{Aborted, ControlHandle, Joined, join, join_with};
-pub use protocol::{Hello, Refusal};
+pub use absent::{Absent, Reported, report_absent, report_lack, serve_absence, serve_lack};
+pub use client::{Aborted, ControlHandle, Joined, join, join_hearing, join_with};
+pub use protocol::{Entries, Hello, Refusal};
 pub use server::{Server, can_serve};

@@ -10,7 +10,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Framed, FramedParts, FramedRead};
 
 use super::codec::Codec;
-use crate::error::{Fault, numbered, ranks};
+use crate::error::{Fault, TIMEOUT_KEY, numbered, ranks};
 use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
 use crate::tls::{self, Connection, ReadHalf, WriteHalf};
 
@@ -24,22 +24,30 @@ const SERVER: u32 = u32::MAX;
 const REASON_BYTES: usize = 16 << 10;
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Keeps workers of other jobs out.
     pub job: String,
     pub rank: usize,
     /// How many ranks it was started for.
     pub world: usize,
+    /// The number of its host, and of how many; none where ranks count no hosts.
+    pub node: Option<(usize, usize)>,
     /// Of the program.
     pub version: String,
     /// What (`config`, `ownership plan`, `data`, `schema` …) and its digest in hex: all ranks must
     /// have the same.
     pub identity: Vec<(String, String)>,
+    /// Of what has a digest there its entries, by their names: a difference is then named by the
+    /// first of them. One rank of each host is enough to tell them.
+    pub entries: Vec<(String, Entries)>,
     /// Where its peers reach it; none where they meet in shared memory. An unspecified address
     /// (`0.0.0.0`) is replaced by the one that the server sees.
     pub listen: Option<SocketAddr>,
 }
+
+/// Names and values.
+pub type Entries = Vec<(String, String)>;
 
 /// Why ranks did not come together; everyone who waits is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -60,6 +68,11 @@ pub enum Refusal {
     RankTaken { rank: usize, from: [IpAddr; 2] },
     #[error("rank {rank} was started for {got} ranks, the job has {world}")]
     World { rank: usize, got: usize, world: usize },
+    #[error(
+        "node {node} was started as one of {got} nodes, node 0 as one of {nodes}; give every host \
+         the same --nodes"
+    )]
+    Nodes { node: usize, got: usize, nodes: usize },
     #[error("rank {rank} does not exist among {world} ranks; ranks count from 0")]
     NoSuchRank { rank: usize, world: usize },
     #[error(
@@ -71,7 +84,7 @@ pub enum Refusal {
     /// the job's.
     #[error(
         "{}{} did not come within {timeout_ms} ms{}; see whether they started and reach this \
-         address, or raise ranks.timeout_ms",
+         address, or raise {TIMEOUT_KEY}",
         ranks(missing),
         nodes_text(nodes),
         turned_away_text(turned_away)
@@ -136,6 +149,7 @@ impl Refusal {
             }
             Refusal::RankTaken { .. }
             | Refusal::World { .. }
+            | Refusal::Nodes { .. }
             | Refusal::NoSuchRank { .. }
             | Refusal::Protocol { .. } => {}
         }
@@ -177,6 +191,8 @@ pub(super) enum ToWorker {
         start: u64,
     },
     Refused(Refusal),
+    /// While others are awaited: what people should hear meanwhile, whoever said it.
+    Hint(String),
     Abort {
         rank: usize,
         reason: String,
@@ -272,20 +288,53 @@ fn differ(
     hellos: &[&Hello],
     value: impl for<'a> Fn(&'a Hello) -> Option<&'a String>,
 ) -> Result<(), Refusal> {
-    let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    for (rank, hello) in hellos.iter().enumerate() {
+    let groups = grouped(hellos.iter().enumerate().map(|(rank, hello)| {
         let value = value(hello).map_or("none", String::as_str);
+        (value, vec![rank])
+    }));
+    if groups.len() < 2 {
+        return Ok(());
+    }
+    let (what, groups) =
+        first_entry(what, &groups, hellos).unwrap_or_else(|| (what.to_owned(), groups));
+    Err(Refusal::Disagree { what, groups })
+}
+
+type Groups = Vec<(String, Vec<usize>)>;
+
+/// Ranks by what they have, in the order in which they come.
+fn grouped<'a>(ranks: impl Iterator<Item = (&'a str, Vec<usize>)>) -> Groups {
+    let mut groups = Groups::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (value, mut members) in ranks {
         let place = *places.entry(value).or_insert(groups.len());
         match groups.get_mut(place) {
-            Some((_, members)) => members.push(rank),
-            None => groups.push((value.to_owned(), vec![rank])),
+            Some((_, known)) => known.append(&mut members),
+            None => groups.push((value.to_owned(), members)),
         }
     }
-    match groups.len() {
-        0 | 1 => Ok(()),
-        _ => Err(Refusal::Disagree { what: what.to_owned(), groups }),
-    }
+    groups
+}
+
+/// The first entry in which groups differ whose digests of `what` do, where all have told theirs.
+fn first_entry(what: &str, groups: &Groups, hellos: &[&Hello]) -> Option<(String, Groups)> {
+    let of_rank = |&rank: &usize| {
+        let (_, entries) = hellos[rank].entries.iter().find(|(known, _)| known == what)?;
+        Some(entries)
+    };
+    let told = groups.iter().map(|(_, members)| members.iter().find_map(of_rank));
+    let told: Vec<&Entries> = told.collect::<Option<_>>()?;
+    let maps = told.iter().map(|entries| {
+        entries.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    });
+    let maps: Vec<HashMap<&str, &str>> = maps.collect();
+    let mut names = told.iter().flat_map(|entries| entries.iter().map(|(name, _)| name.as_str()));
+    let name = names.find(|name| maps.iter().any(|map| map.get(name) != maps[0].get(name)))?;
+    let values = maps.iter().map(|map| *map.get(name).unwrap_or(&"none"));
+    let members = groups.iter().map(|(_, members)| members.clone());
+    let mut by_value = grouped(values.zip(members));
+    by_value.iter_mut().for_each(|(_, members)| members.sort_unstable());
+    Some((format!("{name} of the {what}"), by_value))
 }
 
 #[cfg(test)]
@@ -296,12 +345,15 @@ mod tests {
     fn hello(version: &str, identity: &[(&str, &str)]) -> Hello {
         Hello {
             job: "job".to_owned(),
-            rank: 0,
             world: 3,
             version: version.to_owned(),
-            identity: identity.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
-            listen: None,
+            identity: owned(identity),
+            ..Hello::default()
         }
+    }
+
+    fn owned(pairs: &[(&str, &str)]) -> Entries {
+        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
     }
 
     #[test]
@@ -320,6 +372,37 @@ mod tests {
             "the ranks differ in version: 1 on rank 0, 2 on rank 1; \
              start every rank with the same version"
         );
+    }
+
+    #[test]
+    fn behind_a_digest_the_first_entry_that_differs_is_named() {
+        let with = |digest: &str, entries: &[(&str, &str)]| Hello {
+            entries: vec![("config".to_owned(), owned(entries))],
+            ..hello("1", &[("config", digest)])
+        };
+        let said = |hellos: &[&Hello]| agree(hellos).unwrap_err().to_string();
+        let same = [("name", "a"), ("steps", "6")];
+        let (a, quiet) = (with("aa", &same), hello("1", &[("config", "aa")]));
+        let (b, c) = (with("bb", &[("name", "a"), ("steps", "7")]), with("cc", &same[..1]));
+        assert_eq!(
+            said(&[&a, &quiet, &b]),
+            "the ranks differ in steps of the config: 6 on ranks 0 and 1, 7 on rank 2; start every \
+             rank with the same steps of the config"
+        );
+        assert_eq!(
+            said(&[&b, &a, &c]),
+            "the ranks differ in steps of the config: 7 on rank 0, 6 on rank 1, none on rank 2; \
+             start every rank with the same steps of the config"
+        );
+        // One that the first lacks; and groups that one value joins.
+        let (d, e) = (with("dd", &same), with("ee", &[("name", "b"), ("steps", "6")]));
+        assert!(said(&[&c, &a]).contains("in steps of the config: none on rank 0, 6 on rank 1;"));
+        let joined = "in name of the config: a on ranks 0 and 2, b on rank 1; start";
+        assert!(said(&[&a, &e, &d]).contains(joined));
+        // Where nothing is known but digests, or nothing differs but them, they are told.
+        let digests = "in config: aa on rank 0, dd on rank 1; start";
+        assert!(said(&[&a, &d]).contains(digests));
+        assert!(said(&[&quiet, &d]).contains(digests));
     }
 
     #[test]

@@ -65,17 +65,7 @@ impl Server {
     }
 
     pub(super) fn start(addrs: impl ToSocketAddrs, shared: Shared) -> Result<Server> {
-        let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
-        let listen = |addr| {
-            let listener = tcp::listen(addr)?;
-            let more = SockRef::from(&listener).listen(BACKLOG);
-            more.map_err(|source| CommError::Bind { addr, source })?;
-            probe(listener)
-        };
-        let listeners = each_of_this_host(&addrs, listen)?;
-        let addr = listeners.first().map(TcpListener::local_addr);
-        let addr = addr.unwrap_or(Err(std::io::ErrorKind::NotFound.into()));
-        let addr = addr.map_err(CommError::Runtime)?;
+        let (addr, listeners) = listeners(addrs)?;
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
         let shared = Arc::new(shared);
@@ -137,6 +127,11 @@ impl Server {
         self.shared.lock().strangers.news()
     }
 
+    /// Whether the ranks did not come together.
+    pub fn has_refused(&self) -> bool {
+        matches!(self.shared.lock().phase, Phase::Refused(_))
+    }
+
     /// After a meeting that was refused: stays until the ranks of all other hosts have heard why,
     /// those that were late among them, for `patience` at most; returns whether they have. Returns
     /// at once where nobody was refused.
@@ -174,6 +169,21 @@ impl Drop for Server {
             ending::join(thread);
         }
     }
+}
+
+/// Listens at every one of the addresses that this host has; the first of them.
+pub(super) fn listeners(addrs: impl ToSocketAddrs) -> Result<(SocketAddr, Vec<TcpListener>)> {
+    let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().map_err(CommError::Runtime)?.collect();
+    let listen = |addr| {
+        let listener = tcp::listen(addr)?;
+        let more = SockRef::from(&listener).listen(BACKLOG);
+        more.map_err(|source| CommError::Bind { addr, source })?;
+        probe(listener)
+    };
+    let listeners = each_of_this_host(&addrs, listen)?;
+    let addr = listeners.first().map(TcpListener::local_addr);
+    let addr = addr.unwrap_or(Err(std::io::ErrorKind::NotFound.into()));
+    Ok((addr.map_err(CommError::Runtime)?, listeners))
 }
 
 /// Whether a server can be bound to the addresses. Nobody can connect to it meanwhile.

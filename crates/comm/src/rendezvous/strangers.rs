@@ -5,8 +5,9 @@
 //! than its like:
 //!
 //! ```text
-//! kind            another job, secret, protocol; no TLS, by its fault; of those with another
-//!                 secret, the ones that claim to be somebody who is awaited
+//! kind            another job, secret, protocol; no TLS, by its fault; hosts that are awaited and
+//!                 cannot prove themselves; of those with another secret, the ones that claim to
+//!                 be somebody who is awaited
 //!   address       HOSTS of each kind: what comes from one address hides no other
 //!     claim       CLAIMS of each address: whoever is told once more is told with the same advice
 //! ```
@@ -18,6 +19,7 @@ use std::mem::Discriminant;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::protocol::cut_name;
+use crate::Lack;
 use crate::error::SAME_SECRET;
 use crate::tls::TlsFault;
 
@@ -40,6 +42,11 @@ pub(super) enum Why {
     },
     Protocol(u32),
     Tls(TlsFault),
+    /// A host that is awaited, as it says, will not start and cannot prove that it is that host.
+    Lacks {
+        node: usize,
+        lack: Lack,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +57,7 @@ enum Kind {
     Protocol,
     /// The times in a fault pass, so who comes again is not told anew.
     Tls(Discriminant<TlsFault>),
+    Lacks,
 }
 
 impl Why {
@@ -60,6 +68,7 @@ impl Why {
             Why::Secret { is_awaited: false, .. } => Kind::Secret,
             Why::Protocol(_) => Kind::Protocol,
             Why::Tls(fault) => Kind::Tls(fault.kind()),
+            Why::Lacks { .. } => Kind::Lacks,
         }
     }
 
@@ -78,6 +87,10 @@ impl Why {
                 "use the same build everywhere",
             ),
             Why::Tls(fault) => (format!("a process from {from}, which {fault}"), ""),
+            Why::Lacks { node, lack } => {
+                let fault = TlsFault::Lacks(lack);
+                (format!("node {node} from {from}, which {fault}"), "")
+            }
         }
     }
 }
@@ -99,7 +112,8 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
-    pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) {
+    /// What people are told of it, if they have not heard it before.
+    pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) -> Option<String> {
         let (kind, is_tls) = (why.kind(), matches!(why, Why::Tls(_)));
         let (mut who, advice) = why.told(from);
         cut_name(&mut who);
@@ -107,7 +121,7 @@ impl Strangers {
         let known = alike().filter(|stranger| host(stranger.from) == host(from)).count();
         let is_it = |stranger: &Stranger| stranger.from == from && (is_tls || stranger.who == who);
         if alike().any(is_it) {
-            return;
+            return None;
         }
         let mut hosts: Vec<IpAddr> = alike().map(|stranger| host(stranger.from)).collect();
         hosts.sort_unstable();
@@ -115,12 +129,22 @@ impl Strangers {
         let has_room = if known > 0 { known < CLAIMS } else { hosts.len() < HOSTS };
         if has_room {
             let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
-            self.news.push(format!("turned away {who}{advice}"));
+            let text = format!("turned away {who}{advice}");
+            self.news.push(text.clone());
             self.kept.push(Stranger { kind, from, who });
-        } else if !std::mem::replace(&mut self.are_more, true) {
+            return Some(text);
+        }
+        if !std::mem::replace(&mut self.are_more, true) {
             let text = "turned away more than are named one by one; see who else reaches this port";
             self.news.push(text.to_owned());
         }
+        None
+    }
+
+    /// Hosts that are awaited and, as they say, will not start.
+    pub(super) fn lacking(&self) -> impl Iterator<Item = String> {
+        let lacking = self.kept.iter().filter(|stranger| stranger.kind == Kind::Lacks);
+        lacking.map(|stranger| format!("turned away {}", stranger.who))
     }
 
     /// What has not been asked for yet.
@@ -181,6 +205,12 @@ mod tests {
             (2, Why::Protocol(4), "turned away a worker that speaks protocol 4 from 10.0.0.2; use"),
             (1, Why::Tls(TlsFault::Plain), "turned away a process from 10.0.0.1, which speaks"),
             (1, Why::Job("b".into()), "turned away a worker of job `b` from 10.0.0.1; see where"),
+            (
+                1,
+                Why::Lacks { node: 1, lack: Lack::Secret },
+                "turned away node 1 from 10.0.0.1, which says, without a proof, that it will not \
+                 start: its secret cannot be used; see its own messages",
+            ),
         ] {
             strangers.turn_away(addr(from), why.clone());
             strangers.turn_away(addr(from), why);

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::door;
 use crate::error::SAME_SECRET;
-use crate::handshake::{self, ANSWER_BYTES, Claim, Failed, Heard, Keys, Refused};
+use crate::handshake::{self, ANSWER_BYTES, Claim, Failed, Heard, Keys, Refused, Stranger};
 use crate::job::Members;
 use crate::tls::{self, Connection, Security};
 use crate::{CommError, Operation, Result};
@@ -97,7 +97,7 @@ pub(super) struct Guest {
 }
 
 /// By rank, what came of the last try of this process to connect to it, or of somebody's to pass
-/// for it.
+/// for it, or for one of its host.
 pub(super) type Tries = Arc<Mutex<HashMap<usize, String>>>;
 
 impl Identity {
@@ -204,17 +204,20 @@ fn other_secret() -> String {
 }
 
 /// A higher rank of the same job, if that is what speaks. Who passes for one is remembered in
-/// `tries`.
+/// `tries`; who does not come so far as to say a rank, for all of `there`, the higher ranks of the
+/// address that it comes from.
 pub(super) async fn hear_higher(
     stream: TcpStream,
     from: SocketAddr,
+    there: Vec<usize>,
     me: Identity,
     tries: Tries,
 ) -> Option<Guest> {
     tune(&stream);
+    let tried = || tries.lock().unwrap_or_else(PoisonError::into_inner);
     let (stream, accepted) = match handshake::hear(stream, &me.security).await? {
         Heard::Known(stream, accepted) => (stream, accepted),
-        Heard::Unknown(claim) => {
+        Heard::Stranger(Stranger::Secret(claim)) => {
             // Whoever does not even know whom it calls is no rank of a wrong secret.
             let rank = usize::try_from(claim.from).ok();
             let rank = rank.filter(|&rank| me.rank < rank && rank < me.world)?;
@@ -222,10 +225,15 @@ pub(super) async fn hear_higher(
                 return None;
             }
             let cause = format!("who came from {} as that rank {}", from.ip(), other_secret());
-            tries.lock().unwrap_or_else(PoisonError::into_inner).insert(rank, cause);
+            tried().insert(rank, cause);
             return None;
         }
-        Heard::Protocol(_) | Heard::Tls(_) => return None,
+        Heard::Stranger(Stranger::Tls(fault)) => {
+            let cause = format!("who came from {}, where that rank is, {fault}", from.ip());
+            tried().extend(there.into_iter().map(|rank| (rank, cause.clone())));
+            return None;
+        }
+        Heard::Stranger(Stranger::Protocol(_) | Stranger::Lacks { .. }) => return None,
     };
     let (rank, purpose) = (accepted.claim.from as usize, Purpose::of(accepted.claim.purpose));
     let is_ours = accepted.claim == me.claim(rank, me.rank, purpose);

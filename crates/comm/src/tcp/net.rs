@@ -219,6 +219,13 @@ impl Shared {
         self.addrs.iter().filter(|addr| addr.ip() == here).count()
     }
 
+    /// Ranks above this one that listen where somebody comes from.
+    fn higher_at(&self, from: SocketAddr) -> Vec<usize> {
+        let at = from.ip().to_canonical();
+        let higher = self.me.rank + 1..self.addrs.len();
+        higher.filter(|&rank| self.addrs[rank].ip().to_canonical() == at).collect()
+    }
+
     /// How many connections peers have made for the channel or group `tag`.
     pub(super) fn arrived(&self, tag: u64) -> usize {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -267,7 +274,8 @@ impl Shared {
                     _ => continue,
                 },
                 guest = door.next(|stream, from| {
-                    mesh::hear_higher(stream, from, me.clone(), Arc::clone(&self.turned_away))
+                    let (there, tries) = (self.higher_at(from), Arc::clone(&self.turned_away));
+                    mesh::hear_higher(stream, from, there, me.clone(), tries)
                 }) => {
                     let Some(met) = mesh::greet_now(guest) else { continue };
                     met

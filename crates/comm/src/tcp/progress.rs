@@ -52,7 +52,10 @@ impl Call {
         match error.kind() {
             std::io::ErrorKind::InvalidData => self.damaged(rank, Damage::Record),
             std::io::ErrorKind::UnexpectedEof => self.lost(rank, "it closed the connection"),
-            _ => self.lost(rank, error),
+            _ => {
+                let advice = "see whether its process and its host are there, and the network";
+                self.lost(rank, format!("its connection broke ({error}; {advice})"))
+            }
         }
     }
 

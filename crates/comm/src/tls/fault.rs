@@ -6,12 +6,13 @@ use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 
 use super::Own;
+use crate::lack::Lack;
 
 /// What to do where one has TLS and another has not.
 const SAME_TLS: &str = "give every host of the job ranks.tls (--tls), or none";
 /// What to do about another authority.
-const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority, and a \
-                              certificate that it has signed";
+const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority \
+                              (authority.pem of --tls), and a certificate that it has signed";
 /// What to do about times.
 const TIMES: &str = "compare the clocks of the hosts (`date -u`), and make a new certificate if it \
                      is too old";
@@ -55,6 +56,9 @@ pub enum TlsFault {
          clientAuth, or for any use"
     )]
     Purpose,
+    /// Over TLS or not.
+    #[error("says, without a proof, that it will not start: {0}; see its own messages")]
+    Lacks(Lack),
     #[error("does not come to terms over TLS: {0}; see whose process and certificate that is")]
     Broken(String),
 }
@@ -173,6 +177,9 @@ impl TlsFault {
             Error::AlertReceived(
                 Alert::UnknownCA | Alert::DecryptError | Alert::CertificateRequired,
             ) => TlsFault::OtherAuthority,
+            Error::AlertReceived(Alert::Unknown(word)) => {
+                Lack::of_word(*word).map_or_else(|| TlsFault::of_peer(error), TlsFault::Lacks)
+            }
             error => TlsFault::of_peer(error),
         })
     }

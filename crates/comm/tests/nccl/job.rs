@@ -206,8 +206,8 @@ impl Rank {
             rank: self.rank,
             world: self.ranks,
             version: "1".to_owned(),
-            identity: Vec::new(),
             listen: Some(listener.local_addr().unwrap()),
+            ..Hello::default()
         };
         let joined = join(variable("CHILD_RENDEZVOUS"), hello, PATIENCE_MS).unwrap();
         let backend = match variable("CHILD_BACKEND").as_str() {

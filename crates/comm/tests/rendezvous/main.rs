@@ -6,6 +6,7 @@ mod common;
 mod visitor;
 
 mod control;
+mod lacking;
 mod meeting;
 mod strangers;
 
@@ -32,7 +33,7 @@ pub fn hello(rank: usize, world: usize) -> Hello {
         world,
         version: "1.0".to_owned(),
         identity: vec![("config".to_owned(), "ab12".to_owned())],
-        listen: None,
+        ..Hello::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who meets, who is refused, and what everyone is told of it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use comm::Secret;
 use comm::rendezvous::{Absent, Hello, Joined, Reported, Server, can_serve, join, report_absent};
 
 use super::common::{PATIENCE_MS, message};
-use super::visitor::Visitor;
+use super::visitor::{ANSWER_BYTES, CHALLENGE_BYTES, Visitor};
 use super::{LOCAL, eventually, hello, join_all, joining, present, server};
 
 #[test]
@@ -249,4 +249,39 @@ fn a_way_that_closes_connections_is_tried_again_for_as_long_as_the_timeout() {
     assert!(said.starts_with(&start), "{said}");
     let told = report_absent(way, absent, Duration::from_millis(500));
     assert_eq!(told, Reported::NotFound);
+}
+
+/// As where the process of node 0 is killed while ranks meet.
+#[test]
+fn a_meeting_point_that_breaks_off_is_named_with_what_to_do() {
+    let server = server(2, PATIENCE_MS);
+    let listener = TcpListener::bind(LOCAL).unwrap();
+    let way = listener.local_addr().unwrap();
+    let addr = server.addr();
+    let breaks = std::thread::spawn(move || {
+        let (mut inner, _) = listener.accept().unwrap();
+        let mut outer = TcpStream::connect(addr).unwrap();
+        // The handshake and the first byte of a hello; what is not read resets the connection.
+        let mut pass = |is_there: bool, count: usize| {
+            let (from, to) =
+                if is_there { (&mut inner, &mut outer) } else { (&mut outer, &mut inner) };
+            let mut bytes = vec![0; count];
+            from.read_exact(&mut bytes).unwrap();
+            to.write_all(&bytes).unwrap();
+        };
+        for (is_there, count) in
+            [(true, 40), (false, CHALLENGE_BYTES), (true, 64), (false, ANSWER_BYTES), (true, 1)]
+        {
+            pass(is_there, count);
+        }
+    });
+    let said = message(join(way, hello(0, 2), PATIENCE_MS));
+    breaks.join().unwrap();
+    assert_eq!(
+        said,
+        format!(
+            "{way} closed the connection without an answer: the supervising process there has \
+             ended, or another program has that port; check the rendezvous address"
+        )
+    );
 }

@@ -76,6 +76,19 @@ impl Plan {
     }
 }
 
+/// Where the parts of a host's trace are until they are merged into `file`.
+fn parts(file: &Path) -> PathBuf {
+    let mut parts = OsString::from(file);
+    parts.push(".parts");
+    parts.into()
+}
+
+/// What is said of the parts of a host's trace, which is that of `path`, where nobody merges them.
+pub fn parts_stay(path: &Path, (node, nodes): (usize, usize)) -> String {
+    let parts = parts(&file(path, node, nodes));
+    format!("what was recorded stays in {} (muster trace merge)", parts.display())
+}
+
 /// A host's trace, while its ranks record it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traced {
@@ -95,9 +108,7 @@ impl Traced {
         ranks: Range<usize>,
     ) -> Traced {
         let file = file(path, node, nodes);
-        let mut parts = OsString::from(&file);
-        parts.push(".parts");
-        let plan = Plan { parts: parts.into(), steps };
+        let plan = Plan { parts: parts(&file), steps };
         Traced { file, plan, ranks, made: Vec::new() }
     }
 

@@ -6,9 +6,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use comm::Secret;
+use comm::Lack;
 use comm::rendezvous::{self, Absent, Reported, Server};
-use comm::tls::{Security, Tls};
+use comm::tls::Security;
 
 use super::place::Place;
 use crate::cli::HostArgs;
@@ -206,10 +206,13 @@ pub enum Start {
     Met,
 }
 
-/// Where the meeting has failed, node 0 stays for a moment, since ranks of other hosts may be late,
-/// and nobody else can tell them why.
-pub fn stay_for_the_late<T>(server: Option<&Server>, ended: &Result<T, CliError>) {
-    if let (Some(server), Err(_)) = (server, ended) {
+/// Where the meeting has failed, node 0 says so and stays for a moment, since ranks of other hosts
+/// may be late, and nobody else can tell them why.
+pub fn stay_for_the_late<T>(server: Option<&Server>, ended: &mut Result<T, CliError>) {
+    if let (Some(server), Err(error)) = (server, ended)
+        && server.has_refused()
+    {
+        error.tell();
         server.linger(AT_ONCE);
     }
 }
@@ -222,10 +225,9 @@ pub struct Absence {
     nodes: usize,
     /// Of node 0; empty where nobody waits.
     addrs: Vec<SocketAddr>,
-    /// Of the command or the environment until the config has been read, which may name another.
-    pub secret: Secret,
-    /// As the secret.
-    pub tls: Option<Tls>,
+    /// How this host proves itself, or what it lacks for that. By the command or the environment
+    /// until the config has been read, which may say otherwise.
+    pub proof: Result<Security, Lack>,
 }
 
 impl Absence {
@@ -237,29 +239,27 @@ impl Absence {
         let secret = secret::of_job(file.map(|path| ("--secret-file", path)), nodes);
         let files = args.tls.as_deref().map(|dir| ("--tls", tls::of_dir(dir)));
         let tls = tls::of_job(files, nodes);
-        // Node 0 is believed by nobody without the proof that it is of the job; another host is
-        // named there, which tells people what is wrong.
-        let can_speak = node > 0 || (secret.is_ok() && tls.is_ok());
-        let is_awaited = nodes > 1 && starts && can_speak;
+        let is_awaited = nodes > 1 && starts;
         let found = at.filter(|_| is_awaited).and_then(|at| at.text.to_socket_addrs().ok());
         // Any port, or any address, is one that nobody knows.
         let is_known = |addr: &SocketAddr| addr.port() > 0 && !addr.ip().is_unspecified();
         let addrs = found.into_iter().flatten().filter(is_known).collect();
-        let secret = secret.map_or(Secret::none(), |known| known.secret);
-        let tls = tls.ok().and_then(|known| known.tls);
-        Absence { job: job(hosts), node, nodes, addrs, secret, tls }
+        let proof = match (secret, tls) {
+            (Err(_), _) => Err(Lack::Secret),
+            (_, Err(_)) => Err(Lack::Tls),
+            (Ok(secret), Ok(tls)) => Ok(Security { secret: secret.secret, tls: tls.tls }),
+        };
+        Absence { job: job(hosts), node, nodes, addrs, proof }
     }
 
     /// Tells the other hosts that this one will not bring its ranks, so that nobody waits for them.
     pub fn report(&self, reason: &str, start: Start) {
-        let Absence { job, node, nodes, addrs, secret, tls } = self;
-        if addrs.is_empty() || start == Start::Met {
+        let Absence { node, nodes, addrs, .. } = self;
+        if !self.is_awaited(start) {
             return;
         }
-        let (secret, tls) = (*secret, tls.as_ref());
-        let absent = Absent { job, secret, tls, node: *node, reason };
         if *node > 0 {
-            return self.tell_node_0(absent, start);
+            return self.tell_node_0(reason, start);
         }
         // Once its ranks were started, the meeting point says what became of them.
         if start == Start::Never {
@@ -270,13 +270,30 @@ impl Absence {
                 most.as_secs()
             ));
             // Where it cannot listen nobody is told; if the port is taken, that may be node 0.
-            let _ = rendezvous::serve_absence(&addrs[..], absent, *nodes, most);
+            let _ = match self.absent(reason) {
+                Ok(absent) => rendezvous::serve_absence(&addrs[..], absent, *nodes, most).map(drop),
+                Err(lack) => rendezvous::serve_lack(&addrs[..], lack, most),
+            };
         }
     }
 
-    fn tell_node_0(&self, absent: Absent, start: Start) {
+    fn is_awaited(&self, start: Start) -> bool {
+        !self.addrs.is_empty() && start != Start::Met
+    }
+
+    /// What is told, or why it cannot be proved.
+    fn absent<'a>(&'a self, reason: &'a str) -> Result<Absent<'a>, Lack> {
+        let Security { secret, tls } = self.proof.as_ref().map_err(|&lack| lack)?;
+        let (job, secret, tls) = (&self.job[..], *secret, tls.as_ref());
+        Ok(Absent { job, secret, tls, node: self.node, reason })
+    }
+
+    fn tell_node_0(&self, reason: &str, start: Start) {
         let Absence { node, addrs, .. } = self;
-        let tell = |patience| rendezvous::report_absent(&addrs[..], absent, patience);
+        let tell = |patience| match self.absent(reason) {
+            Ok(absent) => rendezvous::report_absent(&addrs[..], absent, patience),
+            Err(lack) => rendezvous::report_lack(&addrs[..], *node, lack, patience),
+        };
         if tell(AT_ONCE) == Reported::NotFound && start == Start::Never {
             let (at, most_s) = (list(addrs), LATE.as_secs());
             complain(&format!(
@@ -287,21 +304,24 @@ impl Absence {
         }
     }
 
-    /// As [`Absence::report_error`] before any start, of a host that lacks what it would prove
-    /// itself by: node 0 is believed by nobody then, and another host is named.
-    pub fn report_unproven(&self, error: &CliError) {
-        if self.node > 0 {
-            self.report_error(error, Start::Never);
-        }
+    /// As [`Absence::report_error`] before any start, of a host that cannot prove itself.
+    pub fn report_lack(&mut self, lack: Lack, error: CliError) -> CliError {
+        self.proof = Err(lack);
+        self.report_error(error, Start::Never)
     }
 
-    /// As [`Absence::report`], of an error.
-    pub fn report_error(&self, error: &CliError, start: Start) {
+    /// As [`Absence::report`], of an error, which the user is told before: others may be looked for
+    /// or waited for meanwhile.
+    pub fn report_error(&self, mut error: CliError, start: Start) -> CliError {
+        if self.is_awaited(start) {
+            error.tell();
+        }
         // The rest of what is said of failed ranks is for whoever sits here.
         let reason = match error.exit {
             Exit::Mistake => error.message.trim(),
             _ => error.message.lines().next().unwrap_or_default(),
         };
         self.report(reason, start);
+        error
     }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use comm::rendezvous::Entries;
 use data::Prepared;
 use device::Device;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use train::config::{Config, Cpus, Links, OptimizerDevice, TlsFiles};
 
 use super::offload;
 use crate::cpus::Binding;
+use crate::entries::entries;
 use crate::error::CliError;
 use crate::trace;
 
@@ -18,6 +20,9 @@ pub const KIND_OF_CPU: &str = "kind of CPU";
 
 /// And, whatever it says, where the optimizer is: of a device the kind, without its number.
 pub const OPTIMIZER_DEVICE: &str = "ranks.optimizer_device";
+
+/// What hosts must have the same of their configs.
+const CONFIGURATION: &str = "configuration";
 
 /// What hosts choose from tables of their own, and must choose alike.
 pub const BUCKETS: &str = "size of buckets";
@@ -31,6 +36,9 @@ pub struct Job {
     pub prepared: Prepared,
     /// Ranks of all hosts.
     pub world: usize,
+    /// The number of this host, and of how many, if there are several.
+    #[serde(default)]
+    pub node: Option<(usize, usize)>,
     pub threads: usize,
     /// Which CPUs this host's ranks are bound to.
     pub cpus: Binding,
@@ -99,22 +107,12 @@ impl Job {
         optimizer: Option<&Device>,
     ) -> Vec<(String, String)> {
         let hex = |bytes: [u8; 32]| blake3::Hash::from(bytes).to_hex()[..16].to_owned();
-        // Hosts may number their devices as they like; of what kind they are is compared apart.
-        let mut config = self.config.clone();
-        config.ranks.optimizer_device = OptimizerDevice::default();
-        // And have their files where they like; that secret and authority are the same is proved.
-        config.ranks.secret_file = None;
-        config.ranks.tls = None;
-        // Tables of links may lie elsewhere on each host; what they decide is compared.
-        config.ranks.links = Links::default();
-        // And no bit depends on which CPU of a host computes what.
-        config.ranks.cpus = Cpus::default();
-        let config = serde_json::to_vec(&config).unwrap_or_default();
+        let config = serde_json::to_vec(&self.common_config()).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),
             ("name of the run".into(), self.config.name.clone()),
             (OPTIMIZER_DEVICE.into(), optimizer.map_or("cpu".into(), offload::kind)),
-            ("configuration".into(), hex(*blake3::hash(&config).as_bytes())),
+            (CONFIGURATION.into(), hex(*blake3::hash(&config).as_bytes())),
             ("data".into(), hex(self.prepared.digest)),
             (BUCKETS.into(), self.bucket_bytes.to_string()),
             ("model".into(), hex(plan.schema.digest())),
@@ -128,6 +126,30 @@ impl Job {
             identity.push((KIND_OF_CPU.into(), cpu));
         }
         identity
+    }
+
+    /// What is behind a digest there; of several hosts the first rank of each tells it.
+    pub fn entries(&self, rank: usize) -> Vec<(String, Entries)> {
+        let first = self.node.map(|(node, nodes)| node * (self.world / nodes.max(1)));
+        match first == Some(rank) {
+            true => vec![(CONFIGURATION.to_owned(), entries(&self.common_config()))],
+            false => Vec::new(),
+        }
+    }
+
+    /// What all hosts have the same of their configs.
+    fn common_config(&self) -> Config {
+        // Hosts may number their devices as they like; of what kind they are is compared apart.
+        let mut config = self.config.clone();
+        config.ranks.optimizer_device = OptimizerDevice::default();
+        // And have their files where they like; that secret and authority are the same is proved.
+        config.ranks.secret_file = None;
+        config.ranks.tls = None;
+        // Tables of links may lie elsewhere on each host; what they decide is compared.
+        config.ranks.links = Links::default();
+        // And no bit depends on which CPU of a host computes what.
+        config.ranks.cpus = Cpus::default();
+        config
     }
 }
 
@@ -156,6 +178,7 @@ mod tests {
             config,
             prepared,
             world: 2,
+            node: None,
             threads: 1,
             cpus: Binding::default(),
             bucket_bytes: 32 << 20,
@@ -190,7 +213,8 @@ mod tests {
                         world: job.world,
                         version: "1.0".into(),
                         identity: jobs[rank].identity(&plan, cpus[rank].to_owned(), None),
-                        listen: None,
+                        entries: jobs[rank].entries(rank),
+                        ..Hello::default()
                     };
                     let addr = server.addr();
                     scope.spawn(move || join(addr, hello, 60_000).map(|met| met.control.bye()))
@@ -216,6 +240,21 @@ mod tests {
         let [first, second] = [of(&first, None), instinct].map(|identity| identity[2].clone());
         assert_eq!(first, ("ranks.optimizer_device".to_owned(), "cpu".to_owned()));
         assert_eq!(second, ("ranks.optimizer_device".to_owned(), "sim:gfx942".to_owned()));
+    }
+
+    #[test]
+    fn configs_that_differ_are_told_by_the_first_key() {
+        let jobs = [6, 7].map(|steps| {
+            let mut job = job(false);
+            job.config.train.steps = steps;
+            job.node = Some((steps as usize - 6, 2));
+            job
+        });
+        for told in meet_as(jobs, ["cpu"; 2]) {
+            let said = "the ranks differ in train.steps of the configuration: 6 on rank 0, 7 on \
+                        rank 1; start every rank with the same train.steps of the configuration";
+            assert_eq!(told.unwrap_err(), said);
+        }
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub enum Work {
 
 impl Work {
     /// What sets the limit of silence.
-    fn timeout_key(self) -> &'static str {
+    pub fn timeout_key(self) -> &'static str {
         match self {
-            Work::Training => "ranks.timeout_ms",
+            Work::Training => comm::TIMEOUT_KEY,
             Work::Benchmark => "--timeout-ms",
         }
     }
@@ -118,7 +118,7 @@ impl Life {
 
     /// It showed its pulse.
     pub fn beat(&mut self, pulse: Pulse, now: Duration) {
-        let Pulse { phase, work, ref call } = pulse;
+        let Pulse { phase, work, ref call, .. } = pulse;
         let same = |waits: &Waits| call.as_ref() == Some(&waits.call);
         let waits = self.waits.take().filter(same);
         let begun = |call: &Call| Waits { call: call.clone(), since: now, is_told: false };
@@ -256,7 +256,7 @@ mod tests {
     }
 
     fn pulse(work: u64) -> Pulse {
-        Pulse { phase: Phase::Saving, work, call: None }
+        Pulse { phase: Phase::Saving, work, call: None, operation: None }
     }
 
     fn lost(judgement: &Judgement) -> bool {
@@ -322,7 +322,7 @@ mod tests {
         let mut life = Life::new(s(9));
         let judge = |at| {
             let call = Call { number: number(at), what: "fsync of /c/COMMIT".into() };
-            let pulse = Pulse { phase: Phase::Saving, work: work(at), call: Some(call) };
+            let pulse = Pulse { call: Some(call), ..pulse(work(at)) };
             let before = life.pulse.as_ref().map(|pulse| pulse.work);
             life.beat(pulse, s(at));
             // As a rank that says how far it is, where it gets on.

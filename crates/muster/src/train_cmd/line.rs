@@ -31,6 +31,8 @@ pub enum Line<'a> {
     At(u64),
     /// Nothing to say, but alive.
     Alive(Pulse),
+    /// What people should hear while other hosts are awaited; every rank of a host tells it.
+    Hint(String),
     /// This rank ends because others failed.
     Fault(Cow<'a, Fault>),
 }

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod address;
+pub mod blame;
 mod buckets;
 mod fit;
 mod generate;
@@ -19,6 +20,7 @@ pub mod place;
 pub mod reach;
 mod resume;
 pub mod room;
+pub mod shared_memory;
 pub mod signals;
 mod supervise;
 mod verdict;

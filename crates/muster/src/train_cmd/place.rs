@@ -63,6 +63,11 @@ impl Place {
         Ok(Place { nodes, node, ranks: node * share..(node + 1) * share, beside })
     }
 
+    /// The number of this host, and of how many, if there are several.
+    pub fn among_hosts(&self) -> Option<(usize, usize)> {
+        (self.nodes > 1).then_some((self.node, self.nodes))
+    }
+
     /// How many ranks each host has that share memory beside tcp, where they are to: ranks of one
     /// host alone are connected as asked, and one rank has nobody to share with.
     pub fn sharing(&self, over_tcp: bool, within_host: bool) -> Option<usize> {

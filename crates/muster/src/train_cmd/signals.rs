@@ -31,24 +31,31 @@ const ORDERLY: Duration = Duration::from_millis(300);
 const ALL: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1, SIGUSR2];
 
 /// How a signal ends the process where it does not wait for the ranks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Ending {
     /// What is said before the ranks run.
-    pub early: &'static str,
+    pub early: String,
     /// What is said after a second Ctrl-C.
-    pub at_once: &'static str,
+    pub at_once: String,
     /// Of a request to stop before the ranks run; Ctrl-C has an exit code of its own.
     pub asked: Exit,
 }
 
-impl Default for Ending {
-    /// Of a training.
-    fn default() -> Ending {
+impl Ending {
+    /// Of a training; `traced` is said of its trace, if it has one.
+    pub fn of_training(traced: Option<&str>) -> Ending {
+        let at_once = "stopped at once; checkpoints that were saved are intact";
         Ending {
-            early: "stopped before training began",
-            at_once: "stopped at once; checkpoints that were saved are intact",
+            early: "stopped before training began".to_owned(),
+            at_once: traced.map_or(at_once.to_owned(), |traced| format!("{at_once}; {traced}")),
             asked: Exit::Preempted,
         }
+    }
+}
+
+impl Default for Ending {
+    fn default() -> Ending {
+        Ending::of_training(None)
     }
 }
 
@@ -59,7 +66,7 @@ pub struct Signals {
     terminations: Arc<AtomicUsize>,
     /// Ranks run, so that there is something to save.
     training: Arc<AtomicBool>,
-    ending: Ending,
+    ending: Arc<Ending>,
 }
 
 impl Signals {
@@ -98,7 +105,7 @@ impl Signals {
         // Asked before any of them has a handler.
         let counted = counted(warn);
         // Counted before the thread hears of it.
-        let signals = Signals { ending, ..Signals::count(warn)? };
+        let signals = Signals { ending: Arc::new(ending), ..Signals::count(warn)? };
         let incoming = signal_hook::iterator::Signals::new(counted);
         let mut incoming = incoming.map_err(cannot_watch)?;
         let known = signals.clone();
@@ -131,12 +138,12 @@ impl Signals {
 
     fn end_early(&self, interrupted: bool) -> ! {
         let exit = if interrupted { Exit::Interrupted } else { self.ending.asked };
-        end(self.ending.early, exit)
+        end(&self.ending.early, exit)
     }
 
     /// Ends the process after a second Ctrl-C.
     pub fn at_once(&self) -> ! {
-        end(self.ending.at_once, Exit::Interrupted)
+        end(&self.ending.at_once, Exit::Interrupted)
     }
 
     pub fn interrupts(&self) -> usize {

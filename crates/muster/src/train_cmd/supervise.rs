@@ -4,7 +4,8 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use comm::tls::Security;
+use comm::Lack;
+use comm::rendezvous::Server;
 use data::{Prepared, Stage};
 use layout::Mesh;
 use train::config::{Backend, Config};
@@ -21,6 +22,7 @@ use super::mesh;
 use super::offload;
 use super::place::{Place, Share};
 use super::room;
+use super::shared_memory::SharedMemory;
 use super::signals::{Ending, Signals};
 use super::watch::{Ended, Told, Watch};
 use crate::cli::TrainArgs;
@@ -34,7 +36,7 @@ use crate::limits;
 use crate::run_dir::RunDir;
 use crate::secret::JobSecret;
 use crate::tls::{self, JobTls};
-use crate::trace::Traced;
+use crate::trace::{self, Traced};
 
 /// Where the config has the files of TLS.
 pub(super) const TLS: &str = "ranks.tls";
@@ -52,42 +54,43 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let mut overrides = args.overrides();
     overrides.extend(hosts.tasks.map(|tasks| Override::otherwise("ranks.count", tasks)));
     let loaded = crate::config::load(&args.config, &overrides, purpose);
-    let loaded = loaded.inspect_err(|error| absence.report_error(error, never))?;
+    let loaded = loaded.map_err(|error| absence.report_error(error, never))?;
     let secret = secret(&loaded.config, hosts.nodes);
     // From here on by what the config says, or not at all.
-    let secret = secret.inspect_err(|error| absence.report_unproven(error))?;
-    absence.secret = secret.secret;
+    let secret = secret.map_err(|error| absence.report_lack(Lack::Secret, error))?;
     let files = loaded.config.ranks.tls.clone().map(|files| (TLS, files));
-    absence.tls = None;
     let tls = tls::of_job(files, hosts.nodes);
-    let tls = tls.inspect_err(|error| absence.report_unproven(error))?;
-    absence.tls.clone_from(&tls.tls);
-    let tell = |error: &CliError| absence.report_error(error, never);
-    tls::check(TLS, &tls).inspect_err(tell)?;
+    let tls = tls.map_err(|error| absence.report_lack(Lack::Tls, error))?;
+    absence.proof = Ok(tls.security(&secret));
+    let tell = |error: CliError| absence.report_error(error, never);
+    tls::check(TLS, &tls).map_err(tell)?;
     if !loaded.resolved.mesh.is_data_parallel() {
-        return mesh::plan_only(&hosts, &loaded, args.dry_run).inspect_err(tell);
+        return mesh::plan_only(&hosts, &loaded, args.dry_run).map_err(tell);
     }
     let topology = args.hosts.topology.as_deref();
-    let planned = plan(&hosts, loaded, (secret, tls), topology).inspect_err(tell)?;
+    let planned = plan(&hosts, loaded, (secret, tls), topology).map_err(tell)?;
     let run = RunDir::new(planned.config.runs_dir.join(&planned.config.name));
     if args.dry_run {
         return dry_run(planned, &run);
     }
-    let planned = planned.that_fits().inspect_err(tell)?;
+    let planned = planned.that_fits().map_err(tell)?;
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
-    let signals = Signals::watch(warn_signal, Ending::default(), move || {
+    let traced =
+        args.trace.as_deref().map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
+    let ending = Ending::of_training(traced.as_deref());
+    let signals = Signals::watch(warn_signal, ending, move || {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);
     })?;
-    make_dirs(&run).inspect_err(tell)?;
-    run.check_pipes(planned.place.node, planned.place.ranks.clone()).inspect_err(tell)?;
+    make_dirs(&run).map_err(tell)?;
+    run.check_pipes(planned.place.node, planned.place.ranks.clone()).map_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
     let mut start = never;
     let ended = supervise(&args, planned, &run, &signals, &mut start);
-    ended.inspect_err(|error| absence.report_error(error, start))
+    ended.map_err(|error| absence.report_error(error, start))
 }
 
 /// What is known before anything is read or written.
@@ -160,35 +163,35 @@ fn plan(
     })
 }
 
-/// Prepares the data, starts this host's ranks and sees them to their end; `start` becomes how far
-/// they came.
-fn supervise(
-    args: &TrainArgs,
-    planned: Planned,
-    run: &RunDir,
-    signals: &Signals,
-    start: &mut address::Start,
-) -> Result<Exit, CliError> {
-    let Planned { config, place, addresses, name, plan, buckets, fit, offload, .. } = planned;
-    let (JobSecret { secret, warning }, tls) = (planned.secret, planned.tls);
-    // Strangers have no certificate either.
-    let warning = tls.warning.or(warning.filter(|_| tls.tls.is_none()));
-    let security = Security { secret, tls: tls.tls };
+/// What there is when the ranks of this host start.
+struct Ready {
+    job: Job,
+    server: Option<Server>,
+    traced: Option<Traced>,
+    /// Held until the ranks have ended: they inherit it.
+    memory: SharedMemory,
+}
+
+/// Prepares the data, and what the ranks are told.
+fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, CliError> {
+    let Planned { config, place, addresses, name, secret, tls, .. } = planned;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
-    let prepared = prepare(&config, run)?;
-    let traced = traced(args, &place)?;
-    let (name, ranks) = (name.unwrap_or_else(|| job_name(&config)), &config.ranks);
-    let server = addresses.serve((&name, security), &place, ranks.count, ranks.timeout_ms)?;
-    // Held until the ranks have ended: they inherit it.
-    let sharing = sharing(&place, &config);
-    let memory = SharedMemory::of(&config, &name, sharing)?;
+    let prepared = prepare(config, run)?;
+    let traced = traced(args, place)?;
+    let (name, ranks) = (name.clone().unwrap_or_else(|| job_name(config)), &config.ranks);
+    let of_job = (&name[..], tls.security(secret));
+    let server = addresses.serve(of_job, place, ranks.count, ranks.timeout_ms)?;
+    let sharing = sharing(place, config);
+    let all = (ranks.backend == Backend::Shm).then_some(ranks.count);
+    let memory = SharedMemory::of(&name, all, sharing)?;
     let job = Job {
         name,
-        world: config.ranks.count,
+        world: ranks.count,
+        node: place.among_hosts(),
         threads: planned.threads,
-        cpus: planned.cpus,
-        bucket_bytes: buckets.bytes,
+        cpus: planned.cpus.clone(),
+        bucket_bytes: planned.buckets.bytes,
         rendezvous: addresses.of(server.as_ref()),
         shared_memory: memory.descriptor(),
         sharing,
@@ -197,27 +200,42 @@ fn supervise(
         max_steps: args.max_steps,
         profile: args.profile,
         trace: traced.as_ref().map(Traced::plan),
-        tls: tls.files,
-        config,
+        tls: tls.files.clone(),
+        config: config.clone(),
         prepared,
     };
+    Ok(Ready { job, server, traced, memory })
+}
+
+/// Starts this host's ranks and sees them to their end; `start` becomes how far they came.
+fn supervise(
+    args: &TrainArgs,
+    planned: Planned,
+    run: &RunDir,
+    signals: &Signals,
+    start: &mut address::Start,
+) -> Result<Exit, CliError> {
+    let Ready { job, server, traced, memory: _memory } = ready(args, &planned, run)?;
+    let Planned { place, plan, buckets, fit, offload, secret, tls, .. } = planned;
     let mut sink = begin_events(&place, run, || {
         let plan = (&plan, &place, &job.cpus, buckets.reason);
         header(plan, &job.config, Some(&job.prepared), run, offload?)
     })?;
     fit.iter().flatten().for_each(|why| sink.warn(why));
     // Once, and not on every host.
-    warning.iter().filter(|_| place.node == 0).for_each(|why| sink.warn(why));
+    let warning = tls.warning(&secret).filter(|_| place.node == 0);
+    warning.iter().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
-    let mut watch = Watch::start("worker", &file, place.ranks.clone(), &run.logs(), secret)?;
+    let (ranks, logs) = (place.ranks.clone(), run.logs());
+    let mut watch = Watch::start("worker", &file, ranks, &logs, secret.secret)?;
     *start = address::Start::Tried;
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
     let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
-    let ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
+    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
         if let Told::Event(event) = told {
             finish.hear(event, signals, &mut sink);
         }
@@ -225,7 +243,7 @@ fn supervise(
     if watch.have_met() {
         *start = address::Start::Met;
     }
-    address::stay_for_the_late(server.as_ref(), &ended);
+    address::stay_for_the_late(server.as_ref(), &mut ended);
     // Who does not want to wait has the parts, which `muster trace merge` joins.
     if !matches!(ended, Ok(Ended::AtOnce)) {
         traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
@@ -273,42 +291,6 @@ fn begin_events(
         sink.tell(&Event::Header(header()?));
     }
     Ok(sink)
-}
-
-/// What the ranks of this host share, if they do.
-struct SharedMemory {
-    #[cfg(target_os = "linux")]
-    memory: Option<comm::shm::SharedMemory>,
-}
-
-#[cfg(target_os = "linux")]
-impl SharedMemory {
-    fn of(config: &Config, name: &str, sharing: Option<usize>) -> Result<SharedMemory, CliError> {
-        let all = (config.ranks.backend == Backend::Shm).then_some(config.ranks.count);
-        let make = |ranks| comm::shm::SharedMemory::create(name, ranks);
-        let memory = all.or(sharing).map(make).transpose()?;
-        Ok(SharedMemory { memory })
-    }
-
-    fn descriptor(&self) -> Option<i32> {
-        self.memory.as_ref().map(comm::shm::SharedMemory::descriptor)
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-impl SharedMemory {
-    fn of(config: &Config, _: &str, _: Option<usize>) -> Result<SharedMemory, CliError> {
-        match config.ranks.backend {
-            Backend::Tcp => Ok(SharedMemory {}),
-            Backend::Shm => {
-                Err(CliError::mistake("ranks share memory on Linux only; use --backend tcp"))
-            }
-        }
-    }
-
-    fn descriptor(&self) -> Option<i32> {
-        None
-    }
 }
 
 /// Shows events and keeps them.

@@ -23,6 +23,8 @@ pub struct Seen {
     pub rank: usize,
     /// Steps that it said it had done.
     pub step: Option<u64>,
+    /// The last operation that it told of, and that operation's number.
+    pub operation: Option<String>,
     /// Whom it blames for its end.
     pub fault: Option<Fault>,
     pub end: Option<(Instant, ExitStatus)>,
@@ -116,7 +118,13 @@ impl Seen {
             None if self.was_killed => ", and its process cannot be killed",
             _ => "",
         };
-        format!("{how}{undead}{}{}", last_step(self.step, its), self.last_lines(its))
+        // Who ends by itself says where; and of several each has its own.
+        let says = self.given_up.is_none() && self.code().is_some();
+        let operation = self.operation.iter().filter(|_| !says && its == "its");
+        let operation: String =
+            operation.map(|last| format!("; its last operation was {last}")).collect();
+        let (step, lines) = (last_step(self.step, its), self.last_lines(its));
+        format!("{how}{undead}{step}{operation}{lines}")
     }
 
     fn last_lines(&self, its: &str) -> String {
@@ -285,6 +293,18 @@ mod tests {
         assert_eq!(judge(&circle).0, 3);
         let nobody = [ended(0, exit(3), Some(&[]))];
         assert_eq!(judge(&nobody), (3, "no sign".to_owned()));
+    }
+
+    #[test]
+    fn of_a_rank_that_cannot_say_it_the_last_operation_is_told() {
+        let told = |status, given_up: Option<&str>| {
+            let (operation, given_up) = (Some("barrier #7".into()), given_up.map(str::to_owned));
+            judge(&[Seen { operation, given_up, ..ended(0, status, None) }]).1
+        };
+        let last = "; its last step was 5; its last operation was barrier #7";
+        assert_eq!(told(9, None), format!("rank 0 failed: killed by signal 9{last}"));
+        assert_eq!(told(9, Some("silent")), format!("rank 0 failed: silent{last}"));
+        assert!(!told(exit(3), None).contains("operation"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rank ── say ──▶ waiting lines ── a thread of its own ──▶ standard output ──▶ supervisor
-//!                                  nothing for a beat: `alive`, with the rank's pulse
+//!                                  and after each beat: `alive`, with the rank's pulse
 //! ```
 //!
 //! The thread says that the process lives however long a step takes. And it waits where a stopped
@@ -11,7 +11,7 @@
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use train::pulse;
 
@@ -83,6 +83,14 @@ impl Voice {
     }
 }
 
+impl Voice {
+    /// Says what people should hear while others are awaited.
+    pub fn hint(&self, message: String) {
+        // Who is gone is found out by the next line that matters.
+        let _ = self.say(&Line::Hint(message));
+    }
+}
+
 impl Drop for Voice {
     /// Returns when everything has been said.
     fn drop(&mut self) {
@@ -115,7 +123,7 @@ impl Shared {
     }
 
     fn speak(&self, mut out: impl Write) {
-        let mut lines = Vec::new();
+        let (mut lines, mut beaten) = (Vec::new(), Instant::now());
         loop {
             let mut state = self.lock();
             if state.waiting.is_empty() && !state.is_over {
@@ -127,10 +135,12 @@ impl Shared {
             drop(state);
             // There is room again.
             self.changed.notify_all();
-            if lines.is_empty() {
-                if is_over {
-                    return;
-                }
+            if lines.is_empty() && is_over {
+                return;
+            }
+            // Also where it has other things to say: what it does is told by the pulse alone.
+            if lines.is_empty() || beaten.elapsed() >= BEAT {
+                beaten = Instant::now();
                 lines.extend(Line::Alive(pulse::take()).bytes().unwrap_or_default());
             }
             if let Err(error) = out.write_all(&lines).and_then(|()| out.flush()) {

@@ -1,5 +1,6 @@
 //! The ranks of this host as processes: their events, logs, exits, and the signals meant for them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Range;
@@ -112,6 +113,8 @@ impl Asked {
 pub struct Watch {
     ranks: Vec<Rank>,
     messages: Receiver<Message>,
+    /// What was told while other hosts were awaited.
+    hints: BTreeSet<String>,
     clock: AwakeClock,
     /// What the clock showed last.
     now: Duration,
@@ -132,7 +135,7 @@ impl Watch {
     ) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
         let (clock, now) = (AwakeClock::default(), Duration::ZERO);
-        let mut watch = Watch { ranks: Vec::new(), messages, clock, now };
+        let mut watch = Watch { ranks: Vec::new(), messages, hints: BTreeSet::new(), clock, now };
         for rank in ranks {
             let child = start((worker, file), rank, logs, secret, &sender)?;
             let (seen, life) = (Seen::new(rank), Life::new(now));
@@ -316,7 +319,12 @@ impl Watch {
                 Line::Rounds(done, of) => tell(Told::Rounds(done, of)),
                 Line::Pairs(pairs) => tell(Told::Pairs(pairs.into_owned())),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
-                Line::Alive(_) => {}
+                Line::Alive(pulse) => self.of(rank, |seen| seen.operation = pulse.operation),
+                Line::Hint(message) => {
+                    if self.hints.insert(message.clone()) {
+                        tell(Told::Event(Event::Warning { message }));
+                    }
+                }
                 Line::Fault(fault) => self.of(rank, |seen| seen.fault = Some(fault.into_owned())),
             },
             Message::Stray(line) => crate::output::complain(&line),

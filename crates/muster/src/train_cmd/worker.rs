@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::Store;
-use comm::rendezvous::{Aborted, ControlHandle, Hello, Joined, join_with};
+use comm::rendezvous::{ControlHandle, Hello, Joined, join_hearing};
 use comm::tls::Security;
-use comm::{Channel, Fault, Settings, World, tcp};
+use comm::{Channel, Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -18,6 +18,7 @@ use train::{
     Event, MarkedDisk, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants,
 };
 
+use super::blame;
 use super::job::Job;
 use super::line::Line;
 use super::offload;
@@ -33,9 +34,6 @@ use crate::{secret, tls};
 
 /// How long a device may go on with what it does after its job was given up.
 const DEVICE: Duration = Duration::from_secs(2);
-
-/// How long a rank of a job that was revoked waits to hear who failed.
-const ABORT: Duration = Duration::from_secs(1);
 
 /// Runs one rank.
 ///
@@ -93,7 +91,7 @@ fn rank(
     let plan = RunPlan::with_buckets(&job.config, vocab, world, threads, bucket)?;
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) =
-        meet(job, (rank, security), &plan, devices)?;
+        meet(job, (rank, security), &plan, devices, told.voice)?;
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
@@ -110,25 +108,11 @@ fn rank(
         }
         Err(mut error) => {
             if let Some(fault) = &mut error.fault {
-                ask_for_names(fault, &control);
+                blame::ask_for_names(fault, &control);
                 control.blame(fault);
             }
             Err(error)
         }
-    }
-}
-
-/// The server may know better than an error in the group who failed.
-fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
-    if fault.ranks.is_empty() {
-        control.follow();
-    }
-    let patience = Instant::now() + ABORT;
-    while fault.ranks.is_empty() && control.aborted().is_none() && Instant::now() < patience {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    if let Some(Aborted { rank: Some(rank), reason }) = control.aborted() {
-        *fault = Fault { ranks: vec![rank], what: reason };
     }
 }
 
@@ -266,6 +250,7 @@ fn meet(
     (rank, security): (usize, Security),
     plan: &RunPlan,
     devices: Devices,
+    voice: &Voice,
 ) -> Result<(Joined, Option<TcpListener>), CliError> {
     let listener = match job.config.ranks.backend {
         Backend::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
@@ -277,11 +262,16 @@ fn meet(
         rank,
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
+        node: job.node,
         identity: job.identity(plan, kernels::gemm::arithmetic(), devices.optimizer),
+        entries: job.entries(rank),
         listen,
     };
     let timeout_ms = job.config.ranks.timeout_ms;
-    Ok((join_with(&job.rendezvous[..], hello, security, timeout_ms)?, listener))
+    let joined = join_hearing(&job.rendezvous[..], hello, security, timeout_ms, &mut |hint| {
+        voice.hint(hint)
+    });
+    Ok((joined?, listener))
 }
 
 /// How the ranks reach each other that have met as the group `name`.
