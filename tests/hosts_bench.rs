@@ -95,8 +95,8 @@ fn of_a_rank_that_was_killed_every_host_names_an_operation() {
         let (_, said) = done.stderr.split_once("error: rank 1 failed: ").expect("named");
         let (headline, advice) = said.split_once('\n').unwrap();
         assert!(headline.contains(" #"), "{done}");
-        assert!(advice.contains("start all hosts again"), "{done}");
+        assert!(advice.contains("Start all hosts again"), "{done}");
     }
-    let last = "rank 1 failed: killed by signal 9; its last operation was ";
+    let last = "rank 1 failed: killed by signal 9; the last operation it told of was ";
     assert!(second.stderr.contains(last), "{second}");
 }

@@ -378,7 +378,7 @@ pub fn said_step(done: &Done) -> u64 {
 /// Without the last operation of a rank that was killed, which is there if the rank lived long
 /// enough to tell of one, and is chance.
 pub fn without_operation(text: &str) -> String {
-    let clause = "; its last operation was ";
+    let clause = "; the last operation it told of was ";
     let Some((start, rest)) = text.split_once(clause) else { return text.to_owned() };
     format!("{start}{}", rest.trim_start_matches(|c: char| !";\n".contains(c)))
 }

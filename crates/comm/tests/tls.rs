@@ -84,9 +84,10 @@ fn who_speaks_plain_and_who_needs_tls_are_told_apart_on_both_sides() {
 fn who_cannot_speak_tls_says_so_and_is_told_apart_from_who_does_without() {
     let tls = Authority::new().of_anyone();
     let server = Server::of_nodes(LOCAL, ("job", secured(Some(&tls))), 2, 2, PATIENCE_MS).unwrap();
+    let begun = Instant::now();
     assert_eq!(report_lack(server.addr(), 1, Lack::Tls, SOON), Reported::Heard);
     let mut news = server.news();
-    while news.is_empty() {
+    while news.is_empty() && begun.elapsed() < SOON {
         news = server.news();
     }
     let said = "turned away node 1 from 127.0.0.1, which says, without a proof, that it will not \

@@ -82,8 +82,11 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
     say(&report.table())?;
     written?;
     match report.findings.first() {
-        Some(finding) if args.fail => Err(CliError::peer(slow(finding, report.findings.len()))),
-        _ => Ok(Exit::Ok),
+        Some(finding) if args.fail && matches!(ran.ended, Ok(Exit::Ok)) => {
+            Err(CliError::peer(slow(finding, report.findings.len())))
+        }
+        // Of a rank that failed after all was measured.
+        _ => ran.ended,
     }
 }
 

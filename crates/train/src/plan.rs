@@ -233,9 +233,14 @@ impl RunPlan {
         if !self.shares_within_hosts || self.world < 4 {
             return flat;
         }
-        // Two ranks a host are the most hosts; what others own is sent from such memory, too.
+        // However many ranks a host has; what others own is sent from such memory, too. A host sends
+        // no more partials than its ranks have.
         let all = self.bucket_segments.iter().flatten().map(len).max().unwrap_or(0);
-        flat.max(comm::tcp::host_sum_room_bytes(self.world / 2, most, DType::F32, all))
+        let each = (2..=self.world / 2).filter(|each| self.world.is_multiple_of(*each));
+        let room = each.map(|each| {
+            comm::tcp::host_sum_room_bytes(self.world / each, each * most, DType::F32, all)
+        });
+        room.fold(flat, usize::max)
     }
 
     /// Partials of all ranks.

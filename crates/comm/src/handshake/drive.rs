@@ -119,6 +119,8 @@ pub(crate) async fn answer_lacking(mut stream: TcpStream, lack: Lack) -> io::Res
     stream.read_exact(&mut hail).await?;
     match hail.first_chunk().map(states::greeting) {
         Some(Greeting::Hail) => part(&mut stream, &states::no_challenge(&hail, lack.word())).await,
+        // One that does not start either has been heard.
+        Some(Greeting::Lacks(_)) => part(&mut stream, &states::name()).await,
         _ => Ok(()),
     }
 }
@@ -191,6 +193,12 @@ async fn hear_out(
     stream.read_exact(greeting).await.ok()?;
     match states::greeting(greeting) {
         Greeting::Hail => {}
+        Greeting::Lacks(_) if !tells => {
+            // It learns no more than that somebody of this protocol is here, and goes.
+            stream.read_exact(rest).await.ok()?;
+            part(&mut stream, &states::name()).await.ok()?;
+            return None;
+        }
         _ if !tells => return None,
         Greeting::Former => {
             let mut protocol = [0; 4];

@@ -25,6 +25,9 @@ pub(super) struct ByHosts {
     pub tray: Mutex<Option<Window>>,
 }
 
+/// Tells the meeting in which trays are made from the gather that needs them.
+const TRAY: u64 = 0x7472_6179;
+
 impl ByHosts {
     /// Measures what runs over tcp and then on this host as the one operation that it is.
     fn measure<R>(
@@ -46,9 +49,27 @@ impl ByHosts {
         let mut tray = self.tray.lock().unwrap_or_else(PoisonError::into_inner);
         if op.apart.is_some() && tray.is_none() {
             // No group's: it is named to nobody.
-            *tray = Some(self.window(device, 0, tray_bytes(self.hosts))?);
+            let asked = (Operation::AllGatherSegments, op.digest ^ TRAY);
+            *tray = Some(self.window_for(asked, device, 0, tray_bytes(self.hosts))?);
         }
         Ok(tray.clone().filter(|_| op.apart.is_some()))
+    }
+
+    /// A window that is made where all are at the operation of that digest.
+    fn window_for(
+        &self,
+        (operation, digest): (Operation, u64),
+        device: &Device,
+        group: u64,
+        bytes: usize,
+    ) -> Result<Window> {
+        let window = self.measure(operation, |sequence| {
+            *sequence = self.all.meet_at(operation, digest)?;
+            self.here.window_beside(device, group, bytes)
+        })?;
+        let members = self.all.members();
+        let (host, _) = self.hosts.of(members.place);
+        Ok(window.among(self.hosts.place(host, 0), members.len()))
     }
 }
 
@@ -66,13 +87,7 @@ impl Transport for ByHosts {
     }
 
     fn window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
-        let window = self.measure(Operation::Window, |sequence| {
-            *sequence = self.all.meet_at(Operation::Window, bytes as u64)?;
-            self.here.window_beside(device, group, bytes)
-        })?;
-        let members = self.all.members();
-        let (host, _) = self.hosts.of(members.place);
-        Ok(window.among(self.hosts.place(host, 0), members.len()))
+        self.window_for((Operation::Window, bytes as u64), device, group, bytes)
     }
 
     fn box_bytes(&self) -> usize {

@@ -197,6 +197,7 @@ impl Shared {
         }
         let from = from.ip();
         let worker = Worker { hello, from, outgoing, last_step: None, has_left: false };
+        meeting.strangers.has_come(self.node_of(rank));
         meeting.strangers.lacking().for_each(|told| self.hint(&worker, &told));
         meeting.workers[rank] = Some(worker);
         self.complete(&mut meeting);
@@ -286,6 +287,11 @@ impl Shared {
     pub(super) fn ranks_of(&self, node: usize) -> Range<usize> {
         let share = self.world / self.nodes.max(1);
         node.saturating_mul(share)..node.saturating_add(1).saturating_mul(share)
+    }
+
+    /// The host of a rank.
+    fn node_of(&self, rank: usize) -> usize {
+        rank / (self.world / self.nodes.max(1)).max(1)
     }
 
     /// `rank` will not come back.

@@ -97,6 +97,8 @@ impl Why {
 
 struct Stranger {
     kind: Kind,
+    /// Of a host that says that it will not start.
+    node: Option<usize>,
     from: IpAddr,
     who: String,
 }
@@ -115,6 +117,7 @@ impl Strangers {
     /// What people are told of it, if they have not heard it before.
     pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) -> Option<String> {
         let (kind, is_tls) = (why.kind(), matches!(why, Why::Tls(_)));
+        let node = if let Why::Lacks { node, .. } = &why { Some(*node) } else { None };
         let (mut who, advice) = why.told(from);
         cut_name(&mut who);
         let alike = || self.kept.iter().filter(|stranger| stranger.kind == kind);
@@ -131,7 +134,7 @@ impl Strangers {
             let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
             let text = format!("turned away {who}{advice}");
             self.news.push(text.clone());
-            self.kept.push(Stranger { kind, from, who });
+            self.kept.push(Stranger { kind, node, from, who });
             return Some(text);
         }
         if !std::mem::replace(&mut self.are_more, true) {
@@ -139,6 +142,11 @@ impl Strangers {
             self.news.push(text.to_owned());
         }
         None
+    }
+
+    /// A host has come: it may have said before, or another in its name, that it would not.
+    pub(super) fn has_come(&mut self, node: usize) {
+        self.kept.retain(|stranger| stranger.node != Some(node));
     }
 
     /// Hosts that are awaited and, as they say, will not start.
@@ -266,5 +274,19 @@ mod tests {
         let mut strangers = Strangers::default();
         strangers.turn_away(addr(1), Why::Job("x".repeat(1 << 20)));
         assert!(strangers.list()[0].len() <= 1 << 10);
+    }
+
+    #[test]
+    fn a_host_that_has_come_is_no_longer_said_not_to_start() {
+        let mut strangers = Strangers::default();
+        for node in [1, 2] {
+            strangers.turn_away(addr(node), Why::Lacks { node: node.into(), lack: Lack::Tls });
+        }
+        strangers.turn_away(addr(1), Why::Protocol(4));
+        strangers.has_come(1);
+        assert_eq!(strangers.lacking().count(), 1);
+        let list = strangers.list().join("; ");
+        assert!(list.contains("node 2") && list.contains("protocol 4"), "{list}");
+        assert!(!list.contains("node 1"), "{list}");
     }
 }

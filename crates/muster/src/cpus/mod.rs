@@ -11,6 +11,7 @@
 mod divide;
 mod topology;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use device::{Device, DeviceKind};
@@ -62,7 +63,8 @@ impl Binding {
             let allowed = system::allowed().map_err(refused)?;
             let (nodes, ranks) = (topology::nodes(root), place.ranks.len());
             let division = match near {
-                Near::Devices(kinds) if !kinds.is_empty() => {
+                // Of one node nothing is asked of a driver, which may hang.
+                Near::Devices(kinds) if !kinds.is_empty() && nodes.len() > 1 => {
                     let of = kinds.iter().map(|&kind| node_of(kind, &devices));
                     let of: Vec<Option<usize>> = of.collect();
                     let near: Vec<_> = of.into_iter().cycle().take(ranks).collect();
@@ -84,7 +86,11 @@ impl Binding {
             (Cpus::Auto, Err(why)) => Division::none(why),
             (Cpus::Auto, Ok(())) => divided().unwrap_or_else(Division::none),
         };
-        Binding { cpus, first_rank: place.ranks.start, why, cores: place.cores_together() }
+        // Ranks that share a node's CPUs have no others.
+        let shared: BTreeSet<usize> = cpus.iter().flatten().copied().collect();
+        let most = if shared.is_empty() { usize::MAX } else { shared.len() };
+        let cores = place.cores_together().min(most);
+        Binding { cpus, first_rank: place.ranks.start, why, cores }
     }
 
     /// Binds this process to the CPUs of `rank`, if it has some: the calling thread, and those that

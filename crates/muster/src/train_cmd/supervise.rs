@@ -178,7 +178,8 @@ fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, Cli
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(config, run)?;
-    let traced = traced(args, place)?;
+    let traced = traced(args, place);
+    traced.iter().try_for_each(Traced::check)?;
     let (name, ranks) = (name.clone().unwrap_or_else(|| job_name(config)), &config.ranks);
     let of_job = (&name[..], tls.security(secret));
     let server = addresses.serve(of_job, place, ranks.count, ranks.timeout_ms)?;
@@ -227,10 +228,12 @@ fn supervise(
     warning.iter().for_each(|why| sink.warn(why));
     let file = run.job(place.node);
     job.write(&file)?;
+    let traced = traced.map(Traced::begin).transpose()?;
     signals.begin_training();
     place.says_it_joins(&job.rendezvous, job.world, "shows the run");
     let (ranks, logs) = (place.ranks.clone(), run.logs());
-    let mut watch = Watch::start("worker", &file, ranks, &logs, secret.secret)?;
+    let mut watch = Watch::start("worker", &file, ranks, &logs, secret.secret)
+        .inspect_err(|_| traced.iter().for_each(|traced| drop(traced.end())))?;
     *start = address::Start::Tried;
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
@@ -271,12 +274,10 @@ fn conclude(
 }
 
 /// The trace of this host's ranks, if that was asked for.
-fn traced(args: &TrainArgs, place: &Place) -> Result<Option<Traced>, CliError> {
-    let begin = |path| {
-        let nodes = (place.node, place.nodes);
-        Traced::new(path, nodes, args.trace_steps, place.ranks.clone()).begin()
-    };
-    args.trace.as_deref().map(begin).transpose()
+fn traced(args: &TrainArgs, place: &Place) -> Option<Traced> {
+    let nodes = (place.node, place.nodes);
+    let new = |path| Traced::new(path, nodes, args.trace_steps, place.ranks.clone());
+    args.trace.as_deref().map(new)
 }
 
 /// Where events go; node 0 alone keeps them, and begins with the header.

@@ -122,7 +122,7 @@ impl Seen {
         let says = self.given_up.is_none() && self.code().is_some();
         let operation = self.operation.iter().filter(|_| !says && its == "its");
         let operation: String =
-            operation.map(|last| format!("; its last operation was {last}")).collect();
+            operation.map(|last| format!("; the last operation it told of was {last}")).collect();
         let (step, lines) = (last_step(self.step, its), self.last_lines(its));
         format!("{how}{undead}{step}{operation}{lines}")
     }
@@ -301,7 +301,7 @@ mod tests {
             let (operation, given_up) = (Some("barrier #7".into()), given_up.map(str::to_owned));
             judge(&[Seen { operation, given_up, ..ended(0, status, None) }]).1
         };
-        let last = "; its last step was 5; its last operation was barrier #7";
+        let last = "; its last step was 5; the last operation it told of was barrier #7";
         assert_eq!(told(9, None), format!("rank 0 failed: killed by signal 9{last}"));
         assert_eq!(told(9, Some("silent")), format!("rank 0 failed: silent{last}"));
         assert!(!told(exit(3), None).contains("operation"));
