@@ -121,7 +121,11 @@ fn the_rest_of_a_row_that_was_skipped_is_passed_over() {
     let whole = read(&text).unwrap();
     let message = "other:1:2 [0] NCCL INFO a message";
     let (head, tail) = text.split_once("114.86").unwrap();
+    let (to_count, behind) = text.split_once("262144").unwrap();
     for broken in [
+        // Too little for a row.
+        format!("{to_count}2621{message}\n44{behind}"),
+        format!("{to_count}2621{message}\n{message}\n44{behind}"),
         format!("{head}114.8{message}\n6{tail}"),
         // Twice in the same row.
         format!("{head}114.8{message}\n6{}", tail.replacen("0", &format!("0{message}\n"), 1)),
