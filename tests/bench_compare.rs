@@ -126,6 +126,12 @@ fn a_run_that_failed_by_its_own_word_is_not_fit_to_compare() {
         );
         assert!(stderr.contains(&format!("failed.log: its run failed: {said}")), "{stderr}");
     }
+    // What its library only warned of is told, and no failure.
+    put(dir, "warned.log", &(good + "# error: no such plugin\n"));
+    let (code, table, stderr) = compare(dir, &["good.log", "warned.log"]);
+    let said = "warned.log: its run did not fail, and said: line 16: error: no such plugin";
+    assert!(stderr.contains(said), "{stderr}");
+    assert_eq!((code, table.ends_with("no change\n")), (0, true), "{table}");
 }
 
 #[test]

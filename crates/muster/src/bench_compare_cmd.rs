@@ -33,6 +33,9 @@ fn report(path: &Path) -> Result<Report, CliError> {
     for failure in &report.failures {
         complain(&format!("warning: {path}: its run failed: {failure}"));
     }
+    for warning in &report.warnings {
+        complain(&format!("warning: {path}: its run did not fail, and said: {warning}"));
+    }
     for skipped in &report.skipped {
         complain(&format!("warning: {path}: {skipped}; it is not compared"));
     }

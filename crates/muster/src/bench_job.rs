@@ -98,13 +98,12 @@ impl Ran {
 /// [`Exit::Preempted`], which schedulers requeue.
 const STOPPED: Exit = Exit::Peer;
 
-/// How a signal ends it before the ranks run, or a second one while it tidies up; `traced` is said
-/// of its trace, if it has one.
-fn ending(traced: Option<&str>) -> Ending {
-    let at_once = "stopped at once; files may not have been written";
+/// How a signal ends it before the ranks run, or a second one while it tidies up.
+fn ending(parts: Option<trace::Parts>) -> Ending {
     Ending {
         early: "stopped before anything was measured".to_owned(),
-        at_once: traced.map_or(at_once.to_owned(), |traced| format!("{at_once}; {traced}")),
+        at_once: "stopped at once; files may not have been written".to_owned(),
+        parts,
         asked: STOPPED,
     }
 }
@@ -187,8 +186,8 @@ pub fn measure(
     tls::check(TLS, &planned.tls).map_err(never)?;
     let folder = Folder::new()?;
     let (path, told) = (folder.path.clone(), absence.clone());
-    let traced = asked.trace.map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
-    let signals = Signals::watch(WarnSignal::Usr1, ending(traced.as_deref()), move || {
+    let parts = asked.trace.map(|path| trace::Parts::of(path, (hosts.node, hosts.nodes)));
+    let signals = Signals::watch(WarnSignal::Usr1, ending(parts), move || {
         let _ = std::fs::remove_dir_all(&path);
         told.report("it was asked to stop", address::Start::Tried);
     })?;

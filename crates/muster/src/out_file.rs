@@ -306,7 +306,8 @@ mod tests {
         assert_eq!(std::fs::read_to_string(at("old")).unwrap(), "old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         for (path, words) in [
-            (at(""), "is a directory"),
+            (dir.path().to_owned(), "is a directory; name a file to write"),
+            (at(""), "is a directory's name; name a file"),
             (at("sub/"), "is a directory's name; name a file"),
             (at("gone/new"), "there is no directory"),
             (at("old/new"), "Not a directory"),

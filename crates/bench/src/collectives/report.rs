@@ -89,6 +89,9 @@ pub struct Report {
     /// What another program says of its own run that went wrong, with the place in its file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<String>,
+    /// What its library warned of last in a run that did not fail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Rows of a file that could not be put together, with their lines and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<String>,
@@ -122,10 +125,19 @@ impl Report {
             libraries: BTreeMap::new(),
             complete: true,
             failures: Vec::new(),
+            warnings: Vec::new(),
             skipped: Vec::new(),
             rows: Vec::new(),
             curves: Vec::new(),
         }
+    }
+
+    /// Takes what NCCL keeps of errors, and of all that it warns of: the reason of a failure only
+    /// where the run has another sign of one.
+    pub(super) fn take_last_words(&mut self, said: Vec<String>) {
+        let has_failed = !self.complete || !self.failures.is_empty();
+        let told = if has_failed { &mut self.failures } else { &mut self.warnings };
+        told.extend(said);
     }
 
     /// The whole report.

@@ -160,7 +160,8 @@ pub enum Path {
 }
 
 impl Path {
-    const ALL: [Path; 5] = [Path::Symmetric, Path::Registered, Path::Plain, Path::Shm, Path::Tcp];
+    pub const ALL: [Path; 6] =
+        [Path::Symmetric, Path::Registered, Path::Plain, Path::Shm, Path::ByHosts, Path::Tcp];
 
     /// As it is written.
     pub fn word(self) -> &'static str {
@@ -402,6 +403,26 @@ pub mod tests {
         assert_eq!(labels(&keys[..1]), ["all_reduce"]);
         let keys = [key(0), Key { in_place: true, op: Op::AllGather, redop: None, ..key(0) }];
         assert_eq!(labels(&keys), ["all_reduce sum out of place", "all_gather in place"]);
+    }
+
+    /// The schema has every path of the type.
+    #[test]
+    fn every_path_is_read_as_it_is_written() {
+        let schema = schemars::schema_for!(Path).to_value();
+        let kinds = schema["oneOf"].as_array().unwrap().iter();
+        let words = kinds.flat_map(|kind| match kind["enum"].as_array() {
+            Some(words) => words.clone(),
+            None => vec![kind["const"].clone()],
+        });
+        let words: Vec<serde_json::Value> = words.collect();
+        assert_eq!(words.len(), Path::ALL.len(), "{schema}");
+        for path in Path::ALL {
+            assert_eq!(path.word().parse::<Path>().unwrap(), path);
+            assert_eq!(serde_json::to_value(path).unwrap(), path.word());
+            assert!(words.iter().any(|word| word == path.word()), "{schema}");
+        }
+        let error = "shm+udp".parse::<Path>().unwrap_err().to_string();
+        assert!(error.contains("shm, shm+tcp, tcp"), "{error}");
     }
 
     #[test]

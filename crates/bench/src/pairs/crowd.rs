@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::diagnose::SHARE_HEALTHY;
+use super::report::{Edge, Seat};
 
 /// A machine with more ranks than cores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +20,14 @@ pub struct Crowd {
     pub cores: usize,
 }
 
+impl Crowd {
+    /// The share of its like that a part need not exceed to be slow: a rank that has half of a core
+    /// can be half as fast as one that had it alone, and nothing of its links is known from that.
+    pub fn share_healthy(&self) -> f64 {
+        SHARE_HEALTHY * (self.cores as f64 / self.ranks as f64).min(1.0)
+    }
+}
+
 impl fmt::Display for Crowd {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Crowd { hosts, ranks, cores } = self;
@@ -28,7 +37,10 @@ impl fmt::Display for Crowd {
         write!(
             f,
             "the {ranks} ranks of {noun} {named} share {cores} {unit}: what seems slow may be a \
-             rank that did not run; start no more ranks there than cores"
+             rank that did not run, so that what has an end there is called slow below {:.0} % of \
+             its like, not below {:.0} %; start no more ranks there than cores",
+            100.0 * self.share_healthy(),
+            100.0 * SHARE_HEALTHY
         )
     }
 }
@@ -68,11 +80,31 @@ pub fn crowds(ranks: &[Room]) -> Vec<Crowd> {
     crowds
 }
 
-/// The share of its like that a part need not exceed to be slow: a rank that has half of a core can
-/// be half as fast as one that had it alone, and nothing of its links is known from that.
-pub fn share_healthy(crowds: &[Crowd]) -> f64 {
-    let cores_per_rank = crowds.iter().map(|crowd| crowd.cores as f64 / crowd.ranks as f64);
-    SHARE_HEALTHY * cores_per_rank.fold(1.0, f64::min)
+/// What reaches its share is not slow: [`SHARE_HEALTHY`], or less where an end is crowded.
+pub struct Shares<'a> {
+    seats: &'a [Seat],
+    /// By host.
+    of_hosts: BTreeMap<usize, f64>,
+}
+
+impl<'a> Shares<'a> {
+    /// Of ranks that sit at `seats`.
+    pub fn new(seats: &'a [Seat], crowds: &[Crowd]) -> Shares<'a> {
+        let of_crowd = |crowd: &Crowd| {
+            let share = crowd.share_healthy();
+            crowd.hosts.clone().into_iter().map(move |host| (host, share))
+        };
+        Shares { seats, of_hosts: crowds.iter().flat_map(of_crowd).collect() }
+    }
+
+    /// Of an edge. A part has that of the edge with the largest: one that nothing excuses shows
+    /// whether the part is slow.
+    pub fn of(&self, edge: &Edge) -> f64 {
+        let of_rank = |rank: usize| {
+            self.of_hosts.get(&self.seats[rank].host).copied().unwrap_or(SHARE_HEALTHY)
+        };
+        of_rank(edge.from).min(of_rank(edge.to))
+    }
 }
 
 /// Cores of a machine as the kernel lists them: `0-3,8`. None of what is no such list.
@@ -117,9 +149,15 @@ mod tests {
 
     #[test]
     fn where_a_rank_has_half_a_core_what_is_half_as_fast_is_not_slow() {
-        let crowd = |ranks, cores| Crowd { hosts: vec![0], ranks, cores };
-        assert_eq!(share_healthy(&[]), SHARE_HEALTHY);
-        assert_eq!(share_healthy(&[crowd(4, 3), crowd(4, 2)]), SHARE_HEALTHY / 2.0);
+        let crowd = |host, ranks, cores| Crowd { hosts: vec![host], ranks, cores };
+        let seats = [0, 1, 2, 3].map(|host| Seat { host, rail: 0 });
+        let shares = Shares::new(&seats, &[crowd(0, 4, 3), crowd(1, 4, 2)]);
+        let of = |from, to| shares.of(&Edge { from, to, gb_per_s: 1.0, round_trip_us: 1.0 });
+        assert_eq!([of(2, 3), of(3, 2)], [SHARE_HEALTHY; 2]);
+        assert_eq!([of(0, 2), of(3, 0)], [SHARE_HEALTHY * 0.75; 2]);
+        assert_eq!([of(0, 1), of(1, 3)], [SHARE_HEALTHY / 2.0; 2]);
+        let said = crowd(1, 4, 2).to_string();
+        assert!(said.contains("is called slow below 45 % of its like, not below 90 %"), "{said}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::crowd::{Crowd, Shares};
 use super::report::{Edge, Seat};
 
 /// Beyond it a value is an outlier.
@@ -94,9 +95,10 @@ impl fmt::Display for Finding {
 /// Which part of a kind an edge belongs to, if any.
 type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
 
-/// What is slow among `edges` of ranks that sit at `seats`, larger parts first. What reaches the
-/// share `healthy` of its like is not: [`SHARE_HEALTHY`], or less on crowded machines.
-pub fn diagnose(seats: &[Seat], edges: &[Edge], healthy: f64) -> Vec<Finding> {
+/// What is slow among `edges` of ranks that sit at `seats`, larger parts first. What reaches
+/// [`SHARE_HEALTHY`] of its like is not, nor what reaches less if all of it touches `crowds`.
+pub fn diagnose(seats: &[Seat], edges: &[Edge], crowds: &[Crowd]) -> Vec<Finding> {
+    let shares = Shares::new(seats, crowds);
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;
     let (across, within): (Vec<&Edge>, Vec<&Edge>) = edges.iter().partition(between);
     let mut findings = Vec::new();
@@ -122,7 +124,7 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge], healthy: f64) -> Vec<Finding> {
         // All parts of a level are judged before what they explain is left out.
         let mut level = |least: usize, parts_of: &[PartOf]| {
             let slow =
-                parts_of.iter().flat_map(|of| outliers(&left, (between_hosts, healthy), least, of));
+                parts_of.iter().flat_map(|of| outliers(&left, (between_hosts, &shares), least, of));
             let slow: Vec<Finding> = slow.collect();
             let is_explained = |edge: &&Edge| {
                 let mut parts = parts_of.iter().filter_map(|of| of(edge));
@@ -151,28 +153,29 @@ pub fn diagnose(seats: &[Seat], edges: &[Edge], healthy: f64) -> Vec<Finding> {
 /// `least` edges is left out: which end of a single edge is slow cannot be told.
 fn outliers(
     edges: &[&Edge],
-    (between_hosts, healthy): (bool, f64),
+    (between_hosts, shares): (bool, &Shares),
     least: usize,
     part_of: PartOf,
 ) -> Vec<Finding> {
-    let mut best: BTreeMap<Part, (f64, usize)> = BTreeMap::new();
+    let mut best: BTreeMap<Part, (f64, f64, usize)> = BTreeMap::new();
     for edge in edges {
         if let Some(part) = part_of(edge) {
-            let (value, count) = best.entry(part).or_insert((0.0, 0));
-            (*value, *count) = (value.max(edge.gb_per_s), *count + 1);
+            let (value, healthy, count) = best.entry(part).or_insert((0.0, 0.0, 0));
+            *value = value.max(edge.gb_per_s);
+            *healthy = healthy.max(shares.of(edge));
+            *count += 1;
         }
     }
-    best.retain(|_, (_, count)| *count >= least);
-    let best: BTreeMap<Part, f64> =
-        best.into_iter().map(|(part, (value, _))| (part, value)).collect();
+    best.retain(|_, (_, _, count)| *count >= least);
     if best.len() < LIKE_LEAST {
         return Vec::new();
     }
-    let logs: Vec<f64> = best.values().map(|value| value.max(f64::MIN_POSITIVE).ln()).collect();
+    let logs: Vec<f64> =
+        best.values().map(|(value, ..)| value.max(f64::MIN_POSITIVE).ln()).collect();
     let middle = median(logs.clone());
     let deviations = logs.iter().map(|log| (log - middle).abs()).collect();
     let mad = median(deviations).max(MAD_LEAST);
-    let finding = |(&part, &gb_per_s): (&Part, &f64)| {
+    let finding = |(&part, &(gb_per_s, healthy, _)): (&Part, &(f64, f64, usize))| {
         let z = 0.6745 * (gb_per_s.max(f64::MIN_POSITIVE).ln() - middle) / mad;
         let median_gb_per_s = middle.exp();
         let is_slow = z < -Z_LIMIT && gb_per_s < healthy * median_gb_per_s;
@@ -217,7 +220,7 @@ mod tests {
     }
 
     fn parts(seats: &[Seat], edges: &[Edge]) -> Vec<Part> {
-        diagnose(seats, edges, SHARE_HEALTHY).into_iter().map(|finding| finding.part).collect()
+        diagnose(seats, edges, &[]).into_iter().map(|finding| finding.part).collect()
     }
 
     proptest! {
@@ -269,7 +272,7 @@ mod tests {
         let all = edges(&seats, 7, |from, to| if from == 2 || to == 2 { 0.3 } else { 1.0 });
         let host = |sends| Part::Host { host: 2, sends };
         assert_eq!(parts(&seats, &all), [host(true), host(false)]);
-        let finding = &diagnose(&seats, &all, SHARE_HEALTHY)[0];
+        let finding = &diagnose(&seats, &all, &[])[0];
         assert!((finding.gb_per_s / finding.median_gb_per_s - 0.3).abs() < 0.02, "{finding:?}");
         let text = finding.to_string();
         assert!(text.starts_with("host 2 sends 1"), "{text}");
@@ -288,6 +291,30 @@ mod tests {
         let all = edges(&two, 7, |from, to| if is_of(from, to) { 0.3 } else { 1.0 });
         let rank = |sends| Part::Rank { rank: 3, sends };
         assert_eq!(parts(&two, &all), [rank(true), rank(false)]);
+    }
+
+    /// One that is excuses no other.
+    #[test]
+    fn a_crowded_machine_excuses_what_touches_it_alone() {
+        let seats = seats(4, 2);
+        let crowds = [Crowd { hosts: vec![3], ranks: 2, cores: 1 }];
+        // Crowded or slow, each is half as fast in what it sends.
+        let slow = |host| {
+            let factor = |from: usize, to: usize| {
+                let is_slow = seats[from].host == host && seats[to].host != host;
+                if is_slow { 0.6 } else { 1.0 }
+            };
+            let found = diagnose(&seats, &edges(&seats, 7, factor), &crowds);
+            found.into_iter().map(|finding| finding.part).collect::<Vec<_>>()
+        };
+        assert_eq!(slow(1), [Part::Host { host: 1, sends: true }]);
+        // All that it sends to others has an end there.
+        assert_eq!(slow(3), []);
+        let links = |to: usize| {
+            let factor = |a: usize, b: usize| if (a, b) == (0, to) { 0.6 } else { 1.0 };
+            diagnose(&seats, &edges(&seats, 7, factor), &crowds).len()
+        };
+        assert_eq!([links(2), links(6)], [1, 0]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::crowd::Crowd;
 use super::diagnose::{Finding, diagnose};
 use super::report::{Edge, Seat};
 
@@ -64,9 +65,9 @@ impl fmt::Display for Dismissed {
     }
 }
 
-/// What to say of ranks at `seats` whose edges were measured so: first all, then some again. What
-/// reaches the share `healthy` of its like is not slow ([`share_healthy`](super::crowd::share_healthy)).
-pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], healthy: f64) -> Judgement {
+/// What to say of ranks at `seats`, some of them on machines that are crowded, whose edges were
+/// measured so: first all, then some again.
+pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], crowds: &[Crowd]) -> Judgement {
     let edges = best(measured);
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for edge in measured.iter().flatten() {
@@ -77,7 +78,7 @@ pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], healthy: f64) -> Judgement 
         let finding = finding.clone();
         edges.iter().filter(move |edge| finding.concerns(seats, edge))
     };
-    let suspects = diagnose(seats, &edges, healthy);
+    let suspects = diagnose(seats, &edges, crowds);
     let doubted = suspects.iter().flat_map(of).filter(|edge| tries(edge) < TRIES);
     let again: BTreeSet<(usize, usize)> =
         doubted.map(|edge| (edge.from.min(edge.to), edge.from.max(edge.to))).collect();
@@ -93,7 +94,7 @@ pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], healthy: f64) -> Judgement 
         dismissed.push(Dismissed { finding, why });
     }
     for count in 1..measured.len() {
-        for finding in diagnose(seats, &best(&measured[..count]), healthy) {
+        for finding in diagnose(seats, &best(&measured[..count]), crowds) {
             let same = |other: &Finding| {
                 (other.part, other.between_hosts) == (finding.part, finding.between_hosts)
             };
@@ -122,7 +123,7 @@ fn best(measured: &[Vec<Edge>]) -> Vec<Edge> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::diagnose::{Part, SHARE_HEALTHY};
+    use super::super::diagnose::Part;
     use super::*;
 
     fn seats(hosts: usize, each: usize) -> Vec<Seat> {
@@ -151,7 +152,7 @@ mod tests {
         let mut measured = vec![measure(seats, None, |a, b| factor(0, (a, b)))];
         loop {
             let round = measured.len();
-            match judge(seats, &measured, SHARE_HEALTHY) {
+            match judge(seats, &measured, &[]) {
                 Judgement::Told(told) => return (told, round),
                 Judgement::Again(pairs) => {
                     measured.push(measure(seats, Some(&pairs), |a, b| factor(round, (a, b))));
@@ -197,12 +198,10 @@ mod tests {
         let seats = seats(3, 3);
         let mut measured =
             vec![measure(&seats, None, |from, to| if (from, to) == (0, 8) { 0.1 } else { 1.0 })];
-        assert!(matches!(judge(&seats, &measured, SHARE_HEALTHY), Judgement::Again(_)));
+        assert!(matches!(judge(&seats, &measured, &[]), Judgement::Again(_)));
         // Others were measured again meanwhile.
         measured.extend((1..MEASUREMENTS_MOST).map(|_| Vec::new()));
-        let Judgement::Told(told) = judge(&seats, &measured, SHARE_HEALTHY) else {
-            panic!("measured again")
-        };
+        let Judgement::Told(told) = judge(&seats, &measured, &[]) else { panic!("measured again") };
         assert_eq!(told.findings, []);
         assert_eq!(told.dismissed[0].why, Why::TooFew { tries: 1 });
     }

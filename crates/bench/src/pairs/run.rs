@@ -86,7 +86,7 @@ pub fn run(
             tell(done, of)?;
         }
         measured.push(edges);
-        match judge(&seats, &measured, crowd::share_healthy(&crowds)) {
+        match judge(&seats, &measured, &crowds) {
             Judgement::Told(told) => return Ok(Measured { hosts, seats, crowds, told }),
             // Whole rounds, so that links are shared as they were.
             Judgement::Again(pairs) => {

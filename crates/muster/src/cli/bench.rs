@@ -60,7 +60,8 @@ Examples:
 Every rank meets every other once, first within hosts, then between them, where as many pairs share
 a host in every round. All pairs of a round are measured at the same time: round trips of 8 bytes, then messages in one direction, then in the other. A part is slow
 if its best direction is: below 90 % of the median of its like, and with a modified z-score below
--3.5. Larger parts come first, and what they explain is not named again.")]
+-3.5. Where ranks outnumber the cores of a machine, what has an end there is slow below a smaller
+share, which the table tells. Larger parts come first, and what they explain is not named again.")]
     Links(super::LinksArgs),
     /// Time reading, writing and copying of device memory
     #[command(after_help = "\
@@ -79,8 +80,10 @@ A side is what Muster, nccl-tests or rccl-tests printed or wrote as JSON or CSV;
 which. A case is slower if its median (or mean, where there is no median) grew by more
 than the threshold and, where both sides have an interval of the median, if the two are apart.
 
-Exits with 0 if nothing is slower, wrong or missing, with 1 if something is or if the run of a side
-says that it failed, and with 2 if a side cannot be read or the two have nothing in common.")]
+Exits with 0 if nothing is slower, wrong or missing; with 1 if something is, if a case has no two
+times to compare, if NEW ended early where BASE did not (with --allow-missing, too), or if the run
+of a side says that it failed; and with 2 if a side cannot be read or the two have nothing in
+common.")]
     Compare(CompareArgs),
 }
 

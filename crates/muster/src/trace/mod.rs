@@ -18,5 +18,5 @@ mod plan;
 mod recorder;
 
 pub use command::run;
-pub use plan::{Plan, Steps, Traced, parts_stay};
+pub use plan::{Parts, Plan, Steps, Traced};
 pub use recorder::Recorder;

@@ -83,10 +83,21 @@ fn parts(file: &Path) -> PathBuf {
     parts.into()
 }
 
-/// What is said of the parts of a host's trace, which is that of `path`, where nobody merges them.
-pub fn parts_stay(path: &Path, (node, nodes): (usize, usize)) -> String {
-    let parts = parts(&file(path, node, nodes));
-    format!("what was recorded stays in {} (muster trace merge)", parts.display())
+/// The parts of a host's trace.
+#[derive(Debug, Clone)]
+pub struct Parts(PathBuf);
+
+impl Parts {
+    /// Of host `node` of `nodes`, whose trace is that of `path` ([`file()`]).
+    pub fn of(path: &Path, (node, nodes): (usize, usize)) -> Parts {
+        Parts(parts(&file(path, node, nodes)))
+    }
+
+    /// What is said of them where nobody merges them any more, if they are there.
+    pub fn stay(&self) -> Option<String> {
+        let path = self.0.display();
+        self.0.is_dir().then(|| format!("what was recorded stays in {path} (muster trace merge)"))
+    }
 }
 
 /// A host's trace, while its ranks record it.

@@ -23,6 +23,7 @@ use train::config::WarnSignal;
 
 use crate::error::{CliError, Exit};
 use crate::limits;
+use crate::trace::Parts;
 
 /// How long the watch may take to end the ranks in good order after a second Ctrl-C.
 const ORDERLY: Duration = Duration::from_millis(300);
@@ -37,19 +38,27 @@ pub struct Ending {
     pub early: String,
     /// What is said after a second Ctrl-C.
     pub at_once: String,
+    /// Of a trace, which may have been merged by then.
+    pub parts: Option<Parts>,
     /// Of a request to stop before the ranks run; Ctrl-C has an exit code of its own.
     pub asked: Exit,
 }
 
 impl Ending {
-    /// Of a training; `traced` is said of its trace, if it has one.
-    pub fn of_training(traced: Option<&str>) -> Ending {
-        let at_once = "stopped at once; checkpoints that were saved are intact";
+    /// Of a training.
+    pub fn of_training(parts: Option<Parts>) -> Ending {
         Ending {
             early: "stopped before training began".to_owned(),
-            at_once: traced.map_or(at_once.to_owned(), |traced| format!("{at_once}; {traced}")),
+            at_once: "stopped at once; checkpoints that were saved are intact".to_owned(),
+            parts,
             asked: Exit::Preempted,
         }
+    }
+
+    /// What is said now, after a second Ctrl-C.
+    fn at_once(&self) -> String {
+        let stay = self.parts.as_ref().and_then(Parts::stay);
+        self.at_once.clone() + &stay.map(|stay| format!("; {stay}")).unwrap_or_default()
     }
 }
 
@@ -143,7 +152,7 @@ impl Signals {
 
     /// Ends the process after a second Ctrl-C.
     pub fn at_once(&self) -> ! {
-        end(&self.ending.at_once, Exit::Interrupted)
+        end(&self.ending.at_once(), Exit::Interrupted)
     }
 
     pub fn interrupts(&self) -> usize {
@@ -232,5 +241,26 @@ pub fn die_with_parent() {
         if parent.is_some_and(|pid: u32| pid != std::os::unix::process::parent_id()) {
             std::process::exit(3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_trace_are_told_of_as_long_as_they_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.json");
+        let ending = Ending::of_training(Some(Parts::of(&path, (0, 1))));
+        let plain = "stopped at once; checkpoints that were saved are intact";
+        assert_eq!(ending.at_once(), plain);
+        let parts = dir.path().join("t.json.parts");
+        std::fs::create_dir(&parts).unwrap();
+        let stay = format!("; what was recorded stays in {} (muster trace merge)", parts.display());
+        assert_eq!(ending.at_once(), format!("{plain}{stay}"));
+        // They were merged.
+        std::fs::remove_dir(&parts).unwrap();
+        assert_eq!(ending.at_once(), plain);
     }
 }

@@ -77,9 +77,9 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let cache = run.root().join("data");
     let warn_signal = planned.config.ranks.warn_signal;
     let asked = absence.clone();
-    let traced =
-        args.trace.as_deref().map(|path| trace::parts_stay(path, (hosts.node, hosts.nodes)));
-    let ending = Ending::of_training(traced.as_deref());
+    let nodes = (hosts.node, hosts.nodes);
+    let parts = args.trace.as_deref().map(|path| trace::Parts::of(path, nodes));
+    let ending = Ending::of_training(parts);
     let signals = Signals::watch(warn_signal, ending, move || {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried);

@@ -249,6 +249,15 @@ mod tests {
     }
 
     #[test]
+    fn every_path_that_data_can_take_is_read() {
+        for path in Path::ALL {
+            let mut report = full();
+            report.rows[0].path = Some(path);
+            assert_eq!(read(&report.csv()).unwrap().rows[0].path, Some(path));
+        }
+    }
+
+    #[test]
     fn columns_may_be_added_and_may_be_missing() {
         let csv = full().csv();
         let wider: String = csv.lines().map(|line| format!("{line},\"a, \"\"b\"\"\"\n")).collect();

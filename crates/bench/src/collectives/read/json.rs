@@ -7,8 +7,9 @@
 //! keys hold `null`, and neither averages nor `end_time` come. `errors` holds an empty text where
 //! there was none.
 //!
-//! `out_of_bounds` and `errors` are failures of the run. An average below what was asked for is
-//! none: how fast it was is for whoever compares.
+//! `out_of_bounds` is a failure of the run. `errors` has the library's last error, which is also
+//! what it only warned of: it is a failure where the run has another sign of one. An average below
+//! what was asked for is none: how fast it was is for whoever compares.
 
 use std::fmt;
 use std::str::FromStr;
@@ -249,22 +250,20 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         rows(op, report.ranks, iterations, case, &mut report.rows);
     }
     report.complete = ended && whole;
-    report.failures = failures(file.out_of_bounds.as_ref(), file.errors.unwrap_or_default());
+    report.failures.extend(file.out_of_bounds.as_ref().and_then(failure));
+    let errors = file.errors.unwrap_or_default().into_iter().flatten();
+    let errors = errors.filter(|error| !error.trim().is_empty());
+    let errors = errors.map(|error| format!("`errors` has \"{}\"", error.trim()));
+    report.take_last_words(errors.collect());
     Ok(report)
 }
 
-/// What the run says of itself that went wrong.
-fn failures(out_of_bounds: Option<&OutOfBounds>, errors: Vec<Option<String>>) -> Vec<String> {
-    let out_of_bounds = out_of_bounds.and_then(|OutOfBounds { count, okay }| {
-        let is_bad = okay.as_deref() == Some("false") || count.is_some_and(|count| count > 0);
-        let (count, okay) = (count.map_or("unknown".into(), |n| n.to_string()), okay.as_deref());
-        let okay = okay.unwrap_or("unknown");
-        is_bad.then(|| format!("`out_of_bounds` has count {count}, okay \"{okay}\""))
-    });
-    let errors = errors.into_iter().flatten();
-    let errors = errors.filter(|error| !error.trim().is_empty());
-    let errors = errors.map(|error| format!("`errors` has \"{}\"", error.trim()));
-    out_of_bounds.into_iter().chain(errors).collect()
+/// What the run says of its own results, if they are wrong.
+fn failure(OutOfBounds { count, okay }: &OutOfBounds) -> Option<String> {
+    let is_bad = okay.as_deref() == Some("false") || count.is_some_and(|count| count > 0);
+    let (count, okay) = (count.map_or("unknown".into(), |n| n.to_string()), okay.as_deref());
+    let okay = okay.unwrap_or("unknown");
+    is_bad.then(|| format!("`out_of_bounds` has count {count}, okay \"{okay}\""))
 }
 
 /// All but the rows.
@@ -465,11 +464,12 @@ mod tests {
     fn what_the_run_says_of_itself_is_kept() {
         let json = Made::example().json();
         assert_eq!(read(&json).unwrap().failures, [""; 0]);
-        let with = |from: &str, to: &str| {
+        let changed = |json: &str, from: &str, to: &str| {
             let changed = json.replacen(from, to, 1);
             assert_ne!(changed, json, "{from}");
-            read(&changed).unwrap().failures
+            changed
         };
+        let with = |from: &str, to: &str| read(&changed(&json, from, to)).unwrap().failures;
         let bounds = "\"out_of_bounds\":{\"count\":0,\"okay\":\"true\"}";
         assert_eq!(
             with(bounds, "\"out_of_bounds\":{\"count\":7,\"okay\":\"false\"}"),
@@ -479,8 +479,19 @@ mod tests {
             with(bounds, "\"out_of_bounds\":{\"okay\":\"false\"}"),
             ["`out_of_bounds` has count unknown, okay \"false\""]
         );
-        let said = with("\"errors\":[\"\"]", "\"errors\":[\"\",\"unhandled error\"]");
-        assert_eq!(said, ["`errors` has \"unhandled error\""]);
+        // NCCL keeps there what it warned of, too: by itself that is no failure.
+        let warned = changed(&json, "\"errors\":[\"\"]", "\"errors\":[\"\",\"unhandled error\"]");
+        let report = read(&warned).unwrap();
+        let said = "`errors` has \"unhandled error\"";
+        assert_eq!((report.failures.len(), &report.warnings[..]), (0, &[said.to_owned()][..]));
+        for (from, to, failures) in [
+            (bounds, "\"out_of_bounds\":{\"count\":7,\"okay\":\"false\"}", 2),
+            (",\"end_time\":\"2026-07-09 16:03:29\"", "", 1),
+        ] {
+            let report = read(&changed(&warned, from, to)).unwrap();
+            assert_eq!((report.failures.len(), report.warnings.len()), (failures, 0), "{to}");
+            assert_eq!(report.failures[failures - 1], said);
+        }
         // A file that was closed mechanically.
         assert_eq!(with(bounds, "\"out_of_bounds\":null"), [""; 0]);
     }

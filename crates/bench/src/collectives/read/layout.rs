@@ -9,6 +9,8 @@ use crate::BenchError;
 
 /// Words up to the root.
 const KEYS: [&str; 5] = ["size", "count", "type", "redop", "root"];
+/// Those behind the size that are no numbers, `type` and `redop`.
+const WORDS: [usize; 2] = [1, 2];
 /// Words behind the sides.
 const CHOICE: [&str; 3] = ["algo", "proto", "nchannels"];
 
@@ -144,17 +146,48 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The place within `word` at which a number ends and a message begins.
+    /// The place within `word` at which a number ends and a message of an unknown host begins;
+    /// `None` where the whole word is the message's. What may have digits of a number whose end is
+    /// not known is not cut off: a word that is no number makes the row unreadable, and not wrong.
     pub fn cut(&self, line: &str, word: std::ops::Range<usize>) -> Option<usize> {
-        let size_end = size_end(line)?;
-        let mut cuts = self.breaks.iter().map(|place| size_end + place);
-        cuts.find(|cut| word.contains(cut) && *cut > word.start && line.is_char_boundary(*cut))
+        let text = &line[word.clone()];
+        let is_number = text.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+            || ["N/A", "nan"].iter().any(|none| text.starts_with(none));
+        let unclear = is_number.then_some(word.end);
+        let first = words(line).next().filter(|(_, first)| first.parse::<u64>().is_ok());
+        let Some(size_end) = first.map(|(at, size)| at + size.len()) else {
+            let is_first = line[..word.start].trim().is_empty();
+            return unclear.filter(|_| is_first);
+        };
+        let cuts = || self.breaks.iter().map(|place| size_end + place);
+        let before: Vec<(usize, &str)> = words(&line[..word.start]).collect();
+        // Where a number was too wide for its column all others are further to the right, and where
+        // a side was left out they may be further to the left.
+        let is_in_column = |(at, other): &(usize, &str)| cuts().any(|cut| cut == at + other.len());
+        let is_one_side = before.get(KEYS.len() - 1).is_some_and(|root| blank(line, *root));
+        if is_one_side || !before.iter().skip(1).all(is_in_column) {
+            return unclear;
+        }
+        let of_column = |&(_, cut): &(usize, usize)| {
+            word.contains(&cut) && cut > word.start && line.is_char_boundary(cut)
+        };
+        match cuts().enumerate().find(of_column) {
+            Some((column, cut)) if is_number || WORDS.contains(&column) => Some(cut),
+            _ => unclear,
+        }
     }
 
-    /// Whether a row reaches as far as its columns, so that its last number has lost no digits.
+    /// Whether a row reaches as far as its columns, so that its last number has lost no digits. How
+    /// long the words behind the sides are is not known.
     pub fn is_filled(&self, line: &str) -> bool {
         let last = self.breaks.last().copied().unwrap_or(0);
-        size_end(line).is_some_and(|size_end| line.trim_end().len() >= size_end + last)
+        let end = size_end(line).map(|size_end| size_end + last);
+        self.tail() == 0 && end.is_some_and(|end| line.trim_end().len() >= end)
+    }
+
+    /// Words behind the sides.
+    fn tail(&self) -> usize {
+        2 * usize::from(self.timestamp) + CHOICE.len() * usize::from(self.choice)
     }
 
     /// Whether more behind it may make this a row: its last word may be a part of one.
@@ -165,11 +198,13 @@ impl Layout {
         let is_size = all.iter().take(2).all(|(_, word)| is_number(word));
         let keys = whole.get(..KEYS.len()).is_none_or(|keys| keys_of(keys).is_ok());
         let numbers = whole.get(KEYS.len()..).unwrap_or_default();
-        let numbers_max = self.sides.len() * self.columns.len();
+        let is_one_side = all.get(KEYS.len() - 1).is_some_and(|root| blank(line, *root));
+        let sides = if is_one_side { 1 } else { self.sides.len() };
+        let numbers_max = sides * self.columns.len();
         let columns = self.columns.iter().cycle();
         let mut cells = columns.zip(numbers).take(numbers_max);
         let are_numbers = cells.all(|(column, word)| side_of(&[*column], &[*word]).is_ok());
-        is_size && keys && are_numbers && all.len() <= KEYS.len() + numbers_max
+        is_size && keys && are_numbers && all.len() <= KEYS.len() + numbers_max + self.tail()
     }
 
     /// Where a row begins in what a message ends with, if one does: its first five words stand
@@ -193,7 +228,7 @@ impl Layout {
             ));
         };
         let mut cells = keys_of(keys)?;
-        let tail = 2 * usize::from(self.timestamp) + 3 * usize::from(self.choice);
+        let tail = self.tail();
         let numbers = &all[KEYS.len()..];
         let width = self.columns.len();
         let full = self.sides.len() * width + tail;

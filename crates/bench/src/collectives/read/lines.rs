@@ -67,12 +67,13 @@ pub fn message(line: &str) -> Option<Message> {
     }
     let mark = MARKS.iter().filter_map(|mark| line.find(mark)).min()?;
     let before = &line[..mark];
-    let word = words(before).find(|(_, word)| {
+    let is_origin = |(_, word): &(usize, &str)| {
         let mut parts = word.rsplitn(3, ':');
         let numbers = parts.next().is_some_and(is_number) && parts.next().is_some_and(is_number);
         numbers && parts.next().is_some_and(|host| !host.is_empty())
-    });
-    let Some((at, word)) = word else {
+    };
+    // A row may have a time of the day, which looks the same, before it.
+    let Some((at, word)) = words(before).filter(is_origin).last() else {
         return Some(Message { start: 0, word: 0..0, text: mark });
     };
     let start = stamp(&before[..at]).unwrap_or(at);
@@ -126,6 +127,7 @@ mod tests {
         assert_eq!(start("NCCL version 2.30.7"), Some(0));
         assert_eq!(start("odd NCCL INFO without a host"), Some(0));
         assert_eq!(start("  8  -1  1.0"), None);
+        assert_eq!(start("  8  16:03:21 node:1:2 [0] NCCL INFO x"), Some(14));
         let word = message("  8  -1node:1:2 [0] NCCL INFO x").unwrap().word;
         assert_eq!(word, 5..15);
     }

@@ -13,11 +13,16 @@
 //! This program's own tables have these columns, too, below `# muster VERSION`; their times are
 //! medians, and a line `# N ranks, TRANSPORT, ordered` stands above each.
 //!
+//! A line `# error: …` below them has the library's last error, which is also what it only warned
+//! of: a failure where the run has another sign of one.
+//!
 //! Several programs may follow each other. Known oddities: see [`super::lines`],
 //! [`super::interleaved`] and [`super::layout`]; #wrong is `N/A` where nothing was checked; the
 //! file may end anywhere. Between the columns' header and the end of a table nothing but rows,
 //! comments, blank lines and messages of the library may come; elsewhere lines that begin like rows
 //! are refused, others passed over.
+
+use std::collections::BTreeSet;
 
 use super::super::formula::Op;
 use super::super::report::{Host, Report, Tool};
@@ -51,6 +56,8 @@ struct Reader {
     ranks: Option<usize>,
     /// The group whose ranks are counted: of several, all have the same number.
     group: Option<String>,
+    /// Names of the hosts of all groups: messages may begin with them.
+    names: BTreeSet<String>,
     /// What this program's own tables state above their columns.
     stated: Stated,
     iterations: Option<u64>,
@@ -58,13 +65,17 @@ struct Reader {
     places: String,
     /// Inside a table.
     layout: Option<Layout>,
-    /// The beginning of a row that a message broke off, and its line.
+    /// The beginning of a row or comment that a message broke off, and its line.
     pending: String,
     begun: usize,
+    /// The rest of a row that was skipped may still come.
+    has_skipped: bool,
     tables: usize,
     /// Tables with their end.
     ended: usize,
     failed: bool,
+    /// What the library said last.
+    last_words: Vec<String>,
     /// The number of the line that is read.
     line: usize,
 }
@@ -81,15 +92,18 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         op: None,
         ranks: None,
         group: None,
+        names: BTreeSet::new(),
         stated: Stated::default(),
         iterations: None,
         places: String::new(),
         layout: None,
         pending: String::new(),
         begun: 1,
+        has_skipped: false,
         tables: 0,
         ended: 0,
         failed: false,
+        last_words: Vec::new(),
         line: 1,
     };
     for (index, whole) in text.split_inclusive('\n').enumerate() {
@@ -105,11 +119,44 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
                    redop root time …` is missing";
         return Err(BenchError::Read { line: reader.line, column: 1, why: why.to_owned() });
     }
-    let is_whole = reader.pending.is_empty();
+    let is_whole = reader.pending.is_empty() || is_comment(&reader.pending);
     let carried = std::mem::take(&mut reader.pending);
-    reader.give_up(&carried);
+    let ended = reader.give_up(&carried);
+    ended.map_err(|why| BenchError::Read { line: reader.begun, column: 1, why })?;
     reader.report.complete = reader.ended == reader.tables && !reader.failed && is_whole;
+    reader.report.take_last_words(reader.last_words);
     Ok(reader.report)
+}
+
+/// What stands in a line, without messages.
+struct Part<'a> {
+    text: &'a str,
+    /// The byte of the line that it begins at.
+    at: usize,
+    /// Whether a message follows it, and whether it follows one.
+    is_broken: bool,
+    is_behind: bool,
+    /// Whether the file ends within it.
+    is_cut_off: bool,
+}
+
+fn is_comment(text: &str) -> bool {
+    text.trim_start().starts_with('#')
+}
+
+/// Whether a comment begins here: a title of a column may begin with `#`, too.
+fn begins_comment(text: &str) -> bool {
+    let rest = text.trim_start().strip_prefix('#');
+    rest.is_some_and(|rest| rest.chars().next().is_none_or(char::is_whitespace))
+}
+
+fn begins_with_a_digit(text: &str) -> bool {
+    text.trim_start().starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Rows begin with two whole numbers, and nothing else does.
+fn begins_like_a_row(text: &str) -> bool {
+    words(text).take(2).filter(|(_, word)| word.parse::<u64>().is_ok()).count() == 2
 }
 
 impl Reader {
@@ -117,52 +164,76 @@ impl Reader {
     fn line(&mut self, line: &str, cut_off: bool) -> Result<(), (usize, String)> {
         let mut rest = Some(untagged(line));
         let mut is_behind = false;
-        while let Some(part) = rest {
-            let hosts: Vec<&str> = self.report.hosts.iter().map(|host| &*host.name).collect();
-            let split = split(part, &self.pending, self.layout.as_ref(), &hosts);
-            // Each goes to the end of the line.
-            let at = line.len() - part.len();
-            let is_cut_off = cut_off && !split.is_broken;
-            self.part(split.before, (split.is_broken || is_behind, is_cut_off), at)?;
+        while let Some(text) = rest {
+            let split = split(text, &self.pending, self.layout.as_ref(), &self.names);
+            self.part(&Part {
+                text: split.before,
+                // Each goes to the end of the line.
+                at: line.len() - text.len(),
+                is_broken: split.is_broken,
+                is_behind,
+                is_cut_off: cut_off && !split.is_broken,
+            })?;
             rest = split.behind;
             is_behind = true;
         }
         Ok(())
     }
 
-    /// Takes what stands in a line from byte `at` on, without messages: by one it may be broken.
-    fn part(
-        &mut self,
-        part: &str,
-        (is_broken, cut_off): (bool, bool),
-        at: usize,
-    ) -> Result<(), (usize, String)> {
-        if part.trim().is_empty() {
+    fn part(&mut self, part: &Part) -> Result<(), (usize, String)> {
+        let at = part.at + 1;
+        if part.text.trim().is_empty() {
+            // The end of a line ends a comment.
+            if is_comment(&self.pending) && !part.is_broken {
+                return self.end_comment("").map_err(|(_, why)| (1, why));
+            }
             if !self.pending.is_empty() {
-                self.pending += part;
+                self.pending += part.text;
             }
             return Ok(());
         }
-        let carried = std::mem::take(&mut self.pending);
-        let text = carried.clone() + part;
+        let text = self.pending.clone() + part.text;
         if FAILURES.iter().any(|words| text.contains(words)) {
+            self.pending.clear();
             self.failed = true;
             self.layout = None;
             return Ok(());
         }
-        if part.trim_start().starts_with('#') {
-            self.give_up(&carried);
-            return self.comment(part).map_err(|(byte, why)| (at + byte + 1, why));
+        if is_comment(&self.pending) {
+            if !begins_comment(part.text) && !begins_like_a_row(part.text) {
+                if part.is_broken {
+                    self.pending += part.text;
+                    return Ok(());
+                }
+                return self.end_comment(part.text).map_err(|(_, why)| (1, why));
+            }
+            self.end_comment("").map_err(|(_, why)| (1, why))?;
         }
-        let begins_like_a_row =
-            words(&text).take(2).filter(|(_, word)| word.parse::<u64>().is_ok()).count() == 2;
+        let carried = std::mem::take(&mut self.pending);
+        if is_comment(part.text) {
+            self.give_up(&carried).map_err(|why| (at, why))?;
+            self.has_skipped = false;
+            if part.is_broken {
+                (self.pending, self.begun) = (part.text.to_owned(), self.line);
+                return Ok(());
+            }
+            return self.comment(part.text).map_err(|(byte, why)| (at + byte, why));
+        }
+        let text = carried.clone() + part.text;
+        self.row(part, (&carried, text))
+    }
+
+    /// Takes what is no comment: a row, of which `carried` was there before.
+    fn row(&mut self, part: &Part, (carried, text): (&str, String)) -> Result<(), (usize, String)> {
+        let at = part.at + 1;
+        let is_row = begins_like_a_row(&text);
         let Some(layout) = &self.layout else {
-            return match begins_like_a_row {
-                true => Err((at + 1, "a row before the names of its columns".to_owned())),
+            return match is_row {
+                true => Err((at, "a row before the names of its columns".to_owned())),
                 false => Ok(()),
             };
         };
-        if cut_off {
+        if part.is_cut_off {
             // Its last number may have lost digits.
             self.failed = true;
             if let Some(cells) = layout.row_cut_off(&text) {
@@ -170,40 +241,61 @@ impl Reader {
             }
             return Ok(());
         }
+        let has_skipped = std::mem::take(&mut self.has_skipped);
+        let may_lack = part.is_broken || part.is_behind;
         let begun = if carried.is_empty() { self.line } else { self.begun };
+        // Its first digits may be lost.
+        let is_rest = has_skipped && carried.is_empty() && !text.starts_with(char::is_whitespace);
         match layout.row(&text) {
-            Ok(Some(cells)) if !is_broken || layout.is_filled(&text) => self.rows(cells),
+            Ok(_) if is_rest => self.skip(self.line),
+            Ok(Some(cells)) if !may_lack || layout.is_filled(&text) => self.rows(cells),
             Ok(_) => (self.pending, self.begun) = (text, begun),
-            Err(_) if is_broken && layout.begins_row(&text) => {
+            Err(_) if may_lack && layout.begins_row(&text) => {
                 (self.pending, self.begun) = (text, begun);
             }
             Err(_) if !carried.is_empty() => {
-                self.give_up(&carried);
+                self.give_up(carried).map_err(|why| (at, why))?;
                 // What is no row by itself may be the rest of one.
-                if self.part(part, (is_broken, cut_off), at).is_err() {
+                if self.row(part, ("", part.text.to_owned())).is_err() {
                     self.skip(self.line);
                 }
             }
-            // Something else before a message.
-            Err(_) if is_broken && !begins_like_a_row => {}
-            Err(_) if is_broken => self.skip(self.line),
-            Err((byte, why)) => return Err((at + byte + 1, why)),
+            Err((byte, why)) if !has_skipped && !may_lack => return Err((at + byte, why)),
+            Err(_) if is_row || !has_skipped && begins_with_a_digit(&text) => self.skip(self.line),
+            // The rest of what was skipped, or something else before a message.
+            Err(_) => self.has_skipped = has_skipped && part.is_broken,
         }
         Ok(())
     }
 
-    /// Takes the beginning of a row whose rest does not come: only if nothing is missing.
-    fn give_up(&mut self, carried: &str) {
+    /// Takes what was broken off and has no rest: a row only if nothing is missing.
+    fn give_up(&mut self, carried: &str) -> Result<(), String> {
+        if is_comment(carried) {
+            carried.clone_into(&mut self.pending);
+            return self.end_comment("").map_err(|(_, why)| why);
+        }
         match self.layout.as_ref().map(|layout| layout.row(carried)) {
             Some(Ok(Some(cells))) => self.rows(cells),
             _ if carried.is_empty() => {}
             _ => self.skip(self.begun),
         }
+        Ok(())
     }
 
     fn skip(&mut self, line: usize) {
         let why = format!("line {line}: a row that a message broke off; its rest is not known");
         self.report.skipped.push(why);
+        self.has_skipped = true;
+    }
+
+    /// Takes the comment that a message broke off, as it goes on: it is told with the line where
+    /// it began.
+    fn end_comment(&mut self, rest: &str) -> Result<(), (usize, String)> {
+        let whole = std::mem::take(&mut self.pending) + rest;
+        let line = std::mem::replace(&mut self.line, self.begun);
+        self.comment(&whole)?;
+        self.line = line;
+        Ok(())
     }
 
     /// Takes a line that begins with `#`; a mistake is at a byte of it.
@@ -244,14 +336,19 @@ impl Reader {
             (Some("size"), Some("count")) => return self.table(text),
             (Some("Out"), Some("of")) => {
                 let verdict = body.split_once(':').map_or("", |(_, verdict)| verdict.trim());
+                // It may be lost, and says nothing then.
+                let number = verdict.split_whitespace().next().unwrap_or("0");
+                let is_good = number == "0" && !verdict.ends_with("FAILED");
                 // This program's counts rows, which say it themselves.
-                let is_good = verdict.starts_with("0 ") && !verdict.ends_with("FAILED");
                 if !is_good && !self.is_own() {
-                    self.fail(body);
+                    let said = self.said(body);
+                    self.report.failures.push(said);
                 }
             }
-            // The library's last word, below the tables.
-            (Some("error:"), Some(_)) => self.fail(body),
+            (Some("error:"), Some(_)) => {
+                let said = self.said(body);
+                self.last_words.push(said);
+            }
             (Some("Avg"), Some("bus")) => {
                 self.ended += usize::from(self.layout.take().is_some());
             }
@@ -266,10 +363,10 @@ impl Reader {
         self.report.tool.name == MUSTER
     }
 
-    /// Keeps what the program says of its own run that went wrong.
-    fn fail(&mut self, said: &str) {
+    /// With its line.
+    fn said(&self, said: &str) -> String {
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-        self.report.failures.push(format!("line {}: {said}", self.line));
+        format!("line {}: {said}", self.line)
     }
 
     /// `nccl-tests version V nccl-headers=N nccl-library=N`.
@@ -309,6 +406,7 @@ impl Reader {
             self.group = Some(String::new());
             return Ok(());
         };
+        self.names.insert(host.to_owned());
         let group = after("Group").unwrap_or("0").to_owned();
         if *self.group.get_or_insert_with(|| group.clone()) != group {
             return Ok(());

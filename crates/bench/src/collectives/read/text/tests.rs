@@ -103,6 +103,43 @@ fn what_the_run_says_of_itself_is_kept() {
     let said =
         ["line 22: Out of bounds values : 7 FAILED", "line 28: error: unhandled system error"];
     assert_eq!(read(&failed).unwrap().failures, said);
+    // What NCCL warned of last, in a run that did all.
+    let warned = read(&(text.clone() + "# error: no such plugin\n")).unwrap();
+    assert_eq!(warned.failures, [""; 0]);
+    assert_eq!(warned.warnings, ["line 28: error: no such plugin"]);
+    // And in one that did not.
+    let early = text.replace("# Avg", "# Gva") + "# error: unhandled system error\n";
+    let early = read(&early).unwrap();
+    assert_eq!((early.complete, early.warnings.len()), (false, 0));
+    assert_eq!(early.failures, ["line 28: error: unhandled system error"]);
+}
+
+/// Whatever its words are, what follows is read.
+#[test]
+fn the_rest_of_a_row_that_was_skipped_is_passed_over() {
+    let text = Made::example().text(&Style::default());
+    let whole = read(&text).unwrap();
+    let message = "other:1:2 [0] NCCL INFO a message";
+    let (head, tail) = text.split_once("114.86").unwrap();
+    let (to_count, behind) = text.split_once("262144").unwrap();
+    for broken in [
+        // Too little for a row.
+        format!("{to_count}2621{message}\n44{behind}"),
+        format!("{to_count}2621{message}\n{message}\n44{behind}"),
+        format!("{head}114.8{message}\n6{tail}"),
+        // Twice in the same row.
+        format!("{head}114.8{message}\n6{}", tail.replacen("0", &format!("0{message}\n"), 1)),
+        // And what looks like a row's beginning.
+        format!("{head}{message} 114.8\n6 0{tail}"),
+    ] {
+        let read = read(&broken).unwrap_or_else(|error| panic!("{error}\n{broken}"));
+        assert!(!read.skipped.is_empty() && read.complete, "{broken}");
+        assert_eq!(
+            [&read.rows[..2], &read.rows[2..]],
+            [&whole.rows[..2], &whole.rows[4..]],
+            "{broken}"
+        );
+    }
 }
 
 #[test]
