@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What the tests of the transports do for seconds, for as long as it is worth: a soak of a million
 # operations, a flipped bit among a hundred thousand around every switch of algorithms, fuzzers of
-# what reads what others sent, harm to connections by seeds; and what a tag of a frame costs, and TLS.
-# Fails with the first that finds something.
+# what reads what others sent, harm to connections by seeds; and what a tag of a frame costs, and
+# TLS. Fails with the first that finds something.
 #
 #   benches/cpu/transports.sh [SECONDS of each fuzzer] [SEEDS]        an hour, 3000
 set -euo pipefail
