@@ -3,13 +3,15 @@
 
     MPI=VENV/bin TORCH_PYTHON=VENV/bin/python \\
         benches/cpu/collectives.py [--ranks N] [--rounds N] [--min BYTES] [--max BYTES] \\
-        [--seconds S] [--ops OP,…] [--over shm,tcp]
+        [--seconds S] [--ops OP,…] [--over shm,tcp] [--beside N]
 
 MPI is a folder with `mpirun` and a `python` that has mpi4py, TORCH_PYTHON an interpreter with
 PyTorch; a peer that is not named is left out. Each figure is the median of a process's launches, in
 a row the median over the rounds; a ratio is the peer's time over Muster's, so above 1 Muster is
 ahead. Nobody's buffers are filled anew between launches, hence Muster's are not checked here: what
-was just written comes from the other core's cache, which takes longer. The last lines sum up: the geometric mean, and the cells that are behind by more than 5 %.
+was just written comes from the other core's cache, which takes longer. With --beside N, N other
+processes do nothing but compute meanwhile, as on a machine that is shared. The last lines sum up:
+the geometric mean, and the cells that are behind by more than 5 %.
 """
 
 import argparse
@@ -133,4 +135,11 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--over", type=lambda text: text.split(","), default=["shm", "tcp"])
     parser.add_argument("--ops", type=lambda text: text.split(","), default=OPS)
-    print(table(measure(parser.parse_args())))
+    parser.add_argument("--beside", type=int, default=0)
+    args = parser.parse_args()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.beside)]
+    try:
+        print(table(measure(args)))
+    finally:
+        for process in busy:
+            process.kill()

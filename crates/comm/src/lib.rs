@@ -47,6 +47,7 @@ mod handshake;
 mod hosts;
 mod job;
 mod lack;
+mod looks;
 mod memory;
 mod meter;
 mod nccl;

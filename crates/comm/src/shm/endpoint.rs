@@ -12,12 +12,13 @@ use super::host::Host;
 use super::memory::{Places, SharedMemory};
 use crate::error::Moved;
 use crate::job::{InProgress, Job, Members};
+use crate::looks::Looks;
 use crate::meter::{self, Meter};
 use crate::patience::Patience;
 use crate::{CommError, Operation, Result};
 
-/// Looks at a peer's phase before the first yield, where every rank has a core: about 100 µs, in
-/// which a peer sums or copies a megabyte.
+/// Most looks at a peer's phase before the first yield, where every rank has a core: about 100 µs,
+/// in which a peer sums or copies a megabyte.
 const SPINS: usize = 2500;
 /// Yields before the first sleep.
 const YIELDS: usize = 50;
@@ -28,7 +29,7 @@ pub(crate) struct Endpoint {
     pub(super) host: Arc<Host>,
     pub(super) board: Board,
     pub(super) members: Members,
-    spins: usize,
+    spins: Looks,
     meter: Meter,
     state: Mutex<State>,
 }
@@ -112,7 +113,7 @@ impl Endpoint {
             parts: Vec::new(),
         };
         let have_cores = host.job().settings.has_cores_for(host.ranks().len());
-        let spins = if have_cores { SPINS } else { 1 };
+        let spins = Looks::up_to(if have_cores { SPINS } else { 1 });
         let end = Endpoint { host, board, members, spins, meter, state: Mutex::new(state) };
         end.collective(Operation::Join, 0, |end, _, call| {
             end.enter(call)?;
@@ -273,10 +274,10 @@ impl Endpoint {
         done: impl Fn(usize) -> bool,
         sleep: impl Fn(Duration),
     ) -> Result<()> {
-        let mut looks = 0;
+        let mut pause = self.pause();
         // What has been reached stays reached, even if the job is given up meanwhile.
         while !done(peer) {
-            if self.pause(&mut looks) {
+            if pause.again() {
                 continue;
             }
             self.watch(call, Moved::default(), self.members.peers().filter(|&peer| !done(peer)))?;
@@ -290,18 +291,12 @@ impl Endpoint {
             }
             sleep(TICK);
         }
+        pause.end();
         Ok(())
     }
 
-    /// The first looks come in quick succession; false when it is time to sleep.
-    pub(super) fn pause(&self, looks: &mut usize) -> bool {
-        *looks += 1;
-        match *looks {
-            few if few <= self.spins => std::hint::spin_loop(),
-            few if few <= self.spins + YIELDS => std::thread::yield_now(),
-            _ => return false,
-        }
-        true
+    pub(super) fn pause(&self) -> Pause<'_> {
+        Pause { looks: &self.spins, spins: self.spins.now(), done: 0 }
     }
 
     /// To be called between sleeps while `awaited` members are waited for: fails if one of them
@@ -343,6 +338,37 @@ impl Endpoint {
     }
 }
 
+/// Between the looks of one wait.
+pub(super) struct Pause<'a> {
+    looks: &'a Looks,
+    spins: usize,
+    done: usize,
+}
+
+impl Pause<'_> {
+    /// The first looks come in quick succession; false when it is time to sleep.
+    pub(super) fn again(&mut self) -> bool {
+        self.done += 1;
+        match self.done {
+            few if few <= self.spins => std::hint::spin_loop(),
+            few if few <= self.spins + YIELDS => std::thread::yield_now(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// What was awaited has come.
+    pub(super) fn end(self) {
+        match self.done {
+            0 => {}
+            few if few <= self.spins => self.looks.helped(),
+            few if few <= self.spins + YIELDS => self.looks.held_up(),
+            // It came long after, and needed no core of ours.
+            _ => {}
+        }
+    }
+}
+
 impl Drop for Endpoint {
     fn drop(&mut self) {
         // Peers that see this member gone look whether it has given the job up, and why.
@@ -364,7 +390,7 @@ mod tests {
             let meet = |rank| {
                 let settings = Settings { cores, ..Settings::new(60_000) };
                 let host = Arc::new(Host::new(memory.clone(), rank, 2, settings).unwrap());
-                host.channel(Channel::Training).unwrap().spins
+                host.channel(Channel::Training).unwrap().spins.most
             };
             std::thread::scope(|scope| {
                 let other = scope.spawn(|| meet(1));

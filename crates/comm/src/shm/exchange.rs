@@ -39,11 +39,12 @@ impl Endpoint {
         parts.clear();
         parts.resize(messages.len(), Part::default());
         let mut call = call.clone();
-        let (mut looks, begin_ns, mut has_moved) = (0, now_ns(), false);
+        let (mut pause, begin_ns, mut has_moved) = (self.pause(), now_ns(), false);
         loop {
             let heard = self.board.bell(self.place());
             if self.move_some(device, messages, *sequence, parts)? {
-                (call, looks) = (self.call(call.operation, call.sequence), 0);
+                call = self.call(call.operation, call.sequence);
+                std::mem::replace(&mut pause, self.pause()).end();
                 if !std::mem::replace(&mut has_moved, true) {
                     meter::waited_since(begin_ns);
                 }
@@ -52,7 +53,7 @@ impl Endpoint {
             if parts.iter().all(|part| part.is_done) {
                 break;
             }
-            if self.pause(&mut looks) {
+            if pause.again() {
                 continue;
             }
             let open = || messages.iter().zip(&*parts).filter(|(_, part)| !part.is_done);

@@ -17,6 +17,7 @@ use super::link::{Link, Turn};
 use super::poll::{Polls, Ready};
 use super::progress::{Call, Progress};
 use super::traffic::{EXCUSE, Traffic, Way};
+use crate::looks::Looks;
 use crate::{CommError, Operation, Result, meter, patience};
 
 /// Most looks at the sockets before a sleep, where every rank of this host has a core: about 50 µs,
@@ -29,43 +30,21 @@ const QUICK: Duration = Duration::from_micros(200);
 /// How long to leave sockets alone that say that they are ready and are not, as they do where the
 /// system is short of memory for them.
 const PAUSE: Duration = Duration::from_millis(1);
-/// After so many of them it is tried again whether looking helps.
-const TRY_AGAIN: u32 = 16;
 
-/// How a rank waits. To look pays where the peer works on another core meanwhile, and holds it up
-/// where the system has put both on one, as it does when others load the machine; nothing tells
-/// which of the two it is but whether looks see something.
-#[derive(Default)]
+/// How a rank waits.
 pub(super) struct Waiting {
     polls: Polls,
     /// Another rank may need this one's core.
     gives_way: bool,
-    most: usize,
-    /// Looks before the next sleep.
-    looks: usize,
-    /// Sleeps that ended soon.
-    quick: u32,
+    /// Before the next sleep.
+    looks: Looks,
 }
 
 impl Waiting {
     /// Of a rank of a host whose ranks `have_cores`, one each.
     pub(super) fn new(have_cores: bool) -> Waiting {
-        let most = if have_cores { LOOKS } else { YIELDS };
-        Waiting { gives_way: !have_cores, most, looks: most, ..Waiting::default() }
-    }
-
-    /// Looks have seen something.
-    fn looked_well(&mut self) {
-        self.looks = (2 * self.looks).min(self.most);
-    }
-
-    /// After looks that have seen nothing, something came in so long a sleep.
-    fn slept(&mut self, took: Duration) {
-        if took < QUICK {
-            self.quick = self.quick.wrapping_add(1);
-            let is_due = self.quick.is_multiple_of(TRY_AGAIN);
-            self.looks = if is_due { self.most / 4 } else { self.looks / 4 };
-        }
+        let looks = Looks::up_to(if have_cores { LOOKS } else { YIELDS });
+        Waiting { polls: Polls::default(), gives_way: !have_cores, looks }
     }
 
     /// Returns when a socket has become ready for something that is wanted of it, or after `limit`:
@@ -135,12 +114,12 @@ pub(super) fn drive(
         }
         progress.job.revocation().check()?;
         looks = if moved { 0 } else { looks + 1 };
-        if moved || looks <= waiting.looks {
+        if moved || looks <= waiting.looks.now() {
             if waiting.gives_way && !moved {
                 std::thread::yield_now();
             }
             if waiting.poll(links, traffic, Duration::ZERO)? && !moved {
-                waiting.looked_well();
+                waiting.looks.helped();
             }
             said_ready &= !moved;
             continue;
@@ -149,7 +128,9 @@ pub(super) fn drive(
         let since = Instant::now();
         if waiting.poll(links, traffic, patience::LOOK)? {
             if !std::mem::replace(&mut said_ready, true) {
-                waiting.slept(since.elapsed());
+                if since.elapsed() < QUICK {
+                    waiting.looks.held_up();
+                }
                 continue;
             }
             std::thread::sleep(PAUSE);
@@ -269,23 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_hold_the_peer_up_become_few_and_are_tried_again() {
-        let mut waiting = Waiting { most: 64, looks: 64, ..Waiting::default() };
-        waiting.slept(Duration::from_secs(1));
-        assert_eq!(waiting.looks, 64, "a peer that comes late needed no core of ours");
-        let soon = Duration::from_micros(5);
-        (0..4).for_each(|_| waiting.slept(soon));
-        assert_eq!(waiting.looks, 0);
-        (4..TRY_AGAIN).for_each(|_| waiting.slept(soon));
-        assert_eq!(waiting.looks, 16);
-        (0..9).for_each(|_| waiting.looked_well());
-        assert_eq!(waiting.looks, 64);
-    }
-
-    #[test]
     fn ranks_that_outnumber_cores_look_less_and_give_way() {
         let [alone, crowded] = [true, false].map(Waiting::new);
         assert!(!alone.gives_way && crowded.gives_way);
-        assert!(crowded.looks < alone.looks);
+        assert!(crowded.looks.most < alone.looks.most);
     }
 }
