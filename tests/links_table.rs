@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Done, MUSTER, Workdir};
+use common::{Done, Job, MUSTER, Workdir, free_port};
 use serde_json::Value;
 
 /// Runs `muster …` with a cache of the test's own.
@@ -163,4 +163,42 @@ fn a_table_needs_a_fit() {
     let done = muster(&run, &[&args[..], &nodes, &["--links", "auto"]].concat());
     assert_eq!(done.code(), Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("name a file that all of them read"), "{}", done.stderr);
+}
+
+/// A machine may have several hosts of a job: a table of them counts as a run on them does.
+#[test]
+fn several_nodes_of_a_machine_read_what_as_many_measured() {
+    let run = Workdir::new("links-nodes");
+    let place = |port: u16, node: usize, nodes: usize| {
+        let place = format!("--backend tcp --nodes {nodes} --node-rank {node} --ranks 4");
+        let words = format!("{place} --rendezvous 127.0.0.1:{port}");
+        words.split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let port = free_port();
+    let measure = |node: usize| {
+        let words = "bench collectives reduce_scatter all_reduce --threads 1 --seconds 0.02 \
+                     --min 4KiB --max 64KiB --place out";
+        let mut command = Command::new(MUSTER);
+        command.args(words.split_whitespace()).args(place(port, node, 2));
+        command.args((node == 0).then_some("--links=links.json")).env_remove("MUSTER_SECRET");
+        run.spawn(command)
+    };
+    for done in [0, 1].map(measure).map(Job::wait) {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    let table = json(&run.path().join("links.json"));
+    let hosts = table["hosts"].as_array().unwrap().iter();
+    assert_eq!(hosts.map(|host| host["ranks"].to_string()).collect::<Vec<_>>(), ["[0,1]", "[2,3]"]);
+
+    let dry_run = |nodes| {
+        let mut command = run.command(&["--dry-run", "--set", "ranks.links=links.json"]);
+        command.args(place(free_port(), 0, nodes)).env_remove("MUSTER_SECRET");
+        run.spawn(command).wait()
+    };
+    let line = buckets(&dry_run(2));
+    assert!(line.contains(" of reduce_scatter, ") && line.contains("(links.json"), "{line}");
+    let other = dry_run(4);
+    assert_eq!(other.code(), Some(2), "{other}");
+    let words = "measured on 2 hosts, and this run is on 4 hosts";
+    assert!(other.stderr.contains(words), "{other}");
 }

@@ -89,7 +89,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     report.cpus = Some(ran.cpus);
     let roof = Roof::of(&report, args.link, memory.get());
     report.curves = curve::of_rows(&report.rows, &roof, bounds);
-    let shown = finish(args, &report, &roof);
+    let shown = finish(args, (&report, ran.place.nodes), &roof);
     match ran.ended {
         Ok(Exit::Ok) => shown,
         Ok(exit) => shown.map(|_| exit),
@@ -247,7 +247,11 @@ fn last(rows: &[Row]) -> String {
 }
 
 /// Shows the table, writes what was asked for, and says what cannot be.
-fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, CliError> {
+fn finish(
+    args: &CollectivesArgs,
+    (report, nodes): (&Report, usize),
+    roof: &Roof,
+) -> Result<Exit, CliError> {
     let drawn = || {
         let nothing = || {
             BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
@@ -262,7 +266,7 @@ fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, 
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
     let written = bench_cmd::write(&files, forms);
     let linked = match args.links.as_deref() {
-        Some(path) if report.complete => links_file::write(path, report),
+        Some(path) if report.complete => links_file::write(path, report, nodes),
         Some(path) => {
             complain(&format!("--links {}: not written, the run ended early", path.display()));
             Ok(())

@@ -79,12 +79,12 @@ pub fn check(links: &Path, nodes: usize) -> Result<(), CliError> {
     })
 }
 
-/// Writes the table of a report, and says where.
+/// Writes the table of a report of a job of so many hosts, and says where.
 ///
 /// # Errors
 /// No curve has a fit; a file that cannot be written.
-pub fn write(links: &Path, report: &Report) -> Result<(), CliError> {
-    let table = LinkTable::of(report);
+pub fn write(links: &Path, report: &Report, hosts: usize) -> Result<(), CliError> {
+    let table = LinkTable::of(report, hosts);
     if table.curves.is_empty() {
         return Err(CliError::mistake(
             "--links: no case has a fit, which takes three sizes or more (--min, --max, --factor)",

@@ -39,7 +39,7 @@ fn report(host: &str, ranks: &[usize]) -> Report {
 }
 
 fn table(ranks: &[usize]) -> Table {
-    Table { path: "l.json".into(), links: LinkTable::of(&report("here", ranks)) }
+    Table { path: "l.json".into(), links: LinkTable::of(&report("here", ranks), 1) }
 }
 
 const SITE: Site = Site {
@@ -134,7 +134,7 @@ fn tables_that_nobody_named_must_be_of_this_place() {
         std::fs::write(dir.path().join("links.json"), text).unwrap();
         resolved(&RanksConfig { count, ..config(Links::Auto) }, dir.path()).unwrap()
     };
-    let json = |host: &str| LinkTable::of(&report(host, &[2])).to_json().unwrap();
+    let json = |host: &str| LinkTable::of(&report(host, &[2]), 1).to_json().unwrap();
     let here = with(&json(&host), 2);
     assert!(here.bytes < 500_000 && here.reason.contains("links.json"), "{here:?}");
     for (text, count, words) in [
