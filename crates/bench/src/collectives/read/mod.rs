@@ -16,6 +16,7 @@
 mod csv;
 mod interleaved;
 mod json;
+mod launchers;
 mod layout;
 mod lines;
 #[cfg(test)]
