@@ -165,6 +165,7 @@ fn mistakes_are_named_with_file_and_place() {
     put(dir, "tcp.json", &report(&[(8, 1.0)]).replace("shm", "tcp"));
     put(dir, "shm.json", &report(&[(8, 1.0)]));
     put(dir, "empty", "");
+    put(dir, "headless.csv", "dtype,bytes,in_place,p50_us\nf32,8,false,1.5\n");
     for (args, words) in [
         (&["none.log", "good.log"][..], "none.log"),
         (&["good.log", "odd.log"], "odd.log: line 13, column 56: `1oo.00` is no number"),
@@ -176,6 +177,10 @@ fn mistakes_are_named_with_file_and_place() {
         (&["good.log", "good.log", "--only", "all_redcue"], "did you mean `all_reduce`?"),
         (&["good.log", "good.log", "--only", "broadcast"], "no broadcast; it has all_reduce"),
         (&["good.log"], "NEW"),
+        (&["good.log", "good.log", "--threshold", "inf"], "`inf` has no percent sign; write 5%"),
+        (&["/dev/zero", "good.log"], "/dev/zero is a device; name a report, a log, or a pipe"),
+        (&["good.log", "."], ". is a directory; name a report or a log in it"),
+        (&["headless.csv", "good.log"], "headless.csv: line 1, column 1: no column `op`"),
     ] {
         let (code, _, stderr) = compare(dir, args);
         assert_eq!(code, 2, "{args:?}: {stderr}");

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use bench::collectives::Report;
 use bench::collectives::curve::Curve;
 use bench::collectives::links::LinkTable;
+use data::DataError;
 
 use crate::error::CliError;
 use crate::out_file;
@@ -121,7 +122,10 @@ fn places(table: &LinkTable) -> BTreeMap<(String, usize), Vec<Curve>> {
 /// # Errors
 /// In words, without the path: what cannot be read, and what is no table of this version.
 pub fn read(path: &Path) -> Result<LinkTable, String> {
-    let bytes = data::input::read_file(path, TABLE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let bytes = data::input::read_file(path, TABLE_BYTES_MAX).map_err(|error| match error {
+        DataError::IsDirectory { .. } => "it is a directory".to_owned(),
+        error => error.to_string(),
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| format!("it is no text: {error}"))?;
     LinkTable::from_json(text).map_err(|error| error.to_string())
 }

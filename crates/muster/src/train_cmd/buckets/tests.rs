@@ -113,6 +113,9 @@ fn a_file_is_read_and_checked() {
         resolved(&config(Links::File(path.clone())), &dir.path().join("run"))
     };
     assert!(with(&json).unwrap().bytes < 500_000);
+    let told = resolved(&config(Links::File(dir.path().into())), dir.path()).unwrap_err();
+    let of_text = "it is a directory; name a table of links, or use auto or off";
+    assert!(told.ends_with(of_text), "{told}");
     for (text, words) in [
         ("", "line 1"),
         ("not a table", "line 1"),
