@@ -153,11 +153,27 @@ fn a_table_that_was_named_must_fit() {
 fn a_table_needs_a_fit() {
     let run = Workdir::new("links-few");
     let args = ["bench", "collectives", "all_reduce", "--ranks", "2", "--seconds", "0.02"];
-    let few = ["--min", "1KiB", "--max", "2KiB", "--links", "links.json"];
-    let done = muster(&run, &[&args[..], &few].concat());
-    assert_eq!(done.code(), Some(2), "{}", done.stderr);
-    assert!(done.stderr.contains("no case has a fit"), "{}", done.stderr);
-    assert!(done.stdout.contains("no fit: 2 of the 3 sizes"), "{}", done.stdout);
+    // Known before anything is measured, and what it takes is told.
+    let few = |max: &'static str, links| ["--min", "1KiB", "--max", max, "--links", links];
+    for links in ["links.json", "auto"] {
+        let done = muster(&run, &[&args[..], &few("2KiB", links)].concat());
+        assert_eq!((done.code(), &done.stdout[..]), (Some(2), ""), "{done}");
+        let words = "--links: a fit takes 3 sizes, and no case has as many; use --max 4096 or more";
+        assert!(done.stderr.contains(words), "{done}");
+        let done = muster(&run, &[&args[..], &few("4096", links)].concat());
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    let args_of_barrier = ["bench", "collectives", "barrier", "--ranks", "2", "--links", "b.json"];
+    let done = muster(&run, &args_of_barrier);
+    assert_eq!(done.code(), Some(2), "{done}");
+    assert!(done.stderr.contains("name an operation that moves bytes"), "{done}");
+    // A cache that cannot be made.
+    std::fs::write(run.path().join("file"), "").unwrap();
+    let mut command = Command::new(MUSTER);
+    command.args(args).args(["--links", "auto"]).env("XDG_CACHE_HOME", run.path().join("file"));
+    let done = run.spawn(command).wait();
+    assert_eq!((done.code(), &done.stdout[..]), (Some(2), ""), "{done}");
+    assert!(done.stderr.contains("cannot write into "), "{done}");
     let nodes =
         ["--nodes", "2", "--node-rank", "0", "--rendezvous", "127.0.0.1:1", "--backend", "tcp"];
     let done = muster(&run, &[&args[..], &nodes, &["--links", "auto"]].concat());

@@ -17,6 +17,10 @@ use crate::output::{complain, say};
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 pub fn run(args: CompareArgs) -> Result<Exit, CliError> {
+    if let Some(json) = args.json.as_deref() {
+        out_file::check_all([("--json", json)])?;
+        out_file::check_unread(("--json", json), &[&args.base, &args.new])?;
+    }
     let (base, new) = (report(&args.base)?, report(&args.new)?);
     let CompareArgs { threshold, only, allow_missing, .. } = args;
     let options = Options { threshold, only, allow_missing };

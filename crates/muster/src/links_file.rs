@@ -72,12 +72,14 @@ pub fn check(links: &Path, nodes: usize) -> Result<(), CliError> {
              that all of them read, and give it to train as ranks.links",
         ));
     }
-    cache().map(|_| ()).ok_or_else(|| {
+    let cache = cache().ok_or_else(|| {
         CliError::mistake(
             "--links auto: neither XDG_CACHE_HOME nor HOME is an absolute path; set one of them, \
              or name a file",
         )
-    })
+    })?;
+    let table = cache.join(name(&host_name(), "shm", 1));
+    out_file::try_beside(&table).map_err(|error| CliError::file("write into", &cache, &error))
 }
 
 /// Writes the table of a report of a job of so many hosts, and says where.
@@ -87,8 +89,9 @@ pub fn check(links: &Path, nodes: usize) -> Result<(), CliError> {
 pub fn write(links: &Path, report: &Report, hosts: usize) -> Result<(), CliError> {
     let table = LinkTable::of(report, hosts);
     if table.curves.is_empty() {
+        // There were sizes enough: times of some are missing.
         return Err(CliError::mistake(
-            "--links: no case has a fit, which takes three sizes or more (--min, --max, --factor)",
+            "--links: no case has a fit; measure more sizes (--min, --max, --factor)",
         ));
     }
     if !is_auto(links) {
