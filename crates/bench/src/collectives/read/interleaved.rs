@@ -235,8 +235,8 @@ mod tests {
         let (text, report) = whole();
         let unknown = MESSAGE.replace("node-a", "other");
         let row = rows_of(&text)[1].clone();
-        // Behind the size.
-        let places = row.start + 12..row.end;
+        // Behind the type: a row begins with that and two numbers, which messages end with, too.
+        let places = row.start + 36..row.end;
         for (first, second) in places.flat_map(|a| (a..row.end).map(move |b| (a, b))) {
             let (head, middle, tail) = (&text[..first], &text[first..second], &text[second..]);
             for broken in [

@@ -265,16 +265,15 @@ impl Reader {
         let is_rest = has_skipped && carried.is_empty() && !text.starts_with(char::is_whitespace);
         let reaches = carried.is_empty() || layout.reaches_columns(&text);
         let is_filled = layout.is_filled(&text) && !part.is_of_column && reaches;
+        let is_theirs = self.is_ending && !begins_like_a_row(part.text);
         match layout.row(&text) {
             Ok(_) if is_rest => self.skip(self.line),
             Ok(Some(_)) if !may_lack && !reaches => self.skip(begun),
             Ok(Some(cells)) if !may_lack || is_filled => self.rows(cells),
+            _ if is_theirs && !layout.begins_row(&text) => self.put_back(carried, has_skipped),
             Ok(_) => self.keep(part, text, begun),
             Err(_) if may_lack && layout.begins_row(&text) => self.keep(part, text, begun),
-            Err(_) if self.is_ending && !begins_like_a_row(part.text) => {
-                (self.pending, self.begun) = (carried.to_owned(), begun);
-                self.has_skipped = has_skipped;
-            }
+            Err(_) if is_theirs => self.put_back(carried, has_skipped),
             Err(_) if !carried.is_empty() => {
                 self.give_up(carried).map_err(|why| (at, why))?;
                 // What is no row by itself may be the rest of one.
@@ -293,6 +292,12 @@ impl Reader {
     /// Keeps the beginning of a row until its rest comes.
     fn keep(&mut self, part: &Part, text: String, begun: usize) {
         (self.pending, self.begun, self.is_of_column) = (text, begun, part.is_of_column);
+    }
+
+    /// Leaves what there was of a row as it was before a line that is not its own.
+    fn put_back(&mut self, carried: &str, has_skipped: bool) {
+        carried.clone_into(&mut self.pending);
+        self.has_skipped = has_skipped;
     }
 
     /// Takes what was broken off and has no rest: a row only if nothing is missing.
