@@ -424,6 +424,17 @@ fn files_that_cannot_be_written_are_told_before_anything_is_measured() {
         (&["--links", "r.json"], "--json and --links both name r.json"),
         (&["--trace", "r.json"], "--json and --trace both name r.json"),
         (&["--trace", "text.txt/t.json"], "text.txt"),
+        // A directory of a name that will be a file's.
+        (
+            &["--csv", "cc.csv", "--trace", "cc.csv"],
+            "--trace: cc.csv/trace.json would lie in cc.csv, the file of --csv; give each a file",
+        ),
+        (
+            &["--csv", "t.json.parts", "--trace", "t.json"],
+            "--csv and --trace both name t.json.parts",
+        ),
+        (&["--csv", "/dev/full"], "--csv: /dev/full is a device that takes no file"),
+        (&["--max", "8", "--links", "l.json"], "use --max 32 or more"),
         // What is refused for another reason leaves no directory.
         (&["--trace", "gone/t.json", "--warmup", "1", "--within", "0"], "--within 0"),
         (&["--trace", "gone", "--bind", "127.0.0.1"], "over shared memory no rank listens"),

@@ -165,6 +165,7 @@ fn mistakes_are_named_with_file_and_place() {
     put(dir, "tcp.json", &report(&[(8, 1.0)]).replace("shm", "tcp"));
     put(dir, "shm.json", &report(&[(8, 1.0)]));
     put(dir, "empty", "");
+    put(dir, "headless.csv", "dtype,bytes,in_place,p50_us\nf32,8,false,1.5\n");
     for (args, words) in [
         (&["none.log", "good.log"][..], "none.log"),
         (&["good.log", "odd.log"], "odd.log: line 13, column 56: `1oo.00` is no number"),
@@ -176,9 +177,91 @@ fn mistakes_are_named_with_file_and_place() {
         (&["good.log", "good.log", "--only", "all_redcue"], "did you mean `all_reduce`?"),
         (&["good.log", "good.log", "--only", "broadcast"], "no broadcast; it has all_reduce"),
         (&["good.log"], "NEW"),
+        (&["good.log", "good.log", "--threshold", "inf"], "`inf` has no percent sign; write 5%"),
+        (&["/dev/zero", "good.log"], "/dev/zero is a device; name a report, a log, or a pipe"),
+        (&["good.log", "."], ". is a directory; name a report or a log in it"),
+        (&["headless.csv", "good.log"], "headless.csv: line 1, column 1: no column `op`"),
     ] {
         let (code, _, stderr) = compare(dir, args);
         assert_eq!(code, 2, "{args:?}: {stderr}");
         assert!(stderr.contains(words), "{args:?}: {stderr}");
+    }
+}
+
+/// A pipe is read as a file is.
+#[test]
+fn a_side_may_come_through_a_pipe() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "good.log", &log(&[(1 << 20, 100.0, "0")]));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster"));
+    command.args(["bench", "compare", "good.log", "/dev/stdin"]).current_dir(dir.path());
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut pipe, log(&[(1 << 20, 100.0, "0")]).as_bytes()).unwrap();
+    drop(pipe);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().ends_with("no change\n"));
+}
+
+#[test]
+fn where_the_comparison_goes_is_checked_before_anything_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let good = log(&[(1 << 20, 100.0, "0")]);
+    put(dir, "base.log", &good);
+    put(dir, "new.log", &good);
+    std::os::unix::fs::symlink("base.log", dir.join("link")).unwrap();
+    let read = "is read and would be overwritten; name another file";
+    for (json, words) in [
+        ("base.log", read),
+        ("./new.log", read),
+        ("link", read),
+        ("gone/c.json", "there is no directory gone; make it first (mkdir -p gone)"),
+        (".", "--json: . is a directory"),
+        ("/dev/full", "--json: /dev/full is a device that takes no file"),
+    ] {
+        // What is wrong with a side would be told later.
+        for new in ["new.log", "none.log"] {
+            let new = if json == "./new.log" { "new.log" } else { new };
+            let (code, stdout, stderr) = compare(dir, &["base.log", new, "--json", json]);
+            assert_eq!((code, &stdout[..]), (2, ""), "{json}: {stderr}");
+            assert!(stderr.contains(words), "{json}: {stderr}");
+        }
+    }
+    for name in ["base.log", "new.log"] {
+        assert_eq!(std::fs::read_to_string(dir.join(name)).unwrap(), good, "{name}");
+    }
+    assert_eq!(compare(dir, &["base.log", "new.log", "--json", "/dev/null"]).0, 0);
+}
+
+#[test]
+fn a_log_that_a_launcher_ended_is_read_and_said_to_have_ended_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let whole = log(&[(1 << 20, 100.0, "0"), (1 << 21, 200.0, "0")]);
+    put(dir, "base.log", &whole);
+    let cut = &whole[..whole.find("     2097152").unwrap()];
+    for said in [
+        "slurmstepd: error: *** STEP 123.0 ON node1 CANCELLED AT 2026-07-09T16:03:21 DUE TO TIME \
+         LIMIT ***\nsrun: error: node1: task 3: Exited with exit code 1\n",
+        "./job.sh: line 3: 4242 Killed          ./all_reduce_perf -b 8\n",
+        "Terminated",
+    ] {
+        put(dir, "cut.log", &format!("{cut}{said}"));
+        let (code, table, stderr) = compare(dir, &["base.log", "cut.log"]);
+        assert_eq!((code, &stderr[..]), (1, ""), "{said}: {table}");
+        let words = "NEW ended early: only what it has was compared";
+        assert!(table.contains(words) && table.contains("MISSING"), "{said}: {table}");
+        // As a base it is worth what it has.
+        let (code, table, stderr) = compare(dir, &["cut.log", "base.log"]);
+        assert_eq!(code, 0, "{said}: {table}{stderr}");
+        assert!(table.contains("BASE ended early"), "{said}: {table}");
+        // And rows may go on.
+        put(dir, "on.log", &whole.replacen("     2097152", &format!("{said}\n     2097152"), 1));
+        let (code, table, stderr) = compare(dir, &["base.log", "on.log"]);
+        assert_eq!(code, 0, "{said}: {table}{stderr}");
+        assert!(table.ends_with("no change\n"), "{said}: {table}");
     }
 }

@@ -225,13 +225,22 @@ fn a_full_disk_is_an_error() {
         let error = "error: cannot write to standard output: No space left on device";
         assert!(said.contains(error), "{args:?}\n{said}");
     }
+    let made = std::process::Command::new("mkfifo").arg(desk.path().join("pipe")).status();
+    assert!(made.unwrap().success());
     for file in ["--json", "--csv", "--svg"] {
-        let output = desk.muster(&[&bench[..], &[file, "/dev/full"]].concat());
+        // Whether anybody reads a pipe is known when it is written to.
+        let output = desk.muster(&[&bench[..], &[file, "pipe"]].concat());
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{file}\n{said}");
-        assert!(said.contains("cannot write /dev/full: No space left on device"), "{said}");
+        assert_eq!(output.status.code(), Some(2), "{file}\n{said}");
+        assert!(said.contains("pipe is a pipe that nobody reads"), "{said}");
         // The measurement is not lost with the file.
         assert!(!output.stdout.is_empty());
+        // What never takes a file is known before.
+        let output = desk.muster(&[&bench[..], &[file, "/dev/full"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{file}\n{said}");
+        assert!(said.contains("/dev/full is a device that takes no file"), "{said}");
+        assert!(output.stdout.is_empty());
     }
 }
 

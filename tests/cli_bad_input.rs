@@ -36,6 +36,23 @@ ranks:
     insta::assert_snapshot!(check(&desk, config, &[]));
 }
 
+/// A size may have been written with its unit; what is advised instead is right.
+#[test]
+fn sizes_are_numbers_of_bytes() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let unit = check(&desk, SMALL, &["ranks.bucket_bytes=64KiB"]);
+    assert!(unit.contains("write the number of bytes: `bucket_bytes: 65536`"), "{unit}");
+    let far = check(&desk, SMALL, &["ranks.bucket_bytes=900TiB"]);
+    assert!(far.contains("`bucket_bytes: 1099511627776`"), "{far}");
+    let word = check(&desk, SMALL, &["ranks.bucket_bytes=many"]);
+    assert!(word.contains("`bucket_bytes: 1048576`"), "{word}");
+    for bytes in [65_536_u64, 1 << 40, 1 << 20] {
+        let right = check(&desk, SMALL, &[&format!("ranks.bucket_bytes={bytes}")]);
+        assert!(right.contains("[exit 0]"), "{right}");
+    }
+}
+
 #[test]
 fn wrong_types_and_ranges() {
     let desk = Desk::new();

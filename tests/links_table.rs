@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Done, MUSTER, Workdir};
+use common::{Done, Job, MUSTER, Workdir, free_port};
 use serde_json::Value;
 
 /// Runs `muster …` with a cache of the test's own.
@@ -153,14 +153,68 @@ fn a_table_that_was_named_must_fit() {
 fn a_table_needs_a_fit() {
     let run = Workdir::new("links-few");
     let args = ["bench", "collectives", "all_reduce", "--ranks", "2", "--seconds", "0.02"];
-    let few = ["--min", "1KiB", "--max", "2KiB", "--links", "links.json"];
-    let done = muster(&run, &[&args[..], &few].concat());
-    assert_eq!(done.code(), Some(2), "{}", done.stderr);
-    assert!(done.stderr.contains("no case has a fit"), "{}", done.stderr);
-    assert!(done.stdout.contains("no fit: 2 of the 3 sizes"), "{}", done.stdout);
+    // Known before anything is measured, and what it takes is told.
+    let few = |max: &'static str, links| ["--min", "1KiB", "--max", max, "--links", links];
+    for links in ["links.json", "auto"] {
+        let done = muster(&run, &[&args[..], &few("2KiB", links)].concat());
+        assert_eq!((done.code(), &done.stdout[..]), (Some(2), ""), "{done}");
+        let words = "--links: a fit takes 3 sizes, and no case has as many; use --max 4096 or more";
+        assert!(done.stderr.contains(words), "{done}");
+        let done = muster(&run, &[&args[..], &few("4096", links)].concat());
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    let args_of_barrier = ["bench", "collectives", "barrier", "--ranks", "2", "--links", "b.json"];
+    let done = muster(&run, &args_of_barrier);
+    assert_eq!(done.code(), Some(2), "{done}");
+    assert!(done.stderr.contains("name an operation that moves bytes"), "{done}");
+    // A cache that cannot be made.
+    std::fs::write(run.path().join("file"), "").unwrap();
+    let mut command = Command::new(MUSTER);
+    command.args(args).args(["--links", "auto"]).env("XDG_CACHE_HOME", run.path().join("file"));
+    let done = run.spawn(command).wait();
+    assert_eq!((done.code(), &done.stdout[..]), (Some(2), ""), "{done}");
+    assert!(done.stderr.contains("cannot write into "), "{done}");
     let nodes =
         ["--nodes", "2", "--node-rank", "0", "--rendezvous", "127.0.0.1:1", "--backend", "tcp"];
     let done = muster(&run, &[&args[..], &nodes, &["--links", "auto"]].concat());
     assert_eq!(done.code(), Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("name a file that all of them read"), "{}", done.stderr);
+}
+
+/// A machine may have several hosts of a job: a table of them counts as a run on them does.
+#[test]
+fn several_nodes_of_a_machine_read_what_as_many_measured() {
+    let run = Workdir::new("links-nodes");
+    let place = |port: u16, node: usize, nodes: usize| {
+        let place = format!("--backend tcp --nodes {nodes} --node-rank {node} --ranks 4");
+        let words = format!("{place} --rendezvous 127.0.0.1:{port}");
+        words.split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let port = free_port();
+    let measure = |node: usize| {
+        let words = "bench collectives reduce_scatter all_reduce --threads 1 --seconds 0.02 \
+                     --min 4KiB --max 64KiB --place out";
+        let mut command = Command::new(MUSTER);
+        command.args(words.split_whitespace()).args(place(port, node, 2));
+        command.args((node == 0).then_some("--links=links.json")).env_remove("MUSTER_SECRET");
+        run.spawn(command)
+    };
+    for done in [0, 1].map(measure).map(Job::wait) {
+        assert_eq!(done.code(), Some(0), "{done}");
+    }
+    let table = json(&run.path().join("links.json"));
+    let hosts = table["hosts"].as_array().unwrap().iter();
+    assert_eq!(hosts.map(|host| host["ranks"].to_string()).collect::<Vec<_>>(), ["[0,1]", "[2,3]"]);
+
+    let dry_run = |nodes| {
+        let mut command = run.command(&["--dry-run", "--set", "ranks.links=links.json"]);
+        command.args(place(free_port(), 0, nodes)).env_remove("MUSTER_SECRET");
+        run.spawn(command).wait()
+    };
+    let line = buckets(&dry_run(2));
+    assert!(line.contains(" of reduce_scatter, ") && line.contains("(links.json"), "{line}");
+    let other = dry_run(4);
+    assert_eq!(other.code(), Some(2), "{other}");
+    let words = "measured on 2 hosts, and this run is on 4 hosts";
+    assert!(other.stderr.contains(words), "{other}");
 }

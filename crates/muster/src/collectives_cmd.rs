@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bench::collectives::bucket::Bounds;
+use bench::collectives::fit::POINTS_MIN;
 use bench::collectives::roofline::Roof;
 use bench::collectives::run::Plan;
 use bench::collectives::{Report, Row, Tool, curve, environment, plausible, plot, table};
@@ -47,6 +48,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     let task = |place: &Place, world| {
         let plan = plan(args, place, world)?;
         check_files(args, place)?;
+        check_sizes(args, place, &plan)?;
         rows.set(plan.rows()?);
         // Before the ranks use it.
         memory.set(memory_gb_per_s(args, place)?);
@@ -89,7 +91,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     report.cpus = Some(ran.cpus);
     let roof = Roof::of(&report, args.link, memory.get());
     report.curves = curve::of_rows(&report.rows, &roof, bounds);
-    let shown = finish(args, &report, &roof);
+    let shown = finish(args, (&report, ran.place.nodes), &roof);
     match ran.ended {
         Ok(Exit::Ok) => shown,
         Ok(exit) => shown.map(|_| exit),
@@ -136,11 +138,23 @@ fn check_files(args: &CollectivesArgs, place: &Place) -> Result<(), CliError> {
     out_file::check_all(files.iter().copied())?;
     let Some(traced) = traced else { return Ok(()) };
     traced.check()?;
-    match traced.file().parent().is_some_and(|dir| dir.as_os_str().is_empty() || dir.exists()) {
-        true => out_file::check_all(files.into_iter().chain([("--trace", traced.file())])),
-        // It is made later, and nothing else lies in it.
-        false => Ok(()),
+    // Also where its directory is made later, so that a file has its name by then.
+    files.extend([("--trace", traced.file()), ("--trace", traced.parts())]);
+    out_file::check_apart(&files)
+}
+
+/// Whether some case will have a fit, of which a table of links consists.
+fn check_sizes(args: &CollectivesArgs, place: &Place, plan: &Plan) -> Result<(), CliError> {
+    if args.links.is_none() || place.node > 0 || plan.sizes_most()? >= POINTS_MIN {
+        return Ok(());
     }
+    let advice = match plan.least_bytes(POINTS_MIN)? {
+        Some(bytes) => format!("use --max {bytes} or more"),
+        None => "name an operation that moves bytes, such as reduce_scatter".to_owned(),
+    };
+    Err(CliError::mistake(format!(
+        "--links: a fit takes {POINTS_MIN} sizes, and no case has as many; {advice}"
+    )))
 }
 
 /// Of a curve's bucket: what is hidden beside Newton–Schulz, where that was measured.
@@ -170,7 +184,7 @@ fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>,
 fn plan(args: &CollectivesArgs, place: &Place, world: usize) -> Result<Plan, CliError> {
     let plan = args.plan(world, place.nodes)?;
     if plan.rows()? == 0 {
-        let (max, least) = (plan.sweep.to_bytes, plan.least_bytes()?);
+        let (max, least) = (plan.sweep.to_bytes, plan.least_bytes(1)?);
         let advice = least.map_or("use a larger --min".into(), |n| format!("use {n} or more"));
         return Err(CliError::mistake(format!(
             "--max {max}: less than an element for each rank; {advice}"
@@ -247,7 +261,11 @@ fn last(rows: &[Row]) -> String {
 }
 
 /// Shows the table, writes what was asked for, and says what cannot be.
-fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, CliError> {
+fn finish(
+    args: &CollectivesArgs,
+    (report, nodes): (&Report, usize),
+    roof: &Roof,
+) -> Result<Exit, CliError> {
     let drawn = || {
         let nothing = || {
             BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
@@ -262,7 +280,7 @@ fn finish(args: &CollectivesArgs, report: &Report, roof: &Roof) -> Result<Exit, 
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
     let written = bench_cmd::write(&files, forms);
     let linked = match args.links.as_deref() {
-        Some(path) if report.complete => links_file::write(path, report),
+        Some(path) if report.complete => links_file::write(path, report, nodes),
         Some(path) => {
             complain(&format!("--links {}: not written, the run ended early", path.display()));
             Ok(())

@@ -356,6 +356,13 @@ mod tests {
         assert_eq!(exit(layout::LayoutError::TooManyRanks { world: 3, leaves: 2 }.into()), 2);
         let lost = comm::CommError::Revoked { why: "rank 1 died".into() };
         assert_eq!(exit(lost.into()), 3);
+        let elsewhere = comm::CommError::Mismatch {
+            operation: comm::Operation::Barrier,
+            sequence: 7,
+            rank: 1,
+            theirs: "barrier #7".into(),
+        };
+        assert_eq!(exit(elsewhere.into()), 3);
         let refused = device::DeviceError::Image {
             device: device::DeviceKind::Cuda(0),
             message: "no code for this device".into(),

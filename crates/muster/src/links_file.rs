@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use bench::collectives::Report;
 use bench::collectives::curve::Curve;
 use bench::collectives::links::LinkTable;
+use data::DataError;
 
 use crate::error::CliError;
 use crate::out_file;
@@ -71,23 +72,26 @@ pub fn check(links: &Path, nodes: usize) -> Result<(), CliError> {
              that all of them read, and give it to train as ranks.links",
         ));
     }
-    cache().map(|_| ()).ok_or_else(|| {
+    let cache = cache().ok_or_else(|| {
         CliError::mistake(
             "--links auto: neither XDG_CACHE_HOME nor HOME is an absolute path; set one of them, \
              or name a file",
         )
-    })
+    })?;
+    let table = cache.join(name(&host_name(), "shm", 1));
+    out_file::try_beside(&table).map_err(|error| CliError::file("write into", &cache, &error))
 }
 
-/// Writes the table of a report, and says where.
+/// Writes the table of a report of a job of so many hosts, and says where.
 ///
 /// # Errors
 /// No curve has a fit; a file that cannot be written.
-pub fn write(links: &Path, report: &Report) -> Result<(), CliError> {
-    let table = LinkTable::of(report);
+pub fn write(links: &Path, report: &Report, hosts: usize) -> Result<(), CliError> {
+    let table = LinkTable::of(report, hosts);
     if table.curves.is_empty() {
+        // There were sizes enough: times of some are missing.
         return Err(CliError::mistake(
-            "--links: no case has a fit, which takes three sizes or more (--min, --max, --factor)",
+            "--links: no case has a fit; measure more sizes (--min, --max, --factor)",
         ));
     }
     if !is_auto(links) {
@@ -121,7 +125,10 @@ fn places(table: &LinkTable) -> BTreeMap<(String, usize), Vec<Curve>> {
 /// # Errors
 /// In words, without the path: what cannot be read, and what is no table of this version.
 pub fn read(path: &Path) -> Result<LinkTable, String> {
-    let bytes = data::input::read_file(path, TABLE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let bytes = data::input::read_file(path, TABLE_BYTES_MAX).map_err(|error| match error {
+        DataError::IsDirectory { .. } => "it is a directory".to_owned(),
+        error => error.to_string(),
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| format!("it is no text: {error}"))?;
     LinkTable::from_json(text).map_err(|error| error.to_string())
 }

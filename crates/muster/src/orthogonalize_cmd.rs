@@ -121,7 +121,7 @@ fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {
         return Err(CliError::mistake(format!("IN and OUT are one file, {out}; name another OUT")));
     }
     // What is written to a device or pipe replaces nothing.
-    let is_regular = matches!(out_file::place(&args.output)?, Place::Regular(_));
+    let is_regular = matches!(out_file::check(&args.output)?, Place::Regular(_));
     if is_regular && args.output.exists() && !args.force {
         let out = args.output.display();
         return Err(CliError::mistake(format!("{out} exists; name another OUT, or use --force")));

@@ -68,7 +68,7 @@ pub fn check(path: &Path) -> Result<Place, CliError> {
         )));
     }
     let place = place(path)?;
-    let Place::Regular(file) = &place else { return Ok(place) };
+    let Place::Regular(file) = &place else { return check_device(path).map(|()| place) };
     let parent = parent_of(file);
     if !parent.exists() {
         let (path, parent) = (path.display(), parent.display());
@@ -86,28 +86,106 @@ pub fn check(path: &Path) -> Result<Place, CliError> {
     tried.map(|()| place).map_err(|error| CliError::file("write", path, &error))
 }
 
-/// Checks the files that flags name: each can be written, and no two are the same.
+/// Devices of Linux that are memory and not somebody's terminal or tape have the major number 1
+/// (Documentation/admin-guide/devices.txt). Of these null and zero swallow a file; the others
+/// (`full`, `random`, `kmsg`, `mem`, …) never take one.
+fn check_device(path: &Path) -> Result<(), CliError> {
+    const SWALLOW: [u32; 2] = [3, 5];
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    let is_memory = cfg!(target_os = "linux") && meta.file_type().is_char_device() && major == 1;
+    match is_memory && !SWALLOW.contains(&minor) {
+        true => Err(CliError::mistake(format!(
+            "{} is a device that takes no file; name a file to write",
+            path.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Finds out whether a file could be made beside this one, whose directories need not be there.
 ///
 /// # Errors
-/// As [`check`]; or both flags and the file.
+/// The system's reason.
+pub fn try_beside(file: &Path) -> std::io::Result<()> {
+    let there = file.ancestors().skip(1).find(|dir| is_there(dir));
+    let there = there.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(there).map(|_| ())
+}
+
+/// Of a name alone the last ancestor is empty, and is the present directory.
+pub fn is_there(dir: &Path) -> bool {
+    dir.as_os_str().is_empty() || dir.exists()
+}
+
+/// Checks the files that flags name: each can be written, and they are apart.
+///
+/// # Errors
+/// As [`check`] and [`check_apart`].
 pub fn check_all<'a>(files: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<(), CliError> {
-    let mut known: Vec<(&str, PathBuf)> = Vec::new();
-    for (flag, path) in files {
+    let files: Vec<(&str, &Path)> = files.into_iter().collect();
+    for (flag, path) in &files {
         let named =
             |error: CliError| CliError { message: format!("{flag}: {}", error.message), ..error };
-        let Place::Regular(file) = check(path).map_err(named)? else { continue };
-        let parent = parent_of(&file);
-        let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
-        let file = parent.join(file.file_name().unwrap_or_default());
-        if let Some((other, _)) = known.iter().find(|(_, known)| *known == file) {
-            return Err(CliError::mistake(format!(
-                "{other} and {flag} both name {}; give each a file of its own",
-                path.display()
-            )));
+        check(path).map_err(named)?;
+    }
+    check_apart(&files)
+}
+
+/// Checks that no two flags name one file, and none a directory for another's.
+///
+/// # Errors
+/// Both flags and the file.
+pub fn check_apart(files: &[(&str, &Path)]) -> Result<(), CliError> {
+    let mut known: Vec<(&str, &Path, PathBuf)> = Vec::new();
+    for &(flag, path) in files {
+        let Some(file) = will_be(path) else { continue };
+        for (other, name, before) in known.iter().filter(|(other, ..)| *other != flag) {
+            let (path, name) = (path.display(), name.display());
+            let why = match (file.starts_with(before), before.starts_with(&file)) {
+                (true, true) => format!("{other} and {flag} both name {path}"),
+                (true, false) => format!("{flag}: {path} would lie in {name}, the file of {other}"),
+                (false, true) => format!("{other}: {name} would lie in {path}, the file of {flag}"),
+                (false, false) => continue,
+            };
+            return Err(CliError::mistake(format!("{why}; give each a file of its own")));
         }
-        known.push((flag, file));
+        known.push((flag, path, file));
     }
     Ok(())
+}
+
+/// Checks that a command reads none of these files, which it would overwrite.
+///
+/// # Errors
+/// It does.
+pub fn check_unread((flag, path): (&str, &Path), read: &[&Path]) -> Result<(), CliError> {
+    let Some(file) = will_be(path) else { return Ok(()) };
+    match read.iter().any(|read| settled(read) == file) {
+        true => Err(CliError::mistake(format!(
+            "{flag}: {} is read and would be overwritten; name another file",
+            path.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Where a file of this name lies once it is written; `None` of what is no file.
+fn will_be(path: &Path) -> Option<PathBuf> {
+    match place(path) {
+        Ok(Place::Regular(file)) => Some(settled(&file)),
+        Ok(Place::Stream | Place::Printed) => None,
+        Err(_) => Some(settled(path)),
+    }
+}
+
+/// The path without links, as far as it is there.
+fn settled(path: &Path) -> PathBuf {
+    let real = |there: &Path| {
+        let dir = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        Some(dir.canonicalize().ok()?.join(path.strip_prefix(there).ok()?))
+    };
+    path.ancestors().find_map(real).unwrap_or_else(|| path.to_owned())
 }
 
 /// The regular file that `path` stands for.
@@ -302,7 +380,8 @@ mod tests {
         symlink("old", at("link")).unwrap();
         check(&at("new")).unwrap();
         check(&at("old")).unwrap();
-        check(Path::new("/dev/full")).unwrap();
+        check(Path::new("/dev/null")).unwrap();
+        check(Path::new("/dev/zero")).unwrap();
         assert_eq!(std::fs::read_to_string(at("old")).unwrap(), "old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         for (path, words) in [
@@ -312,6 +391,8 @@ mod tests {
             (at("gone/new"), "there is no directory"),
             (at("old/new"), "Not a directory"),
             (PathBuf::from("/proc/new"), "cannot write /proc/new: "),
+            (PathBuf::from("/dev/full"), "/dev/full is a device that takes no file; name a file"),
+            (PathBuf::from("/dev/random"), "is a device that takes no file"),
         ] {
             let error = check(&path).unwrap_err();
             assert!(error.exit.code() == 2 && error.message.contains(words), "{error}");
@@ -321,6 +402,41 @@ mod tests {
         check_all([("--json", Path::new("/dev/null")), ("--csv", Path::new("/dev/null"))]).unwrap();
         let error = check_all([("--json", &*old), ("--csv", &*link)]).unwrap_err();
         assert!(error.message.starts_with("--json and --csv both name "), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_is_apart_before_any_of_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("old"), "old").unwrap();
+        symlink("old", at("link")).unwrap();
+        symlink(".", at("here")).unwrap();
+        let apart = |one: &str, other: &str| {
+            check_apart(&[("--csv", &at(one)), ("--trace", &at(other))])
+                .map_err(|error| error.message.replace(dir.path().to_str().unwrap(), "D"))
+        };
+        apart("new", "newer").unwrap();
+        apart("a", "b/a").unwrap();
+        apart("new/x", "new/y").unwrap();
+        let within = "would lie in D/new, the file of --csv; give each a file of its own";
+        assert_eq!(apart("new", "new/t"), Err(format!("--trace: D/new/t {within}")));
+        assert_eq!(apart("new", "here/new/a/t"), Err(format!("--trace: D/here/new/a/t {within}")));
+        let within = "would lie in D/new, the file of --trace; give each a file of its own";
+        assert_eq!(apart("new/t", "new"), Err(format!("--csv: D/new/t {within}")));
+        let same = "--csv and --trace both name D/link; give each a file of its own";
+        assert_eq!(apart("here/old", "link"), Err(same.to_owned()));
+        // One flag may name several.
+        check_apart(&[("--trace", &at("t")), ("--trace", &at("t/parts"))]).unwrap();
+
+        let unread = |path: &str| {
+            check_unread(("--json", &at(path)), &[&at("gone"), &at("here/old")])
+                .map_err(|error| error.message)
+        };
+        unread("new").unwrap();
+        for read in ["old", "link", "here/link"] {
+            assert!(unread(read).unwrap_err().contains("is read and would be overwritten"));
+        }
+        check_unread(("--json", Path::new("/dev/null")), &[Path::new("/dev/null")]).unwrap();
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub struct LinkTable {
     pub unix_time_s: Option<u64>,
     #[serde(default)]
     pub command: Option<String>,
+    /// The job's: of several on one machine each.
     pub hosts: Vec<Host>,
     /// Threads of one rank.
     #[serde(default)]
@@ -58,15 +59,15 @@ pub enum NoCurve {
 }
 
 impl LinkTable {
-    /// Of all curves of a report that have a fit.
-    pub fn of(report: &Report) -> LinkTable {
+    /// Of all curves of a report that have a fit, measured by a job of so many hosts.
+    pub fn of(report: &Report, hosts: usize) -> LinkTable {
         let curves = report.curves.iter().filter(|curve| curve.fit.is_some());
         LinkTable {
             links: SCHEMA_VERSION,
             tool: report.tool.clone(),
             unix_time_s: report.unix_time_s,
             command: report.command.clone(),
-            hosts: report.hosts.clone(),
+            hosts: of_job(&report.hosts, hosts),
             threads: report.threads,
             curves: curves.cloned().collect(),
         }
@@ -148,6 +149,28 @@ impl LinkTable {
     }
 }
 
+/// The hosts of a job of so many, each with as many ranks: a report has one entry for all that are
+/// on one machine, and a run that reads the table counts them apart, since they share no memory.
+fn of_job(machines: &[Host], hosts: usize) -> Vec<Host> {
+    let world: usize = machines.iter().map(|machine| machine.ranks.len()).sum();
+    let each = (world / hosts.max(1)).max(1);
+    let part = |machine: &Host, host: usize| {
+        let is_there = |&place: &usize| machine.ranks[place] / each == host;
+        let places: Vec<usize> = (0..machine.ranks.len()).filter(is_there).collect();
+        let of = |all: &[String]| -> Vec<String> {
+            places.iter().filter_map(|&place| all.get(place).cloned()).collect()
+        };
+        (!places.is_empty()).then(|| Host {
+            name: machine.name.clone(),
+            ranks: places.iter().map(|&place| machine.ranks[place]).collect(),
+            devices: of(&machine.devices),
+            cpus: of(&machine.cpus),
+        })
+    };
+    let parts = |host| machines.iter().filter_map(move |machine| part(machine, host));
+    (0..world.div_ceil(each)).flat_map(parts).collect()
+}
+
 /// Why a curve was not measured, if it cannot have been.
 fn impossible(curve: &Curve) -> Option<&'static str> {
     if curve.key.ranks == Some(0) {
@@ -215,7 +238,25 @@ pub mod tests {
         report.rows.push(ranked(4, 64));
         let roof = Roof::Unknown(Unknown::Memory);
         report.curves = curve::of_rows(&report.rows, &roof, |_| Bounds::default());
-        LinkTable::of(&report)
+        LinkTable::of(&report, 1)
+    }
+
+    #[test]
+    fn hosts_of_one_machine_are_counted_as_the_job_counts_them() {
+        let host = |name: &str, ranks: &[usize]| Host {
+            name: name.into(),
+            ranks: ranks.to_vec(),
+            devices: ranks.iter().map(|rank| format!("d{rank}")).collect(),
+            cpus: Vec::new(),
+        };
+        let one = [host("a", &[0, 1, 2, 3])];
+        assert_eq!(of_job(&one, 1), one);
+        assert_eq!(of_job(&one, 2), [host("a", &[0, 1]), host("a", &[2, 3])]);
+        // Hosts of a machine that are no neighbours.
+        let two = [host("a", &[0, 1, 4, 5]), host("b", &[2, 3])];
+        let apart = [host("a", &[0, 1]), host("b", &[2, 3]), host("a", &[4, 5])];
+        assert_eq!(of_job(&two, 3), apart);
+        assert_eq!(of_job(&[], 2), []);
     }
 
     #[test]

@@ -49,7 +49,7 @@
 //! report.curves = curve::of_rows(&report.rows, &roof, |_| Bounds::default());
 //! println!("{}", curve::text(&report.curves, &roof));
 //!
-//! let table = LinkTable::from_json(&LinkTable::of(&report).to_json()?)?;
+//! let table = LinkTable::from_json(&LinkTable::of(&report, 1).to_json()?)?;
 //! let curve = table.gradients(8, "nccl").unwrap();
 //! // 90 % of the bandwidth, where 20 µs are a tenth.
 //! let bucket = curve.bucket.unwrap();

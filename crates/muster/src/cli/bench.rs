@@ -259,8 +259,9 @@ fn io(text: &str) -> Result<Io, String> {
 /// The part that `5%` is of the whole.
 fn percent(text: &str) -> Result<f64, String> {
     let Some(number) = text.strip_suffix('%') else {
-        let near = if text.parse::<f64>().is_ok() { text } else { "5" };
-        return Err(format!("`{text}` has no percent sign; write {near}%"));
+        let with_sign = format!("{}%", text.trim());
+        let near = if percent(&with_sign).is_ok() { with_sign.as_str() } else { "5%" };
+        return Err(format!("`{text}` has no percent sign; write {near}"));
     };
     let percent = number.trim().parse::<f64>().ok().filter(|percent| percent.is_finite());
     match percent {
@@ -285,10 +286,20 @@ mod tests {
     fn percentages_have_their_sign() {
         assert_eq!(percent("5%"), Ok(0.05));
         assert_eq!((percent("0%"), percent("12.5 %")), (Ok(0.0), Ok(0.125)));
-        for (wrong, words) in
-            [("5", "write 5%"), ("x", "write 5%"), ("-1%", "0% or more"), ("inf%", "write 5%")]
-        {
-            assert!(percent(wrong).unwrap_err().contains(words), "{wrong}");
+        for (wrong, words) in [
+            ("5", "write 5%"),
+            ("12.5", "write 12.5%"),
+            ("x", "write 5%"),
+            ("inf", "write 5%"),
+            ("nan", "write 5%"),
+            ("-1", "write 5%"),
+            ("-1%", "0% or more"),
+            ("inf%", "write 5%"),
+        ] {
+            let advice = percent(wrong).unwrap_err();
+            assert!(advice.contains(words), "{wrong}: {advice}");
+            let value = advice.split(' ').find(|word| word.ends_with('%') && *word != wrong);
+            assert!(percent(value.unwrap()).is_ok(), "{wrong}: {advice}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! The result is the value that serde then reads, with the unfit parts left out, so that the
 //! checks of meaning can still look at the rest.
 
+use bench::collectives::parse_size;
 use serde_json::{Map, Number, Value as Json};
 
 use super::nearest::nearest;
@@ -342,6 +343,11 @@ fn misfit_help(node: &Node, kind: &Kind, path: &str) -> Vec<String> {
         {
             format!("write the digits without separators: {}", text.replace(['_', ','], ""))
         }
+        (Value::Scalar { text, .. }, Kind::Integer { .. }) if is_size(key) => {
+            let bytes = parse_size(text).unwrap_or(EXAMPLE_BYTES);
+            let bytes = nearest_in_range(kind, bytes as f64);
+            format!("write the number of bytes: `{key}: {bytes}`")
+        }
         (_, Kind::List(_)) => "write `[…]`, or one `- …` a line".into(),
         (_, Kind::Integer { .. } | Kind::Number { .. }) => {
             format!("for example `{}`", example(key, kind))
@@ -355,6 +361,14 @@ fn misfit_help(node: &Node, kind: &Kind, path: &str) -> Vec<String> {
     vec![help]
 }
 
+/// Whether a key counts bytes, which its value may have been written with a unit of.
+fn is_size(key: &str) -> bool {
+    key.ends_with("_bytes")
+}
+
+/// What such a key may be, where its value is no size: 1 would be in range, and of no use.
+const EXAMPLE_BYTES: u64 = 1 << 20;
+
 fn quoted_summary(node: &Node) -> String {
     match &node.value {
         Value::Scalar { quoted: true, .. } => node.summary(),
@@ -366,6 +380,9 @@ fn quoted_summary(node: &Node) -> String {
 fn example(key: &str, kind: &Kind) -> String {
     match kind {
         Kind::Bool => format!("{key}: true"),
+        Kind::Integer { .. } if is_size(key) => {
+            format!("{key}: {}", nearest_in_range(kind, EXAMPLE_BYTES as f64))
+        }
         Kind::Integer { .. } => format!("{key}: {}", nearest_in_range(kind, 1.0)),
         Kind::Number { .. } => format!("{key}: {}", nearest_in_range(kind, 0.1)),
         Kind::Section(section) => {

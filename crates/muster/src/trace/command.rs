@@ -6,6 +6,7 @@ use super::merge;
 use crate::cli::TraceCommand;
 use crate::console::plural;
 use crate::error::{CliError, Exit};
+use crate::out_file;
 use crate::output::{complain, say};
 
 /// Does what was typed.
@@ -19,6 +20,8 @@ pub fn run(command: TraceCommand) -> Result<Exit, CliError> {
             "name the traces to merge, and at the end the file to write",
         ));
     };
+    // Before traces are read, which may be long.
+    out_file::check(into)?;
     let mut files = Vec::new();
     for path in from {
         files.extend(traces(path)?);

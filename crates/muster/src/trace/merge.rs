@@ -69,7 +69,7 @@ type Operations = BTreeMap<(String, u64, String), Vec<Member>>;
 ///
 /// # Errors
 /// Files that cannot be read or written, or are no traces, or have none; a rank that is in two of
-/// them.
+/// them; ranks of two runs.
 pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
     check(from, into)?;
     let (mut merged, mut operations) = (Merged::default(), Operations::new());
@@ -216,6 +216,7 @@ impl Merged {
         match (&event.ph[..], &event.name[..]) {
             ("X", _) => self.spans += 1,
             ("M", RANK) => {
+                self.is_of_run(path, event)?;
                 let entry = (event.args.clone(), path.to_owned());
                 if let Some((_, before)) = self.ranks.insert(event.pid, entry) {
                     return Err(CliError::mistake(format!(
@@ -234,6 +235,22 @@ impl Merged {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Ranks of one run have one moment at which time begins, to the nanosecond.
+    fn is_of_run(&self, path: &Path, event: &Event) -> Result<(), CliError> {
+        let origin = |rank: &Value| rank["origin_ns"].as_u64();
+        let Some((known, (first, before))) = self.ranks.first_key_value() else { return Ok(()) };
+        match origin(first).zip(origin(&event.args)) {
+            Some((first, this)) if first != this => Err(CliError::mistake(format!(
+                "rank {known} in {} and rank {} in {} are of two runs, whose clocks begin at other \
+                 times; merge files of one run",
+                before.display(),
+                event.pid,
+                path.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn other(&self) -> Value {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::merge;
 use crate::console::plural;
 use crate::error::CliError;
+use crate::out_file;
 use crate::output::tell;
 
 /// Steps that are left out at the beginning of a start, and steps that are traced, if nobody says
@@ -128,17 +129,19 @@ impl Traced {
     /// # Errors
     /// It cannot, or a directory that is missing cannot be made.
     pub fn check(&self) -> Result<(), CliError> {
-        crate::out_file::place(&self.file)?;
-        let there = self.plan.parts.ancestors().skip(1).find(|dir| is_there(dir));
-        // Of a name alone it is the present directory.
-        let there = there.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        out_file::place(&self.file)?;
         let failed = |error| CliError::file("write", &self.file, &error);
-        tempfile::tempfile_in(there).map(|_| ()).map_err(failed)
+        out_file::try_beside(&self.file).map_err(failed)
     }
 
     /// The file that the trace becomes.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The directory of the parts.
+    pub fn parts(&self) -> &Path {
+        &self.plan.parts
     }
 
     /// Makes room for the parts, and removes those of a run before.
@@ -147,10 +150,10 @@ impl Traced {
     /// No file can be written there.
     pub fn begin(self) -> Result<Traced, CliError> {
         let Traced { file, plan, ranks, .. } = self;
-        crate::out_file::place(&file)?;
+        out_file::place(&file)?;
         let ancestors = plan.parts.ancestors();
         let made: Vec<PathBuf> =
-            ancestors.take_while(|dir| !is_there(dir)).map(Path::to_owned).collect();
+            ancestors.take_while(|dir| !out_file::is_there(dir)).map(Path::to_owned).collect();
         std::fs::create_dir_all(&plan.parts)
             .map_err(|error| CliError::file("make the directory", &plan.parts, &error))?;
         for part in ranks.clone().map(|rank| plan.part(rank)) {
@@ -201,11 +204,6 @@ impl Traced {
         ));
         merged.warnings(self.ranks.len())
     }
-}
-
-/// Of a name alone the last ancestor is empty, and is the present directory.
-fn is_there(dir: &Path) -> bool {
-    dir.as_os_str().is_empty() || dir.exists()
 }
 
 /// The file of host `node` of `nodes`: `path` itself if it ends in `.json` or `.json.gz`, else

@@ -55,6 +55,7 @@ pub enum LinksError {
 #[derive(Debug, Clone, Copy)]
 struct Site<'a> {
     host: &'a str,
+    /// Of the job, as a table counts them: several may be on one machine.
     hosts: usize,
     transport: &'static str,
     ranks: usize,
@@ -73,7 +74,7 @@ struct Table {
 /// it ends.
 const LEFT_AT_THE_END: u64 = 4;
 
-/// Decides, and reads what that needs, for a run on so many machines over `transport`, as groups
+/// Decides, and reads what that needs, for a run on so many hosts over `transport`, as groups
 /// name theirs.
 ///
 /// # Errors

@@ -141,7 +141,7 @@ fn plan(
     let vocab = loaded.resolved.tokenizer.vocab_size();
     let run = RunDir::new(config.runs_dir.join(&config.name));
     let gradient_bytes = 4 * loaded.resolved.schema.parameters() as u64;
-    let site = (place.of_machine().parts, transport(&place, &config));
+    let site = (place.nodes, transport(&place, &config));
     let buckets = buckets::resolve(&config.ranks, &run, site, gradient_bytes)?;
     let world = config.ranks.count;
     let plan = RunPlan::with_buckets(&config, vocab, world, threads, buckets.bytes)?;

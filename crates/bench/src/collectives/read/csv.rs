@@ -11,11 +11,15 @@ use super::super::row::{Check, FirstBad, Key, Overlap, Path, Row, Skew};
 use super::super::stats::{Interval, Times};
 use crate::BenchError;
 
-/// How the header begins, whatever follows.
-pub const START: &str = "op,dtype,";
-
 /// Columns that every line needs.
 const NEEDED: [&str; 4] = ["op", "dtype", "bytes", "in_place"];
+
+/// Whether a line names columns of this CSV: no other program's names two of those that are needed,
+/// and one that is missing is better told by its name.
+pub fn is_header(line: &str) -> bool {
+    let is_needed = |cell: &&str| NEEDED.contains(&cell.trim().trim_matches('"'));
+    line.split(',').filter(is_needed).count() >= 2
+}
 
 /// Reads the CSV. A last line that is cut off makes the report incomplete, as does a line of a run
 /// that was.

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 
+use super::launchers::launcher;
 use super::layout::Layout;
 use super::lines::message;
 
@@ -27,6 +28,11 @@ pub struct Split<'a> {
     pub before: &'a str,
     /// Whether there is one.
     pub is_broken: bool,
+    /// Whether it is of a launcher or a shell, and no library's.
+    pub is_of_launcher: bool,
+    /// Whether `before` ends where a column does because nothing else tells its end: then it has
+    /// all digits of its last number, or some of the message's.
+    pub is_of_column: bool,
     /// The row that begins behind it, or the table's end.
     pub behind: Option<&'a str>,
 }
@@ -39,7 +45,14 @@ pub fn split<'a>(
     hosts: &BTreeSet<String>,
 ) -> Split<'a> {
     let Some(message) = message(line) else {
-        return Split { before: line, is_broken: false, behind: None };
+        let said = layout.and_then(|_| launcher(line));
+        return Split {
+            before: &line[..said.unwrap_or(line.len())],
+            is_broken: said.is_some(),
+            is_of_launcher: said.is_some(),
+            is_of_column: false,
+            behind: None,
+        };
     };
     let shared = message.word.clone();
     let of_columns = || {
@@ -48,17 +61,21 @@ pub fn split<'a>(
         Some(layout?.cut(&joined, word)? - carried.len())
     };
     let of_host = || host_in(&line[shared.clone()], hosts).map(|at| shared.start + at);
-    let cut = match shared.start {
+    let (cut, is_of_column) = match shared.start {
         // A date stands before the host's name: no number shares a word with it.
-        start if start != message.start => None,
-        0 => of_host().filter(|at| may_go_on(&line[..*at], carried)),
-        _ => of_host().or_else(of_columns),
+        start if start != message.start => (None, false),
+        0 => (of_host().filter(|at| may_go_on(&line[..*at], carried)), false),
+        _ => match of_host() {
+            Some(at) => (Some(at), false),
+            None => of_columns().map_or((None, false), |at| (Some(at), true)),
+        },
     };
     let text = &line[message.text..];
     let row = layout.and_then(|layout| layout.row_within(text));
     let footer = FOOTERS.iter().filter_map(|footer| text.find(footer)).min();
     let behind = row.or(footer).map(|at| &text[at..]);
-    Split { before: &line[..cut.unwrap_or(message.start)], is_broken: true, behind }
+    let before = &line[..cut.unwrap_or(message.start)];
+    Split { before, is_broken: true, is_of_launcher: false, is_of_column, behind }
 }
 
 /// Whether a line that begins so goes on with `carried`, or begins a comment.
@@ -184,6 +201,53 @@ mod tests {
         // A verdict that is lost says nothing.
         let lost = text.replace("values : 0 OK", &format!("values : {MESSAGE}0 OK"));
         assert_eq!(read(&lost).unwrap(), report);
+    }
+
+    /// Its first digit may be taken for the last one of a number, and the number's own be lost.
+    #[test]
+    fn a_message_of_a_host_that_begins_with_a_digit_makes_no_row_wrong() {
+        let unknown = MESSAGE.replace("node-a", "4other");
+        for style in styles() {
+            let text = Made::example().text(&style);
+            let report = read(&text).unwrap();
+            let is_known = |row: &Row| {
+                let same = |known: &Row| {
+                    (&known.times, &known.key, &known.check, known.count)
+                        == (&row.times, &row.key, &row.check, row.count)
+                };
+                report.rows.iter().any(same)
+            };
+            for at in rows_of(&text).into_iter().flatten() {
+                let broken = format!("{}{unknown}\n{}", &text[..at], &text[at..]);
+                let got = read(&broken).unwrap_or_else(|error| panic!("{error}\n{broken}"));
+                assert!(got.rows.iter().all(is_known), "{broken}\n{:?}", got.rows);
+                assert!(got.rows.len() + 2 >= report.rows.len(), "{broken}");
+                let lacks = got.rows.len() < report.rows.len();
+                assert!(!lacks || !got.skipped.is_empty(), "{broken}");
+            }
+        }
+    }
+
+    /// Digits before a message of such a host begin its line, and digits behind a message end it:
+    /// neither is known to be a row's.
+    #[test]
+    fn a_row_that_lost_digits_is_no_row() {
+        let (text, report) = whole();
+        let unknown = MESSAGE.replace("node-a", "other");
+        let row = rows_of(&text)[1].clone();
+        // Behind the type: a row begins with that and two numbers, which messages end with, too.
+        let places = row.start + 36..row.end;
+        for (first, second) in places.flat_map(|a| (a..row.end).map(move |b| (a, b))) {
+            let (head, middle, tail) = (&text[..first], &text[first..second], &text[second..]);
+            for broken in [
+                format!("{head}{MESSAGE}\n{middle}{unknown}\n{tail}"),
+                format!("{head}{MESSAGE}{middle}\n{tail}"),
+            ] {
+                let got = read(&broken).unwrap_or_else(|error| panic!("{error}\n{broken}"));
+                let is_known = |row: &Row| report.rows.contains(row);
+                assert!(got.rows.iter().all(is_known), "{broken}\n{:?}", got.rows);
+            }
+        }
     }
 
     /// Of a host that no header names, where columns end.

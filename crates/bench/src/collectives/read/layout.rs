@@ -185,6 +185,16 @@ impl Layout {
         self.tail() == 0 && end.is_some_and(|end| line.trim_end().len() >= end)
     }
 
+    /// Whether every number of a row that was put together reaches the end of its column: one that
+    /// does not has lost digits. What a replay leaves out is narrower than its columns.
+    pub fn reaches_columns(&self, line: &str) -> bool {
+        let all: Vec<(usize, &str)> = words(line).collect();
+        let Some(size_end) = size_end(line) else { return false };
+        let is_one_side = all.get(KEYS.len() - 1).is_some_and(|root| blank(line, *root));
+        let mut numbers = all.iter().skip(1).zip(&self.breaks);
+        is_one_side || numbers.all(|((at, word), end)| at + word.len() >= size_end + end)
+    }
+
     /// Words behind the sides.
     fn tail(&self) -> usize {
         2 * usize::from(self.timestamp) + CHOICE.len() * usize::from(self.choice)

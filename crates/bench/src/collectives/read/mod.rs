@@ -5,7 +5,7 @@
 //! { … "version": …           nccl-tests' and rccl-tests' JSON (-J)          json
 //! [ { "numCycle": …          rccl-tests' JSON (-Z json -X)                  reporter
 //! numCycle,collective, …     rccl-tests' CSV (-Z csv -X)                    reporter
-//! op,dtype, …                Muster's CSV                                   csv
+//! … bytes, … in_place, …     Muster's CSV, by the names of its columns      csv
 //! anything else              what nccl-tests, rccl-tests and Muster print   text
 //! ```
 //!
@@ -16,6 +16,7 @@
 mod csv;
 mod interleaved;
 mod json;
+mod launchers;
 mod layout;
 mod lines;
 #[cfg(test)]
@@ -80,7 +81,7 @@ pub fn detect(text: &str) -> Result<Format, BenchError> {
     }
     Ok(match start {
         start if start.starts_with("numCycle,") => Format::ReporterCsv,
-        start if start.starts_with(csv::START) => Format::MusterCsv,
+        start if csv::is_header(start.lines().next().unwrap_or_default()) => Format::MusterCsv,
         _ => Format::Text,
     })
 }
@@ -126,6 +127,9 @@ mod tests {
             ("[\n]\n".to_owned(), Format::ReporterJson),
             (made.reporter_csv(false), Format::ReporterCsv),
             (full().csv(), Format::MusterCsv),
+            // Columns may stand in any order, and one may be missing.
+            ("bytes,\"in_place\",dtype,op\n".to_owned(), Format::MusterCsv),
+            (full().csv().replacen("op,", "", 1), Format::MusterCsv),
             (made.text(&style), Format::Text),
             (made.text(&tagged), Format::Text),
         ] {

@@ -19,8 +19,8 @@
 //! Several programs may follow each other. Known oddities: see [`super::lines`],
 //! [`super::interleaved`] and [`super::layout`]; #wrong is `N/A` where nothing was checked; the
 //! file may end anywhere. Between the columns' header and the end of a table nothing but rows,
-//! comments, blank lines and messages of the library may come; elsewhere lines that begin like rows
-//! are refused, others passed over.
+//! comments, blank lines and messages of the library may come, and what [`super::launchers`] say,
+//! mostly at the end; elsewhere lines that begin like rows are refused, others passed over.
 
 use std::collections::BTreeSet;
 
@@ -68,6 +68,10 @@ struct Reader {
     /// The beginning of a row or comment that a message broke off, and its line.
     pending: String,
     begun: usize,
+    /// Its last number has all its digits, if it was not cut off wrongly.
+    is_of_column: bool,
+    /// A launcher or a shell speaks: what is neither row nor comment is its text.
+    is_ending: bool,
     /// The rest of a row that was skipped may still come.
     has_skipped: bool,
     tables: usize,
@@ -99,6 +103,8 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         layout: None,
         pending: String::new(),
         begun: 1,
+        is_of_column: false,
+        is_ending: false,
         has_skipped: false,
         tables: 0,
         ended: 0,
@@ -136,6 +142,8 @@ struct Part<'a> {
     /// Whether a message follows it, and whether it follows one.
     is_broken: bool,
     is_behind: bool,
+    /// Whether the end of a column alone tells where it ends.
+    is_of_column: bool,
     /// Whether the file ends within it.
     is_cut_off: bool,
 }
@@ -172,8 +180,10 @@ impl Reader {
                 at: line.len() - text.len(),
                 is_broken: split.is_broken,
                 is_behind,
+                is_of_column: split.is_of_column,
                 is_cut_off: cut_off && !split.is_broken,
             })?;
+            self.is_ending |= split.is_of_launcher;
             rest = split.behind;
             is_behind = true;
         }
@@ -189,6 +199,7 @@ impl Reader {
             }
             if !self.pending.is_empty() {
                 self.pending += part.text;
+                self.is_of_column &= part.text.is_empty();
             }
             return Ok(());
         }
@@ -209,7 +220,8 @@ impl Reader {
             }
             self.end_comment("").map_err(|(_, why)| (1, why))?;
         }
-        let carried = std::mem::take(&mut self.pending);
+        let mut carried = std::mem::take(&mut self.pending);
+        let is_of_column = std::mem::take(&mut self.is_of_column) && !carried.is_empty();
         if is_comment(part.text) {
             self.give_up(&carried).map_err(|why| (at, why))?;
             self.has_skipped = false;
@@ -218,6 +230,11 @@ impl Reader {
                 return Ok(());
             }
             return self.comment(part.text).map_err(|(byte, why)| (at + byte, why));
+        }
+        if is_of_column && !part.text.starts_with(char::is_whitespace) {
+            // More digits: those before were in part the message's.
+            carried.clear();
+            self.skip(self.begun);
         }
         let text = carried.clone() + part.text;
         self.row(part, (&carried, text))
@@ -246,13 +263,17 @@ impl Reader {
         let begun = if carried.is_empty() { self.line } else { self.begun };
         // Its first digits may be lost.
         let is_rest = has_skipped && carried.is_empty() && !text.starts_with(char::is_whitespace);
+        let reaches = carried.is_empty() || layout.reaches_columns(&text);
+        let is_filled = layout.is_filled(&text) && !part.is_of_column && reaches;
+        let is_theirs = self.is_ending && !begins_like_a_row(part.text);
         match layout.row(&text) {
             Ok(_) if is_rest => self.skip(self.line),
-            Ok(Some(cells)) if !may_lack || layout.is_filled(&text) => self.rows(cells),
-            Ok(_) => (self.pending, self.begun) = (text, begun),
-            Err(_) if may_lack && layout.begins_row(&text) => {
-                (self.pending, self.begun) = (text, begun);
-            }
+            Ok(Some(_)) if !may_lack && !reaches => self.skip(begun),
+            Ok(Some(cells)) if !may_lack || is_filled => self.rows(cells),
+            _ if is_theirs && !layout.begins_row(&text) => self.put_back(carried, has_skipped),
+            Ok(_) => self.keep(part, text, begun),
+            Err(_) if may_lack && layout.begins_row(&text) => self.keep(part, text, begun),
+            Err(_) if is_theirs => self.put_back(carried, has_skipped),
             Err(_) if !carried.is_empty() => {
                 self.give_up(carried).map_err(|why| (at, why))?;
                 // What is no row by itself may be the rest of one.
@@ -268,13 +289,25 @@ impl Reader {
         Ok(())
     }
 
+    /// Keeps the beginning of a row until its rest comes.
+    fn keep(&mut self, part: &Part, text: String, begun: usize) {
+        (self.pending, self.begun, self.is_of_column) = (text, begun, part.is_of_column);
+    }
+
+    /// Leaves what there was of a row as it was before a line that is not its own.
+    fn put_back(&mut self, carried: &str, has_skipped: bool) {
+        carried.clone_into(&mut self.pending);
+        self.has_skipped = has_skipped;
+    }
+
     /// Takes what was broken off and has no rest: a row only if nothing is missing.
     fn give_up(&mut self, carried: &str) -> Result<(), String> {
         if is_comment(carried) {
             carried.clone_into(&mut self.pending);
             return self.end_comment("").map_err(|(_, why)| why);
         }
-        match self.layout.as_ref().map(|layout| layout.row(carried)) {
+        let whole = self.layout.as_ref().filter(|layout| layout.reaches_columns(carried));
+        match whole.map(|layout| layout.row(carried)) {
             Some(Ok(Some(cells))) => self.rows(cells),
             _ if carried.is_empty() => {}
             _ => self.skip(self.begun),
@@ -300,6 +333,7 @@ impl Reader {
 
     /// Takes a line that begins with `#`; a mistake is at a byte of it.
     fn comment(&mut self, text: &str) -> Result<(), (usize, String)> {
+        self.is_ending = false;
         let body = text.trim_start().trim_start_matches('#').trim();
         let mut all = body.split_whitespace();
         match (all.next(), all.next()) {
@@ -456,6 +490,7 @@ impl Reader {
     }
 
     fn rows(&mut self, cells: Cells) {
+        self.is_ending = false;
         let Some(op) = self.op else { return };
         for (in_place, side) in &cells.sides {
             let number = |column: Column| {

@@ -20,7 +20,7 @@ mod overlap;
 mod pattern;
 mod stamps;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use comm::{Channel, Group, GroupOptions, Route, SumOrder, WindowPath, World};
 use device::trace::{self, Detail, Span};
@@ -135,18 +135,33 @@ impl Plan {
         self.ranks.iter().map(|&ranks| self.keys(ranks).map(|keys| keys.len())).sum()
     }
 
-    /// The least largest size with which there is any case, if a sweep from here reaches it.
+    /// The most sizes that any case has.
     ///
     /// # Errors
     /// As [`Plan::rows`].
-    pub fn least_bytes(&self) -> Result<Option<u64>, BenchError> {
+    pub fn sizes_most(&self) -> Result<usize, BenchError> {
+        let mut sizes = HashMap::new();
+        for &ranks in &self.ranks {
+            for key in self.keys(ranks)? {
+                *sizes.entry(key.series().fields()).or_insert(0) += 1;
+            }
+        }
+        Ok(sizes.into_values().max().unwrap_or(0))
+    }
+
+    /// The least largest size with which some case has so many sizes, if a sweep from here reaches
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Plan::rows`].
+    pub fn least_bytes(&self, sizes: usize) -> Result<Option<u64>, BenchError> {
         let next = |size: &u64| match self.sweep.step {
             Step::Factor(factor) => size.checked_mul(factor),
             Step::Bytes(bytes) => size.checked_add(bytes),
         };
         for to_bytes in std::iter::successors(Some(self.sweep.from_bytes), next).take(1024) {
             let sweep = Sweep { to_bytes, ..self.sweep };
-            if (Plan { sweep, ..self.clone() }).rows()? > 0 {
+            if (Plan { sweep, ..self.clone() }).sizes_most()? >= sizes {
                 return Ok(Some(to_bytes));
             }
         }

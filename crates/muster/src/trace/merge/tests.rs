@@ -6,7 +6,12 @@ use super::*;
 
 /// A part of `rank`: an operation that it began at `begin_ns` and that ended at 9000.
 fn part(rank: usize, begin_ns: u64) -> Vec<u8> {
-    let alignment = Alignment { offset_ns: 0, uncertainty_ns: 5, origin_ns: 0 };
+    part_of_run(0, rank, begin_ns)
+}
+
+/// The same of a run whose time begins at `origin_ns`.
+fn part_of_run(origin_ns: u64, rank: usize, begin_ns: u64) -> Vec<u8> {
+    let alignment = Alignment { offset_ns: 0, uncertainty_ns: 5, origin_ns };
     let (mut writer, mut out) = (Writer::new(rank, alignment), Vec::new());
     writer.begin(&mut out, "here");
     writer.tell(&mut out, Told::Track { track: 2, name: "group 0" });
@@ -112,4 +117,19 @@ fn what_is_missing_is_told_and_what_is_no_trace_is_refused() {
     }
     let said = said.join("\n").replace(dir.path().to_str().unwrap(), "HERE");
     insta::assert_snapshot!(said);
+}
+
+#[test]
+fn ranks_of_two_runs_are_not_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = write(dir.path(), "first.json", &part_of_run(700, 0, 1000));
+    let same = write(dir.path(), "same.json", &part_of_run(700, 1, 1000));
+    let other = write(dir.path(), "other.json", &part_of_run(701, 1, 1000));
+    let into = dir.path().join("trace.json");
+    let error = merge(&[first.clone(), other], &into).unwrap_err();
+    assert_eq!(error.exit.code(), 2);
+    let words = ["rank 0 in ", "first.json and rank 1 in ", "other.json are of two runs"];
+    assert!(words.iter().all(|words| error.message.contains(words)), "{error}");
+    assert!(!into.exists());
+    assert_eq!(merge(&[first, same], &into).unwrap().ranks(), 2);
 }

@@ -39,7 +39,7 @@ fn report(host: &str, ranks: &[usize]) -> Report {
 }
 
 fn table(ranks: &[usize]) -> Table {
-    Table { path: "l.json".into(), links: LinkTable::of(&report("here", ranks)) }
+    Table { path: "l.json".into(), links: LinkTable::of(&report("here", ranks), 1) }
 }
 
 const SITE: Site = Site {
@@ -113,6 +113,9 @@ fn a_file_is_read_and_checked() {
         resolved(&config(Links::File(path.clone())), &dir.path().join("run"))
     };
     assert!(with(&json).unwrap().bytes < 500_000);
+    let told = resolved(&config(Links::File(dir.path().into())), dir.path()).unwrap_err();
+    let of_text = "it is a directory; name a table of links, or use auto or off";
+    assert!(told.ends_with(of_text), "{told}");
     for (text, words) in [
         ("", "line 1"),
         ("not a table", "line 1"),
@@ -134,7 +137,7 @@ fn tables_that_nobody_named_must_be_of_this_place() {
         std::fs::write(dir.path().join("links.json"), text).unwrap();
         resolved(&RanksConfig { count, ..config(Links::Auto) }, dir.path()).unwrap()
     };
-    let json = |host: &str| LinkTable::of(&report(host, &[2])).to_json().unwrap();
+    let json = |host: &str| LinkTable::of(&report(host, &[2]), 1).to_json().unwrap();
     let here = with(&json(&host), 2);
     assert!(here.bytes < 500_000 && here.reason.contains("links.json"), "{here:?}");
     for (text, count, words) in [
