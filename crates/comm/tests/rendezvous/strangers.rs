@@ -55,7 +55,7 @@ fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
     let mut endless = connect();
     endless.write_all(&(1_u32 << 20).to_le_bytes()).unwrap();
     // They are told the number of this protocol, and nothing else.
-    assert_eq!(told(&server, &former()), b"\x08\0\0\0MSTC\x06\0\0\0");
+    assert_eq!(told(&server, &former()), b"\x08\0\0\0MSTC\x07\0\0\0");
     let answer = told(&server, &later());
     assert_eq!((answer.len(), answer[4]), (CHALLENGE_BYTES, 6), "{answer:?}");
     let expected = "rank 1 did not come within 1500 ms (turned away: a worker that speaks protocol \
