@@ -359,6 +359,57 @@ mod tests {
         }
     }
 
+    /// As [`Table`], of which ranks 1 and 2 say nothing for so many milliseconds.
+    struct Frozen(Table, [u64; 2]);
+
+    impl Moments for Frozen {
+        fn now_ms(&self) -> u64 {
+            self.0.now_ms()
+        }
+
+        fn of(&self, rank: usize) -> u64 {
+            self.0.of(rank)
+        }
+
+        fn advance(&self, rank: usize, to_ms: u64) {
+            self.0.advance(rank, to_ms);
+        }
+
+        fn silent(&self, for_at_least: Duration) -> Vec<usize> {
+            let is_silent = |rank: &usize| Duration::from_millis(self.1[rank - 1]) >= for_at_least;
+            (1..3).filter(is_silent).collect()
+        }
+    }
+
+    #[test]
+    fn ranks_that_fell_silent_together_are_named_together() {
+        let job = |silent_ms| {
+            let table = Table([0, 0, 0].map(AtomicU64::new));
+            Job::new(0, 3, Settings::new(2000), Box::new(Frozen(table, silent_ms)))
+        };
+        // Nobody waits for them; and those who do are heard before.
+        assert!(job([2900, 2950]).given_up_for_silence().is_none());
+        let reason = job([2900, 3000]).given_up_for_silence().unwrap();
+        assert_eq!(reason.why, "no sign of life of ranks 1 and 2 within 2000 ms");
+        let reason = job([900, 3000]).given_up_for_silence().unwrap();
+        assert_eq!(reason.why, "no sign of life of rank 2 within 2000 ms");
+        // One is waited for; or one that only stands still.
+        let missing = |silent_ms| {
+            let job = job(silent_ms);
+            let (operation, sequence, moved) = (Operation::Barrier, 7, Default::default());
+            let (missing, timeout_ms) = (vec![1], 2000);
+            let error = CommError::Timeout { operation, sequence, missing, timeout_ms, moved };
+            let all = Members::all(0, 3);
+            match job.settle(&all, (operation, sequence), Err::<(), _>(error)) {
+                Err(CommError::Timeout { missing, .. }) => missing,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(missing([2000, 1900]), [1, 2]);
+        assert_eq!(missing([2000, 300]), [1]);
+        assert_eq!(missing([300, 2000]), [1]);
+    }
+
     fn job(moments: [u64; 3], timeout_ms: u64) -> Job {
         let table = Box::new(Table(moments.map(AtomicU64::new)));
         Job::new(0, 3, Settings::new(timeout_ms), table)

@@ -154,16 +154,7 @@ impl Block {
         let mut bytes = vec![0; len.min(HEADER_TEXT.len() * 8)];
         system::load_bytes(&header[HEADER_TEXT], &mut bytes);
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let lost = header[HEADER_LOST].load(Ordering::Relaxed);
-        let (first, silent) = (lost as u32 as usize, (lost >> SILENT_BITS) as usize);
-        match (first, silent) {
-            (0, _) => Reason { why: text, lost: None },
-            (rank, 0) => Reason::loss(rank - 1, &text),
-            (rank, count) => {
-                let ranks = (rank - 1..).take(count).collect();
-                Reason::silence(ranks, text.parse().unwrap_or_default())
-            }
-        }
+        reason(header[HEADER_LOST].load(Ordering::Relaxed), text)
     }
 }
 
@@ -177,6 +168,19 @@ fn run(ranks: &[usize]) -> u64 {
     run.first().map_or(0, |&first| (run.len() as u64) << SILENT_BITS | (first as u64 + 1))
 }
 
+/// As [`run`] and a text tell it.
+fn reason(lost: u64, text: String) -> Reason {
+    let (first, silent) = (lost as u32 as usize, (lost >> SILENT_BITS) as usize);
+    match (first, silent) {
+        (0, _) => Reason { why: text, lost: None },
+        (rank, 0) => Reason::loss(rank - 1, &text),
+        (rank, count) => {
+            let ranks = (rank - 1..).take(count).collect();
+            Reason::silence(ranks, text.parse().unwrap_or_default())
+        }
+    }
+}
+
 impl Moments for std::sync::Arc<Block> {
     fn now_ms(&self) -> u64 {
         system::now_ms()
@@ -188,5 +192,23 @@ impl Moments for std::sync::Arc<Block> {
 
     fn advance(&self, rank: usize, to_ms: u64) {
         self.record(rank)[RECORD_MOMENT].fetch_max(to_ms, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_ranks_in_a_row_go_through_a_word() {
+        let read = |ranks: &[usize]| reason(run(ranks), "2000".to_owned()).lost;
+        let silent =
+            |ranks: &[usize]| Some(Lost::Silent { ranks: ranks.to_vec(), timeout_ms: 2000 });
+        for ranks in [&[0][..], &[2, 3], &[16_382, 16_383]] {
+            assert_eq!(read(ranks), silent(ranks));
+        }
+        assert_eq!(read(&[4, 5, 9]), silent(&[4, 5]));
+        assert_eq!(reason(3, "gone".to_owned()).lost, Some(Lost::Gone(2, "gone".to_owned())));
+        assert_eq!(reason(0, "on purpose".to_owned()).lost, None);
     }
 }
