@@ -428,32 +428,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
     };
     let settings = Settings { cores: job.cpus.cores, ..Settings::new(job.timeout_ms) };
     let connected = control.connect(backend, rank, job.world, settings);
-    let measured = connected.map_err(CliError::from).and_then(|world| {
-        pulse::enter(Phase::Measuring);
-        let device = Device::new(job.device(rank)?, job.threads)?;
-        if !device.kind().is_host() {
-            give_up_with(&world, &device)?;
-        }
-        let recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
-        let warn = |why: &str| {
-            let warning = Event::Warning { message: format!("rank {rank}: {why}") };
-            voice.say(&Line::Event(Cow::Owned(warning))).map_err(BenchError::Supervisor)
-        };
-        let told = recorder.as_ref().and_then(Recorder::failure).map(warn).transpose()?;
-        let mut say = |line: Line| {
-            device::work::mark();
-            match rank {
-                0 => voice.say(&line).map_err(BenchError::Supervisor),
-                _ => Ok(()),
-            }
-        };
-        perform(&world, &device, &job.task, &mut say)?;
-        // All of it is written before the supervisor hears that the run is done.
-        match recorder.and_then(Recorder::end).filter(|_| told.is_none()) {
-            Some(why) => Ok(warn(&why)?),
-            None => Ok(()),
-        }
-    });
+    let measured =
+        connected.map_err(CliError::from).and_then(|world| task_of(job, rank, &world, voice));
     match measured {
         Ok(()) => {
             control.bye();
@@ -467,6 +443,34 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
             }
             Err(error)
         }
+    }
+}
+
+/// What a rank does that has met the others.
+fn task_of(job: &Job, rank: usize, world: &World, voice: &Voice) -> Result<(), CliError> {
+    pulse::enter(Phase::Measuring);
+    let device = Device::new(job.device(rank)?, job.threads)?;
+    if !device.kind().is_host() {
+        give_up_with(world, &device)?;
+    }
+    let recorder = Recorder::of_rank(job.trace.as_ref(), world)?;
+    let warn = |why: &str| {
+        let warning = Event::Warning { message: format!("rank {rank}: {why}") };
+        voice.say(&Line::Event(Cow::Owned(warning))).map_err(BenchError::Supervisor)
+    };
+    let told = recorder.as_ref().and_then(Recorder::failure).map(warn).transpose()?;
+    let mut say = |line: Line| {
+        device::work::mark();
+        match rank {
+            0 => voice.say(&line).map_err(BenchError::Supervisor),
+            _ => Ok(()),
+        }
+    };
+    perform(world, &device, &job.task, &mut say)?;
+    // All of it is written before the supervisor hears that the run is done.
+    match recorder.and_then(Recorder::end).filter(|_| told.is_none()) {
+        Some(why) => Ok(warn(&why)?),
+        None => Ok(()),
     }
 }
 
