@@ -12,7 +12,7 @@ use common::{Done, Job, MUSTER, Workdir, free_port, send};
 const LONG: &str = "collectives all_reduce --max 64 --seconds 600 --within 0.0001 --iterations \
                     999999999";
 /// Of which each round lasts as long.
-const ROUNDS: &str = "links --messages 99999 --size 256KiB";
+const ROUNDS: &str = "links --messages 99999 --size 4MiB";
 
 /// The hosts of a benchmark of two ranks each.
 fn hosts(run: &Workdir, nodes: usize, words: &str, timeout_ms: u64) -> Vec<Job> {
