@@ -137,11 +137,19 @@ fn node_0_that_cannot_use_its_files_tells_the_others_at_once() {
     let run = Workdir::new("tls-zero");
     hosts(&run);
     let port = free_port();
-    for more in [&["--tls", "two"][..], &[]] {
+    let missing = "error: ranks.tls.certificate: cannot read none/certificate.pem: No such file";
+    let in_part = ["--set", "ranks.tls.certificate=one/certificate.pem"];
+    let two = ["--tls", "two"];
+    // Files that are not there, and sections of a config that are none.
+    for (more, wrong, said) in [
+        (&two[..], &["--tls", "none"][..], missing),
+        (&[], &["--tls", "none"], missing),
+        (&two, &in_part, "mistakes in run.yaml"),
+        (&two, &["--set", "ranks.tls=one"], "1 mistake in run.yaml"),
+    ] {
         let begun = Instant::now();
         let second = host(&run, port, 1, &[more, &["--name", "second"]].concat());
-        let mut first = host(&run, port, 0, &["--tls", "none"]);
-        let said = "error: ranks.tls.certificate: cannot read none/certificate.pem: No such file";
+        let mut first = host(&run, port, 0, wrong);
         assert!(first.wait_until_it_says(said), "{}", first.wait());
         let second = second.wait();
         assert_eq!(second.code(), Some(3), "{second}");

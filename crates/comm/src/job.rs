@@ -19,6 +19,7 @@ use crate::counters::CounterCells;
 use crate::hosts::BY_HOSTS_BYTES;
 use crate::meter::TimingCells;
 use crate::patience::Patience;
+use crate::revocation::Reason;
 use crate::tls::Tls;
 use crate::{CommError, Operation, Result, Revocation, Secret};
 
@@ -30,11 +31,23 @@ pub(crate) trait Moments: Send + Sync {
 
     /// Moments only grow.
     fn advance(&self, rank: usize, to_ms: u64);
+
+    /// A sign of life has come from `rank`; after one that `is_last` none is due any more.
+    fn hear(&self, _rank: usize, _is_last: bool) {}
+
+    /// Ranks of which signs of life are due and none has come for so long.
+    fn silent(&self, _for_at_least: Duration) -> Vec<usize> {
+        Vec::new()
+    }
 }
 
 /// How much later a rank is named that may only wait for the one at fault. Ranks of one host learn
 /// of each other's moments within a second, as those of other hosts do.
 const BEHIND: Duration = Duration::from_millis(1250);
+
+/// How much later than for the timeout a rank is given up that says nothing and that nobody waits
+/// for: those who wait for it know in which operation it is missing.
+const UNHEARD: Duration = Duration::from_secs(1);
 
 /// A hook that tests put between the parts of operations.
 pub type Disturbance = Arc<dyn Fn() + Send + Sync>;
@@ -251,6 +264,35 @@ impl Job {
         standing
     }
 
+    /// Ranks that are to be given up because nothing comes from them, whatever they are waited for;
+    /// those who wait and know more have been heard by then. Ranks that went silent together are
+    /// named together.
+    pub(crate) fn given_up_for_silence(&self) -> Option<Reason> {
+        let timeout = Duration::from_millis(self.timeout_ms());
+        let is_over = !self.moments.silent(timeout + UNHEARD).is_empty();
+        is_over.then(|| Reason::silence(self.silent_together(), self.timeout_ms()))
+    }
+
+    /// Who went silent at about the same time: of which nothing has come for half of the timeout,
+    /// and far longer than between two signs of life.
+    fn silent_together(&self) -> Vec<usize> {
+        let half = Duration::from_millis(self.timeout_ms() / 2);
+        self.moments.silent(half.max(UNHEARD / 2))
+    }
+
+    /// Who is as silent as one that has not come stopped with it, as all ranks of a host do.
+    fn with_the_silent(&self, mut error: CommError) -> CommError {
+        if let CommError::Timeout { missing, .. } = &mut error {
+            let silent = self.silent_together();
+            if missing.iter().any(|rank| silent.contains(rank)) {
+                missing.extend(silent);
+                missing.sort_unstable();
+                missing.dedup();
+            }
+        }
+        error
+    }
+
     /// Gives the job up if an operation among `members` failed, and names ranks of the job where
     /// the error has their places.
     pub(crate) fn settle<R>(
@@ -265,7 +307,7 @@ impl Job {
                 let error = self.revocation().error(operation, sequence);
                 return Err(error.unwrap_or(CommError::Revoked { why }));
             }
-            Err(error) => error.among(&members.ranks),
+            Err(error) => self.with_the_silent(error.among(&members.ranks)),
         };
         let rank = self.rank;
         self.revocation().revoke(&match error {
@@ -315,6 +357,57 @@ mod tests {
         fn advance(&self, rank: usize, to_ms: u64) {
             self.0[rank].fetch_max(to_ms, Ordering::Relaxed);
         }
+    }
+
+    /// As [`Table`], of which ranks 1 and 2 say nothing for so many milliseconds.
+    struct Frozen(Table, [u64; 2]);
+
+    impl Moments for Frozen {
+        fn now_ms(&self) -> u64 {
+            self.0.now_ms()
+        }
+
+        fn of(&self, rank: usize) -> u64 {
+            self.0.of(rank)
+        }
+
+        fn advance(&self, rank: usize, to_ms: u64) {
+            self.0.advance(rank, to_ms);
+        }
+
+        fn silent(&self, for_at_least: Duration) -> Vec<usize> {
+            let is_silent = |rank: &usize| Duration::from_millis(self.1[rank - 1]) >= for_at_least;
+            (1..3).filter(is_silent).collect()
+        }
+    }
+
+    #[test]
+    fn ranks_that_fell_silent_together_are_named_together() {
+        let job = |silent_ms| {
+            let table = Table([0, 0, 0].map(AtomicU64::new));
+            Job::new(0, 3, Settings::new(2000), Box::new(Frozen(table, silent_ms)))
+        };
+        // Nobody waits for them; and those who do are heard before.
+        assert!(job([2900, 2950]).given_up_for_silence().is_none());
+        let reason = job([2900, 3000]).given_up_for_silence().unwrap();
+        assert_eq!(reason.why, "no sign of life of ranks 1 and 2 within 2000 ms");
+        let reason = job([900, 3000]).given_up_for_silence().unwrap();
+        assert_eq!(reason.why, "no sign of life of rank 2 within 2000 ms");
+        // One is waited for; or one that only stands still.
+        let missing = |silent_ms| {
+            let job = job(silent_ms);
+            let (operation, sequence, moved) = (Operation::Barrier, 7, Default::default());
+            let (missing, timeout_ms) = (vec![1], 2000);
+            let error = CommError::Timeout { operation, sequence, missing, timeout_ms, moved };
+            let all = Members::all(0, 3);
+            match job.settle(&all, (operation, sequence), Err::<(), _>(error)) {
+                Err(CommError::Timeout { missing, .. }) => missing,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(missing([2000, 1900]), [1, 2]);
+        assert_eq!(missing([2000, 300]), [1]);
+        assert_eq!(missing([300, 2000]), [1]);
     }
 
     fn job(moments: [u64; 3], timeout_ms: u64) -> Job {

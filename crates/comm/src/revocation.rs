@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
+use crate::error::{Moved, ranks};
 use crate::{CommError, Operation, Result};
 
 /// Whether, and why, a job is given up: one for all that a rank has of it. The first reason stays.
@@ -23,15 +24,29 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub(crate) struct Reason {
     pub why: String,
-    /// A rank that was lost while nobody waited for it, and how.
-    pub lost: Option<(usize, String)>,
+    pub lost: Option<Lost>,
+}
+
+/// Who was lost while nobody waited for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// This rank, and how.
+    Gone(usize, String),
+    /// These, which have said nothing for the timeout.
+    Silent { ranks: Vec<usize>, timeout_ms: u64 },
 }
 
 impl Reason {
     /// `rank` is lost.
     pub(crate) fn loss(rank: usize, cause: &str) -> Reason {
         let why = format!("rank {rank} is lost: {cause}");
-        Reason { why, lost: Some((rank, cause.to_owned())) }
+        Reason { why, lost: Some(Lost::Gone(rank, cause.to_owned())) }
+    }
+
+    /// Nothing comes from `silent` any more.
+    pub(crate) fn silence(silent: Vec<usize>, timeout_ms: u64) -> Reason {
+        let why = format!("no sign of life of {} within {timeout_ms} ms", ranks(&silent));
+        Reason { why, lost: Some(Lost::Silent { ranks: silent, timeout_ms }) }
     }
 }
 
@@ -64,7 +79,13 @@ impl Revocation {
     pub(crate) fn error(&self, operation: Operation, sequence: u64) -> Option<CommError> {
         let Reason { why, lost } = self.reason()?.clone();
         Some(match lost {
-            Some((rank, cause)) => CommError::PeerLost { rank, operation, sequence, cause },
+            Some(Lost::Gone(rank, cause)) => {
+                CommError::PeerLost { rank, operation, sequence, cause }
+            }
+            Some(Lost::Silent { ranks: missing, timeout_ms }) => {
+                let moved = Moved::default();
+                CommError::Timeout { operation, sequence, missing, timeout_ms, moved }
+            }
             None => CommError::Revoked { why },
         })
     }

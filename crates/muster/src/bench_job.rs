@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bench::BenchError;
 use bench::collectives::run;
@@ -21,10 +21,10 @@ use train::config::{TlsFiles, WarnSignal};
 use train::event::Event;
 use train::pulse::{self, Phase};
 
+use crate::bench_arguments;
 use crate::bench_folder::Folder;
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
 use crate::cpus::{Binding, Near};
-use crate::entries::entries;
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
 use crate::limits;
@@ -33,15 +33,16 @@ use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
 use crate::trace::{self, Recorder, Traced};
 use crate::train_cmd::address::{self, Absence, Addresses};
-use crate::train_cmd::blame;
-use crate::train_cmd::life::{Limits, Work};
+use crate::train_cmd::life::Limits;
 use crate::train_cmd::line::Line;
+use crate::train_cmd::others::Others;
 use crate::train_cmd::place::Place;
 use crate::train_cmd::reach::among_hosts;
 use crate::train_cmd::shared_memory::SharedMemory;
 use crate::train_cmd::signals::{Ending, Signals, die_with_parent};
 use crate::train_cmd::voice::Voice;
 use crate::train_cmd::watch::{Ended, Told, Watch};
+use crate::train_cmd::{COMMAND, blame};
 
 /// Which flag names the files of TLS.
 const TLS: &str = "--tls";
@@ -59,6 +60,16 @@ const GIVEN_UP: Duration = Duration::from_secs(5);
 pub enum Task {
     Collectives(run::Plan),
     Pairs(pairs::Plan),
+}
+
+impl Task {
+    /// The benchmark's.
+    fn name(&self) -> &'static str {
+        match self {
+            Task::Collectives(_) => "collectives",
+            Task::Pairs(_) => "links",
+        }
+    }
 }
 
 /// What a command line says of the ranks.
@@ -148,6 +159,7 @@ impl Job {
         let within = self.sharing.map_or("tcp".to_owned(), |ranks| format!("{ranks} share memory"));
         vec![
             ("build".into(), train::BUILD.into()),
+            (COMMAND.into(), format!("muster bench {}", self.task.name())),
             (ARGUMENTS.into(), digest),
             ("--within-host".into(), within),
         ]
@@ -158,12 +170,7 @@ impl Job {
         if self.node.is_none() || rank != self.first_rank {
             return Vec::new();
         }
-        let (name, mut all) = match &self.task {
-            Task::Collectives(plan) => ("collectives", entries(plan)),
-            Task::Pairs(plan) => ("links", entries(plan)),
-        };
-        all.insert(0, ("command".to_owned(), name.to_owned()));
-        vec![(ARGUMENTS.to_owned(), all)]
+        vec![(ARGUMENTS.to_owned(), bench_arguments::by_flags(&self.task))]
     }
 }
 
@@ -180,7 +187,8 @@ pub fn measure(
 ) -> Result<Ran, CliError> {
     let hosts = launch_env::hosts(asked.hosts, &Env::of_this_process())?;
     hosts.found.iter().for_each(|found| complain(found));
-    let absence = Absence::of(&hosts, asked.hosts, true);
+    let mut absence = Absence::of(&hosts, asked.hosts, true);
+    absence.is_waited_for(asked.timeout_ms);
     let never = |error| absence.report_error(error, address::Start::Never);
     let planned = Planned::new(asked, &hosts, world, task).map_err(never)?;
     tls::check(TLS, &planned.tls).map_err(never)?;
@@ -189,10 +197,10 @@ pub fn measure(
     let parts = asked.trace.map(|path| trace::Parts::of(path, (hosts.node, hosts.nodes)));
     let signals = Signals::watch(WarnSignal::Usr1, ending(parts), move || {
         let _ = std::fs::remove_dir_all(&path);
-        told.report("it was asked to stop", address::Start::Tried);
+        told.report("it was asked to stop", address::Start::Tried(None));
     })?;
     let mut start = address::Start::Never;
-    let mut ran = supervise(asked, planned, &folder, &signals, (&mut start, tell))
+    let mut ran = supervise(asked, planned, &folder, &signals, &absence, (&mut start, tell))
         .map_err(|error| absence.report_error(error, start))?;
     if ran.was_stopped() {
         absence.report("it was asked to stop", start);
@@ -294,6 +302,7 @@ fn supervise(
     planned: Planned,
     folder: &Folder,
     signals: &Signals,
+    absence: &Absence,
     (start, tell): (&mut address::Start, &mut dyn FnMut(Told)),
 ) -> Result<Ran, CliError> {
     let secret = planned.secret.secret;
@@ -308,12 +317,11 @@ fn supervise(
     signals.begin_training();
     let mut watch = Watch::start("bench-worker", &file, place.ranks.clone(), &folder.path, secret)
         .inspect_err(|_| end_trace(traced.as_ref()))?;
-    *start = address::Start::Tried;
-    let timeout = Duration::from_millis(asked.timeout_ms);
-    let work = Work::Benchmark;
-    let limits = Limits { work, timeout, step_timeout: Some(timeout), call: timeout };
+    *start = address::Start::Tried(Some(Instant::now()));
+    let limits = Limits::of_benchmark(Duration::from_millis(asked.timeout_ms));
+    let mut others = Others::new(server.as_ref(), absence, &job.rendezvous);
     let waits = place.waits(&job.rendezvous, asked.timeout_ms);
-    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| match told {
+    let mut ended = watch.run(&mut others, signals, &limits, waits, &mut |told| match told {
         Told::Event(Event::Warning { message }) => complain(&format!("warning: {message}")),
         told => tell(told),
     });
@@ -354,7 +362,7 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let job = read(&args.plan)?;
     // Before any thread: each has the CPUs of the one that starts it.
     job.cpus.bind(args.rank)?;
-    let voice = Voice::start()?;
+    let voice = Voice::start(job.timeout_ms)?;
     let secret = secret::inherited()?;
     // Passed on by the supervisor, which ends this process with its own.
     let _signals = Signals::count(WarnSignal::Usr1)?;
@@ -407,6 +415,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         join_hearing(&job.rendezvous[..], hello, security, job.timeout_ms, &mut |hint| {
             voice.hint(hint);
         })?;
+    // As with every line, the next one tells if the supervisor is gone.
+    let _ = voice.say(&Line::Met(Cow::Borrowed(&group)));
     let backend = match (listener, job.shared_memory) {
         (Some(listener), memory) => among_hosts(listener, peers, group, memory.zip(job.sharing))?,
         #[cfg(target_os = "linux")]
@@ -418,32 +428,8 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
     };
     let settings = Settings { cores: job.cpus.cores, ..Settings::new(job.timeout_ms) };
     let connected = control.connect(backend, rank, job.world, settings);
-    let measured = connected.map_err(CliError::from).and_then(|world| {
-        pulse::enter(Phase::Measuring);
-        let device = Device::new(job.device(rank)?, job.threads)?;
-        if !device.kind().is_host() {
-            give_up_with(&world, &device)?;
-        }
-        let recorder = Recorder::of_rank(job.trace.as_ref(), &world)?;
-        let warn = |why: &str| {
-            let warning = Event::Warning { message: format!("rank {rank}: {why}") };
-            voice.say(&Line::Event(Cow::Owned(warning))).map_err(BenchError::Supervisor)
-        };
-        let told = recorder.as_ref().and_then(Recorder::failure).map(warn).transpose()?;
-        let mut say = |line: Line| {
-            device::work::mark();
-            match rank {
-                0 => voice.say(&line).map_err(BenchError::Supervisor),
-                _ => Ok(()),
-            }
-        };
-        perform(&world, &device, &job.task, &mut say)?;
-        // All of it is written before the supervisor hears that the run is done.
-        match recorder.and_then(Recorder::end).filter(|_| told.is_none()) {
-            Some(why) => Ok(warn(&why)?),
-            None => Ok(()),
-        }
-    });
+    let measured =
+        connected.map_err(CliError::from).and_then(|world| task_of(job, rank, &world, voice));
     match measured {
         Ok(()) => {
             control.bye();
@@ -453,11 +439,38 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
             // The others read it too.
             let mut error = error.of_bench();
             if let Some(fault) = &mut error.fault {
-                blame::ask_for_names(fault, &control);
-                control.blame(fault);
+                blame::leave(fault, control);
             }
             Err(error)
         }
+    }
+}
+
+/// What a rank does that has met the others.
+fn task_of(job: &Job, rank: usize, world: &World, voice: &Voice) -> Result<(), CliError> {
+    pulse::enter(Phase::Measuring);
+    let device = Device::new(job.device(rank)?, job.threads)?;
+    if !device.kind().is_host() {
+        give_up_with(world, &device)?;
+    }
+    let recorder = Recorder::of_rank(job.trace.as_ref(), world)?;
+    let warn = |why: &str| {
+        let warning = Event::Warning { message: format!("rank {rank}: {why}") };
+        voice.say(&Line::Event(Cow::Owned(warning))).map_err(BenchError::Supervisor)
+    };
+    let told = recorder.as_ref().and_then(Recorder::failure).map(warn).transpose()?;
+    let mut say = |line: Line| {
+        device::work::mark();
+        match rank {
+            0 => voice.say(&line).map_err(BenchError::Supervisor),
+            _ => Ok(()),
+        }
+    };
+    perform(world, &device, &job.task, &mut say)?;
+    // All of it is written before the supervisor hears that the run is done.
+    match recorder.and_then(Recorder::end).filter(|_| told.is_none()) {
+        Some(why) => Ok(warn(&why)?),
+        None => Ok(()),
     }
 }
 

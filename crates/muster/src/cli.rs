@@ -255,6 +255,21 @@ pub enum BackendArg {
     Tcp,
 }
 
+/// How long a rank may stand still, as configs bound it (`ranks.timeout_ms`).
+fn timeout_ms(text: &str) -> Result<u64, String> {
+    const BOUNDS: std::ops::RangeInclusive<u64> = 1000..=604_800_000;
+    let ms: u64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is no number of milliseconds; for example 30000"))?;
+    match ms.clamp(*BOUNDS.start(), *BOUNDS.end()) {
+        near if near == ms => Ok(ms),
+        near => Err(format!(
+            "{ms} is out of range: a busy machine lets a healthy rank stand still for half a \
+             second; the nearest is {near}"
+        )),
+    }
+}
+
 /// An address without a port.
 fn ip(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| match text.parse::<SocketAddr>() {
@@ -428,6 +443,18 @@ pub struct WorkerArgs {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_timeout_is_longer_than_a_busy_machine_lets_ranks_wait() {
+        let read = super::timeout_ms;
+        assert_eq!((read("1000"), read("30000")), (Ok(1000), Ok(30_000)));
+        for (text, near) in [("500", "1000"), ("0", "1000"), ("99999999999", "604800000")] {
+            let refused = read(text).unwrap_err();
+            assert!(refused.ends_with(&format!("; the nearest is {near}")), "{refused}");
+            assert_eq!(read(near), Ok(near.parse().unwrap()));
+        }
+        assert!(read("soon").unwrap_err().contains("for example 30000"));
+    }
+
     use clap::CommandFactory;
 
     use super::*;

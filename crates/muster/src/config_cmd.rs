@@ -33,7 +33,7 @@ pub fn run(command: ConfigCommand) -> Result<Exit, CliError> {
 }
 
 fn check(file: &Path, overrides: &[Override]) -> Result<Exit, CliError> {
-    let loaded = load(file, overrides, Purpose::Plan)?;
+    let loaded = load(file, overrides, Purpose::Plan, &mut drop)?;
     say(&format!("{}: ok\n{}", file.display(), essentials(&loaded)))?;
     Ok(Exit::Ok)
 }

@@ -4,6 +4,7 @@
 //! render what comes back. Every failure ends in `CliError`, whose exit code says whose fault it
 //! is.
 
+mod bench_arguments;
 mod bench_cmd;
 mod bench_compare_cmd;
 mod bench_folder;

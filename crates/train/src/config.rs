@@ -235,7 +235,7 @@ pub struct RanksConfig {
     /// How long a rank may get nothing done while others wait for it, and say nothing to its
     /// supervisor, before the job is declared broken. Time in which the job is stopped does not
     /// count. One call to a disk may take ten times as long, and ten minutes at least.
-    #[schemars(range(min = 1, max = 604_800_000))]
+    #[schemars(range(min = 1000, max = 604_800_000))]
     pub timeout_ms: u64,
     /// How long a rank may live without any progress, such as a kernel or a write to a file,
     /// before the job is declared broken; 0 for ever. After `timeout_ms` it is told in any case.

@@ -42,7 +42,23 @@ pub enum Reported {
 /// Tells the server, if it is found within `patience`, that a host will not bring its ranks, so
 /// that the others need not wait for them. Once they have met this changes nothing.
 pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> Reported {
-    report(addrs, patience, async |stream| tell_absence(stream, absent).await)
+    let (job, reason) = (absent.job.to_owned(), protocol::cut(absent.reason).to_owned());
+    let message = ToServer::Absent { job, node: absent.node, reason };
+    report(addrs, patience, async |stream| tell(stream, absent, protocol::ABSENT, &message).await)
+}
+
+/// Tells the server how `rank` ended, which was one of the host's and met the others as `group`;
+/// the job of `host` is not looked at. An earlier start's end is none of a later one.
+pub fn report_end(
+    addrs: impl ToSocketAddrs,
+    host: Absent,
+    (group, rank): (&str, usize),
+    patience: Duration,
+) -> Reported {
+    let (node, group) = (host.node, group.to_owned());
+    let reason = protocol::cut(host.reason).to_owned();
+    let message = ToServer::Ended { group, node, rank, reason };
+    report(addrs, patience, async |stream| tell(stream, host, protocol::ENDED, &message).await)
 }
 
 /// As [`report_absent`], of a host that cannot prove itself.
@@ -142,13 +158,16 @@ async fn in_time<T>(
 }
 
 /// Returns when the server has heard it.
-async fn tell_absence(stream: TcpStream, absent: Absent<'_>) -> std::result::Result<(), Failed> {
-    let Absent { job, secret, tls, node, reason } = absent;
-    let security = Security { secret, tls: tls.cloned() };
-    let claim = protocol::claim(node, protocol::ABSENT);
+async fn tell(
+    stream: TcpStream,
+    host: Absent<'_>,
+    purpose: u64,
+    message: &ToServer,
+) -> std::result::Result<(), Failed> {
+    let security = Security { secret: host.secret, tls: host.tls.cloned() };
+    let claim = protocol::claim(host.node, purpose);
     let (mut stream, keys) = in_time(handshake::dial(stream, &security, claim)).await?;
-    let (job, reason) = (job.to_owned(), protocol::cut(reason).to_owned());
-    let message = Said::new(&ToServer::Absent { job, node, reason });
+    let message = Said::new(message);
     message.say(&mut stream, &mut Seal::new(keys.send)).await?;
     // It closes the connection then, in one way or another; one that takes its time has heard it.
     let _ = tokio::time::timeout(ABSENCE_TRY, stream.read(&mut [0])).await;

@@ -23,6 +23,10 @@ use crate::tls::Connection;
 
 /// How long a lost or blamed rank waits for the supervisor to say how the process ended.
 const GRACE: Duration = Duration::from_millis(300);
+/// How much longer where that is on another host.
+const FAR: Duration = Duration::from_millis(900);
+/// And where nobody blames it, who could tell in which operation it is missing.
+const UNBLAMED: Duration = Duration::from_millis(300);
 /// How long messages may take to leave when the server ends.
 pub(super) const PARTING: Duration = Duration::from_millis(100);
 /// Connections whose first message is waited for at a time; the others wait in the backlog.
@@ -106,7 +110,7 @@ fn why(stranger: Stranger, shared: &Shared) -> Option<Why> {
         Stranger::Secret(claim) => {
             let number = claim.from as usize;
             let (what, ranks) = match claim.purpose {
-                protocol::ABSENT => ("node", shared.ranks_of(number)),
+                protocol::ABSENT | protocol::ENDED => ("node", shared.ranks_of(number)),
                 _ => ("rank", number..number + 1),
             };
             let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
@@ -128,6 +132,7 @@ fn is_as_claimed(said: &ToServer, claim: Claim) -> bool {
     match said {
         ToServer::Hello(hello) => claim == protocol::claim(hello.rank, protocol::MEET),
         ToServer::Absent { node, .. } => claim == protocol::claim(*node, protocol::ABSENT),
+        ToServer::Ended { node, .. } => claim == protocol::claim(*node, protocol::ENDED),
         _ => false,
     }
 }
@@ -139,6 +144,9 @@ async fn attend(guest: Guest, shared: Arc<Shared>) {
         ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
         ToServer::Absent { job, node, reason } if job == shared.job => {
             shared.leave_out(node, &reason);
+        }
+        ToServer::Ended { group, node, rank, reason } => {
+            shared.hear_end(&group, node, rank, &reason);
         }
         _ => {}
     }
@@ -162,21 +170,31 @@ async fn serve_worker(line: Line, from: SocketAddr, mut hello: Hello, shared: Ar
         shared.hear(rank, message);
     })
     .await;
-    let Some(rank) = rank.filter(|&rank| !shared.has_left(rank)) else { return };
+    let Some(rank) = rank else { return };
+    shared.end(rank);
+    if shared.has_left(rank) {
+        return;
+    }
+    if shared.is_known_elsewhere(&[rank]) {
+        tokio::time::sleep(UNBLAMED).await;
+    }
     mourn(vec![rank], ended.to_owned(), shared).await;
 }
 
-/// Loses the first of `ranks` that has not said by then that it only follows, unless a better
-/// reason comes soon. Where all follow, they have time to say whom.
+/// Loses those of `ranks` that have not said by then that they only follow, unless a better reason
+/// comes soon. Where all follow, they have time to say whom, and the first is lost.
 async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
-    let silent = ranks.iter().find(|&&rank| !shared.has_left(rank));
-    if silent.is_none() {
-        tokio::time::sleep(GRACE).await;
+    if shared.is_known_elsewhere(&ranks) {
+        tokio::time::sleep(FAR).await;
     }
-    if let Some(&rank) = silent.or(ranks.first()) {
-        shared.lose(rank, &reason);
+    let (left, silent): (Vec<usize>, Vec<usize>) =
+        ranks.into_iter().partition(|&rank| shared.has_left(rank));
+    if !silent.is_empty() {
+        return shared.lose(&silent, &reason);
     }
+    tokio::time::sleep(GRACE).await;
+    shared.lose(left.get(..1).unwrap_or_default(), &reason);
 }
 
 /// Passes messages both ways until either side ends, and says how; neither way waits for the other.

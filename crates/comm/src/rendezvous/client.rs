@@ -14,6 +14,7 @@ use tokio_util::codec::Framed;
 use super::codec::Codec;
 use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use crate::door;
+use crate::error::ranks;
 use crate::handshake::{self, Claim, Failed, Keys, Refused, Seal};
 use crate::patience::Patience;
 use crate::tls::{self, Connection, Security, TlsFault};
@@ -58,16 +59,17 @@ pub struct Joined {
 /// Why the job is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aborted {
-    /// The rank that was lost; none if it was the supervising process.
-    pub rank: Option<usize>,
+    /// The ranks that were lost; none if it was the supervising process.
+    pub ranks: Vec<usize>,
     pub reason: String,
 }
 
 impl std::fmt::Display for Aborted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.rank {
-            Some(rank) => write!(f, "rank {rank} is lost: {}", self.reason),
-            None => f.write_str(&self.reason),
+        match self.ranks[..] {
+            [] => f.write_str(&self.reason),
+            [rank] => write!(f, "rank {rank} is lost: {}", self.reason),
+            _ => write!(f, "{} are lost: {}", ranks(&self.ranks), self.reason),
         }
     }
 }
@@ -155,7 +157,7 @@ pub fn join_hearing(
             Told::Met(met) => break met?,
         }
     };
-    Ok(Joined { peers, group: format!("{job}-{start:016x}"), control })
+    Ok(Joined { peers, group: protocol::group(&job, start), control })
 }
 
 /// What the thread of the control connection tells the one that joins.
@@ -347,12 +349,10 @@ async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared:
     let (mut from_server, mut to_server) = protocol::split(frames);
     let tell = async {
         while let Some(message) = outgoing.recv().await {
-            let is_last = matches!(message, ToServer::Bye | ToServer::Blame(_));
+            let leaves = matches!(message, ToServer::Bye | ToServer::Blame(_));
             let sent = Said::new(&message).say(&mut to_server, &mut send).await;
-            if is_last {
-                return;
-            }
-            if sent.is_err() {
+            // Who leaves does without.
+            if sent.is_err() && !leaves {
                 return shared.lose_server(server, GONE);
             }
         }
@@ -362,8 +362,8 @@ async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared:
             let next = from_server.next().await;
             match next.map(|frame| frame.map(|frame| protocol::open(&frame, &mut receive))) {
                 Some(Ok(Some(ToWorker::Stop))) => shared.wants_stop.store(true, Ordering::Release),
-                Some(Ok(Some(ToWorker::Abort { rank, reason }))) => {
-                    shared.abort(Aborted { rank: Some(rank), reason });
+                Some(Ok(Some(ToWorker::Abort { ranks, reason }))) => {
+                    shared.abort(Aborted { ranks, reason });
                 }
                 // Of the meeting, which is over.
                 Some(Ok(Some(_))) => {}
@@ -393,7 +393,7 @@ impl Shared {
     fn lose_server(&self, server: Option<SocketAddr>, how: &str) {
         let at = server.map(|addr| format!(" (at {addr})")).unwrap_or_default();
         let reason = format!("node 0's supervising process{at} {how}");
-        self.abort(Aborted { rank: None, reason });
+        self.abort(Aborted { ranks: Vec::new(), reason });
     }
 }
 
@@ -437,10 +437,16 @@ impl ControlHandle {
         self.say(ToServer::Follows);
     }
 
-    /// Leaves because of others; returns once that is said.
-    pub fn blame(mut self, fault: &Fault) {
+    /// Says that this rank will leave because of others, and whom it blames; what becomes of that
+    /// is known by [`ControlHandle::aborted`].
+    pub fn accuse(&self, fault: &Fault) {
         let what = protocol::cut(&fault.what).to_owned();
         self.say(ToServer::Blame(Fault { ranks: fault.ranks.clone(), what }));
+    }
+
+    /// Leaves because of others; returns once that is said.
+    pub fn blame(mut self, fault: &Fault) {
+        self.accuse(fault);
         self.close();
     }
 

@@ -26,7 +26,7 @@ fn ranks(draw: &mut Draw) -> Vec<usize> {
 
 fn to_server(draw: &mut Draw) -> ToServer {
     let addr = |draw: &mut Draw| SocketAddr::from((draw.next().to_le_bytes().map(u16::from), 7));
-    match draw.below(5) {
+    match draw.below(6) {
         0 => ToServer::Hello(Hello {
             job: text(draw),
             rank: draw.next() as usize,
@@ -40,6 +40,10 @@ fn to_server(draw: &mut Draw) -> ToServer {
         1 => ToServer::Status { step: draw.next() },
         2 => ToServer::Blame(Fault { ranks: ranks(draw), what: text(draw) }),
         3 => ToServer::Absent { job: text(draw), node: draw.below(99), reason: text(draw) },
+        4 => {
+            let (node, rank) = (draw.below(99), draw.below(99));
+            ToServer::Ended { group: text(draw), node, rank, reason: text(draw) }
+        }
         _ => ToServer::Bye,
     }
 }
@@ -51,7 +55,7 @@ fn to_worker(draw: &mut Draw) -> ToWorker {
             peers: (0..draw.below(40)).map(|_| ([127, 0, 0, 1], 4000).into()).collect(),
             start: draw.next(),
         },
-        1 => ToWorker::Abort { rank: draw.below(99), reason: text(draw) },
+        1 => ToWorker::Abort { ranks: ranks(draw), reason: text(draw) },
         2 => ToWorker::Refused(Refusal::Missing {
             missing: ranks(draw),
             nodes: ranks(draw),

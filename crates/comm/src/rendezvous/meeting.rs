@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use super::strangers::{Strangers, Why};
 use crate::tls::Security;
-use crate::{Result, secret};
+use crate::{Fault, Result, secret};
 
 /// What the server's threads share.
 pub(super) struct Shared {
@@ -35,8 +35,8 @@ pub(super) struct Meeting {
     /// How many of them are there.
     come: usize,
     pub wants_stop: bool,
-    /// The first rank that was lost after the meeting, and how.
-    pub lost: Option<(usize, String)>,
+    /// The first ranks that were lost after the meeting, and how.
+    pub lost: Option<Fault>,
     /// Who knows that the meeting was refused.
     pub told: Told,
     /// Who came and is none of the job's.
@@ -57,6 +57,8 @@ pub(super) struct Worker {
     pub last_step: Option<u64>,
     /// It said goodbye.
     has_left: bool,
+    /// Its connection has ended.
+    is_gone: bool,
 }
 
 /// Who knows that the meeting was refused.
@@ -196,7 +198,8 @@ impl Shared {
             return None;
         }
         let from = from.ip();
-        let worker = Worker { hello, from, outgoing, last_step: None, has_left: false };
+        let worker =
+            Worker { hello, from, outgoing, last_step: None, has_left: false, is_gone: false };
         meeting.strangers.has_come(self.node_of(rank));
         meeting.strangers.lacking().for_each(|told| self.hint(&worker, &told));
         meeting.workers[rank] = Some(worker);
@@ -230,7 +233,11 @@ impl Shared {
         if matches!(meeting.phase, Phase::Gathering) {
             meeting.tell_all(&ToWorker::Refused(refusal.clone()));
             let Meeting { workers, told, .. } = meeting;
-            workers.iter().flatten().for_each(|worker| told.rank(worker.hello.rank, self.world));
+            // Who differs may have come in the place of one of this job's, which is still to come.
+            if !matches!(refusal, Refusal::Disagree { .. }) {
+                let told_of = |worker: &Worker| told.rank(worker.hello.rank, self.world);
+                workers.iter().flatten().for_each(told_of);
+            }
             meeting.phase = Phase::Refused(refusal);
             self.changed.notify_all();
         }
@@ -294,26 +301,55 @@ impl Shared {
         rank / (self.world / self.nodes.max(1)).max(1)
     }
 
-    /// `rank` will not come back.
-    pub(super) fn lose(&self, rank: usize, reason: &str) {
+    /// These will not come back.
+    pub(super) fn lose(&self, ranks: &[usize], reason: &str) {
         let mut meeting = self.lock();
         let reason = protocol::cut(reason).to_owned();
+        let (&[rank, ..], ranks) = (ranks, ranks.to_vec()) else { return };
         match meeting.phase {
             Phase::Refused(_) => {}
             Phase::Gathering => self.refuse(&mut meeting, Refusal::Ended { rank, reason }),
             Phase::Open if meeting.lost.is_none() => {
-                meeting.tell_all(&ToWorker::Abort { rank, reason: reason.clone() });
-                meeting.lost = Some((rank, reason));
+                let abort = ToWorker::Abort { ranks: ranks.clone(), reason: reason.clone() };
+                meeting.tell_all(&abort);
+                meeting.lost = Some(Fault { ranks, what: reason });
             }
             Phase::Open => {}
         }
+    }
+
+    /// The supervisor of host `node` says how one of its ranks ended that met here as `group`.
+    pub(super) fn hear_end(&self, group: &str, node: usize, rank: usize, reason: &str) {
+        let is_known = group == protocol::group(&self.job, self.start);
+        if is_known && self.ranks_of(node).contains(&rank) {
+            self.lose(&[rank], reason);
+        }
+    }
+
+    /// The connection of a rank has ended.
+    pub(super) fn end(&self, rank: usize) {
+        let mut meeting = self.lock();
+        if let Some(worker) = meeting.workers.get_mut(rank).and_then(Option::as_mut) {
+            worker.is_gone = true;
+        }
+    }
+
+    /// Whether the connection of one of these has ended whose supervisor is another process, which
+    /// knows why.
+    pub(super) fn is_known_elsewhere(&self, ranks: &[usize]) -> bool {
+        let meeting = self.lock();
+        let is_gone = |rank: usize| {
+            let worker = meeting.workers.get(rank).and_then(Option::as_ref);
+            worker.is_some_and(|worker| worker.is_gone)
+        };
+        ranks.iter().any(|&rank| self.node_of(rank) > 0 && is_gone(rank))
     }
 
     pub(super) fn hear(&self, rank: usize, message: ToServer) {
         let mut meeting = self.lock();
         let Some(worker) = meeting.workers.get_mut(rank).and_then(Option::as_mut) else { return };
         match message {
-            ToServer::Hello(_) | ToServer::Absent { .. } => {}
+            ToServer::Hello(_) | ToServer::Absent { .. } | ToServer::Ended { .. } => {}
             ToServer::Status { step } => worker.last_step = Some(step),
             ToServer::Bye | ToServer::Follows | ToServer::Blame(_) => worker.has_left = true,
         }

@@ -8,6 +8,7 @@
 //!        ── Status {step} ──▶       ◀── Stop ──  finish the step, save, leave
 //!        ── Bye ────────────▶       ◀── Abort ── a rank is lost: the group is given up
 //!        ── Blame ──────────▶                    this one leaves because another failed
+//! supervisor ── Ended {rank, reason} ──▶         how a rank of its host ended
 //! ```
 //!
 //! Instead of a hello, the process that would have started a host's workers may say that they will
@@ -15,8 +16,9 @@
 //! prove itself says that without a proof, which ends no meeting ([`crate::Lack`]). Who is none of
 //! the job's is answered, or ignored, and costs nobody anything.
 //!
-//! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that the supervisor
-//! reports. A connection begins with the proof of the job's secret, by both ends, in which other
+//! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that its supervisor
+//! reports, which knows the signal and what the worker did last: that of node 0 is the server's own
+//! process, those of other hosts come with a message. A connection begins with the proof of the job's secret, by both ends, in which other
 //! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
 //! message, and its tag. All of it goes over TLS where the job has that ([`crate::tls`]). Who has
 //! another secret, authority or none is told so and turned away; the server remembers some of them
@@ -33,7 +35,9 @@ mod protocol;
 mod server;
 mod strangers;
 
-pub use absent::{Absent, Reported, report_absent, report_lack, serve_absence, serve_lack};
+pub use absent::{
+    Absent, Reported, report_absent, report_end, report_lack, serve_absence, serve_lack,
+};
 pub use client::{Aborted, ControlHandle, Joined, join, join_hearing, join_with};
 pub use protocol::{Entries, Hello, Refusal};
 pub use server::{Server, can_serve};

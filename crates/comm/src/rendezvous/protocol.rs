@@ -15,9 +15,10 @@ use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
 use crate::tls::{self, Connection, ReadHalf, WriteHalf};
 
 /// Purposes of connections to the server ([`crate::handshake`]): of a worker, which comes to meet;
-/// and of the process that would have started a host's workers.
+/// of the process that would have started a host's workers; and of the one that has.
 pub(super) const MEET: u64 = 1 << 63;
 pub(super) const ABSENT: u64 = MEET | 1;
+pub(super) const ENDED: u64 = MEET | 2;
 /// In place of the server's rank.
 const SERVER: u32 = u32::MAX;
 /// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
@@ -180,6 +181,14 @@ pub(super) enum ToServer {
         node: usize,
         reason: String,
     },
+    /// Instead of a hello, after the meeting of `group`: how a rank of a host ended, as its
+    /// supervisor knows it.
+    Ended {
+        group: String,
+        node: usize,
+        rank: usize,
+        reason: String,
+    },
 }
 
 /// To a worker.
@@ -194,7 +203,7 @@ pub(super) enum ToWorker {
     /// While others are awaited: what people should hear meanwhile, whoever said it.
     Hint(String),
     Abort {
-        rank: usize,
+        ranks: Vec<usize>,
         reason: String,
     },
     Stop,
@@ -208,6 +217,11 @@ pub(super) fn split(frames: Framed<Connection, Codec>) -> (FramedRead<ReadHalf, 
     let mut incoming = FramedRead::new(incoming, codec);
     *incoming.read_buffer_mut() = read_buf;
     (incoming, outgoing)
+}
+
+/// The name of a start of a job, which keeps those of earlier starts out.
+pub(super) fn group(job: &str, start: u64) -> String {
+    format!("{job}-{start:016x}")
 }
 
 /// A worker or another process that comes to the server, by its number. The job's name comes with
@@ -317,20 +331,23 @@ fn grouped<'a>(ranks: impl Iterator<Item = (&'a str, Vec<usize>)>) -> Groups {
 }
 
 /// The first entry in which groups differ whose digests of `what` do, where all have told theirs.
-fn first_entry(what: &str, groups: &Groups, hellos: &[&Hello]) -> Option<(String, Groups)> {
+fn first_entry<'a>(what: &str, groups: &Groups, hellos: &'a [&Hello]) -> Option<(String, Groups)> {
     let of_rank = |&rank: &usize| {
         let (_, entries) = hellos[rank].entries.iter().find(|(known, _)| known == what)?;
         Some(entries)
     };
     let told = groups.iter().map(|(_, members)| members.iter().find_map(of_rank));
-    let told: Vec<&Entries> = told.collect::<Option<_>>()?;
+    let told: Vec<&'a Entries> = told.collect::<Option<_>>()?;
     let maps = told.iter().map(|entries| {
         entries.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     });
     let maps: Vec<HashMap<&str, &str>> = maps.collect();
     let mut names = told.iter().flat_map(|entries| entries.iter().map(|(name, _)| name.as_str()));
-    let name = names.find(|name| maps.iter().any(|map| map.get(name) != maps[0].get(name)))?;
-    let values = maps.iter().map(|map| *map.get(name).unwrap_or(&"none"));
+    // What one has not and another has as none is the same to those who are told.
+    let value = |map: &HashMap<&'a str, &'a str>, name: &str| *map.get(name).unwrap_or(&"none");
+    let differs = |name: &&str| maps.iter().any(|map| value(map, name) != value(&maps[0], name));
+    let name = names.find(differs)?;
+    let values = maps.iter().map(|map| value(map, name));
     let members = groups.iter().map(|(_, members)| members.clone());
     let mut by_value = grouped(values.zip(members));
     by_value.iter_mut().for_each(|(_, members)| members.sort_unstable());
@@ -397,6 +414,10 @@ mod tests {
         // One that the first lacks; and groups that one value joins.
         let (d, e) = (with("dd", &same), with("ee", &[("name", "b"), ("steps", "6")]));
         assert!(said(&[&c, &a]).contains("in steps of the config: none on rank 0, 6 on rank 1;"));
+        // Of what one lacks and the other says there is none, what is below it.
+        let (f, g) = (with("ff", &[("beside", "none")]), with("gg", &[("beside.shape", "2x8")]));
+        let below = "in beside.shape of the config: none on rank 0, 2x8 on rank 1;";
+        assert!(said(&[&f, &g]).contains(below), "{}", said(&[&f, &g]));
         let joined = "in name of the config: a on ranks 0 and 2, b on rank 1; start";
         assert!(said(&[&a, &e, &d]).contains(joined));
         // Where nothing is known but digests, or nothing differs but them, they are told.

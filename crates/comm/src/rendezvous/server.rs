@@ -11,7 +11,7 @@ use super::attend::{PARTING, serve};
 use super::meeting::{Meeting, Phase, Shared};
 use super::protocol::ToWorker;
 use crate::tls::Security;
-use crate::{CommError, Result, Secret, door, ending, files, tcp};
+use crate::{CommError, Fault, Result, Secret, door, ending, files, tcp};
 
 /// How long an address may take to answer when it is tried.
 const PROBE: Duration = Duration::from_secs(1);
@@ -102,7 +102,7 @@ impl Server {
     /// A worker has ended otherwise than by finishing: every other rank gives up. `reason` is the
     /// one that people will read (exit status, last lines of its log).
     pub fn report_exit(&self, rank: usize, reason: &str) {
-        self.shared.lose(rank, reason);
+        self.shared.lose(&[rank], reason);
     }
 
     /// The step that `rank` last reported.
@@ -116,8 +116,8 @@ impl Server {
         self.shared.world
     }
 
-    /// The first rank that was lost after the meeting, and how.
-    pub fn lost(&self) -> Option<(usize, String)> {
+    /// The first ranks that were lost after the meeting, and how.
+    pub fn lost(&self) -> Option<Fault> {
         self.shared.lock().lost.clone()
     }
 

@@ -14,7 +14,7 @@ use super::presence::Presence;
 use super::system::{self, Process, Words};
 use crate::CommError;
 use crate::job::Moments;
-use crate::revocation::Reason;
+use crate::revocation::{Lost, Reason};
 
 const MAGIC: u64 = u64::from_be_bytes(*b"muster04");
 
@@ -127,8 +127,9 @@ impl Block {
             return;
         }
         let (lost, text) = match &reason.lost {
-            Some((rank, cause)) => (*rank as u64 + 1, cause),
-            None => (0, &reason.why),
+            Some(Lost::Gone(rank, cause)) => (*rank as u64 + 1, cause.clone()),
+            Some(Lost::Silent { ranks, timeout_ms }) => (run(ranks), timeout_ms.to_string()),
+            None => (0, reason.why.clone()),
         };
         let room = HEADER_TEXT.len() * 8;
         let bytes = &text.as_bytes()[..text.floor_char_boundary(room)];
@@ -153,9 +154,29 @@ impl Block {
         let mut bytes = vec![0; len.min(HEADER_TEXT.len() * 8)];
         system::load_bytes(&header[HEADER_TEXT], &mut bytes);
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        match header[HEADER_LOST].load(Ordering::Relaxed) {
-            0 => Reason { why: text, lost: None },
-            lost => Reason::loss(lost as usize - 1, &text),
+        reason(header[HEADER_LOST].load(Ordering::Relaxed), text)
+    }
+}
+
+/// Where the number of silent ranks stands in the word of who was lost, above the first of them
+/// and one.
+const SILENT_BITS: u32 = 32;
+
+/// Silent ranks in one word: the first of them in a row, since those of a host are.
+fn run(ranks: &[usize]) -> u64 {
+    let run = ranks.chunk_by(|one, next| one + 1 == *next).next().unwrap_or_default();
+    run.first().map_or(0, |&first| (run.len() as u64) << SILENT_BITS | (first as u64 + 1))
+}
+
+/// As [`run`] and a text tell it.
+fn reason(lost: u64, text: String) -> Reason {
+    let (first, silent) = (lost as u32 as usize, (lost >> SILENT_BITS) as usize);
+    match (first, silent) {
+        (0, _) => Reason { why: text, lost: None },
+        (rank, 0) => Reason::loss(rank - 1, &text),
+        (rank, count) => {
+            let ranks = (rank - 1..).take(count).collect();
+            Reason::silence(ranks, text.parse().unwrap_or_default())
         }
     }
 }
@@ -171,5 +192,23 @@ impl Moments for std::sync::Arc<Block> {
 
     fn advance(&self, rank: usize, to_ms: u64) {
         self.record(rank)[RECORD_MOMENT].fetch_max(to_ms, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silent_ranks_in_a_row_go_through_a_word() {
+        let read = |ranks: &[usize]| reason(run(ranks), "2000".to_owned()).lost;
+        let silent =
+            |ranks: &[usize]| Some(Lost::Silent { ranks: ranks.to_vec(), timeout_ms: 2000 });
+        for ranks in [&[0][..], &[2, 3], &[16_382, 16_383]] {
+            assert_eq!(read(ranks), silent(ranks));
+        }
+        assert_eq!(read(&[4, 5, 9]), silent(&[4, 5]));
+        assert_eq!(reason(3, "gone".to_owned()).lost, Some(Lost::Gone(2, "gone".to_owned())));
+        assert_eq!(reason(0, "on purpose".to_owned()).lost, None);
     }
 }

@@ -40,6 +40,7 @@ mod ring;
 mod route;
 mod sending;
 mod signal;
+mod silence;
 mod sums;
 mod tiles;
 mod traffic;

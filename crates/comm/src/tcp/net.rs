@@ -22,6 +22,7 @@ use super::frame;
 use super::link::Wire;
 use super::mesh::{self, Guest, Identity, Met, Purpose, Tries};
 use super::signal::{self, Signals};
+use super::silence::Silence;
 use crate::control::Channel;
 use crate::door::{self, Door};
 use crate::handshake::Seal;
@@ -32,7 +33,7 @@ use crate::{CommError, Operation, Result, ending};
 
 /// How often this process is looked at whether it works.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often peers are told that it does, at most.
+/// How often peers are told that it does, or lives at least.
 const TELL: Duration = Duration::from_secs(1);
 /// And of a short timeout: a rank that waits for others which wait seems to have got on a quarter
 /// of it ago ([`Job::is_over_behind`]), and one that is known to have got on half of it ago is
@@ -80,6 +81,7 @@ type Readers = HashMap<usize, tokio::task::AbortHandle>;
 struct Heard {
     epoch: Instant,
     moments: Vec<AtomicU64>,
+    silence: Silence,
 }
 
 impl Moments for Heard {
@@ -94,6 +96,14 @@ impl Moments for Heard {
 
     fn advance(&self, rank: usize, to_ms: u64) {
         self.moments[rank].fetch_max(to_ms, Ordering::Relaxed);
+    }
+
+    fn hear(&self, rank: usize, is_last: bool) {
+        self.silence.hear(rank, is_last);
+    }
+
+    fn silent(&self, for_at_least: Duration) -> Vec<usize> {
+        self.silence.of(for_at_least)
     }
 }
 
@@ -123,7 +133,8 @@ impl Net {
         let (secret, tls) = (settings.secret, settings.tls.clone());
         let (security, scope) = (Security { secret, tls }, secret.scope(job, world));
         let moments = (0..world).map(|_| AtomicU64::new(0)).collect();
-        let moments = Box::new(Heard { epoch: Instant::now(), moments });
+        let moments =
+            Box::new(Heard { epoch: Instant::now(), moments, silence: Silence::new(world) });
         let shared = Arc::new(Shared {
             job: Arc::new(Job::new(rank, world, settings, moments)),
             me: Identity { security, scope, token: frame::token(job), rank, world },
@@ -256,7 +267,7 @@ impl Shared {
         for (peer, &addr) in self.addrs.iter().enumerate().take(me.rank) {
             dials.spawn(mesh::connect(addr, peer, Purpose::Signal, me.clone(), Arc::clone(&tries)));
         }
-        let mut pulse = Pulse { told: (0, Instant::now()) };
+        let mut told = Instant::now();
         loop {
             let met = tokio::select! {
                 biased;
@@ -281,7 +292,7 @@ impl Shared {
                     met
                 }
                 () = sleep(LOOK) => {
-                    pulse.look(&self.job, &mut signals);
+                    look(&self.job, &mut signals, &mut told);
                     continue;
                 }
             };
@@ -313,6 +324,7 @@ impl Shared {
                     self.state().signals += 1;
                 }
                 let (seal, job) = (Seal::new(keys.receive), Arc::clone(&self.job));
+                job.moments().hear(rank, false);
                 let reader = tokio::spawn(signal::listen(read, rank, seal, job));
                 if let Some(given_up) = readers.insert(rank, reader.abort_handle()) {
                     given_up.abort();
@@ -330,25 +342,21 @@ impl Shared {
     }
 }
 
-/// How often peers are told that this process works, at most.
+/// How often peers are told that this process lives, and when it got on.
 fn tell_every(timeout_ms: u64) -> Duration {
     TELL.min(Duration::from_millis(timeout_ms) / TELL_PARTS)
 }
 
-/// What this process's work looks like to others.
-struct Pulse {
-    /// The moment that peers were told last, and when.
-    told: (u64, Instant),
-}
-
-impl Pulse {
-    fn look(&mut self, job: &Job, signals: &mut Signals) {
-        job.look_at_pulse();
-        let moment = job.moments().of(job.rank);
-        let (told, when) = self.told;
-        if moment > told && when.elapsed() >= tell_every(job.timeout_ms()) {
-            signals.tell(job.moments().now_ms().saturating_sub(moment));
-            self.told = (moment, Instant::now());
-        }
+/// One look of the watchdog, at this process and at whether anything comes from the others; peers
+/// were `told` last at that time.
+fn look(job: &Job, signals: &mut Signals, told: &mut Instant) {
+    job.look_at_pulse();
+    if told.elapsed() >= tell_every(job.timeout_ms()) {
+        let moments = job.moments();
+        signals.tell(moments.now_ms().saturating_sub(moments.of(job.rank)));
+        *told = Instant::now();
+    }
+    if let Some(reason) = job.given_up_for_silence() {
+        job.revocation().give_up(|| reason);
     }
 }

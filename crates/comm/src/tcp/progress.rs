@@ -14,6 +14,9 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How often it is looked at meanwhile whether it has.
 const GRACE_LOOK: Duration = Duration::from_millis(5);
 
+/// What to do about a connection that broke.
+pub(super) const BROKEN: &str = "see whether its process and its host are there, and the network";
+
 /// The operation in progress, or one of its messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
@@ -52,10 +55,7 @@ impl Call {
         match error.kind() {
             std::io::ErrorKind::InvalidData => self.damaged(rank, Damage::Record),
             std::io::ErrorKind::UnexpectedEof => self.lost(rank, "it closed the connection"),
-            _ => {
-                let advice = "see whether its process and its host are there, and the network";
-                self.lost(rank, format!("its connection broke ({error}; {advice})"))
-            }
+            _ => self.lost(rank, format!("its connection broke ({error}; {BROKEN})")),
         }
     }
 

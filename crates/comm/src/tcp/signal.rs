@@ -1,7 +1,7 @@
 //! Whether a peer still takes part: one connection per pair of ranks.
 //!
 //! ```text
-//! `P` 8 bytes   the peer gets on: milliseconds since its moment, little-endian
+//! `P` 8 bytes   the peer lives: milliseconds since its moment, little-endian
 //! `L`           then the end: the peer left in good order
 //! `R` text      then the end: the peer gave the job up, and why
 //!               the end alone: its process died, or the network broke
@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::progress::BROKEN;
 use crate::handshake::{Key, Seal, TAG_BYTES};
 use crate::job::Job;
 use crate::revocation::Reason;
@@ -72,7 +73,7 @@ impl Signals {
         self.last.is_some()
     }
 
-    /// Tells every peer that this rank got on so many milliseconds ago.
+    /// Tells every peer that this process lives, and that it got on so many milliseconds ago.
     pub(super) fn tell(&mut self, age_ms: u64) {
         let message = encode(b'P', &age_ms.to_le_bytes());
         let hash = blake3::hash(&message);
@@ -113,13 +114,22 @@ impl Signals {
 pub(super) async fn listen(mut read: ReadHalf, rank: usize, mut seal: Seal, job: Arc<Job>) {
     let ended = match hear(&mut read, rank, &mut seal, &job).await {
         Ok(heard) => heard,
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            Reason::loss(rank, "its process has ended or the network broke").into()
-        }
-        Err(error) => Reason::loss(rank, &error.to_string()).into(),
+        Err(error) => Reason::loss(rank, &broken(&error)).into(),
     };
     if let Some(reason) = ended {
         job.revocation().give_up(|| reason);
+    }
+}
+
+/// How a connection ended on which the peer has not said that it leaves.
+fn broken(error: &std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::UnexpectedEof
+        | ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe => "its process has ended or the network broke".to_owned(),
+        _ => format!("its connection broke ({error}; {BROKEN})"),
     }
 }
 
@@ -141,11 +151,15 @@ async fn hear(
         read.read_exact(rest).await?;
         match (start[0], decode(&start, rest, seal)) {
             (b'P', Some(said)) if said.len() == 8 => {
+                job.moments().hear(rank, false);
                 let age_ms = said.iter().rev().fold(0, |age, &byte| age << 8 | u64::from(byte));
                 let moments = job.moments();
                 moments.advance(rank, moments.now_ms().saturating_sub(age_ms));
             }
-            (b'L', Some([])) => return Ok(None),
+            (b'L', Some([])) => {
+                job.moments().hear(rank, true);
+                return Ok(None);
+            }
             (b'R', Some(why)) => {
                 let why = String::from_utf8_lossy(why).into_owned();
                 return Ok(Some(Reason { why, lost: None }));
@@ -171,6 +185,15 @@ fn decode<'a>(start: &[u8; 3], rest: &'a [u8], seal: &mut Seal) -> Option<&'a [u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_system_says_of_a_connection_comes_with_advice() {
+        let said = |kind: std::io::ErrorKind| broken(&kind.into());
+        let ended = said(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(ended, said(std::io::ErrorKind::UnexpectedEof));
+        assert_eq!(ended, "its process has ended or the network broke");
+        assert!(said(std::io::ErrorKind::TimedOut).contains("; see whether its process"));
+    }
 
     #[test]
     fn no_flipped_bit_passes_for_a_signal() {

@@ -32,12 +32,12 @@ impl Visitor {
     }
 
     pub fn hail(&self) -> Vec<u8> {
-        [b"MSTR\x06\0\0\0", &self.nonce[..]].concat()
+        [b"MSTR\x07\0\0\0", &self.nonce[..]].concat()
     }
 
     pub fn prove(&mut self, challenge: &[u8; CHALLENGE_BYTES]) -> Vec<u8> {
         assert_eq!(challenge[..4], blake3::hash(&self.hail()).as_bytes()[..4], "mark of the hail");
-        assert_eq!(challenge[4], 6, "protocol");
+        assert_eq!(challenge[4], 7, "protocol");
         self.transcript = [&self.nonce[..], &challenge[5..], &self.claim].concat();
         let proof = self.hash("Muster 2026-11 proof of who connects");
         [&self.claim[..], &proof].concat()

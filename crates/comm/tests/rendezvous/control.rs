@@ -5,11 +5,15 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use comm::rendezvous::{Hello, Joined, Server, join};
-use comm::{Backend, Fault, Settings, World};
+use comm::rendezvous::{Absent, Hello, Joined, Reported, Server, join, report_end};
+use comm::{Backend, Fault, Secret, Settings, World};
 
 use super::common::{PATIENCE_MS, control, message};
 use super::{LOCAL, eventually, hello, join_all, joining, server};
+
+fn lost(rank: usize, what: &str) -> Fault {
+    Fault { ranks: vec![rank], what: what.to_owned() }
+}
 
 #[test]
 fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
@@ -19,7 +23,7 @@ fn a_blamed_rank_is_lost_and_not_the_one_that_blames() {
     let fault = Fault { ranks: vec![2], what: "no sign of life".to_owned() };
     joined.control.blame(&fault);
     eventually("the abort", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
-    assert_eq!(server.lost(), Some((2, fault.what)));
+    assert_eq!(server.lost(), Some(fault));
 }
 
 #[test]
@@ -32,7 +36,7 @@ fn a_blamed_rank_that_follows_has_time_to_say_whom() {
     std::thread::sleep(Duration::from_millis(200));
     second.control.blame(&Fault { ranks: vec![2], what: "silence".to_owned() });
     eventually("the loss", || server.lost().is_some());
-    assert_eq!(server.lost(), Some((2, "silence".to_owned())));
+    assert_eq!(server.lost(), Some(lost(2, "silence")));
 }
 
 /// Three ranks with a tcp group under control.
@@ -67,9 +71,9 @@ fn a_reported_exit_revokes_the_group_of_every_rank() {
     assert_eq!(message(waiting.join().unwrap()), expected);
     let aborted = || ranks.iter().all(|(_, joined)| joined.control.aborted().is_some());
     eventually("the abort", aborted);
-    assert_eq!(ranks[1].1.control.aborted().unwrap().rank, Some(2));
+    assert_eq!(ranks[1].1.control.aborted().unwrap().ranks, [2]);
     assert_eq!(message(control(&ranks[1].0).barrier()), expected);
-    assert_eq!(server.lost(), Some((2, "killed by signal 9".to_owned())));
+    assert_eq!(server.lost(), Some(lost(2, "killed by signal 9")));
 }
 
 #[test]
@@ -79,8 +83,7 @@ fn a_worker_that_vanishes_is_lost_and_a_supervisor_too() {
     let (_group, joined) = ranks.remove(1);
     drop(joined);
     eventually("the loss", || ranks.iter().all(|(_, j)| j.control.aborted().is_some()));
-    let expected = (1, "its control connection ended".to_owned());
-    assert_eq!(server.lost(), Some(expected));
+    assert_eq!(server.lost(), Some(lost(1, "its control connection ended")));
 
     let server = super::server(3, PATIENCE_MS);
     let (ranks, addr) = (controlled(&server), server.addr());
@@ -156,7 +159,7 @@ fn ranks_that_do_not_exist_are_blamed_in_vain() {
     let mut joined = joined.into_iter().map(Result::unwrap);
     let (first, _second) = (joined.next().unwrap(), joined.next().unwrap());
     first.control.blame(&Fault { ranks: vec![7, 1], what: "silence".to_owned() });
-    eventually("the loss", || again.lost() == Some((1, "silence".to_owned())));
+    eventually("the loss", || again.lost() == Some(lost(1, "silence")));
 }
 
 #[test]
@@ -211,5 +214,51 @@ fn a_length_that_comes_damaged_is_no_lost_process() {
     to_server.write_all(&[0xff; 8]).unwrap();
     eventually("the loss", || server.lost().is_some());
     let what = "a message on its control connection came damaged, or forged";
-    assert_eq!(server.lost(), Some((0, what.to_owned())));
+    assert_eq!(server.lost(), Some(lost(0, what)));
+}
+
+/// Two hosts of a rank each, and the name of their start.
+fn two_hosts() -> (Server, Vec<Joined>) {
+    let server = Server::of_nodes(LOCAL, ("job", Secret::none()), 2, 2, PATIENCE_MS).unwrap();
+    let hellos = (0..2).map(|rank| Hello { node: Some((rank, 2)), ..hello(rank, 2) });
+    let joined = join_all(server.addr(), hellos.collect());
+    (server, joined.into_iter().map(Result::unwrap).collect())
+}
+
+fn host<'a>(node: usize, reason: &'a str) -> Absent<'a> {
+    Absent { job: "job", secret: Secret::none(), tls: None, node, reason }
+}
+
+#[test]
+fn what_a_supervisor_elsewhere_knows_of_an_end_is_what_all_hear() {
+    let (server, mut joined) = two_hosts();
+    let (addr, group) = (server.addr(), joined[0].group.clone());
+    let patience = Duration::from_millis(PATIENCE_MS);
+    let tell = |node, group: &str, rank| {
+        report_end(addr, host(node, "killed by signal 9"), (group, rank), patience)
+    };
+    // Of an earlier start, and of another's rank.
+    assert_eq!(tell(1, "job-0", 1), Reported::Heard);
+    assert_eq!(tell(1, &group, 0), Reported::Heard);
+    assert_eq!(server.lost(), None);
+    // Whose connection ends at once.
+    drop(joined.pop());
+    assert_eq!(tell(1, &group, 1), Reported::Heard);
+    eventually("the abort", || joined[0].control.aborted().is_some());
+    assert_eq!(joined[0].control.aborted().unwrap().reason, "killed by signal 9");
+    assert_eq!(server.lost(), Some(lost(1, "killed by signal 9")));
+}
+
+#[test]
+fn a_rank_hears_what_became_of_its_blame_and_of_all_that_it_blames() {
+    let server = server(3, PATIENCE_MS);
+    let joined = join_all(server.addr(), (0..3).map(|rank| hello(rank, 3)).collect());
+    let joined: Vec<Joined> = joined.into_iter().map(Result::unwrap).collect();
+    let fault = Fault { ranks: vec![1, 2], what: "no sign of life".to_owned() };
+    joined[0].control.accuse(&fault);
+    eventually("the abort", || joined[0].control.aborted().is_some());
+    let aborted = joined[0].control.aborted().unwrap();
+    assert_eq!((&aborted.ranks[..], &aborted.reason[..]), (&[1, 2][..], "no sign of life"));
+    assert_eq!(aborted.to_string(), "ranks 1 and 2 are lost: no sign of life");
+    assert_eq!(server.lost(), Some(fault));
 }

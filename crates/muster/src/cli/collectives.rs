@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use comm::{DeviceTransport, GroupOptions, SumOrder};
 use device::DeviceKind;
 
-use super::{BackendArg, HostArgs, ReportArgs};
+use super::{BackendArg, HostArgs, ReportArgs, timeout_ms};
 use crate::error::CliError;
 
 #[derive(Debug, Args)]
@@ -123,8 +123,7 @@ pub struct CollectivesArgs {
     #[arg(long, value_name = "FILE|DIR")]
     pub trace: Option<PathBuf>,
     /// How long a rank may stand still, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 30_000)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = timeout_ms)]
     pub timeout_ms: u64,
     #[command(flatten)]
     pub hosts: HostArgs,

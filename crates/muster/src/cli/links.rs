@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::bench::collectives::parse_size;
 use clap::Args;
 
-use super::{BackendArg, HostArgs};
+use super::{BackendArg, HostArgs, timeout_ms};
 use crate::error::CliError;
 
 #[derive(Debug, Args)]
@@ -32,7 +32,7 @@ pub struct LinksArgs {
     #[arg(long)]
     pub fail: bool,
     /// How long a rank may stand still, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = timeout_ms)]
     pub timeout_ms: u64,
     #[command(flatten)]
     pub hosts: HostArgs,

@@ -12,6 +12,7 @@ use super::check::Checker;
 use super::meaning::{self, Finding, Resolved};
 use super::overrides::Override;
 use super::problem::{Place, Problem, Problems};
+use super::said::{self, Said};
 use super::schema::Schema;
 use super::tree::{Node, parse};
 use crate::error::CliError;
@@ -24,14 +25,22 @@ pub struct Loaded {
     pub resolved: Resolved,
 }
 
-/// Reads and checks a config file.
+/// Reads and checks a config file. Of one with mistakes `heed` hears what it says all the same.
 ///
 /// # Errors
 /// The user's mistake: a file that is not there, or everything that is wrong with it.
-pub fn load(file: &Path, overrides: &[Override], purpose: Purpose) -> Result<Loaded, CliError> {
+pub fn load(
+    file: &Path,
+    overrides: &[Override],
+    purpose: Purpose,
+    heed: &mut dyn FnMut(Said),
+) -> Result<Loaded, CliError> {
     let text = read(file)?;
     let name = file.display().to_string();
     check_text(&text, overrides, purpose).map_err(|problems| {
+        if let Some(said) = said::said(&text, overrides, &Schema::of::<Config>()) {
+            heed(said);
+        }
         let count = problems.len();
         let problems = Problems { file: &name, text: &text, problems };
         let noun = if count == 1 { "mistake" } else { "mistakes" };

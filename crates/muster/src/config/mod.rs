@@ -17,6 +17,7 @@ mod nearest;
 mod overrides;
 mod print;
 mod problem;
+mod said;
 mod schema;
 mod tree;
 
@@ -25,4 +26,5 @@ pub use meaning::neighbour;
 pub use nearest::nearest;
 pub use overrides::Override;
 pub use print::commented;
+pub use said::{Said, Written};
 pub use schema::Schema;

@@ -11,11 +11,14 @@ use comm::rendezvous::{self, Absent, Reported, Server};
 use comm::tls::Security;
 
 use super::place::Place;
+use super::supervise::{SECRET, TLS};
 use crate::cli::HostArgs;
+use crate::config::{Said, Written};
 use crate::error::{CliError, Exit};
 use crate::launch_env::{Hosts, Rendezvous};
 use crate::output::{complain, tell_if_slow};
-use crate::{secret, tls};
+use crate::secret::{self, JobSecret};
+use crate::tls::{self, JobTls};
 
 /// The job of several hosts, to each other, where no launcher has a name for it.
 const JOB: &str = "hosts";
@@ -192,6 +195,8 @@ pub fn list(addrs: &[SocketAddr]) -> String {
 /// How long node 0 is looked for in silence to be told that this host will not bring its ranks; or
 /// how long it stays itself where a meeting has failed.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// Who is there has been told by then.
+const TOLD: Duration = Duration::from_millis(200);
 /// And then: hosts are not started at the same moment.
 const LATE: Duration = Duration::from_secs(8);
 
@@ -200,8 +205,9 @@ const LATE: Duration = Duration::from_secs(8);
 pub enum Start {
     /// None was started.
     Never,
-    /// Perhaps; if node 0 is not found at once, it may be gone by now.
-    Tried,
+    /// Perhaps; if node 0 is not found at once, it may be gone by now. The ranks look for it
+    /// themselves since then, where that is known.
+    Tried(Option<Instant>),
     /// They have met those of the other hosts, which know of their end, and may have begun anew.
     Met,
 }
@@ -213,7 +219,11 @@ pub fn stay_for_the_late<T>(server: Option<&Server>, ended: &mut Result<T, CliEr
         && server.has_refused()
     {
         error.tell();
-        server.linger(AT_ONCE);
+        if !server.linger(TOLD) {
+            let most_s = AT_ONCE.as_secs();
+            complain(&format!("node 0 stays for {most_s} s at most, to tell hosts that are late"));
+            server.linger(AT_ONCE);
+        }
     }
 }
 
@@ -228,6 +238,20 @@ pub struct Absence {
     /// How this host proves itself, or what it lacks for that. By the command or the environment
     /// until the config has been read, which may say otherwise.
     pub proof: Result<Security, Lack>,
+    /// How long the others wait for this host: after that nobody is there to be told.
+    waits: Duration,
+}
+
+/// How a host proves itself, of what came of its secret and its TLS.
+fn proof(
+    secret: Result<JobSecret, CliError>,
+    tls: Result<JobTls, CliError>,
+) -> Result<Security, Lack> {
+    match (secret, tls) {
+        (Err(_), _) => Err(Lack::Secret),
+        (_, Err(_)) => Err(Lack::Tls),
+        (Ok(secret), Ok(tls)) => Ok(tls.security(&secret)),
+    }
 }
 
 impl Absence {
@@ -244,12 +268,39 @@ impl Absence {
         // Any port, or any address, is one that nobody knows.
         let is_known = |addr: &SocketAddr| addr.port() > 0 && !addr.ip().is_unspecified();
         let addrs = found.into_iter().flatten().filter(is_known).collect();
-        let proof = match (secret, tls) {
-            (Err(_), _) => Err(Lack::Secret),
-            (_, Err(_)) => Err(Lack::Tls),
-            (Ok(secret), Ok(tls)) => Ok(Security { secret: secret.secret, tls: tls.tls }),
+        let (proof, waits) = (proof(secret, tls), AT_ONCE + LATE);
+        Absence { job: job(hosts), node, nodes, addrs, proof, waits }
+    }
+
+    /// The others wait for so long.
+    pub fn is_waited_for(&mut self, timeout_ms: u64) {
+        self.waits = Duration::from_millis(timeout_ms);
+    }
+
+    /// A config with mistakes says this all the same.
+    pub fn heed(&mut self, said: Said) {
+        let Said { secret_file, tls, timeout_ms } = said;
+        if let Some(timeout_ms) = timeout_ms {
+            self.is_waited_for(timeout_ms);
+            // That may be the mistake.
+            self.waits = self.waits.max(AT_ONCE);
+        }
+        let (file, files) = match (secret_file, tls) {
+            (Written::Wrong, _) => return self.proof = Err(Lack::Secret),
+            (_, Written::Wrong) => return self.proof = Err(Lack::Tls),
+            (file, files) => (file.value(), files.value()),
         };
-        Absence { job: job(hosts), node, nodes, addrs, proof }
+        let secret = secret::of_job(file.as_deref().map(|path| (SECRET, path)), self.nodes);
+        self.proof = proof(secret, tls::of_job(files.map(|files| (TLS, files)), self.nodes));
+    }
+
+    /// Tells node 0, which listens at `addrs`, how a rank of this host ended that has met the
+    /// others as `group`.
+    pub fn report_end(&self, addrs: &[SocketAddr], met: (&str, usize), reason: &str) {
+        if let Ok(host) = self.absent(reason) {
+            // Where it is not heard, the end of the rank's connection tells of it.
+            let _ = rendezvous::report_end(addrs, host, met, AT_ONCE);
+        }
     }
 
     /// Tells the other hosts that this one will not bring its ranks, so that nobody waits for them.
@@ -263,11 +314,11 @@ impl Absence {
         }
         // Once its ranks were started, the meeting point says what became of them.
         if start == Start::Never {
-            let (at, most) = (list(addrs), AT_ONCE + LATE);
+            let (at, most) = (list(addrs), self.waits.min(AT_ONCE + LATE));
             let _slow = tell_if_slow(format!(
                 "node 0 will not start; telling the other hosts at {at} for {} s at most, so that \
                  they need not wait",
-                most.as_secs()
+                most.as_secs_f64()
             ));
             // Where it cannot listen nobody is told; if the port is taken, that may be node 0.
             let _ = match self.absent(reason) {
@@ -294,13 +345,20 @@ impl Absence {
             Ok(absent) => rendezvous::report_absent(&addrs[..], absent, patience),
             Err(lack) => rendezvous::report_lack(&addrs[..], *node, lack, patience),
         };
-        if tell(AT_ONCE) == Reported::NotFound && start == Start::Never {
-            let (at, most_s) = (list(addrs), LATE.as_secs());
+        // The ranks have found nobody either for as long.
+        let looked = match start {
+            Start::Tried(Some(since)) => since.elapsed(),
+            _ => Duration::ZERO,
+        };
+        let at_once = AT_ONCE.min(self.waits.saturating_sub(looked));
+        let late = self.waits.min(AT_ONCE + LATE).saturating_sub(at_once);
+        if tell(at_once) == Reported::NotFound && start == Start::Never && !late.is_zero() {
+            let (at, most_s) = (list(addrs), late.as_secs_f64());
             complain(&format!(
                 "node {node} will not start; looking for node 0 at {at} for {most_s} s at most, so \
                  that it need not wait"
             ));
-            tell(LATE);
+            tell(late);
         }
     }
 
@@ -323,5 +381,38 @@ impl Absence {
         };
         self.report(reason, start);
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a host that does not start, where nobody else is.
+    fn absence(node: usize, proof: Result<Security, Lack>, timeout_ms: u64) -> Absence {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (job, addrs, waits) = ("job".to_owned(), vec![free], Duration::MAX);
+        let mut absence = Absence { job, node, nodes: 2, addrs, proof, waits };
+        absence.is_waited_for(timeout_ms);
+        absence
+    }
+
+    #[test]
+    fn nobody_is_looked_for_again_whom_the_ranks_have_not_found() {
+        let security = Security { secret: comm::Secret::none(), tls: None };
+        let absence = absence(1, Ok(security), 4000);
+        let begun = Instant::now();
+        let Some(since) = begun.checked_sub(Duration::from_secs(4)) else { return };
+        absence.report("a reason", Start::Tried(Some(since)));
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn node_0_stays_no_longer_than_the_others_wait() {
+        let absence = absence(0, Err(Lack::Tls), 1000);
+        let begun = Instant::now();
+        absence.report("a reason", Start::Never);
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+        assert!(begun.elapsed() < AT_ONCE + LATE, "{:?}", begun.elapsed());
     }
 }

@@ -3,21 +3,28 @@
 use std::time::{Duration, Instant};
 
 use comm::Fault;
-use comm::rendezvous::{Aborted, ControlHandle};
+use comm::rendezvous::ControlHandle;
 
-/// How long a rank of a job that was revoked waits to hear who failed.
-const ABORT: Duration = Duration::from_secs(1);
+/// How long a rank that fails because of others waits to hear what the server makes of it.
+const ABORT: Duration = Duration::from_secs(2);
 
-/// The server may know better than an error in the group who failed.
-pub fn ask_for_names(fault: &mut Fault, control: &ControlHandle) {
-    if fault.ranks.is_empty() {
-        control.follow();
+/// Leaves because of others. What the server makes of it is what every host hears: it may know
+/// better than an error in the group who failed, and from the supervisor of that rank how.
+pub fn leave(fault: &mut Fault, control: ControlHandle) {
+    match fault.ranks.is_empty() {
+        true => control.follow(),
+        false => control.accuse(fault),
     }
     let patience = Instant::now() + ABORT;
-    while fault.ranks.is_empty() && control.aborted().is_none() && Instant::now() < patience {
+    let verdict = loop {
+        let aborted = control.aborted();
+        if aborted.is_some() || Instant::now() > patience {
+            break aborted;
+        }
         std::thread::sleep(Duration::from_millis(10));
+    };
+    if let Some(aborted) = verdict.filter(|aborted| !aborted.ranks.is_empty()) {
+        *fault = Fault { ranks: aborted.ranks, what: aborted.reason };
     }
-    if let Some(Aborted { rank: Some(rank), reason }) = control.aborted() {
-        *fault = Fault { ranks: vec![rank], what: reason };
-    }
+    control.blame(fault);
 }

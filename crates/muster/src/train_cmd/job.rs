@@ -15,6 +15,9 @@ use crate::entries::entries;
 use crate::error::CliError;
 use crate::trace;
 
+/// What they all run.
+pub const COMMAND: &str = "command";
+
 /// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
 pub const KIND_OF_CPU: &str = "kind of CPU";
 
@@ -110,6 +113,7 @@ impl Job {
         let config = serde_json::to_vec(&self.common_config()).unwrap_or_default();
         let mut identity = vec![
             ("build".into(), train::BUILD.into()),
+            (COMMAND.into(), "muster train".into()),
             ("name of the run".into(), self.config.name.clone()),
             (OPTIMIZER_DEVICE.into(), optimizer.map_or("cpu".into(), offload::kind)),
             (CONFIGURATION.into(), hex(*blake3::hash(&config).as_bytes())),
@@ -237,7 +241,7 @@ mod tests {
         let hopper = sim(device::Arch::Sm90a);
         assert_eq!(of(&first, Some(&hopper)), of(&second, Some(&sim(device::Arch::Sm90a))));
         let instinct = of(&second, Some(&sim(device::Arch::Gfx942)));
-        let [first, second] = [of(&first, None), instinct].map(|identity| identity[2].clone());
+        let [first, second] = [of(&first, None), instinct].map(|identity| identity[3].clone());
         assert_eq!(first, ("ranks.optimizer_device".to_owned(), "cpu".to_owned()));
         assert_eq!(second, ("ranks.optimizer_device".to_owned(), "sim:gfx942".to_owned()));
     }

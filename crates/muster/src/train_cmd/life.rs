@@ -68,6 +68,15 @@ pub struct Limits {
     pub call: Duration,
 }
 
+impl Limits {
+    /// Of a benchmark, where both limits are one. Ranks that wait for one that stands still name
+    /// it, and know in which operation: this comes later.
+    pub fn of_benchmark(timeout: Duration) -> Limits {
+        let step_timeout = Some(timeout + LATER);
+        Limits { work: Work::Benchmark, timeout, step_timeout, call: timeout }
+    }
+}
+
 /// After this long a meeting of several hosts is told to be waited for.
 pub const MEETING_IS_SLOW: Duration = Duration::from_secs(2);
 
@@ -132,15 +141,19 @@ impl Life {
     /// What is said of a rank that is silent for longer than any of the living, if it is.
     pub fn is_silent(&self, now: Duration, work: Work) -> Option<String> {
         let silent = now.saturating_sub(self.heard);
-        (silent > LATER).then(|| self.silence(silent, work))
+        (silent > LATER).then(|| self.silence(silent, work.timeout_key()))
     }
 
-    fn silence(&self, silent: Duration, work: Work) -> String {
+    /// How long it has said nothing.
+    pub fn silent_for(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard)
+    }
+
+    fn silence(&self, silent: Duration, key: &str) -> String {
         format!(
-            "no sign of life for {} ms{} (see what it is doing, or raise {})",
+            "no sign of life for {} ms{} (see what it is doing, or raise {key})",
             silent.as_millis(),
             self.meanwhile(),
-            work.timeout_key()
         )
     }
 
@@ -159,7 +172,7 @@ impl Life {
         let since = |then: Duration| now.saturating_sub(then);
         let silent = since(self.heard);
         if silent > limits.timeout + LATER {
-            return Judgement::Lost(self.silence(silent, limits.work));
+            return Judgement::Lost(self.silence(silent, limits.work.timeout_key()));
         }
         if stop.is_some_and(|stop| since(self.heard.max(stop)) > GRACE) {
             return Judgement::Lost(format!(
@@ -173,6 +186,10 @@ impl Life {
             return judgement;
         }
         if limits.step_timeout.is_some_and(|limit| still > limit) {
+            // A silent one is not said to be alive.
+            if silent > still / 2 {
+                return Judgement::Lost(self.silence(silent, limits.work.step_key()));
+            }
             return Judgement::Lost(format!(
                 "alive, but without progress for {} ms{} (see what it is doing, or raise {})",
                 still.as_millis(),
@@ -187,8 +204,8 @@ impl Life {
                 self.meanwhile()
             ));
         }
-        // A silent one is not said to be alive.
-        let is_alive = silent < LATER;
+        // As above; and in a benchmark nothing may take long.
+        let is_alive = silent < LATER && limits.work == Work::Training;
         if still > limits.timeout && is_alive && !std::mem::replace(&mut self.is_told, true) {
             return Judgement::Slow(format!(
                 "is alive, but without progress for {} s{}; a step may take long, so it goes on; \
@@ -309,6 +326,25 @@ mod tests {
         let text = "alive, but without progress for 31000 ms while it was saving a checkpoint \
                     (see what it is doing, or raise ranks.step_timeout_ms)";
         assert_eq!(judge(3, 5832, Some(s(30)), None), Judgement::Lost(text.into()));
+    }
+
+    #[test]
+    fn a_rank_that_was_frozen_is_not_said_to_be_alive() {
+        let limits = Limits { step_timeout: Some(s(30)), ..limits(None) };
+        let mut life = Life::new(s(0));
+        life.beat(pulse(1), s(10));
+        let text = "no sign of life for 31000 ms while it was saving a checkpoint (see what it is \
+                    doing, or raise ranks.step_timeout_ms)";
+        assert_eq!(life.judge(s(41), &limits, None), Judgement::Lost(text.into()));
+        // Those who wait for it in a benchmark are heard before.
+        let limits = Limits::of_benchmark(s(30));
+        let mut life = Life::new(s(0));
+        for at in 1..=33 {
+            life.beat(pulse(1), s(at));
+            assert_eq!(life.judge(s(at), &limits, None), Judgement::Well, "{at}");
+        }
+        life.beat(pulse(1), s(35));
+        assert!(lost(&life.judge(s(35), &limits, None)));
     }
 
     /// What is said of a rank that is in call `number` of a disk since 10 s, by its pulse at

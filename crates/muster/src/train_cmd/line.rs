@@ -29,6 +29,8 @@ pub enum Line<'a> {
     Pairs(Cow<'a, Measured>),
     /// Steps that this rank has done.
     At(u64),
+    /// This rank has met the others: the name of this start.
+    Met(Cow<'a, str>),
     /// Nothing to say, but alive.
     Alive(Pulse),
     /// What people should hear while other hosts are awaited; every rank of a host tells it.

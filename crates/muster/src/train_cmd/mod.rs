@@ -16,6 +16,7 @@ pub mod life;
 pub mod line;
 mod mesh;
 mod offload;
+pub mod others;
 pub mod place;
 pub mod reach;
 mod resume;
@@ -29,6 +30,6 @@ pub mod watch;
 mod worker;
 
 pub use generate::generate;
-pub use job::{BUCKETS, KIND_OF_CPU, OPTIMIZER_DEVICE};
+pub use job::{BUCKETS, COMMAND, KIND_OF_CPU, OPTIMIZER_DEVICE};
 pub use supervise::train;
 pub use worker::worker;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use comm::Lack;
 use comm::rendezvous::Server;
@@ -20,6 +20,7 @@ use super::job::Job;
 use super::life::{Limits, Work};
 use super::mesh;
 use super::offload;
+use super::others::Others;
 use super::place::{Place, Share};
 use super::room;
 use super::shared_memory::SharedMemory;
@@ -40,6 +41,8 @@ use crate::trace::{self, Traced};
 
 /// Where the config has the files of TLS.
 pub(super) const TLS: &str = "ranks.tls";
+/// And the secret.
+pub(super) const SECRET: &str = "ranks.secret_file";
 
 /// Trains.
 ///
@@ -53,8 +56,10 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let purpose = if args.dry_run { Purpose::Plan } else { Purpose::Train };
     let mut overrides = args.overrides();
     overrides.extend(hosts.tasks.map(|tasks| Override::otherwise("ranks.count", tasks)));
-    let loaded = crate::config::load(&args.config, &overrides, purpose);
+    let mut heed = |said| absence.heed(said);
+    let loaded = crate::config::load(&args.config, &overrides, purpose, &mut heed);
     let loaded = loaded.map_err(|error| absence.report_error(error, never))?;
+    absence.is_waited_for(loaded.config.ranks.timeout_ms);
     let secret = secret(&loaded.config, hosts.nodes);
     // From here on by what the config says, or not at all.
     let secret = secret.map_err(|error| absence.report_lack(Lack::Secret, error))?;
@@ -82,14 +87,14 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     let ending = Ending::of_training(parts);
     let signals = Signals::watch(warn_signal, ending, move || {
         remove_temporary(&cache);
-        asked.report("it was asked to stop", address::Start::Tried);
+        asked.report("it was asked to stop", address::Start::Tried(None));
     })?;
     make_dirs(&run).map_err(tell)?;
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).map_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
     let mut start = never;
-    let ended = supervise(&args, planned, &run, &signals, &mut start);
+    let ended = supervise(&args, planned, (&run, &signals), &absence, &mut start);
     ended.map_err(|error| absence.report_error(error, start))
 }
 
@@ -212,8 +217,8 @@ fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, Cli
 fn supervise(
     args: &TrainArgs,
     planned: Planned,
-    run: &RunDir,
-    signals: &Signals,
+    (run, signals): (&RunDir, &Signals),
+    absence: &Absence,
     start: &mut address::Start,
 ) -> Result<Exit, CliError> {
     let Ready { job, server, traced, memory: _memory } = ready(args, &planned, run)?;
@@ -234,11 +239,12 @@ fn supervise(
     let (ranks, logs) = (place.ranks.clone(), run.logs());
     let mut watch = Watch::start("worker", &file, ranks, &logs, secret.secret)
         .inspect_err(|_| traced.iter().for_each(|traced| drop(traced.end())))?;
-    *start = address::Start::Tried;
+    *start = address::Start::Tried(Some(Instant::now()));
     let mut finish = Finish { job: &job, run, has_begun: false };
     let limits = patience(&job.config);
     let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
-    let mut ended = watch.run(server.as_ref(), signals, &limits, waits, &mut |told| {
+    let mut others = Others::new(server.as_ref(), absence, &job.rendezvous);
+    let mut ended = watch.run(&mut others, signals, &limits, waits, &mut |told| {
         if let Told::Event(event) = told {
             finish.hear(event, signals, &mut sink);
         }
@@ -404,7 +410,7 @@ impl Finish<'_> {
 /// The job's, as the config or the environment says it.
 fn secret(config: &Config, nodes: usize) -> Result<JobSecret, CliError> {
     let file = config.ranks.secret_file.as_deref();
-    crate::secret::of_job(file.map(|path| ("ranks.secret_file", path)), nodes)
+    crate::secret::of_job(file.map(|path| (SECRET, path)), nodes)
 }
 
 /// How long the watch lets ranks be.

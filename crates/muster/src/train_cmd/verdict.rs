@@ -39,8 +39,8 @@ pub struct Seen {
 pub trait Elsewhere {
     /// The step that a rank last reported.
     fn last_step(&self, rank: usize) -> Option<u64>;
-    /// The first rank that was lost, and how.
-    fn lost(&self) -> Option<(usize, String)>;
+    /// The first ranks that were lost, and how.
+    fn lost(&self) -> Option<Fault>;
     /// Ranks of the job, on all hosts.
     fn world(&self) -> usize;
 }
@@ -50,7 +50,7 @@ impl Elsewhere for comm::rendezvous::Server {
         self.last_step(rank)
     }
 
-    fn lost(&self) -> Option<(usize, String)> {
+    fn lost(&self) -> Option<Fault> {
         self.lost()
     }
 
@@ -202,7 +202,6 @@ fn headline(first: &Seen, seen: &[&Seen]) -> String {
 /// All ranks here ended because of others.
 fn blamed(seen: &[&Seen], elsewhere: Option<&dyn Elsewhere>) -> String {
     let lost = elsewhere.and_then(Elsewhere::lost);
-    let lost = lost.map(|(rank, what)| Fault { ranks: vec![rank], what });
     let Some(fault) = root(seen).or(lost).or_else(|| any(seen)) else {
         return "the ranks ended without a reason".to_owned();
     };
@@ -350,8 +349,9 @@ mod tests {
             fn last_step(&self, rank: usize) -> Option<u64> {
                 Some(10 + rank as u64)
             }
-            fn lost(&self) -> Option<(usize, String)> {
-                Some((3, "its control connection ended".to_owned()))
+            fn lost(&self) -> Option<Fault> {
+                let what = "its control connection ended".to_owned();
+                Some(Fault { ranks: vec![3], what })
             }
             fn world(&self) -> usize {
                 4
@@ -370,7 +370,7 @@ mod tests {
             fn last_step(&self, _: usize) -> Option<u64> {
                 None
             }
-            fn lost(&self) -> Option<(usize, String)> {
+            fn lost(&self) -> Option<Fault> {
                 None
             }
             fn world(&self) -> usize {

@@ -19,8 +19,14 @@ use super::line::Line;
 use crate::error::CliError;
 use crate::limits;
 
-/// A rank says something at least this often.
-pub const BEAT: Duration = Duration::from_millis(500);
+/// A rank says something at least this often,
+const BEAT: Duration = Duration::from_millis(500);
+/// and so often within the timeout after which it is given up.
+const BEATS: u32 = 4;
+
+fn beat(timeout_ms: u64) -> Duration {
+    BEAT.min(Duration::from_millis(timeout_ms) / BEATS)
+}
 
 /// Bytes of lines that may wait: about a hundred thousand steps. Beyond them the rank waits too.
 const WAITING_BYTES: usize = 64 << 20;
@@ -47,19 +53,19 @@ struct State {
 }
 
 impl Voice {
-    /// Begins to give signs of life.
+    /// Begins to give signs of life, of a rank that is given up after `timeout_ms` without one.
     ///
     /// # Errors
     /// The system has no thread to spare.
-    pub fn start() -> Result<Voice, CliError> {
-        Voice::onto(std::io::stdout())
+    pub fn start(timeout_ms: u64) -> Result<Voice, CliError> {
+        Voice::onto(std::io::stdout(), beat(timeout_ms))
     }
 
-    fn onto(out: impl Write + Send + 'static) -> Result<Voice, CliError> {
+    fn onto(out: impl Write + Send + 'static, beat: Duration) -> Result<Voice, CliError> {
         let shared = Arc::new(Shared::default());
         let spoken = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("voice".into());
-        let thread = thread.spawn(move || spoken.speak(out));
+        let thread = thread.spawn(move || spoken.speak(out, beat));
         let thread = thread.map_err(|error| limits::refused("start a thread", &error))?;
         Ok(Voice { shared, thread: Some(thread) })
     }
@@ -122,12 +128,12 @@ impl Shared {
         }
     }
 
-    fn speak(&self, mut out: impl Write) {
+    fn speak(&self, mut out: impl Write, beat: Duration) {
         let (mut lines, mut beaten) = (Vec::new(), Instant::now());
         loop {
             let mut state = self.lock();
             if state.waiting.is_empty() && !state.is_over {
-                state = self.wait(state, Some(BEAT));
+                state = self.wait(state, Some(beat));
             }
             lines.clear();
             std::mem::swap(&mut lines, &mut state.waiting);
@@ -139,7 +145,7 @@ impl Shared {
                 return;
             }
             // Also where it has other things to say: what it does is told by the pulse alone.
-            if lines.is_empty() || beaten.elapsed() >= BEAT {
+            if lines.is_empty() || beaten.elapsed() >= beat {
                 beaten = Instant::now();
                 lines.extend(Line::Alive(pulse::take()).bytes().unwrap_or_default());
             }
@@ -161,7 +167,7 @@ mod tests {
     #[test]
     fn a_rank_does_not_wait_for_who_does_not_read() {
         let (mut supervisor, out) = UnixStream::pair().unwrap();
-        let voice = Voice::onto(out).unwrap();
+        let voice = Voice::onto(out, BEAT).unwrap();
         // Far more than a socket holds.
         let steps = 200_000;
         for step in 0..steps {
@@ -180,9 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn a_short_timeout_has_as_many_signs_of_life() {
+        assert_eq!([120_000, 2000, 1000].map(|ms| beat(ms).as_millis()), [500, 500, 250]);
+    }
+
+    #[test]
     fn silence_is_broken_and_a_supervisor_that_is_gone_is_noticed() {
         let (mut supervisor, out) = UnixStream::pair().unwrap();
-        let voice = Voice::onto(out).unwrap();
+        let voice = Voice::onto(out, BEAT).unwrap();
         let mut byte = [0; 10];
         supervisor.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"{\"alive\":{");

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use bench::collectives::run::Used;
 use bench::collectives::{Host, Row};
 use bench::pairs::Measured as Pairs;
-use comm::rendezvous::Server;
 use comm::{AwakeClock, Secret};
 use train::Event;
 
 use super::life::{Judgement, Life, Limits, MEETING_IS_SLOW, Work};
 use super::line::Line;
+use super::others::Others;
 use super::signals::{self, Signals};
 use super::verdict::{Elsewhere, Seen, verdict};
 use crate::error::{CliError, Exit};
@@ -115,6 +115,8 @@ pub struct Watch {
     messages: Receiver<Message>,
     /// What was told while other hosts were awaited.
     hints: BTreeSet<String>,
+    /// The start in which the ranks have met, once they have.
+    group: Option<String>,
     clock: AwakeClock,
     /// What the clock showed last.
     now: Duration,
@@ -135,7 +137,8 @@ impl Watch {
     ) -> Result<Watch, CliError> {
         let (sender, messages) = channel();
         let (clock, now) = (AwakeClock::default(), Duration::ZERO);
-        let mut watch = Watch { ranks: Vec::new(), messages, hints: BTreeSet::new(), clock, now };
+        let (ranks_here, hints, group) = (Vec::new(), BTreeSet::new(), None);
+        let mut watch = Watch { ranks: ranks_here, messages, hints, group, clock, now };
         for rank in ranks {
             let child = start((worker, file), rank, logs, secret, &sender)?;
             let (seen, life) = (Seen::new(rank), Life::new(now));
@@ -151,7 +154,7 @@ impl Watch {
     /// The first cause of their end.
     pub fn run(
         &mut self,
-        server: Option<&Server>,
+        others: &mut Others,
         signals: &Signals,
         limits: &Limits,
         mut waiting: Option<String>,
@@ -172,8 +175,8 @@ impl Watch {
                 if limits.work == Work::Benchmark {
                     // What it has told so far counts.
                     self.drain(tell);
-                    self.tell_of_stop(server);
                 }
+                self.tell_of_stop(others);
                 self.kill();
                 return Ok(Ended::AtOnce);
             }
@@ -181,21 +184,25 @@ impl Watch {
                 self.kill();
                 return Ok(Ended::BeforeTraining);
             }
-            for message in server.map(Server::news).into_iter().flatten() {
+            let news = others.server().map(|server| server.news());
+            for message in news.into_iter().flatten() {
                 tell(Told::Event(Event::Warning { message }));
             }
             let dead = self.reap();
             if !dead.is_empty() {
                 self.drain(tell);
-                self.report(&dead, server);
+                self.report(&dead, others);
                 kill_at.get_or_insert(self.now + GRACE);
             }
             // Once a rank has ended badly, the others say why, or are killed.
-            if kill_at.is_none() && self.give_up(limits, asked.stop, server, tell) {
+            if kill_at.is_none() && self.give_up(limits, asked.stop, others, tell) {
                 kill_at = Some(self.now + GRACE);
             }
-            if kill_at.is_some_and(|at| self.now > at) {
-                self.kill();
+            match kill_at {
+                Some(at) if self.now > at => self.kill(),
+                // And who is silent for as long says nothing any more.
+                Some(_) => self.kill_where(|life, now| life.silent_for(now) > limits.timeout),
+                None => {}
             }
             let ended = self.ranks.iter().all(|rank| rank.seen.end.is_some()) && !open;
             if ended || kill_at.is_some_and(|at| self.now > at + UNDEAD) {
@@ -203,8 +210,9 @@ impl Watch {
             }
         }
         self.drain(tell);
+        others.wait_until_heard();
         let seen: Vec<&Seen> = self.ranks.iter().map(|rank| &rank.seen).collect();
-        let elsewhere = server.map(|server| server as &dyn Elsewhere);
+        let elsewhere = others.server().map(|server| server as &dyn Elsewhere);
         verdict(&seen, elsewhere, limits.work).map(Ended::Done)
     }
 
@@ -225,7 +233,7 @@ impl Watch {
         &mut self,
         limits: &Limits,
         stop: Option<Duration>,
-        server: Option<&Server>,
+        others: &mut Others,
         tell: &mut dyn FnMut(Told),
     ) -> bool {
         let mut lost = false;
@@ -246,10 +254,8 @@ impl Watch {
             if seen.end.is_none() && seen.given_up.is_none() {
                 seen.given_up = life.is_silent(self.now, limits.work);
             }
-            if let Some(why) = &seen.given_up {
-                if let Some(server) = server {
-                    server.report_exit(seen.rank, why);
-                }
+            if seen.given_up.is_some() {
+                others.tell_end(self.group.as_deref(), seen.rank, &seen.how_it_ended());
                 seen.was_killed = true;
                 // It may have ended meanwhile; the next look collects it either way.
                 let _ = child.kill();
@@ -259,21 +265,22 @@ impl Watch {
     }
 
     /// Tells the ranks of other hosts why those of this one end.
-    fn tell_of_stop(&self, server: Option<&Server>) {
-        let Some(server) = server.filter(|server| server.world() > self.ranks.len()) else {
+    fn tell_of_stop(&self, others: &mut Others) {
+        if others.server().is_some_and(|server| server.world() == self.ranks.len()) {
             return;
-        };
-        for rank in self.ranks.iter().filter(|rank| rank.seen.end.is_none()) {
-            server.report_exit(rank.seen.rank, "it was asked to stop");
+        }
+        // One for all of them.
+        if let Some(rank) = self.ranks.iter().find(|rank| rank.seen.end.is_none()) {
+            others.tell_end(self.group.as_deref(), rank.seen.rank, "it was asked to stop");
+            others.wait_until_heard();
         }
     }
 
     /// Tells the ranks of all hosts who of `dead` is at fault; others have said whom they blame.
-    fn report(&self, dead: &[usize], server: Option<&Server>) {
-        let Some(server) = server else { return };
+    fn report(&self, dead: &[usize], others: &mut Others) {
         for seen in dead.iter().map(|&index| &self.ranks[index].seen) {
             if seen.is_at_fault() {
-                server.report_exit(seen.rank, &seen.how_it_ended());
+                others.tell_end(self.group.as_deref(), seen.rank, &seen.how_it_ended());
             }
         }
     }
@@ -318,6 +325,7 @@ impl Watch {
                 Line::Hosts(hosts) => tell(Told::Hosts(hosts.into_owned())),
                 Line::Rounds(done, of) => tell(Told::Rounds(done, of)),
                 Line::Pairs(pairs) => tell(Told::Pairs(pairs.into_owned())),
+                Line::Met(group) => self.group = Some(group.into_owned()),
                 Line::At(step) => self.of(rank, |seen| seen.step = Some(step)),
                 Line::Alive(pulse) => self.of(rank, |seen| seen.operation = pulse.operation),
                 Line::Hint(message) => {
@@ -377,7 +385,14 @@ impl Watch {
     }
 
     fn kill(&mut self) {
-        for rank in self.ranks.iter_mut().filter(|rank| rank.seen.end.is_none()) {
+        self.kill_where(|_, _| true);
+    }
+
+    /// Ends ranks by what is known of their lives now.
+    fn kill_where(&mut self, is_to_end: impl Fn(&Life, Duration) -> bool) {
+        let now = self.now;
+        let is_to_end = |rank: &Rank| rank.seen.end.is_none() && is_to_end(&rank.life, now);
+        for rank in self.ranks.iter_mut().filter(|rank| is_to_end(rank)) {
             rank.seen.was_killed = true;
             // It may have ended meanwhile; the next look collects it either way.
             let _ = rank.child.kill();

@@ -44,7 +44,7 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     let job = Job::read(&args.plan)?;
     // Before any thread: each has the CPUs of the one that starts it.
     job.cpus.bind(args.rank)?;
-    let voice = Voice::start()?;
+    let voice = Voice::start(job.config.ranks.timeout_ms)?;
     let secret = secret::inherited()?;
     let call_limit = Duration::from_millis(job.config.ranks.call_limit_ms());
     work::set_call_limit(call_limit);
@@ -92,6 +92,8 @@ fn rank(
     pulse::enter(Phase::Meeting);
     let (Joined { peers, group: name, control }, listener) =
         meet(job, (rank, security), &plan, devices, told.voice)?;
+    // The next line that matters tells if the supervisor is gone.
+    let _ = told.voice.say(&Line::Met(Cow::Borrowed(&name)));
     let backend = backend(job, listener, peers, name)?;
     // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
     let mut met = None;
@@ -108,8 +110,7 @@ fn rank(
         }
         Err(mut error) => {
             if let Some(fault) = &mut error.fault {
-                blame::ask_for_names(fault, &control);
-                control.blame(fault);
+                blame::leave(fault, control);
             }
             Err(error)
         }

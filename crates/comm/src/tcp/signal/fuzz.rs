@@ -11,6 +11,7 @@ use tokio::io::ReadBuf;
 use super::*;
 use crate::fuzz::{self, Draw};
 use crate::job::{Moments, Settings};
+use crate::revocation::Lost;
 
 /// What the clock of the listener says.
 const NOW_MS: u64 = 1 << 40;
@@ -131,7 +132,7 @@ fn no_stream_of_signals_does_harm() {
                 assert!(is_forged || (is_whole && case.why == Some(why)), "another reason");
                 1
             }
-            Ok(Some(Reason { why, lost: Some((1, _)) })) => {
+            Ok(Some(Reason { why, lost: Some(Lost::Gone(1, _)) })) => {
                 assert!(is_forged || stream != before, "taken for damaged: {why}");
                 if why.ends_with("another language") { 3 } else { 2 }
             }
