@@ -18,11 +18,11 @@
 //!
 //! A worker whose connection ends without `Bye` or `Blame` is lost; so is one that its supervisor
 //! reports, which knows the signal and what the worker did last: that of node 0 is the server's own
-//! process, those of other hosts come with a message. A connection begins with the proof of the job's secret, by both ends, in which other
-//! versions can be told apart (`crate::handshake`). Then come frames: a length, a postcard
-//! message, and its tag. All of it goes over TLS where the job has that ([`crate::tls`]). Who has
-//! another secret, authority or none is told so and turned away; the server remembers some of them
-//! (`strangers`), and the supervisor tells people.
+//! process, those of other hosts come with a message. A connection begins with the proof of the
+//! job's secret, by both ends, in which other versions can be told apart (`crate::handshake`). Then
+//! come frames: a length, a postcard message, and its tag. All of it goes over TLS where the job
+//! has that ([`crate::tls`]). Who has another secret, authority or none is told so and turned away;
+//! the server remembers some of them (`strangers`), and the supervisor tells people.
 
 mod absent;
 mod attend;
