@@ -137,7 +137,8 @@ if __name__ == "__main__":
     parser.add_argument("--ops", type=lambda text: text.split(","), default=OPS)
     parser.add_argument("--beside", type=int, default=0)
     args = parser.parse_args()
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.beside)]
+    compute = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(compute) for _ in range(args.beside)]
     try:
         print(table(measure(args)))
     finally:
