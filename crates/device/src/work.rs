@@ -25,7 +25,7 @@ static CALLS: Mutex<Vec<Lasting>> = Mutex::new(Vec::new());
 /// The most that the time between two looks counts for, since the process may have been stopped.
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
-/// A piece of work is done: a kernel, an operation of a file.
+/// A piece of work is done: a kernel or a step of a long one, an operation of a file.
 pub fn mark() {
     DONE.fetch_add(1, Ordering::Relaxed);
 }

@@ -75,6 +75,7 @@ fn one<T: Real>(
         twin::run(parallel, program, storage, caller, scale, work);
         return STATUS_FINITE;
     }
+    device::work::mark();
     match exact::polar(caller, scale.share, input_roundoff, |x| scale.apply(x)) {
         true => STATUS_FINITE,
         false => zero(STATUS_UNSOLVED),

@@ -95,6 +95,8 @@ pub(super) fn run<T: Real>(
             Op::Product(product) => lane.product(product),
             Op::Aol { x, gram } => lane.rescale(*x, *gram, work),
         }
+        // A launch on many or large matrices takes longer than anybody waits for a sign of work.
+        device::work::mark();
     }
 }
 

@@ -20,7 +20,9 @@
 //! [`super::interleaved`] and [`super::layout`]; #wrong is `N/A` where nothing was checked; the
 //! file may end anywhere. Between the columns' header and the end of a table nothing but rows,
 //! comments, blank lines and messages of the library may come, and what [`super::launchers`] say,
-//! mostly at the end; elsewhere lines that begin like rows are refused, others passed over.
+//! mostly at the end. Anything else is refused there if the table goes on behind it; if not, the
+//! log of the table ends with it. Elsewhere lines that begin like rows are refused, others passed
+//! over.
 
 use std::collections::BTreeSet;
 
@@ -50,6 +52,16 @@ struct Stated {
     ordered: Option<bool>,
 }
 
+/// A line that is a mistake if the table goes on behind it, and else its end: of a program that
+/// crashed, or of a row whose rest is lost.
+struct Doubt {
+    line: usize,
+    column: usize,
+    why: String,
+    /// How far the tables had come.
+    at: [usize; 3],
+}
+
 struct Reader {
     report: Report,
     op: Option<Op>,
@@ -72,6 +84,8 @@ struct Reader {
     is_of_column: bool,
     /// A launcher or a shell speaks: what is neither row nor comment is its text.
     is_ending: bool,
+    /// The first line behind rows that is nothing of a table.
+    doubt: Option<Doubt>,
     /// The rest of a row that was skipped may still come.
     has_skipped: bool,
     tables: usize,
@@ -105,6 +119,7 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         begun: 1,
         is_of_column: false,
         is_ending: false,
+        doubt: None,
         has_skipped: false,
         tables: 0,
         ended: 0,
@@ -119,6 +134,11 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
         let taken = reader.line(line, cut_off);
         let line = reader.line;
         taken.map_err(|(column, why)| BenchError::Read { line, column, why })?;
+        let at = reader.place();
+        if let Some(Doubt { line, column, why, .. }) = reader.doubt.take_if(|doubt| doubt.at != at)
+        {
+            return Err(BenchError::Read { line, column, why });
+        }
     }
     if reader.tables == 0 {
         let why = "no table of nccl-tests or rccl-tests, and no report: a line `# size count type \
@@ -129,6 +149,11 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
     let carried = std::mem::take(&mut reader.pending);
     let ended = reader.give_up(&carried);
     ended.map_err(|why| BenchError::Read { line: reader.begun, column: 1, why })?;
+    if let Some(Doubt { line, why, .. }) = reader.doubt.take() {
+        reader.failed = true;
+        let end = format!("line {line}: {why}, and nothing of the table follows");
+        reader.report.skipped.push(end);
+    }
     reader.report.complete = reader.ended == reader.tables && !reader.failed && is_whole;
     reader.report.take_last_words(reader.last_words);
     Ok(reader.report)
@@ -237,7 +262,7 @@ impl Reader {
             self.skip(self.begun);
         }
         let text = carried.clone() + part.text;
-        self.row(part, (&carried, text))
+        self.row(part, (&carried, text)).or_else(|mistake| self.doubt(mistake))
     }
 
     /// Takes what is no comment: a row, of which `carried` was there before.
@@ -286,6 +311,22 @@ impl Reader {
             // The rest of what was skipped, or something else before a message.
             Err(_) => self.has_skipped = has_skipped && part.is_broken,
         }
+        Ok(())
+    }
+
+    /// How far the tables have come.
+    fn place(&self) -> [usize; 3] {
+        [self.report.rows.len(), self.tables, self.ended]
+    }
+
+    /// What is no row is a mistake at once only where no row of the table was before it.
+    fn doubt(&mut self, (column, why): (usize, String)) -> Result<(), (usize, String)> {
+        if self.layout.is_none() || self.report.rows.is_empty() {
+            return Err((column, why));
+        }
+        self.is_ending = true;
+        let (line, at) = (self.line, self.place());
+        self.doubt.get_or_insert(Doubt { line, column, why, at });
         Ok(())
     }
 

@@ -208,6 +208,41 @@ fn everything_else_is_refused_with_line_and_column() {
     assert!(read("no table\n").unwrap_err().to_string().contains("no table of nccl-tests"));
 }
 
+/// A program that crashed, a job that another program watched, a row whose rest is lost.
+#[test]
+fn what_is_nothing_of_a_table_ends_it_unless_it_goes_on() {
+    let text = Made::example().text(&Style::default());
+    let whole = read(&text).unwrap();
+    let end = text.find("# Out of bounds").unwrap();
+    let last = text[..end].trim_end().rfind('\n').unwrap() + 1;
+    let half = "  2147483648     536870912     float     sum      -1    10.10    0.10";
+    for said in [
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "free(): invalid pointer",
+        "command terminated with exit code 137",
+        "Connection to node1 closed.",
+        "make: *** [run] Error 1",
+        "Traceback (most recent call last):\n  File \"run.py\", line 3, in <module>\n4 more",
+        half,
+        &format!("{half}\nKilled"),
+        &format!("{half}\nsrun: error: node1: task 3: Exited with exit code 1"),
+        &format!("{half}\n=======\n=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES"),
+    ] {
+        let ended = read(&format!("{}{said}\n", &text[..end])).unwrap();
+        assert_eq!(ended.rows, whole.rows, "{said}");
+        assert!(!ended.complete, "{said}");
+        let [told] = &ended.skipped[..] else { panic!("{said}: {:?}", ended.skipped) };
+        assert!(told.ends_with(", and nothing of the table follows"), "{said}: {told}");
+        // Where a row follows, or the table's end.
+        for at in [last, end] {
+            let goes_on = format!("{}{said}\n{}", &text[..at], &text[at..]);
+            let error = read(&goes_on).map(|_| ()).unwrap_err().to_string();
+            let line = text[..at].lines().count() + 1;
+            assert!(error.contains(&format!("line {line}, column ")), "{said}: {error}");
+        }
+    }
+}
+
 proptest! {
     /// Whatever was measured is read as it was printed.
     #[test]
