@@ -28,7 +28,7 @@ fn pieces(algorithm: Algorithm) -> u64 {
 
 #[test]
 fn each_product_and_each_decomposition_is_a_piece_of_work() {
-    let products = MATRICES * Method::default().steps as usize;
+    let products = MATRICES * Method::default().steps;
     assert!(pieces(Algorithm::Standard) > products as u64);
     assert!(pieces(Algorithm::Svd) > MATRICES as u64);
 }

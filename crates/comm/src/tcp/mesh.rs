@@ -12,7 +12,6 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::sleep;
 
-use super::window;
 use crate::door;
 use crate::error::SAME_SECRET;
 use crate::handshake::{self, ANSWER_BYTES, Claim, Failed, Heard, Keys, Refused, Stranger};
@@ -198,7 +197,6 @@ async fn open(addr: SocketAddr) -> std::io::Result<TcpStream> {
 fn tune(stream: &TcpStream) {
     door::keep_alive(stream);
     let _ = stream.set_nodelay(true);
-    window::widen(stream);
 }
 
 fn other_secret() -> String {

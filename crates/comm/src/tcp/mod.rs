@@ -45,7 +45,6 @@ mod sums;
 mod tiles;
 mod traffic;
 mod transfer;
-mod window;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::FRAME_BYTES;
