@@ -384,6 +384,26 @@ mod tests {
     use crate::job::Settings;
 
     #[test]
+    fn only_who_comes_between_yields_needed_this_core() {
+        // What is left of all looks after a wait of so many, of how many before it.
+        let after = |before: usize, waited: usize| {
+            let looks = Looks::up_to(64);
+            while looks.now() > before {
+                looks.held_up();
+            }
+            let mut pause = Pause { looks: &looks, spins: looks.now(), done: 0 };
+            let goes_on = (0..waited).filter(|_| pause.again()).count();
+            assert_eq!(goes_on, waited.min(before + YIELDS));
+            pause.end();
+            looks.now()
+        };
+        assert_eq!([after(16, 0), after(16, 1), after(16, 16)], [16, 32, 32]);
+        assert_eq!([after(16, 17), after(16, 16 + YIELDS)], [4, 4]);
+        assert_eq!(after(16, 16 + YIELDS + 1), 16, "it came in a sleep");
+        assert_eq!([after(0, 1), after(64, 9)], [0, 64]);
+    }
+
+    #[test]
     fn waits_spin_where_the_ranks_have_a_core_each_whatever_this_one_may_use() {
         for (cores, spins) in [(1, 1), (2, SPINS), (64, SPINS)] {
             let memory = SharedMemory::create("spins", 2).unwrap();

@@ -47,6 +47,13 @@ impl Waiting {
         Waiting { polls: Polls::default(), gives_way: !have_cores, looks }
     }
 
+    /// After looks that have seen nothing, something came in so long a sleep.
+    fn slept(&self, took: Duration) {
+        if took < QUICK {
+            self.looks.held_up();
+        }
+    }
+
     /// Returns when a socket has become ready for something that is wanted of it, or after `limit`:
     /// whether one has.
     fn poll(
@@ -128,9 +135,7 @@ pub(super) fn drive(
         let since = Instant::now();
         if waiting.poll(links, traffic, patience::LOOK)? {
             if !std::mem::replace(&mut said_ready, true) {
-                if since.elapsed() < QUICK {
-                    waiting.looks.held_up();
-                }
+                waiting.slept(since.elapsed());
                 continue;
             }
             std::thread::sleep(PAUSE);
@@ -247,6 +252,15 @@ mod tests {
             assert!(took < Duration::from_millis(200), "{took:?} of 400 ms on a core");
         });
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn only_who_comes_as_soon_as_this_rank_sleeps_needed_its_core() {
+        let waiting = Waiting::new(true);
+        waiting.slept(Duration::from_secs(1));
+        assert_eq!(waiting.looks.now(), LOOKS);
+        waiting.slept(Duration::from_micros(5));
+        assert!(waiting.looks.now() < LOOKS);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Whether anything comes from peers, whatever this rank does meanwhile: a host that is frozen keeps
-//! its connections, and whoever waits for nothing from it would go on without it.
+//! Whether anything comes from peers, whatever this rank does meanwhile: a host that is frozen
+//! keeps its connections, and whoever waits for nothing from it would go on without it.
 //!
 //! Time is that of [`AwakeClock`]: while this process was stopped it could not hear anything.
 

@@ -59,8 +59,8 @@ fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
     let answer = told(&server, &later());
     assert_eq!((answer.len(), answer[4]), (CHALLENGE_BYTES, 7), "{answer:?}");
     let expected = "rank 1 did not come within 1500 ms (turned away: a worker that speaks protocol \
-                    4 from 127.0.0.1; a worker that speaks protocol 77 from 127.0.0.1); see whether \
-                    they started and reach this address, or raise ranks.timeout_ms";
+                    4 from 127.0.0.1; a worker that speaks protocol 77 from 127.0.0.1); see \
+                    whether they started and reach this address, or raise ranks.timeout_ms";
     assert_eq!(message(join(server.addr(), hello(0, 2), PATIENCE_MS)), expected);
     let server = super::server(2, PATIENCE_MS);
     let _ = told(&server, &later());

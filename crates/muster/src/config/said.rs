@@ -1,5 +1,5 @@
-//! What a config says, mistakes and all, of how its host proves itself and for how long it is waited
-//! for: the other hosts are to be told that this one will not start.
+//! What a config says, mistakes and all, of how its host proves itself and for how long it is
+//! waited for: the other hosts are to be told that this one will not start.
 
 use std::path::PathBuf;
 
