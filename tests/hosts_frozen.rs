@@ -103,7 +103,36 @@ fn all_ranks_of_node_0_are_named_when_it_is_frozen() {
     let run = Workdir::new("frozen-zero");
     for done in freeze(hosts(&run, 3, ROUNDS, 2000), 0) {
         assert!(headline(&done).contains("ranks 0 and 1"), "{done}");
+        assert!(headline(&done).contains(" #"), "{done}");
     }
+}
+
+/// Nobody on their host waits for them, who could say in which operation.
+#[test]
+fn of_all_ranks_of_a_host_that_stand_still_every_host_names_an_operation() {
+    for frozen in [0, 1] {
+        let run = Workdir::new(&format!("frozen-ranks-of-{frozen}"));
+        let jobs = hosts(&run, 2, LONG, 3000);
+        jobs[frozen].workers().iter().for_each(|&(_, pid)| send(pid, libc::SIGSTOP));
+        let ranks = format!("ranks {} and {}", 2 * frozen, 2 * frozen + 1);
+        for done in jobs.into_iter().map(Job::wait) {
+            let said = format!("error: {ranks} failed: no sign of life ");
+            assert!(headline(&done).starts_with(&said), "{done}");
+            assert!(headline(&done).contains(" #"), "{done}");
+        }
+    }
+}
+
+#[test]
+fn all_ranks_of_a_host_that_is_killed_are_named() {
+    let run = Workdir::new("killed-host");
+    let mut jobs = hosts(&run, 2, LONG, 30_000);
+    // Its ranks die with it.
+    let killed = jobs.remove(1);
+    send(killed.pid(), libc::SIGKILL);
+    let done = jobs.remove(0).wait();
+    assert!(headline(&done).starts_with("error: ranks 2 and 3 failed: "), "{done}");
+    drop(killed);
 }
 
 #[test]

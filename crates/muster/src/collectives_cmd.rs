@@ -54,7 +54,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
         memory.set(memory_gb_per_s(args, place)?);
         Ok(Task::Collectives(plan))
     };
-    let mut progress = None;
+    let (mut progress, mut again) = (None, 0);
     let ran =
         bench_job::measure(
             &asked,
@@ -64,8 +64,9 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
                 Told::Hosts(hosts) => report.hosts = hosts,
                 Told::Measured(row) => {
                     let bar = progress.get_or_insert_with(|| CaseProgress::new(rows.get()));
-                    report.rows.push(row);
-                    bar.update(report.rows.len(), &last(&report.rows));
+                    let words = last(&row);
+                    again += usize::from(add(&mut report.rows, row));
+                    bar.update(report.rows.len(), &words);
                 }
                 Told::Route(used) => {
                     let bar = progress.get_or_insert_with(|| CaseProgress::new(rows.get()));
@@ -77,6 +78,10 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
             },
         )?;
     drop(progress);
+    if again > 0 {
+        let cases = crate::console::plural(again, "case");
+        complain(&format!("{cases} measured again: the first figures could not be"));
+    }
     report.complete = report.rows.len() == rows.get();
     if ran.place.node > 0 {
         if ran.was_stopped() {
@@ -246,9 +251,22 @@ fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(text)
 }
 
-/// The last row, in words.
-fn last(rows: &[Row]) -> String {
-    let Some(row) = rows.last() else { return String::new() };
+/// Adds a row, or puts it in the place of an earlier one of its case; whether there was one.
+fn add(rows: &mut Vec<Row>, row: Row) -> bool {
+    match rows.iter_mut().find(|before| before.key == row.key) {
+        Some(before) => {
+            *before = row;
+            true
+        }
+        None => {
+            rows.push(row);
+            false
+        }
+    }
+}
+
+/// A row, in words.
+fn last(row: &Row) -> String {
     let time = row.times.p50_us.unwrap_or(0.0);
     let hidden = row.overlap.as_ref().and_then(|overlap| overlap.hidden_pct);
     let hidden = hidden.map(|percent| format!(", {percent:.0} % hidden")).unwrap_or_default();

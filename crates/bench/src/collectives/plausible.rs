@@ -83,6 +83,21 @@ pub fn findings(report: &Report, limits: Limits) -> Vec<Finding> {
     findings
 }
 
+/// Places of rows whose times, beside those of larger sizes, are none that the operation alone can
+/// have taken: something else ran then, perhaps.
+pub fn doubtful(rows: &[Row]) -> Vec<usize> {
+    let of_curve = |(_, rows): (Key, Vec<&Row>)| {
+        let is_doubtful = |index: &usize| {
+            let (row, larger) = (rows[*index], &rows[index + 1..]);
+            larger_is_faster(row, larger).or_else(|| same_time(row, larger)).is_some()
+        };
+        let doubtful = (0..rows.len()).filter(is_doubtful);
+        doubtful.map(|index| rows[index].key.clone()).collect::<Vec<Key>>()
+    };
+    let keys: Vec<Key> = curves(rows).into_iter().flat_map(of_curve).collect();
+    (0..rows.len()).filter(|&index| keys.contains(&rows[index].key)).collect()
+}
+
 fn below_clock(row: &Row, limits: Limits) -> Option<Flag> {
     let (time_us, clock_us) = (row.times.center_us()?, limits.clock_us.unwrap_or(0.0));
     (time_us <= clock_us).then_some(Flag::BelowClock { time_us, clock_us })
@@ -244,6 +259,25 @@ mod tests {
         // A change of algorithm.
         let change = vec![noisy(8, 99.0, 100.0, 101.0), noisy(16, 84.0, 85.0, 86.0)];
         assert_eq!(flags_of(change), []);
+    }
+
+    #[test]
+    fn what_another_program_may_have_slowed_is_doubtful() {
+        let noisy = |bytes: u64, time: f64| {
+            let mut row = row(bytes, time);
+            let (low_us, high_us) = (time * 0.95, time * 1.05);
+            row.times.interval = Some(Interval { low_us, high_us, confidence: 0.95 });
+            row
+        };
+        // In the order in which they were measured, of two curves.
+        let mut other = noisy(8, 10.0);
+        other.key.in_place = true;
+        let mut rows = vec![noisy(8, 9.0), other, noisy(16, 100.0), noisy(32, 12.0)];
+        assert_eq!(doubtful(&rows), [2]);
+        rows[2] = noisy(16, 10.0);
+        assert!(doubtful(&rows).is_empty());
+        let rows = [1, 4, 16].map(|mib| row(mib * MIB, 20.0));
+        assert_eq!(doubtful(&rows), [0]);
     }
 
     #[test]

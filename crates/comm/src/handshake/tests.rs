@@ -73,15 +73,15 @@ fn who_has_the_secret_is_taken_and_both_have_the_same_keys() {
 fn versions_and_strangers_are_told_apart() {
     let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
     let mut hail = *dialler.hail();
-    hail[4] = 8;
+    hail[4] = 9;
     let other = super::greeting(hail.first_chunk().unwrap());
-    assert_eq!(other, Greeting::Other(Refused::Protocol(8)));
+    assert_eq!(other, Greeting::Other(Refused::Protocol(9)));
     assert_eq!(super::greeting(b"\x5d\0\0\0MSTC"), Greeting::Former);
     assert_eq!(super::greeting(b"GET / HT"), Greeting::Other(Refused::Stranger));
-    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x07\0\0\0");
+    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x08\0\0\0");
     let (_, mut challenge) = Listener::challenge(dialler.hail(), [8; 32]);
-    challenge[MARK_BYTES] = 9;
-    assert_eq!(dialler.prove(&challenge).err(), Some(Refused::Protocol(9)));
+    challenge[MARK_BYTES] = 10;
+    assert_eq!(dialler.prove(&challenge).err(), Some(Refused::Protocol(10)));
     let http = *b"HTTP/1.1 400 Bad Request\r\n\r\n.........";
     assert_eq!(dialler.prove(&http).err(), Some(Refused::Stranger));
     assert!(!dialler.may_be_challenge(b"HT") && dialler.may_be_challenge(b""));

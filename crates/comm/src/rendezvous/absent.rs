@@ -2,6 +2,7 @@
 //! its place if that would have been there. What it says is worth as much as it can prove
 //! ([`crate::lack`]).
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,13 @@ pub struct Absent<'a> {
     pub reason: &'a str,
 }
 
+/// Whether the server was there before, or may still come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Never,
+    Before,
+}
+
 /// What came of telling the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reported {
@@ -44,11 +52,14 @@ pub enum Reported {
 pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Duration) -> Reported {
     let (job, reason) = (absent.job.to_owned(), protocol::cut(absent.reason).to_owned());
     let message = ToServer::Absent { job, node: absent.node, reason };
-    report(addrs, patience, async |stream| tell(stream, absent, protocol::ABSENT, &message).await)
+    report(addrs, (patience, Seen::Never), async |stream| {
+        tell(stream, absent, protocol::ABSENT, &message).await
+    })
 }
 
 /// Tells the server how `rank` ended, which was one of the host's and met the others as `group`;
-/// the job of `host` is not looked at. An earlier start's end is none of a later one.
+/// the job of `host` is not looked at. An earlier start's end is none of a later one. The server was
+/// there then: where nobody listens any more, it is over.
 pub fn report_end(
     addrs: impl ToSocketAddrs,
     host: Absent,
@@ -58,7 +69,9 @@ pub fn report_end(
     let (node, group) = (host.node, group.to_owned());
     let reason = protocol::cut(host.reason).to_owned();
     let message = ToServer::Ended { group, node, rank, reason };
-    report(addrs, patience, async |stream| tell(stream, host, protocol::ENDED, &message).await)
+    report(addrs, (patience, Seen::Before), async |stream| {
+        tell(stream, host, protocol::ENDED, &message).await
+    })
 }
 
 /// As [`report_absent`], of a host that cannot prove itself.
@@ -69,14 +82,14 @@ pub fn report_lack(
     patience: Duration,
 ) -> Reported {
     let node = u32::try_from(node).unwrap_or(u32::MAX);
-    report(addrs, patience, async |stream| {
+    report(addrs, (patience, Seen::Never), async |stream| {
         in_time(handshake::give_notice(stream, node, lack)).await
     })
 }
 
 fn report(
     addrs: impl ToSocketAddrs,
-    patience: Duration,
+    (patience, seen): (Duration, Seen),
     tell: impl AsyncFn(TcpStream) -> std::result::Result<(), Failed>,
 ) -> Reported {
     let addrs: Vec<SocketAddr> = addrs.to_socket_addrs().into_iter().flatten().collect();
@@ -87,9 +100,17 @@ fn report(
     let until = Instant::now() + patience;
     runtime.block_on(async {
         while Instant::now() < until {
+            let mut closed = 0;
             for &addr in &addrs {
                 let connected = tokio::time::timeout(ABSENCE_TRY, TcpStream::connect(addr)).await;
-                let Ok(Ok(stream)) = connected else { continue };
+                let stream = match connected {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => {
+                        closed += usize::from(error.kind() == ErrorKind::ConnectionRefused);
+                        continue;
+                    }
+                    Err(_) => continue,
+                };
                 match tell(stream).await {
                     Ok(()) => return Reported::Heard,
                     // Closed at once, as in [`reach`], or silent.
@@ -97,6 +118,9 @@ fn report(
                     // Such as one of another secret.
                     Err(_) => return Reported::Refused,
                 }
+            }
+            if closed == addrs.len() && seen == Seen::Before {
+                break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -154,7 +178,7 @@ async fn in_time<T>(
     told: impl Future<Output = std::result::Result<T, Failed>>,
 ) -> std::result::Result<T, Failed> {
     let told = tokio::time::timeout(ABSENCE_TRY, told).await;
-    told.unwrap_or_else(|_| Err(Failed::Io(std::io::ErrorKind::TimedOut.into())))
+    told.unwrap_or_else(|_| Err(Failed::Io(ErrorKind::TimedOut.into())))
 }
 
 /// Returns when the server has heard it.

@@ -182,7 +182,7 @@ async fn serve_worker(line: Line, from: SocketAddr, mut hello: Hello, shared: Ar
 }
 
 /// Loses those of `ranks` that have not said by then that they only follow, unless a better reason
-/// comes soon. Where all follow, they have time to say whom, and the first is lost.
+/// comes soon. Where all follow, they have time to say whom, and are lost then.
 async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     tokio::time::sleep(GRACE).await;
     if shared.is_known_elsewhere(&ranks) {
@@ -191,10 +191,10 @@ async fn mourn(ranks: Vec<usize>, reason: String, shared: Arc<Shared>) {
     let (left, silent): (Vec<usize>, Vec<usize>) =
         ranks.into_iter().partition(|&rank| shared.has_left(rank));
     if !silent.is_empty() {
-        return shared.lose(&silent, &reason);
+        return shared.lose(&shared.gone_with(silent), &reason);
     }
     tokio::time::sleep(GRACE).await;
-    shared.lose(left.get(..1).unwrap_or_default(), &reason);
+    shared.lose(&left, &reason);
 }
 
 /// Passes messages both ways until either side ends, and says how; neither way waits for the other.

@@ -22,8 +22,9 @@ use crate::{
     Backend, CommError, Fault, Result, Revocation, Secret, Settings, World, connect_with, ending,
 };
 
-/// How much later than the server the worker gives up waiting, since the server knows more.
-const LATER: Duration = Duration::from_secs(2);
+/// How much later than the server the worker gives up waiting, since the server knows more. Both
+/// count from the connection on, and the server from before it.
+const LATER: Duration = Duration::from_secs(1);
 
 /// What became of a server whose connection has ended.
 const GONE: &str = "is gone, and its ranks with it";
@@ -87,6 +88,8 @@ pub struct ControlHandle {
 struct Shared {
     wants_stop: AtomicBool,
     aborted: OnceLock<Aborted>,
+    /// The server answers.
+    is_heard: AtomicBool,
     /// Of the job that is about to meet, and then for as long as it lives.
     revocation: Revocation,
 }
@@ -362,6 +365,7 @@ async fn converse(line: Line, mut outgoing: UnboundedReceiver<ToServer>, shared:
             let next = from_server.next().await;
             match next.map(|frame| frame.map(|frame| protocol::open(&frame, &mut receive))) {
                 Some(Ok(Some(ToWorker::Stop))) => shared.wants_stop.store(true, Ordering::Release),
+                Some(Ok(Some(ToWorker::Heard))) => shared.is_heard.store(true, Ordering::Release),
                 Some(Ok(Some(ToWorker::Abort { ranks, reason }))) => {
                     shared.abort(Aborted { ranks, reason });
                 }
@@ -430,6 +434,12 @@ impl ControlHandle {
     /// Why the job is over, if it is.
     pub fn aborted(&self) -> Option<Aborted> {
         self.shared.aborted.get().cloned()
+    }
+
+    /// Whether the server has heard that this rank will leave. One that is frozen does not, nor
+    /// what becomes of that.
+    pub fn is_heard(&self) -> bool {
+        self.shared.is_heard.load(Ordering::Acquire)
     }
 
     /// Says that this rank will leave because of others, not yet because of whom.

@@ -338,11 +338,22 @@ impl Shared {
     /// knows why.
     pub(super) fn is_known_elsewhere(&self, ranks: &[usize]) -> bool {
         let meeting = self.lock();
-        let is_gone = |rank: usize| {
-            let worker = meeting.workers.get(rank).and_then(Option::as_ref);
-            worker.is_some_and(|worker| worker.is_gone)
-        };
-        ranks.iter().any(|&rank| self.node_of(rank) > 0 && is_gone(rank))
+        ranks.iter().any(|&rank| self.node_of(rank) > 0 && meeting.is_gone(rank))
+    }
+
+    /// These, and the ranks of other hosts that went with one of them: their connections have ended
+    /// too, and none has said that it leaves. So it is when a whole host fails.
+    pub(super) fn gone_with(&self, mut ranks: Vec<usize>) -> Vec<usize> {
+        let meeting = self.lock();
+        let gone = |rank: &usize| self.node_of(*rank) > 0 && meeting.is_gone(*rank);
+        let hosts: BTreeSet<usize> =
+            ranks.iter().filter(|rank| gone(rank)).map(|&rank| self.node_of(rank)).collect();
+        let here = hosts.iter().flat_map(|&node| self.ranks_of(node));
+        let has_left = |rank: &usize| meeting.workers[*rank].as_ref().is_some_and(|w| w.has_left);
+        ranks.extend(here.filter(|rank| gone(rank) && !has_left(rank)));
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
     }
 
     pub(super) fn hear(&self, rank: usize, message: ToServer) {
@@ -351,7 +362,12 @@ impl Shared {
         match message {
             ToServer::Hello(_) | ToServer::Absent { .. } | ToServer::Ended { .. } => {}
             ToServer::Status { step } => worker.last_step = Some(step),
-            ToServer::Bye | ToServer::Follows | ToServer::Blame(_) => worker.has_left = true,
+            ToServer::Bye => worker.has_left = true,
+            ToServer::Follows | ToServer::Blame(_) => {
+                worker.has_left = true;
+                // As in [`Meeting::tell_all`].
+                let _ = worker.outgoing.send(Outgoing::new(&ToWorker::Heard));
+            }
         }
     }
 
@@ -362,6 +378,11 @@ impl Shared {
 }
 
 impl Meeting {
+    /// Whether the connection of `rank` has ended.
+    fn is_gone(&self, rank: usize) -> bool {
+        self.workers.get(rank).and_then(Option::as_ref).is_some_and(|worker| worker.is_gone)
+    }
+
     pub(super) fn tell_all(&self, message: &ToWorker) {
         let outgoing = Outgoing::new(message);
         for worker in self.workers.iter().flatten() {

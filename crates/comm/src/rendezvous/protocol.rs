@@ -207,6 +207,8 @@ pub(super) enum ToWorker {
         reason: String,
     },
     Stop,
+    /// That it leaves: an abort follows, once it is known why.
+    Heard,
 }
 
 /// The two ways of a connection. What was read already stays to be read; frames are written

@@ -2,6 +2,8 @@
 //! travels is tested and not only that both ends agree.
 #![allow(dead_code)] // Each test binary uses its part.
 
+/// Its number, which both ends say first.
+pub const PROTOCOL: u8 = 8;
 /// Bytes that a listener says to a hail, and to a proof.
 pub const CHALLENGE_BYTES: usize = 37;
 pub const ANSWER_BYTES: usize = 33;
@@ -32,12 +34,12 @@ impl Visitor {
     }
 
     pub fn hail(&self) -> Vec<u8> {
-        [b"MSTR\x07\0\0\0", &self.nonce[..]].concat()
+        [b"MSTR", &[PROTOCOL, 0, 0, 0][..], &self.nonce[..]].concat()
     }
 
     pub fn prove(&mut self, challenge: &[u8; CHALLENGE_BYTES]) -> Vec<u8> {
         assert_eq!(challenge[..4], blake3::hash(&self.hail()).as_bytes()[..4], "mark of the hail");
-        assert_eq!(challenge[4], 7, "protocol");
+        assert_eq!(challenge[4], PROTOCOL, "protocol");
         self.transcript = [&self.nonce[..], &challenge[5..], &self.claim].concat();
         let proof = self.hash("Muster 2026-11 proof of who connects");
         [&self.claim[..], &proof].concat()

@@ -262,3 +262,36 @@ fn a_rank_hears_what_became_of_its_blame_and_of_all_that_it_blames() {
     assert_eq!(aborted.to_string(), "ranks 1 and 2 are lost: no sign of life");
     assert_eq!(server.lost(), Some(fault));
 }
+
+#[test]
+fn of_a_server_that_is_over_nothing_is_awaited() {
+    let (server, joined) = two_hosts();
+    let (addr, group) = (server.addr(), joined[0].group.clone());
+    drop(server);
+    let told = report_end(addr, host(1, "killed"), (&group, 1), Duration::from_secs(3600));
+    assert_eq!(told, Reported::NotFound);
+}
+
+#[test]
+fn ranks_that_follow_others_whom_nobody_loses_are_lost_together() {
+    let server = server(3, PATIENCE_MS);
+    let joined = join_all(server.addr(), (0..3).map(|rank| hello(rank, 3)).collect());
+    let joined: Vec<Joined> = joined.into_iter().map(Result::unwrap).collect();
+    let fault = Fault { ranks: vec![0, 1], what: "no sign of life".to_owned() };
+    joined[..2].iter().for_each(|rank| rank.control.follow());
+    eventually("an answer", || joined[..2].iter().all(|rank| rank.control.is_heard()));
+    joined[2].control.accuse(&fault);
+    eventually("the abort", || joined[2].control.aborted().is_some());
+    assert_eq!(server.lost(), Some(fault));
+}
+
+#[test]
+fn all_ranks_of_a_host_that_fails_are_lost() {
+    let server = Server::of_nodes(LOCAL, ("job", Secret::none()), 4, 2, PATIENCE_MS).unwrap();
+    let hellos = (0..4).map(|rank| Hello { node: Some((rank / 2, 2)), ..hello(rank, 4) });
+    let mut joined = join_all(server.addr(), hellos.collect());
+    drop(joined.split_off(2));
+    eventually("the loss", || server.lost().is_some());
+    let what = "its control connection ended".to_owned();
+    assert_eq!(server.lost(), Some(Fault { ranks: vec![2, 3], what }));
+}

@@ -8,7 +8,7 @@ use comm::Secret;
 use comm::rendezvous::{Absent, Hello, Reported, Server, join, join_with, report_absent};
 
 use super::common::{PATIENCE_MS, message};
-use super::visitor::{ANSWER_BYTES, CHALLENGE_BYTES, Visitor};
+use super::visitor::{ANSWER_BYTES, CHALLENGE_BYTES, PROTOCOL, Visitor};
 use super::{LOCAL, eventually, hello, join_all, present, secret, server};
 
 #[test]
@@ -55,9 +55,9 @@ fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
     let mut endless = connect();
     endless.write_all(&(1_u32 << 20).to_le_bytes()).unwrap();
     // They are told the number of this protocol, and nothing else.
-    assert_eq!(told(&server, &former()), b"\x08\0\0\0MSTC\x07\0\0\0");
+    assert_eq!(told(&server, &former()), [b"\x08\0\0\0MSTC", &[PROTOCOL, 0, 0, 0][..]].concat());
     let answer = told(&server, &later());
-    assert_eq!((answer.len(), answer[4]), (CHALLENGE_BYTES, 7), "{answer:?}");
+    assert_eq!((answer.len(), answer[4]), (CHALLENGE_BYTES, PROTOCOL), "{answer:?}");
     let expected = "rank 1 did not come within 1500 ms (turned away: a worker that speaks protocol \
                     4 from 127.0.0.1; a worker that speaks protocol 77 from 127.0.0.1); see \
                     whether they started and reach this address, or raise ranks.timeout_ms";
@@ -159,7 +159,7 @@ fn a_listener_without_the_secret_is_found_out() {
         let mut hail = [0; 40];
         stream.read_exact(&mut hail).unwrap();
         let mark = blake3::hash(&hail);
-        stream.write_all(&[&mark.as_bytes()[..4], &[7], &[9; 32]].concat()).unwrap();
+        stream.write_all(&[&mark.as_bytes()[..4], &[PROTOCOL], &[9; 32]].concat()).unwrap();
         let mut proof = [0; 64];
         stream.read_exact(&mut proof).unwrap();
         // Taken, with the proof that it was given.

@@ -18,6 +18,9 @@ use train::pulse::{Call, Phase, Pulse};
 /// operation it is missing.
 const LATER: Duration = Duration::from_secs(3);
 
+/// And how much later where all ranks of its host are silent, of which none can say it.
+const ALL_SILENT: Duration = Duration::from_secs(2);
+
 /// After a stop was asked for, a rank that says nothing gets this long.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -138,10 +141,19 @@ impl Life {
         (self.heard, self.waits, self.pulse) = (now, waits, Some(pulse));
     }
 
+    /// Whether it is to be given up where the others of its host say nothing either.
+    pub fn is_lost_if_all_are(&self, now: Duration, limits: &Limits) -> bool {
+        self.silent_for(now) > limits.timeout + ALL_SILENT
+    }
+
+    /// What is said of one of which nothing comes.
+    pub fn silence_now(&self, now: Duration, work: Work) -> String {
+        self.silence(self.silent_for(now), work.timeout_key())
+    }
+
     /// What is said of a rank that is silent for longer than any of the living, if it is.
     pub fn is_silent(&self, now: Duration, work: Work) -> Option<String> {
-        let silent = now.saturating_sub(self.heard);
-        (silent > LATER).then(|| self.silence(silent, work.timeout_key()))
+        (self.silent_for(now) > LATER).then(|| self.silence_now(now, work))
     }
 
     /// How long it has said nothing.
@@ -182,7 +194,9 @@ impl Life {
             ));
         }
         let still = since(self.moved);
-        if let Some(judgement) = self.judge_call(now, limits, still) {
+        // One that says nothing may be frozen, and waits for no disk then.
+        let is_heard = silent < BESIDE.min(limits.timeout / 2);
+        if is_heard && let Some(judgement) = self.judge_call(now, limits, still) {
             return judgement;
         }
         if limits.step_timeout.is_some_and(|limit| still > limit) {
@@ -326,6 +340,24 @@ mod tests {
         let text = "alive, but without progress for 31000 ms while it was saving a checkpoint \
                     (see what it is doing, or raise ranks.step_timeout_ms)";
         assert_eq!(judge(3, 5832, Some(s(30)), None), Judgement::Lost(text.into()));
+    }
+
+    #[test]
+    fn one_that_is_silent_like_all_of_its_host_is_lost_sooner() {
+        let limits = limits(None);
+        let mut life = Life::new(s(0));
+        life.beat(pulse(1), s(10));
+        assert!(!life.is_lost_if_all_are(s(112), &limits));
+        assert!(life.is_lost_if_all_are(s(113), &limits));
+        assert_eq!(life.judge(s(113), &limits, None), Judgement::Well);
+    }
+
+    #[test]
+    fn a_rank_that_was_frozen_is_not_said_to_wait_for_a_disk() {
+        let call = Call { number: 1, what: "fsync of /c/COMMIT".into() };
+        let mut life = Life::new(s(0));
+        life.beat(Pulse { call: Some(call), ..pulse(1) }, s(10));
+        assert_eq!(life.judge(s(30), &limits(None), None), Judgement::Well);
     }
 
     #[test]

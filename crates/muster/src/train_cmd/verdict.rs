@@ -17,6 +17,9 @@ use crate::error::{CliError, Exit};
 /// Log lines of a rank that are kept.
 const TAIL: usize = 12;
 
+/// Ranks whose operations are told apart.
+const OPERATIONS: usize = 8;
+
 /// What was seen of a rank of this host.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -103,11 +106,11 @@ impl Seen {
 
     /// `killed by signal 9`, its last step and last log lines.
     pub fn how_it_ended(&self) -> String {
-        self.how("its")
+        self.how("its", &last_operation(&[self]))
     }
 
-    /// As [`Seen::how_it_ended`], of one or of several of which this is one.
-    fn how(&self, its: &str) -> String {
+    /// As [`Seen::how_it_ended`], of one or of several of which this is one, and what they were in.
+    fn how(&self, its: &str, operation: &str) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
             Some((Some(code), _)) => format!("exit status {code}"),
@@ -118,11 +121,9 @@ impl Seen {
             None if self.was_killed => ", and its process cannot be killed",
             _ => "",
         };
-        // Who ends by itself says where; and of several each has its own.
+        // Who ends by itself says where.
         let says = self.given_up.is_none() && self.code().is_some();
-        let operation = self.operation.iter().filter(|_| !says && its == "its");
-        let operation: String =
-            operation.map(|last| format!("; the last operation it told of was {last}")).collect();
+        let operation = if says { "" } else { operation };
         let (step, lines) = (last_step(self.step, its), self.last_lines(its));
         format!("{how}{undead}{step}{operation}{lines}")
     }
@@ -147,6 +148,25 @@ fn last_step(step: Option<u64>, its: &str) -> String {
         Some(0) if its == "its" => "; it had not finished its first step".to_owned(),
         Some(0) => "; they had not finished their first step".to_owned(),
         Some(step) => format!("; {its} last step was {step}"),
+    }
+}
+
+/// A clause for a message: what ranks told of last, each where they differ.
+fn last_operation(ranks: &[&Seen]) -> String {
+    let told: Vec<(usize, &str)> =
+        ranks.iter().filter_map(|seen| Some((seen.rank, seen.operation.as_deref()?))).collect();
+    match told[..] {
+        [] => String::new(),
+        [(_, last)] if ranks.len() == 1 => format!("; the last operation it told of was {last}"),
+        [(_, last), ..] if told.iter().all(|&(_, other)| other == last) => {
+            format!("; the last operation they told of was {last}")
+        }
+        _ => {
+            let each = told.iter().take(OPERATIONS).map(|(rank, last)| format!("{last} on {rank}"));
+            let each = each.collect::<Vec<String>>().join(", ");
+            let more = if told.len() > OPERATIONS { ", …" } else { "" };
+            format!("; the last operations they told of were {each}{more}")
+        }
     }
 }
 
@@ -194,8 +214,10 @@ fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>, work: Work) -> Stri
 /// The rank at fault, with those that were given up at the same time.
 fn headline(first: &Seen, seen: &[&Seen]) -> String {
     let same = |rank: &&&Seen| rank.rank == first.rank || rank.was_given_up_like(first);
-    let ranks: Vec<usize> = seen.iter().filter(same).map(|rank| rank.rank).collect();
-    let what = first.how(if ranks.len() == 1 { "its" } else { "their" });
+    let together: Vec<&Seen> = seen.iter().filter(same).copied().collect();
+    let ranks: Vec<usize> = together.iter().map(|rank| rank.rank).collect();
+    let its = if ranks.len() == 1 { "its" } else { "their" };
+    let what = first.how(its, &last_operation(&together));
     Fault { ranks, what }.headline()
 }
 
@@ -316,9 +338,16 @@ mod tests {
         let one = [ended(0, exit(3), Some(&[1])), given_up(1)];
         let expected = "rank 1 failed: no sign of life; its last step was 5";
         assert_eq!(judge(&one), (3, expected.to_owned()));
-        let all = [given_up(0), given_up(1)];
-        let expected = "ranks 0 and 1 failed: no sign of life; its last step was 5";
-        assert_eq!(judge(&all), (3, expected.replace("its", "their")));
+        let mut all = [given_up(0), given_up(1)];
+        let expected = "ranks 0 and 1 failed: no sign of life; their last step was 5";
+        assert_eq!(judge(&all), (3, expected.to_owned()));
+        // And what they were in.
+        all.iter_mut().for_each(|rank| rank.operation = Some("barrier #7".into()));
+        let told = "; the last operation they told of was barrier #7";
+        assert_eq!(judge(&all).1, format!("{expected}{told}"));
+        all[1].operation = Some("barrier #8".into());
+        let told = "; the last operations they told of were barrier #7 on 0, barrier #8 on 1";
+        assert_eq!(judge(&all).1, format!("{expected}{told}"));
         // What a rank that ended by itself says comes first.
         let fell = [ended(0, 6, None), given_up(1)];
         assert!(judge(&fell).1.starts_with("rank 0 failed: killed by signal 6"));

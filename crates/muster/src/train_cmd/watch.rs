@@ -198,11 +198,12 @@ impl Watch {
             if kill_at.is_none() && self.give_up(limits, asked.stop, others, tell) {
                 kill_at = Some(self.now + GRACE);
             }
+            let is_lost = || others.server().is_some_and(|server| server.lost().is_some());
             match kill_at {
                 Some(at) if self.now > at => self.kill(),
+                None if !is_lost() => {}
                 // And who is silent for as long says nothing any more.
-                Some(_) => self.kill_where(|life, now| life.silent_for(now) > limits.timeout),
-                None => {}
+                _ => self.kill_where(|life, now| life.silent_for(now) > limits.timeout),
             }
             let ended = self.ranks.iter().all(|rank| rank.seen.end.is_some()) && !open;
             if ended || kill_at.is_some_and(|at| self.now > at + UNDEAD) {
@@ -237,8 +238,14 @@ impl Watch {
         tell: &mut dyn FnMut(Told),
     ) -> bool {
         let mut lost = false;
+        let mut living = self.ranks.iter().filter(|rank| rank.seen.end.is_none());
+        let all_silent = living.all(|rank| rank.life.is_lost_if_all_are(self.now, limits));
         for Rank { seen, life, .. } in self.ranks.iter_mut().filter(|r| r.seen.end.is_none()) {
-            match life.judge(self.now, limits, stop) {
+            let judgement = match all_silent {
+                true => Judgement::Lost(life.silence_now(self.now, limits.work)),
+                false => life.judge(self.now, limits, stop),
+            };
+            match judgement {
                 Judgement::Well => {}
                 Judgement::Slow(how) => {
                     let message = format!("rank {} {how}", seen.rank);

@@ -33,7 +33,9 @@ use overlap::Computing;
 pub use overlap::{Beside, NoOverlap, can_overlap};
 use stamps::{Batch, Combined};
 
-use super::{ElementType, Host, Key, Op, Parts, Path, RedOp, Row, Sampler, Step, StopRule, Sweep};
+use super::{
+    ElementType, Host, Key, Op, Parts, Path, RedOp, Row, Sampler, Step, StopRule, Sweep, plausible,
+};
 use crate::BenchError;
 
 /// Time of a batch, after which ranks tell each other their stamps.
@@ -43,6 +45,8 @@ const BATCH_FIRST: u64 = 8;
 const BATCH_MAX: u64 = 2000;
 /// Timed launches of a case that are in a trace, the first ones: all would be gigabytes.
 const TRACED: u64 = 100;
+/// How often a case is measured again whose figures look impossible.
+const AGAIN: usize = 3;
 /// Bytes of results that are compared for each iteration, about.
 const CHECK_BYTES: u64 = 256 << 10;
 
@@ -87,6 +91,7 @@ pub enum Told {
     Route(Used),
     /// Where the ranks are, before the first row.
     Hosts(Vec<Host>),
+    /// In place of an earlier one with its key, if there is one.
     Row(Row),
 }
 
@@ -253,7 +258,8 @@ fn key(op: Op, (dtype, redop, root): Way, (bytes, ranks): (u64, usize), place: P
 }
 
 /// Measures the plan, on every rank of a job; `tell` gets each row as soon as it is known, the same
-/// on every rank that has a part in it.
+/// on every rank that has a part in it. A case whose figures look impossible is measured again, and
+/// told again.
 ///
 /// # Errors
 /// What a group or the device refuses; a rank that fails or is late.
@@ -279,14 +285,24 @@ pub fn run(
             tell(Told::Route(now.clone()))?;
             used = Some(now);
         }
-        for key in plan.keys(ranks)? {
-            let (mut row, is_by_hosts) = measure(world, member.as_ref(), plan, &key)?;
+        let keys = plan.keys(ranks)?;
+        let mut measure_one = |key: &Key| {
+            let (mut row, is_by_hosts) = measure(world, member.as_ref(), plan, key)?;
             if let Some(beside) = &plan.beside {
                 let parts = member.as_ref().zip(computing.as_ref());
-                overlap::measure(world, parts, (plan, beside), &key, &mut row)?;
+                overlap::measure(world, parts, (plan, beside), key, &mut row)?;
             }
             mark(&mut row, group.route(), (group.window_path(), is_by_hosts));
-            tell(Told::Row(row))?;
+            tell(Told::Row(row.clone()))?;
+            Ok::<_, BenchError>(row)
+        };
+        let rows: Result<Vec<Row>, BenchError> = keys.iter().map(&mut measure_one).collect();
+        let mut rows = rows?;
+        // All ranks have the same times, and so measure the same again.
+        for _ in 0..AGAIN {
+            for index in plausible::doubtful(&rows) {
+                rows[index] = measure_one(&keys[index])?;
+            }
         }
     }
     match computing.filter(|_| plan.check) {
