@@ -79,8 +79,8 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
         )?;
     drop(progress);
     if again > 0 {
-        let cases = crate::console::plural(again, "case");
-        complain(&format!("{cases} measured again: the first figures could not be"));
+        let more = crate::console::plural(again, "more measurement");
+        complain(&format!("{more}, in place of figures that could not be"));
     }
     report.complete = report.rows.len() == rows.get();
     if ran.place.node > 0 {
