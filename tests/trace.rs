@@ -297,8 +297,14 @@ fn a_directory_and_ten_steps_after_the_first_two_are_the_default() {
     assert_eq!(of(&Trace::read(&file)), (7..=16).collect::<Vec<_>>());
     let none = run.train(&["--name", "none", "--trace", "traces", "--trace-steps", "90..99"]);
     assert_eq!(none.code(), Some(0), "{none}");
+    let said = "the trace is empty: no step of --trace-steps was taken, or no timed launch; the \
+                file is left as it was";
+    assert!(none.stdout.contains(said), "{none}");
+    assert_eq!(of(&Trace::read(&file)), (7..=16).collect::<Vec<_>>());
+    let fresh = ["--name", "none", "--trace", "fresh.json", "--trace-steps", "90..99"];
+    let none = run.train(&fresh);
     assert!(none.stdout.contains("the trace is empty: no step of --trace-steps"), "{none}");
-    assert!(Trace::read(&file).spans.is_empty());
+    assert!(Trace::read(&run.path().join("fresh.json")).spans.is_empty());
 }
 
 /// Of a benchmark: the timed launches of every case, on both ranks, and nothing between them.

@@ -263,10 +263,11 @@ fn timeout_ms(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("`{text}` is no number of milliseconds; for example 30000"))?;
     match ms.clamp(*BOUNDS.start(), *BOUNDS.end()) {
         near if near == ms => Ok(ms),
-        near => Err(format!(
+        near if near > ms => Err(format!(
             "{ms} is out of range: a busy machine lets a healthy rank stand still for half a \
              second; the nearest is {near}"
         )),
+        near => Err(format!("{ms} is out of range: the most is a week, {near}")),
     }
 }
 

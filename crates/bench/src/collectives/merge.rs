@@ -2,7 +2,7 @@
 //! job that print the same sizes, or several files of one kind.
 
 use super::row::{Check, Row};
-use super::stats::{CONFIDENCE, Interval, Times, median, median_interval};
+use super::stats::{CONFIDENCE, Interval, Times, median_interval};
 
 /// Rows that differ in their keys, in the order in which keys first come.
 pub fn merge_repeats(rows: Vec<Row>) -> Vec<Row> {
@@ -27,7 +27,7 @@ fn merge(mut rows: Vec<Row>) -> Option<Row> {
     let middle = |of: &dyn Fn(&Row) -> Option<f64>| {
         let mut values: Vec<f64> = rows.iter().filter_map(of).collect();
         values.sort_by(f64::total_cmp);
-        median(&values)
+        middle_of(&values)
     };
     let end = |of: fn(&Times) -> Option<f64>, fold: fn(f64, f64) -> f64| {
         rows.iter().filter_map(|row| of(&row.times)).reduce(fold)
@@ -54,6 +54,14 @@ fn merge(mut rows: Vec<Row>) -> Option<Row> {
     });
     let first = rows.swap_remove(0);
     Some(Row { times, algbw_gb_per_s, busbw_gb_per_s, check, ..first })
+}
+
+/// The median of ascending values; of an even number the mean of the two in the middle, since of two
+/// repetitions neither is more likely than the other.
+fn middle_of(values: &[f64]) -> Option<f64> {
+    let (low, high) =
+        (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
+    Some(f64::midpoint(*low, *high))
 }
 
 /// Of six or more repetitions the interval of their medians, which holds what differs from one to
@@ -96,6 +104,9 @@ mod tests {
         );
         assert_eq!((merged[0].wrong(), merged[1].wrong()), (Some(3), None));
         assert_eq!(times.interval, None);
+        // Of two neither hides the other.
+        let merged = merge_repeats(vec![cycle(300.0, 0), cycle(100.0, 0)]);
+        assert_eq!(merged[0].times.p50_us, Some(200.0));
         // Six cycles know how far they lie apart.
         let merged = merge_repeats((1..=6).map(|us| cycle(f64::from(us), 0)).collect());
         let interval = merged[0].times.interval.unwrap();

@@ -30,6 +30,9 @@ pub fn run(command: TraceCommand) -> Result<Exit, CliError> {
     for warning in merged.warnings(merged.ranks()) {
         complain(&format!("warning: {warning}"));
     }
+    if merged.keeps_file {
+        return Ok(Exit::Ok);
+    }
     let (ranks, file) = (plural(merged.ranks(), "rank"), into.display());
     say(&format!("trace of {ranks}, {} spans: {file}", merged.spans))?;
     Ok(Exit::Ok)

@@ -29,6 +29,8 @@ pub struct Merged {
     /// What each rank says of itself, and the file it was in.
     ranks: BTreeMap<usize, (Value, PathBuf)>,
     pub spans: u64,
+    /// It has none, and the file that was there is still there.
+    pub keeps_file: bool,
     /// Lost spans by rank and track.
     lost: BTreeMap<(usize, u32), u64>,
     /// Files whose last line was cut off.
@@ -65,7 +67,8 @@ struct Member {
 /// By group, number and name: the members that were seen.
 type Operations = BTreeMap<(String, u64, String), Vec<Member>>;
 
-/// Merges traces into one file, compressed if its name ends in `.gz`.
+/// Merges traces into one file, compressed if its name ends in `.gz`. Nothing takes the place of
+/// something: where there are no spans, a file that is there stays as it is.
 ///
 /// # Errors
 /// Files that cannot be read or written, or are no traces, or have none; a rank that is in two of
@@ -88,6 +91,10 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<Merged, CliError> {
         let names: Vec<String> = from.iter().map(|path| path.display().to_string()).collect();
         let names = names.join(", ");
         return Err(CliError::mistake(format!("no rank has a trace in {names}")));
+    }
+    merged.keeps_file = merged.spans == 0 && into.is_file();
+    if merged.keeps_file {
+        return Ok(merged);
     }
     let other = json!({"displayTimeUnit": "ms", "otherData": merged.other()}).to_string();
     crate::out_file::write_with(into, &mut |out| {
@@ -272,7 +279,8 @@ impl Merged {
         }
         if self.spans == 0 {
             let what = "no step of --trace-steps was taken, or no timed launch";
-            all.push(format!("the trace is empty: {what}"));
+            let stays = if self.keeps_file { "; the file is left as it was" } else { "" };
+            all.push(format!("the trace is empty: {what}{stays}"));
         }
         let mut of_rank = BTreeMap::<usize, u64>::new();
         for ((rank, _), spans) in &self.lost {

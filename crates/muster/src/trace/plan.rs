@@ -198,10 +198,12 @@ impl Traced {
             return Vec::new();
         };
         let (file, ranks) = (self.file.display(), plural(merged.ranks(), "rank"));
-        tell(&format!(
-            "trace of {ranks}, {} spans: {file} (open it in ui.perfetto.dev)",
-            merged.spans
-        ));
+        if !merged.keeps_file {
+            tell(&format!(
+                "trace of {ranks}, {} spans: {file} (open it in ui.perfetto.dev)",
+                merged.spans
+            ));
+        }
         merged.warnings(self.ranks.len())
     }
 }

@@ -124,7 +124,12 @@ fn meeting(at: &Rendezvous, hosts: &Hosts) -> Result<Vec<SocketAddr>, CliError> 
     let mistake = |what: String| CliError::mistake(format!("{}{what}", at.shown));
     let found = look_up(at).map_err(|error| match at.may_be_late {
         // Node 0 may have no machine yet: worth another start.
-        true => CliError::peer(format!("{}: {error}: node 0 is not there yet", at.shown)),
+        true => CliError::peer(format!(
+            "{}: {error}, after {} s; see whether node 0's pod and the headless service that names \
+             it are there",
+            at.shown,
+            NAMED.as_secs()
+        )),
         false => {
             mistake(format!(": {error}; give the host and port of node 0, such as 10.0.0.7:4000"))
         }

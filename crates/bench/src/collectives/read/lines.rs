@@ -1,40 +1,92 @@
 //! Lines of a job's output without what launchers and the library put into them.
 //!
-//! Launchers put a tag before each line: `[1,0]<stdout>:` (Open MPI), `[job@1,0]<stdout>: `
-//! (PRRTE), `0: ` (Slurm), `[0] ` (Hydra). The library writes its messages, `HOST:PID:TID [DEVICE]
-//! NCCL INFO …`, to the same stream, also between the parts of a row, which are printed one by one:
+//! Launchers put a tag before each line: `[1,0]<stdout>:` (Open MPI), `[1,0][HOST:PID]<stdout>: `
+//! (its `--output tag-detailed`; `rank` and `timestamp` are alike), `[job@1,0]<stdout>: ` (PRRTE),
+//! `0: ` (Slurm), `[0] ` (Hydra), `[default0]:` (torchrun), `worker-0: ` and `2026-07-09T16:03:21Z `
+//! (Kubernetes). The library writes its messages, `HOST:PID:TID [DEVICE] NCCL INFO …`, to the same
+//! stream, also between the parts of a row, which are printed one by one:
 //!
 //! ```text
 //!         1024           256     float     sum      -1node:1:2 [0] NCCL INFO a message
 //!    12.00    0.09    0.15       0   …
 //! ```
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// What follows the tags of launchers.
 pub fn untagged(mut line: &str) -> &str {
-    // Two launchers may each put one.
-    for _ in 0..2 {
-        line = after_bracket_tag(line).or_else(|| after_label(line)).unwrap_or(line);
+    // Several launchers may each put one.
+    for _ in 0..3 {
+        let rest = after_bracket_tag(line).or_else(|| after_label(line));
+        line = rest.or_else(|| after_time(line)).or_else(|| after_name(line)).unwrap_or(line);
     }
     line
+}
+
+/// A text without the codes that colour it on a terminal.
+pub fn uncoloured(text: &str) -> Cow<'_, str> {
+    if !text.contains("\u{1b}[") {
+        return text.into();
+    }
+    let mut parts = text.split("\u{1b}[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // Numbers and `;`, and the letter that ends them.
+        plain += part
+            .trim_start_matches(|c: char| c.is_ascii_digit() || c == ';')
+            .get(1..)
+            .unwrap_or("");
+    }
+    plain.into()
 }
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Behind `[…,RANK]<stdout>:` or `[RANK] `.
+/// Behind `[…]<stdout>:`, with more brackets before it or none, or behind `[RANK] `.
 fn after_bracket_tag(line: &str) -> Option<&str> {
-    let (inside, rest) = line.strip_prefix('[')?.split_once(']')?;
+    let (mut inside, mut rest) = line.strip_prefix('[')?.split_once(']')?;
+    let (first, mut brackets) = (inside, 1);
+    while let Some((next, behind)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        (inside, rest, brackets) = (next, behind, brackets + 1);
+    }
     let stream = rest.strip_prefix("<stdout>:").or_else(|| rest.strip_prefix("<stderr>:"));
     if let Some(rest) = stream {
-        let (job, rank) = inside.rsplit_once(',')?;
-        // PRRTE, whose jobs are `name@number`, puts a blank behind its tag.
-        let rest = rest.strip_prefix(' ').filter(|_| job.contains('@')).unwrap_or(rest);
-        return (is_number(rank) && !job.is_empty()).then_some(rest);
+        // The plain `[1,0]` of old has no blank behind its tag; all others have.
+        let job_and_rank = inside.split_once(',').filter(|_| brackets == 1);
+        let is_plain = job_and_rank.is_some_and(|(job, rank)| is_number(job) && is_number(rank));
+        let rest = rest.strip_prefix(' ').filter(|_| !is_plain).unwrap_or(rest);
+        return (!inside.is_empty()).then_some(rest);
     }
-    rest.strip_prefix(' ').filter(|_| is_number(inside))
+    let (_, rest) = line.strip_prefix('[')?.split_once(']')?;
+    if let Some(rest) = rest.strip_prefix(':').filter(|rest| is_of_table(rest)) {
+        return Some(rest);
+    }
+    rest.strip_prefix(' ').filter(|_| is_number(first))
+}
+
+/// Whether a line of a table begins here: two whole numbers, or a comment.
+fn is_of_table(text: &str) -> bool {
+    let numbers = words(text).take(2).filter(|(_, word)| is_number(word)).count();
+    numbers == 2 || text.trim_start().starts_with("# ")
+}
+
+/// Behind `2026-07-09T16:03:21.123456Z `.
+fn after_time(line: &str) -> Option<&str> {
+    let (time, rest) = line.split_once(' ')?;
+    let (date, time) = time.split_once('T')?;
+    let is_date = date.len() == 10 && date.split('-').all(is_number);
+    let is_time = time.get(..8).is_some_and(|time| time.split(':').all(is_number));
+    (is_date && is_time).then_some(rest)
+}
+
+/// Behind `NAME: `, where a table follows: other words with a colon are somebody's text.
+fn after_name(line: &str) -> Option<&str> {
+    let (name, rest) = line.split_once(": ")?;
+    let is_name = !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c == '#');
+    (is_name && is_of_table(rest)).then_some(rest)
 }
 
 /// Behind `RANK: `.
@@ -111,11 +163,28 @@ mod tests {
             ("0: [1,0]<stdout>:8", "8"),
             ("   8   2", "   8   2"),
             ("[2026-07-09 16:03:21] a", "[2026-07-09 16:03:21] a"),
-            ("[1,x]<stdout>:8", "[1,x]<stdout>:8"),
+            ("[1,0][vm:25365]<stdout>:   8  2", "  8  2"),
+            ("[0]<stdout>:   8  2", "  8  2"),
+            ("[Mon Nov 30 06:44:38 2026]<stdout>: # text", "# text"),
+            ("[Mon Nov 30 06:44:38 2026][1,0]<stdout>: # text", "# text"),
+            ("[1,mpirank:0,algo-1]<stdout>:   8  2", "  8  2"),
+            ("[default0]:   8  2", "   8  2"),
+            ("[default0]:text", "[default0]:text"),
+            ("2026-11-30T06:44:38.123456789Z   8  2", "  8  2"),
+            ("2026-11-30T06:44:38Z worker-0: # text", "# text"),
+            ("worker-0:    8  2", "   8  2"),
+            ("error: out of memory", "error: out of memory"),
+            ("node 1: 8 2", "node 1: 8 2"),
             ("node:1:2 [0] x", "node:1:2 [0] x"),
         ] {
             assert_eq!(untagged(line), rest, "{line}");
         }
+    }
+
+    #[test]
+    fn colours_are_taken_off() {
+        assert_eq!(uncoloured("\u{1b}[32m# a\u{1b}[0m b\u{1b}[1;31mc"), "# a bc");
+        assert!(matches!(uncoloured("plain"), Cow::Borrowed("plain")));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! rccl-tests 2.17.9.
 
 mod csv;
+mod cut;
 mod interleaved;
 mod json;
 mod launchers;
@@ -86,7 +87,8 @@ pub fn detect(text: &str) -> Result<Format, BenchError> {
     })
 }
 
-/// Reads a report in any of the formats. Bytes that are no UTF-8 are replaced.
+/// Reads a report in any of the formats. Bytes that are no UTF-8 are replaced, colours left out;
+/// JSON that ends too early is read up to its last whole row, and is not complete.
 ///
 /// Cases that were measured several times are one row: see [`merge_repeats`].
 ///
@@ -94,7 +96,9 @@ pub fn detect(text: &str) -> Result<Format, BenchError> {
 /// [`BenchError::Read`] with line and column.
 pub fn read(bytes: &[u8]) -> Result<Report, BenchError> {
     let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_start_matches('\u{feff}');
+    let text = lines::uncoloured(text.trim_start_matches('\u{feff}'));
+    let closed = cut::closed(&text);
+    let (text, is_cut) = (closed.as_deref().unwrap_or(&text), closed.is_some());
     let mut report = match detect(text)? {
         Format::Muster => Report::from_json(text)?,
         Format::PerfJson => json::read(text)?,
@@ -103,6 +107,7 @@ pub fn read(bytes: &[u8]) -> Result<Report, BenchError> {
         Format::MusterCsv => csv::read(text.trim_start())?,
         Format::Text => text::read(text)?,
     };
+    report.complete &= !is_cut;
     report.rows = merge_repeats(report.rows);
     Ok(report)
 }
