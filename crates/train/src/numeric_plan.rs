@@ -76,23 +76,22 @@ pub fn differences(plans: &[NumericPlan; 2], configs: [Option<&Value>; 2]) -> Ve
     let word = |plan: &NumericPlan, name: &String| {
         plan.get(name).cloned().unwrap_or_else(|| "not recorded".to_owned())
     };
+    // A build may write down the same section in other words, and is named for what it does.
+    let is_of_build = theirs.get("build") != ours.get("build");
     let told = |name: &String| match in_words(name, configs) {
-        words if words.is_empty() => {
-            vec![format!("{name} ({} there, {} here)", word(theirs, name), word(ours, name))]
-        }
-        words => words,
+        Some(words) if is_of_build || !words.is_empty() => words,
+        _ => vec![format!("{name} ({} there, {} here)", word(theirs, name), word(ours, name))],
     };
     names.into_iter().filter(|name| theirs.get(*name) != ours.get(*name)).flat_map(told).collect()
 }
 
 /// The keys of the config behind a digest that differ: `optimizer.rules[0].muon.lr (0.003 there,
-/// 0.006 here)`. None where a config is not known or it is not they that differ.
-fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Vec<String> {
-    let Some((_, pointer, at)) = DIGESTS.iter().find(|(entry, ..)| *entry == name) else {
-        return Vec::new();
-    };
+/// 0.006 here)`; none where the configs say the same. `None` of what is no digest, or where a config
+/// is not known.
+fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Option<Vec<String>> {
+    let (_, pointer, at) = DIGESTS.iter().find(|(entry, ..)| *entry == name)?;
     let [Some(theirs), Some(ours)] = configs.map(|config| config?.pointer(pointer)) else {
-        return Vec::new();
+        return None;
     };
     let word = |value: Option<Value>| match value {
         None | Some(Value::Null) => "not set".to_owned(),
@@ -101,7 +100,7 @@ fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Vec<String> {
     let told = |found: ValueDifference| {
         format!("{} ({} there, {} here)", found.place, word(found.a), word(found.b))
     };
-    value_differences(at, theirs, ours).into_iter().map(told).collect()
+    Some(value_differences(at, theirs, ours).into_iter().map(told).collect())
 }
 
 #[cfg(test)]
@@ -196,6 +195,21 @@ mod tests {
         let text = differences(&[other, one], [None; 2]).join("");
         let ours = format!("{} {}", env!("CARGO_PKG_VERSION"), crate::BUILD);
         assert_eq!(text, format!("build (0.1.0 fedcba9876543210 there, {ours} here)"));
+    }
+
+    #[test]
+    fn sections_that_say_the_same_are_not_named_beside_another_build() {
+        let config = serde_json::to_value(Config::default()).unwrap();
+        let one = plan(|_| (), 1, 1);
+        let other = |build: &str| {
+            let mut other = one.clone();
+            other.insert("model".into(), "0123".into());
+            other.insert("optimizer rules".into(), "4567".into());
+            other.insert("build".into(), build.into());
+            differences(&[other, one.clone()], [Some(&config); 2])
+        };
+        assert_eq!(other("0.1.0 fedcba9876543210").len(), 1);
+        assert_eq!(other(&one["build"]).len(), 2);
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! What checkpoints, digests and initial weights depend on: every tensor of each family, where it
+//! lies, what it begins with, and the memory of a pass. A change here breaks old runs.
+
+use std::fmt::Write;
+
+use device::{DType, Device};
+use layout::{FlatLayout, LogicalTensor, Schema};
+use model::config::{Activation, MoeConfig};
+use model::{
+    Architecture, MicroBatch, ModelConfig, Norm, Positions, Preset, QkNorm, Scores, initialize,
+    memory_plan, parameters,
+};
+
+const BATCH: MicroBatch = MicroBatch { windows: 2, positions: 20 };
+
+/// A small model.
+fn small() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(96),
+        layers: Some(2),
+        d_model: Some(24),
+        heads: Some(4),
+        kv_heads: Some(4),
+        head_dim: Some(8),
+        d_ff: Some(40),
+        init_std: Some(0.25),
+        ..ModelConfig::default()
+    }
+}
+
+fn experts(moe: &MoeConfig) -> MoeConfig {
+    MoeConfig { experts: Some(3), top_k: Some(2), d_ff: Some(16), ..moe.clone() }
+}
+
+/// A preset with all features that it has.
+fn narrowed(preset: Preset) -> ModelConfig {
+    let full = preset.config();
+    let grouped = full.kv_heads != full.heads;
+    ModelConfig {
+        preset: Some(preset),
+        kv_heads: Some(if grouped { 2 } else { 4 }),
+        moe: full.moe.as_ref().map(experts),
+        ..small()
+    }
+}
+
+/// What no preset has.
+fn variants() -> Vec<(&'static str, ModelConfig)> {
+    let mixture = MoeConfig {
+        scores: Some(Scores::Sigmoid),
+        shared_experts: Some(2),
+        route_scale: Some(2.5),
+        first_dense_layers: Some(1),
+        ..experts(&MoeConfig::default())
+    };
+    let learned = Some(Positions::Learned { max: 80 });
+    vec![
+        ("a dense layer and one of experts", ModelConfig { moe: Some(mixture), ..small() }),
+        (
+            "LayerNorm, learned positions, biases",
+            ModelConfig {
+                norm: Some(Norm::Layer),
+                positions: learned,
+                attention_bias: Some(true),
+                mlp_bias: Some(true),
+                activation: Some(Activation::Gelu),
+                ..small()
+            },
+        ),
+        (
+            "names of GPT-2, a gate and norms of projections",
+            ModelConfig {
+                names: Some(model::config::Names::Gpt2),
+                qk_norm: Some(QkNorm::Projection),
+                ..small()
+            },
+        ),
+    ]
+}
+
+/// A hash of f32 bits (Fowler, Noll and Vo's, of words).
+fn hash(values: &[f32]) -> u64 {
+    let step = |hash: u64, x: &f32| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3);
+    values.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+fn line(tensor: &LogicalTensor, offset: usize, weights: &[f32]) -> String {
+    let LogicalTensor { name, shape, role, parts, .. } = tensor;
+    let mut line = format!("{offset:>7} {name} {shape:?} {role:?}");
+    for part in parts {
+        write!(line, " {}={:?}", part.label, part.rows).unwrap();
+    }
+    line += if tensor.published_transposed { " transposed" } else { "" };
+    line += if tensor.fused { " fused" } else { "" };
+    writeln!(line, " {:016x}", hash(weights)).unwrap();
+    line
+}
+
+/// All that a run of an architecture takes from its declaration.
+fn described(a: &Architecture) -> String {
+    let (schema, _) = parameters(a).unwrap();
+    let flat = FlatLayout::new(&schema, 1 << 10);
+    let mut text = String::new();
+    let device = Device::cpu(1).unwrap();
+    let stream = device.stream();
+    let weights = device.zeros(&[flat.len], DType::F32).unwrap();
+    initialize(&stream, a, &schema, &flat, 7, &weights).unwrap();
+    let weights = stream.to_vec::<f32>(&weights).unwrap();
+    for (index, tensor) in schema.tensors.iter().enumerate() {
+        text += &line(tensor, flat.offsets[index], &weights[flat.range(index)]);
+    }
+    writeln!(text, "{:>7} elements in {} buckets", flat.len, flat.buckets.len()).unwrap();
+    text + &memory(a, &schema)
+}
+
+/// Bytes of a pass.
+fn memory(a: &Architecture, schema: &Schema) -> String {
+    let of = |weights: DType| {
+        let plan = memory_plan(a, schema, BATCH, weights).into_iter();
+        let parts: Vec<String> = plan.map(|(name, bytes)| format!("{name} {bytes}")).collect();
+        format!("weights in {weights}: {}\n", parts.join(", "))
+    };
+    of(DType::F32) + &of(DType::Bf16)
+}
+
+#[test]
+fn every_tensor_is_where_it_was() {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_omit_expression(true);
+    let presets = Preset::ALL.map(|preset| (format!("{preset:?}"), narrowed(preset)));
+    let variants = variants().into_iter().map(|(name, config)| (name.to_owned(), config));
+    for (name, config) in presets.into_iter().chain(variants) {
+        let a = config.resolve(96, BATCH.positions).unwrap();
+        settings.bind(|| insta::assert_snapshot!(name.replace([',', ' '], "_"), described(&a)));
+    }
+}
