@@ -5,12 +5,8 @@
 //! reported together, and looked at apart.
 
 use crate::ModelError;
-use crate::config::{Activation, Architecture, Positions};
-
-/// The ranges that a config gives these keys.
-pub(crate) const HEADS_MAX: usize = 65_536;
-pub(crate) const D_MODEL_MAX: usize = 1_048_576;
-pub(crate) const HEAD_DIM_MAX: usize = 65_536;
+use crate::architecture::Architecture;
+use crate::config::{Activation, D_MODEL_MAX, HEAD_DIM_MAX, HEADS_MAX, Positions};
 
 /// An architecture whose numbers have been decided, and not compared yet.
 #[derive(Debug, Clone)]

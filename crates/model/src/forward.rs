@@ -6,7 +6,8 @@ use kernels::norm::{Rows, Vectors};
 use kernels::{Onto, Op, attention, elementwise, embedding, loss, mlp, moe, norm, rope};
 use layout::{FlatLayout, Schema};
 
-use crate::config::{Activation, Architecture, Norm, Positions, QkNorm, Scores};
+use crate::architecture::Architecture;
+use crate::config::{Activation, Norm, Positions, QkNorm, Scores};
 use crate::params::{Experts, FeedWeights, Layer, Linear, NormWeights, Parameters, Weight};
 use crate::slots::{LayerSlots, MicroBatch, Plan, Slots, Types, heads, logit_rows, planned};
 use crate::{Hooks, ModelError, parameters};

@@ -15,6 +15,7 @@
 //!   * gradients are those of the *summed* loss of the micro-batch;
 //!   * a backward pass consumes the activations of the forward pass before it.
 
+mod architecture;
 mod backward;
 mod check;
 pub mod config;
@@ -23,15 +24,16 @@ mod forward;
 mod init;
 mod params;
 pub mod presets;
+mod resolve;
 mod slots;
 
+pub use architecture::{Architecture, Feed, Moe};
 pub use backward::Gradients;
-pub use config::{Architecture, Feed, ModelConfig, Moe, Norm, Positions, QkNorm, Scores};
+pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
 pub use error::ModelError;
 pub use forward::{Inputs, Model, State};
 pub use init::initialize;
 pub use params::{Parameters, active_parameters, parameters};
-pub use presets::Preset;
 pub use slots::{MicroBatch, Types, memory_plan};
 
 /// Told how far a pass has come; the trainer moves buckets meanwhile.

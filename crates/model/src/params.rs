@@ -6,7 +6,8 @@
 use layout::{FlatLayout, LogicalTensor, Part, Role, Schema};
 
 use crate::ModelError;
-use crate::config::{Activation, Architecture, Feed, Moe, Names, Norm, Positions, QkNorm};
+use crate::architecture::{Architecture, Feed, Moe};
+use crate::config::{Activation, Names, Norm, Positions, QkNorm};
 
 /// A view `[rows, cols]` of the flat buffers; `cols` is 1 for vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,32 +1,8 @@
 //! Named shapes: the quickstart's, and those of published models.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
-use crate::config::{Activation, ModelConfig, MoeConfig, Names, Norm, Positions, QkNorm, Scores};
-
-/// A named shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    /// About 2 M parameters: eight experts of which each token visits two, one shared expert.
-    TinyMoe,
-    /// GPT-2 small, 124 M.
-    #[serde(rename = "gpt2-124m")]
-    Gpt2124m,
-    /// Llama 3 8B; 3.1 differs from it in scaled rotary frequencies, which are not there yet.
-    #[serde(rename = "llama3-8b")]
-    Llama3_8b,
-    /// Qwen3-30B-A3B: 128 experts, 8 per token.
-    #[serde(rename = "qwen3-moe-30b")]
-    Qwen3Moe30b,
-    /// OLMoE-1B-7B: 64 experts, 8 per token.
-    #[serde(rename = "olmoe-7b")]
-    Olmoe7b,
-    /// Mixtral 8x7B.
-    #[serde(rename = "mixtral-8x7b")]
-    Mixtral8x7b,
-}
+use crate::config::{
+    Activation, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm, Scores,
+};
 
 impl Preset {
     /// Every preset, for listings and tests.

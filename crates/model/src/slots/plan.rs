@@ -5,7 +5,8 @@ use kernels::attention::Heads;
 use layout::Schema;
 
 use super::{ExpertScratch, ExpertSlots, LayerSlots, MicroBatch, QkSlots, Slot, Slots, Types};
-use crate::config::{Activation, Architecture, Feed, Moe, QkNorm};
+use crate::architecture::{Architecture, Feed, Moe};
+use crate::config::{Activation, QkNorm};
 use crate::params::Parameters;
 use crate::{ModelError, Norm};
 

@@ -1,0 +1,66 @@
+//! A model, all decided: what a config resolves to.
+
+use serde::Serialize;
+
+use crate::config::{Activation, Names, Norm, Positions, QkNorm, Scores};
+
+/// A mixture of experts, all decided.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Moe {
+    pub experts: usize,
+    pub top_k: usize,
+    pub d_ff: usize,
+    pub scores: Scores,
+    pub normalize_top_k: bool,
+    pub route_scale: f64,
+    pub balance_rate: f64,
+    pub aux_loss: f64,
+    pub z_loss: f64,
+    pub shared_experts: usize,
+    pub first_dense_layers: usize,
+}
+
+/// The feed-forward part of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    Dense,
+    Experts,
+}
+
+/// A model, all decided.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Architecture {
+    pub names: Names,
+    pub vocab_size: usize,
+    pub layers: usize,
+    pub d_model: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub norm: Norm,
+    pub norm_eps: f64,
+    pub positions: Positions,
+    pub qk_norm: QkNorm,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub activation: Activation,
+    pub d_ff: usize,
+    pub moe: Option<Moe>,
+    pub tie_embeddings: bool,
+    pub init_std: f64,
+}
+
+impl Architecture {
+    /// What layer `layer` has after attention.
+    pub fn feed(&self, layer: usize) -> Feed {
+        match &self.moe {
+            Some(moe) if layer >= moe.first_dense_layers => Feed::Experts,
+            _ => Feed::Dense,
+        }
+    }
+
+    /// Layers with experts.
+    pub fn moe_layers(&self) -> usize {
+        (0..self.layers).filter(|&layer| self.feed(layer) == Feed::Experts).count()
+    }
+}
