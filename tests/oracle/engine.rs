@@ -27,7 +27,7 @@ impl Engine {
         let model = Model::new(&device, a, batch, 1 << 12, types).unwrap();
         let len = model.flat().len;
         let weights = device.zeros(&[len], dtype).unwrap();
-        initialize(&device.stream(), a, model.schema(), model.flat(), seed, &weights).unwrap();
+        initialize(&device.stream(), a, model.flat(), seed, &weights).unwrap();
         let experts = a.moe.as_ref().map_or(1, |moe| moe.experts);
         let routers = [a.moe_layers().max(1), experts];
         Engine {

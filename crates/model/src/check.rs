@@ -75,7 +75,7 @@ impl Draft {
         let of_heads = broken.iter().find(|rule| rule.is_of_heads());
         let others = broken.iter().filter(|rule| !rule.is_of_heads());
         let refused = of_heads.into_iter().chain(others).map(|&rule| self.refusal(rule));
-        let too_large = crate::params::check_size(&self.architecture).err();
+        let too_large = crate::transformer::check_size(&self.architecture).err();
         let mut all: Vec<ModelError> = refused.chain(too_large).collect();
         match all.len() {
             0 => Ok(self.architecture),
@@ -232,7 +232,7 @@ impl Draft {
 
     /// Whether this passes the check, but for what its heads cannot mend in the draft `before` it.
     fn heads_fit(&self, before: &Draft) -> bool {
-        let size = |draft: &Draft| crate::params::check_size(&draft.architecture);
+        let size = |draft: &Draft| crate::transformer::check_size(&draft.architecture);
         !self.broken().iter().any(|rule| rule.is_of_heads())
             && (size(self).is_ok() || size(before).is_err())
     }

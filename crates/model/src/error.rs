@@ -1,4 +1,4 @@
-use device::{DeviceError, Shape};
+use device::DeviceError;
 use kernels::KernelError;
 use layout::LayoutError;
 
@@ -18,16 +18,16 @@ pub enum ModelError {
     #[error(
         "the model would have {parameters} parameters in {tensors} tensors; the most are \
          {} parameters (2^45: f32 weights that fill an address space) in {} tensors",
-        crate::params::PARAMETERS_MAX,
-        crate::params::TENSORS_MAX
+        crate::transformer::PARAMETERS_MAX,
+        crate::transformer::TENSORS_MAX
     )]
     TooLarge { parameters: String, tensors: String },
     /// Two numbers that do not divide, or a number out of range.
     #[error("model.{key} = {value}: {problem}; {remedy}")]
     Shape { key: &'static str, value: String, problem: String, remedy: String },
-    /// A use of memory that the plan has no room for: a fault of the model's code.
-    #[error("the slot `{slot}` is planned as {planned:?}, which {got} does not fit")]
-    Slot { slot: &'static str, planned: Shape, got: String },
+    /// A family has no name for what the model has.
+    #[error("the names of {names} have no row for {part}; choose another `model.names`")]
+    Unnamed { part: String, names: String },
     /// What is asked for is no part of this model.
     #[error("this model's plan has no {what}")]
     Unplanned { what: &'static str },

@@ -2,8 +2,10 @@
 
 use device::{DType, Stream, Tensor};
 use half::bf16;
-use layout::{FlatLayout, Role, Schema};
+use layout::FlatLayout;
 
+use crate::declare::Init;
+use crate::transformer::declared;
 use crate::{Architecture, ModelError};
 
 /// Elements of one parallel task.
@@ -18,20 +20,17 @@ const TASK: usize = 1 << 14;
 pub fn initialize(
     stream: &Stream,
     a: &Architecture,
-    schema: &Schema,
     flat: &FlatLayout,
     seed: u64,
     weights: &Tensor,
 ) -> Result<(), ModelError> {
     let residual = 1.0 / (2.0 * a.layers as f64).sqrt();
-    for (index, tensor) in schema.tensors.iter().enumerate() {
-        let name = tensor.name.as_str();
-        let to_residual = [".c_proj.", ".o_proj.", ".down_proj.", ".w2."];
-        let (mean, std) = match tensor.role {
-            Role::Vector if name.ends_with("bias") => (0.0, 0.0),
-            Role::Vector => (1.0, 0.0),
-            _ if to_residual.iter().any(|part| name.contains(part)) => (0.0, a.init_std * residual),
-            _ => (0.0, a.init_std),
+    for (index, init) in declared(a)?.inits.into_iter().enumerate() {
+        let (mean, std) = match init {
+            Init::Zero => (0.0, 0.0),
+            Init::One => (1.0, 0.0),
+            Init::ToResidual => (0.0, a.init_std * residual),
+            Init::Normal => (0.0, a.init_std),
         };
         let key = mix(seed ^ mix(index as u64 + 1));
         fill(stream, &weights.flat(flat.range(index))?, key, mean, std)?;

@@ -1,13 +1,17 @@
 //! The transformer: layers with explicit forward and backward, presets, published names.
 //!
 //! ```text
-//! ModelConfig ─resolve─▶ Architecture ─▶ parameters(): Schema + Parameters (where each lies)
-//!                             │
-//!                             └─▶ Slots (every activation, planned) ─▶ Model (one arena)
+//! ModelConfig ─resolve─▶ Architecture ─▶ blocks declare parameters, places and states
+//!                                            │
+//!                                            ├─▶ Schema, memory plan, initial weights
+//!                                            └─▶ Model (one arena)
 //!
 //! forward:  tokens ─embed─▶ x ─[norm, attention, norm, MLP or experts]×layers─▶ norm ─▶ h
 //! backward: h ─head and cross-entropy in chunks─▶ dh ─[…]×layers─▶ gradients, last layers first
 //! ```
+//!
+//! A block is one file, which has its parameters, its places and both of its passes. To read them:
+//! [`transformer`](self) for the order of things, then `attention`, `mlp`, `experts`.
 //!
 //! Invariants:
 //!   * weights and gradients are views into flat buffers that the caller owns;
@@ -16,25 +20,32 @@
 //!   * a backward pass consumes the activations of the forward pass before it.
 
 mod architecture;
-mod backward;
+mod arena;
+mod attention;
+mod block;
 mod check;
 pub mod config;
+mod declare;
+mod embedding;
 mod error;
-mod forward;
+mod experts;
+mod head;
 mod init;
-mod params;
+mod mlp;
+mod names;
+mod norm;
 pub mod presets;
 mod resolve;
-mod slots;
+mod run;
+mod transformer;
 
 pub use architecture::{Architecture, Feed, Moe};
-pub use backward::Gradients;
+pub use arena::{MicroBatch, Types};
 pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
 pub use error::ModelError;
-pub use forward::{Inputs, Model, State};
 pub use init::initialize;
-pub use params::{Parameters, active_parameters, parameters};
-pub use slots::{MicroBatch, Types, memory_plan};
+pub use run::{Gradients, State};
+pub use transformer::{Inputs, Model, Parameters, active_parameters, memory_plan, parameters};
 
 /// Told how far a pass has come; the trainer moves buckets meanwhile.
 pub trait Hooks {

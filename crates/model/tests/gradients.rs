@@ -59,7 +59,7 @@ impl Harness {
         let model = Model::new(device, a, batch, 1 << 12, types).unwrap();
         let weights = device.zeros(&[model.flat().len], stored).unwrap();
         let stream = device.stream();
-        initialize(&stream, a, model.schema(), model.flat(), 3, &weights).unwrap();
+        initialize(&stream, a, model.flat(), 3, &weights).unwrap();
         let experts = a.moe.as_ref().map_or(1, |moe| moe.experts);
         let moe_layers = a.moe_layers().max(1);
         let bias = device.zeros(&[moe_layers, experts], compute).unwrap();

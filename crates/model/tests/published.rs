@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use device::{DType, Device};
-use layout::{FlatLayout, LogicalTensor, Schema};
+use layout::{FlatLayout, LogicalTensor};
 use model::config::{Activation, MoeConfig};
 use model::{
     Architecture, MicroBatch, ModelConfig, Norm, Positions, Preset, QkNorm, Scores, initialize,
@@ -104,19 +104,19 @@ fn described(a: &Architecture) -> String {
     let device = Device::cpu(1).unwrap();
     let stream = device.stream();
     let weights = device.zeros(&[flat.len], DType::F32).unwrap();
-    initialize(&stream, a, &schema, &flat, 7, &weights).unwrap();
+    initialize(&stream, a, &flat, 7, &weights).unwrap();
     let weights = stream.to_vec::<f32>(&weights).unwrap();
     for (index, tensor) in schema.tensors.iter().enumerate() {
         text += &line(tensor, flat.offsets[index], &weights[flat.range(index)]);
     }
     writeln!(text, "{:>7} elements in {} buckets", flat.len, flat.buckets.len()).unwrap();
-    text + &memory(a, &schema)
+    text + &memory(a)
 }
 
 /// Bytes of a pass.
-fn memory(a: &Architecture, schema: &Schema) -> String {
+fn memory(a: &Architecture) -> String {
     let of = |weights: DType| {
-        let plan = memory_plan(a, schema, BATCH, weights).into_iter();
+        let plan = memory_plan(a, BATCH, weights).unwrap().into_iter();
         let parts: Vec<String> = plan.map(|(name, bytes)| format!("{name} {bytes}")).collect();
         format!("weights in {weights}: {}\n", parts.join(", "))
     };

@@ -55,6 +55,8 @@ pub struct RunPlan {
     /// Per rank: the statistic slots it fills.
     pub slots: Vec<Vec<Range<usize>>>,
     pub bucket_elements: usize,
+    /// Bytes of activations and their like, by use.
+    arena: Vec<(&'static str, usize)>,
 }
 
 impl RunPlan {
@@ -101,16 +103,16 @@ impl RunPlan {
         let segments: Vec<Vec<Range<usize>>> =
             (0..world).map(|rank| ownership.segments(rank)).collect();
         let cut_to = |bucket: &Range<usize>| segments.iter().map(|s| cut(s, bucket)).collect();
+        let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
+        let (batch, weights) = (MicroBatch { windows, positions }, config.train.weights.dtype());
         let slots = (0..world).map(|r| ownership.owned(r).map(|p| p.slots.clone()).collect());
         Ok(RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
             slots: slots.collect(),
-            batch: MicroBatch {
-                windows: config.batch.micro_batch,
-                positions: config.batch.seq_len,
-            },
-            weights: config.train.weights.dtype(),
+            arena: model::memory_plan(&architecture, batch, weights)?,
+            batch,
+            weights,
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
             is_over_tcp: config.ranks.backend == Backend::Tcp,
@@ -209,8 +211,7 @@ impl RunPlan {
         if self.is_over_tcp && self.world > 1 {
             items.push(("gradients from peers".to_owned(), page(self.received_bytes(rank))));
         }
-        let (a, weights) = (&self.architecture, self.weights);
-        for (name, bytes) in model::memory_plan(a, schema, self.batch, weights) {
+        for &(name, bytes) in &self.arena {
             items.push((name.to_owned(), page(bytes)));
         }
         if rank == 0 && self.removes_checkpoints {

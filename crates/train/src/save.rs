@@ -57,8 +57,7 @@ impl ChunkData for DeviceBytes {
 
 /// The router biases of a model: name and row of each.
 fn router_biases(params: &Parameters) -> Vec<(String, usize)> {
-    let names = params.expert_layers().enumerate();
-    names.map(|(row, (_, experts))| (experts.bias_name.clone(), row)).collect()
+    params.router_biases.iter().cloned().zip(0..).collect()
 }
 
 fn key(name: &str, slot: &str) -> TensorKey {

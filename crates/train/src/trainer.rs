@@ -143,10 +143,10 @@ impl<E: Engine> Trainer<E> {
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
         let elsewhere = optimizer.elsewhere();
         let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out, elsewhere })?;
-        let (schema, flat, updates) = (&plan.schema, &plan.flat, &plan.updates);
+        let (flat, updates) = (&plan.flat, &plan.updates);
         let stream = device.stream();
         let seed = config.seed;
-        model::initialize(&stream, &plan.architecture, schema, flat, seed, &memory.weights)?;
+        model::initialize(&stream, &plan.architecture, flat, seed, &memory.weights)?;
         optimizer.adopt(&stream, &memory.weights)?;
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, updates, &plan.ownership);

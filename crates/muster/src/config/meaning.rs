@@ -67,8 +67,8 @@ pub fn check(config: &Config, purpose: Purpose) -> (Option<Resolved>, Vec<Findin
     }
     findings.extend(problems.into_iter().map(of_optimizer));
     // With a tree the batch has been found small enough to multiply.
-    if let (Some(architecture), Some((schema, _)), Some(_)) = (&architecture, &schema, &tree) {
-        findings.extend(check_micro_batch(config, architecture, schema));
+    if let (Some(architecture), Some(_), Some(_)) = (&architecture, &schema, &tree) {
+        findings.extend(check_micro_batch(config, architecture));
     }
     let mesh = match (&architecture, &schema) {
         (Some(architecture), Some((schema, _))) => {
@@ -217,7 +217,7 @@ const BATCH_KEYS: [&str; 4] =
     ["batch.leaves", "batch.micro_batches", "batch.micro_batch", "batch.seq_len"];
 
 /// A micro-batch must be small enough to be routed and held.
-fn check_micro_batch(config: &Config, a: &Architecture, schema: &Schema) -> Option<Finding> {
+fn check_micro_batch(config: &Config, a: &Architecture) -> Option<Finding> {
     let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
     let per_token = a.moe.as_ref().map_or(1, |moe| moe.top_k);
     let rows = windows * positions;
@@ -229,7 +229,7 @@ fn check_micro_batch(config: &Config, a: &Architecture, schema: &Schema) -> Opti
         (what, format!("use at most {most} tokens and more micro_batches"))
     } else {
         let batch = MicroBatch { windows, positions };
-        let plan = model::memory_plan(a, schema, batch, config.train.weights.dtype());
+        let plan = model::memory_plan(a, batch, config.train.weights.dtype()).unwrap_or_default();
         let bytes = plan.iter().fold(0_usize, |all, (_, bytes)| all.saturating_add(*bytes));
         if bytes <= BYTES_MAX {
             return None;

@@ -119,8 +119,8 @@ fn planned(start: &Start, config: &Config, world: usize, limits: &[Limit]) -> Op
 fn with_batch(start: &Start, batch: MicroBatch, limits: &[Limit]) -> Option<u64> {
     let plan = start.plan;
     let arena = |batch| -> u64 {
-        let parts = model::memory_plan(&plan.architecture, &plan.schema, batch, plan.weights);
-        parts.iter().fold(0, |all, (_, size)| all.saturating_add(*size as u64))
+        let parts = model::memory_plan(&plan.architecture, batch, plan.weights);
+        parts.iter().flatten().fold(0, |all, (_, size)| all.saturating_add(*size as u64))
     };
     let rest = start.peak_bytes.saturating_sub(arena(plan.batch));
     fits(rest.saturating_add(arena(batch)), start.local, limits)

@@ -1,0 +1,338 @@
+//! The model: an embedding, layers of two blocks each, a last norm, the head; and its passes.
+
+use device::{Device, Placement, Stream, Tensor};
+use kernels::{Onto, rope};
+use layout::{FlatLayout, LogicalTensor, Role, Schema};
+
+use crate::architecture::{Architecture, Feed};
+use crate::arena::{MicroBatch, Place, Types};
+use crate::attention::Attention;
+use crate::block::Block;
+use crate::declare::{Declare, Declared};
+use crate::embedding::Embedding;
+use crate::experts::Experts;
+use crate::head::Head;
+use crate::mlp::Mlp;
+use crate::names::Part;
+use crate::norm::Norm;
+use crate::run::{Back, Core, Done, Gradients, Pass, State};
+use crate::{Hooks, ModelError};
+
+/// The parts of a model, each with its weights and places.
+struct Transformer {
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    head: Head,
+}
+
+/// One layer: `x → x_mid → the next layer's x`.
+struct Layer {
+    /// The residual stream before it, `[N, D]`.
+    x: Place,
+    norm: Norm,
+    mixer: Box<dyn Block>,
+    /// Between its blocks, `[N, D]`.
+    x_mid: Place,
+    feed_norm: Norm,
+    feed: Box<dyn Block>,
+    /// Its experts' choice, where it has any.
+    chosen: Option<Place>,
+}
+
+impl Layer {
+    fn new(d: &mut Declare, layer: usize) -> Layer {
+        d.layer = layer;
+        let shape = [d.rows(), d.a.d_model];
+        let x = d.saved(shape);
+        let norm = Norm::new(d, Part::AttentionNorm, x);
+        let mixer = Box::new(Attention::new(d));
+        let x_mid = d.saved(shape);
+        let feed_norm = Norm::new(d, Part::FeedNorm, x_mid);
+        let (feed, chosen): (Box<dyn Block>, _) = match (d.a.feed(layer), &d.a.moe) {
+            (Feed::Experts, Some(moe)) => {
+                let experts = Experts::new(d, moe);
+                let chosen = experts.chosen();
+                (Box::new(experts), Some(chosen))
+            }
+            _ => (Box::new(Mlp::dense(d, d.a.d_ff)), None),
+        };
+        Layer { x, norm, mixer, x_mid, feed_norm, feed, chosen }
+    }
+
+    /// From its `x` to `next`.
+    fn forward(&self, p: &Pass, next: Place) -> Done {
+        self.norm.forward(p)?;
+        p.copy(self.x, self.x_mid)?;
+        self.mixer.forward(p, self.norm.h, self.x_mid)?;
+        self.feed_norm.forward(p)?;
+        p.copy(self.x_mid, next)?;
+        self.feed.forward(p, self.feed_norm.h, next)
+    }
+
+    /// From `dx` of what follows to `dx` of its `x`.
+    fn backward(&self, b: &Back) -> Done {
+        self.feed.backward(b, self.feed_norm.h)?;
+        self.feed_norm.backward(b, Onto::Add)?;
+        self.mixer.backward(b, self.norm.h)?;
+        self.norm.backward(b, Onto::Add)
+    }
+}
+
+impl Transformer {
+    /// Declares everything, in the order of the forward pass.
+    fn new(d: &mut Declare) -> Transformer {
+        let embedding = Embedding::new(d);
+        let layers = (0..d.a.layers).map(|layer| Layer::new(d, layer)).collect();
+        let x_final = d.saved([d.rows(), d.a.d_model]);
+        let final_norm = Norm::new(d, Part::FinalNorm, x_final);
+        let head = Head::new(d, final_norm.h, embedding.table);
+        Transformer { embedding, layers, final_norm, head }
+    }
+
+    /// The residual stream before `layer`, or after the last.
+    fn x(&self, layer: usize) -> Place {
+        self.layers.get(layer).map_or(self.final_norm.x, |layer| layer.x)
+    }
+}
+
+fn declare(
+    a: &Architecture,
+    batch: MicroBatch,
+    types: Types,
+) -> Result<(Transformer, Declared), ModelError> {
+    let mut d = Declare::new(a, batch, types);
+    let parts = Transformer::new(&mut d);
+    Ok((parts, d.finish()?))
+}
+
+/// What is declared of an architecture beside the places of a micro-batch.
+pub(crate) fn declared(a: &Architecture) -> Result<Declared, ModelError> {
+    let nothing = MicroBatch { windows: 0, positions: 0 };
+    Ok(declare(a, nothing, Types::stored_as(device::DType::F32))?.1)
+}
+
+/// What a model has beside its tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    /// Names of the balancing biases, states that no gradient trains, in the order of their layers.
+    pub router_biases: Vec<String>,
+}
+
+/// The schema of an architecture, and its states.
+///
+/// # Errors
+/// Never for a checked architecture; a duplicate name would be reported.
+pub fn parameters(a: &Architecture) -> Result<(Schema, Parameters), ModelError> {
+    let Declared { schema, router_biases, .. } = declared(a)?;
+    Ok((schema, Parameters { router_biases }))
+}
+
+/// Parameters that one token meets: all but the experts it does not visit.
+pub fn active_parameters(a: &Architecture, schema: &Schema) -> usize {
+    let Some(moe) = &a.moe else { return schema.parameters() };
+    let experts = schema.tensors.iter().filter(|t| matches!(t.role, Role::Expert { .. }));
+    let experts: usize = experts.map(LogicalTensor::len).sum();
+    schema.parameters() - experts + experts / moe.experts * moe.top_k
+}
+
+/// Bytes of the arena by use, without allocating it, where weights are stored as `weights`.
+///
+/// # Errors
+/// As [`parameters`].
+pub fn memory_plan(
+    a: &Architecture,
+    batch: MicroBatch,
+    weights: device::DType,
+) -> Result<Vec<(&'static str, usize)>, ModelError> {
+    Ok(declare(a, batch, Types::stored_as(weights))?.1.places.by_use())
+}
+
+/// The f32 weights of more would not fit the 2^47 bytes that a process can address.
+pub(crate) const PARAMETERS_MAX: u128 = 1 << 45;
+
+/// More names than this are a slip of the keyboard, and would take minutes to build.
+pub(crate) const TENSORS_MAX: u128 = 1 << 20;
+
+/// Refuses a model that is too large, without building it: one layer of each kind is counted.
+pub(crate) fn check_size(a: &Architecture) -> Result<(), ModelError> {
+    let nothing = MicroBatch { windows: 0, positions: 0 };
+    let mut d = Declare::new(a, nothing, Types::stored_as(device::DType::F32));
+    let one = Architecture { layers: 0, ..a.clone() };
+    d.a = &one;
+    Transformer::new(&mut d);
+    d.a = a;
+    let (mut parameters, mut tensors) = d.count_and_forget();
+    let dense = a.layers - a.moe_layers();
+    for (layer, count) in [(0, dense), (dense, a.layers - dense)] {
+        if count > 0 {
+            Layer::new(&mut d, layer);
+            let (inside, names) = d.count_and_forget();
+            parameters = parameters.saturating_add(inside.saturating_mul(count as u128));
+            tensors = tensors.saturating_add(names.saturating_mul(count as u128));
+        }
+    }
+    if parameters <= PARAMETERS_MAX && tensors <= TENSORS_MAX {
+        return Ok(());
+    }
+    // In words: 128-bit fields would widen every error.
+    let (parameters, tensors) = (parameters.to_string(), tensors.to_string());
+    Err(ModelError::TooLarge { parameters, tensors })
+}
+
+/// A model on a device: its schema, and one arena for a micro-batch.
+pub struct Model {
+    a: Architecture,
+    schema: Schema,
+    parts: Transformer,
+    core: Core,
+}
+
+/// Host side of a micro-batch, each `[windows · positions]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub tokens: &'a [u32],
+    /// The next token of each position, or [`kernels::loss::IGNORE`].
+    pub targets: &'a [u32],
+    /// The window position where each position's document begins.
+    pub doc_start: &'a [u32],
+}
+
+impl Model {
+    /// Plans and allocates; `bucket_elements` cuts the flat buffers.
+    ///
+    /// # Errors
+    /// Memory.
+    pub fn new(
+        device: &Device,
+        a: &Architecture,
+        batch: MicroBatch,
+        bucket_elements: usize,
+        types: Types,
+    ) -> Result<Model, ModelError> {
+        let (parts, declared) = declare(a, batch, types)?;
+        let Declared { schema, places, rotary, inputs, widened, .. } = declared;
+        let arena = device.alloc(places.bytes(), &Placement::Private)?;
+        let table =
+            |(width, theta)| rope::table(device, batch.positions, width, theta, types.compute);
+        let core = Core {
+            flat: FlatLayout::new(&schema, bucket_elements),
+            batch,
+            views: places.views(&arena)?,
+            inputs,
+            stream: device.stream(),
+            angles: rotary.map(table).transpose()?,
+            widened,
+        };
+        Ok(Model { a: a.clone(), schema, parts, core })
+    }
+
+    pub fn architecture(&self) -> &Architecture {
+        &self.a
+    }
+
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    pub fn flat(&self) -> &FlatLayout {
+        &self.core.flat
+    }
+
+    pub fn batch(&self) -> MicroBatch {
+        self.core.batch
+    }
+
+    pub fn stream(&self) -> &Stream {
+        &self.core.stream
+    }
+
+    /// The experts that each token of the last pass visits `[tokens, per token]` (u32), in a layer
+    /// that has experts.
+    ///
+    /// # Errors
+    /// A layer without experts.
+    pub fn chosen(&self, layer: usize) -> Result<Tensor, ModelError> {
+        let chosen = self.parts.layers.get(layer).and_then(|layer| layer.chosen);
+        let chosen = chosen.ok_or(ModelError::Unplanned { what: "experts of this layer" })?;
+        Ok(self.core.views.at(chosen).clone())
+    }
+
+    /// Copies a micro-batch in.
+    ///
+    /// # Errors
+    /// Inputs of another size.
+    pub fn load(&self, inputs: &Inputs) -> Result<(), ModelError> {
+        let (views, stream, places) = (&self.core.views, &self.core.stream, self.core.inputs);
+        stream.copy_in(views.at(places.tokens), inputs.tokens)?;
+        stream.copy_in(views.at(places.targets), inputs.targets)?;
+        stream.copy_in(views.at(places.doc_start), inputs.doc_start)?;
+        Ok(())
+    }
+
+    /// Runs the loaded micro-batch up to the final norm.
+    ///
+    /// # Errors
+    /// Device errors; a token outside the vocabulary.
+    pub fn forward(&self, state: State, hooks: &mut dyn Hooks) -> Result<(), ModelError> {
+        let (p, parts) = (Pass { core: &self.core, state }, &self.parts);
+        hooks.need(0);
+        parts.embedding.forward(&p, parts.x(0))?;
+        for (i, layer) in parts.layers.iter().enumerate() {
+            hooks.need(self.start(&layer.norm));
+            layer.forward(&p, parts.x(i + 1))?;
+        }
+        hooks.need(self.start(&parts.final_norm));
+        parts.final_norm.forward(&p)
+    }
+
+    /// Sum of the cross-entropies of the forwarded micro-batch, written to `loss [1]` f64.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub fn evaluate(&self, state: State, loss: &Tensor) -> Result<(), ModelError> {
+        self.parts.head.evaluate(&Pass { core: &self.core, state }, loss)
+    }
+
+    /// Logits of one row of the forwarded micro-batch, for sampling.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub fn row_logits(&self, state: State, row: usize) -> Result<Vec<f32>, ModelError> {
+        let logits = self.parts.head.row_logits(&Pass { core: &self.core, state }, row)?;
+        Ok(self.core.stream.to_vec(&logits)?)
+    }
+
+    /// Head, loss and backward pass of the forwarded micro-batch, last layers first.
+    ///
+    /// # Errors
+    /// Device errors; a target outside the vocabulary.
+    pub fn backward(
+        &self,
+        state: State,
+        to: Gradients,
+        hooks: &mut dyn Hooks,
+    ) -> Result<(), ModelError> {
+        let (b, parts) = (Back { pass: Pass { core: &self.core, state }, to }, &self.parts);
+        parts.head.backward(&b)?;
+        if let Some(own) = parts.head.own_tensor {
+            hooks.ready(self.core.flat.offsets[own]);
+        }
+        parts.final_norm.backward(&b, Onto::Overwrite)?;
+        for layer in parts.layers.iter().rev() {
+            layer.backward(&b)?;
+            hooks.ready(self.start(&layer.norm));
+        }
+        parts.embedding.backward(&b)?;
+        hooks.ready(0);
+        Ok(())
+    }
+
+    /// The first flat element of a norm, with which a layer begins.
+    fn start(&self, norm: &Norm) -> usize {
+        self.core.flat.offsets[norm.first_tensor()]
+    }
+}
+
+#[cfg(test)]
+mod tests;
