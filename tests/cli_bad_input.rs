@@ -101,7 +101,7 @@ fn the_nearest_value_is_offered_where_it_would_be_taken() {
 fn impossible_shapes() {
     let desk = Desk::new();
     desk.put("text.txt", "some text");
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 16] = [
         &["model.d_model=100", "model.heads=6"],
         &["model.d_model=97", "model.heads=6"],
         &["model.d_model=100", "model.heads=4"],
@@ -110,6 +110,9 @@ fn impossible_shapes() {
         &["model.moe.first_dense_layers=4", "model.d_ff=128"],
         &["model.kv_heads=3"],
         &["model.moe.top_k=9"],
+        &["model.moe.groups=3"],
+        &["model.moe.groups=4", "model.moe.top_groups=5"],
+        &["model.moe.groups=4", "model.moe.top_k=3"],
         &["model.vocab_size=100"],
         &["batch.radices=[2, 3]", "batch.leaves=8"],
         &["ranks.count=5"],

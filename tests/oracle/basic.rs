@@ -114,9 +114,20 @@ pub struct Routed {
     pub auxiliary: Tensor,
     /// Tokens per expert.
     pub loads: Vec<u32>,
-    /// Of each token, the difference between its last chosen and its first refused expert: near
-    /// a tie another rounding may choose otherwise. Infinite where nothing is refused.
+    /// Of each token, the difference between its last chosen and its first refused expert, or
+    /// group where that is less: near a tie another rounding may choose otherwise. Infinite where
+    /// nothing is refused.
     pub margins: Vec<f64>,
+}
+
+/// The `count` of largest value, best first and equals in order, and how much more the last of
+/// them has than the first that is refused.
+fn best(mut of: Vec<usize>, count: usize, value: impl Fn(usize) -> f64) -> (Vec<usize>, f64) {
+    of.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
+    let refused = of.get(count).map_or(f64::NEG_INFINITY, |&first| value(first));
+    of.truncate(count);
+    let margin = of.last().map_or(f64::INFINITY, |&last| value(last) - refused);
+    (of, margin)
 }
 
 /// Routes by `logits [N, E]`; `bias` takes part in the choice alone.
@@ -128,12 +139,16 @@ pub fn route(moe: &Moe, logits: &Tensor, bias: &[f64]) -> Result<Routed> {
     };
     let (mut chosen, mut loads, mut margins) = (Vec::new(), vec![0; moe.experts], Vec::new());
     for row in scores.to_dtype(DType::F64)?.to_vec2::<f64>()? {
-        let value = |e: &usize| row[*e] + bias[*e];
-        let mut order: Vec<usize> = (0..moe.experts).collect();
-        order.sort_by(|a, b| value(b).total_cmp(&value(a)));
-        let refused = order.get(moe.top_k).map_or(f64::NEG_INFINITY, value);
-        margins.push(value(&order[moe.top_k - 1]) - refused);
-        order.truncate(moe.top_k);
+        let value = |e: usize| row[e] + bias[e];
+        let group_len = moe.experts / moe.groups;
+        let group_value = |group: usize| {
+            let experts = (0..group_len).map(|i| group * group_len + i).collect();
+            best(experts, 2, value).0.into_iter().map(value).sum()
+        };
+        let (groups, of_groups) = best((0..moe.groups).collect(), moe.top_groups, group_value);
+        let experts = (0..moe.experts).filter(|e| groups.contains(&(e / group_len))).collect();
+        let (order, of_experts) = best(experts, moe.top_k, value);
+        margins.push(of_groups.min(of_experts));
         order.iter().for_each(|&e| loads[e] += 1);
         chosen.push(order);
     }

@@ -143,10 +143,13 @@ fn variants() -> impl Iterator<Item = (String, ModelConfig)> {
         ..experts(&MoeConfig::default())
     };
     let shared = MoeConfig { shared_experts: Some(2), route_scale: Some(2.5), ..mixture.clone() };
+    let grouped =
+        MoeConfig { experts: Some(8), groups: Some(4), top_groups: Some(2), ..shared.clone() };
     let plain = MoeConfig { normalize_top_k: Some(false), ..mixture.clone() };
     let learned = Some(Positions::Learned { max: 80 });
     let variants = [
         ("sigmoid, normalized, shared", ModelConfig { moe: Some(shared.clone()), ..small(2) }),
+        ("sigmoid, normalized, shared, in groups", ModelConfig { moe: Some(grouped), ..small(2) }),
         ("sigmoid, not normalized", ModelConfig { moe: Some(plain), ..small(2) }),
         (
             "LayerNorm, learned positions, biases",
@@ -196,13 +199,18 @@ fn every_preset_agrees_in_f32() {
 fn mixtures() -> impl Strategy<Value = Option<MoeConfig>> {
     // Of two layers, one at least has experts.
     let sizes = (2_usize..7, 1_usize..5, 0_usize..3, 0_usize..2);
+    let groups = (1_usize..3, 1_usize..3);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    let mixture = (sizes, flags, 0.5_f64..3.0).prop_map(|(sizes, flags, route_scale)| {
-        let (experts, top_k, shared_experts, first_dense_layers) = sizes;
+    let all = (sizes, groups, flags, 0.5_f64..3.0);
+    let mixture = all.prop_map(|(sizes, (groups, top_groups), flags, route_scale)| {
+        let (in_group, top_k, shared_experts, first_dense_layers) = sizes;
+        let (experts, top_groups) = (groups * in_group, top_groups.min(groups));
         let (sigmoid, normalize, aux, z) = flags;
         MoeConfig {
             experts: Some(experts),
-            top_k: Some(top_k.min(experts)),
+            top_k: Some(top_k.min(top_groups * in_group)),
+            groups: Some(groups),
+            top_groups: Some(top_groups),
             d_ff: Some(12),
             scores: Some(if sigmoid { Scores::Sigmoid } else { Scores::Softmax }),
             normalize_top_k: Some(normalize),

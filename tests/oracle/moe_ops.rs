@@ -76,6 +76,8 @@ impl Route {
         Router {
             experts: m.experts,
             top_k: m.top_k,
+            groups: m.groups,
+            top_groups: m.top_groups,
             scores: match m.scores {
                 Scores::Softmax => moe::Scores::Softmax,
                 Scores::Sigmoid => moe::Scores::Sigmoid,
@@ -193,10 +195,17 @@ fn routing() {
         (Scores::Sigmoid, false),
     ] {
         each_case(|random| {
-            let (tokens, experts) = (random.size(1..=60), random.size(1..=9));
+            let tokens = random.size(1..=60);
+            // One group as often as several.
+            let groups = if random.flag() { 1 } else { random.size(2..=4) };
+            let top_groups = random.size(1..=groups);
+            let in_group = random.size(if groups == 1 { 1..=9 } else { 2..=4 });
+            let experts = groups * in_group;
             let moe = Moe {
                 experts,
-                top_k: random.size(1..=experts),
+                top_k: random.size(1..=top_groups * in_group),
+                groups,
+                top_groups,
                 d_ff: 0,
                 scores,
                 normalize_top_k,

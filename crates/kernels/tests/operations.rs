@@ -135,6 +135,8 @@ fn mlps(b: &mut Bench) {
 const ROUTER: Router = Router {
     experts: 2,
     top_k: 1,
+    groups: 1,
+    top_groups: 1,
     scores: moe::Scores::Softmax,
     shares: moe::Shares::Normalized,
     scale: 1.0,

@@ -9,6 +9,8 @@ use crate::config::{Activation, Names, Norm, Positions, QkNorm, Scores};
 pub struct Moe {
     pub experts: usize,
     pub top_k: usize,
+    pub groups: usize,
+    pub top_groups: usize,
     pub d_ff: usize,
     pub scores: Scores,
     pub normalize_top_k: bool,

@@ -4,6 +4,8 @@
 //! no one value passes, two are offered together. Mistakes that have nothing to do with each other are
 //! reported together, and looked at apart.
 
+mod choice;
+
 use crate::ModelError;
 use crate::architecture::Architecture;
 use crate::config::{Activation, D_MODEL_MAX, HEAD_DIM_MAX, HEADS_MAX, Positions};
@@ -30,7 +32,6 @@ enum Rule {
     TableHoldsPositions,
     HalvesOfHead,
     BiasesOfMlp,
-    TopK,
     DenseLayers,
     ExpertsAreSwiglu,
 }
@@ -75,8 +76,9 @@ impl Draft {
         let of_heads = broken.iter().find(|rule| rule.is_of_heads());
         let others = broken.iter().filter(|rule| !rule.is_of_heads());
         let refused = of_heads.into_iter().chain(others).map(|&rule| self.refusal(rule));
+        let of_experts = self.architecture.moe.as_ref().and_then(choice::refusal);
         let too_large = crate::transformer::check_size(&self.architecture).err();
-        let mut all: Vec<ModelError> = refused.chain(too_large).collect();
+        let mut all: Vec<ModelError> = refused.chain(of_experts).chain(too_large).collect();
         match all.len() {
             0 => Ok(self.architecture),
             1 => Err(all.remove(0)),
@@ -103,7 +105,6 @@ impl Draft {
                 matches!(a.positions, Positions::Rotary { .. }) && !a.head_dim.is_multiple_of(2),
             ),
             (Rule::BiasesOfMlp, a.mlp_bias && swiglu),
-            (Rule::TopK, moe.is_some_and(|moe| !(1..=moe.experts).contains(&moe.top_k))),
             (Rule::DenseLayers, moe.is_some_and(|moe| moe.first_dense_layers >= a.layers)),
             (Rule::ExpertsAreSwiglu, moe.is_some() && !swiglu),
         ];
@@ -112,8 +113,7 @@ impl Draft {
 
     fn refusal(&self, rule: Rule) -> ModelError {
         let a = &self.architecture;
-        let (experts, top_k, dense) =
-            a.moe.as_ref().map_or((0, 0, 0), |m| (m.experts, m.top_k, m.first_dense_layers));
+        let dense = a.moe.as_ref().map_or(0, |moe| moe.first_dense_layers);
         let learned = if let Positions::Learned { max } = a.positions { max } else { 0 };
         let (tokens, seq_len) = (self.tokenizer_vocab, self.seq_len);
         let (key, value, problem, remedy) = match rule {
@@ -156,12 +156,6 @@ impl Draft {
                     Some(_) => "use mlp_bias: false".to_owned(),
                     None => "use activation: gelu, or mlp_bias: false".to_owned(),
                 },
-            ),
-            Rule::TopK => (
-                "moe.top_k",
-                top_k.to_string(),
-                format!("there are {experts} experts"),
-                format!("use 1 to {experts}"),
             ),
             Rule::DenseLayers => (
                 "moe.first_dense_layers",

@@ -95,6 +95,15 @@ pub struct MoeConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65_536))]
     pub top_k: Option<usize>,
+    /// Groups of neighbouring experts; each token chooses in the best of them alone. A divisor of
+    /// `experts` that leaves two or more in a group; 1 is no groups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32_768))]
+    pub groups: Option<usize>,
+    /// Groups that each token chooses in: those whose two largest scores have the largest sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32_768))]
+    pub top_groups: Option<usize>,
     /// Width of one expert.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16_777_216))]

@@ -77,6 +77,8 @@ fn options(moe: &Moe) -> Router {
     Router {
         experts: moe.experts,
         top_k: moe.top_k,
+        groups: moe.groups,
+        top_groups: moe.top_groups,
         scores: match moe.scores {
             config::Scores::Softmax => Scores::Softmax,
             config::Scores::Sigmoid => Scores::Sigmoid,

@@ -85,6 +85,8 @@ impl ModelConfig {
         Ok(Some(Moe {
             experts: need(own.experts.or(base.experts), "moe.experts")?,
             top_k: need(own.top_k.or(base.top_k), "moe.top_k")?,
+            groups: own.groups.or(base.groups).unwrap_or(1),
+            top_groups: own.top_groups.or(base.top_groups).unwrap_or(1),
             d_ff: need(own.d_ff.or(base.d_ff), "moe.d_ff")?,
             scores: own.scores.or(base.scores).unwrap_or(Scores::Softmax),
             normalize_top_k: own.normalize_top_k.or(base.normalize_top_k).unwrap_or(true),

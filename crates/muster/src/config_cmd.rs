@@ -51,8 +51,12 @@ fn essentials(loaded: &Loaded) -> String {
                 0 => String::new(),
                 n => format!(" and {n} shared"),
             };
+            let groups = match moe.groups {
+                1 => String::new(),
+                n => format!(" in {} of {n} groups", moe.top_groups),
+            };
             format!(
-                ", {} of {} experts{shared} of width {}{dense}",
+                ", {} of {} experts{groups}{shared} of width {}{dense}",
                 moe.top_k, moe.experts, moe.d_ff
             )
         }

@@ -8,6 +8,7 @@
 //! No token is dropped: expert `e` has rows `offsets[e] .. offsets[e+1]` of the grouped buffers,
 //! tokens in order. All offsets stay on the device.
 
+mod choice;
 mod host;
 mod products;
 mod route;
@@ -44,8 +45,12 @@ pub enum Shares {
 pub struct Router {
     /// `E`.
     pub experts: usize,
-    /// `A`.
+    /// `A`, at most the experts of `top_groups` groups.
     pub top_k: usize,
+    /// Groups of neighbouring experts, two or more in each; 1 is no groups.
+    pub groups: usize,
+    /// Groups that a token may choose from.
+    pub top_groups: usize,
     pub scores: Scores,
     pub shares: Shares,
     /// Factor on the weights.
@@ -54,6 +59,25 @@ pub struct Router {
     pub aux_loss: f64,
     /// Weight of the router z-loss (Zoph et al. 2022), per token.
     pub z_loss: f64,
+}
+
+impl Router {
+    /// Refuses groups that are not there and choices that groups do not hold.
+    fn check(&self, kernel: &'static str) -> Result<(), KernelError> {
+        let &Router { experts, top_k, groups, top_groups, .. } = self;
+        let are_groups =
+            groups == 1 || (groups > 1 && experts.is_multiple_of(groups) && experts / groups >= 2);
+        let message = if !are_groups {
+            format!("{experts} experts do not divide into {groups} groups of two or more")
+        } else if !(1..=groups).contains(&top_groups) {
+            format!("{top_groups} of {groups} groups")
+        } else if !(1..=top_groups * (experts / groups)).contains(&top_k) {
+            format!("{top_k} of {experts} experts, in {top_groups} of {groups} groups")
+        } else {
+            return Ok(());
+        };
+        Err(KernelError::Argument { kernel, message })
+    }
 }
 
 /// What routing decides, on the device.
@@ -112,9 +136,9 @@ impl Routing {
     }
 }
 
-/// Routes every token: scores from logits, the `A` largest of `scores + bias` (ties: the lower
-/// expert; the bias, of loss-free balancing, Wang et al. 2024, only chooses), weights from the
-/// scores alone, and the grouping.
+/// Routes every token: scores from logits, the `A` largest of `scores + bias` among the experts of
+/// the best groups (ties: the lower group, the lower expert; the bias, of loss-free balancing, Wang
+/// et al. 2024, only chooses), weights from the scores alone, and the grouping by expert.
 pub struct Route {
     pub router: Router,
     /// `[N, E]`, f32 or f64.
@@ -137,6 +161,7 @@ impl Op for Route {
     fn check(&self) -> Result<(), KernelError> {
         let Route { router, logits, bias, routing, loads } = self;
         let (rows, experts, dtype) = (logits.dim(0), router.experts, logits.dtype());
+        router.check(Self::NAME)?;
         expect_real(Self::NAME, logits)?;
         let reals = [("logits", logits, rows * experts), ("bias", bias, experts)];
         expect_all(Self::NAME, dtype, reals)?;

@@ -2,6 +2,7 @@
 
 use device::{DeviceError, Kernel};
 
+use super::choice::choose;
 use super::{Route, RouteBackward, Router, Scores, Shares};
 use crate::Real;
 use crate::math::{most, sum};
@@ -75,34 +76,6 @@ fn score<T: Real>(router: &Router, scores: &mut [T]) {
     scores.iter_mut().for_each(|s| *s = (*s - most).portable_exp());
     let total = sum([&*scores], |[s]| s);
     scores.iter_mut().for_each(|s| *s /= total);
-}
-
-fn choose<T: Real>(
-    router: &Router,
-    scores: &[T],
-    bias: &[T],
-    weights: &mut [T],
-    chosen: &mut [u32],
-) {
-    for a in 0..chosen.len() {
-        let mut best = usize::MAX;
-        let mut most = T::NEG_INFINITY;
-        for (e, &score) in scores.iter().enumerate() {
-            let value = score + bias[e];
-            let free = !chosen[..a].contains(&(e as u32));
-            if free && (best == usize::MAX || value > most) {
-                (best, most) = (e, value);
-            }
-        }
-        chosen[a] = best as u32;
-        weights[a] = scores[best];
-    }
-    let total = weights.iter().fold(T::ZERO, |a, &b| a + b);
-    let factor = match router.shares {
-        Shares::Normalized => T::of(router.scale) / total,
-        Shares::Scores => T::of(router.scale),
-    };
-    weights.iter_mut().for_each(|w| *w *= factor);
 }
 
 /// Counting sort of the choices by expert, tokens in order.

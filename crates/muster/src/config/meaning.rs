@@ -406,7 +406,10 @@ fn of_model(error: ModelError) -> Vec<Finding> {
                 (Some((other, _)), _) => found.about(&[&format!("model.{other}")]),
                 (None, "vocab_size") => found.about(&["data.tokenizer"]),
                 (None, "positions.learned.max") => found.about(&["batch.seq_len"]),
-                (None, "moe.top_k") => found.about(&["model.moe.experts"]),
+                (None, "moe.top_k") => {
+                    found.about(&["model.moe.experts", "model.moe.groups", "model.moe.top_groups"])
+                }
+                (None, "moe.top_groups") => found.about(&["model.moe.groups"]),
                 (None, _) => found,
             }
         }
