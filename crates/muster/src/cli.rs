@@ -267,7 +267,9 @@ fn timeout_ms(text: &str) -> Result<u64, String> {
             "{ms} is out of range: a busy machine lets a healthy rank stand still for half a \
              second; the nearest is {near}"
         )),
-        near => Err(format!("{ms} is out of range: the most is a week, {near}")),
+        near => {
+            Err(format!("{ms} is out of range: that is more than a week; the nearest is {near}"))
+        }
     }
 }
 
