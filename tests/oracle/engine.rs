@@ -1,9 +1,12 @@
 //! The model under test, with values going in and out as f64 vectors.
 
+use std::cell::RefCell;
+
 use device::{DType, Device, Tensor};
 use layout::Role;
 use model::{
-    Architecture, Feed, Gradients, Inputs, MicroBatch, Model, NoHooks, State, Types, initialize,
+    Architecture, Feed, Gradients, Inputs, MicroBatch, Model, NoHooks, Stash, State, Types,
+    initialize,
 };
 
 use super::random::Random;
@@ -17,6 +20,8 @@ pub struct Engine {
     router_bias: Tensor,
     loads: Tensor,
     loss: Tensor,
+    /// Experts of each token, of each layer with experts, in the last [`Engine::pass`].
+    chosen: RefCell<Vec<Vec<Vec<u32>>>>,
 }
 
 impl Engine {
@@ -35,6 +40,7 @@ impl Engine {
             router_bias: device.zeros(&routers, dtype).unwrap(),
             loads: device.zeros(&routers, DType::U32).unwrap(),
             loss: device.zeros(&[1], DType::F64).unwrap(),
+            chosen: RefCell::default(),
             weights,
             model,
             device,
@@ -72,17 +78,16 @@ impl Engine {
         };
         let loads = vec![0_u32; self.loads.len()];
         self.model.stream().copy_in(&self.loads, &loads).unwrap();
-        self.model.load(inputs).unwrap();
-        self.model.forward(self.state(), &mut NoHooks).unwrap();
-        self.model.backward(self.state(), to, &mut NoHooks).unwrap();
+        let stash = self.model.forward(inputs, self.state(), &mut NoHooks).unwrap();
+        *self.chosen.borrow_mut() = self.choices(&stash);
+        self.model.backward(stash, self.state(), to, &mut NoHooks).unwrap();
         self.read(&self.loss)[0]
     }
 
     /// The summed loss alone.
     pub fn evaluate(&self, inputs: &Inputs) -> f64 {
-        self.model.load(inputs).unwrap();
-        self.model.forward(self.state(), &mut NoHooks).unwrap();
-        self.model.evaluate(self.state(), &self.loss).unwrap();
+        let stash = self.model.forward(inputs, self.state(), &mut NoHooks).unwrap();
+        self.model.evaluate(&stash, self.state(), &self.loss).unwrap();
         self.read(&self.loss)[0]
     }
 
@@ -95,10 +100,14 @@ impl Engine {
 
     /// Experts of each token, of each layer with experts, in the last [`Engine::pass`].
     pub fn chosen(&self) -> Vec<Vec<Vec<u32>>> {
+        self.chosen.borrow().clone()
+    }
+
+    fn choices(&self, stash: &Stash) -> Vec<Vec<Vec<u32>>> {
         let a = self.model.architecture();
         let layers = (0..a.layers).filter(|&layer| a.feed(layer) == Feed::Experts);
         let of = |layer| {
-            let chosen = self.model.chosen(layer).unwrap();
+            let chosen = self.model.chosen(stash, layer).unwrap();
             let experts: Vec<u32> = self.model.stream().to_vec(&chosen).unwrap();
             experts.chunks(chosen.dim(1)).map(<[u32]>::to_vec).collect()
         };

@@ -5,7 +5,8 @@
 //! a block declares ─▶ Place, a handle ─▶ Places lays them out ─views(arena)─▶ tensors by handle
 //! ```
 //!
-//! *Saved* places are each a place of their own, from the forward pass to the backward pass.
+//! *Saved* places are each a place of their own, from the forward pass to the backward pass, and of
+//! each micro-batch that is in flight.
 //! *Scratch* is by name: all who declare one name use the same memory, as large as the largest of
 //! them needs, under the shape that each declared.
 
@@ -83,6 +84,14 @@ struct Room {
     bytes: usize,
 }
 
+impl Room {
+    /// Of so many micro-batches.
+    fn bytes_of(&self, in_flight: usize) -> usize {
+        let copies = if self.name.is_none() { in_flight } else { 1 };
+        self.bytes.saturating_mul(copies)
+    }
+}
+
 /// An arena before there is memory for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
@@ -122,31 +131,36 @@ impl Places {
         Place(self.planned.len() - 1)
     }
 
-    /// Bytes of the arena.
-    pub fn bytes(&self) -> usize {
-        self.rooms.iter().fold(0, |all, room| all.saturating_add(room.bytes))
+    /// Bytes of the arena of so many micro-batches.
+    pub fn bytes(&self, in_flight: usize) -> usize {
+        self.by_use(in_flight).iter().fold(0, |all, (_, bytes)| all.saturating_add(*bytes))
     }
 
     /// Bytes of the arena by use.
-    pub fn by_use(&self) -> Vec<(&'static str, usize)> {
+    pub fn by_use(&self, in_flight: usize) -> Vec<(&'static str, usize)> {
         let of = |what: Use| {
             let rooms = self.rooms.iter().filter(|room| room.what == what);
-            rooms.fold(0_usize, |all, room| all.saturating_add(room.bytes))
+            rooms.fold(0_usize, |all, room| all.saturating_add(room.bytes_of(in_flight)))
         };
         let uses = USES.iter().map(|&(what, name)| (name, of(what)));
         uses.filter(|(_, bytes)| *bytes > 0).collect()
     }
 
-    /// The tensors of all places, in the order of their handles.
+    /// The tensors of micro-batch `number` of so many, in the order of their handles.
     ///
     /// # Errors
     /// An arena that is smaller than the plan.
-    pub fn views(&self, arena: &Buffer) -> Result<Views, ModelError> {
+    pub fn views(
+        &self,
+        arena: &Buffer,
+        (number, in_flight): (usize, usize),
+    ) -> Result<Views, ModelError> {
         let mut starts = Vec::with_capacity(self.rooms.len());
         let mut bytes = 0_usize;
         for room in &self.rooms {
-            starts.push(bytes);
-            bytes = bytes.saturating_add(room.bytes);
+            let own = if room.name.is_none() { number.saturating_mul(room.bytes) } else { 0 };
+            starts.push(bytes.saturating_add(own));
+            bytes = bytes.saturating_add(room.bytes_of(in_flight));
         }
         let view = |planned: &Planned| {
             let Planned { shape, dtype, room } = planned;
@@ -179,27 +193,29 @@ mod tests {
         let y = places.saved(DType::U32, [1]);
         let large = places.scratch(Use::Gradients, "dx", DType::F64, [40]);
         let other = places.scratch(Use::Logits, "logits", DType::F32, [2, 2, 2]);
-        assert_eq!(places.bytes(), 64 + 320 + 64 + 64);
+        assert_eq!(places.bytes(1), 64 + 320 + 64 + 64);
+        assert_eq!(places.bytes(3), 3 * 64 + 320 + 3 * 64 + 64);
         let uses = [
             ("activations", 128),
             ("activation gradients and workspace", 320),
             ("logits chunk", 64),
         ];
-        assert_eq!(places.by_use(), uses);
-        let arena = Device::cpu(1).unwrap().alloc(places.bytes(), &Placement::Private).unwrap();
-        let views = places.views(&arena).unwrap();
-        let at = |place| {
-            let tensor = views.at(place);
-            (tensor.offset() * tensor.dtype().bytes(), tensor.dims().to_vec())
-        };
+        assert_eq!(places.by_use(1), uses);
+        let alloc = |bytes| Device::cpu(1).unwrap().alloc(bytes, &Placement::Private).unwrap();
+        let views = places.views(&alloc(places.bytes(1)), (0, 1)).unwrap();
+        let offset = |tensor: &Tensor| tensor.offset() * tensor.dtype().bytes();
+        let at = |place| (offset(views.at(place)), views.at(place).dims().to_vec());
         assert_eq!(at(x), (0, vec![3, 5]));
         assert_eq!(at(small), (64, vec![2, 4]));
         assert_eq!(at(large), (64, vec![40]));
         assert_eq!(at(y), (384, vec![1]));
         assert_eq!(at(other), (448, vec![2, 2, 2]));
         assert_eq!(views.at(large).dtype(), DType::F64);
-        let short = Device::cpu(1).unwrap().alloc(256, &Placement::Private).unwrap();
-        assert!(places.views(&short).is_err());
+        assert!(places.views(&alloc(256), (0, 1)).is_err());
+        // The third of three has saved places of its own, and the same scratch.
+        let third = places.views(&alloc(places.bytes(3)), (2, 3)).unwrap();
+        assert_eq!([x, y].map(|place| offset(third.at(place))), [128, 3 * 64 + 320 + 128]);
+        assert_eq!([small, other].map(|place| offset(third.at(place))), [192, 704]);
     }
 
     #[test]
@@ -208,6 +224,6 @@ mod tests {
         for _ in 0..8 {
             places.saved(DType::F32, [1 << 60]);
         }
-        assert_eq!(places.bytes(), usize::MAX);
+        assert_eq!(places.bytes(1), usize::MAX);
     }
 }

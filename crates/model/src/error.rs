@@ -28,6 +28,12 @@ pub enum ModelError {
     /// A family has no name for what the model has.
     #[error("the names of {names} have no row for {part}; choose another `model.names`")]
     Unnamed { part: String, names: String },
+    /// More forward passes than there is room for.
+    #[error(
+        "{most} micro-batches are in flight, the most that were planned; run one of them backward \
+         first"
+    )]
+    InFlight { most: usize },
     /// What is asked for is no part of this model.
     #[error("this model's plan has no {what}")]
     Unplanned { what: &'static str },

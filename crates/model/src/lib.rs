@@ -17,7 +17,7 @@
 //!   * weights and gradients are views into flat buffers that the caller owns;
 //!   * no allocation after [`Model::new`];
 //!   * gradients are those of the *summed* loss of the micro-batch;
-//!   * a backward pass consumes the activations of the forward pass before it.
+//!   * a backward pass consumes the stash of its forward pass; several may be in flight.
 
 mod architecture;
 mod arena;
@@ -37,6 +37,7 @@ mod norm;
 pub mod presets;
 mod resolve;
 mod run;
+mod stash;
 mod transformer;
 
 pub use architecture::{Architecture, Feed, Moe};
@@ -45,6 +46,7 @@ pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
 pub use error::ModelError;
 pub use init::initialize;
 pub use run::{Gradients, State};
+pub use stash::Stash;
 pub use transformer::{Inputs, Model, Parameters, active_parameters, memory_plan, parameters};
 
 /// Told how far a pass has come; the trainer moves buckets meanwhile.

@@ -43,7 +43,8 @@ pub struct Gradients<'a> {
 pub(crate) struct Core {
     pub flat: FlatLayout,
     pub batch: MicroBatch,
-    pub views: Views,
+    /// Of each stash.
+    pub views: Vec<Views>,
     pub inputs: InputPlaces,
     pub stream: Stream,
     /// Sines and cosines of positions, where a block turns by them.
@@ -56,6 +57,8 @@ pub(crate) struct Core {
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
     pub core: &'a Core,
+    /// Of its stash.
+    pub views: &'a Views,
     pub state: State<'a>,
 }
 
@@ -81,7 +84,7 @@ impl Pass<'_> {
     }
 
     pub fn at(&self, place: Place) -> Tensor {
-        self.core.views.at(place).clone()
+        self.views.at(place).clone()
     }
 
     pub fn copy(&self, x: Place, y: Place) -> Done {
@@ -100,7 +103,7 @@ impl Pass<'_> {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let scratch = self.core.views.at(self.core.widened[0]);
+        let scratch = self.views.at(self.core.widened[0]);
         let wide = scratch.flat(0..w.len())?.reshape(&[w.rows, w.cols])?;
         self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)
@@ -121,7 +124,7 @@ impl Pass<'_> {
         if stored.dtype() != DType::Bf16 {
             return Ok(stored);
         }
-        let scratch = self.core.views.at(self.core.widened[1]).rows(which..which + 1)?;
+        let scratch = self.views.at(self.core.widened[1]).rows(which..which + 1)?;
         let wide = scratch.flat(0..w.len())?;
         self.run(elementwise::Widen { x: stored, y: wide.clone() })?;
         Ok(wide)

@@ -16,6 +16,7 @@ use crate::mlp::Mlp;
 use crate::names::Part;
 use crate::norm::Norm;
 use crate::run::{Back, Core, Done, Gradients, Pass, State};
+use crate::stash::{Stash, Stashes};
 use crate::{Hooks, ModelError};
 
 /// The parts of a model, each with its weights and places.
@@ -136,7 +137,8 @@ pub fn active_parameters(a: &Architecture, schema: &Schema) -> usize {
     schema.parameters() - experts + experts / moe.experts * moe.top_k
 }
 
-/// Bytes of the arena by use, without allocating it, where weights are stored as `weights`.
+/// Bytes of the arena by use, without allocating it, where weights are stored as `weights` and so
+/// many micro-batches are in flight.
 ///
 /// # Errors
 /// As [`parameters`].
@@ -144,8 +146,9 @@ pub fn memory_plan(
     a: &Architecture,
     batch: MicroBatch,
     weights: device::DType,
+    in_flight: usize,
 ) -> Result<Vec<(&'static str, usize)>, ModelError> {
-    Ok(declare(a, batch, Types::stored_as(weights))?.1.places.by_use())
+    Ok(declare(a, batch, Types::stored_as(weights))?.1.places.by_use(in_flight))
 }
 
 /// The f32 weights of more would not fit the 2^47 bytes that a process can address.
@@ -186,6 +189,7 @@ pub struct Model {
     schema: Schema,
     parts: Transformer,
     core: Core,
+    stashes: Stashes,
 }
 
 /// Host side of a micro-batch, each `[windows · positions]`.
@@ -199,7 +203,7 @@ pub struct Inputs<'a> {
 }
 
 impl Model {
-    /// Plans and allocates; `bucket_elements` cuts the flat buffers.
+    /// Plans and allocates, with one micro-batch in flight; `bucket_elements` cuts the flat buffers.
     ///
     /// # Errors
     /// Memory.
@@ -210,21 +214,37 @@ impl Model {
         bucket_elements: usize,
         types: Types,
     ) -> Result<Model, ModelError> {
+        Model::with_stashes(device, a, (batch, 1), bucket_elements, types)
+    }
+
+    /// As [`Model::new`], with so many micro-batches in flight at most.
+    ///
+    /// # Errors
+    /// Memory.
+    pub fn with_stashes(
+        device: &Device,
+        a: &Architecture,
+        (batch, in_flight): (MicroBatch, usize),
+        bucket_elements: usize,
+        types: Types,
+    ) -> Result<Model, ModelError> {
         let (parts, declared) = declare(a, batch, types)?;
         let Declared { schema, places, rotary, inputs, widened, .. } = declared;
-        let arena = device.alloc(places.bytes(), &Placement::Private)?;
+        let arena = device.alloc(places.bytes(in_flight), &Placement::Private)?;
+        let views = |number| places.views(&arena, (number, in_flight));
         let table =
             |(width, theta)| rope::table(device, batch.positions, width, theta, types.compute);
         let core = Core {
             flat: FlatLayout::new(&schema, bucket_elements),
             batch,
-            views: places.views(&arena)?,
+            views: (0..in_flight).map(views).collect::<Result<_, _>>()?,
             inputs,
             stream: device.stream(),
             angles: rotary.map(table).transpose()?,
             widened,
         };
-        Ok(Model { a: a.clone(), schema, parts, core })
+        let stashes = Stashes::new(in_flight);
+        Ok(Model { a: a.clone(), schema, parts, core, stashes })
     }
 
     pub fn architecture(&self) -> &Architecture {
@@ -247,35 +267,38 @@ impl Model {
         &self.core.stream
     }
 
-    /// The experts that each token of the last pass visits `[tokens, per token]` (u32), in a layer
+    /// The experts that each token of a micro-batch visits `[tokens, per token]` (u32), in a layer
     /// that has experts.
     ///
     /// # Errors
     /// A layer without experts.
-    pub fn chosen(&self, layer: usize) -> Result<Tensor, ModelError> {
+    pub fn chosen(&self, stash: &Stash, layer: usize) -> Result<Tensor, ModelError> {
         let chosen = self.parts.layers.get(layer).and_then(|layer| layer.chosen);
         let chosen = chosen.ok_or(ModelError::Unplanned { what: "experts of this layer" })?;
-        Ok(self.core.views.at(chosen).clone())
+        Ok(self.core.views[self.stashes.number(stash)?].at(chosen).clone())
     }
 
-    /// Copies a micro-batch in.
-    ///
-    /// # Errors
-    /// Inputs of another size.
-    pub fn load(&self, inputs: &Inputs) -> Result<(), ModelError> {
-        let (views, stream, places) = (&self.core.views, &self.core.stream, self.core.inputs);
-        stream.copy_in(views.at(places.tokens), inputs.tokens)?;
-        stream.copy_in(views.at(places.targets), inputs.targets)?;
-        stream.copy_in(views.at(places.doc_start), inputs.doc_start)?;
-        Ok(())
+    fn pass<'a>(&'a self, stash: &Stash, state: State<'a>) -> Result<Pass<'a>, ModelError> {
+        let views = &self.core.views[self.stashes.number(stash)?];
+        Ok(Pass { core: &self.core, views, state })
     }
 
-    /// Runs the loaded micro-batch up to the final norm.
+    /// Runs a micro-batch up to the final norm.
     ///
     /// # Errors
-    /// Device errors; a token outside the vocabulary.
-    pub fn forward(&self, state: State, hooks: &mut dyn Hooks) -> Result<(), ModelError> {
-        let (p, parts) = (Pass { core: &self.core, state }, &self.parts);
+    /// As many micro-batches are in flight as may be; inputs of another size; device errors; a token
+    /// outside the vocabulary.
+    pub fn forward(
+        &self,
+        inputs: &Inputs,
+        state: State,
+        hooks: &mut dyn Hooks,
+    ) -> Result<Stash, ModelError> {
+        let stash = self.stashes.take()?;
+        let (p, parts, places) = (self.pass(&stash, state)?, &self.parts, self.core.inputs);
+        self.core.stream.copy_in(&p.at(places.tokens), inputs.tokens)?;
+        self.core.stream.copy_in(&p.at(places.targets), inputs.targets)?;
+        self.core.stream.copy_in(&p.at(places.doc_start), inputs.doc_start)?;
         hooks.need(0);
         parts.embedding.forward(&p, parts.x(0))?;
         for (i, layer) in parts.layers.iter().enumerate() {
@@ -283,37 +306,45 @@ impl Model {
             layer.forward(&p, parts.x(i + 1))?;
         }
         hooks.need(self.start(&parts.final_norm));
-        parts.final_norm.forward(&p)
+        parts.final_norm.forward(&p)?;
+        Ok(stash)
     }
 
-    /// Sum of the cross-entropies of the forwarded micro-batch, written to `loss [1]` f64.
+    /// Sum of the cross-entropies of a micro-batch, written to `loss [1]` f64.
     ///
     /// # Errors
     /// Device errors.
-    pub fn evaluate(&self, state: State, loss: &Tensor) -> Result<(), ModelError> {
-        self.parts.head.evaluate(&Pass { core: &self.core, state }, loss)
+    pub fn evaluate(&self, stash: &Stash, state: State, loss: &Tensor) -> Result<(), ModelError> {
+        self.parts.head.evaluate(&self.pass(stash, state)?, loss)
     }
 
-    /// Logits of one row of the forwarded micro-batch, for sampling.
+    /// Logits of one row of a micro-batch, for sampling.
     ///
     /// # Errors
     /// Device errors.
-    pub fn row_logits(&self, state: State, row: usize) -> Result<Vec<f32>, ModelError> {
-        let logits = self.parts.head.row_logits(&Pass { core: &self.core, state }, row)?;
+    pub fn row_logits(
+        &self,
+        stash: &Stash,
+        state: State,
+        row: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let logits = self.parts.head.row_logits(&self.pass(stash, state)?, row)?;
         Ok(self.core.stream.to_vec(&logits)?)
     }
 
-    /// Head, loss and backward pass of the forwarded micro-batch, last layers first.
+    /// Head, loss and backward pass of a micro-batch, last layers first. The gradients of its
+    /// activations take the place of some of them, so it is of no use any more.
     ///
     /// # Errors
     /// Device errors; a target outside the vocabulary.
     pub fn backward(
         &self,
+        stash: Stash,
         state: State,
         to: Gradients,
         hooks: &mut dyn Hooks,
     ) -> Result<(), ModelError> {
-        let (b, parts) = (Back { pass: Pass { core: &self.core, state }, to }, &self.parts);
+        let (b, parts) = (Back { pass: self.pass(&stash, state)?, to }, &self.parts);
         parts.head.backward(&b)?;
         if let Some(own) = parts.head.own_tensor {
             hooks.ready(self.core.flat.offsets[own]);

@@ -6,8 +6,8 @@ use half::bf16;
 use kernels::Onto;
 use model::config::MoeConfig;
 use model::{
-    Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, State, Types,
-    initialize,
+    Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, Stash, State,
+    Types, initialize,
 };
 
 /// Two layers of a preset with every feature it has.
@@ -50,6 +50,8 @@ struct Harness {
     bias: Tensor,
     loads: Tensor,
     loss: Tensor,
+    /// Tokens, targets, and where documents begin.
+    inputs: [Vec<u32>; 3],
 }
 
 impl Harness {
@@ -65,7 +67,6 @@ impl Harness {
         let bias = device.zeros(&[moe_layers, experts], compute).unwrap();
         let loads = device.zeros(&[moe_layers, experts], DType::U32).unwrap();
         let loss = device.zeros(&[1], DType::F64).unwrap();
-        let harness = Harness { model, weights, bias, loads, loss };
         let mut token = 5_u32;
         let mut next = || {
             token = (token * 37 + 11) % 96;
@@ -75,9 +76,14 @@ impl Harness {
         let mut targets: Vec<u32> = (0..40).map(|_| next()).collect();
         targets[8] = kernels::loss::IGNORE;
         let doc_start: Vec<u32> = (0..40).map(|i| if i % 20 < 9 { 0 } else { 9 }).collect();
-        let inputs = Inputs { tokens: &tokens, targets: &targets, doc_start: &doc_start };
-        harness.model.load(&inputs).unwrap();
-        harness
+        let inputs = [tokens, targets, doc_start];
+        Harness { model, weights, bias, loads, loss, inputs }
+    }
+
+    fn forward(&self) -> Stash {
+        let [tokens, targets, doc_start] = &self.inputs;
+        let inputs = Inputs { tokens, targets, doc_start };
+        self.model.forward(&inputs, self.state(), &mut NoHooks).unwrap()
     }
 
     fn state(&self) -> State<'_> {
@@ -85,16 +91,15 @@ impl Harness {
     }
 
     fn loss(&self) -> f64 {
-        self.model.forward(self.state(), &mut NoHooks).unwrap();
-        self.model.evaluate(self.state(), &self.loss).unwrap();
+        self.model.evaluate(&self.forward(), self.state(), &self.loss).unwrap();
         self.model.stream().to_vec::<f64>(&self.loss).unwrap()[0]
     }
 
     /// Runs both passes; the summed loss.
     fn backward(&self, flat: &Tensor, onto: Onto) -> f64 {
-        self.model.forward(self.state(), &mut NoHooks).unwrap();
+        let stash = self.forward();
         let to = Gradients { flat, onto, tokens: 39.0, loss: &self.loss };
-        self.model.backward(self.state(), to, &mut NoHooks).unwrap();
+        self.model.backward(stash, self.state(), to, &mut NoHooks).unwrap();
         self.model.stream().to_vec(&self.loss).unwrap()[0]
     }
 

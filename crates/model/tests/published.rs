@@ -116,7 +116,7 @@ fn described(a: &Architecture) -> String {
 /// Bytes of a pass.
 fn memory(a: &Architecture) -> String {
     let of = |weights: DType| {
-        let plan = memory_plan(a, BATCH, weights).unwrap().into_iter();
+        let plan = memory_plan(a, BATCH, weights, 1).unwrap().into_iter();
         let parts: Vec<String> = plan.map(|(name, bytes)| format!("{name} {bytes}")).collect();
         format!("weights in {weights}: {}\n", parts.join(", "))
     };

@@ -2,13 +2,9 @@
 
 use device::{DType, Device, Stream, Tensor};
 use layout::{FlatLayout, Schema};
-use model::{Architecture, Gradients, Hooks, Inputs, MicroBatch, Model, State, Types};
+use model::{Architecture, Gradients, Hooks, Inputs, MicroBatch, Model, Stash, State, Types};
 
 use crate::TrainError;
-
-/// Proof that a micro-batch was run forward and that its activations are still there.
-#[derive(Debug)]
-pub struct Stash(());
 
 /// A model that can be trained: forward and backward apart, so that a pipeline may interleave
 /// them, losses and gradients on the device.
@@ -99,27 +95,20 @@ impl Engine for NativeEngine {
         state: State,
         hooks: &mut dyn Hooks,
     ) -> Result<Stash, TrainError> {
-        self.model.load(inputs)?;
-        self.model.forward(state, hooks)?;
-        Ok(Stash(()))
+        Ok(self.model.forward(inputs, state, hooks)?)
     }
 
     fn backward(
         &mut self,
-        Stash(()): Stash,
+        stash: Stash,
         state: State,
         to: Gradients,
         hooks: &mut dyn Hooks,
     ) -> Result<(), TrainError> {
-        Ok(self.model.backward(state, to, hooks)?)
+        Ok(self.model.backward(stash, state, to, hooks)?)
     }
 
-    fn evaluate(
-        &mut self,
-        Stash(()): Stash,
-        state: State,
-        loss: &Tensor,
-    ) -> Result<(), TrainError> {
-        Ok(self.model.evaluate(state, loss)?)
+    fn evaluate(&mut self, stash: Stash, state: State, loss: &Tensor) -> Result<(), TrainError> {
+        Ok(self.model.evaluate(&stash, state, loss)?)
     }
 }

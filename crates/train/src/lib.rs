@@ -45,7 +45,7 @@ mod vote;
 pub const BUILD: &str = env!("MUSTER_BUILD");
 
 pub use config::Config;
-pub use engine::{Engine, NativeEngine, Stash};
+pub use engine::{Engine, NativeEngine};
 pub use error::TrainError;
 pub use event::Event;
 pub use marked_disk::MarkedDisk;

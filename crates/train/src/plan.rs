@@ -110,7 +110,7 @@ impl RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
             slots: slots.collect(),
-            arena: model::memory_plan(&architecture, batch, weights)?,
+            arena: model::memory_plan(&architecture, batch, weights, 1)?,
             batch,
             weights,
             optimizer_device: config.ranks.optimizer_device.kind(),

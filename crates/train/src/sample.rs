@@ -65,14 +65,13 @@ impl Sampler {
             window[..recent.len()].copy_from_slice(recent);
             let last = recent.len() - 1;
             let inputs = Inputs { tokens: &window, targets: &ignore, doc_start: &doc_start };
-            self.model.load(&inputs)?;
             let state = State {
                 weights: &self.weights,
                 router_bias: &self.router_bias,
                 loads: &self.loads,
             };
-            self.model.forward(state, &mut NoHooks)?;
-            let logits = self.model.row_logits(state, last)?;
+            let stash = self.model.forward(&inputs, state, &mut NoHooks)?;
+            let logits = self.model.row_logits(&stash, state, last)?;
             tokens.push(draw(&logits[..vocab], sampling, drawn as u64));
         }
         Ok(tokens.split_off(prompt.len()))

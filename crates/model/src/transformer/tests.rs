@@ -58,6 +58,10 @@ fn the_plan_has_the_bytes_of_its_shapes() {
         // The embedding's table, and two gains of a norm.
         ("the largest weight as f32", 4096 * 128 * 4 + 2 * 128 * 4),
     ];
-    assert_eq!(memory_plan(&a, batch, DType::Bf16).unwrap(), expected);
-    assert_eq!(memory_plan(&a, batch, DType::F32).unwrap(), expected[..3]);
+    assert_eq!(memory_plan(&a, batch, DType::Bf16, 1).unwrap(), expected);
+    assert_eq!(memory_plan(&a, batch, DType::F32, 1).unwrap(), expected[..3]);
+    // Of a second micro-batch the activations alone.
+    let two = memory_plan(&a, batch, DType::F32, 2).unwrap();
+    assert_eq!(two[0], ("activations", 2 * 87_204_096));
+    assert_eq!(two[1..], expected[1..3]);
 }

@@ -229,7 +229,8 @@ fn check_micro_batch(config: &Config, a: &Architecture) -> Option<Finding> {
         (what, format!("use at most {most} tokens and more micro_batches"))
     } else {
         let batch = MicroBatch { windows, positions };
-        let plan = model::memory_plan(a, batch, config.train.weights.dtype()).unwrap_or_default();
+        let plan =
+            model::memory_plan(a, batch, config.train.weights.dtype(), 1).unwrap_or_default();
         let bytes = plan.iter().fold(0_usize, |all, (_, bytes)| all.saturating_add(*bytes));
         if bytes <= BYTES_MAX {
             return None;

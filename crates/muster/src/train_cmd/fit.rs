@@ -119,7 +119,7 @@ fn planned(start: &Start, config: &Config, world: usize, limits: &[Limit]) -> Op
 fn with_batch(start: &Start, batch: MicroBatch, limits: &[Limit]) -> Option<u64> {
     let plan = start.plan;
     let arena = |batch| -> u64 {
-        let parts = model::memory_plan(&plan.architecture, batch, plan.weights);
+        let parts = model::memory_plan(&plan.architecture, batch, plan.weights, 1);
         parts.iter().flatten().fold(0, |all, (_, size)| all.saturating_add(*size as u64))
     };
     let rest = start.peak_bytes.saturating_sub(arena(plan.batch));
