@@ -1,7 +1,14 @@
 //! Parts of a transformer on candle's basic operations, differentiable by its autograd.
 
 use candle_core::{D, DType, Device, Result, Tensor};
+use kernels::rope::Pairs;
 use model::{Moe, Scores};
+
+/// What there is of `parts`, one after another; of some there may be no columns.
+pub fn join(parts: &[Tensor], axis: usize) -> Result<Tensor> {
+    let some: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
+    Tensor::cat(&some, axis)
+}
 
 /// Along the last axis.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
@@ -48,10 +55,10 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x * 0.5 * (inner.tanh()? + 1.0)?
 }
 
-/// Rotary positions of `x [B, heads, T, C]`: element `j` of the first half and of the second are
-/// the plane that turns by `t·theta^(−2j/C)`.
-pub fn rotate(x: &Tensor, theta: f64) -> Result<Tensor> {
-    let (_, _, positions, width) = x.dims4()?;
+/// Rotary positions of `x [B, heads, T, C]`: pair `j` is the plane that turns by
+/// `t·theta^(−2j/C)`.
+pub fn rotate(x: &Tensor, theta: f64, pairs: Pairs) -> Result<Tensor> {
+    let (windows, heads, positions, width) = x.dims4()?;
     let half = width / 2;
     let angle = |i: usize| {
         let (t, j) = ((i / half) as f64, (i % half) as f64);
@@ -62,10 +69,16 @@ pub fn rotate(x: &Tensor, theta: f64) -> Result<Tensor> {
         Tensor::from_vec(values, (positions, half), &Device::Cpu)?.to_dtype(x.dtype())
     };
     let (cos, sin) = (table(f64::cos)?, table(f64::sin)?);
-    let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    // Along one axis the pairs, along the other their two elements.
+    let (planes, both) = match pairs {
+        Pairs::Halves => (x.reshape((windows, heads, positions, 2, half))?, 3),
+        Pairs::Neighbours => (x.reshape((windows, heads, positions, half, 2))?, 4),
+    };
+    let (a, b) = (planes.narrow(both, 0, 1)?, planes.narrow(both, 1, 1)?);
+    let (a, b) = (a.squeeze(both)?, b.squeeze(both)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 3)
+    Tensor::stack(&[first, second], both)?.reshape((windows, heads, positions, width))
 }
 
 /// `[B, 1, T, T]`: 0 where a query sees a key, −∞ elsewhere.
@@ -80,11 +93,12 @@ pub fn mask(doc_start: &[u32], positions: usize, dtype: DType) -> Result<Tensor>
     Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
 }
 
-/// `q [B, H, T, C]`, `k` and `v [B, K, T, C]`: query head `h` reads head `h / (H/K)`.
+/// `q [B, H, T, C]`, `k [B, K, T, C]`, `v [B, K, T, Cv]`: query head `h` reads head `h / (H/K)`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let (windows, heads, positions, width) = q.dims4()?;
     let kv_heads = k.dim(1)?;
     let spread = |x: &Tensor| {
+        let width = x.dim(3)?;
         let shape = (windows, kv_heads, heads / kv_heads, positions, width);
         x.unsqueeze(2)?.broadcast_as(shape)?.reshape((windows, heads, positions, width))
     };

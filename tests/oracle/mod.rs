@@ -1,3 +1,4 @@
+mod attention_ops;
 mod basic;
 mod dense_ops;
 mod engine;

@@ -84,13 +84,15 @@ struct RmsHeads {
     before: usize,
     heads: usize,
     len: usize,
+    /// Columns after each head.
+    between: usize,
     after: usize,
     accumulate: bool,
 }
 
 impl RmsHeads {
     fn stride(&self) -> usize {
-        self.before + self.heads * self.len + self.after
+        self.before + self.heads * (self.len + self.between) + self.after
     }
 
     fn run(&self, k: &Kernels, x: &[Vec<f64>]) -> [device::Tensor; 4] {
@@ -109,14 +111,18 @@ impl RmsHeads {
     }
 
     fn vectors(&self) -> Rows {
-        Rows::heads(self.rows, self.stride(), self.before, self.heads, self.len)
+        let rows = Rows::heads(self.rows, self.stride(), self.before, self.heads, self.len);
+        rows.apart(self.len + self.between)
     }
 }
 
 impl Op for RmsHeads {
     fn name(&self) -> String {
-        let RmsHeads { rows, before, heads, len, after, accumulate } = self;
-        format!("rms of {heads}×{len} in {rows} rows, {before}+{after}, accumulate {accumulate}")
+        let RmsHeads { rows, before, heads, len, between, after, accumulate } = self;
+        format!(
+            "rms of {heads}×{len} in {rows} rows, {before}, {between} and {after} around, \
+             accumulate {accumulate}"
+        )
     }
 
     fn shapes(&self) -> Vec<Vec<usize>> {
@@ -144,10 +150,13 @@ impl Op for RmsHeads {
     }
 
     fn reference(&self, x: &[Tensor]) -> Result<Tensor> {
-        let wide = self.heads * self.len;
-        let heads = x[0].narrow(1, self.before, wide)?;
-        let heads = heads.reshape((self.rows, self.heads, self.len))?;
-        let heads = basic::rms_norm(&heads, &x[1], EPS)?.reshape((self.rows, wide))?;
+        let (head_stride, len) = (self.len + self.between, self.len);
+        let wide = self.heads * head_stride;
+        let all = x[0].narrow(1, self.before, wide)?;
+        let all = all.reshape((self.rows, self.heads, head_stride))?;
+        let heads = basic::rms_norm(&all.narrow(2, 0, len)?, &x[1], EPS)?;
+        let heads = basic::join(&[heads, all.narrow(2, len, self.between)?], 2)?;
+        let heads = heads.reshape((self.rows, wide))?;
         let before = x[0].narrow(1, 0, self.before)?;
         let after = x[0].narrow(1, self.before + wide, self.after)?;
         Tensor::cat(&[before, heads, after], 1)
@@ -162,6 +171,7 @@ fn rms_norm_of_heads() {
             before: random.size(1..=20),
             heads: random.size(1..=4),
             len: random.size(2..=80),
+            between: random.size(0..=3),
             after: random.size(1..=20),
             accumulate: random.flag(),
         })

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use kernels::rope::Pairs;
 use layout::Schema;
 use model::config::{Activation, Names};
 use model::{Architecture, Feed, Inputs, Moe, Norm, Positions, QkNorm};
@@ -157,7 +158,8 @@ impl Reference {
             (q, k) = (gained(&q, "q")?, gained(&k, "k")?);
         }
         if let Positions::Rotary { theta } = a.positions {
-            (q, k) = (basic::rotate(&q, theta)?, basic::rotate(&k, theta)?);
+            let turned = |x: &Tensor| basic::rotate(x, theta, Pairs::Halves);
+            (q, k) = (turned(&q)?, turned(&k)?);
         }
         let out = basic::attention(&q, &k, &v, &run.mask)?;
         let out = out.transpose(1, 2)?.reshape((run.windows * run.positions, wide))?;

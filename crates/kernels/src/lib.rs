@@ -7,6 +7,7 @@
 //! ```text
 //! B documents windows of a micro-batch   T positions of a window   N = B·T token rows
 //! D model width   H query heads   K key/value heads   C head width   F MLP width
+//! Cv width of a value head, where it is another
 //! E experts       A experts per token (top-k)   V vocabulary
 //! ```
 //!

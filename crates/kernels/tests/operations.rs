@@ -2,11 +2,12 @@
 //! no code for it yet it says so; operands of mixed types are refused before anything is enqueued.
 
 use device::{Arch, DType, Device, DeviceError, SimOptions, Stream, Tensor};
-use kernels::attention::{self, Heads};
+use kernels::attention::{self, Heads, Panels};
 use kernels::gemm::{Matmul, Matrix};
 use kernels::moe::{self, Router, Routing};
 use kernels::norm::{self, Rows, Vectors};
-use kernels::{KernelError, Onto, Op, elementwise, embedding, loss, mlp, rope};
+use kernels::rope::{self, Pairs, Turn};
+use kernels::{KernelError, Onto, Op, elementwise, embedding, loss, mlp};
 
 /// What operations are made of, and what has become of each.
 struct Bench {
@@ -94,8 +95,8 @@ fn norms(b: &mut Bench) {
 }
 
 fn attentions(b: &mut Bench) {
-    let heads = Heads { windows: 2, positions: 3, heads: 2, kv_heads: 1, head_dim: 4 };
-    let (qkv, doc_start) = (b.first(&WIDE), b.integers(&[6]));
+    let heads = Heads::packed(2, 3, 2, 1, 4);
+    let (qkv, doc_start) = (Panels::packed(heads, b.first(&WIDE)), b.integers(&[6]));
     b.launch(attention::Forward {
         heads,
         qkv: qkv.clone(),
@@ -111,11 +112,23 @@ fn attentions(b: &mut Bench) {
         out: b.real(&NARROW),
         lse: b.real(&[2, 2, 3]),
         dout: b.real(&NARROW),
-        dqkv: b.real(&WIDE),
+        dqkv: Panels::packed(heads, b.real(&WIDE)),
         workspace: b.real(&[heads.backward_workspace()]),
     });
     let table = b.first(&[3, 2, 2]);
-    b.launch(rope::Rotate { table, x: b.real(&WIDE), heads: 3, turn: rope::Turn::Back });
+    let (rows, pairs, turn) = (Rows::heads(6, 16, 0, 3, 4), Pairs::Halves, Turn::Back);
+    b.launch(rope::Rotate { table, x: Vectors { tensor: b.real(&WIDE), rows }, pairs, turn });
+    let vectors = |tensor, heads, len| Vectors { tensor, rows: Rows::heads(6, 16, 0, heads, len) };
+    b.launch(attention::JoinKeys {
+        per_head: vectors(b.first(&WIDE), 3, 2),
+        shared: vectors(b.real(&WIDE), 1, 3),
+        keys: vectors(b.real(&WIDE), 3, 5),
+    });
+    b.launch(attention::JoinKeysBackward {
+        dkeys: vectors(b.first(&WIDE), 3, 5),
+        dper_head: vectors(b.real(&WIDE), 3, 2),
+        dshared: vectors(b.real(&WIDE), 1, 3),
+    });
 }
 
 fn mlps(b: &mut Bench) {
@@ -219,7 +232,7 @@ fn the_host_runs_them_all() {
             all_of(&mut b);
             conversions(&mut b);
             b.stream.synchronize().unwrap();
-            assert_eq!(b.done.len(), 35);
+            assert_eq!(b.done.len(), 37);
             for (name, done) in b.done {
                 assert!(done.is_ok(), "{name}: {done:?}");
             }

@@ -2,9 +2,9 @@
 //! rotary positions (Su et al. 2021), and norms of queries and keys.
 
 use kernels::Onto;
-use kernels::attention::{self, Heads};
+use kernels::attention::{self, Heads, Panels};
 use kernels::norm::{RmsBackwardInPlace, RmsForward, Rows, Vectors};
-use kernels::rope::{Rotate, Turn};
+use kernels::rope::{Pairs, Rotate, Turn};
 
 use crate::arena::Place;
 use crate::block::Block;
@@ -46,13 +46,8 @@ struct QkNorms {
 
 /// Sizes of a call.
 fn heads(d: &Declare) -> Heads {
-    Heads {
-        windows: d.batch.windows,
-        positions: d.batch.positions,
-        heads: d.a.heads,
-        kv_heads: d.a.kv_heads,
-        head_dim: d.a.head_dim,
-    }
+    let (batch, a) = (d.batch, d.a);
+    Heads::packed(batch.windows, batch.positions, a.heads, a.kv_heads, a.head_dim)
 }
 
 impl Attention {
@@ -89,8 +84,10 @@ impl Attention {
     fn rotate(&self, p: &Pass, x: Place, turn: Turn) -> Done {
         let table = p.core.angles.clone().filter(|_| self.is_rotary);
         let Some(table) = table else { return Ok(()) };
-        let heads = self.heads.heads + self.heads.kv_heads;
-        p.run(Rotate { table, x: p.at(x), heads, turn })
+        let (x, h) = (p.at(x), self.heads);
+        let rows = Rows::heads(x.dim(0), x.dim(1), 0, h.heads + h.kv_heads, h.key_dim);
+        let x = Vectors { tensor: x, rows };
+        p.run(Rotate { table, x, pairs: Pairs::Halves, turn })
     }
 }
 
@@ -104,7 +101,7 @@ impl Block for Attention {
         self.rotate(p, self.qkv_at, Turn::Forward)?; // by position
         p.run(attention::Forward {
             heads: self.heads,
-            qkv: p.at(self.qkv_at),
+            qkv: Panels::packed(self.heads, p.at(self.qkv_at)),
             doc_start: p.at(self.doc_start),
             out: p.at(self.out_at), // → [N, H·C]
             lse: p.at(self.lse),    // → [B, H, T]
@@ -117,12 +114,12 @@ impl Block for Attention {
         b.linear_back(self.out, self.dx, self.out_at, (self.dout, Onto::Overwrite))?; // → [N, H·C]
         b.run(attention::Backward {
             heads: self.heads,
-            qkv: b.at(self.qkv_at),
+            qkv: Panels::packed(self.heads, b.at(self.qkv_at)),
             doc_start: b.at(self.doc_start),
             out: b.at(self.out_at),
             lse: b.at(self.lse),
             dout: b.at(self.dout),
-            dqkv: b.at(self.dqkv), // → [N, (H + 2K)·C]
+            dqkv: Panels::packed(self.heads, b.at(self.dqkv)), // → [N, (H + 2K)·C]
             workspace: b.at(self.workspaces[1]),
         })?;
         self.rotate(b, self.dqkv, Turn::Back)?;

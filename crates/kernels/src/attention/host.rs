@@ -1,8 +1,11 @@
 //! The host's code: threads take heads; backward, key/value heads with their group of heads.
 
+use std::ops::Range;
+
 use device::{DeviceError, Kernel};
 
-use super::{BLOCK, Backward, Forward, Heads};
+use super::panels::Columns;
+use super::{BLOCK, Backward, Forward, Heads, Panels};
 use crate::Real;
 use crate::gemm::{Layout, serial, serial_shared};
 use crate::math::{dot, vectorize};
@@ -11,7 +14,8 @@ use crate::shared_slice::SharedSlice;
 impl Forward {
     pub(super) fn on_host<T: Real>(&self, k: &Kernel) -> Result<(), DeviceError> {
         let h = self.heads;
-        let (qkv, doc_start) = (k.read::<T>(&self.qkv)?, k.read::<u32>(&self.doc_start)?);
+        let qkv = read::<T>(k, h, &self.qkv)?;
+        let doc_start = k.read::<u32>(&self.doc_start)?;
         let out = SharedSlice::new(k.write::<T>(&self.out)?);
         let per_task = h.forward_workspace() / (h.windows * h.heads).max(1);
         let lse = (k.write::<T>(&self.lse)?, h.positions);
@@ -22,7 +26,7 @@ impl Forward {
             for start in (0..h.positions).step_by(BLOCK) {
                 let rows = start..h.positions.min(start + BLOCK);
                 let block = Block { h, window, head, rows };
-                block.forward(qkv, doc_start, &out, lse, workspace);
+                block.forward(&qkv, doc_start, &out, lse, workspace);
             }
         });
         Ok(())
@@ -32,12 +36,27 @@ impl Forward {
 impl Backward {
     pub(super) fn on_host<T: Real>(&self, k: &Kernel) -> Result<(), DeviceError> {
         let h = self.heads;
-        let (qkv, doc_start) = (k.read::<T>(&self.qkv)?, k.read::<u32>(&self.doc_start)?);
+        let qkv = read::<T>(k, h, &self.qkv)?;
+        let doc_start = k.read::<u32>(&self.doc_start)?;
         let (out, lse) = (k.read::<T>(&self.out)?, k.read::<T>(&self.lse)?);
         let dout = k.read::<T>(&self.dout)?;
-        let dqkv = k.write::<T>(&self.dqkv)?;
-        k.parallel().chunks(dqkv, 64 * h.stride(), |_, rows| rows.fill(T::ZERO));
-        let dqkv = SharedSlice::new(dqkv);
+        let columns = self.dqkv.columns(h);
+        let ([at_q, at_k, at_v], [dq, dk, dv]) = (columns, self.dqkv.tensors());
+        let dq = k.write::<T>(dq)?;
+        let of_one = self.dqkv.are_of_one();
+        clear(k, dq, if of_one { &columns } else { &columns[..1] });
+        let dq = SharedSlice::new(dq);
+        let others = match of_one {
+            true => None,
+            false => {
+                let (dk, dv) = (k.write::<T>(dk)?, k.write::<T>(dv)?);
+                clear(k, dk, &[at_k]);
+                clear(k, dv, &[at_v]);
+                Some([SharedSlice::new(dk), SharedSlice::new(dv)])
+            }
+        };
+        let [dk, dv] = others.as_ref().map_or([&dq, &dq], |[dk, dv]| [dk, dv]);
+        let dqkv = [(&dq, at_q), (dk, at_k), (dv, at_v)];
         let per_task = h.backward_workspace() / (h.windows * h.kv_heads).max(1);
         k.parallel().chunks(k.write::<T>(&self.workspace)?, per_task, |task, workspace| {
             let (window, kv) = (task / h.kv_heads, task % h.kv_heads);
@@ -48,7 +67,7 @@ impl Backward {
                 for start in (0..h.positions).step_by(BLOCK) {
                     let rows = start..h.positions.min(start + BLOCK);
                     let block = Block { h, window, head, rows };
-                    block.backward(qkv, doc_start, (out, lse, dout), &dqkv, workspace);
+                    block.backward(&qkv, doc_start, (out, lse, dout), &dqkv, workspace);
                 }
             }
         });
@@ -56,12 +75,35 @@ impl Backward {
     }
 }
 
+/// Elements, and where in them the vectors of queries, of keys or of values lie.
+type At<E> = (E, Columns);
+
+/// Queries, keys and values.
+fn read<'a, T: Real>(
+    k: &'a Kernel,
+    h: Heads,
+    panels: &'a Panels,
+) -> Result<[At<&'a [T]>; 3], DeviceError> {
+    let ([q, k_, v], [at_q, at_k, at_v]) = (panels.tensors(), panels.columns(h));
+    Ok([(k.read(q)?, at_q), (k.read(k_)?, at_k), (k.read(v)?, at_v)])
+}
+
+/// Sets the columns of all rows to zero.
+fn clear<T: Real>(k: &Kernel, elements: &mut [T], columns: &[Columns]) {
+    let stride = columns.first().map_or(1, |columns| columns.stride);
+    k.parallel().chunks(elements, 64 * stride, |_, rows| {
+        for row in rows.chunks_exact_mut(stride) {
+            columns.iter().flat_map(|it| it.runs()).for_each(|run| row[run].fill(T::ZERO));
+        }
+    });
+}
+
 /// A block of query rows of one head of one window.
 struct Block {
     h: Heads,
     window: usize,
     head: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Block {
@@ -69,8 +111,20 @@ impl Block {
         self.head / (self.h.heads / self.h.kv_heads)
     }
 
+    /// The vectors of a head at some positions of the window.
+    fn of<E>(&self, (elements, at): At<E>, head: usize, rows: &Range<usize>) -> (E, Layout) {
+        (elements, at.rows(head, self.window * self.h.positions + rows.start, rows.len()))
+    }
+
+    /// The head's columns of the output in this block.
+    fn output(&self) -> Layout {
+        let (width, stride) = (self.h.value_dim, self.h.heads * self.h.value_dim);
+        let first = self.window * self.h.positions + self.rows.start;
+        Layout::strided(first * stride + self.head * width, self.rows.len(), width, stride)
+    }
+
     /// The key blocks that any row of this block attends to.
-    fn key_blocks(&self, doc_start: &[u32]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    fn key_blocks(&self, doc_start: &[u32]) -> impl Iterator<Item = Range<usize>> {
         let first = doc_start[self.rows.start] as usize / BLOCK * BLOCK;
         let end = self.rows.end;
         (first..end).step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
@@ -78,7 +132,7 @@ impl Block {
 
     fn forward<T: Real>(
         &self,
-        qkv: &[T],
+        &[q, k, v]: &[At<&[T]>; 3],
         doc_start: &[u32],
         out: &SharedSlice<T>,
         lse: &mut [T],
@@ -86,39 +140,39 @@ impl Block {
     ) {
         let (h, rows) = (self.h, self.rows.clone());
         let (scores, rest) = workspace.split_at_mut(BLOCK * BLOCK);
-        let (sums, rest) = rest.split_at_mut(BLOCK * h.head_dim);
+        let (sums, rest) = rest.split_at_mut(BLOCK * h.value_dim);
         let (most, total) = rest.split_at_mut(BLOCK);
         most.fill(T::NEG_INFINITY);
         total.fill(T::ZERO);
-        let scale = T::ONE / T::of(h.head_dim as f64).sqrt();
+        let scale = T::ONE / T::of(h.key_dim as f64).sqrt();
         let mut first = true;
         for keys in self.key_blocks(doc_start) {
             let layout = Layout::strided(0, rows.len(), keys.len(), BLOCK);
-            let query = (qkv, h.query(self.window, self.head, rows.clone()));
-            let key = (qkv, h.key(self.window, self.kv(), keys.clone()).t());
-            serial(scale, query, key, T::ZERO, (scores, layout));
+            let query = self.of(q, self.head, &rows);
+            let (key, at_key) = self.of(k, self.kv(), &keys);
+            serial(scale, query, (key, at_key.t()), T::ZERO, (scores, layout));
             vectorize!(|| {
                 for (i, row) in rows.clone().enumerate() {
                     let scores = &mut scores[i * BLOCK..][..keys.len()];
                     mask(scores, &keys, doc_start[row] as usize, row);
-                    let sums = &mut sums[i * h.head_dim..][..h.head_dim];
+                    let sums = &mut sums[i * h.value_dim..][..h.value_dim];
                     online_softmax(scores, sums, &mut most[i], &mut total[i]);
                 }
             });
             let beta = if first { T::ZERO } else { T::ONE };
-            let value = (qkv, h.value(self.window, self.kv(), keys.clone()));
-            let to = Layout::dense(rows.len(), h.head_dim);
+            let value = self.of(v, self.kv(), &keys);
+            let to = Layout::dense(rows.len(), h.value_dim);
             serial(T::ONE, (scores, layout), value, beta, (sums, to));
             first = false;
         }
-        let to = h.output(self.window, self.head, rows.clone());
+        let to = self.output();
         vectorize!(|| {
             for (i, row) in rows.clone().enumerate() {
                 let inverse = T::ONE / total[i];
                 let start = to.offset + i * to.row_stride;
                 // SAFETY: each task has its own head's columns of its own window's rows.
-                let out = unsafe { out.part(start..start + h.head_dim) };
-                let sums = &sums[i * h.head_dim..][..h.head_dim];
+                let out = unsafe { out.part(start..start + h.value_dim) };
+                let sums = &sums[i * h.value_dim..][..h.value_dim];
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum * inverse);
                 lse[row] = most[i] + total[i].portable_ln();
             }
@@ -128,7 +182,7 @@ impl Block {
 
 /// Sets the scores of keys outside `first ..= last` to −∞.
 #[inline(always)]
-fn mask<T: Real>(scores: &mut [T], keys: &std::ops::Range<usize>, first: usize, last: usize) {
+fn mask<T: Real>(scores: &mut [T], keys: &Range<usize>, first: usize, last: usize) {
     let from = first.clamp(keys.start, keys.end) - keys.start;
     let to = (last + 1).clamp(keys.start, keys.end) - keys.start;
     scores[..from].fill(T::NEG_INFINITY);
@@ -165,29 +219,29 @@ fn online_softmax<T: Real>(scores: &mut [T], sums: &mut [T], most: &mut T, total
 impl Block {
     fn backward<T: Real>(
         &self,
-        qkv: &[T],
+        &[q, k, v]: &[At<&[T]>; 3],
         doc_start: &[u32],
         (out, lse, dout): (&[T], &[T], &[T]),
-        dqkv: &SharedSlice<T>,
+        &[dq, dk, dv]: &[At<&SharedSlice<T>>; 3],
         workspace: &mut [T],
     ) {
         let (h, rows) = (self.h, self.rows.clone());
         let (probs, rest) = workspace.split_at_mut(BLOCK * BLOCK);
         let (dscores, delta) = rest.split_at_mut(BLOCK * BLOCK);
-        let scale = T::ONE / T::of(h.head_dim as f64).sqrt();
-        let o = h.output(self.window, self.head, rows.clone());
+        let scale = T::ONE / T::of(h.key_dim as f64).sqrt();
+        let o = self.output();
         for (i, delta) in delta.iter_mut().take(rows.len()).enumerate() {
             let start = o.offset + i * o.row_stride;
-            let range = start..start + h.head_dim;
+            let range = start..start + h.value_dim;
             *delta = vectorize!(|| dot(&dout[range.clone()], &out[range.clone()]));
         }
-        let q = h.query(self.window, self.head, rows.clone());
+        let (q, dq) = (self.of(q, self.head, &rows), self.of(dq, self.head, &rows));
         for keys in self.key_blocks(doc_start) {
-            let k = h.key(self.window, self.kv(), keys.clone());
-            let v = h.value(self.window, self.kv(), keys.clone());
+            let (k, v) = (self.of(k, self.kv(), &keys), self.of(v, self.kv(), &keys));
+            let (dk, dv) = (self.of(dk, self.kv(), &keys), self.of(dv, self.kv(), &keys));
             let square = Layout::strided(0, rows.len(), keys.len(), BLOCK);
-            serial(scale, (qkv, q), (qkv, k.t()), T::ZERO, (probs, square));
-            serial(T::ONE, (dout, o), (qkv, v.t()), T::ZERO, (dscores, square));
+            serial(scale, q, (k.0, k.1.t()), T::ZERO, (probs, square));
+            serial(T::ONE, (dout, o), (v.0, v.1.t()), T::ZERO, (dscores, square));
             vectorize!(|| {
                 for (i, row) in rows.clone().enumerate() {
                     let probs = &mut probs[i * BLOCK..][..keys.len()];
@@ -200,12 +254,13 @@ impl Block {
                 }
             });
             // SAFETY: a task has its own window and key/value head, and with it that head's
-            // group of query heads: no other task touches these columns of these rows.
+            // group of query heads, and heads lie apart (checked): no other task touches these
+            // columns of these rows.
             unsafe {
                 let one = T::ONE;
-                serial_shared(one, (dscores, square), (qkv, k), one, (dqkv, q));
-                serial_shared(one, (dscores, square.t()), (qkv, q), one, (dqkv, k));
-                serial_shared(one, (probs, square.t()), (dout, o), one, (dqkv, v));
+                serial_shared(one, (dscores, square), k, one, dq);
+                serial_shared(one, (dscores, square.t()), q, one, dk);
+                serial_shared(one, (probs, square.t()), (dout, o), one, dv);
             }
         }
     }

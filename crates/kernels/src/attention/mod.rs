@@ -4,14 +4,18 @@
 //! recomputes the probabilities from the saved logsumexp (Dao et al. 2022). Position `i` of a
 //! window attends to positions `doc_start[i] ..= i`.
 //!
-//! `qkv [B·T, (H + 2K)·C]` holds, per row, H query heads, then K key heads, then K value heads.
+//! Queries and keys are `C` wide and values `Cv`; where they lie, a caller says by [`Panels`].
 
 mod host;
+mod join;
+mod panels;
 
 use device::{DType, Tensor};
 
+pub use join::{JoinKeys, JoinKeysBackward};
+pub use panels::{Panel, Panels};
+
 use crate::KernelError;
-use crate::gemm::Layout;
 use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_all, expect_real};
 
@@ -29,14 +33,27 @@ pub struct Heads {
     pub heads: usize,
     /// `K`.
     pub kv_heads: usize,
-    /// `C`.
-    pub head_dim: usize,
+    /// `C`, of queries and keys.
+    pub key_dim: usize,
+    /// `Cv`, of values and of the output.
+    pub value_dim: usize,
 }
 
 impl Heads {
-    /// Elements of one row of `qkv`.
+    /// Where queries, keys and values are of one width.
+    pub fn packed(
+        windows: usize,
+        positions: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Heads {
+        Heads { windows, positions, heads, kv_heads, key_dim: head_dim, value_dim: head_dim }
+    }
+
+    /// Columns of a tensor that holds all three, [`Panels::packed`].
     pub fn stride(self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.heads + self.kv_heads) * self.key_dim + self.kv_heads * self.value_dim
     }
 
     /// Rows: windows times positions.
@@ -46,7 +63,7 @@ impl Heads {
 
     /// Elements of workspace that [`Forward`] needs.
     pub fn forward_workspace(self) -> usize {
-        self.windows * self.heads * (BLOCK * BLOCK + BLOCK * self.head_dim + 2 * BLOCK)
+        self.windows * self.heads * (BLOCK * BLOCK + BLOCK * self.value_dim + 2 * BLOCK)
     }
 
     /// Elements of workspace that [`Backward`] needs.
@@ -54,23 +71,17 @@ impl Heads {
         self.windows * self.kv_heads * (2 * BLOCK * BLOCK + BLOCK)
     }
 
-    fn query(self, window: usize, head: usize, rows: std::ops::Range<usize>) -> Layout {
-        let offset = (window * self.positions + rows.start) * self.stride() + head * self.head_dim;
-        Layout::strided(offset, rows.len(), self.head_dim, self.stride())
-    }
-
-    fn key(self, window: usize, kv: usize, rows: std::ops::Range<usize>) -> Layout {
-        self.query(window, self.heads + kv, rows)
-    }
-
-    fn value(self, window: usize, kv: usize, rows: std::ops::Range<usize>) -> Layout {
-        self.query(window, self.heads + self.kv_heads + kv, rows)
-    }
-
-    fn output(self, window: usize, head: usize, rows: std::ops::Range<usize>) -> Layout {
-        let stride = self.heads * self.head_dim;
-        let offset = (window * self.positions + rows.start) * stride + head * self.head_dim;
-        Layout::strided(offset, rows.len(), self.head_dim, stride)
+    /// Refuses query heads that do not divide among the others, and heads of no width.
+    fn check(self, kernel: &'static str) -> Result<(), KernelError> {
+        let Heads { heads, kv_heads, key_dim, value_dim, .. } = self;
+        let message = if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            format!("{heads} heads over {kv_heads} key/value heads")
+        } else if key_dim == 0 || value_dim == 0 {
+            format!("keys of width {key_dim} and values of width {value_dim}")
+        } else {
+            return Ok(());
+        };
+        Err(KernelError::Argument { kernel, message })
     }
 }
 
@@ -79,11 +90,10 @@ impl Heads {
 /// All operands but `doc_start` are f32, or all are f64.
 pub struct Forward {
     pub heads: Heads,
-    /// `[B·T, (H + 2K)·C]`.
-    pub qkv: Tensor,
+    pub qkv: Panels,
     /// `[B·T]`, u32: the window position where each position's document begins.
     pub doc_start: Tensor,
-    /// Written, `[B·T, H·C]`.
+    /// Written, `[B·T, H·Cv]`.
     pub out: Tensor,
     /// Written, `[B, H, T]`: the logsumexp of each row of scores, for the backward pass.
     pub lse: Tensor,
@@ -95,17 +105,18 @@ impl Op for Forward {
     const NAME: &'static str = "attention_forward";
 
     fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
-        [&self.qkv, &self.doc_start, &self.out, &self.lse, &self.workspace].into_iter()
+        let others = [&self.doc_start, &self.out, &self.lse, &self.workspace];
+        self.qkv.tensors().into_iter().chain(others)
     }
 
     fn check(&self) -> Result<(), KernelError> {
         let &Forward { heads: h, ref qkv, ref doc_start, ref out, ref lse, ref workspace } = self;
-        check_heads(Self::NAME, h)?;
+        h.check(Self::NAME)?;
         expect_real(Self::NAME, out)?;
         expect_all(Self::NAME, DType::U32, [("doc_start", doc_start, h.rows())])?;
+        qkv.check(Self::NAME, ["q", "k", "v"], h, out.dtype())?;
         let lens = [
-            ("qkv", qkv, h.rows() * h.stride()),
-            ("out", out, h.rows() * h.heads * h.head_dim),
+            ("out", out, h.rows() * h.heads * h.value_dim),
             ("lse", lse, h.rows() * h.heads),
             ("workspace", workspace, h.forward_workspace()),
         ];
@@ -115,23 +126,23 @@ impl Op for Forward {
     host_by_type!(out);
 }
 
-/// Gradient of [`Forward`] with respect to `qkv`.
+/// Gradient of [`Forward`] with respect to queries, keys and values.
 ///
 /// All operands but `doc_start` are f32, or all are f64.
 pub struct Backward {
     pub heads: Heads,
-    /// `[B·T, (H + 2K)·C]`, as of the forward pass.
-    pub qkv: Tensor,
+    /// As of the forward pass.
+    pub qkv: Panels,
     /// `[B·T]`, u32, as of the forward pass.
     pub doc_start: Tensor,
-    /// `[B·T, H·C]`, as the forward pass left it.
+    /// `[B·T, H·Cv]`, as the forward pass left it.
     pub out: Tensor,
     /// `[B, H, T]`, as the forward pass left it.
     pub lse: Tensor,
-    /// Gradient of `out`, `[B·T, H·C]`.
+    /// Gradient of `out`, `[B·T, H·Cv]`.
     pub dout: Tensor,
-    /// Written, `[B·T, (H + 2K)·C]`.
-    pub dqkv: Tensor,
+    /// Written; other columns than those of the panels stay.
+    pub dqkv: Panels,
     /// [`Heads::backward_workspace`] elements of any content.
     pub workspace: Tensor,
 }
@@ -140,36 +151,28 @@ impl Op for Backward {
     const NAME: &'static str = "attention_backward";
 
     fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
-        let saved = [&self.qkv, &self.doc_start, &self.out, &self.lse];
-        saved.into_iter().chain([&self.dout, &self.dqkv, &self.workspace])
+        let others = [&self.doc_start, &self.out, &self.lse, &self.dout, &self.workspace];
+        self.qkv.tensors().into_iter().chain(self.dqkv.tensors()).chain(others)
     }
 
     fn check(&self) -> Result<(), KernelError> {
-        let (h, dtype) = (self.heads, self.dqkv.dtype());
-        let width = h.heads * h.head_dim;
-        check_heads(Self::NAME, h)?;
-        expect_real(Self::NAME, &self.dqkv)?;
+        let (h, dtype) = (self.heads, self.dout.dtype());
+        let width = h.heads * h.value_dim;
+        h.check(Self::NAME)?;
+        expect_real(Self::NAME, &self.dout)?;
         expect_all(Self::NAME, DType::U32, [("doc_start", &self.doc_start, h.rows())])?;
+        self.qkv.check(Self::NAME, ["q", "k", "v"], h, dtype)?;
+        self.dqkv.check(Self::NAME, ["dq", "dk", "dv"], h, dtype)?;
         let lens = [
-            ("qkv", &self.qkv, h.rows() * h.stride()),
             ("out", &self.out, h.rows() * width),
             ("dout", &self.dout, h.rows() * width),
             ("lse", &self.lse, h.rows() * h.heads),
-            ("dqkv", &self.dqkv, h.rows() * h.stride()),
             ("workspace", &self.workspace, h.backward_workspace()),
         ];
         expect_all(Self::NAME, dtype, lens)
     }
 
-    host_by_type!(dqkv);
-}
-
-fn check_heads(kernel: &'static str, h: Heads) -> Result<(), KernelError> {
-    if h.kv_heads == 0 || !h.heads.is_multiple_of(h.kv_heads) {
-        let message = format!("{} heads over {} key/value heads", h.heads, h.kv_heads);
-        return Err(KernelError::Argument { kernel, message });
-    }
-    Ok(())
+    host_by_type!(dout);
 }
 
 #[cfg(test)]

@@ -6,25 +6,32 @@ use crate::KernelError;
 use crate::operands::expect_dtype;
 
 /// Vectors inside a tensor: `outer · inner` of `len` elements, vector `(n, h)` starting at element
-/// `offset + n·stride + h·len`.
+/// `offset + n·stride + h·head_stride`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
     pub offset: usize,
     pub outer: usize,
     pub stride: usize,
     pub inner: usize,
+    pub head_stride: usize,
     pub len: usize,
 }
 
 impl Rows {
     /// The rows of a dense matrix.
     pub fn dense(rows: usize, cols: usize) -> Rows {
-        Rows { offset: 0, outer: rows, stride: cols, inner: 1, len: cols }
+        Rows { offset: 0, outer: rows, stride: cols, inner: 1, head_stride: cols, len: cols }
     }
 
-    /// `heads` vectors of `len` in each of `rows` rows of `stride`, from column `column` on.
+    /// `heads` vectors of `len` in each of `rows` rows of `stride`, from column `column` on, one
+    /// beside the other.
     pub fn heads(rows: usize, stride: usize, column: usize, heads: usize, len: usize) -> Rows {
-        Rows { offset: column, outer: rows, stride, inner: heads, len }
+        Rows { offset: column, outer: rows, stride, inner: heads, head_stride: len, len }
+    }
+
+    /// The same vectors, those of a row beginning `head_stride` columns after one another.
+    pub fn apart(self, head_stride: usize) -> Rows {
+        Rows { head_stride, ..self }
     }
 
     /// Number of vectors.
@@ -35,13 +42,19 @@ impl Rows {
 
     /// First element of a vector. Vectorized loops ask for it, and are in another file.
     #[inline(always)]
-    pub(super) fn start(self, row: usize) -> usize {
-        self.offset + row / self.inner * self.stride + row % self.inner * self.len
+    pub(crate) fn start(self, row: usize) -> usize {
+        self.offset + row / self.inner * self.stride + row % self.inner * self.head_stride
     }
 
     /// Whether no element belongs to two vectors.
     fn are_disjoint(self) -> bool {
-        self.outer <= 1 || self.inner * self.len <= self.stride
+        (self.inner <= 1 || self.len <= self.head_stride)
+            && (self.outer <= 1 || self.span() <= self.stride)
+    }
+
+    /// From the first column of a row's vectors to the last.
+    fn span(self) -> usize {
+        if self.inner == 0 { 0 } else { (self.inner - 1) * self.head_stride + self.len }
     }
 
     fn end(self) -> usize {
@@ -61,6 +74,28 @@ impl Vectors {
     pub fn rows_of(matrix: Tensor) -> Vectors {
         let rows = Rows::dense(matrix.dim(0), matrix.dim(1));
         Vectors { tensor: matrix, rows }
+    }
+
+    /// Refuses vectors that overlap, that are none, of which some are not in the row of the matrix
+    /// that has their number, or of another type.
+    pub(crate) fn check_in_rows(
+        &self,
+        kernel: &'static str,
+        operand: &'static str,
+        dtype: DType,
+    ) -> Result<(), KernelError> {
+        let Vectors { tensor, rows } = self;
+        let (got, expected) = (tensor.len(), rows.outer * rows.stride);
+        if got != expected {
+            return Err(KernelError::Operand { kernel, operand, got, expected });
+        }
+        let some = rows.inner > 0 && rows.len > 0;
+        let inside = tensor.dim(1) == rows.stride && rows.offset + rows.span() <= rows.stride;
+        if !some || !inside || !rows.are_disjoint() {
+            let message = format!("`{operand}`: {rows:?} do not fit {:?}", tensor.dims());
+            return Err(KernelError::Argument { kernel, message });
+        }
+        expect_dtype(kernel, operand, tensor, dtype)
     }
 }
 
