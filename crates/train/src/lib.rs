@@ -50,6 +50,7 @@ pub use error::TrainError;
 pub use event::Event;
 pub use marked_disk::MarkedDisk;
 pub use mesh_plan::MeshPlan;
+pub use model::Stash;
 pub use plan::RunPlan;
 pub use run::{Outcome, Wants};
 pub use sample::{Sampler, Sampling};

@@ -84,12 +84,14 @@ pub fn findings(report: &Report, limits: Limits) -> Vec<Finding> {
 }
 
 /// Places of rows whose times, beside those of larger sizes, are none that the operation alone can
-/// have taken: something else ran then, perhaps.
+/// have taken: something else ran then, perhaps. A row with wrong results is none of them: measured
+/// again, it would no longer tell of them.
 pub fn doubtful(rows: &[Row]) -> Vec<usize> {
     let of_curve = |(_, rows): (Key, Vec<&Row>)| {
         let is_doubtful = |index: &usize| {
             let (row, larger) = (rows[*index], &rows[index + 1..]);
-            larger_is_faster(row, larger).or_else(|| same_time(row, larger)).is_some()
+            let is_right = row.wrong().is_none_or(|wrong| wrong == 0);
+            is_right && larger_is_faster(row, larger).or_else(|| same_time(row, larger)).is_some()
         };
         let doubtful = (0..rows.len()).filter(is_doubtful);
         doubtful.map(|index| rows[index].key.clone()).collect::<Vec<Key>>()
@@ -210,6 +212,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::report::Tool;
+    use super::super::row::Check;
     use super::super::row::tests::row;
     use super::super::stats::Interval;
     use super::*;
@@ -274,6 +277,8 @@ mod tests {
         other.key.in_place = true;
         let mut rows = vec![noisy(8, 9.0), other, noisy(16, 100.0), noisy(32, 12.0)];
         assert_eq!(doubtful(&rows), [2]);
+        rows[2].check = Some(Check { wrong: 1, ..Check::default() });
+        assert!(doubtful(&rows).is_empty());
         rows[2] = noisy(16, 10.0);
         assert!(doubtful(&rows).is_empty());
         let rows = [1, 4, 16].map(|mib| row(mib * MIB, 20.0));

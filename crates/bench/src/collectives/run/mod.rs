@@ -286,7 +286,7 @@ pub fn run(
             used = Some(now);
         }
         let keys = plan.keys(ranks)?;
-        let mut measure_one = |key: &Key| {
+        let mut measure_one = |plan: &Plan, key: &Key| {
             let (mut row, is_by_hosts) = measure(world, member.as_ref(), plan, key)?;
             if let Some(beside) = &plan.beside {
                 let parts = member.as_ref().zip(computing.as_ref());
@@ -296,12 +296,14 @@ pub fn run(
             tell(Told::Row(row.clone()))?;
             Ok::<_, BenchError>(row)
         };
-        let rows: Result<Vec<Row>, BenchError> = keys.iter().map(&mut measure_one).collect();
-        let mut rows = rows?;
-        // All ranks have the same times, and so measure the same again.
+        let rows = keys.iter().map(|key| measure_one(plan, key));
+        let mut rows = rows.collect::<Result<Vec<Row>, BenchError>>()?;
+        // All ranks have the same times, and so measure the same again. What is traced are the first
+        // launches of a case.
+        let untraced = Plan { trace: false, ..plan.clone() };
         for _ in 0..AGAIN {
             for index in plausible::doubtful(&rows) {
-                rows[index] = measure_one(&keys[index])?;
+                rows[index] = measure_one(&untraced, &keys[index])?;
             }
         }
     }
