@@ -14,6 +14,7 @@
 //! Every rank computes the same values from the same configuration without talking; the digests
 //! are compared when a job starts.
 
+mod dtype;
 mod error;
 pub mod flat;
 pub mod group;
@@ -25,8 +26,10 @@ pub mod placement_rules;
 pub mod region;
 pub mod schema;
 pub mod shard;
+pub mod state;
 pub mod tree;
 
+pub use dtype::Dtype;
 pub use error::LayoutError;
 pub use flat::{Bucket, FlatLayout};
 pub use group::GroupPlan;
@@ -38,4 +41,5 @@ pub use placement_rules::Split;
 pub use region::{Region, slabs};
 pub use schema::{LogicalTensor, Part, Role, Schema};
 pub use shard::Shard;
+pub use state::{Absent, Sharing, StateDecl};
 pub use tree::{LeafStep, Node, Program, ReduceOp, Schedule, Tree};

@@ -44,19 +44,6 @@ pub enum OptimError {
     /// The momentum of a matrix is no longer finite.
     #[error("the momentum of `{tensor}` (rows {start}..{end}) holds an infinite or NaN value")]
     Momentum { tensor: String, start: usize, end: usize },
-    /// Values that do not fit the rows they are for.
-    #[error(
-        "state `{slot}` of tensor {tensor}: {got} values for rows {start}..{end}, which hold \
-         {expected}"
-    )]
-    StateShape {
-        tensor: usize,
-        slot: &'static str,
-        start: usize,
-        end: usize,
-        got: usize,
-        expected: usize,
-    },
     /// A per-tensor or per-slot argument of the wrong length.
     #[error("{what}: {got} entries for {expected}")]
     Count { what: &'static str, got: usize, expected: usize },

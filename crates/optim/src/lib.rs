@@ -25,6 +25,7 @@ pub mod memory;
 pub mod offload;
 pub mod rules;
 pub mod schedule;
+mod states;
 pub mod step;
 mod tagged;
 
@@ -38,4 +39,5 @@ pub use memory::{MemoryItem, memory_plan, memory_plan_on};
 pub use offload::{Offloaded, offload_plan, staging_bytes};
 pub use rules::{TensorPlan, Update, plan, table, treatments};
 pub use schedule::factor;
-pub use step::{ShardedOptimizer, StateView, StepScalars};
+pub use states::{StateView, declared};
+pub use step::{ShardedOptimizer, StepScalars};

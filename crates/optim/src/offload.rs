@@ -274,20 +274,6 @@ impl Offloaded {
         self.optimizer.states(&self.weights)
     }
 
-    /// As [`ShardedOptimizer::load`]; call [`Offloaded::publish`] afterwards.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load(
-        &mut self,
-        tensor: usize,
-        slot: &str,
-        rows: Range<usize>,
-        values: &[f32],
-    ) -> Result<usize, OptimError> {
-        self.optimizer.load(&self.weights, tensor, slot, rows, values)
-    }
-
     /// Copies this rank's segments of the host's `from` to `to` on the device.
     fn upload(&mut self, host: &Stream, from: &Tensor, to: &Tensor) -> Result<(), OptimError> {
         self.check_host(from, to.dtype())?;

@@ -12,7 +12,7 @@ use kernels::Op;
 use kernels::newton_schulz::{Bound, Orthogonalize, STATUS_FINITE};
 use kernels::optimizer::{AdamW, AdamWStep, CopyToMasters, Momentum, MuonApply, MuonMomentum};
 use kernels::optimizer::{RoundFromMasters, SlotRanges, Spans, SumOfSquares, Weights};
-use layout::{FlatLayout, Ownership, Schema};
+use layout::{FlatLayout, Ownership, Schema, StateDecl};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
@@ -20,6 +20,7 @@ use crate::config::{AdamWConfig, MuonConfig};
 use crate::group::{BatchSize, Kept, LocalPiece, LocalPlan};
 use crate::memory::{self, MemoryItem, Room};
 use crate::rules::TensorPlan;
+use crate::states::{StateView, declared, firsts};
 
 /// The numbers of one step.
 #[derive(Debug, Clone, Copy)]
@@ -31,19 +32,6 @@ pub struct StepScalars<'a> {
     /// 1 / tokens of the step: gradients are sums over tokens.
     pub inverse_tokens: f64,
     pub clip: &'a ClipDecision,
-}
-
-/// Rows of one state of one parameter, as a checkpoint names them; the memory itself.
-#[derive(Debug, Clone)]
-pub struct StateView {
-    /// Position in the schema.
-    pub tensor: usize,
-    /// `momentum`, `adam_m`, `adam_v` or `param`.
-    pub slot: &'static str,
-    /// Rows of the parameter's first axis.
-    pub rows: Range<usize>,
-    /// f32, `[rows, elements per row]`.
-    pub view: Tensor,
 }
 
 struct MuonLaunch {
@@ -71,6 +59,10 @@ pub struct ShardedOptimizer {
     flat_len: usize,
     slot_count: usize,
     names: Vec<String>,
+    /// Declared; see [`declared`].
+    states: Vec<StateDecl>,
+    /// Of each tensor, the position of its first.
+    first_states: Vec<usize>,
     pieces: Vec<LocalPiece>,
     muon_len: usize,
     slots: SlotRanges,
@@ -114,6 +106,7 @@ impl ShardedOptimizer {
         for item in &memory[..memory::TABLES] {
             tensors.push(device.zeros(&[item.elements], item.dtype)?);
         }
+        let states = declared(schema, plans);
         let launches = Launches { device, local: &local, tensors: &tensors, weights_dtype };
         Ok(ShardedOptimizer {
             stream: device.stream(),
@@ -121,6 +114,8 @@ impl ShardedOptimizer {
             flat_len: flat.len,
             slot_count: ownership.slots,
             names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+            first_states: firsts(&states),
+            states,
             muon_len: local.muon_len,
             slots: SlotRanges::new(device, local.slots.clone())?,
             muon: launches.muon()?,
@@ -292,9 +287,14 @@ impl ShardedOptimizer {
         muon.chain(adamw).filter_map(|(spans, masters)| Some((spans, masters.as_ref()?)))
     }
 
-    /// Every state this rank keeps, piece by piece: the moments, and the f32 parameters (`weights`
-    /// themselves, or the masters of bf16 weights). The views are the memory itself: copying into
-    /// one loads it (then [`ShardedOptimizer::publish`]).
+    /// Every state of the parameters, in the order of [`StateView::state`].
+    pub fn declared(&self) -> &[StateDecl] {
+        &self.states
+    }
+
+    /// The boxes of states that this rank keeps, piece by piece: the f32 parameters (`weights`
+    /// themselves, or the masters of bf16 weights) and the moments. The views are the memory
+    /// itself: copying into one loads it (then [`ShardedOptimizer::publish`]).
     ///
     /// # Errors
     /// Weights of another length or type.
@@ -302,72 +302,29 @@ impl ShardedOptimizer {
         self.check_weights(weights)?;
         let mut views = Vec::new();
         for LocalPiece { piece, row_len, kept } in &self.pieces {
-            let mut add = |slot, of: &Tensor, range: Range<usize>| {
-                let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
-                views.push(StateView {
-                    tensor: piece.tensor,
-                    slot,
-                    rows: piece.rows.clone(),
-                    view,
-                });
-                Ok::<(), OptimError>(())
-            };
             let from = |start: usize| start..start + piece.flat.len();
             let master = match *kept {
                 Kept::Muon(start) => start,
                 Kept::AdamW(start) => self.muon_len + start,
             };
-            match self.weights_dtype {
-                DType::Bf16 => add("param", &self.masters, from(master))?,
-                _ => add("param", weights, piece.flat.clone())?,
-            }
-            match *kept {
-                Kept::Muon(start) => add("momentum", &self.momentum, from(start))?,
+            let param = match self.weights_dtype {
+                DType::Bf16 => (&self.masters, from(master)),
+                _ => (weights, piece.flat.clone()),
+            };
+            let moments = match *kept {
+                Kept::Muon(start) => vec![(&self.momentum, from(start))],
                 Kept::AdamW(start) => {
-                    add("adam_m", &self.adam_m, from(start))?;
-                    add("adam_v", &self.adam_v, from(start))?;
+                    vec![(&self.adam_m, from(start)), (&self.adam_v, from(start))]
                 }
+            };
+            let first = self.first_states[piece.tensor];
+            for (state, (of, range)) in (first..).zip([param].into_iter().chain(moments)) {
+                let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
+                let region = self.states[state].rows(piece.rows.clone());
+                views.push(StateView { state, region, view });
             }
         }
         Ok(views)
-    }
-
-    /// Loads rows `rows` of one state of one parameter; rows that other ranks own are ignored.
-    /// Returns how many elements were taken, so that a loader can prove that it covered all. Call
-    /// [`ShardedOptimizer::publish`] after loading `param` states of bf16 weights.
-    ///
-    /// # Errors
-    /// Another number of values than the rows hold; weights of another length or type.
-    pub fn load(
-        &mut self,
-        weights: &Tensor,
-        tensor: usize,
-        slot: &str,
-        rows: Range<usize>,
-        values: &[f32],
-    ) -> Result<usize, OptimError> {
-        let mut taken = 0;
-        for state in self.states(weights)? {
-            if state.tensor != tensor || state.slot != slot {
-                continue;
-            }
-            let row_len = state.view.dim(1);
-            if values.len() != rows.len() * row_len {
-                let (got, expected) = (values.len(), rows.len() * row_len);
-                let (slot, Range { start, end }) = (state.slot, rows);
-                return Err(OptimError::StateShape { tensor, slot, start, end, got, expected });
-            }
-            let common = rows.start.max(state.rows.start)..rows.end.min(state.rows.end);
-            if common.is_empty() {
-                continue;
-            }
-            let of = |start: usize| common.start - start..common.end - start;
-            let (from, to) = (of(rows.start), of(state.rows.start));
-            let values = &values[from.start * row_len..from.end * row_len];
-            self.stream.copy_in(&state.view.rows(to)?, values)?;
-            taken += values.len();
-        }
-        Ok(taken)
     }
 
     fn check_weights(&self, weights: &Tensor) -> Result<(), OptimError> {

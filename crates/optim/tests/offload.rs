@@ -3,7 +3,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, Setup, TOKENS, noise, schema};
+use cluster::{Cluster, Setup, StateRow, TOKENS, fill, noise, rows_of, schema};
 use device::{Arch, DType, Device, SimOptions, Tensor};
 use half::bf16;
 use kernels::gpu::modules::{Family, Kernels};
@@ -94,20 +94,9 @@ impl Ranks {
         bits
     }
 
-    fn states(&self) -> Vec<(usize, &'static str, usize, Vec<u32>)> {
-        let mut rows = Vec::new();
-        for rank in &self.ranks {
-            for state in rank.states().unwrap() {
-                for (index, row) in state.rows.clone().enumerate() {
-                    let view = state.view.rows(index..index + 1).unwrap();
-                    let values = rank.stream().to_vec::<f32>(&view).unwrap();
-                    let bits = values.into_iter().map(f32::to_bits).collect();
-                    rows.push((state.tensor, state.slot, row, bits));
-                }
-            }
-        }
-        rows.sort();
-        rows
+    fn states(&self) -> Vec<StateRow> {
+        let views = self.ranks.iter().flat_map(|rank| rank.states().unwrap());
+        rows_of(self.ranks[0].stream(), views)
     }
 }
 
@@ -148,11 +137,9 @@ fn it_does_what_an_optimizer_on_the_device_does() {
             // Loading all states into new optimizers gives the same weights, on the host too.
             let mut loaded = Ranks::new(&setup, &device, 2);
             let host = loaded.host.stream();
-            for (tensor, slot, row, bits) in offloaded.states() {
-                let values: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
-                for rank in &mut loaded.ranks {
-                    rank.load(tensor, slot, row..row + 1, &values).unwrap();
-                }
+            let saved = offloaded.states();
+            for rank in &loaded.ranks {
+                fill(rank.stream(), rank.states().unwrap(), &saved);
             }
             for (rank, weights) in loaded.ranks.iter_mut().zip(&loaded.weights) {
                 rank.publish(&host, weights).unwrap();

@@ -98,9 +98,10 @@ fn any_number_of_ranks_gives_the_same_bits(device: &Device) {
 }
 
 /// The f32 parameters of a tensor: the weights, or the masters of bf16 ones.
-fn params(cluster: &Cluster, tensor: usize) -> Vec<f32> {
-    let rows = cluster.state_rows().into_iter();
-    let rows = rows.filter(|(index, slot, ..)| *index == tensor && *slot == "param");
+fn params(cluster: &Cluster, tensor: &str) -> Vec<f32> {
+    let states = cluster.ranks[0].declared();
+    let is_param = |state: usize| states[state].name == tensor && states[state].slot == "param";
+    let rows = cluster.state_rows().into_iter().filter(|(state, ..)| is_param(*state));
     rows.flat_map(|(.., bits)| bits).map(f32::from_bits).collect()
 }
 
@@ -118,7 +119,7 @@ fn a_step_is_that_of_the_host(device: &Device) {
         for plan in &setup.plans {
             let range = setup.flat.range(plan.tensor);
             let name = &setup.schema.tensors[plan.tensor].name;
-            let (got, want) = (params(&here, plan.tensor), params(&there, plan.tensor));
+            let (got, want) = (params(&here, name), params(&there, name));
             if matches!(plan.update, Update::AdamW(_)) {
                 assert!(got == want, "{device:?} {name}");
                 assert!(here.bits(0)[range.clone()] == there.bits(0)[range], "{device:?} {name}");
@@ -130,8 +131,9 @@ fn a_step_is_that_of_the_host(device: &Device) {
         }
         // Moments and momentum depend on no weight.
         let moments = |cluster: &Cluster| {
-            let rows = cluster.state_rows();
-            rows.into_iter().filter(|(_, slot, ..)| *slot != "param").collect::<Vec<_>>()
+            let states = cluster.ranks[0].declared();
+            let rows = cluster.state_rows().into_iter();
+            rows.filter(|(state, ..)| states[*state].slot != "param").collect::<Vec<_>>()
         };
         assert!(moments(&here) == moments(&there), "{device:?}");
     }

@@ -88,9 +88,9 @@ impl<E: Engine> Trainer<E> {
             targets: &self.host.targets,
             doc_start: &self.host.doc_start,
         };
-        let state = self.memory.state();
-        let stash = self.engine.forward(&inputs, state, &mut NoHooks)?;
-        self.engine.evaluate(stash, state, &self.memory.loss)?;
+        let crate::trainer::Memory { weights, loss, .. } = &self.memory;
+        let stash = self.engine.forward(&inputs, weights, &mut NoHooks)?;
+        self.engine.evaluate(stash, weights, loss)?;
         let loss = self.engine.stream().to_vec::<f64>(&self.memory.loss)?[0];
         Ok((loss, tokens, bytes))
     }

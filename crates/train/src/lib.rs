@@ -1,7 +1,7 @@
 //! A training run: what is decided before it, one step of it, and what it keeps.
 //!
 //! ```text
-//! Config ─▶ RunPlan (architecture, tree, ownership, memory) ─▶ Trainer (one rank)
+//! Config ─▶ Engine::declared ─▶ RunPlan (tree, ownership, states, memory) ─▶ Trainer (one rank)
 //!
 //! Trainer::take_step:
 //!                 leaves ─▶ Engine forward, backward ─▶ folds of the tree
@@ -24,6 +24,7 @@ pub mod laps;
 mod marked_disk;
 pub mod memory;
 pub mod mesh_plan;
+mod native;
 pub mod numeric_plan;
 mod optimizer;
 mod optimizer_device;
@@ -45,14 +46,15 @@ mod vote;
 pub const BUILD: &str = env!("MUSTER_BUILD");
 
 pub use config::Config;
-pub use engine::{Engine, NativeEngine};
+pub use engine::{Declared, Engine, Load};
 pub use error::TrainError;
 pub use event::Event;
 pub use marked_disk::MarkedDisk;
 pub use mesh_plan::MeshPlan;
-pub use model::Stash;
+pub use model::{Gradients, Hooks, Inputs, MicroBatch, NoHooks};
+pub use native::NativeEngine;
 pub use plan::RunPlan;
 pub use run::{Outcome, Wants};
 pub use sample::{Sampler, Sampling};
-pub use save::{Loaded, load_weights};
+pub use save::Loaded;
 pub use trainer::{Parts, Taken, Trainer};

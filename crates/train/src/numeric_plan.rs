@@ -33,16 +33,16 @@ pub fn numeric_plan(plan: &RunPlan, config: &Config) -> NumericPlan {
         // Not all of it decides bits. To tell apart what does is beyond a digest, and to warn once
         // too often is better than to promise bits that another build does not give.
         ("build", format!("{} {}", env!("CARGO_PKG_VERSION"), crate::BUILD)),
-        ("arithmetic", kernels::gemm::arithmetic()),
         ("leaves", tree),
         ("micro-batches per leaf", micro_batches),
-        ("model", digest(format!("{:?}", plan.architecture))),
         ("weights", plan.weights.to_string()),
         ("optimizer rules", digest(format!("{:?}", optimizer.rules))),
         ("clip", json(&optimizer.clip)),
         ("schedule", schedule),
     ];
-    entries.map(|(name, value)| (name.to_owned(), value)).into()
+    let mut numeric = plan.numeric.clone();
+    numeric.extend(entries.map(|(name, value)| (name.to_owned(), value)));
+    numeric
 }
 
 /// As in a config.

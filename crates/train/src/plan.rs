@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use comm::SumRoom;
 use device::{DType, Device, DeviceKind};
-use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, Tree};
-use model::{Architecture, MicroBatch};
-use optim::{TensorPlan, Update};
+use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, StateDecl, Tree};
+use model::MicroBatch;
+use optim::TensorPlan;
 
-use crate::TrainError;
 use crate::config::{BUCKET_BYTES, Backend, Config};
+use crate::engine::Declared;
 use crate::event::{Buckets, Corpus, Header, Offload};
+use crate::numeric_plan::NumericPlan;
+use crate::{NativeEngine, TrainError};
 
 /// What the allocator, thread stacks, packed right operands and buffers of files take beside the
 /// planned buffers, and what a large tokenizer leaves behind that was loaded for its tokens'
@@ -25,7 +27,6 @@ const SIMULATOR_FACTOR: u64 = 8;
 
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
-    pub architecture: Architecture,
     pub schema: Schema,
     pub flat: FlatLayout,
     pub tree: Tree,
@@ -55,8 +56,18 @@ pub struct RunPlan {
     /// Per rank: the statistic slots it fills.
     pub slots: Vec<Vec<Range<usize>>>,
     pub bucket_elements: usize,
-    /// Bytes of activations and their like, by use.
-    arena: Vec<(&'static str, usize)>,
+    /// Every state that a checkpoint holds: those of parameters and their updates, in the order of
+    /// [`optim::declared`], then the engine's.
+    pub states: Vec<StateDecl>,
+    /// How many of them are the engine's.
+    engine_states: usize,
+    /// Integers that ranks add up each step.
+    pub counts: usize,
+    /// Entries of the engine in the numeric plan.
+    pub(crate) numeric: NumericPlan,
+    active_parameters: u64,
+    /// Bytes of the engine, by use.
+    engine_memory: Vec<(String, u64)>,
 }
 
 impl RunPlan {
@@ -87,10 +98,27 @@ impl RunPlan {
         bucket_bytes: usize,
     ) -> Result<RunPlan, TrainError> {
         let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
-        let (schema, _) = model::parameters(&architecture)?;
-        let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;
+        let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
+        let (batch, weights) = (MicroBatch { windows, positions }, config.train.weights.dtype());
         let bucket_elements = bucket_bytes.div_ceil(4);
-        let flat = FlatLayout::new(&schema, bucket_elements);
+        let declared = NativeEngine::declare(&architecture, batch, bucket_elements, weights)?;
+        RunPlan::of(config, declared, world, threads)
+    }
+
+    /// The plan of any engine; the config's model, its type of weights and its size of buckets are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// A tree that does not fit the leaves; more ranks than leaves; optimizer rules that leave a
+    /// parameter out.
+    pub fn of(
+        config: &Config,
+        declared: Declared,
+        world: usize,
+        threads: usize,
+    ) -> Result<RunPlan, TrainError> {
+        let Declared { schema, flat, bucket_elements, batch, weights, .. } = declared;
+        let tree = Tree::with_leaves(&config.batch.radices, config.batch.leaves)?;
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;
         let cost = &CostTable::CPU;
@@ -103,21 +131,26 @@ impl RunPlan {
         let segments: Vec<Vec<Range<usize>>> =
             (0..world).map(|rank| ownership.segments(rank)).collect();
         let cut_to = |bucket: &Range<usize>| segments.iter().map(|s| cut(s, bucket)).collect();
-        let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
-        let (batch, weights) = (MicroBatch { windows, positions }, config.train.weights.dtype());
+        let mut states = optim::declared(&schema, &updates);
+        let engine_states = declared.states.len();
+        states.extend(declared.states);
         let slots = (0..world).map(|r| ownership.owned(r).map(|p| p.slots.clone()).collect());
         Ok(RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
             slots: slots.collect(),
-            arena: model::memory_plan(&architecture, batch, weights, 1)?,
+            states,
+            engine_states,
+            counts: declared.counts,
+            numeric: declared.numeric,
+            active_parameters: declared.active_parameters,
+            engine_memory: declared.memory,
             batch,
             weights,
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
             is_over_tcp: config.ranks.backend == Backend::Tcp,
             shares_within_hosts: config.ranks.within_host == Backend::Shm,
-            architecture,
             schema,
             flat,
             tree,
@@ -211,8 +244,8 @@ impl RunPlan {
         if self.is_over_tcp && self.world > 1 {
             items.push(("gradients from peers".to_owned(), page(self.received_bytes(rank))));
         }
-        for &(name, bytes) in &self.arena {
-            items.push((name.to_owned(), page(bytes)));
+        for (name, bytes) in &self.engine_memory {
+            items.push((name.clone(), page(*bytes as usize)));
         }
         if rank == 0 && self.removes_checkpoints {
             // Beside the training, and so beside the buffer of the save after.
@@ -249,14 +282,14 @@ impl RunPlan {
         self.partials.iter().map(Vec::len).sum()
     }
 
+    /// The engine's part of [`RunPlan::states`].
+    pub fn engine_states(&self) -> &[StateDecl] {
+        &self.states[self.states.len() - self.engine_states..]
+    }
+
     /// Bytes of a checkpoint's tensors.
     fn state_bytes(&self) -> u64 {
-        let slots = |plan: &TensorPlan| match plan.update {
-            Update::Muon(_) => 2,
-            Update::AdamW(_) => 3,
-        };
-        let tensors = self.schema.tensors.iter().zip(&self.updates);
-        tensors.map(|(tensor, plan)| 4 * slots(plan) * tensor.len() as u64).sum()
+        self.states.iter().map(StateDecl::bytes).sum()
     }
 
     /// What a simulated device takes of the host, which has its memory. Nothing where it cannot do
@@ -311,7 +344,6 @@ impl RunPlan {
         let memories: Result<Vec<_>, _> = (0..self.world).map(|rank| self.memory(rank)).collect();
         let total = |items: &Vec<(String, u64)>| items.iter().map(|(_, bytes)| bytes).sum::<u64>();
         let memory = memories?.into_iter().max_by_key(total).unwrap_or_default();
-        let active = model::active_parameters(&self.architecture, &self.schema);
         let critical = self.ownership.critical().map(|piece| {
             let name = &self.schema.tensors[piece.tensor].name;
             format!("{name} rows {}..{}", piece.rows.start, piece.rows.end)
@@ -323,7 +355,7 @@ impl RunPlan {
             config_digest: digests.0,
             data_digest: digests.1,
             parameters: self.schema.parameters() as u64,
-            active_parameters: active as u64,
+            active_parameters: self.active_parameters,
             steps: config.train.steps,
             tokens_per_step: config.batch.tokens_per_step(),
             leaves: config.batch.leaves,

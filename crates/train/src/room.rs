@@ -3,7 +3,6 @@
 use checkpoint::Store;
 use checkpoint::disk::Free;
 
-use crate::save::expected;
 use crate::{Engine, Event, TrainError, Trainer};
 
 /// Header and manifest say about so much of each tensor.
@@ -96,9 +95,8 @@ impl<E: Engine> Trainer<E> {
     }
 
     fn checkpoint_size(&self) -> Size {
-        let tensors = expected(&self.plan, &self.params);
-        let of = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64 * 4;
-        let bytes = tensors.iter().map(|tensor| of(&tensor.global_shape) + BYTES_PER_TENSOR).sum();
+        let states = self.plan.states.iter();
+        let bytes = states.map(|state| state.bytes() + BYTES_PER_TENSOR).sum();
         // Of each rank a directory, a shard and its sums; their directory, manifest and COMMIT,
         // which has two names for a moment: some file systems count it twice.
         Size { bytes, files: 3 * self.plan.world as u64 + 4 }

@@ -1,9 +1,13 @@
 //! Text from a model.
 
+use checkpoint::Checkpoint;
+use data::Dataset;
 use device::{DType, Device, Tensor};
 use model::{Architecture, Inputs, MicroBatch, Model, NoHooks, State, Types};
 
-use crate::TrainError;
+use crate::save::load_weights;
+use crate::trainer::Memory;
+use crate::{Config, NativeEngine, RunPlan, TrainError, Trainer, native};
 
 /// How the next token is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +48,26 @@ impl Sampler {
         Ok(Sampler { model, weights, router_bias, loads })
     }
 
+    /// A sampler with the weights of a checkpoint of a run of `config`, whose tokenizer has so many
+    /// ids.
+    ///
+    /// # Errors
+    /// Memory; damaged or missing data; a checkpoint of another model.
+    pub fn of_checkpoint(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        (config, tokenizer_vocab): (&Config, usize),
+        positions: usize,
+    ) -> Result<Sampler, TrainError> {
+        let a = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
+        let plan = RunPlan::new(config, tokenizer_vocab, 1, device.threads())?;
+        let weights = device.zeros(&[plan.flat.len], DType::F32)?;
+        let biases = native::per_expert(device, &a, DType::F32)?;
+        let states = native::rows(&biases, plan.engine_states().len())?;
+        load_weights(checkpoint, &plan, &device.stream(), &weights, &states)?;
+        Sampler::new(device, &a, positions, plan.bucket_elements, &weights, &biases)
+    }
+
     /// Continues `prompt` (at least one token) by `count` tokens below `vocab`.
     ///
     /// # Errors
@@ -75,6 +99,25 @@ impl Sampler {
             tokens.push(draw(&logits[..vocab], sampling, drawn as u64));
         }
         Ok(tokens.split_off(prompt.len()))
+    }
+}
+
+impl Trainer<NativeEngine> {
+    /// Ends training: frees the large buffers but the weights, and returns what draws tokens from
+    /// them. It needs no more than the micro-batch did.
+    ///
+    /// # Errors
+    /// Memory.
+    pub fn into_sampler(self) -> Result<(Sampler, Dataset), TrainError> {
+        let Trainer { plan, ranks, dataset, engine, memory, optimizer, stream, .. } = self;
+        let Memory { weights, grads, .. } = memory;
+        let (architecture, bias) =
+            (engine.model.architecture().clone(), engine.router_bias.clone());
+        drop((engine, optimizer, grads, ranks));
+        let (positions, bucket) = (plan.batch.positions, plan.bucket_elements);
+        let device = stream.device();
+        let sampler = Sampler::new(device, &architecture, positions, bucket, &weights, &bias)?;
+        Ok((sampler, dataset))
     }
 }
 

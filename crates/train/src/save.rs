@@ -1,22 +1,23 @@
-//! Between the state of the ranks and a checkpoint.
+//! Between the states of the ranks and a checkpoint.
 //!
-//! State tensors: `param` of every tensor, `momentum` or `adam_m` and `adam_v` by its update, and
-//! `router_bias` per mixture. A rank writes the pieces it owns; rank 0 writes the router biases
-//! and commits.
+//! What there is to save is declared ([`RunPlan::states`]): the parameters and what their updates
+//! keep, of which each rank writes the boxes it holds; then the engine's states, which all ranks
+//! hold and rank 0 writes. Rank 0 commits.
 
 use checkpoint::{
-    Attempt, Checkpoint, Chunk, ChunkData, Committed, Dtype, ExpectedTensor, RankReport, Region,
-    RunState, Source, Store, TensorKey, WriteOptions,
+    Attempt, Checkpoint, Chunk, ChunkData, Committed, ExpectedTensor, RankReport, Region, RunState,
+    Source, Store, TensorKey, WriteOptions,
 };
 use comm::Control;
 use device::{DType, Stream, Tensor};
-use model::Parameters;
-use optim::Update;
+use layout::state::PARAM;
+use layout::{Absent, StateDecl};
+use optim::StateView;
 
 use crate::optimizer::Optimizer;
 use crate::{RunPlan, TrainError};
 
-/// What was loaded.
+/// A checkpoint that was loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
     pub state: RunState,
@@ -55,61 +56,30 @@ impl ChunkData for DeviceBytes {
     }
 }
 
-/// The router biases of a model: name and row of each.
-fn router_biases(params: &Parameters) -> Vec<(String, usize)> {
-    params.router_biases.iter().cloned().zip(0..).collect()
-}
-
-fn key(name: &str, slot: &str) -> TensorKey {
-    TensorKey { name: name.to_owned(), slot: slot.to_owned() }
+fn key(state: &StateDecl) -> TensorKey {
+    TensorKey { name: state.name.clone(), slot: state.slot.to_owned() }
 }
 
 /// Every state tensor of a whole checkpoint.
-pub(crate) fn expected(plan: &RunPlan, params: &Parameters) -> Vec<ExpectedTensor> {
-    let mut expected = Vec::new();
-    let mut add = |name: &str, slot: &str, shape: &[usize]| {
-        let global_shape = shape.to_vec();
-        expected.push(ExpectedTensor { key: key(name, slot), dtype: Dtype::F32, global_shape });
+fn expected(states: &[StateDecl]) -> Vec<ExpectedTensor> {
+    let expected = |state: &StateDecl| {
+        let (dtype, global_shape) = (state.dtype, state.shape.clone());
+        ExpectedTensor { key: key(state), dtype, global_shape }
     };
-    for (tensor, update) in plan.schema.tensors.iter().zip(&plan.updates) {
-        add(&tensor.name, "param", &tensor.shape);
-        match update.update {
-            Update::Muon(_) => add(&tensor.name, "momentum", &tensor.shape),
-            Update::AdamW(_) => {
-                add(&tensor.name, "adam_m", &tensor.shape);
-                add(&tensor.name, "adam_v", &tensor.shape);
-            }
-        }
-    }
-    let experts = plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
-    for (name, _) in router_biases(params) {
-        add(&name, "router_bias", &[experts]);
-    }
-    expected
+    states.iter().map(expected).collect()
 }
 
-/// Rows of a tensor, as a box of its shape.
-fn rows_region(shape: &[usize], rows: &std::ops::Range<usize>) -> Region {
-    let mut offset = vec![0; shape.len()];
-    let mut extent = shape.to_vec();
-    if let (Some(offset), Some(extent)) = (offset.first_mut(), extent.first_mut()) {
-        (*offset, *extent) = (rows.start, rows.len());
-    }
-    Region::new(&offset, &extent)
-}
-
-/// What a save needs to see.
+/// Everything that a save reads.
 pub struct Saver<'a> {
     pub plan: &'a RunPlan,
-    pub params: &'a Parameters,
     pub rank: usize,
     pub world: usize,
     pub control: &'a dyn Control,
     pub stream: &'a Stream,
     pub(crate) optimizer: &'a Optimizer,
     pub weights: &'a Tensor,
-    /// `[MoE layers, experts]` f32.
-    pub router_bias: &'a Tensor,
+    /// Of the engine, as [`RunPlan::engine_states`] declares them.
+    pub(crate) engine: Vec<Tensor>,
 }
 
 impl Saver<'_> {
@@ -161,19 +131,15 @@ impl Saver<'_> {
         let (rank, world) = (self.rank as u32, self.world as u32);
         let mut chunks = Vec::new();
         let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
-        for view in views {
-            let tensor = &self.plan.schema.tensors[view.tensor];
-            let region = rows_region(&tensor.shape, &view.rows);
-            let data = DeviceBytes { stream: stream.clone(), tensor: view.view };
-            let key = key(&tensor.name, view.slot);
-            chunks.push(Chunk::new(key, Dtype::F32, &tensor.shape, region, data));
+        let states = &self.plan.states;
+        for StateView { state, region, view } in views {
+            let data = DeviceBytes { stream: stream.clone(), tensor: view };
+            chunks.push(chunk(&states[state], region, data));
         }
-        for (name, row) in router_biases(self.params).into_iter().filter(|_| rank == 0) {
-            let tensor = self.router_bias.rows(row..row + 1)?;
-            let shape = [tensor.len()];
-            let data = DeviceBytes { stream: self.stream.clone(), tensor };
-            let key = key(&name, "router_bias");
-            chunks.push(Chunk::new(key, Dtype::F32, &shape, Region::whole(&shape), data));
+        let engine = self.plan.engine_states().iter().zip(&self.engine);
+        for (state, tensor) in engine.filter(|_| rank == 0) {
+            let data = DeviceBytes { stream: self.stream.clone(), tensor: tensor.clone() };
+            chunks.push(chunk(state, Region::whole(&state.shape), data));
         }
         Ok(store.write_rank(attempt, rank, world, &chunks, &WriteOptions::default())?)
     }
@@ -188,7 +154,7 @@ impl Saver<'_> {
         let mut outcome = Vec::new();
         let mut result = None;
         if self.rank == 0 {
-            let expected = expected(self.plan, self.params);
+            let expected = expected(&self.plan.states);
             let done = store.commit(attempt, &self.plan.schema, &expected, reports, state);
             let told = match &done {
                 Ok(c) => Ok((c.path.clone(), c.bytes, c.shards, c.state_tensors)),
@@ -208,6 +174,10 @@ impl Saver<'_> {
         let manifest_blake3 = checkpoint::Digest([0; 32]);
         Ok(Committed { path, bytes, shards, state_tensors, manifest_blake3 })
     }
+}
+
+fn chunk(state: &StateDecl, region: Region, data: DeviceBytes) -> Chunk<'static> {
+    Chunk::new(key(state), state.dtype, &state.shape, region, data)
 }
 
 /// Refuses a checkpoint of another model, naming the first difference.
@@ -231,76 +201,65 @@ pub fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainE
     Ok(())
 }
 
-/// Per slot of the optimizer, the tensors whose state a checkpoint lacks, as their rule was another
-/// then: those of every rank. They start at zero.
-pub fn missing_states(
-    checkpoint: &Checkpoint,
-    plan: &RunPlan,
-    params: &Parameters,
-) -> Vec<(String, Vec<String>)> {
-    let mut missing: Vec<(String, Vec<String>)> = Vec::new();
-    for ExpectedTensor { key, .. } in expected(plan, params) {
-        if !may_start_at_zero(&key) || checkpoint.tensor(&key).is_ok() {
-            continue;
-        }
-        match missing.iter_mut().find(|(slot, _)| *slot == key.slot) {
-            Some((_, names)) => names.push(key.name),
-            None => missing.push((key.slot, vec![key.name])),
+/// Per slot, the tensors whose state a checkpoint lacks though a run can begin without: their
+/// update was another then.
+pub fn missing_states(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<(&'static str, Vec<String>)> {
+    let mut missing: Vec<(&str, Vec<String>)> = Vec::new();
+    for state in plan.states.iter().filter(|state| lacks(checkpoint, state)) {
+        match missing.iter_mut().find(|(slot, _)| *slot == state.slot) {
+            Some((_, names)) => names.push(state.name.clone()),
+            None => missing.push((state.slot, vec![state.name.clone()])),
         }
     }
     missing
 }
 
-/// The model itself must be there; the optimizer's state can be made up for.
-fn may_start_at_zero(key: &TensorKey) -> bool {
-    !["param", "router_bias"].contains(&key.slot.as_str())
+/// Whether a checkpoint does not hold a state, and need not.
+fn lacks(checkpoint: &Checkpoint, state: &StateDecl) -> bool {
+    state.absent != Absent::Refuse && checkpoint.tensor(&key(state)).is_err()
 }
 
-/// Loads the states of this rank's pieces and the router biases; weights still have to be
-/// gathered. A state that the checkpoint lacks starts at zero: see [`missing_states`].
+/// Loads the boxes of states that this rank holds, and the engine's states; weights still have to
+/// be gathered. For states that the checkpoint lacks see [`missing_states`].
 ///
 /// # Errors
 /// Damaged or missing data.
 pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
     let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
-    for view in views {
-        let tensor = &saver.plan.schema.tensors[view.tensor];
-        let key = key(&tensor.name, view.slot);
-        if may_start_at_zero(&key) && checkpoint.tensor(&key).is_err() {
-            // A checkpoint that turned out damaged may have left something there.
-            stream.copy_in(&view.view, &vec![0_f32; view.view.len()])?;
-            continue;
-        }
-        let region = rows_region(&tensor.shape, &view.rows);
-        read_into(checkpoint, &stream, &key, &region, &view.view)?;
+    for StateView { state, region, view } in views {
+        let state = &saver.plan.states[state];
+        load_box(checkpoint, &stream, state, &region, &view)?;
     }
-    load_router_biases(checkpoint, saver.params, saver.stream, saver.router_bias)
-}
-
-fn load_router_biases(
-    checkpoint: &Checkpoint,
-    params: &Parameters,
-    stream: &Stream,
-    router_bias: &Tensor,
-) -> Result<(), TrainError> {
-    for (name, row) in router_biases(params) {
-        let to = router_bias.rows(row..row + 1)?;
-        let region = Region::whole(&[to.len()]);
-        read_into(checkpoint, stream, &key(&name, "router_bias"), &region, &to)?;
+    for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
+        load_box(checkpoint, saver.stream, state, &Region::whole(&state.shape), to)?;
     }
     Ok(())
+}
+
+fn load_box(
+    checkpoint: &Checkpoint,
+    stream: &Stream,
+    state: &StateDecl,
+    region: &Region,
+    to: &Tensor,
+) -> Result<(), TrainError> {
+    if lacks(checkpoint, state) {
+        // A checkpoint that turned out damaged may have left something there.
+        return Ok(stream.copy_in(to, &vec![0_f32; to.len()])?);
+    }
+    read_into(checkpoint, stream, state, region, to)
 }
 
 fn read_into(
     checkpoint: &Checkpoint,
     stream: &Stream,
-    key: &TensorKey,
+    state: &StateDecl,
     region: &Region,
     to: &Tensor,
 ) -> Result<(), TrainError> {
     let mut values = vec![0_f32; to.len()];
     let bytes = bytemuck::cast_slice_mut(&mut values);
-    checkpoint.read_box(key, Dtype::F32, region, bytes)?;
+    checkpoint.read_box(&key(state), state.dtype, region, bytes)?;
     if to.dtype() == DType::Bf16 {
         let rounded: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x)).collect();
         return Ok(stream.copy_in(to, &rounded)?);
@@ -308,22 +267,25 @@ fn read_into(
     Ok(stream.copy_in(to, &values)?)
 }
 
-/// Loads all weights (flat, f32 or bf16) and router biases, for use without an optimizer.
+/// Loads all weights (flat, f32 or bf16) and the engine's states, for use without an optimizer.
 ///
 /// # Errors
 /// Damaged or missing data; a checkpoint of another model.
 pub fn load_weights(
     checkpoint: &Checkpoint,
     plan: &RunPlan,
-    params: &Parameters,
     stream: &Stream,
-    (weights, router_bias): (&Tensor, &Tensor),
+    weights: &Tensor,
+    engine: &[Tensor],
 ) -> Result<(), TrainError> {
     check_model(checkpoint, plan)?;
-    for (index, tensor) in plan.schema.tensors.iter().enumerate() {
+    let params = plan.states.iter().filter(|state| state.slot == PARAM);
+    for (index, state) in params.enumerate() {
         let to = weights.flat(plan.flat.range(index))?;
-        let region = Region::whole(&tensor.shape);
-        read_into(checkpoint, stream, &key(&tensor.name, "param"), &region, &to)?;
+        read_into(checkpoint, stream, state, &Region::whole(&state.shape), &to)?;
     }
-    load_router_biases(checkpoint, params, stream, router_bias)
+    for (state, to) in plan.engine_states().iter().zip(engine) {
+        read_into(checkpoint, stream, state, &Region::whole(&state.shape), to)?;
+    }
+    Ok(())
 }

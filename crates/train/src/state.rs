@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
 use crate::save::{Loaded, Saver, check_model, load_states, missing_states};
-use crate::trainer::Memory;
 use crate::{Engine, TrainError, Trainer};
 
 /// Why a rank could not read its part of a checkpoint, for the others.
@@ -33,18 +32,17 @@ impl Unread {
 }
 
 impl<E: Engine> Trainer<E> {
-    fn saver(&self) -> Saver<'_> {
-        Saver {
+    fn saver(&self) -> Result<Saver<'_>, TrainError> {
+        Ok(Saver {
             plan: &self.plan,
-            params: &self.params,
             rank: self.ranks.rank(),
             world: self.ranks.world.size(),
             control: self.ranks.saving.as_ref(),
             stream: &self.stream,
             optimizer: &self.optimizer,
             weights: &self.memory.weights,
-            router_bias: &self.memory.router_bias,
-        }
+            engine: self.engine.states()?,
+        })
     }
 
     /// Saves a checkpoint of the state after the last step.
@@ -55,7 +53,7 @@ impl<E: Engine> Trainer<E> {
         let started = Instant::now();
         self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
-        let committed = self.saver().save(store, attempt, &self.run_state())?;
+        let committed = self.saver()?.save(store, attempt, &self.run_state())?;
         Ok(Saved {
             step: self.step,
             path: committed.path.display().to_string(),
@@ -100,16 +98,15 @@ impl<E: Engine> Trainer<E> {
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
         let read = self.read_states(path);
         let checkpoint = self.agree(path, read)?;
-        let missing = missing_states(&checkpoint, &self.plan, &self.params);
-        let told = |(slot, names): (String, Vec<String>)| {
+        let missing = missing_states(&checkpoint, &self.plan);
+        let told = |(slot, names): (&str, Vec<String>)| {
             format!("the checkpoint has no {slot} of {}; it starts at zero", names.join(", "))
         };
         let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
-        if !self.host.bias.is_empty() {
-            self.stream.copy_out(&self.memory.router_bias, &mut self.host.bias)?;
-        }
+        self.engine.weights_changed();
+        self.engine.states_changed()?;
         let state = checkpoint.run_state().clone();
         (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
         self.tokens_loaded = state.tokens;
@@ -142,7 +139,7 @@ impl<E: Engine> Trainer<E> {
     fn read_states(&self, path: &Path) -> Result<Checkpoint, TrainError> {
         let checkpoint = Checkpoint::open(path)?;
         check_model(&checkpoint, &self.plan)?;
-        load_states(&checkpoint, &self.saver())?;
+        load_states(&checkpoint, &self.saver()?)?;
         Ok(checkpoint)
     }
 
@@ -169,19 +166,26 @@ impl<E: Engine> Trainer<E> {
         }
     }
 
-    /// BLAKE3 of all weights and router biases: equal digests are equal bits.
+    /// BLAKE3 of all weights and of the engine's states: equal digests are equal bits.
     ///
     /// # Errors
     /// Device errors.
     pub fn weights_digest(&self) -> Result<String, TrainError> {
         let mut hasher = blake3::Hasher::new();
-        let Memory { weights, router_bias, .. } = &self.memory;
+        let (weights, states) = (&self.memory.weights, self.engine.states()?);
         self.stream.with_memory("digest", |k| {
             match weights.dtype() {
                 DType::F32 => hasher.update(bytemuck::cast_slice(k.read::<f32>(weights)?)),
                 _ => hasher.update(bytemuck::cast_slice(k.read::<half::bf16>(weights)?)),
             };
-            hasher.update(bytemuck::cast_slice(k.read::<f32>(router_bias)?));
+            for state in &states {
+                hasher.update(bytemuck::cast_slice(k.read::<f32>(state)?));
+            }
+            if states.is_empty() {
+                // So that digests can be compared with those of older builds, which had a bias of
+                // one expert here.
+                hasher.update(&0_f32.to_le_bytes());
+            }
             Ok(())
         })?;
         Ok(hasher.finalize().to_hex().to_string())

@@ -7,7 +7,7 @@ use data::{Dataset, SampleMut, Split};
 use device::{DType, Device, Stream, Tensor};
 use kernels::{Onto, Op, elementwise};
 use layout::Schedule;
-use model::{Gradients, Inputs, NoHooks, Parameters, State};
+use model::{Gradients, Inputs, NoHooks};
 use optim::{ClipDecision, Clipper, StepScalars, Verdict};
 
 use crate::diagnose;
@@ -16,8 +16,8 @@ use crate::laps::{Laps, Part, Spent};
 use crate::optimizer::Optimizer;
 use crate::overlap::Reducing;
 use crate::ranks::{Moving, Ranks, Submitted};
-use crate::vote::{Ballot, Tally, expert_load};
-use crate::{Config, Engine, RunPlan, Sampler, TrainError, Wants};
+use crate::vote::{Ballot, Tally};
+use crate::{Config, Engine, RunPlan, TrainError, Wants};
 
 /// What a trainer is put together from.
 pub struct Parts<E> {
@@ -43,9 +43,7 @@ pub struct Taken {
 /// Device memory of a trainer.
 pub(crate) struct Memory {
     pub(crate) weights: Tensor,
-    grads: Vec<Tensor>,
-    pub(crate) router_bias: Tensor,
-    loads: Tensor,
+    pub(crate) grads: Vec<Tensor>,
     pub(crate) loss: Tensor,
 }
 
@@ -64,20 +62,8 @@ impl Memory {
             grads.push(slot.tensor(0, &[plan.flat.len], DType::F32)?);
             slots.push(slot);
         }
-        let experts = plan.architecture.moe.as_ref().map_or(1, |moe| moe.experts);
-        let rows = plan.architecture.moe_layers().max(1);
-        let memory = Memory {
-            router_bias: device.zeros(&[rows, experts], DType::F32)?,
-            loads: device.zeros(&[rows, experts], DType::U32)?,
-            loss: device.zeros(&[1], DType::F64)?,
-            weights,
-            grads,
-        };
+        let memory = Memory { loss: device.zeros(&[1], DType::F64)?, weights, grads };
         Ok((memory, window, slots))
-    }
-
-    pub(crate) fn state(&self) -> State<'_> {
-        State { weights: &self.weights, router_bias: &self.router_bias, loads: &self.loads }
     }
 }
 
@@ -93,8 +79,6 @@ pub(crate) struct Host {
     pub(crate) tally: Tally,
     decision: ClipDecision,
     statistics: Vec<f64>,
-    pub(crate) bias: Vec<f32>,
-    scratch: Vec<f64>,
 }
 
 /// One rank of a run.
@@ -106,7 +90,6 @@ pub struct Trainer<E: Engine> {
     pub(crate) engine: E,
     pub(crate) memory: Memory,
     pub(crate) host: Host,
-    pub(crate) params: Parameters,
     schedule: Schedule,
     pub(crate) optimizer: Optimizer,
     clipper: Clipper,
@@ -134,7 +117,7 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// Memory; peers that are lost meanwhile.
     pub fn new(parts: Parts<E>) -> Result<Trainer<E>, TrainError> {
-        let Parts { config, plan, world, device, optimizer_device, dataset, engine } = parts;
+        let Parts { config, plan, world, device, optimizer_device, dataset, mut engine } = parts;
         let rank = world.rank();
         let schedule = plan.schedule(rank)?;
         let group = world.group(&device)?;
@@ -143,27 +126,22 @@ impl<E: Engine> Trainer<E> {
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
         let elsewhere = optimizer.elsewhere();
         let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out, elsewhere })?;
-        let (flat, updates) = (&plan.flat, &plan.updates);
         let stream = device.stream();
-        let seed = config.seed;
-        model::initialize(&stream, &plan.architecture, flat, seed, &memory.weights)?;
+        engine.initialize(config.seed, &memory.weights)?;
+        engine.weights_changed();
         optimizer.adopt(&stream, &memory.weights)?;
         let optim = &config.optimizer;
-        let clipper = Clipper::new(optim.clip, optim.non_finite, updates, &plan.ownership);
+        let clipper = Clipper::new(optim.clip, optim.non_finite, &plan.updates, &plan.ownership);
         let rows = plan.batch.rows();
-        let experts = plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
-        let biases = plan.architecture.moe_layers() * experts;
         let mut host = Host {
             tokens: vec![0; rows],
             targets: vec![0; rows],
             doc_start: vec![0; rows],
-            bias: vec![0.0; biases],
             statistics: vec![0.0; plan.ownership.slots],
             ..Host::default()
         };
         host.tally.statistics = vec![0.0; plan.ownership.slots];
-        host.ballot.loads = vec![0; biases];
-        let (_, params) = model::parameters(&plan.architecture)?;
+        host.ballot.counts = vec![0; plan.counts];
         let spent = vec![Spent::default(); plan.world];
         Ok(Trainer {
             config,
@@ -173,7 +151,6 @@ impl<E: Engine> Trainer<E> {
             engine,
             memory,
             host,
-            params,
             schedule,
             optimizer,
             clipper,
@@ -245,7 +222,7 @@ impl<E: Engine> Trainer<E> {
             };
             let out = &self.memory.grads[self.out_slot()];
             self.optimizer.apply(&self.stream, &self.memory.weights, out, &scalars)?;
-            self.balance()?;
+            self.engine.after_step(&self.host.tally.counts)?;
             self.updates += 1;
             self.previous_norm = Some(self.host.decision.norm);
         }
@@ -253,6 +230,7 @@ impl<E: Engine> Trainer<E> {
         self.laps.lap(Part::Optimizer);
         if verdict == Verdict::Apply {
             self.ranks.gather(&self.stream)?;
+            self.engine.weights_changed();
         }
         self.laps.lap(Part::Gather);
         self.step += 1;
@@ -281,10 +259,8 @@ impl<E: Engine> Trainer<E> {
             ms(of(&[Part::Gather])),
         ];
         let (ms, data_ms) = (ms(took_ns), ms(of(&[Part::Data])));
-        let host = &mut self.host;
-        let experts = self.plan.architecture.moe.as_ref().map_or(0, |moe| moe.experts);
-        let load = expert_load(&host.tally.loads, experts, &mut host.scratch);
-        let tally = &host.tally;
+        let Host { tally, decision, .. } = &self.host;
+        let load = self.engine.load(&tally.counts);
         let rule = self.config.optimizer.rules.first();
         let base =
             rule.and_then(|r| r.muon.as_ref().map(|m| m.lr).or(r.adamw.as_ref().map(|a| a.lr)));
@@ -293,13 +269,13 @@ impl<E: Engine> Trainer<E> {
             step: self.step,
             loss: tally.loss / tally.target_tokens.max(1) as f64,
             bits_per_byte: bytes.map(|b| tally.loss / std::f64::consts::LN_2 / b as f64),
-            grad_norm: host.decision.norm,
+            grad_norm: decision.norm,
             lr: factor * base.unwrap_or(1.0),
             ms,
             tokens: tally.target_tokens,
             tokens_per_s: self.config.batch.tokens_per_step() as f64 / ms * 1e3,
-            expert_load: load.map(|(load, _)| load),
-            dead_experts: load.map_or(0, |(_, dead)| dead),
+            expert_load: load.map(|load| load.spread),
+            dead_experts: load.map_or(0, |load| load.idle),
             skipped: verdict != Verdict::Apply,
             phases_ms,
             data_ms,
@@ -313,7 +289,7 @@ impl<E: Engine> Trainer<E> {
         let ballot = &mut self.host.ballot;
         (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
         ballot.losses.clear();
-        elementwise::Zero { y: self.memory.loads.clone() }.launch(&self.stream)?;
+        self.engine.begin_step()?;
         let mut submitted = Submitted::default();
         for index in 0..self.schedule.steps.len() {
             let (leaf, slot) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
@@ -354,8 +330,8 @@ impl<E: Engine> Trainer<E> {
             let Trainer { engine, memory, host, ranks, plan, schedule, stream, laps, .. } = self;
             let inputs =
                 Inputs { tokens: &host.tokens, targets: &host.targets, doc_start: &host.doc_start };
-            let state = memory.state();
-            let stash = engine.forward(&inputs, state, &mut NoHooks)?;
+            let weights = &memory.weights;
+            let stash = engine.forward(&inputs, weights, &mut NoHooks)?;
             laps.lap(Part::Forward);
             let to = Gradients {
                 flat: &memory.grads[slot],
@@ -364,13 +340,13 @@ impl<E: Engine> Trainer<E> {
                 loss: &memory.loss,
             };
             match reduced.filter(|_| micro + 1 == per_leaf) {
-                None => engine.backward(stash, state, to, &mut NoHooks)?,
+                None => engine.backward(stash, weights, to, &mut NoHooks)?,
                 Some(index) => {
                     let (folds, grads) = (&schedule.steps[index].folds[..], &memory.grads[..]);
                     let (buckets, nothing) = (&plan.flat.buckets[..], Ok(Submitted::default()));
                     let mut hooks =
                         Reducing { ranks, stream, buckets, grads, folds, submitted: nothing };
-                    engine.backward(stash, state, to, &mut hooks)?;
+                    engine.backward(stash, weights, to, &mut hooks)?;
                     // Also where an engine does not say so.
                     model::Hooks::ready(&mut hooks, 0);
                     submitted = hooks.submitted?;
@@ -422,9 +398,7 @@ impl<E: Engine> Trainer<E> {
         for slots in &self.plan.slots[self.ranks.rank()] {
             ballot.statistics.extend_from_slice(&host.statistics[slots.clone()]);
         }
-        if self.plan.architecture.moe.is_some() {
-            self.stream.copy_out(&self.memory.loads, &mut ballot.loads)?;
-        }
+        self.engine.counts(&mut ballot.counts)?;
         ballot.encode(&mut host.bytes);
         self.ranks.training.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
         host.tally.count(&host.ballots, &self.plan.slots)?;
@@ -434,28 +408,6 @@ impl<E: Engine> Trainer<E> {
         let (statistics, tokens) = (&host.tally.statistics, host.tally.target_tokens);
         self.clipper.decide(statistics, tokens, self.previous_norm, &mut host.decision)?;
         Ok(host.decision.verdict)
-    }
-
-    /// Loss-free balancing (Wang et al. 2024): each bias moves by the rate towards the mean load.
-    fn balance(&mut self) -> Result<(), TrainError> {
-        let Some(moe) = &self.plan.architecture.moe else { return Ok(()) };
-        if moe.balance_rate == 0.0 {
-            return Ok(());
-        }
-        let (bias, loads) = (&mut self.host.bias, &self.host.tally.loads);
-        let rate = moe.balance_rate as f32;
-        let layers = bias.chunks_exact_mut(moe.experts).zip(loads.chunks_exact(moe.experts));
-        for (bias, loads) in layers {
-            let total: u64 = loads.iter().sum();
-            for (bias, &load) in bias.iter_mut().zip(loads) {
-                match (load * moe.experts as u64).cmp(&total) {
-                    std::cmp::Ordering::Less => *bias += rate,
-                    std::cmp::Ordering::Greater => *bias -= rate,
-                    std::cmp::Ordering::Equal => {}
-                }
-            }
-        }
-        Ok(self.stream.copy_in(&self.memory.router_bias, bias)?)
     }
 
     /// Runs the leaves again to find where gradients stopped being finite.
@@ -495,26 +447,6 @@ impl<E: Engine> Trainer<E> {
     /// Of these, the ones since this process started.
     pub fn tokens_since_start(&self) -> u64 {
         self.tokens - self.tokens_loaded
-    }
-
-    /// Ends training: frees the large buffers but the weights, and returns what draws tokens from
-    /// them. It needs no more than the micro-batch did.
-    ///
-    /// # Errors
-    /// Memory.
-    pub fn into_sampler(self) -> Result<(Sampler, Dataset), TrainError> {
-        let Trainer { plan, ranks, dataset, engine, memory, optimizer, stream, .. } = self;
-        let Memory { weights, grads, router_bias, .. } = memory;
-        drop((engine, optimizer, grads, ranks));
-        let sampler = Sampler::new(
-            stream.device(),
-            &plan.architecture,
-            plan.batch.positions,
-            plan.bucket_elements,
-            &weights,
-            &router_bias,
-        )?;
-        Ok((sampler, dataset))
     }
 
     pub fn dataset(&self) -> &Dataset {

@@ -1,8 +1,8 @@
 //! What ranks tell each other once a step, and what they conclude: pure functions over bytes.
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
-//! micro-batches u64, statistics u64, experts u64, times u64, then that many losses f64 (leaf
-//! order), statistics f64 (slot order of the sender), expert loads u32 and times u64: the step
+//! micro-batches u64, statistics u64, counts u64, times u64, then that many losses f64 (leaf
+//! order), statistics f64 (slot order of the sender), counts u32 and times u64: the step
 //! before this one and what it took ([`Spent::words`]), or none.
 
 use std::iter::once;
@@ -28,8 +28,8 @@ pub struct Ballot {
     pub losses: Vec<f64>,
     /// Sums of squares of this rank's statistic slots, in its own order.
     pub statistics: Vec<f64>,
-    /// Tokens per expert and MoE layer over this rank's leaves.
-    pub loads: Vec<u32>,
+    /// The engine's, over this rank's leaves.
+    pub counts: Vec<u32>,
     /// The step before this one and what it took, if this process took it.
     pub spent: Option<(u64, Spent)>,
 }
@@ -45,8 +45,8 @@ pub struct Tally {
     pub loss: f64,
     /// Sums of squares, every slot.
     pub statistics: Vec<f64>,
-    /// Tokens per expert and MoE layer over all leaves.
-    pub loads: Vec<u64>,
+    /// The engine's, over all leaves.
+    pub counts: Vec<u64>,
     /// The step that the ranks tell the times of; 0 for none.
     pub spent_step: u64,
     /// Of each rank that did.
@@ -61,19 +61,19 @@ impl Ballot {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         let flags = u64::from(self.stop) * STOP + u64::from(self.terminate) * TERMINATE;
-        let counts = [self.losses.len(), self.statistics.len(), self.loads.len()];
-        let counts = counts.map(|count| count as u64);
+        let lens = [self.losses.len(), self.statistics.len(), self.counts.len()];
+        let lens = lens.map(|len| len as u64);
         let times = || self.spent.iter().flat_map(|(step, spent)| once(*step).chain(spent.words()));
         let bytes = self.target_bytes.unwrap_or(u64::MAX);
-        let head = [flags, self.target_tokens, bytes, counts[0], counts[1], counts[2]];
+        let head = [flags, self.target_tokens, bytes, lens[0], lens[1], lens[2]];
         for word in head.into_iter().chain([times().count() as u64]) {
             out.extend_from_slice(&word.to_le_bytes());
         }
         for value in self.losses.iter().chain(&self.statistics) {
             out.extend_from_slice(&value.to_le_bytes());
         }
-        for load in &self.loads {
-            out.extend_from_slice(&load.to_le_bytes());
+        for count in &self.counts {
+            out.extend_from_slice(&count.to_le_bytes());
         }
         for word in times() {
             out.extend_from_slice(&word.to_le_bytes());
@@ -94,7 +94,7 @@ impl Tally {
     ) -> Result<(), TrainError> {
         (self.stop, self.terminate, self.loss) = (false, false, 0.0);
         (self.target_tokens, self.target_bytes) = (0, Some(0));
-        self.loads.iter_mut().for_each(|load| *load = 0);
+        self.counts.fill(0);
         self.spent_step = 0;
         self.spent.clear();
         for (rank, (ballot, slots)) in ballots.iter().zip(slots).enumerate() {
@@ -114,9 +114,9 @@ impl Tally {
         let head = ballot.get(..HEAD).ok_or_else(|| short(HEAD))?;
         let word =
             |i: usize| u64::from_le_bytes(head[8 * i..8 * i + 8].try_into().unwrap_or([0; 8]));
-        let [losses, statistics, loads, times] = [3, 4, 5, 6].map(|i| word(i) as usize);
+        let [losses, statistics, counts, times] = [3, 4, 5, 6].map(|i| word(i) as usize);
         let owned: usize = slots.iter().map(ExactSizeIterator::len).sum();
-        let sizes = [(losses, 8), (owned, 8), (loads, 4), (times, 8)];
+        let sizes = [(losses, 8), (owned, 8), (counts, 4), (times, 8)];
         let expected = sizes.iter().try_fold(HEAD, |sum, (count, bytes)| {
             sum.checked_add(usize::checked_mul(*count, *bytes)?)
         });
@@ -133,7 +133,7 @@ impl Tally {
             _ => None,
         };
         let (floats, integers) = ballot[HEAD..].split_at(8 * (losses + statistics));
-        let (integers, words) = integers.split_at(4 * loads);
+        let (integers, words) = integers.split_at(4 * counts);
         let mut floats = floats
             .chunks_exact(8)
             .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or([0; 8])));
@@ -143,8 +143,8 @@ impl Tally {
         for slot in slots.iter().flat_map(Clone::clone) {
             self.statistics[slot] = floats.next().unwrap_or(f64::NAN);
         }
-        self.loads.resize(loads, 0);
-        for (sum, bytes) in self.loads.iter_mut().zip(integers.chunks_exact(4)) {
+        self.counts.resize(counts, 0);
+        for (sum, bytes) in self.counts.iter_mut().zip(integers.chunks_exact(4)) {
             *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
         }
         let mut words = words.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
@@ -154,26 +154,6 @@ impl Tally {
         }
         Ok(())
     }
-}
-
-/// Smallest, median and largest load over the mean load, per layer and expert, and the number of
-/// experts without a token. `None` without experts.
-pub fn expert_load(
-    loads: &[u64],
-    experts: usize,
-    scratch: &mut Vec<f64>,
-) -> Option<([f64; 3], u64)> {
-    if loads.is_empty() || experts == 0 {
-        return None;
-    }
-    scratch.clear();
-    for layer in loads.chunks_exact(experts) {
-        let mean = layer.iter().sum::<u64>() as f64 / experts as f64;
-        scratch.extend(layer.iter().map(|&load| load as f64 / mean.max(1e-300)));
-    }
-    scratch.sort_unstable_by(f64::total_cmp);
-    let dead = loads.iter().filter(|&&load| load == 0).count() as u64;
-    Some(([scratch[0], scratch[scratch.len() / 2], scratch[scratch.len() - 1]], dead))
 }
 
 #[cfg(test)]
@@ -191,7 +171,7 @@ mod tests {
                     losses: losses.to_vec(),
                     target_tokens: 5,
                     target_bytes: Some(4),
-                    loads: vec![rank as u32, 2],
+                    counts: vec![rank as u32, 2],
                     statistics: if rank == 0 { vec![7.0, 8.0] } else { vec![] },
                     spent: Some((9, spent(rank))),
                     ..Ballot::default()
@@ -211,7 +191,7 @@ mod tests {
         assert_eq!(one.loss.to_bits(), three.loss.to_bits());
         assert_eq!(one.statistics, [8.0, 7.0]);
         assert_eq!((three.target_tokens, three.target_bytes), (15, Some(12)));
-        assert_eq!(three.loads, [3, 6]);
+        assert_eq!(three.counts, [3, 6]);
         assert_eq!((three.spent_step, three.spent), (9, [0, 1, 2].map(spent).to_vec()));
     }
 
@@ -230,11 +210,5 @@ mod tests {
             let result = Tally::default().count(&[bytes], &[Vec::new()]);
             assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 56, .. })), "{count}");
         }
-    }
-
-    #[test]
-    fn loads_are_relative_to_their_layer() {
-        let (load, dead) = expert_load(&[2, 2, 0, 8], 2, &mut Vec::new()).unwrap();
-        assert_eq!((load, dead), ([0.0, 1.0, 2.0], 1));
     }
 }

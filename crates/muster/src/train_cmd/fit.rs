@@ -117,9 +117,10 @@ fn planned(start: &Start, config: &Config, world: usize, limits: &[Limit]) -> Op
 
 /// As [`fits`], for the plan with other activations: the rest of it stays.
 fn with_batch(start: &Start, batch: MicroBatch, limits: &[Limit]) -> Option<u64> {
-    let plan = start.plan;
+    let (plan, model) = (start.plan, &start.config.model);
+    let a = model.resolve(start.vocab, plan.batch.positions).ok()?;
     let arena = |batch| -> u64 {
-        let parts = model::memory_plan(&plan.architecture, batch, plan.weights, 1);
+        let parts = model::memory_plan(&a, batch, plan.weights, 1);
         parts.iter().flatten().fold(0, |all, (_, size)| all.saturating_add(*size as u64))
     };
     let rest = start.peak_bytes.saturating_sub(arena(plan.batch));
@@ -186,7 +187,8 @@ fn more_hosts(start: &Start, limits: &[Limit]) -> Option<String> {
 
 /// The most layers that fit, found from below: small plans are quick to make.
 fn fewer_layers(start: &Start, limits: &[Limit]) -> Option<String> {
-    let now = start.plan.architecture.layers;
+    let positions = start.plan.batch.positions;
+    let now = start.config.model.resolve(start.vocab, positions).ok()?.layers;
     let fits_with = |layers: usize| {
         let mut config = start.config.clone();
         config.model.layers = Some(layers);

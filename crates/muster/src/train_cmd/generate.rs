@@ -2,9 +2,9 @@
 
 use checkpoint::Checkpoint;
 use data::Tokenizer;
-use device::{DType, Device};
+use device::Device;
 use train::config::Config;
-use train::{RunPlan, Sampler, Sampling, load_weights};
+use train::{Sampler, Sampling};
 
 use crate::cli::GenerateArgs;
 use crate::config::CONFIG_BYTES_MAX;
@@ -27,21 +27,12 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = Device::cpu(threads)?;
-    let plan = RunPlan::new(&config, tokenizer.vocab_size(), 1, threads)?;
     let checkpoint = Checkpoint::open(&path)?;
-    let weights = device.zeros(&[plan.flat.len], DType::F32)?;
-    let moe = plan.architecture.moe.as_ref();
-    let experts = moe.map_or(1, |moe| moe.experts);
-    let layers = plan.architecture.moe_layers().max(1);
-    let router_bias = device.zeros(&[layers, experts], DType::F32)?;
-    let (_, params) = model::parameters(&plan.architecture)?;
-    let stream = device.stream();
-    load_weights(&checkpoint, &plan, &params, &stream, (&weights, &router_bias))?;
     let mut prompt = vec![tokenizer.end_of_text()];
     tokenizer.encode(&args.prompt, &mut prompt)?;
     let positions = (prompt.len() + args.tokens).clamp(1, config.batch.seq_len);
-    let (architecture, bucket) = (&plan.architecture, plan.bucket_elements);
-    let sampler = Sampler::new(&device, architecture, positions, bucket, &weights, &router_bias)?;
+    let of = (&config, tokenizer.vocab_size());
+    let sampler = Sampler::of_checkpoint(&device, &checkpoint, of, positions)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed };
     let vocab = tokenizer.vocab_size();
     let tokens = sampler.generate(&prompt, args.tokens, vocab, sampling)?;

@@ -189,8 +189,8 @@ fn trainer(
     let fraction = config.data.validation_fraction;
     let open = || Dataset::open(&job.prepared, config.batch.seq_len, config.seed, fraction);
     let dataset = work::calling("open of token files", None, open)?;
-    let (batch, bucket) = (plan.batch, plan.bucket_elements);
-    let engine = NativeEngine::new(device, &plan.architecture, batch, bucket, plan.weights)?;
+    let vocab = job.prepared.vocab_size as usize;
+    let engine = NativeEngine::of_plan(device, config, vocab, &plan)?;
     Ok(Trainer::new(Parts {
         config: config.clone(),
         plan,

@@ -3,11 +3,12 @@
 
 #![allow(dead_code)] // Each test program uses a part.
 
-use device::{DType, Device, Tensor};
+use device::{DType, Device, Stream, Tensor};
 use half::bf16;
 use layout::{CostTable, FlatLayout, LogicalTensor, Ownership, Part, Role, Schema};
 use optim::{
-    ClipDecision, Clipper, OptimizerConfig, ShardedOptimizer, StepScalars, TensorPlan, Verdict,
+    ClipDecision, Clipper, OptimizerConfig, ShardedOptimizer, StateView, StepScalars, TensorPlan,
+    Verdict,
 };
 
 /// A model and how it is optimized; the same for every number of ranks.
@@ -186,21 +187,48 @@ impl Cluster {
         }
     }
 
-    /// Every state of every rank, row by row: (tensor, slot, row) and bits, sorted.
-    pub fn state_rows(&self) -> Vec<(usize, &'static str, usize, Vec<u32>)> {
-        let stream = self.device.stream();
-        let mut rows = Vec::new();
-        for (rank, optimizer) in self.ranks.iter().enumerate() {
-            for state in optimizer.states(&self.weights[rank]).unwrap() {
-                for (index, row) in state.rows.clone().enumerate() {
-                    let values = state.view.rows(index..index + 1).unwrap();
-                    let values = stream.to_vec::<f32>(&values).unwrap();
-                    let bits = values.iter().map(|x| x.to_bits()).collect();
-                    rows.push((state.tensor, state.slot, row, bits));
-                }
+    /// Every state of every rank, row by row: position of the state, row, bits; sorted.
+    pub fn state_rows(&self) -> Vec<StateRow> {
+        let ranks = self.ranks.iter().zip(&self.weights);
+        let views = ranks.flat_map(|(rank, weights)| rank.states(weights).unwrap());
+        rows_of(&self.device.stream(), views)
+    }
+}
+
+/// Position of the state, row of its first axis, bits.
+pub type StateRow = (usize, usize, Vec<u32>);
+
+/// The rows of `views`, sorted.
+pub fn rows_of(stream: &Stream, views: impl IntoIterator<Item = StateView>) -> Vec<StateRow> {
+    let mut rows = Vec::new();
+    for state in views {
+        for index in 0..state.view.dim(0) {
+            let values = state.view.rows(index..index + 1).unwrap();
+            let values = stream.to_vec::<f32>(&values).unwrap();
+            let bits = values.into_iter().map(f32::to_bits).collect();
+            rows.push((state.state, first_row(&state) + index, bits));
+        }
+    }
+    rows.sort();
+    rows
+}
+
+/// Fills `views` from `rows`, and says how many elements they took.
+pub fn fill(stream: &Stream, views: Vec<StateView>, rows: &[StateRow]) -> usize {
+    let mut taken = 0;
+    for (state, row, bits) in rows {
+        let values: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
+        for view in views.iter().filter(|view| view.state == *state) {
+            let index = row.wrapping_sub(first_row(view));
+            if index < view.view.dim(0) {
+                stream.copy_in(&view.view.rows(index..index + 1).unwrap(), &values).unwrap();
+                taken += values.len();
             }
         }
-        rows.sort();
-        rows
     }
+    taken
+}
+
+fn first_row(state: &StateView) -> usize {
+    state.region.offset.first().copied().unwrap_or(0)
 }

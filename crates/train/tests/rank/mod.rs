@@ -63,8 +63,8 @@ pub fn trainer_with(
     let plan = plan.unwrap();
     let fraction = config.data.validation_fraction;
     let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, fraction).unwrap();
-    let (shape, bucket) = (&plan.architecture, plan.bucket_elements);
-    let engine = NativeEngine::new(device, shape, plan.batch, bucket, plan.weights).unwrap();
+    let vocab = prepared.vocab_size as usize;
+    let engine = NativeEngine::of_plan(device, config, vocab, &plan).unwrap();
     let (config, device) = (config.clone(), device.clone());
     let parts = Parts { config, plan, world, device, optimizer_device, dataset, engine };
     Trainer::new(parts).unwrap()
