@@ -87,7 +87,7 @@ impl Engine {
     /// The summed loss alone.
     pub fn evaluate(&self, inputs: &Inputs) -> f64 {
         let stash = self.model.forward(inputs, self.state(), &mut NoHooks).unwrap();
-        self.model.evaluate(&stash, self.state(), &self.loss).unwrap();
+        self.model.evaluate(&stash, self.state(), &self.loss, &mut NoHooks).unwrap();
         self.read(&self.loss)[0]
     }
 

@@ -37,6 +37,9 @@ pub enum ModelError {
     /// What is asked for is no part of this model.
     #[error("this model's plan has no {what}")]
     Unplanned { what: &'static str },
+    /// A hook ended the pass.
+    #[error(transparent)]
+    Hook(#[from] crate::HookError),
     /// Mistakes that have nothing to do with each other.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<ModelError>),

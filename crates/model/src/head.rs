@@ -53,6 +53,11 @@ impl Head {
         }
     }
 
+    /// Of the matrix that it multiplies by, an index into the schema.
+    pub fn output_tensor(&self) -> usize {
+        self.output.tensor
+    }
+
     /// The rows of each chunk.
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (rows, step) = (self.rows, logit_rows(self.rows).max(1));

@@ -30,6 +30,7 @@ mod embedding;
 mod error;
 mod experts;
 mod head;
+mod hooks;
 mod init;
 mod mlp;
 mod names;
@@ -44,23 +45,8 @@ pub use architecture::{Architecture, Feed, Moe};
 pub use arena::{MicroBatch, Types};
 pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
 pub use error::ModelError;
+pub use hooks::{HookError, Hooks, NoHooks};
 pub use init::initialize;
 pub use run::{Gradients, State};
 pub use stash::Stash;
 pub use transformer::{Inputs, Model, Parameters, active_parameters, memory_plan, parameters};
-
-/// Told how far a pass has come; the trainer moves buckets meanwhile.
-pub trait Hooks {
-    /// Weights from this flat element on are about to be read, and none below it yet.
-    fn need(&mut self, from: usize);
-    /// Gradients from this flat element on are complete.
-    fn ready(&mut self, from: usize);
-}
-
-/// Hooks that do nothing.
-pub struct NoHooks;
-
-impl Hooks for NoHooks {
-    fn need(&mut self, _from: usize) {}
-    fn ready(&mut self, _from: usize) {}
-}

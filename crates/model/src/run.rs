@@ -1,7 +1,7 @@
 //! What blocks run their operations with: places as tensors, weights in the compute type, and
 //! the operations of several lines that all blocks have.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use device::{DType, Stream, Tensor};
 use kernels::gemm::{Matmul, Matrix};
@@ -42,6 +42,8 @@ pub struct Gradients<'a> {
 /// What all passes share.
 pub(crate) struct Core {
     pub flat: FlatLayout,
+    /// First tensors of the sections that hooks hear of, in order.
+    pub sections: Vec<usize>,
     pub batch: MicroBatch,
     /// Of each stash.
     pub views: Vec<Views>,
@@ -81,6 +83,14 @@ impl Pass<'_> {
     /// Enqueues an operation.
     pub fn run(&self, operation: impl Op) -> Done {
         Ok(operation.launch(&self.core.stream)?)
+    }
+
+    /// The flat elements of the section that `tensor` is in, up to the next section.
+    pub fn section(&self, tensor: usize) -> Range<usize> {
+        let Core { flat, sections, .. } = self.core;
+        let next = sections.partition_point(|&first| first <= tensor);
+        let start = |section: usize| flat.offsets[sections[section]];
+        start(next - 1)..if next < sections.len() { start(next) } else { flat.len }
     }
 
     pub fn at(&self, place: Place) -> Tensor {

@@ -62,21 +62,27 @@ impl Layer {
     }
 
     /// From its `x` to `next`.
-    fn forward(&self, p: &Pass, next: Place) -> Done {
+    fn forward(&self, p: &Pass, next: Place, hooks: &mut dyn Hooks) -> Done {
+        hooks.need(p.section(self.norm.first_tensor()))?;
         self.norm.forward(p)?;
         p.copy(self.x, self.x_mid)?;
         self.mixer.forward(p, self.norm.h, self.x_mid)?;
+        hooks.need(p.section(self.feed_norm.first_tensor()))?;
         self.feed_norm.forward(p)?;
         p.copy(self.x_mid, next)?;
         self.feed.forward(p, self.feed_norm.h, next)
     }
 
     /// From `dx` of what follows to `dx` of its `x`.
-    fn backward(&self, b: &Back) -> Done {
+    fn backward(&self, b: &Back, hooks: &mut dyn Hooks) -> Done {
+        hooks.need(b.section(self.feed_norm.first_tensor()))?;
         self.feed.backward(b, self.feed_norm.h)?;
         self.feed_norm.backward(b, Onto::Add)?;
+        hooks.ready(b.section(self.feed_norm.first_tensor()))?;
+        hooks.need(b.section(self.norm.first_tensor()))?;
         self.mixer.backward(b, self.norm.h)?;
-        self.norm.backward(b, Onto::Add)
+        self.norm.backward(b, Onto::Add)?;
+        Ok(hooks.ready(b.section(self.norm.first_tensor()))?)
     }
 }
 
@@ -89,6 +95,13 @@ impl Transformer {
         let final_norm = Norm::new(d, Part::FinalNorm, x_final);
         let head = Head::new(d, final_norm.h, embedding.table);
         Transformer { embedding, layers, final_norm, head }
+    }
+
+    /// The first tensor of each section: embedding, both halves of each layer, final norm, head.
+    fn sections(&self) -> Vec<usize> {
+        let halves = self.layers.iter().flat_map(|layer| [&layer.norm, &layer.feed_norm]);
+        let norms = halves.chain([&self.final_norm]).map(Norm::first_tensor);
+        std::iter::once(0).chain(norms).chain(self.head.own_tensor).collect()
     }
 
     /// The residual stream before `layer`, or after the last.
@@ -236,6 +249,7 @@ impl Model {
             |(width, theta)| rope::table(device, batch.positions, width, theta, types.compute);
         let core = Core {
             flat: FlatLayout::new(&schema, bucket_elements),
+            sections: parts.sections(),
             batch,
             views: (0..in_flight).map(views).collect::<Result<_, _>>()?,
             inputs,
@@ -299,13 +313,12 @@ impl Model {
         self.core.stream.copy_in(&p.at(places.tokens), inputs.tokens)?;
         self.core.stream.copy_in(&p.at(places.targets), inputs.targets)?;
         self.core.stream.copy_in(&p.at(places.doc_start), inputs.doc_start)?;
-        hooks.need(0);
+        hooks.need(p.section(0))?;
         parts.embedding.forward(&p, parts.x(0))?;
         for (i, layer) in parts.layers.iter().enumerate() {
-            hooks.need(self.start(&layer.norm));
-            layer.forward(&p, parts.x(i + 1))?;
+            layer.forward(&p, parts.x(i + 1), hooks)?;
         }
-        hooks.need(self.start(&parts.final_norm));
+        hooks.need(p.section(parts.final_norm.first_tensor()))?;
         parts.final_norm.forward(&p)?;
         Ok(stash)
     }
@@ -314,8 +327,16 @@ impl Model {
     ///
     /// # Errors
     /// Device errors.
-    pub fn evaluate(&self, stash: &Stash, state: State, loss: &Tensor) -> Result<(), ModelError> {
-        self.parts.head.evaluate(&self.pass(stash, state)?, loss)
+    pub fn evaluate(
+        &self,
+        stash: &Stash,
+        state: State,
+        loss: &Tensor,
+        hooks: &mut dyn Hooks,
+    ) -> Result<(), ModelError> {
+        let p = self.pass(stash, state)?;
+        hooks.need(p.section(self.parts.head.output_tensor()))?;
+        self.parts.head.evaluate(&p, loss)
     }
 
     /// Logits of one row of a micro-batch, for sampling.
@@ -345,23 +366,19 @@ impl Model {
         hooks: &mut dyn Hooks,
     ) -> Result<(), ModelError> {
         let (b, parts) = (Back { pass: self.pass(&stash, state)?, to }, &self.parts);
+        hooks.need(b.section(parts.head.output_tensor()))?;
         parts.head.backward(&b)?;
         if let Some(own) = parts.head.own_tensor {
-            hooks.ready(self.core.flat.offsets[own]);
+            hooks.ready(b.section(own))?;
         }
+        hooks.need(b.section(parts.final_norm.first_tensor()))?;
         parts.final_norm.backward(&b, Onto::Overwrite)?;
+        hooks.ready(b.section(parts.final_norm.first_tensor()))?;
         for layer in parts.layers.iter().rev() {
-            layer.backward(&b)?;
-            hooks.ready(self.start(&layer.norm));
+            layer.backward(&b, hooks)?;
         }
         parts.embedding.backward(&b)?;
-        hooks.ready(0);
-        Ok(())
-    }
-
-    /// The first flat element of a norm, with which a layer begins.
-    fn start(&self, norm: &Norm) -> usize {
-        self.core.flat.offsets[norm.first_tensor()]
+        Ok(hooks.ready(b.section(0))?)
     }
 }
 

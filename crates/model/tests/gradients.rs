@@ -91,7 +91,7 @@ impl Harness {
     }
 
     fn loss(&self) -> f64 {
-        self.model.evaluate(&self.forward(), self.state(), &self.loss).unwrap();
+        self.model.evaluate(&self.forward(), self.state(), &self.loss, &mut NoHooks).unwrap();
         self.model.stream().to_vec::<f64>(&self.loss).unwrap()[0]
     }
 

@@ -109,6 +109,6 @@ fn more_than_were_planned_are_refused_until_one_is_given_back() {
     pair.backward(again, 0);
     // Of another model.
     let stash = Pair::new(1).forward(0).unwrap();
-    let refused = pair.model.evaluate(&stash, pair.state(), &pair.loss).unwrap_err();
+    let refused = pair.model.evaluate(&stash, pair.state(), &pair.loss, &mut NoHooks).unwrap_err();
     assert_eq!(refused.to_string(), "this model's plan has no activations of another model");
 }

@@ -109,6 +109,7 @@ pub trait Engine {
         stash: Self::Stash,
         weights: &Tensor,
         loss: &Tensor,
+        hooks: &mut dyn Hooks,
     ) -> Result<(), TrainError>;
 
     /// The memory of [`Declared::states`], each of the declared shape or of as many elements.

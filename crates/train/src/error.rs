@@ -14,7 +14,10 @@ pub enum TrainError {
     #[error(transparent)]
     Optimizer(#[from] optim::OptimError),
     #[error(transparent)]
-    Model(#[from] model::ModelError),
+    Model(model::ModelError),
+    /// Of an engine other than the native one.
+    #[error(transparent)]
+    Engine(Box<dyn std::error::Error + Send + Sync>),
     #[error(transparent)]
     Data(#[from] data::DataError),
     #[error(transparent)]
@@ -52,6 +55,22 @@ pub enum TrainError {
     Vote { rank: usize, got: usize, expected: usize },
     #[error("cannot tell what happens: {0}")]
     Events(std::io::Error),
+}
+
+impl From<model::ModelError> for TrainError {
+    fn from(error: model::ModelError) -> TrainError {
+        match error {
+            model::ModelError::Hook(error) => TrainError::of_hook(error),
+            error => TrainError::Model(error),
+        }
+    }
+}
+
+impl TrainError {
+    /// The error that the trainer's own hooks ended a pass with, or another's.
+    pub fn of_hook(error: model::HookError) -> TrainError {
+        error.downcast().map_or_else(TrainError::Engine, |own| *own)
+    }
 }
 
 fn files_text(files: Option<u64>) -> String {

@@ -16,6 +16,7 @@ impl<E: Engine> Trainer<E> {
     /// As a step.
     pub fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let start = std::time::Instant::now();
+        self.ranks.settle()?;
         let available = self.dataset.validation_samples();
         let wanted = match self.config.train.eval_samples {
             0 => available,
@@ -90,7 +91,7 @@ impl<E: Engine> Trainer<E> {
         };
         let crate::trainer::Memory { weights, loss, .. } = &self.memory;
         let stash = self.engine.forward(&inputs, weights, &mut NoHooks)?;
-        self.engine.evaluate(stash, weights, loss)?;
+        self.engine.evaluate(stash, weights, loss, &mut NoHooks)?;
         let loss = self.engine.stream().to_vec::<f64>(&self.memory.loss)?[0];
         Ok((loss, tokens, bytes))
     }

@@ -5,8 +5,9 @@
 //! step ─▶ data ▶ forward ▶ backward ▶ … ▶ reduce ▶ vote ▶ optimizer ▶ gather ─▶ saves ─▶ step
 //! ```
 //!
-//! What a step took is complete when the next one begins, and goes to the other ranks with the
-//! next vote (`crate::vote`). Every lap is also a span of the trace, while one is recorded.
+//! What a step took is complete when the next one begins, but for the exchange of its weights,
+//! which goes on until they are read. It goes to the other ranks with the next vote
+//! (`crate::vote`). Every lap is also a span of the trace, while one is recorded.
 
 use comm::Timings;
 use device::trace::{self, Detail, Span};
@@ -106,18 +107,39 @@ pub(crate) struct Laps {
     begin_ns: u64,
     last_ns: u64,
     spent: Spent,
-    /// Totals of operations when it began.
+    /// The step before it, and what that took.
+    ended: Option<(u64, Spent)>,
+    /// Whether operations of the step before may still run.
+    is_moving: bool,
+    /// Totals of operations when its own began.
     before: Timings,
 }
 
 impl Laps {
-    /// A step begins, and the one before it ends: that and what it took, if there was one.
-    pub(crate) fn begin(&mut self, step: u64, operations: Timings) -> Option<(u64, Spent)> {
-        let before = (self.step > 0).then(|| self.end(operations));
-        let now_ns = trace::now_ns();
-        let (spent, before_it) = (Spent::default(), operations);
-        *self = Laps { step, begin_ns: now_ns, last_ns: now_ns, spent, before: before_it };
-        before
+    /// A step begins, and the one before it ends.
+    pub(crate) fn begin(&mut self, step: u64) {
+        self.lap(Part::Between);
+        self.ended = (self.step > 0).then_some((self.step, self.spent));
+        (self.step, self.spent, self.is_moving) = (step, Spent::default(), true);
+        self.begin_ns = trace::now_ns();
+        self.last_ns = self.begin_ns;
+    }
+
+    /// The operations of the step before are done and those of this one have not begun. Only the
+    /// first call of a step counts.
+    pub(crate) fn moved(&mut self, operations: Timings) {
+        if !std::mem::take(&mut self.is_moving) {
+            return;
+        }
+        if let Some((_, spent)) = &mut self.ended {
+            spent.operations = operations.since(&self.before);
+        }
+        self.before = operations;
+    }
+
+    /// The step before this one and what it took, if this process took it: after [`Laps::moved`].
+    pub(crate) fn ended(&self) -> Option<(u64, Spent)> {
+        self.ended
     }
 
     /// Whether no step has begun since the last one ended.
@@ -165,7 +187,9 @@ mod tests {
     #[test]
     fn the_parts_are_all_of_the_time_and_survive_as_words() {
         let mut laps = Laps::default();
-        assert_eq!(laps.begin(1, Timings::default()), None);
+        laps.begin(1);
+        laps.moved(Timings::default());
+        assert_eq!(laps.ended(), None);
         for part in Part::ALL {
             std::hint::black_box((0..1000).sum::<u64>());
             laps.lap(part);
@@ -173,7 +197,9 @@ mod tests {
         let took = laps.step_done();
         let parts = |spent: &Spent| Part::ALL.map(|part| spent.part_ns(part)).iter().sum::<u64>();
         assert_eq!(parts(laps.spent()), took);
-        let (step, spent) = laps.begin(2, Timings::default()).unwrap();
+        laps.begin(2);
+        laps.moved(Timings::default());
+        let (step, spent) = laps.ended().unwrap();
         assert!(step == 1 && parts(&spent) >= took);
         assert_eq!(Spent::from_words(spent.words()), spent);
         let twice = spent.plus(&spent);

@@ -172,8 +172,9 @@ impl Engine for NativeEngine {
         stash: Stash,
         weights: &Tensor,
         loss: &Tensor,
+        hooks: &mut dyn Hooks,
     ) -> Result<(), TrainError> {
-        Ok(self.model.evaluate(&stash, self.state(weights), loss)?)
+        Ok(self.model.evaluate(&stash, self.state(weights), loss, hooks)?)
     }
 
     fn states(&self) -> Result<Vec<Tensor>, TrainError> {

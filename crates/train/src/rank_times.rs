@@ -130,6 +130,7 @@ impl<E: Engine> Trainer<E> {
         if self.laps.is_idle() {
             return Ok(None);
         }
+        self.ranks.settle()?;
         let spent = Some(self.laps.end(self.ranks.world.timings()));
         let mut mine = Vec::new();
         Ballot { spent, target_bytes: Some(0), ..Ballot::default() }.encode(&mut mine);

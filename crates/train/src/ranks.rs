@@ -1,6 +1,7 @@
 //! What a rank has of the others: the control plane's channels, and the group that moves gradients
 //! and weights.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,21 +23,13 @@ pub(crate) struct Ranks {
     /// Of each bucket, in the order in which backward completes them; none where a rank has the
     /// sums already.
     reductions: Vec<Prepared>,
-    /// None where a rank owns all weights.
-    gather: Option<Prepared>,
-}
-
-/// Reductions of a step that are on their way.
-#[derive(Default)]
-pub(crate) struct Submitted {
-    buckets: usize,
-    last: Option<Pending>,
-}
-
-impl Submitted {
-    pub(crate) fn buckets(&self) -> usize {
-        self.buckets
-    }
+    /// The last reduction that was submitted.
+    reducing: Option<Pending>,
+    /// Of each bucket, in the order in which forward reads them: its first element, and the
+    /// exchange of its weights. None where a rank owns all weights.
+    gathers: Vec<(usize, Prepared)>,
+    /// Weights on their way, of which nobody may read what begins there.
+    coming: VecDeque<(usize, Pending)>,
 }
 
 /// The memory that moves.
@@ -89,55 +82,75 @@ impl Ranks {
         };
         let reductions = match is_reduced {
             true => Vec::new(),
-            false => buckets.map(reduce).collect::<Result<_, _>>()?,
+            false => buckets.clone().map(reduce).collect::<Result<_, _>>()?,
         };
-        let gather = Gather {
-            window: moving.weights,
-            element_bytes: plan.weights.bytes(),
-            segments: plan.segments.as_slice().into(),
+        let gather = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
+            let gather = Gather {
+                window: moving.weights.clone(),
+                element_bytes: plan.weights.bytes(),
+                segments: segments.as_slice().into(),
+            };
+            Ok((bucket.range.start, group.prepare(Op::AllGatherSegments(gather))?))
         };
-        let gather = match world.size() {
-            1 => None,
-            _ => Some(group.prepare(Op::AllGatherSegments(gather))?),
+        let gathers: Vec<_> = match world.size() {
+            1 => Vec::new(),
+            _ => buckets.rev().map(gather).collect::<Result<_, TrainError>>()?,
         };
         let [training, saving] =
             [Channel::Training, Channel::Saving].map(|channel| world.control(channel));
-        Ok(Ranks { world, training, saving, group, reductions, gather })
+        let coming = VecDeque::with_capacity(gathers.len());
+        let reducing = None;
+        Ok(Ranks { world, training, saving, group, reductions, reducing, gathers, coming })
     }
 
     pub(crate) fn rank(&self) -> usize {
         self.world.rank()
     }
 
-    /// Gives every owner the sums of its gradients, after everything on `after`: of the buckets
-    /// that are not `submitted`; and waits for all.
-    pub(crate) fn reduce(
-        &self,
-        after: &Stream,
-        mut submitted: Submitted,
-    ) -> Result<(), TrainError> {
-        while submitted.buckets < self.reductions.len() {
-            self.submit_next(after, &mut submitted)?;
-        }
-        Ok(submitted.last.map_or(Ok(()), |last| last.wait())?)
-    }
-
-    /// Submits the reduction of the next bucket.
-    pub(crate) fn submit_next(
-        &self,
-        after: &Stream,
-        submitted: &mut Submitted,
-    ) -> Result<(), TrainError> {
-        if let Some(next) = self.reductions.get(submitted.buckets) {
-            submitted.last = Some(self.group.submit(after, next)?);
-            submitted.buckets += 1;
+    /// Submits the reduction of a bucket, after everything on `after`: its owners get the sums.
+    /// All ranks submit buckets in their order.
+    pub(crate) fn reduce(&mut self, after: &Stream, bucket: usize) -> Result<(), TrainError> {
+        if let Some(reduction) = self.reductions.get(bucket) {
+            self.reducing = Some(self.group.submit(after, reduction)?);
         }
         Ok(())
     }
 
-    /// Gives everyone the weights of all owners, after everything on `after`; waits.
-    pub(crate) fn gather(&self, after: &Stream) -> Result<(), TrainError> {
-        let Some(gather) = &self.gather else { return Ok(()) };
-        Ok(self.group.submit(after, gather)?.wait()?)
+    /// Waits until all that was submitted is reduced.
+    pub(crate) fn reduced(&mut self) -> Result<(), TrainError> {
+        Ok(self.reducing.take().map_or(Ok(()), |last| last.wait())?)
+    }
+
+    /// Submits the exchange of all weights, after everything on `after`, bucket by bucket in the
+    /// order in which the next step reads them: everyone gets those of all owners.
+    pub(crate) fn gather(&mut self, after: &Stream) -> Result<(), TrainError> {
+        for (start, gather) in &self.gathers {
+            self.coming.push_back((*start, self.group.submit(after, gather)?));
+        }
+        Ok(())
+    }
+
+    /// Whether weights before element `until` are still on their way.
+    pub(crate) fn are_coming(&self, until: usize) -> bool {
+        self.coming.front().is_some_and(|(start, _)| *start < until)
+    }
+
+    /// Waits for all weights before element `until`.
+    ///
+    /// # Errors
+    /// A lost peer: the weights are then neither those before the step nor those after it.
+    pub(crate) fn await_weights(&mut self, until: usize) -> Result<(), TrainError> {
+        while self.are_coming(until) {
+            self.coming.pop_front().map_or(Ok(()), |(_, gather)| gather.wait())?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all weights.
+    ///
+    /// # Errors
+    /// As [`Ranks::await_weights`].
+    pub(crate) fn settle(&mut self) -> Result<(), TrainError> {
+        self.await_weights(usize::MAX)
     }
 }

@@ -108,7 +108,8 @@ impl Trainer<NativeEngine> {
     ///
     /// # Errors
     /// Memory.
-    pub fn into_sampler(self) -> Result<(Sampler, Dataset), TrainError> {
+    pub fn into_sampler(mut self) -> Result<(Sampler, Dataset), TrainError> {
+        self.ranks.settle()?;
         let Trainer { plan, ranks, dataset, engine, memory, optimizer, stream, .. } = self;
         let Memory { weights, grads, .. } = memory;
         let (architecture, bias) =

@@ -51,6 +51,7 @@ impl<E: Engine> Trainer<E> {
     /// A rank that could not write; nothing older is touched.
     pub fn save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
         let started = Instant::now();
+        self.ranks.settle()?;
         self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
         let committed = self.saver()?.save(store, attempt, &self.run_state())?;
@@ -105,6 +106,7 @@ impl<E: Engine> Trainer<E> {
         let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
+        self.ranks.settle()?;
         self.engine.weights_changed();
         self.engine.states_changed()?;
         let state = checkpoint.run_state().clone();
@@ -170,7 +172,8 @@ impl<E: Engine> Trainer<E> {
     ///
     /// # Errors
     /// Device errors.
-    pub fn weights_digest(&self) -> Result<String, TrainError> {
+    pub fn weights_digest(&mut self) -> Result<String, TrainError> {
+        self.ranks.settle()?;
         let mut hasher = blake3::Hasher::new();
         let (weights, states) = (&self.memory.weights, self.engine.states()?);
         self.stream.with_memory("digest", |k| {
