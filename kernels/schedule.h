@@ -127,7 +127,7 @@ constexpr Unit locate(const MusterGemmProblem* problems, uint32_t count, uint32_
     return {index, square(problem, unit - problem.first_block, group_rows)};
 }
 
-// What a cluster of a persistent launch takes at a time: a unit, or half the rows of one.
+// The work that a cluster of a persistent launch takes at a time: a unit, or half the rows of one.
 struct Piece {
     uint32_t unit;
     uint32_t half;

@@ -1,4 +1,4 @@
-//! What a run leaves, and what the commands that look at it say and return.
+//! The files that a run leaves, and the output and exit codes of the commands that look at it.
 
 mod common;
 

@@ -189,7 +189,7 @@ fn a_report_joins_what_is_printed_and_one_that_fails_keeps_no_other_away() {
     assert!(lines[1].contains("shape") && lines[2].contains("8x8x8"), "{text}");
     assert!(text.trim_end().rsplit('\n').next().unwrap().contains("8x8x8"), "{text}");
 
-    // What cannot be there is known before anything is measured.
+    // A file that cannot be there is known before anything is measured.
     let files = ["--threads", "1", "--json", "gone/r.json", "--csv", "r.csv"];
     refused(dir.path(), &[&few[..], &files].concat());
     assert!(!dir.path().join("r.csv").exists());

@@ -435,7 +435,7 @@ fn files_that_cannot_be_written_are_told_before_anything_is_measured() {
         ),
         (&["--csv", "/dev/full"], "--csv: /dev/full is a device that takes no file"),
         (&["--max", "8", "--links", "l.json"], "use --max 32 or more"),
-        // What is refused for another reason leaves no directory.
+        // A command that is refused for another reason leaves no directory.
         (&["--trace", "gone/t.json", "--warmup", "1", "--within", "0"], "--within 0"),
         (&["--trace", "gone", "--bind", "127.0.0.1"], "over shared memory no rank listens"),
     ] {

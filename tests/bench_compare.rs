@@ -13,7 +13,7 @@ fn compare(dir: &Path, args: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// What nccl-tests prints for an all_reduce on two devices: (bytes, µs, wrong elements).
+/// The output of nccl-tests for an all_reduce on two devices: (bytes, µs, wrong elements).
 fn log(cases: &[(u64, f64, &str)]) -> String {
     let mut text = "\
 # nccl-tests version 2.19.6 nccl-headers=23007 nccl-library=23007
@@ -126,7 +126,7 @@ fn a_run_that_failed_by_its_own_word_is_not_fit_to_compare() {
         );
         assert!(stderr.contains(&format!("failed.log: its run failed: {said}")), "{stderr}");
     }
-    // What its library only warned of is told, and no failure.
+    // A warning of its library is told, and is no failure.
     put(dir, "warned.log", &(good + "# error: no such plugin\n"));
     let (code, table, stderr) = compare(dir, &["good.log", "warned.log"]);
     let said = "warned.log: its run did not fail, and said: line 16: error: no such plugin";
@@ -222,7 +222,7 @@ fn where_the_comparison_goes_is_checked_before_anything_is_read() {
         (".", "--json: . is a directory"),
         ("/dev/full", "--json: /dev/full is a device that takes no file"),
     ] {
-        // What is wrong with a side would be told later.
+        // Faults of a side would be told later.
         for new in ["new.log", "none.log"] {
             let new = if json == "./new.log" { "new.log" } else { new };
             let (code, stdout, stderr) = compare(dir, &["base.log", new, "--json", json]);

@@ -1,5 +1,5 @@
-//! What a person gets to read of files, pipes and devices that are not what a command needs: the
-//! whole message, from the real binary.
+//! The messages for files, pipes and devices that are not what a command needs: whole, from the
+//! real binary.
 
 mod common;
 
@@ -235,7 +235,7 @@ fn a_full_disk_is_an_error() {
         assert!(said.contains("pipe is a pipe that nobody reads"), "{said}");
         // The measurement is not lost with the file.
         assert!(!output.stdout.is_empty());
-        // What never takes a file is known before.
+        // A device that takes no file is known before.
         let output = desk.muster(&[&bench[..], &[file, "/dev/full"]].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{file}\n{said}");
@@ -244,7 +244,7 @@ fn a_full_disk_is_an_error() {
     }
 }
 
-/// What was measured goes through links, and to devices, and replaces neither.
+/// Results go through links, and to devices, and replace neither.
 #[test]
 fn links_and_devices_stay_what_they_are() {
     let desk = Desk::new();
@@ -284,7 +284,7 @@ fn a_training_goes_on_unseen() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert_eq!(said.matches("warning: cannot write to standard output: ").count(), 1, "{said}");
-    // What it saved is whole, and can be used.
+    // The checkpoint that it saved is whole, and can be used.
     assert!(desk.muster(&["ckpt", "verify", "runs/run"]).status.success());
     for args in [&["ckpt", "ls", "runs/run"][..], &["generate", "runs/run", "--tokens", "2"]] {
         let output = desk.command(args).stdout(full()).output().unwrap();

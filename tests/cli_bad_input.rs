@@ -1,5 +1,4 @@
-//! What a person gets to read after a mistake in a config or a command: the whole message, from the
-//! real binary.
+//! The messages after a mistake in a config or a command: whole, from the real binary.
 
 mod common;
 
@@ -292,7 +291,7 @@ fn nothing_that_was_written_steers_the_terminal() {
         desk.transcript(&["orthogonalize", escape, "out"]),
         desk.transcript(&["bench", "memory", "--sizes", escape]),
     ] {
-        // What was typed is the first line.
+        // The command as it was typed is the first line.
         let (_, said) = said.split_once("\n[exit").unwrap();
         assert!(!said.contains(['\x1b', '\u{9b}', '\u{202e}']), "{said:?}");
         assert!(said.starts_with(" 2]"), "{said}");

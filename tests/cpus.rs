@@ -9,7 +9,7 @@ use common::cpus::{list, two_cpus, two_nodes};
 use common::{LONG, Workdir, steps};
 use serde_json::Value;
 
-/// What `/proc` says of the CPUs that each thread of a process may use: each list once.
+/// The CPUs that each thread of a process may use, by `/proc`: each list once.
 fn allowed(pid: u32) -> Vec<String> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let mut lists: Vec<String> = threads.filter_map(|thread| list(&thread.path())).collect();

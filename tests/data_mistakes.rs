@@ -1,10 +1,10 @@
-//! What a person reads when the data of a run are not what its config says.
+//! The messages where the data of a run are not what its config says.
 
 mod common;
 
 use common::Workdir;
 
-/// What `muster train` says of these data, which must be the user's mistake.
+/// The error of `muster train` for these data, which must be the user's mistake.
 fn refusal(run: &Workdir, sets: &[&str]) -> String {
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", *set]).collect();
     let done = run.train(&sets);

@@ -82,7 +82,7 @@ fn a_disk_with_room_for_some_is_a_warning_and_a_full_one_leaves_what_is_saved() 
     warning: the disk of runs/space-some/checkpoints has room for 3 of the 6 checkpoints that are to lie there together (checkpoint.keep: 0 keeps all), each of about N bytes in 7 files; N bytes and N files are free
     error: disk full writing runs/space-some/checkpoints/step-00000004.g0001/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory
     ");
-    // What had been saved before is whole.
+    // The checkpoint that had been saved before is whole.
     assert!(done.stdout.contains("every checksum right"), "{done}");
 }
 

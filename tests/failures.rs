@@ -1,4 +1,4 @@
-//! What a person sees, and what is left on disk, when a run is stopped or something breaks.
+//! The messages, and the files left on disk, when a run is stopped or something breaks.
 //!
 //! Whole messages are compared; directories, ports and what else differs between runs are
 //! replaced by words in capitals.
@@ -127,7 +127,7 @@ fn a_second_ctrl_c_stops_at_once() {
     }
 }
 
-/// What is said by a run of two ranks, of which one stands still.
+/// The error of a run of two ranks, of which one stands still.
 fn stopped_at_once(run: &Workdir, more: &[&str]) -> String {
     let mut job = run.start(&[&LONG[..], &["--ranks", "2"], more].concat());
     steps(run, &mut job, 2);
@@ -359,7 +359,7 @@ fn a_full_disk_keeps_the_older_checkpoint() {
         error: disk full writing runs/fail-full/checkpoints/step-N.g0002/rank-00000: N more bytes are needed and N are free; older checkpoints are intact; free some space, keep fewer checkpoints or choose another directory
     The other ranks were stopped. Checkpoints are intact: the same command continues from the newest one, or anew where none was saved yet.
     ");
-    // What was begun is removed, what was there is whole.
+    // The checkpoint that was begun is removed, the one that was there is whole.
     assert!(done.stdout.contains("  2     1 "), "{done}");
     assert_eq!(done.stdout.lines().count(), 3, "{done}");
 }

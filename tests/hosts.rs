@@ -141,7 +141,7 @@ fn a_mistake_on_one_host_ends_the_waiting_of_the_other() {
     assert!(first.stderr.starts_with(start), "{first}");
     let second = second.wait();
     let looks = format!("node 1 will not start; looking for node 0 at 127.0.0.1:{port} for 8 s");
-    // What is wrong is said before others are looked for, and once.
+    // The mistake is told before others are looked for, and once.
     assert!(second.stderr.starts_with("error: 1 mistake in run.yaml"), "{second}");
     assert_eq!(second.stderr.matches("1 mistake in run.yaml").count(), 1, "{second}");
     assert!(second.stderr.contains(&looks), "{second}");

@@ -62,7 +62,7 @@ fn process(job: &Job, rank: usize) -> u32 {
     found.expect("it runs").1
 }
 
-/// What a host says first of the end.
+/// The first error line of a host at the end.
 fn headline(done: &Done) -> &str {
     assert_eq!(done.code(), Some(3), "{done}");
     done.stderr.lines().find(|line| line.starts_with("error: ")).expect("an error")

@@ -76,7 +76,7 @@ fn weights_over_tls_are_those_of_one_host() {
     assert!(format!("{}{}", alone.stdout, alone.stderr).contains(said), "{alone}");
 }
 
-/// What a host says that is not taken, and what node 0 says of it; then the right one is taken.
+/// A host that is not taken is named by itself and by node 0; then the right one is taken.
 #[test]
 fn a_host_that_is_not_taken_is_named_on_both_sides_and_the_job_goes_on() {
     let run = Workdir::new("tls-strangers");

@@ -30,7 +30,7 @@ const STANDS: usize = 3;
 /// How long ranks wait for each other where they will stand still.
 const TIMEOUT_MS: u64 = 3000;
 
-/// What happens to a start.
+/// The fate of a start.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     Killed,
@@ -133,7 +133,7 @@ fn kills_do_not_change_the_weights() {
             break;
         }
         if backend == "shm" && ranks != "1" && !seen {
-            // What is looked for at the end can be found while it is there.
+            // The memory that is looked for at the end can be found while it is there.
             seen = job.wait_until(|| worker_with_shared_memory(&run));
         }
         if let_happen(&run, &mut job, &mut random, torn_before) {

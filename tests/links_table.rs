@@ -1,5 +1,5 @@
-//! What links are measured to be reaches the trainer: a table that `bench collectives` writes sets
-//! the size of buckets, says so, and changes no bit of the weights.
+//! A measured table of links reaches the trainer: the one that `bench collectives` writes sets the
+//! size of buckets, says so, and changes no bit of the weights.
 
 mod common;
 
@@ -63,7 +63,7 @@ fn a_table_sets_the_size_of_buckets_and_no_bit() {
     assert!(
         dry_run(&run, &["--set", "ranks.links=off"]).ends_with("the default: ranks.links is off")
     );
-    // What is configured wins over a table, even one that cannot be read.
+    // A configured size wins over a table, even one that cannot be read.
     let both = ["--set", "ranks.links=none.json", "--set", "ranks.bucket_bytes=65536"];
     let line = dry_run(&run, &both);
     assert!(line.contains(" of 64.0 KiB: as configured (ranks.bucket_bytes)"), "{line}");

@@ -111,7 +111,7 @@ fn mistakes_are_named() {
     refused("ranks.optimizer_device=sim:", &[], 2, nothing);
     let absent = &["ranks.optimizer_device cuda:7", "`cpu` needs no device"][..];
     refused("ranks.optimizer_device=cuda:7", &[], 3, absent);
-    // What is planned without it is shown.
+    // The plan without the device is shown.
     let done =
         run.train(&[&sets("ranks.optimizer_device=cuda:7", &[])[..], &["--dry-run"]].concat());
     assert_eq!(done.code(), Some(3), "{done}");
@@ -186,7 +186,7 @@ fn memory_stays_within_its_plan() {
     let saves = ["--ranks", "2", "--set", "train.steps=12", "--set", "checkpoint.every=1"];
     run.digest("saves", &saves);
     within("saves");
-    // What comes over sockets is kept once, not for every bucket.
+    // Bytes that come over sockets are kept once, not for every bucket.
     let buckets = ["--ranks", "4", "--backend", "tcp", "--set", "ranks.bucket_bytes=10000"];
     run.digest("buckets", &[&saves[2..], &buckets].concat());
     within("buckets");

@@ -1,4 +1,5 @@
-//! What a run goes on from when its checkpoints are damaged, cannot be read or lie elsewhere.
+//! The checkpoint that a run goes on from when its checkpoints are damaged, cannot be read or lie
+//! elsewhere.
 
 mod common;
 
@@ -73,7 +74,7 @@ fn a_checkpoint_that_cannot_be_read_is_not_passed_over() {
     What is there may be whole, so nothing older is gone on from in its place; to do that, name one with --resume PATH
     ");
     assert!(run.events_of(&run.name, "resumed").is_empty());
-    // What is no file is no checkpoint's.
+    // A manifest that is no file is no checkpoint's.
     std::fs::remove_file(&manifest).unwrap();
     std::fs::create_dir(&manifest).unwrap();
     let done = run.train(&["--max-steps", "3"]);

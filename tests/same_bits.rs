@@ -86,7 +86,7 @@ fn the_validation_loss() {
     }
 }
 
-/// What must change the bits does, so that the tests above can fail.
+/// Changes that must change the bits do, so that the tests above can fail.
 #[test]
 fn another_seed_order_or_model_has_other_bits() {
     let run = Workdir::new("bits-other");

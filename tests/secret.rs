@@ -11,9 +11,9 @@ use common::{Done, Job, MUSTER, Workdir, free_port};
 
 const OURS: &str = "the secret of this job, of 39 bytes or so";
 const OTHER: &str = "a secret of another job";
-/// What is said where there is none.
+/// The message where there is none.
 const NONE: &str = "the hosts of this job have no common secret";
-/// What to do about different ones.
+/// The advice about different ones.
 const ADVICE: &str = "give every host of the job the same one (ranks.secret_file, --secret-file or \
                       MUSTER_SECRET), or none";
 

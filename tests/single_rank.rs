@@ -13,7 +13,7 @@ const RANKS: usize = 3;
 /// A stopped rank is missed after this long.
 const TIMEOUT_MS: u64 = 1500;
 
-/// What becomes of a run whose ranks are disturbed so many times, and at which steps at most.
+/// A run whose ranks are killed and stopped so many times, and the most steps between.
 struct Trial<'a> {
     run: Workdir,
     sets: Vec<&'a str>,

@@ -39,7 +39,7 @@ fn masked(text: &str) -> String {
     words.join(" ")
 }
 
-/// What the user is told first.
+/// The first error line for the user.
 fn headline(done: &Done) -> String {
     let line = done.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     let line = common::without_operation(line);
@@ -156,7 +156,7 @@ fn a_supervisor_that_was_stopped_goes_on_and_its_ranks_did_meanwhile() {
         std::thread::sleep(2 * LONGER);
         let before = steps_of(&run);
         job.signal(libc::SIGCONT);
-        // What a pipe holds is told at once, and the rest of what was done.
+        // The lines that a pipe holds are told at once, and the rest of them when all was done.
         steps(&run, &mut job, 1000);
         assert!(before > 0);
         ends_well(&run, job);

@@ -183,7 +183,7 @@ impl Trace {
     }
 }
 
-/// What a trace of two ranks over these steps must hold.
+/// Checks a trace of two ranks over these steps: tracks, spans and arrows.
 fn check_two_ranks(trace: &Trace, transport: &str, steps: std::ops::RangeInclusive<u64>) {
     assert_eq!(trace.processes.len(), 2);
     for rank in 0..2 {

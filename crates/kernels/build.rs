@@ -121,7 +121,7 @@ impl Maker<'_> {
             .map(|command| tools::run(command).map_err(|why| format!("{}: {why}", image.file())))
             .collect::<Result<String, String>>();
         let made = said.and_then(|said| {
-            // What the compiler remarks is looked at by scripts/check_kernels.py.
+            // The compiler's remarks are looked at by scripts/check_kernels.py.
             write(&cache.join(format!("{name}.log")), said.as_bytes())?;
             std::fs::rename(scratch.join("image"), &path).map_err(|error| told(&path, error))
         });

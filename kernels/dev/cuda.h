@@ -125,7 +125,7 @@ template <class T>
 DEV_FN T* pointer(u64 address) {
     return reinterpret_cast<T*>(address);
 }
-// What no launch in flight writes.
+// Memory that no launch in flight writes to.
 template <class T>
 DEV_FN const T* constant(u64 address) {
     return pointer<const T>(address);

@@ -43,7 +43,7 @@ DEV_FN void count_await(u64 counter, u32 amount) {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
     } while (count < amount);
 }
-// What is known to be written to device memory is visible to the copies that this thread begins.
+// Makes known writes to device memory visible to the copies that this thread begins.
 DEV_FN void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- mbarriers ----------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ struct Lane {
     DEV_FN bool across(u32 i) const { return c == 4 * i + g; }
 };
 
-// What a lane holds of a sub-tile of C.
+// A lane's part of a sub-tile of C.
 struct Addend {
     u32x2 line[SUBTILE_ROWS][PATCH];
 };

@@ -1,4 +1,4 @@
-// What all epilogues have in common: the arithmetic, and which sub-tiles of a result are kept. A
+// The common part of all epilogues: the arithmetic, and which sub-tiles of a result are kept. A
 // sub-tile is 64×64, a tile of tile.h, at (tile_row, tile_col) of the grid.
 #pragma once
 

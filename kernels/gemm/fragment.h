@@ -65,8 +65,8 @@ DEV_FN void get(const unsigned char* image, u32 row, u32 col, u32 (&r)[4]) {
 #endif
 }
 
-// What a warp holds of a 64×64 sub-tile: fragments, ACROSS of them side by side, from (row, col)
-// on. v[f * FRAGMENT_F32 + i] is element i of fragment f.
+// A warp's part of a 64×64 sub-tile: fragments, ACROSS of them side by side, from (row, col) on.
+// v[f * FRAGMENT_F32 + i] is element i of fragment f.
 template <u32 FRAGMENTS, u32 ACROSS>
 struct Part {
     u32 row;

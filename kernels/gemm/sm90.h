@@ -39,7 +39,7 @@ struct Share {
     u32 m_tiles;
 };
 
-// What is dealt at a time.
+// The work that is dealt at a time: a problem and a share of it.
 struct Hand {
     MusterGemmProblem problem;
     Share share;
@@ -470,7 +470,7 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
     }
 }
 
-// What a warpgroup does with a hand.
+// A warpgroup's part of the work of a hand.
 template <class T, bool B_MN, u32 CLASS>
 DEV_FN void play(Ring<Sm90<CLASS>::STAGES>& ring, const Hand& hand, const Outbox& outbox,
                  u32 group, u32 turn, bool last) {

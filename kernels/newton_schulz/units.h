@@ -1,5 +1,5 @@
-// What the kernels around the products share: which matrix a unit of work belongs to, reading the
-// caller's matrix, and sums over a block in a fixed order.
+// The common part of the kernels around the products: which matrix a unit of work belongs to,
+// reading the caller's matrix, and sums over a block in a fixed order.
 #pragma once
 
 #include "../abi.h"

@@ -1,4 +1,4 @@
-// What a launch of ordered_sum_* is told; mirrored in Rust (gpu/abi.rs).
+// The arguments of a launch of ordered_sum_*; mirrored in Rust (gpu/abi.rs).
 #pragma once
 
 #include "../abi.h"

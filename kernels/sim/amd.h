@@ -1,5 +1,5 @@
-// What the runtime does for AMD's instructions, behind dev/sim_amd.h: the models of models_amd.h
-// as operations of a wave.
+// The runtime of AMD's instructions, behind dev/sim_amd.h: the models of models_amd.h as operations
+// of a wave.
 #pragma once
 
 #include "runtime.h"

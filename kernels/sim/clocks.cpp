@@ -20,7 +20,7 @@ void bump(Fiber* fiber) {
     if (launch.races) fiber->clock[fiber->index] = fiber->stamp;
 }
 
-// What the thread did in shared memory is over, so that its next release covers it.
+// Ends the thread's work in shared memory so far, so that its next release covers it.
 void settle(Fiber* fiber) {
     if (launch.races) fiber->clock[fiber->shared_actor] = fiber->stamp;
 }

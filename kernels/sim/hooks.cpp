@@ -1,6 +1,6 @@
-// What the compiler's instrumentation (-fsanitize=thread) calls at every load and store of a
-// kernel. The hooks are ours and bind inside the module, so that a sanitizer of the host process
-// is not called.
+// The functions that the compiler's instrumentation (-fsanitize=thread) calls at every load and
+// store of a kernel. The hooks are ours and bind inside the module, so that a sanitizer of the host
+// process is not called.
 #include "state.h"
 
 #define HOOK extern "C" __attribute__((visibility("hidden")))

@@ -174,7 +174,7 @@ void count_await(uint32_t* pointer, uint32_t amount) {
     }
 }
 
-// What the thread knows of so far is visible to the asynchronous proxy.
+// Makes the writes that the thread knows of visible to the asynchronous proxy.
 void fence_async_shared() {
     Fiber* fiber = current;
     if (!launch.races) return;

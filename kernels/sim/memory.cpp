@@ -73,7 +73,7 @@ const char* verb(bool write) { return write ? "writes" : "reads"; }
           what, place(reinterpret_cast<const void*>(address)), launch.code);
 }
 
-// What works for a thread is known by what it touches.
+// The worker of a thread's asynchronous access is known by what it touches.
 const char* worker(bool async, bool write, bool shared) {
     if (!async) return "";
     if (shared) return write ? "bulk_load of " : "wgmma or bulk_store of ";

@@ -1,4 +1,4 @@
-// What AMD publishes of its matrix, permute and LDS instructions, as pure functions over the
+// The matrix, permute and LDS instructions as AMD publishes them, as pure functions over the
 // registers of the 64 lanes of a wave. Written from the documents named at each function and from
 // nothing in this project, so that a misreading is not shared with the kernels.
 //

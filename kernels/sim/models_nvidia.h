@@ -1,4 +1,4 @@
-// What NVIDIA publishes of its matrix instructions, as pure functions over the registers of all
+// The matrix instructions as NVIDIA publishes them, as pure functions over the registers of all
 // lanes and the bytes of shared memory. Written from the documents named at each function and from
 // nothing in this project, so that a misreading is not shared with the kernels.
 //

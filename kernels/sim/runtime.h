@@ -1,4 +1,4 @@
-// What the simulator's runtime offers to the seam (dev/sim*.h). Kernels never include this
+// The simulator's runtime, as it is offered to the seam (dev/sim*.h). Kernels never include this
 // themselves.
 //
 // A simulated thread is a fiber. One operating-system thread runs a launch, one fiber at a time,

@@ -1,6 +1,6 @@
-// What a simulated module exports. A module is a shared object with the simulator's runtime and the
-// kernels of one family compiled for one simulated architecture; the device kind `sim` loads it as
-// other devices load a cubin or a code object.
+// The symbols that a simulated module exports. A module is a shared object with the simulator's
+// runtime and the kernels of one family compiled for one simulated architecture; the device kind
+// `sim` loads it as other devices load a cubin or a code object.
 #pragma once
 
 #include <stddef.h>

@@ -29,7 +29,7 @@ constexpr uint8_t POISON = 0xff;  // NaN in every format, and an index out of bo
 struct Block;
 struct Fiber;
 
-// What writes a granule of shared memory and has not landed.
+// The writer of a granule of shared memory that has not landed.
 enum Pending : uint8_t { LANDED, CP_ASYNC, LOAD_TO_LDS, BULK_LOAD };
 
 struct Barrier {
@@ -112,7 +112,7 @@ struct Flight {  // registers of one thread that asynchronous work owns
     uintptr_t start, end;
 };
 
-// What a thread waits for, told only when it is asked for. The format takes the numbers.
+// The event that a thread waits for, told only when it is asked for. The format takes the numbers.
 struct Wait {
     const char* what = nullptr;  // null: nothing
     const char* format = "";

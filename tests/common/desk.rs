@@ -36,7 +36,7 @@ impl Desk {
         command
     }
 
-    /// What was typed, the exit code, and everything that was printed.
+    /// The command, the exit code, and everything that was printed.
     pub fn transcript(&self, args: &[&str]) -> String {
         let output = self.muster(args);
         let text = |bytes: &[u8]| {
@@ -68,7 +68,7 @@ data:
   files: text.txt
 ";
 
-/// What `config check` says of a config with these overrides.
+/// The output of `config check` for a config with these overrides.
 pub fn check(desk: &Desk, config: &str, sets: &[&str]) -> String {
     desk.put("run.yaml", config);
     let mut args = vec!["config", "check", "run.yaml"];

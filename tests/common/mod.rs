@@ -234,7 +234,7 @@ impl Job {
         Done { status, stdout: read(&self.out), stderr: read(&self.err) }
     }
 
-    /// What it has printed until now.
+    /// The output up to now.
     pub fn so_far(&self) -> String {
         let read = |file: &tempfile::NamedTempFile| std::fs::read(file.path()).unwrap_or_default();
         String::from_utf8_lossy(&[read(&self.out), read(&self.err)].concat()).into_owned()

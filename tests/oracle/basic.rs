@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use kernels::rope::Pairs;
 use model::{Moe, Scores};
 
-/// What there is of `parts`, one after another; of some there may be no columns.
+/// The columns of `parts`, one after another; of some there may be none.
 pub fn join(parts: &[Tensor], axis: usize) -> Result<Tensor> {
     let some: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
     Tensor::cat(&some, axis)
@@ -118,7 +118,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     logsumexp(&logits)? - logits.gather(&chosen, 1)?.squeeze(1)?
 }
 
-/// What a router decided.
+/// The decision of a router.
 pub struct Routed {
     /// Experts of each token, best first.
     pub chosen: Vec<Vec<usize>>,

@@ -61,7 +61,7 @@ fn resolve(config: &ModelConfig) -> Architecture {
     config.resolve(VOCABULARY, BATCH.positions).unwrap()
 }
 
-/// What a comparison that passed has seen.
+/// The extremes of a comparison that passed.
 struct Seen {
     /// The largest relative error of a tensor's gradient.
     worst: f64,
@@ -134,7 +134,7 @@ fn check_accumulation(engine: &Engine, inputs: &Inputs, once: &[Vec<f64>]) {
     assert!(engine.per_tensor(&engine.gradients) == once, "an old gradient shows in the new one");
 }
 
-/// What no preset has.
+/// Variants that no preset has.
 fn variants() -> impl Iterator<Item = (String, ModelConfig)> {
     let mixture = MoeConfig {
         scores: Some(Scores::Sigmoid),

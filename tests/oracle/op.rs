@@ -24,8 +24,8 @@ const CASES: u64 = 8;
 /// Elements of one operand that central differences try.
 const NUDGED: usize = 12;
 
-/// What memory holds before a kernel writes it: a kernel that adds where it should overwrite, or
-/// skips an element, shows.
+/// The content of memory before a kernel writes it: a kernel that adds where it should overwrite,
+/// or skips an element, shows.
 const STALE: f64 = 0.5;
 
 /// A differentiable kernel.
@@ -90,7 +90,7 @@ impl Kernels {
         self.stream.to_vec(tensor).unwrap()
     }
 
-    /// What a kernel that adds has added to stale memory.
+    /// The sum that a kernel which adds has added to stale memory.
     pub fn read_added(&self, tensor: &Tensor, added: bool) -> Vec<f64> {
         let before = if added { STALE } else { 0.0 };
         self.read(tensor).into_iter().map(|x| x - before).collect()

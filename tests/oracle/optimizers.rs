@@ -11,7 +11,7 @@ pub struct Numbers {
     pub beta2: f64,
     pub eps: f64,
     pub adamw_decay: f64,
-    /// What matrices of the hidden layers get, if it is not AdamW.
+    /// The rule of matrices of the hidden layers, if it is not AdamW.
     pub muon: Option<Muon>,
     pub clip: f64,
     pub warmup_steps: u64,

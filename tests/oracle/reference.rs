@@ -21,7 +21,7 @@ pub struct Reference {
     pub router_bias: Vec<Vec<f64>>,
 }
 
-/// What one pass over a micro-batch gives.
+/// The results of one pass over a micro-batch.
 pub struct Pass {
     /// Summed cross-entropy.
     pub loss: f64,

@@ -164,7 +164,7 @@ struct Flip {
 }
 
 impl Flip {
-    /// What differs in the first layer where anything does; what comes after it follows from it.
+    /// The difference in the first layer where there is one; those after it follow from it.
     fn find(step: usize, ours: &[Vec<Vec<u32>>], pass: &Pass) -> Option<Flip> {
         let layers = ours.iter().zip(&pass.chosen).zip(&pass.margins);
         layers.into_iter().find_map(|((ours, theirs), margins)| {

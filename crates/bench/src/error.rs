@@ -31,7 +31,7 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// What serde refuses, with its place.
+    /// An error of serde, with its place.
     pub(crate) fn in_json(error: &serde_json::Error) -> BenchError {
         let (line, column) = (error.line().max(1), error.column().max(1));
         let why = error.to_string();

@@ -33,7 +33,7 @@ impl Bench {
     /// On a CPU caches are as the run before left them.
     ///
     /// # Errors
-    /// What `work` returns; a failure of the device.
+    /// An error of `work`; a failure of the device.
     pub fn time(
         &self,
         mut work: impl FnMut(&Stream) -> Result<(), BenchError>,
@@ -85,7 +85,7 @@ impl Bench {
         events.iter().map(|(start, end)| Ok(end.elapsed_ms(start)?)).collect()
     }
 
-    /// What a report says of the device.
+    /// The part of a report about the device.
     pub fn environment(&self, benchmark: &'static str, command: String) -> Environment {
         let properties = self.device.properties();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -108,7 +108,7 @@ impl Bench {
     }
 }
 
-/// What Linux calls the CPU.
+/// The name of the CPU, as Linux gives it.
 fn cpu_model() -> Option<String> {
     model_in(&std::fs::read_to_string("/proc/cpuinfo").ok()?).map(str::to_owned)
 }

@@ -21,7 +21,7 @@ pub struct NewtonSchulzRow {
     pub matrices: usize,
     /// As asked for.
     pub algorithm: &'static str,
-    /// What ran for the first matrix: `auto` depends on the shape.
+    /// The algorithm that ran for the first matrix: `auto` depends on the shape.
     pub ran: &'static str,
     pub coefficients: &'static str,
     pub steps: usize,
@@ -36,7 +36,7 @@ pub struct NewtonSchulzRow {
     /// Of the device's dense products.
     pub ceiling_tflops: Option<f64>,
     pub percent_of_ceiling: Option<f64>,
-    /// What tiles and waves allow at the ceiling.
+    /// The least time that tiles and waves allow at the ceiling.
     pub limit_ms: Option<f64>,
     pub percent_of_limit: Option<f64>,
     /// Relative Frobenius error against the same polynomials in f64; the worst of one matrix of
@@ -133,7 +133,7 @@ impl Io {
     }
 }
 
-/// What bounds a case.
+/// Bounds of a case.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Dense products; none where nothing is measured.
@@ -194,7 +194,7 @@ pub fn measure(
     })
 }
 
-/// What was seen of a case, and its limit where tiles and waves have one.
+/// Measurements of a case, and its limit where tiles and waves have one.
 #[derive(Default)]
 struct Run {
     time: Option<Timing>,
@@ -333,7 +333,7 @@ impl Case {
 /// A batch that is orthogonalized again and again, beside something else.
 pub(crate) struct Repeated {
     once: Once,
-    /// What it is compared by.
+    /// The matrices that it is checked against.
     case: Case,
     bench: Bench,
     error_max: f64,

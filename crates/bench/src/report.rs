@@ -9,7 +9,7 @@ use crate::BenchError;
 pub trait Row: Serialize {
     /// Titles of the table's columns.
     const COLUMNS: &'static [&'static str];
-    /// What [`Bar::value`] counts.
+    /// The unit of [`Bar::value`].
     const UNIT: &'static str;
 
     /// One text for each of [`Row::COLUMNS`].
@@ -24,7 +24,7 @@ pub trait Row: Serialize {
 pub struct Bar {
     pub label: String,
     pub value: f64,
-    /// What no implementation could exceed, if it is known.
+    /// The value that no implementation could exceed, if it is known.
     pub limit: Option<f64>,
 }
 

@@ -11,8 +11,9 @@
 //!                                                the member the others: all copy alike
 //! ```
 //!
-//! What decided it: two ranks on two cores (Xeon, 2 MiB of second-level cache each), over shared
-//! memory, in place; microseconds, the best median of 25 short rounds on a busy machine.
+//! The measurements that decided it: two ranks on two cores (Xeon, 2 MiB of second-level cache
+//! each), over shared memory, in place; microseconds, the best median of 25 short rounds on a busy
+//! machine.
 //!
 //! ```text
 //!                                    64 KiB   256 KiB   1 MiB   4 MiB

@@ -54,7 +54,7 @@ pub fn align(control: &dyn Control, rank: usize) -> Result<Alignment> {
                 theirs,
             }
         })?;
-        // What rank 0 says of its leaving is about the round before.
+        // Rank 0 sends the time of its leaving one round later.
         if let Some(Round { left_0: left, .. }) = rounds.last_mut() {
             *left = left_0;
         }

@@ -8,7 +8,7 @@ use crate::Result;
 pub enum Channel {
     /// Votes, and whatever else the training loop agrees on.
     Training,
-    /// What goes with checkpoints.
+    /// Messages of checkpoints.
     Saving,
 }
 
@@ -19,7 +19,7 @@ impl Channel {
         self as u64
     }
 
-    /// What its operations are shown under.
+    /// The name that its operations are shown under.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Channel::Training => "channel training",

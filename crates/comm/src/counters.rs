@@ -1,4 +1,4 @@
-//! What an endpoint has moved, by operation.
+//! Traffic of an endpoint so far, by operation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

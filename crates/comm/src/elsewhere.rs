@@ -30,7 +30,7 @@ const LANE_BYTES: usize = 4 << 20;
 /// Inputs of a part begin at multiples of this many elements, which lets kernels read whole groups.
 const ALIGN: usize = 64;
 
-/// What sums take that are made elsewhere than their inputs lie: of a lane, and of both.
+/// Memory for sums that are made elsewhere than their inputs lie: of a lane, and of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SumRoom {
     /// Pinned, and as much on the device.
@@ -58,7 +58,7 @@ impl SumRoom {
         inputs: usize,
         dtype: DType,
     ) -> Result<usize> {
-        // What is done in that order takes no other room.
+        // Other reductions in that order take the same room.
         let sum = OrderedSum::new(program, inputs, RedOp::Sum)?;
         let room = SumRoom::of(device, &sum, inputs, dtype);
         Ok(2 * (room.staged_bytes + room.workspace_bytes))

@@ -6,11 +6,12 @@ use device::{DType, DeviceError, DeviceKind};
 use crate::rendezvous::Refusal;
 use crate::tls::TlsFault;
 
-/// What sets [`crate::Settings::timeout_ms`] in a config, as messages name it that advise to raise
-/// it. A program that calls it otherwise replaces it by its own word.
+/// The key of a config that sets [`crate::Settings::timeout_ms`], as messages name it that advise
+/// to raise it. A program that calls it otherwise replaces it by its own word.
 pub const TIMEOUT_KEY: &str = "ranks.timeout_ms";
 
-/// What a group does, for counters, frames and messages. The numbers are part of the wire format.
+/// Operations of a group, for counters, frames and messages. The numbers are part of the wire
+/// format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Operation {
@@ -71,7 +72,7 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// What a group, or the meeting before it, refuses.
+/// Errors of a group, and of the meeting before it.
 #[derive(Debug, thiserror::Error)]
 pub enum CommError {
     /// Ranks did not get on for the whole timeout.
@@ -93,7 +94,7 @@ pub enum CommError {
     /// Two ranks do different things at the same point.
     #[error("{operation} #{sequence}: rank {rank} is at {theirs} instead")]
     Mismatch { operation: Operation, sequence: u64, rank: usize, theirs: String },
-    /// What came on the connection to a peer is not what that sent.
+    /// A frame on the connection to a peer is not the one that it sent.
     #[error(
         "{operation} #{sequence}: a frame from rank {rank} came damaged: {damage}; what the \
          operation has written so far means nothing; look at the network cards, cables, switches and memory between the two hosts"
@@ -197,7 +198,7 @@ pub enum CommError {
     /// A group cannot have the transport that was asked for; found before anything of it is made.
     #[error(transparent)]
     Transport(#[from] crate::nccl::Refusal),
-    /// What the library of a GPU's vendor says.
+    /// An error of the library of a GPU's vendor.
     #[error("{operation} #{sequence} among {}: {source}", ranks(members))]
     Library {
         operation: Operation,
@@ -224,11 +225,11 @@ pub enum CommError {
     Device(#[from] DeviceError),
 }
 
-/// What to do about different secrets.
+/// Advice where the secrets differ.
 pub(crate) const SAME_SECRET: &str = "give every host of the job the same one (ranks.secret_file, \
                                       --secret-file or MUSTER_SECRET), or none";
 
-/// What is wrong with a frame.
+/// Faults of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     #[error("its header does not fit its checksum")]
@@ -268,7 +269,7 @@ impl std::fmt::Display for Moved {
     }
 }
 
-/// What other ranks did, where an error is theirs and not that of the rank which met it.
+/// A failure of other ranks, where an error is theirs and not that of the rank which met it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Fault {
     /// None where nobody knows.

@@ -56,7 +56,7 @@ pub struct Group {
     submitted: Mutex<u64>,
 }
 
-/// What operations in progress see of a group.
+/// The part of a group that operations in progress see.
 struct Shared {
     transport: Arc<dyn Transport>,
     device: Device,
@@ -159,7 +159,7 @@ impl Group {
         Ok(Group { shared, route, _ending: ending, stream, boxes, submitted })
     }
 
-    /// What moves the group's memory.
+    /// The route by which the group's memory travels.
     pub fn route(&self) -> &Route {
         &self.route
     }
@@ -234,7 +234,7 @@ impl Group {
         Ok(Prepared { job, operation, group, is_elsewhere: false, is_by_hosts: false })
     }
 
-    /// What an operation consists of, and what is copied before and after each step.
+    /// The steps of an operation, and the copies before and after each.
     fn work(&self, op: Op) -> Result<Vec<Staged>> {
         let Shared { transport, number, way, lanes, .. } = &*self.shared;
         let members = transport.members();
@@ -254,7 +254,7 @@ impl Group {
     ///
     /// # Errors
     /// An operation of another group; the device refuses; the job is given up, then at the latest.
-    /// What becomes of the operation itself, [`Pending::wait`] tells.
+    /// The outcome of the operation itself is told by [`Pending::wait`].
     pub fn submit(&self, after: &Stream, op: &Prepared) -> Result<Pending> {
         let Shared { way, after: events, .. } = &*self.shared;
         let mut submitted = self.submitted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -339,7 +339,7 @@ impl Group {
         self.call(after, &self.prepare(op)?)
     }
 
-    /// What was submitted so far, the last of which has this number.
+    /// A handle of everything submitted so far, the last of which has this number.
     fn pending(&self, operation: Operation, number: u64) -> Result<Pending> {
         let (shared, event) = (Arc::clone(&self.shared), self.stream.record()?);
         Ok(Pending { shared, event, operation, number })
@@ -383,7 +383,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What a failure on the group's stream was, at the operation or one before it.
+    /// The error behind a failure on the group's stream, at the operation or one before it.
     fn explain(&self, call: (Operation, u64), error: DeviceError) -> CommError {
         let job = self.transport.job();
         let error = match error {
@@ -393,7 +393,7 @@ impl Shared {
             },
             error => error,
         };
-        // What fails later fails because of the first.
+        // Later failures are consequences of the first.
         let first = job.revocation().error(call.0, call.1);
         first.unwrap_or_else(|| {
             let settled = job.settle::<()>(self.transport.members(), call, Err(error.into()));

@@ -1,5 +1,5 @@
-//! What everything that a rank has of a job shares: who it is, whether the job is given up, and
-//! when each rank last got on.
+//! The state that everything of a job on one rank shares: who it is, whether the job is given up,
+//! and when each rank last got on.
 //!
 //! **Deadlines measure progress.** A rank gets on when its process works (its *pulse*), when it
 //! moves a part of an operation, and when those that it waits for do. Each rank has a *moment*: the
@@ -58,7 +58,7 @@ pub struct Settings {
     /// How long a rank may stand still that others wait for.
     pub timeout_ms: u64,
     pub revocation: Revocation,
-    /// What connections between ranks begin with a proof of.
+    /// The secret that connections between ranks begin with a proof of.
     pub secret: Secret,
     /// With which all connections between ranks are TLS.
     pub tls: Option<Tls>,

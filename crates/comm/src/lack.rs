@@ -1,4 +1,5 @@
-//! What a host lacks that cannot prove that it is of the job, as it tells the others all the same.
+//! The credential that a host lacks which cannot prove that it is of the job, as it tells the
+//! others all the same.
 //!
 //! A host whose secret or whose files of TLS cannot be used will not start, and the others wait for
 //! it. It says so in plain, and nobody can tell its word from a stranger's. So:
@@ -14,7 +15,7 @@
 //!   * Where TLS alone is lacking, the secret proves nothing either: outside of TLS it would give
 //!     who listens in a keyed hash to try guesses on.
 
-/// What cannot be used.
+/// A credential that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Lack {
     #[error("its secret cannot be used")]

@@ -1,4 +1,4 @@
-//! What operations take on a rank: all of it, and the part in which it waits for others.
+//! The time of operations on a rank: all of it, and the part in which it waits for others.
 //!
 //! ```text
 //! begun here ──── waits ────▶ the last member has come ──── moves ────▶ done here
@@ -18,7 +18,7 @@ use device::trace::{self, Detail, Moved, Span, Track};
 
 use crate::Operation;
 
-/// What the operations of one kind took on one rank so far.
+/// Calls and time of the operations of one kind on one rank so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
     pub calls: u64,
@@ -40,7 +40,7 @@ impl Timings {
         self.of[operation as usize]
     }
 
-    /// What came since `earlier`.
+    /// The difference to `earlier`.
     pub fn since(&self, earlier: &Timings) -> Timings {
         let mut of = self.of;
         for (timing, before) in of.iter_mut().zip(&earlier.of) {
@@ -100,7 +100,7 @@ pub fn last_operation() -> Option<(Operation, u64)> {
     (last > 0).then_some((operation, last & ((1 << NUMBER_BITS) - 1)))
 }
 
-/// What the parts of this thread's operation have told.
+/// Times that the parts of this thread's operation have told.
 #[derive(Clone, Copy, Default)]
 struct Running {
     /// Whether there is one: those within it are parts of it.

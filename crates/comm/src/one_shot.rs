@@ -35,7 +35,7 @@ pub(crate) struct OneShot {
     turns: [Turn; 2],
     operation: Operation,
     pub digest: u64,
-    /// What goes to and comes from all peers together.
+    /// Bytes to, and from, all peers together.
     pub sent_bytes: usize,
     pub received_bytes: usize,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Turn {
     pub take: Take,
 }
 
-/// What is taken out of the boxes.
+/// The use that is made of the boxes.
 pub(crate) enum Take {
     Sum(Box<Reduction>),
     /// Sums of what is in all boxes.
@@ -181,7 +181,7 @@ impl OneShot {
         let part = |range: Range<usize>| -> Result<Tensor> {
             Ok(gather.window.tensor(range.start, &[range.len()], DType::U8)?)
         };
-        // What is this member's own is there already, in the window.
+        // This member's own part is there already, in the window.
         let (is_apart, into) = (into.is_some(), into.unwrap_or(&part));
         let turn = |boxed: &Window| -> Result<Turn> {
             let in_box = |member, len| boxed.of_member(member, 0, len, DType::U8);
@@ -209,7 +209,7 @@ impl OneShot {
         matches!(&self.turns[0].take, Take::Sum(reduction) if reduction.sums.is_elsewhere())
     }
 
-    /// What this member gives, and the boxes of the operation with this number.
+    /// The tensor that this member gives, and the boxes of the operation with this number.
     pub(crate) fn turn(&self, sequence: u64) -> (&Tensor, &Turn) {
         (&self.from, &self.turns[(sequence % 2) as usize])
     }

@@ -1,4 +1,4 @@
-//! What a group can be asked to do, as data that is made once and used for many calls.
+//! The operations of a group, as data that is made once and used for many calls.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ pub(crate) struct Site<'a> {
     pub hosts: Option<Hosts>,
 }
 
-/// What a transport does; every [`Op`] is one or two of these.
+/// Operations of a transport; every [`Op`] is one or two of these.
 pub(crate) enum Step {
     Barrier,
     OneShot(OneShot),
@@ -243,7 +243,7 @@ impl Op {
         }
     }
 
-    /// What a member has to do.
+    /// The steps of this operation for a member.
     pub(crate) fn steps(self, site: &Site) -> Result<Vec<Step>> {
         let (group, members) = (site.group, site.members);
         let (place, world) = (members.place, members.len());

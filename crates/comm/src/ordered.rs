@@ -40,7 +40,7 @@ pub(crate) trait Source {
     fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()>;
 }
 
-/// What the sums of one reduction need, made once.
+/// The sums of one reduction and their memory, made once.
 pub(crate) struct Sums {
     sum: OrderedSum,
     site: Site,
@@ -69,7 +69,7 @@ impl Scratch {
 }
 
 impl Sums {
-    /// What is added, and in which order.
+    /// The sum that is computed: its inputs, and their order.
     pub(crate) fn program(&self) -> &OrderedSum {
         &self.sum
     }

@@ -39,7 +39,7 @@ impl AwakeClock {
     }
 }
 
-/// What is left of a timeout, which begins with the first look at it: operations that need not wait
+/// The rest of a timeout, which begins with the first look at it: operations that need not wait
 /// never read a clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
@@ -61,7 +61,7 @@ impl Patience {
         self.clock.get_or_insert_default();
     }
 
-    /// What is left; zero when the deadline has passed. Whoever waits like this gets on.
+    /// The time that is left; zero when the deadline has passed. Whoever waits like this gets on.
     pub(crate) fn left(&mut self) -> Duration {
         self.limit.saturating_sub(self.used())
     }
@@ -88,7 +88,7 @@ impl Patience {
         }
     }
 
-    /// What `work` comes to, if it does before the deadline.
+    /// The output of `work`, if it ends before the deadline.
     pub(crate) async fn within<T>(self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

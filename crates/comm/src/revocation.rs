@@ -75,7 +75,7 @@ impl Revocation {
         self.why().map_or(Ok(()), |why| Err(CommError::Revoked { why: why.to_owned() }))
     }
 
-    /// What an operation fails with that meets it: a lost rank is named as one.
+    /// The error of an operation that meets the revocation: a lost rank is named as one.
     pub(crate) fn error(&self, operation: Operation, sequence: u64) -> Option<CommError> {
         let Reason { why, lost } = self.reason()?.clone();
         Some(match lost {

@@ -34,7 +34,7 @@ pub(crate) fn only(root: usize, range: Range<usize>, world: usize) -> Result<Seg
 /// The result of all windows in every member's `into`, which may be the same window.
 ///
 /// # Errors
-/// What a reduction refuses; a window of another group, or one that is too small.
+/// Those of a reduction; a window of another group, or one that is too small.
 pub(crate) fn all_reduce(
     window: &Window,
     plan: &EvenPlan,
@@ -70,7 +70,7 @@ pub(crate) fn all_reduce(
 /// The result of all windows, for the root.
 ///
 /// # Errors
-/// What a reduction refuses; no such root; memory that is too small or of another type.
+/// Those of a reduction; no such root; memory that is too small or of another type.
 pub(crate) fn reduce(
     window: &Window,
     plan: &EvenPlan,
@@ -102,11 +102,11 @@ pub(crate) fn reduce(
     op.step(site)
 }
 
-/// What a gather puts into windows, in other memory: elements `range` of a window from its first
+/// Gathers into other memory instead of windows: elements `range` of a window from its first
 /// element on.
 ///
 /// # Errors
-/// What a gather refuses; memory that is too small, or is no memory apart.
+/// Those of a gather; memory that is too small, or is no memory apart.
 pub(crate) fn gather_into(
     op: Gather,
     range: &Range<usize>,

@@ -1,4 +1,4 @@
-//! What moves the memory of a group, for whoever shows it.
+//! The route of a group's memory, for whoever shows it.
 
 use crate::SumOrder;
 

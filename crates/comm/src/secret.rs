@@ -1,4 +1,4 @@
-//! What the processes of a job know and strangers do not.
+//! The secret that the processes of a job share and strangers do not know.
 
 use std::fmt;
 
@@ -54,7 +54,7 @@ impl Secret {
         blake3::Hash::from_bytes(self.0).to_hex().to_string()
     }
 
-    /// What [`Secret::to_hex`] gave.
+    /// The inverse of [`Secret::to_hex`].
     pub fn from_hex(hex: &str) -> Option<Secret> {
         blake3::Hash::from_hex(hex).ok().map(|hash| Secret(*hash.as_bytes()))
     }

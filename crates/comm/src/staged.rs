@@ -24,7 +24,7 @@ use crate::{CommError, Result, Window};
 /// Bytes that are copied at a time.
 const PART: usize = 4 << 20;
 
-/// What a group on such a device has.
+/// The host side of a group on such a device.
 pub(crate) struct Staging {
     pub host: Device,
     copies: Stream,

@@ -1,4 +1,4 @@
-//! What moves device memory among the members of one group.
+//! Transports, which move device memory among the members of one group.
 
 use std::sync::Arc;
 

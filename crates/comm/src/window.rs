@@ -59,7 +59,7 @@ impl Window {
         self.mirror.as_deref()
     }
 
-    /// What of it the host reaches: the mirror, or the window itself.
+    /// The window that the host reaches: the mirror, or the window itself.
     pub(crate) fn on_host(&self) -> &Window {
         self.mirror().unwrap_or(self)
     }

@@ -131,12 +131,12 @@ impl World {
         Arc::clone(&self.inner.channels[channel as usize])
     }
 
-    /// What this rank has moved so far, on all channels and in all groups.
+    /// Bytes that this rank has moved so far, on all channels and in all groups.
     pub fn counters(&self) -> Counters {
         self.job().counters.snapshot()
     }
 
-    /// What the operations of this rank took so far, on all channels and in all groups. Over a
+    /// Time of the operations of this rank so far, on all channels and in all groups. Over a
     /// vendor's library it is the meeting before each, not what the device did.
     pub fn timings(&self) -> Timings {
         self.job().timings.snapshot()
@@ -211,7 +211,7 @@ impl World {
         self.make(connected, device, choice, options).inspect_err(revoke)
     }
 
-    /// What connects the members of a group.
+    /// Returns the transport that connects the members of a group.
     fn connected(&self, region: u64, members: Members, way: Way) -> Result<Connected> {
         let flat = |transport, name| {
             let (hosts, why) = (None, String::new());
@@ -221,7 +221,7 @@ impl World {
             #[cfg(target_os = "linux")]
             Plane::Shm(host) => flat(Arc::new(host.group(region, members)?), "shm"),
             Plane::Tcp(net) => flat(Arc::new(net.group(region, members)?), "tcp"),
-            // What a vendor's library moves takes a way of its own.
+            // Memory that a vendor's library moves takes a way of its own.
             #[cfg(target_os = "linux")]
             Plane::Hosts(plane) => plane.group(region, members, !way.is_library())?,
         })
@@ -274,7 +274,7 @@ impl World {
         Group::new(transport, device, Some(member), (route, is_alike))
     }
 
-    /// What libraries know the job by.
+    /// The name that libraries know the job by.
     fn job_id(&self) -> JobId {
         let identity = match &self.inner.plane {
             #[cfg(target_os = "linux")]

@@ -92,7 +92,7 @@ fn stopping(
     }
 }
 
-/// What a rank's group says of the operations, and how long the last one took.
+/// The outcomes of the operations of a rank's group, and how long the last one took.
 fn run(group: &Group, window: &Window, op: impl Fn(Window) -> Op) -> (String, Duration) {
     let (mut start, mut said) = (Instant::now(), String::new());
     for _ in 0..ROUNDS {
@@ -105,7 +105,7 @@ fn run(group: &Group, window: &Window, op: impl Fn(Window) -> Op) -> (String, Du
     (said, start.elapsed())
 }
 
-/// What every rank but the culprit says.
+/// The outcomes on every rank but the culprit.
 fn said(kind: &str, make: Make, culprit: usize, fault: Fault) -> Vec<(String, Duration)> {
     let is_armed = Arc::new(AtomicBool::new(false));
     let ranks = ranks(kind);

@@ -103,7 +103,7 @@ fn between_hosts_go_the_bytes_of_a_ring_of_hosts() {
             let [reduced, gathered] =
                 [Operation::ReduceScatterOrdered, Operation::AllGatherSegments].map(count);
             assert_eq!((reduced.calls, gathered.calls), (1, 1));
-            // What runs over tcp and then on the host is measured as one.
+            // An operation that runs over tcp and then on the host is measured as one.
             let timings = rank.world.timings();
             let times = [Operation::ReduceScatterOrdered, Operation::AllGatherSegments];
             let times = times.map(|operation| timings.of(operation));

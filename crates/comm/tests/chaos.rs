@@ -25,7 +25,7 @@ const ALLOWANCE: Duration = Duration::from_secs(8);
 const STEPS: usize = 25;
 const SEEDS: u64 = 36;
 
-/// What happens on the way from one rank to another.
+/// Faults on the way from one rank to another.
 #[derive(Debug, Clone)]
 struct Plan {
     /// Of the first connections.
@@ -69,7 +69,7 @@ impl Plan {
     }
 }
 
-/// What a seed is about.
+/// A seed's choice of ranks, faults and operations.
 struct Case {
     ranks: usize,
     is_harmless: bool,
@@ -165,7 +165,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn chaos_ends_in_right_bytes_or_typed_errors() {
-    // What is made once for all.
+    // Descriptors and threads that are made once for all.
     run(0);
     let before = held();
     let one = number("MUSTER_CHAOS_SEED");

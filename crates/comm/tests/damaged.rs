@@ -17,7 +17,7 @@ const TIMEOUT_MS: u64 = 3_000;
 /// Bytes of the message between the ranks: several frames.
 const BYTES: usize = 1 << 20;
 
-/// What happens to a frame.
+/// A fault of one frame.
 #[derive(Debug, Clone, Copy)]
 enum Harm {
     /// A bit of the payload, by its byte, or of the header.
@@ -147,7 +147,7 @@ fn harmful_way_to(addr: SocketAddr, target: Target) -> SocketAddr {
                 outer.write_all(&hail)?;
                 inner.read_exact(&mut proof)?;
                 outer.write_all(&proof)?;
-                // What the connection is for; groups come after everything else.
+                // The purpose of the connection; groups come after everything else.
                 let is_of_a_group = word(&proof, 24) >= 256;
                 match is_of_a_group {
                     true => pass_frames(inner, outer, target)?,
@@ -160,7 +160,7 @@ fn harmful_way_to(addr: SocketAddr, target: Target) -> SocketAddr {
     way
 }
 
-/// What both ranks say of operations with harm on their way from rank 1 to rank 0.
+/// The results of both ranks for operations with harm on their way from rank 1 to rank 0.
 fn harmed(target: Target, body: fn(&World) -> comm::Result<()>) -> [comm::Result<()>; 2] {
     let mut backends = common::backends("tcp", 2);
     if let comm::Backend::Tcp { peers, .. } = &mut backends[1] {

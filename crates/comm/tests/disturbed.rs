@@ -50,7 +50,7 @@ fn small_operations_in_a_row_keep_their_boxes_apart() {
                 let got = stream.to_vec::<f32>(&all).unwrap();
                 assert_eq!(got, [value(root); 60], "{kind}, seed {seed}, round {round}");
             }
-            // What all have sent is what all have received.
+            // The bytes that all have sent are those that all have received.
             let sums = |counters: Counters| {
                 let count = counters.of(Operation::ReduceScatterOrdered);
                 [count.payload_sent_bytes, count.payload_received_bytes]
@@ -94,7 +94,7 @@ impl Rank {
         Rank { stream, group, place, world, len, window, of_window, into }
     }
 
-    /// What `from` has for `to` in a round.
+    /// The value of `from` for `to` in a round.
     fn value(from: usize, to: usize, round: usize) -> f32 {
         (100 * round + 10 * from + to) as f32
     }
@@ -134,7 +134,7 @@ impl Rank {
         Op::Broadcast { window, root, element_bytes: 4, range }
     }
 
-    /// What lies in the part of each peer.
+    /// The value in the part of each peer.
     fn received(&self, tensor: &Tensor, peer: usize) -> f32 {
         let values = self.stream.to_vec::<f32>(tensor).unwrap();
         let part = &values[self.part(peer)];
@@ -186,7 +186,7 @@ fn hanging(hangs: &Arc<AtomicBool>, timeout_ms: u64) -> impl Fn(usize) -> Settin
     }
 }
 
-/// What a rank that hangs does until its peer has seen enough.
+/// The wait of a rank that hangs, until its peer has seen enough.
 fn wait_for_the_end(hangs: &AtomicBool) {
     while hangs.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(1));

@@ -96,7 +96,7 @@ fn serial<T: Partial>(tree: &Tree, node: Range<usize>, depth: usize, index: usiz
     sums.reduce(|a, b| a + b).unwrap()
 }
 
-/// What is in `out` where nothing belongs.
+/// The value of `out` where nothing belongs.
 fn untouched<T: Partial>() -> T::Sum {
     T::of(-0.375).widened()
 }

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 const TYPES: [DType; 7] =
     [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::I32, DType::I64, DType::U8];
 
-/// What an element is where it is computed: exact for every type but of sums, whose steps round.
+/// An element where it is computed: exact for every type but of sums, whose steps round.
 #[derive(Clone, Copy)]
 enum Number {
     F32(f32),
@@ -127,7 +127,7 @@ fn reduced(dtype: DType, redop: RedOp, tree: &Tree, index: usize) -> Vec<u8> {
     }
 }
 
-/// What is not written.
+/// A byte that is not written.
 const UNTOUCHED: u8 = 0xA5;
 
 /// One set of arguments.

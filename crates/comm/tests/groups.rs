@@ -53,7 +53,7 @@ fn groups_do_not_wait_for_each_other() {
                     0 => [a.submit(&stream, values[0]), b.submit(&stream, values[1])],
                     _ => [b.submit(&stream, values[1]), a.submit(&stream, values[0])],
                 };
-                // What follows on the compute stream comes after both, without the host.
+                // Work that follows on the compute stream comes after both, without the host.
                 pending.iter().for_each(|pending| pending.then(&stream).unwrap());
                 let expected = [3.0, 5.0].map(|x| x + (20 * round) as f32);
                 for (sum, expected) in [&a, &b].into_iter().zip(expected) {

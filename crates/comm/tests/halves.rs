@@ -29,7 +29,7 @@ macro_rules! half {
 half!(bf16);
 half!(f16);
 
-/// What a rank gives: sums depend on their order, and on where they are rounded.
+/// A rank's value: sums depend on their order, and on where they are rounded.
 fn given<T: Half>(rank: usize, index: usize) -> T {
     let hash = ((rank * 1_000_003 + index + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     let value = (1.0 + hash as f32 / 1e6) * 2_f32.powi((hash % 9) as i32 - 4);

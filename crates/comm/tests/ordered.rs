@@ -115,7 +115,7 @@ fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
     (stream.to_vec::<T>(&out).unwrap(), sent)
 }
 
-/// What backward does: leaves into slots, slots into slots, by the rank's schedule.
+/// A backward pass as it sums: leaves into slots, slots into slots, by the rank's schedule.
 fn accumulate<T: Float>(
     case: &Case,
     schedule: &layout::Schedule,

@@ -22,7 +22,7 @@ const LOCAL: &str = "127.0.0.1:0";
 const PROCESSES: usize = 2;
 /// Tells a process of this test which ranks it is: `ADDRESS FROM TO WORLD`.
 const CLIENTS: &str = "SCALE_CLIENTS";
-/// What such a process says when all of its ranks have been answered.
+/// The line of such a process when all of its ranks have been answered.
 const MET: &str = "all have met";
 /// A worker's message that it leaves in good order, which is the fifth of its kinds.
 const BYE: [u8; 1] = [4];

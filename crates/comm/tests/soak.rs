@@ -14,8 +14,8 @@ use mixed::{Mixed, held};
 const RANKS: usize = 3;
 /// Groups of all ranks that work at the same time; the first of them uses a channel as well.
 const GROUPS: usize = 3;
-/// What the process may grow by in all, from a tenth of the operations on: MiB. Without limits a
-/// hundred bytes per operation would be more.
+/// The growth of the process in all, from a tenth of the operations on, at most: MiB. Without
+/// limits a hundred bytes per operation would be more.
 const GROWTH_MIB: usize = 48;
 
 /// Memory of this process that is there, in MiB.
@@ -25,7 +25,7 @@ fn resident_mib() -> usize {
     (pages * 4096) >> 20
 }
 
-/// What is held once threads that have done their work have ended.
+/// Files and threads that are held once threads that have done their work have ended.
 fn settled() -> (usize, usize) {
     (0..20).fold(held(), |(files, threads), _| {
         std::thread::sleep(Duration::from_millis(50));

@@ -18,7 +18,7 @@ fn value(rank: usize, slot: usize, i: usize) -> f32 {
     10_f32.powi((hash >> 7) as i32 % 7 - 3) * ((hash & 0xffff) as f32 - 30_000.5)
 }
 
-/// What a rank has in a run of every operation.
+/// A rank in a run of every operation, with its memory.
 struct Rank {
     rank: usize,
     device: Device,

@@ -96,7 +96,7 @@ fn heard(all: &Mutex<Vec<Vec<u8>>>, enough: usize) -> Vec<Vec<u8>> {
     all.lock().unwrap().clone()
 }
 
-/// What a worker of another job says to its server.
+/// The messages of a worker of another job to its server.
 fn to_a_server() -> Vec<Vec<u8>> {
     let server = Server::bind("127.0.0.1:0", "other", 2, PATIENCE_MS).unwrap();
     let (way, all) = recorded(server.addr());
@@ -110,7 +110,7 @@ fn to_a_server() -> Vec<Vec<u8>> {
     heard(&all, 2)
 }
 
-/// What a rank of another job says to another.
+/// The messages of a rank of another job to another.
 fn to_a_rank() -> Vec<Vec<u8>> {
     let mut backends = common::backends("tcp", 2);
     let Backend::Tcp { peers, .. } = &mut backends[1] else { panic!("not tcp") };

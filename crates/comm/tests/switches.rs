@@ -43,7 +43,7 @@ fn value(rank: usize, at: usize, round: usize) -> i64 {
     (mixed as i64) << (FIELD * rank)
 }
 
-/// What a rank's hook does next, and whether it is about to.
+/// The next write of a rank's hook, and whether it is about to happen.
 #[derive(Default)]
 struct Hook {
     is_armed: AtomicBool,

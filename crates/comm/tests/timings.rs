@@ -1,4 +1,4 @@
-//! What operations are said to take: waiting for a late rank is told apart, and clocks agree.
+//! Measured times of operations: waiting for a late rank is told apart, and clocks agree.
 
 mod common;
 

@@ -37,7 +37,7 @@ fn join(server: &Server, rank: usize, tls: Option<&Tls>) -> Result<Joined> {
     join_with(server.addr(), hello(rank, server.world()), secured(tls), PATIENCE_MS)
 }
 
-/// What a server and a guest that do not come together say of each other, soon.
+/// The errors of a server and a guest that do not come together, soon.
 fn strangers(ours: Option<&Tls>, theirs: Option<&Tls>) -> (String, TlsFault) {
     let server = serve(ours, 2);
     let begun = Instant::now();
@@ -195,7 +195,7 @@ fn what_is_no_certificate_or_key_is_refused_by_its_part() {
     assert_eq!(stranger, TlsMistake::Own(TlsFault::Authority));
 }
 
-/// What passes a listener that leads somewhere else.
+/// The bytes that pass a listener that leads somewhere else.
 #[derive(Default)]
 struct Passed {
     bytes: Mutex<Vec<u8>>,
@@ -367,7 +367,7 @@ fn records_that_come_in_parts_are_whole_in_the_end() {
     }
 }
 
-/// What TLS holds back for a peer that does not read is no progress.
+/// Bytes that TLS holds back for a peer that does not read are no progress.
 #[test]
 fn who_stands_still_is_named() {
     let told = common::with_ranks("tls", 2, 700, |world| {

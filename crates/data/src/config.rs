@@ -1,5 +1,5 @@
-//! What a person writes about data: the tokenizer, where the text comes from, how much of it is
-//! held out.
+//! The data section of a config: the tokenizer, where the text comes from, how much of it is held
+//! out.
 //!
 //! Exactly one place of text is used: `files`, `mixture` or `crates`. `files` wins over `crates`,
 //! so that one override (`data.files=mine.txt`) turns a ready-made config into training on a
@@ -302,7 +302,7 @@ impl DataConfig {
 }
 
 impl MixtureEntry {
-    /// What is wrong with it beside the entries `before` it.
+    /// Tells the mistakes of the entry beside the entries `before` it.
     fn problems(&self, before: &[MixtureEntry], wrong: &mut dyn FnMut(String)) {
         let name = &self.name;
         if name.is_empty() || before.iter().any(|entry| entry.name == *name) {

@@ -38,7 +38,7 @@ pub struct SampleMut<'a> {
     pub doc_start: &'a mut [u32],
 }
 
-/// What the losses of a sample are divided by.
+/// The divisors of a sample's losses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SampleInfo {
     /// Targets with a loss.
@@ -63,8 +63,9 @@ pub struct Dataset {
     validation_order: Permutation,
     /// Validation windows of the sources before each one, and of all.
     validation_before: Vec<u64>,
-    /// What the tokens were made with, and its digest. It is loaded when it is asked for: training
-    /// needs the bytes of each token alone, and a large vocabulary's tables take tens of MiB.
+    /// The tokenizer that the tokens were made with, and its digest. It is loaded when it is asked
+    /// for: training needs the bytes of each token alone, and a large vocabulary's tables take tens
+    /// of MiB.
     tokenizer: (TokenizerSpec, [u8; 32]),
     vocab_size: usize,
     /// Bytes of each token id.

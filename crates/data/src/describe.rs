@@ -1,4 +1,4 @@
-//! What is in a token file, for a person who looks at one.
+//! The contents of a token file, for a person who looks at one.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -156,7 +156,7 @@ pub enum DataError {
     Unsupported(String),
 }
 
-/// What to do instead of naming a pipe, a device or a socket.
+/// Advice instead of naming a pipe, a device or a socket.
 fn remedy_of(what: &str) -> &'static str {
     match what {
         "a pipe" => {
@@ -206,7 +206,7 @@ impl DataError {
     }
 }
 
-/// What was left out, in words, if anything was.
+/// The documents and lines that were left out, in words, if there were any.
 pub fn left_out(empty_documents: u64, blank_lines: u64) -> Option<String> {
     let some = |n: u64, what: &str| {
         (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }))

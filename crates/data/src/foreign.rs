@@ -54,7 +54,7 @@ impl Element {
 
 const HEADER_INTS: usize = 256;
 
-/// What a magic number stands for.
+/// The format that a magic number stands for.
 struct HeaderedKind {
     magic: u32,
     version: u32,
@@ -271,7 +271,7 @@ impl Megatron {
         Ok(bytes)
     }
 
-    /// What is wrong with entry `d` of the document indices, `last` being the one before.
+    /// The fault of entry `d` of the document indices, `last` being the one before.
     fn wrong_entry(&self, d: u64, sequence: i64, last: i64) -> Option<String> {
         let sequences = self.sequences;
         let entry = format!("document index {d} of 0 to {} is {sequence}", self.documents);

@@ -20,7 +20,7 @@ use crate::error::{DataError, Result};
 /// Ids of ordinary tokens are below this; the id itself is `<|endoftext|>`.
 pub const END_OF_TEXT: u32 = 50256;
 
-/// What the split looks at: `\s`, `\p{L}`, `\p{N}` or anything else.
+/// The classes of characters that the split looks at: `\s`, `\p{L}`, `\p{N}` or anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Class {

@@ -1,4 +1,4 @@
-//! What a Hugging Face `tokenizer.json` tells about itself: end of text, bytes per token, safe
+//! The properties of a Hugging Face `tokenizer.json` by itself: end of text, bytes per token, safe
 //! cuts.
 //!
 //! Encoding is the `tokenizers` crate's. Truncation and padding that the file may ask for are
@@ -109,8 +109,8 @@ fn tokens_by_id(tokenizer: &HfTokenizer) -> Result<BTreeMap<u32, String>, String
     Ok(by_id)
 }
 
-/// What is looked for in the text as it is, and as these tokenizers normalize it. Special tokens
-/// are found, too, and then ignored.
+/// The tokens that are looked for in the text as it is, and as these tokenizers normalize it.
+/// Special tokens are found, too, and then ignored.
 fn added_tokens(tokenizers: &[&HfTokenizer]) -> (AddedTokens, AddedTokens) {
     let (mut raw, mut normalized) = (AddedTokens::default(), AddedTokens::default());
     for tokenizer in tokenizers {

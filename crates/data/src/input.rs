@@ -1,5 +1,5 @@
-//! What a path leads to, found out before it is opened: a file of a size, a pipe, or nothing that
-//! ends.
+//! The kind of file that a path leads to, found out before it is opened: a file of a size, a pipe,
+//! or nothing that ends.
 //!
 //! Devices and sockets are refused by name, since they may have no end. A pipe is opened once, with
 //! patience for a program that has yet to open its other end.
@@ -21,7 +21,7 @@ const QUICK_WRITER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Larger than any tokenizer: the largest have some tens of MiB.
 pub(crate) const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
 
-/// What can be read.
+/// Inputs that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
     /// A regular file of this size.

@@ -1,4 +1,4 @@
-//! What a file of text is, from its name and its first bytes: a pure function.
+//! The kind of a file of text, from its name and its first bytes: a pure function.
 //!
 //! Content decides what a file *is* (compressed, tokens, an image, UTF-16 …), so that a wrong name
 //! hides nothing; the name decides how text is *divided* into documents. What cannot be read as
@@ -25,7 +25,7 @@ pub enum TextKind {
     Parquet,
 }
 
-/// What text may be packed in.
+/// The compression of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     Gzip,
@@ -42,7 +42,7 @@ impl Packing {
     }
 }
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Text, or a file that holds text in a column.
@@ -58,7 +58,7 @@ pub enum Kind {
 pub struct Refusal {
     /// As in "x.txt is …".
     pub what: String,
-    /// What to do, with `FILE` where the path stands.
+    /// Advice, with `FILE` where the path stands.
     pub remedy: String,
 }
 
@@ -68,7 +68,7 @@ impl Refusal {
     }
 }
 
-/// What a file of this name is that begins with `start`: all of it, or [`START_BYTES`].
+/// The kind of a file of this name that begins with `start`: all of it, or [`START_BYTES`].
 ///
 /// # Errors
 /// The format, where it is none of text, and what to do.
@@ -105,7 +105,7 @@ pub fn unpacked_name(name: &str) -> &str {
     }
 }
 
-/// What is said of text with a NUL byte, which no text has.
+/// The refusal of text with a NUL byte, which no text has.
 pub(crate) fn nul_at(offset: u64) -> Refusal {
     Refusal::new(
         format!("not text: its byte {offset} is NUL"),
@@ -144,7 +144,7 @@ fn division(extension: &str, text: &[u8]) -> Result<TextKind, Refusal> {
     let text = text.trim_ascii_start();
     match extension {
         "jsonl" | "ndjson" => Ok(TextKind::JsonLines),
-        // What Megatron's tools call JSON is an object a line.
+        // Megatron's tools call a file JSON that has an object a line.
         "json" if text.starts_with(b"{") => Ok(TextKind::JsonLines),
         "json" if text.starts_with(b"[") => Err(Refusal::new(
             "one JSON array",

@@ -4,7 +4,7 @@ fn text(kind: TextKind) -> Result<Kind, Refusal> {
     Ok(Kind::Text { kind, byte_order_mark: false })
 }
 
-/// What it is said to be.
+/// The format that it is refused for.
 fn refused(name: &str, start: &[u8]) -> String {
     kind_of(name, start).unwrap_err().what
 }

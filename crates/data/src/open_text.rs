@@ -17,7 +17,7 @@ use crate::unpack::Unpacked;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
     pub kind: TextKind,
-    /// What the file is compressed by.
+    /// The compression of the file.
     pub packing: Option<Packing>,
     /// Whether a byte order mark before the text is left out.
     pub byte_order_mark: bool,
@@ -27,7 +27,7 @@ pub struct Form {
 pub(crate) struct OpenText {
     pub path: Arc<Path>,
     pub form: Form,
-    /// What was read to know the kind.
+    /// The bytes that were read to know the kind.
     start: Cursor<Vec<u8>>,
     rest: Unpacked,
     /// Where in the text, byte order mark included, reading has come to.
@@ -85,7 +85,7 @@ impl OpenText {
         Ok(new.len())
     }
 
-    /// What a failed read says of the file: the system's reason, or damage.
+    /// The error of a failed read: the system's reason, or damage.
     fn failed(&self, source: io::Error) -> DataError {
         let path = self.path.to_path_buf();
         match self.form.packing {
@@ -100,7 +100,7 @@ impl OpenText {
     }
 }
 
-/// What is inside a compressed file, if it can be read.
+/// The kind of file inside a compressed file, if it can be read.
 fn inside(packing: Packing, name: &str, start: &[u8]) -> Result<Kind, Refusal> {
     let packing = packing.name();
     let inner = kind_of(name, start)

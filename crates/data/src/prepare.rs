@@ -24,7 +24,7 @@ use crate::token_file::open_if_from;
 use crate::tokenize::{TokenizeOptions, tokenize};
 use crate::tokenizer::Tokenizer;
 
-/// What workers need to open the data; written to a file by the process that prepared it.
+/// The files that workers need to open the data; written to a file by the process that prepared it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prepared {
     pub sources: Vec<PreparedSource>,
@@ -78,7 +78,7 @@ pub struct PreparedPart {
     pub digest: [u8; 32],
 }
 
-/// What `prepare` is doing.
+/// Stages of `prepare`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Reading the text to know whether its tokens are in the cache.

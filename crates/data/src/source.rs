@@ -23,7 +23,7 @@ enum Kind {
     Headered(Headered),
 }
 
-/// What a full read of a file found.
+/// The result of a full read of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     pub documents: u64,

@@ -30,7 +30,7 @@ pub struct TextInput {
 }
 
 impl TextInput {
-    /// What it holds is found out when it is read.
+    /// An input of this path; its kind is found out when it is read.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }

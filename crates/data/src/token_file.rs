@@ -44,7 +44,7 @@ pub(crate) const BLOCK_BYTES: usize = 4 << 20;
 const NAME_BYTES_MAX: usize = 3072;
 const UNKNOWN: u64 = u64::MAX;
 
-/// What the header of a token file says, apart from the layout that follows from it.
+/// The fields of a token file's header, apart from the layout that follows from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenFileInfo {
     /// 2 or 4.

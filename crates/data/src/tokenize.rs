@@ -47,7 +47,7 @@ impl Default for TokenizeOptions {
     }
 }
 
-/// What was done.
+/// The counts of a tokenization.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenizeReport {
     /// Bytes of text in documents (without JSON around them).
@@ -206,7 +206,7 @@ struct Done {
     blank_lines: u64,
 }
 
-/// What became no document.
+/// Documents and lines that were left out.
 #[derive(Default)]
 struct LeftOut {
     empty_documents: u64,
@@ -258,7 +258,7 @@ fn encode_block(block: &Block, tokenizer: &Tokenizer, field: &str) -> Result<Don
             let newlines = memchr::memchr_iter(b'\n', text).count() as u64;
             for (line, number) in text.split(|&b| b == b'\n').zip(*first_line..) {
                 if line.iter().all(u8::is_ascii_whitespace) {
-                    // What follows the last line's end is no line.
+                    // The rest behind the last line's end is no line.
                     done.blank_lines += u64::from(first_line + newlines > number);
                     continue;
                 }

@@ -13,7 +13,7 @@ use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizer, Tokenizer};
 
 use crate::huggingface::{byte_alphabet, byte_stand_in};
 
-/// What a tokenizer would have dropped from a text.
+/// Characters that a tokenizer would have dropped from a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     pub characters: u64,
@@ -52,7 +52,7 @@ pub(crate) fn may_drop(tokenizer: &Tokenizer) -> bool {
     bpe.unk_token.is_none() && !by_bytes && !falls_back
 }
 
-/// What `tokenizer`, which [`may_drop`] something, drops of `text`.
+/// The characters that `tokenizer`, which [`may_drop`] some, drops of `text`.
 pub(crate) fn lost(tokenizer: &Tokenizer, text: &str) -> tokenizers::Result<Option<Lost>> {
     let ModelWrapper::BPE(bpe) = tokenizer.get_model() else { return Ok(None) };
     let normalizer = tokenizer.get_normalizer();

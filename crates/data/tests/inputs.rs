@@ -1,4 +1,5 @@
-//! What is read as text: compressed files, pipes, byte order marks; and what is refused.
+//! The files that are read as text: compressed files, pipes, byte order marks; and those that are
+//! refused.
 
 mod common;
 
@@ -257,7 +258,7 @@ fn the_same_text_is_the_same_data_however_it_is_packed() {
     assert_ne!(whole.sources[0].text_digest, prepared[0].sources[0].text_digest);
 }
 
-/// What runs of earlier versions have in their checkpoints and caches.
+/// The digests that runs of earlier versions have in their checkpoints and caches.
 #[test]
 fn digests_of_plain_text_are_what_they_were() {
     let dir = tempfile::tempdir().unwrap();

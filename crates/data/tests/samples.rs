@@ -5,7 +5,8 @@ mod common;
 use common::*;
 use data::{DataError, Dataset, IGNORE, Split};
 
-/// What `Dataset` should give for window `w` of `stream`, worked out from the definition.
+/// The sample that `Dataset` should give for window `w` of `stream`, worked out from the
+/// definition.
 fn expected(stream: &[(u32, u32)], w: usize, t: usize) -> Sample {
     let window = &stream[w * t..w * t + t + 1];
     let same_document = |i: usize, j: usize| window[i].1 == window[j].1;

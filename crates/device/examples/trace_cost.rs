@@ -1,4 +1,4 @@
-//! What recording costs: `cargo run --workspace --release --example trace_cost`.
+//! The cost of recording: `cargo run --workspace --release --example trace_cost`.
 //!
 //! Prints nanoseconds of a place that might record while recording is off, of a span that is
 //! recorded, and of one that is lost because its ring is full.

@@ -1,4 +1,4 @@
-//! What a device with memory of its own does: the one trait between the public types and the
+//! The driver of a device with memory of its own: the one trait between the public types and the
 //! simulator, CUDA and HIP.
 //!
 //! Everything is a number here: addresses are those that kernels see, handles are the vendor's
@@ -14,7 +14,7 @@ use crate::host::HostJob;
 use crate::release::within_call;
 use crate::{Arch, DeviceError, DeviceKind};
 
-/// What is known of a device. A number that the device does not tell is 0.
+/// Properties of a device. A number that the device does not tell is 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
     pub name: String,
@@ -69,7 +69,7 @@ impl Grid {
         product(self.cluster)
     }
 
-    /// What every device would refuse, and most of them without saying why.
+    /// Refuses a grid that every device would refuse, most of them without saying why.
     pub(crate) fn check(&self, limits: &Properties, max_threads: u32) -> Result<(), String> {
         let threads = self.threads_per_block();
         if self.grid.contains(&0) || threads == 0 || self.cluster.contains(&0) {
@@ -208,7 +208,7 @@ pub(crate) trait Driver: Send + Sync {
     fn graph_destroy(&self, graph: Handle);
 }
 
-/// What a driver's stream calls on the host in its turn.
+/// A call on the host in a driver's stream, in its turn.
 pub(crate) struct HostCall {
     pub(crate) job: HostJob,
     pub(crate) faults: Arc<Faults>,

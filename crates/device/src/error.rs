@@ -1,7 +1,7 @@
 use crate::vendor::Failure;
 use crate::{DType, DeviceKind};
 
-/// What a device refuses.
+/// Errors of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error(
@@ -57,7 +57,7 @@ pub enum DeviceError {
     Foreign { kernel: &'static str },
     #[error("kernel `{kernel}`: {message}")]
     Kernel { kernel: &'static str, message: String },
-    /// What work on the host ([`crate::Stream::host`]) came to; its type is kept.
+    /// The error of work on the host ([`crate::Stream::host`]); its type is kept.
     #[error(transparent)]
     Host(Box<dyn std::error::Error + Send + Sync>),
     /// The error itself was, or will be, told by the stream that met it.
@@ -107,7 +107,7 @@ pub enum DeviceError {
 /// Calls for memory of the host, which tell of its lack as of a lack of their own.
 const PINNED: [&str; 2] = ["cuMemHostAlloc", "hipHostMalloc"];
 
-/// What to do, as the end of a message.
+/// Advice, as the end of a message.
 fn advice(call: &str, failure: Failure) -> &'static str {
     match failure {
         Failure::OutOfMemory if PINNED.contains(&call) => {

@@ -41,7 +41,7 @@ use bounce::Bounce;
 use streams::Streams;
 use table::{Common, Refusal};
 
-/// What the vendors do in their own ways.
+/// The functions in which the vendors differ.
 pub(crate) trait Vendor: Send + Sync + 'static {
     /// Makes the device current in this thread.
     fn enter(&self) -> Result<(), Refusal>;
@@ -156,7 +156,7 @@ fn until_zero(text: &[u8]) -> String {
     String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// What both drivers tell in the same way; the architecture is left open.
+/// The properties that both drivers tell in the same way; the architecture is left open.
 fn properties(
     common: &Common,
     kind: DeviceKind,

@@ -52,7 +52,7 @@ pub(crate) struct HostStream {
     index: usize,
 }
 
-/// What becomes of a kernel that is launched now.
+/// The treatment of a kernel that is launched now.
 pub(crate) enum Entry<'a> {
     /// The caller runs it.
     Inline(Turn<'a>),
@@ -96,7 +96,7 @@ impl Streams {
         }
     }
 
-    /// What is queued is dropped, and whoever waits is told `why`.
+    /// Drops all queued work, and tells `why` to whoever waits.
     pub(crate) fn give_up(&self, why: &str) {
         if !self.abort.set(why) {
             return;
@@ -106,7 +106,7 @@ impl Streams {
         self.done.notify_all();
         state.lanes.iter().for_each(|lane| lane.work.notify_all());
         drop(state);
-        // What they hold may close streams, which takes the lock.
+        // The work may close streams, which takes the lock.
         drop(queued);
     }
 
@@ -177,7 +177,7 @@ impl HostStream {
         Arc::new(HostStream { streams: streams.clone(), index })
     }
 
-    /// What becomes of a kernel that is launched now.
+    /// Returns the treatment of a kernel that is launched now.
     pub(crate) fn enter(&self) -> Result<Entry<'_>, DeviceError> {
         let mut state = self.streams.lock();
         self.streams.abort.check(self.streams.kind)?;
@@ -330,7 +330,7 @@ impl Turn<'_> {
     /// Runs work as that of [`crate::Stream::host_shared`], and ends the turn. A panic is an error.
     ///
     /// # Errors
-    /// What the work returns.
+    /// An error of the work.
     pub fn run(self, work: &SharedJob) -> Result<(), DeviceError> {
         op::run_shared(work)
     }

@@ -1,4 +1,5 @@
-//! What a kernel on the host devices sees while it runs: the borrow checker of device memory.
+//! The view that a kernel on the host devices has while it runs: the borrow checker of device
+//! memory.
 
 use std::cell::{Cell, RefCell};
 
@@ -7,7 +8,8 @@ use crate::profile::Work;
 use crate::trace::{self, Detail};
 use crate::{Buffer, Device, DeviceError, DeviceKind, Element, Parallel, Tensor};
 
-/// What a kernel sees while it runs: typed slices of device memory and the device's threads.
+/// The view that a kernel has while it runs: typed slices of device memory and the device's
+/// threads.
 pub struct Kernel<'a> {
     name: &'static str,
     device: &'a Device,

@@ -108,7 +108,7 @@ struct Inner {
     parallel: Parallel,
     /// The proof that the slices of running host kernels are exclusive.
     grants: Grants,
-    /// What floors above keep with the device, one of each type.
+    /// Values that floors above keep with the device, one of each type.
     kept: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     allocated: AtomicUsize,
     peak: AtomicUsize,
@@ -118,7 +118,7 @@ struct Inner {
     compute: Queue,
 }
 
-/// What does the work of a device.
+/// The back end of a device.
 enum Back {
     Host(Arc<Streams>),
     Driver(Arc<dyn Driver>),
@@ -258,7 +258,7 @@ impl Device {
     /// ([`Stream::host`]) and whose order with others events have made.
     ///
     /// # Errors
-    /// What `kernel` returned; a device whose memory the host cannot reach, or that was given up.
+    /// An error of `kernel`; a device whose memory the host cannot reach, or that was given up.
     pub fn with_memory<R>(
         &self,
         name: &'static str,
@@ -271,7 +271,7 @@ impl Device {
         }
     }
 
-    /// What is known of the device.
+    /// The properties of the device.
     pub fn properties(&self) -> Properties {
         match self.driver() {
             Some(driver) => driver.properties().clone(),
@@ -439,7 +439,8 @@ impl Device {
         self.inner.profile.begin();
     }
 
-    /// What kernels took since [`Device::begin_profile`], by name; they are no longer timed.
+    /// Ends the profile and returns the work and time of kernels since [`Device::begin_profile`],
+    /// by name.
     pub fn end_profile(&self) -> Vec<(&'static str, Operation)> {
         self.inner.profile.end()
     }

@@ -11,7 +11,7 @@ use crate::driver::Driver;
 use crate::release::release;
 use crate::{Device, DeviceError, DeviceKind};
 
-/// What the pages of a mapping allow.
+/// The access that the pages of a mapping allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     None,

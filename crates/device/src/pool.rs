@@ -234,7 +234,7 @@ impl Place {
 }
 
 impl Shared {
-    /// What a worker does.
+    /// Runs a worker.
     fn work(&self) {
         self.help_until(|| self.ends.load(Ordering::Relaxed));
     }

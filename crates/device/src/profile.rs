@@ -1,4 +1,4 @@
-//! What the kernels of a host device took, by name: kept only while somebody wants to know.
+//! The time of a host device's kernels, by name: kept only while somebody wants to know.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub struct Operation {
     pub bytes: u64,
 }
 
-/// What a kernel told of its work.
+/// The work that a kernel counted for itself.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub flops: Cell<u64>,

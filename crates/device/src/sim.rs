@@ -171,7 +171,7 @@ impl Sim {
         if !state.queues.is_late() {
             return state;
         }
-        // What is drawn next must not depend on how long a kernel takes.
+        // The next draw must not depend on how long a kernel takes.
         while state.queues.is_executing() && !self.abort.is_set() {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -480,7 +480,7 @@ impl Driver for Sim {
     fn wake(&self) {
         let calls = self.state().queues.take_calls();
         self.shared.done.notify_all();
-        // What they hold may free memory here.
+        // The calls may hold the last handles of memory, which is freed here.
         drop(calls);
     }
 

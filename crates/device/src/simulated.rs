@@ -30,7 +30,7 @@ pub struct SimRange {
     pub bytes: u64,
 }
 
-/// What the order of a simulation follows from.
+/// The seed and the checks of a simulation's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimOrder {
     /// 0 runs everything in its natural order.

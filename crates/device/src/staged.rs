@@ -16,7 +16,7 @@ pub struct Staged {
     busy: Option<Busy>,
 }
 
-/// What a copy that may be under way is waited for by.
+/// The way to wait for a copy that may be under way.
 enum Busy {
     Until(Event),
     /// Without an event, everything on its stream.
@@ -87,7 +87,7 @@ impl Staged {
         recorded
     }
 
-    /// What cannot be waited for stays busy: its copy may still be under way.
+    /// A buffer whose copy cannot be waited for stays busy: the copy may still be under way.
     fn wait(&mut self) -> Result<(), DeviceError> {
         match &self.busy {
             None => return Ok(()),

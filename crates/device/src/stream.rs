@@ -17,7 +17,7 @@ use crate::{Pinned, Tensor};
 pub(crate) struct RawStream {
     driver: Arc<dyn Driver>,
     handle: Handle,
-    /// What the graph that is being captured will need; `None` when there is none.
+    /// The functions that the graph which is being captured will need; `None` when there is none.
     capture: Mutex<Option<Vec<Function>>>,
     /// Of calls on the host.
     pub(crate) faults: Arc<Faults>,
@@ -57,7 +57,7 @@ impl Drop for RawStream {
     }
 }
 
-/// What a stream is behind its face.
+/// The queue behind a stream.
 #[derive(Clone)]
 pub(crate) enum Queue {
     Host(Arc<HostStream>),
@@ -103,7 +103,7 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// What a vendor's library needs to enqueue work of its own.
+/// The handles that a vendor's library needs to enqueue work of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Foreign {
     pub kind: DeviceKind,
@@ -125,8 +125,8 @@ impl Stream {
     /// the guarded device it always runs later.
     ///
     /// # Errors
-    /// What `kernel` returned, if it has run; a device whose kernels come from modules; a device
-    /// that was given up.
+    /// An error of `kernel`, if it has run; a device whose kernels come from modules; a device that
+    /// was given up.
     pub fn launch<F>(&self, name: &'static str, kernel: F) -> Result<(), DeviceError>
     where
         F: FnOnce(&Kernel) -> Result<(), DeviceError> + Send + 'static,
@@ -179,10 +179,10 @@ impl Stream {
     /// the device current in this thread.
     ///
     /// # Errors
-    /// What `call` returned; a device without a vendor's driver.
+    /// An error of `call`; a device without a vendor's driver.
     ///
     /// # Safety
-    /// What is enqueued goes on this stream alone, and every address in it stays good until it is
+    /// The library's work goes on this stream alone, and every address in it stays good until it is
     /// done. The stream is neither destroyed nor kept beyond its handles.
     pub unsafe fn foreign<R>(
         &self,
@@ -461,7 +461,7 @@ impl Stream {
     /// Keeps what `work` enqueues on this stream, instead of running it.
     ///
     /// # Errors
-    /// What `work` returned; work that cannot be captured; a device without graphs.
+    /// An error of `work`; work that cannot be captured; a device without graphs.
     pub fn capture(
         &self,
         work: impl FnOnce(&Stream) -> Result<(), DeviceError>,

@@ -1,4 +1,4 @@
-//! What a process did and when: spans of time on tracks, recorded while somebody wants to know.
+//! The work of a process over time: spans on tracks, recorded while somebody wants to know.
 //!
 //! ```text
 //! thread ─ record ─▶ its own ring ─┐
@@ -32,7 +32,7 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 static TRACKS: AtomicU32 = AtomicU32::new(1);
 static KEPT: Mutex<Kept> = Mutex::new(Kept { names: Vec::new(), rings: Vec::new() });
 
-/// What was begun and ended.
+/// A piece of work with its begin and end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
     pub name: &'static str,
@@ -42,7 +42,7 @@ pub struct Span {
     pub detail: Detail,
 }
 
-/// What is known of a span beside its name.
+/// The detail of a span beside its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Detail {
     /// A part of something else.
@@ -58,7 +58,7 @@ pub enum Detail {
     Operation(Moved),
 }
 
-/// What an operation moved.
+/// The number and traffic of an operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Its number in its channel or group, the same on every member.
@@ -89,7 +89,7 @@ struct Kept {
     rings: Vec<(u32, Reader<Queued>)>,
 }
 
-/// What [`drain`] tells.
+/// Records that [`drain`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told<'a> {
     /// A track that spans will lie on, once.
@@ -194,7 +194,7 @@ pub fn drain(tell: &mut dyn FnMut(Told)) {
     kept.rings.retain_mut(|(own, reader)| {
         // Before the ring is emptied, or what a thread queued last would be dropped.
         let is_closed = reader.is_closed();
-        // What comes meanwhile is for the next call, which else might never end.
+        // Spans that come meanwhile are for the next call, which else might never end.
         for _ in 0..SPANS {
             let Some(Queued { track, span }) = reader.take() else { break };
             tell(Told::Span { track: if track == 0 { *own } else { track }, span: &span });

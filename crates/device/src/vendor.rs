@@ -3,7 +3,7 @@
 //! CUDA and HIP agree in most error codes and flags and in hardly any attribute; each is written
 //! once, here, in two columns.
 
-/// What a driver's error code means to us.
+/// The kind of failure behind a driver's error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     InvalidValue,
@@ -66,7 +66,7 @@ impl Failure {
         matches!(self, Failure::IllegalAddress | Failure::LaunchFailed | Failure::Other)
     }
 
-    /// What to do, as the end of a message; empty where nothing general can be said.
+    /// Advice, as the end of a message; empty where nothing general can be said.
     pub(crate) const fn advice(self) -> &'static str {
         match self {
             Failure::OutOfMemory => "; device memory is full: lower the batch or the model",
@@ -82,7 +82,7 @@ impl Failure {
     }
 }
 
-/// What is asked of a device.
+/// Attributes that a device is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attribute {
     Multiprocessors,

@@ -1,4 +1,4 @@
-//! What this process does, for whoever watches whether it gets on: pieces of work that are done,
+//! The work of this process, for whoever watches whether it gets on: pieces of work that are done,
 //! and calls to the outside that last.
 //!
 //! One call, such as an fsync, may take longer than ranks wait for each other. While it lasts the
@@ -63,7 +63,7 @@ pub struct Call {
     pub number: u64,
     /// `fsync`.
     pub action: &'static str,
-    /// What it is about, where that is one file.
+    /// The file that it is about, where that is one.
     pub path: Option<PathBuf>,
 }
 

@@ -92,7 +92,7 @@ struct Machine<'a> {
     tensors: Vec<Tensor>,
     uses: Vec<Uses>,
     last: Vec<Option<Event>>,
-    /// What each stream's work on the host has noted.
+    /// The notes of each stream's work on the host.
     notes: Vec<Arc<Mutex<Vec<usize>>>>,
 }
 
@@ -233,7 +233,7 @@ proptest! {
     }
 }
 
-/// What a reader in another stream sees of a writer, on the guarded device.
+/// The value that a reader in another stream sees of a writer, on the guarded device.
 fn seen(seed: u64, with_event: bool) -> u32 {
     let device = Device::guarded_in_order(1, seed).unwrap();
     let (writer, reader) = (device.new_stream().unwrap(), device.new_stream().unwrap());

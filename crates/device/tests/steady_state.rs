@@ -1,6 +1,6 @@
-//! What a step does with streams again and again allocates nothing: kernels on an idle stream and
-//! on one that waits, events, and the same work on the host behind them. Watched on all threads of
-//! the process; there is no test harness here, since it would be watched too.
+//! The work of a step on streams allocates nothing: kernels on an idle stream and on one that
+//! waits, events, and the same work on the host behind them. Watched on all threads of the process;
+//! there is no test harness here, since it would be watched too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

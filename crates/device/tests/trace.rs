@@ -68,7 +68,7 @@ fn what_is_recorded_lies_on_its_track_and_what_is_too_much_is_counted() {
         let detail = Detail::Operation(moved);
         trace::record_on(group, Span { name: "barrier", begin_ns, end_ns, detail });
     });
-    // What has begun by the end of recording is recorded.
+    // A call that has begun by the end of recording is recorded.
     on_thread("last", || work::calling("write", None, || trace::switch(false)));
     launch("after");
     seen.drain();

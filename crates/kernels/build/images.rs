@@ -41,7 +41,7 @@ enum Target {
     Cuda,
     Hip(&'static str),
     Sim(&'static str, &'static str, &'static str),
-    /// What every simulated module has in it beside its kernels.
+    /// The code that every simulated module has in it beside its kernels.
     Runtime,
 }
 
@@ -105,7 +105,7 @@ impl Image {
         }
     }
 
-    /// What is compiled, relative to `kernels/`.
+    /// The files that are compiled, relative to `kernels/`.
     fn sources(&self, kernels: &Path) -> Result<Vec<PathBuf>, String> {
         let twin = match self.target {
             Target::Cuda => "cu",
@@ -135,8 +135,8 @@ impl Image {
         Ok(digest.finish())
     }
 
-    /// What makes the image at `scratch/image`, for a simulated module with the runtime at hand.
-    /// The compilers run in `kernels`, so that no path of this machine enters an image.
+    /// The commands that make the image at `scratch/image`, for a simulated module with the runtime
+    /// at hand. The compilers run in `kernels`, so that no path of this machine enters an image.
     pub fn commands(
         &self,
         tool: &Tool,

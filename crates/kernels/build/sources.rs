@@ -1,4 +1,4 @@
-//! What an image is made from: a source and all that it includes by `"…"`, and a digest of it.
+//! The sources of an image: a file and all that it includes by `"…"`, and a digest of them.
 
 use std::path::{Component, Path, PathBuf};
 

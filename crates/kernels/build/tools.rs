@@ -11,7 +11,7 @@ pub enum Vendor {
     Sim,
 }
 
-/// What the build script depends on beside files.
+/// Variables that the build script depends on beside files.
 pub const VARIABLES: [&str; 5] =
     ["MUSTER_KERNELS", "MUSTER_NVCC", "MUSTER_HIP_CLANG", "MUSTER_CXX", "MUSTER_TOOLCHAIN"];
 
@@ -55,7 +55,7 @@ impl Vendor {
     }
 }
 
-/// What `MUSTER_KERNELS` asks for.
+/// The compilers that `MUSTER_KERNELS` asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub vendors: Vec<Vendor>,
@@ -88,7 +88,7 @@ pub fn wanted(value: Option<&str>) -> Result<Wanted, String> {
 #[derive(Debug)]
 pub struct Tool {
     pub path: PathBuf,
-    /// What it says of itself, all of it.
+    /// The output of its `--version`, all of it.
     pub version: String,
 }
 

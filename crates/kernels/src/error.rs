@@ -2,7 +2,7 @@ use device::{DType, DeviceError, DeviceKind};
 
 use crate::newton_schulz::Range;
 
-/// What an operation refuses.
+/// Errors of an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error(transparent)]

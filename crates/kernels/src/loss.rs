@@ -11,10 +11,10 @@ use crate::{KernelError, Onto, Real};
 /// A target that takes no part in the loss.
 pub const IGNORE: u32 = u32::MAX;
 
-/// What the logits hold after their loss has been taken.
+/// The content of the logits after their loss has been taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Becomes {
-    /// What they held.
+    /// The logits themselves.
     Unchanged,
     /// The gradient of the *sum* of the losses, `softmax − onehot`; 0 where the target is
     /// [`IGNORE`].

@@ -22,7 +22,7 @@ macro_rules! vectorize {
 }
 pub(crate) use vectorize;
 
-/// What [`vectorize!`] stands for.
+/// The body of [`vectorize!`].
 #[inline(always)]
 pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     struct Body<F>(F);

@@ -10,10 +10,10 @@
 //! A family has a folder: its structs in `mod.rs`, and `host.rs` and `device.rs` beside it; where
 //! both are short, one file.
 //!
-//! What else depends on the place is asked here too, by families that have both answers beside
-//! their code: [`choose`] picks one of two values (the size of a tile), and [`prepare`] makes what
-//! launches on a device need beside tensors (tables of addresses and lengths), which is uploaded
-//! once and kept by whatever object the caller has from step to step.
+//! Other choices by place are made here too, for families that have both answers beside their code:
+//! [`choose`] picks one of two values (the size of a tile), and [`prepare`] makes what launches on
+//! a device need beside tensors (tables of addresses and lengths), which is uploaded once and kept
+//! by whatever object the caller has from step to step.
 
 use device::{Device, DeviceError, Kernel, Stream, Tensor};
 
@@ -32,7 +32,7 @@ pub trait Op: Sized {
     /// write: so they are shown to this crate alone.
     fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor>;
 
-    /// What is refused wherever it runs: shapes and types.
+    /// Refuses wrong shapes and types, wherever the operation runs.
     fn check(&self) -> Result<(), KernelError>;
 
     /// The host's code. Refuses now what this code does not do: the closure may run later.
@@ -48,7 +48,8 @@ pub trait Op: Sized {
     /// Checks the operands and enqueues the operation where the stream is.
     ///
     /// # Errors
-    /// What [`Op::check`], the host's or the device's code refuses; memory of another device.
+    /// An operation that [`Op::check`], the host's or the device's code refuses; memory of another
+    /// device.
     fn launch(self, stream: &Stream) -> Result<(), KernelError> {
         run(stream, self)
     }
@@ -100,7 +101,8 @@ pub(crate) use on_both;
 /// Checks an operation and enqueues it where the stream is.
 ///
 /// # Errors
-/// What [`Op::check`], the host's or the device's code refuses; memory of another device.
+/// An operation that [`Op::check`], the host's or the device's code refuses; memory of another
+/// device.
 pub(crate) fn run<O: Op>(stream: &Stream, op: O) -> Result<(), KernelError> {
     op.check()?;
     if runs_host_code(stream.device()) {
@@ -115,16 +117,16 @@ fn runs_host_code(device: &Device) -> bool {
     device.kind().is_host()
 }
 
-/// What holds for the code that runs on a device's streams, of `on_host` and `on_device`.
+/// Returns the value for the code that runs on a device's streams, of `on_host` and `on_device`.
 pub(crate) fn choose<T>(device: &Device, on_host: T, on_device: T) -> T {
     if runs_host_code(device) { on_host } else { on_device }
 }
 
-/// What is made once, before the launches that need it; `None` on a host device, whose code has
+/// Makes a value once, before the launches that need it; `None` on a host device, whose code has
 /// the lists that tables are made of.
 ///
 /// # Errors
-/// What `make` cannot do.
+/// An error of `make`.
 pub(crate) fn prepare<T>(
     device: &Device,
     make: impl FnOnce() -> Result<T, KernelError>,

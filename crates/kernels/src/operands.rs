@@ -1,11 +1,11 @@
-//! What the operations of all families ask of their operands, and how results meet old contents.
+//! The demands of all families' operations on their operands, and how results meet old contents.
 
 use device::{DType, Tensor};
 
 use crate::KernelError;
 use crate::error::expect;
 
-/// What becomes of the values that a result finds in its place.
+/// The treatment of the values that a result finds in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onto {
     /// They are replaced, and not read.

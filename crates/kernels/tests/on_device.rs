@@ -1,6 +1,6 @@
-//! What the simulator shows of whole orthogonalizations, of the optimizer's other operations and of
-//! ordered sums, on real devices: on each that `MUSTER_TEST_DEVICES` names (`cuda:0`, `hip:0,hip:1`). Without it nothing is tested, which is
-//! said.
+//! The simulator's tests of whole orthogonalizations, of the optimizer's other operations and of
+//! ordered sums, on real devices: on each that `MUSTER_TEST_DEVICES` names (`cuda:0`,
+//! `hip:0,hip:1`). Without it nothing is tested, which is said.
 
 mod orthogonalization;
 mod sums;

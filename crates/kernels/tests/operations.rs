@@ -9,7 +9,7 @@ use kernels::norm::{self, Rows, Vectors};
 use kernels::rope::{self, Pairs, Turn};
 use kernels::{KernelError, Onto, Op, elementwise, embedding, loss, mlp};
 
-/// What operations are made of, and what has become of each.
+/// The operands of operations, and the outcome of each.
 struct Bench {
     device: Device,
     stream: Stream,

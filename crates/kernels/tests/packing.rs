@@ -1,4 +1,4 @@
-//! What products allocate does not grow with the matrices: it is planned once, per thread.
+//! The memory of products does not grow with the matrices: it is planned once, per thread.
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -234,7 +234,7 @@ both! {
     Device cuCtxSynchronize / hipDeviceSynchronize () |call| call.wait_for_all();
 }
 
-/// What a primary context of device `n` is called.
+/// The handle of the primary context of device `n`, less `n`.
 const CONTEXT: u64 = 0x0c00_0000;
 
 only!(Cuda Driver cuDevicePrimaryCtxRetain (out: *mut u64, device: i32) |call| {

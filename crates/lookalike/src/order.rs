@@ -1,4 +1,4 @@
-//! What happens before what: vector clocks over streams and the host, and who touched which bytes.
+//! The order of work: vector clocks over streams and the host, and who touched which bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,7 +27,7 @@ struct Touch {
     writes: bool,
     stream: u64,
     count: u64,
-    /// What was known to be over before it.
+    /// The work that was known to be over before it.
     clock: Clock,
     call: &'static str,
 }
@@ -94,8 +94,8 @@ impl Order {
         met
     }
 
-    /// What unordered work writes to, enqueued before or after an operation (its stream, its number
-    /// there) before which `clock` was known to be over.
+    /// The bytes that unordered work writes to, enqueued before or after an operation (its stream,
+    /// its number there) before which `clock` was known to be over.
     pub(crate) fn unordered_writes(
         &self,
         operation: (u64, u64),

@@ -42,7 +42,7 @@ pub(crate) mod code {
     pub const CAPTURE_INVALIDATED: i32 = 901;
 }
 
-/// What a call returns in place of a vendor's error enum.
+/// The result of a call, in place of a vendor's error enum.
 pub(crate) type Told = Result<(), i32>;
 
 pub(crate) struct Block {
@@ -150,7 +150,7 @@ impl std::ops::DerefMut for Call {
     }
 }
 
-/// What must hold before a call.
+/// The state that a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Nothing,

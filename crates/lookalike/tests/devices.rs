@@ -456,7 +456,7 @@ fn sim_reports_kernels_that_use_freed_memory() {
     is_reported();
     let args = ScaleAdd { x: x.address(), n: 4, a: 1.0, b: 1.0, reserved: 0 };
     launch(&x, 4);
-    // What was enqueued before still finds it.
+    // Work that was enqueued before still finds it.
     drop(x);
     stream.synchronize().unwrap();
     // SAFETY: the module checks the addresses.

@@ -1,5 +1,5 @@
-//! What is missing is a typed error that says what was looked for and what to do, and never a
-//! panic: libraries, each single entry point, devices, kernels, memory.
+//! A missing part is a typed error that says what was looked for and what to do, and never a panic:
+//! libraries, each single entry point, devices, kernels, memory.
 
 mod common;
 

@@ -203,7 +203,7 @@ fn unordered_copies(kind: DeviceKind) {
 fn unordered_kernel(kind: DeviceKind, kernel_first: bool) {
     let arch = if kind == KINDS[0] { Arch::Sm90a } else { Arch::Gfx942 };
     let Some(image) = toy(arch) else {
-        // What the parent looks for.
+        // The line that the parent looks for.
         eprintln!("lookalike: it did not see");
         return;
     };

@@ -13,7 +13,7 @@ use device::{Arch, DType, Device, DeviceError, DeviceKind, Grid, Stream};
 
 /// Long enough for whatever a busy machine does in between.
 const LONG: Duration = Duration::from_secs(60);
-/// What must not take longer does not, by far.
+/// The time that quick calls stay below, by far.
 const BOUND: Duration = Duration::from_secs(20);
 
 const HOST: [DeviceKind; 3] = [DeviceKind::Cpu, DeviceKind::Guarded, DeviceKind::Sim(Arch::Sm90a)];
@@ -202,7 +202,7 @@ fn vendors_get_the_stream(device: &Device) {
     }
 }
 
-/// What a call on the host captured is let go of at its end: here the last handles of memory, of
+/// The captures of a call on the host are let go of at its end: here the last handles of memory, of
 /// streams, of an event and of page-locked memory.
 fn a_call_may_hold_the_last_handle(device: &Device) {
     let before = device.allocated_bytes();

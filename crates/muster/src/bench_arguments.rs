@@ -1,5 +1,5 @@
-//! What hosts must type alike for a benchmark, by its flags: the names of a plan's fields are
-//! nobody's who typed it.
+//! The arguments that hosts must type alike for a benchmark, by its flags: the names of a plan's
+//! fields are nobody's who typed it.
 
 use bench::collectives::Step;
 use bench::collectives::run::{Place, Plan};
@@ -8,7 +8,7 @@ use comm::rendezvous::Entries;
 
 use crate::bench_job::Task;
 
-/// What a task was asked to be. What a default decides is there, too, as it would be typed.
+/// The arguments of a task. What a default decides is there, too, as it would be typed.
 pub fn by_flags(task: &Task) -> Entries {
     let all = match task {
         Task::Collectives(plan) => collectives(plan),

@@ -25,7 +25,7 @@ pub fn run(args: CompareArgs) -> Result<Exit, CliError> {
     let CompareArgs { threshold, only, allow_missing, .. } = args;
     let options = Options { threshold, only, allow_missing };
     let comparison = compare(&base, &new, &options)?;
-    // What was found reaches its file also where nobody can read the table.
+    // The result reaches its file also where nobody can read the table.
     let written = args
         .json
         .as_deref()

@@ -57,7 +57,7 @@ impl Folder {
     }
 }
 
-/// What came of a lock on a new directory.
+/// The outcome of a lock on a new directory.
 enum Held {
     Locked(File),
     /// The file system has no locks: nobody removes it.

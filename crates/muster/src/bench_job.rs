@@ -47,13 +47,13 @@ use crate::train_cmd::{COMMAND, blame};
 /// Which flag names the files of TLS.
 const TLS: &str = "--tls";
 
-/// What hosts must type alike, as it is told where they do not.
+/// The name of the arguments that hosts must type alike, as it is told where they differ.
 const ARGUMENTS: &str = "arguments of muster bench";
 
 /// How long operations may take to let go of a device whose job is given up.
 const GIVEN_UP: Duration = Duration::from_secs(5);
 
-/// What the ranks do.
+/// The tasks of the ranks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant)] // One exists at a time.
@@ -72,7 +72,7 @@ impl Task {
     }
 }
 
-/// What a command line says of the ranks.
+/// The part of a command line that is about the ranks.
 pub struct Asked<'a> {
     pub hosts: &'a HostArgs,
     pub backend: BackendArg,
@@ -119,7 +119,7 @@ fn ending(parts: Option<trace::Parts>) -> Ending {
     }
 }
 
-/// What is decided for the workers, in a file.
+/// The decisions for the workers, in a file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     name: String,
@@ -152,7 +152,7 @@ impl Job {
         Ok(word.parse()?)
     }
 
-    /// What all ranks must have the same.
+    /// The entries that all ranks must have the same: names and values or digests.
     fn identity(&self) -> Vec<(String, String)> {
         let task = serde_json::to_vec(&self.task).unwrap_or_default();
         let digest = blake3::hash(&task).to_hex()[..16].to_owned();
@@ -165,7 +165,7 @@ impl Job {
         ]
     }
 
-    /// What is behind a digest there; of several hosts the first rank of each tells it.
+    /// The entries behind a digest there; of several hosts the first rank of each tells them.
     fn entries(&self, rank: usize) -> Vec<(String, Entries)> {
         if self.node.is_none() || rank != self.first_rank {
             return Vec::new();
@@ -216,7 +216,7 @@ struct Planned {
     threads: usize,
     cpus: Binding,
     addresses: Addresses,
-    /// What the hosts call the job, if there are several.
+    /// The name of the job among hosts, if there are several.
     name: Option<String>,
     secret: JobSecret,
     tls: JobTls,
@@ -252,7 +252,7 @@ impl Planned {
     }
 }
 
-/// What there is when the ranks of this host start.
+/// The state of this host when its ranks start.
 struct Ready {
     job: Job,
     server: Option<Server>,
@@ -385,7 +385,7 @@ fn read(path: &Path) -> Result<Job, CliError> {
     serde_json::from_slice(&text).map_err(|error| failed(&error))
 }
 
-/// What hangs on the device must not keep a job that is given up.
+/// Lets calls to the device end with an error once the job is given up.
 fn give_up_with(world: &World, device: &Device) -> Result<(), CliError> {
     let revocation = world.revocation();
     Ok(device.give_up_when(move || {
@@ -446,7 +446,7 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
     }
 }
 
-/// What a rank does that has met the others.
+/// Runs the task of a rank that has met the others.
 fn task_of(job: &Job, rank: usize, world: &World, voice: &Voice) -> Result<(), CliError> {
     pulse::enter(Phase::Measuring);
     let device = Device::new(job.device(rank)?, job.threads)?;

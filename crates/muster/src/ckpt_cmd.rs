@@ -157,8 +157,8 @@ fn whole(report: &VerifyReport) -> String {
     out
 }
 
-/// What is wrong with a checkpoint. What cannot be read is not thereby damaged, and nothing is to
-/// be removed for it.
+/// Problems of a checkpoint, in words. What cannot be read is not thereby damaged, and nothing is
+/// to be removed for it.
 fn not_whole(report: &VerifyReport) -> String {
     use Error::{Misnamed, NotCommitted, Removed, UnsupportedVersion};
     let path = report.path.display();

@@ -33,7 +33,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 `bench compare` found a regression, 2 your mistake, 3 a rank, the network or a
 device failed, 70 a bug in Muster, 75 told to stop and saved (run again to go on).";
 
-/// What to do.
+/// The commands of `muster`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a model
@@ -104,10 +104,10 @@ pub struct TrainArgs {
     /// Threads per rank; 0 divides the cores among the ranks
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// What connects the ranks
+    /// Backend that connects the ranks
     #[arg(long)]
     pub backend: Option<BackendArg>,
-    /// What to start from: `auto` (this run's newest checkpoint), `never`, a checkpoint or a run
+    /// Checkpoint to start from: `auto` (this run's newest), `never`, a checkpoint or a run
     #[arg(long, value_name = "auto|never|DIR")]
     pub resume: Option<String>,
     /// Stop after this step, saved; the schedule is that of the whole run
@@ -246,7 +246,7 @@ impl TrainArgs {
     }
 }
 
-/// What connects the ranks.
+/// The backend that connects the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendArg {
     /// Shared memory, on one host
@@ -433,7 +433,7 @@ A run that was killed leaves a directory of parts beside its trace.")]
     },
 }
 
-/// What `train` tells the processes it starts.
+/// The arguments that `train` gives to the processes it starts.
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
     /// The file in which `train` left all that this rank needs

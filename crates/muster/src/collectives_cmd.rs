@@ -173,8 +173,8 @@ fn bounds(rows: &[&Row]) -> Bounds {
 /// Bytes of the buffers that tell what memory carries: beyond the caches of most hosts.
 const MEMORY_BYTES: usize = 64 << 20;
 
-/// What the memory of this host carries, read and written together, where ranks share it and
-/// nothing else was named to bound them: the median of three copies by all cores.
+/// The bandwidth of this host's memory, read and written together, in GB/s, where ranks share it
+/// and nothing else was named to bound them: the median of three copies by all cores.
 fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>, CliError> {
     let is_host = args.device.iter().all(|kind| kind.is_host());
     if args.link.is_some() || args.backend != BackendArg::Shm || !is_host || place.node > 0 {

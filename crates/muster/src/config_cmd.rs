@@ -38,7 +38,7 @@ fn check(file: &Path, overrides: &[Override]) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
-/// What the config comes to, in a few lines.
+/// The essentials of a config, in a few lines.
 fn essentials(loaded: &Loaded) -> String {
     let (config, resolved) = (&loaded.config, &loaded.resolved);
     let model = &resolved.architecture;

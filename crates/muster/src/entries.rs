@@ -1,4 +1,4 @@
-//! What is behind a digest, entry by entry, so that hosts that differ are told in what.
+//! The entries behind a digest, so that hosts that differ are told in which of them.
 
 use serde::Serialize;
 use serde_json::Value;

@@ -273,7 +273,7 @@ impl From<comm::CommError> for CliError {
             {
                 CliError::mistaken(error)
             }
-            // What a group is asked to do is decided by the trainer.
+            // The trainer decides which operations a group is asked for.
             CommError::NoSuchRank { .. }
             | CommError::PerRank { .. }
             | CommError::Range { .. }

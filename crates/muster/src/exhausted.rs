@@ -1,5 +1,5 @@
-//! What the kernel and the allocator do to a process that meets a limit, turned into errors that
-//! name it: exit code 3 instead of a death by signal.
+//! Failures that the kernel and the allocator inflict on a process that meets a limit, turned into
+//! errors that name it: exit code 3 instead of a death by signal.
 //!
 //! Rust ends a process whose allocation fails by `abort`. The allocator here notes that one was
 //! refused, and the handler of SIGABRT tells it from other causes.

@@ -51,7 +51,7 @@ const OUT_OF_FILES: &str = "no more files can be made there, as all inodes of th
 
 const OUT_OF_BYTES: &str = "the disk is full: free some space";
 
-/// What is said instead of a library's panic that holds the system's word for a limit.
+/// The message instead of a library's panic that holds the system's word for a limit.
 pub fn met_in(panic: &str) -> Option<String> {
     let code = code_in_panic(panic)?;
     let advice = of_code(code)?;
@@ -92,7 +92,7 @@ fn code_of(error: &(dyn Error + 'static)) -> Option<i32> {
         if io.is_some_and(|io| io.kind() == io::ErrorKind::OutOfMemory) {
             return Some(libc::ENOMEM);
         }
-        // What an error of the standard library wraps is not among its own causes.
+        // The error that an error of the standard library wraps is not among its own causes.
         let wrapped = io.and_then(|io| io.get_ref()).map(|inner| inner as &(dyn Error + 'static));
         cause = wrapped.or_else(|| error.source());
     }
@@ -174,7 +174,7 @@ pub fn check_stack() -> Result<(), CliError> {
     }
 }
 
-/// What this host allows.
+/// The limits of this host.
 #[derive(Debug, Clone)]
 struct Host {
     cores: usize,
@@ -197,7 +197,7 @@ fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
     let Host { cores, nodes, room } = host;
     let (crowd, beside) = (CROWDED * cores, OF_A_RANK + READERS);
     let room_for_ranks = room.as_ref().map(|(room, _)| room.saturating_sub(OWN));
-    // What keeps within both.
+    // The nearest command that keeps within both.
     let knob = || {
         let each = |most: usize, beside: usize| most.saturating_sub(beside * ranks) / ranks;
         let roomy = room_for_ranks.map_or(usize::MAX, |most| each(most, beside));
@@ -240,8 +240,8 @@ fn fits(ranks: usize, threads: usize, host: &Host) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What the system says of its limits, from `/proc` and the control group's files; whatever cannot
-/// be read limits nothing.
+/// The system's limits, from `/proc` and the control group's files; whatever cannot be read limits
+/// nothing.
 mod system {
     use std::fs::read_to_string;
     use std::os::unix::fs::MetadataExt;
@@ -355,7 +355,7 @@ mod tests {
         assert!(crowded.ends_with("use --ranks 128 --threads 1 at most"), "{crowded}");
     }
 
-    /// What is advised fits.
+    /// The values in advice fit.
     #[test]
     fn advice_is_within_the_limits() {
         for (ranks, threads) in [(1, 4096), (2, 4096), (3, 65), (500, 1), (7, 300)] {

@@ -120,7 +120,7 @@ fn check_paths(args: &OrthogonalizeArgs) -> Result<(), CliError> {
         let out = args.output.display();
         return Err(CliError::mistake(format!("IN and OUT are one file, {out}; name another OUT")));
     }
-    // What is written to a device or pipe replaces nothing.
+    // Output to a device or pipe replaces nothing.
     let is_regular = matches!(out_file::check(&args.output)?, Place::Regular(_));
     if is_regular && args.output.exists() && !args.force {
         let out = args.output.display();
@@ -138,7 +138,7 @@ fn no_match(pattern: &str, tensors: &[(String, TensorView)]) -> String {
     format!("--tensors {pattern} matches none of {}{near}", plural(names.len(), "tensor"))
 }
 
-/// What becomes of a tensor.
+/// The treatment of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Orthogonalize {

@@ -24,7 +24,7 @@ const LINKS_MAX: usize = 40;
 pub enum Place {
     /// A regular file of this name, with all links followed; it need not be there.
     Regular(PathBuf),
-    /// What takes bytes as they come.
+    /// A device or pipe, which takes bytes as they come.
     Stream,
     /// The file that this process's standard output or error goes to.
     Printed,
@@ -262,7 +262,7 @@ fn replace(file: &Path, fill: Fill) -> std::io::Result<()> {
     let old = std::fs::metadata(file).as_ref().map(Metadata::permissions).ok();
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".part");
-    // What a plain new file gets: the process's mask applies.
+    // The mode of a plain new file: the process's mask applies.
     builder.permissions(std::fs::Permissions::from_mode(0o666));
     let mut new = match builder.tempfile_in(parent) {
         Ok(new) => new,

@@ -88,7 +88,7 @@ pub fn complain(text: &str) {
     let _ = write!(std::io::stderr().lock(), "{}", with_end(&visible(text)));
 }
 
-/// What clap has to say instead of a command: help and version on standard output, mistakes on
+/// Shows clap's text in place of a command: help and version on standard output, mistakes on
 /// standard error.
 ///
 /// # Errors

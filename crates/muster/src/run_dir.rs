@@ -64,7 +64,7 @@ impl RunDir {
         self.root.join(format!("node{node}.lock"))
     }
 
-    /// What host `node` told its ranks.
+    /// The file with the job of host `node`, for its ranks.
     pub fn job(&self, node: usize) -> PathBuf {
         self.root.join(format!("job-node{node}.json"))
     }
@@ -129,7 +129,7 @@ pub fn store_in(path: &Path) -> Store {
     let inner = RunDir::new(path).checkpoints();
     let is_run = match std::fs::metadata(&inner) {
         Ok(found) => found.is_dir(),
-        // What cannot be looked at is there.
+        // A directory that cannot be looked at is there.
         Err(error) => !is_absent(&error),
     };
     Store::new(if is_run { inner } else { path.to_path_buf() })

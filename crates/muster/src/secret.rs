@@ -101,7 +101,7 @@ pub fn pass_on(secret: Secret, mut to: impl Write) {
     let _ = to.write_all(secret.to_hex().as_bytes());
 }
 
-/// What the process that started this one has handed over.
+/// The secret that the process which started this one has handed over.
 ///
 /// # Errors
 /// It has not.
@@ -122,7 +122,7 @@ mod tests {
 
     const TEXT: &str = "a secret of 27 bytes or so.";
 
-    /// What is said of a file with this text and mode.
+    /// The key in hex of a file with this text and mode, or why it is refused.
     fn file(text: &[u8], mode: u32) -> Result<String, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");

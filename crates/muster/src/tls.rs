@@ -14,7 +14,7 @@ use crate::error::CliError;
 use crate::key_file::{self, Readers};
 use crate::secret::JobSecret;
 
-/// What a directory of [`of_dir`] holds.
+/// The files in a directory of [`of_dir`].
 const NAMES: [&str; 3] = ["certificate.pem", "key.pem", "authority.pem"];
 
 /// More than certificates and keys have; of other files the beginning shows that they are none.
@@ -30,12 +30,12 @@ pub struct JobTls {
 }
 
 impl JobTls {
-    /// What keeps strangers out.
+    /// The settings that keep strangers out.
     pub fn security(&self, secret: &JobSecret) -> Security {
         Security { secret: secret.secret, tls: self.tls.clone() }
     }
 
-    /// What is to be said of that, once and not on every host: without a secret strangers have no
+    /// The warning about that, given once and not on every host: without a secret strangers have no
     /// certificate either.
     pub fn warning(&self, secret: &JobSecret) -> Option<String> {
         let of_secret = secret.warning.clone().filter(|_| self.tls.is_none());

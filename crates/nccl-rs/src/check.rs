@@ -1,4 +1,4 @@
-//! What the buffers of an operation must be to each other. The library trusts its caller; a wrong
+//! Checks of an operation's buffers against each other. The library trusts its caller; a wrong
 //! length there is memory overwritten, or a hang on the other ranks.
 
 use crate::{Buffer, Error};

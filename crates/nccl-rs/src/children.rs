@@ -10,7 +10,7 @@ use crate::table::{Handle, Told};
 use crate::wait::Deadline;
 use crate::{Communicator, Config, Error, group};
 
-/// What happens to the parent's operations when it is shrunk.
+/// The end of the parent's operations when it is shrunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shrink {
     /// There are none, and it is sound.

@@ -103,8 +103,8 @@ impl Communicator {
         self.shared.set_timeout(timeout);
     }
 
-    /// What has become of the operations so far. Ask while a stream is waited for: a peer that
-    /// fails leaves the operations of the others hanging there, and is told here.
+    /// The progress of the operations so far. Ask while a stream is waited for: a peer that fails
+    /// leaves the operations of the others hanging there, and is told here.
     ///
     /// # Errors
     /// The communicator has failed, or is over. Abort it, or revoke and shrink it.
@@ -208,7 +208,7 @@ impl std::fmt::Debug for Communicator {
 impl Drop for Communicator {
     fn drop(&mut self) {
         let patience = self.timeout().min(DROP_PATIENCE);
-        // What it says has nobody to hear it.
+        // Its error has nobody to hear it.
         let _ = self.shared.abort(Deadline::after(patience));
     }
 }

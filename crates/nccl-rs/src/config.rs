@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::{Error, Vendor, Version};
 
-/// What a communicator is made with. Fields that are `None` are the library's own choice.
+/// Settings of a communicator. Fields that are `None` are the library's own choice.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,10 +1,10 @@
-//! What can go wrong, in the words of whoever reads it.
+//! Errors of this crate, in the words of whoever reads them.
 
 use std::fmt;
 
 use crate::{DataType, JobId, Vendor, Version};
 
-/// What a call of the library told. The numbers are those of `ncclResult_t`.
+/// Results of a call of the library. The numbers are those of `ncclResult_t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
@@ -37,7 +37,7 @@ impl Code {
         })
     }
 
-    /// What to do, as the end of a message.
+    /// Advice, as the end of a message.
     const fn advice(self) -> &'static str {
         match self {
             Code::UnhandledDriverError => {
@@ -87,7 +87,7 @@ impl fmt::Display for Seat {
     }
 }
 
-/// What this crate refuses, or could not do.
+/// Errors of this crate: misuse that it refuses, and calls that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -18,7 +18,7 @@
 //!     of every thread is an error;
 //!   * an id of another job, vendor or version never reaches the library.
 //!
-//! What lies in a GPU's memory this crate cannot check, so the operations are `unsafe`: their
+//! This crate cannot check the contents of a GPU's memory, so the operations are `unsafe`: their
 //! caller vouches for addresses, streams and lifetimes. Lengths, types, alignment and overlap are
 //! checked.
 

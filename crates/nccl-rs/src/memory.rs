@@ -44,7 +44,7 @@ impl Drop for DeviceMemory {
             let told = unsafe { library.table().mem_free(address) };
             told.and_then(|told| library.check(told))
         };
-        // What it says has nobody to hear it.
+        // Its error has nobody to hear it.
         let _ = run_bounded(Deadline::after(DROP_PATIENCE), free);
     }
 }
@@ -229,14 +229,14 @@ fn let_go(
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // What it says has nobody to hear it.
+        // Its error has nobody to hear it.
         let _ = self.let_go();
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // What it says has nobody to hear it.
+        // Its error has nobody to hear it.
         let _ = self.let_go();
     }
 }

@@ -57,7 +57,7 @@ enum Phase {
     Over(End),
 }
 
-/// What a call needs of the communicator.
+/// The state of the communicator that a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// To enqueue an operation.
@@ -68,7 +68,7 @@ pub(crate) enum Need {
     Look,
 }
 
-/// What the library says of a communicator.
+/// The state of a communicator's operations, by the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// All calls so far are done; their operations are in their streams.
@@ -344,7 +344,7 @@ impl Lease {
         &self.shared
     }
 
-    /// What the library says of the communicator now.
+    /// Asks the library for the progress of the communicator.
     ///
     /// # Errors
     /// Its asynchronous error; it is being aborted, or was revoked since the call began.

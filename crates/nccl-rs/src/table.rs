@@ -1,9 +1,9 @@
 //! The functions of the library, found by name when it is opened.
 //!
-//! What every version from the baseline on has is required; what came later is found if it is
-//! there, and a call of what is not is an error that says which version has it. Results are plain
-//! integers, because a newer library returns codes that an enum of today does not have. The types
-//! are those of nccl.h; rccl.h has the same.
+//! Functions that every version from the baseline on has are required; later ones are found if they
+//! are there, and a call of one that is not is an error that says which version has it. Results are
+//! plain integers, because a newer library returns codes that an enum of today does not have. The
+//! types are those of nccl.h; rccl.h has the same.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -50,7 +50,7 @@ pub(crate) struct RawSimulation {
 
 const _: () = assert!(size_of::<RawSimulation>() == 24);
 
-/// What a call told, and which it was.
+/// A call and its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct Told {
@@ -279,7 +279,7 @@ unsafe fn find<F: Copy>(library: &Library, symbol: &str) -> Option<F> {
     unsafe { library.get::<F>(symbol) }.map(|found| *found).ok()
 }
 
-/// What `ncclGetVersion` tells, before anything else is asked for.
+/// The version by `ncclGetVersion`, before anything else is asked for.
 ///
 /// # Errors
 /// The library has no such function.

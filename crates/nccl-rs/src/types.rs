@@ -118,7 +118,7 @@ impl Buffer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stream(pub u64);
 
-/// What a reduction is called in messages.
+/// The name of a reduction in messages.
 pub(crate) fn op_name(op: &RedOp<'_>) -> &'static str {
     match op {
         RedOp::Sum => "sum",

@@ -103,7 +103,7 @@ impl UniqueId {
     /// Whether a rank of `job` that has opened `version` of `vendor`'s library may use it.
     ///
     /// # Errors
-    /// What it belongs to, and what the rank does.
+    /// The job, vendor and version that it belongs to, and those of the rank.
     pub fn check(&self, vendor: Vendor, version: Version, job: JobId) -> Result<(), Error> {
         if self.job != job {
             return Err(Error::IdJob { theirs: self.job, ours: job });

@@ -29,7 +29,7 @@ impl Vendor {
         }
     }
 
-    /// What the loader searches its own directories for, in this order.
+    /// Names that the loader searches its own directories for, in this order.
     const fn names(self) -> [&'static str; 2] {
         match self {
             Vendor::Nvidia => ["libnccl.so.2", "libnccl.so"],
@@ -69,7 +69,7 @@ impl fmt::Display for Vendor {
     }
 }
 
-/// What of the environment decides where a library is looked for.
+/// The part of the environment that decides where a library is looked for.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Places {
     /// Value of [`Vendor::variable`].

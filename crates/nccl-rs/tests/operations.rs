@@ -258,7 +258,7 @@ fn groups(rank: &Rank) {
         let _ = library.group(patience, || -> Result<(), Error> { panic!("on purpose") });
     }));
     assert!(caught.is_err());
-    // What has to wait cannot be part of one; a group can.
+    // A call that has to wait cannot be part of one; a group can.
     let inside = library.group(patience, || comm.split(Some(0), 0, &within(100)));
     assert!(matches!(inside, Err(Error::Argument { .. })), "{inside:?}");
     library.group(patience, || library.group(patience, sum)).unwrap();
@@ -319,7 +319,7 @@ fn shared(rank: &Rank) {
     bench.end();
 }
 
-/// What is refused before the library sees it; nobody waits.
+/// Mistakes that are refused before the library sees them; nobody waits.
 fn refusals(rank: &Rank) {
     let bench = Bench::new(rank);
     let (comm, stream) = (&bench.comm, bench.stream);

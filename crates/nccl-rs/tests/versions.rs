@@ -15,7 +15,7 @@ fn missing(rank: &Rank) {
     assert_eq!(tried.0[0].place, "/nowhere/libnccl.so.2");
     let told = error.to_string();
     assert!(told.contains("No such file") && told.contains(vendor.variable()), "{told}");
-    // What the environment names is the only place.
+    // A library that the environment names is the only place.
     let error = Library::open(vendor).unwrap_err();
     let Error::Missing { tried, .. } = &error else { panic!("{error}") };
     assert_eq!(tried.0.len(), 1, "{error}");
@@ -97,7 +97,7 @@ fn absent(rank: &Rank) {
     comm.finalize().unwrap();
 }
 
-/// What a library lacks though it is new enough: refused before anything has changed.
+/// Functions that a library lacks though it is new enough: refused before anything has changed.
 const STRIPPED: [&str; 4] =
     ["ncclCommRevoke", "ncclCommShrink", "ncclGroupSimulateEnd", "ncclCommWindowRegister"];
 

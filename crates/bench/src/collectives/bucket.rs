@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fit::{Fit, Reach};
 
-/// What a bucket may not exceed.
+/// Bounds of a bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bounds {
     /// Time of what is computed while a bucket is sent.
@@ -26,7 +26,7 @@ pub struct Bounds {
     pub most_bytes: Option<u64>,
 }
 
-/// What decided.
+/// The bound that decided the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decided {
@@ -191,8 +191,8 @@ mod tests {
             }
         }
 
-        /// What is hidden takes no longer than the window, and one byte more of the same segment
-        /// would.
+        /// The bucket's time fits the window, and with one byte more of the same segment it would
+        /// not.
         #[test]
         fn what_is_hidden_fits_the_window(
             alpha in 0.1_f64..100.0,

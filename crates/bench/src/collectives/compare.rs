@@ -18,7 +18,7 @@ use super::row::{Key, Row, labels};
 use crate::BenchError;
 use crate::report::aligned;
 
-/// What counts.
+/// Options of a comparison.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// The part by which a time may grow: 0.05 is 5 %.
@@ -35,7 +35,7 @@ impl Default for Options {
     }
 }
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -75,10 +75,10 @@ impl Verdict {
     }
 }
 
-/// What was compared of a case.
+/// The comparison of one case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Case {
-    /// What either side states.
+    /// The fields that either side states.
     pub key: Key,
     pub base_us: Option<f64>,
     pub new_us: Option<f64>,
@@ -109,14 +109,14 @@ pub struct Summary {
     pub missing: usize,
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     pub threshold: f64,
     /// Whether either run or file ended early.
     pub base_complete: bool,
     pub new_complete: bool,
-    /// What either run says of itself that went wrong.
+    /// Failures that either run reports of itself.
     pub base_failures: Vec<String>,
     pub new_failures: Vec<String>,
     pub cases: Vec<Case>,
@@ -272,7 +272,7 @@ fn summaries(cases: &[Case]) -> Vec<Summary> {
     ops.dedup();
     let summary = |op: Op| {
         let all = || cases.iter().filter(move |case| case.key.op == op);
-        // What is wrong has no time that counts.
+        // Wrong results have no time that counts.
         let timed =
             all().filter(|case| !matches!(case.verdict, Verdict::Wrong | Verdict::WasWrong));
         let ratios: Vec<(f64, u64)> =

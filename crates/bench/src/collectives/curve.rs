@@ -1,5 +1,5 @@
-//! What the sizes of one case say together: a fit, how soon the peak is reached, what the peak is
-//! of what is possible, and the bucket that follows.
+//! The sizes of one case taken together: a fit, how soon the peak is reached, what the peak is of
+//! what is possible, and the bucket that follows.
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ use super::size::binary;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Curve {
-    /// What the rows have in common; its size is 0.
+    /// The fields that the rows have in common; its size is 0.
     pub key: Key,
     /// Rows.
     pub sizes: usize,

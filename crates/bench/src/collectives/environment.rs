@@ -57,7 +57,7 @@ pub fn may_be_shown(name: &str, value: &str) -> bool {
     listed && !login && !REFUSED.iter().any(|part| upper.contains(part))
 }
 
-/// What may be shown of an environment.
+/// The variables of an environment that may be shown.
 pub fn allowed(variables: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
     variables.into_iter().filter(|(name, value)| may_be_shown(name, value)).collect()
 }

@@ -50,7 +50,7 @@ impl Segment {
         self.alpha_us + self.beta_us_per_byte * bytes as f64
     }
 
-    /// What its slope is as a bandwidth; infinite where bytes cost nothing.
+    /// Its slope as a bandwidth, in GB/s; infinite where bytes cost nothing.
     pub fn gb_per_s(&self) -> f64 {
         1e-3 / self.beta_us_per_byte
     }
@@ -203,7 +203,8 @@ fn one(points: &[(u64, f64)]) -> Option<Division> {
     Some(Division { segments: vec![segment], rss })
 }
 
-/// What a curve says about sizes; sizes between two points are interpolated, both in logarithms.
+/// Sizes at which a curve reaches parts of its peak; sizes between two points are interpolated,
+/// both in logarithms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reach {
@@ -369,7 +370,8 @@ mod tests {
             let noisy = points.iter().zip(&noise).map(|(&(bytes, t), n)| (bytes, t * (1.0 + n)));
             let fit = fit(&noisy.collect::<Vec<_>>()).unwrap();
             prop_assert!(fit.segments.len() >= 2, "{:?}", fit);
-            // What was measured is told again, within twice the noise and what a line loses.
+            // The fit gives the measured times again, within twice the noise and the loss of a
+            // line.
             for (bytes, time) in points {
                 let off = (fit.time_us(bytes) / time - 1.0).abs();
                 prop_assert!(off < 0.06, "{bytes}: {off} of {time}; {fit:?}");

@@ -1,4 +1,4 @@
-//! What nccl-tests means by size, count, algbw and busbw, operation by operation.
+//! Size, count, algbw and busbw as nccl-tests means them, operation by operation.
 //!
 //! Source of every formula: `GetCollByteCount` and `GetBw` of nccl-tests 2.19.6, `src/<op>.cu`, and
 //! its `doc/PERFORMANCE.md`. With *n* ranks and *S* the bytes in the column `size(B)`:
@@ -167,7 +167,7 @@ impl Op {
         Some(Bandwidths { algbw_gb_per_s, busbw_gb_per_s: algbw_gb_per_s * factor })
     }
 
-    /// What is measured where `bytes` were asked for.
+    /// The bytes and count that are measured where `bytes` were asked for.
     ///
     /// `element_bytes` is the size of one element, `ranks` at least 1.
     pub fn extent(self, bytes: u64, element_bytes: u64, ranks: usize, parts: Parts) -> Extent {
@@ -194,8 +194,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// What a name is without its path, `_perf` and what a build adds to that (`_mpi`), case and
-/// separators.
+/// The name without its path, `_perf` and what a build adds to that (`_mpi`), case and separators.
 fn plain(name: &str) -> String {
     let name = name.trim().rsplit(['/', '\\']).next().unwrap_or("");
     let name = name.split_once("_perf").map_or(name, |(name, _)| name);
@@ -217,7 +216,7 @@ impl FromStr for Op {
 pub struct Bandwidths {
     /// Bytes of the operation over its time.
     pub algbw_gb_per_s: f64,
-    /// What the links carry if the algorithm moves no byte more than it must.
+    /// The rate of the links if the algorithm moves no byte more than it must.
     pub busbw_gb_per_s: f64,
 }
 

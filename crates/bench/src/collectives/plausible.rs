@@ -24,7 +24,7 @@ const ABOVE: f64 = 1.02;
 /// How far a bandwidth may be from size over time, besides rounding to two digits.
 const INCONSISTENT: f64 = 0.02;
 
-/// What the machine can do at most; what is `None` is not looked at.
+/// The most that the machine can do; a limit that is `None` is not looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {
     /// Of one rank's link, in one direction: a bound of busbw.

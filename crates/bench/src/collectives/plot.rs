@@ -70,7 +70,7 @@ pub fn svg(report: &Report) -> Result<Option<String>, BenchError> {
     Ok(Some(svg))
 }
 
-/// What a fit says, behind a curve's name.
+/// The numbers of a fit, behind a curve's name.
 fn legend(curve: &Curve) -> String {
     let (Some(fit), Some(reach)) = (&curve.fit, &curve.reach) else { return String::new() };
     let segments = fit.segments.iter().map(|segment| {
@@ -101,7 +101,7 @@ fn fitted(curve: &Curve) -> Vec<Vec<(f64, f64)>> {
     segments.collect()
 }
 
-/// What all rows have in common.
+/// The fields that all rows have in common.
 fn title(report: &Report) -> String {
     let mut ops: Vec<String> = report.rows.iter().map(|row| row.key.op.to_string()).collect();
     ops.sort_unstable();

@@ -86,17 +86,17 @@ pub struct Report {
     pub libraries: BTreeMap<String, String>,
     /// False if the run ended before its last row, or the file before its end.
     pub complete: bool,
-    /// What another program says of its own run that went wrong, with the place in its file.
+    /// Failures that another program reports of its own run, with the place in its file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<String>,
-    /// What its library warned of last in a run that did not fail.
+    /// The last warnings of its library in a run that did not fail.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Rows of a file that could not be put together, with their lines and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<String>,
     pub rows: Vec<Row>,
-    /// What the rows of each case say together.
+    /// Fits of the rows of each case.
     #[serde(default)]
     pub curves: Vec<Curve>,
 }

@@ -1,4 +1,4 @@
-//! What bounds a bandwidth: the published figures of known links, or the memory that ranks share.
+//! Bounds of a bandwidth: the published figures of known links, or the memory that ranks share.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub struct KnownLink {
     pub describes: &'static str,
     /// Of all wires together, before any protocol.
     pub raw_gb_per_s: f64,
-    /// What an all_reduce reaches at best, as busbw.
+    /// The best busbw that an all_reduce reaches.
     pub effective_gb_per_s: f64,
     /// Where switches add up on their own, busbw goes beyond the wires.
     pub switched_gb_per_s: Option<f64>,
@@ -108,7 +108,7 @@ impl KnownLink {
     }
 }
 
-/// What the rows of a report are bounded by.
+/// The bound of a report's rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Roof {
     Link(&'static KnownLink),
@@ -145,7 +145,7 @@ impl fmt::Display for Unknown {
 }
 
 impl Roof {
-    /// What bounds a report: the link that was named, or the one that its devices have, or the
+    /// The bound of a report: the link that was named, or the one that its devices have, or the
     /// memory of its host, which carries `memory_gb_per_s`.
     pub fn of(
         report: &Report,

@@ -119,7 +119,7 @@ pub struct FirstBad {
     pub expected: String,
 }
 
-/// What a check of the results found.
+/// The result of a check.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
@@ -204,7 +204,7 @@ pub struct RankTimes {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overlap {
-    /// What each rank orthogonalizes.
+    /// The shape that each rank orthogonalizes, in words.
     pub shape: String,
     pub collective_alone_us: f64,
     pub collective_together_us: f64,

@@ -83,7 +83,7 @@ pub fn binary(bytes: u64) -> String {
     format!("{value:.digits$} {}", units[unit])
 }
 
-/// What a unit that is none was probably meant to be.
+/// Advice on a unit that is none: the one that was probably meant.
 fn advice_on_unit(number: &str, unit: &str) -> String {
     let letter = unit.chars().next().unwrap_or(' ').to_ascii_uppercase();
     if matches!(letter, 'K' | 'M' | 'G' | 'T') {

@@ -31,7 +31,7 @@ impl Interval {
     }
 }
 
-/// What is said of the times of one case, in microseconds.
+/// Statistics of the times of one case, in microseconds.
 ///
 /// Other programs leave some of it out: nccl-tests without `-I` gives the mean alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

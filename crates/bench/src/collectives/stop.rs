@@ -68,7 +68,7 @@ impl Sampler {
 
     /// Takes one more time, in microseconds, and says whether it was the last one.
     ///
-    /// What comes after a stop is counted all the same.
+    /// Times after a stop are counted all the same.
     pub fn push(&mut self, time_us: f64) -> Option<Stop> {
         self.samples_us.push(time_us);
         self.total_us += time_us;

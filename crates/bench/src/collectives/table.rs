@@ -62,7 +62,7 @@ fn count(value: u64) -> String {
     }
 }
 
-/// What stands in one section: all but size and place.
+/// The key of one section: all but size and place.
 fn section(key: &Key) -> Key {
     Key { in_place: false, ..key.series() }
 }
@@ -97,7 +97,7 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-/// What was measured beside Newton–Schulz, as lines behind `#`; empty if nothing was.
+/// The measurements beside Newton–Schulz, as lines behind `#`; empty if there are none.
 pub fn overlaps(report: &Report) -> String {
     let mut text = String::new();
     let measured = report.rows.iter().filter_map(|row| Some((row, row.overlap.as_ref()?)));

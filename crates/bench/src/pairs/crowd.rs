@@ -45,10 +45,10 @@ impl fmt::Display for Crowd {
     }
 }
 
-/// What a rank says of the machine it runs on.
+/// The machine that a rank runs on, as it tells the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
-    /// What tells the machine from others.
+    /// The name that tells the machine from others.
     pub machine: String,
     pub host: usize,
     /// Cores that the ranks of its host share.
@@ -80,7 +80,8 @@ pub fn crowds(ranks: &[Room]) -> Vec<Crowd> {
     crowds
 }
 
-/// What reaches its share is not slow: [`SHARE_HEALTHY`], or less where an end is crowded.
+/// The shares of hosts: a bandwidth that reaches its share is not slow. It is [`SHARE_HEALTHY`], or
+/// less where an end is crowded.
 pub struct Shares<'a> {
     seats: &'a [Seat],
     /// By host.

@@ -1,4 +1,4 @@
-//! What a matrix of bandwidths says is slow.
+//! The slow parts in a matrix of bandwidths.
 //!
 //! Edges within a host and edges between hosts are looked at apart. A part (a host, a rail, a rank)
 //! is as good as its best edge, since whoever is slow is slow to everybody, and whoever is not has
@@ -27,13 +27,13 @@ pub const Z_LIMIT: f64 = 3.5;
 /// Of logarithms: two percent.
 pub const MAD_LEAST: f64 = 0.02;
 
-/// What reaches this share of its like is not slow, whatever its score.
+/// A bandwidth that reaches this share of its like is not slow, whatever its score.
 pub const SHARE_HEALTHY: f64 = 0.9;
 
 /// Values that a comparison needs at least.
 const LIKE_LEAST: usize = 3;
 
-/// What can be slow.
+/// Parts that can be slow.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -95,8 +95,9 @@ impl fmt::Display for Finding {
 /// Which part of a kind an edge belongs to, if any.
 type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
 
-/// What is slow among `edges` of ranks that sit at `seats`, larger parts first. What reaches
-/// [`SHARE_HEALTHY`] of its like is not, nor what reaches less if all of it touches `crowds`.
+/// The slow parts among `edges` of ranks that sit at `seats`, larger ones first. A part that
+/// reaches [`SHARE_HEALTHY`] of its like is not slow, nor one that reaches less if all of it
+/// touches `crowds`.
 pub fn diagnose(seats: &[Seat], edges: &[Edge], crowds: &[Crowd]) -> Vec<Finding> {
     let shares = Shares::new(seats, crowds);
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;

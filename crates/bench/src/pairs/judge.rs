@@ -1,4 +1,4 @@
-//! What is told of several measurements: a pure function.
+//! The judgement on several measurements: a pure function.
 //!
 //! Whatever else runs on a machine makes a pair slower and never faster, so an edge is as good as
 //! its best measurement. What seems slow is measured again, until it is not, or has been slow
@@ -20,7 +20,7 @@ pub const TRIES: usize = 3;
 /// Measurements in all. New suspects may come with each, since the others have become better.
 const MEASUREMENTS_MOST: usize = 6;
 
-/// What is slow, or what to do before that can be said.
+/// The slow parts, or the pairs to measure again before that can be said.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Judgement {
     /// These pairs, lower rank first, have something that seems slow.
@@ -28,7 +28,7 @@ pub enum Judgement {
     Told(Told),
 }
 
-/// What comes of all measurements.
+/// The result of all measurements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Told {
     /// The best of each, by ranks.
@@ -37,7 +37,7 @@ pub struct Told {
     pub dismissed: Vec<Dismissed>,
 }
 
-/// What seemed slow, and is not said to be.
+/// A part that seemed slow, and is not called so.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dismissed {
@@ -65,7 +65,7 @@ impl fmt::Display for Dismissed {
     }
 }
 
-/// What to say of ranks at `seats`, some of them on machines that are crowded, whose edges were
+/// Judges the ranks at `seats`, some of them on machines that are crowded, whose edges were
 /// measured so: first all, then some again.
 pub fn judge(seats: &[Seat], measured: &[Vec<Edge>], crowds: &[Crowd]) -> Judgement {
     let edges = best(measured);

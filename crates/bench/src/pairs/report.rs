@@ -1,4 +1,4 @@
-//! What was measured between all pairs.
+//! The bandwidths that were measured between all pairs.
 
 use std::fmt::Write as _;
 
@@ -55,7 +55,7 @@ pub struct Report {
     /// The best of each, where some were measured again.
     pub edges: Vec<Edge>,
     pub findings: Vec<Finding>,
-    /// What seemed slow at first, and is not told.
+    /// Parts that seemed slow at first, and are not called so.
     #[serde(default)]
     pub dismissed: Vec<Dismissed>,
     /// Machines whose ranks outnumber their cores.
@@ -82,7 +82,7 @@ impl Report {
         text
     }
 
-    /// What a reader wants to see: the matrix of a few ranks, the ends of more, and what is slow.
+    /// The report for a reader: the matrix of a few ranks, the ends of more, and what is slow.
     pub fn table(&self) -> String {
         let mut text = String::new();
         let ranks = self.seats.len();

@@ -14,7 +14,7 @@ use crate::collectives::stats;
 /// Bytes of a message whose round trip is timed.
 const SMALL_BYTES: usize = 8;
 
-/// What to measure.
+/// The size and count of the messages to measure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     /// Of a message whose time gives the bandwidth.
@@ -34,19 +34,19 @@ pub struct Measured {
     pub told: Told,
 }
 
-/// What a rank says of itself.
+/// The place of a rank, as it tells the others.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Here {
     /// Its host's name.
     name: String,
     machine: String,
-    /// What tells its host from others of that name and that machine.
+    /// The name that tells its host from others of that name and that machine.
     network: String,
     cores: usize,
     all_cores: usize,
 }
 
-/// What a rank has measured of a direction in which it received.
+/// A rank's measurement of a direction in which it received.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Received {
     from: usize,
@@ -59,7 +59,7 @@ struct Received {
 /// `tell` hears after each round how many of all are done.
 ///
 /// # Errors
-/// What a group or the device refuses; a rank that fails or is late.
+/// An operation that a group or the device refuses; a rank that fails or is late.
 pub fn run(
     world: &World,
     device: &Device,

@@ -82,7 +82,7 @@ pub(crate) async fn dial(
     }
 }
 
-/// What who listens says instead of a challenge.
+/// The failure that a listener tells by this word instead of a challenge.
 fn in_place_of_protocol(word: u32) -> Failed {
     match u8::try_from(word).ok().and_then(Lack::of_word) {
         Some(lack) => Failed::Tls(TlsFault::Lacks(lack)),

@@ -57,7 +57,7 @@ impl Seal {
         self.key.tag(&bytes)
     }
 
-    /// What was tagged last was not said, nor any part of it.
+    /// Forgets the last tag: its message was not sent, nor any part of it.
     pub(crate) fn take_back(&mut self) {
         self.number -= 1;
     }

@@ -1,4 +1,4 @@
-//! What each end says and checks: a pure state machine.
+//! The messages and checks of each end: a pure state machine.
 //!
 //! ```text
 //! Dialler ─ hail ▶            Listener::challenge
@@ -14,7 +14,7 @@ use crate::secret::Secret;
 /// Of everything that travels between processes of a job. Changes when a message or a frame does.
 pub(crate) const PROTOCOL: u8 = 8;
 
-/// What is said first, by protocols from 5 on.
+/// First bytes of a connection, by protocols from 5 on.
 const MAGIC: [u8; 4] = *b"MSTR";
 /// Where protocols before 5 had it, behind a length.
 const FORMER_MAGIC: [u8; 4] = *b"MSTC";
@@ -39,7 +39,7 @@ const OF_LISTENER: &str = "Muster 2026-11 proof of who listens";
 const FROM_DIALLER: &str = "Muster 2026-11 key of what comes from who connects";
 const FROM_LISTENER: &str = "Muster 2026-11 key of what comes from who listens";
 
-/// What a connection is.
+/// The ranks at the ends of a connection, and its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Claim {
     /// The mark of a start of a job; of none where that is not known yet.
@@ -114,7 +114,7 @@ impl Transcript {
     }
 }
 
-/// What eight bytes begin that somebody says first.
+/// The kinds of a first message, told from its first eight bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Greeting {
     Hail,
@@ -138,7 +138,7 @@ pub(super) fn greeting(bytes: &[u8; GREETING_BYTES]) -> Greeting {
     }
 }
 
-/// What a process of a former protocol is told: this one's number, in its own words, and nothing
+/// The answer to a process of a former protocol: this one's number, in its own words, and nothing
 /// else. It is a frame's length, then what it expects to come first.
 pub(super) fn answer_to_former() -> [u8; 12] {
     let mut bytes = [8, 0, 0, 0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0];
@@ -221,7 +221,7 @@ pub(crate) struct Accepted {
     pub answer: [u8; ANSWER_BYTES],
 }
 
-/// What a stranger is told.
+/// The answer to a stranger.
 pub(super) const NOT_TAKEN: [u8; ANSWER_BYTES] = [0; ANSWER_BYTES];
 
 impl Listener {
@@ -258,8 +258,8 @@ impl Listener {
     }
 }
 
-/// What a hail is answered with instead of a challenge: that it should have come over TLS, or what
-/// who listens lacks.
+/// The answer to a hail instead of a challenge: that it should have come over TLS, or the lack of
+/// the listener.
 pub(super) fn no_challenge(hail: &[u8; HAIL_BYTES], word: u8) -> [u8; CHALLENGE_BYTES] {
     let mut challenge = [0; CHALLENGE_BYTES];
     challenge[..MARK_BYTES].copy_from_slice(&mark(hail));
@@ -267,7 +267,7 @@ pub(super) fn no_challenge(hail: &[u8; HAIL_BYTES], word: u8) -> [u8; CHALLENGE_
     challenge
 }
 
-/// What a host says that cannot prove itself, instead of a hail.
+/// The message of a host that cannot prove itself, instead of a hail.
 pub(super) fn notice(node: u32, lack: Lack) -> [u8; HAIL_BYTES] {
     let mut notice = [0; HAIL_BYTES];
     notice[..GREETING_BYTES].copy_from_slice(&name());
@@ -282,8 +282,8 @@ pub(super) fn noticed(notice: &[u8; HAIL_BYTES]) -> u32 {
     u32::from_le_bytes(*node.expect("a notice is longer"))
 }
 
-/// What who begins TLS is told by a listener that cannot prove itself: a fatal alert, which says
-/// what that lacks (RFC 8446, sections 5.1 and 6).
+/// The answer of a listener that cannot prove itself to a process that begins TLS: a fatal alert,
+/// which names the lack (RFC 8446, sections 5.1 and 6).
 pub(super) const fn alert(lack: Lack) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, lack.word()]
 }

@@ -14,7 +14,7 @@ fn claim(scope: u8, from: u32, to: u32, purpose: u64) -> Claim {
     Claim { scope: [scope; 16], from, to, purpose }
 }
 
-/// What one byte of which message becomes on its way: message, byte, and what it is combined with.
+/// A change of one byte on its way: number of the message, byte, and the mask it is XORed with.
 type Change = (usize, usize, u8);
 
 fn changed<const N: usize>(mut message: [u8; N], number: usize, change: Change) -> [u8; N] {
@@ -121,7 +121,7 @@ fn a_stranger_sees_no_two_bytes_that_depend_on_the_job() {
     assert_eq!(of(OURS, claim(1, 1, 0, 0)), of("another secret of a job", claim(2, 9, 1, 5)));
 }
 
-/// What passed in one place, said again in another.
+/// Messages recorded in one place are replayed in another.
 #[test]
 fn transcripts_are_of_no_use_elsewhere() {
     let said = claim(7, 3, 1, 258);
@@ -143,7 +143,7 @@ fn transcripts_are_of_no_use_elsewhere() {
         assert_eq!(its.conclude(&accepted.answer).err(), Some(Refused::Secret));
     }
     assert!(proven.conclude(&accepted.answer).is_ok());
-    // What the one who connects said, sent back to it.
+    // The proof of the process that connects, reflected to it.
     let mut reflected = [TAKEN; ANSWER_BYTES];
     reflected[1..].copy_from_slice(&proof[CLAIM_BYTES..]);
     assert_eq!(proven.conclude(&reflected).err(), Some(Refused::Secret));

@@ -10,7 +10,7 @@ use super::shape::Hosts;
 use crate::op::{Gather, Site};
 use crate::{Operation, Window};
 
-/// What the members of one host hold is divided at multiples of so many bytes.
+/// Bytes of the members of one host are divided at multiples of this.
 const ALIGN: usize = 64;
 
 /// Bytes of a member's tray: what its column brings of other hosts at a time, where the windows are
@@ -30,7 +30,7 @@ pub(crate) struct GatherByHosts {
     pub carried: Vec<Vec<Piece>>,
     /// Bytes of the window that this member itself gives; in the first round, all of them.
     pub own: Vec<Range<usize>>,
-    /// What this member copies in the end.
+    /// Copies that this member makes at the end.
     pub copied: Vec<Copied>,
     /// Bytes read out of the windows of each member of this host, by column.
     pub reads: Vec<AtomicU64>,
@@ -55,7 +55,7 @@ pub(crate) struct Apart {
     room: usize,
 }
 
-/// What a gather is divided into.
+/// The division of a gather into hosts and columns.
 struct Columns {
     hosts: Hosts,
     /// Of this member: its host, and its column.
@@ -167,7 +167,7 @@ impl GatherByHosts {
 }
 
 impl Columns {
-    /// What the trays of this host hold in the end.
+    /// The pieces that lie in the trays of this host at the end.
     fn in_trays(&self, start: usize, room: usize) -> Vec<Copied> {
         let Columns { hosts, host, .. } = *self;
         let mut brought = Vec::new();

@@ -12,7 +12,7 @@ pub(crate) struct Hosts {
     pub from_bytes: usize,
 }
 
-/// What connects the members of a group.
+/// The layout of a group's connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// Memory of the one host.

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use layout::{Program, ReduceOp};
 
-/// What one partial of a host is made of.
+/// One partial of a host: its inputs, and the program that sums them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Part {
     /// Of the inputs of all.
@@ -131,7 +131,7 @@ impl Cut<'_> {
     }
 }
 
-/// What is left to do of a program.
+/// A step that is left of compiling a program.
 enum Task {
     /// A number more on the stack.
     Value(usize),

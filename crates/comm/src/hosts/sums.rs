@@ -33,7 +33,7 @@ pub(crate) struct ReduceByHosts {
     making: Mutex<Making>,
 }
 
-/// What sums of partials need. Used by one operation at a time, and kept.
+/// Stream and memory that sums of partials need. Used by one operation at a time, and kept.
 pub(crate) struct Making {
     pub stream: Stream,
     pub inputs: Vec<Tensor>,

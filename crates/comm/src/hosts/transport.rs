@@ -21,7 +21,7 @@ pub(super) struct ByHosts {
     pub here: shm::Endpoint,
     /// Of both together.
     pub meter: Meter,
-    /// What gathers into other memory come by, made by the first.
+    /// The tray by which gathers into other memory travel, made by the first.
     pub tray: Mutex<Option<Window>>,
 }
 
@@ -91,11 +91,11 @@ impl Transport for ByHosts {
     }
 
     fn box_bytes(&self) -> usize {
-        // What could go by hosts does.
+        // From this size on operations can go by hosts, and do.
         self.all.box_bytes().min(self.hosts.from_bytes)
     }
 
-    /// What goes through boxes is small, and goes flat.
+    /// Operations through boxes are small, and go flat.
     fn box_window(&self, device: &Device, group: u64, bytes: usize) -> Result<Window> {
         self.all.box_window(device, group, bytes)
     }

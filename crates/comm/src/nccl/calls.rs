@@ -131,7 +131,7 @@ unsafe fn perform(comm: &Communicator, stream: nccl_rs::Stream, step: &Move) -> 
     }
 }
 
-/// What is only moved has no type.
+/// The bytes of a tensor that is only moved, without its type.
 fn bytes(tensor: &Tensor) -> Buffer {
     Buffer::new(tensor.address(), tensor.bytes(), DataType::U8)
 }

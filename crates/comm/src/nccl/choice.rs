@@ -10,7 +10,7 @@ use crate::error::ranks;
 /// Since when several ranks may share a GPU, if the environment says so.
 const SHARING: Version = Version::new(2, 30, 0);
 
-/// What a group uses, and why.
+/// The way that a group uses, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) way: Way,
@@ -21,7 +21,7 @@ pub(crate) struct Choice {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// What connects the ranks, on memory of the host.
+    /// The transport that connects the ranks, on memory of the host.
     Host,
     /// The same, and copies.
     Staged,
@@ -74,10 +74,10 @@ fn permission(version: Version) -> String {
     }
 }
 
-/// What the group of these members uses; each is its rank and what it has said.
+/// Returns the way that the group of these members uses; each is its rank and its facts.
 ///
 /// # Errors
-/// What was asked for cannot be.
+/// The way that was asked for is impossible.
 pub(crate) fn choose(members: &[(usize, Facts)]) -> Result<Choice, Refusal> {
     let asked = same("transports", members, |facts| facts.options.transport.to_string())?;
     let sums = same("orders of sums", members, |facts| facts.options.sum.to_string())?;
@@ -174,7 +174,7 @@ fn shared_gpu(version: Version, members: &[(usize, Facts)]) -> Option<(String, V
     })
 }
 
-/// What all members say alike.
+/// The value that all members have alike.
 fn same(
     what: &'static str,
     members: &[(usize, Facts)],

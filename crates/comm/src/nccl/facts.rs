@@ -1,4 +1,4 @@
-//! What a member finds out about its device and its library before a group is made.
+//! The facts that a member finds out about its device and its library before a group is made.
 
 use std::sync::OnceLock;
 
@@ -11,7 +11,7 @@ use super::{DeviceTransport, GroupOptions};
 /// Lets several ranks share a GPU, from NCCL 2.30 on.
 pub(super) const SHARE: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
-/// What decides how a library knows the memory of windows (`window.rs`).
+/// Symbols of a library that decide how it knows the memory of windows (`window.rs`).
 const MEMORY: [&str; 3] = ["ncclMemAlloc", "ncclCommRegister", "ncclCommWindowRegister"];
 
 /// Whose library moves memory of a device.

@@ -18,7 +18,7 @@ enum Form {
     Messages,
 }
 
-/// What the member at `place` does, all of it together.
+/// All moves of the member at `place`.
 pub(super) fn moves(op: &Gather, place: usize) -> Result<Vec<Move>> {
     let runs: Vec<Vec<Range<usize>>> =
         op.segments.iter().map(|segments| runs(segments, op.element_bytes)).collect();

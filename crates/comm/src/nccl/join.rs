@@ -27,7 +27,7 @@ pub(super) fn communicator(
 ) -> Result<Communicator> {
     let (all, members) = (companion.job(), companion.members());
     let id = share_id(companion, library, job);
-    // What the companion failed with has been settled there.
+    // The companion's own failure has been settled there.
     let id = match all.revocation().why() {
         Some(_) => id?,
         None => all.settle(members, CALL, id)?,

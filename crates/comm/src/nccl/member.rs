@@ -236,7 +236,7 @@ impl Member {
             let pilot = self.flights.pilot();
             match pilot.as_ref().map(|_| self.follow(call.1)) {
                 Some(Ok(())) => {
-                    // What is not done has not begun yet.
+                    // An operation that is not done has not begun yet.
                     drop(pilot);
                     if !self.flights.is_done(call.1) {
                         self.flights.wait(call.1, LOOK);
@@ -350,7 +350,7 @@ impl Member {
                 });
             }
         }
-        // What an abort has ended is not done.
+        // An operation that an abort has ended is not done.
         if self.has_failed() { Err(self.over(call)) } else { Ok(()) }
     }
 
@@ -381,7 +381,7 @@ impl Member {
     fn fail(&self, call: Call, error: CommError) {
         let (job, members) = (self.companion.job(), self.companion.members());
         let error = match job.revocation().why() {
-            // What the companion failed with has been settled there.
+            // The companion's own failure has been settled there.
             Some(_) => Some(error),
             None => job.settle::<()>(members, call, Err(error)).err(),
         };
@@ -394,7 +394,8 @@ impl Member {
         self.give_up();
     }
 
-    /// What whoever waits for an operation is told after a failure: the first one what it was.
+    /// The error for whoever waits for an operation after a failure: for the first one, the failure
+    /// itself.
     fn error(&self, call: Call) -> CommError {
         let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         first.unwrap_or_else(|| self.over(call))

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What moves the memory of a group on a device. Groups in memory of the host always use what
+/// The transport of a group's memory on a device. Groups in memory of the host always use what
 /// connects the ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -90,7 +90,7 @@ impl FromStr for SumOrder {
     }
 }
 
-/// What a group is made with; the same on all its members.
+/// Options of a group; the same on all its members.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupOptions {
     pub transport: DeviceTransport,

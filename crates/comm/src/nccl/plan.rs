@@ -14,7 +14,7 @@ use crate::memory::store;
 use crate::op::{Op, P2p, Reduction, Site, Step};
 use crate::{AllToAll, CommError, EvenPlan, Operation, Result, Window};
 
-/// What one member enqueues, in this order.
+/// The actions that one member enqueues, in this order.
 pub(crate) struct Plan {
     pub(crate) operation: Operation,
     pub(super) check: Arc<Check>,
@@ -52,7 +52,7 @@ pub(super) enum Check {
     Pairs { step: Box<Step>, expected: Vec<(usize, Tensor, u64)> },
 }
 
-/// What plans are made of.
+/// The parts that plans are made from.
 pub(super) struct Maker<'a> {
     pub(super) site: Site<'a>,
     pub(super) device: &'a Device,
@@ -202,7 +202,7 @@ impl Maker<'_> {
         let (dtype, redop, range) = (plan.dtype(), plan.redop(), plan.range());
         let gives = match op {
             Op::ReduceScatter { out, .. } => out.dtype() == dtype,
-            // What the root alone has does not decide, since the others do not know it.
+            // Memory that only the root has does not decide, since the others do not know it.
             _ => true,
         };
         if !gives || summed(dtype).is_none() || plan.segments().len() != self.members() {

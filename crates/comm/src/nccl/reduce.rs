@@ -19,7 +19,7 @@ use crate::memory::Joined;
 use crate::op::Reduction;
 use crate::{OrderedReduce, Result};
 
-/// What comes from peers in a round takes so many bytes at most: enough for links to be busy.
+/// Bytes that come from peers in a round, at most: enough for links to be busy.
 const RECEIVE_BYTES: usize = 32 << 20;
 /// Inputs begin at multiples of this many elements, which lets kernels read whole groups.
 const ALIGN: usize = 64;
@@ -31,12 +31,12 @@ fn tile(op: &OrderedReduce) -> usize {
     (most / ALIGN).max(1) * ALIGN
 }
 
-/// What memory of the group is for.
+/// Uses of a group's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// Partials of peers.
     Received,
-    /// What a deep program keeps between its stages.
+    /// Values that a deep program keeps between its stages.
     Workspace,
 }
 
@@ -92,7 +92,7 @@ impl Part<'_> {
         others.flat_map(|(holder, partials)| partials.iter().map(move |_| holder))
     }
 
-    /// What peers need of this member in a round.
+    /// Adds the sends of this member in a round, of the pieces that peers own.
     fn sends(&self, (tile, round): (usize, usize), moves: &mut Vec<Move>) -> Result<()> {
         let op = &self.reduction.op;
         let owners = op.segments.iter().enumerate().filter(|(owner, _)| *owner != self.place);

@@ -1,5 +1,5 @@
-//! What the library says of a failure, and what the ranks say: the library knows no names of ranks
-//! whose process has ended or who do something else, and its complaint may come first.
+//! The accounts that the library and the ranks give of a failure: the library knows no names of
+//! ranks whose process has ended or who do something else, and its complaint may come first.
 
 use std::time::{Duration, Instant};
 

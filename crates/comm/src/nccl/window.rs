@@ -28,7 +28,7 @@ impl WindowPath {
     }
 }
 
-/// What the library has of the memory.
+/// The library's knowledge of a window's memory.
 enum Known {
     Symmetric(nccl_rs::Window),
     Registered(Registration),

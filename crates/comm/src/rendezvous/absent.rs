@@ -38,7 +38,7 @@ enum Seen {
     Before,
 }
 
-/// What came of telling the server.
+/// The outcome of telling the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reported {
     Heard,

@@ -26,10 +26,10 @@ use crate::{
 /// count from the connection on, and the server from before it.
 const LATER: Duration = Duration::from_secs(1);
 
-/// What became of a server whose connection has ended.
+/// A server whose connection has ended, in words.
 const GONE: &str = "is gone, and its ranks with it";
 
-/// What is known of one that sends something else than it means.
+/// A server whose messages come damaged, in words.
 const DAMAGED: &str = "sends what comes damaged";
 
 /// How long one try to connect may take, where more than one address or try may do.
@@ -48,7 +48,7 @@ struct Line {
     receive: Seal,
 }
 
-/// What a worker gets when all ranks have come and agree.
+/// The result of a meeting, once all ranks have come and agree.
 pub struct Joined {
     /// Where each rank listens; empty where they do not.
     pub peers: Vec<SocketAddr>,
@@ -163,7 +163,7 @@ pub fn join_hearing(
     Ok(Joined { peers, group: protocol::group(&job, start), control })
 }
 
-/// What the thread of the control connection tells the one that joins.
+/// Messages of the control connection's thread to the one that joins.
 enum Told {
     Hint(String),
     /// Where each rank listens, and the number of the start.
@@ -253,7 +253,7 @@ async fn reach(
     }
 }
 
-/// What `dialled` comes to; if that lasts, `last` says so meanwhile.
+/// The output of `dialled`; if that lasts, `last` says so meanwhile.
 async fn unless_silent<T>(
     dialled: impl Future<Output = T>,
     after: Duration,

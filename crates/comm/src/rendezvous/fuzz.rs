@@ -96,7 +96,7 @@ fn stream<T: Serialize>(draw: &mut Draw, make: fn(&mut Draw) -> T) -> (Vec<T>, V
     (messages, stream, is_forged)
 }
 
-/// What the reader makes of a stream that comes in parts: the messages up to the first that is
+/// The messages that the reader finds in a stream that comes in parts, up to the first that is
 /// none.
 fn read<T: for<'a> Deserialize<'a>>(stream: &[u8], draw: &mut Draw) -> Vec<T> {
     let (mut bytes, mut got, mut left) = (BytesMut::new(), Vec::new(), stream);
@@ -126,7 +126,8 @@ where
     T: Serialize + for<'a> Deserialize<'a> + PartialEq,
 {
     let (sent, stream, is_forged) = stream(draw, make);
-    // What a length promises is not taken; what a list promises, for a megabyte at most.
+    // Bytes that a length promises are not allocated; those that a list promises, for a megabyte at
+    // most.
     let bound = 64 * stream.len() + (2 << 20);
     let got: Vec<T> = fuzz::within(bound, || read(&stream, draw));
     // Tags are of a place in the stream: nothing is doubled or left out.

@@ -12,7 +12,7 @@ use super::strangers::{Strangers, Why};
 use crate::tls::Security;
 use crate::{Fault, Result, secret};
 
-/// What the server's threads share.
+/// State that the server's threads share.
 pub(super) struct Shared {
     pub job: String,
     pub security: Security,

@@ -24,7 +24,7 @@ const SERVER: u32 = u32::MAX;
 /// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
 const REASON_BYTES: usize = 16 << 10;
 
-/// What a worker says of itself.
+/// The introduction of a worker to the server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Keeps workers of other jobs out.
@@ -36,8 +36,8 @@ pub struct Hello {
     pub node: Option<(usize, usize)>,
     /// Of the program.
     pub version: String,
-    /// What (`config`, `ownership plan`, `data`, `schema` …) and its digest in hex: all ranks must
-    /// have the same.
+    /// Name (`config`, `ownership plan`, `data`, `schema` …) and digest in hex: all ranks must have
+    /// the same.
     pub identity: Vec<(String, String)>,
     /// Of what has a digest there its entries, by their names: a difference is then named by the
     /// first of them. One rank of each host is enough to tell them.
@@ -258,7 +258,7 @@ impl Said {
         seal: &mut Seal,
     ) -> std::io::Result<()> {
         to.write_all_buf(&mut self.frame(seal)).await?;
-        // What the system does not take at once may wait in TLS.
+        // Bytes that the system does not take at once may wait in TLS.
         to.flush().await
     }
 
@@ -345,7 +345,7 @@ fn first_entry<'a>(what: &str, groups: &Groups, hellos: &'a [&Hello]) -> Option<
     });
     let maps: Vec<HashMap<&str, &str>> = maps.collect();
     let mut names = told.iter().flat_map(|entries| entries.iter().map(|(name, _)| name.as_str()));
-    // What one has not and another has as none is the same to those who are told.
+    // An entry that one lacks and another has as none is the same to those who are told.
     let value = |map: &HashMap<&'a str, &'a str>, name: &str| *map.get(name).unwrap_or(&"none");
     let differs = |name: &&str| maps.iter().any(|map| value(map, name) != value(&maps[0], name));
     let name = names.find(differs)?;

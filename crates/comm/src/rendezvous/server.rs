@@ -146,7 +146,7 @@ impl Server {
         let was_refused = matches!(meeting.phase, Phase::Refused(_));
         drop(meeting);
         if all_know && was_refused {
-            // What was said last is on its way.
+            // The last messages are on their way.
             std::thread::sleep(PARTING);
         }
         all_know
@@ -195,7 +195,7 @@ pub fn can_serve(addrs: impl ToSocketAddrs) -> Result<()> {
     each_of_this_host(&addrs, tcp::can_listen).map(drop)
 }
 
-/// What `make` makes of every address that this host has.
+/// Returns the results of `make` on every address that this host has.
 fn each_of_this_host<T>(
     addrs: &[SocketAddr],
     make: impl Fn(SocketAddr) -> Result<T>,

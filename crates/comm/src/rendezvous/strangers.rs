@@ -12,8 +12,8 @@
 //!     claim       CLAIMS of each address: whoever is told once more is told with the same advice
 //! ```
 //!
-//! What is left: who has as many addresses as that, and knows whom the job waits for, can keep
-//! later ones of the same kind from being named. That there are more is said even then.
+//! The gap that is left: who has as many addresses as that, and knows whom the job waits for, can
+//! keep later ones of the same kind from being named. That there are more is said even then.
 
 use std::mem::Discriminant;
 use std::net::{IpAddr, Ipv6Addr};
@@ -25,7 +25,7 @@ use crate::tls::TlsFault;
 
 /// Addresses that are told of one kind.
 const HOSTS: usize = 4;
-/// What is told of one kind that comes from one address.
+/// Claims that are told of one kind and one address.
 const CLAIMS: usize = 4;
 /// How many are told to whoever waits in vain: more than there are kinds.
 const LISTED: usize = 16;
@@ -109,12 +109,12 @@ pub(super) struct Strangers {
     kept: Vec<Stranger>,
     /// There were others.
     are_more: bool,
-    /// What people should hear of them and have not heard yet.
+    /// Lines about strangers that people have not heard yet.
     news: Vec<String>,
 }
 
 impl Strangers {
-    /// What people are told of it, if they have not heard it before.
+    /// The line that people are told of it, if they have not heard it before.
     pub(super) fn turn_away(&mut self, from: IpAddr, why: Why) -> Option<String> {
         let (kind, is_tls) = (why.kind(), matches!(why, Why::Tls(_)));
         let node = if let Why::Lacks { node, .. } = &why { Some(*node) } else { None };
@@ -155,7 +155,7 @@ impl Strangers {
         lacking.map(|stranger| format!("turned away {}", stranger.who))
     }
 
-    /// What has not been asked for yet.
+    /// The news since the last call.
     pub(super) fn news(&mut self) -> Vec<String> {
         std::mem::take(&mut self.news)
     }
@@ -175,8 +175,8 @@ impl Strangers {
     }
 }
 
-/// What one host may choose to come from: of IPv6, whose networks have 64 bits for that (RFC 4291,
-/// section 2.5.4), any address of its network.
+/// The address that stands for a host: of IPv6, whose networks have 64 bits for that (RFC 4291,
+/// section 2.5.4), the first address of its network.
 fn host(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() >> 64 << 64).into(),

@@ -1,4 +1,4 @@
-//! What the members of one host do beside an operation over tcp, in which they have learned that
+//! The part of the members of one host in an operation over tcp, in which they have learned that
 //! all are in it and that their windows are ready.
 //!
 //! On the board they are numbered by themselves: most operations are over tcp alone, and phases that

@@ -50,7 +50,7 @@ const RECORD_BELL: usize = 9;
 const RECORD_BELL_SLEEPERS: usize = 10;
 const RECORD_READ: usize = 24;
 
-/// What a board is for.
+/// Purposes of a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Messages of any length, in rounds of mail.
@@ -66,7 +66,7 @@ const GROUP_MAIL_BYTES: usize = 256;
 /// Bytes that a member of a group may say per member.
 pub(super) const WORD_BYTES: usize = 16;
 
-/// What a rank says that it is doing.
+/// The operation that a rank says it is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Announcement {
     pub sequence: u64,
@@ -132,7 +132,7 @@ impl Board {
         let own = 8 * Board::area_at(kind, members, place) as u64;
         system::reserve(file, at, 8 * members * RECORD)?;
         system::reserve(file, at + own, 8 * Board::area_words(kind, members))?;
-        // What can be mapped ends with the file.
+        // The mapping can only be as long as the file.
         system::reserve(file, at + 8 * words as u64 - 1, 1)?;
         Ok(Board { words: Words::open(file, at, words)?, kind, members })
     }
@@ -194,7 +194,7 @@ impl Board {
         words[2].store(what.digest, Ordering::Relaxed);
     }
 
-    /// What `place`, which has arrived, announced for operation `sequence`.
+    /// The announcement of `place`, which has arrived, for operation `sequence`.
     pub(super) fn announcement(&self, place: usize, sequence: u64) -> Announcement {
         let words = self.announced(place, sequence);
         let [sequence, operation, digest] = [0, 1, 2].map(|i| words[i].load(Ordering::Relaxed));
@@ -207,7 +207,8 @@ impl Board {
         self.record(place)[RECORD_READ].fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// What peers that have arrived since the last call read out of the windows of `place`.
+    /// Takes the count of bytes that peers which have arrived since the last call read out of the
+    /// windows of `place`.
     pub(super) fn take_read(&self, place: usize) -> u64 {
         self.record(place)[RECORD_READ].swap(0, Ordering::Relaxed)
     }

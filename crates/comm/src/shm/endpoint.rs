@@ -34,14 +34,14 @@ pub(crate) struct Endpoint {
     state: Mutex<State>,
 }
 
-/// What only the operation in progress uses.
+/// State that only the operation in progress uses.
 pub(super) struct State {
     pub sequence: u64,
     pub places: Places,
     pub reads: Reads,
     /// Messages of a broadcast.
     pub messages: Vec<Vec<u8>>,
-    /// What goes to and comes from whom in an all-to-all.
+    /// Ranges sent and received in an all-to-all, by peer, encoded.
     pub ends: Vec<u8>,
     /// Exchanges so far, and how far each part of the present one has come.
     pub exchanges: u64,
@@ -275,7 +275,7 @@ impl Endpoint {
         sleep: impl Fn(Duration),
     ) -> Result<()> {
         let mut pause = self.pause();
-        // What has been reached stays reached, even if the job is given up meanwhile.
+        // A phase that has been reached stays reached, even if the job is given up meanwhile.
         while !done(peer) {
             if pause.again() {
                 continue;
@@ -357,7 +357,7 @@ impl Pause<'_> {
         true
     }
 
-    /// What was awaited has come.
+    /// Ends a wait whose event has come.
     pub(super) fn end(self) {
         match self.done {
             0 => {}
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn only_who_comes_between_yields_needed_this_core() {
-        // What is left of all looks after a wait of so many, of how many before it.
+        // Looks that are left after a wait of `waited` looks, of `before` at first.
         let after = |before: usize, waited: usize| {
             let looks = Looks::up_to(64);
             while looks.now() > before {

@@ -20,14 +20,14 @@ use crate::{CommError, Result, ending};
 /// two looks.
 const LOOK: Duration = Duration::from_millis(40);
 
-/// What one rank's channels and groups share.
+/// The state that channels and groups of one rank share.
 pub(crate) struct Host {
     pub(super) shared: Arc<Shared>,
     memory: SharedMemory,
     watchdog: Option<Watchdog>,
 }
 
-/// What the watchdog sees of it, too.
+/// The part of it that the watchdog sees, too.
 pub(super) struct Shared {
     pub(super) job: Arc<Job>,
     pub(super) block: Arc<Block>,
@@ -195,7 +195,7 @@ impl Watchdog {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // What this rank gave up the others must learn, and that before it has left.
+        // The others must learn that this rank gave the job up, and before it has left.
         self.publish();
         if let Some(place) = self.shared.place(self.shared.job.rank) {
             self.shared.block.leave(place);

@@ -1,4 +1,4 @@
-//! What members write into the windows of their peers, which map each other's memory writable.
+//! Writes of members into the windows of their peers, which map each other's memory writable.
 //!
 //! ```text
 //! reduce to all   owner: part of its share ─▶ result ─▶ own window, and all peers'

@@ -188,7 +188,7 @@ impl Endpoint {
             let (from, turn) = shot.turn(call.sequence);
             copy(device, "put", from, &turn.own)?;
             end.enter(call)?;
-            // What peers do from here on must leave this turn's boxes alone.
+            // Peers must leave this turn's boxes alone from here on.
             end.job().disturb();
             match &turn.take {
                 Take::Sum(reduction) => {

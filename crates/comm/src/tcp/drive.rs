@@ -115,7 +115,7 @@ pub(super) fn drive(
             all_came = true;
             meter::waited_since(begin_ns);
         }
-        // What is through stays so, even if the job is given up meanwhile.
+        // A finished operation stays finished, even if the job is given up meanwhile.
         if links.iter().flatten().all(Link::is_done) {
             return Ok(());
         }

@@ -28,7 +28,7 @@ pub(crate) struct Endpoint {
     state: Mutex<State>,
 }
 
-/// What only the operation in progress uses.
+/// State that only the operation in progress uses.
 struct State {
     sequence: u64,
     exchanges: u64,
@@ -43,7 +43,7 @@ struct Wires {
     waiting: Waiting,
 }
 
-/// What operations keep for the next.
+/// Memory that operations keep for the next.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Messages of a broadcast.
@@ -98,7 +98,7 @@ impl Endpoint {
         check_thread()?;
         let (shared, runtime) = (&net.shared, runtime()?);
         let (job, call) = (Arc::clone(&shared.job), (Operation::Join, 0));
-        // What peers have made for it already is open.
+        // Connections that peers have made for it already are open.
         let more = (members.len() - 1).saturating_sub(shared.arrived(tag));
         job.settle(&members, call, door::check_room(more))?;
         let met = runtime.block_on(async {

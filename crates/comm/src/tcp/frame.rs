@@ -1,4 +1,4 @@
-//! What travels: a fixed header, then the payload.
+//! The format of frames: a fixed header, then the payload.
 //!
 //! ```text
 //! byte  0..4   magic `MSTR`          32..40  bytes of the whole message
@@ -121,7 +121,7 @@ impl Header {
     }
 }
 
-/// What the tag of a header is of.
+/// The bytes that the tag of a header covers.
 fn counted(header: &[u8; HEADER_BYTES], count: u64) -> [u8; HEADER_BYTES] {
     let mut bytes = *header;
     bytes[TAGGED..].copy_from_slice(&count.to_le_bytes());

@@ -38,7 +38,7 @@ impl Read for Cut<'_> {
             count += now.read(slice)?;
         }
         self.left = &self.left[count..];
-        // What ends here would be a lost peer, and wait for its reason.
+        // An end here would be a lost peer, and wait for its reason.
         if count == 0 { Err(Error::from(ErrorKind::WouldBlock)) } else { Ok(count) }
     }
 }
@@ -68,7 +68,7 @@ impl Traffic for Known<'_> {
     }
 }
 
-/// What is sent, and how it is received.
+/// The messages sent, and how they are received.
 struct Case {
     messages: Vec<Vec<u8>>,
     are_known: bool,
@@ -100,7 +100,7 @@ impl Case {
         stream
     }
 
-    /// What the reader makes of a stream; none where more would have to come.
+    /// The messages that the reader finds in a stream; none where more would have to come.
     fn read(&self, job: &Job, stream: &mut Cut) -> Result<Option<Vec<Vec<u8>>>> {
         let members = Members::all(0, 2);
         let (mut progress, call) = (Progress::new(job, &members), &rig::call(self.operation));

@@ -170,7 +170,7 @@ impl<T: Traffic> Peer for Ready<T> {
     }
 }
 
-/// What the column carries, by host, to this member's window or to its tray.
+/// The pieces that the column carries, by host, to this member's window or to its tray.
 struct Carried<'a> {
     op: &'a GatherByHosts,
     tray: Option<&'a Window>,

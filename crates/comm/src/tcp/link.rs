@@ -104,12 +104,12 @@ impl Link {
         self.receiving.has_begun || self.receiving.at.is_done()
     }
 
-    /// What TLS holds back must go, too: nobody else sends it after the operation.
+    /// Bytes that TLS holds back must go, too: nobody else sends them after the operation.
     pub(super) fn is_done(&self) -> bool {
         self.sending.at.is_done() && self.receiving.at.is_done() && !self.stream.is_pending()
     }
 
-    /// What to wait for.
+    /// The readiness to wait for.
     pub(super) fn wanted(&self, traffic: &dyn Traffic) -> Ready {
         let may = |way, at: &At, is_open: bool| {
             let message = Message { peer: self.peer, index: at.index };

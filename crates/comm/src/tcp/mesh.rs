@@ -58,7 +58,7 @@ pub(super) struct Identity {
     pub world: usize,
 }
 
-/// What a connection is for.
+/// Purposes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Signal,

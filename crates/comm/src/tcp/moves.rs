@@ -10,7 +10,7 @@ use crate::memory::{Joined, copy};
 use crate::op::{AllToAll, Gather, P2p};
 use crate::{CommError, Result};
 
-/// What the members of a gather hold.
+/// The pieces that the members of a gather hold.
 pub(super) trait Held {
     fn members(&self) -> usize;
 

@@ -47,13 +47,13 @@ const CONNECTIONS: usize = 1 + Channel::ALL.len() + 1;
 const FIRST_CHANNEL: u64 = 1;
 const FIRST_GROUP: u64 = 1 << 8;
 
-/// What one rank's channels and groups share.
+/// The state that channels and groups of one rank share.
 pub(crate) struct Net {
     pub(super) shared: Arc<Shared>,
     watchdog: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What the watchdog sees of it, too.
+/// The part of it that the watchdog sees, too.
 pub(super) struct Shared {
     pub job: Arc<Job>,
     pub me: Identity,

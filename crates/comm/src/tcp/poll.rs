@@ -10,7 +10,7 @@ pub(super) struct Polls {
     all: Vec<libc::pollfd>,
 }
 
-/// What a connection is ready for. One that is broken is ready for whatever finds that out.
+/// The readiness of a connection. One that is broken is ready for whatever finds that out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ready {
     pub to_read: bool,

@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How often it is looked at meanwhile whether it has.
 const GRACE_LOOK: Duration = Duration::from_millis(5);
 
-/// What to do about a connection that broke.
+/// Advice about a connection that broke.
 pub(super) const BROKEN: &str = "see whether its process and its host are there, and the network";
 
 /// The operation in progress, or one of its messages.

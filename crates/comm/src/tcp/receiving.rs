@@ -1,5 +1,5 @@
-//! What comes in over one connection, a frame at a time: read straight into its place, and not used
-//! before its checksum has been seen to be right.
+//! The receiving half of a connection, a frame at a time: read straight into its place, and not
+//! used before its checksum has been seen to be right.
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
@@ -63,7 +63,7 @@ impl Receiving {
     ) -> Result<bool> {
         let message = Message { peer, index: self.at.index };
         let call = turn.call_of(Way::In, message);
-        // What a message says of its length holds for all of it.
+        // The length that a message announces holds for all of it.
         let expected = turn.traffic.bytes(Way::In, message).or(self.total);
         let most = turn.traffic.frame_bytes(Way::In, peer);
         // Without a header, what must come if the peer does the same.
@@ -196,7 +196,7 @@ mod tests {
     use crate::Operation;
     use crate::job::Members;
 
-    /// What becomes of a message of unknown length that comes like this.
+    /// The outcome of a message of unknown length that comes like this.
     fn receive(stream: &[u8]) -> Result<Vec<u8>> {
         let (job, members) = (rig::job(1000), Members::all(0, 2));
         let (mut progress, mut all) = (Progress::new(&job, &members), vec![Vec::new(); 2]);

@@ -1,4 +1,4 @@
-//! What tests of a link need: a job without connections, and frames as a peer would send them.
+//! A rig for tests of a link: a job without connections, and frames as a peer would send them.
 
 use std::ops::Range;
 use std::time::Instant;

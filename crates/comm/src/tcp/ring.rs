@@ -70,7 +70,7 @@ impl<H: Held> Traffic for Ring<'_, H> {
         index <= self.came || (index == self.came + 1 && end > 0 && end <= self.part)
     }
 
-    /// What comes along the ring may be held up at every hop that it has made; whoever has gone on
+    /// A message along the ring may be held up at every hop that it has made; whoever has gone on
     /// to the next operation waits longer than any of them. All take at any time what comes.
     fn excuse(&self, way: Way, message: Message) -> Duration {
         let (hops, members) = (message.index as u32, self.op.members() as u32);

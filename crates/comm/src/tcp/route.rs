@@ -23,7 +23,7 @@ pub(super) fn of_gather(held: impl Iterator<Item = usize>) -> Route {
     for bytes in held {
         (count, total, most) = (count + 1, total + bytes, most.max(bytes));
     }
-    // What the busiest member sends directly; around the ring no more than `total`.
+    // Bytes that the busiest member sends directly; around the ring no more than `total`.
     let direct = most * (count.max(1) - 1);
     match count > 2 && total >= RING_BYTES && direct >= total + total / 2 {
         true => Route::Ring,

@@ -1,4 +1,4 @@
-//! What goes out over one connection, a frame at a time: header and payload in one call of the
+//! The sending half of a connection, a frame at a time: header and payload in one call of the
 //! system, from where the payload lies.
 
 use std::io::{self, ErrorKind, IoSlice, Write};

@@ -28,7 +28,7 @@ use crate::tls::{self, ReadHalf, WriteHalf};
 /// Longest reason that is taken from a peer.
 const REASON_BYTES: usize = 4 << 10;
 
-/// What this rank says.
+/// The sending side of this rank's signals.
 pub(super) struct Signals {
     /// By rank, until this rank has said its last thing.
     peers: Vec<Option<Peer>>,
@@ -175,7 +175,7 @@ fn encode(letter: u8, said: &[u8]) -> Vec<u8> {
     [&[letter], &length[..], said].concat()
 }
 
-/// What was said, if letter and length, what was said and their tag fit each other.
+/// The signal's payload, if the tag fits letter, length and payload.
 fn decode<'a>(start: &[u8; 3], rest: &'a [u8], seal: &mut Seal) -> Option<&'a [u8]> {
     let (said, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
     let hash = blake3::Hasher::new().update(start).update(said).finalize();

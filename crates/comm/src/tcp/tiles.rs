@@ -1,4 +1,5 @@
-//! What has come of an ordered reduction, tile by tile: where it lies, and which tiles are whole.
+//! The progress of an ordered reduction, tile by tile: where its parts lie, and which tiles are
+//! whole.
 //!
 //! Those that send and own are known by their places: members of a group, or hosts of a column.
 
@@ -68,7 +69,7 @@ impl<'a> Tiles<'a> {
         Ok(Tiles { place, device, op, len, stride, room, summed, came })
     }
 
-    /// What the one at `place` owns.
+    /// The segments that the member at `place` owns.
     pub(super) fn joined(&self, place: usize) -> Joined<'a> {
         Joined { segments: &self.op.segments[place] }
     }

@@ -1,5 +1,5 @@
-//! What an operation sends and receives, as the loop that moves it sees it: messages, where they
-//! lie, and when their parts may go.
+//! The traffic of an operation, as the loop that moves it sees it: messages, where they lie, and
+//! when their parts may go.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;

@@ -88,8 +88,8 @@ impl Transport for Endpoint {
         match step {
             Step::Barrier => self.empty(operation, 0, || Ok(())),
             Step::OneShot(shot) => {
-                // What is sent is a copy, so that sums may take its place. One box is enough: when
-                // an operation is done all of it is sent.
+                // Peers are sent a copy, so that sums may take the place of the original. One box
+                // is enough: when an operation is done all of it is sent.
                 let (from, turn) = shot.turn(0);
                 let put = || copy(device, "put", from, &turn.own).map(drop);
                 match &turn.take {

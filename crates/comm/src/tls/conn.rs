@@ -80,7 +80,7 @@ impl Tls {
         fault.map_or(Ended::Io(error), Ended::Fault)
     }
 
-    /// What of TLS has ended a connection.
+    /// The fault of TLS that has ended a connection.
     pub(crate) fn fault(&self, error: &io::Error) -> Option<TlsFault> {
         TlsFault::of(error, &self.own)
     }
@@ -148,7 +148,7 @@ impl AsyncWrite for Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // What cannot be said at once was not to be said by who reads so little.
+        // A farewell that cannot be sent at once was not meant for a peer that reads so little.
         let _ = at_once(|context| Pin::new(&mut self.0).poll_shutdown(context));
     }
 }

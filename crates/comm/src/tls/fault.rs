@@ -1,4 +1,4 @@
-//! What is wrong with a certificate, or with who has none, in words.
+//! Faults of a certificate, or of a process without one, in words.
 
 use std::io;
 
@@ -8,12 +8,12 @@ use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 use super::Own;
 use crate::lack::Lack;
 
-/// What to do where one has TLS and another has not.
+/// Advice where one has TLS and another has not.
 const SAME_TLS: &str = "give every host of the job ranks.tls (--tls), or none";
-/// What to do about another authority.
+/// Advice about another authority.
 const SAME_AUTHORITY: &str = "give every host of the job the same ranks.tls.authority \
                               (authority.pem of --tls), and a certificate that it has signed";
-/// What to do about times.
+/// Advice about times.
 const TIMES: &str = "compare the clocks of the hosts (`date -u`), and make a new certificate if it \
                      is too old";
 
@@ -39,10 +39,10 @@ pub enum TlsFault {
         utc(*now_s)
     )]
     NotYet { begins_s: u64, now_s: u64 },
-    /// What the other end says.
+    /// The other end's complaint.
     #[error("takes this process's certificate for one of another authority; {SAME_AUTHORITY}")]
     OtherAuthority,
-    /// What the other end says of a certificate that is valid in this time.
+    /// The other end's complaint about a certificate that is valid in this time.
     #[error(
         "takes this process's certificate for one that has expired or is not valid yet{}, and the \
          clock here says {}; {TIMES}",
@@ -81,7 +81,7 @@ impl TlsPart {
         }
     }
 
-    /// What can be used instead.
+    /// Advice: the formats that can be used instead.
     const fn usable(self) -> &'static str {
         match self {
             TlsPart::Key => {
@@ -94,7 +94,7 @@ impl TlsPart {
     }
 }
 
-/// What a process is given that it cannot use; follows the file's name.
+/// Errors of the files that a process is given; follows the file's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsMistake {
     #[error(
@@ -139,7 +139,7 @@ impl TlsMistake {
 }
 
 impl TlsFault {
-    /// What is wrong with the other end.
+    /// The fault of the other end.
     pub(super) fn of_peer(error: &Error) -> TlsFault {
         use CertificateError as Bad;
         match error {
@@ -165,7 +165,7 @@ impl TlsFault {
         std::mem::discriminant(self)
     }
 
-    /// What has ended a handshake; none if it is nothing of TLS.
+    /// The fault that has ended a handshake; none if it is nothing of TLS.
     pub(super) fn of(error: &io::Error, own: &Own) -> Option<TlsFault> {
         use AlertDescription as Alert;
         let error = error.get_ref()?.downcast_ref::<Error>()?;

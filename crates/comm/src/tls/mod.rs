@@ -17,13 +17,13 @@
 //!
 //! A stranger who connects costs a handshake of TLS instead of a hash, as far as the door lets him.
 //!
-//! What is damaged on the way ends the operation ([`crate::Damage::Record`]), at the latest at its
-//! deadline: of a record whose length was altered the rest is awaited. A record is cut short, left
-//! out or repeated by nobody without its being seen.
+//! Damage on the way ends the operation ([`crate::Damage::Record`]), at the latest at its deadline:
+//! of a record whose length was altered the rest is awaited. A record is cut short, left out or
+//! repeated by nobody without its being seen.
 //!
-//! What it costs is in `benches/RESULTS.md`: little where operations are small, and between two
-//! ranks that share two cores several times as long where they are large, since every byte is
-//! enciphered and deciphered (AES-256-GCM by `ring`).
+//! Its costs are in `benches/RESULTS.md`: little where operations are small, and between two ranks
+//! that share two cores several times as long where they are large, since every byte is enciphered
+//! and deciphered (AES-256-GCM by `ring`).
 
 mod conn;
 mod fault;
@@ -55,7 +55,7 @@ pub(crate) use stream::Stream;
 /// Names mean nothing, and are not sent; the libraries want one.
 const NAME: &str = "muster";
 
-/// What keeps strangers out of a job.
+/// The settings that keep strangers out of a job.
 #[derive(Debug, Clone)]
 pub struct Security {
     pub secret: Secret,
@@ -69,7 +69,7 @@ impl From<Secret> for Security {
     }
 }
 
-/// What a process is given, in PEM.
+/// The files of a process, in PEM.
 #[derive(Debug, Clone, Copy)]
 pub struct Pem<'a> {
     /// Its own certificate, and those between it and the authority, in this order.
@@ -104,7 +104,7 @@ struct Own {
 
 impl Tls {
     /// # Errors
-    /// What is no PEM, or of another kind; a key that does not fit the certificate.
+    /// A text that is no PEM, or of another kind; a key that does not fit the certificate.
     pub fn new(pem: &Pem<'_>) -> Result<Tls, TlsMistake> {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(pem.certificate, TlsPart::Certificate)?;

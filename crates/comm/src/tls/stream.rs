@@ -28,7 +28,7 @@ pub(crate) enum Stream {
 pub(crate) struct Session {
     socket: TcpStream,
     session: rustls::Connection,
-    /// What was read and is not in the session yet.
+    /// Bytes that were read and are not in the session yet.
     read: Box<[u8]>,
     left: std::ops::Range<usize>,
     /// Bytes of records that the system has given and taken so far.
@@ -129,7 +129,7 @@ impl Session {
         }
     }
 
-    /// What the session has deciphered.
+    /// Reads bytes that the session has deciphered.
     fn read_plain(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut total = 0;
         for slice in slices {

@@ -48,7 +48,7 @@ pub struct Mixed {
     lens: Vec<usize>,
 }
 
-/// What a rank has at a place in a round: whole numbers, whose sums are exact.
+/// The value of a rank at a place in a round: whole numbers, whose sums are exact.
 fn value(rank: usize, at: usize, round: usize) -> f32 {
     ((rank * 7 + at * 3 + round * 11) % 1009) as f32
 }

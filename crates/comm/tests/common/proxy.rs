@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// What happens once so many bytes have gone one way.
+/// A fault once so many bytes have gone one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The next bytes come so much later.

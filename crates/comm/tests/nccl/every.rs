@@ -21,7 +21,7 @@ pub fn child(rank: &Rank) {
     rank.write(&everything(&world, &device, crate::options(), is_whole));
 }
 
-/// What ranks on the host come to.
+/// The results of ranks on the host.
 pub fn expected(ranks: usize) -> Vec<Vec<u32>> {
     on_the_host(ranks, false)
 }

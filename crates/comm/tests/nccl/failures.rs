@@ -76,7 +76,7 @@ pub fn child(rank: &Rank) {
         return farewell(bench, is_one);
     }
     let begun = Instant::now();
-    // What one rank does after the first sum may end another's wait for that.
+    // A rank's work after the first sum may end another's wait for that.
     let ended = bench.sum(LEN).and_then(|()| match rank.task.as_str() {
         "late" if is_one => bench.idle(),
         "dead" if is_one => std::process::abort(),
@@ -118,7 +118,7 @@ fn farewell(Bench { world, device, group, window }: Bench, is_one: bool) {
     assert_eq!(world.revocation().why(), None);
 }
 
-/// What ranks 0 and 2 of three say.
+/// The output of ranks 0 and 2 of three.
 fn told(task: &str, backend: &str, timeout_ms: u64, faults: &str) -> Option<Vec<String>> {
     let job = Job::new(task, "cuda", 3)?.backend(backend).timeout_ms(timeout_ms);
     let said = job.env("LOOKALIKE_NCCL_FAULTS", faults).run();

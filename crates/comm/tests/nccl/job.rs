@@ -35,7 +35,7 @@ pub struct Job {
     library: PathBuf,
 }
 
-/// What one process said, on both streams.
+/// The output of one process, on both streams.
 pub struct Said {
     pub text: String,
     pub output: Output,
@@ -175,7 +175,7 @@ impl Job {
     }
 }
 
-/// What a rank of a task knows.
+/// The task and place of a rank.
 pub struct Rank {
     pub task: String,
     pub rank: usize,

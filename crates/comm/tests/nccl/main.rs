@@ -124,7 +124,7 @@ fn windows_are_known_to_the_library_in_the_best_way_that_it_has() {
     }
 }
 
-/// What a group is made with, by the environment of a child.
+/// The options of a group, by the environment of a child.
 fn options() -> GroupOptions {
     let named = |name: &str| std::env::var(name).ok();
     GroupOptions {

@@ -187,7 +187,7 @@ fn a_host_that_will_not_come_ends_the_waiting_of_the_others() {
 
 #[test]
 fn two_names_of_one_meeting_point_meet() {
-    // What has no address here is passed over, as long as something is left.
+    // A name that has no address here is passed over, as long as another is left.
     let elsewhere: SocketAddr = "192.0.2.1:0".parse().unwrap();
     let here: SocketAddr = LOCAL.parse().unwrap();
     let server = Server::bind(&[elsewhere, here, here][..], "job", 2, PATIENCE_MS).unwrap();

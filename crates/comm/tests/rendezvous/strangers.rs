@@ -25,7 +25,7 @@ fn another_jobs_worker_disturbs_nobody() {
     join(server.addr(), hello(0, 1), PATIENCE_MS).unwrap().control.bye();
 }
 
-/// What a worker of protocol 4 said first.
+/// The first message of a worker of protocol 4.
 fn former() -> Vec<u8> {
     let mut body = b"MSTC\x04\0\0\0x".to_vec();
     body.extend(crc_fast::crc32_iscsi(&body).to_le_bytes());
@@ -68,8 +68,7 @@ fn strangers_cost_nothing_and_are_named_when_somebody_is_missing() {
     joined.into_iter().for_each(|joined| joined.unwrap().control.bye());
 }
 
-/// What the ends say of each other that have different secrets: within a second, whatever the
-/// timeouts are.
+/// Both ends name the difference of their secrets within a second, whatever the timeouts are.
 #[test]
 fn another_secret_is_named_on_both_sides_and_disturbs_nobody() {
     let ours = secret("the secret of this job");

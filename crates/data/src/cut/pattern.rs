@@ -1,4 +1,4 @@
-//! What can be said of the matches of a regular expression without the text.
+//! Properties of the matches of a regular expression, without the text.
 //!
 //! An expression is taken apart into *places*, one for each character class in it, and the pairs
 //! of places that can match neighbouring characters (Glushkov 1961). Where no pair of places

@@ -92,7 +92,7 @@ impl Step {
     }
 }
 
-/// What stands side by side in a token.
+/// Characters of tokens, and pairs of them that stand side by side in one.
 #[derive(Default)]
 struct Pairs {
     characters: FxHashSet<char>,
@@ -279,7 +279,7 @@ fn of_one(normalizer: &NormalizerWrapper, c: char) -> Result<(char, char), Reaso
     }
 }
 
-/// What a character at the seam can be after a replacement that does not reach across it.
+/// The characters that `c` at the seam can become by a replacement that does not reach across it.
 fn replaced(
     pattern: &Pattern,
     single: bool,
@@ -313,7 +313,7 @@ fn split(
     })
 }
 
-/// What the seam is behind a pre-tokenizer.
+/// The seam behind a pre-tokenizer.
 fn pre_tokenize(step: &Step, at: At) -> Result<At, Reason> {
     use SplitDelimiterBehavior::{Contiguous, Isolated, Removed};
     let At { x, y, parted } = at;

@@ -8,7 +8,7 @@ use crate::grants::{Denied, Grants, Range};
 use crate::host::{Entry, HostJob, HostStream, Mark, Op, Streams};
 use crate::{Device, DeviceError, DeviceKind};
 
-/// What a stream did, in its order, and that nothing of it ran at the same time.
+/// The work of a stream in its order, of which no two pieces ran at the same time.
 #[derive(Default)]
 struct Log {
     inside: AtomicUsize,
@@ -243,7 +243,7 @@ fn a_ring_between_two_threads() {
     });
 }
 
-/// What a writer has queued is there for whoever sees that it is gone.
+/// Everything that a writer has queued is there for a reader that sees that the writer is gone.
 #[test]
 fn a_closed_ring_has_all_that_was_queued() {
     model(|| {

@@ -9,7 +9,7 @@ pub(crate) use loom::sync::atomic::Ordering;
 
 use loom::sync::atomic::AtomicBool;
 
-/// What the checker has none of: a place that is set once. It sees when the place is looked at and
+/// A place that is set once, of which the checker has none. It sees when the place is looked at and
 /// when it is set, and that who finds the value has seen what came before it.
 pub(crate) struct OnceLock<T> {
     is_set: AtomicBool,

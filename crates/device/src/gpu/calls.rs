@@ -22,7 +22,7 @@ fn calls() -> MutexGuard<'static, Calls> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What to give the driver beside [`run`].
+/// The data for the driver beside [`run`].
 pub(super) fn keep(call: HostCall) -> *mut c_void {
     let mut calls = calls();
     let number = calls.next;
@@ -42,7 +42,7 @@ pub(super) fn take_all(abort: &Arc<Abort>) -> Vec<HostCall> {
     calls().waiting.extract_if(.., is_of).map(|(_, call)| call).collect()
 }
 
-/// What a driver calls in a stream's turn. Panics end in the call itself.
+/// The function that a driver calls in a stream's turn. Panics end in the call itself.
 pub(super) extern "C" fn run(data: *mut c_void) {
     if let Some(call) = take(data) {
         call.run();

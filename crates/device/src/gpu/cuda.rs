@@ -195,7 +195,7 @@ fn cluster_attribute(grid: &Grid) -> sys::CUlaunchAttribute {
     attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value)
 }
 
-/// What a launch asks for beside its extents.
+/// The attributes of a launch beside its extents.
 fn attributes(grid: &Grid) -> Vec<sys::CUlaunchAttribute> {
     let mut attributes = Vec::new();
     if grid.blocks_per_cluster() > 1 {

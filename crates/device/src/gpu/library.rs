@@ -43,7 +43,7 @@ impl Wanted {
     }
 }
 
-/// What the loader said, which the error itself leaves to its source.
+/// The loader's message, which the error itself leaves to its source.
 pub(crate) fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -44,7 +44,7 @@ impl Streams {
     /// and done are destroyed. The device is current in this thread.
     ///
     /// # Errors
-    /// What the driver refuses.
+    /// An error of the driver.
     pub(super) fn are_over(&self, common: &Common) -> Result<(), Refusal> {
         // Locked, so that none is destroyed while it is asked.
         let mut states = self.states();

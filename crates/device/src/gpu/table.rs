@@ -68,7 +68,7 @@ macro_rules! entry_points {
 }
 
 entry_points! {
-    /// What both vendors have.
+    /// The entry points that both vendors have.
     Common;
     init = "cuInit" | "hipInit", (flags: u32);
     driver_version = "cuDriverGetVersion" | "hipRuntimeGetVersion", (version: *mut i32);

@@ -1,4 +1,4 @@
-//! What a stream of a host device can be asked to do.
+//! The operations of a stream of a host device.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -98,7 +98,7 @@ pub(crate) enum Op {
 #[derive(Clone)]
 pub(crate) struct Outcome {
     pub(crate) at: Instant,
-    /// What failed before it and had not been told by then.
+    /// The failure of work before it that had not been told by then.
     pub(crate) lost: Option<Arc<str>>,
 }
 
@@ -149,7 +149,7 @@ impl Op {
     }
 }
 
-/// What `work` returns; a panic becomes an error, because it has no caller to go on to.
+/// Returns the result of `work`; a panic becomes an error, because it has no caller to go on to.
 fn caught(
     kernel: &'static str,
     work: impl FnOnce() -> Result<(), DeviceError>,

@@ -121,7 +121,7 @@ impl Lane {
     }
 }
 
-/// What the head of a stream's queue came to.
+/// The outcome of taking the head of a stream's queue.
 pub(super) enum Taken {
     /// The caller runs it, unless it is `left_out`, and completes it.
     Run { op: Op, left_out: bool },

@@ -1,4 +1,4 @@
-//! What the simulated device has accepted and not yet run, and the memory it runs on.
+//! Operations that the simulated device has accepted and not yet run, and the memory they run on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ pub(super) enum Op {
 /// A call on the host, until its turn has come.
 pub(super) type Call = Arc<Mutex<Option<HostCall>>>;
 
-/// What became of the next operation.
+/// The outcome of running the next operation.
 pub(super) enum Ran {
     /// There is none that may go on.
     Nothing,
@@ -255,7 +255,7 @@ impl Queues {
         self.events.get(&event).is_none_or(|event| event.reached >= event.enqueued)
     }
 
-    /// What was begun of a stream is over.
+    /// Ends the operation that a stream has begun.
     pub(super) fn is_over(&mut self, stream: Handle, result: Result<(), DeviceError>) {
         self.calling.remove(&stream);
         self.executing.take_if(|executing| *executing == stream);

@@ -1,4 +1,4 @@
-//! What one thread multiplies: calls of the `gemm` crate on blocks.
+//! The product of one thread: calls of the `gemm` crate on blocks.
 //!
 //! `gemm` vectorizes along the columns of C, and takes packed panels of A and B. Left to itself it
 //! packs element by element, which costs a tenth of a product with few rows where B has `k` along
@@ -184,7 +184,7 @@ unsafe fn in_panels<T: Real>(alpha: T, a: View<T>, b: View<T>, beta: T, c: View<
     }
 }
 
-/// What becomes of a single row or column that is left over: a product with a vector, which rounds
+/// The treatment of a single row or column that is left over: a product with a vector, which rounds
 /// otherwise.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Single {

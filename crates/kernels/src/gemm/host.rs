@@ -106,7 +106,7 @@ pub fn product<T: Real>(
     });
 }
 
-/// What a caller inside a kernel has to keep.
+/// Asserts the condition that a caller inside a kernel has to keep.
 fn assert_that_they_chain(a: (usize, Layout), b: (usize, Layout), c: (usize, Layout)) {
     let chained = check("product", a, b, c);
     assert!(chained.is_ok(), "{chained:?}");

@@ -18,8 +18,9 @@ use crate::KernelError;
 use crate::op::{Inside, Op, host_by_type};
 use crate::operands::{expect_dtype, expect_real};
 
-/// What decides how products round on this CPU, beside their shapes: the instruction set that the
-/// inner kernels use. All other arithmetic of this crate has the same bits on every CPU.
+/// The property of this CPU that decides how products round, beside their shapes: the instruction
+/// set that the inner kernels use. All other arithmetic of this crate has the same bits on every
+/// CPU.
 pub fn arithmetic() -> String {
     format!("{} {}", std::env::consts::ARCH, instructions())
 }

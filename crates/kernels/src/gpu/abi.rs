@@ -40,7 +40,7 @@ pub struct GemmProblem {
     pub reserved: u32,
 }
 
-/// What a stored unit adds to `done`, for each of the blocks of its cluster.
+/// The amount that a stored unit adds to `done`, for each of the blocks of its cluster.
 pub const GEMM_DONE_PER_BLOCK: u32 = 2;
 
 /// A launch of `gemm_*`.
@@ -64,7 +64,7 @@ pub const NS_TALL: u32 = 4;
 pub const NS_TILES_F16: u32 = 8;
 /// X is the caller's matrix as it is.
 pub const NS_PLAIN: u32 = 16;
-/// What one partial sum of squares covers.
+/// Rows and columns that one partial sum of squares covers.
 pub const NS_STRIP: (u32, u32) = (64, 256);
 
 /// One matrix of a launch of `ns_norm` and of `ns_cast`.

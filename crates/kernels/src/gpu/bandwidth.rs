@@ -10,7 +10,7 @@ const THREADS: u32 = 256;
 /// Enough to keep every multiprocessor's loads in flight.
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
 
-/// What is done to memory.
+/// The access to memory that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
     Copy,

@@ -61,8 +61,8 @@ impl Prepared {
         &self.plan
     }
 
-    /// What decides the rounding of each matrix, one line for each kind: of the method, the shape
-    /// and the architecture alone, whatever else is in the batch.
+    /// The numeric plan, which decides the rounding of each matrix: one line for each kind: of the
+    /// method, the shape and the architecture alone, whatever else is in the batch.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
         let method = self.batch.iteration();
         let Common { arch, tiles, .. } = self.common;

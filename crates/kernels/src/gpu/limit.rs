@@ -10,7 +10,7 @@ use super::arch::{TILE, TILE_BYTES, gemm};
 use super::plan::{GemmLaunch, Launch, Plan};
 use super::schedule;
 
-/// What a device was measured to do, or its data sheet says.
+/// The rates of a device, measured or by its data sheet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceiling {
     pub flops_per_s: f64,

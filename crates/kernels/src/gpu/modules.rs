@@ -9,7 +9,7 @@ use super::tuning::Tuning;
 use crate::KernelError;
 use crate::modules::image;
 
-/// What is compiled together.
+/// Families of kernels: those of one are compiled together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     Gemm,
@@ -75,12 +75,12 @@ impl Kernels {
         self.multiprocessors
     }
 
-    /// What was measured about the order of work.
+    /// The measured order of work.
     pub fn tuning(&self) -> &Tuning {
         &self.tuning
     }
 
-    /// What the device's images are called after.
+    /// The target in the names of the device's images.
     pub fn target(&self) -> String {
         match self.device.kind() {
             DeviceKind::Sim(_) => format!("sim-{}", self.arch),

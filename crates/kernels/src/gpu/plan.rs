@@ -26,7 +26,7 @@ use builder::Builder;
 
 const KERNEL: &str = "newton_schulz";
 
-/// What all matrices of a batch have in common.
+/// The properties that all matrices of a batch have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct Common {
     pub arch: Arch,

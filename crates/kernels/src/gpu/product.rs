@@ -248,7 +248,7 @@ impl BoundProducts {
         Ok(tiles::unpack(&stream.to_vec(&place)?, self.spec.tiles, (m, n), across))
     }
 
-    /// What the launch must cost.
+    /// The limit of the launch.
     pub fn limit(&self, arch: Arch, multiprocessors: u32, ceiling: Ceiling) -> Limit {
         limit_of(&self.launch, arch, multiprocessors, ceiling)
     }

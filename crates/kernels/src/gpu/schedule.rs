@@ -29,8 +29,8 @@ const fn deals_halves(arch: Arch, class: Class) -> bool {
     matches!((arch, class), (Arch::Sm90a, Class::Large))
 }
 
-/// What `clusters` clusters take in turn: units, and those of the last round as halves where half
-/// of the clusters or more would stand idle.
+/// Number of pieces that `clusters` clusters take in turn: units, and those of the last round as
+/// halves where half of the clusters or more would stand idle.
 pub const fn pieces(units: u32, clusters: u32) -> u32 {
     let rest = units % clusters;
     if rest <= clusters / 2 { units + rest } else { units }

@@ -1,4 +1,4 @@
-//! What lies between the two products of an MLP, and the biases of any product.
+//! The operations between the two products of an MLP, and the biases of any product.
 
 mod host;
 

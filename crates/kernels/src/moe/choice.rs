@@ -45,7 +45,7 @@ pub(super) fn choose<T: Real>(
     weights.iter_mut().for_each(|w| *w *= factor);
 }
 
-/// What experts and their groups count in the choice of one token.
+/// The values of experts and their groups in the choice of one token.
 struct Values<'a, T> {
     scores: &'a [T],
     bias: &'a [T],

@@ -80,7 +80,7 @@ impl Router {
     }
 }
 
-/// What routing decides, on the device.
+/// The decision of a router, on the device.
 #[derive(Debug, Clone)]
 pub struct Routing {
     /// Scores `[N, E]`, of the type of the logits.

@@ -138,7 +138,7 @@ struct Experts<'a> {
     in_width: usize,
 }
 
-/// What one expert multiplies, in elements of the whole operands.
+/// The operands and result of one expert, in elements of the whole operands.
 struct Part {
     /// `[its rows, In]`.
     x: Layout,

@@ -1,4 +1,4 @@
-//! What is orthogonalized together: matrices by their places, and the program of each.
+//! The matrices that are orthogonalized together, by their places, and the program of each.
 
 use std::sync::Arc;
 
@@ -123,7 +123,7 @@ impl Batch {
         &self.matrices
     }
 
-    /// What is done to matrix `index`.
+    /// The program of matrix `index`.
     pub fn program(&self, index: usize) -> &Program {
         &self.programs[self.program_of[index]]
     }

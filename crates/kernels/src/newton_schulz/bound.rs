@@ -12,7 +12,7 @@ use crate::gpu::execute::{self, Prepared};
 use crate::gpu::modules::Kernels;
 use crate::op::{self, Inside, Op};
 
-/// What a batch takes of a device's memory beside its operands.
+/// Memory of a device that a batch takes beside its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     /// With so much workspace [`Orthogonalize`] is fastest: on a host a matrix's worth for each
@@ -20,11 +20,11 @@ pub struct Room {
     pub workspace_elements: usize,
     /// The type of those elements: of the input, elsewhere bytes.
     pub workspace_dtype: DType,
-    /// What a [`Bound`] allocates for its launches, given that workspace.
+    /// Memory that a [`Bound`] allocates for its launches, given that workspace.
     pub table_bytes: usize,
 }
 
-/// What a batch takes of this device, with operands of these types.
+/// Returns the memory that a batch takes of this device, with operands of these types.
 ///
 /// # Errors
 /// A method or types that a device has no kernels for.
@@ -192,8 +192,8 @@ impl Bound {
         Ok(Bound { operation: Repeated { once, planned }, numeric_plan })
     }
 
-    /// What decides the rounding of each matrix on a device, as [`Prepared::numeric_plan`]; nothing
-    /// on a host, where method and CPU do.
+    /// The numeric plan, which decides the rounding of each matrix on a device, as
+    /// [`Prepared::numeric_plan`]; nothing on a host, where method and CPU do.
     pub fn numeric_plan(&self) -> &BTreeSet<String> {
         &self.numeric_plan
     }

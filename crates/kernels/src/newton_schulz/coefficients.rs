@@ -41,7 +41,7 @@ impl Odd {
     }
 }
 
-/// What follows the last polynomial of a table.
+/// The continuation of a table after its last polynomial.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Beyond {
     /// The last one again.
@@ -111,7 +111,7 @@ const CUSHION: [[f64; 3]; 5] = [
     [2.3465413258596377, -1.7097828382687081, 0.42323551169305323],
 ];
 
-/// What a matrix is divided by, beside its norm, before the cushioned table.
+/// The divisor of a matrix, beside its norm, before the cushioned table.
 const CUSHION_NORM: f64 = 1.02;
 
 const CANS: [[f64; 3]; 5] = [

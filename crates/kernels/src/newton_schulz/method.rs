@@ -1,4 +1,4 @@
-//! What a person asks for, and the checked form of it.
+//! The method that a person asks for, and the checked form of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ impl Algorithm {
     }
 }
 
-/// What every matrix between two products is rounded to; products accumulate in f32.
+/// The type that every matrix between two products is rounded to; products accumulate in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Storage {
     /// No rounding: f32 (f64 where the operands are).
@@ -177,7 +177,7 @@ impl Iteration {
         &self.0.restarts
     }
 
-    /// What becomes of a singular value.
+    /// The image of a singular value.
     pub fn at(&self, x: f64) -> f64 {
         match self.0.method.algorithm {
             Algorithm::Svd => f64::from(u8::from(x > 0.0)),

@@ -1,8 +1,8 @@
-//! What a matrix is divided by before the first product.
+//! The divisor of a matrix before the first product.
 
 use crate::{Real, math};
 
-/// What the elements are divided by.
+/// The divisor of the elements, in two factors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale<T> {
     largest: T,

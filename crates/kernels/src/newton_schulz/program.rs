@@ -87,7 +87,7 @@ pub enum Op {
 /// Keeps the rescale of rows of zeros finite, and of a matrix below its least norm from undoing it.
 pub const AOL_LEAST: f64 = 1e-12;
 
-/// What is done to a matrix whose sides are `short` and `long`.
+/// The operations on a matrix whose sides are `short` and `long`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Program {
     pub short: usize,

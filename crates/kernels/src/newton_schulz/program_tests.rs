@@ -140,7 +140,7 @@ fn check_scalars(program: &Program, coefficients: &Coefficients, steps: usize) {
     assert!((out - want).abs() < 1e-12, "{out} is not {want}: {program:?}");
 }
 
-/// What a batch launches: three stages a step, and two more for a start from the matrix.
+/// A batch launches three stages a step, and two more for a start from the matrix.
 #[test]
 fn stages_are_three_a_step_and_two_a_start() {
     for storage in [Storage::F32, Storage::F16] {

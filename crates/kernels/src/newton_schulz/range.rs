@@ -1,4 +1,4 @@
-//! What a composition of odd polynomials makes of an interval of singular values.
+//! The image of an interval of singular values under a composition of odd polynomials.
 
 use std::fmt;
 

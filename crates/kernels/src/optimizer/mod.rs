@@ -186,7 +186,7 @@ pub struct AdamWStep {
     pub factors: Tensor,
 }
 
-/// What is orthogonalized, after the gradient has joined the momentum.
+/// The matrix that is orthogonalized, after the gradient has joined the momentum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Momentum {
     /// The average itself: `m`.

@@ -148,7 +148,7 @@ pub struct SlotRanges {
     pub(super) slot_end: usize,
 }
 
-/// What a device needs to sum squares.
+/// The tables that a device needs to sum squares.
 #[derive(Debug, Clone)]
 pub(super) struct SquareTables {
     pub strips: Tensor,
@@ -186,8 +186,8 @@ impl SlotRanges {
         Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
     }
 
-    /// What decides the order of the sums on a device; `None` on a host, whose order is one of its
-    /// own.
+    /// The numeric plan: the order of the sums on a device; `None` on a host, whose order is one of
+    /// its own.
     pub fn numeric_plan(&self) -> Option<String> {
         let by_blocks = |_| format!("sums of squares over blocks of {} elements", abi::SQUARES_LEN);
         self.tables.as_ref().map(by_blocks)

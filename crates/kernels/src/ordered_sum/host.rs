@@ -112,7 +112,7 @@ impl StageSum {
         Tiles { ops, inputs, height, is_first: self.stage.inputs.0 == 0 }
     }
 
-    /// What is left to do with a result.
+    /// Divides the results of an average by its count, after the last stage.
     fn finish<N: Number>(&self, results: &mut [N]) {
         if self.sum.redop() == RedOp::Avg && self.is_last() {
             N::average(results, self.sum.count());

@@ -22,7 +22,7 @@ struct Plan {
     ops: Vec<ReduceOp>,
     stages: Vec<Stage>,
     inputs: usize,
-    /// What averages are over.
+    /// The number of values that averages are over.
     count: usize,
     depth: usize,
     redop: RedOp,
@@ -36,7 +36,7 @@ pub(super) struct Stage {
     pub height: usize,
 }
 
-/// What the code of a place keeps at hand.
+/// The limits of the code of a place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Sums of the deepest stack that needs no workspace, where there is one stage.

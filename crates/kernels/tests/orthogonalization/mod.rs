@@ -13,7 +13,7 @@ use kernels::newton_schulz::{
     AOL_LEAST, Algorithm, Batch, Coefficients, Iteration, Matrix, Method, Orthogonalize, Storage,
 };
 
-/// What is orthogonalized and how.
+/// An orthogonalization: the matrices and the method.
 #[derive(Clone)]
 pub struct Case {
     pub algorithm: Algorithm,
@@ -153,7 +153,7 @@ impl Case {
         let prepared = self.prepare(device)?;
         let flat = self.with_gaps();
         let input = upload(device, &flat, self.input);
-        // What no kernel writes stays visible.
+        // Elements that no kernel writes stay visible.
         let output = upload(device, &vec![f32::NAN; flat.len()], self.output);
         let garbage = vec![0xff_u8; prepared.workspace_bytes()];
         let workspace = device.tensor(&[garbage.len()], &garbage)?;

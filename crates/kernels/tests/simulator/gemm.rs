@@ -9,7 +9,7 @@ use super::tiles::{Format, Grid, Random};
 const LOWER: u32 = 1;
 const OUT_BF16: u32 = 2;
 const OUT_TRANSPOSED: u32 = 4;
-/// What the caller's matrix holds before, to see what is written.
+/// The value of the caller's matrix before, to see which elements are written.
 const UNTOUCHED: f32 = 12345.0;
 
 /// `MusterGemmProblem`.
@@ -136,7 +136,7 @@ struct Memory {
     stride: usize,
 }
 
-/// What a launch gave for one problem.
+/// The results of a launch for one problem.
 #[derive(PartialEq)]
 pub struct Answer {
     d: Vec<u8>,

@@ -39,7 +39,7 @@ type ArchFn = unsafe extern "C" fn() -> *const c_char;
 type KernelFn = unsafe extern "C" fn(u32, *mut AbiKernel) -> c_int;
 type LaunchFn = unsafe extern "C" fn(*const AbiLaunch, *mut c_char, usize) -> c_int;
 
-/// What the table of a module says of a kernel.
+/// The entry of a kernel in a module's table.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     pub max_threads: u32,

@@ -299,7 +299,7 @@ pub fn sums_have_the_bits_of_their_program(device: &Device) {
     }
 }
 
-/// What is refused, on any device.
+/// Operands that are refused, on any device.
 pub fn mistakes_are_refused(device: &Device) {
     let (stream, (program, _)) = (device.stream(), program(&[2], 2));
     let sum = OrderedSum::new(&program, 2, RedOp::Sum).unwrap();

@@ -22,7 +22,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Batch {
     pub(crate) comm: Arc<Comm>,
     calls: Vec<Prepared>,
-    /// What it reads and writes: address, bytes, whether it writes.
+    /// Memory that it reads and writes: address, bytes, whether it writes.
     touches: Vec<(u64, u64, bool)>,
 }
 

@@ -72,7 +72,7 @@ impl Kind {
     }
 }
 
-/// What a rank asks for, with the elements that it gives.
+/// A call of a rank, with the elements that it gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) kind: Kind,
@@ -106,7 +106,7 @@ impl Call {
     }
 }
 
-/// What each rank gets of a collective call of all ranks, by rank.
+/// The results of a collective call of all ranks, by rank.
 ///
 /// # Errors
 /// They do not call the same; in words.
@@ -151,7 +151,7 @@ pub(crate) fn complete(calls: &[Call]) -> Result<Vec<Vec<u8>>, String> {
     })
 }
 
-/// What a receive gets of a send.
+/// The elements that a receive gets of a send.
 ///
 /// # Errors
 /// They are not of the same elements; in words.

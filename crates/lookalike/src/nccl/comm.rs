@@ -30,7 +30,7 @@ pub(crate) type Factor = (DataType, [u8; 8]);
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) is_ready: bool,
-    /// What the asynchronous error is.
+    /// The asynchronous error.
     pub(crate) failure: Option<Refusal>,
     pub(crate) end: Option<&'static str>,
     /// All ranks are done, and connections may end.

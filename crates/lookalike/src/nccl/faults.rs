@@ -1,4 +1,4 @@
-//! What goes wrong on purpose, as the environment says.
+//! Faults on purpose, as the environment asks for them.
 //!
 //! `LOOKALIKE_NCCL_FAULTS` is a list of `kind:rank` or `kind:rank@number`, with commas between:
 //!

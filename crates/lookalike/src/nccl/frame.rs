@@ -1,4 +1,4 @@
-//! What ranks and the hub say to each other, over a socket of the system.
+//! The messages between ranks and the hub, over a socket of the system.
 
 use std::io::{self, Read, Write};
 
@@ -13,7 +13,7 @@ pub(crate) enum Frame {
     Welcome,
     /// A rank's calls that begin together; numbered in the order in which it made them.
     Batch { number: u64, calls: Vec<Call> },
-    /// What each call of a batch gets.
+    /// The result of each call of a batch.
     Done { number: u64, results: Vec<Vec<u8>> },
     /// The communicator is broken.
     Failed { code: i32, text: String },

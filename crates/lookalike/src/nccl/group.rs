@@ -32,7 +32,7 @@ impl Group {
     }
 }
 
-/// What a call has come to that was not refused.
+/// The outcome of a call that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begun {
     Done,
@@ -68,7 +68,7 @@ pub(crate) fn add(comm: Arc<Comm>, stream: u64, call: Prepared) -> Result<Begun,
     }
 }
 
-/// What was queued, at the end of the outermost group.
+/// The queued calls, at the end of the outermost group.
 fn leave() -> Result<Option<Vec<Queued>>, Refusal> {
     GROUP.with_borrow_mut(|group| {
         group.depth = match group.depth {

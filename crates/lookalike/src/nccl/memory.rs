@@ -72,7 +72,7 @@ pub(crate) fn deregister(comm: &Comm, handle: u64) -> Result<(), Refusal> {
     }
 }
 
-/// What was not let go of, for the report at exit.
+/// Handles that were not let go of, for the report at exit.
 pub(crate) fn held() -> [(usize, &'static str); 4] {
     let comms: Vec<_> = comm::all().values().cloned().collect();
     let sum = |of: fn(&comm::State) -> usize| comms.iter().map(|comm| of(&comm.state())).sum();

@@ -78,7 +78,7 @@ impl Refusal {
     }
 }
 
-/// What the driver's entry points refuse, which have said it already.
+/// The refusal of a call by the driver's entry points, which have told it already.
 impl From<i32> for Refusal {
     fn from(code: i32) -> Refusal {
         let text = format!("the driver refused a call with code {code}");

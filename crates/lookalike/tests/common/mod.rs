@@ -1,4 +1,4 @@
-//! What the tests need of the world outside: a toy module, stand-ins for drivers, child processes.
+//! The outside world of the tests: a toy module, stand-ins for drivers, child processes.
 
 #![allow(dead_code)] // Each test file uses its part.
 
@@ -113,7 +113,7 @@ impl Child {
         self.command.output().unwrap()
     }
 
-    /// What the child said, on both streams, after it has passed.
+    /// The output of the child, on both streams, after it has passed.
     pub fn passes(self) -> String {
         let output = self.output();
         let said = [output.stdout, output.stderr].concat();

@@ -32,7 +32,7 @@ static int scale_add(const MusterSimLaunch* launch, char* message, size_t messag
   return MUSTER_SIM_OK;
 }
 
-// What the launch looked like.
+// Writes the extents, shared bytes and seed of the launch.
 static int shape(const MusterSimLaunch* launch, char* message, size_t message_bytes) {
   Shape args;
   memcpy(&args, launch->args, sizeof args);

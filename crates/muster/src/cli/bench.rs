@@ -87,7 +87,7 @@ common.")]
     Compare(CompareArgs),
 }
 
-/// What every benchmark takes.
+/// The arguments of every benchmark.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     /// Where: `cpu`, `sim`, `sim:ARCH`, `cuda:N` or `hip:N`. A simulated device checks, and times
@@ -187,10 +187,10 @@ pub struct MemoryArgs {
 
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// What to compare with
+    /// Results to compare with
     #[arg(value_name = "BASE")]
     pub base: PathBuf,
-    /// What may have become slower
+    /// Results that may have become slower
     #[arg(value_name = "NEW")]
     pub new: PathBuf,
     /// By how much a time may grow

@@ -29,17 +29,17 @@ pub struct CollectivesArgs {
     /// Also measure among the first so many ranks, for each of these numbers
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub ranks_sweep: Vec<usize>,
-    /// What connects the ranks
+    /// Backend that connects the ranks
     #[arg(long, default_value = "shm")]
     pub backend: BackendArg,
-    /// What connects ranks of one host, where `--backend tcp` connects several hosts
+    /// Backend of ranks of one host, where `--backend tcp` connects several hosts
     #[arg(long, value_name = "BACKEND", default_value = "shm")]
     pub within_host: BackendArg,
     /// Where the buffers of a host's ranks lie: `cpu`, `cuda:N`, `hip:N`, `sim`, `sim:ARCH`; of
     /// several each rank has one in turn. Times on a simulated device mean nothing
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu")]
     pub device: Vec<DeviceKind>,
-    /// What moves memory of GPUs: auto, staged (through the host), nccl, rccl
+    /// Transport of GPU memory: auto, staged (through the host), nccl, rccl
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: DeviceTransport,
     /// Who makes sums: ordered (their owner, the same bits at any number of ranks), or vendor
@@ -106,7 +106,7 @@ pub struct CollectivesArgs {
     /// Measure each case beside Newton-Schulz, too: what each takes alone and together
     #[arg(long)]
     pub overlap: bool,
-    /// What each rank orthogonalizes with --overlap, as ROWSxCOLS or COUNTxROWSxCOLS
+    /// Shape that each rank orthogonalizes with --overlap, as ROWSxCOLS or COUNTxROWSxCOLS
     #[arg(long, value_name = "SHAPE", default_value = "2x256x1024")]
     pub overlap_shape: BatchShape,
     /// The link whose published figures bound the bandwidth: nvlink4, mi300x-xgmi, pollara400, ndr,
@@ -242,7 +242,7 @@ impl CollectivesArgs {
         Ok(())
     }
 
-    /// What to measure.
+    /// The plan of the measurement.
     ///
     /// # Errors
     /// An operation or type that cannot be measured; numbers out of range.
@@ -315,7 +315,7 @@ impl CollectivesArgs {
         Ok(roots)
     }
 
-    /// What operations are measured beside, if all of them can be.
+    /// The computation that operations are measured beside, if all of them can be.
     fn beside(&self, ops: &[Op], ranks: &[usize]) -> Result<Option<Beside>, CliError> {
         if !self.overlap {
             return Ok(None);

@@ -14,7 +14,7 @@ pub struct LinksArgs {
     /// host
     #[arg(long, value_name = "N")]
     pub ranks: Option<usize>,
-    /// What connects the ranks
+    /// Backend that connects the ranks
     #[arg(long, default_value = "shm")]
     pub backend: BackendArg,
     /// Of a message whose time gives the bandwidth

@@ -98,7 +98,7 @@ impl<'s> Checker<'s> {
         None
     }
 
-    /// What to write; of several forms all.
+    /// The values that may be written, in words; of several forms all.
     fn expectation(&self, kind: &Kind) -> String {
         match kind {
             Kind::Either(forms) => {
@@ -366,7 +366,7 @@ fn is_size(key: &str) -> bool {
     key.ends_with("_bytes")
 }
 
-/// What such a key may be, where its value is no size: 1 would be in range, and of no use.
+/// An example of such a key, where its value is no size: 1 would be in range, and of no use.
 const EXAMPLE_BYTES: u64 = 1 << 20;
 
 fn quoted_summary(node: &Node) -> String {

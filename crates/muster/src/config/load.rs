@@ -60,7 +60,7 @@ pub fn check_text(
     let (structure, mut problems) = structure::<Config>(text, overrides);
     let Some(Structure { config, root }) = structure else { return Err(problems) };
     let (resolved, findings) = meaning::check(&config, purpose);
-    // What lies in the range of a key may still not fit the rest of the model.
+    // A value in the range of a key may still not fit the rest of the model.
     for problem in problems.iter_mut().filter(|problem| problem.path.starts_with("model.")) {
         problem.nearest.take_if(|value| !meaning::takes(&config, &problem.path, value));
     }
@@ -76,7 +76,7 @@ pub fn check_text(
     }
 }
 
-/// What could be read of a config, and where it was written.
+/// The part of a config that could be read, and where it was written.
 struct Structure<T> {
     config: T,
     root: Node,
@@ -121,7 +121,7 @@ fn top_of(path: &str) -> String {
 fn place(finding: Finding, root: &Node) -> Problem {
     let others = finding.others.iter().map(String::as_str);
     let mut paths: Vec<&str> = std::iter::once(finding.path.as_str()).chain(others).collect();
-    // What a model does not write follows from its preset.
+    // Keys of the model that are not written follow from its preset.
     let unwritten = |path: &&str| !matches!(root.locate(path), Some((_, Some(_))));
     if paths.iter().any(|path| path.starts_with("model.") && unwritten(path)) {
         paths.push("model.preset");
@@ -174,7 +174,7 @@ fn read(file: &Path) -> Result<String, CliError> {
     })
 }
 
-/// What is wrong with a file that is there, and what to do.
+/// The fault of a file that is there, and advice.
 fn reason(error: DataError) -> String {
     match error {
         DataError::IsDirectory { path } => {

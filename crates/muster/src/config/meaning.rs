@@ -1,4 +1,5 @@
-//! What the schema cannot say: numbers that must fit each other, files that must be there.
+//! The checks that the schema cannot make: numbers that must fit each other, files that must be
+//! there.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ const TOKENS_PER_STEP_MAX: u128 = 1 << 40;
 /// More in a whole run would overflow what counts them.
 const TOKENS_MAX: u128 = 1 << 62;
 
-/// What a process can address on x86-64.
+/// Bytes that a process can address on x86-64.
 const BYTES_MAX: usize = 1 << 47;
 
 /// Something wrong, not placed yet.
@@ -36,7 +37,7 @@ pub struct Finding {
     pub sections: &'static [&'static str],
 }
 
-/// What follows from a config.
+/// The values that follow from a config.
 #[derive(Debug)]
 pub struct Resolved {
     pub tokenizer: Tokenizer,

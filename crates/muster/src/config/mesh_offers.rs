@@ -1,4 +1,4 @@
-//! What a refused mesh is offered instead passes the whole check of a config.
+//! The offers instead of a refused mesh pass the whole check of a config.
 
 use proptest::prelude::*;
 use train::mesh_plan::Purpose;

@@ -93,7 +93,7 @@ impl Override {
         };
         let holds_keys = matches!(slot.kind, Kind::Section(_) | Kind::Table(_));
         if holds_keys && !matches!(node.value, Value::Map(_)) && !node.is_null() {
-            // What the file has in the place of the section stays, for the check to report.
+            // The file's value in the place of the section stays, for the check to report.
             return Ok(());
         }
         let (next, exclusive) = self.step(schema, &slot.kind, node, segment, path, &at)?;
@@ -124,7 +124,7 @@ impl Override {
         self.write(&mut entries[index].node, schema, next, rest, &at, value)
     }
 
-    /// What may stand at `segment`, and whether it excludes its siblings.
+    /// The slot at `segment`, and whether it excludes its siblings.
     fn step<'s>(
         &self,
         schema: &'s Schema,

@@ -19,9 +19,9 @@ pub struct Problem {
     pub place: Place,
     /// The key with its sections (`model.d_model`); empty where there is none.
     pub path: String,
-    /// What is wrong, with the offending value.
+    /// The mistake, with the offending value.
     pub what: String,
-    /// What to do.
+    /// Advice, a sentence each.
     pub help: Vec<String>,
     /// The value in range that is closest to what was written.
     pub nearest: Option<String>,

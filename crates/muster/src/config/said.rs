@@ -1,5 +1,5 @@
-//! What a config says, mistakes and all, of how its host proves itself and for how long it is
-//! waited for: the other hosts are to be told that this one will not start.
+//! The part of a config, mistakes and all, that tells how its host proves itself and for how long
+//! it is waited for: the other hosts are to be told that this one will not start.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::overrides::Override;
 use super::schema::Schema;
 use super::tree::{Node, Value, parse};
 
-/// What stands at a key.
+/// The value of a key, as far as it can be read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Written<T> {
     Nothing,
@@ -19,7 +19,7 @@ pub enum Written<T> {
 }
 
 impl<T> Written<T> {
-    /// What belongs there, if that is what stands there.
+    /// The value, if it is one that belongs there.
     pub fn value(self) -> Option<T> {
         match self {
             Written::Value(value) => Some(value),
@@ -28,7 +28,7 @@ impl<T> Written<T> {
     }
 }
 
-/// What is known of a config that cannot be used as a whole.
+/// The readable part of a config that cannot be used as a whole.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Said {
     pub secret_file: Written<PathBuf>,
@@ -45,7 +45,7 @@ pub(super) fn said(text: &str, overrides: &[Override], schema: &Schema) -> Optio
             refused.push(&over.path);
         }
     }
-    // What was typed there was meant, whatever the file has.
+    // A value that was typed there was meant, whatever the file has.
     let is_refused = |key: &str| refused.iter().any(|path| path.starts_with(key));
     let (secret_file, tls) = match (is_refused(SECRET_FILE), is_refused(TLS)) {
         (true, _) => (Written::Wrong, Written::Nothing),

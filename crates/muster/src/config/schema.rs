@@ -8,7 +8,7 @@ pub struct Schema {
     root: Value,
 }
 
-/// What may stand at one place.
+/// The values that one place may have.
 #[derive(Debug, Clone)]
 pub struct Slot<'s> {
     pub kind: Kind<'s>,
@@ -84,12 +84,12 @@ impl Schema {
         &self.root
     }
 
-    /// What may stand at the top.
+    /// The slot at the top.
     pub fn top(&self) -> Slot<'_> {
         self.slot(&self.root)
     }
 
-    /// What may stand where `schema` applies.
+    /// The slot where `schema` applies.
     pub fn slot<'s>(&'s self, schema: &'s Value) -> Slot<'s> {
         let own = schema.get("description").and_then(Value::as_str);
         let target = self.follow(schema);
@@ -254,7 +254,7 @@ fn choice(schema: &Value) -> Option<Kind<'_>> {
 }
 
 impl Kind<'_> {
-    /// What to write, in words: `a whole number, at least 1`.
+    /// The values that may be written, in words: `a whole number, at least 1`.
     pub fn expectation(&self) -> String {
         match self {
             Kind::Bool => "true or false".into(),

@@ -20,7 +20,7 @@ pub struct Node {
     pub value: Value,
 }
 
-/// What was written.
+/// A value as it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A plain or quoted scalar; a plain empty one, `~` or `null` is no value.

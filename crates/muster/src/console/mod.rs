@@ -1,4 +1,4 @@
-//! What a person sees of a run: a progress bar on a terminal, plain lines anywhere else.
+//! The view that a person has of a run: a progress bar on a terminal, plain lines anywhere else.
 //!
 //! [`Renderer`] decides every line; [`Console`] only puts them where they belong. Lines go to
 //! standard output, bars to standard error.

@@ -11,7 +11,7 @@ use train::event::{
 use super::units::{bytes, count, duration, ms, short};
 use crate::output::{BOLD, PLAIN, visible};
 
-/// What earlier events told that later lines need.
+/// The state from earlier events that later lines need.
 #[derive(Debug, Default)]
 pub struct Renderer {
     /// Marks of bold text.

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use super::topology::Node;
 
-/// What each rank gets, and why.
+/// The CPUs of each rank, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Division {
     /// Of each rank, ascending and disjoint; empty where the scheduler keeps its freedom.

@@ -23,19 +23,19 @@ use crate::train_cmd::place::Place;
 use divide::Division;
 pub use topology::list;
 
-/// What was decided for the ranks of this host.
+/// The CPUs that the ranks of this host are bound to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// Of each rank from `first_rank` on; empty where none is bound.
     cpus: Vec<Vec<usize>>,
     first_rank: usize,
-    /// What is bound, or why nothing is.
+    /// The CPUs that are bound, or why none are.
     pub why: String,
     /// Cores that the job's ranks on this machine have together, see [`comm::Settings::cores`].
     pub cores: usize,
 }
 
-/// What the ranks of a host are to be near.
+/// The place that the ranks of a host are to be near.
 #[derive(Debug, Clone, Copy)]
 pub enum Near<'a> {
     /// Memory, of which each has a part.

@@ -1,4 +1,4 @@
-//! What can be wrong with the environment that a launcher gave.
+//! Errors of the environment that a launcher gave.
 
 use super::hostlist::Malformed;
 use super::vars::{Var, list};

@@ -29,7 +29,7 @@ fn malformed<T>(what: &'static str, at: usize) -> Result<T, Malformed> {
 /// The hosts that a list stands for, in its order.
 ///
 /// # Errors
-/// What is wrong with the list, and where.
+/// The fault of the list, and where it is.
 pub fn hosts(list: &str) -> Result<Vec<String>, Malformed> {
     let mut all = Vec::new();
     let mut rest = Rest { list, at: 0 };
@@ -50,7 +50,7 @@ pub fn hosts(list: &str) -> Result<Vec<String>, Malformed> {
     }
 }
 
-/// What has not been read yet.
+/// The rest of the list, which has not been read yet.
 struct Rest<'a> {
     list: &'a str,
     at: usize,
@@ -141,7 +141,7 @@ impl<'a> Rest<'a> {
 /// Tasks of each node, run by run: `4(x2),3` is four on two nodes and three on one.
 ///
 /// # Errors
-/// What is wrong with the text, and where.
+/// The fault of the text, and where it is.
 pub fn counts(text: &str) -> Result<Vec<(usize, usize)>, Malformed> {
     let mut at = 0;
     let mut all = Vec::new();

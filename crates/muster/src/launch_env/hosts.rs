@@ -1,4 +1,4 @@
-//! What the command says of the hosts, and for the rest what a launcher says.
+//! The hosts of a job by the command, and for the rest by a launcher.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,7 +39,7 @@ pub struct Rendezvous {
     pub may_be_late: bool,
 }
 
-/// What the command says, and for the rest what the environment does.
+/// Returns the hosts by the command, and for the rest by the environment.
 ///
 /// # Errors
 /// Neither says enough; the environment is half set or contradictory.

@@ -44,7 +44,7 @@ fn stem(env: &Env, index: &Var) -> Option<(String, Var)> {
     (last == index.value).then(|| (stem.to_owned(), var.clone()))
 }
 
-/// What the manifest says in full.
+/// The meeting point that the manifest gives in full.
 fn named(var: Var) -> Result<Meeting, LaunchError> {
     let parts =
         var.value.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));

@@ -1,4 +1,4 @@
-//! What the launcher that started this process says of it: a pure function of the environment.
+//! The task by the environment that a launcher gave this process: a pure function of it.
 //!
 //! ```text
 //! environment ─┬─ Slurm ──────┐
@@ -56,7 +56,7 @@ impl Launcher {
         }
     }
 
-    /// What people type.
+    /// The command that people type.
     fn command(self) -> &'static str {
         match self {
             Launcher::Slurm => "srun",
@@ -115,7 +115,7 @@ pub enum Choice {
     Only(Launcher),
 }
 
-/// What one launcher says.
+/// One launcher's part of the environment.
 enum Seen {
     Nothing,
     /// It was there, but says too little, which is a mistake unless another one says enough.
@@ -167,7 +167,7 @@ fn number_of(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// What the environment says, if a launcher was there.
+/// The task by the environment, if a launcher was there.
 ///
 /// # Errors
 /// It is half set or contradictory; names the variables.

@@ -99,7 +99,7 @@ const TORCHRUN: &str = "
     TORCHELASTIC_USE_AGENT_STORE=True
     WORLD_SIZE=4";
 
-/// What the operators of Kubeflow set.
+/// The variables that the operators of Kubeflow set.
 const BY_HAND: &str = "
     MASTER_ADDR=train-master-0
     MASTER_PORT=23456

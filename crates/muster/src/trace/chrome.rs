@@ -33,7 +33,7 @@ impl Writer {
         Writer { rank, alignment, tracks: Vec::new() }
     }
 
-    /// What a part begins with: who the rank is, and what is known of its clock.
+    /// The beginning of a part: the name of the rank, and the alignment of its clock.
     pub fn begin(&self, out: &mut Vec<u8>, host: &str) {
         out.extend_from_slice(OPENING.as_bytes());
         out.push(b'\n');
@@ -53,7 +53,7 @@ impl Writer {
         self.metadata(out, RANK, 0, &args);
     }
 
-    /// What the recorder tells.
+    /// Writes a record of the recorder.
     pub fn tell(&mut self, out: &mut Vec<u8>, told: Told) {
         match told {
             Told::Track { track, name } => {

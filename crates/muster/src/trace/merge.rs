@@ -23,10 +23,10 @@ use crate::error::CliError;
 /// Between the events and the end of a file, in a line of its own.
 const CLOSING: &str = "],";
 
-/// What a trace consists of.
+/// The contents of a trace, added up.
 #[derive(Debug, Default, PartialEq)]
 pub struct Merged {
-    /// What each rank says of itself, and the file it was in.
+    /// The record of each rank about itself, and the file it was in.
     ranks: BTreeMap<usize, (Value, PathBuf)>,
     pub spans: u64,
     /// It has none, and the file that was there is still there.
@@ -270,7 +270,7 @@ impl Merged {
         json!({"ranks": ranks, "lost": lost})
     }
 
-    /// What the trace lacks, of so many ranks.
+    /// The gaps of the trace, of so many ranks, in words.
     pub fn warnings(&self, ranks: usize) -> Vec<String> {
         let mut all = Vec::new();
         if self.ranks.len() < ranks {

@@ -1,4 +1,4 @@
-//! What is asked of a trace: where it goes, and which steps it is of.
+//! The request for a trace: where it goes, and which steps it is of.
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -61,7 +61,7 @@ impl std::fmt::Display for Steps {
     }
 }
 
-/// What a rank is told.
+/// The part of the request that a rank is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Where the parts go.
@@ -94,7 +94,7 @@ impl Parts {
         Parts(parts(&file(path, node, nodes)))
     }
 
-    /// What is said of them where nobody merges them any more, if they are there.
+    /// The message about parts that nobody merges any more, if they are there.
     pub fn stay(&self) -> Option<String> {
         let path = self.0.display();
         self.0.is_dir().then(|| format!("what was recorded stays in {path} (muster trace merge)"))
@@ -167,7 +167,7 @@ impl Traced {
         Ok(Traced { file, plan, ranks, made })
     }
 
-    /// What the ranks are told.
+    /// The plan that the ranks are told.
     pub fn plan(&self) -> Plan {
         self.plan.clone()
     }
@@ -187,7 +187,7 @@ impl Traced {
             Err(error) => return vec![format!("no trace: {}", error.message)],
         };
         for part in &parts {
-            // What cannot be removed is in nobody's way.
+            // A part that cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(part);
         }
         let _ = std::fs::remove_dir(&self.plan.parts);
@@ -260,7 +260,7 @@ mod tests {
         assert!(dir.path().join("a/b/t.json.parts").is_dir());
         assert_eq!(begun.end(), [""; 0]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        // What was there before stays.
+        // Directories that were there before stay.
         std::fs::create_dir(dir.path().join("a")).unwrap();
         traced().begin().unwrap().end();
         assert!(dir.path().join("a").is_dir() && !dir.path().join("a/b").exists());

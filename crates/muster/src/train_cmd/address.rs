@@ -23,8 +23,8 @@ use crate::tls::{self, JobTls};
 /// The job of several hosts, to each other, where no launcher has a name for it.
 const JOB: &str = "hosts";
 
-/// What the hosts of a job call it. What else they must have in common is compared when they have
-/// met, so that all learn of a difference; who comes with another name is turned away.
+/// The name of the job among its hosts. What else they must have in common is compared when they
+/// have met, so that all learn of a difference; who comes with another name is turned away.
 pub fn job(hosts: &Hosts) -> String {
     hosts.job.clone().unwrap_or_else(|| JOB.to_owned())
 }
@@ -38,7 +38,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// What the command says, if every host can reach it.
+    /// The addresses by the command, if every host can reach them.
     ///
     /// # Errors
     /// A name without an address, or addresses that other hosts cannot use.
@@ -337,7 +337,7 @@ impl Absence {
         !self.addrs.is_empty() && start != Start::Met
     }
 
-    /// What is told, or why it cannot be proved.
+    /// The message of an absent host, or the lack for which it cannot be proved.
     fn absent<'a>(&'a self, reason: &'a str) -> Result<Absent<'a>, Lack> {
         let Security { secret, tls } = self.proof.as_ref().map_err(|&lack| lack)?;
         let (job, secret, tls) = (&self.job[..], *secret, tls.as_ref());

@@ -185,7 +185,7 @@ fn choose(table: &Table, site: Site) -> Result<Buckets, LinksError> {
     Ok(Buckets { bytes: size.max(1), reason })
 }
 
-/// What is not as in the run.
+/// Differences between the table's measurement and this run, as clauses.
 fn asides(table: &Table, measured: Option<usize>, site: Site, saturated: bool) -> String {
     let mut asides = String::new();
     if let Some(measured) = measured.filter(|&measured| measured != site.ranks) {

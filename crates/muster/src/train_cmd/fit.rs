@@ -17,7 +17,7 @@ const MARGIN: f64 = 1.25;
 /// Parts of a plan that are named.
 const PARTS: usize = 4;
 
-/// What a plan asks of a host.
+/// The verdict on a plan and a host's memory.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fit {
     Fits,
@@ -94,7 +94,7 @@ fn largest_parts(plan: &RunPlan) -> String {
     parts.map(|(what, size)| format!("{what} {}", bytes(*size))).collect::<Vec<_>>().join(", ")
 }
 
-/// What would make it fit, each by itself.
+/// Changes that would make it fit, each by itself.
 fn ways(start: &Start, limits: &[Limit]) -> Vec<String> {
     let ways = [smaller_micro_batch, shorter_windows, bf16_weights, fewer_ranks, fewer_layers];
     let mut found: Vec<String> = ways.iter().filter_map(|way| way(start, limits)).collect();

@@ -1,4 +1,4 @@
-//! What `train` decides for its workers, in one file of the run's directory.
+//! The decisions of `train` for its workers, in one file of the run's directory.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,19 +15,20 @@ use crate::entries::entries;
 use crate::error::CliError;
 use crate::trace;
 
-/// What they all run.
+/// The name of the command that all ranks run, as an entry.
 pub const COMMAND: &str = "command";
 
-/// What ranks have the same unless `ranks.mixed_cpus` says otherwise.
+/// The entry that ranks have the same unless `ranks.mixed_cpus` says otherwise.
 pub const KIND_OF_CPU: &str = "kind of CPU";
 
 /// And, whatever it says, where the optimizer is: of a device the kind, without its number.
 pub const OPTIMIZER_DEVICE: &str = "ranks.optimizer_device";
 
-/// What hosts must have the same of their configs.
+/// The entry with the part of their configs that hosts must have the same.
 const CONFIGURATION: &str = "configuration";
 
-/// What hosts choose from tables of their own, and must choose alike.
+/// The entry with the size of buckets, which hosts choose from tables of their own, and must choose
+/// alike.
 pub const BUCKETS: &str = "size of buckets";
 
 /// A start of a run.
@@ -61,7 +62,7 @@ pub struct Job {
     /// Whether rank 0 times its operations.
     #[serde(default)]
     pub profile: bool,
-    /// What the ranks record.
+    /// The trace that the ranks record.
     #[serde(default)]
     pub trace: Option<trace::Plan>,
     /// Of this host, where the job has several.
@@ -101,8 +102,8 @@ impl Job {
         plan.steps.map_or("ten steps".into(), |steps| format!("steps {steps}"))
     }
 
-    /// What all ranks must have the same: what and its digest. `cpu` is the kind that this rank
-    /// runs on, as [`kernels::gemm::arithmetic`] tells it.
+    /// The entries that all ranks must have the same: name and digest. `cpu` is the kind that this
+    /// rank runs on, as [`kernels::gemm::arithmetic`] tells it.
     pub fn identity(
         &self,
         plan: &train::RunPlan,
@@ -132,7 +133,7 @@ impl Job {
         identity
     }
 
-    /// What is behind a digest there; of several hosts the first rank of each tells it.
+    /// The entries behind a digest there; of several hosts the first rank of each tells them.
     pub fn entries(&self, rank: usize) -> Vec<(String, Entries)> {
         let first = self.node.map(|(node, nodes)| node * (self.world / nodes.max(1)));
         match first == Some(rank) {
@@ -141,7 +142,7 @@ impl Job {
         }
     }
 
-    /// What all hosts have the same of their configs.
+    /// The part of their configs that all hosts have the same.
     fn common_config(&self) -> Config {
         // Hosts may number their devices as they like; of what kind they are is compared apart.
         let mut config = self.config.clone();

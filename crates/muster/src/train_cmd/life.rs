@@ -34,7 +34,7 @@ const DISK_IS_SLOW: Duration = Duration::from_secs(10);
 /// Work that goes on beside a call that hangs shows within this long.
 const BESIDE: Duration = Duration::from_secs(2);
 
-/// What the ranks do, as far as messages depend on it.
+/// The kind of work of the ranks, as far as messages depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Training,
@@ -43,7 +43,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// What sets the limit of silence.
+    /// The key that sets the limit of silence.
     pub fn timeout_key(self) -> &'static str {
         match self {
             Work::Training => comm::TIMEOUT_KEY,
@@ -51,7 +51,7 @@ impl Work {
         }
     }
 
-    /// What sets the limit of standing still.
+    /// The key that sets the limit of standing still.
     fn step_key(self) -> &'static str {
         match self {
             Work::Training => "ranks.step_timeout_ms",
@@ -83,7 +83,7 @@ impl Limits {
 /// After this long a meeting of several hosts is told to be waited for.
 pub const MEETING_IS_SLOW: Duration = Duration::from_secs(2);
 
-/// What is to be done about a rank.
+/// The verdict on a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
     Well,
@@ -93,7 +93,7 @@ pub enum Judgement {
     Lost(String),
 }
 
-/// What was heard of a rank, and when.
+/// The last signs of life of a rank, and their times.
 #[derive(Debug, Default)]
 pub struct Life {
     heard: Duration,
@@ -146,12 +146,12 @@ impl Life {
         self.silent_for(now) > limits.timeout + ALL_SILENT
     }
 
-    /// What is said of one of which nothing comes.
+    /// The message about a rank of which nothing comes.
     pub fn silence_now(&self, now: Duration, work: Work) -> String {
         self.silence(self.silent_for(now), work.timeout_key())
     }
 
-    /// What is said of a rank that is silent for longer than any of the living, if it is.
+    /// The message about a rank that is silent for longer than any of the living, if it is.
     pub fn is_silent(&self, now: Duration, work: Work) -> Option<String> {
         (self.silent_for(now) > LATER).then(|| self.silence_now(now, work))
     }
@@ -232,7 +232,7 @@ impl Life {
         Judgement::Well
     }
 
-    /// What a call to a disk makes of it, if anything. One beside which work goes on may hang.
+    /// The verdict on a call to a disk, if there is one. One beside which work goes on may hang.
     fn judge_call(&mut self, now: Duration, limits: &Limits, still: Duration) -> Option<Judgement> {
         let meanwhile = self.meanwhile();
         let Waits { call, since, is_told } = self.waits.as_mut()?;
@@ -379,8 +379,8 @@ mod tests {
         assert!(lost(&life.judge(s(35), &limits, None)));
     }
 
-    /// What is said of a rank that is in call `number` of a disk since 10 s, by its pulse at
-    /// each of `seconds`; `work` is the number of pieces by then.
+    /// The judgements of a rank that is in call `number` of a disk since 10 s, by its pulse at each
+    /// of `seconds`; `work` is the number of pieces by then.
     fn in_call(
         seconds: impl Iterator<Item = u64>,
         limits: &Limits,

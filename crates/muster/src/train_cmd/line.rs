@@ -1,4 +1,4 @@
-//! What a worker writes on standard output for its supervisor: one JSON object a line.
+//! The lines of a worker on standard output, for its supervisor: one JSON object a line.
 
 use std::borrow::Cow;
 
@@ -33,7 +33,7 @@ pub enum Line<'a> {
     Met(Cow<'a, str>),
     /// Nothing to say, but alive.
     Alive(Pulse),
-    /// What people should hear while other hosts are awaited; every rank of a host tells it.
+    /// A message for people while other hosts are awaited; every rank of a host tells it.
     Hint(String),
     /// This rank ends because others failed.
     Fault(Cow<'a, Fault>),

@@ -116,7 +116,7 @@ const HOLDING_COLUMNS: [&str; 9] = [
     "updates at most",
 ];
 
-/// What a rank holds, by coordinate.
+/// The tensors that a rank holds, by coordinate, as lines.
 fn holdings(plan: &MeshPlan) -> Vec<String> {
     let cells = |holding: &Holding| {
         [

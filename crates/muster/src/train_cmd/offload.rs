@@ -37,7 +37,8 @@ fn nearest(kind: DeviceKind, error: &DeviceError) -> Option<DeviceKind> {
     }
 }
 
-/// What has to be the same on every rank: a device's architecture and name, without its number.
+/// The kind of device that has to be the same on every rank: its architecture and name, without its
+/// number.
 pub fn kind(device: &Device) -> String {
     let vendor = match device.kind() {
         DeviceKind::Cuda(_) => "cuda:N",
@@ -49,7 +50,8 @@ pub fn kind(device: &Device) -> String {
     format!("{vendor} ({arch}{})", properties.name)
 }
 
-/// What `ranks` of this host take of the device, of the one that takes most; they share it.
+/// The memory that `ranks` of this host take of the device, of the one that takes most; they share
+/// it.
 ///
 /// # Errors
 /// A method that the device has no kernels for; a device that is not there, or has too little

@@ -155,7 +155,7 @@ impl Place {
         }
     }
 
-    /// What to say where the others are late; on one host there are none.
+    /// The message where the others are late; on one host there are none.
     pub fn waits(&self, rendezvous: &[SocketAddr], timeout_ms: u64) -> Option<String> {
         let at = address::list(rendezvous);
         let most_s = timeout_ms.div_ceil(1000);

@@ -1,4 +1,4 @@
-//! What a start begins from: rank 0 chooses, every rank loads its part.
+//! The checkpoint that a start begins from: rank 0 chooses, every rank loads its part.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What the ranks of a host share, made by their supervisor.
+//! The memory that the ranks of a host share, made by their supervisor.
 
 use crate::error::CliError;
 

@@ -11,8 +11,8 @@
 //! scheduler warns with are requests to stop like SIGTERM. One that was ignored when the program
 //! started, as `nohup` does with SIGHUP, stays ignored.
 //!
-//! What ends with the process, and the exit code of a request to stop, differ by command
-//! ([`Ending`]): a training goes on when it is run again, a benchmark begins anew.
+//! The messages at the end, and the exit code of a request to stop, differ by command ([`Ending`]):
+//! a training goes on when it is run again, a benchmark begins anew.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,9 +34,9 @@ const ALL: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1, SIGUSR2];
 /// How a signal ends the process where it does not wait for the ranks.
 #[derive(Debug)]
 pub struct Ending {
-    /// What is said before the ranks run.
+    /// The message before the ranks run.
     pub early: String,
-    /// What is said after a second Ctrl-C.
+    /// The message after a second Ctrl-C.
     pub at_once: String,
     /// Of a trace, which may have been merged by then.
     pub parts: Option<Parts>,
@@ -55,7 +55,7 @@ impl Ending {
         }
     }
 
-    /// What is said now, after a second Ctrl-C.
+    /// The message of this moment, after a second Ctrl-C.
     fn at_once(&self) -> String {
         let stay = self.parts.as_ref().and_then(Parts::stay);
         self.at_once.clone() + &stay.map(|stay| format!("; {stay}")).unwrap_or_default()

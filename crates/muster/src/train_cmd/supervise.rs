@@ -98,12 +98,12 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
     ended.map_err(|error| absence.report_error(error, start))
 }
 
-/// What is known before anything is read or written.
+/// The plan of a start, before anything is read or written.
 struct Planned {
     config: Config,
     place: Place,
     addresses: Addresses,
-    /// What the hosts call the job, if there are several.
+    /// The name of the job among hosts, if there are several.
     name: Option<String>,
     secret: JobSecret,
     tls: JobTls,
@@ -113,7 +113,7 @@ struct Planned {
     cpus: Binding,
     /// Whether the memory of this host suffices, and a warning where it is tight.
     fit: Result<Option<String>, String>,
-    /// What the optimizer takes of a device of its own, or why it cannot be there.
+    /// The optimizer's part of a device of its own, or why it cannot be there.
     offload: Result<Option<Offload>, CliError>,
 }
 
@@ -168,7 +168,7 @@ fn plan(
     })
 }
 
-/// What there is when the ranks of this host start.
+/// The state of this host when its ranks start.
 struct Ready {
     job: Job,
     server: Option<Server>,
@@ -325,7 +325,7 @@ impl EventSink {
     }
 }
 
-/// What the supervisor adds to what the ranks tell, most of it when they are done.
+/// The supervisor's part of the records, most of it written when the ranks are done.
 struct Finish<'a> {
     job: &'a Job,
     run: &'a RunDir,
@@ -563,7 +563,7 @@ fn remove_temporary(cache: &Path) {
     for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.contains(&ours) && name.ends_with(".tmp") {
-            // What cannot be removed is in nobody's way.
+            // A file that cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(entry.path());
         }
     }

@@ -20,7 +20,7 @@ const TAIL: usize = 12;
 /// Ranks whose operations are told apart.
 const OPERATIONS: usize = 8;
 
-/// What was seen of a rank of this host.
+/// The observations of a rank of this host.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub rank: usize,
@@ -38,7 +38,7 @@ pub struct Seen {
     tail: VecDeque<String>,
 }
 
-/// What is known of ranks anywhere, on host 0.
+/// The reports of ranks anywhere, on host 0.
 pub trait Elsewhere {
     /// The step that a rank last reported.
     fn last_step(&self, rank: usize) -> Option<u64>;
@@ -133,7 +133,7 @@ impl Seen {
         if lines.is_empty() { lines } else { format!("; {its} last log lines:{lines}") }
     }
 
-    /// What it complained of last.
+    /// The last error that it wrote.
     fn complaint(&self) -> String {
         let lines: Vec<&str> = self.tail.iter().map(String::as_str).collect();
         let text = lines.join("\n");
@@ -194,7 +194,7 @@ pub fn verdict(
     Err(CliError { exit, ..CliError::peer(message) })
 }
 
-/// What became of the others, and what to do; `here` ranks are this host's.
+/// A sentence on the other ranks, and advice; `here` ranks are this host's.
 fn what_next(here: usize, elsewhere: Option<&dyn Elsewhere>, work: Work) -> String {
     // Only host 0 knows how many there are; where it is not this one, there are several.
     let several_hosts = elsewhere.is_none_or(|elsewhere| elsewhere.world() > here);
@@ -348,7 +348,7 @@ mod tests {
         all[1].operation = Some("barrier #8".into());
         let told = "; the last operations they told of were barrier #7 on 0, barrier #8 on 1";
         assert_eq!(judge(&all).1, format!("{expected}{told}"));
-        // What a rank that ended by itself says comes first.
+        // The error of a rank that ended by itself comes first.
         let fell = [ended(0, 6, None), given_up(1)];
         assert!(judge(&fell).1.starts_with("rank 0 failed: killed by signal 6"));
     }

@@ -47,7 +47,7 @@ pub enum Ended {
     BeforeTraining,
 }
 
-/// What the ranks tell.
+/// The reports of the ranks.
 #[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Told {
     Event(Event),
@@ -72,7 +72,7 @@ struct Rank {
     life: Life,
 }
 
-/// What the user and the scheduler have asked for so far.
+/// The requests of the user and the scheduler so far.
 #[derive(Default)]
 struct Asked {
     interrupts: usize,
@@ -113,12 +113,12 @@ impl Asked {
 pub struct Watch {
     ranks: Vec<Rank>,
     messages: Receiver<Message>,
-    /// What was told while other hosts were awaited.
+    /// Hints that were told while other hosts were awaited.
     hints: BTreeSet<String>,
     /// The start in which the ranks have met, once they have.
     group: Option<String>,
     clock: AwakeClock,
-    /// What the clock showed last.
+    /// The last reading of the clock.
     now: Duration,
 }
 
@@ -173,7 +173,7 @@ impl Watch {
             }
             if asked.is_too_much(signals, self, limits.work) {
                 if limits.work == Work::Benchmark {
-                    // What it has told so far counts.
+                    // Its reports so far count.
                     self.drain(tell);
                 }
                 self.tell_of_stop(others);

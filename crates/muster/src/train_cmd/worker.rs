@@ -66,13 +66,13 @@ pub fn worker(args: WorkerArgs) -> Result<Exit, CliError> {
     ended
 }
 
-/// What passes between a rank and its supervisor.
+/// The two directions between a rank and its supervisor.
 struct Told<'a> {
     signals: Signals,
     voice: &'a Voice,
 }
 
-/// What a rank computes on.
+/// The devices that a rank computes on.
 #[derive(Clone, Copy)]
 struct Devices<'a> {
     device: &'a Device,
@@ -178,7 +178,7 @@ fn train(
     })
 }
 
-/// What trains, with its initial weights.
+/// The trainer, with its initial weights.
 fn trainer(
     job: &Job,
     plan: RunPlan,

@@ -1,5 +1,5 @@
-//! What the tests need of the world outside: ranks as processes and as threads, and a GPU's memory
-//! and streams, which the look-alike of the vendor's driver provides.
+//! The outside world of the tests: ranks as processes and as threads, and a GPU's memory and
+//! streams, which the look-alike of the vendor's driver provides.
 
 #![allow(dead_code)] // Each test file uses its part.
 
@@ -17,7 +17,7 @@ use nccl_rs::{
 pub const VENDORS: [Vendor; 2] = [Vendor::Nvidia, Vendor::Amd];
 pub const JOB: JobId = JobId([5; 16]);
 
-/// What a rank of a test knows.
+/// The task and place of a rank of a test.
 #[derive(Clone)]
 pub struct Rank {
     pub vendor: Vendor,
@@ -140,7 +140,7 @@ pub struct Job {
     library: PathBuf,
 }
 
-/// What one process said, on both streams.
+/// The output of one process, on both streams.
 pub struct Said {
     pub text: String,
     pub output: Output,

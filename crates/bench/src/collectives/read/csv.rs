@@ -242,7 +242,7 @@ mod tests {
         let read = read(&report.csv()).unwrap();
         let mut expected = report.rows;
         for row in &mut expected {
-            // What the CSV has not.
+            // Fields that the CSV has not.
             row.per_rank.clear();
             row.check = row.check.take().map(|check| Check { launches: None, ..check });
         }

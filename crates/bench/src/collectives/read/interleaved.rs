@@ -7,7 +7,7 @@
 //! host:1:2 [0] NCCL INFO …      16   4   float   sum   -1   26.21   …    a row behind a message
 //! ```
 //!
-//! What belongs to a row is put back together where that is certain: up to the name of a host that
+//! The parts of a row are put back together where that is certain: up to the name of a host that
 //! the header has, to the date before a message, or to where a column ends. How a message ends is
 //! not known, so that numbers behind one in the same line are no part of a row, unless a row begins
 //! with them.
@@ -18,7 +18,7 @@ use super::launchers::launcher;
 use super::layout::Layout;
 use super::lines::message;
 
-/// What tables end with, and messages do not.
+/// Beginnings of lines at the end of tables, and of no message.
 const FOOTERS: [&str; 2] = ["# Out of bounds values", "# Avg bus bandwidth"];
 
 /// A line without the message in it.

@@ -127,7 +127,7 @@ struct OutOfBounds {
     okay: Option<String>,
 }
 
-/// What matters of the settings; their names grow with every version.
+/// The settings that matter; their names grow with every version.
 #[derive(Deserialize)]
 struct Config {
     nthreads: Option<usize>,
@@ -258,7 +258,7 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-/// What the run says of its own results, if they are wrong.
+/// The run's failure by its own count of wrong results, if there is one.
 fn failure(OutOfBounds { count, okay }: &OutOfBounds) -> Option<String> {
     let is_bad = okay.as_deref() == Some("false") || count.is_some_and(|count| count > 0);
     let (count, okay) = (count.map_or("unknown".into(), |n| n.to_string()), okay.as_deref());
@@ -496,7 +496,7 @@ mod tests {
         assert_eq!(with(bounds, "\"out_of_bounds\":null"), [""; 0]);
     }
 
-    /// What the program leaves when it closes its file after an error.
+    /// The file that the program leaves when it closes it after an error.
     #[test]
     fn a_file_that_was_closed_early_is_incomplete() {
         let json = Made::example().json();

@@ -1,4 +1,5 @@
-//! What launchers, schedulers and shells write into the log of a job that ends before its time.
+//! The lines that launchers, schedulers and shells write into the log of a job that ends before its
+//! time.
 //!
 //! ```text
 //! slurmstepd: error: *** STEP 12.0 ON node1 CANCELLED AT … ***      Slurm
@@ -39,7 +40,7 @@ const BEGINNINGS: [&str; 5] = ["Primary job ", "=", "YOUR APPLICATION TERMINATED
 /// Words that stand nowhere else, also not within a line.
 const MARKS: [&str; 4] = ["slurmstepd: ", "srun: ", "--------------------", "===================="];
 
-/// What shells say of a program that a signal has ended (`strsignal(3)`).
+/// The words of shells for a program that a signal has ended (`strsignal(3)`).
 const DEATHS: [&str; 16] = [
     "Hangup",
     "Quit",
@@ -178,7 +179,7 @@ mod tests {
         }
     }
 
-    /// What is no whole row is told of, and invents none.
+    /// A row that is not whole is told of, and none is invented.
     #[test]
     fn it_may_come_within_a_row() {
         let (text, report) = whole();
@@ -205,7 +206,7 @@ mod tests {
                 let log = format!("{}{said}\n{}", &text[..at], &text[at..]);
                 assert_eq!(read(&log).unwrap(), report, "{log}");
             }
-            // What a row lacks may come below.
+            // The rest of a row may come below.
             let at = second + 60;
             let first_line = said.lines().next().unwrap();
             if launcher(&format!("{}{first_line}", &text[second..at])).is_none() {

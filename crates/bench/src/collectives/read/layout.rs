@@ -14,7 +14,7 @@ const WORDS: [usize; 2] = [1, 2];
 /// Words behind the sides.
 const CHOICE: [&str; 3] = ["algo", "proto", "nchannels"];
 
-/// What is wrong in a line: the byte where, from 0, and why.
+/// A mistake in a line: the byte where it is, from 0, and why.
 pub type Mistake = (usize, String);
 
 /// A column of one side.

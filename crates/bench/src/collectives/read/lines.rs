@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What follows the tags of launchers.
+/// The rest of a line behind the tags of launchers.
 pub fn untagged(mut line: &str) -> &str {
     // Several launchers may each put one.
     for _ in 0..3 {

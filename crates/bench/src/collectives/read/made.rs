@@ -6,7 +6,7 @@ use super::super::dtype::{ElementType, RedOp};
 use super::super::formula::Op;
 use super::super::table::fixed;
 
-/// What one side of a case came to.
+/// The results of one side of a case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MadeSide {
     pub time_us: f64,
@@ -24,7 +24,7 @@ pub struct MadeCase {
     pub in_place: MadeSide,
 }
 
-/// What a program measured.
+/// The results of a program, from which its output is made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Made {
     pub op: Op,

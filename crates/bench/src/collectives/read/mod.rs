@@ -43,7 +43,7 @@ pub enum Format {
     /// rccl-tests' `-Z csv`.
     ReporterCsv,
     MusterCsv,
-    /// What nccl-tests, rccl-tests and Muster print.
+    /// The tables that nccl-tests, rccl-tests and Muster print.
     Text,
 }
 

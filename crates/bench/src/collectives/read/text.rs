@@ -1,4 +1,4 @@
-//! What nccl-tests and rccl-tests print, also as it ends up in the log of a job.
+//! The output of nccl-tests and rccl-tests, also as it ends up in the log of a job.
 //!
 //! ```text
 //! # nccl-tests version …           the program
@@ -40,7 +40,7 @@ use crate::BenchError;
 const MUSTER: &str = "muster";
 const UNVERSIONED: &str = "muster of unknown version";
 
-/// What these programs print when they give up.
+/// The words of these programs when they give up.
 const FAILURES: [&str; 4] =
     [": Test NCCL failure ", ": Test CUDA failure ", ": Test failure ", ": Test timeout "];
 
@@ -70,7 +70,7 @@ struct Reader {
     group: Option<String>,
     /// Names of the hosts of all groups: messages may begin with them.
     names: BTreeSet<String>,
-    /// What this program's own tables state above their columns.
+    /// The statements of this program's own tables above their columns.
     stated: Stated,
     iterations: Option<u64>,
     /// The comment before, which names the sides where columns follow.
@@ -92,7 +92,7 @@ struct Reader {
     /// Tables with their end.
     ended: usize,
     failed: bool,
-    /// What the library said last.
+    /// The library's last warnings.
     last_words: Vec<String>,
     /// The number of the line that is read.
     line: usize,
@@ -159,7 +159,7 @@ pub fn read(text: &str) -> Result<Report, BenchError> {
     Ok(reader.report)
 }
 
-/// What stands in a line, without messages.
+/// A part of a line, without messages.
 struct Part<'a> {
     text: &'a str,
     /// The byte of the line that it begins at.
@@ -301,7 +301,7 @@ impl Reader {
             Err(_) if is_theirs => self.put_back(carried, has_skipped),
             Err(_) if !carried.is_empty() => {
                 self.give_up(carried).map_err(|why| (at, why))?;
-                // What is no row by itself may be the rest of one.
+                // A part that is no row by itself may be the rest of one.
                 if self.row(part, ("", part.text.to_owned())).is_err() {
                     self.skip(self.line);
                 }
@@ -319,7 +319,7 @@ impl Reader {
         [self.report.rows.len(), self.tables, self.ended]
     }
 
-    /// What is no row is a mistake at once only where no row of the table was before it.
+    /// A line that is no row is a mistake at once only where no row of the table was before it.
     fn doubt(&mut self, (column, why): (usize, String)) -> Result<(), (usize, String)> {
         if self.layout.is_none() || self.report.rows.is_empty() {
             return Err((column, why));

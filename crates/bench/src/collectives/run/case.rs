@@ -25,7 +25,7 @@ use super::pattern::{self, Contents, Pattern};
 use crate::BenchError;
 use crate::collectives::{ElementType, Key, Op, Parts, RedOp};
 
-/// What a result holds before the operation: no element of any type is all ones here.
+/// The byte that fills a result before the operation: no element of any type is all ones here.
 const POISON: u8 = 0xFF;
 
 /// The operations that can be measured, and the types that they take.

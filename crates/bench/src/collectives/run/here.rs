@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::BenchError;
 use crate::collectives::Host;
 
-/// What a rank says of itself.
+/// The place of a rank, as it tells the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Here {
     host: String,
-    /// What tells hosts of one name apart.
+    /// The number that tells hosts of one name apart.
     boot: String,
     device: String,
     /// As the kernel lists them.

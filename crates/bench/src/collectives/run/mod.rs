@@ -50,7 +50,7 @@ const AGAIN: usize = 3;
 /// Bytes of results that are compared for each iteration, about.
 const CHECK_BYTES: u64 = 256 << 10;
 
-/// What to measure: every combination.
+/// The cases to measure: every combination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     pub ops: Vec<Op>,
@@ -70,7 +70,7 @@ pub struct Plan {
     pub check: bool,
     /// Ranks read the same clock.
     pub common_clock: bool,
-    /// What moves memory of devices, and who makes sums there.
+    /// The transport of devices' memory, and who makes sums there.
     #[serde(default)]
     pub group: GroupOptions,
     /// Flips a bit of a result of rank 0 in its launch of this number: for tests of the check.
@@ -79,15 +79,15 @@ pub struct Plan {
     /// Records the first timed launches of each case ([`device::trace`]).
     #[serde(default)]
     pub trace: bool,
-    /// What each operation is measured beside, once more, where that is asked for.
+    /// The computation beside which each operation is measured once more, where that is asked for.
     #[serde(default)]
     pub beside: Option<Beside>,
 }
 
-/// What comes of a run as it goes on.
+/// The reports of a run as it goes on.
 #[allow(clippy::large_enum_variant)] // One exists at a time.
 pub enum Told {
-    /// What moves the memory of the devices that the next rows are of.
+    /// The transport of the devices that the next rows are of.
     Route(Used),
     /// Where the ranks are, before the first row.
     Hosts(Vec<Host>),
@@ -177,7 +177,7 @@ impl Plan {
     fn keys(&self, ranks: usize) -> Result<Vec<Key>, BenchError> {
         let mut keys = Vec::new();
         for &op in &self.ops {
-            // What has no elements has no type either.
+            // An operation without elements has no type either.
             let dtypes = if op == Op::Barrier { &self.dtypes[..1] } else { &self.dtypes[..] };
             for ways in self.ways(op, dtypes) {
                 let dtype = ways.0;
@@ -194,7 +194,7 @@ impl Plan {
                 }
             }
         }
-        // What has less than an element for each rank moves nothing.
+        // A size of less than an element for each rank moves nothing.
         keys.retain(|key| key.op == Op::Barrier || key.bytes > 0);
         keys.retain(|key| key.root.is_none_or(|root| root < ranks));
         let mut seen = HashSet::new();
@@ -221,7 +221,7 @@ impl Plan {
         ways
     }
 
-    /// What this rank computes beside operations, if it is to.
+    /// The computation of this rank beside operations, if it has one.
     fn computing(&self, world: &World, device: &Device) -> Result<Option<Computing>, BenchError> {
         let Some(beside) = &self.beside else { return Ok(None) };
         for (&op, &ranks) in self.ops.iter().flat_map(|op| self.ranks.iter().map(move |n| (op, n)))
@@ -262,7 +262,7 @@ fn key(op: Op, (dtype, redop, root): Way, (bytes, ranks): (u64, usize), place: P
 /// told again.
 ///
 /// # Errors
-/// What a group or the device refuses; a rank that fails or is late.
+/// An operation that a group or the device refuses; a rank that fails or is late.
 pub fn run(
     world: &World,
     device: &Device,
@@ -313,7 +313,7 @@ pub fn run(
     }
 }
 
-/// What the row was measured over.
+/// Enters the transport, path and order of sums that the row was measured over.
 fn mark(row: &mut Row, route: &Route, (windows, is_by_hosts): (Option<WindowPath>, bool)) {
     let is_ordered = route.sum == SumOrder::Ordered;
     row.key.transport = Some(route.transport.to_owned());

@@ -30,7 +30,7 @@ const TURNS_AT_ONCE: usize = 4;
 const TURNS_MIN: usize = 8;
 const TURNS_MAX: usize = 64;
 
-/// What is computed beside each operation.
+/// The computation beside each operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beside {
     /// Matrices of each rank, as [`crate::BatchShape`] reads them.
@@ -85,7 +85,7 @@ pub fn can_overlap(op: Op, ranks: usize, kind: DeviceKind) -> Result<(), NoOverl
 pub(super) struct Computing {
     repeated: Repeated,
     compute: Stream,
-    /// What the operation comes after, and what sees its end.
+    /// The stream that the operation comes after, and the one that sees its end.
     moving: Stream,
     seeing: Stream,
 }

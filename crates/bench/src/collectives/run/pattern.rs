@@ -22,7 +22,7 @@ pub const PERIOD: usize = 31;
 /// Periods that are written and compared at a time.
 const TIMES: usize = 66;
 
-/// What `ranks` ranks give in launch `salt`, and what it comes to.
+/// The inputs of `ranks` ranks in launch `salt`, and their result.
 #[derive(Clone, Copy)]
 pub struct Contents {
     pub dtype: ElementType,

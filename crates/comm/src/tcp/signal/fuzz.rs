@@ -13,7 +13,7 @@ use crate::fuzz::{self, Draw};
 use crate::job::{Moments, Settings};
 use crate::revocation::Lost;
 
-/// What the clock of the listener says.
+/// The time on the listener's clock.
 const NOW_MS: u64 = 1 << 40;
 
 /// A clock that stands, and the moments that were heard.
@@ -56,7 +56,7 @@ impl AsyncRead for Cut<'_> {
     }
 }
 
-/// What a peer says: some signs of life, by their ages, and its last thing.
+/// The signals of a peer: some signs of life, by their ages, and its last word.
 struct Case {
     ages_ms: Vec<u64>,
     /// Why the job is given up; none where it leaves in good order.

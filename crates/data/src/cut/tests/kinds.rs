@@ -9,7 +9,7 @@ use crate::config::TokenizerSpec;
 use crate::huggingface::byte_stand_in;
 use crate::tokenizer::Tokenizer;
 
-/// What stands for a space or a byte in a vocabulary.
+/// The spelling of a space or a byte in a vocabulary.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Spelling {
     Text,

@@ -322,7 +322,7 @@ impl Builder<'_> {
     }
 }
 
-/// What can be one launch.
+/// The kinds of operations that can be one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Aol,

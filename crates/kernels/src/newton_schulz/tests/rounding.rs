@@ -14,7 +14,7 @@ fn gaussian(rows: usize, cols: usize, seed: u64) -> Mat<f64> {
 const ROWS: usize = 384;
 const COLS: usize = 1536;
 
-/// What a method may be off, relative to the polynomial of the exact singular values.
+/// The error that a method may have, relative to the polynomial of the exact singular values.
 struct Column {
     algorithm: Algorithm,
     storage: Storage,

@@ -61,7 +61,7 @@ fn arrows_go_from_the_rank_that_came_last() {
     assert_eq!(trace["otherData"]["ranks"][2]["clock_uncertainty_ns"], 5);
     assert_eq!(trace["displayTimeUnit"], "ms");
 
-    // What is merged can be merged again, packed or not, and stays the same.
+    // A merged trace can be merged again, packed or not, and stays the same.
     let (packed, again) = (dir.path().join("a.json.gz"), dir.path().join("again.json"));
     merge(std::slice::from_ref(&into), &packed).unwrap();
     merge(std::slice::from_ref(&packed), &again).unwrap();

@@ -4,7 +4,7 @@ use super::super::super::dtype::{ElementType, RedOp};
 use super::super::made::{Made, MadeSide, Style};
 use super::*;
 
-/// What was made, as rows.
+/// Expects the rows of what was made.
 fn expect(made: &Made, report: &Report, style: &Style) {
     let sides: Vec<(u64, bool, &MadeSide)> = made
         .cases
@@ -103,7 +103,7 @@ fn what_the_run_says_of_itself_is_kept() {
     let said =
         ["line 22: Out of bounds values : 7 FAILED", "line 28: error: unhandled system error"];
     assert_eq!(read(&failed).unwrap().failures, said);
-    // What NCCL warned of last, in a run that did all.
+    // The last warnings of NCCL, in a run that did all.
     let warned = read(&(text.clone() + "# error: no such plugin\n")).unwrap();
     assert_eq!(warned.failures, [""; 0]);
     assert_eq!(warned.warnings, ["line 28: error: no such plugin"]);
