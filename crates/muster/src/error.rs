@@ -334,14 +334,16 @@ impl From<train::TrainError> for CliError {
             | TrainError::OtherModel { .. }
             | TrainError::NoRoom { .. }
             | TrainError::Damaged { .. }) => CliError::mistaken(error),
-            error @ TrainError::Vote { .. } => CliError::bug(error),
+            error @ (TrainError::Vote { .. } | TrainError::InitialWeights { .. }) => {
+                CliError::bug(error)
+            }
             TrainError::PeerSave { rank, .. } => {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }
             }
-            error @ (TrainError::PeerLoad { .. } | TrainError::Events(_)) => {
-                CliError::limited(error)
-            }
+            error @ (TrainError::PeerLoad { .. }
+            | TrainError::Engine(_)
+            | TrainError::Events(_)) => CliError::limited(error),
         }
     }
 }

@@ -28,6 +28,12 @@ pub enum TrainError {
          learning rate, clip gradients (optimizer.clip), or set optimizer.non_finite: skip"
     )]
     NonFinite { step: u64, places: String },
+    /// An engine that does not begin with the same bits on all ranks.
+    #[error(
+        "rank {rank} begins with other weights than rank 0, first in `{tensor}`; make them from the \
+         same seed on every rank"
+    )]
+    InitialWeights { rank: usize, tensor: String },
     /// Another rank could not do its part of a save.
     #[error("step {step} was not saved: rank {rank}: {reason}")]
     PeerSave { step: u64, rank: usize, reason: String },

@@ -14,12 +14,14 @@
 //!   * the weights have the same bits for every number of ranks, threads and restarts;
 //!   * whatever a run says is an [`event::Event`]; the trainer prints nothing.
 
+mod agree;
 pub mod config;
 mod diagnose;
 mod engine;
 mod error;
 mod evaluate;
 pub mod event;
+pub mod here;
 mod hooks;
 pub mod laps;
 mod marked_disk;

@@ -45,6 +45,46 @@ impl<E: Engine> Trainer<E> {
         })
     }
 
+    /// Claims a generation of attempts to save, the same on every rank: what a process that ran
+    /// before does from now on cannot be taken for this one's. Collective.
+    ///
+    /// # Errors
+    /// A store that cannot be written to.
+    pub fn claim(&self, store: &Store) -> Result<u32, TrainError> {
+        let mut bytes = Vec::new();
+        if self.ranks.rank() == 0 {
+            bytes = store.claim_generation()?.to_le_bytes().to_vec();
+        }
+        self.ranks.saving.broadcast_bytes(0, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])))
+    }
+
+    /// Takes over the newest checkpoint of `store` that is whole, if there is one; with warnings,
+    /// as [`Trainer::load`]. Collective.
+    ///
+    /// # Errors
+    /// As [`Trainer::load`]; a store that cannot be read.
+    pub fn resume(&mut self, store: &Store) -> Result<Option<(Loaded, Vec<String>)>, TrainError> {
+        let mut bound = None;
+        loop {
+            let mut path = Vec::new();
+            if self.ranks.rank() == 0 {
+                let newest = store.newest_before(bound)?.checkpoint;
+                bound = newest.as_ref().map(Checkpoint::attempt);
+                path =
+                    newest.map(|c| c.path().display().to_string().into_bytes()).unwrap_or_default();
+            }
+            self.ranks.saving.broadcast_bytes(0, &mut path)?;
+            if path.is_empty() {
+                return Ok(None);
+            }
+            match self.load(Path::new(&*String::from_utf8_lossy(&path))) {
+                Err(TrainError::Damaged { .. }) => {}
+                loaded => return loaded.map(Some),
+            }
+        }
+    }
+
     /// Saves a checkpoint of the state after the last step.
     ///
     /// # Errors

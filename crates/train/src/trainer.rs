@@ -14,7 +14,7 @@ use crate::laps::{Laps, Spent};
 use crate::optimizer::Optimizer;
 use crate::ranks::{Moving, Ranks};
 use crate::vote::{Ballot, Tally};
-use crate::{Config, Engine, RunPlan, TrainError, Wants};
+use crate::{Config, Engine, RunPlan, TrainError, Wants, agree};
 
 /// What a trainer is put together from.
 pub struct Parts<E> {
@@ -127,6 +127,7 @@ impl<E: Engine> Trainer<E> {
         let stream = device.stream();
         engine.initialize(config.seed, &memory.weights)?;
         engine.weights_changed();
+        agree::on_weights(ranks.training.as_ref(), &stream, &plan, &memory.weights)?;
         optimizer.adopt(&stream, &memory.weights)?;
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, &plan.updates, &plan.ownership);

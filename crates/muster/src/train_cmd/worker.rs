@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use checkpoint::Store;
 use comm::rendezvous::{ControlHandle, Hello, Joined, join_hearing};
 use comm::tls::Security;
-use comm::{Channel, Settings, World, tcp};
+use comm::{Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
 use train::config::{Backend, DeviceName};
@@ -134,7 +134,7 @@ fn train(
     let speaks = world.rank() == 0;
     let reporter = Reporter { speaks, voice, control };
     let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
-    let generation = claim(&store, world)?;
+    let generation = trainer.claim(&store)?;
     let mut emit = |event: Event| reporter.emit(&event);
     resume(job, &store, world, &mut trainer, &mut emit)?;
     trainer.check_room(&store, job.max_steps)?.map_or(Ok(()), &mut emit)?;
@@ -162,7 +162,7 @@ fn train(
         )))?;
     }
     let reason = outcome.reason;
-    let mut finished = finish(&trainer, outcome, started)?;
+    let mut finished = finish(&mut trainer, outcome, started)?;
     progress(voice, control, trainer.steps_taken());
     if reason == FinishReason::Complete && speaks {
         let since = Instant::now();
@@ -293,16 +293,6 @@ fn backend(
     Err(CliError::mistake("this job has no shared memory; workers are started by `muster train`"))
 }
 
-/// A fencing generation, the same on every rank.
-fn claim(store: &Store, world: &World) -> Result<u32, CliError> {
-    let mut bytes = Vec::new();
-    if world.rank() == 0 {
-        bytes = store.claim_generation()?.to_le_bytes().to_vec();
-    }
-    world.control(Channel::Saving).broadcast_bytes(0, &mut bytes)?;
-    Ok(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])))
-}
-
 /// Text that the trained model writes. The run is done and saved: where there can be none, that is
 /// a warning.
 fn sample(job: &Job, trainer: Trainer<NativeEngine>) -> Option<Event> {
@@ -332,7 +322,7 @@ fn sample_text(job: &Job, trainer: Trainer<NativeEngine>) -> Result<String, CliE
 }
 
 fn finish(
-    trainer: &Trainer<NativeEngine>,
+    trainer: &mut Trainer<NativeEngine>,
     outcome: Outcome,
     started: Instant,
 ) -> Result<Finished, CliError> {
