@@ -32,3 +32,8 @@ pub use error::CandleError;
 pub use init::{Init, seed};
 pub use loss::cross_entropy;
 pub use schema::Builder;
+
+/// The worked example of the documentation, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/candle.md")]
+struct WorkedExample;

@@ -147,7 +147,8 @@ pub fn config(dir: &Path, leaves: usize) -> Config {
     std::fs::write(&text, words.collect::<String>()).unwrap();
     let value = json!({
         "model": {
-            "names": "gpt2", "layers": LAYERS, "d_model": WIDTH, "heads": HEADS, "d_ff": 4 * WIDTH,
+            "names": "gpt2", "vocab_size": VOCAB, "layers": LAYERS, "d_model": WIDTH,
+            "heads": HEADS, "d_ff": 4 * WIDTH,
             "norm": "layer", "norm_eps": EPS, "positions": {"learned": {"max": WINDOW}},
             "attention_bias": true, "mlp_bias": true, "activation": "gelu",
             "tie_embeddings": true,
