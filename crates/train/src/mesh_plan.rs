@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use layout::{
-    Along, Axis, Coordinate, CostTable, Demands, GroupPlan, LayoutError, Mesh, MeshSpec,
+    Along, Axis, Coordinate, CostTable, Demands, GroupPlan, HeadRows, LayoutError, Mesh, MeshSpec,
     Placements, Role, Schema, Tree, Uneven, placement,
 };
 use model::Architecture;
@@ -105,7 +105,7 @@ pub fn mesh(
 }
 
 fn demands(config: &Config, a: &Architecture, schema: &Schema) -> Demands {
-    Demands::new(schema, a.head_dim).with_leaves(config.batch.leaves)
+    Demands::new(schema, HeadRows::of(a.head_dim)).with_leaves(config.batch.leaves)
 }
 
 impl MeshPlan {
@@ -118,7 +118,7 @@ impl MeshPlan {
         let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
         let (schema, _) = model::parameters(&architecture)?;
         let mesh = mesh(config, &architecture, &schema, Purpose::Plan)?;
-        let placements = Placements::new(&schema, architecture.head_dim, mesh)?;
+        let placements = Placements::new(&schema, HeadRows::of(architecture.head_dim), mesh)?;
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;
         let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
