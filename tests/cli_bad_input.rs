@@ -123,6 +123,39 @@ fn impossible_shapes() {
 }
 
 #[test]
+fn what_latent_attention_excludes() {
+    let desk = Desk::new();
+    desk.put("text.txt", "some text");
+    let config = "\
+model:
+  layers: 2
+  d_model: 64
+  heads: 4
+  d_ff: 96
+  latent: {kv_rank: 16, nope_dim: 16, rope_dim: 8, value_dim: 16}
+data:
+  files: text.txt
+";
+    let cases: [&[&str]; 12] = [
+        &[],
+        &["model.kv_heads=2"],
+        &["model.head_dim=32"],
+        &["model.qk_norm=head"],
+        &["model.positions={learned: {max: 256}}"],
+        &["model.attention_bias=true"],
+        &["model.names=llama"],
+        &["model.latent.rope_dim=7"],
+        &["model.latent.kv_rank=0"],
+        &["model.latent.kv_rnk=8"],
+        &["model.latent={q_rank: 8, kv_rank: 8}"],
+        // All at once, of a preset.
+        &["model.preset=tiny-moe"],
+    ];
+    let all: Vec<String> = cases.iter().map(|sets| check(&desk, config, sets)).collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
 fn sizes_beyond_all_machines() {
     let desk = Desk::new();
     desk.put("text.txt", "some text");

@@ -58,8 +58,13 @@ fn published_models() {
                  {count: 8, mesh: {pp: 1, ep: 1, tp: 4}}\n";
     let experts = "model: {preset: qwen3-moe-30b}\ndata: {files: text.txt}\nbatch: {leaves: 64}\n\
                    ranks: {count: 64, mesh: {pp: 5, ep: 8, tp: 1}}\n";
-    let all =
-        [transcript(dense, &["--dry-run"]), transcript(experts, &["--dry-run", "--ranks", "80"])];
+    let latent = "model: {preset: deepseek-v3}\ndata: {files: text.txt}\nbatch: {leaves: 512}\n\
+                  ranks: {count: 2048, mesh: {pp: 16, ep: 64, tp: 2}}\n";
+    let all = [
+        transcript(dense, &["--dry-run"]),
+        transcript(experts, &["--dry-run", "--ranks", "80"]),
+        transcript(latent, &["--dry-run"]),
+    ];
     insta::assert_snapshot!(all.join("\n"));
 }
 

@@ -3,16 +3,19 @@
 
 mod common;
 
-use common::{DENSE, Workdir};
+use common::{DENSE, LATENT, Workdir};
 
 const GUARDED: [&str; 2] = ["--set", "ranks.device=guarded"];
 
 #[test]
 fn the_guarded_device_has_the_bits_of_the_cpu() {
     let run = Workdir::new("guarded");
-    let model = format!("model={DENSE}");
-    let models: [&[&str]; 2] =
-        [&["--set", "train.steps=4"], &["--set", "train.steps=4", "--set", &model]];
+    let [dense, latent] = [DENSE, LATENT].map(|model| format!("model={model}"));
+    let models: [&[&str]; 3] = [
+        &["--set", "train.steps=4"],
+        &["--set", "train.steps=4", "--set", &dense],
+        &["--set", "train.steps=4", "--set", &latent],
+    ];
     for (index, model) in models.into_iter().enumerate() {
         let (cpu, guarded) = (format!("cpu-{index}"), format!("guarded-{index}"));
         let expected = run.digest(&cpu, model);

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{DENSE, MOE, Workdir};
+use common::{DENSE, LATENT, MOE, Workdir};
 
 /// Trains with every number of ranks over both backends, threads alternating (or both), and
 /// compares with one rank of one thread. Returns the digest.
@@ -46,6 +46,32 @@ fn a_dense_model() {
     let sets = [&model, "batch.leaves=6", "batch.radices=[2,3]"];
     let six = same_for_all(&run, "v6", &sets, false);
     assert_ne!(four, six);
+}
+
+#[test]
+fn latent_attention() {
+    let run = Workdir::new("bits-latent");
+    let model = format!("model={LATENT}");
+    let f32 = same_for_all(&run, "f32", &[&model], false);
+    let bf16 = same_for_all(&run, "bf16", &[&model, "train.weights=bf16"], false);
+    assert_ne!(f32, bf16);
+}
+
+/// Saved by two ranks, gone on with by three, then by one.
+#[test]
+fn latent_attention_saved_and_resumed_by_other_numbers_of_ranks() {
+    let run = Workdir::new("bits-latent-resumed");
+    let sets = ["--set", &format!("model={LATENT}"), "--set", "checkpoint.every=2"];
+    let expected = run.digest("whole", &sets);
+    for (steps, ranks, backend) in [("2", "2", "shm"), ("4", "3", "tcp"), ("6", "1", "shm")] {
+        let place = ["--max-steps", steps, "--ranks", ranks, "--backend", backend];
+        let done = run.train(&[&sets[..], &place].concat());
+        assert_eq!(done.code(), Some(0), "{ranks} ranks: {done}");
+    }
+    let resumed = run.events_of(&run.name, "resumed");
+    let steps: Vec<u64> = resumed.iter().map(|event| event["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [2, 4]);
+    assert_eq!(run.final_digest(&run.name), expected);
 }
 
 #[test]

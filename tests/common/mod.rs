@@ -27,8 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The program under test.
 pub const MUSTER: &str = env!("CARGO_BIN_EXE_muster");
 
-/// A mixture of experts, and a dense model, of some hundred thousand parameters.
+/// A mixture of experts, one with latent attention after a dense layer, and a dense model, of some
+/// hundred thousand parameters.
 pub const MOE: &str = "{preset: tiny-moe, layers: 2, d_model: 64, moe: {experts: 4, d_ff: 48}}";
+pub const LATENT: &str = "{preset: deepseek-v3, layers: 2, d_model: 64, heads: 4, d_ff: 96, \
+    vocab_size: 320, latent: {q_rank: 24, kv_rank: 16, nope_dim: 16, rope_dim: 8, value_dim: 12}, \
+    moe: {experts: 8, top_k: 2, groups: 4, top_groups: 2, d_ff: 32, first_dense_layers: 1}}";
 pub const DENSE: &str = "{layers: 2, d_model: 64, heads: 4, d_ff: 96}";
 
 /// A directory with `run.yaml` and a text, for runs that are called `name`.

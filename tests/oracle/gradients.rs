@@ -2,7 +2,7 @@
 
 use device::DType;
 use kernels::loss::IGNORE;
-use model::config::{Activation, MoeConfig, Names};
+use model::config::{Activation, LatentConfig, MoeConfig, Names};
 use model::{
     Architecture, Inputs, MicroBatch, ModelConfig, Norm, Positions, Preset, QkNorm, Scores,
 };
@@ -26,7 +26,7 @@ fn tolerance(dtype: DType) -> f64 {
 /// show in the gradients.
 fn narrowed(preset: Preset) -> ModelConfig {
     let full = preset.config();
-    let grouped = full.kv_heads != full.heads;
+    let grouped = full.kv_heads.is_some_and(|kv_heads| Some(kv_heads) != full.heads);
     let raised = |weight: Option<f64>| weight.map(|w| if w == 0.0 { 0.0 } else { 0.3 });
     ModelConfig {
         preset: Some(preset),
@@ -35,8 +35,23 @@ fn narrowed(preset: Preset) -> ModelConfig {
             z_loss: raised(moe.z_loss),
             ..experts(moe)
         }),
-        ..small(if grouped { 2 } else { 4 })
+        ..match full.latent {
+            Some(_) => latent(Some(20)),
+            None => small(if grouped { 2 } else { 4 }),
+        }
     }
+}
+
+/// Latent attention of which no two widths are equal.
+fn latent(q_rank: Option<usize>) -> ModelConfig {
+    let sizes = LatentConfig {
+        q_rank,
+        kv_rank: Some(12),
+        nope_dim: Some(8),
+        rope_dim: Some(6),
+        value_dim: Some(10),
+    };
+    ModelConfig { head_dim: None, latent: Some(sizes), ..small(4) }
 }
 
 fn small(kv_heads: usize) -> ModelConfig {
@@ -54,7 +69,15 @@ fn small(kv_heads: usize) -> ModelConfig {
 }
 
 fn experts(moe: &MoeConfig) -> MoeConfig {
-    MoeConfig { experts: Some(6), top_k: Some(3), d_ff: Some(16), ..moe.clone() }
+    MoeConfig {
+        experts: Some(if moe.groups.is_some() { 8 } else { 6 }),
+        top_k: Some(3),
+        groups: moe.groups.map(|_| 4),
+        top_groups: moe.top_groups.map(|_| 2),
+        d_ff: Some(16),
+        first_dense_layers: moe.first_dense_layers.map(|_| 1),
+        ..moe.clone()
+    }
 }
 
 fn resolve(config: &ModelConfig) -> Architecture {
@@ -145,11 +168,13 @@ fn variants() -> impl Iterator<Item = (String, ModelConfig)> {
     let shared = MoeConfig { shared_experts: Some(2), route_scale: Some(2.5), ..mixture.clone() };
     let grouped =
         MoeConfig { experts: Some(8), groups: Some(4), top_groups: Some(2), ..shared.clone() };
+    let whole = ModelConfig { latent: latent(Some(0)).latent, ..narrowed(Preset::DeepseekV3) };
     let plain = MoeConfig { normalize_top_k: Some(false), ..mixture.clone() };
     let learned = Some(Positions::Learned { max: 80 });
     let variants = [
         ("sigmoid, normalized, shared", ModelConfig { moe: Some(shared.clone()), ..small(2) }),
         ("sigmoid, normalized, shared, in groups", ModelConfig { moe: Some(grouped), ..small(2) }),
+        ("DeepseekV3, whole queries", whole),
         ("sigmoid, not normalized", ModelConfig { moe: Some(plain), ..small(2) }),
         (
             "LayerNorm, learned positions, biases",
@@ -234,9 +259,10 @@ prop_compose! {
         kv_heads in prop::sample::select(vec![1_usize, 2, 4]),
         (layer, learned, tied) in any::<(bool, bool, bool)>(),
         (attention_bias, mlp_bias, gelu) in any::<(bool, bool, bool)>(),
+        latent in latents(),
     ) -> Architecture {
         let gelu = gelu && moe.is_none();
-        resolve(&ModelConfig {
+        let plain = ModelConfig {
             names: Some(names),
             norm: Some(if layer { Norm::Layer } else { Norm::Rms }),
             positions: Some(match learned {
@@ -250,8 +276,34 @@ prop_compose! {
             tie_embeddings: Some(tied),
             moe,
             ..small(kv_heads)
-        })
+        };
+        match latent {
+            None => resolve(&plain),
+            // Without what it excludes.
+            latent => resolve(&ModelConfig {
+                names: Some(Names::DeepseekV3),
+                kv_heads: None,
+                head_dim: None,
+                positions: Some(Positions::Rotary { theta: 500.0 }),
+                qk_norm: None,
+                attention_bias: None,
+                latent,
+                ..plain
+            }),
+        }
     }
+}
+
+fn latents() -> impl Strategy<Value = Option<LatentConfig>> {
+    let sizes = (0_usize..30, 1_usize..30, 1_usize..20, 1_usize..8, 1_usize..20);
+    let sizes = sizes.prop_map(|(q_rank, kv_rank, nope_dim, pairs, value_dim)| LatentConfig {
+        q_rank: Some(q_rank),
+        kv_rank: Some(kv_rank),
+        nope_dim: Some(nope_dim),
+        rope_dim: Some(2 * pairs),
+        value_dim: Some(value_dim),
+    });
+    prop::option::weighted(0.3, sizes)
 }
 
 proptest! {

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use kernels::rope::Pairs;
 use layout::Schema;
 use model::config::{Activation, Names};
-use model::{Architecture, Feed, Inputs, Moe, Norm, Positions, QkNorm};
+use model::{Architecture, Feed, Inputs, Latent, Moe, Norm, Positions, QkNorm};
 
 use super::basic;
 
@@ -114,7 +114,11 @@ impl Reference {
                 ),
             };
             let h = self.norm(&x, &format!("{block}.{}", names[0]))?;
-            x = (&x + self.attention(&h, &block, run)?)?;
+            let mixed = match self.a.latent {
+                Some(latent) => self.latent_attention(&h, &block, latent, run)?,
+                None => self.attention(&h, &block, run)?,
+            };
+            x = (&x + mixed)?;
             let h = self.norm(&x, &format!("{block}.{}", names[1]))?;
             let feed = match (self.a.feed(layer), &self.a.moe) {
                 (Feed::Experts, Some(moe)) => self.experts(&h, &block, moe, run)?,
@@ -165,6 +169,49 @@ impl Reference {
         let out = out.transpose(1, 2)?.reshape((run.windows * run.positions, wide))?;
         let what = if a.names == Names::Gpt2 { "c_proj" } else { "o_proj" };
         self.project(&out, &format!("{name}.{what}"), a.attention_bias)
+    }
+
+    /// DeepSeek's, with keys and values written out, as their inference code has it (naive `MLA`).
+    fn latent_attention(
+        &self,
+        h: &Tensor,
+        block: &str,
+        latent: Latent,
+        run: &Run,
+    ) -> Result<Tensor> {
+        let (a, name) = (&self.a, format!("{block}.self_attn"));
+        let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = latent;
+        let Positions::Rotary { theta } = a.positions else { panic!("latent attention rotates") };
+        let project = |x: &Tensor, what: &str| self.project(x, &format!("{name}.{what}"), false);
+        let normed = |x: &Tensor, what: &str| {
+            basic::rms_norm(x, self.weight(&format!("{name}.{what}")), a.norm_eps)
+        };
+        // `[B, heads, T, width]`.
+        let cut = |x: &Tensor, heads: usize| {
+            let width = x.dim(1)? / heads;
+            let x = x.reshape((run.windows, run.positions, heads, width))?;
+            x.transpose(1, 2)?.contiguous()
+        };
+        let turned = |x: &Tensor| basic::rotate(&x.contiguous()?, theta, Pairs::Neighbours);
+        let q = match q_rank {
+            Some(_) => project(&normed(&project(h, "q_a_proj")?, "q_a_layernorm")?, "q_b_proj")?,
+            None => project(h, "q_proj")?,
+        };
+        let q = cut(&q, a.heads)?;
+        let q_rope = turned(&q.narrow(3, nope_dim, rope_dim)?)?;
+        let q = Tensor::cat(&[&q.narrow(3, 0, nope_dim)?, &q_rope], 3)?;
+        let short = project(h, "kv_a_proj_with_mqa")?;
+        let k_rope = turned(&cut(&short.narrow(1, kv_rank, rope_dim)?, 1)?)?;
+        let shape = (run.windows, a.heads, run.positions, rope_dim);
+        let k_rope = k_rope.broadcast_as(shape)?.contiguous()?;
+        let kv = project(&normed(&short.narrow(1, 0, kv_rank)?, "kv_a_layernorm")?, "kv_b_proj")?;
+        let kv = cut(&kv, a.heads)?;
+        let k = Tensor::cat(&[&kv.narrow(3, 0, nope_dim)?, &k_rope], 3)?;
+        let v = kv.narrow(3, nope_dim, value_dim)?.contiguous()?;
+        let out = basic::attention(&q, &k, &v, &run.mask)?;
+        let rows = run.windows * run.positions;
+        let out = out.transpose(1, 2)?.reshape((rows, a.heads * value_dim))?;
+        project(&out, "o_proj")
     }
 
     fn mlp(&self, h: &Tensor, name: &str) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use device::{DType, Tensor};
 use layout::{CostTable, Ownership};
-use model::config::{Activation, MoeConfig, Names};
+use model::config::{Activation, LatentConfig, MoeConfig, Names};
 use model::{Architecture, Inputs, MicroBatch, ModelConfig, Norm, Positions, Preset};
 use optim::config::ConstantSchedule;
 use optim::{
@@ -310,6 +310,35 @@ fn mixture() -> Architecture {
     resolve(&ModelConfig { preset: Some(Preset::TinyMoe), moe, ..small() })
 }
 
+/// DeepSeek-V3, narrowed: a dense layer, and one of experts in groups.
+fn deepseek() -> Architecture {
+    let full = Preset::DeepseekV3.config();
+    let moe = full.moe.map(|moe| MoeConfig {
+        experts: Some(8),
+        top_k: Some(2),
+        groups: Some(4),
+        top_groups: Some(2),
+        d_ff: Some(48),
+        first_dense_layers: Some(1),
+        ..moe
+    });
+    let latent = LatentConfig {
+        q_rank: Some(48),
+        kv_rank: Some(32),
+        nope_dim: Some(16),
+        rope_dim: Some(8),
+        value_dim: Some(16),
+    };
+    resolve(&ModelConfig {
+        preset: Some(Preset::DeepseekV3),
+        kv_heads: None,
+        latent: Some(latent),
+        moe,
+        init_std: Some(0.02),
+        ..small()
+    })
+}
+
 #[test]
 fn dense_models_train_alike_under_adamw() {
     check("llama adamw", &llama(), ADAMW);
@@ -327,6 +356,8 @@ fn dense_models_train_alike_under_muon() {
 fn mixtures_train_alike_until_a_choice_flips() {
     check("mixture adamw", &mixture(), ADAMW);
     check("mixture muon", &mixture(), MUON);
+    check("deepseek adamw", &deepseek(), ADAMW);
+    check("deepseek muon", &deepseek(), MUON);
 }
 
 #[test]

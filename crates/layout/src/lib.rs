@@ -37,7 +37,7 @@ pub use mesh::{Axes, Axis, Coordinate, Mesh, replica_axes};
 pub use mesh_fit::{Demands, MeshProblem, MeshSpec, NearestMeshes, Uneven};
 pub use ownership::{CostTable, Ownership, Piece, PieceKind, Treatment};
 pub use placement::{Along, Placement, Placements};
-pub use placement_rules::Split;
+pub use placement_rules::{HeadRows, Split};
 pub use region::{Region, slabs};
 pub use schema::{LogicalTensor, Part, Role, Schema};
 pub use shard::Shard;

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::placement_rules::{Cut, Split, cut, layer};
+use crate::placement_rules::{Cut, HeadRows, Split, cut, layer};
 use crate::{Axis, LayoutError, Mesh, Role, Schema};
 
 /// A mesh as asked for: without `dp` it is what the other axes leave.
@@ -168,8 +168,8 @@ impl fmt::Display for Uneven {
 const OFFERS: usize = 3;
 
 impl Demands {
-    /// What `schema` asks, with heads of `head_dim` rows.
-    pub fn new(schema: &Schema, head_dim: usize) -> Demands {
+    /// Demands of `schema`, whose heads have so many rows.
+    pub fn new(schema: &Schema, heads: HeadRows) -> Demands {
         let mut demands = Demands::default();
         for (index, tensor) in schema.tensors.iter().enumerate() {
             if let Some(layer) = layer(&tensor.name) {
@@ -178,7 +178,7 @@ impl Demands {
             if let Role::Expert { of, .. } = tensor.role {
                 demands.experts.insert(of as usize);
             }
-            let (axis, split) = match cut(tensor, head_dim) {
+            let (axis, split) = match cut(tensor, &heads) {
                 Some(Cut::Rows(split)) => (0, split),
                 Some(Cut::Columns(split)) => (1, split),
                 Some(Cut::Whole) => continue,
@@ -189,7 +189,7 @@ impl Demands {
                 }
             };
             for run in schema.runs(index, axis) {
-                demands.count(split, run.len() / split.unit(head_dim), &tensor.name);
+                demands.count(split, run.len() / split.unit(&heads), &tensor.name);
             }
         }
         demands
@@ -360,7 +360,7 @@ mod tests {
                 tensors.push(LogicalTensor::new(name, &[96, 64], role));
             }
         }
-        Demands::new(&Schema::new(tensors).unwrap(), 16).with_leaves(4)
+        Demands::new(&Schema::new(tensors).unwrap(), HeadRows::of(16)).with_leaves(4)
     }
 
     fn refusal(pp: usize, dp: Option<usize>, ep: usize, tp: usize, world: usize) -> String {
@@ -408,14 +408,14 @@ mod tests {
         let tensor = LogicalTensor::new("model.embed_tokens.weight", &[8, 4], Role::Embedding);
         let schema = Schema::new(vec![tensor]).unwrap();
         let spec = MeshSpec { ep: 2, ..MeshSpec::default() };
-        let error = spec.fill(2, &Demands::new(&schema, 4)).unwrap_err().to_string();
+        let error = spec.fill(2, &Demands::new(&schema, HeadRows::of(4))).unwrap_err().to_string();
         assert!(error.starts_with("ep 2 divides experts, and the model has none; use "), "{error}");
     }
 
     #[test]
     fn a_matrix_without_a_rule_is_not_cut_in_silence() {
         let tensor = LogicalTensor::new("mystery.weight", &[8, 4], Role::Matrix);
-        let demands = Demands::new(&Schema::new(vec![tensor]).unwrap(), 4);
+        let demands = Demands::new(&Schema::new(vec![tensor]).unwrap(), HeadRows::of(4));
         let spec = |tp| MeshSpec { tp, ..MeshSpec::default() };
         assert!(spec(1).fill(2, &demands).is_ok());
         assert_eq!(

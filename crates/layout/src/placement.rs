@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::mesh_fit::Demands;
-use crate::placement_rules::{Cut, Split, cut, layer};
+use crate::placement_rules::{Cut, HeadRows, Split, cut, layer};
 use crate::{Axis, Coordinate, LayoutError, LogicalTensor, Mesh, MeshSpec, Region, Role, Schema};
 
 /// How a tensor lies along one axis of the mesh.
@@ -68,19 +68,19 @@ pub struct Placements {
 }
 
 impl Placements {
-    /// Places `schema` in `mesh` by the default rules; heads have `head_dim` rows.
+    /// Places `schema` in `mesh` by the default rules.
     ///
     /// # Errors
     /// A mesh that the model does not allow, with the nearest that it does.
-    pub fn new(schema: &Schema, head_dim: usize, mesh: Mesh) -> Result<Placements, LayoutError> {
-        let demands = Demands::new(schema, head_dim);
+    pub fn new(schema: &Schema, heads: HeadRows, mesh: Mesh) -> Result<Placements, LayoutError> {
+        let demands = Demands::new(schema, heads);
         let Mesh { pp, dp, ep, tp } = mesh;
         MeshSpec { pp, dp: Some(dp), ep, tp }.fill(mesh.ranks(), &demands)?;
         let places = Places::new(schema, mesh);
         let tensors = (0..schema.tensors.len()).map(|index| Placement {
-            pp: places.along_pp(schema, index, head_dim),
+            pp: places.along_pp(schema, index, &heads),
             ep: along_ep(&schema.tensors[index], mesh),
-            tp: along_tp(schema, index, head_dim, mesh),
+            tp: along_tp(schema, index, &heads, mesh),
         });
         Ok(Placements {
             mesh,
@@ -258,9 +258,9 @@ impl Places {
         }
     }
 
-    fn along_pp(&self, schema: &Schema, index: usize, head_dim: usize) -> Along {
+    fn along_pp(&self, schema: &Schema, index: usize, heads: &HeadRows) -> Along {
         let (tensor, last) = (&schema.tensors[index], self.stages - 1);
-        let vocabulary = cut(tensor, head_dim) == Some(Cut::Rows(Split::Vocabulary));
+        let vocabulary = cut(tensor, heads) == Some(Cut::Rows(Split::Vocabulary));
         let at = match layer(&tensor.name) {
             Some(layer) => {
                 let holds =
@@ -285,11 +285,11 @@ fn along_ep(tensor: &LogicalTensor, mesh: Mesh) -> Along {
     }
 }
 
-fn along_tp(schema: &Schema, index: usize, head_dim: usize, mesh: Mesh) -> Along {
-    let (axis, split) = match cut(&schema.tensors[index], head_dim) {
+fn along_tp(schema: &Schema, index: usize, heads: &HeadRows, mesh: Mesh) -> Along {
+    let (axis, split) = match cut(&schema.tensors[index], heads) {
         Some(Cut::Rows(split)) if mesh.tp > 1 => (0, split),
         Some(Cut::Columns(split)) if mesh.tp > 1 => (1, split),
         _ => return Along::Replicated,
     };
-    Along::Sharded { axis, split, unit: split.unit(head_dim), runs: schema.runs(index, axis) }
+    Along::Sharded { axis, split, unit: split.unit(heads), runs: schema.runs(index, axis) }
 }

@@ -7,6 +7,24 @@
 
 use crate::{LogicalTensor, Role};
 
+/// How many rows or columns of the attention projections belong to one head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeadRows {
+    /// Rows that make its query.
+    pub query: usize,
+    /// Rows that make its key, its value, or both where one tensor makes them.
+    pub key_value: usize,
+    /// Columns that read its output.
+    pub value: usize,
+}
+
+impl HeadRows {
+    /// Where queries, keys and values are of one width, each made by a tensor of its own.
+    pub fn of(head_dim: usize) -> HeadRows {
+        HeadRows { query: head_dim, key_value: head_dim, value: head_dim }
+    }
+}
+
 /// What must stay together where a tensor is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Split {
@@ -14,6 +32,8 @@ pub enum Split {
     Heads,
     /// Whole heads of keys and values.
     KeyValueHeads,
+    /// Whole heads of what attention gives.
+    HeadOutputs,
     /// Single rows or columns of the inner width of an MLP.
     Width,
     /// Single rows of the vocabulary; parts may be uneven.
@@ -24,7 +44,7 @@ impl Split {
     /// What is counted, in words.
     pub fn word(self) -> &'static str {
         match self {
-            Split::Heads => "heads",
+            Split::Heads | Split::HeadOutputs => "heads",
             Split::KeyValueHeads => "key/value heads",
             Split::Width => "inner width",
             Split::Vocabulary => "vocabulary",
@@ -32,9 +52,11 @@ impl Split {
     }
 
     /// Rows or columns that stay together.
-    pub fn unit(self, head_dim: usize) -> usize {
+    pub fn unit(self, heads: &HeadRows) -> usize {
         match self {
-            Split::Heads | Split::KeyValueHeads => head_dim.max(1),
+            Split::Heads => heads.query.max(1),
+            Split::KeyValueHeads => heads.key_value.max(1),
+            Split::HeadOutputs => heads.value.max(1),
             Split::Width | Split::Vocabulary => 1,
         }
     }
@@ -82,15 +104,21 @@ const fn role(word: &'static str, cut: Cut) -> Rule {
 }
 
 /// The first line that matches decides.
-pub const RULES: [Rule; 12] = [
+pub const RULES: [Rule; 13] = [
     // Gains of as many values as a projection are cut with it, those of one head are not.
-    modules(&["q_proj", "q_norm", "attn.c_attn"], Cut::Rows(Split::Heads), Cut::Rows(Split::Heads)),
     modules(
-        &["k_proj", "v_proj", "k_norm"],
+        &["q_proj", "q_norm", "q_b_proj", "attn.c_attn"],
+        Cut::Rows(Split::Heads),
+        Cut::Rows(Split::Heads),
+    ),
+    modules(
+        &["k_proj", "v_proj", "k_norm", "kv_b_proj"],
         Cut::Rows(Split::KeyValueHeads),
         Cut::Rows(Split::KeyValueHeads),
     ),
-    modules(&["o_proj", "attn.c_proj"], Cut::Columns(Split::Heads), Cut::Whole),
+    // Short vectors, of which all heads are made.
+    modules(&["q_a_proj", "kv_a_proj_with_mqa"], Cut::Whole, Cut::Whole),
+    modules(&["o_proj", "attn.c_proj"], Cut::Columns(Split::HeadOutputs), Cut::Whole),
     modules(
         &["gate_proj", "up_proj", "w1", "w3", "mlp.c_fc"],
         Cut::Rows(Split::Width),
@@ -108,7 +136,7 @@ pub const RULES: [Rule; 12] = [
 ];
 
 /// The cut of a tensor; `None` where no rule is about it, or its shape lacks the axis.
-pub fn cut(tensor: &LogicalTensor, head_dim: usize) -> Option<Cut> {
+pub fn cut(tensor: &LogicalTensor, heads: &HeadRows) -> Option<Cut> {
     let (module, is_bias) = module(&tensor.name);
     let found = RULES.iter().find(|rule| match rule.matches {
         Matches::Modules(ends) => ends.iter().any(|end| ends_at_dot(module, end)),
@@ -118,7 +146,7 @@ pub fn cut(tensor: &LogicalTensor, head_dim: usize) -> Option<Cut> {
     match cut {
         // What one head has, all heads share.
         Cut::Rows(split @ (Split::Heads | Split::KeyValueHeads))
-            if tensor.role == Role::Vector && tensor.rows() == split.unit(head_dim) =>
+            if tensor.role == Role::Vector && tensor.rows() == split.unit(heads) =>
         {
             Some(Cut::Whole)
         }
@@ -153,8 +181,8 @@ mod tests {
     #[test]
     fn a_rule_matches_whole_words() {
         let tensor = |name: &str, role| LogicalTensor::new(name, &[64, 64], role);
-        let cut_of = |name: &str| cut(&tensor(name, Role::Matrix), 16);
-        assert_eq!(cut_of("h.0.attn.c_proj.weight"), Some(Cut::Columns(Split::Heads)));
+        let cut_of = |name: &str| cut(&tensor(name, Role::Matrix), &HeadRows::of(16));
+        assert_eq!(cut_of("h.0.attn.c_proj.weight"), Some(Cut::Columns(Split::HeadOutputs)));
         assert_eq!(cut_of("h.0.mlp.c_proj.weight"), Some(Cut::Columns(Split::Width)));
         assert_eq!(cut_of("h.0.mlp.c_proj.bias"), Some(Cut::Whole));
         assert_eq!(cut_of("h.0.mlp.c_fc.bias"), Some(Cut::Rows(Split::Width)));
@@ -166,10 +194,29 @@ mod tests {
     fn a_gain_of_one_head_is_replicated() {
         let gain = |width| {
             let name = "model.layers.0.self_attn.q_norm.weight";
-            cut(&LogicalTensor::new(name, &[width], Role::Vector), 16)
+            cut(&LogicalTensor::new(name, &[width], Role::Vector), &HeadRows::of(16))
         };
         assert_eq!(gain(16), Some(Cut::Whole));
         assert_eq!(gain(64), Some(Cut::Rows(Split::Heads)));
+    }
+
+    #[test]
+    fn latent_attention_is_cut_by_the_heads_of_each_projection() {
+        let heads = HeadRows { query: 24, key_value: 32, value: 16 };
+        let cut_of = |what: &str, shape: &[usize], role| {
+            let name = format!("model.layers.0.self_attn.{what}.weight");
+            cut(&LogicalTensor::new(name, shape, role), &heads)
+        };
+        let matrix = |what, shape: [usize; 2]| cut_of(what, &shape, Role::Matrix);
+        assert_eq!(matrix("q_a_proj", [24, 64]), Some(Cut::Whole));
+        assert_eq!(cut_of("q_a_layernorm", &[24], Role::Vector), Some(Cut::Whole));
+        assert_eq!(matrix("q_b_proj", [96, 24]), Some(Cut::Rows(Split::Heads)));
+        assert_eq!(matrix("kv_a_proj_with_mqa", [40, 64]), Some(Cut::Whole));
+        assert_eq!(cut_of("kv_a_layernorm", &[32], Role::Vector), Some(Cut::Whole));
+        assert_eq!(matrix("kv_b_proj", [128, 32]), Some(Cut::Rows(Split::KeyValueHeads)));
+        assert_eq!(matrix("o_proj", [64, 64]), Some(Cut::Columns(Split::HeadOutputs)));
+        let units = [Split::Heads, Split::KeyValueHeads, Split::HeadOutputs];
+        assert_eq!(units.map(|split| split.unit(&heads)), [24, 32, 16]);
     }
 
     #[test]

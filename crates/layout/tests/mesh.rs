@@ -3,12 +3,15 @@
 
 use layout::region::{CoverFault, prove_cover};
 use layout::{
-    Axes, CostTable, FlatLayout, GroupPlan, LayoutError, LogicalTensor, Mesh, Ownership, Part,
-    Piece, Placements, Region, Role, Schema, Shard, Treatment,
+    Axes, CostTable, FlatLayout, GroupPlan, HeadRows, LayoutError, LogicalTensor, Mesh, Ownership,
+    Part, Piece, Placements, Region, Role, Schema, Shard, Treatment,
 };
 use proptest::prelude::*;
 
 const HEAD_DIM: usize = 4;
+
+/// Of latent attention.
+const LATENT: HeadRows = HeadRows { query: 5, key_value: 7, value: 3 };
 
 /// A decoder in the names of either family, small enough to look at every element.
 #[derive(Debug, Clone)]
@@ -20,11 +23,17 @@ struct Model {
     width: usize,
     experts: u32,
     gpt2: bool,
+    /// Attention, in the other names.
+    latent: bool,
     tied: bool,
     muon: bool,
 }
 
 impl Model {
+    fn heads(&self) -> HeadRows {
+        if self.latent && !self.gpt2 { LATENT } else { HeadRows::of(HEAD_DIM) }
+    }
+
     fn schema(&self) -> Schema {
         let d = 12;
         let (q, kv) = (self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM);
@@ -46,6 +55,17 @@ impl Model {
                 add(at("attn.c_attn.bias"), &[q + 2 * kv], Role::Vector, false);
                 add(at("attn.c_proj.weight"), &[d, q], Role::Matrix, false);
                 add(at("attn.c_proj.bias"), &[d], Role::Vector, false);
+            } else if self.latent {
+                let HeadRows { query, key_value, value } = LATENT;
+                let mut matrix = |name: &str, shape: [usize; 2]| {
+                    add(at(&format!("self_attn.{name}.weight")), &shape, Role::Matrix, false);
+                };
+                matrix("q_a_proj", [9, d]);
+                matrix("q_b_proj", [self.heads * query, 9]);
+                matrix("kv_a_proj_with_mqa", [8, d]);
+                matrix("kv_b_proj", [self.heads * key_value, 6]);
+                matrix("o_proj", [d, self.heads * value]);
+                add(at("self_attn.kv_a_layernorm.weight"), &[6], Role::Vector, false);
             } else {
                 for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
                     let fused = name != "q";
@@ -104,7 +124,7 @@ impl Model {
 fn model() -> impl Strategy<Value = Model> {
     let sizes = (1_usize..5, 1_usize..4, 1_usize..3, 5_usize..800, 1_usize..4);
     let kinds = (0_u32..3, any::<bool>(), any::<bool>(), any::<bool>());
-    (sizes, kinds).prop_map(|(sizes, (experts, gpt2, tied, muon))| {
+    (sizes, kinds, any::<bool>()).prop_map(|(sizes, (experts, gpt2, tied, muon), latent)| {
         let (layers, kv_heads, group, vocabulary, width) = sizes;
         Model {
             layers,
@@ -114,6 +134,7 @@ fn model() -> impl Strategy<Value = Model> {
             width: 2 * width,
             experts: 2 * experts,
             gpt2,
+            latent,
             tied,
             muon,
         }
@@ -126,7 +147,8 @@ fn placed() -> impl Strategy<Value = (Model, Schema, Placements)> {
         "the model does not allow the mesh",
         |(model, pp, dp, ep, tp)| {
             let schema = model.schema();
-            let placements = Placements::new(&schema, HEAD_DIM, Mesh { pp, dp, ep, tp }).ok()?;
+            let placements =
+                Placements::new(&schema, model.heads(), Mesh { pp, dp, ep, tp }).ok()?;
             Some((model, schema, placements))
         },
     )
@@ -234,7 +256,7 @@ proptest! {
         let schema = model.schema();
         let treatments = model.treatments(&schema);
         let mesh = Mesh::data_parallel(world);
-        let placements = Placements::new(&schema, HEAD_DIM, mesh).unwrap();
+        let placements = Placements::new(&schema, model.heads(), mesh).unwrap();
         let cost = &CostTable::CPU;
         let plans = GroupPlan::all(&schema, &placements, &treatments, 256, cost).unwrap();
         let flat = FlatLayout::new(&schema, 256);
@@ -304,12 +326,13 @@ fn a_fused_projection_is_cut_by_heads_within_each_part() {
         width: 4,
         experts: 0,
         gpt2: true,
+        latent: false,
         tied: true,
         muon: true,
     };
     let schema = model.schema();
     let mesh = Mesh { pp: 1, dp: 1, ep: 1, tp: 2 };
-    let placements = Placements::new(&schema, HEAD_DIM, mesh).unwrap();
+    let placements = Placements::new(&schema, model.heads(), mesh).unwrap();
     let regions = |name: &str, rank: usize| {
         let index = schema.find(name).unwrap();
         let regions = placements.regions(index, mesh.coordinate(rank).unwrap()).unwrap();
@@ -327,6 +350,40 @@ fn a_fused_projection_is_cut_by_heads_within_each_part() {
 }
 
 #[test]
+fn latent_attention_is_cut_by_heads_of_several_widths() {
+    let model = Model {
+        layers: 1,
+        heads: 4,
+        kv_heads: 4,
+        vocabulary: 8,
+        width: 4,
+        experts: 0,
+        gpt2: false,
+        latent: true,
+        tied: true,
+        muon: true,
+    };
+    let schema = model.schema();
+    let mesh = Mesh { pp: 1, dp: 1, ep: 1, tp: 2 };
+    let placements = Placements::new(&schema, model.heads(), mesh).unwrap();
+    let region = |what: &str, rank: usize| {
+        let index = schema.find(&format!("model.layers.0.self_attn.{what}.weight")).unwrap();
+        let region = placements.region(index, mesh.coordinate(rank).unwrap()).unwrap();
+        region.expect("one box").to_string()
+    };
+    for (what, second) in [
+        ("q_a_proj", "[0, 0]+[9, 12]"),
+        ("q_b_proj", "[10, 0]+[10, 9]"),
+        ("kv_a_proj_with_mqa", "[0, 0]+[8, 12]"),
+        ("kv_a_layernorm", "[0]+[6]"),
+        ("kv_b_proj", "[14, 0]+[14, 6]"),
+        ("o_proj", "[0, 6]+[12, 6]"),
+    ] {
+        assert_eq!(region(what, 1), second, "{what}");
+    }
+}
+
+#[test]
 fn stages_hold_contiguous_layers_and_a_tied_table_twice() {
     let model = Model {
         layers: 3,
@@ -336,12 +393,13 @@ fn stages_hold_contiguous_layers_and_a_tied_table_twice() {
         width: 4,
         experts: 4,
         gpt2: false,
+        latent: false,
         tied: true,
         muon: true,
     };
     let schema = model.schema();
     let mesh = Mesh { pp: 2, dp: 1, ep: 2, tp: 1 };
-    let placements = Placements::new(&schema, HEAD_DIM, mesh).unwrap();
+    let placements = Placements::new(&schema, model.heads(), mesh).unwrap();
     let holders = |name: &str| {
         let index = schema.find(name).unwrap();
         let holds = |rank: &usize| {
@@ -361,6 +419,7 @@ fn stages_hold_contiguous_layers_and_a_tied_table_twice() {
 #[test]
 fn a_mesh_that_the_model_does_not_allow_is_refused() {
     let schema = Schema::new(vec![LogicalTensor::new("w.weight", &[2, 2], Role::Matrix)]).unwrap();
-    let error = Placements::new(&schema, 1, Mesh { pp: 1, dp: 1, ep: 1, tp: 2 }).unwrap_err();
+    let error =
+        Placements::new(&schema, HeadRows::of(1), Mesh { pp: 1, dp: 1, ep: 1, tp: 2 }).unwrap_err();
     assert!(matches!(error, LayoutError::Mesh { .. }), "{error}");
 }

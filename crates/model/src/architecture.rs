@@ -1,5 +1,6 @@
 //! A model, all decided: what a config resolves to.
 
+use layout::HeadRows;
 use serde::Serialize;
 
 use crate::config::{Activation, Names, Norm, Positions, QkNorm, Scores};
@@ -22,6 +23,24 @@ pub struct Moe {
     pub first_dense_layers: usize,
 }
 
+/// Latent attention, all decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Latent {
+    /// `None`: queries are made by one matrix.
+    pub q_rank: Option<usize>,
+    pub kv_rank: usize,
+    pub nope_dim: usize,
+    pub rope_dim: usize,
+    pub value_dim: usize,
+}
+
+impl Latent {
+    /// Width of queries and keys.
+    pub fn key_dim(self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+}
+
 /// The feed-forward part of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feed {
@@ -38,12 +57,15 @@ pub struct Architecture {
     pub d_model: usize,
     pub heads: usize,
     pub kv_heads: usize,
+    /// Width of queries and keys; of values too, unless attention is latent.
     pub head_dim: usize,
     pub norm: Norm,
     pub norm_eps: f64,
     pub positions: Positions,
     pub qk_norm: QkNorm,
     pub attention_bias: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<Latent>,
     pub mlp_bias: bool,
     pub activation: Activation,
     pub d_ff: usize,
@@ -59,6 +81,13 @@ impl Architecture {
             Some(moe) if layer >= moe.first_dense_layers => Feed::Experts,
             _ => Feed::Dense,
         }
+    }
+
+    /// Rows and columns of the attention projections that belong to one head.
+    pub fn head_rows(&self) -> HeadRows {
+        let Some(latent) = self.latent else { return HeadRows::of(self.head_dim) };
+        let key_value = latent.nope_dim + latent.value_dim;
+        HeadRows { query: latent.key_dim(), key_value, value: latent.value_dim }
     }
 
     /// Layers with experts.

@@ -5,6 +5,7 @@
 //! reported together, and looked at apart.
 
 mod choice;
+mod latent;
 
 use crate::ModelError;
 use crate::architecture::Architecture;
@@ -17,7 +18,8 @@ pub(crate) struct Draft {
     /// The config gives the width of a head; what a preset gives belongs to its own `d_model` and
     /// `heads`, and goes with either.
     pub gives_head_dim: bool,
-    /// `head_dim` is `d_model / heads`, or 0 where that is not whole.
+    /// `head_dim` is what latent attention makes it, or `d_model / heads`, or 0 where that is not
+    /// whole.
     pub head_dim_follows: bool,
     pub tokenizer_vocab: usize,
     pub seq_len: usize,
@@ -76,9 +78,11 @@ impl Draft {
         let of_heads = broken.iter().find(|rule| rule.is_of_heads());
         let others = broken.iter().filter(|rule| !rule.is_of_heads());
         let refused = of_heads.into_iter().chain(others).map(|&rule| self.refusal(rule));
+        let of_latent = latent::refusals(&self);
         let of_experts = self.architecture.moe.as_ref().and_then(choice::refusal);
         let too_large = crate::transformer::check_size(&self.architecture).err();
-        let mut all: Vec<ModelError> = refused.chain(of_experts).chain(too_large).collect();
+        let mut all: Vec<ModelError> =
+            refused.chain(of_latent).chain(of_experts).chain(too_large).collect();
         match all.len() {
             0 => Ok(self.architecture),
             1 => Err(all.remove(0)),
@@ -92,9 +96,12 @@ impl Draft {
         let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
         let swiglu = a.activation == Activation::Swiglu;
         let moe = a.moe.as_ref();
+        // Heads of latent attention have rules of their own.
+        let plain = a.latent.is_none();
+        let follows = plain && self.head_dim_follows;
         let all = [
-            (Rule::HeadsDivideModel, self.head_dim_follows && !divides(a.heads, a.d_model)),
-            (Rule::KvHeadsDivideHeads, !divides(a.kv_heads, a.heads)),
+            (Rule::HeadsDivideModel, follows && !divides(a.heads, a.d_model)),
+            (Rule::KvHeadsDivideHeads, plain && !divides(a.kv_heads, a.heads)),
             (Rule::TableHoldsTokens, a.vocab_size < self.tokenizer_vocab),
             (
                 Rule::TableHoldsPositions,
@@ -102,7 +109,9 @@ impl Draft {
             ),
             (
                 Rule::HalvesOfHead,
-                matches!(a.positions, Positions::Rotary { .. }) && !a.head_dim.is_multiple_of(2),
+                plain
+                    && matches!(a.positions, Positions::Rotary { .. })
+                    && !a.head_dim.is_multiple_of(2),
             ),
             (Rule::BiasesOfMlp, a.mlp_bias && swiglu),
             (Rule::DenseLayers, moe.is_some_and(|moe| moe.first_dense_layers >= a.layers)),
@@ -263,7 +272,12 @@ impl Draft {
     /// Sets a width of heads that follows from other numbers.
     pub fn follow(&mut self) {
         let a = &mut self.architecture;
-        if self.head_dim_follows {
+        if !self.head_dim_follows {
+            return;
+        }
+        if let Some(latent) = a.latent {
+            a.head_dim = latent.key_dim();
+        } else {
             let divides = a.heads > 0 && a.d_model.is_multiple_of(a.heads);
             a.head_dim = if divides { a.d_model / a.heads } else { 0 };
         }

@@ -40,7 +40,8 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = HEADS_MAX))]
     pub kv_heads: Option<usize>,
-    /// Width of a head; by default `d_model / heads`.
+    /// Width of a head; by default `d_model / heads`, and with latent attention
+    /// `latent.nope_dim + latent.rope_dim`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = HEAD_DIM_MAX))]
     pub head_dim: Option<usize>,
@@ -60,6 +61,9 @@ pub struct ModelConfig {
     /// Biases on the attention projections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_bias: Option<bool>,
+    /// Multi-head latent attention in place of heads of `head_dim`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentConfig>,
     /// Biases on the MLP projections (GELU MLPs only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp_bias: Option<bool>,
@@ -81,6 +85,33 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub init_std: Option<f64>,
+}
+
+/// The `model.latent` section: queries, and keys with values, are made of short vectors of each
+/// token. Every head has keys and values of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LatentConfig {
+    /// Width of the vector that queries are made of; 0, the default, makes them by one matrix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = D_MODEL_MAX))]
+    pub q_rank: Option<usize>,
+    /// Width of the vector that keys and values are made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = D_MODEL_MAX))]
+    pub kv_rank: Option<usize>,
+    /// Columns of a query and a key that positions do not turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = HEAD_DIM_MAX))]
+    pub nope_dim: Option<usize>,
+    /// Columns that positions turn, an even number; those of keys are the same for all heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = HEAD_DIM_MAX))]
+    pub rope_dim: Option<usize>,
+    /// Width of a value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = HEAD_DIM_MAX))]
+    pub value_dim: Option<usize>,
 }
 
 /// The `model.moe` section.
@@ -153,6 +184,7 @@ pub enum Names {
     Qwen3Moe,
     Olmoe,
     Mixtral,
+    DeepseekV3,
 }
 
 /// Normalization of the residual stream.
@@ -175,7 +207,8 @@ pub enum Positions {
         #[schemars(range(min = 1, max = 16_777_216))]
         max: usize,
     },
-    /// Rotation of query and key halves (RoPE, half-split as in the published checkpoints).
+    /// Rotation of queries and keys (RoPE), paired as in the published checkpoints: by halves, in
+    /// latent attention by neighbours.
     Rotary {
         /// Base of the geometric frequencies.
         #[schemars(range(min = 1.0, max = 1e15))]
@@ -233,4 +266,8 @@ pub enum Preset {
     /// Mixtral 8x7B.
     #[serde(rename = "mixtral-8x7b")]
     Mixtral8x7b,
+    /// DeepSeek-V3, 671 B: latent attention; 256 experts in groups, 8 per token, one shared expert.
+    /// Without the layer that predicts a second token, the scaling of positions beyond 4096 (YaRN)
+    /// and the balancing loss of each sequence, which are not there.
+    DeepseekV3,
 }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A block is one file, which has its parameters, its places and both of its passes. To read them:
-//! [`transformer`](self) for the order of things, then `attention`, `mlp`, `experts`.
+//! [`transformer`](self) for the order of things, then `attention`, `latent`, `mlp`, `experts`.
 //!
 //! Invariants:
 //!   * weights and gradients are views into flat buffers that the caller owns;
@@ -32,6 +32,7 @@ mod experts;
 mod head;
 mod hooks;
 mod init;
+mod latent;
 mod mlp;
 mod names;
 mod norm;
@@ -41,7 +42,7 @@ mod run;
 mod stash;
 mod transformer;
 
-pub use architecture::{Architecture, Feed, Moe};
+pub use architecture::{Architecture, Feed, Latent, Moe};
 pub use arena::{MicroBatch, Types};
 pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
 pub use error::ModelError;

@@ -15,6 +15,13 @@ pub(crate) enum Part {
     QueryKeyValue,
     QueryNorm,
     KeyNorm,
+    /// Of latent attention: to the short vectors, their norms, and from them to heads.
+    QueryDown,
+    QueryDownNorm,
+    QueryUp,
+    KeyValueDown,
+    KeyValueDownNorm,
+    KeyValueUp,
     AttentionOut,
     FeedNorm,
     /// Of an MLP with a gate.
@@ -67,6 +74,7 @@ impl Family {
             Names::Qwen3Moe => &QWEN3_MOE,
             Names::Olmoe => &OLMOE,
             Names::Mixtral => &MIXTRAL,
+            Names::DeepseekV3 => &DEEPSEEK_V3,
         }
     }
 
@@ -180,6 +188,20 @@ static MIXTRAL: Family = Family {
     transposed: &[],
 };
 
+/// DeepSeek's V2 and V3.
+static DEEPSEEK_V3: Family = Family {
+    base: Some(&LLAMA),
+    rows: &[
+        (Part::QueryDown, "model.layers.{l}.self_attn.q_a_proj"),
+        (Part::QueryDownNorm, "model.layers.{l}.self_attn.q_a_layernorm"),
+        (Part::QueryUp, "model.layers.{l}.self_attn.q_b_proj"),
+        (Part::KeyValueDown, "model.layers.{l}.self_attn.kv_a_proj_with_mqa"),
+        (Part::KeyValueDownNorm, "model.layers.{l}.self_attn.kv_a_layernorm"),
+        (Part::KeyValueUp, "model.layers.{l}.self_attn.kv_b_proj"),
+    ],
+    transposed: &[],
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +221,7 @@ mod tests {
 
     #[test]
     fn no_family_gives_one_part_two_names() {
-        for family in [&GPT2, &LLAMA, &QWEN3_MOE, &OLMOE, &MIXTRAL] {
+        for family in [&GPT2, &LLAMA, &QWEN3_MOE, &OLMOE, &MIXTRAL, &DEEPSEEK_V3] {
             for (at, (part, _)) in family.rows.iter().enumerate() {
                 assert!(family.rows[..at].iter().all(|(before, _)| before != part), "{part:?}");
             }

@@ -1,18 +1,20 @@
 //! Named shapes: the quickstart's, and those of published models.
 
 use crate::config::{
-    Activation, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm, Scores,
+    Activation, LatentConfig, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm,
+    Scores,
 };
 
 impl Preset {
     /// Every preset, for listings and tests.
-    pub const ALL: [Preset; 6] = [
+    pub const ALL: [Preset; 7] = [
         Preset::TinyMoe,
         Preset::Gpt2124m,
         Preset::Llama3_8b,
         Preset::Qwen3Moe30b,
         Preset::Olmoe7b,
         Preset::Mixtral8x7b,
+        Preset::DeepseekV3,
     ];
 
     /// The sizes, from each model's published configuration file.
@@ -24,6 +26,7 @@ impl Preset {
             Preset::Qwen3Moe30b => qwen3_moe_30b(),
             Preset::Olmoe7b => olmoe_7b(),
             Preset::Mixtral8x7b => mixtral_8x7b(),
+            Preset::DeepseekV3 => deepseek_v3(),
         }
     }
 }
@@ -144,5 +147,37 @@ fn mixtral_8x7b() -> ModelConfig {
         kv_heads: Some(8),
         moe: Some(experts(8, 2, 14_336, 0.02)),
         ..rotary(Names::Mixtral, 1_000_000.0, 1e-5)
+    }
+}
+
+/// The paper (arXiv 2412.19437, §4.2) initializes with 0.006, its readers' default is 0.02. The
+/// loss that balances each sequence (weight 1e-4) is another one than `aux_loss`, which is off:
+/// the biases balance.
+fn deepseek_v3() -> ModelConfig {
+    ModelConfig {
+        vocab_size: Some(129_280),
+        layers: Some(61),
+        d_model: Some(7168),
+        heads: Some(128),
+        d_ff: Some(18_432),
+        init_std: Some(0.006),
+        latent: Some(LatentConfig {
+            q_rank: Some(1536),
+            kv_rank: Some(512),
+            nope_dim: Some(128),
+            rope_dim: Some(64),
+            value_dim: Some(128),
+        }),
+        moe: Some(MoeConfig {
+            scores: Some(Scores::Sigmoid),
+            groups: Some(8),
+            top_groups: Some(4),
+            route_scale: Some(2.5),
+            balance_rate: Some(0.001),
+            shared_experts: Some(1),
+            first_dense_layers: Some(3),
+            ..experts(256, 8, 2048, 0.0)
+        }),
+        ..rotary(Names::DeepseekV3, 10_000.0, 1e-6)
     }
 }

@@ -2,10 +2,11 @@
 //! whole.
 
 use crate::ModelError;
-use crate::architecture::{Architecture, Moe};
+use crate::architecture::{Architecture, Latent, Moe};
 use crate::check::Draft;
 use crate::config::{
-    Activation, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm, Scores,
+    Activation, LatentConfig, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm,
+    Scores,
 };
 
 impl ModelConfig {
@@ -31,12 +32,14 @@ impl ModelConfig {
         let heads = need(self.heads.or(base.heads), "heads")?;
         // A preset's head width belongs to its own width and heads.
         let inherited = base.head_dim.filter(|_| self.d_model.is_none() && self.heads.is_none());
-        let given = self.head_dim.or(inherited);
+        let latent = self.latent(&base)?;
+        let given = self.head_dim.or(inherited.filter(|_| latent.is_none()));
+        let names = if latent.is_some() { Names::DeepseekV3 } else { Names::Llama };
         let moe = self.moe(&base)?;
         let d_ff = self.d_ff.or(base.d_ff);
         let all_experts = moe.as_ref().is_some_and(|moe| moe.first_dense_layers == 0);
         let architecture = Architecture {
-            names: self.names.or(base.names).unwrap_or(Names::Llama),
+            names: self.names.or(base.names).unwrap_or(names),
             vocab_size: self
                 .vocab_size
                 .or(base.vocab_size)
@@ -54,6 +57,7 @@ impl ModelConfig {
                 .unwrap_or(Positions::Rotary { theta: 10_000.0 }),
             qk_norm: self.qk_norm.or(base.qk_norm).unwrap_or(QkNorm::None),
             attention_bias: self.attention_bias.or(base.attention_bias).unwrap_or(false),
+            latent,
             mlp_bias: self.mlp_bias.or(base.mlp_bias).unwrap_or(false),
             activation: self.activation.or(base.activation).unwrap_or(Activation::Swiglu),
             d_ff: if all_experts { d_ff.unwrap_or(0) } else { need(d_ff, "d_ff")? },
@@ -70,6 +74,25 @@ impl ModelConfig {
         };
         draft.follow();
         draft.check()
+    }
+
+    fn latent(&self, base: &ModelConfig) -> Result<Option<Latent>, ModelError> {
+        let empty = LatentConfig::default();
+        let (own, base) = match (&self.latent, &base.latent) {
+            (None, None) => return Ok(None),
+            (own, base) => (own.as_ref().unwrap_or(&empty), base.as_ref().unwrap_or(&empty)),
+        };
+        let need = |value: Option<usize>, key| {
+            let hint = "latent attention needs it";
+            value.ok_or(ModelError::Missing { key, hint })
+        };
+        Ok(Some(Latent {
+            q_rank: own.q_rank.or(base.q_rank).filter(|&rank| rank > 0),
+            kv_rank: need(own.kv_rank.or(base.kv_rank), "latent.kv_rank")?,
+            nope_dim: need(own.nope_dim.or(base.nope_dim), "latent.nope_dim")?,
+            rope_dim: need(own.rope_dim.or(base.rope_dim), "latent.rope_dim")?,
+            value_dim: need(own.value_dim.or(base.value_dim), "latent.value_dim")?,
+        }))
     }
 
     fn moe(&self, base: &ModelConfig) -> Result<Option<Moe>, ModelError> {

@@ -12,6 +12,7 @@ use crate::declare::{Declare, Declared};
 use crate::embedding::Embedding;
 use crate::experts::Experts;
 use crate::head::Head;
+use crate::latent::LatentAttention;
 use crate::mlp::Mlp;
 use crate::names::Part;
 use crate::norm::Norm;
@@ -47,7 +48,10 @@ impl Layer {
         let shape = [d.rows(), d.a.d_model];
         let x = d.saved(shape);
         let norm = Norm::new(d, Part::AttentionNorm, x);
-        let mixer = Box::new(Attention::new(d));
+        let mixer: Box<dyn Block> = match d.a.latent {
+            Some(latent) => Box::new(LatentAttention::new(d, latent)),
+            None => Box::new(Attention::new(d)),
+        };
         let x_mid = d.saved(shape);
         let feed_norm = Norm::new(d, Part::FeedNorm, x_mid);
         let (feed, chosen): (Box<dyn Block>, _) = match (d.a.feed(layer), &d.a.moe) {

@@ -4,40 +4,61 @@
 use device::{DType, Device, Tensor};
 use half::bf16;
 use kernels::Onto;
-use model::config::MoeConfig;
+use model::config::{LatentConfig, MoeConfig};
 use model::{
     Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, Stash, State,
     Types, initialize,
 };
 
 /// Two layers of a preset with every feature it has.
-fn narrowed(preset: Preset) -> Architecture {
+fn narrowed(preset: Preset) -> ModelConfig {
     let full = preset.config();
-    let grouped = full.kv_heads != full.heads;
-    let config = ModelConfig {
+    let grouped = full.kv_heads.is_some_and(|kv_heads| Some(kv_heads) != full.heads);
+    let in_groups = full.moe.as_ref().is_some_and(|moe| moe.groups.is_some());
+    ModelConfig {
         preset: Some(preset),
         vocab_size: Some(96),
         layers: Some(2),
         d_model: Some(24),
         heads: Some(4),
         kv_heads: Some(if grouped { 2 } else { 4 }),
-        head_dim: Some(8),
+        head_dim: full.latent.is_none().then_some(8),
+        latent: full.latent.as_ref().map(|_| LATENT),
         d_ff: Some(40),
         init_std: Some(0.25),
         moe: full.moe.as_ref().map(|moe| MoeConfig {
-            experts: Some(6),
+            experts: Some(if in_groups { 8 } else { 6 }),
             top_k: Some(3),
+            groups: moe.groups.map(|_| 4),
+            top_groups: moe.top_groups.map(|_| 2),
             d_ff: Some(16),
+            first_dense_layers: moe.first_dense_layers.map(|_| 1),
             ..moe.clone()
         }),
         ..ModelConfig::default()
-    };
-    config.resolve(96, 20).unwrap()
+    }
 }
 
-/// As [`narrowed`], without the losses whose gradients are added but which are not reported.
-fn cross_entropy_alone(preset: Preset) -> Architecture {
-    let mut a = narrowed(preset);
+/// No two of its widths are equal.
+const LATENT: LatentConfig = LatentConfig {
+    q_rank: Some(20),
+    kv_rank: Some(12),
+    nope_dim: Some(8),
+    rope_dim: Some(6),
+    value_dim: Some(10),
+};
+
+/// Every preset, and latent attention whose queries are made by one matrix.
+fn cases() -> Vec<(String, Architecture)> {
+    let presets = Preset::ALL.map(|preset| (format!("{preset:?}"), narrowed(preset)));
+    let latent = Some(LatentConfig { q_rank: Some(0), ..LATENT });
+    let whole = ModelConfig { latent, ..narrowed(Preset::DeepseekV3) };
+    let all = presets.into_iter().chain([("DeepseekV3, whole queries".to_owned(), whole)]);
+    all.map(|(name, config)| (name, config.resolve(96, 20).unwrap())).collect()
+}
+
+/// Without the losses whose gradients are added but which are not reported.
+fn cross_entropy_alone(mut a: Architecture) -> Architecture {
     if let Some(moe) = &mut a.moe {
         (moe.aux_loss, moe.z_loss) = (0.0, 0.0);
     }
@@ -125,19 +146,19 @@ fn slope(harness: &Harness, element: usize) -> f64 {
     (8.0 * near + far) / (12.0 * STEP)
 }
 
-fn check(preset: Preset, device: &Device) {
+fn check(case: &str, a: Architecture, device: &Device) {
     /// Elements of each tensor, from the first to the last.
     const SAMPLES: usize = 8;
     /// Allowed error over the root mean square of the tensor's gradient.
     const RELATIVE: f64 = 5e-8;
-    let a = cross_entropy_alone(preset);
+    let a = cross_entropy_alone(a);
     let harness = Harness::new(&a, device, DType::F64, DType::F64);
     let stream = harness.model.stream();
     let grads = device.zeros(harness.weights.dims(), DType::F64).unwrap();
     let from_backward = harness.backward(&grads, Onto::Overwrite);
     let gradient: Vec<f64> = stream.to_vec(&grads).unwrap();
     let plain = harness.loss();
-    assert!((plain - from_backward).abs() < 1e-10 * plain, "{preset:?}: {plain} {from_backward}");
+    assert!((plain - from_backward).abs() < 1e-10 * plain, "{case}: {plain} {from_backward}");
     for (index, tensor) in harness.model.schema().tensors.iter().enumerate() {
         let range = harness.model.flat().range(index);
         let squares: f64 = gradient[range.clone()].iter().map(|g| g * g).sum();
@@ -148,7 +169,7 @@ fn check(preset: Preset, device: &Device) {
                 (gradient[range.start + place], slope(&harness, range.start + place));
             assert!(
                 (got - slope).abs() < RELATIVE * rms,
-                "{preset:?} {} [{place}]: {got} against {slope}, rms {rms}",
+                "{case} {} [{place}]: {got} against {slope}, rms {rms}",
                 tensor.name,
             );
         }
@@ -156,50 +177,56 @@ fn check(preset: Preset, device: &Device) {
     harness.backward(&grads, Onto::Add);
     let twice: Vec<f64> = stream.to_vec(&grads).unwrap();
     for (once, twice) in gradient.iter().zip(twice) {
-        assert!((2.0 * once - twice).abs() < 1e-9 * once.abs().max(1.0), "{preset:?}");
+        assert!((2.0 * once - twice).abs() < 1e-9 * once.abs().max(1.0), "{case}");
     }
 }
 
 #[test]
 fn gradients_match_central_differences() {
     let device = Device::cpu(2).unwrap();
-    for preset in Preset::ALL {
-        check(preset, &device);
+    for (case, a) in cases() {
+        check(&case, a, &device);
     }
 }
 
 #[test]
 fn the_guarded_device_agrees() {
-    check(Preset::TinyMoe, &Device::guarded(1).unwrap());
+    let device = Device::guarded(1).unwrap();
+    let guarded = ["TinyMoe", "DeepseekV3"];
+    let mut seen = 0;
+    for (case, a) in cases().into_iter().filter(|(case, _)| guarded.contains(&case.as_str())) {
+        check(&case, a, &device);
+        seen += 1;
+    }
+    assert_eq!(seen, guarded.len());
 }
 
 /// Weights stored as bf16 are widened exactly and computed with as f32.
 #[test]
 fn bf16_weights_give_the_bits_of_f32_weights_of_their_values() {
     let device = Device::cpu(2).unwrap();
-    for preset in Preset::ALL {
-        let a = narrowed(preset);
+    for (case, a) in cases() {
         let narrow = Harness::new(&a, &device, DType::F32, DType::Bf16);
         let wide = Harness::new(&a, &device, DType::F32, DType::F32);
         let stream = wide.model.stream();
         let unrounded: Vec<f32> = stream.to_vec(&wide.weights).unwrap();
         let stored: Vec<bf16> = narrow.model.stream().to_vec(&narrow.weights).unwrap();
         let rounded: Vec<f32> = stored.iter().map(|w| w.to_f32()).collect();
-        assert_ne!(unrounded, rounded, "{preset:?}: rounding changes nothing");
+        assert_ne!(unrounded, rounded, "{case}: rounding changes nothing");
         let run = |harness: &Harness| {
             let grads = device.zeros(harness.weights.dims(), DType::F32).unwrap();
             let loss = harness.backward(&grads, Onto::Overwrite).to_bits();
             let gradient: Vec<f32> = harness.model.stream().to_vec(&grads).unwrap();
-            assert_eq!(harness.loss().to_bits(), loss, "{preset:?}: evaluation");
+            assert_eq!(harness.loss().to_bits(), loss, "{case}: evaluation");
             (loss, gradient)
         };
         let (other_loss, _) = run(&wide);
         stream.copy_in(&wide.weights, &rounded).unwrap();
         let ((narrow_loss, narrow), (wide_loss, wide)) = (run(&narrow), run(&wide));
-        assert_ne!(other_loss, wide_loss, "{preset:?}: the loss does not feel the rounding");
-        assert_eq!(narrow_loss, wide_loss, "{preset:?}: loss");
+        assert_ne!(other_loss, wide_loss, "{case}: the loss does not feel the rounding");
+        assert_eq!(narrow_loss, wide_loss, "{case}: loss");
         assert!(wide.iter().any(|g| *g != 0.0));
         let differ = narrow.iter().zip(&wide).position(|(a, b)| a.to_bits() != b.to_bits());
-        assert_eq!(differ, None, "{preset:?}: first flat element whose gradients differ");
+        assert_eq!(differ, None, "{case}: first flat element whose gradients differ");
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use device::{DType, Device};
 use layout::{FlatLayout, LogicalTensor};
-use model::config::{Activation, MoeConfig};
+use model::config::{Activation, LatentConfig, MoeConfig};
 use model::{
     Architecture, MicroBatch, ModelConfig, Norm, Positions, Preset, QkNorm, Scores, initialize,
     memory_plan, parameters,
@@ -29,16 +29,34 @@ fn small() -> ModelConfig {
 }
 
 fn experts(moe: &MoeConfig) -> MoeConfig {
-    MoeConfig { experts: Some(3), top_k: Some(2), d_ff: Some(16), ..moe.clone() }
+    MoeConfig {
+        experts: Some(if moe.groups.is_some() { 4 } else { 3 }),
+        top_k: Some(2),
+        groups: moe.groups.map(|_| 2),
+        top_groups: moe.top_groups.map(|_| 1),
+        d_ff: Some(16),
+        first_dense_layers: moe.first_dense_layers.map(|_| 1),
+        ..moe.clone()
+    }
 }
+
+const LATENT: LatentConfig = LatentConfig {
+    q_rank: Some(20),
+    kv_rank: Some(12),
+    nope_dim: Some(8),
+    rope_dim: Some(6),
+    value_dim: Some(10),
+};
 
 /// A preset with all features that it has.
 fn narrowed(preset: Preset) -> ModelConfig {
     let full = preset.config();
-    let grouped = full.kv_heads != full.heads;
+    let grouped = full.kv_heads.is_some_and(|kv_heads| Some(kv_heads) != full.heads);
     ModelConfig {
         preset: Some(preset),
         kv_heads: Some(if grouped { 2 } else { 4 }),
+        head_dim: full.latent.is_none().then_some(8),
+        latent: full.latent.as_ref().map(|_| LATENT),
         moe: full.moe.as_ref().map(experts),
         ..small()
     }
@@ -64,6 +82,14 @@ fn variants() -> Vec<(&'static str, ModelConfig)> {
                 attention_bias: Some(true),
                 mlp_bias: Some(true),
                 activation: Some(Activation::Gelu),
+                ..small()
+            },
+        ),
+        (
+            "latent attention of whole queries",
+            ModelConfig {
+                head_dim: None,
+                latent: Some(LatentConfig { q_rank: None, ..LATENT }),
                 ..small()
             },
         ),

@@ -62,6 +62,10 @@ fn essentials(loaded: &Loaded) -> String {
         }
         None => format!(", MLPs of width {}", model.d_ff),
     };
+    let keys_and_values = match model.latent {
+        Some(latent) => format!("keys and values of rank {}", latent.kv_rank),
+        None => format!("{} for keys and values", model.kv_heads),
+    };
     let tokens = config.batch.tokens_per_step();
     let radices: Vec<String> = resolved.tree.radices().iter().map(ToString::to_string).collect();
     let tree = if radices.is_empty() { "1".into() } else { radices.join("·") };
@@ -73,7 +77,7 @@ fn essentials(loaded: &Loaded) -> String {
     };
     format!(
         "  model      {total_parameters} parameters, {active} active per token\n  \
-           layers     {layers} of width {width}, {heads} ({kv} for keys and values){experts}\n  \
+           layers     {layers} of width {width}, {heads} ({keys_and_values}){experts}\n  \
            text       {text}, tokenizer {tokenizer} ({vocab} tokens; embedding of {rows} rows)\n  \
            length     {steps} steps of {tokens} tokens: {total} tokens\n  \
            ranks      {ranks}; {leaves} as {tree}: {free} ranks move no more than a ring",
@@ -82,7 +86,6 @@ fn essentials(loaded: &Loaded) -> String {
         layers = plural(model.layers, "layer"),
         width = model.d_model,
         heads = plural(model.heads, "head"),
-        kv = model.kv_heads,
         tokenizer = resolved.tokenizer.name(),
         vocab = resolved.tokenizer.vocab_size(),
         rows = model.vocab_size,

@@ -105,7 +105,7 @@ pub fn mesh(
 }
 
 fn demands(config: &Config, a: &Architecture, schema: &Schema) -> Demands {
-    Demands::new(schema, a.head_dim).with_leaves(config.batch.leaves)
+    Demands::new(schema, a.head_rows()).with_leaves(config.batch.leaves)
 }
 
 impl MeshPlan {
@@ -118,7 +118,7 @@ impl MeshPlan {
         let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
         let (schema, _) = model::parameters(&architecture)?;
         let mesh = mesh(config, &architecture, &schema, Purpose::Plan)?;
-        let placements = Placements::new(&schema, architecture.head_dim, mesh)?;
+        let placements = Placements::new(&schema, architecture.head_rows(), mesh)?;
         let updates = optim::plan(&schema, &config.optimizer)?;
         let treatments = optim::treatments(&updates)?;
         let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
@@ -343,14 +343,7 @@ mod tests {
 
     #[test]
     fn every_preset_has_a_rule_for_every_tensor() {
-        for preset in [
-            Preset::Gpt2124m,
-            Preset::Llama3_8b,
-            Preset::Qwen3Moe30b,
-            Preset::Olmoe7b,
-            Preset::Mixtral8x7b,
-            Preset::TinyMoe,
-        ] {
+        for preset in Preset::ALL {
             let mesh = MeshConfig { pp: 2, tp: 2, ..MeshConfig::default() };
             let plan = MeshPlan::new(&config(preset, 8, mesh), 257).unwrap();
             // One of each stage and tp number hold the whole between them, and copies of what tp

@@ -19,6 +19,15 @@ use train::{Config, Wants};
 
 const STEPS: usize = 20;
 
+/// Makes a config of so many leaves in a directory.
+type Make = fn(&Path, usize) -> Config;
+
+const MODELS: [(&str, Make); 3] = [
+    ("mixture f32", rank::config),
+    ("dense bf16", rank::dense_bf16),
+    ("latent attention f32", rank::latent),
+];
+
 /// Ranks, threads of each, and whether a trace is recorded.
 const PLACES: [(usize, usize, bool); 4] =
     [(1, 1, false), (1, 2, false), (2, 2, false), (2, 2, true)];
@@ -175,13 +184,9 @@ fn allocate_on_purpose() {
 fn main() {
     assert_that_it_watches();
     for (ranks, threads, is_traced) in PLACES {
-        for dense in [false, true] {
+        for (model, config) in MODELS {
             let dir = tempfile::tempdir().unwrap();
-            let config = match dense {
-                false => rank::config(dir.path(), 2),
-                true => rank::dense_bf16(dir.path(), 2),
-            };
-            let model = if dense { "dense bf16" } else { "mixture f32" };
+            let config = config(dir.path(), 2);
             let trace = if is_traced { ", traced" } else { "" };
             let case = format!("{model}, {ranks} ranks of {threads} threads{trace}");
             let (mut ours, mut theirs) = (Vec::new(), [0; LIBRARIES.len()]);

@@ -16,13 +16,19 @@ fn published_sizes() {
         (Preset::Qwen3Moe30b, 30_532_122_624),
         (Preset::Olmoe7b, 6_919_161_856),
         (Preset::Mixtral8x7b, 46_702_792_704),
+        // Without the layer of the second token, and without the 14 848 balancing biases.
+        (Preset::DeepseekV3, 671_026_404_352),
     ] {
         let (schema, _) = parameters(&architecture(name)).unwrap();
         assert_eq!(schema.parameters(), total, "{name:?}");
     }
-    let a = architecture(Preset::Qwen3Moe30b);
-    let (schema, _) = parameters(&a).unwrap();
-    assert_eq!(active_parameters(&a, &schema), 3_353_032_704);
+    for (name, active) in
+        [(Preset::Qwen3Moe30b, 3_353_032_704), (Preset::DeepseekV3, 37_552_282_624)]
+    {
+        let a = architecture(name);
+        let (schema, _) = parameters(&a).unwrap();
+        assert_eq!(active_parameters(&a, &schema), active, "{name:?}");
+    }
 }
 
 #[test]
@@ -43,6 +49,36 @@ fn gpt2_names_its_fused_projection() {
     assert!(tensor.published_transposed);
     assert_eq!(tensor.shape, [2304, 768]);
     assert_eq!(tensor.row_ranges(), [0..768, 768..1536, 1536..2304]);
+}
+
+#[test]
+fn a_layer_of_latent_attention() {
+    let a = architecture(Preset::DeepseekV3);
+    let (schema, states) = parameters(&a).unwrap();
+    let of_layer = |tensor: &&LogicalTensor| tensor.name.starts_with("model.layers.60.self_attn.");
+    let attention: Vec<(&str, &[usize])> = schema
+        .tensors
+        .iter()
+        .filter(of_layer)
+        .map(|tensor| (&tensor.name["model.layers.60.self_attn.".len()..], &tensor.shape[..]))
+        .collect();
+    let expected: [(&str, &[usize]); 7] = [
+        ("q_a_proj.weight", &[1536, 7168]),
+        ("q_a_layernorm.weight", &[1536]),
+        ("q_b_proj.weight", &[24_576, 1536]),
+        ("kv_a_proj_with_mqa.weight", &[576, 7168]),
+        ("kv_a_layernorm.weight", &[512]),
+        ("kv_b_proj.weight", &[32_768, 512]),
+        ("o_proj.weight", &[7168, 16_384]),
+    ];
+    assert_eq!(attention, expected);
+    let elements: usize = schema.tensors.iter().filter(of_layer).map(LogicalTensor::len).sum();
+    assert_eq!(elements, 187_107_328);
+    assert_eq!(states.router_biases.len() * 256, 14_848);
+    assert_eq!(states.router_biases[0], "model.layers.3.mlp.gate.e_score_correction_bias");
+    assert_eq!(a.head_dim, 192);
+    let rows = layout::HeadRows { query: 192, key_value: 256, value: 128 };
+    assert_eq!(a.head_rows(), rows);
 }
 
 /// Counted by hand from the shapes of the default preset.

@@ -405,6 +405,7 @@ fn of_model(error: ModelError) -> Vec<Finding> {
             let found = finding(format!("model.{key}"), what, &remedy, sections);
             // `kv_heads = 3 does not divide it`: the other number has a key, too.
             match (problem.split_once(" = "), key) {
+                (Some(_), "kv_heads") => found.about(&["model.latent", "model.heads"]),
                 (Some((other, _)), _) => found.about(&[&format!("model.{other}")]),
                 (None, "vocab_size") => found.about(&["data.tokenizer"]),
                 (None, "positions.learned.max") => found.about(&["batch.seq_len"]),
@@ -412,6 +413,10 @@ fn of_model(error: ModelError) -> Vec<Finding> {
                     found.about(&["model.moe.experts", "model.moe.groups", "model.moe.top_groups"])
                 }
                 (None, "moe.top_groups") => found.about(&["model.moe.groups"]),
+                // What latent attention excludes may be a preset's.
+                (None, "qk_norm" | "positions" | "attention_bias" | "names") => {
+                    found.about(&["model.latent"])
+                }
                 (None, _) => found,
             }
         }

@@ -38,6 +38,22 @@ pub fn dense_bf16(dir: &Path, leaves: usize) -> Config {
     config
 }
 
+/// As [`config`], with latent attention, a dense layer and experts in groups.
+pub fn latent(dir: &Path, leaves: usize) -> Config {
+    let mut config = config(dir, leaves);
+    let model = json!({
+        "preset": "deepseek-v3", "layers": 2, "d_model": 32, "heads": 4, "d_ff": 48,
+        "vocab_size": 320,
+        "latent": {"q_rank": 12, "kv_rank": 8, "nope_dim": 8, "rope_dim": 4, "value_dim": 6},
+        "moe": {
+            "experts": 8, "top_k": 2, "groups": 4, "top_groups": 2, "d_ff": 16,
+            "first_dense_layers": 1
+        }
+    });
+    config.model = serde_json::from_value(model).unwrap();
+    config
+}
+
 /// One rank.
 pub fn trainer(
     config: &Config,
