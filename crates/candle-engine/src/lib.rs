@@ -17,8 +17,7 @@
 //!     that has converged;
 //!   * the closure gives the *sum* of the losses of its targets; the trainer divides once, by their
 //!     number over all ranks ([`cross_entropy`] is such a sum);
-//!   * bits depend on candle's number of threads where its products do: see
-//!     [`CandleEngine::numeric`].
+//!   * bits may depend on candle's number of threads, which is in the numeric plan.
 
 mod engine;
 mod error;
