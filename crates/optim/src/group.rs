@@ -16,7 +16,8 @@ use layout::{Ownership, Piece, PieceKind, Schema};
 
 use crate::OptimError;
 use crate::config::{AdamWConfig, MuonConfig};
-use crate::rules::{TensorPlan, Update};
+use crate::rules::TensorPlan;
+use crate::update::Update;
 
 /// How many matrices of a shape are orthogonalized together, so that a device has enough to do
 /// while the scratch stays small. It changes no bit.

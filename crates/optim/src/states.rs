@@ -4,7 +4,8 @@ use device::Tensor;
 use layout::state::PARAM;
 use layout::{Absent, Region, Schema, Sharing, StateDecl};
 
-use crate::rules::{TensorPlan, Update};
+use crate::rules::TensorPlan;
+use crate::update::Update;
 
 /// A box of one state that a rank holds; the memory itself.
 #[derive(Debug, Clone)]

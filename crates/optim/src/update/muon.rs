@@ -1,11 +1,12 @@
-//! What a person writes about Muon.
+//! Muon: momentum whose singular values are set to about 1.
 
 use kernels::newton_schulz::{self, Iteration, Method};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{below_one, positive, within};
+use super::contract::{Unit, UpdateRule};
 use crate::OptimError;
+use crate::bounds::{below_one, positive, value, within};
 
 /// Muon: momentum whose singular values are set to about 1, each true matrix by itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -262,24 +263,10 @@ impl MuonConfig {
         }
     }
 
-    pub(super) fn check(&self, at: &str) -> Result<(), OptimError> {
-        positive(&format!("{at}.lr"), self.lr, 0.003)?;
-        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
-        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
-        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
-        self.check_safety(&format!("{at}.safety"))?;
-        let most = newton_schulz::MAX_STEPS;
-        if !(1..=most).contains(&self.steps) {
-            return Err(OptimError::Value {
-                at: format!("{at}.steps"),
-                got: self.steps.to_string(),
-                allowed: format!("a whole number from 1 to {most}"),
-                nearest: self.steps.clamp(1, most).to_string(),
-            });
-        }
+    fn iteration(&self, at: &str) -> Result<Iteration, OptimError> {
         let refused =
             |source| OptimError::NewtonSchulz { at: at.to_owned(), source: Box::new(source) };
-        Iteration::new(&self.method()).map(|_| ()).map_err(refused)
+        Iteration::new(&self.method()).map_err(refused)
     }
 
     fn check_safety(&self, at: &str) -> Result<(), OptimError> {
@@ -287,11 +274,67 @@ impl MuonConfig {
         if self.coefficients == Coefficients::PolarExpress {
             return within(at, safety, 1.0, 1.2);
         }
-        Err(OptimError::Value {
-            at: at.to_owned(),
-            got: safety.to_string(),
-            allowed: format!("left out with {}", self.coefficients.word()),
-            nearest: "polar_express with it".to_owned(),
-        })
+        let allowed = format!("left out with {}", self.coefficients.word());
+        Err(value(at, safety, &allowed, "polar_express with it"))
+    }
+}
+
+impl UpdateRule for MuonConfig {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn check(&self, at: &str) -> Result<(), OptimError> {
+        positive(&format!("{at}.lr"), self.lr, 0.003)?;
+        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
+        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
+        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
+        self.check_safety(&format!("{at}.safety"))?;
+        let most = newton_schulz::MAX_STEPS;
+        if !(1..=most).contains(&self.steps) {
+            let allowed = format!("a whole number from 1 to {most}");
+            let nearest = self.steps.clamp(1, most);
+            return Err(value(&format!("{at}.steps"), self.steps, &allowed, nearest));
+        }
+        self.iteration(at).map(|_| ())
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Matrix
+    }
+
+    /// Those of one orthogonalization as it runs.
+    fn flops(&self, rows: usize, cols: usize) -> Result<f64, OptimError> {
+        let (short, long) = (rows.min(cols), rows.max(cols));
+        if self.algorithm == Algorithm::Svd {
+            // The thin R-SVD with both factors is 6mn² + 20n³ (Golub and Van Loan, Matrix
+            // Computations, 4th ed., figure 8.6.1), and their product 2mn².
+            let (n, m) = (short as f64, long as f64);
+            return Ok(8.0 * m * n * n + 20.0 * n * n * n);
+        }
+        Ok(Iteration::new(&self.method())?.program(short, long).flops())
+    }
+
+    fn scale(&self, rows: usize, cols: usize) -> f64 {
+        self.scale.of(rows, cols)
+    }
+
+    fn words(&self, scale: f64) -> String {
+        format!(
+            "muon lr {} × {scale:.3} ({}), {} steps {}, decay {}",
+            self.lr,
+            self.scale.word(),
+            self.steps,
+            self.coefficients.word(),
+            self.weight_decay,
+        )
+    }
+
+    /// What becomes of singular values.
+    fn promise(&self) -> Option<String> {
+        let iteration = Iteration::new(&self.method()).ok()?;
+        let Method { algorithm, storage, .. } = iteration.method();
+        let (algorithm, storage) = (algorithm.word(), storage.word());
+        Some(format!("{iteration}; algorithm {algorithm} in {storage}"))
     }
 }
