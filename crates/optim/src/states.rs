@@ -5,7 +5,6 @@ use layout::state::PARAM;
 use layout::{Absent, Region, Schema, Sharing, StateDecl};
 
 use crate::rules::TensorPlan;
-use crate::update::Update;
 
 /// A box of one state that a rank holds; the memory itself.
 #[derive(Debug, Clone)]
@@ -25,7 +24,8 @@ pub fn declared(schema: &Schema, plans: &[TensorPlan]) -> Vec<StateDecl> {
         let sharing = Sharing::Owned { tensor: plan.tensor };
         let state = |slot| StateDecl::f32(&tensor.name, slot, &tensor.shape, sharing);
         states.push(state(PARAM).absent(Absent::Refuse));
-        states.extend(slots(&plan.update).iter().map(|slot| state(slot)));
+        let kept = plan.update.rule().states(tensor.rows(), tensor.row_len());
+        states.extend(kept.iter().map(|kind| state(kind.slot)));
     }
     states
 }
@@ -34,12 +34,4 @@ pub fn declared(schema: &Schema, plans: &[TensorPlan]) -> Vec<StateDecl> {
 pub(crate) fn firsts(states: &[StateDecl]) -> Vec<usize> {
     let of_param = |(index, state): (usize, &StateDecl)| (state.slot == PARAM).then_some(index);
     states.iter().enumerate().filter_map(of_param).collect()
-}
-
-/// Words of the checkpoint format.
-fn slots(update: &Update) -> &'static [&'static str] {
-    match update {
-        Update::Muon(_) => &["momentum"],
-        Update::AdamW(_) => &["adam_m", "adam_v"],
-    }
 }

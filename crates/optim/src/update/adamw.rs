@@ -1,9 +1,13 @@
 //! AdamW: an update by the averages of gradient and squared gradient.
 
+use device::Tensor;
+use kernels::Op;
+use kernels::optimizer::{AdamW, AdamWStep, Spans};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contract::{Unit, UpdateRule};
+use super::contract::{Applying, Binding, Group, Launch, Needs, Place, Planned};
+use super::contract::{StateKind, Unit, UpdateRule, in_order};
 use crate::OptimError;
 use crate::bounds::{below_one, positive, within};
 
@@ -49,5 +53,51 @@ impl UpdateRule for AdamWConfig {
 
     fn words(&self, _: f64) -> String {
         format!("adamw lr {}, decay {}", self.lr, self.weight_decay)
+    }
+
+    fn states(&self, _: usize, _: usize) -> Vec<StateKind> {
+        vec![StateKind::same("adam_m"), StateKind::same("adam_v")]
+    }
+
+    fn prepare(&self, _: &Group) -> Result<Box<dyn Planned>, OptimError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Planned for AdamWConfig {
+    fn needs(&self, _: Place) -> Result<Needs, OptimError> {
+        Ok(Needs { scratch: Vec::new(), table_bytes: 0 })
+    }
+
+    fn bind(&self, at: Binding) -> Result<Box<dyn Launch>, OptimError> {
+        let Binding { spans, masters, states, .. } = at;
+        let [first, second] = in_order(states);
+        let config = self.clone();
+        Ok(Box::new(AdamWLaunch { config, spans, masters, first, second }))
+    }
+}
+
+struct AdamWLaunch {
+    config: AdamWConfig,
+    spans: Spans,
+    masters: Option<Tensor>,
+    first: Tensor,
+    second: Tensor,
+}
+
+impl Launch for AdamWLaunch {
+    fn apply(&self, to: &Applying) -> Result<(), OptimError> {
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
+        let (lr, step) = (lr * to.lr_factor, to.step);
+        let step = AdamWStep {
+            spans: self.spans.clone(),
+            numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
+            weights: to.weights(&self.masters),
+            grads: to.grads.clone(),
+            first: self.first.clone(),
+            second: self.second.clone(),
+            factors: to.factors.clone(),
+        };
+        Ok(step.launch(to.stream)?)
     }
 }

@@ -17,6 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamWConfig;
+pub use contract::MemoryItem;
+pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
 pub use muon::MuonConfig;
 

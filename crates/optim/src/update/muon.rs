@@ -1,10 +1,14 @@
 //! Muon: momentum whose singular values are set to about 1.
 
-use kernels::newton_schulz::{self, Iteration, Method};
+use device::{DType, Tensor};
+use kernels::Op;
+use kernels::newton_schulz::{self, Batch, Bound, Iteration, Matrix, Method, Orthogonalize};
+use kernels::optimizer::{Momentum, MuonApply, MuonMomentum, Spans};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contract::{Unit, UpdateRule};
+use super::contract::{Applying, Binding, Group, Launch, MemoryItem, Needs, Place, Planned};
+use super::contract::{StateKind, Unit, UpdateRule, in_order};
 use crate::OptimError;
 use crate::bounds::{below_one, positive, value, within};
 
@@ -336,5 +340,113 @@ impl UpdateRule for MuonConfig {
         let Method { algorithm, storage, .. } = iteration.method();
         let (algorithm, storage) = (algorithm.word(), storage.word());
         Some(format!("{iteration}; algorithm {algorithm} in {storage}"))
+    }
+
+    fn states(&self, _: usize, _: usize) -> Vec<StateKind> {
+        vec![StateKind::same("momentum")]
+    }
+
+    fn prepare(&self, group: &Group) -> Result<Box<dyn Planned>, OptimError> {
+        let (rows, cols) = group.shape;
+        let matrices = group.spans.iter().map(|span| {
+            let local = span.local;
+            Matrix::dense(local, local, rows, cols)
+        });
+        Ok(Box::new(PlannedMuon {
+            config: self.clone(),
+            scale: self.scale.of(rows, cols),
+            matrices: Batch::new(&Iteration::new(&self.method())?, matrices.collect())?,
+            len: group.len,
+        }))
+    }
+}
+
+/// Matrices of one shape that are orthogonalized together.
+struct PlannedMuon {
+    config: MuonConfig,
+    scale: f64,
+    matrices: Batch,
+    /// Elements of the group.
+    len: usize,
+}
+
+impl Planned for PlannedMuon {
+    fn needs(&self, place: Place) -> Result<Needs, OptimError> {
+        let item = |name, elements, dtype| MemoryItem { name, elements, dtype };
+        let (elements, dtype, table_bytes) = match place {
+            Place::Threads(threads) => (self.matrices.workspace_elements(threads), DType::F32, 0),
+            Place::On(device) => {
+                let types = (DType::F32, DType::F32);
+                let room = newton_schulz::room(device, &self.matrices, types)?;
+                (room.workspace_elements, room.workspace_dtype, room.table_bytes)
+            }
+        };
+        let scratch = vec![
+            item("muon update", self.len, DType::F32),
+            item("muon direction", self.len, DType::F32),
+            item("newton-schulz workspace", elements, dtype),
+        ];
+        Ok(Needs { scratch, table_bytes })
+    }
+
+    fn bind(&self, at: Binding) -> Result<Box<dyn Launch>, OptimError> {
+        let ([momentum], [update, direction, workspace]) =
+            (in_order(at.states), in_order(at.scratch));
+        let (update, direction) = (update.flat(0..self.len)?, direction.flat(0..self.len)?);
+        let orthogonalize = Orthogonalize {
+            batch: self.matrices.clone(),
+            input: update.clone(),
+            output: direction.clone(),
+            workspace,
+            status: at.status,
+        };
+        Ok(Box::new(MuonLaunch {
+            config: self.config.clone(),
+            scale: self.scale,
+            spans: at.spans,
+            momentum,
+            masters: at.masters,
+            update,
+            direction,
+            orthogonalize: Bound::new(&at.device.stream(), orthogonalize)?,
+        }))
+    }
+}
+
+struct MuonLaunch {
+    config: MuonConfig,
+    scale: f64,
+    spans: Spans,
+    momentum: Tensor,
+    masters: Option<Tensor>,
+    update: Tensor,
+    direction: Tensor,
+    /// From `update` to `direction`.
+    orthogonalize: Bound,
+}
+
+impl Launch for MuonLaunch {
+    fn apply(&self, to: &Applying) -> Result<(), OptimError> {
+        let MuonLaunch { config, spans, update, direction, .. } = self;
+        let momentum = MuonMomentum {
+            spans: spans.clone(),
+            mu: config.momentum,
+            form: if config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
+            grads: to.grads.clone(),
+            momentum: self.momentum.clone(),
+            update: update.clone(),
+            factors: to.factors.clone(),
+        };
+        momentum.launch(to.stream)?;
+        self.orthogonalize.launch(to.stream)?;
+        let lr = config.lr * to.lr_factor;
+        let (keep, rate) = (1.0 - lr * config.weight_decay, lr * self.scale);
+        let (spans, direction) = (spans.clone(), direction.clone());
+        let weights = to.weights(&self.masters);
+        Ok(MuonApply { spans, keep, rate, weights, direction }.launch(to.stream)?)
+    }
+
+    fn numeric_plan(&self) -> Vec<String> {
+        self.orthogonalize.numeric_plan().iter().cloned().collect()
     }
 }
