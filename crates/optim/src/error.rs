@@ -44,6 +44,20 @@ pub enum OptimError {
         role: &'static str,
         shape: Vec<usize>,
     },
+    /// An update whose state would be larger than the matrix that it is for.
+    #[error(
+        "{at} = {got} does not fit {matrix} {shape:?}: its {state} would be {needs:?}; use at \
+         most {most}"
+    )]
+    StateMisfit {
+        at: String,
+        got: usize,
+        matrix: String,
+        shape: [usize; 2],
+        state: &'static str,
+        needs: [usize; 2],
+        most: usize,
+    },
     /// Neither Muon nor its like updates anything.
     #[error(
         "no parameter is updated by Muon or its like ({}); give a rule that matches role \

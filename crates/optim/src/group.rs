@@ -17,7 +17,7 @@ use layout::{Ownership, Piece, PieceKind, Schema};
 
 use crate::OptimError;
 use crate::rules::TensorPlan;
-use crate::update::{Axes, Group, Planned, Update};
+use crate::update::{Group, Planned, Unit, Update};
 
 /// How many matrices of a shape are updated together, so that a device has enough to do while the
 /// scratch stays small. It changes no bit.
@@ -56,8 +56,19 @@ pub(crate) struct LocalPiece {
     pub row_len: usize,
     /// Its part of the masters.
     pub masters: Range<usize>,
-    /// Its part of each state of its update, by position in [`LocalPlan::states`].
-    pub states: Vec<(usize, Range<usize>)>,
+    /// Its part of each state of its update.
+    pub states: Vec<KeptState>,
+}
+
+/// Part of a state that goes with a piece.
+#[derive(Debug, Clone)]
+pub(crate) struct KeptState {
+    /// Position in [`LocalPlan::states`], and elements there.
+    pub stored: usize,
+    pub range: Range<usize>,
+    /// Rows of the whole state of the parameter, and elements of each.
+    pub rows: Range<usize>,
+    pub row_len: usize,
 }
 
 /// A group, and where it lies.
@@ -185,19 +196,10 @@ impl LocalPlan {
         }
         self.len += group.len;
         let rule = plans[members[0].0.tensor].update.rule();
-        let mut states = Vec::new();
-        for kind in rule.states(shape.0, shape.1) {
-            let of_slot = |stored: &Stored| stored.slot == kind.slot;
-            let slot = self.states.iter().position(of_slot);
-            let slot = slot.expect("the registry has every update, and so every state");
-            let start = self.states[slot].len;
-            for (piece, span) in self.pieces[first..].iter_mut().zip(&group.spans) {
-                let Axes::Same = kind.axes;
-                piece.states.push((slot, start + span.local..start + span.local + span.len));
-            }
-            self.states[slot].len += group.len;
-            states.push((slot, start..self.states[slot].len));
-        }
+        let kinds = rule.states(shape.0, shape.1);
+        let states = kinds.iter().enumerate();
+        let states = states.map(|(index, kind)| self.add_state(first, (index, kind.slot), plans));
+        let states = states.collect();
         self.groups.push(LocalGroup {
             planned: rule.prepare(&group)?,
             group,
@@ -207,6 +209,44 @@ impl LocalPlan {
         });
         Ok(())
     }
+
+    /// Makes room for state number `index`, of `slot`, of the pieces from `first` on, and says
+    /// where.
+    fn add_state(
+        &mut self,
+        first: usize,
+        (index, slot): (usize, &str),
+        plans: &[TensorPlan],
+    ) -> (usize, Range<usize>) {
+        let stored = self.states.iter().position(|stored| stored.slot == slot);
+        let stored = stored.expect("the registry has every update, and so every state");
+        let start = self.states[stored].len;
+        let mut end = start;
+        for piece in &mut self.pieces[first..] {
+            let (rows, row_len) = rows_of(&plans[piece.piece.tensor], piece, index);
+            let range = end..end + rows.len() * row_len;
+            end = range.end.next_multiple_of(ALIGN);
+            piece.states.push(KeptState { stored, range, rows, row_len });
+        }
+        self.states[stored].len = end;
+        (stored, start..end)
+    }
+}
+
+/// Rows of state number `index` of a parameter that go with `piece`, and elements of each.
+fn rows_of(plan: &TensorPlan, piece: &LocalPiece, index: usize) -> (Range<usize>, usize) {
+    let rule = plan.update.rule();
+    let extent = |rows: usize| rule.states(rows, piece.row_len)[index].extent(rows, piece.row_len);
+    let rows = piece.piece.rows.clone();
+    let (count, row_len) = extent(rows.len());
+    let start = match rule.unit() {
+        Unit::Element => rows.start,
+        Unit::Matrix => {
+            let before = plan.parts.iter().filter(|part| part.rows.start < rows.start);
+            before.map(|part| extent(part.rows.len()).0).sum()
+        }
+    };
+    (start..start + count, row_len)
 }
 
 /// Every state of any update, once, still empty.

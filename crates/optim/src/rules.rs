@@ -7,7 +7,7 @@ use std::ops::Range;
 use layout::{LogicalTensor, Schema, Treatment};
 
 use crate::config::{OptimizerConfig, Rule};
-use crate::update::{Unit, Update};
+use crate::update::{Misfit, Unit, Update};
 use crate::{OptimError, glob};
 
 /// The update of one parameter, in schema order.
@@ -95,7 +95,32 @@ fn tensor_plan(
             tensor.row_ranges().into_iter().zip(labels).map(|(r, label)| part(r, label)).collect()
         }
     };
+    let parts: Vec<PartPlan> = parts;
+    for part in &parts {
+        let fits = update.rule().fits(part.rows.len(), cols);
+        fits.map_err(|misfit| does_not_fit(tensor, rule, &update, part, misfit))?;
+    }
     Ok(TensorPlan { tensor: index, rule, update, parts })
+}
+
+fn does_not_fit(
+    tensor: &LogicalTensor,
+    rule: usize,
+    update: &Update,
+    part: &PartPlan,
+    misfit: Misfit,
+) -> OptimError {
+    let Misfit { key, got, state, shape: needs, most } = misfit;
+    let of = if part.label.is_empty() { String::new() } else { format!("{} of ", part.label) };
+    OptimError::StateMisfit {
+        at: format!("optimizer.rules[{rule}].{}.{key}", update.word()),
+        got,
+        matrix: format!("{of}`{}`", tensor.name),
+        shape: [part.rows.len(), part.cols],
+        state,
+        needs,
+        most,
+    }
 }
 
 /// Why rule `rule` decides nothing, and what would help.

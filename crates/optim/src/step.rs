@@ -11,7 +11,7 @@ use device::{DType, Device, Stream, Tensor};
 use kernels::Op;
 use kernels::newton_schulz::STATUS_FINITE;
 use kernels::optimizer::{CopyToMasters, RoundFromMasters, SlotRanges, Spans, SumOfSquares};
-use layout::{FlatLayout, Ownership, Schema, StateDecl};
+use layout::{Absent, FlatLayout, Ownership, Schema, StateDecl};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
@@ -67,8 +67,8 @@ pub struct ShardedOptimizer {
 impl ShardedOptimizer {
     /// Allocates the zeroed state of the pieces that `rank` owns, and scratch.
     ///
-    /// With bf16 weights call [`ShardedOptimizer::adopt`] (or load the `param` states) before the
-    /// first step: the masters start at zero.
+    /// Call [`ShardedOptimizer::initialize`] before the first step (or load all states), and with
+    /// bf16 weights [`ShardedOptimizer::adopt`]: everything starts at zero.
     ///
     /// # Errors
     /// Plans or layout of another schema; weights neither f32 nor bf16; a method that the device
@@ -233,20 +233,51 @@ impl ShardedOptimizer {
     pub fn states(&self, weights: &Tensor) -> Result<Vec<StateView>, OptimError> {
         self.check_weights(weights)?;
         let mut views = Vec::new();
-        for LocalPiece { piece, row_len, masters, states } in &self.pieces {
-            let param = match self.weights_dtype {
-                DType::Bf16 => (&self.masters, masters),
-                _ => (weights, &piece.flat),
+        for piece in &self.pieces {
+            let (param, range) = match self.weights_dtype {
+                DType::Bf16 => (&self.masters, &piece.masters),
+                _ => (weights, &piece.piece.flat),
             };
-            let kept = states.iter().map(|(state, range)| (&self.states[*state], range));
-            let first = self.first_states[piece.tensor];
-            for (state, (of, range)) in (first..).zip([param].into_iter().chain(kept)) {
-                let view = of.flat(range.clone())?.reshape(&[piece.rows.len(), *row_len])?;
-                let region = self.declared[state].rows(piece.rows.clone());
-                views.push(StateView { state, region, view });
+            let (first, rows) = (self.first_states[piece.piece.tensor], &piece.piece.rows);
+            views.push(self.view(first, param, range, (rows, piece.row_len))?);
+            for (state, kept) in (first + 1..).zip(&piece.states) {
+                let of = &self.states[kept.stored];
+                views.push(self.view(state, of, &kept.range, (&kept.rows, kept.row_len))?);
             }
         }
         Ok(views)
+    }
+
+    /// Rows of state number `state`, whose elements are `range` of `of`.
+    fn view(
+        &self,
+        state: usize,
+        of: &Tensor,
+        range: &Range<usize>,
+        (rows, row_len): (&Range<usize>, usize),
+    ) -> Result<StateView, OptimError> {
+        let view = of.flat(range.clone())?.reshape(&[rows.len(), row_len])?;
+        Ok(StateView { state, region: self.declared[state].rows(rows.clone()), view })
+    }
+
+    /// Begins the states of a run with this seed; all are zero but those that declare another
+    /// beginning.
+    ///
+    /// # Errors
+    /// An earlier error of the stream.
+    pub fn initialize(&mut self, seed: u64) -> Result<(), OptimError> {
+        for piece in &self.pieces {
+            let first = self.first_states[piece.piece.tensor];
+            for (state, kept) in (first + 1..).zip(&piece.states) {
+                let declared = &self.declared[state];
+                if declared.absent == Absent::Initial {
+                    let values = declared.initial(seed, kept.rows.clone());
+                    let to = self.states[kept.stored].flat(kept.range.clone())?;
+                    self.stream.copy_in(&to, &values)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_weights(&self, weights: &Tensor) -> Result<(), OptimError> {

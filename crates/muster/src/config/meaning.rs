@@ -451,6 +451,11 @@ fn of_optimizer(error: OptimError) -> Finding {
             let what = format!("it matches no parameter: {reason}");
             finding(format!("optimizer.rules[{rule}]"), what, "", sections)
         }
+        OptimError::StateMisfit { at, got, matrix, shape, state, needs, most } => {
+            let what =
+                format!("{got} does not fit {matrix} {shape:?}: its {state} would be {needs:?}");
+            finding(at, what, &format!("use at most {most}"), sections)
+        }
         OptimError::NotAMatrix { rule, update, tensor, role, shape } => {
             let what = format!(
                 "it gives {update} to `{tensor}`, whose shape is {shape:?}; {update} updates \

@@ -7,6 +7,8 @@
 
 use device::{DType, Device, Stream, Tensor};
 use kernels::optimizer::{Span, Spans, Weights};
+use layout::Absent;
+use layout::flat::ALIGN;
 
 use crate::OptimError;
 
@@ -50,6 +52,15 @@ pub(crate) trait UpdateRule {
     /// The states that it keeps of a matrix `[rows, cols]`, or of any run of rows.
     fn states(&self, rows: usize, cols: usize) -> Vec<StateKind>;
 
+    /// Whether they fit such a matrix.
+    ///
+    /// # Errors
+    /// The first that does not.
+    fn fits(&self, rows: usize, cols: usize) -> Result<(), Misfit> {
+        let _ = (rows, cols);
+        Ok(())
+    }
+
     /// Plans the update of pieces that are launched together.
     ///
     /// # Errors
@@ -72,13 +83,8 @@ pub(crate) struct StateKind {
     /// A word of the checkpoint format, never used for another meaning.
     pub slot: &'static str,
     pub axes: Axes,
-}
-
-impl StateKind {
-    /// A state of the parameter's own shape.
-    pub(crate) fn same(slot: &'static str) -> StateKind {
-        StateKind { slot, axes: Axes::Same }
-    }
+    /// Its beginning where a checkpoint lacks it, and in a new run.
+    pub absent: Absent,
 }
 
 /// The shape of a state.
@@ -86,6 +92,38 @@ impl StateKind {
 pub(crate) enum Axes {
     /// That of the parameter.
     Same,
+    /// `[rows, elements per row]` of each true matrix; those of a fused parameter are stacked. For
+    /// [`Unit::Matrix`].
+    #[allow(dead_code)] // Of an update that follows.
+    Rows(usize, usize),
+}
+
+impl StateKind {
+    /// A state of the parameter's own shape that begins at zero.
+    pub(crate) fn same(slot: &'static str) -> StateKind {
+        StateKind { slot, axes: Axes::Same, absent: Absent::Zero }
+    }
+
+    /// Rows, and elements of each, of what belongs to `rows` rows of `cols` elements.
+    pub(crate) fn extent(&self, rows: usize, cols: usize) -> (usize, usize) {
+        match self.axes {
+            Axes::Same => (rows, cols),
+            Axes::Rows(rows, row_len) => (rows, row_len),
+        }
+    }
+}
+
+/// A state that does not fit a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Misfit {
+    /// The key that decides its size, and its value.
+    pub key: &'static str,
+    pub got: usize,
+    /// The state, in words, and the shape that it would have.
+    pub state: &'static str,
+    pub shape: [usize; 2],
+    /// The largest value that fits.
+    pub most: usize,
 }
 
 /// Pieces of a rank that are updated by one launch: of one rule, and of one shape where that
@@ -98,6 +136,15 @@ pub(crate) struct Group {
     pub spans: Vec<Span>,
     /// Elements from there, gaps included.
     pub len: usize,
+}
+
+#[allow(dead_code)] // Of an update that follows.
+impl Group {
+    /// Where the part of piece `index` begins in a state of `elements` elements of each, counted
+    /// from the start of the group's.
+    pub(crate) fn state_start(index: usize, elements: usize) -> usize {
+        index * elements.next_multiple_of(ALIGN)
+    }
 }
 
 /// One allocation, or several of one kind.

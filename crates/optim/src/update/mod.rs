@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamWConfig;
 pub use contract::MemoryItem;
-pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Needs, Place, Planned};
+pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Misfit, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
 pub use muon::MuonConfig;
 
