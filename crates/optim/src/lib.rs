@@ -35,7 +35,7 @@ mod update;
 pub use clip::{ClipDecision, Clipper, Verdict};
 pub use config::{
     AdamWConfig, Clip, Coefficients, Match, MuonConfig, NonFinite, OptimizerConfig, RoleWord, Rule,
-    Scale, Schedule,
+    Scale, Schedule, SgdConfig,
 };
 pub use error::OptimError;
 pub use memory::{MemoryItem, memory_plan, memory_plan_on};

@@ -74,6 +74,7 @@ impl Reference {
                 match &plan.update {
                     Update::Muon(muon) => self.muon(muon, range, part.rows.len(), g),
                     Update::AdamW(adamw) => self.adamw(adamw, range, step, g),
+                    other => unreachable!("{other:?}"),
                 }
             }
         }
@@ -258,9 +259,10 @@ fn states_cover_every_row_once() {
         let declared = optim::declared(&setup.schema, &setup.plans);
         let tensors = setup.schema.tensors.iter().zip(&setup.plans);
         let slots = tensors.flat_map(|(tensor, plan)| {
-            let slots: &[&str] = match plan.update {
+            let slots: &[&str] = match &plan.update {
                 Update::Muon(_) => &["param", "momentum"],
                 Update::AdamW(_) => &["param", "adam_m", "adam_v"],
+                other => unreachable!("{other:?}"),
             };
             slots.iter().map(|slot| (tensor.name.as_str(), *slot, &tensor.shape))
         });

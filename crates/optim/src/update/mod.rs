@@ -12,6 +12,7 @@
 mod adamw;
 mod contract;
 pub(crate) mod muon;
+mod sgd;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ pub use contract::MemoryItem;
 pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Misfit, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
 pub use muon::MuonConfig;
+pub use sgd::SgdConfig;
 
 use crate::OptimError;
 use crate::selection::Match;
@@ -93,6 +95,8 @@ updates! {
     muon: Muon(MuonConfig),
     /// AdamW, for anything.
     adamw: AdamW(AdamWConfig),
+    /// Stochastic gradient descent with momentum, for anything.
+    sgd: Sgd(SgdConfig),
 }
 
 impl Update {
