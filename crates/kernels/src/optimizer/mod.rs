@@ -18,12 +18,14 @@
 mod device;
 mod heavy_ball;
 mod host;
+mod normalize_rows;
 mod operations;
 mod spans;
 
 use ::device::{DType, Tensor};
 
 pub use heavy_ball::HeavyBall;
+pub use normalize_rows::{Frobenius, NormalizeRows, RowMatrices, RowsAt};
 pub use spans::{SlotRange, SlotRanges, Span, Spans};
 
 use crate::KernelError;

@@ -94,7 +94,6 @@ pub(crate) enum Axes {
     Same,
     /// `[rows, elements per row]` of each true matrix; those of a fused parameter are stacked. For
     /// [`Unit::Matrix`].
-    #[allow(dead_code)] // Of an update that follows.
     Rows(usize, usize),
 }
 
@@ -138,7 +137,6 @@ pub(crate) struct Group {
     pub len: usize,
 }
 
-#[allow(dead_code)] // Of an update that follows.
 impl Group {
     /// Where the part of piece `index` begins in a state of `elements` elements of each, counted
     /// from the start of the group's.

@@ -12,6 +12,7 @@
 mod adamw;
 mod contract;
 pub(crate) mod muon;
+mod normuon;
 mod sgd;
 
 use schemars::JsonSchema;
@@ -22,6 +23,7 @@ pub use contract::MemoryItem;
 pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Misfit, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
 pub use muon::MuonConfig;
+pub use normuon::NorMuonConfig;
 pub use sgd::SgdConfig;
 
 use crate::OptimError;
@@ -97,6 +99,8 @@ updates! {
     adamw: AdamW(AdamWConfig),
     /// Stochastic gradient descent with momentum, for anything.
     sgd: Sgd(SgdConfig),
+    /// Muon with normalized rows, for matrices.
+    normuon: NorMuon(NorMuonConfig),
 }
 
 impl Update {

@@ -347,27 +347,57 @@ impl UpdateRule for MuonConfig {
     }
 
     fn prepare(&self, group: &Group) -> Result<Box<dyn Planned>, OptimError> {
-        let (rows, cols) = group.shape;
-        let matrices = group.spans.iter().map(|span| {
-            let local = span.local;
-            Matrix::dense(local, local, rows, cols)
-        });
-        Ok(Box::new(PlannedMuon {
-            config: self.clone(),
-            scale: self.scale.of(rows, cols),
-            matrices: Batch::new(&Iteration::new(&self.method())?, matrices.collect())?,
-            len: group.len,
-        }))
+        Ok(Box::new(PlannedMuon::new(self, group)?))
     }
 }
 
 /// Matrices of one shape that are orthogonalized together.
-struct PlannedMuon {
+pub(super) struct PlannedMuon {
     config: MuonConfig,
     scale: f64,
     matrices: Batch,
     /// Elements of the group.
     len: usize,
+}
+
+impl PlannedMuon {
+    pub(super) fn new(config: &MuonConfig, group: &Group) -> Result<PlannedMuon, OptimError> {
+        let (rows, cols) = group.shape;
+        let matrices = group.spans.iter().map(|span| {
+            let local = span.local;
+            Matrix::dense(local, local, rows, cols)
+        });
+        Ok(PlannedMuon {
+            config: config.clone(),
+            scale: config.scale.of(rows, cols),
+            matrices: Batch::new(&Iteration::new(&config.method())?, matrices.collect())?,
+            len: group.len,
+        })
+    }
+
+    /// # Errors
+    /// As [`Planned::bind`].
+    pub(super) fn bind_orthogonalized(&self, at: Binding) -> Result<Orthogonalized, OptimError> {
+        let ([momentum], [update, direction, workspace]) =
+            (in_order(at.states), in_order(at.scratch));
+        let (update, direction) = (update.flat(0..self.len)?, direction.flat(0..self.len)?);
+        let orthogonalize = Orthogonalize {
+            batch: self.matrices.clone(),
+            input: update.clone(),
+            output: direction.clone(),
+            workspace,
+            status: at.status,
+        };
+        Ok(Orthogonalized {
+            config: self.config.clone(),
+            spans: at.spans,
+            momentum,
+            masters: at.masters,
+            update,
+            direction,
+            orthogonalize: Bound::new(&at.device.stream(), orthogonalize)?,
+        })
+    }
 }
 
 impl Planned for PlannedMuon {
@@ -390,32 +420,14 @@ impl Planned for PlannedMuon {
     }
 
     fn bind(&self, at: Binding) -> Result<Box<dyn Launch>, OptimError> {
-        let ([momentum], [update, direction, workspace]) =
-            (in_order(at.states), in_order(at.scratch));
-        let (update, direction) = (update.flat(0..self.len)?, direction.flat(0..self.len)?);
-        let orthogonalize = Orthogonalize {
-            batch: self.matrices.clone(),
-            input: update.clone(),
-            output: direction.clone(),
-            workspace,
-            status: at.status,
-        };
-        Ok(Box::new(MuonLaunch {
-            config: self.config.clone(),
-            scale: self.scale,
-            spans: at.spans,
-            momentum,
-            masters: at.masters,
-            update,
-            direction,
-            orthogonalize: Bound::new(&at.device.stream(), orthogonalize)?,
-        }))
+        let (matrices, scale) = (self.bind_orthogonalized(at)?, self.scale);
+        Ok(Box::new(MuonLaunch { matrices, scale }))
     }
 }
 
-struct MuonLaunch {
+/// Momentum, its orthogonalization, and the step along it.
+pub(super) struct Orthogonalized {
     config: MuonConfig,
-    scale: f64,
     spans: Spans,
     momentum: Tensor,
     masters: Option<Tensor>,
@@ -425,28 +437,57 @@ struct MuonLaunch {
     orthogonalize: Bound,
 }
 
-impl Launch for MuonLaunch {
-    fn apply(&self, to: &Applying) -> Result<(), OptimError> {
-        let MuonLaunch { config, spans, update, direction, .. } = self;
+impl Orthogonalized {
+    /// What [`Orthogonalized::orthogonalize`] writes.
+    pub(super) fn direction(&self) -> &Tensor {
+        &self.direction
+    }
+
+    /// # Errors
+    /// As [`Launch::apply`].
+    pub(super) fn orthogonalize(&self, to: &Applying) -> Result<(), OptimError> {
         let momentum = MuonMomentum {
-            spans: spans.clone(),
-            mu: config.momentum,
-            form: if config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
+            spans: self.spans.clone(),
+            mu: self.config.momentum,
+            form: if self.config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
             grads: to.grads.clone(),
             momentum: self.momentum.clone(),
-            update: update.clone(),
+            update: self.update.clone(),
             factors: to.factors.clone(),
         };
         momentum.launch(to.stream)?;
-        self.orthogonalize.launch(to.stream)?;
-        let lr = config.lr * to.lr_factor;
-        let (keep, rate) = (1.0 - lr * config.weight_decay, lr * self.scale);
-        let (spans, direction) = (spans.clone(), direction.clone());
+        Ok(self.orthogonalize.launch(to.stream)?)
+    }
+
+    /// A step of `scale` directions.
+    ///
+    /// # Errors
+    /// As [`Launch::apply`].
+    pub(super) fn apply(&self, to: &Applying, scale: f64) -> Result<(), OptimError> {
+        let lr = self.config.lr * to.lr_factor;
+        let (keep, rate) = (1.0 - lr * self.config.weight_decay, lr * scale);
+        let (spans, direction) = (self.spans.clone(), self.direction.clone());
         let weights = to.weights(&self.masters);
         Ok(MuonApply { spans, keep, rate, weights, direction }.launch(to.stream)?)
     }
 
-    fn numeric_plan(&self) -> Vec<String> {
+    pub(super) fn numeric_plan(&self) -> Vec<String> {
         self.orthogonalize.numeric_plan().iter().cloned().collect()
+    }
+}
+
+struct MuonLaunch {
+    matrices: Orthogonalized,
+    scale: f64,
+}
+
+impl Launch for MuonLaunch {
+    fn apply(&self, to: &Applying) -> Result<(), OptimError> {
+        self.matrices.orthogonalize(to)?;
+        self.matrices.apply(to, self.scale)
+    }
+
+    fn numeric_plan(&self) -> Vec<String> {
+        self.matrices.numeric_plan()
     }
 }
