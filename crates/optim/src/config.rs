@@ -11,7 +11,9 @@ pub use crate::selection::{Match, RoleWord};
 pub use crate::update::muon::{
     Algorithm, Beyond, Coefficients, CustomConfig, Scale, Storage, TaylorConfig,
 };
-pub use crate::update::{AdamWConfig, MuonConfig, NorMuonConfig, Rule, SgdConfig};
+pub use crate::update::{
+    AdamWConfig, DionConfig, DionScale, MuonConfig, NorMuonConfig, Rule, SgdConfig,
+};
 
 /// Which update each parameter gets, how fast, and what happens to gradients first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -34,8 +34,8 @@ mod update;
 
 pub use clip::{ClipDecision, Clipper, Verdict};
 pub use config::{
-    AdamWConfig, Clip, Coefficients, Match, MuonConfig, NonFinite, NorMuonConfig, OptimizerConfig,
-    RoleWord, Rule, Scale, Schedule, SgdConfig,
+    AdamWConfig, Clip, Coefficients, DionConfig, DionScale, Match, MuonConfig, NonFinite,
+    NorMuonConfig, OptimizerConfig, RoleWord, Rule, Scale, Schedule, SgdConfig,
 };
 pub use error::OptimError;
 pub use memory::{MemoryItem, memory_plan, memory_plan_on};

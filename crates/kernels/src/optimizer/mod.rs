@@ -18,6 +18,7 @@
 mod device;
 mod heavy_ball;
 mod host;
+mod low_rank;
 mod normalize_rows;
 mod operations;
 mod spans;
@@ -25,6 +26,7 @@ mod spans;
 use ::device::{DType, Tensor};
 
 pub use heavy_ball::HeavyBall;
+pub use low_rank::{LowRankAt, LowRankMatrices, LowRankStep};
 pub use normalize_rows::{Frobenius, NormalizeRows, RowMatrices, RowsAt};
 pub use spans::{SlotRange, SlotRanges, Span, Spans};
 

@@ -11,6 +11,7 @@
 
 mod adamw;
 mod contract;
+mod dion;
 pub(crate) mod muon;
 mod normuon;
 mod sgd;
@@ -22,6 +23,7 @@ pub use adamw::AdamWConfig;
 pub use contract::MemoryItem;
 pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Misfit, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
+pub use dion::{DionConfig, DionScale};
 pub use muon::MuonConfig;
 pub use normuon::NorMuonConfig;
 pub use sgd::SgdConfig;
@@ -101,6 +103,8 @@ updates! {
     sgd: Sgd(SgdConfig),
     /// Muon with normalized rows, for matrices.
     normuon: NorMuon(NorMuonConfig),
+    /// Momentum of low rank, orthonormalized, for matrices.
+    dion: Dion(DionConfig),
 }
 
 impl Update {
