@@ -249,8 +249,13 @@ optimizer:
 fn optimizer_rules_that_do_not_fit_the_model() {
     let desk = Desk::new();
     desk.put("text.txt", "some text");
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 7] = [
         &["optimizer.rules=[{match: {roles: [matrix, expert]}, muon: {}}]"],
+        &[concat!(
+            "optimizer.rules=[{match: {roles: [matrix, expert]}, dion: {rank: 768}}, ",
+            "{match: {}, sgd: {}}]"
+        )],
+        &["optimizer.rules=[{match: {}, muon: {}, sgd: {}}]"],
         &["optimizer.rules=[{match: {}, adamw: {}}]"],
         &["optimizer.rules=[{match: {}, muon: {}}]"],
         &["optimizer.rules[0].muon.steps=0"],

@@ -68,7 +68,7 @@ fn config(n: Numbers) -> OptimizerConfig {
         eps: n.eps,
         weight_decay: n.adamw_decay,
     };
-    let rest = Rule { matches: Match::default(), muon: None, adamw: Some(adamw) };
+    let rest = Rule { adamw: Some(adamw), ..Rule::default() };
     let hidden = n.muon.map(|muon| Rule {
         matches: Match { roles: Some(vec![RoleWord::Matrix, RoleWord::Expert]), names: None },
         muon: Some(MuonConfig {
@@ -85,7 +85,7 @@ fn config(n: Numbers) -> OptimizerConfig {
             eps: 1e-7,
             ..MuonConfig::default()
         }),
-        adamw: None,
+        ..Rule::default()
     });
     OptimizerConfig {
         rules: hidden.into_iter().chain([rest]).collect(),

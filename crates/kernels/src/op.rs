@@ -98,6 +98,29 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
+/// [`Op::host`] of an operation that has code for hosts alone: `self.run(kernel)`.
+macro_rules! on_host {
+    () => {
+        fn host(
+            self,
+        ) -> Result<
+            impl FnOnce(&::device::Kernel) -> Result<(), ::device::DeviceError> + Send + 'static,
+            $crate::KernelError,
+        > {
+            Ok(move |k: &::device::Kernel| self.run(k))
+        }
+    };
+}
+pub(crate) use on_host;
+
+/// Refuses a device for an operation that has code for hosts alone, before its first launch.
+///
+/// # Errors
+/// As of that launch.
+pub(crate) fn check_host(kernel: &'static str, device: &Device) -> Result<(), KernelError> {
+    choose(device, Ok(()), Err(KernelError::NoDeviceCode { kernel, device: device.kind() }))
+}
+
 /// Checks an operation and enqueues it where the stream is.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ pub mod flat;
 pub mod group;
 pub mod mesh;
 pub mod mesh_fit;
+pub mod normal;
 pub mod ownership;
 pub mod placement;
 pub mod placement_rules;

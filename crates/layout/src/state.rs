@@ -4,6 +4,7 @@
 //! Engines and optimizers declare states; saving, loading, the memory of a checkpoint and the
 //! proof that one is whole derive from the declarations.
 
+use crate::normal::{mix, normals};
 use crate::{Dtype, Region};
 
 /// The slot of parameters themselves.
@@ -41,7 +42,7 @@ pub enum Absent {
     Refuse,
     /// Zero.
     Zero,
-    /// As in a new run with this seed.
+    /// As in a new run: normal deviates, a function of (seed, name and slot, element).
     Initial,
 }
 
@@ -73,6 +74,23 @@ impl StateDecl {
         (self.len() * self.dtype.size_bytes()) as u64
     }
 
+    /// The beginning of rows `rows` of the first axis in a run with this seed.
+    pub fn initial(&self, seed: u64, rows: std::ops::Range<usize>) -> Vec<f32> {
+        let row_len: usize = self.shape.iter().skip(1).product();
+        let (start, end) = (rows.start * row_len, rows.end * row_len);
+        if self.absent != Absent::Initial {
+            return vec![0.0; end - start];
+        }
+        let digest = blake3::hash(format!("{}\0{}", self.name, self.slot).as_bytes());
+        let word = digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let key = mix(seed ^ word);
+        let element = |index: usize| {
+            let (even, odd) = normals(key, index as u64 / 2);
+            (if index.is_multiple_of(2) { even } else { odd }) as f32
+        };
+        (start..end).map(element).collect()
+    }
+
     /// The box of rows `rows` of the first axis.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Region {
         let mut region = Region::whole(&self.shape);
@@ -87,6 +105,21 @@ impl StateDecl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_depends_on_seed_name_and_slot_and_not_on_the_rows_asked_for() {
+        let owned = Sharing::Owned { tensor: 0 };
+        let state =
+            |name: &str, slot| StateDecl::f32(name, slot, &[6, 3], owned).absent(Absent::Initial);
+        let whole = state("w", "basis").initial(7, 0..6);
+        assert_eq!(whole[6..15], state("w", "basis").initial(7, 2..5));
+        assert!(whole.iter().all(|x| x.is_finite() && *x != 0.0));
+        for other in [state("v", "basis"), state("w", "other")] {
+            assert_ne!(whole, other.initial(7, 0..6));
+        }
+        assert_ne!(whole, state("w", "basis").initial(8, 0..6));
+        assert_eq!(state("w", "basis").absent(Absent::Zero).initial(7, 1..3), [0.0; 6]);
+    }
 
     #[test]
     fn rows_are_a_box_of_any_shape() {

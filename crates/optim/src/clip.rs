@@ -10,7 +10,8 @@ use layout::Ownership;
 
 use crate::OptimError;
 use crate::config::{Clip, NonFinite};
-use crate::rules::{TensorPlan, Update};
+use crate::rules::TensorPlan;
+use crate::update::Unit;
 
 /// What happens to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,8 @@ pub struct Clipper {
     non_finite: NonFinite,
     slots: usize,
     tensor_slots: Vec<Range<usize>>,
-    /// The slots that `per_matrix` clips together: a true matrix, or all of an AdamW parameter.
+    /// The slots that `per_matrix` clips together: a true matrix, or all of a parameter whose
+    /// elements are updated one by one.
     together: Vec<Range<usize>>,
 }
 
@@ -63,9 +65,9 @@ impl Clipper {
     ) -> Clipper {
         let mut together = Vec::new();
         for (plan, slots) in plans.iter().zip(&ownership.tensor_slots) {
-            match plan.update {
-                Update::Muon(_) => together.extend(slots.clone().map(|slot| slot..slot + 1)),
-                Update::AdamW(_) => together.push(slots.clone()),
+            match plan.update.rule().unit() {
+                Unit::Matrix => together.extend(slots.clone().map(|slot| slot..slot + 1)),
+                Unit::Element => together.push(slots.clone()),
             }
         }
         let tensor_slots = ownership.tensor_slots.clone();

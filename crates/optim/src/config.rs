@@ -2,14 +2,17 @@
 //!
 //! Every struct refuses unknown keys. Values are checked by [`OptimizerConfig::check`].
 
-mod muon;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::OptimError;
-pub use muon::{
-    Algorithm, Beyond, Coefficients, CustomConfig, MuonConfig, Scale, Storage, TaylorConfig,
+use crate::bounds::{positive, within};
+pub use crate::selection::{Match, RoleWord};
+pub use crate::update::muon::{
+    Algorithm, Beyond, Coefficients, CustomConfig, Scale, Storage, TaylorConfig,
+};
+pub use crate::update::{
+    AdamWConfig, DionConfig, DionScale, MuonConfig, NorMuonConfig, Rule, SgdConfig,
 };
 
 /// Which update each parameter gets, how fast, and what happens to gradients first.
@@ -32,7 +35,7 @@ pub struct OptimizerConfig {
     /// What a step with an infinite or NaN gradient does: `stop` the run, or `skip` the update.
     /// Such a gradient is never applied.
     pub non_finite: NonFinite,
-    /// Whether a run in which Muon updates no matrix at all is an error.
+    /// Whether a run in which neither Muon nor its like updates a matrix is an error.
     pub require_muon: bool,
 }
 
@@ -41,10 +44,9 @@ impl Default for OptimizerConfig {
         let muon = Rule {
             matches: Match { roles: Some(vec![RoleWord::Matrix, RoleWord::Expert]), names: None },
             muon: Some(MuonConfig::default()),
-            adamw: None,
+            ..Rule::default()
         };
-        let rest =
-            Rule { matches: Match::default(), muon: None, adamw: Some(AdamWConfig::default()) };
+        let rest = Rule { adamw: Some(AdamWConfig::default()), ..Rule::default() };
         Self {
             rules: vec![muon, rest],
             schedule: Schedule::default(),
@@ -52,89 +54,6 @@ impl Default for OptimizerConfig {
             non_finite: NonFinite::Stop,
             require_muon: true,
         }
-    }
-}
-
-/// A set of parameters and the update they get: give exactly one of `muon` and `adamw`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Which parameters; `{}` is all of them.
-    #[serde(rename = "match", default)]
-    pub matches: Match,
-    /// Orthogonalized momentum, for matrices.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub muon: Option<MuonConfig>,
-    /// AdamW, for anything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adamw: Option<AdamWConfig>,
-}
-
-/// A set of parameters: those that satisfy every key given.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Match {
-    /// The parameter has one of these roles.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub roles: Option<Vec<RoleWord>>,
-    /// The parameter's name matches one of these patterns: `*` stands for any characters, `?` for
-    /// one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub names: Option<Vec<String>>,
-}
-
-/// What a parameter is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RoleWord {
-    /// A hidden weight matrix.
-    Matrix,
-    /// A token or position embedding.
-    Embedding,
-    /// The output projection, where it is not the token embedding.
-    Head,
-    /// Norm gains and biases.
-    Vector,
-    /// The matrix that scores experts.
-    Router,
-    /// A matrix of one expert.
-    Expert,
-}
-
-impl RoleWord {
-    /// The word of `layout::Role`.
-    pub fn word(self) -> &'static str {
-        match self {
-            RoleWord::Matrix => "matrix",
-            RoleWord::Embedding => "embedding",
-            RoleWord::Head => "head",
-            RoleWord::Vector => "vector",
-            RoleWord::Router => "router",
-            RoleWord::Expert => "expert",
-        }
-    }
-}
-
-/// AdamW with decoupled weight decay.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamWConfig {
-    /// Learning rate before the schedule.
-    pub lr: f64,
-    /// Decay of the average gradient per step, 0 to below 1.
-    pub beta1: f64,
-    /// Decay of the average squared gradient per step, 0 to below 1.
-    pub beta2: f64,
-    /// Added to the root of the average squared gradient.
-    pub eps: f64,
-    /// Decoupled weight decay: the weights lose this share times the learning rate per step.
-    pub weight_decay: f64,
-}
-
-impl Default for AdamWConfig {
-    /// No decay, as these are norm gains, biases and embeddings next to Muon.
-    fn default() -> Self {
-        Self { lr: 0.003, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
     }
 }
 
@@ -265,18 +184,6 @@ impl OptimizerConfig {
     }
 }
 
-impl Rule {
-    fn check(&self, index: usize) -> Result<(), OptimError> {
-        let at = |key: &str| format!("optimizer.rules[{index}].{key}");
-        match (&self.muon, &self.adamw) {
-            (Some(muon), None) => muon.check(&at("muon")),
-            (None, Some(adamw)) => adamw.check(&at("adamw")),
-            (None, None) => Err(OptimError::NoUpdate { rule: index }),
-            (Some(_), Some(_)) => Err(OptimError::TwoUpdates { rule: index }),
-        }
-    }
-}
-
 impl Schedule {
     fn check(&self) -> Result<(), OptimError> {
         let (kind, fraction) = match self {
@@ -298,44 +205,6 @@ impl Clip {
             Clip::Global(norm) => positive("optimizer.clip.global", norm, 1.0),
         }
     }
-}
-
-impl AdamWConfig {
-    fn check(&self, at: &str) -> Result<(), OptimError> {
-        positive(&format!("{at}.lr"), self.lr, 0.003)?;
-        below_one(&format!("{at}.beta1"), self.beta1, 0.9)?;
-        below_one(&format!("{at}.beta2"), self.beta2, 0.95)?;
-        positive(&format!("{at}.eps"), self.eps, 1e-8)?;
-        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)
-    }
-}
-
-fn value(at: &str, got: f64, allowed: &str, nearest: f64) -> OptimError {
-    let (at, allowed) = (at.to_owned(), allowed.to_owned());
-    OptimError::Value { at, got: got.to_string(), allowed, nearest: nearest.to_string() }
-}
-
-fn positive(at: &str, got: f64, usual: f64) -> Result<(), OptimError> {
-    if got > 0.0 && got.is_finite() {
-        return Ok(());
-    }
-    Err(value(at, got, "a positive number", usual))
-}
-
-fn below_one(at: &str, got: f64, usual: f64) -> Result<(), OptimError> {
-    if (0.0..1.0).contains(&got) {
-        return Ok(());
-    }
-    let nearest = if got < 0.0 { 0.0 } else { usual };
-    Err(value(at, got, "a number from 0 to below 1", nearest))
-}
-
-fn within(at: &str, got: f64, least: f64, most: f64) -> Result<(), OptimError> {
-    if (least..=most).contains(&got) {
-        return Ok(());
-    }
-    let nearest = if got.is_nan() { least } else { got.clamp(least, most) };
-    Err(value(at, got, &format!("a number from {least} to {most}"), nearest))
 }
 
 #[cfg(test)]
@@ -386,22 +255,6 @@ require_muon: false
         assert!(message("rules: [{match: {role: []}}]").contains("unknown field `role`"));
         let roles = message("rules: [{match: {roles: [matrx]}, adamw: {}}]");
         assert!(roles.contains("unknown variant `matrx`, expected one of `matrix`"), "{roles}");
-    }
-
-    #[test]
-    fn role_words_are_those_of_the_layout() {
-        let all = [
-            RoleWord::Matrix,
-            RoleWord::Embedding,
-            RoleWord::Head,
-            RoleWord::Vector,
-            RoleWord::Router,
-            RoleWord::Expert,
-        ];
-        assert_eq!(all.map(RoleWord::word), layout::Role::WORDS);
-        for word in all {
-            assert_eq!(serde_json::to_value(word).unwrap(), word.word());
-        }
     }
 
     #[test]

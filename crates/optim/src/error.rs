@@ -14,12 +14,15 @@ pub enum OptimError {
     #[error("{at}: {source}")]
     NewtonSchulz { at: String, source: Box<KernelError> },
     #[error(
-        "optimizer.rules[{rule}] has no update; give it `muon: {{}}` or `adamw: {{}}` \
-         (with defaults)"
+        "optimizer.rules[{rule}] has no update; give it one of {} (as `adamw: {{}}`, with defaults)",
+        crate::Update::WORDS.join(", ")
     )]
     NoUpdate { rule: usize },
-    #[error("optimizer.rules[{rule}] has both `muon` and `adamw`; split it into two rules")]
-    TwoUpdates { rule: usize },
+    #[error(
+        "optimizer.rules[{rule}] has both `{}` and `{}`; split it into two rules",
+        words[0], words[1]
+    )]
+    TwoUpdates { rule: usize, words: [&'static str; 2] },
     /// A parameter that no rule matches.
     #[error(
         "no optimizer rule matches `{tensor}` (role {role}, shape {shape:?}); add a last rule \
@@ -29,16 +32,37 @@ pub enum OptimError {
     /// A rule that matches no parameter of this model.
     #[error("optimizer.rules[{rule}] matches no parameter: {reason}")]
     UnusedRule { rule: usize, reason: String },
-    /// A Muon rule that matches something that is not a matrix.
+    /// A rule whose update is one of matrices, and that matches something else.
     #[error(
-        "optimizer.rules[{rule}] gives Muon to `{tensor}`, whose shape is {shape:?}; Muon updates \
-         two-dimensional parameters only: leave its role ({role}) to an `adamw` rule"
+        "optimizer.rules[{rule}] gives {update} to `{tensor}`, whose shape is {shape:?}; {update} \
+         updates two-dimensional parameters only: leave its role ({role}) to an `adamw` rule"
     )]
-    NotAMatrix { rule: usize, tensor: String, role: &'static str, shape: Vec<usize> },
-    /// Muon updates nothing.
+    NotAMatrix {
+        rule: usize,
+        update: &'static str,
+        tensor: String,
+        role: &'static str,
+        shape: Vec<usize>,
+    },
+    /// An update whose state would be larger than the matrix that it is for.
     #[error(
-        "no parameter is updated by Muon; give a rule that matches role {suggestion} `muon: {{}}`, \
-         or set `optimizer.require_muon: false` if that is meant"
+        "{at} = {got} does not fit {matrix} {shape:?}: its {state} would be {needs:?}; use at \
+         most {most}"
+    )]
+    StateMisfit {
+        at: String,
+        got: usize,
+        matrix: String,
+        shape: [usize; 2],
+        state: &'static str,
+        needs: [usize; 2],
+        most: usize,
+    },
+    /// Neither Muon nor its like updates anything.
+    #[error(
+        "no parameter is updated by Muon or its like ({}); give a rule that matches role \
+         {suggestion} `muon: {{}}`, or set `optimizer.require_muon: false` if that is meant",
+        crate::Update::of_matrices().join(", ")
     )]
     NoMuon { suggestion: &'static str },
     /// The momentum of a matrix is no longer finite.

@@ -1,25 +1,26 @@
 //! How one rank's pieces are kept and launched: a pure function of the plan.
 //!
 //! ```text
-//! momentum, masters │ shape A: piece piece … │ shape B: piece … │  (batches follow each other)
-//! moments,  masters │ rule 1: piece piece …  │ rule 2: …        │
+//! masters      │ group 0: piece piece … │ group 1: piece … │ …  (matrices, then runs of rows)
+//! each state   │ group 0: piece piece … │ … of those groups whose update has it
 //! ```
 //!
-//! Matrices of one rule and one shape lie side by side and are orthogonalized in batches
-//! ([`BatchSize`]).
+//! Matrices of one rule and one shape lie side by side and are updated in batches ([`BatchSize`]);
+//! runs of rows are one group for each rule.
+
+use std::ops::Range;
 
 use device::Device;
-use kernels::newton_schulz::{Batch, Iteration, Matrix};
 use kernels::optimizer::{SlotRange, Span};
 use layout::flat::ALIGN;
 use layout::{Ownership, Piece, PieceKind, Schema};
 
 use crate::OptimError;
-use crate::config::{AdamWConfig, MuonConfig};
-use crate::rules::{TensorPlan, Update};
+use crate::rules::TensorPlan;
+use crate::update::{Group, Planned, Unit, Update};
 
-/// How many matrices of a shape are orthogonalized together, so that a device has enough to do
-/// while the scratch stays small. It changes no bit.
+/// How many matrices of a shape are updated together, so that a device has enough to do while the
+/// scratch stays small. It changes no bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BatchSize {
     /// So many in any case …
@@ -53,49 +54,50 @@ pub(crate) struct LocalPiece {
     pub piece: Piece,
     /// Elements per row.
     pub row_len: usize,
-    pub kept: Kept,
+    /// Its part of the masters.
+    pub masters: Range<usize>,
+    /// Its part of each state of its update.
+    pub states: Vec<KeptState>,
 }
 
-/// What a rank keeps of a piece, and where it starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kept {
-    /// Momentum, among the rank's Muon elements.
-    Muon(usize),
-    /// Two moments, among the rank's AdamW elements.
-    AdamW(usize),
-}
-
-/// Matrices of one shape under one rule that are orthogonalized together.
+/// Part of a state that goes with a piece.
 #[derive(Debug, Clone)]
-pub(crate) struct MuonBatch {
-    pub config: MuonConfig,
-    pub scale: f64,
-    /// Elements among the rank's Muon elements.
-    pub local: std::ops::Range<usize>,
+pub(crate) struct KeptState {
+    /// Position in [`LocalPlan::states`], and elements there.
+    pub stored: usize,
+    pub range: Range<usize>,
+    /// Rows of the whole state of the parameter, and elements of each.
+    pub rows: Range<usize>,
+    pub row_len: usize,
+}
+
+/// A group, and where it lies.
+pub(crate) struct LocalGroup {
+    pub group: Group,
+    pub planned: Box<dyn Planned>,
     /// Positions in [`LocalPlan::pieces`].
-    pub pieces: std::ops::Range<usize>,
-    /// `Span::local` counts from the start of the batch.
-    pub spans: Vec<Span>,
-    pub matrices: Batch,
+    pub pieces: Range<usize>,
+    pub masters: Range<usize>,
+    pub states: Vec<(usize, Range<usize>)>,
 }
 
-/// Elements under one AdamW rule.
-#[derive(Debug, Clone)]
-pub(crate) struct AdamWGroup {
-    pub config: AdamWConfig,
-    pub spans: Vec<Span>,
+/// One state of all pieces of a rank that have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub slot: &'static str,
+    pub len: usize,
 }
 
 /// Everything one rank updates.
-#[derive(Debug, Clone)]
 pub(crate) struct LocalPlan {
-    /// Muon pieces, batch by batch, then AdamW pieces. The position is the unit of a span.
+    /// Matrices, batch by batch, then runs of rows. The position is the unit of a span.
     pub pieces: Vec<LocalPiece>,
-    pub muon: Vec<MuonBatch>,
-    pub adamw: Vec<AdamWGroup>,
-    pub muon_len: usize,
-    pub adamw_len: usize,
-    /// Number of Muon pieces.
+    pub groups: Vec<LocalGroup>,
+    /// Of every update, in the order of the registry.
+    pub states: Vec<Stored>,
+    /// Elements of the masters, gaps included.
+    pub len: usize,
+    /// Number of matrices.
     pub matrices: usize,
     pub slots: Vec<SlotRange>,
 }
@@ -114,16 +116,15 @@ impl LocalPlan {
         }
         let mut local = LocalPlan {
             pieces: Vec::new(),
-            muon: Vec::new(),
-            adamw: Vec::new(),
-            muon_len: 0,
-            adamw_len: 0,
+            groups: Vec::new(),
+            states: every_state(),
+            len: 0,
             matrices: 0,
             slots: slot_ranges(ownership, rank),
         };
         local.add_matrices(ownership, rank, plans, size)?;
         local.matrices = local.pieces.len();
-        local.add_elements(schema, ownership, rank, plans);
+        local.add_rows(schema, ownership, rank, plans)?;
         Ok(local)
     }
 
@@ -145,72 +146,118 @@ impl LocalPlan {
         };
         // Stable: pieces of a group keep their flat order.
         matrices.sort_by_key(same);
-        for group in matrices.chunk_by(|a, b| same(a) == same(b)) {
-            for batch in group.chunks(size.most(group[0].1 * group[0].2)) {
-                self.add_batch(batch, plans)?;
+        for alike in matrices.chunk_by(|a, b| same(a) == same(b)) {
+            let (_, rows, cols) = alike[0];
+            for batch in alike.chunks(size.most(rows * cols)) {
+                let pieces: Vec<_> = batch.iter().map(|&(piece, ..)| (piece, cols)).collect();
+                self.add_group(&pieces, (rows, cols), plans)?;
             }
         }
         Ok(())
     }
 
-    fn add_batch(
-        &mut self,
-        batch: &[(&Piece, usize, usize)],
-        plans: &[TensorPlan],
-    ) -> Result<(), OptimError> {
-        let (first, rows, cols) = batch[0];
-        let Update::Muon(config) = &plans[first.tensor].update else { return Ok(()) };
-        let (start, first_piece) = (self.muon_len, self.pieces.len());
-        let (mut spans, mut matrices) = (Vec::new(), Vec::new());
-        for &(piece, ..) in batch {
-            let (local, len) = (self.muon_len - start, piece.flat.len());
-            let unit = self.pieces.len();
-            spans.push(Span { flat: piece.flat.start, local, len, unit });
-            matrices.push(Matrix::dense(local, local, rows, cols));
-            let (piece, kept, row_len) = (piece.clone(), Kept::Muon(self.muon_len), cols);
-            self.pieces.push(LocalPiece { piece, row_len, kept });
-            self.muon_len += len.next_multiple_of(ALIGN);
-        }
-        self.muon.push(MuonBatch {
-            config: config.clone(),
-            scale: config.scale.of(rows, cols),
-            local: start..self.muon_len,
-            pieces: first_piece..self.pieces.len(),
-            spans,
-            matrices: Batch::new(&Iteration::new(&config.method())?, matrices)?,
-        });
-        Ok(())
-    }
-
-    fn add_elements(
+    fn add_rows(
         &mut self,
         schema: &Schema,
         ownership: &Ownership,
         rank: usize,
         plans: &[TensorPlan],
-    ) {
-        let elementwise = |piece: &&Piece| matches!(piece.kind, PieceKind::Blocks { .. });
-        let mut pieces: Vec<&Piece> = ownership.owned(rank).filter(elementwise).collect();
+    ) -> Result<(), OptimError> {
+        let is_run = |piece: &&Piece| matches!(piece.kind, PieceKind::Blocks { .. });
+        let mut pieces: Vec<&Piece> = ownership.owned(rank).filter(is_run).collect();
         pieces.sort_by_key(|piece| plans[piece.tensor].rule);
         for group in pieces.chunk_by(|a, b| plans[a.tensor].rule == plans[b.tensor].rule) {
-            let Update::AdamW(config) = &plans[group[0].tensor].update else { continue };
-            let mut spans = Vec::new();
-            for &piece in group {
-                let (local, len) = (self.adamw_len, piece.flat.len());
-                spans.push(Span { flat: piece.flat.start, local, len, unit: self.pieces.len() });
-                let row_len = schema.tensors[piece.tensor].row_len();
-                let (piece, kept) = (piece.clone(), Kept::AdamW(local));
-                self.pieces.push(LocalPiece { piece, row_len, kept });
-                self.adamw_len += len.next_multiple_of(ALIGN);
-            }
-            self.adamw.push(AdamWGroup { config: config.clone(), spans });
+            let row_len = |piece: &Piece| schema.tensors[piece.tensor].row_len();
+            let group: Vec<_> = group.iter().map(|&piece| (piece, row_len(piece))).collect();
+            self.add_group(&group, (0, 0), plans)?;
         }
+        Ok(())
     }
 
-    /// Elements of the largest batch.
-    pub(crate) fn batch_elements(&self) -> usize {
-        self.muon.iter().map(|batch| batch.local.len()).max().unwrap_or(0)
+    /// Adds pieces of one rule, each with the length of its rows.
+    fn add_group(
+        &mut self,
+        members: &[(&Piece, usize)],
+        shape: (usize, usize),
+        plans: &[TensorPlan],
+    ) -> Result<(), OptimError> {
+        let first = self.pieces.len();
+        let mut group = Group { shape, spans: Vec::new(), len: 0 };
+        for (unit, (piece, _)) in (first..).zip(members) {
+            let len = piece.flat.len();
+            group.spans.push(Span { flat: piece.flat.start, local: group.len, len, unit });
+            group.len += len.next_multiple_of(ALIGN);
+        }
+        let start = self.len;
+        for (span, &(piece, row_len)) in group.spans.iter().zip(members) {
+            let masters = start + span.local..start + span.local + span.len;
+            let (piece, states) = (piece.clone(), Vec::new());
+            self.pieces.push(LocalPiece { piece, row_len, masters, states });
+        }
+        self.len += group.len;
+        let rule = plans[members[0].0.tensor].update.rule();
+        let kinds = rule.states(shape.0, shape.1);
+        let states = kinds.iter().enumerate();
+        let states = states.map(|(index, kind)| self.add_state(first, (index, kind.slot), plans));
+        let states = states.collect();
+        self.groups.push(LocalGroup {
+            planned: rule.prepare(&group)?,
+            group,
+            pieces: first..self.pieces.len(),
+            masters: start..self.len,
+            states,
+        });
+        Ok(())
     }
+
+    /// Makes room for state number `index`, of `slot`, of the pieces from `first` on, and says
+    /// where.
+    fn add_state(
+        &mut self,
+        first: usize,
+        (index, slot): (usize, &str),
+        plans: &[TensorPlan],
+    ) -> (usize, Range<usize>) {
+        let stored = self.states.iter().position(|stored| stored.slot == slot);
+        let stored = stored.expect("the registry has every update, and so every state");
+        let start = self.states[stored].len;
+        let mut end = start;
+        for piece in &mut self.pieces[first..] {
+            let (rows, row_len) = rows_of(&plans[piece.piece.tensor], piece, index);
+            let range = end..end + rows.len() * row_len;
+            end = range.end.next_multiple_of(ALIGN);
+            piece.states.push(KeptState { stored, range, rows, row_len });
+        }
+        self.states[stored].len = end;
+        (stored, start..end)
+    }
+}
+
+/// Rows of state number `index` of a parameter that go with `piece`, and elements of each.
+fn rows_of(plan: &TensorPlan, piece: &LocalPiece, index: usize) -> (Range<usize>, usize) {
+    let rule = plan.update.rule();
+    let extent = |rows: usize| rule.states(rows, piece.row_len)[index].extent(rows, piece.row_len);
+    let rows = piece.piece.rows.clone();
+    let (count, row_len) = extent(rows.len());
+    let start = match rule.unit() {
+        Unit::Element => rows.start,
+        Unit::Matrix => {
+            let before = plan.parts.iter().filter(|part| part.rows.start < rows.start);
+            before.map(|part| extent(part.rows.len()).0).sum()
+        }
+    };
+    (start..start + count, row_len)
+}
+
+/// Every state of any update, once, still empty.
+fn every_state() -> Vec<Stored> {
+    let mut all: Vec<Stored> = Vec::new();
+    for kind in Update::all().iter().flat_map(|update| update.rule().states(1, 1)) {
+        if all.iter().all(|stored| stored.slot != kind.slot) {
+            all.push(Stored { slot: kind.slot, len: 0 });
+        }
+    }
+    all
 }
 
 fn slot_ranges(ownership: &Ownership, rank: usize) -> Vec<SlotRange> {

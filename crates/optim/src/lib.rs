@@ -1,4 +1,4 @@
-//! Muon, AdamW, schedules and the sharded step.
+//! Optimizers (Muon, AdamW), schedules and the sharded step.
 //!
 //! ```text
 //! OptimizerConfig ─▶ plan ──▶ treatments ─▶ layout::Ownership
@@ -12,10 +12,11 @@
 //!
 //! Invariants:
 //!   * every parameter has exactly one rule, and every rule has a parameter;
-//!   * the new bits of a weight depend on its matrix (Muon) or itself (AdamW), the statistics of
-//!     all slots and the config: not on the rank that owns it, the number of ranks or threads;
+//!   * the new bits of a weight depend on its matrix or itself, as its update's unit is, the
+//!     statistics of all slots and the config: not on the rank that owns it, the number of ranks or threads;
 //!   * after the first step, a step allocates nothing.
 
+mod bounds;
 pub mod clip;
 pub mod config;
 mod error;
@@ -25,19 +26,22 @@ pub mod memory;
 pub mod offload;
 pub mod rules;
 pub mod schedule;
+mod selection;
 mod states;
 pub mod step;
 mod tagged;
+mod update;
 
 pub use clip::{ClipDecision, Clipper, Verdict};
 pub use config::{
-    AdamWConfig, Clip, Coefficients, Match, MuonConfig, NonFinite, OptimizerConfig, RoleWord, Rule,
-    Scale, Schedule,
+    AdamWConfig, Clip, Coefficients, DionConfig, DionScale, Match, MuonConfig, NonFinite,
+    NorMuonConfig, OptimizerConfig, RoleWord, Rule, Scale, Schedule, SgdConfig,
 };
 pub use error::OptimError;
 pub use memory::{MemoryItem, memory_plan, memory_plan_on};
 pub use offload::{Offloaded, offload_plan, staging_bytes};
-pub use rules::{TensorPlan, Update, plan, table, treatments};
+pub use rules::{TensorPlan, plan, table, treatments};
 pub use schedule::factor;
 pub use states::{StateView, declared};
 pub use step::{ShardedOptimizer, StepScalars};
+pub use update::Update;

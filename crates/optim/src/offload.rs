@@ -231,6 +231,14 @@ impl Offloaded {
         self.download(host, weights)
     }
 
+    /// As [`ShardedOptimizer::initialize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn initialize(&mut self, seed: u64) -> Result<(), OptimError> {
+        self.optimizer.initialize(seed)
+    }
+
     /// Takes over this rank's pieces of the host's flat weights: of the run's type, or f32 for the
     /// masters of bf16 weights.
     ///

@@ -1,14 +1,13 @@
 //! Which rule updates which parameter: a pure function of schema and config.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use kernels::newton_schulz::{Algorithm, Iteration, Method};
 use layout::{LogicalTensor, Schema, Treatment};
 
-use crate::config::{AdamWConfig, Match, MuonConfig, OptimizerConfig, Rule};
+use crate::config::{OptimizerConfig, Rule};
+use crate::update::{Misfit, Unit, Update};
 use crate::{OptimError, glob};
 
 /// The update of one parameter, in schema order.
@@ -19,15 +18,8 @@ pub struct TensorPlan {
     /// Position in `optimizer.rules`.
     pub rule: usize,
     pub update: Update,
-    /// The true matrices; for AdamW one part, the whole parameter.
+    /// The true matrices; under an update of elements one part, the whole parameter.
     pub parts: Vec<PartPlan>,
-}
-
-/// What the rule does.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Update {
-    Muon(MuonConfig),
-    AdamW(AdamWConfig),
 }
 
 /// One true matrix.
@@ -38,20 +30,20 @@ pub struct PartPlan {
     /// Rows of the parameter's first axis.
     pub rows: Range<usize>,
     pub cols: usize,
-    /// Factor on the update (Muon); 1 for AdamW.
+    /// Factor on the update.
     pub scale: f64,
 }
 
 /// Decides the update of every parameter of `schema`.
 ///
 /// # Errors
-/// A value out of range; a parameter without a rule; a rule without a parameter; Muon on
-/// something that is not two-dimensional; no Muon at all though the config requires it.
+/// A value out of range; a parameter without a rule; a rule without a parameter; an update of
+/// matrices on something else; none of them at all though the config requires one.
 pub fn plan(schema: &Schema, config: &OptimizerConfig) -> Result<Vec<TensorPlan>, OptimError> {
     config.check()?;
     let mut plans = Vec::with_capacity(schema.tensors.len());
     for (index, tensor) in schema.tensors.iter().enumerate() {
-        let Some(rule) = config.rules.iter().position(|rule| accepts(&rule.matches, tensor)) else {
+        let Some(rule) = config.rules.iter().position(|rule| rule.matches.accepts(tensor)) else {
             return Err(OptimError::Unmatched {
                 tensor: tensor.name.clone(),
                 role: tensor.role.word(),
@@ -66,8 +58,8 @@ pub fn plan(schema: &Schema, config: &OptimizerConfig) -> Result<Vec<TensorPlan>
             return Err(OptimError::UnusedRule { rule, reason });
         }
     }
-    let muon = plans.iter().any(|plan| matches!(plan.update, Update::Muon(_)));
-    if config.require_muon && !muon {
+    let any = plans.iter().any(|plan| plan.update.rule().unit() == Unit::Matrix);
+    if config.require_muon && !any {
         let has = |word| schema.tensors.iter().any(|tensor| tensor.role.word() == word);
         let suggestion = if !has("matrix") && has("expert") { "expert" } else { "matrix" };
         return Err(OptimError::NoMuon { suggestion });
@@ -81,44 +73,54 @@ fn tensor_plan(
     rule: usize,
     with: &Rule,
 ) -> Result<TensorPlan, OptimError> {
-    let cols = tensor.row_len();
-    if let Some(muon) = &with.muon {
-        if tensor.shape.len() != 2 {
+    let (cols, update) = (tensor.row_len(), with.update(rule)?);
+    let part = |rows: Range<usize>, label: String| {
+        let scale = update.rule().scale(rows.len(), cols);
+        PartPlan { label, rows, cols, scale }
+    };
+    let parts = match update.rule().unit() {
+        Unit::Element => vec![part(0..tensor.rows(), String::new())],
+        Unit::Matrix if tensor.shape.len() != 2 => {
             return Err(OptimError::NotAMatrix {
                 rule,
+                update: update.name(),
                 tensor: tensor.name.clone(),
                 role: tensor.role.word(),
                 shape: tensor.shape.clone(),
             });
         }
-        let labels = tensor.parts.iter().map(|part| part.label.clone());
-        let labels = labels.chain(std::iter::repeat(String::new()));
-        let parts = tensor.row_ranges().into_iter().zip(labels).map(|(rows, label)| {
-            let scale = muon.scale.of(rows.len(), cols);
-            PartPlan { label, rows, cols, scale }
-        });
-        let (parts, update) = (parts.collect(), Update::Muon(muon.clone()));
-        return Ok(TensorPlan { tensor: index, rule, update, parts });
+        Unit::Matrix => {
+            let labels = tensor.parts.iter().map(|part| part.label.clone());
+            let labels = labels.chain(std::iter::repeat(String::new()));
+            tensor.row_ranges().into_iter().zip(labels).map(|(r, label)| part(r, label)).collect()
+        }
+    };
+    let parts: Vec<PartPlan> = parts;
+    for part in &parts {
+        let fits = update.rule().fits(part.rows.len(), cols);
+        fits.map_err(|misfit| does_not_fit(tensor, rule, &update, part, misfit))?;
     }
-    let Some(adamw) = &with.adamw else { return Err(OptimError::NoUpdate { rule }) };
-    let part = PartPlan { label: String::new(), rows: 0..tensor.rows(), cols, scale: 1.0 };
-    let update = Update::AdamW(adamw.clone());
-    Ok(TensorPlan { tensor: index, rule, update, parts: vec![part] })
+    Ok(TensorPlan { tensor: index, rule, update, parts })
 }
 
-fn accepts(set: &Match, tensor: &LogicalTensor) -> bool {
-    role_accepts(set, tensor) && name_accepts(set, tensor)
-}
-
-fn role_accepts(set: &Match, tensor: &LogicalTensor) -> bool {
-    let has =
-        |roles: &Vec<crate::RoleWord>| roles.iter().any(|role| role.word() == tensor.role.word());
-    set.roles.as_ref().is_none_or(has)
-}
-
-fn name_accepts(set: &Match, tensor: &LogicalTensor) -> bool {
-    let has = |names: &Vec<String>| names.iter().any(|name| glob::matches(name, &tensor.name));
-    set.names.as_ref().is_none_or(has)
+fn does_not_fit(
+    tensor: &LogicalTensor,
+    rule: usize,
+    update: &Update,
+    part: &PartPlan,
+    misfit: Misfit,
+) -> OptimError {
+    let Misfit { key, got, state, shape: needs, most } = misfit;
+    let of = if part.label.is_empty() { String::new() } else { format!("{} of ", part.label) };
+    OptimError::StateMisfit {
+        at: format!("optimizer.rules[{rule}].{}.{key}", update.word()),
+        got,
+        matrix: format!("{of}`{}`", tensor.name),
+        shape: [part.rows.len(), part.cols],
+        state,
+        needs,
+        most,
+    }
 }
 
 /// Why rule `rule` decides nothing, and what would help.
@@ -129,7 +131,7 @@ fn why_unused(
     rule: usize,
 ) -> String {
     let set = &config.rules[rule].matches;
-    let taken = schema.tensors.iter().zip(plans).find(|(tensor, _)| accepts(set, tensor));
+    let taken = schema.tensors.iter().zip(plans).find(|(tensor, _)| set.accepts(tensor));
     if let Some((tensor, plan)) = taken {
         let (name, earlier) = (&tensor.name, plan.rule);
         return format!(
@@ -137,13 +139,13 @@ fn why_unused(
              move this rule above it or remove it"
         );
     }
-    if !schema.tensors.iter().any(|tensor| role_accepts(set, tensor)) {
+    if !schema.tensors.iter().any(|tensor| set.role_accepts(tensor)) {
         let mut roles: Vec<_> = schema.tensors.iter().map(|tensor| tensor.role.word()).collect();
         roles.sort_unstable();
         roles.dedup();
         return format!("no parameter has such a role; the model's roles are {}", roles.join(", "));
     }
-    if schema.tensors.iter().any(|tensor| name_accepts(set, tensor)) {
+    if schema.tensors.iter().any(|tensor| set.name_accepts(tensor)) {
         return "its roles and its names match different parameters; drop one of the two".into();
     }
     match set.names.iter().flatten().next() {
@@ -171,49 +173,33 @@ fn nearest_name(schema: &Schema, pattern: &str) -> String {
 /// What ownership needs to know of each parameter.
 ///
 /// # Errors
-/// None for the plans of [`plan`], which has checked their methods.
+/// None for the plans of [`plan`], which has checked their updates.
 pub fn treatments(plans: &[TensorPlan]) -> Result<Vec<Treatment>, OptimError> {
     // Models have thousands of matrices, of few rules and shapes.
-    let mut iterations: BTreeMap<usize, Iteration> = BTreeMap::new();
     let mut known: BTreeMap<(usize, usize, usize), f64> = BTreeMap::new();
     let mut treatments = Vec::with_capacity(plans.len());
     for plan in plans {
-        let Update::Muon(muon) = &plan.update else {
+        let rule = plan.update.rule();
+        if rule.unit() == Unit::Element {
             treatments.push(Treatment::Elementwise);
             continue;
-        };
-        let iteration = match iterations.entry(plan.rule) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let at = format!("optimizer.rules[{}].muon", plan.rule);
-                let refused = |source| OptimError::NewtonSchulz { at, source: Box::new(source) };
-                entry.insert(Iteration::new(&muon.method()).map_err(refused)?)
-            }
-        };
-        let flops = plan.parts.iter().map(|part| {
-            let (short, long) = (part.rows.len().min(part.cols), part.rows.len().max(part.cols));
-            let key = (plan.rule, short, long);
-            *known.entry(key).or_insert_with(|| polar_flops(iteration, short, long))
-        });
-        treatments.push(Treatment::WholeMatrix { flops: flops.collect() });
+        }
+        let mut flops = Vec::with_capacity(plan.parts.len());
+        for part in &plan.parts {
+            let key = (plan.rule, part.rows.len(), part.cols);
+            flops.push(match known.get(&key) {
+                Some(&flops) => flops,
+                None => *known.entry(key).or_insert(rule.flops(part.rows.len(), part.cols)?),
+            });
+        }
+        treatments.push(Treatment::WholeMatrix { flops });
     }
     Ok(treatments)
 }
 
-/// FLOPs of one orthogonalization as it runs.
-fn polar_flops(iteration: &Iteration, short: usize, long: usize) -> f64 {
-    if iteration.method().algorithm == Algorithm::Svd {
-        // The thin R-SVD with both factors is 6mn² + 20n³ (Golub and Van Loan, Matrix
-        // Computations, 4th ed., figure 8.6.1), and their product 2mn².
-        let (n, m) = (short as f64, long as f64);
-        return 8.0 * m * n * n + 20.0 * n * n * n;
-    }
-    iteration.program(short, long).flops()
-}
-
 /// The plan for people: one line per kind of parameter, in schema order; layers and experts that
-/// differ by number alone share a line. Then one line per way to orthogonalize: what it makes of
-/// singular values.
+/// differ by number alone share a line. Then a line for each rule whose update promises something:
+/// as Newton–Schulz does of singular values.
 pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
     // Keyed by first appearance, so that lines keep the order of the model.
     let mut lines: Vec<(String, Vec<String>, usize)> = Vec::new();
@@ -222,15 +208,15 @@ pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
         let tensor = &schema.tensors[plan.tensor];
         let mut name = glob::generalize(&tensor.name);
         for part in &plan.parts {
-            let shape = match (tensor.shape.len(), &plan.update) {
-                (2, _) => format!("{}×{}", part.rows.len(), part.cols),
+            let shape = match tensor.shape.len() {
+                2 => format!("{}×{}", part.rows.len(), part.cols),
                 _ => tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
             };
             if !part.label.is_empty() {
                 name = format!("{} [{}]", glob::generalize(&tensor.name), part.label);
             }
-            let cells =
-                vec![shape, name.clone(), update_words(&plan.update, part.scale, plan.rule)];
+            let words = format!("{}  rule {}", plan.update.rule().words(part.scale), plan.rule);
+            let cells = vec![shape, name.clone(), words];
             let key = cells.join("\n");
             let at = *index.entry(key.clone()).or_insert_with(|| {
                 lines.push((key, cells, 0));
@@ -242,37 +228,18 @@ pub fn table(schema: &Schema, plans: &[TensorPlan]) -> String {
     render(&lines) + &promises(plans)
 }
 
-/// A line for each method in use, as `rule 0: Newton–Schulz, 5 steps of …`.
+/// As `rule 0: Newton–Schulz, 5 steps of …`.
 fn promises(plans: &[TensorPlan]) -> String {
     let mut lines: Vec<(usize, String)> = Vec::new();
-    for plan in plans {
-        let Update::Muon(muon) = &plan.update else { continue };
-        if lines.iter().any(|(rule, _)| *rule == plan.rule) {
+    for TensorPlan { rule, update, .. } in plans {
+        if lines.iter().any(|(earlier, _)| earlier == rule) {
             continue;
         }
-        let Ok(iteration) = Iteration::new(&muon.method()) else { continue };
-        let Method { algorithm, storage, .. } = iteration.method();
-        let (algorithm, storage) = (algorithm.word(), storage.word());
-        let line = format!("rule {}: {iteration}; algorithm {algorithm} in {storage}\n", plan.rule);
-        lines.push((plan.rule, line));
-    }
-    lines.into_iter().map(|(_, line)| line).collect()
-}
-
-fn update_words(update: &Update, scale: f64, rule: usize) -> String {
-    match update {
-        Update::Muon(muon) => format!(
-            "muon lr {} × {scale:.3} ({}), {} steps {}, decay {}  rule {rule}",
-            muon.lr,
-            muon.scale.word(),
-            muon.steps,
-            muon.coefficients.word(),
-            muon.weight_decay,
-        ),
-        Update::AdamW(adamw) => {
-            format!("adamw lr {}, decay {}  rule {rule}", adamw.lr, adamw.weight_decay)
+        if let Some(promise) = update.rule().promise() {
+            lines.push((*rule, format!("rule {rule}: {promise}\n")));
         }
     }
+    lines.into_iter().map(|(_, line)| line).collect()
 }
 
 fn render(lines: &[(String, Vec<String>, usize)]) -> String {
@@ -293,7 +260,7 @@ fn render(lines: &[(String, Vec<String>, usize)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RoleWord;
+    use crate::config::{AdamWConfig, Match, RoleWord};
     use layout::{Part, Role};
 
     fn schema() -> Schema {
@@ -328,7 +295,7 @@ mod tests {
             roles: (!roles.is_empty()).then(|| roles.to_vec()),
             names: (!names.is_empty()).then_some(names),
         };
-        Rule { matches, muon: None, adamw: Some(AdamWConfig::default()) }
+        Rule { matches, adamw: Some(AdamWConfig::default()), ..Rule::default() }
     }
 
     #[test]

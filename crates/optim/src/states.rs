@@ -4,7 +4,8 @@ use device::Tensor;
 use layout::state::PARAM;
 use layout::{Absent, Region, Schema, Sharing, StateDecl};
 
-use crate::rules::{TensorPlan, Update};
+use crate::rules::TensorPlan;
+use crate::update::Axes;
 
 /// A box of one state that a rank holds; the memory itself.
 #[derive(Debug, Clone)]
@@ -22,9 +23,23 @@ pub fn declared(schema: &Schema, plans: &[TensorPlan]) -> Vec<StateDecl> {
     let mut states = Vec::new();
     for (tensor, plan) in schema.tensors.iter().zip(plans) {
         let sharing = Sharing::Owned { tensor: plan.tensor };
-        let state = |slot| StateDecl::f32(&tensor.name, slot, &tensor.shape, sharing);
-        states.push(state(PARAM).absent(Absent::Refuse));
-        states.extend(slots(&plan.update).iter().map(|slot| state(slot)));
+        let state = |slot, shape: &[usize]| StateDecl::f32(&tensor.name, slot, shape, sharing);
+        states.push(state(PARAM, &tensor.shape).absent(Absent::Refuse));
+        // Those of each true matrix, which differ in shape alone.
+        let parts = plan.parts.iter();
+        let parts: Vec<_> =
+            parts.map(|p| plan.update.rule().states(p.rows.len(), p.cols)).collect();
+        for (index, kind) in parts.first().into_iter().flatten().enumerate() {
+            let declared = match kind.axes {
+                Axes::Same => state(kind.slot, &tensor.shape),
+                Axes::Rows(_, row_len) => {
+                    let each = parts.iter().zip(&plan.parts);
+                    let each = each.map(|(kinds, p)| kinds[index].extent(p.rows.len(), p.cols).0);
+                    state(kind.slot, &[each.sum(), row_len])
+                }
+            };
+            states.push(declared.absent(kind.absent));
+        }
     }
     states
 }
@@ -33,12 +48,4 @@ pub fn declared(schema: &Schema, plans: &[TensorPlan]) -> Vec<StateDecl> {
 pub(crate) fn firsts(states: &[StateDecl]) -> Vec<usize> {
     let of_param = |(index, state): (usize, &StateDecl)| (state.slot == PARAM).then_some(index);
     states.iter().enumerate().filter_map(of_param).collect()
-}
-
-/// Words of the checkpoint format.
-fn slots(update: &Update) -> &'static [&'static str] {
-    match update {
-        Update::Muon(_) => &["momentum"],
-        Update::AdamW(_) => &["adam_m", "adam_v"],
-    }
 }

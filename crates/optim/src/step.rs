@@ -9,23 +9,22 @@ use std::ops::Range;
 
 use device::{DType, Device, Stream, Tensor};
 use kernels::Op;
-use kernels::newton_schulz::{Bound, Orthogonalize, STATUS_FINITE};
-use kernels::optimizer::{AdamW, AdamWStep, CopyToMasters, Momentum, MuonApply, MuonMomentum};
-use kernels::optimizer::{RoundFromMasters, SlotRanges, Spans, SumOfSquares, Weights};
-use layout::{FlatLayout, Ownership, Schema, StateDecl};
+use kernels::newton_schulz::STATUS_FINITE;
+use kernels::optimizer::{CopyToMasters, RoundFromMasters, SlotRanges, Spans, SumOfSquares};
+use layout::{Absent, FlatLayout, Ownership, Schema, StateDecl};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
-use crate::config::{AdamWConfig, MuonConfig};
-use crate::group::{BatchSize, Kept, LocalPiece, LocalPlan};
-use crate::memory::{self, MemoryItem, Room};
+use crate::group::{BatchSize, LocalPiece, LocalPlan};
+use crate::memory::{MemoryItem, Room};
 use crate::rules::TensorPlan;
 use crate::states::{StateView, declared, firsts};
+use crate::update::{Applying, Binding, Launch, Place};
 
 /// The numbers of one step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepScalars<'a> {
-    /// Number of this step in the run, from 1; corrects the bias of AdamW's moments.
+    /// Number of this step in the run, from 1; corrects the bias of averages.
     pub step: u64,
     /// The schedule's factor on every learning rate.
     pub lr_factor: f64,
@@ -34,22 +33,11 @@ pub struct StepScalars<'a> {
     pub clip: &'a ClipDecision,
 }
 
-struct MuonLaunch {
-    config: MuonConfig,
-    scale: f64,
-    spans: Spans,
-    momentum: Tensor,
-    masters: Option<Tensor>,
-    update: Tensor,
-    direction: Tensor,
-    /// From `update` to `direction`.
-    orthogonalize: Bound,
-}
-
-struct AdamWLaunch {
-    config: AdamWConfig,
+/// A group that is launched as one.
+struct BoundGroup {
     spans: Spans,
     masters: Option<Tensor>,
+    launch: Box<dyn Launch>,
 }
 
 /// The optimizer of one rank.
@@ -59,18 +47,15 @@ pub struct ShardedOptimizer {
     flat_len: usize,
     slot_count: usize,
     names: Vec<String>,
-    /// Declared; see [`declared`].
-    states: Vec<StateDecl>,
+    /// See [`declared`].
+    declared: Vec<StateDecl>,
     /// Of each tensor, the position of its first.
     first_states: Vec<usize>,
     pieces: Vec<LocalPiece>,
-    muon_len: usize,
     slots: SlotRanges,
-    muon: Vec<MuonLaunch>,
-    adamw: Vec<AdamWLaunch>,
-    momentum: Tensor,
-    adam_m: Tensor,
-    adam_v: Tensor,
+    groups: Vec<BoundGroup>,
+    /// In the order of [`LocalPlan::states`].
+    states: Vec<Tensor>,
     masters: Tensor,
     status: Tensor,
     factors: Tensor,
@@ -82,8 +67,8 @@ pub struct ShardedOptimizer {
 impl ShardedOptimizer {
     /// Allocates the zeroed state of the pieces that `rank` owns, and scratch.
     ///
-    /// With bf16 weights call [`ShardedOptimizer::adopt`] (or load the `param` states) before the
-    /// first step: the masters start at zero.
+    /// Call [`ShardedOptimizer::initialize`] before the first step (or load all states), and with
+    /// bf16 weights [`ShardedOptimizer::adopt`]: everything starts at zero.
     ///
     /// # Errors
     /// Plans or layout of another schema; weights neither f32 nor bf16; a method that the device
@@ -101,34 +86,29 @@ impl ShardedOptimizer {
             return Err(OptimError::WeightsDtype { dtype: weights_dtype });
         }
         let local = LocalPlan::new(schema, ownership, rank, plans, BatchSize::of(device))?;
-        let memory = local.memory(weights_dtype, &Room::on(device, &local)?);
-        let mut tensors = Vec::with_capacity(memory.len());
-        for item in &memory[..memory::TABLES] {
-            tensors.push(device.zeros(&[item.elements], item.dtype)?);
-        }
-        let states = declared(schema, plans);
-        let launches = Launches { device, local: &local, tensors: &tensors, weights_dtype };
+        let room = Room::new(&local, weights_dtype, Place::On(device))?;
+        let zeros = |item: &MemoryItem| device.zeros(&[item.elements], item.dtype);
+        let states: Vec<Tensor> = room.states.iter().map(zeros).collect::<Result<_, _>>()?;
+        let (masters, status) = (zeros(&room.masters)?, zeros(&room.status)?);
+        let declared = declared(schema, plans);
+        let memory = Memory { device, room: &room, states: &states, masters: &masters };
         Ok(ShardedOptimizer {
             stream: device.stream(),
             weights_dtype,
             flat_len: flat.len,
             slot_count: ownership.slots,
             names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
-            first_states: firsts(&states),
-            states,
-            muon_len: local.muon_len,
+            first_states: firsts(&declared),
+            declared,
             slots: SlotRanges::new(device, local.slots.clone())?,
-            muon: launches.muon()?,
-            adamw: launches.adamw()?,
-            momentum: tensors[memory::MOMENTUM].clone(),
-            adam_m: tensors[memory::ADAM_M].clone(),
-            adam_v: tensors[memory::ADAM_V].clone(),
-            masters: tensors[memory::MASTERS].clone(),
-            status: tensors[memory::STATUS].clone(),
-            factors: tensors[memory::FACTORS].clone(),
+            groups: memory.bind(&local, &status)?,
+            memory: room.items(),
+            states,
+            masters,
+            status,
+            factors: zeros(&room.factors)?,
             host_factors: vec![0.0; local.pieces.len()],
             pieces: local.pieces,
-            memory: memory.to_vec(),
         })
     }
 
@@ -140,8 +120,7 @@ impl ShardedOptimizer {
     /// What decides rounding on this device beside method and config, one line for each kind of
     /// matrix; nothing on a host. Pieces of other ranks may add lines.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
-        let batches = self.muon.iter().map(|batch| batch.orthogonalize.numeric_plan());
-        let lines = batches.flatten().cloned();
+        let lines = self.groups.iter().flat_map(|group| group.launch.numeric_plan());
         lines.chain(self.slots.numeric_plan()).collect()
     }
 
@@ -180,60 +159,15 @@ impl ShardedOptimizer {
             *factor = (scalars.inverse_tokens * clip) as f32;
         }
         self.stream.copy_in(&self.factors, &self.host_factors)?;
-        for batch in &self.muon {
-            self.apply_muon(batch, weights, grads, scalars)?;
-        }
-        for group in &self.adamw {
-            self.apply_adamw(group, weights, grads, scalars)?;
-        }
-        Ok(())
-    }
-
-    fn apply_muon(
-        &self,
-        batch: &MuonLaunch,
-        weights: &Tensor,
-        grads: &Tensor,
-        scalars: &StepScalars,
-    ) -> Result<(), OptimError> {
-        let MuonLaunch { config, spans, update, direction, .. } = batch;
-        let momentum = MuonMomentum {
-            spans: spans.clone(),
-            mu: config.momentum,
-            form: if config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
-            grads: grads.clone(),
-            momentum: batch.momentum.clone(),
-            update: update.clone(),
-            factors: self.factors.clone(),
+        let to = Applying {
+            stream: &self.stream,
+            weights,
+            grads,
+            factors: &self.factors,
+            step: scalars.step,
+            lr_factor: scalars.lr_factor,
         };
-        momentum.launch(&self.stream)?;
-        batch.orthogonalize.launch(&self.stream)?;
-        let lr = config.lr * scalars.lr_factor;
-        let (keep, rate) = (1.0 - lr * config.weight_decay, lr * batch.scale);
-        let weights = place(weights, &batch.masters);
-        let (spans, direction) = (spans.clone(), direction.clone());
-        Ok(MuonApply { spans, keep, rate, weights, direction }.launch(&self.stream)?)
-    }
-
-    fn apply_adamw(
-        &self,
-        group: &AdamWLaunch,
-        weights: &Tensor,
-        grads: &Tensor,
-        scalars: &StepScalars,
-    ) -> Result<(), OptimError> {
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = group.config;
-        let (lr, step) = (lr * scalars.lr_factor, scalars.step);
-        let step = AdamWStep {
-            spans: group.spans.clone(),
-            numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
-            weights: place(weights, &group.masters),
-            grads: grads.clone(),
-            first: self.adam_m.clone(),
-            second: self.adam_v.clone(),
-            factors: self.factors.clone(),
-        };
-        Ok(step.launch(&self.stream)?)
+        self.groups.iter().try_for_each(|group| group.launch.apply(&to))
     }
 
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
@@ -282,18 +216,16 @@ impl ShardedOptimizer {
     }
 
     fn mastered(&self) -> impl Iterator<Item = (&Spans, &Tensor)> {
-        let muon = self.muon.iter().map(|batch| (&batch.spans, &batch.masters));
-        let adamw = self.adamw.iter().map(|group| (&group.spans, &group.masters));
-        muon.chain(adamw).filter_map(|(spans, masters)| Some((spans, masters.as_ref()?)))
+        self.groups.iter().filter_map(|group| Some((&group.spans, group.masters.as_ref()?)))
     }
 
     /// Every state of the parameters, in the order of [`StateView::state`].
     pub fn declared(&self) -> &[StateDecl] {
-        &self.states
+        &self.declared
     }
 
     /// The boxes of states that this rank keeps, piece by piece: the f32 parameters (`weights`
-    /// themselves, or the masters of bf16 weights) and the moments. The views are the memory
+    /// themselves, or the masters of bf16 weights) and what updates keep. The views are the memory
     /// itself: copying into one loads it (then [`ShardedOptimizer::publish`]).
     ///
     /// # Errors
@@ -301,30 +233,51 @@ impl ShardedOptimizer {
     pub fn states(&self, weights: &Tensor) -> Result<Vec<StateView>, OptimError> {
         self.check_weights(weights)?;
         let mut views = Vec::new();
-        for LocalPiece { piece, row_len, kept } in &self.pieces {
-            let from = |start: usize| start..start + piece.flat.len();
-            let master = match *kept {
-                Kept::Muon(start) => start,
-                Kept::AdamW(start) => self.muon_len + start,
+        for piece in &self.pieces {
+            let (param, range) = match self.weights_dtype {
+                DType::Bf16 => (&self.masters, &piece.masters),
+                _ => (weights, &piece.piece.flat),
             };
-            let param = match self.weights_dtype {
-                DType::Bf16 => (&self.masters, from(master)),
-                _ => (weights, piece.flat.clone()),
-            };
-            let moments = match *kept {
-                Kept::Muon(start) => vec![(&self.momentum, from(start))],
-                Kept::AdamW(start) => {
-                    vec![(&self.adam_m, from(start)), (&self.adam_v, from(start))]
-                }
-            };
-            let first = self.first_states[piece.tensor];
-            for (state, (of, range)) in (first..).zip([param].into_iter().chain(moments)) {
-                let view = of.flat(range)?.reshape(&[piece.rows.len(), *row_len])?;
-                let region = self.states[state].rows(piece.rows.clone());
-                views.push(StateView { state, region, view });
+            let (first, rows) = (self.first_states[piece.piece.tensor], &piece.piece.rows);
+            views.push(self.view(first, param, range, (rows, piece.row_len))?);
+            for (state, kept) in (first + 1..).zip(&piece.states) {
+                let of = &self.states[kept.stored];
+                views.push(self.view(state, of, &kept.range, (&kept.rows, kept.row_len))?);
             }
         }
         Ok(views)
+    }
+
+    /// Rows of state number `state`, whose elements are `range` of `of`.
+    fn view(
+        &self,
+        state: usize,
+        of: &Tensor,
+        range: &Range<usize>,
+        (rows, row_len): (&Range<usize>, usize),
+    ) -> Result<StateView, OptimError> {
+        let view = of.flat(range.clone())?.reshape(&[rows.len(), row_len])?;
+        Ok(StateView { state, region: self.declared[state].rows(rows.clone()), view })
+    }
+
+    /// Begins the states of a run with this seed; all are zero but those that declare another
+    /// beginning.
+    ///
+    /// # Errors
+    /// An earlier error of the stream.
+    pub fn initialize(&mut self, seed: u64) -> Result<(), OptimError> {
+        for piece in &self.pieces {
+            let first = self.first_states[piece.piece.tensor];
+            for (state, kept) in (first + 1..).zip(&piece.states) {
+                let declared = &self.declared[state];
+                if declared.absent == Absent::Initial {
+                    let values = declared.initial(seed, kept.rows.clone());
+                    let to = self.states[kept.stored].flat(kept.range.clone())?;
+                    self.stream.copy_in(&to, &values)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_weights(&self, weights: &Tensor) -> Result<(), OptimError> {
@@ -348,65 +301,39 @@ impl ShardedOptimizer {
     }
 }
 
-fn place(weights: &Tensor, masters: &Option<Tensor>) -> Weights {
-    match masters {
-        None => Weights::InPlace(weights.clone()),
-        Some(masters) => Weights::Mastered { masters: masters.clone(), flat: weights.clone() },
-    }
-}
-
-/// Binds the launches of a plan to the tensors of [`LocalPlan::memory`].
-struct Launches<'a> {
+/// What a plan's groups are bound to.
+struct Memory<'a> {
     device: &'a Device,
-    local: &'a LocalPlan,
-    tensors: &'a [Tensor],
-    weights_dtype: DType,
+    room: &'a Room,
+    states: &'a [Tensor],
+    masters: &'a Tensor,
 }
 
-impl Launches<'_> {
-    fn masters(&self, range: Range<usize>) -> Result<Option<Tensor>, OptimError> {
-        match self.weights_dtype {
-            DType::Bf16 => Ok(Some(self.tensors[memory::MASTERS].flat(range)?)),
-            _ => Ok(None),
-        }
-    }
-
-    fn muon(&self) -> Result<Vec<MuonLaunch>, OptimError> {
-        let batches = self.local.muon.iter().map(|batch| {
-            let part = |item: usize, range: Range<usize>| self.tensors[item].flat(range);
-            let update = part(memory::UPDATE, 0..batch.local.len())?;
-            let direction = part(memory::DIRECTION, 0..batch.local.len())?;
-            let orthogonalize = Orthogonalize {
-                batch: batch.matrices.clone(),
-                input: update.clone(),
-                output: direction.clone(),
-                // Batches run one after another, so they share scratch and workspace.
-                workspace: self.tensors[memory::WORKSPACE].clone(),
-                status: part(memory::STATUS, batch.pieces.clone())?,
+impl Memory<'_> {
+    fn bind(&self, local: &LocalPlan, status: &Tensor) -> Result<Vec<BoundGroup>, OptimError> {
+        let scratch = self.room.scratch.iter();
+        let scratch = scratch.map(|item| self.device.zeros(&[item.elements], item.dtype));
+        let scratch: Vec<Tensor> = scratch.collect::<Result<_, _>>()?;
+        let mut groups = Vec::with_capacity(local.groups.len());
+        for (group, scratch_of) in local.groups.iter().zip(&self.room.scratch_of) {
+            let part =
+                |(state, range): &(usize, Range<usize>)| self.states[*state].flat(range.clone());
+            let has_masters = !self.masters.is_empty();
+            let masters = has_masters.then(|| self.masters.flat(group.masters.clone()));
+            let (spans, masters) =
+                (Spans::new(self.device, &group.group.spans)?, masters.transpose()?);
+            let (first, last) =
+                (group.pieces.start.min(local.matrices), group.pieces.end.min(local.matrices));
+            let at = Binding {
+                device: self.device,
+                spans: spans.clone(),
+                masters: masters.clone(),
+                states: group.states.iter().map(part).collect::<Result<_, _>>()?,
+                scratch: scratch_of.iter().map(|&at| scratch[at].clone()).collect(),
+                status: status.flat(first..last)?,
             };
-            Ok(MuonLaunch {
-                config: batch.config.clone(),
-                scale: batch.scale,
-                spans: Spans::new(self.device, &batch.spans)?,
-                momentum: part(memory::MOMENTUM, batch.local.clone())?,
-                masters: self.masters(batch.local.clone())?,
-                update,
-                direction,
-                orthogonalize: Bound::new(&self.device.stream(), orthogonalize)?,
-            })
-        });
-        batches.collect()
-    }
-
-    fn adamw(&self) -> Result<Vec<AdamWLaunch>, OptimError> {
-        let LocalPlan { muon_len, adamw_len, .. } = *self.local;
-        let groups = self.local.adamw.iter().map(|group| {
-            Ok(AdamWLaunch {
-                config: group.config.clone(),
-                spans: Spans::new(self.device, &group.spans)?,
-                masters: self.masters(muon_len..muon_len + adamw_len)?,
-            })
-        });
-        groups.collect()
+            groups.push(BoundGroup { spans, masters, launch: group.planned.bind(at)? });
+        }
+        Ok(groups)
     }
 }

@@ -59,8 +59,20 @@ static ALLOCATOR: Watching = Watching;
 
 #[test]
 fn a_step_allocates_nothing_after_the_first() {
-    for (dtype, clip) in [(DType::F32, Clip::Global(0.5)), (DType::Bf16, Clip::PerMatrix(0.5))] {
-        let config = OptimizerConfig { clip, ..OptimizerConfig::default() };
+    let default = OptimizerConfig::default().rules;
+    let rules = |matrices: &str| {
+        let rest = "{match: {}, sgd: {}}";
+        let text = format!("[{{match: {{roles: [matrix, expert]}}, {matrices}: {{}}}}, {rest}]");
+        serde_yaml::from_str(&text).unwrap()
+    };
+    let cases = [
+        (DType::F32, Clip::Global(0.5), default.clone()),
+        (DType::Bf16, Clip::PerMatrix(0.5), default),
+        (DType::Bf16, Clip::Global(0.5), rules("normuon")),
+        (DType::F32, Clip::PerMatrix(0.5), rules("dion")),
+    ];
+    for (dtype, clip, rules) in cases {
+        let config = OptimizerConfig { clip, rules, ..OptimizerConfig::default() };
         let setup = Setup::new(schema(), config, dtype);
         let device = Device::cpu(1).unwrap();
         let mut cluster = Cluster::new(&setup, &device, 1);

@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, Setup, TOKENS, fill, noise, schema};
+use cluster::{Cluster, Setup, TOKENS, fill, newton_schulz, noise, schema};
 use device::{DType, Device};
 use kernels::newton_schulz::Iteration;
 use layout::{LogicalTensor, Part, Role, Schema};
@@ -21,30 +21,6 @@ fn run(setup: &Setup, device: &Device, world: usize, steps: u64) -> Cluster {
         cluster.step(step, &noise(setup.flat.len, 100 + step));
     }
     cluster
-}
-
-/// `[rows, cols]` products, as written in a textbook.
-fn multiply(a: &[f64], b: &[f64], (n, k, m): (usize, usize, usize)) -> Vec<f64> {
-    let at = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[p * m + j]).sum();
-    (0..n * m).map(|index| at(index / m, index % m)).collect()
-}
-
-fn transposed(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
-    (0..rows * cols).map(|at| x[(at % rows) * cols + at / rows]).collect()
-}
-
-fn newton_schulz(iteration: &Iteration, x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
-    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let mut x: Vec<f64> = x.iter().map(|x| x / norm).collect();
-    for step in iteration.polynomials() {
-        let [a, b, c] = *step.coefficients() else { panic!("{step:?} is no quintic") };
-        let gram = multiply(&x, &transposed(&x, rows, cols), (rows, cols, rows));
-        let cube = multiply(&gram, &x, (rows, rows, cols));
-        let fifth = multiply(&gram, &cube, (rows, rows, cols));
-        let terms = x.iter().zip(&cube).zip(&fifth);
-        x = terms.map(|((x, y), z)| a * x + b * y + c * z).collect();
-    }
-    x
 }
 
 /// All weights in f64, updated by the definitions of Muon and AdamW.
@@ -74,6 +50,7 @@ impl Reference {
                 match &plan.update {
                     Update::Muon(muon) => self.muon(muon, range, part.rows.len(), g),
                     Update::AdamW(adamw) => self.adamw(adamw, range, step, g),
+                    other => unreachable!("{other:?}"),
                 }
             }
         }
@@ -258,9 +235,10 @@ fn states_cover_every_row_once() {
         let declared = optim::declared(&setup.schema, &setup.plans);
         let tensors = setup.schema.tensors.iter().zip(&setup.plans);
         let slots = tensors.flat_map(|(tensor, plan)| {
-            let slots: &[&str] = match plan.update {
+            let slots: &[&str] = match &plan.update {
                 Update::Muon(_) => &["param", "momentum"],
                 Update::AdamW(_) => &["param", "adam_m", "adam_v"],
+                other => unreachable!("{other:?}"),
             };
             slots.iter().map(|slot| (tensor.name.as_str(), *slot, &tensor.shape))
         });

@@ -44,6 +44,17 @@ impl Optimizer {
         Ok(Optimizer::Here { sharded: Box::new(sharded), statistics })
     }
 
+    /// As [`ShardedOptimizer::initialize`].
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn initialize(&mut self, seed: u64) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.initialize(seed),
+            Optimizer::Elsewhere(offloaded) => offloaded.initialize(seed),
+        }
+    }
+
     /// Takes over the flat `weights`; `host` is the stream of what lies beside them.
     ///
     /// # Errors

@@ -47,9 +47,8 @@ impl<E: Engine> Trainer<E> {
         let (ms, data_ms) = (ms(took_ns), ms(of(&[Part::Data])));
         let Host { tally, decision, .. } = &self.host;
         let load = self.engine.load(&tally.counts);
-        let rule = self.config.optimizer.rules.first();
-        let base =
-            rule.and_then(|r| r.muon.as_ref().map(|m| m.lr).or(r.adamw.as_ref().map(|a| a.lr)));
+        let first = self.config.optimizer.rules.first();
+        let base = first.and_then(|rule| Some(rule.update(0).ok()?.lr()));
         let bytes = tally.target_bytes.filter(|&bytes| bytes > 0);
         Step {
             step: self.step,

@@ -72,6 +72,8 @@ fn expected(states: &[StateDecl]) -> Vec<ExpectedTensor> {
 /// Everything that a save reads.
 pub struct Saver<'a> {
     pub plan: &'a RunPlan,
+    /// Of the run: states that a checkpoint lacks may begin with it.
+    pub seed: u64,
     pub rank: usize,
     pub world: usize,
     pub control: &'a dyn Control,
@@ -201,14 +203,17 @@ pub fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainE
     Ok(())
 }
 
-/// Per slot, the tensors whose state a checkpoint lacks though a run can begin without: their
-/// update was another then.
-pub fn missing_states(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<(&'static str, Vec<String>)> {
-    let mut missing: Vec<(&str, Vec<String>)> = Vec::new();
+/// Per slot, how it begins and the tensors whose state a checkpoint lacks though a run can begin
+/// without: their update was another then.
+pub fn missing_states(
+    checkpoint: &Checkpoint,
+    plan: &RunPlan,
+) -> Vec<(&'static str, Absent, Vec<String>)> {
+    let mut missing: Vec<(&str, Absent, Vec<String>)> = Vec::new();
     for state in plan.states.iter().filter(|state| lacks(checkpoint, state)) {
-        match missing.iter_mut().find(|(slot, _)| *slot == state.slot) {
-            Some((_, names)) => names.push(state.name.clone()),
-            None => missing.push((state.slot, vec![state.name.clone()])),
+        match missing.iter_mut().find(|(slot, ..)| *slot == state.slot) {
+            Some((.., names)) => names.push(state.name.clone()),
+            None => missing.push((state.slot, state.absent, vec![state.name.clone()])),
         }
     }
     missing
@@ -228,24 +233,27 @@ pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainEr
     let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
     for StateView { state, region, view } in views {
         let state = &saver.plan.states[state];
-        load_box(checkpoint, &stream, state, &region, &view)?;
+        load_box(checkpoint, (&stream, saver.seed), state, &region, &view)?;
     }
+    let on = (saver.stream, saver.seed);
     for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
-        load_box(checkpoint, saver.stream, state, &Region::whole(&state.shape), to)?;
+        load_box(checkpoint, on, state, &Region::whole(&state.shape), to)?;
     }
     Ok(())
 }
 
 fn load_box(
     checkpoint: &Checkpoint,
-    stream: &Stream,
+    (stream, seed): (&Stream, u64),
     state: &StateDecl,
     region: &Region,
     to: &Tensor,
 ) -> Result<(), TrainError> {
     if lacks(checkpoint, state) {
-        // A checkpoint that turned out damaged may have left something there.
-        return Ok(stream.copy_in(to, &vec![0_f32; to.len()])?);
+        // Even if it has begun: a checkpoint that turned out damaged may have left something there.
+        let first = region.offset.first().copied().unwrap_or(0);
+        let rows = first..first + region.shape.first().copied().unwrap_or(1);
+        return Ok(stream.copy_in(to, &state.initial(seed, rows))?);
     }
     read_into(checkpoint, stream, state, region, to)
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use checkpoint::{Attempt, Checkpoint, Digest, RunState, Store};
 use device::DType;
+use layout::Absent;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
@@ -35,6 +36,7 @@ impl<E: Engine> Trainer<E> {
     fn saver(&self) -> Result<Saver<'_>, TrainError> {
         Ok(Saver {
             plan: &self.plan,
+            seed: self.config.seed,
             rank: self.ranks.rank(),
             world: self.ranks.world.size(),
             control: self.ranks.saving.as_ref(),
@@ -140,8 +142,9 @@ impl<E: Engine> Trainer<E> {
         let read = self.read_states(path);
         let checkpoint = self.agree(path, read)?;
         let missing = missing_states(&checkpoint, &self.plan);
-        let told = |(slot, names): (&str, Vec<String>)| {
-            format!("the checkpoint has no {slot} of {}; it starts at zero", names.join(", "))
+        let told = |(slot, absent, names): (&str, Absent, Vec<String>)| {
+            let start = if absent == Absent::Initial { "from the seed" } else { "at zero" };
+            format!("the checkpoint has no {slot} of {}; it starts {start}", names.join(", "))
         };
         let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;

@@ -128,6 +128,7 @@ impl<E: Engine> Trainer<E> {
         engine.initialize(config.seed, &memory.weights)?;
         engine.weights_changed();
         agree::on_weights(ranks.training.as_ref(), &stream, &plan, &memory.weights)?;
+        optimizer.initialize(config.seed)?;
         optimizer.adopt(&stream, &memory.weights)?;
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, &plan.updates, &plan.ownership);

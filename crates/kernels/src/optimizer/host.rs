@@ -14,11 +14,14 @@ type Done = Result<(), device::DeviceError>;
 /// A writable tensor, handed out in the chunks of one [`Spans`].
 ///
 /// Kernels of this module ask for a chunk once, on the one thread that [`each_chunk`] gave it to.
-struct Parts<'a, T>(SharedSlice<'a, T>);
+pub(super) struct Parts<'a, T>(SharedSlice<'a, T>);
 
 #[allow(clippy::mut_from_ref)] // The chunks of a `Spans` overlap neither by `flat` nor by `local`.
 impl<'a, T: Element> Parts<'a, T> {
-    fn of(k: &'a Kernel, tensor: &'a Tensor) -> Result<Parts<'a, T>, device::DeviceError> {
+    pub(super) fn of(
+        k: &'a Kernel,
+        tensor: &'a Tensor,
+    ) -> Result<Parts<'a, T>, device::DeviceError> {
         Ok(Parts(SharedSlice::new(k.write::<T>(tensor)?)))
     }
 
@@ -27,25 +30,28 @@ impl<'a, T: Element> Parts<'a, T> {
         unsafe { self.0.part(span.flat..span.flat + span.len) }
     }
 
-    fn local(&self, span: &Span) -> &mut [T] {
+    pub(super) fn local(&self, span: &Span) -> &mut [T] {
         // SAFETY: as `flat`, for local ranges.
         unsafe { self.0.part(span.local..span.local + span.len) }
     }
 }
 
 /// Calls `body` with each chunk, on one thread each.
-fn each_chunk(parallel: &Parallel, spans: &Spans, body: impl Fn(&Span) + Sync + Send) {
+pub(super) fn each_chunk(parallel: &Parallel, spans: &Spans, body: impl Fn(&Span) + Sync + Send) {
     parallel.each(spans.chunks.len(), |index| body(&spans.chunks[index]));
 }
 
 /// The weights of a running kernel.
-enum OpenWeights<'a> {
+pub(super) enum OpenWeights<'a> {
     InPlace(Parts<'a, f32>),
     Mastered { masters: Parts<'a, f32>, flat: Parts<'a, bf16> },
 }
 
 impl<'a> OpenWeights<'a> {
-    fn of(k: &'a Kernel, weights: &'a Weights) -> Result<OpenWeights<'a>, device::DeviceError> {
+    pub(super) fn of(
+        k: &'a Kernel,
+        weights: &'a Weights,
+    ) -> Result<OpenWeights<'a>, device::DeviceError> {
         Ok(match weights {
             Weights::InPlace(flat) => OpenWeights::InPlace(Parts::of(k, flat)?),
             Weights::Mastered { masters, flat } => {
@@ -57,7 +63,7 @@ impl<'a> OpenWeights<'a> {
 
     /// Runs `update` on the f32 weights of a chunk, then rounds them out where there is a copy.
     #[inline(always)]
-    fn update(&self, span: &Span, update: impl FnOnce(&mut [f32])) {
+    pub(super) fn update(&self, span: &Span, update: impl FnOnce(&mut [f32])) {
         match self {
             OpenWeights::InPlace(flat) => math::vectorize!(|| update(flat.flat(span))),
             OpenWeights::Mastered { masters, flat } => {

@@ -1,4 +1,4 @@
-//! The optimizer's elementwise updates and statistics: one pass over memory each.
+//! The optimizer's updates and statistics: one pass over memory each, but for matrices.
 //!
 //! Three kinds of storage meet here, and a [`Span`] says where a run of elements lies in each:
 //!
@@ -16,12 +16,18 @@
 //! Sums of squares are made in one order on the host and in another on devices, the same on all.
 
 mod device;
+mod heavy_ball;
 mod host;
+mod low_rank;
+mod normalize_rows;
 mod operations;
 mod spans;
 
 use ::device::{DType, Tensor};
 
+pub use heavy_ball::HeavyBall;
+pub use low_rank::{LowRankAt, LowRankMatrices, LowRankStep};
+pub use normalize_rows::{Frobenius, NormalizeRows, RowMatrices, RowsAt};
 pub use spans::{SlotRange, SlotRanges, Span, Spans};
 
 use crate::KernelError;
@@ -186,12 +192,13 @@ pub struct AdamWStep {
     pub factors: Tensor,
 }
 
-/// The matrix that is orthogonalized, after the gradient has joined the momentum.
+/// The direction of an update, after the gradient has joined the momentum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Momentum {
-    /// The average itself: `m`.
+    /// The momentum itself: `m`.
     Classical,
-    /// The average as the same gradient would move it once more: `mu·m + (1-mu)·g`.
+    /// The momentum as the same gradient would move it once more: of an average
+    /// `mu·m + (1-mu)·g`, of a sum `mu·m + g`.
     Nesterov,
 }
 

@@ -107,7 +107,10 @@ impl From<&Span> for abi::Span {
 }
 
 /// One past the last element of runs that must not overlap.
-fn disjoint(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<usize, KernelError> {
+pub(super) fn disjoint(
+    what: &str,
+    runs: impl Iterator<Item = (usize, usize)>,
+) -> Result<usize, KernelError> {
     let mut runs: Vec<(usize, usize)> = runs.filter(|&(_, len)| len > 0).collect();
     let end = end(what, runs.iter().copied())?;
     runs.sort_unstable();

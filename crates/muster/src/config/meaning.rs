@@ -439,20 +439,26 @@ fn of_optimizer(error: OptimError) -> Finding {
         }
         OptimError::NewtonSchulz { at, source } => finding(at, source.to_string(), "", sections),
         OptimError::NoUpdate { rule } => {
-            let help = "give it `muon: {}` or `adamw: {}` (with defaults)";
-            finding(format!("optimizer.rules[{rule}]"), "it has no update", help, sections)
+            let words = optim::Update::WORDS.join(", ");
+            let help = format!("give it one of {words} (as `adamw: {{}}`, with defaults)");
+            finding(format!("optimizer.rules[{rule}]"), "it has no update", &help, sections)
         }
-        OptimError::TwoUpdates { rule } => {
-            let what = "it has both `muon` and `adamw`";
+        OptimError::TwoUpdates { rule, words: [one, other] } => {
+            let what = format!("it has both `{one}` and `{other}`");
             finding(format!("optimizer.rules[{rule}]"), what, "split it into two rules", sections)
         }
         OptimError::UnusedRule { rule, reason } => {
             let what = format!("it matches no parameter: {reason}");
             finding(format!("optimizer.rules[{rule}]"), what, "", sections)
         }
-        OptimError::NotAMatrix { rule, tensor, role, shape } => {
+        OptimError::StateMisfit { at, got, matrix, shape, state, needs, most } => {
+            let what =
+                format!("{got} does not fit {matrix} {shape:?}: its {state} would be {needs:?}");
+            finding(at, what, &format!("use at most {most}"), sections)
+        }
+        OptimError::NotAMatrix { rule, update, tensor, role, shape } => {
             let what = format!(
-                "it gives Muon to `{tensor}`, whose shape is {shape:?}; Muon updates \
+                "it gives {update} to `{tensor}`, whose shape is {shape:?}; {update} updates \
                  two-dimensional parameters only"
             );
             let help = format!("leave the role `{role}` to an `adamw` rule");

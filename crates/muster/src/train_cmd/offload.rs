@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use device::{Device, DeviceError, DeviceKind};
+use kernels::KernelError;
 use optim::OptimError;
 use train::event::Offload;
 use train::{Config, RunPlan, TrainError};
@@ -67,6 +68,9 @@ pub fn plan(
     let refused = |error: TrainError| match error {
         // A device's own troubles are told as such.
         TrainError::Optimizer(OptimError::Device(error)) => error.into(),
+        TrainError::Optimizer(OptimError::Kernel(error @ KernelError::NoDeviceCode { .. })) => {
+            CliError::mistake(format!("ranks.optimizer_device: {error}, or another update"))
+        }
         TrainError::Optimizer(error) => CliError::mistake(format!(
             "ranks.optimizer_device {kind}: {error}; Muon on devices needs `storage: bf16` (or \
              f16) and an algorithm of products in every rule, or use `cpu`"

@@ -5,6 +5,7 @@
 
 use device::{DType, Device, Stream, Tensor};
 use half::bf16;
+use kernels::newton_schulz::Iteration;
 use layout::{CostTable, FlatLayout, LogicalTensor, Ownership, Part, Role, Schema};
 use optim::{
     ClipDecision, Clipper, OptimizerConfig, ShardedOptimizer, StateView, StepScalars, TensorPlan,
@@ -72,8 +73,35 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
+/// `[rows, cols]` products, as written in a textbook.
+pub fn multiply(a: &[f64], b: &[f64], (n, k, m): (usize, usize, usize)) -> Vec<f64> {
+    let at = |i: usize, j: usize| (0..k).map(|p| a[i * k + p] * b[p * m + j]).sum();
+    (0..n * m).map(|index| at(index / m, index % m)).collect()
+}
+
+pub fn transposed(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    (0..rows * cols).map(|at| x[(at % rows) * cols + at / rows]).collect()
+}
+
+pub fn newton_schulz(iteration: &Iteration, x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let mut x: Vec<f64> = x.iter().map(|x| x / norm).collect();
+    for step in iteration.polynomials() {
+        let [a, b, c] = *step.coefficients() else { panic!("{step:?} is no quintic") };
+        let gram = multiply(&x, &transposed(&x, rows, cols), (rows, cols, rows));
+        let cube = multiply(&gram, &x, (rows, rows, cols));
+        let fifth = multiply(&gram, &cube, (rows, rows, cols));
+        let terms = x.iter().zip(&cube).zip(&fifth);
+        x = terms.map(|((x, y), z)| a * x + b * y + c * z).collect();
+    }
+    x
+}
+
 /// Tokens of a step; gradients are sums over them.
 pub const TOKENS: u64 = 7;
+
+/// Of states that begin with normal deviates.
+pub const SEED: u64 = 5;
 
 pub struct Cluster {
     pub device: Device,
@@ -106,7 +134,10 @@ impl Cluster {
             }
         });
         let weights = weights.collect();
-        ranks.iter_mut().for_each(|rank| rank.adopt(&initial).unwrap());
+        ranks.iter_mut().for_each(|rank| {
+            rank.initialize(SEED).unwrap();
+            rank.adopt(&initial).unwrap();
+        });
         let clipper =
             Clipper::new(setup.config.clip, setup.config.non_finite, &setup.plans, &ownership);
         let (device, decision) = (device.clone(), ClipDecision::default());

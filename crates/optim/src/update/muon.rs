@@ -1,11 +1,16 @@
-//! What a person writes about Muon.
+//! Muon: momentum whose singular values are set to about 1.
 
-use kernels::newton_schulz::{self, Iteration, Method};
+use device::{DType, Tensor};
+use kernels::Op;
+use kernels::newton_schulz::{self, Batch, Bound, Iteration, Matrix, Method, Orthogonalize};
+use kernels::optimizer::{Momentum, MuonApply, MuonMomentum, Spans};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{below_one, positive, within};
+use super::contract::{Applying, Binding, Group, Launch, MemoryItem, Needs, Place, Planned};
+use super::contract::{StateKind, Unit, UpdateRule, in_order};
 use crate::OptimError;
+use crate::bounds::{below_one, positive, value, within};
 
 /// Muon: momentum whose singular values are set to about 1, each true matrix by itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -262,24 +267,10 @@ impl MuonConfig {
         }
     }
 
-    pub(super) fn check(&self, at: &str) -> Result<(), OptimError> {
-        positive(&format!("{at}.lr"), self.lr, 0.003)?;
-        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
-        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
-        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
-        self.check_safety(&format!("{at}.safety"))?;
-        let most = newton_schulz::MAX_STEPS;
-        if !(1..=most).contains(&self.steps) {
-            return Err(OptimError::Value {
-                at: format!("{at}.steps"),
-                got: self.steps.to_string(),
-                allowed: format!("a whole number from 1 to {most}"),
-                nearest: self.steps.clamp(1, most).to_string(),
-            });
-        }
+    fn iteration(&self, at: &str) -> Result<Iteration, OptimError> {
         let refused =
             |source| OptimError::NewtonSchulz { at: at.to_owned(), source: Box::new(source) };
-        Iteration::new(&self.method()).map(|_| ()).map_err(refused)
+        Iteration::new(&self.method()).map_err(refused)
     }
 
     fn check_safety(&self, at: &str) -> Result<(), OptimError> {
@@ -287,11 +278,216 @@ impl MuonConfig {
         if self.coefficients == Coefficients::PolarExpress {
             return within(at, safety, 1.0, 1.2);
         }
-        Err(OptimError::Value {
-            at: at.to_owned(),
-            got: safety.to_string(),
-            allowed: format!("left out with {}", self.coefficients.word()),
-            nearest: "polar_express with it".to_owned(),
+        let allowed = format!("left out with {}", self.coefficients.word());
+        Err(value(at, safety, &allowed, "polar_express with it"))
+    }
+}
+
+impl UpdateRule for MuonConfig {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn check(&self, at: &str) -> Result<(), OptimError> {
+        positive(&format!("{at}.lr"), self.lr, 0.003)?;
+        below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
+        within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
+        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)?;
+        self.check_safety(&format!("{at}.safety"))?;
+        let most = newton_schulz::MAX_STEPS;
+        if !(1..=most).contains(&self.steps) {
+            let allowed = format!("a whole number from 1 to {most}");
+            let nearest = self.steps.clamp(1, most);
+            return Err(value(&format!("{at}.steps"), self.steps, &allowed, nearest));
+        }
+        self.iteration(at).map(|_| ())
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Matrix
+    }
+
+    /// Those of one orthogonalization as it runs.
+    fn flops(&self, rows: usize, cols: usize) -> Result<f64, OptimError> {
+        let (short, long) = (rows.min(cols), rows.max(cols));
+        if self.algorithm == Algorithm::Svd {
+            // The thin R-SVD with both factors is 6mn² + 20n³ (Golub and Van Loan, Matrix
+            // Computations, 4th ed., figure 8.6.1), and their product 2mn².
+            let (n, m) = (short as f64, long as f64);
+            return Ok(8.0 * m * n * n + 20.0 * n * n * n);
+        }
+        Ok(Iteration::new(&self.method())?.program(short, long).flops())
+    }
+
+    fn scale(&self, rows: usize, cols: usize) -> f64 {
+        self.scale.of(rows, cols)
+    }
+
+    fn words(&self, scale: f64) -> String {
+        format!(
+            "muon lr {} × {scale:.3} ({}), {} steps {}, decay {}",
+            self.lr,
+            self.scale.word(),
+            self.steps,
+            self.coefficients.word(),
+            self.weight_decay,
+        )
+    }
+
+    /// What becomes of singular values.
+    fn promise(&self) -> Option<String> {
+        let iteration = Iteration::new(&self.method()).ok()?;
+        let Method { algorithm, storage, .. } = iteration.method();
+        let (algorithm, storage) = (algorithm.word(), storage.word());
+        Some(format!("{iteration}; algorithm {algorithm} in {storage}"))
+    }
+
+    fn states(&self, _: usize, _: usize) -> Vec<StateKind> {
+        vec![StateKind::same("momentum")]
+    }
+
+    fn prepare(&self, group: &Group) -> Result<Box<dyn Planned>, OptimError> {
+        Ok(Box::new(PlannedMuon::new(self, group)?))
+    }
+}
+
+/// Matrices of one shape that are orthogonalized together.
+pub(super) struct PlannedMuon {
+    config: MuonConfig,
+    scale: f64,
+    matrices: Batch,
+    /// Elements of the group.
+    len: usize,
+}
+
+impl PlannedMuon {
+    pub(super) fn new(config: &MuonConfig, group: &Group) -> Result<PlannedMuon, OptimError> {
+        let (rows, cols) = group.shape;
+        let matrices = group.spans.iter().map(|span| {
+            let local = span.local;
+            Matrix::dense(local, local, rows, cols)
+        });
+        Ok(PlannedMuon {
+            config: config.clone(),
+            scale: config.scale.of(rows, cols),
+            matrices: Batch::new(&Iteration::new(&config.method())?, matrices.collect())?,
+            len: group.len,
         })
+    }
+
+    /// # Errors
+    /// As [`Planned::bind`].
+    pub(super) fn bind_orthogonalized(&self, at: Binding) -> Result<Orthogonalized, OptimError> {
+        let ([momentum], [update, direction, workspace]) =
+            (in_order(at.states), in_order(at.scratch));
+        let (update, direction) = (update.flat(0..self.len)?, direction.flat(0..self.len)?);
+        let orthogonalize = Orthogonalize {
+            batch: self.matrices.clone(),
+            input: update.clone(),
+            output: direction.clone(),
+            workspace,
+            status: at.status,
+        };
+        Ok(Orthogonalized {
+            config: self.config.clone(),
+            spans: at.spans,
+            momentum,
+            masters: at.masters,
+            update,
+            direction,
+            orthogonalize: Bound::new(&at.device.stream(), orthogonalize)?,
+        })
+    }
+}
+
+impl Planned for PlannedMuon {
+    fn needs(&self, place: Place) -> Result<Needs, OptimError> {
+        let item = |name, elements, dtype| MemoryItem { name, elements, dtype };
+        let (elements, dtype, table_bytes) = match place {
+            Place::Threads(threads) => (self.matrices.workspace_elements(threads), DType::F32, 0),
+            Place::On(device) => {
+                let types = (DType::F32, DType::F32);
+                let room = newton_schulz::room(device, &self.matrices, types)?;
+                (room.workspace_elements, room.workspace_dtype, room.table_bytes)
+            }
+        };
+        let scratch = vec![
+            item("muon update", self.len, DType::F32),
+            item("muon direction", self.len, DType::F32),
+            item("newton-schulz workspace", elements, dtype),
+        ];
+        Ok(Needs { scratch, table_bytes })
+    }
+
+    fn bind(&self, at: Binding) -> Result<Box<dyn Launch>, OptimError> {
+        let (matrices, scale) = (self.bind_orthogonalized(at)?, self.scale);
+        Ok(Box::new(MuonLaunch { matrices, scale }))
+    }
+}
+
+/// Momentum, its orthogonalization, and the step along it.
+pub(super) struct Orthogonalized {
+    config: MuonConfig,
+    spans: Spans,
+    momentum: Tensor,
+    masters: Option<Tensor>,
+    update: Tensor,
+    direction: Tensor,
+    /// From `update` to `direction`.
+    orthogonalize: Bound,
+}
+
+impl Orthogonalized {
+    /// What [`Orthogonalized::orthogonalize`] writes.
+    pub(super) fn direction(&self) -> &Tensor {
+        &self.direction
+    }
+
+    /// # Errors
+    /// As [`Launch::apply`].
+    pub(super) fn orthogonalize(&self, to: &Applying) -> Result<(), OptimError> {
+        let momentum = MuonMomentum {
+            spans: self.spans.clone(),
+            mu: self.config.momentum,
+            form: if self.config.nesterov { Momentum::Nesterov } else { Momentum::Classical },
+            grads: to.grads.clone(),
+            momentum: self.momentum.clone(),
+            update: self.update.clone(),
+            factors: to.factors.clone(),
+        };
+        momentum.launch(to.stream)?;
+        Ok(self.orthogonalize.launch(to.stream)?)
+    }
+
+    /// A step of `scale` directions.
+    ///
+    /// # Errors
+    /// As [`Launch::apply`].
+    pub(super) fn apply(&self, to: &Applying, scale: f64) -> Result<(), OptimError> {
+        let lr = self.config.lr * to.lr_factor;
+        let (keep, rate) = (1.0 - lr * self.config.weight_decay, lr * scale);
+        let (spans, direction) = (self.spans.clone(), self.direction.clone());
+        let weights = to.weights(&self.masters);
+        Ok(MuonApply { spans, keep, rate, weights, direction }.launch(to.stream)?)
+    }
+
+    pub(super) fn numeric_plan(&self) -> Vec<String> {
+        self.orthogonalize.numeric_plan().iter().cloned().collect()
+    }
+}
+
+struct MuonLaunch {
+    matrices: Orthogonalized,
+    scale: f64,
+}
+
+impl Launch for MuonLaunch {
+    fn apply(&self, to: &Applying) -> Result<(), OptimError> {
+        self.matrices.orthogonalize(to)?;
+        self.matrices.apply(to, self.scale)
+    }
+
+    fn numeric_plan(&self) -> Vec<String> {
+        self.matrices.numeric_plan()
     }
 }
