@@ -1,3 +1,6 @@
+//! The types that host code computes in. `exp` and `ln` are this workspace's own, so that their
+//! bits are the same on every machine.
+
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 use device::Element;
