@@ -2,7 +2,7 @@
 //!
 //! An error of a group names the operation, its number in the group, and a rank: all members tell
 //! the same culprit, so that the run ends with one sentence. Codes of operations are part of the
-//! wire format: numbers are added, never reused.
+//! wire format.
 
 use std::net::SocketAddr;
 use std::ops::Range;

@@ -165,7 +165,9 @@ mod tests {
         }
 
         #[test]
-        fn a_sum_has_the_same_bits_vectorized(values in prop::collection::vec(-1.0_f32..1.0, 0..200)) {
+        fn a_sum_has_the_same_bits_vectorized(
+            values in prop::collection::vec(-1.0_f32..1.0, 0..200),
+        ) {
             let plain = sum([&values[..]], |[x]| x);
             let fast = vectorize!(|| sum([&values[..]], |[x]| x));
             prop_assert_eq!(plain.to_bits(), fast.to_bits());

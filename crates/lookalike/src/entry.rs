@@ -299,7 +299,8 @@ only!(Cuda Device cuLaunchKernelEx (
     if together && grid != cluster {
         return Err(call.wrong(code::COOPERATIVE_TOO_LARGE, "more than one cluster together"));
     }
-    call.launch(stream, function, Grid { grid, block, cluster, shared_bytes, early: false, together: false }, params)
+    let grid = Grid { grid, block, cluster, shared_bytes, early: false, together: false };
+    call.launch(stream, function, grid, params)
 });
 
 only!(Cuda Device cuOccupancyMaxActiveClusters (
@@ -342,7 +343,8 @@ only!(Hip Device hipModuleLaunchKernel (
         return Err(call.wrong(code::INVALID_VALUE, "arguments in two ways"));
     }
     let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-    call.launch(stream, function, Grid { grid, block, cluster: [1; 3], shared_bytes, early: false, together: false }, params)
+    let grid = Grid { grid, block, cluster: [1; 3], shared_bytes, early: false, together: false };
+    call.launch(stream, function, grid, params)
 });
 
 /// The one function that returns no code.

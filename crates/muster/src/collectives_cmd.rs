@@ -286,7 +286,9 @@ fn finish(
 ) -> Result<Exit, CliError> {
     let drawn = || {
         let nothing = || {
-            BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
+            let why = "--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it \
+                       out, or use 2 ranks or more";
+            BenchError::Argument(why.into())
         };
         plot::svg(report)?.ok_or_else(nothing)
     };

@@ -1,7 +1,7 @@
 //! A report: all rows of a run and where they come from, as JSON with a schema and as CSV.
 //!
-//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses later versions, and unknown fields. It
-//! reads all earlier versions, whose fields are some of today's:
+//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses later versions, and unknown fields.
+//! It reads all earlier versions, whose fields are some of today's:
 //!
 //! ```text
 //! 1   rows

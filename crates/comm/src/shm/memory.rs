@@ -10,8 +10,8 @@
 //!
 //! Whoever starts the ranks makes the file, and they inherit it. No directory lists it, so it goes
 //! with the last process that holds it, however those end. Windows are made by all members of a
-//! group in the same order, so each knows where every other's begin. No place is used twice: what a window
-//! that was dropped gives back is its pages.
+//! group in the same order, so each knows where every other's begin. No place is used twice: what a
+//! window that was dropped gives back is its pages.
 //!
 //! Whoever makes a window reserves its pages, and Linux takes them from the node of whoever does:
 //! so the windows of a rank that is bound to a NUMA node lie there, and its areas of boards.

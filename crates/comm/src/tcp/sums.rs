@@ -1,6 +1,6 @@
-//! An ordered reduction as traffic: to each owner go this member's partials of what it owns, tile by
-//! tile; what comes is summed as soon as all peers' part of a tile is here, while the sockets take
-//! in the next.
+//! An ordered reduction as traffic: to each owner go this member's partials of what it owns, tile
+//! by tile; what comes is summed as soon as all peers' part of a tile is here, while the sockets
+//! take in the next.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -95,7 +95,8 @@ fn rank(
     // The next line that matters tells if the supervisor is gone.
     let _ = told.voice.say(&Line::Met(Cow::Borrowed(&name)));
     let backend = backend(job, listener, peers, name)?;
-    // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
+    // The ranks stay together beyond the training, so that the server hears first whose fault an
+    // end is.
     let mut met = None;
     let settings = Settings::new(job.config.ranks.timeout_ms);
     let settings = Settings { cores: job.cpus.cores, ..settings };
