@@ -60,13 +60,27 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
         }
         return ran.ended;
     };
+    let report = report(&args, begun.map(|begun| begun.as_secs()), measured);
+    let written = write(&args, &report);
+    say(&report.table())?;
+    written?;
+    match report.findings.first() {
+        Some(finding) if args.fail && matches!(ran.ended, Ok(Exit::Ok)) => {
+            Err(CliError::peer(slow(finding, report.findings.len())))
+        }
+        // Of a rank that failed after all was measured.
+        _ => ran.ended,
+    }
+}
+
+fn report(args: &LinksArgs, unix_time_s: Option<u64>, measured: Measured) -> Report {
     let Measured { hosts, seats, crowds, told } = measured;
     let Pairs { edges, findings, dismissed } = told;
-    let report = Report {
+    Report {
         pairs: pairs::report::SCHEMA_VERSION,
         command: Some(bench_cmd::command()),
-        unix_time_s: begun.map(|begun| begun.as_secs()),
-        transport: match backend {
+        unix_time_s,
+        transport: match args.backend {
             BackendArg::Shm => "shm".into(),
             BackendArg::Tcp => "tcp".into(),
         },
@@ -77,16 +91,6 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
         findings,
         dismissed,
         crowds,
-    };
-    let written = write(&args, &report);
-    say(&report.table())?;
-    written?;
-    match report.findings.first() {
-        Some(finding) if args.fail && matches!(ran.ended, Ok(Exit::Ok)) => {
-            Err(CliError::peer(slow(finding, report.findings.len())))
-        }
-        // Of a rank that failed after all was measured.
-        _ => ran.ended,
     }
 }
 
