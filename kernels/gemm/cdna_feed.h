@@ -23,10 +23,10 @@
 // and so on (ROCm's Composable Kernel documents it, "LDS bank conflicts"); each such group meets
 // eight different positions, thus no bank twice.
 //
-// Columns are dealt so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile: a
-// patch of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple. For
-// nt the rows of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c); for
-// nn a lane reads 8 k's × 4 n's and transposes them with v_perm_b32.
+// Columns are divided so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile:
+// a patch of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple.
+// For nt the rows of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c);
+// for nn a lane reads 8 k's × 4 n's and transposes them with v_perm_b32.
 #pragma once
 
 #include "../abi.h"
