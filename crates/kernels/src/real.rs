@@ -82,5 +82,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, crate::math::exp_f32, libm::logf);
+real!(f32, crate::exp::exp_f32, libm::logf);
 real!(f64, libm::exp, libm::log);
