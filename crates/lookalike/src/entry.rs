@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use device::{Arch, Grid};
 
-use crate::work::Work;
+use crate::leaks;
+use crate::op::Work;
 use crate::world::{Api, Call, EventState, Needs, StreamState, Told, code, enter};
 
 /// One function under each of the names, with the same arguments.
@@ -37,7 +38,7 @@ macro_rules! only {
 }
 
 both! {
-    Nothing cuInit / hipInit (flags: u32) |call| call.start(flags);
+    Nothing cuInit / hipInit (flags: u32) |call| call.start(flags, leaks::report);
     Nothing cuDriverGetVersion / hipRuntimeGetVersion (out: *mut i32) |call| {
         let version = match call.api {
             Api::Cuda => 13_000,
