@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::charsmap::charsmap;
 use crate::config::TokenizerSpec;
-use crate::huggingface::byte_stand_in;
+use crate::byte_alphabet::byte_stand_in;
 use crate::tokenizer::Tokenizer;
 
 /// The spelling of a space or a byte in a vocabulary.
