@@ -48,7 +48,7 @@ const ALLOWED: &[(&str, [usize; 7])] = &[
     // area       columns functions headers circles public names questions
     ("bench",      [  0,        0,       0,       0,     78,      0,        0]),
     ("checkpoint", [  1,        0,       0,       2,     22,      0,       42]),
-    ("comm",       [  0,        0,       0,      56,      1,      0,        0]),
+    ("comm",       [  0,        0,       0,       0,      1,      0,        0]),
     ("data",       [  0,        0,       0,       0,     43,      0,        0]),
     ("device",     [  0,        0,       0,      13,      7,      0,        0]),
     ("kernels",    [  0,        0,       1,       0,     32,      0,        0]),
