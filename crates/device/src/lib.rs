@@ -36,6 +36,7 @@ mod event;
 mod gpu;
 mod grants;
 mod host;
+mod host_call;
 mod kernel;
 mod kind;
 mod memory;
