@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bench::pairs::{self, Finding, Measured, Report, Told as Pairs};
 use device::DeviceKind;
 
-use crate::bench_cmd;
-use crate::bench_job::{self, Asked, Task};
+use crate::bench_job::{self, Asked};
+use crate::bench_report;
+use crate::bench_task::Task;
 use crate::cli::{BackendArg, LinksArgs};
 use crate::error::{CliError, Exit};
 use crate::out_file;
@@ -78,7 +79,7 @@ fn report(args: &LinksArgs, unix_time_s: Option<u64>, measured: Measured) -> Rep
     let Pairs { edges, findings, dismissed } = told;
     Report {
         pairs: pairs::report::SCHEMA_VERSION,
-        command: Some(bench_cmd::command()),
+        command: Some(bench_report::command()),
         unix_time_s,
         transport: match args.backend {
             BackendArg::Shm => "shm".into(),

@@ -8,6 +8,8 @@ use ::bench::{BatchShape, ProductShape};
 use clap::{Args, Subcommand};
 use device::DeviceKind;
 
+use super::ReportArgs;
+
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Time orthogonalization: shapes × algorithms × coefficients × dtypes
@@ -111,20 +113,6 @@ pub struct BenchArgs {
     pub iterations: u32,
     #[command(flatten)]
     pub files: ReportArgs,
-}
-
-/// The files that a report goes to.
-#[derive(Debug, Clone, Args)]
-pub struct ReportArgs {
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the rows as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Write a plot
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

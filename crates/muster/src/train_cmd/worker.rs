@@ -18,6 +18,7 @@ use train::{
     Event, MarkedDisk, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants,
 };
 
+use super::address::TLS;
 use super::blame;
 use super::job::Job;
 use super::line::Line;
@@ -25,7 +26,6 @@ use super::offload;
 use super::reach;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
-use super::supervise::TLS;
 use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
