@@ -53,7 +53,7 @@ typedef struct MusterGemmArgs {
     uint32_t problem_count;
     uint32_t block_count;      // of all problems
     uint32_t group_rows;       // block rows that are visited together, for the caches (≥ 1)
-    uint32_t xcds;             // chiplets over which consecutive blocks are dealt (1: one)
+    uint32_t xcds;             // chiplets to which consecutive blocks go in turn (1: one)
 } MusterGemmArgs;
 
 // The caller's matrix has 16-bit elements (else f32) …

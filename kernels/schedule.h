@@ -134,7 +134,7 @@ struct Piece {
     bool whole;
 };
 
-// A last round that would leave half of the `clusters` or more without work is dealt in halves.
+// A last round that would leave half of the `clusters` or more without work is cut into halves.
 constexpr uint32_t pieces(uint32_t units, uint32_t clusters) {
     const uint32_t rest = units % clusters;
     return rest <= clusters / 2 ? units + rest : units;
@@ -149,7 +149,7 @@ constexpr Piece piece(uint32_t index, uint32_t units, uint32_t clusters) {
     return {rounds + (index - rounds) / 2, (index - rounds) % 2, false};
 }
 
-// Consecutive blocks are dealt to `xcds` chiplets in turn, each with a cache of its own. Renumbers
+// Consecutive blocks go to `xcds` chiplets in turn, each with a cache of its own. Renumbers
 // the `blocks` of a grid so that a chiplet gets a run of neighbouring numbers.
 //
 //   8 blocks, 3 chiplets:   block 0 1 2 3 4 5 6 7   becomes   0 3 6 1 4 7 2 5

@@ -87,7 +87,9 @@ alone() {
 }
 
 # same NAME DIGEST: a run has ended with these weights.
-same() { [[ -n $2 && $(digest "$1") == "$2" ]] || fail "$1 has other weights than a run of one process"; }
+same() {
+  [[ -n $2 && $(digest "$1") == "$2" ]] || fail "$1 has other weights than a run of one process"
+}
 
 # until_true SECONDS COMMAND…
 until_true() {

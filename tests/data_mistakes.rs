@@ -98,9 +98,8 @@ fn every_section_has_its_say() {
 
 /// A file of a tokenizer that knows few characters, with this in its model.
 fn letters(run: &Workdir, more: &str) {
-    let json = format!(
-        r#"{{"model": {{"type": "BPE", "merges": [], "vocab": {{"a": 0, "b": 1, "</s>": 2}}{more}}}}}"#
-    );
+    let vocab = r#"{"a": 0, "b": 1, "</s>": 2}"#;
+    let json = format!(r#"{{"model": {{"type": "BPE", "merges": [], "vocab": {vocab}{more}}}}}"#);
     std::fs::write(run.path().join("tokenizer.json"), json).unwrap();
 }
 

@@ -40,6 +40,40 @@ enum Fate {
     StandsStill,
 }
 
+/// The number of disturbances so far.
+#[derive(Default)]
+struct Tally {
+    kills: usize,
+    in_a_save: usize,
+    hangs: usize,
+    stands: usize,
+}
+
+impl Tally {
+    fn is_enough(&self) -> bool {
+        let killed = self.kills >= KILLS && self.in_a_save >= IN_A_SAVE;
+        killed && self.hangs >= STANDS && self.stands >= STANDS
+    }
+
+    fn next_fate(&self, starts: usize) -> Fate {
+        match starts % 5 {
+            1 if self.hangs < STANDS => Fate::Hangs,
+            3 if self.stands < STANDS => Fate::StandsStill,
+            _ => Fate::Killed,
+        }
+    }
+
+    fn check(&self, starts: usize) {
+        let Tally { kills, in_a_save, hangs, stands } = self;
+        println!(
+            "{kills} kills, {in_a_save} of them inside a save, {hangs} hangs, {stands} \
+             standstills, {starts} starts"
+        );
+        assert!(*kills >= KILLS, "the run ended after {kills} kills");
+        assert!(*in_a_save >= IN_A_SAVE, "only {in_a_save} kills inside a save");
+    }
+}
+
 fn steps_of(run: &Workdir) -> usize {
     run.events_of(&run.name, "step").len()
 }
@@ -104,21 +138,14 @@ fn kills_do_not_change_the_weights() {
     let sets = ["--set", "train.steps=80", "--set", "batch.micro_batches=1"];
     let expected = run.digest("undisturbed", &sets);
     let mut random = Random(20);
-    let (mut kills, mut in_a_save) = (0, 0);
-    let (mut hangs, mut stands) = (0, 0);
+    let mut tally = Tally::default();
     let mut starts = 0;
     let mut seen = false;
     while run.events_of(&run.name, "finished").is_empty() {
         // Never the number of ranks of the start before.
         let ranks = (1 + (starts * 3 + random.below(2) as usize * 2) % 4).to_string();
         let backend = ["shm", "tcp"][starts % 2];
-        let enough = kills >= KILLS && in_a_save >= IN_A_SAVE;
-        let enough = enough && hangs >= STANDS && stands >= STANDS;
-        let fate = match starts % 5 {
-            1 if hangs < STANDS => Fate::Hangs,
-            3 if stands < STANDS => Fate::StandsStill,
-            _ => Fate::Killed,
-        };
+        let (enough, fate) = (tally.is_enough(), tally.next_fate(starts));
         let every = if enough { 50 } else { 1 + starts % 2 };
         let every = format!("checkpoint.every={every}");
         starts += 1;
@@ -141,11 +168,11 @@ fn kills_do_not_change_the_weights() {
                 let done = hang(job, ranks.parse().unwrap());
                 assert_eq!(done.code(), Some(3), "{done}");
                 assert!(done.stderr.contains("failed: no sign of life for "), "{done}");
-                hangs += 1;
+                tally.hangs += 1;
                 continue;
             }
             if fate == Fate::StandsStill && stand_still(&job) {
-                stands += 1;
+                tally.stands += 1;
                 let before = steps_of(&run);
                 // It takes another step, or ends because all are done.
                 if !job.wait_until(|| steps_of(&run) > before) {
@@ -155,20 +182,15 @@ fn kills_do_not_change_the_weights() {
                 }
             }
             kill(job);
-            kills += 1;
-            in_a_save += usize::from(torn(&run) > torn_before);
+            tally.kills += 1;
+            tally.in_a_save += usize::from(torn(&run) > torn_before);
         } else {
             let done = job.wait();
             assert_eq!(done.code(), Some(0), "{done}");
         }
     }
     assert!(seen, "no worker with shared memory was found while a job ran");
-    println!(
-        "{kills} kills, {in_a_save} of them inside a save, {hangs} hangs, {stands} standstills, \
-         {starts} starts"
-    );
-    assert!(kills >= KILLS, "the run ended after {kills} kills");
-    assert!(in_a_save >= IN_A_SAVE, "only {in_a_save} kills inside a save");
+    tally.check(starts);
     let resumed = run.events_of(&run.name, "resumed").len();
     assert!(resumed > KILLS / 4, "resumed only {resumed} times");
     assert_eq!(run.finished(&run.name)["reason"], "complete");

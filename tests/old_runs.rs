@@ -11,7 +11,8 @@ use common::Workdir;
 
 /// The run of the fixtures, but for the weights' type.
 const CONFIG: &str = "name: old
-model: {preset: tiny-moe, layers: 2, d_model: 8, heads: 2, d_ff: 12, moe: {experts: 3, top_k: 2, d_ff: 4, shared_experts: 1}}
+model: {preset: tiny-moe, layers: 2, d_model: 8, heads: 2, d_ff: 12, \
+        moe: {experts: 3, top_k: 2, d_ff: 4, shared_experts: 1}}
 data: {tokenizer: byte, files: text.txt}
 batch: {leaves: 4, micro_batches: 2, micro_batch: 1, seq_len: 32}
 train: {steps: 6, eval_every: 0, eval_samples: 4, sample_tokens: 0}

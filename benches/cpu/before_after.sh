@@ -34,7 +34,8 @@ case_of() {
 }
 
 small=benches/cpu/small.yaml
-eight=(--set batch.leaves=8 --set batch.micro_batch=1 --set 'batch.radices=[2,2,2]' --set train.steps=12)
+eight=(--set batch.leaves=8 --set batch.micro_batch=1 --set 'batch.radices=[2,2,2]'
+  --set train.steps=12)
 for round in $(seq "$rounds"); do
   echo "round $round" >&2
   case_of "quickstart, 1 × 2" configs/quickstart.yaml --ranks 1 --threads 2 --max-steps 30

@@ -57,7 +57,8 @@ def muster(args, backend):
 def mpi(args, extra):
     folder = Path(os.environ["MPI"])
     command = [folder / "mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
-    command += [*extra, "-n", args.ranks, folder / "python", HERE.parent / "peers/collectives_mpi.py"]
+    peer = HERE.parent / "peers/collectives_mpi.py"
+    command += [*extra, "-n", args.ranks, folder / "python", peer]
     command += ["--min", args.min, "--max", args.max, "--seconds", args.seconds]
     command += ["--ops", ",".join(args.ops)]
     return lines([str(part) for part in command])
@@ -75,7 +76,8 @@ def measure(args):
     runs = {"Muster shm": lambda: muster(args, "shm"), "Muster tcp": lambda: muster(args, "tcp")}
     if "MPI" in os.environ:
         runs["Open MPI shm"] = lambda: mpi(args, [])
-        runs["Open MPI tcp"] = lambda: mpi(args, ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"])
+        over_tcp = ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp"]
+        runs["Open MPI tcp"] = lambda: mpi(args, over_tcp)
     runs = {name: run for name, run in runs.items() if name.split()[-1] in args.over}
     if "TORCH_PYTHON" in os.environ and "tcp" in args.over:
         runs["Gloo tcp"] = lambda: gloo(args)

@@ -41,7 +41,8 @@ case_of() {
 
 small=(--set train.sample_tokens=0 --set train.eval_every=2 --set train.eval_samples=4
   --set batch.micro_batches=2 --set batch.micro_batch=1 --set batch.seq_len=32)
-moe='model={preset: tiny-moe, layers: 2, d_model: 64, moe: {experts: 4, d_ff: 48, shared_experts: 1}}'
+moe='model={preset: tiny-moe, layers: 2, d_model: 64, '
+moe+='moe: {experts: 4, d_ff: 48, shared_experts: 1}}'
 dense='model={layers: 2, d_model: 64, heads: 4, d_ff: 96}'
 for ranks in 1 2 3 4; do
   for backend in shm tcp; do

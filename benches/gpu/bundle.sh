@@ -25,7 +25,8 @@ readonly PEERS=(
     einops==0.8.2
 )
 # Tags that the wheels above carry; pip takes only exact ones.
-readonly PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64)
+readonly PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64
+    manylinux2014_x86_64)
 
 core=$out/core
 mkdir -p "$core/bin" "$core/tests"

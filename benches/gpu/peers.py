@@ -4,13 +4,14 @@ in PyTorch compiled by torch.compile, the Gram form in PyTorch, and gram-newton-
 
     peers.py PEER --json FILE [--quick] [--seconds N] [--ready FILE --go FILE]
 
-PEER is one of products, standard, gram, quack. Compiling takes far longer than measuring, so peers may
-be prepared beside each other: with --ready, a peer runs each shape once, makes that file, and waits for
-the file of --go before it measures.
+PEER is one of products, standard, gram, quack. Compiling takes far longer than measuring, so peers
+may be prepared beside each other: with --ready, a peer runs each shape once, makes that file, and
+waits for the file of --go before it measures.
 
 Every time is the median of runs that each begin with a cold L2, on random data, measured by device
-events; Newton-Schulz takes and gives bf16. A peer that cannot run is listed with the reason. Peers whose
-source is here follow their published form; the coefficients are Polar Express (arXiv 2505.16932).
+events; Newton-Schulz takes and gives bf16. A peer that cannot run is listed with the reason. Peers
+whose source is here follow their published form; the coefficients are Polar Express (arXiv
+2505.16932).
 """
 
 import argparse

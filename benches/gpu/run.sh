@@ -32,8 +32,8 @@ for part in "$here"/*.tar.xz; do
 done
 muster=${MUSTER:-$here/bin/muster}
 if ! "$muster" --version; then
-    echo "$muster does not run here (the C library may be older than that of the machine that built \
-it, see BUILT); build with cargo on this machine, and set MUSTER to the binary" >&2
+    echo "$muster does not run here (the C library may be older than that of the machine that \
+built it, see BUILT); build with cargo on this machine, and set MUSTER to the binary" >&2
     exit 1
 fi
 
@@ -56,12 +56,15 @@ part() {
 }
 
 environment() {
-    local gpu
-    gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null |
-        head -n 1)
-    printf '{"gpu": "%s", "device": "%s", "muster": "%s", "built": "%s", "date": "%s", "cpus": %s}\n' \
-        "${gpu:-none}" "$device" "$("$muster" --version)" "$(cat "$here/BUILT" 2>/dev/null | tr '\n' ' ')" \
-        "$(date -u +%FT%TZ)" "$(nproc)" >"$out/environment.json"
+    local gpu built
+    built=$(cat "$here/BUILT" 2>/dev/null | tr '\n' ' ')
+    gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
+        2>/dev/null | head -n 1)
+    {
+        printf '{"gpu": "%s", "device": "%s", ' "${gpu:-none}" "$device"
+        printf '"muster": "%s", "built": "%s", ' "$("$muster" --version)" "$built"
+        printf '"date": "%s", "cpus": %s}\n' "$(date -u +%FT%TZ)" "$(nproc)"
+    } >"$out/environment.json"
 }
 
 # The programs of tests.txt; each takes its devices from MUSTER_TEST_DEVICES.
@@ -122,7 +125,8 @@ prepare_peers() {
         rm -f "$out/$peer.ready" "$out/$peer.go"
         timeout --kill-after=5 "$(left)" python3 -B "$here/peers.py" "$peer" \
             --json "$out/peer-$peer.json" --seconds "$(($(left) - 10))" \
-            --ready "$out/$peer.ready" --go "$out/$peer.go" "${quick[@]}" >"$out/peer-$peer.log" 2>&1 &
+            --ready "$out/$peer.ready" --go "$out/$peer.go" "${quick[@]}" \
+            >"$out/peer-$peer.log" 2>&1 &
         peer_pid[$peer]=$!
     done
 }

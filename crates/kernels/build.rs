@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernels/gemm/gemm.cu ──nvcc──▶ gemm.fatbin          ┐
-//! kernels/gemm/gemm.hip ─clang─▶ gemm.gfx942.hsaco …  ├─▶ OUT_DIR/images.rs: IMAGES, by include_bytes
+//! kernels/gemm/gemm.hip ─clang─▶ gemm.gfx942.hsaco …  ├─▶ OUT_DIR/images.rs: IMAGES, as bytes
 //! both, and kernels/sim ──g++──▶ gemm.sim-sm_90a.so … ┘
 //! ```
 //!

@@ -30,7 +30,8 @@ struct Accumulators {
 // each lane's eight, then the last four: A and B agree on that, and the order is the same
 // everywhere. `between` is called in the middle and at the end, with 0 and 1.
 template <class T, class B, class Between>
-DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i, const Between& between) {
+DEV_FN void multiply_row(Accumulators<B>& acc, const Fragments<B>& f, u32 i,
+                         const Between& between) {
 #if defined(DEV_GFX950)
 #pragma unroll
     for (u32 t = 0; t < COLUMN_TILES; ++t) {

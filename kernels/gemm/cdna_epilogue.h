@@ -35,8 +35,12 @@ struct Lane {
         direct = tile::element_offset(PATCH * g, PATCH * c);
         mirrored = tile::element_offset(PATCH * c, PATCH * g);
     }
-    DEV_FN u32 direct_at(u32 i, u32 q) const { return (direct ^ q * LINE) + i * 16 * tile::ROW_BYTES; }
-    DEV_FN u32 mirrored_at(u32 i, u32 t) const { return mirrored ^ t * LINE ^ i * 2 * tile::CHUNK_BYTES; }
+    DEV_FN u32 direct_at(u32 i, u32 q) const {
+        return (direct ^ q * LINE) + i * 16 * tile::ROW_BYTES;
+    }
+    DEV_FN u32 mirrored_at(u32 i, u32 t) const {
+        return mirrored ^ t * LINE ^ i * 2 * tile::CHUNK_BYTES;
+    }
     DEV_FN bool below(u32 i) const { return c < 4 * i + g; }
     DEV_FN bool across(u32 i) const { return c == 4 * i + g; }
 };
@@ -52,8 +56,8 @@ DEV_FN Addend fetch(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, cons
     Addend addend = {};
     if (gemm::has_addend(p) && gemm::kept(p, tile_row, tile_col)) {
         const bool half = gemm::on_diagonal(p, tile_row, tile_col);
-        const unsigned char* const c =
-            pointer<const unsigned char>(p.c + tile::tile_offset(tile_row, tile_col, p.c_tiles_per_row));
+        const u64 offset = tile::tile_offset(tile_row, tile_col, p.c_tiles_per_row);
+        const unsigned char* const c = pointer<const unsigned char>(p.c + offset);
 #pragma unroll
         for (u32 i = 0; i < SUBTILE_ROWS; ++i) {
             if (!half || at.below(i) || at.across(i)) {
@@ -130,7 +134,8 @@ DEV_FN void store_mirrored(unsigned char* to, const Lane& at, u32 i, const Row& 
 }
 
 template <class T>
-DEV_FN void store_tiles(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at, Row* acc) {
+DEV_FN void store_tiles(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at,
+                        Row* acc) {
     const bool diagonal = gemm::on_diagonal(p, tile_row, tile_col);
     const bool mirrored = gemm::mirrored(p, tile_row, tile_col);
     unsigned char* const to =
@@ -173,7 +178,8 @@ DEV_FN void write_four(const MusterGemmProblem& p, u64 row, u32 col, u32 width, 
 }
 
 // A patch at (row, col) of the result into the caller's matrix, as it is or transposed.
-DEV_FN void write_patch(const MusterGemmProblem& p, u32 row, u32 col, bool transpose, const Row& acc) {
+DEV_FN void write_patch(const MusterGemmProblem& p, u32 row, u32 col, bool transpose,
+                        const Row& acc) {
     const u32 first = transpose ? col : row;
     const u32 across = transpose ? row : col;
     const u32 height = transpose ? p.cols : p.rows;
@@ -198,7 +204,8 @@ DEV_FN void write_patch(const MusterGemmProblem& p, u32 row, u32 col, bool trans
     }
 }
 
-DEV_FN void write_out(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at, Row* acc) {
+DEV_FN void write_out(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at,
+                      Row* acc) {
     const bool symmetric = p.flags & MUSTER_GEMM_LOWER;
     const bool diagonal = gemm::on_diagonal(p, tile_row, tile_col);
     const bool transposed = !symmetric && p.flags & MUSTER_GEMM_OUT_TRANSPOSED;
@@ -217,7 +224,8 @@ DEV_FN void write_out(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, co
 }
 
 template <class T>
-DEV_FN void store(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at, Row* acc) {
+DEV_FN void store(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const Lane& at,
+                  Row* acc) {
     if (!gemm::kept(p, tile_row, tile_col)) {
         return;
     }
@@ -235,7 +243,8 @@ DEV_FN void store(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, const 
 // The results of a wave: ROW_TILES row tiles from sub-tile (tile_row, tile_col) down. The second
 // sub-tile's addend is on its way while the first is stored.
 template <class T, u32 ROW_TILES>
-DEV_FN void finish(const MusterGemmProblem& p, u32 tile_row, u32 tile_col, f32x4 (&acc)[ROW_TILES][4]) {
+DEV_FN void finish(const MusterGemmProblem& p, u32 tile_row, u32 tile_col,
+                   f32x4 (&acc)[ROW_TILES][4]) {
     const Lane at;
     combine<T>(p, tile_row, tile_col, at, fetch(p, tile_row, tile_col, at), acc);
     if constexpr (ROW_TILES == SUBTILE_ROWS) {

@@ -9,9 +9,9 @@
 // A tile travels in two halves of 32 k's and 4096 bytes. LDS holds halves in slots of one half per
 // wave: waves 0…TILES hold A, the rest B. Within a half, 16-byte chunks lie in this order:
 //
-//   K-major (A, and B of nt)   chunk (row, k/8) at line 4·(row/8) + row%4, position (k/8) ^ (row%8),
-//                              lines of 128 bytes: rows r and r+4 share one, each with its four chunks
-//   MN-major (B of nn)         as in the tile: line k, position (n/8) ^ (k%8)
+//   K-major (A, and B of nt)  chunk (row, k/8) at line 4·(row/8) + row%4, position (k/8) ^ (row%8),
+//                             lines of 128 bytes: rows r and r+4 share one, each with its 4 chunks
+//   MN-major (B of nn)        as in the tile: line k, position (n/8) ^ (k%8)
 //
 // A wave's load instruction fills 1024 consecutive bytes, lane after lane, whatever the form (so it
 // may as well be a load that goes to LDS directly). The order is made by choosing each lane's
@@ -23,10 +23,10 @@
 // and so on (ROCm's Composable Kernel documents it, "LDS bank conflicts"); each such group meets
 // eight different positions, thus no bank twice.
 //
-// Columns are dealt so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile: a
-// patch of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple. For
-// nt the rows of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c); for
-// nn a lane reads 8 k's × 4 n's and transposes them with v_perm_b32.
+// Columns are divided so that lane c holds columns 4c…4c+3 in its four accumulators of a row tile:
+// a patch of 4 × 4 elements, contiguous down and across, which is what makes the epilogue simple.
+// For nt the rows of B are sorted to this end on their way into LDS (row 4c+t becomes row 16t+c);
+// for nn a lane reads 8 k's × 4 n's and transposes them with v_perm_b32.
 #pragma once
 
 #include "../abi.h"
@@ -105,7 +105,8 @@ struct Feed {
     DEV_FN explicit Feed(const MusterGemmArgs& args) : units(args) {
         const bool is_a = wave() < B::TILES;
         const u32 l = lane();
-        const u32 row = l / 32 * 8 + l / 8 % 4 + l % 8 / 4 * 4;  // in LDS, of half 0 and the first load
+        // In LDS, of half 0 and the first load.
+        const u32 row = l / 32 * 8 + l / 8 % 4 + l % 8 / 4 * 4;
         const u32 position = l % 8;
         wave_offset = wave() * HALF_BYTES;
         if (is_a) {

@@ -7,8 +7,9 @@
 //   sm_80, sm_100a, …   both    128×128    128×128    1         256       98304
 //
 // A launch has cluster · min(units, multiprocessors / cluster) blocks; on sm_90a class 256 gains
-// from min(2 · units, …), since it then deals halves where whole units would leave clusters idle
-// (schedule::pieces). Grids of tiles are padded to whole units, and k_tiles is at least 1.
+// from min(2 · units, …), since its last round is cut into halves where whole units would leave
+// clusters idle (schedule::pieces). Grids of tiles are padded to whole units, and k_tiles is at
+// least 1.
 #include "../dev/dev.h"
 
 #if defined(DEV_SM90)

@@ -1,20 +1,25 @@
 // The Hopper core: persistent, warp-specialized, fed by bulk copies.
 //
-//   warpgroup 0    a warp deals: works out which units are this block's, and reads their problems
-//                  one thread fills a ring of stages in shared memory, running ahead through units
-//   warpgroup 1–2  multiply from the ring (wgmma), finish in f32, store tiles
+//   warpgroup 0    scheduler: a warp finds the units of this block, and reads their problems
+//                  producer: a thread fills a ring of stages in shared memory, ahead through units
+//   warpgroup 1–2  consumers: multiply from the ring (wgmma), finish in f32, store tiles
 //
-// Dealing takes as long as the products of a small unit: a search in memory, and divisions. So it
-// has a warp of its own, whose lanes work out a unit each, and a ring of its own to run ahead in.
+// Scheduling takes as long as the products of a small unit: a search in memory, and divisions. So
+// it has a warp of its own, whose lanes find a unit each, and a ring of its own, of work items, to
+// run ahead in. Three barriers of an item say how far it is:
+//
+//   work_full   scheduler → all                  the item is written
+//   work_done   consumers → reporter             its results are stored
+//   work_taken  producer, reporter → scheduler   nobody reads it any more
 //
 // A launch may chain products: units of one wait until all of another are stored, told by a counter
-// in device memory. The dealing warp waits, so units that need nothing go on; a third warp reports
+// in device memory. The scheduler waits, so units that need nothing go on; a third warp reports
 // what is stored. Units come in an order in which each needs only earlier ones, and all blocks run
 // at once: so some block can always go on.
 //
 // Class 256: a cluster of two blocks computes a unit of 256×256, each its 128 rows. They share the
 // right operand: each loads half of it for both (multicast). A warpgroup takes 64 rows. The last
-// round may deal half units (schedule.h): then a block has 64 rows, for its first warpgroup. That
+// round may have half units (schedule.h): then a block has 64 rows, for its first warpgroup. That
 // costs more bandwidth a product, but not half a round; and the instructions stay the same, so the
 // bits do.
 //
@@ -39,13 +44,13 @@ struct Share {
     u32 m_tiles;
 };
 
-// The work that is dealt at a time: a problem and a share of it.
-struct Hand {
+// The work of a block at a time: a problem and a share of it.
+struct WorkItem {
     MusterGemmProblem problem;
     Share share;
 };
-constexpr u32 HAND_BYTES = sizeof(Hand);
-static_assert(HAND_BYTES % 16 == 0, "hands are aligned");
+constexpr u32 WORK_ITEM_BYTES = sizeof(WorkItem);
+static_assert(WORK_ITEM_BYTES % 16 == 0, "work items are aligned");
 
 template <u32 CLASS>
 struct Sm90 {
@@ -62,20 +67,20 @@ struct Sm90 {
 
     static constexpr u32 GROUP = 128;             // threads of a warpgroup
     static constexpr u32 THREADS = 3 * GROUP;
-    static constexpr u32 STRIPS = WIDE ? 1 : 2;   // of 64 rows, in a multiplying warpgroup
+    static constexpr u32 STRIPS = WIDE ? 1 : 2;   // of 64 rows, in a consumer warpgroup
     static constexpr u32 STRIP_F32 = N / 2;       // accumulators of a thread
     // Warps that must leave a stage before it is filled again, in all blocks that get its bytes.
     static constexpr u32 READERS = WIDE ? 8 * CLUSTER : 4;
 
     static constexpr u32 TURN = 3;                // named barrier, and 4: whose turn it is
 
-    static constexpr u32 OUTBOX = STAGES * STAGE_BYTES;  // two tiles for each multiplying warpgroup
-    static constexpr u32 HANDS = OUTBOX + 4 * tile::BYTES;
-    static constexpr u32 HAND_COUNT = 4;
-    static constexpr u32 PLAYERS = 8;       // the multiplying warps
-    static constexpr u32 HAND_READERS = 2;  // the filling and the reporting thread
-    static constexpr u32 BARRIERS = HANDS + HAND_COUNT * HAND_BYTES;
-    static constexpr u32 SHARED_BYTES = BARRIERS + (2 * STAGES + 3 * HAND_COUNT) * sizeof(u64);
+    static constexpr u32 OUTBOX = STAGES * STAGE_BYTES;  // two tiles for each consumer warpgroup
+    static constexpr u32 WORK_ITEMS = OUTBOX + 4 * tile::BYTES;
+    static constexpr u32 WORK_STAGES = 4;
+    static constexpr u32 MMA_WARPS = 8;     // of the consumers
+    static constexpr u32 WORK_READERS = 2;  // the producer and the reporter
+    static constexpr u32 BARRIERS = WORK_ITEMS + WORK_STAGES * WORK_ITEM_BYTES;
+    static constexpr u32 SHARED_BYTES = BARRIERS + (2 * STAGES + 3 * WORK_STAGES) * sizeof(u64);
     static_assert(SHARED_BYTES <= 227 * 1024, "a block's shared memory on Hopper");
 };
 
@@ -111,23 +116,23 @@ struct Ring {
     }
 };
 
-// ---- the dealing warp ---------------------------------------------------------------------------
+// ---- the scheduler warp -------------------------------------------------------------------------
 
 template <u32 CLASS>
-DEV_FN Hand* hand_at(u32 place) {
-    return reinterpret_cast<Hand*>(shared() + Sm90<CLASS>::HANDS) + place;
+DEV_FN WorkItem* work_item_at(u32 place) {
+    return reinterpret_cast<WorkItem*>(shared() + Sm90<CLASS>::WORK_ITEMS) + place;
 }
 template <u32 CLASS>
-DEV_FN u64* dealt_barrier(u32 place) {
+DEV_FN u64* work_full_barrier(u32 place) {
     return full_barrier<CLASS>(2 * Sm90<CLASS>::STAGES + place);
 }
 template <u32 CLASS>
-DEV_FN u64* taken_barrier(u32 place) {
-    return dealt_barrier<CLASS>(Sm90<CLASS>::HAND_COUNT + place);
+DEV_FN u64* work_taken_barrier(u32 place) {
+    return work_full_barrier<CLASS>(Sm90<CLASS>::WORK_STAGES + place);
 }
 template <u32 CLASS>
-DEV_FN u64* played_barrier(u32 place) {
-    return taken_barrier<CLASS>(Sm90<CLASS>::HAND_COUNT + place);
+DEV_FN u64* work_done_barrier(u32 place) {
+    return work_taken_barrier<CLASS>(Sm90<CLASS>::WORK_STAGES + place);
 }
 
 // The pieces of this block's cluster: every `clusters`-th.
@@ -174,13 +179,13 @@ DEV_FN void await_others(u32 word) {
 }
 
 template <u32 CLASS>
-DEV_FN void deal(const MusterGemmArgs& args, u32 rank) {
+DEV_FN void schedule_work(const MusterGemmArgs& args, u32 rank) {
     using S = Sm90<CLASS>;
     constexpr u32 WORDS = sizeof(MusterGemmProblem) / sizeof(u32);
     static_assert(WORDS == WAVE, "a lane copies a word of a problem");
     const Pieces<CLASS> pieces(args);
     const u32 own = pieces.own();
-    Ring<S::HAND_COUNT> ring;
+    Ring<S::WORK_STAGES> ring;
     for (u32 done = 0; done < own; done += WAVE) {
         const u32 ahead = schedule::smaller(WAVE, own - done);
         Share mine = {};
@@ -193,59 +198,59 @@ DEV_FN void deal(const MusterGemmArgs& args, u32 rank) {
                                  shfl(mine.m_tiles, i)};
             const u32 word = constant<u32>(args.problems)[share.problem * WORDS + lane()];
             await_others(word);
-            Hand* const hand = hand_at<CLASS>(ring.stage);
-            mbar_wait(taken_barrier<CLASS>(ring.stage), ring.parity ^ 1);
-            reinterpret_cast<u32*>(&hand->problem)[lane()] = word;
+            WorkItem* const item = work_item_at<CLASS>(ring.stage);
+            mbar_wait(work_taken_barrier<CLASS>(ring.stage), ring.parity ^ 1);
+            reinterpret_cast<u32*>(&item->problem)[lane()] = word;
             if (lane() == 0) {
-                hand->share = share;
+                item->share = share;
             }
             wave_sync();
             if (lane() == 0) {
-                mbar_arrive(dealt_barrier<CLASS>(ring.stage));
+                mbar_arrive(work_full_barrier<CLASS>(ring.stage));
             }
             ring.next();
         }
     }
 }
 
-// The hands of this block, one after the other, for those who read them.
+// The work items of this block, one after the other, for those who read them.
 template <u32 CLASS>
-struct Hands {
+struct WorkItems {
     u32 left;
-    Ring<Sm90<CLASS>::HAND_COUNT> ring;
+    Ring<Sm90<CLASS>::WORK_STAGES> ring;
 
-    DEV_FN explicit Hands(const MusterGemmArgs& args) : left(Pieces<CLASS>(args).own()) {}
+    DEV_FN explicit WorkItems(const MusterGemmArgs& args) : left(Pieces<CLASS>(args).own()) {}
 
     DEV_FN bool more() const { return left != 0; }
-    DEV_FN const Hand& look() const {
-        mbar_wait(dealt_barrier<CLASS>(ring.stage), ring.parity);
-        return *hand_at<CLASS>(ring.stage);
+    DEV_FN const WorkItem& current() const {
+        mbar_wait(work_full_barrier<CLASS>(ring.stage), ring.parity);
+        return *work_item_at<CLASS>(ring.stage);
     }
-    DEV_FN void lay_down() const { mbar_arrive(taken_barrier<CLASS>(ring.stage)); }
+    DEV_FN void release() const { mbar_arrive(work_taken_barrier<CLASS>(ring.stage)); }
     DEV_FN void next() {
         --left;
         ring.next();
     }
 };
 
-// Tells the others of the launch what is stored: the multiplying warps do not wait until it is.
+// Tells the others of the launch what is stored: consumers do not wait until it is.
 template <u32 CLASS>
 DEV_FN void report(const MusterGemmArgs& args) {
     static_assert(Sm90<CLASS>::M_TILES == MUSTER_GEMM_DONE_PER_BLOCK, "halves count half");
-    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
-        mbar_wait(played_barrier<CLASS>(hands.ring.stage), hands.ring.parity);
-        const Hand& hand = hands.look();
-        if (hand.problem.done != 0) {
-            count_add(hand.problem.done, hand.share.m_tiles);
+    for (WorkItems<CLASS> items(args); items.more(); items.next()) {
+        mbar_wait(work_done_barrier<CLASS>(items.ring.stage), items.ring.parity);
+        const WorkItem& item = items.current();
+        if (item.problem.done != 0) {
+            count_add(item.problem.done, item.share.m_tiles);
         }
-        hands.lay_down();
+        items.release();
     }
 }
 
-// ---- the filling thread -------------------------------------------------------------------------
+// ---- the producer thread ------------------------------------------------------------------------
 
 template <bool B_MN, u32 CLASS>
-DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
+DEV_FN void load_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
                          Share share, u32 rank) {
     using S = Sm90<CLASS>;
     constexpr u32 LOADS = S::N_TILES / S::CLUSTER;  // of the right operand, by this block
@@ -286,7 +291,7 @@ DEV_FN void fill_product(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProble
 // Two rows and two columns of C's tiles to a stage. Tiles that the result drops are not read: in a
 // symmetric product in place another block may be writing them.
 template <u32 CLASS>
-DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
+DEV_FN void load_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
                         Share share) {
     for (u32 step = 0; step < Sm90<CLASS>::ADDEND_STAGES; ++step) {
         u64* const full = full_barrier<CLASS>(ring.stage);
@@ -311,20 +316,20 @@ DEV_FN void fill_addend(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem
 }
 
 template <bool B_MN, u32 CLASS>
-DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
+DEV_FN void produce(const MusterGemmArgs& args, u32 rank) {
     using S = Sm90<CLASS>;
     Ring<S::STAGES> ring;
     await_launch_before();
-    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
-        const Hand& hand = hands.look();
-        if (hand.problem.after != 0) {
+    for (WorkItems<CLASS> items(args); items.more(); items.next()) {
+        const WorkItem& item = items.current();
+        if (item.problem.after != 0) {
             fence_async_global();
         }
-        fill_product<B_MN, CLASS>(ring, hand.problem, hand.share, rank);
-        if (has_addend(hand.problem)) {
-            fill_addend<CLASS>(ring, hand.problem, hand.share);
+        load_product<B_MN, CLASS>(ring, item.problem, item.share, rank);
+        if (has_addend(item.problem)) {
+            load_addend<CLASS>(ring, item.problem, item.share);
         }
-        hands.lay_down();
+        items.release();
     }
     if constexpr (S::CLUSTER > 1) {
         // The partner's warps still arrive here: a block's barriers must outlive its last stages.
@@ -335,7 +340,7 @@ DEV_FN void fill(const MusterGemmArgs& args, u32 rank) {
     }
 }
 
-// ---- the multiplying warpgroups -----------------------------------------------------------------
+// ---- the consumer warpgroups --------------------------------------------------------------------
 
 // This warp has read the stage; told to all blocks that put bytes into it.
 template <u32 CLASS>
@@ -470,13 +475,13 @@ DEV_FN void finish(Ring<Sm90<CLASS>::STAGES>& ring, const MusterGemmProblem& p,
     }
 }
 
-// A warpgroup's part of the work of a hand.
+// A warpgroup's part of a work item.
 template <class T, bool B_MN, u32 CLASS>
-DEV_FN void play(Ring<Sm90<CLASS>::STAGES>& ring, const Hand& hand, const Outbox& outbox,
-                 u32 group, u32 turn, bool last) {
+DEV_FN void consume(Ring<Sm90<CLASS>::STAGES>& ring, const WorkItem& item, const Outbox& outbox,
+                    u32 group, u32 turn, bool last) {
     using S = Sm90<CLASS>;
-    const MusterGemmProblem p = hand.problem;
-    const Share share = hand.share;
+    const MusterGemmProblem p = item.problem;
+    const Share share = item.share;
     const u32 k_tiles = p.k_tiles;
     const bool addend = has_addend(p);
     const u32 stages = k_tiles + (addend ? S::ADDEND_STAGES : 0);
@@ -502,17 +507,17 @@ DEV_FN void play(Ring<Sm90<CLASS>::STAGES>& ring, const Hand& hand, const Outbox
 }
 
 template <class T, bool B_MN, u32 CLASS>
-DEV_FN void multiply_all(const MusterGemmArgs& args, u32 group) {
+DEV_FN void consume_all(const MusterGemmArgs& args, u32 group) {
     using S = Sm90<CLASS>;
     const Outbox outbox = {shared() + S::OUTBOX + group * 2 * tile::BYTES, 1 + group,
                            thread() % S::GROUP, S::GROUP};
     Ring<S::STAGES> ring;
     u32 turn = 0;
-    for (Hands<CLASS> hands(args); hands.more(); hands.next()) {
-        play<T, B_MN, CLASS>(ring, hands.look(), outbox, group, turn, hands.left == 1);
+    for (WorkItems<CLASS> items(args); items.more(); items.next()) {
+        consume<T, B_MN, CLASS>(ring, items.current(), outbox, group, turn, items.left == 1);
         wave_sync();  // All lanes have stored.
         if (lane() == 0) {
-            mbar_arrive(played_barrier<CLASS>(hands.ring.stage));
+            mbar_arrive(work_done_barrier<CLASS>(items.ring.stage));
         }
         ++turn;
     }
@@ -522,18 +527,18 @@ template <class T, bool B_MN, u32 CLASS>
 DEV_FN void run_sm90(const MusterGemmArgs& args) {
     using S = Sm90<CLASS>;
     const u32 rank = S::CLUSTER == 1 ? 0 : cluster_rank();
-    // Only the filling thread waits for the launch before: all else that reads or writes what
-    // others write does so after it. Tables are older than that launch.
+    // Only the producer waits for the launch before: all else that reads or writes what others
+    // write does so after it. Tables are older than that launch.
     let_next_launch_begin();
     if (thread() == 0) {
         for (u32 stage = 0; stage < S::STAGES; ++stage) {
             mbar_init(full_barrier<CLASS>(stage), 1);
             mbar_init(empty_barrier<CLASS>(stage), S::READERS);
         }
-        for (u32 place = 0; place < S::HAND_COUNT; ++place) {
-            mbar_init(dealt_barrier<CLASS>(place), 1);
-            mbar_init(taken_barrier<CLASS>(place), S::HAND_READERS);
-            mbar_init(played_barrier<CLASS>(place), S::PLAYERS);
+        for (u32 place = 0; place < S::WORK_STAGES; ++place) {
+            mbar_init(work_full_barrier<CLASS>(place), 1);
+            mbar_init(work_taken_barrier<CLASS>(place), S::WORK_READERS);
+            mbar_init(work_done_barrier<CLASS>(place), S::MMA_WARPS);
         }
         mbar_init_fence();
     }
@@ -547,17 +552,17 @@ DEV_FN void run_sm90(const MusterGemmArgs& args) {
         registers_down<56>();
         const u32 warp = uniform(wave());
         if (warp == 0 && elect()) {
-            fill<B_MN, CLASS>(args, rank);
+            produce<B_MN, CLASS>(args, rank);
         }
         if (warp == 1) {
-            deal<CLASS>(args, rank);
+            schedule_work<CLASS>(args, rank);
         }
         if (warp == 2 && elect()) {
             report<CLASS>(args);
         }
     } else {
         registers_up<224>();
-        multiply_all<T, B_MN, CLASS>(args, group - 1);
+        consume_all<T, B_MN, CLASS>(args, group - 1);
     }
 }
 

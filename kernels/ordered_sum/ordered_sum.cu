@@ -1,7 +1,7 @@
-// Entry points of the ordered reduction, by the type of the inputs; 16-bit ones are computed in f32.
-// Two names of a type: f32 inputs, and the type that results are rounded to.
-// All have 256 threads and GROUP_BYTES of dynamic shared memory for each thread and each number below
-// the top. A launch has any number of blocks.
+// Entry points of the ordered reduction, by the type of the inputs; 16-bit ones are computed in
+// f32. Two names of a type: f32 inputs, and the type that results are rounded to. All have 256
+// threads and GROUP_BYTES of dynamic shared memory for each thread and each number below the top. A
+// launch has any number of blocks.
 #include "ordered_sum.h"
 
 #define ENTRY(name, Input, T)                                                      \

@@ -1,5 +1,5 @@
-// Reductions of many inputs, element by element, in the order that a program says: a stage of it per
-// launch. The stack of each group of elements lies in shared memory, but for its top:
+// Reductions of many inputs, element by element, in the order that a program says: a stage of it
+// per launch. The stack of each group of elements lies in shared memory, but for its top:
 //
 //   inputs  a b c d ──┐  push a, add b     top  a+b
 //                     ├─ push c, add d     top  c+d        shared  a+b

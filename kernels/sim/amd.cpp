@@ -1,3 +1,6 @@
+// AMD's instructions of a wave in the simulator: matrix instructions, loads into LDS, transposing
+// reads. An instruction takes the operands of all lanes at once, and faults where lanes are missing
+// that the hardware would compute with.
 #include "amd.h"
 
 #include "models_amd.h"

@@ -1,3 +1,6 @@
+//! The second implementation and its comparisons; an error is relative to the norm of the
+//! reference, and infinite where a value is not finite.
+
 mod attention_ops;
 mod basic;
 mod dense_ops;

@@ -109,9 +109,9 @@ fn a_name_that_nothing_has_is_found() {
         ];
         unknown(&sources).iter().map(ToString::to_string).collect()
     };
-    let right = "`tcp/link.rs`, `kernels/dev/`, `dev/dev.h`, `comm/tcp/link.rs`, `crates/comm/src/tcp`, `comm::Link`, \
-                 `Link::go()`, `--flag`, `N/A`, `a b.rs`, `*.rs`, \
-                 `tests/fixtures/a`\n```\ngone.rs `gone.rs`\n```\n";
+    let right = "`tcp/link.rs`, `kernels/dev/`, `dev/dev.h`, `comm/tcp/link.rs`, \
+                 `crates/comm/src/tcp`, `comm::Link`, `Link::go()`, `--flag`, `N/A`, `a b.rs`, \
+                 `*.rs`, `tests/fixtures/a`\n```\ngone.rs `gone.rs`\n```\n";
     assert_eq!(found(right), [""; 0]);
     let told = |name: &str| format!("docs/a.md:2 `{name}` is no name in the workspace");
     for wrong in ["tcp/lin.rs", "kernels/gone/", "crates/comm/gone", "comm::Lin", "Link::stop()"] {

@@ -1,3 +1,6 @@
+//! Errors of a benchmark. A text from the command line stands in its message; a failure of a crate
+//! below keeps that crate's words.
+
 /// Why a benchmark could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

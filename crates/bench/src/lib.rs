@@ -24,6 +24,7 @@ mod timing;
 
 pub use error::BenchError;
 pub use measure::Bench;
-pub use report::{Bar, Environment, Report, Row};
+pub use report::{Environment, Report, Row};
 pub use shape::{BatchShape, Matrices, ProductShape};
+pub use svg::Bar;
 pub use timing::{Repeat, Timing};

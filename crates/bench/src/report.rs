@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::BenchError;
+use crate::svg::Bar;
 
 /// One measured case.
 pub trait Row: Serialize {
@@ -17,15 +18,6 @@ pub trait Row: Serialize {
 
     /// The case in a plot.
     fn bar(&self) -> Bar;
-}
-
-/// One bar of a plot.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Bar {
-    pub label: String,
-    pub value: f64,
-    /// The value that no implementation could exceed, if it is known.
-    pub limit: Option<f64>,
 }
 
 /// Where and when a report was made.

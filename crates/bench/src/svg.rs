@@ -4,7 +4,6 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::BenchError;
-use crate::report::Bar;
 
 const WIDTH: u32 = 960;
 const BAR_HEIGHT: i32 = 22;
@@ -14,6 +13,15 @@ const LABELS: i32 = 400;
 const NUMBERS: i32 = 90;
 const FILL: RGBColor = RGBColor(31, 119, 180);
 const LIMIT: RGBColor = RGBColor(214, 39, 40);
+
+/// One bar of a plot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    pub label: String,
+    pub value: f64,
+    /// The value that no implementation could exceed, if it is known.
+    pub limit: Option<f64>,
+}
 
 /// One bar per case, a red mark at its limit.
 ///

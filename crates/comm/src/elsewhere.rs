@@ -20,8 +20,8 @@ use kernels::ordered_sum::{OrderedSum, RedOp, Summation, computed_in};
 use layout::Program;
 
 use crate::memory::{Joined, load};
-use crate::op::OrderedReduce;
-use crate::ordered::{Source, Wanted};
+use crate::primitives::OrderedReduce;
+use crate::source::{Source, Wanted};
 use crate::{CommError, Result};
 
 /// Bytes of a lane: enough for a bus to be busy, few enough to overlap.

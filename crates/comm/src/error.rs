@@ -1,3 +1,9 @@
+//! Errors of a collective, and whose fault they are.
+//!
+//! An error of a group names the operation, its number in the group, and a rank: all members tell
+//! the same culprit, so that the run ends with one sentence. Codes of operations are part of the
+//! wire format.
+
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -97,7 +103,8 @@ pub enum CommError {
     /// A frame on the connection to a peer is not the one that it sent.
     #[error(
         "{operation} #{sequence}: a frame from rank {rank} came damaged: {damage}; what the \
-         operation has written so far means nothing; look at the network cards, cables, switches and memory between the two hosts"
+         operation has written so far means nothing; look at the network cards, cables, switches \
+         and memory between the two hosts"
     )]
     Damaged { rank: usize, operation: Operation, sequence: u64, damage: Damage },
     /// The job was revoked, here or elsewhere; nothing works any more.

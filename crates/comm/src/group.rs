@@ -27,9 +27,9 @@ use device::{Device, DeviceError, DeviceKind, Event, SharedJob, Stream, Turn};
 use crate::elsewhere::AllLanes;
 use crate::error::Moved;
 use crate::nccl::{Ending, Member, Plan};
-use crate::one_shot::Boxes;
-use crate::op::{Op, Site};
+use crate::op::Op;
 use crate::patience;
+use crate::site::{Boxes, Site};
 use crate::staged::{Staged, Staging};
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Route, Window, WindowPath};
@@ -123,8 +123,8 @@ pub struct Pending {
 
 impl Group {
     /// A member's end of a group over `transport`, which `library` has as its companion. Members
-    /// are alike (`is_alike`) where all have memory of the host, or none: others have no boxes, since those
-    /// of memory that peers do not reach are never filled.
+    /// are alike (`is_alike`) where all have memory of the host, or none: others have no boxes,
+    /// since those of memory that peers do not reach are never filled.
     pub(crate) fn new(
         transport: Arc<dyn Transport>,
         device: &Device,
@@ -422,9 +422,9 @@ impl Pending {
     /// Lets the later work of `stream` wait for the operation; the caller goes on. If the operation
     /// fails, that work is left out; over a vendor's library it is not, and finds anything in the
     /// memory, but the job is given up then. Where a vendor's driver has the stream and the
-    /// operation is staged, the caller waits as in [`Pending::wait`]: drivers may run the host calls
-    /// of all streams one after another, and one that waited for peers could keep another from its
-    /// turn.
+    /// operation is staged, the caller waits as in [`Pending::wait`]: drivers may run the host
+    /// calls of all streams one after another, and one that waited for peers could keep another
+    /// from its turn.
     ///
     /// # Errors
     /// A stream of another device; there, as [`Pending::wait`].

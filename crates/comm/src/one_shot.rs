@@ -22,11 +22,10 @@ use kernels::ordered_sum::ReadySum;
 
 use crate::algorithm;
 use crate::memory::Joined;
-use crate::op::{Gather, OrderedReduce, Reduction, Site};
-use crate::{EvenPlan, Operation, Result, Segments, Window, ordered};
-
-/// The boxes of a group, one window for each turn.
-pub(crate) type Boxes = [Window; 2];
+use crate::ordered::{self, Reduction};
+use crate::primitives::{Gather, OrderedReduce};
+use crate::site::Site;
+use crate::{EvenPlan, Operation, Result, Segments, Window};
 
 /// An operation in one round.
 pub(crate) struct OneShot {

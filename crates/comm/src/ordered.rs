@@ -14,30 +14,14 @@ use kernels::ordered_sum::{OrderedSum, ReadySum, Summation, computed_in};
 use crate::Result;
 use crate::elsewhere::{AllLanes, Elsewhere};
 use crate::memory::Joined;
-use crate::op::{OrderedReduce, Reduction};
+use crate::primitives::OrderedReduce;
+use crate::source::{Source, Wanted};
 
-/// A part of a peer's partial.
-pub(crate) struct Wanted {
-    /// The member that holds it.
-    pub holder: usize,
-    /// Which of its partials.
-    pub index: usize,
-    /// Elements of that partial's slot.
-    pub range: Range<usize>,
-    /// Where they begin in the tile.
-    pub at: usize,
-}
-
-/// Where a transport has brought the partials of peers.
-pub(crate) trait Source {
-    /// Whether this member's own partials are there too, and not in its slots.
-    const HAS_OWN: bool = false;
-
-    /// Memory of the device that `out` is on. Not asked where sums are made elsewhere.
-    fn locate(&self, wanted: Wanted) -> Result<Tensor>;
-
-    /// Copies the bytes to as many of the host's. Asked where sums are made elsewhere alone.
-    fn copy(&self, wanted: Wanted, into: &mut [u8]) -> Result<()>;
+/// A checked ordered reduction.
+pub(crate) struct Reduction {
+    pub op: OrderedReduce,
+    pub sums: Sums,
+    pub digest: u64,
 }
 
 /// The sums of one reduction and their memory, made once.

@@ -17,7 +17,9 @@ use device::{DType, DeviceError, Tensor};
 
 use crate::hosts::GatherByHosts;
 use crate::one_shot::OneShot;
-use crate::op::{AllToAll, Gather, OrderedReduce, Site, Step};
+use crate::primitives::{AllToAll, Gather, OrderedReduce};
+use crate::site::Site;
+use crate::step::Step;
 use crate::{CommError, EvenPlan, Result, Segments, Window};
 
 /// Segments of `world` members, of which `root` has all.

@@ -18,7 +18,9 @@ use device::{BounceBuffers, DType, Device, Placement, Stream, Tensor};
 
 use crate::hosts::{Copied, GatherByHosts};
 use crate::memory::{load, store};
-use crate::op::{AllToAll, Gather, OrderedReduce, P2p, Reduction, Step};
+use crate::ordered::Reduction;
+use crate::primitives::{AllToAll, Gather, OrderedReduce, P2p};
+use crate::step::Step;
 use crate::{CommError, Result, Window};
 
 /// Bytes that are copied at a time.

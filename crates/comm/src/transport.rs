@@ -7,7 +7,7 @@ use device::Device;
 use crate::algorithm::BOX_BYTES;
 use crate::hosts::Hosts;
 use crate::job::{Job, Members};
-use crate::op::Step;
+use crate::step::Step;
 use crate::{Operation, Result, Window};
 
 /// A member's end of a group. Operations block the thread that runs them, which is the group's own.

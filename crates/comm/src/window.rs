@@ -1,3 +1,6 @@
+//! Memory that a collective may read at its peers: one part per member, of the same size, with the
+//! same number on all members.
+
 use device::{Buffer, DType, DeviceError, Tensor};
 
 use crate::CommError;

@@ -410,30 +410,35 @@ proptest! {
     }
 }
 
+/// An operation of a device that is not the window's, a window, and a plan of 16 elements.
+type MakeOp<'a> = &'a (dyn Fn(&Device, &Window, &EvenPlan) -> Op + Sync);
+
+/// Elements that are not reduced in one round.
+const LARGE: usize = 1 << 20;
+
+/// The errors of both ranks where rank 1 prepares an operation and rank 0 waits for it.
+fn refused(op: MakeOp) -> (String, String) {
+    let told = with_ranks("shm", 2, PATIENCE_MS, |world| {
+        let device = Device::cpu(1).unwrap();
+        let group = world.group(&device).unwrap();
+        let (window, other) = (group.window(LARGE * 4).unwrap(), Device::cpu(1).unwrap());
+        let plan = EvenPlan::new(&Tree::for_leaves(2), 0..16, DType::F32);
+        if world.rank() == 0 {
+            // Waits until the other gives the job up, and why.
+            return message(group.run(&device.stream(), Op::Barrier));
+        }
+        match group.prepare(op(&other, &window, &plan)) {
+            Ok(_) => "no error".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    });
+    (told[0].clone(), told[1].clone())
+}
+
 #[test]
 fn mistakes_name_the_rank_and_what_is_wrong() {
-    let refused = |op: &(dyn Fn(&Device, &Window, &EvenPlan) -> Op + Sync)| {
-        let told = with_ranks("shm", 2, PATIENCE_MS, |world| {
-            let device = Device::cpu(1).unwrap();
-            let group = world.group(&device).unwrap();
-            let (window, other) = (group.window(LARGE * 4).unwrap(), Device::cpu(1).unwrap());
-            let plan = EvenPlan::new(&Tree::for_leaves(2), 0..16, DType::F32);
-            if world.rank() == 0 {
-                // Waits until the other gives the job up, and why.
-                return message(group.run(&device.stream(), Op::Barrier));
-            }
-            match group.prepare(op(&other, &window, &plan)) {
-                Ok(_) => "no error".to_owned(),
-                Err(error) => error.to_string(),
-            }
-        });
-        (told[0].clone(), told[1].clone())
-    };
-    type Made<'a> = (&'a str, &'a (dyn Fn(&Device, &Window, &EvenPlan) -> Op + Sync));
     let tensor = |device: &Device, len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let of = |window: &Window| window.buffer().device().clone();
-    /// Elements that are not reduced in one round.
-    const LARGE: usize = 1 << 20;
     let into_itself = |len: usize| {
         move |_: &Device, window: &Window, _: &EvenPlan| {
             let plan = EvenPlan::new(&Tree::for_leaves(2), 0..len, DType::F32);
@@ -442,7 +447,7 @@ fn mistakes_name_the_rank_and_what_is_wrong() {
         }
     };
     let (small, large) = (into_itself(16), into_itself(LARGE));
-    let wrong: [Made; 9] = [
+    let wrong: [(&str, MakeOp); 9] = [
         ("to write what it reads", &small),
         ("to write what it reads", &large),
         ("rank 2 does not exist among 2 ranks", &|_, window, plan| Op::Reduce {

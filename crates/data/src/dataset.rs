@@ -14,11 +14,8 @@ use crate::config::TokenizerSpec;
 use crate::error::{DataError, Result};
 use crate::order::{Permutation, SLOTS_MAX, Schedule, Split as Windows};
 use crate::prepare::{Prepared, PreparedSource};
-use crate::source::{Stream, TokenSource};
+use crate::source::{IGNORE, Stream, TokenSource};
 use crate::tokenizer::Tokenizer;
-
-/// Target without a loss: the token after it belongs to another document.
-pub const IGNORE: u32 = u32::MAX;
 
 /// Training windows or held-out ones; a window is in exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -57,7 +57,8 @@ pub enum DataError {
 
     #[error(
         "{place} is not UTF-8: byte {byte:#04x} after {after:?}; convert it \
-         (`iconv -f ENCODING -t UTF-8`), or use the tokenizer `byte`, which takes all bytes as they are"
+         (`iconv -f ENCODING -t UTF-8`), or use the tokenizer `byte`, which takes all bytes as \
+         they are"
     )]
     NotUtf8 { place: String, byte: u8, after: String },
 
@@ -96,8 +97,8 @@ pub enum DataError {
     TokenOutOfRange { path: PathBuf, token: u64, index: u64, tokenizer: String, vocab_size: u32 },
 
     #[error(
-        "{path} has a number at index {index} that no tokenizer has: it is negative, or takes all of \
-         32 bits or more; see whether the file holds what its header says"
+        "{path} has a number at index {index} that no tokenizer has: it is negative, or takes all \
+         of 32 bits or more; see whether the file holds what its header says"
     )]
     NoToken { path: PathBuf, index: u64 },
 

@@ -6,6 +6,7 @@
 
 use crate::foreign::Headered;
 use crate::signature;
+pub use crate::signature::Refusal;
 use crate::token_file;
 
 /// How much of a file [`kind_of`] wants to see: beyond the places where formats sign themselves.
@@ -51,21 +52,6 @@ pub enum Kind {
     Packed(Packing),
     /// A token file.
     Tokens,
-}
-
-/// Why a file is not read as text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// As in "x.txt is …".
-    pub what: String,
-    /// Advice, with `FILE` where the path stands.
-    pub remedy: String,
-}
-
-impl Refusal {
-    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.into(), remedy: remedy.into() }
-    }
 }
 
 /// The kind of a file of this name that begins with `start`: all of it, or [`START_BYTES`].

@@ -1,3 +1,6 @@
+//! Names and first bytes of files, and the kind that is read from them or the format that is
+//! refused.
+
 use super::*;
 
 fn text(kind: TextKind) -> Result<Kind, Refusal> {

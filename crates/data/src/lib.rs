@@ -19,6 +19,7 @@
 //! * [`describe()`]: what is in a token file. [`order2_bits_per_byte`]: a model to beat.
 //! * [`order`]: permutations, mixtures and the split.
 
+mod byte_alphabet;
 pub mod config;
 pub mod corpus;
 pub mod cut;
@@ -43,6 +44,7 @@ mod signature;
 pub mod source;
 mod temporary;
 pub mod text;
+mod token_bytes;
 pub mod token_file;
 mod token_writer;
 mod tokenize;
@@ -52,13 +54,14 @@ mod unknown;
 mod unpack;
 
 pub use config::{DataConfig, MixtureEntry, OneOrMany, TokenizerSpec};
-pub use dataset::{Dataset, IGNORE, SampleInfo, SampleMut, Split};
+pub use dataset::{Dataset, SampleInfo, SampleMut, Split};
 pub use describe::{Description, describe};
 pub use error::{DataError, Result, left_out};
 pub use kind::TextKind;
 pub use ngram::{Order2, order2_bits_per_byte, order2_bits_per_byte_of};
 pub use open_text::Form;
 pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
+pub use source::IGNORE;
 pub use text::TextInput;
 pub use token_writer::TokenWriter;
 pub use tokenize::{TokenizeOptions, TokenizeProgress, TokenizeReport, tokenize};

@@ -15,8 +15,9 @@
 //! bits per byte compare directly with (loss summed over targets) / (ln 2 · bytes of those
 //! targets).
 
-use crate::dataset::{Dataset, IGNORE, SampleMut, Split};
+use crate::dataset::{Dataset, SampleMut, Split};
 use crate::error::{DataError, Result};
+use crate::source::IGNORE;
 use crate::tokenizer::Tokenizer;
 
 const SYMBOLS: usize = 257;

@@ -1,6 +1,19 @@
 //! Formats that are not text, by the bytes with which they begin.
 
-use crate::kind::Refusal;
+/// Why a file is not read as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// As in "x.txt is …".
+    pub what: String,
+    /// Advice, with `FILE` where the path stands.
+    pub remedy: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
+    }
+}
 
 /// A format's name, where its signature stands, the signature, and what to do.
 type Signature = (&'static str, usize, &'static [u8], &'static str);

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::dataset::IGNORE;
 use crate::error::{DataError, Result};
 use crate::foreign::{Element, Headered, Megatron};
 use crate::map::Map;
 use crate::token_file::{MAGIC, TokenFile, TokenFileInfo};
 use crate::tokenizer::Tokenizer;
+
+/// Target without a loss: the token after it belongs to another document.
+pub const IGNORE: u32 = u32::MAX;
 
 /// A token file of any kind.
 pub struct TokenSource {

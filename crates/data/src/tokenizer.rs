@@ -12,6 +12,7 @@ use crate::error::{DataError, Result};
 use crate::gpt2::{self, Gpt2};
 use crate::huggingface;
 use crate::input;
+use crate::token_bytes::TokenBytes;
 use crate::unknown;
 
 /// A loaded tokenizer. Cheap to share between threads; loading takes up to some 100 ms.
@@ -38,29 +39,6 @@ struct HuggingFace {
     /// For what is not the first piece of a document, if that is another matter.
     twin: Option<tokenizers::Tokenizer>,
     may_drop: bool,
-}
-
-/// The bytes of every token, back to back; special tokens have none.
-pub(crate) struct TokenBytes {
-    starts: Vec<u32>,
-    bytes: Vec<u8>,
-}
-
-impl TokenBytes {
-    pub(crate) fn new<'a>(tokens: impl Iterator<Item = Cow<'a, [u8]>>) -> Self {
-        let mut table = Self { starts: vec![0], bytes: Vec::new() };
-        for token in tokens {
-            table.bytes.extend_from_slice(&token);
-            table.starts.push(table.bytes.len() as u32);
-        }
-        table
-    }
-
-    fn get(&self, id: u32) -> Option<&[u8]> {
-        let start = *self.starts.get(id as usize)?;
-        let end = *self.starts.get(id as usize + 1)?;
-        Some(&self.bytes[start as usize..end as usize])
-    }
 }
 
 impl Tokenizer {

@@ -11,7 +11,7 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizer, Tokenizer};
 
-use crate::huggingface::{byte_alphabet, byte_stand_in};
+use crate::byte_alphabet::{byte_alphabet, byte_stand_in};
 
 /// Characters that a tokenizer would have dropped from a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crate::abort::Abort;
 use crate::host::HostJob;
-use crate::release::within_call;
+use crate::host_call::within_call;
 use crate::{Arch, DeviceError, DeviceKind};
 
 /// Properties of a device. A number that the device does not tell is 0.

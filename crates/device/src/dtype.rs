@@ -1,3 +1,6 @@
+//! Element types: widths, names, and the Rust type of the same bits. Of each, any bits are a value,
+//! so that bytes of a buffer may be read as any of them.
+
 use half::{bf16, f16};
 
 /// Element types.

@@ -1,3 +1,6 @@
+//! Errors of a device. Where a limit of the machine is behind one, its message says which, and what
+//! to lower or raise; a vendor's number keeps its name.
+
 use crate::vendor::Failure;
 use crate::{DType, DeviceKind};
 

@@ -11,23 +11,23 @@ use crate::{DeviceError, DeviceKind, Stream, host};
 /// A point in a stream's order; clones are the same.
 #[derive(Clone)]
 pub struct Event {
-    pub(crate) stream: Stream,
-    pub(crate) mark: Mark,
+    stream: Stream,
+    mark: Mark,
 }
 
 #[derive(Clone)]
-pub(crate) enum Mark {
+enum Mark {
     Host(host::Mark),
     Driver(Arc<RawEvent>),
 }
 
-pub(crate) struct RawEvent {
-    pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) handle: Handle,
+struct RawEvent {
+    driver: Arc<dyn Driver>,
+    handle: Handle,
 }
 
 impl RawEvent {
-    pub(crate) fn new(driver: &Arc<dyn Driver>) -> Result<RawEvent, DeviceError> {
+    fn new(driver: &Arc<dyn Driver>) -> Result<RawEvent, DeviceError> {
         let (driver, handle) = (driver.clone(), driver.event_create()?);
         Ok(RawEvent { driver, handle })
     }
@@ -37,6 +37,45 @@ impl Drop for RawEvent {
     fn drop(&mut self) {
         let event = self.handle;
         release(&self.driver, move |driver| driver.event_destroy(event));
+    }
+}
+
+impl Stream {
+    /// The present end of the stream.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub fn record(&self) -> Result<Event, DeviceError> {
+        let mark = match &self.queue {
+            Queue::Host(stream) => Mark::Host(stream.record()?),
+            Queue::Driver(raw) => {
+                raw.refuse_in_capture("an event")?;
+                let event = RawEvent::new(&raw.driver)?;
+                raw.driver.event_record(event.handle, raw.handle)?;
+                Mark::Driver(Arc::new(event))
+            }
+        };
+        Ok(Event { stream: self.clone(), mark })
+    }
+
+    /// Lets the stream's later work wait for `event`; the caller goes on.
+    ///
+    /// # Errors
+    /// An event of another device.
+    pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
+        if !event.stream.device().is_same(self.device()) {
+            return Err(foreign(self.device().kind()));
+        }
+        match (&self.queue, &event.stream.queue, &event.mark) {
+            (Queue::Host(stream), Queue::Host(source), Mark::Host(mark)) => {
+                stream.wait_for(source, mark)
+            }
+            (Queue::Driver(raw), _, Mark::Driver(event)) => {
+                raw.refuse_in_capture("an event")?;
+                raw.driver.stream_wait(raw.handle, event.handle)
+            }
+            _ => Err(foreign(self.device().kind())),
+        }
     }
 }
 
@@ -115,6 +154,6 @@ impl Event {
     }
 }
 
-pub(crate) fn foreign(device: DeviceKind) -> DeviceError {
+fn foreign(device: DeviceKind) -> DeviceError {
     DeviceError::Misuse { device, message: "the event is of another device".to_owned() }
 }

@@ -14,6 +14,7 @@
 //!   * threads are never joined: they own what they need, and end by themselves when their stream
 //!     has no handle and nothing to do. One that hangs in a closure holds nobody up.
 
+mod job;
 mod op;
 mod state;
 mod worker;
@@ -21,8 +22,9 @@ mod worker;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use op::SharedJob;
-pub(crate) use op::{HostJob, Op, Outcome, Stamp};
+pub(crate) use job::HostJob;
+pub use job::SharedJob;
+pub(crate) use op::{Op, Outcome, Stamp};
 
 use crate::abort::Abort;
 use crate::sync::{Condvar, Mutex, MutexGuard, thread};
@@ -332,7 +334,7 @@ impl Turn<'_> {
     /// # Errors
     /// An error of the work.
     pub fn run(self, work: &SharedJob) -> Result<(), DeviceError> {
-        op::run_shared(work)
+        job::run_shared(work)
     }
 }
 

@@ -36,6 +36,7 @@ mod event;
 mod gpu;
 mod grants;
 mod host;
+mod host_call;
 mod kernel;
 mod kind;
 mod memory;
@@ -155,8 +156,8 @@ impl Device {
         Device::with_back(kind, threads, back)
     }
 
-    /// Where a device is on the bus of its machine ([`Properties::bus`]), without opening it: memory
-    /// of it is not taken. Empty of one that is on none.
+    /// Where a device is on the bus of its machine ([`Properties::bus`]), without opening it:
+    /// memory of it is not taken. Empty of one that is on none.
     ///
     /// # Errors
     /// The driver's library, an entry point of it or the device is missing.

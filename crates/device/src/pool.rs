@@ -6,8 +6,8 @@
 //! sleep, and each thread takes the indices of its own share first:
 //!
 //! ```text
-//! each(8, body), 2 threads     share of the caller │ 0 1 2 3 │ 4 5 6 7 │ share of worker 1
-//!                              a thread that is done with its own takes what is left of the others'
+//! each(8, body), 2 threads    share of the caller │ 0 1 2 3 │ 4 5 6 7 │ share of worker 1
+//!                             a thread that is done with its own takes what is left of the others'
 //! ```
 //!
 //! A loop that is begun inside another, or on another thread at the same time, has a place of its
@@ -148,7 +148,8 @@ impl Open<'_> {
             next.0.store(count * share / shares, Ordering::Relaxed);
         }
         place.count.store(count, Ordering::Relaxed);
-        // SAFETY: only the lifetime changes; `drop` ends the use of the pointer within the real one.
+        // SAFETY: only the lifetime changes; `drop` ends the use of the pointer within the real
+        // one.
         let body = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
         // SAFETY: the place is held by this thread, and nobody is inside.
         unsafe { *place.body.get() = Some(body) };

@@ -5,29 +5,17 @@
 //! which the call itself is part, and drivers permit no call of theirs there. So what is let go of
 //! within such a call is handed to a thread of the process.
 
-use std::cell::Cell;
 use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use crate::driver::Driver;
+use crate::host_call::is_within_call;
 
 type Rest = Box<dyn FnOnce() + Send>;
 
-thread_local! {
-    static IN_CALL: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs what a driver's stream calls on the host.
-pub(crate) fn within_call<R>(call: impl FnOnce() -> R) -> R {
-    let before = IN_CALL.replace(true);
-    let result = call();
-    IN_CALL.set(before);
-    result
-}
-
 /// Lets `how` call the driver: now, or within a call on the host a little later.
 pub(crate) fn release(driver: &Arc<dyn Driver>, how: impl FnOnce(&dyn Driver) + Send + 'static) {
-    if !IN_CALL.get() {
+    if !is_within_call() {
         return how(&**driver);
     }
     let driver = driver.clone();
@@ -36,7 +24,7 @@ pub(crate) fn release(driver: &Arc<dyn Driver>, how: impl FnOnce(&dyn Driver) + 
 
 /// As [`release`], of the driver itself.
 pub(crate) fn close(how: impl FnOnce() + Send + 'static) {
-    match IN_CALL.get() {
+    match is_within_call() {
         true => hand_over(Box::new(how)),
         false => how(),
     }

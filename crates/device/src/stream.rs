@@ -7,16 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::driver::{Direction, Driver, Faults, Handle, HostCall};
-use crate::event::{Mark, RawEvent, foreign};
 use crate::host::{Entry, HostJob, HostStream, Op, SharedJob, Turn};
 use crate::release::release;
-use crate::{Device, DeviceError, DeviceKind, Element, Event, Function, Graph, Grid, Kernel};
+use crate::{Device, DeviceError, DeviceKind, Element, Function, Graph, Grid, Kernel};
 use crate::{Pinned, Tensor};
 
 /// A stream of a driver.
 pub(crate) struct RawStream {
-    driver: Arc<dyn Driver>,
-    handle: Handle,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) handle: Handle,
     /// The functions that the graph which is being captured will need; `None` when there is none.
     capture: Mutex<Option<Vec<Function>>>,
     /// Of calls on the host.
@@ -34,7 +33,7 @@ impl RawStream {
     }
 
     /// A graph would keep it, and run it as often as it is launched.
-    fn refuse_in_capture(&self, what: &str) -> Result<(), DeviceError> {
+    pub(crate) fn refuse_in_capture(&self, what: &str) -> Result<(), DeviceError> {
         match *self.captured() {
             None => Ok(()),
             Some(_) => {
@@ -419,43 +418,6 @@ impl Stream {
             Entry::Inline(turn) => Some(turn),
             Entry::Lost | Entry::Queue => None,
         })
-    }
-
-    /// The present end of the stream.
-    ///
-    /// # Errors
-    /// The driver refuses.
-    pub fn record(&self) -> Result<Event, DeviceError> {
-        let mark = match &self.queue {
-            Queue::Host(stream) => Mark::Host(stream.record()?),
-            Queue::Driver(raw) => {
-                raw.refuse_in_capture("an event")?;
-                let event = RawEvent::new(&raw.driver)?;
-                raw.driver.event_record(event.handle, raw.handle)?;
-                Mark::Driver(Arc::new(event))
-            }
-        };
-        Ok(Event { stream: self.clone(), mark })
-    }
-
-    /// Lets the stream's later work wait for `event`; the caller goes on.
-    ///
-    /// # Errors
-    /// An event of another device.
-    pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
-        if !event.stream.device.is_same(&self.device) {
-            return Err(foreign(self.device.kind()));
-        }
-        match (&self.queue, &event.stream.queue, &event.mark) {
-            (Queue::Host(stream), Queue::Host(source), Mark::Host(mark)) => {
-                stream.wait_for(source, mark)
-            }
-            (Queue::Driver(raw), _, Mark::Driver(event)) => {
-                raw.refuse_in_capture("an event")?;
-                raw.driver.stream_wait(raw.handle, event.handle)
-            }
-            _ => Err(foreign(self.device.kind())),
-        }
     }
 
     /// Keeps what `work` enqueues on this stream, instead of running it.

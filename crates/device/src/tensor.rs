@@ -1,3 +1,8 @@
+//! Tensors: a dense part of a buffer with a shape and a type.
+//!
+//! A tensor lies within its buffer, and its size is one that memory has addresses for: whoever has
+//! a tensor need not check again. Views share the buffer, and nothing here reads memory.
+
 use std::ops::Range;
 
 use crate::{Buffer, DType, DeviceError};

@@ -30,8 +30,8 @@ const SIM: [(&str, &str, &str); 5] = [
 /// simulator's runtime, which is compiled without them; a module shows three functions and binds
 /// its own hooks.
 pub const SIM_FLAGS: [&str; 3] = [SIM_COMMON, SIM_KERNELS, SIM_LINK];
-const SIM_COMMON: &str = "-c -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti \
-     -ffp-contract=off";
+const SIM_COMMON: &str = "-c -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-exceptions \
+     -fno-rtti -ffp-contract=off";
 const SIM_KERNELS: &str = "-fsanitize=thread -Wno-psabi -x c++ -DDEV_SIM";
 const SIM_LINK: &str = "-shared -Wl,-Bsymbolic,--no-undefined,--version-script=sim/exports.map \
      -static-libstdc++ -static-libgcc";
@@ -169,8 +169,9 @@ impl Image {
                 vec![run]
             }
             Target::Hip(arch) => vec![words(&format!(
-                "-x hip --offload-device-only --no-gpu-bundle-output --offload-arch={arch} -nogpuinc \
-                 -nogpulib -munsafe-fp-atomics -fno-math-errno -O3 -std=c++17 -o @/image {source}"
+                "-x hip --offload-device-only --no-gpu-bundle-output --offload-arch={arch} \
+                 -nogpuinc -nogpulib -munsafe-fp-atomics -fno-math-errno -O3 -std=c++17 \
+                 -o @/image {source}"
             ))],
             Target::Sim(_, define, _) => vec![
                 words(&format!("{SIM_COMMON} {SIM_KERNELS} -D{define} {source} -o @/kernels.o")),

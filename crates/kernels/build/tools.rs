@@ -74,8 +74,8 @@ pub fn wanted(value: Option<&str>) -> Result<Wanted, String> {
                 let vendor = ALL.into_iter().find(|vendor| vendor.name() == name.trim());
                 vendor.ok_or_else(|| {
                     format!(
-                        "MUSTER_KERNELS is `{list}`: `{name}` is none of auto, all, off, or a list of \
-                         cuda, hip and sim"
+                        "MUSTER_KERNELS is `{list}`: `{name}` is none of auto, all, off, or a list \
+                         of cuda, hip and sim"
                     )
                 })
             });

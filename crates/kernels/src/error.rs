@@ -1,3 +1,6 @@
+//! Errors of an operation: the kernel, the operand and the value at fault. What shapes and types
+//! can tell is refused before anything is launched; values are judged where they are computed.
+
 use device::{DType, DeviceError, DeviceKind};
 
 use crate::newton_schulz::Range;

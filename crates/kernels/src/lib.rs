@@ -20,6 +20,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod embedding;
 mod error;
+mod exp;
 pub mod gemm;
 pub mod gpu;
 pub mod loss;

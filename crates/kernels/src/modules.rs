@@ -1,7 +1,8 @@
 //! Images of the device kernels: which there are, and where they come from.
 //!
-//! A family (`gemm`, `newton_schulz`, `optimizer`, …) is compiled for each target; `build.rs` embeds what
-//! the compilers of the build made. A directory that `MUSTER_KERNEL_DIR` names is asked first.
+//! A family (`gemm`, `newton_schulz`, `optimizer`, …) is compiled for each target; `build.rs`
+//! embeds what the compilers of the build made. A directory that `MUSTER_KERNEL_DIR` names is asked
+//! first.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -12,9 +13,9 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error(
-        "this build of muster has no {family} kernels for {target} (it has {present}): build it where \
-         scripts/toolchain.sh has installed the compilers, or set MUSTER_KERNEL_DIR to a directory \
-         with {file}"
+        "this build of muster has no {family} kernels for {target} (it has {present}): build it \
+         where scripts/toolchain.sh has installed the compilers, or set MUSTER_KERNEL_DIR to a \
+         directory with {file}"
     )]
     Absent { family: String, target: String, present: String, file: String },
     #[error("{}, from MUSTER_KERNEL_DIR: {source}", path.display())]

@@ -1,3 +1,6 @@
+//! The types that host code computes in. `exp` and `ln` are this workspace's own, so that their
+//! bits are the same on every machine.
+
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 use device::Element;
@@ -79,5 +82,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, crate::math::exp_f32, libm::logf);
+real!(f32, crate::exp::exp_f32, libm::logf);
 real!(f64, libm::exp, libm::log);

@@ -12,19 +12,34 @@ use kernels::Entries;
 use kernels::gpu::abi::*;
 use kernels::gpu::schedule::{self, units};
 
-/// Everything that is compared: the C expression and Rust's value.
-fn expected() -> BTreeMap<String, u64> {
-    let mut values = BTreeMap::new();
-    macro_rules! compare {
-        ($c:literal, $rust:ty, [$($field:ident),*]) => {
-            values.insert(format!("sizeof({})", $c), size_of::<$rust>() as u64);
-            $(
-                let offset = format!("offsetof({}, {})", $c, stringify!($field));
-                values.insert(offset, offset_of!($rust, $field) as u64);
-            )*
-        };
-    }
+/// Rust's values, by the C expressions that they must equal.
+type Values = BTreeMap<String, u64>;
+
+/// Adds the size of a struct and the offsets of its fields.
+macro_rules! compare {
+    ($values:ident, $c:literal, $rust:ty, [$($field:ident),*]) => {
+        $values.insert(format!("sizeof({})", $c), size_of::<$rust>() as u64);
+        $(
+            let offset = format!("offsetof({}, {})", $c, stringify!($field));
+            $values.insert(offset, offset_of!($rust, $field) as u64);
+        )*
+    };
+}
+
+/// All that is compared.
+fn expected() -> Values {
+    let mut values = Values::new();
+    products(&mut values);
+    newton_schulz(&mut values);
+    elementwise(&mut values);
+    ordered_sums(&mut values);
+    constants(&mut values);
+    values
+}
+
+fn products(values: &mut Values) {
     compare!(
+        values,
         "MusterGemmProblem",
         GemmProblem,
         [
@@ -55,8 +70,17 @@ fn expected() -> BTreeMap<String, u64> {
             reserved
         ]
     );
-    compare!("MusterGemmArgs", GemmArgs, [problems, problem_count, block_count, group_rows, xcds]);
     compare!(
+        values,
+        "MusterGemmArgs",
+        GemmArgs,
+        [problems, problem_count, block_count, group_rows, xcds]
+    );
+}
+
+fn newton_schulz(values: &mut Values) {
+    compare!(
+        values,
         "MusterNsMatrix",
         NsMatrix,
         [
@@ -79,26 +103,34 @@ fn expected() -> BTreeMap<String, u64> {
             reserved
         ]
     );
-    compare!("MusterNsArgs", NsArgs, [matrices, matrix_count, unit_count]);
+    compare!(values, "MusterNsArgs", NsArgs, [matrices, matrix_count, unit_count]);
     compare!(
+        values,
         "MusterNsAol",
         NsAol,
         [gram, x, scales, row_tiles, col_tiles, first_row, first_tile, flags, reserved]
     );
-    compare!("MusterNsAolArgs", NsArgs, [matrices, matrix_count, unit_count]);
-    compare!("MusterMemoryArgs", MemoryArgs, [source, target, chunks, value, reserved]);
-    compare!("MusterSpan", Span, [flat, local, len, unit]);
+    compare!(values, "MusterNsAolArgs", NsArgs, [matrices, matrix_count, unit_count]);
+}
+
+/// Arguments of the optimizer, and of copies and casts.
+fn elementwise(values: &mut Values) {
+    compare!(values, "MusterMemoryArgs", MemoryArgs, [source, target, chunks, value, reserved]);
+    compare!(values, "MusterSpan", Span, [flat, local, len, unit]);
     compare!(
+        values,
         "MusterMomentumArgs",
         MomentumArgs,
         [spans, grads, momentum, update, factors, span_count, nesterov, keep, add]
     );
     compare!(
+        values,
         "MusterApplyArgs",
         ApplyArgs,
         [spans, masters, weights, direction, span_count, keep, rate, reserved]
     );
     compare!(
+        values,
         "MusterAdamWArgs",
         AdamWArgs,
         [
@@ -121,17 +153,29 @@ fn expected() -> BTreeMap<String, u64> {
             reserved
         ]
     );
-    compare!("MusterMastersArgs", MastersArgs, [spans, masters, weights, span_count, is_f32]);
-    compare!("MusterCastArgs", CastArgs, [source, target, len, is_f16, reserved]);
-    compare!("MusterStrip", Strip, [start, to, len, is_whole]);
-    compare!("MusterSlotSum", SlotSum, [first, slot, count, reserved]);
     compare!(
+        values,
+        "MusterMastersArgs",
+        MastersArgs,
+        [spans, masters, weights, span_count, is_f32]
+    );
+    compare!(values, "MusterCastArgs", CastArgs, [source, target, len, is_f16, reserved]);
+    compare!(values, "MusterStrip", Strip, [start, to, len, is_whole]);
+    compare!(values, "MusterSlotSum", SlotSum, [first, slot, count, reserved]);
+    compare!(
+        values,
         "MusterSquaresArgs",
         SquaresArgs,
         [strips, slots, grads, partials, sums, strip_count, slot_count]
     );
-    compare!("MusterSumArgs", SumArgs, [inputs, out, carry, len, ops, op_count, height]);
-    compare!("MusterReduceArgs", ReduceArgs, [stage, factor, inputs, reduce, is_rounded]);
+}
+
+fn ordered_sums(values: &mut Values) {
+    compare!(values, "MusterSumArgs", SumArgs, [inputs, out, carry, len, ops, op_count, height]);
+    compare!(values, "MusterReduceArgs", ReduceArgs, [stage, factor, inputs, reduce, is_rounded]);
+}
+
+fn constants(values: &mut Values) {
     let constants = [
         ("MUSTER_GEMM_LOWER", GEMM_LOWER),
         ("MUSTER_GEMM_OUT_BF16", GEMM_OUT_BF16),
@@ -159,7 +203,6 @@ fn expected() -> BTreeMap<String, u64> {
         ("MUSTER_NS_NON_FINITE", kernels::newton_schulz::STATUS_NON_FINITE),
     ];
     values.extend(constants.map(|(name, value)| (name.to_owned(), u64::from(value))));
-    values
 }
 
 /// Builds and runs a program that includes a header of the device code; `None` without a compiler.
@@ -224,7 +267,7 @@ fn the_argument_structs_are_those_of_the_device_code() {
         let _ = writeln!(body, "printf(\"%s\\t%llu\\n\", \"{expression}\", {value});");
     }
     let Some(printed) = printed("ordered_sum/args.h", &body) else { return };
-    let got: BTreeMap<String, u64> = printed
+    let got: Values = printed
         .lines()
         .map(|line| line.split_once('\t').unwrap())
         .map(|(expression, value)| (expression.to_owned(), value.parse().unwrap()))

@@ -76,9 +76,9 @@ fn bits_depend_on_the_problem_alone(module: &Module) {
     }
 }
 
-/// Triangles and a rectangle of several units a side, walked in bands and dealt over chiplets; and
-/// a sum that goes to the caller alone, so that nothing else of an epilogue orders its reads of the
-/// addend.
+/// Triangles and a rectangle of several units a side, walked in bands and divided among chiplets;
+/// and a sum that goes to the caller alone, so that nothing else of an epilogue orders its reads of
+/// the addend.
 fn many_units(module: &Module, class: usize) {
     let out = Some(Out { bf16: false, transposed: true, scale: 1.0, gap: 3 });
     let triangle = Spec {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use device::{Arch, Grid};
 
-use crate::work::Work;
+use crate::leaks;
+use crate::op::Work;
 use crate::world::{Api, Call, EventState, Needs, StreamState, Told, code, enter};
 
 /// One function under each of the names, with the same arguments.
@@ -37,7 +38,7 @@ macro_rules! only {
 }
 
 both! {
-    Nothing cuInit / hipInit (flags: u32) |call| call.start(flags);
+    Nothing cuInit / hipInit (flags: u32) |call| call.start(flags, leaks::report);
     Nothing cuDriverGetVersion / hipRuntimeGetVersion (out: *mut i32) |call| {
         let version = match call.api {
             Api::Cuda => 13_000,
@@ -299,7 +300,8 @@ only!(Cuda Device cuLaunchKernelEx (
     if together && grid != cluster {
         return Err(call.wrong(code::COOPERATIVE_TOO_LARGE, "more than one cluster together"));
     }
-    call.launch(stream, function, Grid { grid, block, cluster, shared_bytes, early: false, together: false }, params)
+    let grid = Grid { grid, block, cluster, shared_bytes, early: false, together: false };
+    call.launch(stream, function, grid, params)
 });
 
 only!(Cuda Device cuOccupancyMaxActiveClusters (
@@ -342,7 +344,8 @@ only!(Hip Device hipModuleLaunchKernel (
         return Err(call.wrong(code::INVALID_VALUE, "arguments in two ways"));
     }
     let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-    call.launch(stream, function, Grid { grid, block, cluster: [1; 3], shared_bytes, early: false, together: false }, params)
+    let grid = Grid { grid, block, cluster: [1; 3], shared_bytes, early: false, together: false };
+    call.launch(stream, function, grid, params)
 });
 
 /// The one function that returns no code.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use device::Grid;
 use device::simulated::{SimModule, elf_bytes};
 
-use crate::work::Work;
+use crate::op::Work;
 use crate::world::{Api, Call, FunctionState, Told, code};
 
 /// Most threads of a block, on all devices.

@@ -24,7 +24,9 @@
 #[allow(non_snake_case)]
 pub mod entry;
 mod launch;
+mod leaks;
 pub mod nccl;
+mod op;
 mod order;
 mod work;
 mod world;

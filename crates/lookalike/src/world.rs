@@ -11,8 +11,8 @@ use std::time::Instant;
 use device::Arch;
 use device::simulated::SimModule;
 
+use crate::op::{Op, Work};
 use crate::order::{Clock, Order};
-use crate::work::{Op, Work};
 
 /// Whose names a call came under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +242,8 @@ impl Call {
         number("LOOKALIKE_MEMORY", 1 << 32)
     }
 
-    pub(crate) fn start(&mut self, flags: u32) -> Told {
+    /// Starts the driver; `at_exit` is called when the process ends.
+    pub(crate) fn start(&mut self, flags: u32, at_exit: extern "C" fn()) -> Told {
         if flags != 0 {
             return Err(self.wrong(code::INVALID_VALUE, "flags must be 0"));
         }
@@ -252,7 +253,7 @@ impl Call {
         if !self.initialized {
             // SAFETY: a function without arguments, which lives as long as the process: libraries
             // of drivers are not closed.
-            unsafe { libc::atexit(report_leaks) };
+            unsafe { libc::atexit(at_exit) };
         }
         self.initialized = true;
         Ok(())
@@ -408,10 +409,11 @@ pub(crate) fn run_apart(id: (u64, u64), work: impl FnOnce() + Send + 'static) {
     });
 }
 
-extern "C" fn report_leaks() {
+/// Handles that are alive, by kind.
+pub(crate) fn held() -> [(usize, &'static str); 8] {
     let world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let contexts: usize = world.contexts.values().map(|&count| count as usize).sum();
-    let held = [
+    [
         (world.memory.len(), "allocations"),
         (world.pinned.len(), "page-locked allocations"),
         (world.streams.len(), "streams"),
@@ -420,10 +422,5 @@ extern "C" fn report_leaks() {
         (world.graphs.len(), "graphs"),
         (world.executables.len(), "executable graphs"),
         (contexts, "contexts"),
-    ];
-    drop(world);
-    let all = held.into_iter().chain(crate::nccl::held());
-    for (count, what) in all.filter(|(count, _)| *count > 0) {
-        eprintln!("lookalike: at exit: {count} {what} not released");
-    }
+    ]
 }

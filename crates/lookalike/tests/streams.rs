@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use common::{Child, Shape, arch_of, toy};
-use device::{Arch, DType, Device, DeviceError, DeviceKind, Grid, Stream};
+use device::{Arch, DType, Device, DeviceError, DeviceKind, Event, Grid, Stream, Tensor};
 
 /// Long enough for whatever a busy machine does in between.
 const LONG: Duration = Duration::from_secs(60);
@@ -300,6 +300,27 @@ fn breaks(kind: DeviceKind) {
     assert_eq!(gone.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected), "{kind}");
 }
 
+fn every_call_is_aborted(device: &Device, stream: &Stream, event: &Event, x: &Tensor) {
+    let kind = device.kind();
+    let is_aborted = |result: Result<(), DeviceError>| {
+        assert!(matches!(result, Err(DeviceError::Aborted { .. })), "{kind}: {result:?}");
+    };
+    is_aborted(stream.host(|| Ok(())));
+    is_aborted(stream.fill(x, 1));
+    is_aborted(stream.record().map(|_| ()));
+    is_aborted(event.query().map(|_| ()));
+    is_aborted(device.stream().synchronize());
+    is_aborted(device.zeros(&[4], DType::F32).map(|_| ()));
+    is_aborted(device.new_stream().map(|_| ()));
+    match kind.is_host() {
+        true => is_aborted(device.with_memory("none", |_| Ok(()))),
+        false => {
+            is_aborted(device.load_module(b"").map(|_| ()));
+            is_aborted(device.stream().capture(|_| Ok(())).map(|_| ()));
+        }
+    }
+}
+
 /// A call on the host that never returns, while others wait for it; then everything is dropped.
 fn is_given_up(kind: DeviceKind) {
     let device = Device::new(kind, 1).unwrap();
@@ -356,23 +377,7 @@ fn is_given_up(kind: DeviceKind) {
         }
         drops.into_iter().for_each(|drop| drop.join().unwrap());
     });
-    let is_aborted = |result: Result<(), DeviceError>| {
-        assert!(matches!(result, Err(DeviceError::Aborted { .. })), "{kind}: {result:?}");
-    };
-    is_aborted(stream.host(|| Ok(())));
-    is_aborted(stream.fill(&x, 1));
-    is_aborted(stream.record().map(|_| ()));
-    is_aborted(event.query().map(|_| ()));
-    is_aborted(device.stream().synchronize());
-    is_aborted(device.zeros(&[4], DType::F32).map(|_| ()));
-    is_aborted(device.new_stream().map(|_| ()));
-    match kind.is_host() {
-        true => is_aborted(device.with_memory("none", |_| Ok(()))),
-        false => {
-            is_aborted(device.load_module(b"").map(|_| ()));
-            is_aborted(device.stream().capture(|_| Ok(())).map(|_| ()));
-        }
-    }
+    every_call_is_aborted(&device, &stream, &event, &x);
     drop((x, pinned, event, stream, device));
     assert!(start.elapsed() < BOUND, "{kind}");
     assert_eq!(started.load(Ordering::Relaxed), 0, "what was queued is dropped");

@@ -6,7 +6,7 @@ use bench::collectives::run::{Place, Plan};
 use bench::pairs;
 use comm::rendezvous::Entries;
 
-use crate::bench_job::Task;
+use crate::bench_task::Task;
 
 /// The arguments of a task. What a default decides is there, too, as it would be typed.
 pub fn by_flags(task: &Task) -> Entries {

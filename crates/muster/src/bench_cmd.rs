@@ -1,16 +1,15 @@
 //! `muster bench newton-schulz|gemm|memory`: cases from what was typed, reports where they were
 //! asked for.
 
-use std::path::Path;
-
 use bench::gemm::GemmCase;
 use bench::newton_schulz::Bounds;
-use bench::{Bench, BenchError, Repeat, Report, Row};
+use bench::{Bench, Repeat, Report, Row};
 use device::{Device, DeviceKind};
 use kernels::gpu::limit::Ceiling;
 use kernels::newton_schulz::{Method, Storage};
 
 use crate::bench_compare_cmd;
+use crate::bench_report;
 use crate::cli::{BenchArgs, BenchCommand, GemmArgs, MemoryArgs, NewtonSchulzArgs, ReportArgs};
 use crate::error::{CliError, Exit};
 use crate::method;
@@ -125,10 +124,10 @@ fn finish<R: Row>(
     bench: &Bench,
     rows: Vec<R>,
 ) -> Result<Exit, CliError> {
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let environment = bench.environment(benchmark, format!("muster {command}"));
+    let environment = bench.environment(benchmark, bench_report::command());
     let report = Report { environment, rows };
-    let written = write(&args.files, [&|| report.json(), &|| report.csv(), &|| report.svg()]);
+    let written =
+        bench_report::write(&args.files, [&|| report.json(), &|| report.csv(), &|| report.svg()]);
     say(&report.table())?;
     written.map(|()| Exit::Ok)
 }
@@ -138,26 +137,4 @@ fn check(files: &ReportArgs) -> Result<(), CliError> {
     let ReportArgs { json, csv, svg } = files;
     let flags = [("--json", json), ("--csv", csv), ("--svg", svg)];
     out_file::check_all(flags.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?))))
-}
-
-/// A report in one of its forms.
-pub type Form<'a> = &'a dyn Fn() -> Result<String, BenchError>;
-
-/// Writes a report as JSON, CSV and SVG to the files that were asked for; to be called before the
-/// table is shown, so that what was measured is kept also where nobody can read that.
-///
-/// # Errors
-/// The first that cannot be made or written; it keeps no other from its file.
-pub fn write(files: &ReportArgs, forms: [Form; 3]) -> Result<(), CliError> {
-    let files = [&files.json, &files.csv, &files.svg].into_iter().zip(forms);
-    let asked = files.filter_map(|(path, form)| Some((path.as_deref()?, form)));
-    let write = |(path, form): (&Path, Form)| out_file::write(path, form()?.as_bytes());
-    let written: Vec<Result<(), CliError>> = asked.map(write).collect();
-    written.into_iter().collect()
-}
-
-/// This process's command, as a report has it.
-pub fn command() -> String {
-    let words = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    format!("muster {words}")
 }

@@ -23,6 +23,7 @@ use train::pulse::{self, Phase};
 
 use crate::bench_arguments;
 use crate::bench_folder::Folder;
+use crate::bench_task::Task;
 use crate::cli::{BackendArg, HostArgs, WorkerArgs};
 use crate::cpus::{Binding, Near};
 use crate::error::{CliError, Exit};
@@ -52,25 +53,6 @@ const ARGUMENTS: &str = "arguments of muster bench";
 
 /// How long operations may take to let go of a device whose job is given up.
 const GIVEN_UP: Duration = Duration::from_secs(5);
-
-/// The tasks of the ranks.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(clippy::large_enum_variant)] // One exists at a time.
-pub enum Task {
-    Collectives(run::Plan),
-    Pairs(pairs::Plan),
-}
-
-impl Task {
-    /// The benchmark's.
-    fn name(&self) -> &'static str {
-        match self {
-            Task::Collectives(_) => "collectives",
-            Task::Pairs(_) => "links",
-        }
-    }
-}
 
 /// The part of a command line that is about the ranks.
 pub struct Asked<'a> {

@@ -3,6 +3,7 @@
 mod bench;
 mod collectives;
 mod links;
+mod report;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,11 +16,11 @@ use crate::launch_env::{Choice, Launcher};
 use crate::trace::Steps;
 
 pub use bench::{
-    BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs,
-    OrthogonalizeArgs, ReportArgs,
+    BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
 pub use collectives::CollectivesArgs;
 pub use links::LinksArgs;
+pub use report::ReportArgs;
 
 /// Trains mixture-of-experts language models with Muon, sharded over ranks.
 #[derive(Debug, Parser)]

@@ -19,8 +19,9 @@ use bench::{Bench, BenchError, Repeat};
 use device::{Device, DeviceKind};
 use kernels::gpu::bandwidth::Traffic;
 
-use crate::bench_cmd::{self, Form};
-use crate::bench_job::{self, Asked, Ran, Task};
+use crate::bench_job::{self, Asked, Ran};
+use crate::bench_report::{self, Form};
+use crate::bench_task::Task;
 use crate::cli::{BackendArg, CollectivesArgs, ReportArgs};
 use crate::console::CaseProgress;
 use crate::error::{CliError, Exit};
@@ -94,7 +95,7 @@ pub fn run(args: &CollectivesArgs) -> Result<Exit, CliError> {
     }
     (report.ranks, report.threads) = (Some(ran.world), Some(ran.threads));
     report.cpus = Some(ran.cpus);
-    let roof = Roof::of(&report, args.link, memory.get());
+    let roof = Roof::of(&report.hosts, report.transport.as_deref(), args.link, memory.get());
     report.curves = curve::of_rows(&report.rows, &roof, bounds);
     let shown = finish(args, (&report, ran.place.nodes), &roof);
     match ran.ended {
@@ -237,7 +238,7 @@ fn begin(args: &CollectivesArgs) -> Report {
     });
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     report.unix_time_s = now.map(|now| now.as_secs());
-    report.command = Some(bench_cmd::command());
+    report.command = Some(bench_report::command());
     report.transport = Some(args.backend_word().to_owned());
     report.environment = environment::allowed(variables());
     report
@@ -286,7 +287,9 @@ fn finish(
 ) -> Result<Exit, CliError> {
     let drawn = || {
         let nothing = || {
-            BenchError::Argument("--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it out, or use 2 ranks or more".into())
+            let why = "--svg: no case has a bus bandwidth (one rank, or a barrier alone); leave it \
+                       out, or use 2 ranks or more";
+            BenchError::Argument(why.into())
         };
         plot::svg(report)?.ok_or_else(nothing)
     };
@@ -296,7 +299,7 @@ fn finish(
         files.svg = None;
     }
     let forms: [Form; 3] = [&|| report.to_json(), &|| Ok(report.csv()), &drawn];
-    let written = bench_cmd::write(&files, forms);
+    let written = bench_report::write(&files, forms);
     let linked = match args.links.as_deref() {
         Some(path) if report.complete => links_file::write(path, report, nodes),
         Some(path) => {

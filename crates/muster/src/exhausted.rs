@@ -14,7 +14,8 @@ static REFUSED: AtomicBool = AtomicBool::new(false);
 
 const MESSAGE: &str = "\
 error: out of memory: the machine has no more, or a limit of this process is reached (`ulimit -v`, \
-memory.max of the control group); raise it, or train with fewer --ranks or --threads, or a smaller model or batch
+memory.max of the control group); raise it, or train with fewer --ranks or --threads, or a \
+smaller model or batch
 ";
 
 /// The system's allocator.

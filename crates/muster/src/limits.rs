@@ -108,11 +108,12 @@ fn of_code(code: i32) -> Option<&'static str> {
              `ulimit -v`, pids.max of the control group), or train with fewer --ranks or --threads"
         }
         libc::ENOMEM => {
-            "memory is exhausted: raise the limit (`ulimit -v`, memory.max of the control group), or \
-             train with fewer --ranks or --threads, or a smaller model or batch"
+            "memory is exhausted: raise the limit (`ulimit -v`, memory.max of the control group), \
+             or train with fewer --ranks or --threads, or a smaller model or batch"
         }
         libc::EMFILE | libc::ENFILE => {
-            "the limit of open files is reached: raise it (`ulimit -n`), or train with fewer --ranks"
+            "the limit of open files is reached: raise it (`ulimit -n`), or train with fewer \
+             --ranks"
         }
         libc::EFBIG => "the limit of a file's size is reached: raise it (`ulimit -f`)",
         libc::ENOSPC => "the disk is full, of bytes or of files (`df -i`): free some space",

@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bench::pairs::{self, Finding, Measured, Report, Told as Pairs};
 use device::DeviceKind;
 
-use crate::bench_cmd;
-use crate::bench_job::{self, Asked, Task};
+use crate::bench_job::{self, Asked};
+use crate::bench_report;
+use crate::bench_task::Task;
 use crate::cli::{BackendArg, LinksArgs};
 use crate::error::{CliError, Exit};
 use crate::out_file;
@@ -60,13 +61,27 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
         }
         return ran.ended;
     };
+    let report = report(&args, begun.map(|begun| begun.as_secs()), measured);
+    let written = write(&args, &report);
+    say(&report.table())?;
+    written?;
+    match report.findings.first() {
+        Some(finding) if args.fail && matches!(ran.ended, Ok(Exit::Ok)) => {
+            Err(CliError::peer(slow(finding, report.findings.len())))
+        }
+        // Of a rank that failed after all was measured.
+        _ => ran.ended,
+    }
+}
+
+fn report(args: &LinksArgs, unix_time_s: Option<u64>, measured: Measured) -> Report {
     let Measured { hosts, seats, crowds, told } = measured;
     let Pairs { edges, findings, dismissed } = told;
-    let report = Report {
+    Report {
         pairs: pairs::report::SCHEMA_VERSION,
-        command: Some(bench_cmd::command()),
-        unix_time_s: begun.map(|begun| begun.as_secs()),
-        transport: match backend {
+        command: Some(bench_report::command()),
+        unix_time_s,
+        transport: match args.backend {
             BackendArg::Shm => "shm".into(),
             BackendArg::Tcp => "tcp".into(),
         },
@@ -77,16 +92,6 @@ pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
         findings,
         dismissed,
         crowds,
-    };
-    let written = write(&args, &report);
-    say(&report.table())?;
-    written?;
-    match report.findings.first() {
-        Some(finding) if args.fail && matches!(ran.ended, Ok(Exit::Ok)) => {
-            Err(CliError::peer(slow(finding, report.findings.len())))
-        }
-        // Of a rank that failed after all was measured.
-        _ => ran.ended,
     }
 }
 

@@ -9,6 +9,8 @@ mod bench_cmd;
 mod bench_compare_cmd;
 mod bench_folder;
 mod bench_job;
+mod bench_report;
+mod bench_task;
 mod ckpt_cmd;
 mod cli;
 mod collectives_cmd;

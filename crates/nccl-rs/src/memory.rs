@@ -121,8 +121,8 @@ impl Communicator {
     /// communicator has failed or is over; the deadline.
     ///
     /// # Safety
-    /// The memory is the GPU's, and stays until [`Window::release`] has returned without an error on
-    /// all ranks, and for as long as the process where making the window failed.
+    /// The memory is the GPU's, and stays until [`Window::release`] has returned without an error
+    /// on all ranks, and for as long as the process where making the window failed.
     pub unsafe fn window(&self, buffer: Buffer) -> Result<Window, Error> {
         let (call, deadline) = ("ncclCommWindowRegister", Deadline::after(self.timeout()));
         group::refuse(self.library(), call)?;

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::shared::{Need, Shared};
-use crate::types::op_name;
 use crate::wait::Deadline;
 use crate::{Communicator, DataType, Error};
 
@@ -41,7 +40,7 @@ impl RedOp<'_> {
             RedOp::Avg => return Ok(4),
             RedOp::PreMulSum(op) => op,
         };
-        let op = op_name(self);
+        let op = self.name();
         if !Arc::ptr_eq(&of.shared, shared) {
             let what = "its factor was made for another communicator";
             return Err(Error::Reduction { call, op, dtype, what });
@@ -51,6 +50,18 @@ impl RedOp<'_> {
             return Err(Error::Reduction { call, op, dtype, what });
         }
         Ok(of.number)
+    }
+
+    /// The name in messages.
+    const fn name(&self) -> &'static str {
+        match self {
+            RedOp::Sum => "sum",
+            RedOp::Prod => "prod",
+            RedOp::Max => "max",
+            RedOp::Min => "min",
+            RedOp::Avg => "avg",
+            RedOp::PreMulSum(_) => "premul sum",
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{RedOp, Version};
+use crate::Version;
 
 /// Type of elements. The numbers are those of `ncclDataType_t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,18 +117,6 @@ impl Buffer {
 /// A stream of the vendor's driver: a `CUstream` or `hipStream_t`, as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stream(pub u64);
-
-/// The name of a reduction in messages.
-pub(crate) fn op_name(op: &RedOp<'_>) -> &'static str {
-    match op {
-        RedOp::Sum => "sum",
-        RedOp::Prod => "prod",
-        RedOp::Max => "max",
-        RedOp::Min => "min",
-        RedOp::Avg => "avg",
-        RedOp::PreMulSum(_) => "premul sum",
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,8 @@ use super::curve::Curve;
 use super::dtype::{ElementType, RedOp};
 use super::fit::{Fit, Reach};
 use super::formula::Op;
-use super::report::{Host, Report, Tool};
+use super::host::Host;
+use super::report::{Report, Tool};
 use crate::BenchError;
 
 /// The version of the file.

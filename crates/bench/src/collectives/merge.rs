@@ -56,8 +56,8 @@ fn merge(mut rows: Vec<Row>) -> Option<Row> {
     Some(Row { times, algbw_gb_per_s, busbw_gb_per_s, check, ..first })
 }
 
-/// The median of ascending values; of an even number the mean of the two in the middle, since of two
-/// repetitions neither is more likely than the other.
+/// The median of ascending values; of an even number the mean of the two in the middle, since of
+/// two repetitions neither is more likely than the other.
 fn middle_of(values: &[f64]) -> Option<f64> {
     let (low, high) =
         (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);

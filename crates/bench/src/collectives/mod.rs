@@ -65,6 +65,7 @@ pub mod dtype;
 pub mod environment;
 pub mod fit;
 pub mod formula;
+mod host;
 pub mod links;
 pub mod merge;
 pub mod plausible;
@@ -81,7 +82,8 @@ pub mod table;
 
 pub use dtype::{ElementType, RedOp};
 pub use formula::{Bandwidths, Extent, Op, Parts};
-pub use report::{Host, Report, Tool};
+pub use host::Host;
+pub use report::{Report, Tool};
 pub use row::{Check, FirstBad, Key, Overlap, Path, RankTimes, Row, Skew};
 pub use size::{Step, Sweep, parse_size};
 pub use stats::{Interval, Times};

@@ -1,7 +1,7 @@
 //! A report: all rows of a run and where they come from, as JSON with a schema and as CSV.
 //!
-//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses later versions, and unknown fields. It
-//! reads all earlier versions, whose fields are some of today's:
+//! The JSON is frozen by [`SCHEMA_VERSION`]: a reader refuses later versions, and unknown fields.
+//! It reads all earlier versions, whose fields are some of today's:
 //!
 //! ```text
 //! 1   rows
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::curve::Curve;
+use super::host::Host;
 use super::row::Row;
 use crate::BenchError;
 use crate::report::quoted;
@@ -33,21 +34,6 @@ pub struct Tool {
     /// Of its sources, or what else tells builds apart.
     #[serde(default)]
     pub commit: Option<String>,
-}
-
-/// A machine that took part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Host {
-    pub name: String,
-    /// Ranks on it, in order.
-    pub ranks: Vec<usize>,
-    /// Names of their devices, one per rank, or none.
-    #[serde(default)]
-    pub devices: Vec<String>,
-    /// The CPUs that each may use, as the kernel lists them (`0-3,8`), or none.
-    #[serde(default)]
-    pub cpus: Vec<String>,
 }
 
 /// All rows of a run.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::formula::Op;
-use super::report::{Host, Report};
+use super::host::Host;
 use super::row::Key;
 use crate::BenchError;
 
@@ -145,18 +145,20 @@ impl fmt::Display for Unknown {
 }
 
 impl Roof {
-    /// The bound of a report: the link that was named, or the one that its devices have, or the
-    /// memory of its host, which carries `memory_gb_per_s`.
+    /// The bound of rows that were measured on `hosts` over `transport`: the link that was named,
+    /// or the one that the devices have, or the memory of the host, which carries
+    /// `memory_gb_per_s`.
     pub fn of(
-        report: &Report,
+        hosts: &[Host],
+        transport: Option<&str>,
         named: Option<&'static KnownLink>,
         memory_gb_per_s: Option<f64>,
     ) -> Roof {
         if let Some(link) = named {
             return Roof::Link(link);
         }
-        let devices: Vec<String> = devices(&report.hosts);
-        match report.transport.as_deref() {
+        let devices: Vec<String> = devices(hosts);
+        match transport {
             _ if devices.iter().any(|device| device.starts_with("sim")) => {
                 Roof::Unknown(Unknown::Simulated)
             }
@@ -164,7 +166,7 @@ impl Roof {
                 Some(gb_per_s) => Roof::Memory { gb_per_s },
                 None => Roof::Unknown(Unknown::Memory),
             },
-            Some("nccl" | "rccl") if report.hosts.len() == 1 => {
+            Some("nccl" | "rccl") if hosts.len() == 1 => {
                 let link = KnownLink::of_devices(&devices);
                 link.map_or(Roof::Unknown(Unknown::Devices), Roof::Link)
             }
@@ -233,6 +235,7 @@ fn memory_traffic(op: Op, ranks: usize, in_place: bool) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Report;
     use super::super::report::tests::full;
     use super::super::row::tests::key;
     use super::*;
@@ -262,11 +265,14 @@ mod tests {
     #[test]
     fn the_roof_is_what_was_named_or_found() {
         let mut report = full();
-        let of = |report: &Report, memory| Roof::of(report, None, memory);
+        let with = |report: &Report, named, memory| {
+            Roof::of(&report.hosts, report.transport.as_deref(), named, memory)
+        };
+        let of = |report: &Report, memory| with(report, None, memory);
         assert_eq!(of(&report, Some(20.0)), Roof::Memory { gb_per_s: 20.0 });
         assert_eq!(of(&report, None), Roof::Unknown(Unknown::Memory));
         let named = KnownLink::named("ndr").unwrap();
-        assert_eq!(Roof::of(&report, Some(named), Some(20.0)), Roof::Link(named));
+        assert_eq!(with(&report, Some(named), Some(20.0)), Roof::Link(named));
         report.transport = Some("tcp".into());
         assert_eq!(of(&report, Some(20.0)), Roof::Unknown(Unknown::Network));
         report.transport = Some("nccl".into());

@@ -7,8 +7,10 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::diagnose::SHARE_HEALTHY;
-use super::report::{Edge, Seat};
+use super::edge::{Edge, Seat};
+
+/// A bandwidth that reaches this share of its like is not slow, whatever its score.
+pub const SHARE_HEALTHY: f64 = 0.9;
 
 /// A machine with more ranks than cores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -19,16 +19,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::crowd::{Crowd, Shares};
-use super::report::{Edge, Seat};
+use super::edge::{Edge, Seat};
 
 /// Beyond it a value is an outlier.
 pub const Z_LIMIT: f64 = 3.5;
 
 /// Of logarithms: two percent.
 pub const MAD_LEAST: f64 = 0.02;
-
-/// A bandwidth that reaches this share of its like is not slow, whatever its score.
-pub const SHARE_HEALTHY: f64 = 0.9;
 
 /// Values that a comparison needs at least.
 const LIKE_LEAST: usize = 3;
@@ -96,8 +93,8 @@ impl fmt::Display for Finding {
 type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
 
 /// The slow parts among `edges` of ranks that sit at `seats`, larger ones first. A part that
-/// reaches [`SHARE_HEALTHY`] of its like is not slow, nor one that reaches less if all of it
-/// touches `crowds`.
+/// reaches [`SHARE_HEALTHY`](super::crowd::SHARE_HEALTHY) of its like is not slow, nor one that
+/// reaches less if all of it touches `crowds`.
 pub fn diagnose(seats: &[Seat], edges: &[Edge], crowds: &[Crowd]) -> Vec<Finding> {
     let shares = Shares::new(seats, crowds);
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;

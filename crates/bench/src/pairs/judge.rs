@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::crowd::Crowd;
 use super::diagnose::{Finding, diagnose};
-use super::report::{Edge, Seat};
+use super::edge::{Edge, Seat};
 
 /// How often all edges of a part are measured before it is said to be slow.
 pub const TRIES: usize = 3;

@@ -11,6 +11,7 @@
 
 pub mod crowd;
 pub mod diagnose;
+mod edge;
 pub mod judge;
 pub mod report;
 pub mod run;
@@ -18,6 +19,7 @@ pub mod schedule;
 
 pub use crowd::Crowd;
 pub use diagnose::{Finding, Part, diagnose};
+pub use edge::{Edge, Seat};
 pub use judge::{Dismissed, Judgement, Told, judge};
-pub use report::{Edge, Report, Seat};
+pub use report::Report;
 pub use run::{Measured, Plan};

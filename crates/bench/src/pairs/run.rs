@@ -5,8 +5,8 @@ use device::{DType, Device, Stream, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::crowd::{self, Crowd, Room};
+use super::edge::{Edge, Seat};
 use super::judge::{Judgement, Told, judge};
-use super::report::{Edge, Seat};
 use super::schedule::rounds;
 use crate::BenchError;
 use crate::collectives::stats;

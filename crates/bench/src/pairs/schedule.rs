@@ -1,6 +1,6 @@
 //! Who meets whom when.
 
-use super::report::Seat;
+use super::edge::Seat;
 
 /// Rounds of disjoint pairs, lower number first, in which each of `count` meets every other one
 /// once: `count − 1` rounds of an even number, `count` of an odd one, in each of which one rests.

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 use device::Tensor;
 
 use super::shape::Hosts;
-use crate::op::{Gather, Site};
+use crate::primitives::Gather;
+use crate::site::Site;
 use crate::{Operation, Window};
 
 /// Bytes of the members of one host are divided at multiples of this.
@@ -69,7 +70,7 @@ impl Columns {
     /// Where the group does it by hosts.
     fn of(op: &Gather, site: &Site) -> Option<Columns> {
         let elements: usize = op.segments.iter().flatten().map(|range| range.len()).sum();
-        let hosts = Hosts::are_for(site, elements * op.element_bytes)?;
+        let hosts = site.hosts_for(elements * op.element_bytes)?;
         let (host, column) = hosts.of(site.members.place);
         let held = (0..hosts.count).map(|host| held(op, hosts, host));
         let carried = held.map(|held| divided(&held, hosts.each)).collect();

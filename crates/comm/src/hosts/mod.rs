@@ -51,6 +51,7 @@ mod transport;
 pub(crate) use gathers::{Copied, GatherByHosts, within};
 #[cfg(target_os = "linux")]
 pub(crate) use plane::Plane;
+pub use shape::BY_HOSTS_BYTES;
 pub(crate) use shape::Hosts;
 pub(crate) use sums::ReduceByHosts;
 pub use sums::sent_by_hosts;
@@ -62,14 +63,3 @@ pub(crate) struct Connected {
     pub hosts: Option<Hosts>,
     pub why: String,
 }
-
-/// Fewest bytes of a window that go by hosts: below, the meetings in shared memory cost more than
-/// the bytes that they save. Two hosts of two ranks, all on two busy cores and the loopback
-/// interface, which takes no bytes off a network; the shortest time of flat over that by hosts:
-///
-/// ```text
-///           all_reduce   reduce_scatter   all_gather   broadcast
-/// 256 KiB         0.69             0.93         0.96        0.66
-/// 2 MiB           1.96             1.39         1.50        1.28
-/// ```
-pub const BY_HOSTS_BYTES: usize = 512 << 10;

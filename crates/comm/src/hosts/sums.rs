@@ -12,8 +12,9 @@ use layout::{Node, Program};
 use super::shape::{self, Hosts, Shape};
 use super::split::{self, Split};
 use crate::Result;
-use crate::op::{OrderedReduce, Reduction, Site};
-use crate::ordered::Sums;
+use crate::ordered::{Reduction, Sums};
+use crate::primitives::OrderedReduce;
+use crate::site::Site;
 
 /// A checked ordered reduction by hosts.
 pub(crate) struct ReduceByHosts {
@@ -49,7 +50,7 @@ impl ReduceByHosts {
     /// A program that does not add each partial once and in order; the device refuses a stream.
     pub(crate) fn of(op: &OrderedReduce, site: &Site) -> Result<Option<ReduceByHosts>> {
         let elements: usize = op.segments.iter().flatten().map(|range| range.len()).sum();
-        let Some(hosts) = Hosts::are_for(site, elements * op.dtype.bytes()) else {
+        let Some(hosts) = site.hosts_for(elements * op.dtype.bytes()) else {
             return Ok(None);
         };
         let partials: Vec<usize> = op.partials.iter().map(Vec::len).collect();

@@ -9,7 +9,7 @@ use super::gathers::{GatherByHosts, tray_bytes};
 use super::shape::Hosts;
 use crate::job::{Job, Members};
 use crate::meter::Meter;
-use crate::op::Step;
+use crate::step::Step;
 use crate::transport::Transport;
 use crate::{Operation, Result, Window, shm, tcp};
 

@@ -10,16 +10,18 @@ use device::{DType, Device, DeviceError, Event, Stream, Tensor};
 use kernels::ordered_sum::Summation;
 use nccl_rs::{Communicator, JobId, Library};
 
+use super::action::Action;
 use super::calls::enqueue;
 use super::flights::{Flight, Flights};
-use super::plan::{Action, Check, Maker, Plan};
+use super::plan::{Check, Maker, Plan};
 use super::reduce::Room;
 use super::window::{self, WindowPath};
 use super::{GroupOptions, SumOrder, join, told};
 use crate::elsewhere::AllLanes;
 use crate::memory::load;
-use crate::op::{Op, Site};
+use crate::op::Op;
 use crate::patience::LOOK;
+use crate::site::Site;
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window, ending};
 

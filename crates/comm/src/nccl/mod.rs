@@ -28,6 +28,7 @@
 //! it has no room for both, ranks that submit to the groups in different orders wait for each
 //! other until the deadline. Members of two groups submit to them in the same order.
 
+mod action;
 mod calls;
 mod choice;
 mod facts;

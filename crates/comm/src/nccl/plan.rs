@@ -6,12 +6,17 @@ use std::sync::Arc;
 use device::{DType, Device, DeviceError, Placement, Stream, Tensor};
 
 use super::SumOrder;
+use super::action::Action;
 use super::calls::{Move, summed};
 use super::gather;
 use super::reduce::{Part, Room};
 use crate::digest::Digest;
 use crate::memory::store;
-use crate::op::{Op, P2p, Reduction, Site, Step};
+use crate::op::Op;
+use crate::ordered::Reduction;
+use crate::primitives::P2p;
+use crate::site::Site;
+use crate::step::Step;
 use crate::{AllToAll, CommError, EvenPlan, Operation, Result, Window};
 
 /// The actions that one member enqueues, in this order.
@@ -22,23 +27,6 @@ pub(crate) struct Plan {
     pub(super) reductions: Vec<Reduction>,
     /// Bytes that leave this member, and that come to it.
     pub(super) bytes: (u64, u64),
-}
-
-pub(super) enum Action {
-    /// Operations of the library that begin together.
-    Moves(Vec<Move>),
-    /// Bytes, from the first to the second.
-    Copy(Tensor, Tensor),
-    Sum(Sum),
-}
-
-/// One launch of the ordered sum.
-pub(super) struct Sum {
-    /// Which of the plan's reductions it is of.
-    pub(super) index: usize,
-    pub(super) inputs: Vec<Tensor>,
-    pub(super) out: Tensor,
-    pub(super) workspace: Tensor,
 }
 
 /// How the members find out that they do the same.

@@ -13,10 +13,10 @@
 use device::{Device, Tensor};
 use kernels::ordered_sum::computed_in;
 
+use super::action::{Action, Sum};
 use super::calls::Move;
-use super::plan::{Action, Sum};
 use crate::memory::Joined;
-use crate::op::Reduction;
+use crate::ordered::Reduction;
 use crate::{OrderedReduce, Result};
 
 /// Bytes that come from peers in a round, at most: enough for links to be busy.

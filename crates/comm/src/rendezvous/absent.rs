@@ -58,8 +58,8 @@ pub fn report_absent(addrs: impl ToSocketAddrs, absent: Absent, patience: Durati
 }
 
 /// Tells the server how `rank` ended, which was one of the host's and met the others as `group`;
-/// the job of `host` is not looked at. An earlier start's end is none of a later one. The server was
-/// there then: where nobody listens any more, it is over.
+/// the job of `host` is not looked at. An earlier start's end is none of a later one. The server
+/// was there then: where nobody listens any more, it is over.
 pub fn report_end(
     addrs: impl ToSocketAddrs,
     host: Absent,

@@ -1,9 +1,9 @@
 //! The part of the members of one host in an operation over tcp, in which they have learned that
 //! all are in it and that their windows are ready.
 //!
-//! On the board they are numbered by themselves: most operations are over tcp alone, and phases that
-//! leapt would in the end be taken for those before. Whoever waits here waits for members that may wait for
-//! ranks of other hosts: those name who is at fault, and before.
+//! On the board they are numbered by themselves: most operations are over tcp alone, and phases
+//! that leapt would in the end be taken for those before. Whoever waits here waits for members that
+//! may wait for ranks of other hosts: those name who is at fault, and before.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

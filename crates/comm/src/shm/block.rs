@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::SharedMemory;
 use super::presence::Presence;
-use super::system::{self, Process, Words};
+use super::process::{self, Process};
+use super::system::{self, Words};
 use crate::CommError;
 use crate::job::Moments;
 use crate::revocation::{Lost, Reason};
@@ -43,6 +44,19 @@ pub(super) struct Block {
     words: Words,
     memory: SharedMemory,
     presence: OnceLock<Presence>,
+}
+
+impl SharedMemory {
+    /// Makes the memory of a job of `world` ranks. `name` is for people who look at what a
+    /// process has mapped.
+    ///
+    /// # Errors
+    /// The system refuses; there is no memory.
+    pub fn create(name: &str, world: usize) -> Result<SharedMemory, CommError> {
+        let memory = SharedMemory::nameless(name)?;
+        Block::create(memory.file(), world)?;
+        Ok(memory)
+    }
 }
 
 impl Block {
@@ -87,7 +101,7 @@ impl Block {
         let pid = &record[RECORD_PID];
         let is_first = pid.compare_exchange(0, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if is_first {
-            record[RECORD_NAMESPACE].store(system::namespace(), Ordering::Relaxed);
+            record[RECORD_NAMESPACE].store(process::namespace(), Ordering::Relaxed);
             if let Ok(presence) = Presence::of(rank, self.memory.file()) {
                 record[RECORD_PRESENT].store(1, Ordering::Relaxed);
                 let _ = self.presence.set(presence);
@@ -102,7 +116,7 @@ impl Block {
         let [pid, namespace, present] = [RECORD_PID, RECORD_NAMESPACE, RECORD_PRESENT]
             .map(|word| record[word].load(Ordering::Relaxed));
         // Without a known namespace here there may be another there.
-        match (namespace != 0 && namespace == system::namespace(), present) {
+        match (namespace != 0 && namespace == process::namespace(), present) {
             (true, _) => Process::new(pid as u32),
             (false, 0) => Process::Elsewhere,
             (false, _) => Process::Present(rank, self.memory.clone()),
@@ -197,7 +211,22 @@ impl Moments for std::sync::Arc<Block> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
+
+    #[test]
+    fn another_file_is_no_shared_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = SharedMemory::inherited(file.as_raw_fd()).unwrap();
+        let open = |memory: &SharedMemory| Block::open(memory, 2).map(drop);
+        assert!(matches!(open(&memory), Err(CommError::SharedMemory { action: "map", .. })));
+        file.set_len(1 << 20).unwrap();
+        assert!(matches!(open(&memory), Err(CommError::ForeignMemory { world: 2 })));
+        let other = SharedMemory::create("world", 3).unwrap();
+        assert!(matches!(open(&other), Err(CommError::ForeignMemory { world: 2 })));
+        assert!(SharedMemory::inherited(-1).is_err());
+    }
 
     #[test]
     fn silent_ranks_in_a_row_go_through_a_word() {

@@ -9,7 +9,9 @@ use device::trace::now_ns;
 
 use super::board::{self, Announcement, Board, Kind};
 use super::host::Host;
-use super::memory::{Places, SharedMemory};
+use super::memory::SharedMemory;
+use super::places::{self, Places};
+use crate::control::Channel;
 use crate::error::Moved;
 use crate::job::{InProgress, Job, Members};
 use crate::looks::Looks;
@@ -45,7 +47,14 @@ pub(super) struct State {
     pub ends: Vec<u8>,
     /// Exchanges so far, and how far each part of the present one has come.
     pub exchanges: u64,
-    pub parts: Vec<super::exchange::Part>,
+    pub parts: Vec<Part>,
+}
+
+/// How far one message of an exchange has come.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Part {
+    pub bytes: usize,
+    pub is_done: bool,
 }
 
 /// Bytes that the operation in progress has read out of each member's windows.
@@ -92,9 +101,34 @@ impl Call {
     }
 }
 
+impl Host {
+    /// This rank's end of a channel; returns once all are there.
+    ///
+    /// # Errors
+    /// Ranks missing after the timeout; the job is given up meanwhile.
+    pub(crate) fn channel(self: &Arc<Host>, channel: Channel) -> Result<Endpoint> {
+        let (ranks, rank) = (Arc::clone(self.ranks()), self.shared.job.rank);
+        let at = places::channel_at(ranks.len(), channel.number());
+        let place = self.shared.place(rank).unwrap_or(0);
+        let everyone = Members { ranks, place };
+        let meter = Meter::new(channel.name().to_owned(), "shm");
+        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Channel, everyone)
+    }
+
+    /// This rank's end of the group that has `region`; returns once all members are there.
+    ///
+    /// # Errors
+    /// As [`Host::channel`].
+    pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
+        let at = places::region_at(self.ranks().len(), Channel::ALL.len() as u64, region);
+        let meter = Meter::new(format!("group {region}"), "shm");
+        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Group, members)
+    }
+}
+
 impl Endpoint {
     /// Opens the board at `at` and returns once all members have.
-    pub(super) fn meet(
+    fn meet(
         host: Arc<Host>,
         meter: Meter,
         memory: &SharedMemory,

@@ -5,17 +5,10 @@ use device::Device;
 use device::trace::now_ns;
 
 use super::channel::BOX_BYTES;
-use super::endpoint::{Call, Endpoint, State};
+use super::endpoint::{Call, Endpoint, Part, State};
 use crate::error::Moved;
-use crate::op::P2p;
+use crate::primitives::P2p;
 use crate::{CommError, Operation, Result, meter};
-
-/// How far one message has come.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Part {
-    bytes: usize,
-    is_done: bool,
-}
 
 impl Endpoint {
     pub(super) fn exchange(&self, device: &Device, messages: &[P2p]) -> Result<()> {

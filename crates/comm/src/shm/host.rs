@@ -6,13 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::block::Block;
-use super::board::Kind;
-use super::endpoint::Endpoint;
-use super::memory::{self, SharedMemory};
-use super::system::Process;
-use crate::control::Channel;
-use crate::job::{Job, Members, Moments, Settings};
-use crate::meter::Meter;
+use super::memory::SharedMemory;
+use super::process::Process;
+use crate::job::{Job, Moments, Settings};
 use crate::revocation::Reason;
 use crate::{CommError, Result, ending};
 
@@ -23,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(40);
 /// The state that channels and groups of one rank share.
 pub(crate) struct Host {
     pub(super) shared: Arc<Shared>,
-    memory: SharedMemory,
+    pub(super) memory: SharedMemory,
     watchdog: Option<Watchdog>,
 }
 
@@ -107,29 +103,6 @@ impl Host {
     pub(crate) fn publish(&self) {
         let _ = self.shared.check_revoked();
     }
-
-    /// This rank's end of a channel; returns once all are there.
-    ///
-    /// # Errors
-    /// Ranks missing after the timeout; the job is given up meanwhile.
-    pub(crate) fn channel(self: &Arc<Host>, channel: Channel) -> Result<Endpoint> {
-        let (ranks, rank) = (Arc::clone(&self.shared.ranks), self.shared.job.rank);
-        let at = memory::channel_at(ranks.len(), channel.number());
-        let place = self.shared.place(rank).unwrap_or(0);
-        let everyone = Members { ranks, place };
-        let meter = Meter::new(channel.name().to_owned(), "shm");
-        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Channel, everyone)
-    }
-
-    /// This rank's end of the group that has `region`; returns once all members are there.
-    ///
-    /// # Errors
-    /// As [`Host::channel`].
-    pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
-        let at = memory::region_at(self.shared.ranks.len(), Channel::ALL.len() as u64, region);
-        let meter = Meter::new(format!("group {region}"), "shm");
-        Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Group, members)
-    }
 }
 
 impl Shared {
@@ -139,7 +112,8 @@ impl Shared {
         let _ = self.peers.set(places.map(|place| self.block.process(place)).collect());
     }
 
-    fn place(&self, rank: usize) -> Option<usize> {
+    /// The place of `rank` in the memory, if it has one.
+    pub(super) fn place(&self, rank: usize) -> Option<usize> {
         self.ranks.iter().position(|&other| other == rank)
     }
 

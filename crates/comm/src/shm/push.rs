@@ -18,7 +18,8 @@ use super::endpoint::{Call, Endpoint, State};
 use super::transfer::{Mapped, PART};
 use crate::algorithm::{PUSHED_BYTES, pushed_by_root};
 use crate::memory::{Joined, copy};
-use crate::op::{Gather, Reduction};
+use crate::ordered::Reduction;
+use crate::primitives::Gather;
 use crate::{Operation, Result, Window, ordered};
 
 /// Tells this operation from a reduction of the same arguments, after which nobody else has the

@@ -12,8 +12,10 @@ use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::{Joined, copy, load};
 use crate::one_shot::{OneShot, Take};
-use crate::op::{AllToAll, Gather, Reduction, Step};
-use crate::ordered::{self, Source, Wanted};
+use crate::ordered::{self, Reduction};
+use crate::primitives::{AllToAll, Gather};
+use crate::source::{Source, Wanted};
+use crate::step::Step;
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 

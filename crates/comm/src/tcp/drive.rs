@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use device::trace::now_ns;
 
-use super::link::{Link, Turn};
+use super::link::Link;
 use super::poll::{Polls, Ready};
 use super::progress::{Call, Progress};
 use super::traffic::{EXCUSE, Traffic, Way};
+use super::turn::Turn;
 use crate::looks::Looks;
 use crate::{CommError, Operation, Result, meter, patience};
 

@@ -3,22 +3,27 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use device::Buffer;
-use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::drive::{self, Waiting};
 use super::frame::{self, HEADER_BYTES};
 use super::link::{Link, Wire};
-use super::mesh::{self, Met, Purpose, Tries};
+use super::mesh::{self, Identity, Met, Purpose, Tries};
 use super::net::{Net, Shared};
 use super::progress::{Call, Progress};
+use super::runtime::{check_thread, runtime};
 use super::traffic::Traffic;
+use crate::control::Channel;
 use crate::door;
 use crate::job::{InProgress, Job, Members};
 use crate::meter::Meter;
 use crate::patience;
 use crate::tls::Stream;
 use crate::{CommError, Operation, Result};
+
+/// Tags of channels and groups; smaller ones are for other purposes.
+const FIRST_CHANNEL: u64 = 1;
+const FIRST_GROUP: u64 = 1 << 8;
 
 pub(crate) struct Endpoint {
     pub(super) net: Arc<Net>,
@@ -87,14 +92,32 @@ impl Running<'_> {
     }
 }
 
+impl Net {
+    /// This rank's end of a channel; returns once all are there.
+    ///
+    /// # Errors
+    /// Ranks that cannot be reached, or are missing after the timeout; the job is given up
+    /// meanwhile.
+    pub(crate) fn channel(self: &Arc<Net>, channel: Channel) -> Result<Endpoint> {
+        let Identity { rank, world, .. } = self.shared.me;
+        let tag = FIRST_CHANNEL + channel.number();
+        let meter = Meter::new(channel.name().to_owned(), "tcp");
+        Endpoint::meet(Arc::clone(self), meter, tag, Members::all(rank, world))
+    }
+
+    /// This rank's end of group number `region`; returns once all members are there.
+    ///
+    /// # Errors
+    /// As [`Net::channel`].
+    pub(crate) fn group(self: &Arc<Net>, region: u64, members: Members) -> Result<Endpoint> {
+        let meter = Meter::new(format!("group {region}"), "tcp");
+        Endpoint::meet(Arc::clone(self), meter, FIRST_GROUP + region, members)
+    }
+}
+
 impl Endpoint {
     /// Connects the members of the channel or group `tag`; returns once all are.
-    pub(super) fn meet(
-        net: Arc<Net>,
-        meter: Meter,
-        tag: u64,
-        members: Members,
-    ) -> Result<Endpoint> {
+    fn meet(net: Arc<Net>, meter: Meter, tag: u64, members: Members) -> Result<Endpoint> {
         check_thread()?;
         let (shared, runtime) = (&net.shared, runtime()?);
         let (job, call) = (Arc::clone(&shared.job), (Operation::Join, 0));
@@ -207,19 +230,5 @@ async fn meet(shared: &Shared, tag: u64, members: &Members) -> Result<Vec<Option
             // Trying again would not help.
             _ => return Err(unmet(missing.collect())),
         }
-    }
-}
-
-/// A runtime for whichever thread drives it.
-pub(super) fn runtime() -> Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_io().enable_time().build().map_err(CommError::Runtime)
-}
-
-/// Refuses a thread that tokio would not let block.
-pub(super) fn check_thread() -> Result<()> {
-    match tokio::runtime::Handle::try_current() {
-        Ok(_) => Err(CommError::Asynchronous),
-        Err(_) => Ok(()),
     }
 }

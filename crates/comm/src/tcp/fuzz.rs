@@ -5,11 +5,11 @@
 use std::io::{Error, ErrorKind, IoSliceMut, Read};
 
 use super::frame::{FRAME_BYTES, HEADER_BYTES, Header};
-use super::link::Turn;
 use super::progress::Progress;
 use super::receiving::Receiving;
 use super::rig;
 use super::traffic::{Message, Take, Traffic, Way, Words};
+use super::turn::Turn;
 use crate::fuzz::{self, Draw};
 use crate::job::{Job, Members};
 use crate::{CommError, Operation, Result};

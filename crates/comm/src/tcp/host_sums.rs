@@ -9,9 +9,8 @@ use std::time::Duration;
 use device::{Buffer, DType, Device, Tensor};
 use kernels::ordered_sum::{Summation, computed_in};
 
-use super::hosts::Peer;
 use super::tiles::{TILES, Tiles, tile};
-use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces};
+use super::traffic::{EXCUSE, Give, Message, Peer, Take, Traffic, Way, give_pieces};
 use crate::Result;
 use crate::hosts::ReduceByHosts;
 use crate::memory::Joined;

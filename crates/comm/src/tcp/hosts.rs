@@ -15,15 +15,9 @@ use super::host_sums::HostSums;
 use super::moves::{Direct, Held};
 use super::ring::Ring;
 use super::route::{self, Route};
-use super::traffic::{Give, Message, Take, Traffic, Way};
+use super::traffic::{Give, Message, Peer, Take, Traffic, Way};
 use crate::hosts::{GatherByHosts, Hosts, ReduceByHosts, within};
 use crate::{Result, Window};
-
-/// Traffic among the members of a column, each known by its host.
-pub(super) trait Peer: Traffic {
-    /// Another member of this host has its window ready.
-    fn one_is_ready(&mut self) -> Result<()>;
-}
 
 /// The traffic of a column as one of the whole group.
 pub(super) struct Column<T> {

@@ -258,7 +258,7 @@ mod tests {
     fn connections_within_a_host_are_not_paced() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
-        let runtime = super::super::endpoint::runtime().unwrap();
+        let runtime = super::super::runtime::runtime().unwrap();
         let ours = runtime.block_on(open(addr)).unwrap();
         let (theirs, _) = listener.accept().unwrap();
         for socket in [SockRef::from(&ours), SockRef::from(&theirs)] {

@@ -38,6 +38,7 @@ mod receiving;
 mod rig;
 mod ring;
 mod route;
+mod runtime;
 mod sending;
 mod signal;
 mod silence;
@@ -45,6 +46,7 @@ mod sums;
 mod tiles;
 mod traffic;
 mod transfer;
+mod turn;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use frame::FRAME_BYTES;

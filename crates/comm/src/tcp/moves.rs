@@ -7,7 +7,7 @@ use device::{DType, Device, Tensor};
 
 use super::traffic::{Give, Message, Take, Traffic, Way, give_pieces, places, take_pieces};
 use crate::memory::{Joined, copy};
-use crate::op::{AllToAll, Gather, P2p};
+use crate::primitives::{AllToAll, Gather, P2p};
 use crate::{CommError, Result};
 
 /// The pieces that the members of a gather hold.

@@ -17,17 +17,16 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::endpoint::{self, Endpoint};
 use super::frame;
 use super::link::Wire;
 use super::mesh::{self, Guest, Identity, Met, Purpose, Tries};
+use super::runtime::{check_thread, runtime};
 use super::signal::{self, Signals};
 use super::silence::Silence;
 use crate::control::Channel;
 use crate::door::{self, Door};
 use crate::handshake::Seal;
 use crate::job::{Job, Members, Moments, Settings};
-use crate::meter::Meter;
 use crate::tls::{self, Security, Stream};
 use crate::{CommError, Operation, Result, ending};
 
@@ -42,10 +41,6 @@ const TELL_PARTS: u32 = 8;
 
 /// Connections to each peer: one for signals, those of the channels, and of one group.
 const CONNECTIONS: usize = 1 + Channel::ALL.len() + 1;
-
-/// Tags of channels and groups; smaller ones are for other purposes.
-const FIRST_CHANNEL: u64 = 1;
-const FIRST_GROUP: u64 = 1 << 8;
 
 /// The state that channels and groups of one rank share.
 pub(crate) struct Net {
@@ -128,7 +123,7 @@ impl Net {
     ) -> Result<Net> {
         let world = addrs.len();
         let addr = *addrs.get(rank).ok_or(CommError::NoSuchRank { rank, world })?;
-        endpoint::check_thread()?;
+        check_thread()?;
         door::check_room((world - 1) * CONNECTIONS)?;
         let (secret, tls) = (settings.secret, settings.tls.clone());
         let (security, scope) = (Security { secret, tls }, secret.scope(job, world));
@@ -147,7 +142,7 @@ impl Net {
         if world == 1 {
             return Ok(Net { shared, watchdog: None });
         }
-        let runtime = endpoint::runtime()?;
+        let runtime = runtime()?;
         let door = {
             let _inside = runtime.enter();
             let failed = |source| CommError::Socket { addr, action: "listen", source };
@@ -163,31 +158,10 @@ impl Net {
         &self.shared.job
     }
 
-    /// This rank's end of a channel; returns once all are there.
-    ///
-    /// # Errors
-    /// Ranks that cannot be reached, or are missing after the timeout; the job is given up
-    /// meanwhile.
-    pub(crate) fn channel(self: &Arc<Net>, channel: Channel) -> Result<Endpoint> {
-        let Identity { rank, world, .. } = self.shared.me;
-        let tag = FIRST_CHANNEL + channel.number();
-        let meter = Meter::new(channel.name().to_owned(), "tcp");
-        Endpoint::meet(Arc::clone(self), meter, tag, Members::all(rank, world))
-    }
-
-    /// This rank's end of group number `region`; returns once all members are there.
-    ///
-    /// # Errors
-    /// As [`Net::channel`].
-    pub(crate) fn group(self: &Arc<Net>, region: u64, members: Members) -> Result<Endpoint> {
-        let meter = Meter::new(format!("group {region}"), "tcp");
-        Endpoint::meet(Arc::clone(self), meter, FIRST_GROUP + region, members)
-    }
-
     /// Returns once every rank can tell this one that it gives up, and the other way round.
     ///
     /// # Errors
-    /// As [`Net::channel`].
+    /// Ranks that are missing after the timeout; the job is given up meanwhile.
     pub(crate) fn wait_for_everyone(&self) -> Result<()> {
         let Identity { rank, world, .. } = self.shared.me;
         let (job, everyone) = (&self.shared.job, Members::all(rank, world));

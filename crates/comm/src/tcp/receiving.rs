@@ -4,9 +4,9 @@
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
 use super::frame::{self, HEADER_BYTES, Header, checked};
-use super::link::{At, Turn};
 use super::progress::Call;
 use super::traffic::{Message, SLICES, Way};
+use super::turn::{At, Turn};
 use crate::error::Damage;
 use crate::handshake::Key;
 use crate::{CommError, Result};

@@ -4,8 +4,8 @@
 use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::frame::{HEADER_BYTES, Header, checked};
-use super::link::{At, Turn};
 use super::traffic::{Message, SLICES, Way};
+use super::turn::{At, Turn};
 use crate::Result;
 use crate::handshake::Key;
 

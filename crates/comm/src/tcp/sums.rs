@@ -1,6 +1,6 @@
-//! An ordered reduction as traffic: to each owner go this member's partials of what it owns, tile by
-//! tile; what comes is summed as soon as all peers' part of a tile is here, while the sockets take
-//! in the next.
+//! An ordered reduction as traffic: to each owner go this member's partials of what it owns, tile
+//! by tile; what comes is summed as soon as all peers' part of a tile is here, while the sockets
+//! take in the next.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -11,8 +11,7 @@ use super::tiles::{TILES, Tiles, tile};
 use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, places};
 use crate::Result;
 use crate::memory::Joined;
-use crate::op::Reduction;
-use crate::ordered;
+use crate::ordered::{self, Reduction};
 
 /// Bytes that a group of `members` keeps for its ordered reductions, for a member that owns `own`
 /// elements at most of what is reduced at a time; no member has more than `most` partials.

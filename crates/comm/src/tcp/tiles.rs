@@ -11,8 +11,8 @@ use super::frame::FRAME_BYTES;
 use super::traffic::{Message, Take, Way, take_pieces};
 use crate::Result;
 use crate::memory::{Joined, load};
-use crate::op::OrderedReduce;
-use crate::ordered::{Source, Wanted};
+use crate::primitives::OrderedReduce;
+use crate::source::{Source, Wanted};
 
 /// Tiles of each sender that are kept at a time: the one that is being summed, and the next.
 pub(super) const TILES: usize = 2;

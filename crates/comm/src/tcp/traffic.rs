@@ -86,6 +86,12 @@ pub(super) trait Traffic {
     }
 }
 
+/// Traffic among the members of a column, each known by its host.
+pub(super) trait Peer: Traffic {
+    /// Another member of this host has its window ready.
+    fn one_is_ready(&mut self) -> Result<()>;
+}
+
 /// Frames without payload.
 pub(super) struct Nothing;
 

@@ -14,7 +14,9 @@ use crate::control::Control;
 use crate::job::{Job, Members};
 use crate::memory::copy;
 use crate::one_shot::Take;
-use crate::op::{AllToAll, P2p, Reduction, Step};
+use crate::ordered::Reduction;
+use crate::primitives::{AllToAll, P2p};
+use crate::step::Step;
 use crate::transport::Transport;
 use crate::{CommError, Operation, Result, Window};
 

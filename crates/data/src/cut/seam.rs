@@ -25,7 +25,7 @@ use tokenizers::pre_tokenizers::split::SplitPattern;
 use tokenizers::{NormalizedString, Normalizer, SplitDelimiterBehavior};
 
 use super::pattern::{Pattern, contains};
-use crate::huggingface::byte_stand_in;
+use crate::byte_alphabet::byte_stand_in;
 
 /// Why a seam is not neutral.
 pub type Reason = &'static str;

@@ -2,10 +2,10 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::job::{HostJob, caught};
 use crate::memory::Mapping;
 use crate::sync::OnceLock;
 use crate::{Device, DeviceError, Kernel, Tensor};
@@ -53,36 +53,6 @@ impl Seats {
         let kind = (&*seat as &dyn Any).type_id();
         self.0.entry(kind).or_default().push(seat);
     }
-}
-
-/// Work that is the same every time.
-pub type SharedJob = Arc<dyn Fn() -> Result<(), DeviceError> + Send + Sync>;
-
-/// Work on the host that knows no kernel.
-pub(crate) enum HostJob {
-    Once(Box<dyn FnOnce() -> Result<(), DeviceError> + Send>),
-    Shared(SharedJob),
-}
-
-impl HostJob {
-    /// Runs it; a panic becomes an error.
-    pub(crate) fn run(self) -> Result<(), DeviceError> {
-        match self {
-            HostJob::Once(job) => run_marked(job),
-            HostJob::Shared(job) => run_shared(&job),
-        }
-    }
-}
-
-/// Runs it as [`HostJob::run`].
-pub(super) fn run_shared(job: &SharedJob) -> Result<(), DeviceError> {
-    run_marked(|| job())
-}
-
-fn run_marked(job: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
-    let done = caught("host", job);
-    crate::work::mark();
-    done
 }
 
 pub(crate) enum Op {
@@ -147,17 +117,4 @@ impl Op {
             Op::Kernel { .. } | Op::Record(_) | Op::Wait { .. } => Ok(()),
         }
     }
-}
-
-/// Returns the result of `work`; a panic becomes an error, because it has no caller to go on to.
-fn caught(
-    kernel: &'static str,
-    work: impl FnOnce() -> Result<(), DeviceError>,
-) -> Result<(), DeviceError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        let message = format!("it panicked: {}", text.unwrap_or("without a text"));
-        Err(DeviceError::Kernel { kernel, message })
-    })
 }

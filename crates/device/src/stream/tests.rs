@@ -1,3 +1,6 @@
+//! A stream's promises on both devices of the host: order, checked operands, errors that stay, and
+//! memory that is out of reach between launches.
+
 use super::*;
 use crate::{DType, Placement, SharedPart};
 

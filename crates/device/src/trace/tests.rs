@@ -1,3 +1,5 @@
+//! The trace's ring against a queue, and between two threads.
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;

@@ -111,7 +111,7 @@ pub const fn gemm(arch: Arch, class: Class) -> Gemm {
     }
 }
 
-/// Chiplets over which an architecture deals consecutive blocks.
+/// Chiplets to which an architecture sends consecutive blocks in turn.
 pub const fn xcds(arch: Arch) -> u32 {
     match arch {
         Arch::Gfx942 | Arch::Gfx950 => 8,

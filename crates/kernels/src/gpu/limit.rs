@@ -94,7 +94,7 @@ mod tests {
         let seconds = |units| limit_of(&launch(units), Arch::Gfx942, 4, ceiling).seconds;
         assert!((seconds(5) / seconds(4) - 2.0).abs() < 1e-12);
         assert_eq!(seconds(8), seconds(5));
-        // Where the last round is dealt in halves, the time of 6.
+        // Where the last round is cut into halves, the time of 6.
         let halves = |units| limit_of(&launch(units), Arch::Sm90a, 8, ceiling).seconds;
         assert!((halves(5) / halves(4) - 1.5).abs() < 1e-12);
         assert_eq!(halves(7), halves(8));

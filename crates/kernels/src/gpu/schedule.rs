@@ -24,8 +24,8 @@ pub fn is_short(arch: Arch, class: Class, multiprocessors: u32, units: u64) -> b
     units <= u64::from(CHAIN_ROUNDS) * u64::from(clusters(arch, class, multiprocessors))
 }
 
-/// Whether a kernel deals half units in its last round.
-const fn deals_halves(arch: Arch, class: Class) -> bool {
+/// Whether a kernel cuts its last round into half units.
+const fn cuts_halves(arch: Arch, class: Class) -> bool {
     matches!((arch, class), (Arch::Sm90a, Class::Large))
 }
 
@@ -55,14 +55,14 @@ pub fn clusters(arch: Arch, class: Class, multiprocessors: u32) -> u32 {
 
 /// Of those, the ones that a launch of `units` units has work for.
 fn busy_clusters(arch: Arch, class: Class, multiprocessors: u32, units: u32) -> u32 {
-    let most = if deals_halves(arch, class) { units.saturating_mul(2) } else { units };
+    let most = if cuts_halves(arch, class) { units.saturating_mul(2) } else { units };
     clusters(arch, class, multiprocessors).min(most)
 }
 
 /// The share of a unit's work that each piece has, in the order in which clusters take them: piece
 /// `i` goes to cluster `i % clusters`.
 pub fn shares(arch: Arch, class: Class, clusters: u32, units: u32) -> impl Iterator<Item = f64> {
-    let halves = match deals_halves(arch, class) {
+    let halves = match cuts_halves(arch, class) {
         true => pieces(units, clusters) - units,
         false => 0,
     };

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::KERNEL;
 use super::coefficients::{Coefficients, MAX_KAPPA, Odd};
-use super::program::{Program, program};
 use super::range::{Range, composed_range};
 use crate::KernelError;
 
@@ -191,11 +190,6 @@ impl Iteration {
             Algorithm::Svd => Range { least: 1.0, greatest: 1.0 },
             _ => composed_range(self.polynomials(), lo, 1.0),
         }
-    }
-
-    /// The products for a matrix whose sides are `short` and `long`.
-    pub fn program(&self, short: usize, long: usize) -> Program {
-        program(self, short, long)
     }
 }
 

@@ -141,20 +141,22 @@ impl Op {
     }
 }
 
-/// The program of a checked method.
-pub(super) fn program(iteration: &Iteration, short: usize, long: usize) -> Program {
-    let build = |algorithm| Builder::build(iteration, algorithm, short, long);
-    match iteration.method().algorithm {
-        Algorithm::Auto => {
-            let symmetric = build(Algorithm::Symmetric);
-            // bf16 is too coarse for a Gram form (see the rounding table).
-            if iteration.method().storage == Storage::Bf16 {
-                return symmetric;
+impl Iteration {
+    /// The products for a matrix whose sides are `short` and `long`.
+    pub fn program(&self, short: usize, long: usize) -> Program {
+        let build = |algorithm| Builder::build(self, algorithm, short, long);
+        match self.method().algorithm {
+            Algorithm::Auto => {
+                let symmetric = build(Algorithm::Symmetric);
+                // bf16 is too coarse for a Gram form (see the rounding table).
+                if self.method().storage == Storage::Bf16 {
+                    return symmetric;
+                }
+                let gram = build(Algorithm::Gram);
+                if gram.flops() <= 0.9 * symmetric.flops() { gram } else { symmetric }
             }
-            let gram = build(Algorithm::Gram);
-            if gram.flops() <= 0.9 * symmetric.flops() { gram } else { symmetric }
+            algorithm => build(algorithm),
         }
-        algorithm => build(algorithm),
     }
 }
 

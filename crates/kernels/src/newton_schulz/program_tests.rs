@@ -1,3 +1,6 @@
+//! Programs against the published counts of FLOPs, and against a reading of their registers that
+//! knows what each must hold.
+
 use super::super::coefficients::Coefficients;
 use super::super::method::Method;
 use super::*;

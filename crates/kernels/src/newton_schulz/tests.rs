@@ -1,3 +1,6 @@
+//! The host's iteration against an f64 reference by singular values, on hard spectra, zeros, and
+//! values that are not finite; its bits depend on the matrix alone.
+
 use super::*;
 use crate::Op as _;
 use crate::Real;

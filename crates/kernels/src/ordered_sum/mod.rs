@@ -60,8 +60,9 @@ impl Summation<'_> {
     /// Checks the operands and enqueues the sum where the stream is.
     ///
     /// # Errors
-    /// Another number of inputs; other lengths; types that are not combined to that of `out`; memory
-    /// that overlaps; too little workspace; on a device, a stack deeper than its kernels have.
+    /// Another number of inputs; other lengths; types that are not combined to that of `out`;
+    /// memory that overlaps; too little workspace; on a device, a stack deeper than its kernels
+    /// have.
     pub fn launch(self, stream: &Stream) -> Result<(), KernelError> {
         self.check(stream.device())?;
         let Summation { sum, out, .. } = self;

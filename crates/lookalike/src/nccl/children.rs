@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::call::{Call, Kind};
-use super::comm::{Comm, FINALIZED};
+use super::comm::{CHILD_PREFIX, Comm, FINALIZED};
 use super::frame::Frame;
 use super::{Refusal, hub};
 
@@ -33,16 +33,13 @@ struct Child {
     suffix: String,
 }
 
-/// How a child's name begins.
-pub(crate) const PREFIX: &str = "lookalike-nccl-child-";
-
 pub(crate) const NO_COLOR: i32 = -1;
 
 /// FNV-1a, so that names stay short however deep children go.
 fn derived(name: &str, suffix: &str) -> String {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     let hash = name.bytes().chain(suffix.bytes()).fold(0xcbf2_9ce4_8422_2325, step);
-    format!("{PREFIX}{hash:016x}")
+    format!("{CHILD_PREFIX}{hash:016x}")
 }
 
 /// The child of this rank: those of its color, by key and then by rank.

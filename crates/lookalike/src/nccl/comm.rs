@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::batch::Batch;
 use super::faults::{self, Fault};
 use super::frame::Frame;
 use super::number::DataType;
-use super::{Refusal, children, hub, result, version};
+use super::{Refusal, hub, result, version};
 
 pub(crate) struct Comm {
     pub(crate) handle: u64,
@@ -23,6 +22,12 @@ pub(crate) struct Comm {
     changed: Condvar,
     writer: Mutex<Option<UnixStream>>,
 }
+
+/// How the name of a communicator begins that was made of another.
+pub(crate) const CHILD_PREFIX: &str = "lookalike-nccl-child-";
+
+/// Brings a batch into its stream.
+pub(crate) type Held = Box<dyn FnOnce() -> Result<(), Refusal> + Send>;
 
 /// A reduction that was made: its type and factor.
 pub(crate) type Factor = (DataType, [u8; 8]);
@@ -40,7 +45,7 @@ pub(crate) struct State {
     /// Calls at work in the background: a split, a window.
     pub(crate) busy: u32,
     /// Batches that are not in their streams yet, and after how many polls they will be.
-    pub(crate) held: Vec<(u64, Arc<Batch>)>,
+    pub(crate) held: Vec<Held>,
     pub(crate) polls: u32,
     /// Number of the next batch; those below `cancelled` are given up.
     pub(crate) next: u64,
@@ -92,7 +97,7 @@ impl Comm {
 
     /// The number of a fault that it has by the environment; a child has none.
     pub(crate) fn fault(&self, fault: Fault) -> Option<u64> {
-        match self.name.starts_with(children::PREFIX) {
+        match self.name.starts_with(CHILD_PREFIX) {
             true => None,
             false => faults::number(fault, self.rank),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::batch::{Batch, Prepared};
 use super::comm::Comm;
 use super::{Refusal, result};
-use crate::work::Work;
+use crate::op::Work;
 use crate::world::{Call, Needs};
 
 thread_local! {
@@ -114,7 +114,7 @@ fn launch(calls: Vec<Queued>) -> Result<Begun, Refusal> {
             continue;
         }
         comm.change(|state| {
-            state.held.push((stream, batch));
+            state.held.push(Box::new(move || enqueue(stream, batch)));
             state.polls = polls;
         });
         begun = Begun::InProgress;
@@ -150,7 +150,7 @@ pub(crate) fn poll(comm: &Comm) -> Result<(), Refusal> {
     if held.is_empty() {
         return Ok(());
     }
-    let enqueued = held.into_iter().try_for_each(|(stream, batch)| enqueue(stream, batch));
+    let enqueued = held.into_iter().try_for_each(|enqueue| enqueue());
     comm.change(|state| state.busy -= 1);
     enqueued.inspect_err(|refusal| comm.fail(result::UNHANDLED_DRIVER, refusal.text.clone()))
 }

@@ -17,7 +17,8 @@ static bool live(const MusterSimLaunch* launch, uint64_t start, uint64_t bytes) 
 }
 
 static int fault(char* message, size_t bytes, uint64_t address) {
-  snprintf(message, bytes, "access to %#llx, which is in no live buffer", (unsigned long long)address);
+  snprintf(message, bytes, "access to %#llx, which is in no live buffer",
+           (unsigned long long)address);
   return MUSTER_SIM_FAULT;
 }
 
@@ -54,16 +55,17 @@ static const MusterSimKernel kernels[] = {
     {"hang", 1024, sizeof(Shape)},
 };
 
-extern "C" __attribute__((visibility("default"))) const char* muster_sim_arch(void) { return TOY_ARCH; }
+#define EXPORTED extern "C" __attribute__((visibility("default")))
 
-extern "C" __attribute__((visibility("default"))) int muster_sim_kernel(uint32_t index, MusterSimKernel* kernel) {
+EXPORTED const char* muster_sim_arch(void) { return TOY_ARCH; }
+
+EXPORTED int muster_sim_kernel(uint32_t index, MusterSimKernel* kernel) {
   if (index >= sizeof kernels / sizeof *kernels) return 0;
   *kernel = kernels[index];
   return 1;
 }
 
-extern "C" __attribute__((visibility("default"))) int muster_sim_launch(const MusterSimLaunch* launch, char* message,
-                                                                          size_t message_bytes) {
+EXPORTED int muster_sim_launch(const MusterSimLaunch* launch, char* message, size_t message_bytes) {
   if (!strcmp(launch->kernel, "scale_add")) return scale_add(launch, message, message_bytes);
   if (!strcmp(launch->kernel, "hang")) return hang();
   if (!strcmp(launch->kernel, "shape")) return shape(launch, message, message_bytes);

@@ -8,6 +8,8 @@ use ::bench::{BatchShape, ProductShape};
 use clap::{Args, Subcommand};
 use device::DeviceKind;
 
+use super::ReportArgs;
+
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Time orthogonalization: shapes × algorithms × coefficients × dtypes
@@ -49,7 +51,7 @@ medians; algbw and busbw are what nccl-tests means by them. Results are checked 
 launches. Below the table stands what follows from the sizes of each case: a fit, n1/2 and n90,
 percent of a roofline, and a size for buckets of gradients.")]
     Collectives(Box<super::CollectivesArgs>),
-    /// Time every pair of ranks, both directions, and name the host, rail, rank or link that is slow
+    /// Time every pair of ranks, both ways, and name the host, rail, rank or link that is slow
     #[command(after_help = "\
 Examples:
   muster bench links --ranks 4
@@ -58,10 +60,11 @@ Examples:
   muster bench links --size 16MiB --json links.json --fail
 
 Every rank meets every other once, first within hosts, then between them, where as many pairs share
-a host in every round. All pairs of a round are measured at the same time: round trips of 8 bytes, then messages in one direction, then in the other. A part is slow
-if its best direction is: below 90 % of the median of its like, and with a modified z-score below
--3.5. Where ranks outnumber the cores of a machine, what has an end there is slow below a smaller
-share, which the table tells. Larger parts come first, and what they explain is not named again.")]
+a host in every round. All pairs of a round are measured at the same time: round trips of 8 bytes,
+then messages in one direction, then in the other. A part is slow if its best direction is: below
+90 % of the median of its like, and with a modified z-score below -3.5. Where ranks outnumber the
+cores of a machine, what has an end there is slow below a smaller share, which the table tells.
+Larger parts come first, and what they explain is not named again.")]
     Links(super::LinksArgs),
     /// Time reading, writing and copying of device memory
     #[command(after_help = "\
@@ -110,20 +113,6 @@ pub struct BenchArgs {
     pub iterations: u32,
     #[command(flatten)]
     pub files: ReportArgs,
-}
-
-/// The files that a report goes to.
-#[derive(Debug, Clone, Args)]
-pub struct ReportArgs {
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the rows as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Write a plot
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

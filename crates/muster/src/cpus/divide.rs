@@ -9,9 +9,10 @@
 //! ```
 //!
 //! A rank whose buffers are on a device of its own gets all CPUs of the node that the device is
-//! near ([`near`]). Of others: a rank gets whole cores, all that is its share and not as many as it has threads: so the
-//! scheduler still has a choice, and other programs a place. Where ranks are fewer than nodes, each
-//! has one node if that carries its threads, and the other nodes are used by no rank.
+//! near ([`near`]). Of others: a rank gets whole cores, all that is its share and not as many as it
+//! has threads: so the scheduler still has a choice, and other programs a place. Where ranks are
+//! fewer than nodes, each has one node if that carries its threads, and the other nodes are used by
+//! no rank.
 
 use std::collections::BTreeSet;
 

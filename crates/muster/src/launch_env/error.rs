@@ -46,8 +46,8 @@ pub enum LaunchError {
     )]
     OutsideOfSteps { vars: Vec<Var> },
     #[error(
-        "{var} says that this job of Slurm has several components, whose tasks are counted each for \
-         itself; use a job of one component, or --launcher none with --nodes, --node-rank and \
+        "{var} says that this job of Slurm has several components, whose tasks are counted each \
+         for itself; use a job of one component, or --launcher none with --nodes, --node-rank and \
          --rendezvous"
     )]
     Components { var: Var },

@@ -226,9 +226,9 @@ fn lies_in(inner: &Task, outer: &Task) -> bool {
         && inner.index / (inner.count / outer.count) == outer.index
 }
 
-/// Whether the outer tasks, one on each of Slurm's nodes, only brought the inner launcher there: its
-/// daemons or agents, which count in an order of their own. mpirun starts none where it runs itself;
-/// agents of torchrun that meet at random get their ranks as they come.
+/// Whether the outer tasks, one on each of Slurm's nodes, only brought the inner launcher there:
+/// its daemons or agents, which count in an order of their own. mpirun starts none where it runs
+/// itself; agents of torchrun that meet at random get their ranks as they come.
 fn is_brought_by(outer: &Launch, inner: &Launch) -> bool {
     let one_each = outer.here.as_ref().is_some_and(|here| here.count == 1);
     let (true, Launcher::Slurm, Some(here)) = (one_each, outer.launcher, &inner.here) else {

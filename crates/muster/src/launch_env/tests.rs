@@ -242,8 +242,9 @@ fn launchers_inside_each_other() {
         both(SLURM, OPEN_MPI_TWO_MACHINES, &format!("{daemon} {third}")),
         "9/12 x4 at n1:21516 on 0.0.0.0: mpi-prterun-n1-77@1"
     );
-    let few = "OMPI_COMM_WORLD_SIZE=2 PMIX_RANK=1 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=1 \
-               OMPI_COMM_WORLD_LOCAL_RANK=0 SLURM_PROCID=0 SLURM_NODEID=0";
+    let few = "OMPI_COMM_WORLD_SIZE=2 PMIX_RANK=1 OMPI_COMM_WORLD_RANK=1 \
+               OMPI_COMM_WORLD_LOCAL_SIZE=1 OMPI_COMM_WORLD_LOCAL_RANK=0 SLURM_PROCID=0 \
+               SLURM_NODEID=0";
     assert_eq!(
         both(SLURM, OPEN_MPI_TWO_MACHINES, &format!("{daemon} {few}")),
         "1/2 x1 at n1:21516 on 0.0.0.0: mpi-prterun-n1-77@1"

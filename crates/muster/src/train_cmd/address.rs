@@ -10,8 +10,7 @@ use comm::Lack;
 use comm::rendezvous::{self, Absent, Reported, Server};
 use comm::tls::Security;
 
-use super::place::Place;
-use super::supervise::{SECRET, TLS};
+use super::place::{Place, list};
 use crate::cli::HostArgs;
 use crate::config::{Said, Written};
 use crate::error::{CliError, Exit};
@@ -19,6 +18,11 @@ use crate::launch_env::{Hosts, Rendezvous};
 use crate::output::{complain, tell_if_slow};
 use crate::secret::{self, JobSecret};
 use crate::tls::{self, JobTls};
+
+/// Where the config has the files of TLS.
+pub(super) const TLS: &str = "ranks.tls";
+/// And the secret.
+pub(super) const SECRET: &str = "ranks.secret_file";
 
 /// The job of several hosts, to each other, where no launcher has a name for it.
 const JOB: &str = "hosts";
@@ -189,12 +193,6 @@ fn look_up(at: &Rendezvous) -> std::io::Result<Vec<SocketAddr>> {
             found => return Ok(found?.collect()),
         }
     }
-}
-
-/// Addresses in words.
-pub fn list(addrs: &[SocketAddr]) -> String {
-    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
-    texts.join(" or ")
 }
 
 /// How long node 0 is looked for in silence to be told that this host will not bring its ranks; or

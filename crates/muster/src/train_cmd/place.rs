@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::address;
-use crate::cpus;
+use crate::cpus::list as cpus_in;
 use crate::error::CliError;
 use crate::launch_env::Hosts;
 
@@ -150,14 +149,14 @@ impl Place {
                 ranks.start,
                 ranks.end - 1,
                 world,
-                address::list(rendezvous),
+                list(rendezvous),
             ));
         }
     }
 
     /// The message where the others are late; on one host there are none.
     pub fn waits(&self, rendezvous: &[SocketAddr], timeout_ms: u64) -> Option<String> {
-        let at = address::list(rendezvous);
+        let at = list(rendezvous);
         let most_s = timeout_ms.div_ceil(1000);
         let what = match self.node {
             0 => format!("waiting at {at} for the other hosts"),
@@ -171,6 +170,12 @@ impl Place {
             crate::output::tell(&format!("node {}: its ranks are done", self.node));
         }
     }
+}
+
+/// Addresses in words.
+pub fn list(addrs: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
+    texts.join(" or ")
 }
 
 /// How many cores there are.
@@ -198,7 +203,7 @@ fn in_sight(read: impl Fn(&'static str) -> Option<String>) -> Option<usize> {
         "/sys/fs/cgroup/cpuset.cpus.effective",
         "/sys/fs/cgroup/cpuset/cpuset.effective_cpus",
     ];
-    let listed = lists.into_iter().filter_map(|path| Some(cpus::list(&read(path)?)?.len()));
+    let listed = lists.into_iter().filter_map(|path| Some(cpus_in(&read(path)?)?.len()));
     let number = |path| read(path)?.trim().parse::<usize>().ok();
     let second = || {
         let quota = number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")?;

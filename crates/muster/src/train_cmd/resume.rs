@@ -136,7 +136,8 @@ fn kept_out(error: Error) -> CliError {
     error
 }
 
-const NO_OLDER: &str = "\nWhat is there may be whole, so nothing older is gone on from in its place; \
-                        to do that, name one with --resume PATH";
+const NO_OLDER: &str = "\n\
+    What is there may be whole, so nothing older is gone on from in its place; to do that, name \
+    one with --resume PATH";
 
 const REMEDY: &str = "restore one from a copy, or start over with --resume never";

@@ -13,7 +13,7 @@ use train::event::{Corpus, FinishReason, Offload};
 use train::mesh_plan::Purpose;
 use train::{Event, RunPlan};
 
-use super::address::{self, Absence, Addresses};
+use super::address::{self, Absence, Addresses, SECRET, TLS};
 use super::buckets::{self, Buckets};
 use super::fit::{self, Fit, Start};
 use super::job::Job;
@@ -38,11 +38,6 @@ use crate::run_dir::RunDir;
 use crate::secret::JobSecret;
 use crate::tls::{self, JobTls};
 use crate::trace::{self, Traced};
-
-/// Where the config has the files of TLS.
-pub(super) const TLS: &str = "ranks.tls";
-/// And the secret.
-pub(super) const SECRET: &str = "ranks.secret_file";
 
 /// Trains.
 ///

@@ -18,6 +18,7 @@ use train::{
     Event, MarkedDisk, NativeEngine, Outcome, Parts, RunPlan, Sampling, TrainError, Trainer, Wants,
 };
 
+use super::address::TLS;
 use super::blame;
 use super::job::Job;
 use super::line::Line;
@@ -25,7 +26,6 @@ use super::offload;
 use super::reach;
 use super::resume::resume;
 use super::signals::{Signals, die_with_parent};
-use super::supervise::TLS;
 use super::voice::Voice;
 use crate::cli::WorkerArgs;
 use crate::error::{CliError, Exit};
@@ -95,7 +95,8 @@ fn rank(
     // The next line that matters tells if the supervisor is gone.
     let _ = told.voice.say(&Line::Met(Cow::Borrowed(&name)));
     let backend = backend(job, listener, peers, name)?;
-    // The ranks stay together beyond the training, so that the server hears first whose fault an end is.
+    // The ranks stay together beyond the training, so that the server hears first whose fault an
+    // end is.
     let mut met = None;
     let settings = Settings::new(job.config.ranks.timeout_ms);
     let settings = Settings { cores: job.cpus.cores, ..settings };

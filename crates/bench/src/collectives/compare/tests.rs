@@ -1,3 +1,6 @@
+//! Comparisons of made reports: noise, wrong results and missing rows, one at a time, and the
+//! verdict that turns round with the sides.
+
 use proptest::prelude::*;
 
 use super::super::report::Tool;

@@ -1,7 +1,7 @@
 //! JSON that ends too early: a disk was full, or a job was killed while it wrote.
 
-/// The text up to the last whole object of a list, with everything closed that is open there; `None`
-/// of what is no JSON object or list, ends as it should, or has no such object.
+/// The text up to the last whole object of a list, with everything closed that is open there;
+/// `None` of what is no JSON object or list, ends as it should, or has no such object.
 pub fn closed(text: &str) -> Option<String> {
     if !text.trim_start().starts_with(['{', '[']) {
         return None;

@@ -2,9 +2,10 @@
 //!
 //! Launchers put a tag before each line: `[1,0]<stdout>:` (Open MPI), `[1,0][HOST:PID]<stdout>: `
 //! (its `--output tag-detailed`; `rank` and `timestamp` are alike), `[job@1,0]<stdout>: ` (PRRTE),
-//! `0: ` (Slurm), `[0] ` (Hydra), `[default0]:` (torchrun), `worker-0: ` and `2026-07-09T16:03:21Z `
-//! (Kubernetes). The library writes its messages, `HOST:PID:TID [DEVICE] NCCL INFO …`, to the same
-//! stream, also between the parts of a row, which are printed one by one:
+//! `0: ` (Slurm), `[0] ` (Hydra), `[default0]:` (torchrun), `worker-0: ` and
+//! `2026-07-09T16:03:21Z ` (Kubernetes). The library writes its messages,
+//! `HOST:PID:TID [DEVICE] NCCL INFO …`, to the same stream, also between the parts of a row, which
+//! are printed one by one:
 //!
 //! ```text
 //!         1024           256     float     sum      -1node:1:2 [0] NCCL INFO a message

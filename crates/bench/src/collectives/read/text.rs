@@ -27,7 +27,8 @@
 use std::collections::BTreeSet;
 
 use super::super::formula::Op;
-use super::super::report::{Host, Report, Tool};
+use super::super::host::Host;
+use super::super::report::{Report, Tool};
 use super::super::row::{Check, Key, Row};
 use super::super::stats::Times;
 use super::interleaved::split;

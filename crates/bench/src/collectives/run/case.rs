@@ -1,4 +1,5 @@
-//! One operation of one size on one rank: its memory, what it is filled with, and what must come out.
+//! One operation of one size on one rank: its memory, what it is filled with, and what must come
+//! out.
 //!
 //! ```text
 //!                  in place                      out of place

@@ -298,8 +298,8 @@ pub fn run(
         };
         let rows = keys.iter().map(|key| measure_one(plan, key));
         let mut rows = rows.collect::<Result<Vec<Row>, BenchError>>()?;
-        // All ranks have the same times, and so measure the same again. What is traced are the first
-        // launches of a case.
+        // All ranks have the same times, and so measure the same again. What is traced are the
+        // first launches of a case.
         let untraced = Plan { trace: false, ..plan.clone() };
         for _ in 0..AGAIN {
             for index in plausible::doubtful(&rows) {

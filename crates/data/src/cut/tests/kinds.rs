@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::charsmap::charsmap;
 use crate::config::TokenizerSpec;
-use crate::huggingface::byte_stand_in;
+use crate::byte_alphabet::byte_stand_in;
 use crate::tokenizer::Tokenizer;
 
 /// The spelling of a space or a byte in a vocabulary.
@@ -279,6 +279,7 @@ fn byte_kinds() -> Vec<Kind> {
     ]
 }
 
+/// Pieces of byte-pair encoding that begin with a mark in place of the space.
 fn mark_kinds() -> Vec<Kind> {
     let falls_back = || bpe(Spelling::Mark, true, true, json!({"fuse_unk": true}));
     let marked = || replace(" ", "▁");
@@ -308,6 +309,30 @@ fn mark_kinds() -> Vec<Kind> {
             vec![],
         ),
         (
+            "precompiled, bytes",
+            norm(&[
+                json!({"type": "Precompiled", "precompiled_charsmap": charsmap()}),
+                replace_regex(" {2,}", " "),
+            ]),
+            metaspace("first", false),
+            falls_back(),
+            vec![added("<s>", "n")],
+        ),
+        (
+            "quotes",
+            norm(&[replace("''", "\""), replace_regex(r"\s+", " "), prepend()]),
+            metaspace("never", true),
+            falls_back(),
+            vec![],
+        ),
+    ]
+}
+
+/// Pieces with a mark that a unigram model chooses.
+fn unigram_kinds() -> Vec<Kind> {
+    let none = || Value::Null;
+    vec![
+        (
             "t5",
             norm(&[
                 of("NFKC"),
@@ -333,30 +358,13 @@ fn mark_kinds() -> Vec<Kind> {
             vec![],
         ),
         (
-            "precompiled, bytes",
-            norm(&[
-                json!({"type": "Precompiled", "precompiled_charsmap": charsmap()}),
-                replace_regex(" {2,}", " "),
-            ]),
-            metaspace("first", false),
-            falls_back(),
-            vec![added("<s>", "n")],
-        ),
-        (
             "first after split",
             none(),
             pre(&[of("WhitespaceSplit"), metaspace("first", true)]),
             unigram(),
             vec![added("<s>", "")],
         ),
-        ("unigram alone", marked(), none(), unigram(), vec![]),
-        (
-            "quotes",
-            norm(&[replace("''", "\""), replace_regex(r"\s+", " "), prepend()]),
-            metaspace("never", true),
-            falls_back(),
-            vec![],
-        ),
+        ("unigram alone", replace(" ", "▁"), none(), unigram(), vec![]),
     ]
 }
 
@@ -423,7 +431,7 @@ fn word_kinds() -> Vec<Kind> {
 
 /// All of them, loaded.
 pub fn all() -> Vec<(&'static str, Tokenizer)> {
-    let kinds = byte_kinds().into_iter().chain(mark_kinds()).chain(word_kinds());
+    let kinds = [byte_kinds(), mark_kinds(), unigram_kinds(), word_kinds()].into_iter().flatten();
     kinds
         .map(|(name, normalizer, pre_tokenizer, model, added)| {
             let json = json!({"version": "1.0", "normalizer": normalizer,

@@ -1,3 +1,6 @@
+//! Plans of batches, without a GPU: launches are few, inside their memory, in an order that
+//! completes each read before it, and the same for every cut.
+
 use std::collections::HashMap;
 
 use super::*;

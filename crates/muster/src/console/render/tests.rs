@@ -1,3 +1,5 @@
+//! A run as people see it, as snapshots: progress, troubles, every ending, with color and without.
+
 use train::event::{Action, Corpus, NonFinite, Operation, Place, Profile, Resumed, Spread, Times};
 
 use super::*;

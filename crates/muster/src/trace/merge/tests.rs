@@ -1,3 +1,6 @@
+//! Parts of ranks put together: one clock, arrows from whoever came last, and parts that end
+//! anywhere or are none.
+
 use comm::clocks::Alignment;
 use device::trace::{Detail, Moved, Span, Told};
 

@@ -1,3 +1,6 @@
+//! Sizes of buckets from measured tables: the table must be of this place and of these links, and
+//! what is configured wins.
+
 use bench::collectives::curve;
 use bench::collectives::roofline::{Roof, Unknown};
 use bench::collectives::{ElementType, Host, Key, Op, RedOp, Report, Row, Times, Tool};

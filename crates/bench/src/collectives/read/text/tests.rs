@@ -1,3 +1,6 @@
+//! Tables printed in every form of every program by [`super::super::made`]: what is read must be
+//! what was printed, and what is no table must be refused with its place.
+
 use proptest::prelude::*;
 
 use super::super::super::dtype::{ElementType, RedOp};
