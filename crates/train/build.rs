@@ -35,7 +35,7 @@ fn main() {
     println!("cargo::rustc-env=MUSTER_BUILD={:016x}", digest(&root, &compiler));
 }
 
-/// What goes into the digest: files, and directories with all that is in them.
+/// The places that go into the digest: files, and directories with all that is in them.
 pub fn places() -> Vec<String> {
     let crates = CRATES.iter();
     let mut places: Vec<String> = crates

@@ -8,8 +8,8 @@
 //! flat weights ─▶ Vars ─▶ loss ─▶ backward ─▶ flat gradients ─▶ reduce, vote, update
 //! ```
 //!
-//! The trainer's flat buffers hold the truth; the model's variables are copies that are renewed
-//! after each step. `docs/candle.md` trains an ordinary transformer on two ranks.
+//! The trainer's flat buffers hold the truth; the model's variables are copies that are renewed by
+//! the first pass after each step. `docs/candle.md` trains an ordinary transformer on two ranks.
 //!
 //! Invariants:
 //!   * every variable that the loss reads is one of the map's, and gets a gradient: candle drops

@@ -10,7 +10,7 @@ use train::Wants;
 
 const WIDTH: usize = 8;
 
-/// What the first step of a model with these variables says: a table, a matrix and a gain.
+/// The result of the first step of a model with these variables: a table, a matrix and a gain.
 fn first_step(
     change: impl for<'a> Fn(Builder<'a>) -> Builder<'a> + Sync,
     loss: impl Fn(&Tokens, &[Tensor; 3]) -> Result<Tensor> + Sync,

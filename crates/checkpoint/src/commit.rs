@@ -40,7 +40,7 @@ pub struct ExpectedTensor {
     pub global_shape: Vec<usize>,
 }
 
-/// What was committed.
+/// A checkpoint that has been committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The attempt's directory.
@@ -136,7 +136,7 @@ pub(crate) fn check_file(disk: &dyn Disk, path: &Path, expected: u64) -> Result<
     }
 }
 
-/// What `COMMIT` says of the manifest.
+/// The manifest's length and digest, as `COMMIT` records them.
 pub(crate) struct CommitRecord {
     pub manifest_bytes: u64,
     pub manifest_blake3: Digest,
@@ -245,7 +245,7 @@ pub(crate) fn assemble(
     Ok(manifest)
 }
 
-/// What is expected names each tensor once and leaves out none of the schema.
+/// Checks that `expected` names each state once and leaves out no tensor of the schema.
 fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Error> {
     let mut slots: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let params: HashMap<&str, &Vec<usize>> = expected

@@ -1,4 +1,4 @@
-//! What differs between two checkpoints, tensor by tensor, in bounded memory.
+//! The comparison of two checkpoints, tensor by tensor, in bounded memory.
 
 use half::{bf16, f16};
 use serde_json::Value;
@@ -15,7 +15,7 @@ const SLAB_ELEMENTS: usize = 1 << 18;
 /// An object with more keys than a line holds is told by their number.
 const MAX_KEYS: usize = 6;
 
-/// What differs between two checkpoints.
+/// The result of comparing two checkpoints.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Diff {
     /// Per state tensor of either: first those of `a` in its order, then those only in `b`.

@@ -38,7 +38,7 @@ pub trait ReadFile: Send + Sync {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
-/// What a name stands for.
+/// The kind of file behind a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     File,
@@ -94,7 +94,7 @@ pub struct DirEntry {
     pub kind: Kind,
 }
 
-/// What a path leads to; links are followed.
+/// Kind and length of the file that a path leads to; links are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     pub kind: Kind,
@@ -102,7 +102,7 @@ pub struct Stat {
     pub bytes: u64,
 }
 
-/// What a file system still takes from this user.
+/// Room that a file system has left for this user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Free {
     pub bytes: u64,
@@ -117,9 +117,9 @@ pub trait Disk: Send + Sync {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
     /// Opens a regular file for reading, without waiting for anything; [`NotAFile`] otherwise.
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
-    /// What the path leads to (`stat(2)`).
+    /// Kind and length of the file that the path leads to (`stat(2)`).
     fn stat(&self, path: &Path) -> io::Result<Stat>;
-    /// What a link holds; `None` for whatever is no link.
+    /// The path that a link holds; `None` for whatever is no link.
     fn link_target(&self, path: &Path) -> Option<PathBuf>;
     /// Creates a directory that must not exist, in one that does.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
@@ -132,7 +132,7 @@ pub trait Disk: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;
-    /// What is free for this user on the disk that holds `path`; `None` where unknown.
+    /// Room for this user on the disk that holds `path`; `None` where unknown.
     fn free(&self, path: &Path) -> Option<Free>;
 }
 

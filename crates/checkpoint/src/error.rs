@@ -11,7 +11,7 @@ use crate::{Attempt, Digest, Dtype, FORMAT_VERSION, Region, TensorKey};
 /// Any error of a foreign source of data (a device, a socket).
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// What went wrong with a checkpoint.
+/// Errors of saving, reading and removing checkpoints.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -178,8 +178,8 @@ impl Error {
     }
 }
 
-/// What is missing is the path, or what it or its directory is a link to: a disk, perhaps, that
-/// will be there again.
+/// The error of a missing path. Where it or its directory is a link that leads nowhere, that one is
+/// told: its target may lie on a disk that will be there again.
 fn missing(disk: &dyn Disk, path: &Path) -> Error {
     for link in [path.to_path_buf(), parent_of(path)] {
         if disk.stat(&link).is_err()
@@ -255,7 +255,7 @@ fn full_text(needed_bytes: u64, free: Option<Free>, quota: bool) -> String {
     }
 }
 
-/// What helps, where it is known.
+/// Advice for an error, empty where none is known.
 fn advice(action: &str, source: &io::Error) -> &'static str {
     let reads = ["read", "open", "list"].contains(&action);
     match source.kind() {

@@ -34,7 +34,7 @@ pub struct Manifest {
     pub generation: u32,
     /// Ranks that saved. Informative: any number of ranks may load.
     pub world: u32,
-    /// What a run needs besides tensors to go on.
+    /// The state besides tensors that a run needs to go on.
     pub run_state: RunState,
     /// The logical tensors of the model.
     pub schema: Vec<TensorRecord>,
@@ -44,7 +44,7 @@ pub struct Manifest {
     pub tensors: Vec<StateTensor>,
 }
 
-/// What a run needs besides tensors to go on with the same bits.
+/// The state besides tensors that a run needs to go on with the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
@@ -282,7 +282,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// What contradicts itself, in words.
+    /// Looks for contradictions within the manifest; the first one is the error, in words.
     fn check(&self) -> Result<(), String> {
         if self.run_state.step != self.step {
             let (step, of_run) = (self.step, self.run_state.step);

@@ -118,7 +118,7 @@ impl Checkpoint {
         self.manifest_blake3
     }
 
-    /// What a run needs besides tensors to go on.
+    /// The state besides tensors that a run needs to go on.
     pub fn run_state(&self) -> &RunState {
         &self.manifest.run_state
     }
@@ -336,7 +336,7 @@ fn read_file(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Vec<u8>, Error>
     Ok(out)
 }
 
-/// What is missing from a checkpoint that has lost its `COMMIT` was deleted with it.
+/// Takes the checkpoint for removed where a file is missing and so is its `COMMIT`.
 fn if_removed(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
     match error {
         Error::MissingFile { .. } if has_no_commit(disk, dir) => {

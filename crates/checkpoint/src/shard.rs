@@ -21,7 +21,7 @@ pub(crate) const ALIGN_BYTES: u64 = 4096;
 /// A header longer than this is not begun (safetensors readers refuse 100 MB).
 const MAX_HEADER_BYTES: usize = 16 << 20;
 
-/// What a shard says about a chunk.
+/// The description of a chunk that goes into its shard's header.
 pub(crate) struct Label<'a> {
     pub name: String,
     pub dtype: Dtype,

@@ -31,7 +31,7 @@ pub struct Entry {
     pub bytes: Option<u64>,
 }
 
-/// What an attempt is worth.
+/// The condition of an attempt.
 #[derive(Debug)]
 pub enum Status {
     /// Committed, and its structure verifies.
@@ -44,7 +44,7 @@ pub enum Status {
     Unreadable(Error),
 }
 
-/// What [`Store::newest`] found.
+/// The result of [`Store::newest`].
 #[derive(Debug)]
 pub struct Newest {
     /// The newest commit whose structure verifies.
@@ -118,7 +118,7 @@ impl Store {
     ///
     /// # Errors
     /// A chunk that contradicts itself; files that exist; a full disk; any failed write or fsync.
-    /// What was written stays for [`Store::discard`].
+    /// Files that were written stay for [`Store::discard`].
     pub fn write_rank(
         &self,
         attempt: Attempt,
@@ -181,7 +181,7 @@ impl Store {
         Ok(self.attempts()?.iter().filter(|attempt| there(attempt)).count())
     }
 
-    /// What is free for this user on the disk of the directory; `None` where it is not told.
+    /// Room for this user on the disk of the directory; `None` where it is not told.
     pub fn free(&self) -> Option<Free> {
         self.disk.free(&self.root)
     }
@@ -277,7 +277,7 @@ impl Store {
             return Ok(true);
         }
         let mut report = verify::verify_checkpoint(&self.open(attempt)?, false)?;
-        // What cannot be read is not known to be damaged.
+        // A file that cannot be read is not known to be damaged.
         if let Some(at) = report.problems.iter().position(|problem| !problem.is_damage()) {
             return Err(report.problems.swap_remove(at));
         }
@@ -290,7 +290,7 @@ impl Store {
     /// `COMMIT` goes first, durably: from then on the attempt is incomplete, never half there.
     fn delete(&self, attempt: Attempt) -> Result<PathBuf, Error> {
         let (disk, dir) = (self.disk.as_ref(), self.root.join(attempt.dir_name()));
-        // What lies elsewhere is not ours to delete.
+        // The target of a link lies elsewhere and is not ours to delete.
         if disk.link_target(&dir).is_some() {
             self.remove_file(&dir)?;
             sync_dir(disk, &self.root)?;
@@ -404,7 +404,7 @@ impl Store {
     }
 }
 
-/// What retention thinks of an attempt.
+/// The condition of an attempt, as retention judges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Worth {
     Whole,

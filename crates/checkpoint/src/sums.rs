@@ -51,7 +51,7 @@ impl Sums {
     /// Reads a table back.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The first fault of the table, in words.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Sums, String> {
         if bytes.len() < HEADER_BYTES || &bytes[..8] != MAGIC {
             return Err("it does not begin with MUSTSUMS and 16 more bytes".to_string());

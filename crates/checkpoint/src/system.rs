@@ -8,8 +8,8 @@ use std::path::Path;
 
 use crate::disk::Free;
 
-/// What an unprivileged process may still write on the file system that holds `path`; `None`
-/// where it does not say (some network file systems report no blocks at all).
+/// Room for an unprivileged process on the file system that holds `path`; `None` where it does not
+/// say (some network file systems report no blocks at all).
 pub(crate) fn free(path: &Path) -> Option<Free> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();

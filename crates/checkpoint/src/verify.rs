@@ -11,7 +11,7 @@ use crate::read::has_no_commit;
 use crate::shard::ALIGN_BYTES;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
 
-/// What reading a checkpoint through has shown.
+/// The result of reading a checkpoint through.
 #[derive(Debug)]
 pub struct VerifyReport {
     pub path: PathBuf,
@@ -25,7 +25,7 @@ pub struct VerifyReport {
     pub data_blake3: Vec<Digest>,
     /// With `deep`: how many shards had a recorded digest to compare.
     pub digests_compared: usize,
-    /// What the manifest does not know; readers pass it over.
+    /// Files that the manifest does not know; readers pass them over.
     pub strangers: Vec<PathBuf>,
     /// All that is wrong, or could not be read: [`Error::is_damage`] tells these apart.
     pub problems: Vec<Error>,
@@ -189,7 +189,7 @@ fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// What lies in the directory and the manifest does not know. A rank's directory may be a link.
+/// The files in the directory that the manifest does not know. A rank's directory may be a link.
 fn strangers(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>, Error> {
     let mut known: HashSet<PathBuf> = [names::MANIFEST, names::COMMIT].map(PathBuf::from).into();
     let mut known_dirs = HashSet::new();

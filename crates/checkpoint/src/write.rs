@@ -98,7 +98,8 @@ impl Default for WriteOptions {
     }
 }
 
-/// What a rank wrote: small, and all that the coordinator needs to commit.
+/// A rank's list of the files and chunks it wrote: small, and all that the coordinator needs to
+/// commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankReport {
     pub attempt: Attempt,
@@ -186,7 +187,7 @@ pub(crate) fn write_rank(
     Ok(report)
 }
 
-/// What a caller can get wrong about one chunk.
+/// Checks the parts of one chunk that a caller can get wrong: slot, region and bytes of data.
 fn check_chunk(chunk: &Chunk) -> Result<(), Error> {
     let fail = |reason: String| Err(Error::Tensor { key: chunk.key.clone(), reason });
     if !chunk.key.slot_is_valid() {

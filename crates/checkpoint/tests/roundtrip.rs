@@ -1,4 +1,4 @@
-//! What is saved in any boxes by any number of ranks is read back in any other boxes, and every
+//! Tensors saved in any boxes by any number of ranks are read back in any other boxes, and every
 //! damaged byte is noticed.
 
 mod support;

@@ -1,6 +1,6 @@
 use crate::{Axis, Coordinate, Mesh, MeshProblem, NearestMeshes};
 
-/// What a layout function refuses, with the offending value and what would do instead.
+/// Errors of layout functions, with the offending value and what would do instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// A radix below two adds a level that sums nothing.

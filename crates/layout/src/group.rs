@@ -24,7 +24,7 @@ use crate::{
 pub struct GroupPlan {
     /// Its ranks, in order.
     pub members: Vec<usize>,
-    /// What its members hold together: their dense tensors and the experts of all.
+    /// The tensors that its members hold together: the dense ones and the experts of all.
     pub shard: Shard,
     /// Owners are positions in `members`; tensors, rows and slots those of the whole schema; flat
     /// elements those of `shard`. A slot whose elements lie in several boxes is the sum of what

@@ -28,13 +28,13 @@ impl Default for MeshSpec {
     }
 }
 
-/// What a model asks of the axes of a mesh.
+/// The conditions that a model sets on the axes of a mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Demands {
     layers: usize,
     /// Experts per layer, each number that occurs.
     experts: BTreeSet<usize>,
-    /// What tp cuts, each kind and number once, with the first tensor that has it.
+    /// Counts that tp divides, each kind and number once, with the first tensor that has it.
     cuts: Vec<Counted>,
     /// Matrices that no rule cuts.
     unruled: Option<(String, &'static str)>,
@@ -119,7 +119,7 @@ impl fmt::Display for MeshProblem {
     }
 }
 
-/// What would do instead of a mesh that is refused.
+/// The meshes to use instead of one that is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearestMeshes {
     pub world: usize,
@@ -211,7 +211,7 @@ impl Demands {
         }
     }
 
-    /// What is wrong with `mesh`, apart from its product.
+    /// The first reason to refuse `mesh`, its product apart; `None` where it fits.
     pub fn problem(&self, mesh: Mesh) -> Option<MeshProblem> {
         let (layers, ranks) = (self.layers, mesh.sample_ranks());
         if mesh.pp > layers.max(1) {
@@ -250,7 +250,7 @@ impl Demands {
         })
     }
 
-    /// What `mesh` divides unevenly, and may.
+    /// The counts that `mesh` divides unevenly, and may.
     pub fn uneven(&self, mesh: Mesh) -> Vec<Uneven> {
         let of = |what, count: usize, axis, parts| {
             (!count.is_multiple_of(parts)).then_some(Uneven { what, count, axis, parts })

@@ -25,7 +25,7 @@ pub enum Treatment {
     Elementwise,
 }
 
-/// What work costs, in seconds per unit; only ratios matter.
+/// Costs of work, in seconds per unit; only ratios matter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CostTable {
     pub seconds_per_flop: f64,
@@ -47,7 +47,7 @@ impl CostTable {
     }
 }
 
-/// What a piece is.
+/// The form of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PieceKind {
     /// A true matrix `[rows, cols]`.
@@ -109,7 +109,7 @@ impl Owners {
     }
 }
 
-/// What a group holds of a tensor.
+/// The part of a tensor that a group holds.
 #[derive(Debug, Clone)]
 pub(crate) struct Held<'a> {
     /// Position in the schema.

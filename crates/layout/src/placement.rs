@@ -234,7 +234,7 @@ fn part(run: &Range<usize>, unit: usize, parts: usize, index: usize) -> Range<us
     run.start + units.start * unit..end
 }
 
-/// What the stages of a schema follow from.
+/// The facts of a schema and a mesh that decide the stages of each tensor.
 struct Places {
     stages: usize,
     layers: usize,

@@ -25,7 +25,7 @@ impl HeadRows {
     }
 }
 
-/// What must stay together where a tensor is cut.
+/// The unit that stays together where a tensor is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Split {
     /// Whole heads of queries.
@@ -41,7 +41,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// What is counted, in words.
+    /// The name of what is counted, for messages.
     pub fn word(self) -> &'static str {
         match self {
             Split::Heads | Split::HeadOutputs => "heads",
@@ -144,7 +144,7 @@ pub fn cut(tensor: &LogicalTensor, heads: &HeadRows) -> Option<Cut> {
     })?;
     let cut = if is_bias { found.bias } else { found.weight };
     match cut {
-        // What one head has, all heads share.
+        // All heads share a vector that is as long as one.
         Cut::Rows(split @ (Split::Heads | Split::KeyValueHeads))
             if tensor.role == Role::Vector && tensor.rows() == split.unit(heads) =>
         {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::LayoutError;
 
-/// What a parameter is for; optimizer rules and checkpoints match on it.
+/// The purpose of a parameter; optimizer rules and checkpoints match on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -146,7 +146,7 @@ impl Schema {
         Ok(Schema { tensors })
     }
 
-    /// What lies apart along `axis` of tensor `index` and is cut on its own: the rows of each true
+    /// The runs along `axis` of tensor `index` that are cut each on its own: the rows of each true
     /// matrix, else the whole extent. A bias directly after a weight has that one's parts.
     pub fn runs(&self, index: usize, axis: usize) -> Vec<Range<usize>> {
         let tensor = &self.tensors[index];

@@ -1,4 +1,4 @@
-//! What one coordinate of a mesh holds, as a schema and a flat buffer of its own.
+//! The shard of one coordinate of a mesh, as a schema and a flat buffer of its own.
 
 use crate::{Coordinate, FlatLayout, LayoutError, LogicalTensor, Part, Placements, Region, Schema};
 
@@ -17,7 +17,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// What the rank at `at` holds of `schema`, in buckets of `bucket_elements`.
+    /// The part of `schema` that the rank at `at` holds, in buckets of `bucket_elements`.
     ///
     /// # Errors
     /// A coordinate outside the mesh.
@@ -34,7 +34,7 @@ impl Shard {
                 continue;
             }
             let matrices = placements.matrices(index, at)?;
-            // What is not held here cannot be lain beside.
+            // A tensor is fused with the one before it only if that is held here, too.
             let follows = index > 0 && tensors.last() == Some(&(index - 1));
             held.push(local(tensor, &boxes, &matrices, follows));
             tensors.push(index);

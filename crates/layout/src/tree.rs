@@ -29,7 +29,7 @@ pub struct Node {
     pub leaves: Range<usize>,
 }
 
-/// What a rank does for one of its leaves: compute it into a slot, then fold slots.
+/// A rank's work on one of its leaves: compute it into a slot, then fold slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeafStep {
     pub leaf: usize,
@@ -45,7 +45,7 @@ pub struct Schedule {
     pub steps: Vec<LeafStep>,
     /// Gradient buffers needed.
     pub slots: usize,
-    /// What remains at the end: each maximal complete subtree and the slot that holds it.
+    /// The sums left at the end: each maximal complete subtree and the slot that holds it.
     pub partials: Vec<(Node, usize)>,
 }
 

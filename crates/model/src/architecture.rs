@@ -75,7 +75,7 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// What layer `layer` has after attention.
+    /// The block that follows attention in layer `layer`.
     pub fn feed(&self, layer: usize) -> Feed {
         match &self.moe {
             Some(moe) if layer >= moe.first_dense_layers => Feed::Experts,

@@ -48,7 +48,7 @@ impl MicroBatch {
     }
 }
 
-/// What a place is for, in the printed plan.
+/// The use of a place, by which the printed plan sums bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
     Activations,

@@ -3,8 +3,8 @@
 use crate::arena::Place;
 use crate::run::{Back, Done, Pass};
 
-/// What takes the place of attention or of the MLP. It declares its parameters and places when it
-/// is made, and runs on the residual stream of width D in both passes.
+/// A form of attention or of the MLP. It declares its parameters and places when it is made, and
+/// runs on the residual stream of width D in both passes.
 pub(crate) trait Block: Send + Sync {
     /// `x [N, D]` += block(`h [N, D]`).
     fn forward(&self, pass: &Pass, h: Place, x: Place) -> Done;

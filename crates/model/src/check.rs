@@ -25,7 +25,7 @@ pub(crate) struct Draft {
     pub seq_len: usize,
 }
 
-/// What must hold.
+/// Conditions that every architecture meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
     HeadsDivideModel,

@@ -1,4 +1,4 @@
-//! What the config says of a model: all keys optional, over a preset.
+//! The `model` section of a config: all keys optional, over a preset.
 //!
 //! `ModelConfig` ──resolve──▶ `Architecture` (all decided).
 

@@ -1,4 +1,4 @@
-//! What blocks declare, in the order of the forward pass: parameters with their published names,
+//! Declarations of blocks, in the order of the forward pass: parameters with their published names,
 //! places for activations, and states that no gradient trains.
 //!
 //! Members of a fused matrix (q, k, v; gate, up; all experts) follow one another, so that one
@@ -35,7 +35,7 @@ pub(crate) struct Linear {
     pub bias: Option<Weight>,
 }
 
-/// What a parameter begins with.
+/// The initial values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Init {
     /// Normal deviates of the architecture's `init_std`.
@@ -59,7 +59,7 @@ impl From<bool> for Bias {
     }
 }
 
-/// What every pass is given, each `[N]` u32: see [`crate::Inputs`].
+/// Places of the inputs of every pass, each `[N]` u32: see [`crate::Inputs`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InputPlaces {
     pub tokens: Place,

@@ -2,7 +2,7 @@ use device::DeviceError;
 use kernels::KernelError;
 use layout::LayoutError;
 
-/// What a model refuses.
+/// Errors of describing and running a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(transparent)]
@@ -34,7 +34,7 @@ pub enum ModelError {
          first"
     )]
     InFlight { most: usize },
-    /// What is asked for is no part of this model.
+    /// A request for something that is no part of this model.
     #[error("this model's plan has no {what}")]
     Unplanned { what: &'static str },
     /// A hook ended the pass.

@@ -19,7 +19,7 @@ pub(crate) struct Head {
     output: Weight,
     /// The first parameter of its own, an index into the schema.
     pub own_tensor: Option<usize>,
-    /// What the final norm gives, `[N, D]`.
+    /// Output of the final norm, `[N, D]`.
     h: Place,
     targets: Place,
     /// `[N]`.

@@ -1,8 +1,8 @@
-//! What published checkpoints call the parts of a model: one table per family.
+//! Names of the parts of a model in published checkpoints: one table per family.
 
 use crate::config::Names;
 
-/// What a block calls one of its parameters.
+/// A block's own word for one of its parameters, whatever its family calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Embedding,

@@ -14,9 +14,9 @@ pub(crate) struct Norm {
     /// Of LayerNorm.
     bias: Option<Weight>,
     eps: f64,
-    /// What it normalizes.
+    /// Input, `[N, D]`.
     pub x: Place,
-    /// What it gives.
+    /// Output, `[N, D]`.
     pub h: Place,
     /// 1/rms of each row; of LayerNorm mean and 1/std.
     stats: Place,

@@ -1,5 +1,5 @@
-//! What blocks run their operations with: places as tensors, weights in the compute type, and
-//! the operations of several lines that all blocks have.
+//! The means by which blocks run their operations: places as tensors, weights in the compute type,
+//! and the operations of several lines that all blocks have.
 
 use std::ops::{Deref, Range};
 
@@ -12,7 +12,7 @@ use crate::ModelError;
 use crate::arena::{MicroBatch, Place, Views};
 use crate::declare::{InputPlaces, Linear, Weight};
 
-/// What an operation comes to.
+/// The result of an operation.
 pub(crate) type Done = Result<(), ModelError>;
 
 /// Tensors that live outside the arena and that every pass uses.
@@ -39,7 +39,7 @@ pub struct Gradients<'a> {
     pub loss: &'a Tensor,
 }
 
-/// What all passes share.
+/// The parts of a model that all its passes share.
 pub(crate) struct Core {
     pub flat: FlatLayout,
     /// First tensors of the sections that hooks hear of, in order.

@@ -124,13 +124,13 @@ fn declare(
     Ok((parts, d.finish()?))
 }
 
-/// What is declared of an architecture beside the places of a micro-batch.
+/// The declarations of an architecture, with the places of a micro-batch of no tokens.
 pub(crate) fn declared(a: &Architecture) -> Result<Declared, ModelError> {
     let nothing = MicroBatch { windows: 0, positions: 0 };
     Ok(declare(a, nothing, Types::stored_as(device::DType::F32))?.1)
 }
 
-/// What a model has beside its tensors.
+/// The states of a model beside the tensors of its schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     /// Names of the balancing biases, states that no gradient trains, in the order of their layers.

@@ -189,6 +189,6 @@ fn a_hook_that_fails_ends_the_pass_with_its_own_error() {
     });
     // Six needs forward, six backward (the embedding's none, the head's one) and seven readies.
     assert_eq!(calls.count(), 6 + 6 + 7);
-    // What was taken for a pass that failed is free again.
+    // The stash of a pass that failed is free again.
     assert!(small.pass(&mut NoHooks, || ()).unwrap() == expected);
 }

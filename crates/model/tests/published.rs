@@ -1,5 +1,5 @@
-//! What checkpoints, digests and initial weights depend on: every tensor of each family, where it
-//! lies, what it begins with, and the memory of a pass. A change here breaks old runs.
+//! Pins for checkpoints, digests and initial weights: every tensor of each family, where it lies,
+//! what it begins with, and the memory of a pass. A change here breaks old runs.
 
 use std::fmt::Write;
 
@@ -62,7 +62,7 @@ fn narrowed(preset: Preset) -> ModelConfig {
     }
 }
 
-/// What no preset has.
+/// Configs with what no preset has, by name.
 fn variants() -> Vec<(&'static str, ModelConfig)> {
     let mixture = MoeConfig {
         scores: Some(Scores::Sigmoid),

@@ -170,8 +170,8 @@ pub struct CheckpointConfig {
     /// Committed checkpoints to keep; 0 keeps all.
     #[schemars(range(max = 1_000_000))]
     pub keep: usize,
-    /// What to start from: `auto` (the newest checkpoint of this run, if any), `never`, or the
-    /// directory of a checkpoint.
+    /// The checkpoint to start from: `auto` (the newest of this run, if any), `never` (none), or
+    /// the directory of one.
     pub resume: Resume,
 }
 
@@ -181,7 +181,7 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// What to start from.
+/// The checkpoint to start from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
@@ -209,9 +209,9 @@ pub struct RanksConfig {
     /// Worker processes.
     #[schemars(range(min = 1, max = 65_536))]
     pub count: usize,
-    /// What connects them: `shm` (one host) or `tcp`.
+    /// Transport between the ranks: `shm` (one host) or `tcp`.
     pub backend: Backend,
-    /// What connects ranks of one host, where `backend: tcp` connects several hosts: `shm`, or
+    /// Transport between ranks of one host, where `backend: tcp` connects several hosts: `shm`, or
     /// `tcp`, which then connects all.
     pub within_host: Backend,
     /// How the ranks divide the model; without it, all of them are parallel over data. Training
@@ -246,7 +246,7 @@ pub struct RanksConfig {
     /// run saves and ends with exit code 75, as after SIGTERM, SIGHUP and SIGXCPU. For Slurm:
     /// `--signal=USR1@300`.
     pub warn_signal: WarnSignal,
-    /// What is known of the links between ranks, for sizes of buckets: `auto` (a table of this
+    /// Measurements of the links between ranks, for sizes of buckets: `auto` (a table of this
     /// place, `links.json` in the run's directory or, on one host, what
     /// `muster bench collectives --links auto` wrote; without one, 32 MiB), `off`, or such a
     /// table's file.
@@ -312,7 +312,7 @@ impl Default for RanksConfig {
     }
 }
 
-/// What a host's processes prove who they are with over TLS: files in PEM.
+/// The files by which a host's processes prove over TLS who they are, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFiles {
@@ -325,7 +325,7 @@ pub struct TlsFiles {
     pub authority: PathBuf,
 }
 
-/// What is known of the links between ranks.
+/// The source of measurements of the links between ranks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "String", into = "String")]
 #[schemars(with = "String")]
@@ -399,7 +399,7 @@ pub enum WarnSignal {
     None,
 }
 
-/// What connects the ranks.
+/// A transport between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {

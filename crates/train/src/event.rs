@@ -1,4 +1,4 @@
-//! What a run tells: typed events. The console, the JSONL file and the plot only read them.
+//! The events of a run, typed. The console, the JSONL file and the plot only read them.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -14,7 +14,7 @@ pub enum Event {
     /// Weights and state came from a checkpoint, or not.
     Resumed(Resumed),
     Step(Step),
-    /// What each rank spent on a step, told with the vote of the next one.
+    /// Times of the ranks for a step, told with the vote of the next one.
     Ranks(RankTimes),
     Evaluation(Evaluation),
     Saved(Saved),
@@ -40,7 +40,7 @@ pub enum Event {
         prompt: String,
         text: String,
     },
-    /// What the operations of rank 0 took, where that was asked for.
+    /// Times of rank 0's operations, where they were asked for.
     Profile(Profile),
     Finished(Finished),
 }
@@ -233,7 +233,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What was done about it.
+/// The response to gradients that are not finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -281,13 +281,13 @@ pub struct Times {
     pub data_ms: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub forward_backward_ms: f64,
-    /// Adding the gradients of all ranks.
+    /// Waiting until the gradients of all ranks are added.
     #[serde(deserialize_with = "null_is_nan")]
     pub reduce_ms: f64,
     /// With the vote before it, in which ranks wait for each other.
     #[serde(deserialize_with = "null_is_nan")]
     pub optimizer_ms: f64,
-    /// Exchanging the weights.
+    /// Submitting the exchange of the weights, and waiting for it where they are read.
     #[serde(deserialize_with = "null_is_nan")]
     pub gather_ms: f64,
     #[serde(deserialize_with = "null_is_nan")]
@@ -333,7 +333,7 @@ impl Times {
     }
 }
 
-/// What the operations of a rank took.
+/// Times and counts of a rank's operations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// From the first step to the end of training, with what was between the operations.

@@ -89,7 +89,7 @@ impl Moves<'_> {
         if self.leaving.is_none() {
             return Ok(());
         }
-        // What is moved from here on is this step's.
+        // Operations from here on are counted for this step.
         self.await_weights(usize::MAX)?;
         self.laps.moved(self.ranks.world.timings());
         let Some(Leaving { stream, buckets, grads, folds, open }) = &mut self.leaving else {

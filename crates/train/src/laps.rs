@@ -5,8 +5,8 @@
 //! step ─▶ data ▶ forward ▶ backward ▶ … ▶ reduce ▶ vote ▶ optimizer ▶ gather ─▶ saves ─▶ step
 //! ```
 //!
-//! What a step took is complete when the next one begins, but for the exchange of its weights,
-//! which goes on until they are read. It goes to the other ranks with the next vote
+//! The times of a step are complete when the next one begins, but for the exchange of its weights,
+//! which goes on until they are read. They go to the other ranks with the next vote
 //! (`crate::vote`). Every lap is also a span of the trace, while one is recorded.
 
 use comm::Timings;
@@ -19,7 +19,7 @@ pub enum Part {
     Data,
     Forward,
     Backward,
-    /// Adding the gradients of this rank's leaves.
+    /// Adding the gradients of this rank's leaves; those of the last one are added in its backward.
     Fold,
     /// Waiting until all ranks' gradients are added.
     Reduce,
@@ -27,7 +27,7 @@ pub enum Part {
     Vote,
     /// Orthogonalizing and updating.
     Optimizer,
-    /// Exchanging the weights.
+    /// Submitting the exchange of the weights, and waiting for it where they are read.
     Gather,
     Evaluation,
     Saves,
@@ -69,7 +69,7 @@ impl Part {
     }
 }
 
-/// What a step and what followed it took on one rank.
+/// Times of one rank for a step and for what followed it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     parts_ns: [u64; Part::ALL.len()],
@@ -174,7 +174,7 @@ impl Laps {
         end_ns - begin_ns
     }
 
-    /// What the step took so far.
+    /// The times of the step so far.
     pub(crate) fn spent(&self) -> &Spent {
         &self.spent
     }

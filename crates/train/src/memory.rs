@@ -1,4 +1,4 @@
-//! What this process really uses, from the operating system.
+//! Memory that this process really uses, as the operating system counts it.
 
 /// Bytes of memory that no file backs: anonymous pages and shared memory, of which each process
 /// that uses a page counts its share. `None` where the system does not say.

@@ -1,4 +1,4 @@
-//! What a mesh would hold where: decided without memory and without talking.
+//! The plan of a mesh, with the shards of each rank: decided without memory and without talking.
 //!
 //! Training is parallel over data alone for now, so this plan is shown and not run.
 
@@ -19,11 +19,11 @@ pub struct MeshPlan {
     pub mesh: Mesh,
     pub schema: Schema,
     pub placements: Placements,
-    /// What is divided unevenly, and may be.
+    /// The counts that are divided unevenly, and may be.
     pub uneven: Vec<Uneven>,
     /// Of each group along dp and ep.
     pub groups: Vec<GroupPlan>,
-    /// What the ranks hold, those of equal amounts together.
+    /// Amounts that the ranks hold, those of equal ones together.
     pub holdings: Vec<Holding>,
     /// How tensors lie, those that differ by number alone together.
     pub kinds: Vec<TensorKind>,
@@ -33,7 +33,7 @@ pub struct MeshPlan {
     pub expert_slots: usize,
 }
 
-/// What ranks at some coordinates hold each.
+/// The amounts that each of the ranks at some coordinates holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     pub stage: usize,
@@ -70,7 +70,7 @@ pub fn spec(ranks: &RanksConfig) -> MeshSpec {
     }
 }
 
-/// What a mesh is for.
+/// The purpose of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// To be planned: any mesh that the model allows.
@@ -233,7 +233,7 @@ fn join(all: &mut Vec<Holding>, mut next: Holding, range: fn(&mut Holding) -> &m
     if let Some(last) = all.last_mut() {
         let (before, own) = (range(last).clone(), range(&mut next).clone());
         *range(&mut next) = before.clone();
-        // What ranks own differs a little; the most of all is told.
+        // Ranks own amounts that differ a little; the largest is told.
         let owned = next.owned.max(last.owned);
         let alike = Holding { owned: last.owned, ..next.clone() } == *last;
         if alike && before.end == own.start {

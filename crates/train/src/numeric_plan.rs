@@ -1,4 +1,5 @@
-//! What decides bits: two runs that agree in it, in data and in seed have the same weights.
+//! The plan that decides bits: two runs that agree in it, in data and in seed have the same
+//! weights.
 //!
 //! Neither the number of ranks nor that of threads is in it.
 
@@ -68,7 +69,7 @@ pub fn digest(plan: &NumericPlan) -> [u8; 32] {
 const DIGESTS: [(&str, &str, &str); 2] =
     [("model", "/model", "model"), ("optimizer rules", "/optimizer/rules", "optimizer.rules")];
 
-/// What differs between theirs and ours, in words: `leaves (4 as 2·2 there, 6 as 2·3 here)`. Where
+/// Differences between theirs and ours, in words: `leaves (4 as 2·2 there, 6 as 2·3 here)`. Where
 /// entries are digests and both configs are known, the keys of the config are told.
 pub fn differences(plans: &[NumericPlan; 2], configs: [Option<&Value>; 2]) -> Vec<String> {
     let [theirs, ours] = plans;

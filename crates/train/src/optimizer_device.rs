@@ -41,7 +41,7 @@ impl TryFrom<String> for OptimizerDevice {
     }
 }
 
-/// What is wrong, the nearest device, and the choice.
+/// The message of a refused word: what is wrong, the nearest device, and the choice.
 fn refusal(word: &str, what: &str) -> String {
     let archs = Arch::ALL.map(Arch::name).join(", ");
     format!(

@@ -14,15 +14,15 @@ use crate::event::{Buckets, Corpus, Header, Offload};
 use crate::numeric_plan::NumericPlan;
 use crate::{NativeEngine, TrainError};
 
-/// What the allocator, thread stacks, packed right operands and buffers of files take beside the
-/// planned buffers, and what a large tokenizer leaves behind that was loaded for its tokens'
-/// lengths, per process: measured, see the memory benchmark.
+/// Bytes of a process beside the planned buffers: the allocator, thread stacks, packed right
+/// operands, buffers of files, and the remains of a large tokenizer that was loaded for its tokens'
+/// lengths. Measured, see the memory benchmark.
 const PROCESS_BYTES: usize = 7 << 20;
 
-/// What the simulator takes for the stacks of a block's threads and for shared memory: measured.
+/// Bytes of the simulator for the stacks of a block's threads and for shared memory: measured.
 const SIMULATOR_BYTES: u64 = 16 << 20;
 
-/// What it notes of each byte that a launch touches, in bytes: its accesses, to find races.
+/// Bytes that it notes of each byte that a launch touches: its accesses, to find races.
 const SIMULATOR_FACTOR: u64 = 8;
 
 /// The plan of a run for a number of ranks.
@@ -42,7 +42,7 @@ pub struct RunPlan {
     pub is_over_tcp: bool,
     /// Whether ranks of one host then share memory, if there are several hosts.
     shares_within_hosts: bool,
-    /// What each tensor's update is.
+    /// The update of each tensor.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
     /// Of every rank: each partial's node and the gradient slot that holds it.
@@ -292,7 +292,7 @@ impl RunPlan {
         self.states.iter().map(StateDecl::bytes).sum()
     }
 
-    /// What a simulated device takes of the host, which has its memory. Nothing where it cannot do
+    /// Memory of the host that a simulated device takes, its own included. Empty where it cannot do
     /// the work, which is told elsewhere.
     fn simulation(&self, rank: usize) -> Vec<(String, u64)> {
         let Some(kind @ DeviceKind::Sim(_)) = self.optimizer_device else { return Vec::new() };
@@ -307,7 +307,7 @@ impl RunPlan {
         ]
     }
 
-    /// What the optimizer of a rank takes of `device`, [`RunPlan::optimizer_device`].
+    /// Memory that the optimizer of `rank` takes of `device`, [`RunPlan::optimizer_device`].
     ///
     /// # Errors
     /// A method that the device has no kernels for.
@@ -329,7 +329,7 @@ impl RunPlan {
         (0..self.world).filter_map(total).max().unwrap_or(0)
     }
 
-    /// What the header of a run says; `buckets` is why they have their size.
+    /// The header of a run; `buckets` is why they have their size.
     ///
     /// # Errors
     /// As [`RunPlan::memory`].

@@ -1,4 +1,4 @@
-//! What the rank of this process is doing and how much it has done: for whoever watches it.
+//! The phase and the progress of the rank of this process, for whoever watches it.
 //!
 //! One for the process, since a rank is one, and since a rank that stands still cannot be asked.
 
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// What a rank is doing.
+/// The phase that a rank is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {

@@ -1,4 +1,4 @@
-//! What the ranks of a run spent, side by side: of each step, and of all steps together.
+//! Times of the ranks of a run, side by side: of each step, and of all steps together.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use crate::{Engine, Event, TrainError, Trainer};
 /// Most ranks whose times of a step are told one by one: each makes the line of every step longer.
 pub const ONE_BY_ONE: usize = 64;
 
-/// What the ranks spent on a step and on what followed it up to the next: each of them, or where
-/// there are more than [`ONE_BY_ONE`], how it was spread. Lists of the former have an entry per
-/// rank; what no rank spent time on is left out.
+/// Times of the ranks for a step and for what followed it up to the next: one by one, or where
+/// there are more than [`ONE_BY_ONE`], their spread. Lists of the former have an entry per rank;
+/// parts and operations that no rank spent time on are left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankTimes {
     pub step: u64,
@@ -115,7 +115,7 @@ pub fn spreads(ranks: &[Spent]) -> Vec<Spread> {
 }
 
 impl<E: Engine> Trainer<E> {
-    /// What the ranks told with the last vote; rank 0 alone tells it on.
+    /// The times that came with the last vote, if any; on rank 0 alone.
     pub(crate) fn rank_times(&self) -> Option<Event> {
         let Tally { spent_step, spent, .. } = &self.host.tally;
         let is_told = self.ranks.rank() == 0 && *spent_step > 0;

@@ -1,5 +1,5 @@
-//! What a rank has of the others: the control plane's channels, and the group that moves gradients
-//! and weights.
+//! A rank's connections to the others: the control plane's channels, and the group that moves
+//! gradients and weights.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub(crate) struct Ranks {
     pub(crate) world: World,
     /// Votes and all else that the loop agrees on.
     pub(crate) training: Arc<dyn Control>,
-    /// What goes with checkpoints.
+    /// Messages about saving and loading checkpoints.
     pub(crate) saving: Arc<dyn Control>,
     group: Group,
     /// Of each bucket, in the order in which backward completes them; none where a rank has the

@@ -13,7 +13,7 @@ use crate::Event;
 
 type Removed = Result<Vec<PathBuf>, checkpoint::Error>;
 
-/// What keeps the newest checkpoints only.
+/// The removal of all but the newest checkpoints.
 pub(crate) struct Retention {
     /// Checkpoints to keep; 0 for all.
     keep: usize,

@@ -8,7 +8,7 @@ use crate::{Engine, Event, TrainError, Trainer};
 /// Header and manifest say about so much of each tensor.
 const BYTES_PER_TENSOR: u64 = 512;
 
-/// What one checkpoint takes, about.
+/// The approximate size of one checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
     bytes: u64,
@@ -16,7 +16,7 @@ struct Size {
     files: u64,
 }
 
-/// What a disk has room for.
+/// The room of a disk, compared with the checkpoints to come.
 #[derive(Debug, PartialEq, Eq)]
 enum Room {
     Enough,

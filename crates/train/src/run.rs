@@ -18,7 +18,7 @@ pub struct Outcome {
     pub checkpoint: Option<String>,
 }
 
-/// What somebody asked of the run; one rank's wish is everyone's after the next vote.
+/// Requests to end the run; one rank's wish is everyone's after the next vote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wants {
     /// Finish the step, save, end.

@@ -1,6 +1,6 @@
 //! Between the states of the ranks and a checkpoint.
 //!
-//! What there is to save is declared ([`RunPlan::states`]): the parameters and what their updates
+//! The states to save are declared ([`RunPlan::states`]): the parameters and what their updates
 //! keep, of which each rank writes the boxes it holds; then the engine's states, which all ranks
 //! hold and rank 0 writes. Rank 0 commits.
 

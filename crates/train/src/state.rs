@@ -126,7 +126,7 @@ impl<E: Engine> Trainer<E> {
                 "previous_norm": self.previous_norm,
                 "updates": self.updates,
                 "numeric_plan": plan,
-                // What the digests are of, in words.
+                // The source of the digests, so that differences can be told by key.
                 "config": self.config,
             }),
         }
@@ -188,7 +188,7 @@ impl<E: Engine> Trainer<E> {
         Ok(checkpoint)
     }
 
-    /// What this rank has read, if every rank could read.
+    /// Returns what this rank has read, if every rank could read; else every rank fails.
     fn agree<T>(&self, path: &Path, mine: Result<T, TrainError>) -> Result<T, TrainError> {
         let word = mine.as_ref().map(|_| ()).map_err(Unread::of);
         let word = serde_json::to_vec(&word).unwrap_or_default();

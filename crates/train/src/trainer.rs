@@ -16,7 +16,7 @@ use crate::ranks::{Moving, Ranks};
 use crate::vote::{Ballot, Tally};
 use crate::{Config, Engine, RunPlan, TrainError, Wants, agree};
 
-/// What a trainer is put together from.
+/// The parts that a trainer is put together from.
 pub struct Parts<E> {
     pub config: Config,
     pub plan: RunPlan,
@@ -31,7 +31,7 @@ pub struct Parts<E> {
 /// The result of a step.
 pub struct Taken {
     pub step: Step,
-    /// What any rank was asked.
+    /// Requests to any of the ranks.
     pub wants: Wants,
     /// Gradients that were not finite; nothing was applied then.
     pub non_finite: Option<NonFinite>,

@@ -1,4 +1,4 @@
-//! What ranks tell each other once a step, and what they conclude: pure functions over bytes.
+//! The vote of the ranks once a step, and its result: pure functions over bytes.
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
 //! micro-batches u64, statistics u64, counts u64, times u64, then that many losses f64 (leaf
@@ -17,7 +17,7 @@ const STOP: u64 = 1;
 /// Set when it was a request to save and be requeued.
 const TERMINATE: u64 = 2;
 
-/// What a rank brings to a vote.
+/// A rank's contribution to a vote.
 #[derive(Debug, Default, Clone)]
 pub struct Ballot {
     pub stop: bool,
@@ -34,7 +34,7 @@ pub struct Ballot {
     pub spent: Option<(u64, Spent)>,
 }
 
-/// What all ranks conclude, the same on each.
+/// The result of a vote, the same on every rank.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     pub stop: bool,

@@ -1,8 +1,9 @@
 //! After warm-up a step allocates nothing: 20 steps are watched by the allocator, on all threads
 //! of the process, with one rank and two, one thread and two, without a trace and with one.
 //!
-//! What libraries allocate for themselves is listed in [`LIBRARIES`], by name and with a bound; it
-//! is told apart by the innermost frame of the backtrace that is not the standard library's.
+//! Allocations that libraries make for themselves are listed in [`LIBRARIES`], by name and with a
+//! bound; they are told apart by the innermost frame of the backtrace that is not the standard
+//! library's.
 //! There is no test harness here, since it would be watched too.
 
 mod rank;
@@ -34,7 +35,7 @@ const PLACES: [(usize, usize, bool); 4] =
 
 /// A library that allocates in a step.
 struct Library {
-    /// What for.
+    /// Purpose of the memory.
     what: &'static str,
     /// How names of its crates begin.
     crates: &'static [&'static str],
@@ -130,7 +131,7 @@ fn owner<'a>(name: &'a str, source: Option<&'a str>) -> &'a str {
     }
 }
 
-/// What is allocated in 20 steps of all ranks together, after some that warm up.
+/// Counts allocations by place in 20 steps of all ranks together, after some that warm up.
 fn watch(config: &Config, dir: &Path, place: (usize, usize, bool)) -> BTreeMap<String, usize> {
     let (ranks, threads, is_traced) = place;
     device::trace::switch(is_traced);

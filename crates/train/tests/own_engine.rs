@@ -81,7 +81,7 @@ impl<'a> Pull<'a> {
 }
 
 impl Engine for Pull<'_> {
-    /// What the weights are pulled to.
+    /// The number that the weights are pulled to.
     type Stash = f32;
 
     fn declared(&self) -> &Declared {

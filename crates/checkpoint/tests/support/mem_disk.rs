@@ -15,7 +15,7 @@ use checkpoint::disk::{DirEntry, Disk, Free, Kind, NotAFile, ReadFile, Stat, Wri
 
 use super::Rng;
 
-/// What happens at the chosen operation.
+/// The fault at the chosen operation.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
     /// The machine stops: a write is torn, nothing after it happens.
@@ -24,7 +24,7 @@ pub enum Fault {
     Fail(io::ErrorKind),
 }
 
-/// What survives a crash.
+/// The bytes and names that survive a crash.
 #[derive(Debug, Clone, Copy)]
 pub enum Model {
     /// Every completed operation.
@@ -56,7 +56,7 @@ struct Inner {
     /// them to the disk unless they change again.
     lost: BTreeMap<(usize, OsString), Option<usize>>,
     capacity_bytes: Option<u64>,
-    /// What the disk says of itself.
+    /// The room that the disk reports.
     free: Option<Free>,
     /// A file that another process makes just before the next link.
     rival: Option<PathBuf>,
@@ -116,7 +116,7 @@ impl MemDisk {
         self.lock().capacity_bytes = Some(bytes);
     }
 
-    /// What the disk says is free, whatever is.
+    /// Makes the disk report this room, whatever it has.
     pub fn say_free(&self, free: Free) {
         self.lock().free = Some(free);
     }
@@ -126,7 +126,7 @@ impl MemDisk {
         self.lock().rival = Some(path.into());
     }
 
-    /// What is left after the power comes back.
+    /// The disk as it is after the power comes back.
     pub fn survivor(&self, model: Model) -> MemDisk {
         let survivor = self.fork();
         let mut rng = Rng(match model {

@@ -1,4 +1,4 @@
-//! What the tests share: a disk that fails and crashes, and small model states to save.
+//! Shared parts of the tests: a disk that fails and crashes, and small model states to save.
 #![allow(dead_code)] // Each test file uses its own part.
 
 pub mod mem_disk;
@@ -162,7 +162,7 @@ pub fn contents(checkpoint: &Checkpoint) -> Result<BTreeMap<TensorKey, Vec<u8>>,
     checkpoint.tensors().iter().map(read).collect()
 }
 
-/// What [`contents`] should be.
+/// The expected [`contents`].
 pub fn wanted(states: &[State]) -> BTreeMap<TensorKey, Vec<u8>> {
     states.iter().map(|state| (state.key.clone(), state.bytes.clone())).collect()
 }

@@ -6,7 +6,7 @@ use crate::architecture::Moe;
 
 use super::divisors;
 
-/// What does not fit, with what would.
+/// The error of the first number that does not fit, with values that would; `None` if all fit.
 pub(super) fn refusal(moe: &Moe) -> Option<ModelError> {
     if !are_groups(moe, moe.groups) {
         let problem =
