@@ -163,7 +163,9 @@ impl<E: Engine> Trainer<E> {
         }
         let (statistics, tokens) = (&host.tally.statistics, host.tally.target_tokens);
         self.clipper.decide(statistics, tokens, self.previous_norm, &mut host.decision)?;
-        Ok(host.decision.verdict)
+        let verdict = host.decision.verdict;
+        self.laps.lap(Part::Vote);
+        Ok(verdict)
     }
 
     /// Updates this rank's pieces of the weights.
