@@ -13,7 +13,7 @@ use crate::config::{Clip, NonFinite};
 use crate::rules::TensorPlan;
 use crate::update::Unit;
 
-/// What happens to a step.
+/// The fate of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Weights are updated.

@@ -1,4 +1,4 @@
-//! What a person writes about the optimizer: rules, schedule, clipping.
+//! The optimizer's part of a config: rules, schedule, clipping.
 //!
 //! Every struct refuses unknown keys. Values are checked by [`OptimizerConfig::check`].
 
@@ -32,7 +32,7 @@ pub struct OptimizerConfig {
     #[serde(with = "crate::tagged")]
     #[schemars(with = "Clip")]
     pub clip: Clip,
-    /// What a step with an infinite or NaN gradient does: `stop` the run, or `skip` the update.
+    /// Reaction to an infinite or NaN gradient: `stop` the run, or `skip` the update.
     /// Such a gradient is never applied.
     pub non_finite: NonFinite,
     /// Whether a run in which neither Muon nor its like updates a matrix is an error.
@@ -156,7 +156,7 @@ impl std::fmt::Display for Clip {
     }
 }
 
-/// What a step with an infinite or NaN gradient does.
+/// Reaction to an infinite or NaN gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NonFinite {
@@ -245,6 +245,21 @@ require_muon: false
         }
         assert_eq!(parse("{clip: none}").unwrap().clip, Clip::None);
         assert_eq!(parse("{}").unwrap(), OptimizerConfig::default());
+    }
+
+    #[test]
+    fn every_update_has_a_section_with_valid_defaults() {
+        for (index, word) in crate::Update::WORDS.iter().enumerate() {
+            let config = parse(&format!("rules: [{{match: {{}}, {word}: {{}}}}]")).unwrap();
+            config.check().unwrap();
+            let update = config.rules[0].update(0).unwrap();
+            assert_eq!((update.word(), &update), (*word, &crate::Update::all()[index]));
+            let text = serde_yaml::to_string(&config).unwrap();
+            assert!(!text.contains('!'), "{text}");
+            assert_eq!(parse(&text).unwrap(), config);
+            let slip = parse(&format!("rules: [{{match: {{}}, {word}: {{rate: 1}}}}]"));
+            assert!(slip.unwrap_err().to_string().contains("unknown field `rate`"), "{word}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use kernels::KernelError;
 
-/// What the optimizer refuses, and what to do about it.
+/// A refusal of the optimizer, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OptimError {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! What the optimizer of one rank will allocate, before it does.
+//! Allocations of the optimizer of one rank, planned before they are made.
 
 use device::{DType, Device};
 use kernels::optimizer::{SlotRanges, Spans};
@@ -49,7 +49,7 @@ pub(crate) struct Room {
     /// In the order of [`LocalPlan::states`].
     pub states: Vec<MemoryItem>,
     pub masters: MemoryItem,
-    /// What groups share, by name.
+    /// Shared by groups, by name.
     pub scratch: Vec<MemoryItem>,
     /// Of each group, the positions in `scratch` of what it needs.
     pub scratch_of: Vec<Vec<usize>>,

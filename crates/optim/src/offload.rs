@@ -44,7 +44,7 @@ pub struct Offloaded {
 /// Elements of the host's flat tensors, and where they start in compact ones.
 type Placed = (Range<usize>, usize);
 
-/// What is copied together.
+/// Pieces that are copied together.
 #[derive(Debug, PartialEq)]
 struct Part {
     /// Elements of the host's tensors, by where they start in the part.
@@ -90,7 +90,7 @@ fn place(segments: &[Placed], element: usize) -> Option<usize> {
     segment.contains(&element).then(|| start + element - segment.start)
 }
 
-/// What [`Offloaded::new`] allocates on the device, exactly.
+/// The allocations of [`Offloaded::new`] on the device, exactly.
 ///
 /// # Errors
 /// As [`memory_plan_on`].
@@ -163,7 +163,7 @@ impl Offloaded {
         })
     }
 
-    /// What was allocated on the device; equals [`offload_plan`].
+    /// The allocations on the device; equals [`offload_plan`].
     pub fn memory_plan(&self) -> &[MemoryItem] {
         &self.memory
     }

@@ -170,7 +170,7 @@ fn nearest_name(schema: &Schema, pattern: &str) -> String {
     format!("no name is like `{pattern}`; the nearest is `{}`", nearest.unwrap_or_default())
 }
 
-/// What ownership needs to know of each parameter.
+/// Facts about each parameter for ownership.
 ///
 /// # Errors
 /// None for the plans of [`plan`], which has checked their updates.

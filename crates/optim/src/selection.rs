@@ -19,7 +19,7 @@ pub struct Match {
     pub names: Option<Vec<String>>,
 }
 
-/// What a parameter is for.
+/// The use of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RoleWord {

@@ -59,7 +59,7 @@ pub struct ShardedOptimizer {
     masters: Tensor,
     status: Tensor,
     factors: Tensor,
-    /// What `factors` will hold next.
+    /// The next contents of `factors`.
     host_factors: Vec<f32>,
     memory: Vec<MemoryItem>,
 }
@@ -112,12 +112,12 @@ impl ShardedOptimizer {
         })
     }
 
-    /// What was allocated; equals [`crate::memory_plan`].
+    /// The allocations; equals [`crate::memory_plan`].
     pub fn memory_plan(&self) -> &[MemoryItem] {
         &self.memory
     }
 
-    /// What decides rounding on this device beside method and config, one line for each kind of
+    /// Everything that decides rounding on this device beside method and config, one line for each kind of
     /// matrix; nothing on a host. Pieces of other ranks may add lines.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
         let lines = self.groups.iter().flat_map(|group| group.launch.numeric_plan());
@@ -301,7 +301,7 @@ impl ShardedOptimizer {
     }
 }
 
-/// What a plan's groups are bound to.
+/// The tensors that a plan's groups are bound to.
 struct Memory<'a> {
     device: &'a Device,
     room: &'a Room,

@@ -23,7 +23,7 @@ pub(crate) trait UpdateRule {
     /// The first value out of range, with the nearest valid one.
     fn check(&self, at: &str) -> Result<(), OptimError>;
 
-    /// What it acts on as a whole.
+    /// The part of a parameter that it needs whole.
     fn unit(&self) -> Unit;
 
     /// FLOPs of the update of one matrix beside a pass over its elements; for [`Unit::Matrix`].
@@ -171,7 +171,7 @@ pub(crate) enum Place<'a> {
 pub(crate) struct Needs {
     /// Groups run one after another, so they share what has one name: as much as the largest needs.
     pub scratch: Vec<MemoryItem>,
-    /// What binding uploads.
+    /// Bytes that binding uploads.
     pub table_bytes: usize,
 }
 
@@ -209,7 +209,7 @@ pub(crate) fn in_order<const N: usize>(tensors: Vec<Tensor>) -> [Tensor; N] {
 /// A bound group: nothing is left but to launch it.
 pub(crate) trait Launch: Send {
     /// # Errors
-    /// What the stream refuses.
+    /// An earlier error of the stream.
     fn apply(&self, step: &Applying) -> Result<(), OptimError>;
 
     /// Lines of [`crate::ShardedOptimizer::numeric_plan`].
@@ -218,7 +218,7 @@ pub(crate) trait Launch: Send {
     }
 }
 
-/// What differs from step to step.
+/// The arguments of a step.
 pub(crate) struct Applying<'a> {
     pub stream: &'a Stream,
     /// Flat, f32 or bf16.

@@ -48,7 +48,7 @@ macro_rules! updates {
             )+
         }
 
-        /// What a rule does with its parameters.
+        /// An optimizer and its numbers.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Update {
             $($(#[$doc])* $Name($Config),)+

@@ -44,7 +44,7 @@ pub struct MuonConfig {
     /// the slopes of the coefficients if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<Vec<usize>>,
-    /// What matrices between products are rounded to: `f32`, or `bf16` or `f16` as on GPUs, which a
+    /// Rounding of matrices between products: `f32` for none, or `bf16` or `f16` as on GPUs, which a
     /// CPU emulates.
     pub storage: Storage,
     /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
@@ -121,12 +121,12 @@ pub struct CustomConfig {
     /// For each step the coefficients of x, x³, x⁵, …; their composition has to stay between 0 and
     /// 2 on [0, 1].
     pub steps: Vec<Vec<f64>>,
-    /// What follows the last: `repeat` it, or `cycle` through all.
+    /// The continuation after the last: `repeat` it, or `cycle` through all.
     #[serde(default)]
     pub beyond: Beyond,
 }
 
-/// What follows the last polynomial.
+/// Polynomials after the last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Beyond {
@@ -165,7 +165,7 @@ impl Algorithm {
     }
 }
 
-/// What matrices between products are rounded to.
+/// Rounding of matrices between products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
@@ -334,7 +334,7 @@ impl UpdateRule for MuonConfig {
         )
     }
 
-    /// What becomes of singular values.
+    /// The fate of singular values.
     fn promise(&self) -> Option<String> {
         let iteration = Iteration::new(&self.method()).ok()?;
         let Method { algorithm, storage, .. } = iteration.method();
@@ -438,7 +438,7 @@ pub(super) struct Orthogonalized {
 }
 
 impl Orthogonalized {
-    /// What [`Orthogonalized::orthogonalize`] writes.
+    /// The result of [`Orthogonalized::orthogonalize`].
     pub(super) fn direction(&self) -> &Tensor {
         &self.direction
     }

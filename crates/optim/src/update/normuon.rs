@@ -35,7 +35,7 @@ pub struct NorMuonConfig {
     pub steps: usize,
     /// How the products are arranged, as Muon's.
     pub algorithm: Algorithm,
-    /// What matrices between products are rounded to: `f32`, `bf16` or `f16`.
+    /// Rounding of matrices between products: `f32` for none, `bf16` or `f16`.
     pub storage: Storage,
     /// Norm of the update of an `[out, in]` matrix: with `rms` the root mean square of its elements
     /// is 0.2, as the paper has it; with `spectral` and `none` its Frobenius norm is that of Muon's
