@@ -42,7 +42,7 @@ pub enum Slot {
 }
 
 /// Where the matrix lies, divided by its norm, before the first operation.
-pub const INPUT: Slot = Slot::X(0);
+pub(crate) const INPUT: Slot = Slot::X(0);
 
 /// The operands of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,7 +123,7 @@ impl Program {
     }
 
     /// An X that the last operation does not read: memory of the result may hold it until then.
-    pub fn spare_x(&self) -> Option<usize> {
+    pub(crate) fn spare_x(&self) -> Option<usize> {
         let last = self.stages.last()?;
         (0..self.x_slots).rev().find(|&x| last.iter().all(|op| !op.reads().contains(&Slot::X(x))))
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::charsmap::charsmap;
-use crate::config::TokenizerSpec;
 use crate::byte_alphabet::byte_stand_in;
+use crate::config::TokenizerSpec;
 use crate::tokenizer::Tokenizer;
 
 /// The spelling of a space or a byte in a vocabulary.
