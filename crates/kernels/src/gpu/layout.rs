@@ -1,9 +1,9 @@
 //! Where the parts of a batch lie in its workspace: pure functions of shapes.
 //!
 //! ```text
-//! workspace   norms, partial sums │ matrix 0: X slots, S slots │ matrix 1: … │
-//! X slot      grid of tiles, short side first, zero-padded to whole blocks
-//! S slot      the same, short × short
+//! workspace   norms, partial sums │ matrix 0: X registers, S registers │ matrix 1: … │
+//! X register  grid of tiles, short side first, zero-padded to whole blocks
+//! S register  the same, short × short
 //! ```
 
 use device::Arch;
@@ -116,12 +116,12 @@ impl Extents {
         (self.long.next_multiple_of(self.side()) / TILE) as u32
     }
 
-    /// Bytes of a slot of X's shape.
+    /// Bytes of a register of X's shape.
     pub(crate) fn x_bytes(&self) -> u64 {
         u64::from(self.short_tiles()) * u64::from(self.long_tiles()) * TILE_BYTES
     }
 
-    /// Bytes of a symmetric slot.
+    /// Bytes of a symmetric register.
     pub(crate) fn s_bytes(&self) -> u64 {
         u64::from(self.short_tiles()).pow(2) * TILE_BYTES
     }

@@ -33,7 +33,7 @@ pub use batch::{Batch, Matrix};
 pub use bound::{Bound, Orthogonalize, Room, room};
 pub use coefficients::{Beyond, Coefficients, Odd};
 pub use method::{Algorithm, Iteration, MAX_STEPS, Method, Storage};
-pub use program::{AOL_LEAST, Kind, Op, Product, Program, Slot};
+pub use program::{AOL_LEAST, Kind, Op, Product, Program, Register};
 pub use range::Range;
 
 use crate::KernelError;
