@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
-use syn::{Attribute, Block, ImplItem, Item, Signature, Visibility};
+use syn::{Attribute, Block, ImplItem, Item, Signature, Type, Visibility};
 
 use super::source::{Finding, Source};
 
@@ -61,7 +61,8 @@ impl<'ast> Visit<'ast> for Functions<'_> {
 
 /// Items and methods that are `pub` in a file of a library below its root, and whose names occur in
 /// no Rust file outside of its `src/`. Programs are left out: the compiler sees what they leave
-/// unused.
+/// unused. So are types that another public item shows in its signature or its fields: whoever uses
+/// that gets them without their names.
 pub fn unused_public(sources: &[Source]) -> Vec<Finding> {
     let rust: Vec<&Source> = sources.iter().filter(|source| source.is_rust()).collect();
     let library = |source: &Source| source.in_src().map(|(name, _)| name.to_owned());
@@ -77,6 +78,15 @@ pub fn unused_public(sources: &[Source]) -> Vec<Finding> {
         .filter_map(|source| source.in_src())
         .filter_map(|(name, file)| (file == "lib.rs").then_some(name))
         .collect();
+    // By library, the types that its public items show.
+    let mut shown: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for source in &rust {
+        if let Some((own, _)) = source.in_src() {
+            let mut types = ShownTypes { own: None, all: shown.remove(own).unwrap_or_default() };
+            parse(source).items.iter().for_each(|item| types.add(item));
+            shown.insert(own, types.all);
+        }
+    }
     let mut found = Vec::new();
     for source in rust {
         let Some((own, file)) = source.in_src() else { continue };
@@ -87,6 +97,9 @@ pub fn unused_public(sources: &[Source]) -> Vec<Finding> {
         }
         for name in public_names(&parse(source).items) {
             let users = named.get(&name.to_string());
+            if shown[own].contains(&name.to_string()) {
+                continue;
+            }
             if !users.is_some_and(|users| users.iter().any(|user| user.as_deref() != Some(own))) {
                 let what = format!("`{name}` is public, and nobody outside names it");
                 found.push(Finding::of(source, name.span().start().line, what));
@@ -98,6 +111,10 @@ pub fn unused_public(sources: &[Source]) -> Vec<Finding> {
 
 /// All names in the code of a file, without those in comments and strings.
 pub fn identifiers(text: &str) -> BTreeSet<String> {
+    identifiers_in(text.parse().unwrap_or_default())
+}
+
+fn identifiers_in(tokens: TokenStream) -> BTreeSet<String> {
     fn collect(tokens: TokenStream, names: &mut BTreeSet<String>) {
         for token in tokens {
             match token {
@@ -108,8 +125,76 @@ pub fn identifiers(text: &str) -> BTreeSet<String> {
         }
     }
     let mut names = BTreeSet::new();
-    collect(text.parse().unwrap_or_default(), &mut names);
+    collect(tokens, &mut names);
     names
+}
+
+/// Names of types in signatures and fields of public items.
+struct ShownTypes {
+    /// The type whose methods are visited, which shows itself by them to nobody.
+    own: Option<String>,
+    all: BTreeSet<String>,
+}
+
+impl ShownTypes {
+    fn add(&mut self, item: &Item) {
+        let is_public = |vis: &Visibility| matches!(vis, Visibility::Public(_));
+        match item {
+            Item::Fn(item) if is_public(&item.vis) => self.visit_signature(&item.sig),
+            Item::Struct(item) if is_public(&item.vis) => {
+                let shown = item.fields.iter().filter(|field| is_public(&field.vis));
+                shown.for_each(|field| self.visit_type(&field.ty));
+            }
+            Item::Enum(item) if is_public(&item.vis) => {
+                item.variants.iter().for_each(|variant| self.visit_fields(&variant.fields));
+            }
+            Item::Trait(item) if is_public(&item.vis) => self.visit_item_trait(item),
+            Item::Type(item) if is_public(&item.vis) => self.visit_type(&item.ty),
+            Item::Const(item) if is_public(&item.vis) => self.visit_type(&item.ty),
+            Item::Static(item) if is_public(&item.vis) => self.visit_type(&item.ty),
+            // It may make items that are public.
+            Item::Macro(item) => {
+                let names = identifiers_in(item.mac.tokens.clone());
+                self.all
+                    .extend(names.into_iter().filter(|name| name.starts_with(char::is_uppercase)));
+            }
+            Item::Impl(item) if !is_test(&item.attrs) => self.add_impl(item),
+            Item::Mod(item) if !is_test(&item.attrs) => {
+                let inner = item.content.as_ref().map_or(&[][..], |(_, items)| items);
+                inner.iter().for_each(|item| self.add(item));
+            }
+            _ => {}
+        }
+    }
+
+    fn add_impl(&mut self, block: &syn::ItemImpl) {
+        let own = match &*block.self_ty {
+            Type::Path(path) => path.path.segments.last().map(|last| last.ident.to_string()),
+            _ => None,
+        };
+        let before = std::mem::replace(&mut self.own, own);
+        for item in &block.items {
+            let is_shown =
+                |vis: &Visibility| block.trait_.is_some() || matches!(vis, Visibility::Public(_));
+            match item {
+                ImplItem::Fn(item) if is_shown(&item.vis) => self.visit_signature(&item.sig),
+                ImplItem::Const(item) if is_shown(&item.vis) => self.visit_type(&item.ty),
+                ImplItem::Type(item) if is_shown(&item.vis) => self.visit_type(&item.ty),
+                _ => {}
+            }
+        }
+        self.own = before;
+    }
+}
+
+impl<'ast> Visit<'ast> for ShownTypes {
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let name = path.segments.last().map(|last| last.ident.to_string());
+        self.all.extend(name.filter(|name| self.own.as_ref() != Some(name)));
+        visit::visit_path(self, path);
+    }
+
+    fn visit_block(&mut self, _: &'ast Block) {}
 }
 
 fn public_names(items: &[Item]) -> Vec<Ident> {
@@ -199,4 +284,22 @@ fn a_public_item_that_nobody_names_is_found() {
     let user = "// Unused\nfn f() { a::Used.called(); let _ = \"Unused\"; }";
     assert_eq!(found(user), [unused, idle]);
     assert_eq!(found("fn f(x: a::Unused) { a::Used.called(); x.idle() }"), [""; 0]);
+}
+
+#[test]
+fn types_that_public_items_show_are_used_by_whoever_uses_those() {
+    let text = "pub struct Used { pub field: Field, own: Own }\npub struct Field;\n\
+                pub struct Own;\npub struct Result;\npub struct Itself;\n\
+                impl Used { pub fn called(&self) -> Option<Result> { None::<Own> } }\n\
+                impl Itself { pub fn called() -> Itself {} }\n";
+    let sources = [
+        Source::new("crates/a/src/lib.rs", "mod b;"),
+        Source::new("crates/a/src/b.rs", text),
+        Source::new("crates/a/tests/c.rs", "fn f() { a::Used::called() }"),
+    ];
+    let found: Vec<String> = unused_public(&sources).iter().map(ToString::to_string).collect();
+    let unused = |name: &str, line: usize| {
+        format!("crates/a/src/b.rs:{line} `{name}` is public, and nobody outside names it")
+    };
+    assert_eq!(found, [unused("Own", 3), unused("Itself", 5)]);
 }

@@ -26,7 +26,7 @@ pub fn crate_files(names: &[String], cargo_lock: &str) -> Result<Vec<CorpusFile>
 }
 
 /// [`crate_files`] for a given cargo home.
-pub fn crate_files_in(
+pub(crate) fn crate_files_in(
     cargo_home: Option<&Path>,
     names: &[String],
     cargo_lock: &str,

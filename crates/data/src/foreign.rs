@@ -83,7 +83,7 @@ pub(crate) struct Headered {
 }
 
 impl Headered {
-    pub const DATA: usize = HEADER_INTS * 4;
+    pub(crate) const DATA: usize = HEADER_INTS * 4;
 
     /// Whether a file begins like one of these.
     pub fn matches(start: &[u8]) -> bool {
@@ -142,7 +142,7 @@ pub(crate) struct Megatron {
 
 impl Megatron {
     /// The other file of a pair, given either.
-    pub fn index_path(path: &Path) -> PathBuf {
+    pub(crate) fn index_path(path: &Path) -> PathBuf {
         path.with_extension("idx")
     }
 
@@ -218,7 +218,7 @@ impl Megatron {
 
     /// Index of the first token of document `d`, or the number of tokens for `d` = number of
     /// documents.
-    pub fn document_start(&self, d: u64) -> u64 {
+    pub(crate) fn document_start(&self, d: u64) -> u64 {
         let sequence = le_u64(&self.index, self.document_entry_at(d) as usize);
         if sequence >= self.sequences {
             return self.tokens;

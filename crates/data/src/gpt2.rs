@@ -18,7 +18,7 @@ use rustc_hash::FxHashMap;
 use crate::error::{DataError, Result};
 
 /// Ids of ordinary tokens are below this; the id itself is `<|endoftext|>`.
-pub const END_OF_TEXT: u32 = 50256;
+pub(crate) const END_OF_TEXT: u32 = 50256;
 
 /// The classes of characters that the split looks at: `\s`, `\p{L}`, `\p{N}` or anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

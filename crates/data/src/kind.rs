@@ -10,10 +10,10 @@ pub use crate::signature::Refusal;
 use crate::token_file;
 
 /// How much of a file [`kind_of`] wants to see: beyond the places where formats sign themselves.
-pub const START_BYTES: usize = 4096;
+pub(crate) const START_BYTES: usize = 4096;
 
 /// The byte order mark that some programs put before UTF-8; it is not part of the text.
-pub const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// How a file of text is divided into documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Packing {
 pub enum Kind {
     /// Text, or a file that holds text in a column.
     Text { kind: TextKind, byte_order_mark: bool },
-    /// Compressed; what is inside is asked again, with [`unpacked_name`].
+    /// Compressed; what is inside is asked again, by its name without the ending.
     Packed(Packing),
     /// A token file.
     Tokens,
@@ -58,7 +58,7 @@ pub enum Kind {
 ///
 /// # Errors
 /// The format, where it is none of text, and what to do.
-pub fn kind_of(name: &str, start: &[u8]) -> Result<Kind, Refusal> {
+pub(crate) fn kind_of(name: &str, start: &[u8]) -> Result<Kind, Refusal> {
     if start.starts_with(token_file::MAGIC) || Headered::matches(start) {
         return Ok(Kind::Tokens);
     }
@@ -84,7 +84,7 @@ pub fn kind_of(name: &str, start: &[u8]) -> Result<Kind, Refusal> {
 }
 
 /// The name of what is inside a compressed file: `a.jsonl` for `a.jsonl.gz`.
-pub fn unpacked_name(name: &str) -> &str {
+pub(crate) fn unpacked_name(name: &str) -> &str {
     match name.rsplit_once('.') {
         Some((inner, end)) if promised(&end.to_ascii_lowercase()).is_some() => inner,
         _ => name,

@@ -63,7 +63,6 @@ pub use open_text::Form;
 pub use prepare::{Prepared, PreparedPart, PreparedSource, Progress, Stage, prepare};
 pub use source::IGNORE;
 pub use text::TextInput;
-pub use token_writer::TokenWriter;
 pub use tokenize::{TokenizeOptions, TokenizeProgress, TokenizeReport, tokenize};
 pub use tokenizer::Tokenizer;
 pub use unknown::Lost;

@@ -12,7 +12,7 @@
 /// (Luby & Rackoff 1988), walked until it lands inside (Black & Rogaway 2002, "cycle-walking":
 /// fewer than 4 rounds on average, since the domain is less than four times `len`).
 #[derive(Debug, Clone, Copy)]
-pub struct Permutation {
+pub(crate) struct Permutation {
     len: u64,
     half_bits: u32,
     round_keys: [u64; ROUNDS],
@@ -76,10 +76,10 @@ pub struct Schedule {
 
 /// Longest table: shares are exact to 1 in 4096, or exactly what was asked where fewer slots give
 /// that.
-pub const SLOTS_MAX: u32 = 4096;
+pub(crate) const SLOTS_MAX: u32 = 4096;
 
 impl Schedule {
-    /// The table for these positive weights (at most [`SLOTS_MAX`] of them).
+    /// The table for these positive weights (at most `SLOTS_MAX` of them).
     pub fn new(weights: &[f64]) -> Self {
         let counts = slot_counts(weights);
         let total: i64 = counts.iter().map(|&c| i64::from(c)).sum();
@@ -187,13 +187,13 @@ impl Split {
     }
 
     /// The window of the i-th validation sample; `i` < [`Split::validation`].
-    pub fn validation_window(&self, i: u64) -> u64 {
+    pub(crate) fn validation_window(&self, i: u64) -> u64 {
         let j = self.last_chunk(|j| self.before(self.validation, j) <= i);
         self.chunk(j).0 + i - self.before(self.validation, j)
     }
 
     /// The window of the i-th training sample; `i` < [`Split::train`].
-    pub fn train_window(&self, i: u64) -> u64 {
+    pub(crate) fn train_window(&self, i: u64) -> u64 {
         if self.chunks == 0 {
             return i;
         }

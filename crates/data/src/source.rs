@@ -145,7 +145,12 @@ impl TokenSource {
 
     /// Calls `mark(i)`, ascending, for every i in 1..=n for which the token at `start + i` is the
     /// first of a document; `window` holds the n tokens from `start` on.
-    pub fn mark_document_starts(&self, start: u64, window: &[u32], mark: &mut impl FnMut(usize)) {
+    pub(crate) fn mark_document_starts(
+        &self,
+        start: u64,
+        window: &[u32],
+        mark: &mut impl FnMut(usize),
+    ) {
         let end = (start + window.len() as u64).min(self.tokens.saturating_sub(1));
         let mut from_table = |documents: u64, begin: &dyn Fn(u64) -> u64| {
             let mut d = first_after(documents, begin, start);
@@ -283,7 +288,12 @@ impl Stream {
 
     /// Calls `mark(i)`, ascending, for every i in 1..=n for which the token at `start + i` begins a
     /// document; `window` holds the n tokens from `start` on. A part always begins a document.
-    pub fn mark_document_starts(&self, start: u64, window: &[u32], mut mark: impl FnMut(usize)) {
+    pub(crate) fn mark_document_starts(
+        &self,
+        start: u64,
+        window: &[u32],
+        mut mark: impl FnMut(usize),
+    ) {
         let mut done = 0;
         for (part, at, here) in self.pieces(start, window.len()) {
             let slice = &window[done..done + here];

@@ -81,7 +81,7 @@ impl Block {
     }
 
     /// Bytes of the input files, as they lie there, that were read for this block.
-    pub fn read_bytes(&self) -> u64 {
+    pub(crate) fn read_bytes(&self) -> u64 {
         match self {
             Self::Pieces { read_bytes, .. } | Self::Lines { read_bytes, .. } => *read_bytes,
         }
@@ -115,7 +115,7 @@ impl<'a, F: FnMut(Block) -> bool> BlockReader<'a, F> {
     }
 
     /// Reads all of `inputs`, as long as blocks are wanted.
-    pub fn read_all(&mut self, inputs: &[TextInput]) -> Result<()> {
+    pub(crate) fn read_all(&mut self, inputs: &[TextInput]) -> Result<()> {
         for input in inputs {
             let mut text = OpenText::open(&input.path, self.read_bytes.clone())?;
             let path = text.path.clone();

@@ -30,7 +30,7 @@
 //! ```
 //! A writer fills a temporary file in the same directory, syncs it, renames it and syncs the
 //! directory: a `.tok` under its name is whole. Opening checks the header, the sizes and the
-//! checksum table; [`TokenFile::verify`] reads everything.
+//! checksum table; `TokenFile::verify` reads everything.
 
 use std::path::{Path, PathBuf};
 
@@ -179,7 +179,7 @@ fn decode_header(path: &Path, file: &[u8]) -> Result<(TokenFileInfo, Places)> {
 }
 
 /// A token file, mapped.
-pub struct TokenFile {
+pub(crate) struct TokenFile {
     path: PathBuf,
     map: Map,
     info: TokenFileInfo,
@@ -213,10 +213,6 @@ impl TokenFile {
         &self.map[start..start + 4 * self.places.blocks as usize]
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub fn info(&self) -> &TokenFileInfo {
         &self.info
     }
@@ -229,7 +225,7 @@ impl TokenFile {
 
     /// Index of the first token of document `d`; for `d` = number of documents, the number of
     /// tokens.
-    pub fn document_start(&self, d: u64) -> u64 {
+    pub(crate) fn document_start(&self, d: u64) -> u64 {
         u64_at(&self.map, (self.places.documents + 8 * d) as usize)
     }
 

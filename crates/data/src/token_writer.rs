@@ -15,7 +15,7 @@ use crate::tokenizer::Tokenizer;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Writes one token file. Nothing appears under the final name before [`TokenWriter::finish`].
-pub struct TokenWriter {
+pub(crate) struct TokenWriter {
     path: PathBuf,
     body: Body,
     /// Starts of documents, on disk too: there may be very many.
@@ -143,7 +143,7 @@ impl TokenWriter {
 
     /// Ends the current document with the end-of-text token. A document without tokens leaves no
     /// trace; whether there was one.
-    pub fn end_document(&mut self) -> Result<bool> {
+    pub(crate) fn end_document(&mut self) -> Result<bool> {
         let open = self.document_open;
         if open {
             self.push(&[self.info.end_of_text])?;
@@ -153,7 +153,7 @@ impl TokenWriter {
     }
 
     /// Counts bytes of text for the header.
-    pub fn add_text_bytes(&mut self, bytes: u64) {
+    pub(crate) fn add_text_bytes(&mut self, bytes: u64) {
         self.info.text_bytes = self.info.text_bytes.map(|b| b + bytes);
     }
 

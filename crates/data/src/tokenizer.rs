@@ -211,7 +211,7 @@ impl Tokenizer {
     }
 
     /// How many bytes of text the token stands for (special tokens: 0); `None` if unknown.
-    pub fn token_bytes(&self, id: u32) -> Option<u32> {
+    pub(crate) fn token_bytes(&self, id: u32) -> Option<u32> {
         self.bytes_of(id).map(|b| b.len() as u32)
     }
 

@@ -39,7 +39,7 @@ impl Arch {
     }
 
     /// Whether NVIDIA makes it; else AMD.
-    pub const fn is_nvidia(self) -> bool {
+    pub(crate) const fn is_nvidia(self) -> bool {
         matches!(self, Arch::Sm80 | Arch::Sm90a | Arch::Sm100a)
     }
 
@@ -59,7 +59,7 @@ impl Arch {
     }
 
     /// Which kernels an NVIDIA device of this compute capability runs; `None` below 8.0.
-    pub const fn of_compute_capability(major: i32, minor: i32) -> Option<Arch> {
+    pub(crate) const fn of_compute_capability(major: i32, minor: i32) -> Option<Arch> {
         match (major, minor) {
             (9, 0) => Some(Arch::Sm90a),
             (10, 0) => Some(Arch::Sm100a),

@@ -79,7 +79,6 @@ pub use staged::{BounceBuffers, Staged};
 pub use stream::{Foreign, Stream};
 pub use tensor::{Shape, Tensor};
 pub use vendor::Failure;
-pub use watch::WeakDevice;
 
 use driver::Driver;
 use grants::Grants;

@@ -11,7 +11,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A device as long as it is open.
 #[derive(Clone)]
-pub struct WeakDevice {
+pub(crate) struct WeakDevice {
     inner: Weak<Inner>,
 }
 
@@ -30,7 +30,7 @@ impl WeakDevice {
 
 impl Device {
     /// For whoever may have to give the device up, and must not keep it open.
-    pub fn downgrade(&self) -> WeakDevice {
+    pub(crate) fn downgrade(&self) -> WeakDevice {
         WeakDevice { inner: Arc::downgrade(&self.inner) }
     }
 

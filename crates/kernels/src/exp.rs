@@ -5,7 +5,7 @@
 /// (Cody & Waite 1980) and the degree-6 Taylor polynomial of e^r, whose remainder there is below
 /// 1.8e-7. Underflows to zero below −87.3; overflows to infinity above 88.7.
 #[inline(always)]
-pub fn exp_f32(x: f32) -> f32 {
+pub(crate) fn exp_f32(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 split so that n * LN2_HIGH is exact for |n| < 2^9.
     const LN2_HIGH: f32 = 0.693_359_4;

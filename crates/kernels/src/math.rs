@@ -6,7 +6,6 @@
 use half::bf16;
 
 use crate::Real;
-pub use crate::exp::exp_f32;
 
 /// Runs a closure compiled for the CPU's vector instructions, and what is inlined into it.
 ///

@@ -368,7 +368,7 @@ pub struct LaunchConfig {
 
 /// `CUlaunchAttribute`: a number and 64 bytes at offset 8.
 #[repr(C, align(8))]
-pub struct LaunchAttribute {
+pub(crate) struct LaunchAttribute {
     id: u32,
     padding: u32,
     value: [u32; 16],

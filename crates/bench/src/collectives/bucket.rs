@@ -96,7 +96,7 @@ pub fn bucket(fit: &Fit, reach: &Reach, bounds: Bounds) -> Bucket {
 }
 
 /// The largest size that takes no longer than `window_us`; 0 where none does.
-pub fn hidden_bytes(fit: &Fit, window_us: f64) -> u64 {
+pub(crate) fn hidden_bytes(fit: &Fit, window_us: f64) -> u64 {
     let ends = fit.segments.iter().skip(1).map(|next| next.from_bytes.saturating_sub(1));
     let ends = ends.chain([u64::MAX]);
     let hidden = fit.segments.iter().enumerate().zip(ends).filter_map(|((index, segment), end)| {

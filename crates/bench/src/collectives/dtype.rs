@@ -63,7 +63,7 @@ impl ElementType {
     }
 
     /// The name in the column `type` of nccl-tests.
-    pub fn nccl_word(self) -> &'static str {
+    pub(crate) fn nccl_word(self) -> &'static str {
         match self {
             ElementType::I8 => "int8",
             ElementType::U8 => "uint8",

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 /// Beginnings of names: settings of the libraries that carry the data.
-pub const PREFIXES: [&str; 12] = [
+pub(crate) const PREFIXES: [&str; 12] = [
     "NCCL_",
     "RCCL_",
     "OMPI_MCA_",
@@ -50,7 +50,7 @@ pub const REFUSED: [&str; 11] =
     ["SECRET", "TOKEN", "PASS", "KEY", "CRED", "AUTH", "COOKIE", "LOGIN", "USER", "URI", "CERT"];
 
 /// Whether a variable may be shown.
-pub fn may_be_shown(name: &str, value: &str) -> bool {
+pub(crate) fn may_be_shown(name: &str, value: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let listed = NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     let login = value.contains("://") && value.contains('@');

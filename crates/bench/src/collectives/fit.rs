@@ -9,7 +9,7 @@
 //! ```
 //!
 //! where a breakpoint counts as three parameters, since its place is searched for (Ninomiya,
-//! *Statistics & Probability Letters* 72, 2005, for change points). Errors below [`FLOOR`] are not
+//! *Statistics & Probability Letters* 72, 2005, for change points). Errors below `FLOOR` are not
 //! told from noise.
 
 use std::fmt;
@@ -23,10 +23,10 @@ use super::row::Row;
 pub const POINTS_MIN: usize = 3;
 
 /// Segments at most.
-pub const SEGMENTS_MAX: usize = 3;
+pub(crate) const SEGMENTS_MAX: usize = 3;
 
 /// The relative error that measuring has anyway.
-pub const FLOOR: f64 = 0.005;
+pub(crate) const FLOOR: f64 = 0.005;
 
 /// A straight piece.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -46,7 +46,7 @@ pub struct Segment {
 
 impl Segment {
     /// The time of `bytes`.
-    pub fn time_us(&self, bytes: u64) -> f64 {
+    pub(crate) fn time_us(&self, bytes: u64) -> f64 {
         self.alpha_us + self.beta_us_per_byte * bytes as f64
     }
 
@@ -69,7 +69,7 @@ pub struct Fit {
 
 impl Fit {
     /// The time of `bytes`; sizes below the first segment belong to it.
-    pub fn time_us(&self, bytes: u64) -> f64 {
+    pub(crate) fn time_us(&self, bytes: u64) -> f64 {
         let holds = self.segments.iter().rev().find(|segment| segment.from_bytes <= bytes);
         holds.or(self.segments.first()).map_or(f64::NAN, |segment| segment.time_us(bytes))
     }

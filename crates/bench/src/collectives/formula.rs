@@ -139,7 +139,7 @@ impl Op {
     }
 
     /// busbw / algbw among `ranks` ranks; `None` for a barrier, which moves nothing.
-    pub fn bus_factor(self, ranks: usize) -> Option<f64> {
+    pub(crate) fn bus_factor(self, ranks: usize) -> Option<f64> {
         let n = ranks.max(1) as f64;
         match self {
             Op::AllReduce => Some(2.0 * (n - 1.0) / n),
@@ -152,7 +152,7 @@ impl Op {
     /// algbw and busbw of `bytes`, as in the column `size(B)`, in `time_us`.
     ///
     /// `None` for a barrier and where no time has passed.
-    pub fn bandwidths(self, bytes: u64, ranks: usize, time_us: f64) -> Option<Bandwidths> {
+    pub(crate) fn bandwidths(self, bytes: u64, ranks: usize, time_us: f64) -> Option<Bandwidths> {
         let factor = self.bus_factor(ranks)?;
         if !time_us.is_finite() || time_us <= 0.0 {
             return None;
@@ -213,7 +213,7 @@ impl FromStr for Op {
 
 /// The two bandwidths of nccl-tests, in 10⁹ bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bandwidths {
+pub(crate) struct Bandwidths {
     /// Bytes of the operation over its time.
     pub algbw_gb_per_s: f64,
     /// The rate of the links if the algorithm moves no byte more than it must.

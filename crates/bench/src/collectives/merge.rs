@@ -5,7 +5,7 @@ use super::row::{Check, Row};
 use super::stats::{CONFIDENCE, Interval, Times, median_interval};
 
 /// Rows that differ in their keys, in the order in which keys first come.
-pub fn merge_repeats(rows: Vec<Row>) -> Vec<Row> {
+pub(crate) fn merge_repeats(rows: Vec<Row>) -> Vec<Row> {
     let mut groups: Vec<Vec<Row>> = Vec::new();
     let mut places = std::collections::HashMap::new();
     for row in rows {

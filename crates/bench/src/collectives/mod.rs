@@ -81,7 +81,7 @@ pub mod stop;
 pub mod table;
 
 pub use dtype::{ElementType, RedOp};
-pub use formula::{Bandwidths, Extent, Op, Parts};
+pub use formula::{Extent, Op, Parts};
 pub use host::Host;
 pub use report::{Report, Tool};
 pub use row::{Check, FirstBad, Key, Overlap, Path, RankTimes, Row, Skew};

@@ -86,7 +86,7 @@ pub fn findings(report: &Report, limits: Limits) -> Vec<Finding> {
 /// Places of rows whose times, beside those of larger sizes, are none that the operation alone can
 /// have taken: something else ran then, perhaps. A row with wrong results is none of them: measured
 /// again, it would no longer tell of them.
-pub fn doubtful(rows: &[Row]) -> Vec<usize> {
+pub(crate) fn doubtful(rows: &[Row]) -> Vec<usize> {
     let of_curve = |(_, rows): (Key, Vec<&Row>)| {
         let is_doubtful = |index: &usize| {
             let (row, larger) = (rows[*index], &rows[index + 1..]);

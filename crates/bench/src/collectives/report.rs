@@ -172,28 +172,6 @@ impl Report {
         }
         csv
     }
-
-    /// One line per tuple of independent variables and rank.
-    pub fn csv_per_rank(&self) -> String {
-        let mut csv = String::new();
-        for row in &self.rows {
-            for rank in &row.per_rank {
-                let cells = [
-                    ("rank", rank.rank.to_string()),
-                    ("p50_us", rank.p50_us.to_string()),
-                    ("min_us", rank.min_us.to_string()),
-                    ("max_us", rank.max_us.to_string()),
-                    ("last_share", rank.last_share.to_string()),
-                ];
-                let cells = [row.key.fields().to_vec(), cells.to_vec()].concat();
-                if csv.is_empty() {
-                    csv += &line(cells.iter().map(|(name, _)| *name));
-                }
-                csv += &line(cells.iter().map(|(_, value)| value.as_str()));
-            }
-        }
-        csv
-    }
 }
 
 fn line<'a>(cells: impl Iterator<Item = &'a str>) -> String {
@@ -396,9 +374,6 @@ pub mod tests {
         assert_eq!((cell(1, "op"), cell(1, "bytes")), ("all_reduce".into(), "1024".into()));
         assert_eq!((cell(1, "bad_expected"), cell(2, "wrong")), ("1,5".into(), String::new()));
         assert_eq!(cell(2, "p50_us"), "20");
-        let per_rank = full().csv_per_rank();
-        assert_eq!(per_rank.lines().count(), 3);
-        assert!(per_rank.lines().nth(2).unwrap().ends_with(",1,13,10,16.5,0.75"));
         assert_eq!(Report::new(full().tool).csv(), "");
     }
 }

@@ -30,7 +30,7 @@ pub struct KnownLink {
 /// (nccl-tests issue 212). MI300X: 7 xGMI links of 64 GB/s, of which 48 are usable (AMD's
 /// "Understanding RCCL Bandwidth and xGMI Performance on AMD Instinct MI300X"). Pollara 400 and
 /// ConnectX-7 NDR: 400 Gbit/s.
-pub const KNOWN_LINKS: [KnownLink; 5] = [
+pub(crate) const KNOWN_LINKS: [KnownLink; 5] = [
     KnownLink {
         name: "nvlink4",
         describes: "H100 or H200 in one node",
@@ -86,7 +86,7 @@ impl KnownLink {
     }
 
     /// The link within a host of such devices, by the names that their drivers give.
-    pub fn of_devices(devices: &[String]) -> Option<&'static KnownLink> {
+    pub(crate) fn of_devices(devices: &[String]) -> Option<&'static KnownLink> {
         let has = |link: &KnownLink, device: &str| link.devices.iter().any(|d| device.contains(d));
         let mut links = KNOWN_LINKS.iter();
         links.find(|link| !devices.is_empty() && devices.iter().all(|device| has(link, device)))
@@ -98,7 +98,7 @@ impl KnownLink {
     }
 
     /// The busbw that is reached at best.
-    pub fn best_gb_per_s(&self) -> f64 {
+    pub(crate) fn best_gb_per_s(&self) -> f64 {
         self.switched_gb_per_s.unwrap_or(self.effective_gb_per_s)
     }
 

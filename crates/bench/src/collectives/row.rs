@@ -44,12 +44,12 @@ pub struct Key {
 
 impl Key {
     /// All that rows of one curve have in common: the key with 0 bytes.
-    pub fn series(&self) -> Key {
+    pub(crate) fn series(&self) -> Key {
         Key { bytes: 0, ..self.clone() }
     }
 
     /// Names of fields that both sides state, and state differently.
-    pub fn contradictions(&self, other: &Key) -> Vec<&'static str> {
+    pub(crate) fn contradictions(&self, other: &Key) -> Vec<&'static str> {
         fn differ<T: PartialEq>(a: &Option<T>, b: &Option<T>) -> bool {
             a.is_some() && b.is_some() && a != b
         }
@@ -69,7 +69,7 @@ impl Key {
     }
 
     /// Whether nothing that both sides state differs.
-    pub fn agrees(&self, other: &Key) -> bool {
+    pub(crate) fn agrees(&self, other: &Key) -> bool {
         // The two that differ most often come first.
         self.bytes == other.bytes && self.op == other.op && self.contradictions(other).is_empty()
     }
@@ -244,7 +244,7 @@ impl Overlap {
     }
 
     /// Together over alone, of the operation and of Newton–Schulz.
-    pub fn slowdowns(&self) -> (f64, f64) {
+    pub(crate) fn slowdowns(&self) -> (f64, f64) {
         (
             self.collective_together_us / self.collective_alone_us,
             self.newton_schulz_together_us / self.newton_schulz_alone_us,

@@ -75,7 +75,7 @@ pub fn parse_size(text: &str) -> Result<u64, BenchError> {
 }
 
 /// Bytes in the binary unit that fits, with a digit after the point below ten: `64 KiB`, `1.5 MiB`.
-pub fn binary(bytes: u64) -> String {
+pub(crate) fn binary(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (bytes.max(1).ilog2() / 10) as usize;
     let value = bytes as f64 / (1_u64 << (10 * unit)) as f64;

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The confidence of every interval that is not asked for otherwise.
-pub const CONFIDENCE: f64 = 0.95;
+pub(crate) const CONFIDENCE: f64 = 0.95;
 
 /// A range that holds the median with a given probability.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,7 +26,7 @@ pub struct Interval {
 
 impl Interval {
     /// Half its width.
-    pub fn half_width_us(&self) -> f64 {
+    pub(crate) fn half_width_us(&self) -> f64 {
         (self.high_us - self.low_us) / 2.0
     }
 }
@@ -80,7 +80,7 @@ impl Times {
     }
 
     /// The median, or the mean where nothing better is known.
-    pub fn center_us(&self) -> Option<f64> {
+    pub(crate) fn center_us(&self) -> Option<f64> {
         self.p50_us.or(self.mean_us)
     }
 }
@@ -91,14 +91,14 @@ pub fn median(sorted: &[f64]) -> Option<f64> {
 }
 
 /// The nearest rank of a percentile from 1 to 100 of ascending times.
-pub fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.max(1) - 1).copied()
 }
 
 /// The interval of the median of ascending times; `None` where there are too few for the
 /// confidence, which is at least 0 and below 1.
-pub fn median_interval(sorted: &[f64], confidence: f64) -> Option<Interval> {
+pub(crate) fn median_interval(sorted: &[f64], confidence: f64) -> Option<Interval> {
     let k = order_from_end(sorted.len(), confidence)?;
     let (low_us, high_us) = (sorted[k - 1], sorted[sorted.len() - k]);
     Some(Interval { low_us, high_us, confidence })
@@ -108,7 +108,7 @@ pub fn median_interval(sorted: &[f64], confidence: f64) -> Option<Interval> {
 ///
 /// Goes from the middle, where half the probability lies on either side, outwards; there every
 /// term is of ordinary size, while the outermost, 2⁻ⁿ, is no number any more.
-pub fn order_from_end(n: usize, confidence: f64) -> Option<usize> {
+pub(crate) fn order_from_end(n: usize, confidence: f64) -> Option<usize> {
     if n == 0 || !(0.0..1.0).contains(&confidence) {
         return None;
     }

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{CONFIDENCE, Interval, median, median_interval};
+use super::stats::{CONFIDENCE, median, median_interval};
 
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -57,13 +57,12 @@ pub struct Sampler {
     total_us: f64,
     /// Number of times at which the interval is looked at next.
     next_look: usize,
-    interval: Option<Interval>,
 }
 
 impl Sampler {
     pub fn new(rule: StopRule) -> Sampler {
         let next_look = usize::try_from(rule.iterations_min).unwrap_or(usize::MAX).max(1);
-        Sampler { rule, samples_us: Vec::new(), total_us: 0.0, next_look, interval: None }
+        Sampler { rule, samples_us: Vec::new(), total_us: 0.0, next_look }
     }
 
     /// Takes one more time, in microseconds, and says whether it was the last one.
@@ -86,11 +85,10 @@ impl Sampler {
     }
 
     /// Whether the interval is narrow enough.
-    fn look(&mut self) -> bool {
+    fn look(&self) -> bool {
         let mut sorted = self.samples_us.clone();
         sorted.sort_by(f64::total_cmp);
-        self.interval = median_interval(&sorted, self.rule.confidence);
-        match (self.interval, median(&sorted)) {
+        match (median_interval(&sorted, self.rule.confidence), median(&sorted)) {
             (Some(interval), Some(median)) => {
                 interval.half_width_us() <= self.rule.half_width * median
             }
@@ -99,13 +97,8 @@ impl Sampler {
     }
 
     /// All times, in the order in which they came.
-    pub fn samples_us(&self) -> &[f64] {
+    pub(crate) fn samples_us(&self) -> &[f64] {
         &self.samples_us
-    }
-
-    /// The interval at the last look.
-    pub fn interval(&self) -> Option<Interval> {
-        self.interval
     }
 }
 

@@ -18,7 +18,7 @@ use super::row::{Key, Row};
 
 /// A number in `width` characters: with two digits after the point, one, none, or an exponent, as
 /// nccl-tests' `getFloatStr` does it.
-pub fn fixed(value: f64, width: usize) -> String {
+pub(crate) fn fixed(value: f64, width: usize) -> String {
     let forms = [format!("{value:.2}"), format!("{value:.1}"), format!("{value:.0}")];
     let fits = forms.into_iter().find(|form| form.len() <= width);
     let digits = if width >= 7 { 1 } else { 0 };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::edge::{Edge, Seat};
 
 /// A bandwidth that reaches this share of its like is not slow, whatever its score.
-pub const SHARE_HEALTHY: f64 = 0.9;
+pub(crate) const SHARE_HEALTHY: f64 = 0.9;
 
 /// A machine with more ranks than cores.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -25,7 +25,7 @@ pub struct Crowd {
 impl Crowd {
     /// The share of its like that a part need not exceed to be slow: a rank that has half of a core
     /// can be half as fast as one that had it alone, and nothing of its links is known from that.
-    pub fn share_healthy(&self) -> f64 {
+    pub(crate) fn share_healthy(&self) -> f64 {
         SHARE_HEALTHY * (self.cores as f64 / self.ranks as f64).min(1.0)
     }
 }
@@ -82,7 +82,7 @@ pub fn crowds(ranks: &[Room]) -> Vec<Crowd> {
     crowds
 }
 
-/// The shares of hosts: a bandwidth that reaches its share is not slow. It is [`SHARE_HEALTHY`], or
+/// The shares of hosts: a bandwidth that reaches its share is not slow. It is `SHARE_HEALTHY`, or
 /// less where an end is crowded.
 pub struct Shares<'a> {
     seats: &'a [Seat],

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! (Iglewicz and Hoaglin, *How to Detect and Handle Outliers*, 1993, who flag |z| > 3.5), where MAD
-//! is the median absolute deviation, at least [`MAD_LEAST`], so that very even machines do not flag
+//! is the median absolute deviation, at least `MAD_LEAST`, so that very even machines do not flag
 //! what nobody would repair. Larger parts come first, and what they explain is not flagged again.
 
 use std::collections::BTreeMap;
@@ -22,10 +22,10 @@ use super::crowd::{Crowd, Shares};
 use super::edge::{Edge, Seat};
 
 /// Beyond it a value is an outlier.
-pub const Z_LIMIT: f64 = 3.5;
+pub(crate) const Z_LIMIT: f64 = 3.5;
 
 /// Of logarithms: two percent.
-pub const MAD_LEAST: f64 = 0.02;
+pub(crate) const MAD_LEAST: f64 = 0.02;
 
 /// Values that a comparison needs at least.
 const LIKE_LEAST: usize = 3;
@@ -62,7 +62,7 @@ pub struct Finding {
 
 impl Finding {
     /// Whether `edge`, of ranks that sit at `seats`, is one of those that it was seen in.
-    pub fn concerns(&self, seats: &[Seat], edge: &Edge) -> bool {
+    pub(crate) fn concerns(&self, seats: &[Seat], edge: &Edge) -> bool {
         let (from, to) = (seats[edge.from], seats[edge.to]);
         let is_of_part = match self.part {
             Part::Host { host, sends } => host == if sends { from.host } else { to.host },
@@ -93,8 +93,8 @@ impl fmt::Display for Finding {
 type PartOf<'a> = &'a dyn Fn(&Edge) -> Option<Part>;
 
 /// The slow parts among `edges` of ranks that sit at `seats`, larger ones first. A part that
-/// reaches [`SHARE_HEALTHY`](super::crowd::SHARE_HEALTHY) of its like is not slow, nor one that
-/// reaches less if all of it touches `crowds`.
+/// reaches `SHARE_HEALTHY` of its like is not slow, nor one that reaches less if all of it touches
+/// `crowds`.
 pub fn diagnose(seats: &[Seat], edges: &[Edge], crowds: &[Crowd]) -> Vec<Finding> {
     let shares = Shares::new(seats, crowds);
     let between = |edge: &&Edge| seats[edge.from].host != seats[edge.to].host;

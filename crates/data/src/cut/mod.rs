@@ -24,7 +24,7 @@ pub(crate) use seam::{AddedTokens, Seams};
 
 /// Length of a piece of a document, if it can be cut there; some encoders need a hundred times that
 /// in scratch.
-pub const PIECE_BYTES: usize = 256 << 10;
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// The cuts that leave a tokenizer's output unchanged.
 pub enum Cut {

@@ -33,7 +33,7 @@ pub struct Pattern {
 
 impl Pattern {
     /// `None` if the expression has something that is not understood here.
-    pub fn of_regex(expression: &str) -> Option<Self> {
+    pub(crate) fn of_regex(expression: &str) -> Option<Self> {
         let plain = without_look_ahead(expression)?;
         let hir = regex_syntax::parse(&plain).ok()?;
         let mut parts = Parts::default();
@@ -57,7 +57,7 @@ impl Pattern {
 
     /// Whether a match, or an attempt at one, may depend on whether `y` follows `x` or the text
     /// ends between them.
-    pub fn reaches_across(&self, x: char, y: char) -> bool {
+    pub(crate) fn reaches_across(&self, x: char, y: char) -> bool {
         self.follow.iter().any(|&(before, after)| {
             self.takes(before, x)
                 && match &self.places[after] {
@@ -69,7 +69,7 @@ impl Pattern {
     }
 
     /// Whether a match begins at every `c` at which the search arrives.
-    pub fn takes_alone(&self, c: char) -> bool {
+    pub(crate) fn takes_alone(&self, c: char) -> bool {
         self.alone.iter().any(|&place| self.takes(place, c))
     }
 

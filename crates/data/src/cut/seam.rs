@@ -133,7 +133,7 @@ impl AddedTokens {
         }
     }
 
-    pub fn have_effect(&self) -> bool {
+    pub(crate) fn have_effect(&self) -> bool {
         !self.tokens.is_empty()
     }
 
@@ -194,7 +194,7 @@ impl Seams {
     }
 
     /// Whether a cut between `x` and `y` changes no token; `before` is what precedes `x`.
-    pub fn neutral(&self, before: Option<char>, x: char, y: char) -> Result<(), Reason> {
+    pub(crate) fn neutral(&self, before: Option<char>, x: char, y: char) -> Result<(), Reason> {
         if x.is_whitespace() {
             return Err("white space before a cut may be looked at from behind it");
         }

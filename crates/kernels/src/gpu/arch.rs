@@ -6,9 +6,9 @@
 use device::{Arch, DType};
 
 /// Side of a tile, in elements.
-pub const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 /// Bytes of a tile.
-pub const TILE_BYTES: u64 = (TILE * TILE * 2) as u64;
+pub(crate) const TILE_BYTES: u64 = (TILE * TILE * 2) as u64;
 
 /// The two sizes of block that product kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,7 +55,7 @@ impl TileType {
 }
 
 /// Name of the product kernel for a form, type and class.
-pub const fn gemm_name(form: Form, tiles: TileType, class: Class) -> &'static str {
+pub(crate) const fn gemm_name(form: Form, tiles: TileType, class: Class) -> &'static str {
     match (form, tiles, class) {
         (Form::Nt, TileType::Bf16, Class::Large) => "gemm_nt_bf16_256",
         (Form::Nt, TileType::Bf16, Class::Small) => "gemm_nt_bf16_128",
@@ -116,18 +116,6 @@ pub const fn xcds(arch: Arch) -> u32 {
     match arch {
         Arch::Gfx942 | Arch::Gfx950 => 8,
         _ => 1,
-    }
-}
-
-/// Multiply-adds of 16-bit elements that a multiprocessor does in a cycle, by the vendor's tables.
-pub const fn products_per_cycle(arch: Arch) -> u32 {
-    match arch {
-        Arch::Sm80 => 1024,
-        Arch::Sm90a => 2048,
-        Arch::Sm100a => 4096,
-        Arch::Gfx90a => 512,
-        Arch::Gfx942 => 1024,
-        Arch::Gfx950 => 2048,
     }
 }
 

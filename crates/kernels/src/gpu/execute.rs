@@ -24,7 +24,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// `limit` is the most bytes of workspace for slots: a batch that needs more runs in parts.
+    /// `limit` is the most bytes of workspace for registers: a batch that needs more runs in parts.
     ///
     /// # Errors
     /// A method without kernels (f32 storage, SVD); types or shapes that kernels do not take.

@@ -1,9 +1,9 @@
 //! Where the parts of a batch lie in its workspace: pure functions of shapes.
 //!
 //! ```text
-//! workspace   norms, partial sums │ matrix 0: X slots, S slots │ matrix 1: … │
-//! X slot      grid of tiles, short side first, zero-padded to whole blocks
-//! S slot      the same, short × short
+//! workspace   norms, partial sums │ matrix 0: X registers, S registers │ matrix 1: … │
+//! X register  grid of tiles, short side first, zero-padded to whole blocks
+//! S register  the same, short × short
 //! ```
 
 use device::Arch;
@@ -36,7 +36,7 @@ impl Cursor {
 
 /// A matrix as kernels see it: short side first, padded to whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Extents {
+pub(crate) struct Extents {
     pub short: usize,
     pub long: usize,
     /// The caller's matrix is the transpose.
@@ -46,7 +46,7 @@ pub struct Extents {
 
 /// The class of each kind of product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Classes {
+pub(crate) struct Classes {
     /// `X·Xᵀ`.
     pub gram: Class,
     /// Of two symmetric matrices, giving one.
@@ -107,22 +107,22 @@ impl Extents {
     }
 
     /// Tiles along the short side, with padding.
-    pub fn short_tiles(&self) -> u32 {
+    pub(crate) fn short_tiles(&self) -> u32 {
         (self.short.next_multiple_of(self.side()) / TILE) as u32
     }
 
     /// Tiles along the long side, with padding.
-    pub fn long_tiles(&self) -> u32 {
+    pub(crate) fn long_tiles(&self) -> u32 {
         (self.long.next_multiple_of(self.side()) / TILE) as u32
     }
 
-    /// Bytes of a slot of X's shape.
-    pub fn x_bytes(&self) -> u64 {
+    /// Bytes of a register of X's shape.
+    pub(crate) fn x_bytes(&self) -> u64 {
         u64::from(self.short_tiles()) * u64::from(self.long_tiles()) * TILE_BYTES
     }
 
-    /// Bytes of a symmetric slot.
-    pub fn s_bytes(&self) -> u64 {
+    /// Bytes of a symmetric register.
+    pub(crate) fn s_bytes(&self) -> u64 {
         u64::from(self.short_tiles()).pow(2) * TILE_BYTES
     }
 }

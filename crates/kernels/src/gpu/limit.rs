@@ -42,7 +42,12 @@ pub fn limit(plan: &Plan, arch: Arch, multiprocessors: u32, ceiling: Ceiling) ->
 }
 
 /// The limit of one launch.
-pub fn limit_of(launch: &GemmLaunch, arch: Arch, multiprocessors: u32, ceiling: Ceiling) -> Limit {
+pub(crate) fn limit_of(
+    launch: &GemmLaunch,
+    arch: Arch,
+    multiprocessors: u32,
+    ceiling: Ceiling,
+) -> Limit {
     let unit = f64::from(gemm(arch, launch.class).unit);
     let clusters = schedule::clusters(arch, launch.class, multiprocessors);
     let mut costs = Vec::with_capacity(launch.units as usize);

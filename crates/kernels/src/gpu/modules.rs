@@ -76,7 +76,7 @@ impl Kernels {
     }
 
     /// The measured order of work.
-    pub fn tuning(&self) -> &Tuning {
+    pub(crate) fn tuning(&self) -> &Tuning {
         &self.tuning
     }
 

@@ -211,7 +211,7 @@ impl Part {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub parts: Vec<Part>,
-    /// Of the slots of the largest part.
+    /// Of the registers of the largest part.
     pub workspace_bytes: u64,
     /// Of the tables of all parts.
     pub table_bytes: u64,
@@ -219,7 +219,7 @@ pub struct Plan {
 
 impl Plan {
     /// `programs` has the program of each matrix. With `limit`, the batch is cut into parts that
-    /// need no more than so many bytes for slots, as far as each matrix alone does not.
+    /// need no more than so many bytes for registers, as far as each matrix alone does not.
     ///
     /// # Errors
     /// Shapes beyond 32-bit extents; types that tiles are not made from or to.
@@ -234,14 +234,14 @@ impl Plan {
         let extents: Vec<Extents> = extents.collect::<Result<_, _>>()?;
         let builder = Builder { common, matrices, extents: &extents, programs };
         let mut tables = Cursor::default();
-        let mut slots_end = 0;
+        let mut registers_end = 0;
         let mut parts = Vec::new();
         for range in builder.cut(limit.unwrap_or(u64::MAX)) {
             let places = builder.places(range.clone());
-            slots_end = places.end.max(slots_end);
+            registers_end = places.end.max(registers_end);
             parts.push(builder.part(range, &places, &mut tables)?);
         }
-        Ok(Plan { parts, workspace_bytes: slots_end, table_bytes: tables.end() })
+        Ok(Plan { parts, workspace_bytes: registers_end, table_bytes: tables.end() })
     }
 
     /// The tables, to be copied to memory of their own.

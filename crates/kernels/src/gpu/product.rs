@@ -95,10 +95,10 @@ impl Products {
             u64::from(spec.padded(rows)) * u64::from(spec.padded(cols)) * TILE_BYTES
         };
         let mut cursor = Cursor::default();
-        let mut slots = |bytes| (0..batch).map(|_| cursor.take(bytes)).collect::<Vec<u64>>();
-        let a = slots(grid(m, k));
-        let b = if spec.is_symmetric() { a.clone() } else { slots(grid(n, k)) };
-        let d = slots(grid(m, n));
+        let mut grids = |bytes| (0..batch).map(|_| cursor.take(bytes)).collect::<Vec<u64>>();
+        let a = grids(grid(m, k));
+        let b = if spec.is_symmetric() { a.clone() } else { grids(grid(n, k)) };
+        let d = grids(grid(m, n));
         let table = batch * (2 * size_of::<NsMatrix>() + size_of::<GemmProblem>());
         // Each of the two tables starts aligned.
         let places = Places { a, b, d, table_bytes: table as u64 + 512, end: cursor.end() };

@@ -17,10 +17,10 @@ pub const fn units(m_blocks: u64, n_blocks: u64, entries: Entries) -> u64 {
 /// Stages of more rounds than this are launches of their own: what a chain saves at their ends is
 /// little then, and its blocks drift apart, so that their operands leave the second-level cache
 /// (216 × 2048×7168 on an H200: a third slower; 64 × 1024×2816, 35 rounds: the same).
-pub const CHAIN_ROUNDS: u32 = 40;
+pub(crate) const CHAIN_ROUNDS: u32 = 40;
 
 /// Whether a stage of so many units may be part of a chain.
-pub fn is_short(arch: Arch, class: Class, multiprocessors: u32, units: u64) -> bool {
+pub(crate) fn is_short(arch: Arch, class: Class, multiprocessors: u32, units: u64) -> bool {
     units <= u64::from(CHAIN_ROUNDS) * u64::from(clusters(arch, class, multiprocessors))
 }
 

@@ -19,7 +19,7 @@ use crate::KernelError;
 
 /// Entries of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tuning {
+pub(crate) struct Tuning {
     group_rows: Vec<(Arch, Class, u32)>,
     chains: Vec<(Arch, bool)>,
 }
@@ -70,7 +70,7 @@ impl Tuning {
     }
 
     /// Whether stages of products that follow each other are one launch, where the kernels can.
-    pub fn chains(&self, arch: Arch) -> bool {
+    pub(crate) fn chains(&self, arch: Arch) -> bool {
         let measured = self.chains.iter().rev().find(|entry| entry.0 == arch);
         matches!(arch, Arch::Sm90a) && measured.is_none_or(|&(_, on)| on)
     }

@@ -35,7 +35,7 @@ impl Odd {
     }
 
     /// `p(x / s)` as a polynomial of `x`.
-    pub fn of_scaled(&self, s: f64) -> Odd {
+    pub(crate) fn of_scaled(&self, s: f64) -> Odd {
         let powers = (0..).map(|i| s.powi(2 * i + 1));
         Odd { coefficients: self.coefficients.iter().zip(powers).map(|(c, s)| c / s).collect() }
     }
@@ -149,7 +149,7 @@ const CUBIC5: [[f64; 2]; 5] = [
 ];
 
 /// The greatest κ: its coefficients, up to 3000 of both signs, still cancel well in f32.
-pub const MAX_KAPPA: usize = 12;
+pub(crate) const MAX_KAPPA: usize = 12;
 
 impl Coefficients {
     /// Polar Express with the paper's safety factor.

@@ -98,7 +98,7 @@ impl Default for Method {
 pub const MAX_STEPS: usize = 1000;
 
 /// The highest degree of a polynomial.
-pub const MAX_DEGREE: usize = 2 * MAX_KAPPA + 1;
+pub(crate) const MAX_DEGREE: usize = 2 * MAX_KAPPA + 1;
 
 /// Products of slopes that a Gram form survives without a restart, measured on spectra of momentum
 /// in 16 bits: see the rounding table among the tests. Cubics square the Gram matrix's error less
@@ -185,7 +185,7 @@ impl Iteration {
     }
 
     /// The range of results for singular values of `lo..=1`.
-    pub fn range_from(&self, lo: f64) -> Range {
+    pub(crate) fn range_from(&self, lo: f64) -> Range {
         match self.0.method.algorithm {
             Algorithm::Svd => Range { least: 1.0, greatest: 1.0 },
             _ => composed_range(self.polynomials(), lo, 1.0),

@@ -31,10 +31,10 @@ use device::{Stream, Tensor};
 
 pub use batch::{Batch, Matrix};
 pub use bound::{Bound, Orthogonalize, Room, room};
-pub use coefficients::{Beyond, Coefficients, MAX_KAPPA, Odd};
-pub use method::{Algorithm, Iteration, MAX_DEGREE, MAX_STEPS, Method, Storage};
-pub use program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
-pub use range::{Range, composed_range};
+pub use coefficients::{Beyond, Coefficients, Odd};
+pub use method::{Algorithm, Iteration, MAX_STEPS, Method, Storage};
+pub use program::{AOL_LEAST, Kind, Op, Product, Program, Register};
+pub use range::Range;
 
 use crate::KernelError;
 
@@ -45,7 +45,7 @@ pub const STATUS_FINITE: u32 = 0;
 /// A matrix that held an infinity or NaN; its result is zero.
 pub const STATUS_NON_FINITE: u32 = 1;
 /// A matrix whose singular value decomposition did not converge; its result is zero.
-pub const STATUS_UNSOLVED: u32 = 2;
+pub(crate) const STATUS_UNSOLVED: u32 = 2;
 
 /// Waits for the stream and makes an error of the first status that is not [`STATUS_FINITE`];
 /// `name` says which matrix an index is.

@@ -30,9 +30,9 @@
 use super::method::{Algorithm, Iteration, Storage};
 use crate::Entries;
 
-/// A matrix of the workspace, or the caller's result.
+/// A register of a program: a matrix of the workspace, or the caller's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Slot {
+pub enum Register {
     /// `[n, m]`.
     X(usize),
     /// `[n, n]`, symmetric.
@@ -42,7 +42,7 @@ pub enum Slot {
 }
 
 /// Where the matrix lies, divided by its norm, before the first operation.
-pub const INPUT: Slot = Slot::X(0);
+pub(crate) const INPUT: Register = Register::X(0);
 
 /// The operands of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,23 +53,23 @@ pub enum Kind {
     Square,
     /// S·X, an X or the result.
     Apply,
-    /// No product: the addend and `gamma` alone, an S. Left and right are the addend's slot and
+    /// No product: the addend and `gamma` alone, an S. Left and right are the addend's register and
     /// `alpha` is zero, so that an executor may run any part of the square as a product.
     Combine,
 }
 
-/// `into = alpha·left·right + beta·addend + gamma·I`, where `addend` is `(beta, slot)`.
+/// `into = alpha·left·right + beta·addend + gamma·I`, where `addend` is `(beta, register)`.
 ///
-/// `into` is none of the slots that the operations of the same stage read.
+/// `into` is none of the registers that the operations of the same stage read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
     pub kind: Kind,
-    pub left: Slot,
-    pub right: Slot,
-    pub addend: Option<(f64, Slot)>,
+    pub left: Register,
+    pub right: Register,
+    pub addend: Option<(f64, Register)>,
     pub alpha: f64,
     pub gamma: f64,
-    pub into: Slot,
+    pub into: Register,
     pub entries: Entries,
 }
 
@@ -79,8 +79,8 @@ pub enum Op {
     /// With `s_i = 1/sqrt(max(Σ_j |gram_ij|, AOL_LEAST))`: `x ← diag(s)·x` and
     /// `gram ← diag(s)·gram·diag(s)`, both in place.
     Aol {
-        x: Slot,
-        gram: Slot,
+        x: Register,
+        gram: Register,
     },
 }
 
@@ -96,9 +96,9 @@ pub struct Program {
     pub algorithm: Algorithm,
     /// Operations of a stage read what earlier stages wrote.
     pub stages: Vec<Vec<Op>>,
-    /// Slots `X(0..x_slots)` and `S(0..s_slots)` are used.
-    pub x_slots: usize,
-    pub s_slots: usize,
+    /// Registers `X(0..x_registers)` and `S(0..s_registers)` are used.
+    pub x_registers: usize,
+    pub s_registers: usize,
 }
 
 impl Program {
@@ -123,19 +123,21 @@ impl Program {
     }
 
     /// An X that the last operation does not read: memory of the result may hold it until then.
-    pub fn spare_x(&self) -> Option<usize> {
+    pub(crate) fn spare_x(&self) -> Option<usize> {
         let last = self.stages.last()?;
-        (0..self.x_slots).rev().find(|&x| last.iter().all(|op| !op.reads().contains(&Slot::X(x))))
+        (0..self.x_registers)
+            .rev()
+            .find(|&x| last.iter().all(|op| !op.reads().contains(&Register::X(x))))
     }
 }
 
 impl Op {
-    /// The slots that are read; some more than once.
-    pub fn reads(&self) -> [Slot; 3] {
+    /// The registers that are read; some more than once.
+    pub fn reads(&self) -> [Register; 3] {
         match *self {
             Op::Aol { x, gram } => [x, gram, gram],
             Op::Product(Product { left, right, addend, .. }) => {
-                [left, right, addend.map_or(right, |(_, slot)| slot)]
+                [left, right, addend.map_or(right, |(_, register)| register)]
             }
         }
     }
@@ -160,10 +162,10 @@ impl Iteration {
     }
 }
 
-/// The matrix `alpha·slot + a·I`, where `a` is zero if it is stored with the slot.
+/// The matrix `alpha·register + a·I`, where `a` is zero if it is stored with the register.
 #[derive(Clone, Copy)]
 struct Factor {
-    slot: Slot,
+    register: Register,
     alpha: f64,
     a: f64,
 }
@@ -175,11 +177,11 @@ enum Side {
     Right,
 }
 
-fn addend(a: f64, slot: Slot) -> Option<(f64, Slot)> {
-    (a != 0.0).then_some((a, slot))
+fn addend(a: f64, register: Register) -> Option<(f64, Register)> {
+    (a != 0.0).then_some((a, register))
 }
 
-/// Collects operations on numbered values, one slot each, and the stage where each is ready.
+/// Collects operations on numbered values, one register each, and the stage where each is ready.
 struct Builder<'a> {
     iteration: &'a Iteration,
     /// Of the products that are symmetric.
@@ -207,8 +209,9 @@ impl Builder<'_> {
             _ => builder.direct(),
         }
         let Builder { stages, ready_x, ready_s, .. } = builder;
-        let mut program = Program { short, long, algorithm, stages, x_slots: 1, s_slots: 0 };
-        share_slots(&mut program, ready_x.len(), ready_s.len());
+        let mut program =
+            Program { short, long, algorithm, stages, x_registers: 1, s_registers: 0 };
+        share_registers(&mut program, ready_x.len(), ready_s.len());
         program
     }
 
@@ -239,7 +242,9 @@ impl Builder<'_> {
             }
             let whole = match q.take() {
                 None => factor,
-                Some(q) => Factor { slot: self.square(factor, q, Side::Left), alpha: 1.0, a: 0.0 },
+                Some(q) => {
+                    Factor { register: self.square(factor, q, Side::Left), alpha: 1.0, a: 0.0 }
+                }
             };
             x = self.apply(whole, x, last);
             if restart {
@@ -249,7 +254,7 @@ impl Builder<'_> {
     }
 
     /// `X·Xᵀ` before step `index`, rescaled before the first if the set asks for it.
-    fn gram(&mut self, x: Slot, index: usize) -> Slot {
+    fn gram(&mut self, x: Register, index: usize) -> Register {
         let into = self.new_s();
         self.product(Kind::Gram, (1.0, x, x), None, 0.0, into);
         if index == 0 && self.iteration.method().coefficients.is_preconditioned() {
@@ -259,58 +264,68 @@ impl Builder<'_> {
     }
 
     /// `p(x)/x` of the Gram matrix `a`.
-    fn factor(&mut self, a: Slot, index: usize) -> Factor {
+    fn factor(&mut self, a: Register, index: usize) -> Factor {
         let iteration = self.iteration;
         let c = iteration.polynomials()[index].coefficients();
         let top = c.len() - 1;
         if top == 1 {
-            return Factor { slot: a, alpha: c[1], a: c[0] };
+            return Factor { register: a, alpha: c[1], a: c[0] };
         }
         let stored = iteration.method().storage == Storage::F32;
-        let (mut slot, mut alpha) = (a, c[top]);
+        let (mut register, mut alpha) = (a, c[top]);
         for (i, &coefficient) in c.iter().enumerate().take(top).skip(1).rev() {
             let gamma = if i == 1 && stored { c[0] } else { 0.0 };
             let into = self.new_s();
-            self.product(Kind::Square, (alpha, a, slot), Some((coefficient, a)), gamma, into);
-            (slot, alpha) = (into, 1.0);
+            self.product(Kind::Square, (alpha, a, register), Some((coefficient, a)), gamma, into);
+            (register, alpha) = (into, 1.0);
         }
-        Factor { slot, alpha: 1.0, a: if stored { 0.0 } else { c[0] } }
+        Factor { register, alpha: 1.0, a: if stored { 0.0 } else { c[0] } }
     }
 
     /// The factor as a matrix.
-    fn stored(&mut self, factor: Factor) -> Slot {
-        let Factor { slot, alpha, a } = factor;
+    fn stored(&mut self, factor: Factor) -> Register {
+        let Factor { register, alpha, a } = factor;
         if alpha == 1.0 && a == 0.0 {
-            return slot;
+            return register;
         }
         let into = self.new_s();
-        self.product(Kind::Combine, (0.0, slot, slot), Some((alpha, slot)), a, into);
+        self.product(Kind::Combine, (0.0, register, register), Some((alpha, register)), a, into);
         into
     }
 
-    fn square(&mut self, Factor { slot, alpha, a }: Factor, s: Slot, side: Side) -> Slot {
+    fn square(
+        &mut self,
+        Factor { register, alpha, a }: Factor,
+        s: Register,
+        side: Side,
+    ) -> Register {
         let into = self.new_s();
         let (left, right) = match side {
-            Side::Left => (slot, s),
-            Side::Right => (s, slot),
+            Side::Left => (register, s),
+            Side::Right => (s, register),
         };
         self.product(Kind::Square, (alpha, left, right), addend(a, s), 0.0, into);
         into
     }
 
-    fn apply(&mut self, Factor { slot, alpha, a }: Factor, x: Slot, last: bool) -> Slot {
-        let into = if last { Slot::Out } else { self.new_x() };
-        self.product(Kind::Apply, (alpha, slot, x), addend(a, x), 0.0, into);
+    fn apply(
+        &mut self,
+        Factor { register, alpha, a }: Factor,
+        x: Register,
+        last: bool,
+    ) -> Register {
+        let into = if last { Register::Out } else { self.new_x() };
+        self.product(Kind::Apply, (alpha, register, x), addend(a, x), 0.0, into);
         into
     }
 
     fn product(
         &mut self,
         kind: Kind,
-        (alpha, left, right): (f64, Slot, Slot),
-        addend: Option<(f64, Slot)>,
+        (alpha, left, right): (f64, Register, Register),
+        addend: Option<(f64, Register)>,
         gamma: f64,
-        into: Slot,
+        into: Register,
     ) {
         let entries = match kind {
             Kind::Gram | Kind::Square => self.symmetric,
@@ -320,111 +335,111 @@ impl Builder<'_> {
         self.push(Op::Product(product), &[into]);
     }
 
-    fn new_x(&mut self) -> Slot {
+    fn new_x(&mut self) -> Register {
         self.ready_x.push(0);
-        Slot::X(self.ready_x.len() - 1)
+        Register::X(self.ready_x.len() - 1)
     }
 
-    fn new_s(&mut self) -> Slot {
+    fn new_s(&mut self) -> Register {
         self.ready_s.push(0);
-        Slot::S(self.ready_s.len() - 1)
+        Register::S(self.ready_s.len() - 1)
     }
 
     /// Puts an operation where all that it reads is ready.
-    fn push(&mut self, op: Op, writes: &[Slot]) {
-        let ready = |slot: Slot| match slot {
-            Slot::X(x) => self.ready_x[x],
-            Slot::S(s) => self.ready_s[s],
-            Slot::Out => 0,
+    fn push(&mut self, op: Op, writes: &[Register]) {
+        let ready = |register: Register| match register {
+            Register::X(x) => self.ready_x[x],
+            Register::S(s) => self.ready_s[s],
+            Register::Out => 0,
         };
         let stage = op.reads().map(ready).into_iter().max().unwrap_or(0);
         if self.stages.len() <= stage {
             self.stages.resize(stage + 1, Vec::new());
         }
         self.stages[stage].push(op);
-        for &slot in writes {
-            match slot {
-                Slot::X(x) => self.ready_x[x] = stage + 1,
-                Slot::S(s) => self.ready_s[s] = stage + 1,
-                Slot::Out => {}
+        for &register in writes {
+            match register {
+                Register::X(x) => self.ready_x[x] = stage + 1,
+                Register::S(s) => self.ready_s[s] = stage + 1,
+                Register::Out => {}
             }
         }
     }
 }
 
-/// Gives values that do not live at the same time the same slot. A value lives from the stage that
-/// writes it to the last that reads it, both included: no stage writes what it reads.
-fn share_slots(program: &mut Program, x_values: usize, s_values: usize) {
+/// Gives values that do not live at the same time the same register. A value lives from the stage
+/// that writes it to the last that reads it, both included: no stage writes what it reads.
+fn share_registers(program: &mut Program, x_values: usize, s_values: usize) {
     let mut last_read = [vec![0; x_values], vec![0; s_values]];
     for (stage, ops) in program.stages.iter().enumerate() {
         for (class, value) in ops.iter().flat_map(Op::reads).filter_map(number) {
             last_read[class][value] = stage;
         }
     }
-    let mut slots = [vec![usize::MAX; x_values], vec![usize::MAX; s_values]];
-    // Free slots, and slots in use with the last stage that reads them.
+    let mut registers = [vec![usize::MAX; x_values], vec![usize::MAX; s_values]];
+    // Free registers, and registers in use with the last stage that reads them.
     let mut classes = [Pool::default(), Pool::default()];
-    slots[0][0] = classes[0].take(last_read[0][0]);
+    registers[0][0] = classes[0].take(last_read[0][0]);
     for (stage, ops) in program.stages.iter_mut().enumerate() {
         classes.iter_mut().for_each(|pool| pool.release_before(stage));
         for op in ops.iter() {
             let Op::Product(product) = op else { continue };
             if let Some((class, value)) = number(product.into) {
-                slots[class][value] = classes[class].take(last_read[class][value]);
+                registers[class][value] = classes[class].take(last_read[class][value]);
             }
         }
-        let rename = |slot: &mut Slot| match slot {
-            Slot::X(value) => *value = slots[0][*value],
-            Slot::S(value) => *value = slots[1][*value],
-            Slot::Out => {}
+        let rename = |register: &mut Register| match register {
+            Register::X(value) => *value = registers[0][*value],
+            Register::S(value) => *value = registers[1][*value],
+            Register::Out => {}
         };
         for op in ops.iter_mut() {
             match op {
                 Op::Aol { x, gram } => [x, gram].map(rename),
                 Op::Product(Product { left, right, addend, into, .. }) => {
-                    addend.iter_mut().for_each(|(_, slot)| rename(slot));
+                    addend.iter_mut().for_each(|(_, register)| rename(register));
                     rename(into);
                     [left, right].map(rename)
                 }
             };
         }
     }
-    (program.x_slots, program.s_slots) = (classes[0].count, classes[1].count);
+    (program.x_registers, program.s_registers) = (classes[0].count, classes[1].count);
 }
 
-/// The class of a slot, and its number.
-fn number(slot: Slot) -> Option<(usize, usize)> {
-    match slot {
-        Slot::X(x) => Some((0, x)),
-        Slot::S(s) => Some((1, s)),
-        Slot::Out => None,
+/// The class of a register, and its number.
+fn number(register: Register) -> Option<(usize, usize)> {
+    match register {
+        Register::X(x) => Some((0, x)),
+        Register::S(s) => Some((1, s)),
+        Register::Out => None,
     }
 }
 
 #[derive(Default)]
 struct Pool {
     free: Vec<usize>,
-    /// Slots and the last stage that reads each.
+    /// Registers and the last stage that reads each.
     used: Vec<(usize, usize)>,
     count: usize,
 }
 
 impl Pool {
     fn take(&mut self, last_read: usize) -> usize {
-        let slot = self.free.pop().unwrap_or_else(|| {
+        let register = self.free.pop().unwrap_or_else(|| {
             self.count += 1;
             self.count - 1
         });
-        self.used.push((slot, last_read));
-        slot
+        self.used.push((register, last_read));
+        register
     }
 
     /// Frees what no stage from `stage` on reads.
     fn release_before(&mut self, stage: usize) {
         let free = &mut self.free;
-        self.used.retain(|&(slot, last_read)| {
+        self.used.retain(|&(register, last_read)| {
             if last_read < stage {
-                free.push(slot);
+                free.push(register);
             }
             last_read >= stage
         });

@@ -53,10 +53,10 @@ fn auto_takes_gram_where_it_saves_and_storage_carries_it() {
     assert_eq!(auto(Storage::Bf16, 512, 4096), Algorithm::Symmetric);
 }
 
-/// A stage writes no slot twice, and none that it reads; slots are written before they are read,
-/// and stay as they are until the last operation that means that value.
+/// A stage writes no register twice, and none that it reads; registers are written before they are
+/// read, and stay as they are until the last operation that means that value.
 #[test]
-fn stages_are_independent_and_slots_hold_what_is_meant() {
+fn stages_are_independent_and_registers_hold_what_is_meant() {
     let sets = [
         Coefficients::Jordan,
         Coefficients::polar_express(),
@@ -71,7 +71,7 @@ fn stages_are_independent_and_slots_hold_what_is_meant() {
                 for steps in 1..=8 {
                     let method = method(coefficients.clone(), algorithm, steps);
                     let program = build(&Method { storage, ..method }, 3, 5);
-                    check_slots(&program);
+                    check_registers(&program);
                     check_scalars(&program, &coefficients, steps);
                 }
             }
@@ -79,11 +79,11 @@ fn stages_are_independent_and_slots_hold_what_is_meant() {
     }
 }
 
-fn check_slots(program: &Program) {
+fn check_registers(program: &Program) {
     let mut written = vec![INPUT];
     for ops in &program.stages {
-        let reads: Vec<Slot> = ops.iter().flat_map(Op::reads).collect();
-        assert!(reads.iter().all(|slot| written.contains(slot)), "{program:?}");
+        let reads: Vec<Register> = ops.iter().flat_map(Op::reads).collect();
+        assert!(reads.iter().all(|register| written.contains(register)), "{program:?}");
         let mut writes = Vec::new();
         for op in ops {
             let Op::Product(product) = op else {
@@ -97,44 +97,46 @@ fn check_slots(program: &Program) {
         written.extend(writes);
     }
     let count = |x: bool| {
-        let mut all: Vec<&Slot> =
-            written.iter().filter(|s| matches!(s, Slot::X(_)) == x && **s != Slot::Out).collect();
-        all.sort_by_key(|slot| number(**slot));
+        let mut all: Vec<&Register> = written
+            .iter()
+            .filter(|s| matches!(s, Register::X(_)) == x && **s != Register::Out)
+            .collect();
+        all.sort_by_key(|register| number(**register));
         all.dedup();
         all.len()
     };
-    assert_eq!((count(true), count(false)), (program.x_slots, program.s_slots));
+    assert_eq!((count(true), count(false)), (program.x_registers, program.s_registers));
     let last = program.stages.last().unwrap();
-    assert_eq!(written.iter().filter(|slot| **slot == Slot::Out).count(), 1);
-    assert!(matches!(last[..], [Op::Product(Product { into: Slot::Out, .. })]), "{program:?}");
-    assert!(program.x_slots <= 2 && program.s_slots <= 5, "{program:?}");
+    assert_eq!(written.iter().filter(|register| **register == Register::Out).count(), 1);
+    assert!(matches!(last[..], [Op::Product(Product { into: Register::Out, .. })]), "{program:?}");
+    assert!(program.x_registers <= 2 && program.s_registers <= 5, "{program:?}");
 }
 
-/// A 1×1 matrix is its own singular value, and every slot a number.
+/// A 1×1 matrix is its own singular value, and every register a number.
 fn check_scalars(program: &Program, coefficients: &Coefficients, steps: usize) {
     let iteration = Iteration::new(&method(coefficients.clone(), Algorithm::Auto, steps)).unwrap();
     let x = 0.37;
     let (mut xs, mut ss, mut out) = ([f64::NAN; 2], [f64::NAN; 5], f64::NAN);
     xs[0] = x;
     for op in program.stages.iter().flatten() {
-        let at = |slot| match slot {
-            Slot::X(x) => xs[x],
-            Slot::S(s) => ss[s],
-            Slot::Out => f64::NAN,
+        let at = |register| match register {
+            Register::X(x) => xs[x],
+            Register::S(s) => ss[s],
+            Register::Out => f64::NAN,
         };
         match *op {
-            Op::Aol { x: Slot::X(x), gram: Slot::S(gram) } => {
+            Op::Aol { x: Register::X(x), gram: Register::S(gram) } => {
                 let s = 1.0 / ss[gram].abs().max(AOL_LEAST).sqrt();
                 (xs[x], ss[gram]) = (xs[x] * s, ss[gram] * s * s);
             }
             Op::Aol { .. } => panic!("{op:?}"),
             Op::Product(Product { left, right, addend, alpha, gamma, into, .. }) => {
-                let sum = addend.map_or(0.0, |(beta, slot)| beta * at(slot));
+                let sum = addend.map_or(0.0, |(beta, register)| beta * at(register));
                 let value = alpha * at(left) * at(right) + sum + gamma;
                 match into {
-                    Slot::X(x) => xs[x] = value,
-                    Slot::S(s) => ss[s] = value,
-                    Slot::Out => out = value,
+                    Register::X(x) => xs[x] = value,
+                    Register::S(s) => ss[s] = value,
+                    Register::Out => out = value,
                 }
             }
         }
@@ -163,7 +165,7 @@ fn memory_of_the_result_can_hold_an_x() {
         for steps in 2..8 {
             let method = method(Coefficients::polar_express(), algorithm, steps);
             let program = build(&method, 8, 32);
-            assert_eq!(program.spare_x().is_some(), program.x_slots == 2);
+            assert_eq!(program.spare_x().is_some(), program.x_registers == 2);
         }
     }
 }

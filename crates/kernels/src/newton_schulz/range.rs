@@ -22,7 +22,7 @@ impl fmt::Display for Range {
 ///
 /// Exact up to rounding: a step maps an interval onto an interval, whose ends are values at the
 /// ends or at turning points.
-pub fn composed_range(steps: &[Odd], lo: f64, hi: f64) -> Range {
+pub(crate) fn composed_range(steps: &[Odd], lo: f64, hi: f64) -> Range {
     steps.iter().fold(Range { least: lo, greatest: hi }, |range, step| {
         let Range { least: lo, greatest: hi } = range;
         let turning = turning_points(step, lo.abs().max(hi.abs()));

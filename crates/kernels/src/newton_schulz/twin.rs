@@ -10,21 +10,21 @@ use half::{bf16, f16};
 
 use super::method::Storage;
 use super::norm::Scale;
-use super::program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Slot};
+use super::program::{AOL_LEAST, INPUT, Kind, Op, Product, Program, Register};
 use super::square::{self, CHUNK, TILE, Term};
 use crate::gemm::{Cut, Layout, serial_shared};
 use crate::shared_slice::SharedSlice;
 use crate::{Entries, Real};
 
-/// The most slots of a program: 2 of X and 5 of S.
-const SLOTS: usize = 7;
+/// The most registers of a program: 2 of X and 5 of S.
+const REGISTERS: usize = 7;
 
-/// Elements of workspace: the slots, without an X that memory of the result can hold, and the
+/// Elements of workspace: the registers, without an X that memory of the result can hold, and the
 /// factors of a rescale.
 pub(super) fn workspace(program: &Program, is_dense: bool) -> usize {
     let (n, m) = (program.short, program.long);
-    let xs = program.x_slots - usize::from(is_dense && program.spare_x().is_some());
-    xs * n * m + program.s_slots * n * n + if rescales(program) { n } else { 0 }
+    let xs = program.x_registers - usize::from(is_dense && program.spare_x().is_some());
+    xs * n * m + program.s_registers * n * n + if rescales(program) { n } else { 0 }
 }
 
 fn rescales(program: &Program) -> bool {
@@ -76,18 +76,18 @@ pub(super) fn run<T: Real>(
 ) {
     let (n, m) = (program.short, program.long);
     let spare = program.spare_x().filter(|_| caller.stride == caller.cols);
-    let mut lane = Lane { parallel, program, storage, caller, slots: Default::default() };
+    let mut lane = Lane { parallel, program, storage, caller, registers: Default::default() };
     let mut work = work;
-    for x in 0..program.x_slots {
-        lane.slots[x] = match spare == Some(x) {
+    for x in 0..program.x_registers {
+        lane.registers[x] = match spare == Some(x) {
             // SAFETY: the dense result is this matrix's alone; it is written again, through
-            // `out`, only by the last operation, which does not read this slot.
+            // `out`, only by the last operation, which does not read this register.
             true => unsafe { caller.out.part(caller.offset..caller.offset + n * m) },
             false => work.split_off_mut(..n * m).unwrap_or_default(),
         };
     }
-    for s in 0..program.s_slots {
-        lane.slots[program.x_slots + s] = work.split_off_mut(..n * n).unwrap_or_default();
+    for s in 0..program.s_registers {
+        lane.registers[program.x_registers + s] = work.split_off_mut(..n * n).unwrap_or_default();
     }
     lane.cast(scale);
     for op in program.stages.iter().flatten() {
@@ -106,30 +106,30 @@ struct Lane<'a, T> {
     program: &'a Program,
     storage: Storage,
     caller: &'a Caller<'a, T>,
-    /// X slots, then S slots.
-    slots: [&'a mut [T]; SLOTS],
+    /// X registers, then S registers.
+    registers: [&'a mut [T]; REGISTERS],
 }
 
 impl<T: Real> Lane<'_, T> {
-    fn index(&self, slot: Slot) -> usize {
-        match slot {
-            Slot::X(x) => x,
-            Slot::S(s) => self.program.x_slots + s,
-            Slot::Out => unreachable!("no operation reads the result"),
+    fn index(&self, register: Register) -> usize {
+        match register {
+            Register::X(x) => x,
+            Register::S(s) => self.program.x_registers + s,
+            Register::Out => unreachable!("no operation reads the result"),
         }
     }
 
-    fn at(&self, slot: Slot) -> (&[T], Layout) {
+    fn at(&self, register: Register) -> (&[T], Layout) {
         let Program { short: n, long: m, .. } = *self.program;
-        let cols = if matches!(slot, Slot::X(_)) { m } else { n };
-        (&*self.slots[self.index(slot)], Layout::dense(n, cols))
+        let cols = if matches!(register, Register::X(_)) { m } else { n };
+        (&*self.registers[self.index(register)], Layout::dense(n, cols))
     }
 
     /// The input over its norm, short side first.
     fn cast(&mut self, scale: Scale<T>) {
         let Caller { x, x_stride, rows, cols, .. } = *self.caller;
         let into = self.index(INPUT);
-        let to = &mut *self.slots[into];
+        let to = &mut *self.registers[into];
         if self.caller.is_tall() {
             transpose(self.parallel, (rows, cols, x_stride), x, to, |x| scale.apply(x));
         } else {
@@ -147,13 +147,13 @@ impl<T: Real> Lane<'_, T> {
     }
 
     fn product(&mut self, product: &Product) {
-        if product.into == Slot::Out {
+        if product.into == Register::Out {
             return self.last(product);
         }
         let into = self.index(product.into);
-        let taken = std::mem::take(&mut self.slots[into]);
+        let taken = std::mem::take(&mut self.registers[into]);
         let (left, right) = (self.at(product.left), self.at(product.right));
-        let addend = product.addend.map(|(beta, slot)| (T::of(beta), self.at(slot).0));
+        let addend = product.addend.map(|(beta, register)| (T::of(beta), self.at(register).0));
         let (alpha, gamma) = (T::of(product.alpha), T::of(product.gamma));
         let parallel = self.parallel;
         match product.kind {
@@ -173,7 +173,7 @@ impl<T: Real> Lane<'_, T> {
             }
         }
         round(self.parallel, self.storage, taken);
-        self.slots[into] = taken;
+        self.registers[into] = taken;
     }
 
     /// The last product, into the caller's matrix.
@@ -185,15 +185,15 @@ impl<T: Real> Lane<'_, T> {
             // The same matrix, as it is symmetric; so its rows are read where they are contiguous.
             la = la.t();
         }
-        let beta = product.addend.map_or(0.0, |(beta, slot)| {
-            self.place(self.at(slot).0, to);
+        let beta = product.addend.map_or(0.0, |(beta, register)| {
+            self.place(self.at(register).0, to);
             scale * beta
         });
         let (alpha, beta) = (T::of(scale * product.alpha), T::of(beta));
         let cut = Cut::new(to.rows, to.cols, la.cols);
         self.parallel.each(cut.count(), |i| {
             let [la, lb, to] = cut.narrow(i, [la, lb, to]);
-            // SAFETY: block i alone writes its part of this matrix's result, and the slots are
+            // SAFETY: block i alone writes its part of this matrix's result, and the registers are
             // not part of it: `spare_x` is none that the last operation reads.
             unsafe { serial_shared(alpha, (a, la), (b, lb), beta, (self.caller.out, to)) };
         });
@@ -220,25 +220,25 @@ impl<T: Real> Lane<'_, T> {
     }
 
     /// Scales rows so that almost-orthogonality bounds the singular values by 1.
-    fn rescale(&mut self, x: Slot, gram: Slot, factors: &mut [T]) {
+    fn rescale(&mut self, x: Register, gram: Register, factors: &mut [T]) {
         let Program { short: n, long: m, .. } = *self.program;
         let (x, gram) = (self.index(x), self.index(gram));
         let factors = &mut factors[..n];
-        let from = &*self.slots[gram];
+        let from = &*self.registers[gram];
         for (factor, row) in factors.iter_mut().zip(from.chunks_exact(n)) {
             let sum = crate::math::vectorize!(|| crate::math::sum([row], |[x]| x.abs()));
             *factor = T::ONE / sum.max(T::of(AOL_LEAST)).sqrt();
         }
         let factors = &*factors;
-        self.parallel.chunks(self.slots[x], m, |i, row| {
+        self.parallel.chunks(self.registers[x], m, |i, row| {
             row.iter_mut().for_each(|x| *x *= factors[i]);
         });
-        self.parallel.chunks(self.slots[gram], n, |i, row| {
+        self.parallel.chunks(self.registers[gram], n, |i, row| {
             let all = row.iter_mut().zip(factors);
             all.for_each(|(x, &factor)| *x *= factors[i] * factor);
         });
-        for slot in [x, gram] {
-            round(self.parallel, self.storage, self.slots[slot]);
+        for register in [x, gram] {
+            round(self.parallel, self.storage, self.registers[register]);
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Case {
     pub least_norm: f64,
     pub input: DType,
     pub output: DType,
-    /// Most bytes of slots.
+    /// Most bytes of registers.
     pub limit: Option<u64>,
     /// Elements between the rows, on both sides.
     pub gap: usize,

@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::nearest::nearest;
 use super::problem::{Place, Problem};
-use super::schema::{Kind, Schema, Section, Slot, join};
+use super::schema::{Allowed, Kind, Schema, Section, join};
 use super::tree::{Entry, Node, Value};
 
 /// The walk over one config.
@@ -30,45 +30,46 @@ impl<'s> Checker<'s> {
     }
 
     /// `node` as JSON; `None` where it does not fit, which has been reported.
-    fn node(&mut self, node: &Node, slot: &Slot, path: &str) -> Option<Json> {
+    fn node(&mut self, node: &Node, allowed: &Allowed, path: &str) -> Option<Json> {
         if node.is_null() {
-            return self.null(node, slot, path);
+            return self.null(node, allowed, path);
         }
-        match (&slot.kind, &node.value) {
+        match (&allowed.kind, &node.value) {
             (Kind::Section(section), Value::Map(entries)) => {
                 Some(self.section(node, section, entries, path))
             }
             (Kind::Table(values), Value::Map(entries)) => {
                 let mut out = Map::new();
-                let slot = self.schema.slot(values);
+                let allowed = self.schema.allowed(values);
                 for entry in self.without_duplicates(entries, path) {
-                    let value = self.node(&entry.node, &slot, &join(path, &entry.key));
+                    let value = self.node(&entry.node, &allowed, &join(path, &entry.key));
                     out.extend(value.map(|value| (entry.key.clone(), value)));
                 }
                 Some(Json::Object(out))
             }
             (Kind::List(items), Value::List(nodes)) => {
-                let slot = self.schema.slot(items);
-                Some(self.list(nodes.iter().map(|node| (node, slot.clone())), path))
+                let allowed = self.schema.allowed(items);
+                Some(self.list(nodes.iter().map(|node| (node, allowed.clone())), path))
             }
             (Kind::Tuple(items), Value::List(nodes)) if items.len() == nodes.len() => {
-                let slots: Vec<Slot> = items.iter().map(|item| self.schema.slot(item)).collect();
-                Some(self.list(nodes.iter().zip(slots), path))
+                let allowed: Vec<Allowed> =
+                    items.iter().map(|item| self.schema.allowed(item)).collect();
+                Some(self.list(nodes.iter().zip(allowed), path))
             }
-            (Kind::Choice { .. }, _) => self.choice(node, &slot.kind, path),
+            (Kind::Choice { .. }, _) => self.choice(node, &allowed.kind, path),
             (Kind::Either(forms), _) => self.either(node, forms, path),
             (Kind::Any, _) => Some(plain_json(node)),
             (_, Value::Scalar { text, quoted }) => {
-                self.scalar(node, &slot.kind, text, *quoted, path)
+                self.scalar(node, &allowed.kind, text, *quoted, path)
             }
             // `sim:` is a map of nothing to YAML.
             (Kind::Text, Value::Map(entries)) if path == "ranks.optimizer_device" => match &entries
                 [..]
             {
                 [entry] if entry.node.is_empty() => Some(Json::String(format!("{}:", entry.key))),
-                _ => self.misfit(node, &slot.kind, path),
+                _ => self.misfit(node, &allowed.kind, path),
             },
-            _ => self.misfit(node, &slot.kind, path),
+            _ => self.misfit(node, &allowed.kind, path),
         }
     }
 
@@ -79,12 +80,12 @@ impl<'s> Checker<'s> {
 
     /// Nothing behind a key may be a slip, of a section as of a number: defaults are asked for by
     /// leaving the key out, and no value, where there may be none, by `null`.
-    fn null(&mut self, node: &Node, slot: &Slot, path: &str) -> Option<Json> {
-        if slot.optional && !node.is_empty() {
+    fn null(&mut self, node: &Node, allowed: &Allowed, path: &str) -> Option<Json> {
+        if allowed.optional && !node.is_empty() {
             return Some(Json::Null);
         }
         let key = path.rsplit('.').next().unwrap_or(path);
-        let help = match &slot.kind {
+        let help = match &allowed.kind {
             Kind::Section(section) => {
                 let names: Vec<&str> = section.keys.iter().map(|(name, _)| *name).collect();
                 let names = names.join(", ");
@@ -102,7 +103,7 @@ impl<'s> Checker<'s> {
     fn expectation(&self, kind: &Kind) -> String {
         match kind {
             Kind::Either(forms) => {
-                let forms = forms.iter().map(|form| self.schema.slot(form).kind.expectation());
+                let forms = forms.iter().map(|form| self.schema.allowed(form).kind.expectation());
                 forms.collect::<Vec<_>>().join(" or ")
             }
             kind => kind.expectation(),
@@ -115,8 +116,8 @@ impl<'s> Checker<'s> {
             let at = join(path, &entry.key);
             match section.keys.iter().find(|(key, _)| *key == entry.key) {
                 Some((_, schema)) => {
-                    let slot = self.schema.slot(schema);
-                    let value = self.node(&entry.node, &slot, &at);
+                    let allowed = self.schema.allowed(schema);
+                    let value = self.node(&entry.node, &allowed, &at);
                     out.extend(value.map(|value| (entry.key.clone(), value)));
                 }
                 None => {
@@ -127,9 +128,9 @@ impl<'s> Checker<'s> {
         }
         for key in &section.required {
             if !entries.iter().any(|entry| entry.key == *key) {
-                let slot = section.keys.iter().find(|(name, _)| name == key);
+                let known = section.keys.iter().find(|(name, _)| name == key);
                 let expectation =
-                    slot.map(|(_, schema)| self.schema.slot(schema).kind.expectation());
+                    known.map(|(_, schema)| self.schema.allowed(schema).kind.expectation());
                 let help = format!("write `{key}: …` ({})", expectation.unwrap_or_default());
                 self.report(&node.place, &join(path, key), "missing".into(), [help]);
             }
@@ -156,10 +157,14 @@ impl<'s> Checker<'s> {
         kept
     }
 
-    fn list<'a>(&mut self, nodes: impl Iterator<Item = (&'a Node, Slot<'a>)>, path: &str) -> Json {
+    fn list<'a>(
+        &mut self,
+        nodes: impl Iterator<Item = (&'a Node, Allowed<'a>)>,
+        path: &str,
+    ) -> Json {
         let indexed = nodes.enumerate();
-        let values =
-            indexed.filter_map(|(i, (node, slot))| self.node(node, &slot, &format!("{path}[{i}]")));
+        let values = indexed
+            .filter_map(|(i, (node, allowed))| self.node(node, &allowed, &format!("{path}[{i}]")));
         Json::Array(values.collect())
     }
 
@@ -183,12 +188,12 @@ impl<'s> Checker<'s> {
         let chosen = keyed.iter().find(|one| one.key == word);
         match (chosen, entry) {
             (Some(one), Some(entry)) => {
-                let slot = self.schema.slot(one.value);
-                let value = self.node(&entry.node, &slot, &join(path, one.key))?;
+                let allowed = self.schema.allowed(one.value);
+                let value = self.node(&entry.node, &allowed, &join(path, one.key))?;
                 Some(Json::Object(Map::from_iter([(one.key.to_string(), value)])))
             }
             (Some(one), None) => {
-                let inner = self.schema.slot(one.value).kind;
+                let inner = self.schema.allowed(one.value).kind;
                 let example = example(one.key, &inner);
                 let what = format!("`{word}` needs a value");
                 self.report(&node.place, path, what, [format!("write `{example}`")]);
@@ -215,19 +220,19 @@ impl<'s> Checker<'s> {
     }
 
     fn either(&mut self, node: &Node, forms: &[&Json], path: &str) -> Option<Json> {
-        let slots: Vec<Slot> = forms.iter().map(|form| self.schema.slot(form)).collect();
-        let fits = |slot: &&Slot| match node.value {
-            Value::List(_) => matches!(slot.kind, Kind::List(_) | Kind::Tuple(_)),
+        let allowed: Vec<Allowed> = forms.iter().map(|form| self.schema.allowed(form)).collect();
+        let fits = |allowed: &&Allowed| match node.value {
+            Value::List(_) => matches!(allowed.kind, Kind::List(_) | Kind::Tuple(_)),
             Value::Map(_) => {
-                matches!(slot.kind, Kind::Section(_) | Kind::Table(_) | Kind::Choice { .. })
+                matches!(allowed.kind, Kind::Section(_) | Kind::Table(_) | Kind::Choice { .. })
             }
             Value::Scalar { .. } => !matches!(
-                slot.kind,
+                allowed.kind,
                 Kind::List(_) | Kind::Tuple(_) | Kind::Section(_) | Kind::Table(_)
             ),
         };
-        match slots.iter().find(fits) {
-            Some(slot) => self.node(node, slot, path),
+        match allowed.iter().find(fits) {
+            Some(allowed) => self.node(node, allowed, path),
             None => {
                 let all = self.expectation(&Kind::Either(forms.to_vec()));
                 let what = format!("{} does not fit", quoted_summary(node));

@@ -7,7 +7,7 @@
 use super::check::unknown_key_help;
 use super::nearest::nearest;
 use super::problem::{Place, Problem};
-use super::schema::{Kind, Schema, Slot, join};
+use super::schema::{Allowed, Kind, Schema, join};
 use super::tree::{Entry, Node, Value, parse_flag};
 
 /// A value from the command line.
@@ -78,7 +78,7 @@ impl Override {
         &self,
         node: &mut Node,
         schema: &'s Schema,
-        slot: Slot<'s>,
+        allowed: Allowed<'s>,
         segments: &[&str],
         path: &str,
         value: Node,
@@ -87,17 +87,18 @@ impl Override {
             *node = value;
             return Ok(());
         };
-        let at = match slot.kind {
+        let at = match allowed.kind {
             Kind::List(_) | Kind::Tuple(_) => format!("{path}[{segment}]"),
             _ => join(path, segment),
         };
-        let holds_keys = matches!(slot.kind, Kind::Section(_) | Kind::Table(_));
+        let holds_keys = matches!(allowed.kind, Kind::Section(_) | Kind::Table(_));
         if holds_keys && !matches!(node.value, Value::Map(_)) && !node.is_null() {
             // The file's value in the place of the section stays, for the check to report.
             return Ok(());
         }
-        let (next, exclusive) = self.step(schema, &slot.kind, node, segment, path, &at)?;
-        if let (Kind::List(_) | Kind::Tuple(_), Value::List(items)) = (&slot.kind, &mut node.value)
+        let (next, exclusive) = self.step(schema, &allowed.kind, node, segment, path, &at)?;
+        if let (Kind::List(_) | Kind::Tuple(_), Value::List(items)) =
+            (&allowed.kind, &mut node.value)
         {
             let index: usize = segment.parse().expect("`step` has checked it");
             return self.write(&mut items[index], schema, next, rest, &at, value);
@@ -124,7 +125,7 @@ impl Override {
         self.write(&mut entries[index].node, schema, next, rest, &at, value)
     }
 
-    /// The slot at `segment`, and whether it excludes its siblings.
+    /// The values at `segment`, and whether it excludes its siblings.
     fn step<'s>(
         &self,
         schema: &'s Schema,
@@ -133,7 +134,7 @@ impl Override {
         segment: &str,
         path: &str,
         at: &str,
-    ) -> Result<(Slot<'s>, bool), Box<Problem>> {
+    ) -> Result<(Allowed<'s>, bool), Box<Problem>> {
         let refuse = |what: String, help: Vec<String>| {
             let place = Place::Flag(self.flag.clone());
             let problem = Problem::new(place, at, what);
@@ -141,15 +142,15 @@ impl Override {
         };
         match kind {
             Kind::Section(section) => match section.keys.iter().find(|(key, _)| *key == segment) {
-                Some((_, inner)) => Ok((schema.slot(inner), false)),
+                Some((_, inner)) => Ok((schema.allowed(inner), false)),
                 None => {
                     let help = unknown_key_help(segment, section, path, &schema.all_keys());
                     refuse("unknown key".into(), help)
                 }
             },
-            Kind::Table(values) => Ok((schema.slot(values), false)),
+            Kind::Table(values) => Ok((schema.allowed(values), false)),
             Kind::Choice { keyed, .. } => match keyed.iter().find(|one| one.key == segment) {
-                Some(one) => Ok((schema.slot(one.value), true)),
+                Some(one) => Ok((schema.allowed(one.value), true)),
                 None => {
                     let near = nearest(segment, keyed.iter().map(|one| one.key));
                     let mut help: Vec<String> = Vec::new();
@@ -164,14 +165,16 @@ impl Override {
                     return refuse(format!("`{path}` is not a list in the file"), vec![help]);
                 };
                 match segment.parse::<usize>() {
-                    Ok(index) if index < nodes.len() => Ok((schema.slot(items), false)),
+                    Ok(index) if index < nodes.len() => Ok((schema.allowed(items), false)),
                     _ => {
                         let help = format!("its {} elements count from 0", nodes.len());
                         refuse(format!("`{path}` has no element {segment}"), vec![help])
                     }
                 }
             }
-            Kind::Any => Ok((Slot { kind: Kind::Any, optional: true, description: None }, false)),
+            Kind::Any => {
+                Ok((Allowed { kind: Kind::Any, optional: true, description: None }, false))
+            }
             other => {
                 let help = format!("`{path}` is {}: set it as a whole", other.expectation());
                 refuse("unknown key".into(), vec![help])

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::schema::{Kind, Schema, Slot};
+use super::schema::{Allowed, Kind, Schema};
 
 const WIDTH: usize = 96;
 
@@ -32,21 +32,21 @@ impl Printer<'_> {
     fn section(&mut self, keys: &[(&str, &Json)], value: &Json, margin: &str) {
         let section_is_off = value.is_null();
         for (key, schema) in keys {
-            let slot = self.schema.slot(schema);
+            let allowed = self.schema.allowed(schema);
             let value = value.get(key).unwrap_or(&Json::Null);
             if margin.is_empty() && !self.out.is_empty() {
                 self.out.push('\n');
             }
-            self.describe(&slot, value, margin);
+            self.describe(&allowed, value, margin);
             let off = if value.is_null() && !section_is_off { "# " } else { "" };
-            self.key(key, &slot, value, &format!("{margin}{off}"));
+            self.key(key, &allowed, value, &format!("{margin}{off}"));
         }
     }
 
-    fn key(&mut self, key: &str, slot: &Slot, value: &Json, margin: &str) {
+    fn key(&mut self, key: &str, allowed: &Allowed, value: &Json, margin: &str) {
         let deeper = format!("{margin}  ");
         let _ = write!(self.out, "{margin}{key}:");
-        match (&slot.kind, value) {
+        match (&allowed.kind, value) {
             (Kind::Section(section), _) => {
                 self.out.push('\n');
                 self.section(&section.keys, value, &deeper);
@@ -89,14 +89,14 @@ impl Printer<'_> {
         }
     }
 
-    fn describe(&mut self, slot: &Slot, value: &Json, margin: &str) {
-        let mut text = slot.description.unwrap_or_default().to_string();
+    fn describe(&mut self, allowed: &Allowed, value: &Json, margin: &str) {
+        let mut text = allowed.description.unwrap_or_default().to_string();
         // Where there is no value, what to write stands in its place.
-        if let Some(bounds) = bounds(&slot.kind).filter(|_| !value.is_null()) {
+        if let Some(bounds) = bounds(&allowed.kind).filter(|_| !value.is_null()) {
             let _ = write!(text, " ({bounds})");
         }
         self.comment(&text, margin, "");
-        match &slot.kind {
+        match &allowed.kind {
             // The keys of a section follow with comments of their own.
             Kind::Section(_) => {}
             kind => self.points(kind, margin, 0),
@@ -122,17 +122,18 @@ impl Printer<'_> {
                 }
             }
             Kind::List(items) => {
-                if let kind @ Kind::Section(_) = self.schema.slot(items).kind {
+                if let kind @ Kind::Section(_) = self.schema.allowed(items).kind {
                     self.points(&kind, margin, depth);
                 }
             }
             Kind::Section(section) => {
                 for (key, value) in &section.keys {
-                    let slot = self.schema.slot(value);
-                    let bounds = bounds(&slot.kind).map(|b| format!(" ({b})")).unwrap_or_default();
-                    let text = format!("{key}{}{bounds}", said(slot.description));
+                    let allowed = self.schema.allowed(value);
+                    let bounds =
+                        bounds(&allowed.kind).map(|b| format!(" ({b})")).unwrap_or_default();
+                    let text = format!("{key}{}{bounds}", said(allowed.description));
                     self.comment(&text, margin, &bullet);
-                    self.points(&slot.kind, margin, depth + 1);
+                    self.points(&allowed.kind, margin, depth + 1);
                 }
             }
             _ => {}
@@ -141,7 +142,7 @@ impl Printer<'_> {
 
     /// The shape of a value in one line: `{max: N}`.
     fn form(&self, schema: &Json) -> String {
-        match self.schema.slot(schema).kind {
+        match self.schema.allowed(schema).kind {
             Kind::Section(section) => {
                 let keys = section.keys.iter();
                 let keys: Vec<String> =

@@ -10,7 +10,7 @@ pub struct Schema {
 
 /// The values that one place may have.
 #[derive(Debug, Clone)]
-pub struct Slot<'s> {
+pub struct Allowed<'s> {
     pub kind: Kind<'s>,
     /// Whether leaving it empty is a value.
     pub optional: bool,
@@ -84,13 +84,13 @@ impl Schema {
         &self.root
     }
 
-    /// The slot at the top.
-    pub fn top(&self) -> Slot<'_> {
-        self.slot(&self.root)
+    /// The values at the top.
+    pub fn top(&self) -> Allowed<'_> {
+        self.allowed(&self.root)
     }
 
-    /// The slot where `schema` applies.
-    pub fn slot<'s>(&'s self, schema: &'s Value) -> Slot<'s> {
+    /// The values where `schema` applies.
+    pub fn allowed<'s>(&'s self, schema: &'s Value) -> Allowed<'s> {
         let own = schema.get("description").and_then(Value::as_str);
         let target = self.follow(schema);
         let alternatives = target.get("anyOf").and_then(Value::as_array);
@@ -98,19 +98,19 @@ impl Schema {
             let real: Vec<&Value> = all.iter().filter(|one| !is_null(one)).collect();
             let optional = real.len() < all.len();
             if let [only] = real[..] {
-                let inner = self.slot(only);
+                let inner = self.allowed(only);
                 let description = own.or(inner.description);
-                return Slot {
+                return Allowed {
                     kind: inner.kind,
                     optional: optional || inner.optional,
                     description,
                 };
             }
-            return Slot { kind: Kind::Either(real), optional, description: own };
+            return Allowed { kind: Kind::Either(real), optional, description: own };
         }
         let (types, optional) = types(target);
         let description = own.or_else(|| target.get("description").and_then(Value::as_str));
-        Slot { kind: self.kind(target, &types), optional, description }
+        Allowed { kind: self.kind(target, &types), optional, description }
     }
 
     fn kind<'s>(&'s self, schema: &'s Value, types: &[&str]) -> Kind<'s> {
@@ -181,7 +181,7 @@ impl Schema {
         if depth > 6 {
             return;
         }
-        if let Kind::Section(section) = self.slot(schema).kind {
+        if let Kind::Section(section) = self.allowed(schema).kind {
             for (key, value) in section.keys {
                 let path = join(at, key);
                 self.collect_keys(value, &path, depth + 1, out);

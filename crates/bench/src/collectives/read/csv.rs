@@ -16,7 +16,7 @@ const NEEDED: [&str; 4] = ["op", "dtype", "bytes", "in_place"];
 
 /// Whether a line names columns of this CSV: no other program's names two of those that are needed,
 /// and one that is missing is better told by its name.
-pub fn is_header(line: &str) -> bool {
+pub(crate) fn is_header(line: &str) -> bool {
     let is_needed = |cell: &&str| NEEDED.contains(&cell.trim().trim_matches('"'));
     line.split(',').filter(is_needed).count() >= 2
 }

@@ -309,7 +309,7 @@ fn header(file: &File) -> Report {
 }
 
 /// 23007 is 2.30.7; before 2.9 it was 2804 for 2.8.4.
-pub fn dotted(version: u64) -> String {
+pub(crate) fn dotted(version: u64) -> String {
     let (major, minor) = match version {
         0..10_000 => (version / 1000, version / 100 % 10),
         _ => (version / 10_000, version / 100 % 100),

@@ -179,7 +179,7 @@ impl Layout {
 
     /// Whether a row reaches as far as its columns, so that its last number has lost no digits. How
     /// long the words behind the sides are is not known.
-    pub fn is_filled(&self, line: &str) -> bool {
+    pub(crate) fn is_filled(&self, line: &str) -> bool {
         let last = self.breaks.last().copied().unwrap_or(0);
         let end = size_end(line).map(|size_end| size_end + last);
         self.tail() == 0 && end.is_some_and(|end| line.trim_end().len() >= end)
@@ -187,7 +187,7 @@ impl Layout {
 
     /// Whether every number of a row that was put together reaches the end of its column: one that
     /// does not has lost digits. What a replay leaves out is narrower than its columns.
-    pub fn reaches_columns(&self, line: &str) -> bool {
+    pub(crate) fn reaches_columns(&self, line: &str) -> bool {
         let all: Vec<(usize, &str)> = words(line).collect();
         let Some(size_end) = size_end(line) else { return false };
         let is_one_side = all.get(KEYS.len() - 1).is_some_and(|root| blank(line, *root));
@@ -201,7 +201,7 @@ impl Layout {
     }
 
     /// Whether more behind it may make this a row: its last word may be a part of one.
-    pub fn begins_row(&self, line: &str) -> bool {
+    pub(crate) fn begins_row(&self, line: &str) -> bool {
         let all: Vec<(usize, &str)> = words(line).collect();
         let Some((_, whole)) = all.split_last() else { return false };
         let is_number = |text: &str| text.parse::<u64>().is_ok();
@@ -219,7 +219,7 @@ impl Layout {
 
     /// Where a row begins in what a message ends with, if one does: its first five words stand
     /// nowhere else.
-    pub fn row_within(&self, text: &str) -> Option<usize> {
+    pub(crate) fn row_within(&self, text: &str) -> Option<usize> {
         let all: Vec<(usize, &str)> = words(text).collect();
         let row = all.windows(KEYS.len()).find(|keys| keys_of(keys).is_ok())?;
         Some(row[0].0)
@@ -265,7 +265,7 @@ impl Layout {
     }
 
     /// The sides of a row whose end is missing that are whole for sure: another word follows.
-    pub fn row_cut_off(&self, line: &str) -> Option<Cells> {
+    pub(crate) fn row_cut_off(&self, line: &str) -> Option<Cells> {
         let all: Vec<(usize, &str)> = words(line).collect();
         let mut cells = keys_of(all.get(..KEYS.len())?).ok()?;
         let numbers = &all[KEYS.len()..];

@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// The rest of a line behind the tags of launchers.
-pub fn untagged(mut line: &str) -> &str {
+pub(crate) fn untagged(mut line: &str) -> &str {
     // Several launchers may each put one.
     for _ in 0..3 {
         let rest = after_bracket_tag(line).or_else(|| after_label(line));
@@ -26,7 +26,7 @@ pub fn untagged(mut line: &str) -> &str {
 }
 
 /// A text without the codes that colour it on a terminal.
-pub fn uncoloured(text: &str) -> Cow<'_, str> {
+pub(crate) fn uncoloured(text: &str) -> Cow<'_, str> {
     if !text.contains("\u{1b}[") {
         return text.into();
     }

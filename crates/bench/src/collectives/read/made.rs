@@ -260,7 +260,7 @@ impl Made {
     }
 
     /// As rccl-tests writes it with `-Z json`.
-    pub fn reporter_json(&self, mpi: bool) -> String {
+    pub(crate) fn reporter_json(&self, mpi: bool) -> String {
         let object = |row: &Vec<(&str, String)>| {
             let pairs = row.iter().map(|(name, value)| format!("\"{name}\":{value}"));
             format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
@@ -270,7 +270,7 @@ impl Made {
     }
 
     /// As rccl-tests writes it with `-Z csv`: with MPI the header lacks a name.
-    pub fn reporter_csv(&self, mpi: bool) -> String {
+    pub(crate) fn reporter_csv(&self, mpi: bool) -> String {
         let counts = if mpi { "ranks,rankspernode,gpusperrank" } else { "gpus" };
         let mut csv = format!(
             "numCycle,collective,{counts},size,type,redop,inplace,time,algbw,busbw,#wrong\n"

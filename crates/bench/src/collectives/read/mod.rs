@@ -58,7 +58,7 @@ struct Probe {
 ///
 /// # Errors
 /// [`BenchError::Read`]: nothing is in it, or it is JSON of another kind or damaged.
-pub fn detect(text: &str) -> Result<Format, BenchError> {
+pub(crate) fn detect(text: &str) -> Result<Format, BenchError> {
     let start = text.trim_start();
     let refuse = |why: &str| Err(BenchError::Read { line: 1, column: 1, why: why.to_owned() });
     if start.is_empty() {
@@ -90,7 +90,7 @@ pub fn detect(text: &str) -> Result<Format, BenchError> {
 /// Reads a report in any of the formats. Bytes that are no UTF-8 are replaced, colours left out;
 /// JSON that ends too early is read up to its last whole row, and is not complete.
 ///
-/// Cases that were measured several times are one row: see [`merge_repeats`].
+/// Cases that were measured several times are one row, by their median.
 ///
 /// # Errors
 /// [`BenchError::Read`] with line and column.

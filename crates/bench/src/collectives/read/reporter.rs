@@ -97,7 +97,7 @@ fn empty_report() -> Report {
 ///
 /// # Errors
 /// [`BenchError::Read`]: damaged, or with what this reader does not know.
-pub fn read_json(text: &str) -> Result<Report, BenchError> {
+pub(crate) fn read_json(text: &str) -> Result<Report, BenchError> {
     let entries: Vec<Entry> = serde_json::from_str(text).map_err(|e| BenchError::in_json(&e))?;
     let mut report = empty_report();
     for (index, entry) in entries.iter().enumerate() {
@@ -140,7 +140,7 @@ const MPI_CELLS: [&str; 14] = [
 ///
 /// # Errors
 /// [`BenchError::Read`]: another header, or a cell of another kind.
-pub fn read_csv(text: &str) -> Result<Report, BenchError> {
+pub(crate) fn read_csv(text: &str) -> Result<Report, BenchError> {
     let refuse = |line: usize, column: usize, why: String| BenchError::Read { line, column, why };
     let mut lines = text.split_inclusive('\n').enumerate();
     let header = lines.next().map_or("", |(_, line)| line.trim_end());

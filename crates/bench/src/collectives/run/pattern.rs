@@ -18,13 +18,13 @@ use half::{bf16, f16};
 use super::super::{ElementType, RedOp};
 
 /// A prime, so that parts and ranks do not fall together.
-pub const PERIOD: usize = 31;
+pub(crate) const PERIOD: usize = 31;
 /// Periods that are written and compared at a time.
 const TIMES: usize = 66;
 
 /// The inputs of `ranks` ranks in launch `salt`, and their result.
 #[derive(Clone, Copy)]
-pub struct Contents {
+pub(crate) struct Contents {
     pub dtype: ElementType,
     /// `None` for what is only moved.
     pub redop: Option<RedOp>,

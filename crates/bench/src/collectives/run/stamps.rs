@@ -34,7 +34,7 @@ impl Batch {
 }
 
 /// All launches of a case so far.
-pub struct Combined {
+pub(crate) struct Combined {
     ranks: usize,
     common_clock: bool,
     last: Vec<f64>,
@@ -105,7 +105,7 @@ impl Combined {
     }
 
     /// The median of the last batch.
-    pub fn typical_us(&self) -> f64 {
+    pub(crate) fn typical_us(&self) -> f64 {
         let mut sorted = self.last.clone();
         sorted.sort_by(f64::total_cmp);
         stats::median(&sorted).unwrap_or(0.0)

@@ -11,7 +11,7 @@ use crate::gpu::abi::{self, GemmProblem, NsAol, NsMatrix};
 use crate::gpu::arch::{Class, Form, TILE, TileType, gemm};
 use crate::gpu::layout::{Classes, Cursor, Extents, strips};
 use crate::gpu::schedule;
-use crate::newton_schulz::{Kind, Matrix, Op, Product, Program, Slot};
+use crate::newton_schulz::{Kind, Matrix, Op, Product, Program, Register};
 use crate::{Entries, KernelError};
 
 /// Where the parts of one matrix lie in the workspace.
@@ -27,11 +27,11 @@ struct Place {
 }
 
 impl Place {
-    fn of(&self, slot: Slot) -> u64 {
-        match slot {
-            Slot::X(x) => self.x[x],
-            Slot::S(s) => self.s[s],
-            Slot::Out => 0,
+    fn of(&self, register: Register) -> u64 {
+        match register {
+            Register::X(x) => self.x[x],
+            Register::S(s) => self.s[s],
+            Register::Out => 0,
         }
     }
 }
@@ -70,8 +70,8 @@ impl Builder<'_> {
             partials: cursor.take(strips(item.rows, item.cols) * 8),
             scales: cursor.take(scales),
             counters: cursor.take(4 * u64::from(self.counter_count(index))),
-            x: (0..program.x_slots).map(|_| cursor.take(extents.x_bytes())).collect(),
-            s: (0..program.s_slots).map(|_| cursor.take(extents.s_bytes())).collect(),
+            x: (0..program.x_registers).map(|_| cursor.take(extents.x_bytes())).collect(),
+            s: (0..program.s_registers).map(|_| cursor.take(extents.s_bytes())).collect(),
         }
     }
 
@@ -85,7 +85,8 @@ impl Builder<'_> {
         Places { of, end: cursor.end() }
     }
 
-    /// Runs of matrices whose slots fit `limit`; a matrix that does not fit is a run of its own.
+    /// Runs of matrices whose registers fit `limit`; a matrix that does not fit is a run of its
+    /// own.
     pub(super) fn cut(&self, limit: u64) -> Vec<Range<usize>> {
         let (mut ranges, mut start, mut cursor) = (Vec::new(), 0, Cursor::default());
         for index in 0..self.matrices.len() {
@@ -282,8 +283,8 @@ impl Builder<'_> {
         let is_apply = product.kind == Kind::Apply;
         let k = if product.kind == Kind::Gram { extents.long } else { extents.short };
         let (cols, across) = if is_apply { (extents.long, long) } else { (extents.short, short) };
-        let per_row = |slot| if matches!(slot, Slot::S(_)) { short } else { long };
-        let is_last = product.into == Slot::Out;
+        let per_row = |register| if matches!(register, Register::S(_)) { short } else { long };
+        let is_last = product.into == Register::Out;
         let (beta, addend) = product.addend.unwrap_or((0.0, product.left));
         let is_combined = product.kind == Kind::Combine;
         let is_lower = product.entries == Entries::Triangle || is_combined;
