@@ -7,7 +7,7 @@ use train::{Declared, Engine, Gradients, Hooks, Inputs, TrainError};
 
 use crate::CandleError;
 use crate::gradients::{check_variables, of_parameters};
-use crate::schema::Parameter;
+use crate::parameter::Parameter;
 
 /// A micro-batch, each `[B, T]` u32 on the device of the first variable.
 #[derive(Debug, Clone)]

@@ -1,3 +1,5 @@
+//! Mistakes in a model or its closure, for whoever wrote them.
+
 use candle_core::DType;
 
 /// Reasons why a candle model cannot be trained.
@@ -29,8 +31,8 @@ pub enum CandleError {
     Parts { name: String, shape: Vec<usize>, rows: usize },
     /// A trainable variable that the loss reads and the map does not hold.
     #[error(
-        "the loss reads a variable of shape {shape:?} that is not in the VarMap, and so would never \
-         be trained{}; make it with the map's `VarBuilder`, or read it by `as_detached_tensor`",
+        "the loss reads a variable of shape {shape:?} that is not in the VarMap, and so would \
+         never be trained{}; make it with the map's `VarBuilder`, or read it by `as_detached_tensor`",
         like(.alike)
     )]
     Outside { shape: Vec<usize>, alike: Vec<String> },

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
 use crate::CandleError;
-use crate::schema::Parameter;
+use crate::parameter::Parameter;
 
 /// Families of candle's operations that drop gradients without an error, and their slow forms that
 /// do not.

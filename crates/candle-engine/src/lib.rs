@@ -24,6 +24,7 @@ mod error;
 mod gradients;
 mod init;
 mod loss;
+mod parameter;
 mod schema;
 
 pub use engine::{CandleEngine, Pass, Tokens};

@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::PoisonError;
 
 use candle_core::{DType, Var};
@@ -14,16 +13,7 @@ use train::{Config, Declared, MicroBatch};
 
 use crate::CandleError;
 use crate::engine::{CandleEngine, Tokens};
-
-/// A parameter: a variable of the map.
-#[derive(Debug, Clone)]
-pub(crate) struct Parameter {
-    pub name: String,
-    pub var: Var,
-    /// Elements of the flat buffers.
-    pub flat: Range<usize>,
-    pub may_lack_gradient: bool,
-}
+use crate::parameter::Parameter;
 
 /// Names whose matrices are looked up by index, as models of the common families call them.
 const EMBEDDINGS: [&str; 4] = ["*embed*", "*wte*", "*wpe*", "*embd*"];

@@ -75,8 +75,8 @@ pub enum Error {
 
     // --- what lies on the disk
     #[error(
-        "{path} is not committed (it has no COMMIT): it is being saved or removed, or its save did not \
-         finish"
+        "{path} is not committed (it has no COMMIT): it is being saved or removed, or its save did \
+         not finish"
     )]
     NotCommitted { path: PathBuf },
     #[error(

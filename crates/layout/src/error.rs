@@ -1,3 +1,5 @@
+//! Layouts, meshes and trees that do not fit, with the nearest that do.
+
 use crate::{Axis, Coordinate, Mesh, MeshProblem, NearestMeshes};
 
 /// Errors of layout functions, with the offending value and what would do instead.

@@ -1,8 +1,8 @@
 //! Numbers that must fit each other, and the nearest ones that do.
 //!
 //! A value is offered only after the whole architecture has been through the check with it. Where
-//! no one value passes, two are offered together. Mistakes that have nothing to do with each other are
-//! reported together, and looked at apart.
+//! no one value passes, two are offered together. Mistakes that have nothing to do with each other
+//! are reported together, and looked at apart.
 
 mod choice;
 mod latent;

@@ -1,3 +1,5 @@
+//! Refusals of a model: the key at fault, and a value that passes the whole check.
+
 use device::DeviceError;
 use kernels::KernelError;
 use layout::LayoutError;

@@ -1,5 +1,5 @@
-//! A mixture of experts: a router, experts of which each token visits the best, and shared ones that
-//! every token visits (DeepSeekMoE, Dai et al. 2024).
+//! A mixture of experts: a router, experts of which each token visits the best, and shared ones
+//! that every token visits (DeepSeekMoE, Dai et al. 2024).
 
 use kernels::Onto;
 use kernels::mlp::{SwigluBackward, SwigluForward};
@@ -182,7 +182,8 @@ impl Block for Experts {
         }
         let (grouped, gate_up) = (p.at(self.scratch.grouped), p.at(self.gate_up_at));
         let (act, y, offsets) = (p.at(self.act), p.at(self.y), routing.offsets.clone());
-        p.run(GroupRows { routing: routing.clone(), x: p.at(h), y: grouped.clone() })?; // → [N·A, D]
+        let of = routing.clone();
+        p.run(GroupRows { routing: of, x: p.at(h), y: grouped.clone() })?; // → [N·A, D]
         let w = p.matrix(self.gate_up)?;
         p.run(ProductForward { offsets: offsets.clone(), x: grouped, w, y: gate_up.clone() })?;
         p.run(SwigluForward { gate_up, y: act.clone() })?; // [N·A, 2F] → [N·A, F]

@@ -3,7 +3,8 @@
 //! ```text
 //! forward    need(embedding) ▶ need(attention 0) ▶ need(MLP 0) ▶ … ▶ need(final norm)
 //! evaluate   need(head)
-//! backward   need(head) ready(head) ▶ need(final norm) ready(final norm) ▶ need(MLP L) … ready(embedding)
+//! backward   need(head) ready(head) ▶ need(final norm) ready(final norm) ▶ need(MLP L) ▶ …
+//!            ▶ ready(attention 0) ▶ ready(embedding)
 //! ```
 //!
 //! Ranges are elements of the flat buffers, padding included. Those of `ready` tile the buffer,

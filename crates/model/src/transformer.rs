@@ -220,7 +220,7 @@ pub struct Inputs<'a> {
 }
 
 impl Model {
-    /// Plans and allocates, with one micro-batch in flight; `bucket_elements` cuts the flat buffers.
+    /// Plans and allocates, with one micro-batch in flight; `bucket_elements` cuts flat buffers.
     ///
     /// # Errors
     /// Memory.
@@ -304,8 +304,8 @@ impl Model {
     /// Runs a micro-batch up to the final norm.
     ///
     /// # Errors
-    /// As many micro-batches are in flight as may be; inputs of another size; device errors; a token
-    /// outside the vocabulary.
+    /// As many micro-batches are in flight as may be; inputs of another size; device errors; a
+    /// token outside the vocabulary.
     pub fn forward(
         &self,
         inputs: &Inputs,

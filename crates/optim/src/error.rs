@@ -1,3 +1,5 @@
+//! Refusals of the optimizer: where in the config, and the nearest valid value.
+
 use kernels::KernelError;
 
 /// A refusal of the optimizer, with what to do about it.

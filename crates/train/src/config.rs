@@ -227,8 +227,8 @@ pub struct RanksConfig {
     pub cpus: Cpus,
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
-    /// Where the optimizer keeps its state and updates: `cpu` (beside the weights), `cuda:N`, `hip:N`,
-    /// or `sim:ARCH`, a simulator of either. Gradients go there and weights come back. Muon then
+    /// Where the optimizer keeps its state and updates: `cpu` (beside the weights), `cuda:N`,
+    /// `hip:N`, or `sim:ARCH`, a simulator of either. Gradients go there and weights come back. Muon then
     /// needs `storage: bf16` or `f16`.
     #[serde(skip_serializing_if = "OptimizerDevice::is_beside")]
     pub optimizer_device: OptimizerDevice,

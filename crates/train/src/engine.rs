@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! declared ─▶ RunPlan (ownership, memory, checkpoint)
-//! each step:  begin_step ─▶ (forward ─▶ backward)×micro-batches ─▶ counts ─▶ (all ranks) ─▶ after_step
+//! each step:  begin_step ─▶ (forward ─▶ backward)×micro-batches ─▶ counts
+//!             ─▶ (all ranks) ─▶ after_step
 //! ```
 //!
 //! The trainer owns the flat weights and gradients; an engine owns all else that it needs, and

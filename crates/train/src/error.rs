@@ -1,3 +1,5 @@
+//! Reasons why a rank cannot go on, in words for whoever started the run.
+
 use std::path::PathBuf;
 
 /// Why a rank cannot go on.
@@ -30,8 +32,8 @@ pub enum TrainError {
     NonFinite { step: u64, places: String },
     /// An engine that does not begin with the same bits on all ranks.
     #[error(
-        "rank {rank} begins with other weights than rank 0, first in `{tensor}`; make them from the \
-         same seed on every rank"
+        "rank {rank} begins with other weights than rank 0, first in `{tensor}`; make them from \
+         the same seed on every rank"
     )]
     InitialWeights { rank: usize, tensor: String },
     /// Another rank could not do its part of a save.

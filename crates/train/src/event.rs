@@ -1,7 +1,8 @@
 //! The events of a run, typed. The console, the JSONL file and the plot only read them.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
+use crate::nan::{null_is_nan, nulls_are_nan, nulls_are_nan_if_any};
 pub use crate::rank_times::{OperationTimes, RankTimes, Spread};
 
 /// One event; `runs/NAME/events.jsonl` holds one per line.
@@ -386,24 +387,6 @@ pub enum FinishReason {
     Interrupted,
     /// SIGTERM.
     Terminated,
-}
-
-/// JSON has no word for NaN and infinities: they are written as `null` and come back as NaN.
-pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
-}
-
-fn nulls_are_nan<'de, const N: usize, D: Deserializer<'de>>(from: D) -> Result<[f64; N], D::Error>
-where
-    [Option<f64>; N]: Deserialize<'de>,
-{
-    let numbers = <[Option<f64>; N]>::deserialize(from)?;
-    Ok(numbers.map(|number| number.unwrap_or(f64::NAN)))
-}
-
-fn nulls_are_nan_if_any<'de, D: Deserializer<'de>>(from: D) -> Result<Option<[f64; 3]>, D::Error> {
-    let numbers = Option::<[Option<f64>; 3]>::deserialize(from)?;
-    Ok(numbers.map(|numbers| numbers.map(|number| number.unwrap_or(f64::NAN))))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use model::{
     active_parameters, memory_plan, parameters,
 };
 
+use crate::config::BUCKET_BYTES;
 use crate::engine::{Declared, Load};
 use crate::{Config, Engine, RunPlan, TrainError};
 
@@ -218,6 +219,42 @@ impl Engine for NativeEngine {
     fn load(&mut self, counts: &[u64]) -> Option<Load> {
         let experts = self.moe()?.experts;
         load(counts, experts, &mut self.relative)
+    }
+}
+
+impl RunPlan {
+    /// Decides for `world` ranks of `threads` threads each, with buckets of the configured size.
+    ///
+    /// # Errors
+    /// A model that does not fit together; a tree that does not fit the leaves; more ranks than
+    /// leaves; optimizer rules that leave a parameter out.
+    pub fn new(
+        config: &Config,
+        tokenizer_vocab: usize,
+        world: usize,
+        threads: usize,
+    ) -> Result<RunPlan, TrainError> {
+        let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
+        RunPlan::with_buckets(config, tokenizer_vocab, world, threads, bucket_bytes)
+    }
+
+    /// As [`RunPlan::new`], with buckets of another size, whatever the config says.
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`].
+    pub fn with_buckets(
+        config: &Config,
+        tokenizer_vocab: usize,
+        world: usize,
+        threads: usize,
+        bucket_bytes: usize,
+    ) -> Result<RunPlan, TrainError> {
+        let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
+        let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
+        let (batch, weights) = (MicroBatch { windows, positions }, config.train.weights.dtype());
+        let bucket_elements = bucket_bytes.div_ceil(4);
+        let declared = NativeEngine::declare(&architecture, batch, bucket_elements, weights)?;
+        RunPlan::of(config, declared, world, threads)
     }
 }
 

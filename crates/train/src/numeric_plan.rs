@@ -87,8 +87,8 @@ pub fn differences(plans: &[NumericPlan; 2], configs: [Option<&Value>; 2]) -> Ve
 }
 
 /// The keys of the config behind a digest that differ: `optimizer.rules[0].muon.lr (0.003 there,
-/// 0.006 here)`; none where the configs say the same. `None` of what is no digest, or where a config
-/// is not known.
+/// 0.006 here)`; none where the configs say the same. `None` of what is no digest, or where a
+/// config is not known.
 fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Option<Vec<String>> {
     let (_, pointer, at) = DIGESTS.iter().find(|(entry, ..)| *entry == name)?;
     let [Some(theirs), Some(ours)] = configs.map(|config| config?.pointer(pointer)) else {

@@ -1,5 +1,6 @@
 //! Everything that is decided before the first step, without talking and without memory.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use comm::SumRoom;
@@ -8,11 +9,10 @@ use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, 
 use model::MicroBatch;
 use optim::TensorPlan;
 
-use crate::config::{BUCKET_BYTES, Backend, Config};
+use crate::TrainError;
+use crate::config::{Backend, Config};
 use crate::engine::Declared;
-use crate::event::{Buckets, Corpus, Header, Offload};
-use crate::numeric_plan::NumericPlan;
-use crate::{NativeEngine, TrainError};
+use crate::event::Offload;
 
 /// Bytes of a process beside the planned buffers: the allocator, thread stacks, packed right
 /// operands, buffers of files, and the remains of a large tokenizer that was loaded for its tokens'
@@ -64,47 +64,13 @@ pub struct RunPlan {
     /// Integers that ranks add up each step.
     pub counts: usize,
     /// Entries of the engine in the numeric plan.
-    pub(crate) numeric: NumericPlan,
-    active_parameters: u64,
+    pub(crate) numeric: BTreeMap<String, String>,
+    pub(crate) active_parameters: u64,
     /// Bytes of the engine, by use.
     engine_memory: Vec<(String, u64)>,
 }
 
 impl RunPlan {
-    /// Decides for `world` ranks of `threads` threads each, with buckets of the configured size.
-    ///
-    /// # Errors
-    /// A model that does not fit together; a tree that does not fit the leaves; more ranks than
-    /// leaves; optimizer rules that leave a parameter out.
-    pub fn new(
-        config: &Config,
-        tokenizer_vocab: usize,
-        world: usize,
-        threads: usize,
-    ) -> Result<RunPlan, TrainError> {
-        let bucket_bytes = config.ranks.bucket_bytes.unwrap_or(BUCKET_BYTES);
-        RunPlan::with_buckets(config, tokenizer_vocab, world, threads, bucket_bytes)
-    }
-
-    /// As [`RunPlan::new`], with buckets of another size, whatever the config says.
-    ///
-    /// # Errors
-    /// As [`RunPlan::new`].
-    pub fn with_buckets(
-        config: &Config,
-        tokenizer_vocab: usize,
-        world: usize,
-        threads: usize,
-        bucket_bytes: usize,
-    ) -> Result<RunPlan, TrainError> {
-        let architecture = config.model.resolve(tokenizer_vocab, config.batch.seq_len)?;
-        let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
-        let (batch, weights) = (MicroBatch { windows, positions }, config.train.weights.dtype());
-        let bucket_elements = bucket_bytes.div_ceil(4);
-        let declared = NativeEngine::declare(&architecture, batch, bucket_elements, weights)?;
-        RunPlan::of(config, declared, world, threads)
-    }
-
     /// The plan of any engine; the config's model, its type of weights and its size of buckets are
     /// not looked at.
     ///
@@ -267,8 +233,8 @@ impl RunPlan {
         if !self.shares_within_hosts || self.world < 4 {
             return flat;
         }
-        // However many ranks a host has; what others own is sent from such memory, too. A host sends
-        // no more partials than its ranks have.
+        // However many ranks a host has; what others own is sent from such memory, too. A host
+        // sends no more partials than its ranks have.
         let all = self.bucket_segments.iter().flatten().map(len).max().unwrap_or(0);
         let each = (2..=self.world / 2).filter(|each| self.world.is_multiple_of(*each));
         let room = each.map(|each| {
@@ -327,63 +293,6 @@ impl RunPlan {
             Some(self.memory(rank).ok()?.iter().map(|(_, bytes)| bytes).sum())
         };
         (0..self.world).filter_map(total).max().unwrap_or(0)
-    }
-
-    /// The header of a run; `buckets` is why they have their size.
-    ///
-    /// # Errors
-    /// As [`RunPlan::memory`].
-    pub fn header(
-        &self,
-        config: &Config,
-        corpus: Vec<Corpus>,
-        digests: (String, String),
-        (run_dir, buckets): (String, String),
-        offload: Option<Offload>,
-    ) -> Result<Header, TrainError> {
-        let memories: Result<Vec<_>, _> = (0..self.world).map(|rank| self.memory(rank)).collect();
-        let total = |items: &Vec<(String, u64)>| items.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        let memory = memories?.into_iter().max_by_key(total).unwrap_or_default();
-        let critical = self.ownership.critical().map(|piece| {
-            let name = &self.schema.tensors[piece.tensor].name;
-            format!("{name} rows {}..{}", piece.rows.start, piece.rows.end)
-        });
-        let table = optim::table(&self.schema, &self.updates);
-        Ok(Header {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            name: config.name.clone(),
-            config_digest: digests.0,
-            data_digest: digests.1,
-            parameters: self.schema.parameters() as u64,
-            active_parameters: self.active_parameters,
-            steps: config.train.steps,
-            tokens_per_step: config.batch.tokens_per_step(),
-            leaves: config.batch.leaves,
-            radices: self.tree.radices().to_vec(),
-            ranks: self.world,
-            backend: format!("{:?}", config.ranks.backend).to_lowercase(),
-            threads: self.threads,
-            cpus: String::new(),
-            device: format!("{:?}", config.ranks.device).to_lowercase(),
-            weights: self.weights.to_string(),
-            free: self.tree.is_free(self.world),
-            byte_factor: self.byte_factor(),
-            hosts: None,
-            mixed_cpus: config.ranks.mixed_cpus,
-            memory,
-            buckets: Some(Buckets {
-                count: self.flat.buckets.len(),
-                bytes: 4 * self.bucket_elements as u64,
-                reason: buckets,
-            }),
-            offload,
-            optimizer: table.lines().map(str::to_owned).collect(),
-            balance: self.ownership.balance(),
-            critical,
-            clip: config.optimizer.clip.to_string(),
-            corpus,
-            run_dir,
-        })
     }
 }
 

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use comm::{Operation, Timing};
 use serde::{Deserialize, Serialize};
 
-use crate::event::null_is_nan;
 use crate::laps::{Part, Spent};
-use crate::vote::{Ballot, Tally};
-use crate::{Engine, Event, TrainError, Trainer};
+use crate::nan::null_is_nan;
 
 /// Most ranks whose times of a step are told one by one: each makes the line of every step longer.
 pub const ONE_BY_ONE: usize = 64;
@@ -114,42 +112,6 @@ pub fn spreads(ranks: &[Spent]) -> Vec<Spread> {
     all
 }
 
-impl<E: Engine> Trainer<E> {
-    /// The times that came with the last vote, if any; on rank 0 alone.
-    pub(crate) fn rank_times(&self) -> Option<Event> {
-        let Tally { spent_step, spent, .. } = &self.host.tally;
-        let is_told = self.ranks.rank() == 0 && *spent_step > 0;
-        is_told.then(|| Event::Ranks(RankTimes::new(*spent_step, spent)))
-    }
-
-    /// As [`Trainer::rank_times`] of the last step, which no vote follows. Collective.
-    ///
-    /// # Errors
-    /// As a vote.
-    pub(crate) fn last_rank_times(&mut self) -> Result<Option<Event>, TrainError> {
-        if self.laps.is_idle() {
-            return Ok(None);
-        }
-        self.ranks.settle()?;
-        let spent = Some(self.laps.end(self.ranks.world.timings()));
-        let mut mine = Vec::new();
-        Ballot { spent, target_bytes: Some(0), ..Ballot::default() }.encode(&mut mine);
-        let ballots = self.ranks.training.all_gather_bytes(&mine)?;
-        let mut tally = Tally::default();
-        tally.count(&ballots, &vec![Vec::new(); ballots.len()])?;
-        for (sum, spent) in self.spent.iter_mut().zip(&tally.spent) {
-            *sum = sum.plus(spent);
-        }
-        let is_told = self.ranks.rank() == 0;
-        Ok(is_told.then(|| Event::Ranks(RankTimes::new(tally.spent_step, &tally.spent))))
-    }
-
-    /// How the time of all steps of this start was spread over the ranks; nothing for one alone.
-    pub fn spreads(&self) -> Vec<Spread> {
-        if self.spent.len() > 1 { spreads(&self.spent) } else { Vec::new() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,8 +132,8 @@ mod tests {
             (&[12_000_000, 36_000_000][..], &[13.0, 39.0][..])
         );
         assert_eq!(join.waited_ms, [14.0, 42.0]);
-        let text = serde_json::to_string(&Event::Ranks(times.clone())).unwrap();
-        assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), Event::Ranks(times));
+        let text = serde_json::to_string(&times).unwrap();
+        assert_eq!(serde_json::from_str::<RankTimes>(&text).unwrap(), times);
         let nothing = RankTimes::new(7, &[Spent::default(); 2]);
         assert_eq!((nothing.parts_ms.len(), nothing.operations.len()), (0, 0));
     }
@@ -181,9 +143,8 @@ mod tests {
         let line = |ranks: usize| {
             let all: Vec<Spent> = (1..=ranks as u64).map(spent).collect();
             let times = RankTimes::new(7, &all);
-            let text = serde_json::to_string(&Event::Ranks(times.clone())).unwrap();
-            let event: Event = serde_json::from_str(&text).unwrap();
-            assert_eq!(event, Event::Ranks(times.clone()));
+            let text = serde_json::to_string(&times).unwrap();
+            assert_eq!(serde_json::from_str::<RankTimes>(&text).unwrap(), times);
             (times, text.len())
         };
         let (each, _) = line(ONE_BY_ONE);
@@ -196,8 +157,8 @@ mod tests {
         let (_, of_thousands) = line(4096);
         assert!(of_thousands < bytes + bytes / 2, "{bytes} and {of_thousands} bytes");
         // As lines were written before.
-        let text = r#"{"ranks":{"step":3,"parts_ms":{"data":[1.0]},"operations":{}}}"#;
-        let Event::Ranks(times) = serde_json::from_str(text).unwrap() else { panic!("{text}") };
+        let text = r#"{"step":3,"parts_ms":{"data":[1.0]},"operations":{}}"#;
+        let times: RankTimes = serde_json::from_str(text).unwrap();
         assert_eq!((times.step, &times.parts_ms["data"][..]), (3, &[1.0][..]));
     }
 

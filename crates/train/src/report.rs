@@ -1,11 +1,13 @@
-//! The end of a step: counters, and its event.
+//! The end of a step: counters, its event, and the times of all ranks.
 
 use optim::Verdict;
 
 use crate::event::Step;
 use crate::laps::Part;
+use crate::rank_times::{RankTimes, Spread, spreads};
 use crate::trainer::Host;
-use crate::{Engine, Trainer, Wants};
+use crate::vote::{Ballot, Tally, Wants};
+use crate::{Engine, Event, TrainError, Trainer};
 
 impl<E: Engine> Trainer<E> {
     /// Counts the step that was decided so, and tells of it.
@@ -65,5 +67,39 @@ impl<E: Engine> Trainer<E> {
             phases_ms,
             data_ms,
         }
+    }
+
+    /// The times that came with the last vote, if any; on rank 0 alone.
+    pub(crate) fn rank_times(&self) -> Option<Event> {
+        let Tally { spent_step, spent, .. } = &self.host.tally;
+        let is_told = self.ranks.rank() == 0 && *spent_step > 0;
+        is_told.then(|| Event::Ranks(RankTimes::new(*spent_step, spent)))
+    }
+
+    /// As [`Trainer::rank_times`] of the last step, which no vote follows. Collective.
+    ///
+    /// # Errors
+    /// As a vote.
+    pub(crate) fn last_rank_times(&mut self) -> Result<Option<Event>, TrainError> {
+        if self.laps.is_idle() {
+            return Ok(None);
+        }
+        self.ranks.settle()?;
+        let spent = Some(self.laps.end(self.ranks.world.timings()));
+        let mut mine = Vec::new();
+        Ballot { spent, target_bytes: Some(0), ..Ballot::default() }.encode(&mut mine);
+        let ballots = self.ranks.training.all_gather_bytes(&mine)?;
+        let mut tally = Tally::default();
+        tally.count(&ballots, &vec![Vec::new(); ballots.len()])?;
+        for (sum, spent) in self.spent.iter_mut().zip(&tally.spent) {
+            *sum = sum.plus(spent);
+        }
+        let is_told = self.ranks.rank() == 0;
+        Ok(is_told.then(|| Event::Ranks(RankTimes::new(tally.spent_step, &tally.spent))))
+    }
+
+    /// How the time of all steps of this start was spread over the ranks; nothing for one alone.
+    pub fn spreads(&self) -> Vec<Spread> {
+        if self.spent.len() > 1 { spreads(&self.spent) } else { Vec::new() }
     }
 }

@@ -6,6 +6,7 @@ use crate::event::{Action, Evaluation, FinishReason, NonFinite, Saved};
 use crate::laps::Part;
 use crate::pulse::{self, Phase};
 use crate::retention::Retention;
+use crate::vote::Wants;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
 
 /// How a run ended.
@@ -16,15 +17,6 @@ pub struct Outcome {
     pub final_loss: Option<f64>,
     pub final_bits_per_byte: Option<f64>,
     pub checkpoint: Option<String>,
-}
-
-/// Requests to end the run; one rank's wish is everyone's after the next vote.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// Finish the step, save, end.
-    pub stop: bool,
-    /// The same, to be started again later.
-    pub terminate: bool,
 }
 
 impl<E: Engine> Trainer<E> {

@@ -53,6 +53,15 @@ pub struct Tally {
     pub spent: Vec<Spent>,
 }
 
+/// Requests to end the run; one rank's wish is everyone's after the next vote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Finish the step, save, end.
+    pub stop: bool,
+    /// The same, to be started again later.
+    pub terminate: bool,
+}
+
 /// Bytes before the losses.
 const HEAD: usize = 56;
 

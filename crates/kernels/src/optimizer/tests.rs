@@ -1,3 +1,5 @@
+//! Operations of updates against plain loops in f64.
+
 use ::device::Device;
 use half::bf16;
 

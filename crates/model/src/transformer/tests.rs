@@ -1,3 +1,5 @@
+//! Parameters, sizes and passes of small models.
+
 use device::DType;
 
 use super::*;

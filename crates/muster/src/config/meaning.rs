@@ -413,7 +413,7 @@ fn of_model(error: ModelError) -> Vec<Finding> {
                     found.about(&["model.moe.experts", "model.moe.groups", "model.moe.top_groups"])
                 }
                 (None, "moe.top_groups") => found.about(&["model.moe.groups"]),
-                // What latent attention excludes may be a preset's.
+                // An option that latent attention excludes may be a preset's.
                 (None, "qk_norm" | "positions" | "attention_bias" | "names") => {
                     found.about(&["model.latent"])
                 }

@@ -1,0 +1,15 @@
+//! A trained variable and its place.
+
+use std::ops::Range;
+
+use candle_core::Var;
+
+/// A parameter: a variable of the map.
+#[derive(Debug, Clone)]
+pub(crate) struct Parameter {
+    pub name: String,
+    pub var: Var,
+    /// Elements of the flat buffers.
+    pub flat: Range<usize>,
+    pub may_lack_gradient: bool,
+}
