@@ -16,7 +16,8 @@ pub enum OptimError {
     #[error("{at}: {source}")]
     NewtonSchulz { at: String, source: Box<KernelError> },
     #[error(
-        "optimizer.rules[{rule}] has no update; give it one of {} (as `adamw: {{}}`, with defaults)",
+        "optimizer.rules[{rule}] has no update; give it one of {} (as `adamw: {{}}`, with \
+         defaults)",
         crate::Update::WORDS.join(", ")
     )]
     NoUpdate { rule: usize },

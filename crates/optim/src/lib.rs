@@ -13,7 +13,8 @@
 //! Invariants:
 //!   * every parameter has exactly one rule, and every rule has a parameter;
 //!   * the new bits of a weight depend on its matrix or itself, as its update's unit is, the
-//!     statistics of all slots and the config: not on the rank that owns it, the number of ranks or threads;
+//!     statistics of all slots and the config: not on the rank that owns it, the number of ranks or
+//!     threads;
 //!   * after the first step, a step allocates nothing.
 
 mod bounds;

@@ -65,7 +65,7 @@ impl Compact {
     fn new(ownership: &Ownership, rank: usize) -> Compact {
         let (mut ownership, mut end) = (ownership.clone(), 0_usize);
         let placed = ownership.segments(rank).into_iter().map(|segment| {
-            // What is aligned there is aligned here.
+            // Aligned there is aligned here.
             let start = end.next_multiple_of(ALIGN) + segment.start % ALIGN;
             end = start + segment.len();
             (segment, start)

@@ -117,8 +117,8 @@ impl ShardedOptimizer {
         &self.memory
     }
 
-    /// Everything that decides rounding on this device beside method and config, one line for each kind of
-    /// matrix; nothing on a host. Pieces of other ranks may add lines.
+    /// Everything that decides rounding on this device beside method and config, one line for each
+    /// kind of matrix; nothing on a host. Pieces of other ranks may add lines.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
         let lines = self.groups.iter().flat_map(|group| group.launch.numeric_plan());
         lines.chain(self.slots.numeric_plan()).collect()

@@ -106,8 +106,8 @@ pub struct LowRankStep {
     pub direction: Tensor,
     /// f32: [`LowRankMatrices::workspace_elements`] of as many threads as work at a time.
     pub workspace: Tensor,
-    /// u32, one of each matrix, written: [`STATUS_NON_FINITE`] where M holds an infinity or NaN. Its
-    /// direction is then zero, and its basis stays.
+    /// u32, one of each matrix, written: [`STATUS_NON_FINITE`] where M holds an infinity or NaN.
+    /// Its direction is then zero, and its basis stays.
     pub status: Tensor,
 }
 
@@ -184,7 +184,8 @@ impl LowRankStep {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(&at) = list.get(index) else { return };
-                // SAFETY: `LowRankMatrices::new` refused matrices that overlap, and `index` is taken once.
+                // SAFETY: `LowRankMatrices::new` refused matrices that overlap, and `index` is
+                // taken once.
                 let (momentum, basis, direction, status) = unsafe {
                     (
                         momentum.part(at.local..at.local + elements),

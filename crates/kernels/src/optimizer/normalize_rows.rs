@@ -110,7 +110,7 @@ impl NormalizeRows {
         let variance = SharedSlice::new(k.write::<f32>(&self.variance)?);
         k.parallel().each(list.len(), |index| {
             let at = list[index];
-            // SAFETY: `RowMatrices::new` refused matrices that overlap, and one thread has this one.
+            // SAFETY: `RowMatrices::new` refused matrices that overlap; one thread has this one.
             let o = unsafe { direction.part(at.direction..at.direction + elements) };
             // SAFETY: as above, for variances.
             let v = unsafe { variance.part(at.variance..at.variance + rows) };

@@ -44,8 +44,8 @@ pub struct MuonConfig {
     /// the slopes of the coefficients if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<Vec<usize>>,
-    /// Rounding of matrices between products: `f32` for none, or `bf16` or `f16` as on GPUs, which a
-    /// CPU emulates.
+    /// Rounding of matrices between products: `f32` for none, or `bf16` or `f16` as on GPUs, which
+    /// a CPU emulates.
     pub storage: Storage,
     /// Factor on the update of an `[out, in]` matrix: `rms` is 0.2·sqrt(max(out, in)), which makes
     /// the update as large as AdamW's; `spectral` is sqrt(max(1, out/in)); `none` is 1.
