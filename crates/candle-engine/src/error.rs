@@ -32,7 +32,8 @@ pub enum CandleError {
     /// A trainable variable that the loss reads and the map does not hold.
     #[error(
         "the loss reads a variable of shape {shape:?} that is not in the VarMap, and so would \
-         never be trained{}; make it with the map's `VarBuilder`, or read it by `as_detached_tensor`",
+         never be trained{}; make it with the map's `VarBuilder`, or read it by \
+         `as_detached_tensor`",
         like(.alike)
     )]
     Outside { shape: Vec<usize>, alike: Vec<String> },

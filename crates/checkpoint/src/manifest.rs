@@ -220,7 +220,7 @@ impl ChunkRecord {
 
 impl FileRecord {
     /// The path of the sums table within the attempt.
-    pub fn sums_path(&self) -> String {
+    pub(crate) fn sums_path(&self) -> String {
         let stem = self.path.strip_suffix(".safetensors").unwrap_or(&self.path);
         format!("{stem}.sums")
     }

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::Region;
 
 /// The manifest's file name within an attempt.
-pub const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// The file whose presence commits an attempt.
-pub const COMMIT: &str = "COMMIT";
+pub(crate) const COMMIT: &str = "COMMIT";
 /// The fsynced temporary that `COMMIT` is linked from; meaningless to readers.
-pub const COMMIT_TEMPORARY: &str = "COMMIT.partial";
+pub(crate) const COMMIT_TEMPORARY: &str = "COMMIT.partial";
 
 /// One try at saving one step: no two attempts share a directory, so none disturbs another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ impl Attempt {
     /// Orders attempts from oldest to newest. A later incarnation of the job knows of the
     /// earlier ones' commits and chose where to go on from, so its word is the newer one even
     /// at a lower step.
-    pub fn age_key(self) -> (u32, u64) {
+    pub(crate) fn age_key(self) -> (u32, u64) {
         (self.generation, self.step)
     }
 }
@@ -61,34 +61,34 @@ impl fmt::Display for Attempt {
 }
 
 /// The claim file of a generation.
-pub fn claim_name(generation: u32) -> String {
+pub(crate) fn claim_name(generation: u32) -> String {
     format!("generation-{generation:04}")
 }
 
 /// The generation that a claim file stands for.
-pub fn parse_claim(name: &str) -> Option<u32> {
+pub(crate) fn parse_claim(name: &str) -> Option<u32> {
     let generation = name.strip_prefix("generation-")?.parse().ok()?;
     (claim_name(generation) == name).then_some(generation)
 }
 
 /// The directory of a rank within an attempt.
-pub fn rank_dir(rank: u32) -> String {
+pub(crate) fn rank_dir(rank: u32) -> String {
     format!("rank-{rank:05}")
 }
 
 /// A shard's path within an attempt, with `/` on every platform.
-pub fn shard_path(rank: u32, shard: u32) -> String {
+pub(crate) fn shard_path(rank: u32, shard: u32) -> String {
     format!("{}/shard-{shard:03}.safetensors", rank_dir(rank))
 }
 
 /// The path of a shard's sums table within an attempt.
-pub fn sums_path(rank: u32, shard: u32) -> String {
+pub(crate) fn sums_path(rank: u32, shard: u32) -> String {
     format!("{}/shard-{shard:03}.sums", rank_dir(rank))
 }
 
 /// The rank and number of a shard path; `None` for anything else, so that a manifest can never
 /// point outside its directory.
-pub fn parse_shard_path(path: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_shard_path(path: &str) -> Option<(u32, u32)> {
     let (rank, shard) = path.strip_prefix("rank-")?.split_once("/shard-")?;
     let rank = rank.parse().ok()?;
     let shard = shard.strip_suffix(".safetensors")?.parse().ok()?;
@@ -113,7 +113,7 @@ impl TensorKey {
 
     /// Whether the slot is a word of lower-case letters, digits and underscores, which keeps
     /// chunk names unambiguous whatever the logical name holds.
-    pub fn slot_is_valid(&self) -> bool {
+    pub(crate) fn slot_is_valid(&self) -> bool {
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         !self.slot.is_empty() && self.slot.bytes().all(word)
     }

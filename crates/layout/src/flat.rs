@@ -74,11 +74,6 @@ impl FlatLayout {
         self.offsets[index]..self.offsets[index] + self.lens[index]
     }
 
-    /// The bucket that holds flat element `offset`.
-    pub fn bucket_of(&self, offset: usize) -> Option<usize> {
-        self.buckets.iter().position(|bucket| bucket.range.contains(&offset))
-    }
-
     /// Checks that a per-tensor argument has an entry for each tensor.
     pub(crate) fn check_count(&self, what: &'static str, got: usize) -> Result<(), LayoutError> {
         if got == self.offsets.len() {

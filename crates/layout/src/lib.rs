@@ -34,7 +34,7 @@ pub use dtype::Dtype;
 pub use error::LayoutError;
 pub use flat::{Bucket, FlatLayout};
 pub use group::GroupPlan;
-pub use mesh::{Axes, Axis, Coordinate, Mesh, replica_axes};
+pub use mesh::{Axes, Axis, Coordinate, Mesh};
 pub use mesh_fit::{Demands, MeshProblem, MeshSpec, NearestMeshes, Uneven};
 pub use ownership::{CostTable, Ownership, Piece, PieceKind, Treatment};
 pub use placement::{Along, Placement, Placements};

@@ -73,7 +73,7 @@ impl Axes {
     }
 
     /// All the others.
-    pub fn complement(self) -> Axes {
+    pub(crate) fn complement(self) -> Axes {
         Axes(Axes::ALL.0 & !self.0)
     }
 }
@@ -117,7 +117,7 @@ pub struct Coordinate {
 
 impl Coordinate {
     /// The first rank's.
-    pub const ORIGIN: Coordinate = Coordinate { pp: 0, dp: 0, ep: 0, tp: 0 };
+    pub(crate) const ORIGIN: Coordinate = Coordinate { pp: 0, dp: 0, ep: 0, tp: 0 };
 
     /// The number along `axis`.
     pub fn along(self, axis: Axis) -> usize {
@@ -258,19 +258,11 @@ impl Mesh {
         firsts.map(|first| ranks(first).collect()).collect()
     }
 
-    /// The number of `rank`'s group in [`Mesh::groups`].
-    ///
-    /// # Errors
-    /// No such rank.
-    pub fn group_index(self, rank: usize, axes: Axes) -> Result<usize, LayoutError> {
-        Ok(self.index_along(self.coordinate(rank)?, axes.complement()))
-    }
-
     /// The number of `rank` in its group along `axes`.
     ///
     /// # Errors
     /// No such rank.
-    pub fn member_index(self, rank: usize, axes: Axes) -> Result<usize, LayoutError> {
+    pub(crate) fn member_index(self, rank: usize, axes: Axes) -> Result<usize, LayoutError> {
         Ok(self.index_along(self.coordinate(rank)?, axes))
     }
 
@@ -311,7 +303,7 @@ impl Mesh {
 }
 
 /// The axes along which a parameter is replicated over other samples.
-pub fn replica_axes(role: Role) -> Axes {
+pub(crate) fn replica_axes(role: Role) -> Axes {
     match role {
         Role::Expert { .. } => Axes::DP,
         _ => Axes::SAMPLES,
@@ -352,12 +344,11 @@ mod tests {
             let groups = mesh.groups(axes);
             prop_assert_eq!(groups.len() * mesh.size(axes), mesh.ranks());
             let mut seen = vec![0; mesh.ranks()];
-            for (index, group) in groups.iter().enumerate() {
+            for group in &groups {
                 prop_assert!(group.is_sorted() && group.len() == mesh.size(axes));
                 for (place, &rank) in group.iter().enumerate() {
                     seen[rank] += 1;
                     prop_assert_eq!(&mesh.members(rank, axes).unwrap(), group);
-                    prop_assert_eq!(mesh.group_index(rank, axes).unwrap(), index);
                     prop_assert_eq!(mesh.member_index(rank, axes).unwrap(), place);
                     // Along the other axes the members of a group have one place.
                     for axis in Axis::ALL.into_iter().filter(|&axis| !axes.contains(axis)) {

@@ -302,7 +302,7 @@ impl Ownership {
     }
 
     /// Seconds of the most loaded rank.
-    pub fn makespan_s(&self) -> f64 {
+    pub(crate) fn makespan_s(&self) -> f64 {
         self.load_s.iter().copied().fold(0.0, f64::max)
     }
 

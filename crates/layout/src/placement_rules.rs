@@ -62,7 +62,7 @@ impl Split {
     }
 
     /// Whether parts of unequal size are allowed.
-    pub fn may_be_uneven(self) -> bool {
+    pub(crate) fn may_be_uneven(self) -> bool {
         self == Split::Vocabulary
     }
 }

@@ -137,7 +137,7 @@ impl Places {
     }
 
     /// Bytes of the arena by use.
-    pub fn by_use(&self, in_flight: usize) -> Vec<(&'static str, usize)> {
+    pub(crate) fn by_use(&self, in_flight: usize) -> Vec<(&'static str, usize)> {
         let of = |what: Use| {
             let rooms = self.rooms.iter().filter(|room| room.what == what);
             rooms.fold(0_usize, |all, room| all.saturating_add(room.bytes_of(in_flight)))

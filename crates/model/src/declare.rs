@@ -134,7 +134,7 @@ impl<'a> Declare<'a> {
     }
 
     /// As [`Declare::saved`], of u32.
-    pub fn saved_integers<const RANK: usize>(&mut self, dims: [usize; RANK]) -> Place {
+    pub(crate) fn saved_integers<const RANK: usize>(&mut self, dims: [usize; RANK]) -> Place {
         self.places.saved(DType::U32, dims)
     }
 
@@ -144,7 +144,7 @@ impl<'a> Declare<'a> {
     }
 
     /// As [`Declare::scratch`], counted by itself.
-    pub fn scratch_for<const RANK: usize>(
+    pub(crate) fn scratch_for<const RANK: usize>(
         &mut self,
         what: Use,
         name: &'static str,
@@ -159,7 +159,7 @@ impl<'a> Declare<'a> {
     }
 
     /// Gradient of what a norm gives, `[N, D]`.
-    pub fn dh(&mut self) -> Place {
+    pub(crate) fn dh(&mut self) -> Place {
         self.scratch("dh", [self.batch.rows(), self.a.d_model])
     }
 
@@ -287,7 +287,7 @@ impl<'a> Declare<'a> {
     }
 
     /// Elements and number of the tensors since the last call, in numbers that cannot wrap.
-    pub fn count_and_forget(&mut self) -> (u128, u128) {
+    pub(crate) fn count_and_forget(&mut self) -> (u128, u128) {
         let elements = |t: &LogicalTensor| {
             t.shape.iter().fold(1_u128, |all, &extent| all.saturating_mul(extent as u128))
         };

@@ -54,7 +54,7 @@ impl Head {
     }
 
     /// Of the matrix that it multiplies by, an index into the schema.
-    pub fn output_tensor(&self) -> usize {
+    pub(crate) fn output_tensor(&self) -> usize {
         self.output.tensor
     }
 

@@ -40,7 +40,7 @@ impl Mlp {
     }
 
     /// Of `width` F, with a gate: the parts are gate, up and down.
-    pub fn gated(d: &mut Declare, [gate, up, down]: [Part; 3], width: usize) -> Mlp {
+    pub(crate) fn gated(d: &mut Declare, [gate, up, down]: [Part; 3], width: usize) -> Mlp {
         let model = d.a.d_model;
         let up = d.fused(&[(gate, width), (up, width)], None, model, Bias::Without);
         let down = d.linear(down, [model, width], Bias::Without, Init::ToResidual);
@@ -62,7 +62,7 @@ impl Mlp {
     }
 
     /// As [`Block::backward`]; `dh` is overwritten or added to.
-    pub fn backward_onto(&self, b: &Back, h: Place, dh_onto: Onto) -> Done {
+    pub(crate) fn backward_onto(&self, b: &Back, h: Place, dh_onto: Onto) -> Done {
         b.linear_back(self.down, self.dx, self.act, (self.dact, Onto::Overwrite))?; // → [N, F]
         let (dy, pre) = (b.at(self.dact), b.at(self.pre));
         match self.activation {

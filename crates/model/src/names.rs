@@ -88,7 +88,7 @@ impl Family {
         self.pattern(part).is_some()
     }
 
-    pub fn is_transposed(&self, part: Part) -> bool {
+    pub(crate) fn is_transposed(&self, part: Part) -> bool {
         self.transposed.contains(&part)
     }
 

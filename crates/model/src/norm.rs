@@ -42,7 +42,7 @@ impl Norm {
     }
 
     /// The first of its parameters, an index into the schema.
-    pub fn first_tensor(&self) -> usize {
+    pub(crate) fn first_tensor(&self) -> usize {
         self.gain.tensor
     }
 

@@ -125,7 +125,7 @@ impl Pass<'_> {
     }
 
     /// As [`Pass::vector`], beside one.
-    pub fn second_vector(&self, w: Weight) -> Result<Tensor, ModelError> {
+    pub(crate) fn second_vector(&self, w: Weight) -> Result<Tensor, ModelError> {
         self.vector_in(w, 1)
     }
 
@@ -168,13 +168,19 @@ impl Back<'_> {
         Ok(self.to.flat.flat(start..start + w.len())?.reshape(&[w.rows, w.cols])?)
     }
 
-    pub fn gradient_vector(&self, w: Weight) -> Result<Tensor, ModelError> {
+    pub(crate) fn gradient_vector(&self, w: Weight) -> Result<Tensor, ModelError> {
         Ok(self.gradient(w)?.reshape(&[w.len()])?)
     }
 
     /// Of `y = x·Wᵀ + bias`: the gradients of W and bias from `dy [n, out]` and `x [n, in]`, and
     /// that of `x` to `dx [n, in]`.
-    pub fn linear_back(&self, linear: Linear, dy: Place, x: Place, dx: (Place, Onto)) -> Done {
+    pub(crate) fn linear_back(
+        &self,
+        linear: Linear,
+        dy: Place,
+        x: Place,
+        dx: (Place, Onto),
+    ) -> Done {
         let (dy, onto) = (self.at(dy), self.to.onto);
         self.weight_gradient(&dy, &self.at(x), &self.gradient(linear.weight)?, onto)?;
         if let Some(bias) = linear.bias {
@@ -185,7 +191,7 @@ impl Back<'_> {
     }
 
     /// `dx = dy·W`, or added to `dx`.
-    pub fn input_gradient(&self, dy: &Tensor, w: &Tensor, dx: &Tensor, onto: Onto) -> Done {
+    pub(crate) fn input_gradient(&self, dy: &Tensor, w: &Tensor, dx: &Tensor, onto: Onto) -> Done {
         self.run(Matmul {
             alpha: 1.0,
             a: Matrix::of(dy.clone()),
@@ -196,7 +202,7 @@ impl Back<'_> {
     }
 
     /// `dW = dyᵀ·x`, or added to `dW`.
-    pub fn weight_gradient(&self, dy: &Tensor, x: &Tensor, dw: &Tensor, onto: Onto) -> Done {
+    pub(crate) fn weight_gradient(&self, dy: &Tensor, x: &Tensor, dw: &Tensor, onto: Onto) -> Done {
         self.run(Matmul {
             alpha: 1.0,
             a: Matrix::of(dy.clone()).t(),

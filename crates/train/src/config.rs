@@ -95,7 +95,7 @@ impl Default for BatchConfig {
 
 impl BatchConfig {
     /// Windows per step.
-    pub fn samples_per_step(&self) -> u64 {
+    pub(crate) fn samples_per_step(&self) -> u64 {
         (self.leaves * self.micro_batches * self.micro_batch) as u64
     }
 
@@ -228,8 +228,8 @@ pub struct RanksConfig {
     /// `cpu`, or `guarded` (the slow test device that proves that nothing assumes host memory).
     pub device: DeviceName,
     /// Where the optimizer keeps its state and updates: `cpu` (beside the weights), `cuda:N`,
-    /// `hip:N`, or `sim:ARCH`, a simulator of either. Gradients go there and weights come back. Muon then
-    /// needs `storage: bf16` or `f16`.
+    /// `hip:N`, or `sim:ARCH`, a simulator of either. Gradients go there and weights come back.
+    /// Muon then needs `storage: bf16` or `f16`.
     #[serde(skip_serializing_if = "OptimizerDevice::is_beside")]
     pub optimizer_device: OptimizerDevice,
     /// How long a rank may get nothing done while others wait for it, and say nothing to its

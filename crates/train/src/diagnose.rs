@@ -13,7 +13,7 @@ use crate::TrainError;
 pub const MOST: usize = 8;
 
 /// The tensors of `grads` with an infinite or NaN element, at most [`MOST`].
-pub fn non_finite_tensors(
+pub(crate) fn non_finite_tensors(
     stream: &device::Stream,
     flat: &FlatLayout,
     grads: &Tensor,

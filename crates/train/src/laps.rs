@@ -78,7 +78,7 @@ pub struct Spent {
 }
 
 impl Spent {
-    pub fn part_ns(&self, part: Part) -> u64 {
+    pub(crate) fn part_ns(&self, part: Part) -> u64 {
         self.parts_ns[part as usize]
     }
 

@@ -2,7 +2,7 @@
 
 /// Bytes of memory that no file backs: anonymous pages and shared memory, of which each process
 /// that uses a page counts its share. `None` where the system does not say.
-pub fn anonymous_bytes() -> Option<u64> {
+pub(crate) fn anonymous_bytes() -> Option<u64> {
     use std::io::Read;
     let mut text = [0_u8; 4096];
     let mut file = std::fs::File::open("/proc/self/smaps_rollup").ok()?;

@@ -249,7 +249,7 @@ impl RunPlan {
     }
 
     /// The engine's part of [`RunPlan::states`].
-    pub fn engine_states(&self) -> &[StateDecl] {
+    pub(crate) fn engine_states(&self) -> &[StateDecl] {
         &self.states[self.states.len() - self.engine_states..]
     }
 

@@ -9,7 +9,7 @@ use crate::laps::{Part, Spent};
 use crate::nan::null_is_nan;
 
 /// Most ranks whose times of a step are told one by one: each makes the line of every step longer.
-pub const ONE_BY_ONE: usize = 64;
+pub(crate) const ONE_BY_ONE: usize = 64;
 
 /// Times of the ranks for a step and for what followed it up to the next: one by one, or where
 /// there are more than [`ONE_BY_ONE`], their spread. Lists of the former have an entry per rank;

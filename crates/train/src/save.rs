@@ -183,7 +183,7 @@ fn chunk(state: &StateDecl, region: Region, data: DeviceBytes) -> Chunk<'static>
 }
 
 /// Refuses a checkpoint of another model, naming the first difference.
-pub fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainError> {
+pub(crate) fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainError> {
     let theirs = checkpoint.schema();
     let refuse =
         |difference| Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference });
@@ -205,7 +205,7 @@ pub fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainE
 
 /// Per slot, how it begins and the tensors whose state a checkpoint lacks though a run can begin
 /// without: their update was another then.
-pub fn missing_states(
+pub(crate) fn missing_states(
     checkpoint: &Checkpoint,
     plan: &RunPlan,
 ) -> Vec<(&'static str, Absent, Vec<String>)> {
@@ -229,7 +229,7 @@ fn lacks(checkpoint: &Checkpoint, state: &StateDecl) -> bool {
 ///
 /// # Errors
 /// Damaged or missing data.
-pub fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
+pub(crate) fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
     let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
     for StateView { state, region, view } in views {
         let state = &saver.plan.states[state];
@@ -279,7 +279,7 @@ fn read_into(
 ///
 /// # Errors
 /// Damaged or missing data; a checkpoint of another model.
-pub fn load_weights(
+pub(crate) fn load_weights(
     checkpoint: &Checkpoint,
     plan: &RunPlan,
     stream: &Stream,

@@ -19,7 +19,7 @@ const TERMINATE: u64 = 2;
 
 /// A rank's contribution to a vote.
 #[derive(Debug, Default, Clone)]
-pub struct Ballot {
+pub(crate) struct Ballot {
     pub stop: bool,
     pub terminate: bool,
     pub target_tokens: u64,

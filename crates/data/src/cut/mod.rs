@@ -36,7 +36,12 @@ pub enum Cut {
 impl Cut {
     /// Bytes of the first piece of `text`, which is the rest of a document or, unless `at_end`, a
     /// beginning of it; `None` if more of it has to be seen.
-    pub fn first_piece(&self, text: &[u8], at_end: bool, limit_bytes: usize) -> Option<usize> {
+    pub(crate) fn first_piece(
+        &self,
+        text: &[u8],
+        at_end: bool,
+        limit_bytes: usize,
+    ) -> Option<usize> {
         if text.len() <= limit_bytes && at_end {
             return Some(text.len());
         }
