@@ -70,7 +70,7 @@ fn expected(states: &[StateDecl]) -> Vec<ExpectedTensor> {
 }
 
 /// Everything that a save reads.
-pub struct Saver<'a> {
+pub(crate) struct Saver<'a> {
     pub plan: &'a RunPlan,
     /// Of the run: states that a checkpoint lacks may begin with it.
     pub seed: u64,
