@@ -47,6 +47,9 @@ impl<E: Engine> Trainer<E> {
         };
         while self.step < last {
             pulse::enter(Phase::Training);
+            if self.quiet_after.contains(&self.step) {
+                self.ranks.settle()?;
+            }
             let Taken { step, wants: wanted, non_finite } = self.take_step(wants(self.step))?;
             if let Some(report) = &non_finite {
                 emit(Event::NonFinite(report.clone()))?;

@@ -105,6 +105,8 @@ pub struct Trainer<E: Engine> {
     pub(crate) peak_bytes: Cell<u64>,
     pub(crate) times: Times,
     pub(crate) laps: Laps,
+    /// Steps after which nothing is in flight.
+    pub(crate) quiet_after: [u64; 2],
     /// Of each rank, all steps whose times it has told.
     pub(crate) spent: Vec<Spent>,
 }
@@ -164,8 +166,15 @@ impl<E: Engine> Trainer<E> {
             peak_bytes: Cell::new(0),
             times: Times::default(),
             laps: Laps::default(),
+            quiet_after: [u64::MAX; 2],
             spent,
         })
+    }
+
+    /// After so many steps [`Trainer::run`] waits for all weights before it asks for wants, so that
+    /// nothing is in flight: for whoever begins or ends to watch there.
+    pub fn quiet_after(&mut self, steps: [u64; 2]) {
+        self.quiet_after = steps;
     }
 
     /// Steps taken.

@@ -145,6 +145,10 @@ fn train(
         Instant::now()
     });
     let recorder = Tracing::begin(job, world, trainer.steps_taken())?;
+    if let Some(Tracing { steps, .. }) = &recorder {
+        // So that an operation is recorded by all ranks or by none.
+        trainer.quiet_after([steps.first - 1, steps.last]);
+    }
     let outcome = {
         progress(voice, control, trainer.steps_taken());
         let mut wants = |taken: u64| {
