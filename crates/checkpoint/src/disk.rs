@@ -11,6 +11,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub use crate::system::Free;
+
 use crate::system;
 
 /// A file being written, front to back.
@@ -100,14 +102,6 @@ pub struct Stat {
     pub kind: Kind,
     /// Length of a file.
     pub bytes: u64,
-}
-
-/// Room that a file system has left for this user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Free {
-    pub bytes: u64,
-    /// Files that can still be made; `None` where there is no limit or it is not told.
-    pub files: Option<u64>,
 }
 
 /// The operations. Errors are those of the system call named.

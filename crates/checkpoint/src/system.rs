@@ -6,7 +6,13 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::disk::Free;
+/// Room that a file system has left for this user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    pub bytes: u64,
+    /// Files that can still be made; `None` where there is no limit or it is not told.
+    pub files: Option<u64>,
+}
 
 /// Room for an unprivileged process on the file system that holds `path`; `None` where it does not
 /// say (some network file systems report no blocks at all).

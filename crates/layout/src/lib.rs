@@ -27,6 +27,7 @@ pub mod placement_rules;
 pub mod region;
 pub mod schema;
 pub mod shard;
+mod share;
 pub mod state;
 pub mod tree;
 
@@ -42,5 +43,6 @@ pub use placement_rules::{HeadRows, Split};
 pub use region::{Region, slabs};
 pub use schema::{LogicalTensor, Part, Role, Schema};
 pub use shard::Shard;
+pub use share::share;
 pub use state::{Absent, Sharing, StateDecl};
 pub use tree::{LeafStep, Node, Program, ReduceOp, Schedule, Tree};

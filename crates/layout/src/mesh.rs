@@ -281,7 +281,7 @@ impl Mesh {
     }
 
     /// Ranks among which the batch's leaves are divided; a rank's place among them is its
-    /// [`Mesh::member_index`] along [`Axes::SAMPLES`].
+    /// `member_index` along [`Axes::SAMPLES`].
     pub fn sample_ranks(self) -> usize {
         self.size(Axes::SAMPLES)
     }

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::mesh_fit::Demands;
 use crate::placement_rules::{Cut, HeadRows, Split, cut, layer};
+use crate::share;
 use crate::{Axis, Coordinate, LayoutError, LogicalTensor, Mesh, MeshSpec, Region, Role, Schema};
 
 /// How a tensor lies along one axis of the mesh.
@@ -218,13 +219,6 @@ fn touch(last: &Region, next: &Region) -> bool {
     last.offset[0] + last.shape[0] == next.offset[0]
         && last.offset[1..] == next.offset[1..]
         && last.shape[1..] == next.shape[1..]
-}
-
-/// Number `index` of `parts` contiguous parts of `count` things, larger parts first.
-pub fn share(count: usize, parts: usize, index: usize) -> Range<usize> {
-    let (each, extra) = (count / parts, count % parts);
-    let start = index * each + index.min(extra);
-    start..start + each + usize::from(index < extra)
 }
 
 /// Number `index` of `parts` parts of `run`, in whole units; the last takes what is no whole unit.

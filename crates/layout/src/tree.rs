@@ -14,8 +14,7 @@
 
 use std::ops::Range;
 
-use crate::LayoutError;
-use crate::placement::share;
+use crate::{LayoutError, share};
 
 /// The tree: `radices[0]` is the root's number of children; their product is the leaf count.
 #[derive(Debug, Clone, PartialEq, Eq)]

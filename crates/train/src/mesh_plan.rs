@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use layout::{
     Along, Axis, Coordinate, CostTable, Demands, GroupPlan, LayoutError, Mesh, MeshSpec,
-    Placements, Role, Schema, Tree, Uneven, placement,
+    Placements, Role, Schema, Tree, Uneven,
 };
 use model::Architecture;
 use optim::glob::generalize;
@@ -162,7 +162,7 @@ impl MeshPlan {
                     let (parameters, in_experts) = self.elements(at)?;
                     let holding = Holding {
                         stage,
-                        layers: placement::share(layers, mesh.pp, stage),
+                        layers: layout::share(layers, mesh.pp, stage),
                         ep: ep..ep + 1,
                         tp: tp..tp + 1,
                         parameters,

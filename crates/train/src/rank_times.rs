@@ -12,7 +12,7 @@ use crate::nan::null_is_nan;
 pub(crate) const ONE_BY_ONE: usize = 64;
 
 /// Times of the ranks for a step and for what followed it up to the next: one by one, or where
-/// there are more than [`ONE_BY_ONE`], their spread. Lists of the former have an entry per rank;
+/// there are more than 64, their spread. Lists of the former have an entry per rank;
 /// parts and operations that no rank spent time on are left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankTimes {
