@@ -103,3 +103,31 @@ fn a_checkpoint_without_a_basis_starts_from_the_seed_and_says_so() {
     }
     assert_eq!(digests[0], digests[1]);
 }
+
+/// A basis of another rank is not taken for this one's: it begins anew, and alike at any number of
+/// ranks.
+#[test]
+fn a_basis_of_another_rank_is_not_read() {
+    let of = |rank: usize| {
+        format!(
+            "optimizer.rules=[{{match: {{roles: [matrix, expert]}}, dion: {{rank: {rank}}}}}, \
+                 {{match: {{}}, adamw: {{}}}}]"
+        )
+    };
+    let mut digests = Vec::new();
+    for ranks in ["1", "3"] {
+        let run = Workdir::new(&format!("updates-rank-{ranks}"));
+        let done = run.train(&["--ranks", "2", "--max-steps", "2", "--set", &of(7)]);
+        assert_eq!(done.code(), Some(0), "{done}");
+        let done = run.train(&["--ranks", ranks, "--set", &of(5)]);
+        assert_eq!(done.code(), Some(0), "{done}");
+        let warnings = run.events_of(&run.name, "warning");
+        let is_told = |w: &serde_json::Value| {
+            let text = w["message"].as_str().unwrap();
+            text.starts_with("the checkpoint has no dion_basis of ")
+        };
+        assert!(warnings.iter().any(is_told), "{warnings:?}");
+        digests.push(run.final_digest(&run.name));
+    }
+    assert_eq!(digests[0], digests[1]);
+}

@@ -6,7 +6,7 @@ use kernels::Onto;
 use train::{Declared, Engine, Gradients, Hooks, Inputs, TrainError};
 
 use crate::CandleError;
-use crate::gradients::{check_variables, of_parameters};
+use crate::gradients::{check_parts, check_variables, of_parameters};
 use crate::parameter::Parameter;
 
 /// A micro-batch, each `[B, T]` u32 on the device of the first variable.
@@ -30,6 +30,8 @@ pub struct CandleEngine<L> {
     is_stale: bool,
     /// Whether a loss has been looked at for variables outside the map.
     is_checked: bool,
+    /// Whether a backward pass has reached all parts of fused parameters.
+    is_proven: bool,
 }
 
 /// A micro-batch between its passes: candle's graph.
@@ -44,15 +46,15 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> CandleEngine<L> {
         stream: Stream,
         loss: L,
     ) -> CandleEngine<L> {
-        CandleEngine { declared, parameters, stream, loss, is_stale: true, is_checked: false }
+        let (is_stale, is_checked, is_proven) = (true, false, false);
+        CandleEngine { declared, parameters, stream, loss, is_stale, is_checked, is_proven }
     }
 
     /// Sets the variables to the flat `weights`.
-    fn renew(&mut self, weights: &device::Tensor) -> Result<(), TrainError> {
-        let mut values = vec![0_f32; self.declared.flat.len];
-        self.stream.copy_out(weights, &mut values)?;
+    fn set(&mut self, weights: &device::Tensor) -> Result<(), TrainError> {
         for Parameter { var, flat, .. } in &self.parameters {
-            let values = Tensor::from_slice(&values[flat.clone()], var.dims(), var.device());
+            let values: Vec<f32> = self.stream.to_vec(&weights.flat(flat.clone())?)?;
+            let values = Tensor::from_vec(values, var.dims(), var.device());
             let set = values.and_then(|values| var.set(&values));
             set.map_err(CandleError::from)?;
         }
@@ -141,6 +143,10 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> Engine for CandleEngine<L
         self.is_stale = true;
     }
 
+    fn renew(&mut self, weights: &device::Tensor) -> Result<(), TrainError> {
+        self.set(weights)
+    }
+
     fn forward(
         &mut self,
         inputs: &Inputs,
@@ -150,7 +156,7 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> Engine for CandleEngine<L
         // Which parameters are read when, only the closure knows.
         hooks.need(0..self.declared.flat.len).map_err(TrainError::of_hook)?;
         if self.is_stale {
-            self.renew(weights)?;
+            self.set(weights)?;
         }
         Ok(Pass { loss: self.run(inputs)? })
     }
@@ -163,7 +169,12 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> Engine for CandleEngine<L
         hooks: &mut dyn Hooks,
     ) -> Result<(), TrainError> {
         let grads = stash.loss.backward().map_err(CandleError::from)?;
-        self.write(&of_parameters(grads, &self.parameters)?, &to)?;
+        let grads = of_parameters(grads, &self.parameters)?;
+        if !self.is_proven {
+            check_parts(&grads, &self.parameters)?;
+            self.is_proven = true;
+        }
+        self.write(&grads, &to)?;
         self.tell(&stash.loss, to.loss)?;
         hooks.ready(0..self.declared.flat.len).map_err(TrainError::of_hook)
     }

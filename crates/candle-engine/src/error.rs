@@ -51,6 +51,17 @@ pub enum CandleError {
         if .names.len() == 1 { "it" } else { "them" },
     )]
     NoGradient { names: Vec<String> },
+    /// A true matrix of a fused parameter whose gradient is zero while others' are not.
+    #[error(
+        "part `{part}` of `{name}` got a gradient of exact zeros in the first pass, and other parts \
+         did not: an operation on its way drops gradients without a word, as these do: {}. If it \
+         is meant to stay as it is, name the parameter with `may_lack_gradient`",
+        crate::gradients::SILENT.join("; ")
+    )]
+    ZeroPart { name: String, part: String },
+    /// Flat buffers that the host does not reach.
+    #[error("flat buffers on {device} are not there for a candle engine; use cpu")]
+    Device { device: device::DeviceKind },
     /// A closure that returned no sum.
     #[error(
         "the closure returned a loss of shape {shape:?}, and of type {dtype:?}; it must be one F32 \

@@ -52,3 +52,29 @@ pub(crate) fn of_parameters(
         .collect();
     if names.is_empty() { Ok(found) } else { Err(CandleError::NoGradient { names }) }
 }
+
+/// Refuses a part of a fused parameter whose gradient is zero in every element, where another
+/// part's is not: its own way to the loss was cut.
+pub(crate) fn check_parts(
+    grads: &[Option<Tensor>],
+    parameters: &[Parameter],
+) -> Result<(), CandleError> {
+    for (parameter, grad) in parameters.iter().zip(grads) {
+        let Some(grad) = grad.as_ref().filter(|_| !parameter.may_lack_gradient) else { continue };
+        let mut zero = None;
+        let mut is_any_moved = false;
+        for part in &parameter.parts {
+            let rows = grad.narrow(0, part.rows.start, part.rows.len())?;
+            let most = rows.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            is_any_moved |= most > 0.0;
+            if most == 0.0 {
+                zero.get_or_insert(part);
+            }
+        }
+        if let Some(part) = zero.filter(|_| is_any_moved) {
+            let (name, part) = (parameter.name.clone(), part.label.clone());
+            return Err(CandleError::ZeroPart { name, part });
+        }
+    }
+    Ok(())
+}

@@ -76,6 +76,9 @@ impl<'a> Builder<'a> {
         config: &Config,
         loss: L,
     ) -> Result<CandleEngine<L>, CandleError> {
+        if !device.kind().is_host() {
+            return Err(CandleError::Device { device: device.kind() });
+        }
         let weights = config.train.weights.dtype();
         if weights != device::DType::F32 {
             return Err(CandleError::Weights { weights });
@@ -88,12 +91,16 @@ impl<'a> Builder<'a> {
         let may_lack = |name: &str| self.may_lack_gradient.iter().any(|of| glob::matches(of, name));
         let parameter = |(index, (name, var)): (usize, (String, Var))| {
             let (flat, may_lack_gradient) = (flat.range(index), may_lack(&name));
-            Parameter { name, var, flat, may_lack_gradient }
+            let parts = schema.tensors[index].parts.clone();
+            Parameter { name, var, flat, parts, may_lack_gradient }
         };
         let parameters: Vec<Parameter> = named.into_iter().enumerate().map(parameter).collect();
         let (windows, positions) = (config.batch.micro_batch, config.batch.seq_len);
         let active_parameters = schema.parameters() as u64;
-        let candle = parameters.iter().map(|parameter| 4 * parameter.flat.len() as u64).sum();
+        // Variables, their gradients, and a parameter on its way: activations nobody knows before.
+        let all: u64 = parameters.iter().map(|parameter| 4 * parameter.flat.len() as u64).sum();
+        let largest = parameters.iter().map(|parameter| parameter.flat.len()).max().unwrap_or(0);
+        let candle = 2 * all + 8 * largest as u64;
         let declared = Declared {
             schema,
             flat,
@@ -102,7 +109,7 @@ impl<'a> Builder<'a> {
             weights,
             states: Vec::new(),
             counts: 0,
-            memory: vec![("candle's variables".to_owned(), candle)],
+            memory: vec![("candle's variables and gradients".to_owned(), candle)],
             numeric: numeric(),
             active_parameters,
         };
@@ -179,8 +186,16 @@ fn tiles(name: &str, shape: &[usize], parts: &[(String, usize)]) -> Result<Vec<P
 /// Everything of candle that may decide bits.
 fn numeric() -> BTreeMap<String, String> {
     let threads = candle_core::utils::get_num_threads().to_string();
+    // Not all of it decides bits; as with builds, to warn once too often is better.
+    let source = concat!(
+        include_str!("engine.rs"),
+        include_str!("gradients.rs"),
+        include_str!("loss.rs"),
+        include_str!("schema.rs")
+    );
+    let source = &blake3::hash(source.as_bytes()).to_hex()[..16];
     let entries = [
-        ("engine", format!("candle-engine {}", env!("CARGO_PKG_VERSION"))),
+        ("engine", format!("candle-engine {} {source}", env!("CARGO_PKG_VERSION"))),
         ("candle threads", threads),
     ];
     entries.map(|(name, value)| (name.to_owned(), value)).into()

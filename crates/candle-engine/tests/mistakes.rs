@@ -102,6 +102,24 @@ fn a_variable_outside_the_map_is_refused() {
 }
 
 #[test]
+fn a_part_whose_way_is_cut_is_named() {
+    let parts = [("top", WIDTH / 2), ("bottom", WIDTH / 2)];
+    // Of the rows of the matrix the lower half goes through an operation without a backward pass.
+    let cut = |tokens: &Tokens, [table, matrix, gain]: &[Tensor; 3]| {
+        let x = table.index_select(&tokens.inputs.flatten_all()?, 0)?;
+        let half = |at: usize| x.matmul(&matrix.narrow(0, at * WIDTH / 2, WIDTH / 2)?.t()?);
+        let cut = candle_nn::ops::softmax_last_dim(&half(1)?)?;
+        let all = Tensor::cat(&[half(0)?, cut], 1)?;
+        all.broadcast_mul(gain)?.sqr()?.sum_all()
+    };
+    let refused = first_step(|builder| builder.parts("fc.weight", &parts), cut).unwrap_err();
+    assert!(refused.starts_with("part `bottom` of `fc.weight` got a gradient of exact zeros"));
+    assert!(refused.contains("softmax_last_dim"), "{refused}");
+    first_step(|builder| builder.parts("fc.weight", &parts).may_lack_gradient("fc.*"), cut)
+        .unwrap();
+}
+
+#[test]
 fn a_loss_that_is_no_number_is_refused_with_its_shape() {
     let rows = |tokens: &Tokens, all: &[Tensor; 3]| embedded(tokens, all)?.sum(1);
     let refused = first_step(|builder| builder, rows).unwrap_err();

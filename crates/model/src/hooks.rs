@@ -24,7 +24,8 @@ pub trait Hooks {
     /// The pass ends with it, before they are.
     fn need(&mut self, weights: Range<usize>) -> Result<(), HookError>;
 
-    /// These gradients are complete as far as this pass goes, once the stream has come so far.
+    /// These gradients are complete as far as this pass goes, once the stream has come so far. No
+    /// element is in two ranges of a pass.
     ///
     /// # Errors
     /// The pass ends with it.

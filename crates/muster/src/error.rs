@@ -333,10 +333,11 @@ impl From<train::TrainError> for CliError {
             error @ (TrainError::NonFinite { .. }
             | TrainError::OtherModel { .. }
             | TrainError::NoRoom { .. }
+            | TrainError::NoneWhole { .. }
             | TrainError::Damaged { .. }) => CliError::mistaken(error),
-            error @ (TrainError::Vote { .. } | TrainError::InitialWeights { .. }) => {
-                CliError::bug(error)
-            }
+            error @ (TrainError::Vote { .. }
+            | TrainError::Declared { .. }
+            | TrainError::InitialWeights { .. }) => CliError::bug(error),
             TrainError::PeerSave { rank, .. } => {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }

@@ -69,6 +69,14 @@ pub trait Engine {
     /// The flat weights are others than at the last pass.
     fn weights_changed(&mut self) {}
 
+    /// Brings whatever the engine shows of the weights outside up to date with `weights`.
+    ///
+    /// # Errors
+    /// Device errors.
+    fn renew(&mut self, _weights: &Tensor) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// Sets the counts to zero.
     ///
     /// # Errors

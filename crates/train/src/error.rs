@@ -36,6 +36,9 @@ pub enum TrainError {
          the same seed on every rank"
     )]
     InitialWeights { rank: usize, tensor: String },
+    /// An engine that breaks the contract with the trainer.
+    #[error("{reason}")]
+    Declared { reason: String },
     /// Another rank could not do its part of a save.
     #[error("step {step} was not saved: rank {rank}: {reason}")]
     PeerSave { step: u64, rank: usize, reason: String },
@@ -55,6 +58,12 @@ pub enum TrainError {
     /// The reason names the file, and whether it is damaged, missing or renamed.
     #[error("{reason}")]
     Damaged { path: PathBuf, reason: String },
+    /// Checkpoints of which none can be used.
+    #[error(
+        "no checkpoint in {path} is whole: {reasons}; restore one from a copy, or start over in \
+         another directory"
+    )]
+    NoneWhole { path: PathBuf, reasons: String },
     /// Another rank could not read its part of a checkpoint.
     #[error("rank {rank} could not load its part of the checkpoint: {reason}")]
     PeerLoad { rank: usize, reason: String },

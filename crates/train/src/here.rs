@@ -33,14 +33,32 @@ pub fn ranks<R: Send>(
         };
         ranks.into_iter().map(join).collect()
     });
-    // Those that were given up only say so.
-    let is_own =
-        |error: &TrainError| !matches!(error, TrainError::Comm(comm::CommError::Revoked { .. }));
-    match all.iter().position(|result| result.as_ref().err().is_some_and(is_own)) {
-        Some(rank) => {
-            let mut all = all;
-            all.swap_remove(rank).map(|one| vec![one])
-        }
+    // Those that were given up, or waited for one that failed, only say so.
+    let is_own = |error: &TrainError| {
+        use comm::CommError::{PeerLost, Revoked, Timeout};
+        !matches!(error, TrainError::Comm(Revoked { .. } | PeerLost { .. } | Timeout { .. }))
+    };
+    let own = all.iter().position(|result| result.as_ref().err().is_some_and(is_own));
+    let mut all = all;
+    match own {
+        Some(rank) => all.swap_remove(rank).map(|one| vec![one]),
         None => all.into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rank_that_fails_is_the_one_that_speaks() {
+        let failed = ranks(3, |world| {
+            if world.rank() == 1 {
+                return Err(TrainError::NonFinite { step: 7, places: "here".into() });
+            }
+            Ok(world.control(comm::Channel::Training).barrier()?)
+        });
+        assert!(matches!(failed, Err(TrainError::NonFinite { step: 7, .. })), "{failed:?}");
+        assert_eq!(ranks(2, |world| Ok(world.rank())).unwrap(), [0, 1]);
     }
 }

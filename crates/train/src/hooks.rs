@@ -57,12 +57,21 @@ impl Open {
         self.gone = 0;
     }
 
-    /// These elements are final.
-    fn close(&mut self, buckets: &[Bucket], range: &Range<usize>) {
+    /// These elements are final. False if some of them were before.
+    fn close(&mut self, buckets: &[Bucket], range: &Range<usize>) -> bool {
+        let mut is_new = true;
         for (open, bucket) in self.elements.iter_mut().zip(buckets) {
             let end = range.end.min(bucket.range.end);
-            *open = open.saturating_sub(end.saturating_sub(range.start.max(bucket.range.start)));
+            let closed = end.saturating_sub(range.start.max(bucket.range.start));
+            is_new &= closed <= *open;
+            *open = open.saturating_sub(closed);
         }
+        is_new
+    }
+
+    /// All elements are final.
+    fn close_all(&mut self) {
+        self.elements.fill(0);
     }
 
     /// The next bucket that may leave, and does.
@@ -85,7 +94,8 @@ impl Moves<'_> {
         Ok(())
     }
 
-    fn leave(&mut self, gradients: &Range<usize>) -> Result<(), TrainError> {
+    /// Lets buckets leave after these gradients, or all, became final.
+    fn leave(&mut self, gradients: Option<&Range<usize>>) -> Result<(), TrainError> {
         if self.leaving.is_none() {
             return Ok(());
         }
@@ -95,7 +105,14 @@ impl Moves<'_> {
         let Some(Leaving { stream, buckets, grads, folds, open }) = &mut self.leaving else {
             return Ok(());
         };
-        open.close(buckets, gradients);
+        match gradients {
+            None => open.close_all(),
+            Some(range) if !open.close(buckets, range) => {
+                let reason = format!("the engine said twice that gradients in {range:?} are ready");
+                return Err(TrainError::Declared { reason });
+            }
+            Some(_) => {}
+        }
         while let Some(bucket) = open.next() {
             for &(into, from) in *folds {
                 let part = |buffer: usize| grads[buffer].flat(buckets[bucket].range.clone());
@@ -111,7 +128,7 @@ impl Moves<'_> {
     /// # Errors
     /// As a reduction.
     pub(crate) fn leave_all(&mut self) -> Result<(), TrainError> {
-        self.leave(&(0..usize::MAX))
+        self.leave(None)
     }
 }
 
@@ -121,7 +138,7 @@ impl Hooks for Moves<'_> {
     }
 
     fn ready(&mut self, gradients: Range<usize>) -> Result<(), HookError> {
-        Ok(self.leave(&gradients)?)
+        Ok(self.leave(Some(&gradients))?)
     }
 }
 
@@ -134,7 +151,7 @@ mod tests {
         let mut open = Open::default();
         open.begin(&buckets);
         let leave = |range: &Range<usize>| {
-            open.close(&buckets, range);
+            assert!(open.close(&buckets, range));
             std::iter::from_fn(|| open.next()).collect()
         };
         ranges.iter().map(leave).collect()
@@ -144,10 +161,18 @@ mod tests {
     fn a_bucket_leaves_with_its_last_element_and_after_those_before_it() {
         assert_eq!(gone(&[71..100, 60..71, 10..60, 0..10]), [vec![], vec![0], vec![1], vec![2]]);
         // In another order than that of the buckets.
-        assert_eq!(
-            gone(&[0..30, 30..60, 90..100, 60..90]),
-            [vec![], vec![], vec![], vec![0, 1, 2]]
-        );
-        assert_eq!(gone(&[90..100, 0..usize::MAX]), [vec![], vec![0, 1, 2]]);
+        let last = vec![0, 1, 2];
+        assert_eq!(gone(&[0..30, 30..60, 90..100, 60..90]), [vec![], vec![], vec![], last]);
+    }
+
+    #[test]
+    fn gradients_that_were_final_before_are_noticed_and_all_can_be_closed() {
+        let buckets = [10..20, 0..10].map(|range| Bucket { range, tensors: 0..0 });
+        let mut open = Open::default();
+        open.begin(&buckets);
+        assert!(open.close(&buckets, &(15..20)) && !open.close(&buckets, &(12..20)));
+        open.begin(&buckets);
+        open.close_all();
+        assert_eq!(std::iter::from_fn(|| open.next()).collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use comm::SumRoom;
 use device::{DType, Device, DeviceKind};
-use layout::{CostTable, FlatLayout, Node, Ownership, Program, Schedule, Schema, StateDecl, Tree};
+use layout::{
+    CostTable, Dtype, FlatLayout, Node, Ownership, Program, Schedule, Schema, Sharing, StateDecl,
+    Tree,
+};
 use model::MicroBatch;
 use optim::TensorPlan;
 
@@ -99,6 +102,7 @@ impl RunPlan {
         let cut_to = |bucket: &Range<usize>| segments.iter().map(|s| cut(s, bucket)).collect();
         let mut states = optim::declared(&schema, &updates);
         let engine_states = declared.states.len();
+        declared.states.iter().try_for_each(check_engine_state)?;
         states.extend(declared.states);
         let slots = (0..world).map(|r| ownership.owned(r).map(|p| p.slots.clone()).collect());
         Ok(RunPlan {
@@ -294,6 +298,18 @@ impl RunPlan {
         };
         (0..self.world).filter_map(total).max().unwrap_or(0)
     }
+}
+
+/// Refuses a state that an engine cannot declare.
+fn check_engine_state(state: &StateDecl) -> Result<(), TrainError> {
+    if state.sharing == Sharing::Replicated && state.dtype == Dtype::F32 {
+        return Ok(());
+    }
+    let StateDecl { name, slot, dtype, sharing, .. } = state;
+    let reason = format!(
+        "state `{name}:{slot}` is {sharing:?} and {dtype}; states of engines are Replicated and F32"
+    );
+    Err(TrainError::Declared { reason })
 }
 
 /// The parts of `segments` inside `range`; they are sorted and disjoint, and there may be many of

@@ -49,8 +49,7 @@ impl<E: Engine> Trainer<E> {
         let (ms, data_ms) = (ms(took_ns), ms(of(&[Part::Data])));
         let Host { tally, decision, .. } = &self.host;
         let load = self.engine.load(&tally.counts);
-        let first = self.config.optimizer.rules.first();
-        let base = first.and_then(|rule| Some(rule.update(0).ok()?.lr()));
+        let base = self.plan.updates.iter().find(|plan| plan.rule == 0).map(|p| p.update.lr());
         let bytes = tally.target_bytes.filter(|&bytes| bytes > 0);
         Step {
             step: self.step,

@@ -64,7 +64,7 @@ impl Sampler {
         let weights = device.zeros(&[plan.flat.len], DType::F32)?;
         let biases = native::per_expert(device, &a, DType::F32)?;
         let states = native::rows(&biases, plan.engine_states().len())?;
-        load_weights(checkpoint, &plan, &device.stream(), &weights, &states)?;
+        load_weights(checkpoint, (&plan, config.seed), &device.stream(), &weights, &states)?;
         Sampler::new(device, &a, positions, plan.bucket_elements, &weights, &biases)
     }
 

@@ -203,8 +203,8 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(),
     Ok(())
 }
 
-/// Per slot, how it begins and the tensors whose state a checkpoint lacks though a run can begin
-/// without: their update was another then.
+/// Per slot, how it begins and the tensors whose state a checkpoint lacks, or has in another shape,
+/// though a run can begin without: their update was another then.
 pub(crate) fn missing_states(
     checkpoint: &Checkpoint,
     plan: &RunPlan,
@@ -219,9 +219,22 @@ pub(crate) fn missing_states(
     missing
 }
 
-/// Whether a checkpoint does not hold a state, and need not.
+/// Whether a checkpoint does not hold a state, or one of another shape (of an update with other
+/// numbers), and need not.
 fn lacks(checkpoint: &Checkpoint, state: &StateDecl) -> bool {
-    state.absent != Absent::Refuse && checkpoint.tensor(&key(state)).is_err()
+    let has = checkpoint.tensor(&key(state)).is_ok_and(|there| there.shape == state.shape);
+    state.absent != Absent::Refuse && !has
+}
+
+/// Refuses a state of another shape than this run's.
+fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainError> {
+    let there = &checkpoint.tensor(&key(state))?.shape;
+    if *there == state.shape {
+        return Ok(());
+    }
+    let StateDecl { name, slot, shape, .. } = state;
+    let difference = format!("`{name}:{slot}` is {there:?} there and {shape:?} here");
+    Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference })
 }
 
 /// Loads the boxes of states that this rank holds, and the engine's states; weights still have to
@@ -255,6 +268,7 @@ fn load_box(
         let rows = first..first + region.shape.first().copied().unwrap_or(1);
         return Ok(stream.copy_in(to, &state.initial(seed, rows))?);
     }
+    check_shape(checkpoint, state)?;
     read_into(checkpoint, stream, state, region, to)
 }
 
@@ -281,7 +295,7 @@ fn read_into(
 /// Damaged or missing data; a checkpoint of another model.
 pub(crate) fn load_weights(
     checkpoint: &Checkpoint,
-    plan: &RunPlan,
+    (plan, seed): (&RunPlan, u64),
     stream: &Stream,
     weights: &Tensor,
     engine: &[Tensor],
@@ -293,7 +307,7 @@ pub(crate) fn load_weights(
         read_into(checkpoint, stream, state, &Region::whole(&state.shape), &to)?;
     }
     for (state, to) in plan.engine_states().iter().zip(engine) {
-        read_into(checkpoint, stream, state, &Region::whole(&state.shape), to)?;
+        load_box(checkpoint, (stream, seed), state, &Region::whole(&state.shape), to)?;
     }
     Ok(())
 }

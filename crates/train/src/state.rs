@@ -1,9 +1,9 @@
 //! A rank's state to a checkpoint and from one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use checkpoint::{Attempt, Checkpoint, Digest, RunState, Store};
+use checkpoint::{Attempt, Checkpoint, Digest, Error, RunState, Skipped, Store};
 use device::DType;
 use layout::Absent;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,9 @@ use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
 use crate::save::{Loaded, Saver, check_model, load_states, missing_states};
 use crate::{Engine, TrainError, Trainer};
+
+/// A checkpoint, and why newer ones were passed over.
+type Found = (Option<PathBuf>, Vec<String>);
 
 /// Why a rank could not read its part of a checkpoint, for the others.
 #[derive(Serialize, Deserialize)]
@@ -62,29 +65,62 @@ impl<E: Engine> Trainer<E> {
     }
 
     /// Takes over the newest checkpoint of `store` that is whole, if there is one; with warnings,
-    /// as [`Trainer::load`]. Collective.
+    /// as [`Trainer::load`], and of newer ones that were passed over. Collective.
     ///
     /// # Errors
-    /// As [`Trainer::load`]; a store that cannot be read.
+    /// As [`Trainer::load`]; a store that cannot be read. [`TrainError::NoneWhole`] where there are
+    /// checkpoints and all are damaged: the run does not begin anew, and its states are of no use.
     pub fn resume(&mut self, store: &Store) -> Result<Option<(Loaded, Vec<String>)>, TrainError> {
-        let mut bound = None;
+        let (mut bound, mut passed_over) = (None, Vec::new());
         loop {
-            let mut path = Vec::new();
-            if self.ranks.rank() == 0 {
-                let newest = store.newest_before(bound)?.checkpoint;
-                bound = newest.as_ref().map(Checkpoint::attempt);
-                path =
-                    newest.map(|c| c.path().display().to_string().into_bytes()).unwrap_or_default();
-            }
-            self.ranks.saving.broadcast_bytes(0, &mut path)?;
-            if path.is_empty() {
-                return Ok(None);
-            }
-            match self.load(Path::new(&*String::from_utf8_lossy(&path))) {
-                Err(TrainError::Damaged { .. }) => {}
-                loaded => return loaded.map(Some),
+            let path = self.newest_before(store, &mut bound, &mut passed_over)?;
+            let Some(path) = path else {
+                if passed_over.is_empty() {
+                    return Ok(None);
+                }
+                let (path, reasons) = (store.root().to_owned(), passed_over.join("; "));
+                return Err(TrainError::NoneWhole { path, reasons });
+            };
+            match self.load(&path) {
+                Err(TrainError::Damaged { reason, .. }) => passed_over.push(reason),
+                loaded => {
+                    let (loaded, mut warnings) = loaded?;
+                    warnings.extend(passed_over.iter().map(|why| format!("passed over: {why}")));
+                    return Ok(Some((loaded, warnings)));
+                }
             }
         }
+    }
+
+    /// The newest commit of `store` older than `bound`, which becomes its own, if any verifies by
+    /// its structure; damaged ones are added to `passed_over`. Rank 0 looks for all.
+    fn newest_before(
+        &self,
+        store: &Store,
+        bound: &mut Option<Attempt>,
+        passed_over: &mut Vec<String>,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let mut told = Vec::new();
+        if self.ranks.rank() == 0 {
+            let found: Result<Found, String> = match store.newest_before(*bound) {
+                Ok(newest) => {
+                    // An attempt that was never committed is no checkpoint, and nothing to tell.
+                    let is_news = |s: &&Skipped| !matches!(s.reason, Error::NotCommitted { .. });
+                    let damaged = newest.skipped.iter().filter(is_news);
+                    let damaged = damaged.map(|s| s.reason.to_string()).collect();
+                    *bound = newest.checkpoint.as_ref().map(Checkpoint::attempt);
+                    Ok((newest.checkpoint.map(|c| c.path().to_owned()), damaged))
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            told = serde_json::to_vec(&found).unwrap_or_default();
+        }
+        self.ranks.saving.broadcast_bytes(0, &mut told)?;
+        let garbled = |error: serde_json::Error| Err(error.to_string());
+        let found: Result<Found, String> = serde_json::from_slice(&told).unwrap_or_else(garbled);
+        let (path, damaged) = found.map_err(|reason| TrainError::PeerLoad { rank: 0, reason })?;
+        passed_over.extend(damaged);
+        Ok(path)
     }
 
     /// Saves a checkpoint of the state after the last step.
@@ -133,12 +169,16 @@ impl<E: Engine> Trainer<E> {
     }
 
     /// Takes over a checkpoint: whatever its number of ranks was. All ranks call it, and either
-    /// all take it over or none does.
+    /// all take it over or all fail; after a failure the states are of no use, and another
+    /// checkpoint must be loaded.
     ///
     /// # Errors
     /// A checkpoint of another model; one that cannot be read. [`TrainError::Damaged`], on every
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
+        // Neither this rank nor a peer may still move what is written here.
+        self.ranks.settle()?;
+        self.ranks.saving.barrier()?;
         let read = self.read_states(path);
         let checkpoint = self.agree(path, read)?;
         let missing = missing_states(&checkpoint, &self.plan);

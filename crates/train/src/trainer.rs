@@ -214,6 +214,16 @@ impl<E: Engine> Trainer<E> {
         self.tokens - self.tokens_loaded
     }
 
+    /// Waits for all weights, and brings whatever the engine shows of them outside up to date: the
+    /// variables of a candle model, before they are saved.
+    ///
+    /// # Errors
+    /// A lost peer; device errors.
+    pub fn renew(&mut self) -> Result<(), TrainError> {
+        self.ranks.settle()?;
+        self.engine.renew(&self.memory.weights)
+    }
+
     pub fn dataset(&self) -> &Dataset {
         &self.dataset
     }

@@ -152,7 +152,10 @@ impl Tally {
         for slot in slots.iter().flat_map(Clone::clone) {
             self.statistics[slot] = floats.next().unwrap_or(f64::NAN);
         }
-        self.counts.resize(counts, 0);
+        if counts > 0 && !self.counts.is_empty() && counts != self.counts.len() {
+            return Err(short(got - 4 * counts + 4 * self.counts.len()));
+        }
+        self.counts.resize(counts.max(self.counts.len()), 0);
         for (sum, bytes) in self.counts.iter_mut().zip(integers.chunks_exact(4)) {
             *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
         }

@@ -317,3 +317,47 @@ fn weights_are_waited_for_where_they_are_needed_and_not_before() {
     let ranks = ranks.unwrap();
     assert_eq!(ranks[0], ranks[1]);
 }
+
+/// Flips a bit at the end of every shard of a checkpoint.
+fn damage(checkpoint: &Path) {
+    for rank in std::fs::read_dir(checkpoint).unwrap().map(|entry| entry.unwrap().path()) {
+        for file in std::fs::read_dir(rank).into_iter().flatten().map(|entry| entry.unwrap().path())
+        {
+            if file.extension().is_some_and(|ending| ending == "safetensors") {
+                let mut bytes = std::fs::read(&file).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                std::fs::write(&file, bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_checkpoints_are_passed_over_and_none_whole_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let store = Store::new(dir.path().join("checkpoints"));
+    let straight = run(&config, dir.path(), &Store::new(dir.path().join("straight")), 1, 6);
+    run(&config, dir.path(), &store, 2, 2);
+    run(&config, dir.path(), &store, 2, 4);
+    damage(store.newest().unwrap().checkpoint.unwrap().path());
+    let resumed = |ranks| {
+        train::here::ranks(ranks, |world| {
+            let mut trainer = trainer(&config, dir.path(), world, NOTHING)?;
+            let resumed = trainer.resume(&store)?;
+            Ok((trainer.steps_taken(), resumed.unwrap().1))
+        })
+    };
+    let (step, warnings) = resumed(3).unwrap().pop().unwrap();
+    assert_eq!(step, 2, "the older one");
+    assert!(warnings.iter().any(|text| text.starts_with("passed over: ")), "{warnings:?}");
+    assert_eq!(run(&config, dir.path(), &store, 2, 6)[0], straight[0]);
+    for entry in store.list().unwrap() {
+        damage(&entry.path);
+    }
+    for ranks in [1, 2] {
+        let refused = resumed(ranks).unwrap_err().to_string();
+        assert!(refused.starts_with("no checkpoint in "), "{refused}");
+        assert!(refused.contains(" is whole: "), "{refused}");
+    }
+}

@@ -85,7 +85,7 @@ impl UpdateRule for DionConfig {
             return Err(value(&format!("{at}.rank"), 0, "at least 1", 1));
         }
         within(&format!("{at}.weight_decay"), self.weight_decay, 0.0, 1e6)?;
-        within(&format!("{at}.eps"), self.eps, 0.0, 1.0)
+        positive(&format!("{at}.eps"), self.eps, 1e-8)
     }
 
     fn unit(&self) -> Unit {
