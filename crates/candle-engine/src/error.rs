@@ -54,8 +54,8 @@ pub enum CandleError {
     /// A true matrix of a fused parameter whose gradient is zero while others' are not.
     #[error(
         "part `{part}` of `{name}` got a gradient of exact zeros in the first pass, and other \
-         parts did not: an operation on its way drops gradients without a word, as these do: {}. If it \
-         is meant to stay as it is, name the parameter with `may_lack_gradient`",
+         parts did not: an operation on its way drops gradients without a word, as these do: {}. \
+         If it is meant to stay as it is, name the parameter with `may_lack_gradient`",
         crate::gradients::SILENT.join("; ")
     )]
     ZeroPart { name: String, part: String },
