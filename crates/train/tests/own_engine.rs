@@ -352,7 +352,8 @@ fn damaged_checkpoints_are_passed_over_and_none_whole_is_an_error() {
     assert_eq!(step, 2, "the older one");
     assert!(warnings.iter().any(|text| text.starts_with("passed over: ")), "{warnings:?}");
     assert_eq!(run(&config, dir.path(), &store, 2, 6)[0], straight[0]);
-    for entry in store.list().unwrap() {
+    // That of step 4 is damaged already, and a bit that is flipped twice is right.
+    for entry in store.list().unwrap().into_iter().filter(|entry| entry.attempt.step != 4) {
         damage(&entry.path);
     }
     for ranks in [1, 2] {
