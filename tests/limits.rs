@@ -113,8 +113,15 @@ fn a_lack_of_memory_is_no_bug() {
     let mut named = 0;
     // As large as what it takes to tokenize it at once.
     std::fs::write(run.path().join("large.txt"), "fn main() {}\n".repeat(6_000_000)).unwrap();
-    // From what the program itself needs on, which grows with it.
-    let few = (46..=60).step_by(2).map(|mib| (mib, "text"));
+    // From what the program itself needs on, which grows with it: with less the system ends it
+    // before it begins.
+    let begins = |mib: &u64| {
+        let line = format!("ulimit -v {}; exec {} --version", mib << 10, common::MUSTER);
+        let done = Command::new("sh").args(["-c", &line]).output().unwrap();
+        done.status.code().is_some()
+    };
+    let least = (40..200).step_by(2).find(begins).unwrap();
+    let few = (least..=least + 14).step_by(2).map(|mib| (mib, "text"));
     for (mib, text) in few.chain([(400, "text"), (100, "large")]) {
         let exe = common::MUSTER;
         let line = format!(
