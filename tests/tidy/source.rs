@@ -21,16 +21,6 @@ impl Source {
         Source { path: path.to_owned(), text: text.to_owned() }
     }
 
-    /// The crate of a file, or its folder at the top with a `/`; `.` for a file at the top.
-    pub fn area(&self) -> String {
-        let mut parts = self.path.split('/');
-        match (parts.next(), parts.next()) {
-            (Some("crates"), Some(name)) => name.to_owned(),
-            (Some(folder), Some(_)) => format!("{folder}/"),
-            _ => ".".to_owned(),
-        }
-    }
-
     pub fn ending(&self) -> &str {
         self.path.rsplit_once('.').map_or("", |(_, ending)| ending)
     }
@@ -54,7 +44,6 @@ impl Source {
 /// A place that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    pub area: String,
     path: String,
     /// From 1.
     line: usize,
@@ -62,12 +51,8 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub fn new(area: &str, path: &str, line: usize, what: String) -> Finding {
-        Finding { area: area.to_owned(), path: path.to_owned(), line, what }
-    }
-
     pub fn of(source: &Source, line: usize, what: String) -> Finding {
-        Finding::new(&source.area(), &source.path, line, what)
+        Finding { path: source.path.clone(), line, what }
     }
 }
 

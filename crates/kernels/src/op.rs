@@ -78,14 +78,7 @@ pub(crate) use host_by_type;
 /// `self.enqueue(kernels, stream)`.
 macro_rules! on_both {
     () => {
-        fn host(
-            self,
-        ) -> Result<
-            impl FnOnce(&::device::Kernel) -> Result<(), ::device::DeviceError> + Send + 'static,
-            $crate::KernelError,
-        > {
-            Ok(move |k: &::device::Kernel| self.run(k))
-        }
+        $crate::op::on_host!();
 
         fn device(
             &self,

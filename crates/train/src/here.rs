@@ -26,7 +26,7 @@ pub fn ranks<R: Send>(
         })
     };
     let run = &run;
-    let all: Vec<Result<R, TrainError>> = std::thread::scope(|scope| {
+    let mut all: Vec<Result<R, TrainError>> = std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..count).map(|rank| scope.spawn(move || run(rank))).collect();
         let join = |rank: std::thread::ScopedJoinHandle<_>| {
             rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -39,7 +39,6 @@ pub fn ranks<R: Send>(
         !matches!(error, TrainError::Comm(Revoked { .. } | PeerLost { .. } | Timeout { .. }))
     };
     let own = all.iter().position(|result| result.as_ref().err().is_some_and(is_own));
-    let mut all = all;
     match own {
         Some(rank) => all.swap_remove(rank).map(|one| vec![one]),
         None => all.into_iter().collect(),

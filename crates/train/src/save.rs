@@ -203,20 +203,44 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(),
     Ok(())
 }
 
-/// Per slot, how it begins and the tensors whose state a checkpoint lacks, or has in another shape,
-/// though a run can begin without: their update was another then.
-pub(crate) fn missing_states(
-    checkpoint: &Checkpoint,
-    plan: &RunPlan,
-) -> Vec<(&'static str, Absent, Vec<String>)> {
-    let mut missing: Vec<(&str, Absent, Vec<String>)> = Vec::new();
+/// States of one slot that begin anew, though the run goes on from a checkpoint: their update was
+/// another when it was saved.
+pub(crate) struct Anew {
+    slot: &'static str,
+    absent: Absent,
+    /// The checkpoint has it in another shape.
+    is_there: bool,
+    names: Vec<String>,
+}
+
+/// As a warning tells it.
+impl std::fmt::Display for Anew {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let (slot, names) = (self.slot, self.names.join(", "));
+        match self.is_there {
+            false => write!(f, "the checkpoint has no {slot} of {names}; ")?,
+            true => write!(f, "the checkpoint has {slot} of {names} in another shape; ")?,
+        }
+        let start = if self.absent == Absent::Initial { "from the seed" } else { "at zero" };
+        write!(f, "it starts {start}")
+    }
+}
+
+/// The states that a checkpoint lacks, or has in another shape, though a run can begin without.
+pub(crate) fn begun_anew(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<Anew> {
+    let mut anew: Vec<Anew> = Vec::new();
     for state in plan.states.iter().filter(|state| lacks(checkpoint, state)) {
-        match missing.iter_mut().find(|(slot, ..)| *slot == state.slot) {
-            Some((.., names)) => names.push(state.name.clone()),
-            None => missing.push((state.slot, state.absent, vec![state.name.clone()])),
+        let StateDecl { name, slot, absent, .. } = state;
+        let is_there = checkpoint.tensor(&key(state)).is_ok();
+        match anew.iter_mut().find(|of| (of.slot, of.is_there) == (slot, is_there)) {
+            Some(of) => of.names.push(name.clone()),
+            None => {
+                let names = vec![name.clone()];
+                anew.push(Anew { slot, absent: *absent, is_there, names });
+            }
         }
     }
-    missing
+    anew
 }
 
 /// Whether a checkpoint does not hold a state, or one of another shape (of an update with other
@@ -238,7 +262,7 @@ fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainEr
 }
 
 /// Loads the boxes of states that this rank holds, and the engine's states; weights still have to
-/// be gathered. For states that the checkpoint lacks see [`missing_states`].
+/// be gathered. For states that the checkpoint lacks see [`begun_anew`].
 ///
 /// # Errors
 /// Damaged or missing data.

@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use checkpoint::{Attempt, Checkpoint, Digest, Error, RunState, Skipped, Store};
 use device::DType;
-use layout::Absent;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, check_model, load_states, missing_states};
+use crate::save::{Loaded, Saver, begun_anew, check_model, load_states};
 use crate::{Engine, TrainError, Trainer};
 
 /// A checkpoint, and why newer ones were passed over.
@@ -181,12 +180,8 @@ impl<E: Engine> Trainer<E> {
         self.ranks.saving.barrier()?;
         let read = self.read_states(path);
         let checkpoint = self.agree(path, read)?;
-        let missing = missing_states(&checkpoint, &self.plan);
-        let told = |(slot, absent, names): (&str, Absent, Vec<String>)| {
-            let start = if absent == Absent::Initial { "from the seed" } else { "at zero" };
-            format!("the checkpoint has no {slot} of {}; it starts {start}", names.join(", "))
-        };
-        let mut warnings: Vec<String> = missing.into_iter().map(told).collect();
+        let anew = begun_anew(&checkpoint, &self.plan);
+        let mut warnings: Vec<String> = anew.iter().map(ToString::to_string).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
         self.ranks.settle()?;

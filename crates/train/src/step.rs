@@ -221,6 +221,7 @@ impl<E: Engine> Trainer<E> {
             places = self.host.decision.non_finite.iter().map(place).collect();
         }
         places.truncate(diagnose::MOST);
+        self.laps.lap(Part::Vote);
         let action = if verdict == Verdict::Stop { Action::Stopped } else { Action::Skipped };
         Ok(NonFinite { step: self.step + 1, places, action })
     }

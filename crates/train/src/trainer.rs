@@ -8,6 +8,7 @@ use device::{DType, Device, Stream, Tensor};
 use layout::Schedule;
 use optim::{ClipDecision, Clipper};
 
+use crate::engine::Declared;
 use crate::event::{NonFinite, Step, Times};
 use crate::hooks::Open;
 use crate::laps::{Laps, Spent};
@@ -79,6 +80,21 @@ pub(crate) struct Host {
     pub(crate) open: Open,
 }
 
+/// Refuses an engine that the plan was not made for.
+fn check_engine(plan: &RunPlan, declared: &Declared) -> Result<(), TrainError> {
+    let is_same = plan.schema == declared.schema
+        && plan.flat == declared.flat
+        && plan.engine_states() == declared.states
+        && (plan.batch, plan.weights, plan.counts)
+            == (declared.batch, declared.weights, declared.counts);
+    if is_same {
+        return Ok(());
+    }
+    let reason = "the plan was made for another engine; make it from this one's declarations: \
+                  RunPlan::of(config, engine.declared().clone(), …)";
+    Err(TrainError::Declared { reason: reason.to_owned() })
+}
+
 /// One rank of a run.
 pub struct Trainer<E: Engine> {
     pub(crate) config: Config,
@@ -118,6 +134,7 @@ impl<E: Engine> Trainer<E> {
     /// Memory; peers that are lost meanwhile.
     pub fn new(parts: Parts<E>) -> Result<Trainer<E>, TrainError> {
         let Parts { config, plan, world, device, optimizer_device, dataset, mut engine } = parts;
+        check_engine(&plan, engine.declared())?;
         let rank = world.rank();
         let schedule = plan.schedule(rank)?;
         let group = world.group(&device)?;
@@ -144,6 +161,7 @@ impl<E: Engine> Trainer<E> {
         };
         host.tally.statistics = vec![0.0; plan.ownership.slots];
         host.ballot.counts = vec![0; plan.counts];
+        host.tally.counts = vec![0; plan.counts];
         let spent = vec![Spent::default(); plan.world];
         Ok(Trainer {
             config,

@@ -134,6 +134,9 @@ impl Tally {
         if got != expected || statistics != owned {
             return Err(short(expected));
         }
+        if counts != self.counts.len() {
+            return Err(short(got - 4 * counts + 4 * self.counts.len()));
+        }
         self.stop |= word(0) & STOP != 0;
         self.terminate |= word(0) & TERMINATE != 0;
         self.target_tokens += word(1);
@@ -152,10 +155,6 @@ impl Tally {
         for slot in slots.iter().flat_map(Clone::clone) {
             self.statistics[slot] = floats.next().unwrap_or(f64::NAN);
         }
-        if counts > 0 && !self.counts.is_empty() && counts != self.counts.len() {
-            return Err(short(got - 4 * counts + 4 * self.counts.len()));
-        }
-        self.counts.resize(counts.max(self.counts.len()), 0);
         for (sum, bytes) in self.counts.iter_mut().zip(integers.chunks_exact(4)) {
             *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
         }
@@ -194,7 +193,8 @@ mod tests {
             }
             let mut slots = vec![Vec::new(); groups.len()];
             slots[0] = vec![1..2, 0..1];
-            let mut tally = Tally { statistics: vec![0.0; 2], ..Tally::default() };
+            let (statistics, counts) = (vec![0.0; 2], vec![0; 2]);
+            let mut tally = Tally { statistics, counts, ..Tally::default() };
             tally.count(&ballots, &slots).unwrap();
             tally
         };
@@ -214,6 +214,11 @@ mod tests {
         bytes.pop();
         let result = Tally::default().count(&[bytes], &[Vec::new()]);
         assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 63, expected: 64 })));
+        // Of an engine that counts something else.
+        let mut bytes = Vec::new();
+        Ballot { counts: vec![1, 2], ..Ballot::default() }.encode(&mut bytes);
+        let result = Tally::default().count(&[bytes], &[Vec::new()]);
+        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 64, expected: 56 })));
         // A number of losses whose bytes no integer counts, and whose low bits would fit.
         for count in [u64::MAX, 1 << 61] {
             let mut bytes = Vec::new();
