@@ -362,3 +362,23 @@ fn damaged_checkpoints_are_passed_over_and_none_whole_is_an_error() {
         assert!(refused.contains(" is whole: "), "{refused}");
     }
 }
+
+#[test]
+fn a_plan_of_another_engine_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let prepared = data::prepare(&config.data, dir.path(), "", &mut |_| ()).unwrap();
+    let refused = train::here::ranks(1, |world| {
+        let device = Device::cpu(1)?;
+        let engine = Pull::new(&config, &device, NOTHING);
+        let mut other = engine.declared().clone();
+        other.counts += 1;
+        let plan = RunPlan::of(&config, other, 1, 1)?;
+        let dataset = Dataset::open(&prepared, config.batch.seq_len, config.seed, 0.1)?;
+        let (config, optimizer_device) = (config.clone(), None);
+        let parts = Parts { config, plan, world, device, optimizer_device, dataset, engine };
+        Trainer::new(parts).map(|_| ())
+    });
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.starts_with("the plan was made for another engine; make it from"), "{refused}");
+}
