@@ -213,29 +213,29 @@ typedef struct MusterCastArgs {
 #define MUSTER_SQUARES_LEN 16384u
 typedef struct MusterStrip {
     uint64_t start;            // in the gradients
-    uint64_t to;               // the slot, if this is its whole range; else the partial sum
+    uint64_t to;               // the statistic, if this is its whole range; else the partial sum
     uint32_t len;
     uint32_t is_whole;
 } MusterStrip;
 
-// A slot whose range has several strips.
-typedef struct MusterSlotSum {
+// A range of several strips.
+typedef struct MusterLongRange {
     uint64_t first;            // of its partial sums
-    uint64_t slot;
+    uint64_t statistic;
     uint32_t count;
     uint32_t reserved;
-} MusterSlotSum;
+} MusterLongRange;
 
-// A launch of optimizer_squares (units are strips), then of optimizer_slots (units are slots of
-// several strips).
+// A launch of optimizer_squares (units are strips), then of optimizer_sums (units are long
+// ranges).
 typedef struct MusterSquaresArgs {
     uint64_t strips;           // MusterStrip[strip_count]
-    uint64_t slots;            // MusterSlotSum[slot_count]
+    uint64_t long_ranges;      // MusterLongRange[long_range_count]
     uint64_t grads;            // f32
     uint64_t partials;         // f64
-    uint64_t sums;             // f64, by slot
+    uint64_t sums;             // f64, by statistic
     uint32_t strip_count;
-    uint32_t slot_count;
+    uint32_t long_range_count;
 } MusterSquaresArgs;
 
 // Inputs of one launch of ordered_sum_*, sums on its stack, and what its operations are.
@@ -275,7 +275,7 @@ static_assert(sizeof(MusterAdamWArgs) == 96, "mirrored in Rust");
 static_assert(sizeof(MusterMastersArgs) == 32, "mirrored in Rust");
 static_assert(sizeof(MusterCastArgs) == 32, "mirrored in Rust");
 static_assert(sizeof(MusterStrip) == 24, "mirrored in Rust");
-static_assert(sizeof(MusterSlotSum) == 24, "mirrored in Rust");
+static_assert(sizeof(MusterLongRange) == 24, "mirrored in Rust");
 static_assert(sizeof(MusterSquaresArgs) == 48, "mirrored in Rust");
 static_assert(sizeof(MusterSumArgs) == 240, "mirrored in Rust");
 #endif

@@ -80,7 +80,7 @@ DEV_FN void meet() {
 //   group 0   R 0, W 1      multiply 0    R 1, W 0'     multiply 1
 //   group 1   multiply 1    R 0, W 1      multiply 0    R 1, W 0'
 //
-// A slot is written a phase or more after its last read, and read a phase or more after its last
+// A stage is written a phase or more after its last read, and read a phase or more after its last
 // write.
 template <class T, class B, bool NN>
 struct PingPong {

@@ -6,7 +6,7 @@
 // tile a wave. Each wave feeds its own tile through the whole launch; only a pointer and a step
 // tell the waves apart.
 //
-// A tile travels in two halves of 32 k's and 4096 bytes. LDS holds halves in slots of one half per
+// A tile travels in two halves of 32 k's and 4096 bytes. LDS holds halves in stages of one half per
 // wave: waves 0…TILES hold A, the rest B. Within a half, 16-byte chunks lie in this order:
 //
 //   K-major (A, and B of nt)  chunk (row, k/8) at line 4·(row/8) + row%4, position (k/8) ^ (row%8),
@@ -51,7 +51,7 @@ struct Block {
     static constexpr u32 WAVES = 2 * TILES;
     static constexpr u32 THREADS = WAVES * WAVE;
     static constexpr u32 ROW_TILES = SIDE / 2 / MMA;  // matrix-instruction tiles down a wave
-    static constexpr u32 SLOT_BYTES = WAVES * HALF_BYTES;
+    static constexpr u32 STAGE_BYTES = WAVES * HALF_BYTES;
 };
 
 // The units of work of this block, in their order.
@@ -100,7 +100,7 @@ struct Feed {
     u32 lane_offset;
     u32 load_mask;
     u32 half_mask;
-    u32 wave_offset;  // of this wave's half in a slot
+    u32 wave_offset;  // of this wave's half in a stage
 
     DEV_FN explicit Feed(const MusterGemmArgs& args) : units(args) {
         const bool is_a = wave() < B::TILES;
@@ -173,29 +173,29 @@ struct Feed {
 // Both count the halves of the stream; r is the half that is being read from LDS, `odd` is r % 2.
 //
 //   start()        before r = 0, which is in LDS once all waves have met
-//   from(odd)      the slot of half r
+//   from(odd)      the stage of half r
 //   part(odd, i)   a quarter of the feeding that belongs to r
 //   behind(odd)    the rest of it; when all waves have met after that, half r+1 is in LDS
 
-// By registers, for chips whose loads to LDS are of 4 bytes: two slots. While half r is read, half
-// r+1 takes the slot of r-1. SETS tiles are on their way in registers, and the feeding of half r
+// By registers, for chips whose loads to LDS are of 4 bytes: two stages. While half r is read, half
+// r+1 takes the stage of r-1. SETS tiles are on their way in registers, and the feeding of half r
 // takes set `set`, that of the tile of half r+1.
 template <class B, bool NN, u32 SETS>
 struct ByRegisters {
     static constexpr u32 GROUP = SETS;
-    static constexpr u32 SHARED_BYTES = 2 * B::SLOT_BYTES;
+    static constexpr u32 SHARED_BYTES = 2 * B::STAGE_BYTES;
 
     struct Staged {
         u32x4 half[2][LOADS];
     };
     Feed<B, NN, GROUP> feed;
     Staged staged[SETS];
-    u32 lane_to;  // this lane's first 16 bytes in a slot
+    u32 lane_to;  // this lane's first 16 bytes in a stage
 
     DEV_FN explicit ByRegisters(const MusterGemmArgs& args)
         : feed(args), lane_to(feed.wave_offset + lane() * tile::CHUNK_BYTES) {}
 
-    DEV_FN unsigned char* from(bool odd) const { return shared() + odd * B::SLOT_BYTES; }
+    DEV_FN unsigned char* from(bool odd) const { return shared() + odd * B::STAGE_BYTES; }
 
     DEV_FN void load(u32 set) {
 #pragma unroll
@@ -232,24 +232,24 @@ struct ByRegisters {
 };
 
 #if defined(DEV_GFX950)
-// By direct loads of 16 bytes a lane: a ring of five slots. While half r = 2t+1 is read, tile t+2
-// takes the slots of halves r-2 and r-1, which all waves have read. The waits leave in flight what
+// By direct loads of 16 bytes a lane: a ring of five stages. While half r = 2t+1 is read, tile t+2
+// takes the stages of halves r-2 and r-1, which all waves have read. The waits leave in flight what
 // is not needed yet: of the loads, which go in pairs of halves, the next tile's eight, and the last
 // one of the current tile where only its first half is needed. (Stores of an epilogue in between
 // only lengthen the wait.)
 template <class B, bool NN>
 struct ByRing {
     static constexpr u32 GROUP = 1;
-    static constexpr u32 SLOTS = 5;
-    static constexpr u32 SHARED_BYTES = SLOTS * B::SLOT_BYTES;
+    static constexpr u32 STAGES = 5;
+    static constexpr u32 SHARED_BYTES = STAGES * B::STAGE_BYTES;
 
     Feed<B, NN, GROUP> feed;
-    u32 at;  // bytes of the slot of half r
+    u32 at;  // bytes of the stage of half r
 
     DEV_FN explicit ByRing(const MusterGemmArgs& args) : feed(args), at(0) {}
 
     DEV_FN u32 ahead(u32 halves) const {
-        const u32 there = at + halves * B::SLOT_BYTES;
+        const u32 there = at + halves * B::STAGE_BYTES;
         return there >= SHARED_BYTES ? there - SHARED_BYTES : there;
     }
     DEV_FN unsigned char* from(bool) const { return shared() + at; }
@@ -329,7 +329,7 @@ DEV_FN u32x4 transposed(const Untransposed& from, u32 t) {
                  perm(from.k[7][t / 2], from.k[6][t / 2], selector)};
 }
 
-// Reads of a wave's fragments from a slot.
+// Reads of a wave's fragments from a stage.
 template <class B>
 struct Reader {
     u32 a_offset;
@@ -349,23 +349,23 @@ struct Reader {
     }
 
     // The second half's chunks differ from the first's in one bit of their position.
-    DEV_FN u32x4 a(const unsigned char* slot, bool odd, u32 i) const {
-        return load16(slot + (a_offset ^ odd * 4 * tile::CHUNK_BYTES) + i * LOAD_BYTES);
+    DEV_FN u32x4 a(const unsigned char* stage, bool odd, u32 i) const {
+        return load16(stage + (a_offset ^ odd * 4 * tile::CHUNK_BYTES) + i * LOAD_BYTES);
     }
-    DEV_FN u32x4 b(const unsigned char* slot, bool odd, u32 t) const {
-        return load16(slot + (b_offset ^ odd * 4 * tile::CHUNK_BYTES) + t * LOAD_BYTES);
+    DEV_FN u32x4 b(const unsigned char* stage, bool odd, u32 t) const {
+        return load16(stage + (b_offset ^ odd * 4 * tile::CHUNK_BYTES) + t * LOAD_BYTES);
     }
-    DEV_FN u32x2 b_row(const unsigned char* slot, u32 k) const {
-        return load8(slot + (b_untransposed ^ k * (tile::ROW_BYTES + tile::CHUNK_BYTES)));
+    DEV_FN u32x2 b_row(const unsigned char* stage, u32 k) const {
+        return load8(stage + (b_untransposed ^ k * (tile::ROW_BYTES + tile::CHUNK_BYTES)));
     }
 
     template <bool NN>
-    DEV_FN void all(const unsigned char* slot, bool odd, Fragments<B>& to) const {
+    DEV_FN void all(const unsigned char* stage, bool odd, Fragments<B>& to) const {
         if (NN) {
             Untransposed columns;
 #pragma unroll
             for (u32 k = 0; k < 8; ++k) {
-                columns.k[k] = b_row(slot, k);
+                columns.k[k] = b_row(stage, k);
             }
 #pragma unroll
             for (u32 t = 0; t < COLUMN_TILES; ++t) {
@@ -374,12 +374,12 @@ struct Reader {
         } else {
 #pragma unroll
             for (u32 t = 0; t < COLUMN_TILES; ++t) {
-                to.b[t] = b(slot, odd, t);
+                to.b[t] = b(stage, odd, t);
             }
         }
 #pragma unroll
         for (u32 i = 0; i < B::ROW_TILES; ++i) {
-            to.a[i] = a(slot, odd, i);
+            to.a[i] = a(stage, odd, i);
         }
     }
 };

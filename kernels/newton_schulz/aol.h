@@ -64,10 +64,10 @@ DEV_FN void aol_rows(const MusterNsAolArgs& args) {
 // `cols[0 … 64]`.
 template <class T>
 DEV_FN void scale_tile(uint64_t at, const float* rows, const float* cols) {
-    for (uint32_t slot = dev::thread(); slot < CHUNKS; slot += THREADS) {
-        const uint32_t tile_row = slot / 8;
-        const uint32_t col = (slot % 8 ^ tile_row % 8) * tile::CHUNK_ELEMENTS;
-        void* chunk = dev::pointer<void>(at + slot * tile::CHUNK_BYTES);
+    for (uint32_t place = dev::thread(); place < CHUNKS; place += THREADS) {
+        const uint32_t tile_row = place / 8;
+        const uint32_t col = (place % 8 ^ tile_row % 8) * tile::CHUNK_ELEMENTS;
+        void* chunk = dev::pointer<void>(at + place * tile::CHUNK_BYTES);
         dev::u32x4 words = dev::load16(chunk);
         for (uint32_t i = 0; i < 4; i++) {
             float low, high;

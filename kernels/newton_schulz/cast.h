@@ -73,8 +73,8 @@ DEV_FN void cast_wide(const MusterNsMatrix& matrix, Scale scale, uint32_t row, u
         const dev::u32x2 low = pack_scaled(quads[i][0], scale, f16);
         const dev::u32x2 high = pack_scaled(quads[i][1], scale, f16);
         const dev::u32x4 words = {low[0], low[1], high[0], high[1]};
-        const uint32_t slot = dev::thread() + i * THREADS;
-        dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), words);
+        const uint32_t place = dev::thread() + i * THREADS;
+        dev::store16(dev::pointer<void>(to + place * tile::CHUNK_BYTES), words);
     }
 }
 
@@ -102,14 +102,15 @@ DEV_FN void cast_tall(const MusterNsMatrix& matrix, Scale scale, uint32_t row, u
         at[3 * STAGE_PITCH] = static_cast<uint16_t>(words[1] >> 16);
     }
     dev::sync();
-    for (uint32_t slot = dev::thread(); slot < tile::BYTES / tile::CHUNK_BYTES; slot += THREADS) {
-        const uint32_t tile_row = slot / 8;
-        const uint32_t chunk = slot % 8 ^ tile_row % 8;
+    constexpr uint32_t CHUNKS = tile::BYTES / tile::CHUNK_BYTES;
+    for (uint32_t place = dev::thread(); place < CHUNKS; place += THREADS) {
+        const uint32_t tile_row = place / 8;
+        const uint32_t chunk = place % 8 ^ tile_row % 8;
         // The odd pitch leaves a chunk aligned to words only.
         const uint16_t* from = stage + tile_row * STAGE_PITCH + chunk * 8;
         const dev::u32x4 words = {dev::load4(from), dev::load4(from + 2), dev::load4(from + 4),
                                   dev::load4(from + 6)};
-        dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), words);
+        dev::store16(dev::pointer<void>(to + place * tile::CHUNK_BYTES), words);
     }
 }
 
@@ -125,8 +126,9 @@ DEV_FN void cast_by(const MusterNsMatrix& matrix, Scale scale, uint32_t row, uin
 
 DEV_FN void clear(uint64_t to) {
     const dev::u32x4 zero = {0, 0, 0, 0};
-    for (uint32_t slot = dev::thread(); slot < tile::BYTES / tile::CHUNK_BYTES; slot += THREADS) {
-        dev::store16(dev::pointer<void>(to + slot * tile::CHUNK_BYTES), zero);
+    constexpr uint32_t CHUNKS = tile::BYTES / tile::CHUNK_BYTES;
+    for (uint32_t place = dev::thread(); place < CHUNKS; place += THREADS) {
+        dev::store16(dev::pointer<void>(to + place * tile::CHUNK_BYTES), zero);
     }
 }
 

@@ -2,7 +2,7 @@
 //
 //   kernel               unit             dynamic shared bytes
 //   optimizer_squares    strip            SUMS_BYTES
-//   optimizer_slots      slot             SUMS_BYTES
+//   optimizer_sums       long range       SUMS_BYTES
 //   optimizer_cast       run              0
 //   the others           span             0
 //
@@ -14,7 +14,7 @@ DEV_KERNEL(optimizer_squares, optimizer::THREADS, 4, MusterSquaresArgs) {
     optimizer::squares(args);
 }
 
-DEV_KERNEL(optimizer_slots, optimizer::THREADS, 4, MusterSquaresArgs) { optimizer::slots(args); }
+DEV_KERNEL(optimizer_sums, optimizer::THREADS, 4, MusterSquaresArgs) { optimizer::sums(args); }
 
 DEV_KERNEL(optimizer_momentum, optimizer::THREADS, 4, MusterMomentumArgs) {
     optimizer::momentum(args);

@@ -2,7 +2,7 @@
 // infinite or NaN exactly if an element is.
 //
 //   optimizer_squares   a block takes a strip; a range of one strip is done then
-//   optimizer_slots     a block adds the sums of a longer range's strips
+//   optimizer_sums      a block adds the sums of a longer range's strips
 //
 // The order of additions depends on the range's length alone, and is the same on every vendor. It
 // is not the host's, which differs by at most 2^-53 of the sum for each addition.
@@ -39,15 +39,15 @@ DEV_FN void squares(const MusterSquaresArgs& args) {
     }
 }
 
-DEV_FN void slots(const MusterSquaresArgs& args) {
-    const auto* slots = dev::constant<MusterSlotSum>(args.slots);
-    for (uint32_t index = dev::block(); index < args.slot_count; index += dev::grid()) {
-        const MusterSlotSum slot = slots[index];
-        const auto* partials = dev::pointer<const double>(args.partials) + slot.first;
+DEV_FN void sums(const MusterSquaresArgs& args) {
+    const auto* long_ranges = dev::constant<MusterLongRange>(args.long_ranges);
+    for (uint32_t index = dev::block(); index < args.long_range_count; index += dev::grid()) {
+        const MusterLongRange range = long_ranges[index];
+        const auto* partials = dev::pointer<const double>(args.partials) + range.first;
         double share = 0;
-        for (uint32_t i = dev::thread(); i < slot.count; i += THREADS) share += partials[i];
+        for (uint32_t i = dev::thread(); i < range.count; i += THREADS) share += partials[i];
         const double sum = reduce::block_sum<SUMS>(share);
-        if (dev::thread() == 0) dev::pointer<double>(args.sums)[slot.slot] = sum;
+        if (dev::thread() == 0) dev::pointer<double>(args.sums)[range.statistic] = sum;
     }
 }
 

@@ -80,61 +80,62 @@ const char* worker(bool async, bool write, bool shared) {
     return write ? "bulk_store of " : "bulk_load of ";
 }
 
-[[noreturn]] void fault_race(const Access& access, const Slot& slot, uintptr_t address,
+[[noreturn]] void fault_race(const Access& access, const Shadow& shadow, uintptr_t address,
                              bool proxy) {
     bool shared = is_shared(reinterpret_cast<const void*>(address));
     const char* mine = worker(access.async, access.write, shared);
     const char* other =
-        worker((slot.flags & SLOT_ASYNC) != 0, (slot.flags & SLOT_WRITE) != 0, shared);
-    const char* done = slot.flags & SLOT_WRITE ? "wrote" : "read";
+        worker((shadow.flags & SHADOW_ASYNC) != 0, (shadow.flags & SHADOW_WRITE) != 0, shared);
+    const char* done = shadow.flags & SHADOW_WRITE ? "wrote" : "read";
     const char* where = place(reinterpret_cast<const void*>(address));
     if (proxy) {
         fault("missing fence: %s%s %s %s, which %s wrote without fence_async_shared between", mine,
-              who(access.fiber), verb(access.write), where, actor_name(slot.actor));
+              who(access.fiber), verb(access.write), where, actor_name(shadow.actor));
     }
-    if (slot.stamp <= launch.cluster_floor) {
+    if (shadow.stamp <= launch.cluster_floor) {
         fault("race: %s%s %s %s, which another block %s in this launch [code +%#lx]", mine,
               who(access.fiber), verb(access.write), where, done, launch.code);
     }
     fault("race: %s%s %s %s, which %s%s %s with no synchronisation between [code +%#lx]", mine,
-          who(access.fiber), verb(access.write), where, other, actor_name(slot.actor), done,
+          who(access.fiber), verb(access.write), where, other, actor_name(shadow.actor), done,
           launch.code);
 }
 
 // Compares with what is recorded, drops what this access covers, and records it.
 void visit(ShadowCell& cell, uint8_t mask, const Access& access, uintptr_t address, bool shared) {
-    uint8_t flags = (access.write ? SLOT_WRITE : 0) | (access.async ? SLOT_ASYNC : 0);
+    uint8_t flags = (access.write ? SHADOW_WRITE : 0) | (access.async ? SHADOW_ASYNC : 0);
     uint32_t floor = shared ? launch.cluster_floor : launch.launch_floor;
     uint32_t kept = 0;
-    for (uint32_t i = 0; i < 8 && cell.slots[i].stamp != 0; i++) {
-        Slot slot = cell.slots[i];
-        if (slot.stamp <= floor) continue;
-        bool elsewhere = slot.stamp <= launch.cluster_floor;
-        bool own = slot.actor == access.actor && !access.async && !elsewhere;
-        if (own && slot.stamp == access.stamp && slot.flags == flags && (mask & ~slot.mask) == 0) {
+    for (uint32_t i = 0; i < 8 && cell.shadows[i].stamp != 0; i++) {
+        Shadow shadow = cell.shadows[i];
+        if (shadow.stamp <= floor) continue;
+        bool elsewhere = shadow.stamp <= launch.cluster_floor;
+        bool own = shadow.actor == access.actor && !access.async && !elsewhere;
+        bool same = own && shadow.stamp == access.stamp && shadow.flags == flags;
+        if (same && (mask & ~shadow.mask) == 0) {
             if (kept == i) return;
         }
-        bool before = own || (!elsewhere && (slot.actor == access.fiber->shared_actor ||
-                                             ordered(access.fiber, slot.actor, slot.stamp)));
-        if ((slot.mask & mask) != 0 && (access.write || (slot.flags & SLOT_WRITE) != 0)) {
-            if (!before) fault_race(access, slot, address, false);
-            bool other_proxy = access.async && slot.flags == SLOT_WRITE && shared;
-            if (other_proxy && !fenced(access.fiber, slot.actor, slot.stamp)) {
-                fault_race(access, slot, address, true);
+        bool before = own || (!elsewhere && (shadow.actor == access.fiber->shared_actor ||
+                                             ordered(access.fiber, shadow.actor, shadow.stamp)));
+        if ((shadow.mask & mask) != 0 && (access.write || (shadow.flags & SHADOW_WRITE) != 0)) {
+            if (!before) fault_race(access, shadow, address, false);
+            bool other_proxy = access.async && shadow.flags == SHADOW_WRITE && shared;
+            if (other_proxy && !fenced(access.fiber, shadow.actor, shadow.stamp)) {
+                fault_race(access, shadow, address, true);
             }
         }
-        bool covered = access.record && before && (slot.mask & ~mask) == 0 &&
-                       (access.write || (slot.flags & SLOT_WRITE) == 0);
-        if (!covered) cell.slots[kept++] = slot;
+        bool covered = access.record && before && (shadow.mask & ~mask) == 0 &&
+                       (access.write || (shadow.flags & SHADOW_WRITE) == 0);
+        if (!covered) cell.shadows[kept++] = shadow;
     }
     if (access.record) {
         if (kept == 8)
             kept = (access.stamp ^ (address / GRANULE)) % 8;
         else if (kept < 7)
-            cell.slots[kept + 1].stamp = 0;
-        cell.slots[kept] = {access.stamp, static_cast<uint16_t>(access.actor), mask, flags};
+            cell.shadows[kept + 1].stamp = 0;
+        cell.shadows[kept] = {access.stamp, static_cast<uint16_t>(access.actor), mask, flags};
     } else if (kept < 8) {
-        cell.slots[kept].stamp = 0;
+        cell.shadows[kept].stamp = 0;
     }
 }
 

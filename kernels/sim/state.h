@@ -158,16 +158,16 @@ struct Block {
 };
 
 // One access of a granule that may conflict with later ones.
-struct Slot {
+struct Shadow {
     uint32_t stamp;  // 0: none
     uint16_t actor;
     uint8_t mask;   // bytes of the granule
-    uint8_t flags;  // SLOT_*
+    uint8_t flags;  // SHADOW_*
 };
-constexpr uint8_t SLOT_WRITE = 1;
-constexpr uint8_t SLOT_ASYNC = 2;
+constexpr uint8_t SHADOW_WRITE = 1;
+constexpr uint8_t SHADOW_ASYNC = 2;
 struct ShadowCell {
-    Slot slots[8];
+    Shadow shadows[8];
 };
 
 struct Access {
@@ -254,7 +254,7 @@ void acquire(Fiber* fiber, uint32_t actor, uint32_t stamp);
 // ---- copies.cpp, mbarrier.cpp, wgmma.cpp
 bool finish_one_load();  // false: none in flight
 void complete_bytes(Block& block, uint32_t bar, const Bulk& load);
-void meet(Meeting& meeting, uint32_t slot, const char* what, uint64_t tag, void* payload,
+void meet(Meeting& meeting, uint32_t shadow, const char* what, uint64_t tag, void* payload,
           Work work);
 void check_exit(Fiber* fiber);  // nothing of the thread's is in flight
 void check_block_end(Block& block);

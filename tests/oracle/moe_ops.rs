@@ -35,22 +35,22 @@ impl Choices {
     fn grouping(&self) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
         let mut order: Vec<usize> = (0..self.chosen.len()).collect();
         order.sort_by_key(|&choice| self.chosen[choice]);
-        let mut slots = vec![0; order.len()];
-        order.iter().enumerate().for_each(|(row, &choice)| slots[choice] = row as u32);
+        let mut grouped = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(row, &choice)| grouped[choice] = row as u32);
         let sources = order.iter().map(|choice| (choice / self.top_k) as u32).collect();
         let before = |expert| self.chosen.iter().filter(|&&chosen| chosen < expert).count();
         let offsets = (0..=self.experts as u32).map(|expert| before(expert) as u32).collect();
-        (slots, sources, offsets)
+        (grouped, sources, offsets)
     }
 
     /// On the device, with these weights.
     fn routing(&self, k: &Kernels, weights: &[f64]) -> Routing {
-        let (slots, sources, offsets) = self.grouping();
+        let (grouped, sources, offsets) = self.grouping();
         Routing {
             scores: k.stale(&[self.tokens, self.experts]),
             chosen: k.integers(&[self.tokens, self.top_k], &self.chosen),
             weights: k.tensor(&[self.tokens, self.top_k], weights),
-            slots: k.integers(&[slots.len()], &slots),
+            grouped: k.integers(&[grouped.len()], &grouped),
             sources: k.integers(&[sources.len()], &sources),
             offsets: k.integers(&[offsets.len()], &offsets),
         }
@@ -99,7 +99,7 @@ impl Route {
             scores: k.stale(&[self.tokens, experts]),
             chosen: stale(self.tokens * top_k).reshape(&[self.tokens, top_k]).unwrap(),
             weights: k.stale(&[self.tokens, top_k]),
-            slots: stale(self.tokens * top_k),
+            grouped: stale(self.tokens * top_k),
             sources: stale(self.tokens * top_k),
             offsets: stale(experts + 1),
         };
@@ -123,10 +123,10 @@ impl Route {
         let Moe { experts, top_k, .. } = self.moe;
         let chosen = integers(&routing.chosen);
         let choices = Choices { tokens: self.tokens, experts, top_k, chosen };
-        let got = [&routing.slots, &routing.sources, &routing.offsets].map(integers);
-        let (slots, sources, offsets) = choices.grouping();
+        let got = [&routing.grouped, &routing.sources, &routing.offsets].map(integers);
+        let (grouped, sources, offsets) = choices.grouping();
         let sizes: Vec<u32> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert_eq!(got, [slots, sources, offsets]);
+        assert_eq!(got, [grouped, sources, offsets]);
         assert_eq!(integers(loads), sizes);
     }
 }
@@ -222,7 +222,7 @@ fn routing() {
     }
 }
 
-/// `out += Σ_a weights[n, a]·y[slots[n, a]]`: operands are weights, y and out.
+/// `out += Σ_a weights[n, a]·y[grouped[n, a]]`: operands are weights, y and out.
 struct Combine {
     choices: Choices,
     cols: usize,
@@ -262,8 +262,8 @@ impl Op for Combine {
     }
 
     fn reference(&self, x: &[Tensor]) -> Result<Tensor> {
-        let (slots, ..) = self.choices.grouping();
-        let y = x[1].index_select(&self.choices.index(&slots)?, 0)?;
+        let (grouped, ..) = self.choices.grouping();
+        let y = x[1].index_select(&self.choices.index(&grouped)?, 0)?;
         let y = y.reshape((self.choices.tokens, self.choices.top_k, self.cols))?;
         y.broadcast_mul(&x[0].unsqueeze(2)?)?.sum(1)? + &x[2]
     }

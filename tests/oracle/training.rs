@@ -108,7 +108,7 @@ impl Trainer {
         let optimizer =
             ShardedOptimizer::new(device, schema, flat, &ownership, 0, &plans, DType::F32).unwrap();
         let clipper = Clipper::new(config.clip, config.non_finite, &plans, &ownership);
-        let sums = device.zeros(&[ownership.slots], DType::F64).unwrap();
+        let sums = device.zeros(&[ownership.statistics], DType::F64).unwrap();
         let decision = ClipDecision::default();
         Trainer { engine, config, optimizer, clipper, sums, decision }
     }

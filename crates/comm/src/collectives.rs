@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use device::{DType, Tensor};
 use kernels::ordered_sum::RedOp;
-use layout::{Node, Program, Tree};
+use layout::{Node, SumProgram, Tree};
 
 use crate::{Gather, OrderedReduce, Segments, Window};
 
@@ -15,7 +15,7 @@ use crate::{Gather, OrderedReduce, Segments, Window};
 #[derive(Debug, Clone)]
 pub struct EvenPlan {
     partials: Arc<[Vec<(Node, usize)>]>,
-    program: Arc<Program>,
+    program: Arc<SumProgram>,
     segments: Segments,
     range: Range<usize>,
     dtype: DType,
@@ -79,7 +79,7 @@ impl EvenPlan {
 
     pub(crate) fn reduce(&self, window: &Window, out: Tensor) -> OrderedReduce {
         OrderedReduce {
-            slots: [window.clone()].into(),
+            buffers: [window.clone()].into(),
             dtype: self.dtype,
             redop: self.redop,
             partials: Arc::clone(&self.partials),

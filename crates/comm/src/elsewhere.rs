@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{DType, Device, Placement, Staged, Stream, Tensor};
 use kernels::ordered_sum::{OrderedSum, RedOp, Summation, computed_in};
-use layout::Program;
+use layout::SumProgram;
 
-use crate::memory::{Joined, load};
+use crate::copies::{Joined, load};
 use crate::primitives::OrderedReduce;
 use crate::source::{Source, Wanted};
 use crate::{CommError, Result};
@@ -54,7 +54,7 @@ impl SumRoom {
     /// A program that does not add each of its partials once and in order.
     pub fn device_bytes(
         device: &Device,
-        program: &Program,
+        program: &SumProgram,
         inputs: usize,
         dtype: DType,
     ) -> Result<usize> {
@@ -170,10 +170,10 @@ impl Elsewhere {
         (place, has_own): (usize, bool),
         all: &AllLanes,
     ) -> Result<Option<Elsewhere>> {
-        let Some(slot) = op.slots.first() else { return Ok(None) };
+        let Some(window) = op.buffers.first() else { return Ok(None) };
         let device = op.out.buffer().device();
-        let are_there = slot.buffer().device().is_same(device);
-        if are_there && slot.mirror().is_none() {
+        let are_there = window.buffer().device().is_same(device);
+        if are_there && window.mirror().is_none() {
             return Ok(None);
         }
         let is_own_there = are_there && !has_own;
@@ -220,16 +220,16 @@ impl Part<'_> {
         self.elements.len().next_multiple_of(ALIGN)
     }
 
-    /// Of each input: its member and number there, its slot, and whether it is uploaded.
+    /// Of each input: its member and number there, its buffer, and whether it is uploaded.
     fn inputs(&self) -> impl Iterator<Item = (usize, usize, usize, bool)> + '_ {
         self.op.partials.iter().enumerate().flat_map(move |(holder, partials)| {
             let is_uploaded = holder != self.place || !self.is_own_there;
-            let slots = partials.iter().map(|(_, slot)| *slot).enumerate();
-            slots.map(move |(index, slot)| (holder, index, slot, is_uploaded))
+            let buffers = partials.iter().map(|(_, buffer)| *buffer).enumerate();
+            buffers.map(move |(index, buffer)| (holder, index, buffer, is_uploaded))
         })
     }
 
-    /// The runs of neighbouring elements: where they begin in the part, in `out`, and in slots.
+    /// The runs of neighbouring elements: where they begin in the part, in `out`, and in buffers.
     fn pieces(&self) -> impl Iterator<Item = (usize, usize, Range<usize>)> + '_ {
         let (op, mut at) = (self.op, 0);
         let joined = Joined { segments: &op.segments[self.place] };
@@ -245,13 +245,13 @@ impl Part<'_> {
         let (op, size) = (self.op, self.op.dtype.bytes());
         let uploaded = self.inputs().filter(|(.., is_uploaded)| *is_uploaded);
         let rooms = bytes.chunks_exact_mut(self.stride() * size);
-        for ((holder, index, slot, _), room) in uploaded.zip(rooms) {
+        for ((holder, index, buffer, _), room) in uploaded.zip(rooms) {
             for (at, _, piece) in self.pieces() {
                 let into = &mut room[at * size..(at + piece.len()) * size];
                 if holder == self.place && !S::HAS_OWN {
-                    let slot = op.slots[slot].on_host();
-                    let own = slot.tensor(piece.start, &[piece.len()], op.dtype)?;
-                    load(slot.buffer().device(), &own.as_bytes(), into)?;
+                    let window = op.buffers[buffer].on_host();
+                    let own = window.tensor(piece.start, &[piece.len()], op.dtype)?;
+                    load(window.buffer().device(), &own.as_bytes(), into)?;
                 } else {
                     let at = self.at + at;
                     source.copy(Wanted { holder, index, range: piece, at }, into)?;
@@ -273,9 +273,9 @@ impl Lane {
         for (at, out, piece) in part.pieces() {
             let (len, mut before) = (piece.len(), 0);
             inputs.clear();
-            for (_, _, slot, is_uploaded) in part.inputs() {
+            for (_, _, buffer, is_uploaded) in part.inputs() {
                 inputs.push(match is_uploaded {
-                    false => op.slots[slot].tensor(piece.start, &[len], op.dtype)?,
+                    false => op.buffers[buffer].tensor(piece.start, &[len], op.dtype)?,
                     true => {
                         let start = before * stride + at;
                         before += 1;

@@ -25,7 +25,7 @@
 //!     says what counts), and which stands still while the process is stopped. Any failure gives up
 //!     the whole job, and every rank learns why within 100 ms, whatever it is doing;
 //!   * when an operation is done, its windows may be rewritten;
-//!   * reductions are made by their owner alone, in the order of a [`layout::Program`]: the bits
+//!   * reductions are made by their owner alone, in the order of a [`layout::SumProgram`]: the bits
 //!     depend neither on the number of ranks, nor on the backend, nor on threads or timing. Groups
 //!     on GPUs may leave them to the vendor's library instead ([`SumOrder::Vendor`]).
 
@@ -33,6 +33,7 @@ mod algorithm;
 pub mod clocks;
 mod collectives;
 mod control;
+mod copies;
 mod counters;
 mod digest;
 mod dispatch;
@@ -49,7 +50,6 @@ mod hosts;
 mod job;
 mod lack;
 mod looks;
-mod memory;
 mod meter;
 mod nccl;
 mod one_shot;
@@ -76,6 +76,9 @@ mod transport;
 mod window;
 mod world;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 pub use collectives::EvenPlan;
 pub use control::{Channel, Control};
 pub use counters::{Count, Counters};
@@ -99,6 +102,28 @@ pub use world::World;
 
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, CommError>;
+
+/// A backend, as configs, arguments and reports name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendWord {
+    /// Shared memory, on one host.
+    Shm,
+    /// TCP.
+    Tcp,
+}
+
+impl BackendWord {
+    pub const ALL: [BackendWord; 2] = [BackendWord::Shm, BackendWord::Tcp];
+
+    /// `shm` or `tcp`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            BackendWord::Shm => "shm",
+            BackendWord::Tcp => "tcp",
+        }
+    }
+}
 
 /// How the ranks of a job reach each other.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use device::{DType, Tensor};
 use kernels::ordered_sum::ReadySum;
 
 use crate::algorithm;
-use crate::memory::Joined;
+use crate::copies::Joined;
 use crate::ordered::{self, Reduction};
 use crate::primitives::{Gather, OrderedReduce};
 use crate::site::Site;

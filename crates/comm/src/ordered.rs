@@ -12,8 +12,8 @@ use device::{DType, Device, Stream, Tensor};
 use kernels::ordered_sum::{OrderedSum, ReadySum, Summation, computed_in};
 
 use crate::Result;
+use crate::copies::Joined;
 use crate::elsewhere::{AllLanes, Elsewhere};
-use crate::memory::Joined;
 use crate::primitives::OrderedReduce;
 use crate::source::{Source, Wanted};
 
@@ -128,7 +128,7 @@ pub(crate) fn at_least(
 }
 
 /// The inputs of a part of a segment, in the order of the program. Those of the member at `own` are
-/// in its slots.
+/// in its buffers.
 fn locate_all(
     op: &OrderedReduce,
     own: Option<usize>,
@@ -137,9 +137,9 @@ fn locate_all(
     locate: impl Fn(Wanted) -> Result<Tensor>,
 ) -> Result<()> {
     for (holder, partials) in op.partials.iter().enumerate() {
-        for (index, (_, slot)) in partials.iter().enumerate() {
+        for (index, (_, buffer)) in partials.iter().enumerate() {
             inputs.push(match own == Some(holder) {
-                true => op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?,
+                true => op.buffers[*buffer].tensor(piece.start, &[piece.len()], op.dtype)?,
                 false => locate(Wanted { holder, index, range: piece.clone(), at: 0 })?,
             });
         }
@@ -171,8 +171,8 @@ pub(crate) fn ready(reduction: &Reduction, place: usize) -> Result<Option<Vec<Re
     let sum_of = |(segment, piece): (usize, &Range<usize>)| -> Result<Option<ReadySum>> {
         let (mut inputs, out) = (Vec::new(), out_of(op, place, segment, piece)?);
         locate_all(op, None, piece, &mut inputs, |wanted| {
-            let slot = &op.slots[op.partials[wanted.holder][wanted.index].1];
-            slot.of_member(wanted.holder, piece.start, piece.len(), op.dtype)
+            let buffer = &op.buffers[op.partials[wanted.holder][wanted.index].1];
+            buffer.of_member(wanted.holder, piece.start, piece.len(), op.dtype)
         })?;
         let sum =
             Summation { sum: &sums.sum, inputs: &inputs, out: &out, workspace: &out.flat(0..0)? };

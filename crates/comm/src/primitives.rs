@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use device::{DType, DeviceError, Tensor};
 use kernels::ordered_sum::can_give;
-use layout::{Node, Program};
+use layout::{Node, SumProgram};
 
 use crate::digest::Digest;
 use crate::{CommError, RedOp, Result, Window};
@@ -24,28 +24,28 @@ pub type Segments = Arc<[Vec<Range<usize>>]>;
 /// number of ranks that hosts the same leaves.
 #[derive(Debug, Clone)]
 pub struct OrderedReduce {
-    /// Gradient buffers; slot `s` has the same length on every member.
-    pub slots: Arc<[Window]>,
+    /// Gradient buffers; buffer `s` has the same length on every member.
+    pub buffers: Arc<[Window]>,
     /// Type of the partials, which [`kernels::ordered_sum::computed_in`] says what is computed in.
     pub dtype: DType,
     /// By what they are combined.
     pub redop: RedOp,
-    /// Of every member: each partial's tree node and the slot that holds it there.
+    /// Of every member: each partial's tree node and the buffer that holds it there.
     pub partials: Arc<[Vec<(Node, usize)>]>,
     /// Over all partials, as made by [`layout::Tree::combine`].
-    pub program: Arc<Program>,
-    /// The bucket, in elements of a slot.
+    pub program: Arc<SumProgram>,
+    /// The bucket, in elements of a buffer.
     pub range: Range<usize>,
     /// Of every member: the elements it owns, disjoint and cut to the bucket.
     pub segments: Segments,
     /// Of a type that [`kernels::ordered_sum::can_give`] names, flat; only this member's segments
-    /// are written. Indexed like the slots it may be the memory of one of this member's slots
+    /// are written. Indexed like the buffers it may be the memory of one of this member's buffers
     /// (whole, from its first element, and of the same type). It may lie on another device than the
-    /// slots, where whatever used it before has been waited for: partials are then copied there and
-    /// reduced there, to the same bits.
+    /// buffers, where whatever used it before has been waited for: partials are then copied there
+    /// and reduced there, to the same bits.
     pub out: Tensor,
     /// Where each of this member's own segments begins in `out`, in memory of its own; `None`:
-    /// where it begins in the slots.
+    /// where it begins in the buffers.
     pub places: Option<Arc<[usize]>>,
 }
 
@@ -110,8 +110,8 @@ impl OrderedReduce {
         self.partials.iter().map(Vec::len).sum()
     }
 
-    /// Where element `element` of the slots, of segment `segment` of the member at `place`, goes in
-    /// `out`.
+    /// Where element `element` of the buffers, of segment `segment` of the member at `place`, goes
+    /// in `out`.
     pub(crate) fn place_in_out(&self, place: usize, segment: usize, element: usize) -> usize {
         match &self.places {
             None => element,
@@ -119,7 +119,7 @@ impl OrderedReduce {
         }
     }
 
-    /// Proves that every range lies inside its memory and every slot exists.
+    /// Proves that every range lies inside its memory and every buffer exists.
     pub(crate) fn check(&self, group: u64, world: usize) -> Result<()> {
         let counts = [("partials", self.partials.len()), ("reduce segments", self.segments.len())];
         for (what, got) in counts {
@@ -132,14 +132,14 @@ impl OrderedReduce {
             return Err(CommError::SumType { dtype, sum });
         }
         let mut len = if self.places.is_none() { self.out.len() } else { usize::MAX };
-        for slot in self.slots.iter() {
-            slot.check(group)?;
-            len = len.min(slot.bytes() / self.dtype.bytes());
+        for buffer in self.buffers.iter() {
+            buffer.check(group)?;
+            len = len.min(buffer.bytes() / self.dtype.bytes());
         }
-        for (_, slot) in self.partials.iter().flatten() {
-            let (start, end, len) = (*slot, slot + 1, self.slots.len());
+        for (_, buffer) in self.partials.iter().flatten() {
+            let (start, end, len) = (*buffer, buffer + 1, self.buffers.len());
             if end > len {
-                return Err(CommError::Range { what: "slots of partials", start, end, len });
+                return Err(CommError::Range { what: "buffers of partials", start, end, len });
             }
         }
         let Range { start, end } = self.range;
@@ -165,8 +165,8 @@ impl OrderedReduce {
             return Err(CommError::Range { what, start, end, len });
         }
         check_disjoint(what, spans.iter())?;
-        let is_out = |slot: &Window| slot.buffer().address() == self.out.buffer().address();
-        match !self.out.is_empty() && self.slots.iter().any(is_out) {
+        let is_out = |window: &Window| window.buffer().address() == self.out.buffer().address();
+        match !self.out.is_empty() && self.buffers.iter().any(is_out) {
             true => Err(DeviceError::Overlap { kernel: "reduce_scatter_ordered" }.into()),
             false => Ok(()),
         }
@@ -190,7 +190,7 @@ impl OrderedReduce {
             });
         }
         digest.add_segments(&self.segments);
-        self.slots.iter().for_each(|slot| digest.add(slot.number()));
+        self.buffers.iter().for_each(|buffer| digest.add(buffer.number()));
         digest.value()
     }
 }

@@ -28,8 +28,8 @@ use crate::{CommError, EvenPlan, Result, Segments, Window};
 /// No such member.
 pub(crate) fn only(root: usize, range: Range<usize>, world: usize) -> Result<Segments> {
     let mut segments = vec![Vec::new(); world];
-    let slot = segments.get_mut(root);
-    slot.ok_or(CommError::NoSuchRank { rank: root, world })?.push(range);
+    let ranges = segments.get_mut(root);
+    ranges.ok_or(CommError::NoSuchRank { rank: root, world })?.push(range);
     Ok(segments.into())
 }
 

@@ -13,7 +13,7 @@ pub(crate) struct Wanted {
     pub holder: usize,
     /// Which of its partials.
     pub index: usize,
-    /// Elements of that partial's slot.
+    /// Elements of that partial's buffer.
     pub range: Range<usize>,
     /// Where they begin in the tile.
     pub at: usize,
@@ -21,7 +21,7 @@ pub(crate) struct Wanted {
 
 /// Where a transport has brought the partials of peers.
 pub(crate) trait Source {
-    /// Whether this member's own partials are there too, and not in its slots.
+    /// Whether this member's own partials are there too, and not in its buffers.
     const HAS_OWN: bool = false;
 
     /// Memory of the device that `out` is on. Not asked where sums are made elsewhere.

@@ -16,8 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{BounceBuffers, DType, Device, Placement, Stream, Tensor};
 
+use crate::copies::{load, store};
 use crate::hosts::{Copied, GatherByHosts};
-use crate::memory::{load, store};
 use crate::ordered::Reduction;
 use crate::primitives::{AllToAll, Gather, OrderedReduce, P2p};
 use crate::step::Step;
@@ -196,8 +196,8 @@ impl Staging {
 /// made where `out` lies; so its own are copied only if that is another device.
 fn reduce(reduction: Box<Reduction>, place: usize) -> Result<Staged> {
     let device = reduction.op.out.buffer().device();
-    let is_own_there = |slot: &Window| slot.buffer().device().is_same(device);
-    let is_read = |owner: usize, slot: &Window| owner != place || !is_own_there(slot);
+    let is_own_there = |window: &Window| window.buffer().device().is_same(device);
+    let is_read = |owner: usize, window: &Window| owner != place || !is_own_there(window);
     let out = partials(&reduction.op, place, is_read)?;
     Ok(Staged { step: Step::Reduce(reduction), out, back: Vec::new() })
 }
@@ -208,15 +208,15 @@ fn partials(
     place: usize,
     is_read: impl Fn(usize, &Window) -> bool,
 ) -> Result<Vec<Pair>> {
-    let OrderedReduce { slots, partials, segments, dtype, .. } = op;
+    let OrderedReduce { buffers, partials, segments, dtype, .. } = op;
     let mut brought = Vec::new();
-    let mut used: Vec<usize> = partials[place].iter().map(|(_, slot)| *slot).collect();
+    let mut used: Vec<usize> = partials[place].iter().map(|(_, buffer)| *buffer).collect();
     used.sort_unstable();
     used.dedup();
-    for slot in used.into_iter().map(|slot| &slots[slot]) {
-        let read = segments.iter().enumerate().filter(|(owner, _)| is_read(*owner, slot));
+    for window in used.into_iter().map(|buffer| &buffers[buffer]) {
+        let read = segments.iter().enumerate().filter(|(owner, _)| is_read(*owner, window));
         let read = read.flat_map(|(_, segments)| segments);
-        brought.extend(pairs(slot, dtype.bytes(), read)?);
+        brought.extend(pairs(window, dtype.bytes(), read)?);
     }
     Ok(brought)
 }

@@ -58,7 +58,7 @@ fn check(kind: &str, world: usize) {
     let partials: Vec<Vec<(Node, usize)>> = (0..world)
         .map(|rank| {
             let nodes = tree.maximal_subtrees(&tree.leaf_range(rank, world).unwrap());
-            nodes.into_iter().enumerate().map(|(slot, node)| (node, slot)).collect()
+            nodes.into_iter().enumerate().map(|(buffer, node)| (node, buffer)).collect()
         })
         .collect();
     let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
@@ -69,10 +69,10 @@ fn check(kind: &str, world: usize) {
         let (group, control) = (world.group(&device).unwrap(), control(&world));
         let stream = device.stream();
         let window = || group.window(4 * 50_000).unwrap();
-        let slots: Vec<Window> = (0..31).map(|_| window()).collect();
+        let buffers: Vec<Window> = (0..31).map(|_| window()).collect();
         let out = device.zeros(&[50_000], DType::F32).unwrap();
         let long = OrderedReduce {
-            slots: slots.as_slice().into(),
+            buffers: buffers.as_slice().into(),
             dtype: DType::F32,
             redop: RedOp::Sum,
             partials: partials.as_slice().into(),
@@ -83,7 +83,7 @@ fn check(kind: &str, world: usize) {
             places: None,
         };
         let long = group.prepare(Op::ReduceScatterOrdered(long)).unwrap();
-        let (window, plan) = (slots[0].clone(), plan.clone());
+        let (window, plan) = (buffers[0].clone(), plan.clone());
         let sum = group.prepare(Op::AllReduce { window, plan }).unwrap();
         let mut all = Vec::new();
         let mut round = || {

@@ -1,6 +1,6 @@
 //! Ordered sums on another device than their inputs', and in groups whose device the host does not
 //! reach: the bits of a serial evaluation of the tree, for every type, number of ranks and tile, on
-//! both backends, into memory that is laid out like the slots or has places of its own.
+//! both backends, into memory that is laid out like the buffers or has places of its own.
 
 mod common;
 
@@ -42,7 +42,7 @@ struct Case {
     windows: Place,
     /// `None`: where the windows are.
     sums: Option<Place>,
-    /// Own segments one after another with gaps, instead of where they are in the slots.
+    /// Own segments one after another with gaps, instead of where they are in the buffers.
     has_places: bool,
 }
 
@@ -101,14 +101,14 @@ fn untouched<T: Partial>() -> T::Sum {
     T::of(-0.375).widened()
 }
 
-/// One rank's end of a case: every leaf is a partial in a slot of its own.
+/// One rank's end of a case: every leaf is a partial in a buffer of its own.
 struct Rank<'a> {
     case: &'a Case,
     rank: usize,
     group: Group,
     stream: Stream,
     sums: Device,
-    slots: Vec<Window>,
+    buffers: Vec<Window>,
     partials: Vec<Vec<(Node, usize)>>,
 }
 
@@ -121,17 +121,17 @@ impl<'a> Rank<'a> {
         let leaves = |rank: usize| case.tree.leaf_range(rank, case.world).unwrap();
         let node = |leaf: usize| Node { leaves: leaf..leaf + 1 };
         let of_rank = |rank: usize| -> Vec<(Node, usize)> {
-            leaves(rank).enumerate().map(|(slot, leaf)| (node(leaf), slot)).collect()
+            leaves(rank).enumerate().map(|(buffer, leaf)| (node(leaf), buffer)).collect()
         };
         let partials: Vec<_> = (0..case.world).map(of_rank).collect();
-        let slots = partials.iter().map(Vec::len).max().unwrap();
+        let buffers = partials.iter().map(Vec::len).max().unwrap();
         let bytes = case.len * T::DTYPE.bytes();
-        let slots: Vec<Window> = (0..slots).map(|_| group.window(bytes).unwrap()).collect();
-        for (leaf, slot) in leaves(rank).zip(&slots) {
+        let buffers: Vec<Window> = (0..buffers).map(|_| group.window(bytes).unwrap()).collect();
+        for (leaf, buffer) in leaves(rank).zip(&buffers) {
             let values: Vec<T> = (0..case.len).map(|index| T::of(value(leaf, index))).collect();
-            stream.copy_in(&slot.tensor(0, &[case.len], T::DTYPE).unwrap(), &values).unwrap();
+            stream.copy_in(&buffer.tensor(0, &[case.len], T::DTYPE).unwrap(), &values).unwrap();
         }
-        Rank { case, rank, group, stream, sums, slots, partials }
+        Rank { case, rank, group, stream, sums, buffers, partials }
     }
 
     fn own(&self) -> &[Range<usize>] {
@@ -156,7 +156,7 @@ impl<'a> Rank<'a> {
         let nodes: Vec<Node> =
             self.partials.iter().flatten().map(|(node, _)| node.clone()).collect();
         OrderedReduce {
-            slots: self.slots.as_slice().into(),
+            buffers: self.buffers.as_slice().into(),
             dtype: T::DTYPE,
             redop: RedOp::Sum,
             partials: self.partials.as_slice().into(),
@@ -330,11 +330,11 @@ fn places_that_do_not_fit_are_refused() {
     assert!(outside.starts_with("places in `out`: elements 1"), "{outside}");
     let twice = refused(&|op, _| places(op, &|all| all[1] = all[0] + 1));
     assert!(twice.starts_with("places in `out` ") && twice.contains("overlap"), "{twice}");
-    let slot = refused(&|op, rank| {
-        op.out = rank.slots[0].tensor(0, &[100], DType::F32).unwrap();
+    let buffer = refused(&|op, rank| {
+        op.out = rank.buffers[0].tensor(0, &[100], DType::F32).unwrap();
         op.places = Some(rank.own().iter().map(|segment| segment.start).collect());
     });
-    assert!(slot.contains("asked for memory that it is already writing"), "{slot}");
+    assert!(buffer.contains("asked for memory that it is already writing"), "{buffer}");
     let narrow = refused(&|op, _| op.dtype = DType::F64);
     assert!(narrow.starts_with("f64 is not reduced to f32: "), "{narrow}");
     let whole = refused(&|op, _| op.dtype = DType::U32);

@@ -81,7 +81,8 @@ fn the_groups_of_a_mesh_sum_their_own() {
             assert_eq!(rows.group.place(), rank % 2);
             assert_eq!(columns.group.members(), [rank % 2, rank % 2 + 2]);
             let value = 2_f32.powi(rank as i32);
-            let of = |ranks: &[usize]| ranks.iter().map(|&rank| 2_f32.powi(rank as i32)).sum();
+            let of =
+                |ranks: &[usize]| ranks.iter().map(|&rank| 2_f32.powi(rank as i32)).sum::<f32>();
             for _ in 0..5 {
                 let pending = [&columns, &rows, &alone].map(|sum| sum.submit(&stream, value));
                 pending.iter().rev().for_each(|pending| pending.wait().unwrap());

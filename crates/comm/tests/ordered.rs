@@ -8,7 +8,7 @@ use std::ops::Range;
 use comm::{Gather, Op, Operation, OrderedReduce, RedOp, Window, World};
 use common::{BACKENDS, BY_HOSTS, PATIENCE_MS, deal, with_ranks};
 use device::{DType, Device, Stream, Tensor};
-use layout::{Node, Program, Tree};
+use layout::{Node, SumProgram, Tree};
 use proptest::prelude::*;
 
 /// Everything but the group: who holds and owns what.
@@ -81,22 +81,23 @@ fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
     let group = ranks.group(&device).unwrap();
     let (rank, world) = (ranks.rank(), case.world);
     let range = |rank| case.tree.leaf_range(rank, world).unwrap();
-    let schedules: Vec<_> = (0..world).map(|rank| case.tree.schedule(&range(rank))).collect();
+    let accumulations: Vec<_> =
+        (0..world).map(|rank| case.tree.accumulation(&range(rank))).collect();
     let partials: Vec<Vec<(Node, usize)>> =
-        schedules.iter().map(|schedule| schedule.partials.clone()).collect();
+        accumulations.iter().map(|accumulation| accumulation.partials.clone()).collect();
     let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
     let program = case.tree.combine(&nodes);
-    let slots = schedules.iter().map(|schedule| schedule.slots).max().unwrap();
+    let buffers = accumulations.iter().map(|accumulation| accumulation.buffers).max().unwrap();
     let bytes = case.len * size_of::<T>();
-    let slots: Vec<Window> = (0..slots).map(|_| group.window(bytes).unwrap()).collect();
-    accumulate::<T>(case, &schedules[rank], &slots, &stream);
+    let buffers: Vec<Window> = (0..buffers).map(|_| group.window(bytes).unwrap()).collect();
+    accumulate::<T>(case, &accumulations[rank], &buffers, &stream);
     let separate = group.window(bytes).unwrap();
-    let home = if case.in_place { &slots[slots.len() - 1] } else { &separate };
+    let home = if case.in_place { &buffers[buffers.len() - 1] } else { &separate };
     let out = home.tensor(0, &[case.len], T::DTYPE).unwrap();
     for bucket in &case.buckets {
         let segments = cut(&case.segments, bucket);
         let op = OrderedReduce {
-            slots: slots.as_slice().into(),
+            buffers: buffers.as_slice().into(),
             partials: partials.as_slice().into(),
             program: program.clone().into(),
             range: bucket.clone(),
@@ -115,19 +116,20 @@ fn run<T: Float>(case: &Case, ranks: &World) -> (Vec<T>, u64) {
     (stream.to_vec::<T>(&out).unwrap(), sent)
 }
 
-/// A backward pass as it sums: leaves into slots, slots into slots, by the rank's schedule.
+/// A backward pass as it sums: leaves into buffers, buffers into buffers, by the rank's
+/// accumulation.
 fn accumulate<T: Float>(
     case: &Case,
-    schedule: &layout::Schedule,
-    slots: &[Window],
+    accumulation: &layout::Accumulation,
+    buffers: &[Window],
     stream: &Stream,
 ) {
-    for step in &schedule.steps {
+    for step in &accumulation.steps {
         let leaf = step.leaf;
-        filled::<T>(stream, &slots[step.slot], |index| T::of(value(leaf, index)));
+        filled::<T>(stream, &buffers[step.buffer], |index| T::of(value(leaf, index)));
         for &(into, from) in &step.folds {
-            let into = slots[into].tensor(0, &[case.len], T::DTYPE).unwrap();
-            let from = slots[from].tensor(0, &[case.len], T::DTYPE).unwrap();
+            let into = buffers[into].tensor(0, &[case.len], T::DTYPE).unwrap();
+            let from = buffers[from].tensor(0, &[case.len], T::DTYPE).unwrap();
             stream
                 .launch("fold", move |k| {
                     let from = k.read::<T>(&from)?;
@@ -277,7 +279,7 @@ fn a_program_that_is_not_of_these_partials_is_refused() {
                 "reads 3 inputs where there are 2; make the program by",
             ),
             (
-                Program { ops: Vec::new(), depth: 0 },
+                SumProgram { ops: Vec::new(), depth: 0 },
                 "reads 0 inputs where there are 2; make the program by",
             ),
         ] {
@@ -292,7 +294,7 @@ fn a_program_that_is_not_of_these_partials_is_refused() {
                 let out = window.tensor(0, &[16], DType::F32).unwrap();
                 let partials: Vec<_> = nodes(2).into_iter().map(|node| vec![(node, 0)]).collect();
                 let op = OrderedReduce {
-                    slots: [window].into(),
+                    buffers: [window].into(),
                     partials: partials.into(),
                     program: program.clone().into(),
                     range: 0..16,

@@ -13,8 +13,9 @@ const WORLD: usize = 3;
 const LEN: usize = 70_001;
 
 /// A value whose sums depend on their order.
-fn value(rank: usize, slot: usize, i: usize) -> f32 {
-    let hash = (rank * 7 + slot + 1).wrapping_mul(0x9E37_79B9).wrapping_add(i.wrapping_mul(40_503));
+fn value(rank: usize, buffer: usize, i: usize) -> f32 {
+    let hash =
+        (rank * 7 + buffer + 1).wrapping_mul(0x9E37_79B9).wrapping_add(i.wrapping_mul(40_503));
     10_f32.powi((hash >> 7) as i32 % 7 - 3) * ((hash & 0xffff) as f32 - 30_000.5)
 }
 
@@ -24,8 +25,8 @@ struct Rank {
     device: Device,
     stream: Stream,
     group: Group,
-    slots: Vec<Window>,
-    /// All that is compared in the end: the slots first.
+    buffers: Vec<Window>,
+    /// All that is compared in the end: the buffers first.
     memory: Vec<Tensor>,
 }
 
@@ -33,14 +34,14 @@ impl Rank {
     fn new(world: &World, device: Device) -> Rank {
         let (rank, stream) = (world.rank(), device.stream());
         let group = world.group(&device).unwrap();
-        let slots: Vec<Window> = (0..2).map(|_| group.window(4 * LEN).unwrap()).collect();
+        let buffers: Vec<Window> = (0..2).map(|_| group.window(4 * LEN).unwrap()).collect();
         let flat = |window: &Window| window.tensor(0, &[LEN], DType::F32).unwrap();
-        let memory: Vec<Tensor> = slots.iter().map(flat).collect();
-        for (slot, tensor) in memory.iter().enumerate() {
-            let values: Vec<f32> = (0..LEN).map(|i| value(rank, slot, i)).collect();
+        let memory: Vec<Tensor> = buffers.iter().map(flat).collect();
+        for (buffer, tensor) in memory.iter().enumerate() {
+            let values: Vec<f32> = (0..LEN).map(|i| value(rank, buffer, i)).collect();
             stream.copy_in(tensor, &values).unwrap();
         }
-        Rank { rank, device, stream, group, slots, memory }
+        Rank { rank, device, stream, group, buffers, memory }
     }
 
     /// New memory that is compared, too.
@@ -69,7 +70,7 @@ impl Rank {
         let segments: Segments = (0..WORLD).map(own).collect();
         for out in [self.zeros(), self.memory[1].clone()] {
             self.run(Op::ReduceScatterOrdered(OrderedReduce {
-                slots: self.slots.as_slice().into(),
+                buffers: self.buffers.as_slice().into(),
                 dtype: DType::F32,
                 redop: RedOp::Sum,
                 partials: partials.as_slice().into(),
@@ -80,13 +81,13 @@ impl Rank {
                 places: None,
             }));
         }
-        let window = self.slots[1].clone();
+        let window = self.buffers[1].clone();
         self.run(Op::AllGatherSegments(Gather { window, element_bytes: 4, segments }));
     }
 
     fn even_operations(&mut self) {
         let plan = EvenPlan::new(&Tree::for_leaves(WORLD), 11..LEN, DType::F32);
-        let (window, sum) = (self.slots[0].clone(), plan.clone());
+        let (window, sum) = (self.buffers[0].clone(), plan.clone());
         let sum = self.group.prepare(Op::AllReduce { window, plan: sum }).unwrap();
         let out = self.zeros();
         // Behind each other, and behind what is on the stream; the stream goes on after them.
@@ -94,18 +95,18 @@ impl Rank {
         pending[1].then(&self.stream).unwrap();
         self.stream.copy(&out, &self.memory[0]).unwrap();
         pending[1].wait().unwrap();
-        let window = self.slots[0].clone();
+        let window = self.buffers[0].clone();
         self.run(Op::ReduceScatter { window, plan: plan.clone(), out });
-        let window = self.slots[0].clone();
+        let window = self.buffers[0].clone();
         self.run(Op::AllGather { window, plan });
-        let (window, range) = (self.slots[1].clone(), 5..60_000);
+        let (window, range) = (self.buffers[1].clone(), 5..60_000);
         self.run(Op::Broadcast { window, root: 2, element_bytes: 4, range });
     }
 
     fn personal_operations(&mut self) {
         let (into, received) = (self.zeros(), self.zeros());
         let parts = |by: usize| (0..WORLD).map(|at| at * by..at * by + 7000).collect();
-        let (from, send) = (self.slots[0].clone(), parts(8000));
+        let (from, send) = (self.buffers[0].clone(), parts(8000));
         let op = AllToAll { from, send, into: into.clone(), receive: parts(7500) };
         self.run(Op::AllToAll(op));
         self.run(Op::Exchange(vec![

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use crate::config::TokenizerSpec;
 use crate::error::{DataError, Result};
-use crate::order::{Permutation, SLOTS_MAX, Schedule, Split as Windows};
+use crate::order::{Mixture, PERIOD_MAX, Permutation, Split as Windows};
 use crate::prepare::{Prepared, PreparedSource};
 use crate::source::{IGNORE, Stream, TokenSource};
 use crate::tokenizer::Tokenizer;
@@ -55,7 +55,7 @@ struct Source {
 /// many threads at once.
 pub struct Dataset {
     sources: Vec<Source>,
-    schedule: Schedule,
+    mixture: Mixture,
     /// Order in which validation samples are numbered: mixed, so that any first few represent all.
     validation_order: Permutation,
     /// Validation windows of the sources before each one, and of all.
@@ -87,9 +87,9 @@ impl Dataset {
             let reason = format!("{validation_fraction} is outside 0 to 0.5");
             return Err(DataError::config("data.validation_fraction", reason));
         }
-        if prepared.sources.is_empty() || prepared.sources.len() > SLOTS_MAX as usize {
+        if prepared.sources.is_empty() || prepared.sources.len() > PERIOD_MAX as usize {
             let reason =
-                format!("{} sources; 1 to {SLOTS_MAX} are possible", prepared.sources.len());
+                format!("{} sources; 1 to {PERIOD_MAX} are possible", prepared.sources.len());
             return Err(DataError::config("data.mixture", reason));
         }
         let tokenizer = load_tokenizer(&prepared.tokenizer, &prepared.tokenizer_digest)?;
@@ -111,7 +111,7 @@ impl Dataset {
         let validation = validation_before[validation_before.len() - 1];
         Ok(Self {
             sources,
-            schedule: Schedule::new(&weights),
+            mixture: Mixture::new(&weights),
             validation_order: Permutation::new(validation, &validation_key),
             validation_before,
             token_bytes: vocabulary.map(|id| tokenizer.token_bytes(id)).collect(),
@@ -138,7 +138,7 @@ impl Dataset {
 
     /// Source and window of a training sample.
     fn train_place(&self, index: u64) -> (usize, u64) {
-        let (s, nth) = self.schedule.place(index);
+        let (s, nth) = self.mixture.place(index);
         let source = &self.sources[s];
         let count = source.windows.train();
         let (epoch, place) = (nth / count, nth % count);
@@ -206,7 +206,7 @@ impl Dataset {
 
     /// Epoch, counted from 0, that the source of training sample `index` is in.
     pub fn epoch_of(&self, index: u64) -> u64 {
-        let (s, nth) = self.schedule.place(index);
+        let (s, nth) = self.mixture.place(index);
         nth / self.sources[s].windows.train()
     }
 

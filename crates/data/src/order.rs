@@ -1,7 +1,7 @@
 //! The arithmetic of the sample order: permutations, mixtures and the split, without state.
 //!
 //! ```text
-//! sample g ─ Schedule ─▶ (source s, c-th sample of s) ─▶ epoch c / n, place c mod n
+//! sample g ─ Mixture ─▶ (source s, c-th sample of s) ─▶ epoch c / n, place c mod n
 //!                          ┌─────────────────────────────────────┘
 //!                          └ Permutation ─▶ train window ─ Split ─▶ window
 //! ```
@@ -67,27 +67,27 @@ fn mix(mut z: u64) -> u64 {
 
 /// Which source each sample comes from: a fixed table, repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Schedule {
-    /// (source, how many earlier slots have the same source).
-    slots: Vec<(u32, u32)>,
-    /// Slots of each source.
+pub(crate) struct Mixture {
+    /// (source, how many earlier draws have the same source).
+    draws: Vec<(u32, u32)>,
+    /// Draws of each source.
     counts: Vec<u32>,
 }
 
-/// Longest table: shares are exact to 1 in 4096, or exactly what was asked where fewer slots give
+/// Longest table: shares are exact to 1 in 4096, or exactly what was asked where fewer draws give
 /// that.
-pub(crate) const SLOTS_MAX: u32 = 4096;
+pub(crate) const PERIOD_MAX: u32 = 4096;
 
-impl Schedule {
-    /// The table for these positive weights (at most `SLOTS_MAX` of them).
+impl Mixture {
+    /// The table for these positive weights (at most `PERIOD_MAX` of them).
     pub fn new(weights: &[f64]) -> Self {
-        let counts = slot_counts(weights);
+        let counts = draw_counts(weights);
         let total: i64 = counts.iter().map(|&c| i64::from(c)).sum();
         // Smooth weighted round-robin: every source's credit grows by its count, the richest is
         // taken.
         let mut credit = vec![0i64; counts.len()];
         let mut taken = vec![0u32; counts.len()];
-        let slots = (0..total).map(|_| {
+        let draws = (0..total).map(|_| {
             for (credit, &count) in credit.iter_mut().zip(&counts) {
                 *credit += i64::from(count);
             }
@@ -96,48 +96,43 @@ impl Schedule {
             taken[richest] += 1;
             (richest as u32, taken[richest] - 1)
         });
-        Self { slots: slots.collect(), counts }
+        Self { draws: draws.collect(), counts }
     }
 
     /// The source of sample `g`, and how many of the samples before `g` come from it.
     pub fn place(&self, g: u64) -> (usize, u64) {
-        let period = self.slots.len() as u64;
-        let (source, before) = self.slots[(g % period) as usize];
+        let period = self.draws.len() as u64;
+        let (source, before) = self.draws[(g % period) as usize];
         let per_period = u64::from(self.counts[source as usize]);
         (source as usize, g / period * per_period + u64::from(before))
     }
-
-    /// Slots of each source in one period.
-    pub fn counts(&self) -> &[u32] {
-        &self.counts
-    }
 }
 
-/// The shortest table that gives the weights exactly, else one of [`SLOTS_MAX`] slots with the
+/// The shortest table that gives the weights exactly, else one of [`PERIOD_MAX`] draws with the
 /// remainders going to the largest fractions; never zero for a source.
-fn slot_counts(weights: &[f64]) -> Vec<u32> {
+fn draw_counts(weights: &[f64]) -> Vec<u32> {
     let total: f64 = weights.iter().sum();
     let exact = |period: u32| {
         let ideal = weights.iter().map(|w| w / total * f64::from(period));
         let whole = |x: f64| (x - x.round()).abs() < 1e-7 && x.round() >= 1.0;
         ideal.clone().all(whole).then(|| ideal.map(|x| x.round() as u32).collect())
     };
-    if let Some(counts) = (1..=SLOTS_MAX).find_map(exact) {
+    if let Some(counts) = (1..=PERIOD_MAX).find_map(exact) {
         return counts;
     }
-    let ideal: Vec<f64> = weights.iter().map(|w| w / total * f64::from(SLOTS_MAX)).collect();
+    let ideal: Vec<f64> = weights.iter().map(|w| w / total * f64::from(PERIOD_MAX)).collect();
     let mut counts: Vec<u32> = ideal.iter().map(|x| (x.floor() as u32).max(1)).collect();
     let mut by_fraction: Vec<usize> = (0..weights.len()).collect();
     by_fraction.sort_by(|&a, &b| ideal[b].fract().total_cmp(&ideal[a].fract()).then(a.cmp(&b)));
     let sum = |counts: &[u32]| counts.iter().sum::<u32>();
     for &s in by_fraction.iter().cycle() {
-        if sum(&counts) >= SLOTS_MAX {
+        if sum(&counts) >= PERIOD_MAX {
             break;
         }
         counts[s] += 1;
     }
-    // Sources raised to one slot may have overshot: the largest gives back.
-    while sum(&counts) > SLOTS_MAX {
+    // Sources raised to one draw may have overshot: the largest gives back.
+    while sum(&counts) > PERIOD_MAX {
         let largest = (0..counts.len()).max_by_key(|&s| counts[s]).expect("weights are not empty");
         counts[largest] -= 1;
     }
@@ -245,35 +240,35 @@ mod tests {
         }
 
         #[test]
-        fn a_schedule_counts_what_came_before(
+        fn a_mixture_counts_what_came_before(
             weights in prop::collection::vec(0.01f64..10.0, 1..8), from in 0u64..20_000,
         ) {
-            let schedule = Schedule::new(&weights);
+            let mixture = Mixture::new(&weights);
             let mut next = vec![None; weights.len()];
             for g in from..from + 5000 {
-                let (source, before) = schedule.place(g);
+                let (source, before) = mixture.place(g);
                 prop_assert_eq!(next[source].unwrap_or(before), before);
                 next[source] = Some(before + 1);
             }
             let first = (0..weights.len()).map(|s| {
-                (0..from).filter(|&g| schedule.place(g).0 == s).count() as u64
+                (0..from).filter(|&g| mixture.place(g).0 == s).count() as u64
             });
             for (s, count) in first.enumerate() {
-                let g = (from..).find(|&g| schedule.place(g).0 == s).unwrap();
-                prop_assert_eq!(schedule.place(g).1, count);
+                let g = (from..).find(|&g| mixture.place(g).0 == s).unwrap();
+                prop_assert_eq!(mixture.place(g).1, count);
             }
         }
 
         #[test]
         fn shares_are_near_at_every_moment(weights in prop::collection::vec(0.05f64..10.0, 1..6)) {
-            let schedule = Schedule::new(&weights);
+            let mixture = Mixture::new(&weights);
             let total: f64 = weights.iter().sum();
             let mut counts = vec![0u64; weights.len()];
             for g in 0..10_000u64 {
-                counts[schedule.place(g).0] += 1;
+                counts[mixture.place(g).0] += 1;
                 for (s, w) in weights.iter().enumerate() {
                     let ideal = (g + 1) as f64 * w / total;
-                    let drift = (g + 1) as f64 / f64::from(SLOTS_MAX) + weights.len() as f64;
+                    let drift = (g + 1) as f64 / f64::from(PERIOD_MAX) + weights.len() as f64;
                     prop_assert!((counts[s] as f64 - ideal).abs() <= drift, "{g} {s}");
                 }
             }
@@ -300,19 +295,19 @@ mod tests {
 
     #[test]
     fn simple_weights_are_exact_and_even() {
-        let schedule = Schedule::new(&[0.7, 0.3]);
-        assert_eq!(schedule.counts(), [7, 3]);
-        let order: Vec<usize> = (0..10).map(|g| schedule.place(g).0).collect();
+        let mixture = Mixture::new(&[0.7, 0.3]);
+        assert_eq!(mixture.counts, [7, 3]);
+        let order: Vec<usize> = (0..10).map(|g| mixture.place(g).0).collect();
         assert_eq!(order, [0, 1, 0, 0, 0, 1, 0, 0, 1, 0]);
-        assert_eq!(Schedule::new(&[5.0]).counts(), [1]);
-        assert_eq!(Schedule::new(&[1.0, 1.0, 2.0]).counts(), [1, 1, 2]);
+        assert_eq!(Mixture::new(&[5.0]).counts, [1]);
+        assert_eq!(Mixture::new(&[1.0, 1.0, 2.0]).counts, [1, 1, 2]);
     }
 
     #[test]
-    fn tiny_weights_keep_a_slot() {
-        let schedule = Schedule::new(&[1.0, 1e-9, std::f64::consts::PI]);
-        assert_eq!(schedule.counts()[1], 1);
-        assert_eq!(schedule.counts().iter().sum::<u32>(), SLOTS_MAX);
+    fn tiny_weights_keep_a_draw() {
+        let mixture = Mixture::new(&[1.0, 1e-9, std::f64::consts::PI]);
+        assert_eq!(mixture.counts[1], 1);
+        assert_eq!(mixture.counts.iter().sum::<u32>(), PERIOD_MAX);
     }
 
     #[test]

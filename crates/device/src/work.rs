@@ -58,7 +58,7 @@ pub fn set_call_limit(limit: Duration) {
 
 /// A call that has not returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct SystemCall {
     /// Of this process's calls; no other has it.
     pub number: u64,
     /// `fsync`.
@@ -68,14 +68,14 @@ pub struct Call {
 }
 
 struct Lasting {
-    call: Call,
+    call: SystemCall,
     seen: Instant,
     /// Time awake since it began.
     awake: Duration,
 }
 
 /// The call that has lasted longest.
-pub fn oldest_call() -> Option<Call> {
+pub fn oldest_call() -> Option<SystemCall> {
     lock().first().map(|lasting| lasting.call.clone())
 }
 
@@ -98,7 +98,7 @@ struct Lasts {
 impl Lasts {
     fn begin(action: &'static str, path: Option<&Path>) -> Lasts {
         let number = CALLS_BEGUN.fetch_add(1, Ordering::Relaxed);
-        let call = Call { number, action, path: path.map(Path::to_path_buf) };
+        let call = SystemCall { number, action, path: path.map(Path::to_path_buf) };
         lock().push(Lasting { call, seen: Instant::now(), awake: Duration::ZERO });
         LASTING.fetch_add(1, Ordering::Relaxed);
         Lasts { number }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_call_is_over_its_limit_by_time_awake_alone() {
         let start = Instant::now();
-        let call = Call { number: 0, action: "write", path: None };
+        let call = SystemCall { number: 0, action: "write", path: None };
         let mut lasting = Lasting { call, seen: start, awake: Duration::ZERO };
         let mut at = |ms| lasting.look(start + Duration::from_millis(ms)).as_millis();
         assert_eq!(at(100), 100);

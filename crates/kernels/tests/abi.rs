@@ -161,12 +161,12 @@ fn elementwise(values: &mut Values) {
     );
     compare!(values, "MusterCastArgs", CastArgs, [source, target, len, is_f16, reserved]);
     compare!(values, "MusterStrip", Strip, [start, to, len, is_whole]);
-    compare!(values, "MusterSlotSum", SlotSum, [first, slot, count, reserved]);
+    compare!(values, "MusterLongRange", LongRange, [first, statistic, count, reserved]);
     compare!(
         values,
         "MusterSquaresArgs",
         SquaresArgs,
-        [strips, slots, grads, partials, sums, strip_count, slot_count]
+        [strips, long_ranges, grads, partials, sums, strip_count, long_range_count]
     );
 }
 

@@ -162,7 +162,7 @@ fn mixtures(b: &mut Bench) {
         scores: b.real(&[6, 2]),
         chosen: b.integers(&[6, 1]),
         weights: b.real(&[6, 1]),
-        slots: b.integers(&[6]),
+        grouped: b.integers(&[6]),
         sources: b.integers(&[6]),
         offsets: b.integers(&[3]),
     };

@@ -14,7 +14,7 @@
 //! one rank along pp, ep and tp the only column is the world, and its plan that of
 //! [`Ownership::new`].
 
-use crate::ownership::{Held, Owners, Slots};
+use crate::ownership::{Held, Owners, Statistics};
 use crate::{
     Along, Axes, CostTable, LayoutError, Ownership, Placements, Region, Schema, Shard, Treatment,
 };
@@ -26,9 +26,9 @@ pub struct GroupPlan {
     pub members: Vec<usize>,
     /// The tensors that its members hold together: the dense ones and the experts of all.
     pub shard: Shard,
-    /// Owners are positions in `members`; tensors, rows and slots those of the whole schema; flat
-    /// elements those of `shard`. A slot whose elements lie in several boxes is the sum of what
-    /// their owners compute, here and in other columns; where columns hold copies,
+    /// Owners are positions in `members`; tensors, rows and statistics those of the whole schema;
+    /// flat elements those of `shard`. A statistic whose elements lie in several boxes is the sum
+    /// of what their owners compute, here and in other columns; where columns hold copies,
     /// [`Placements::is_first_copy`] says which one counts.
     pub ownership: Ownership,
 }
@@ -45,7 +45,7 @@ impl GroupPlan {
         bucket_elements: usize,
         cost: &CostTable,
     ) -> Result<Vec<GroupPlan>, LayoutError> {
-        let slots = Slots::new(schema, treatment)?;
+        let statistics = Statistics::new(schema, treatment)?;
         let folded = placements.fold_experts();
         let columns = placements.mesh.groups(Axes::SAMPLES);
         let plan = |members: Vec<usize>| {
@@ -54,7 +54,7 @@ impl GroupPlan {
             let held: Result<Vec<Held>, LayoutError> = (0..shard.tensors.len())
                 .map(|position| held(schema, placements, &folded, treatment, &shard, position))
                 .collect();
-            let ownership = Ownership::among(members.len(), &held?, &slots, cost);
+            let ownership = Ownership::among(members.len(), &held?, &statistics, cost);
             Ok(GroupPlan { members, shard, ownership })
         };
         columns.into_iter().map(plan).collect()

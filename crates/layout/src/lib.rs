@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Schema ──▶ FlatLayout (offsets, buckets) ──┐
-//!    │                                       ├──▶ Ownership (pieces, owners, statistic slots)
+//!    │                                       ├──▶ Ownership (pieces, owners, statistics)
 //!    └── Treatment per tensor, CostTable ────┘
 //! Tree (virtual ranks) ──▶ leaf ranges of ranks, accumulation schedule, combine program
 //!
@@ -41,8 +41,8 @@ pub use ownership::{CostTable, Ownership, Piece, PieceKind, Treatment};
 pub use placement::{Along, Placement, Placements};
 pub use placement_rules::{HeadRows, Split};
 pub use region::{Region, slabs};
-pub use schema::{LogicalTensor, Part, Role, Schema};
+pub use schema::{LogicalTensor, Part, Role, RoleWord, Schema};
 pub use shard::Shard;
 pub use share::share;
 pub use state::{Absent, Sharing, StateDecl};
-pub use tree::{LeafStep, Node, Program, ReduceOp, Schedule, Tree};
+pub use tree::{Accumulation, LeafStep, Node, ReduceOp, SumProgram, Tree};

@@ -3,7 +3,7 @@
 //! A tensor under a whole-matrix rule (Muon) becomes one *piece* per true matrix, never split; the
 //! pieces go to ranks longest-processing-time first. A tensor under an elementwise rule is cut at
 //! fixed blocks of whole rows (about [`BLOCK`] elements), and runs of blocks fill the ranks up to
-//! the balanced share. Statistic slots (one per matrix, one per block) are numbered independently
+//! the balanced share. Statistics (one per matrix, one per block) are numbered independently
 //! of mesh and rank count, so that norms combine in one canonical order.
 //!
 //! The plan is one of a group of ranks that hold the same parts of the same tensors: all ranks
@@ -67,8 +67,8 @@ pub struct Piece {
     /// Elements of the flat buffer.
     pub flat: Range<usize>,
     pub kind: PieceKind,
-    /// Its statistic slots.
-    pub slots: Range<usize>,
+    /// Its statistics.
+    pub statistics: Range<usize>,
     /// Position in the group.
     pub owner: usize,
     /// Seconds by the cost table.
@@ -81,10 +81,10 @@ pub struct Ownership {
     pub world: usize,
     /// In flat order.
     pub pieces: Vec<Piece>,
-    /// Number of statistic slots; independent of `world`.
-    pub slots: usize,
-    /// The slots of each tensor.
-    pub tensor_slots: Vec<Range<usize>>,
+    /// Number of statistics; independent of `world`.
+    pub statistics: usize,
+    /// The statistics of each tensor.
+    pub tensor_statistics: Vec<Range<usize>>,
     /// Seconds per rank by the cost table.
     pub load_s: Vec<f64>,
 }
@@ -128,27 +128,27 @@ pub(crate) struct Held<'a> {
     pub owners: Owners,
 }
 
-/// The statistic slots of a schema: functions of shapes and treatment alone.
+/// The statistics of a schema: functions of shapes and treatment alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Slots {
+pub(crate) struct Statistics {
     pub count: usize,
     pub of: Vec<Range<usize>>,
 }
 
-impl Slots {
-    /// Numbers the slots.
+impl Statistics {
+    /// Numbers the statistics.
     ///
     /// # Errors
     /// `treatment` without an entry for each tensor, or without FLOPs for each matrix of one.
-    pub fn new(schema: &Schema, treatment: &[Treatment]) -> Result<Slots, LayoutError> {
+    pub fn new(schema: &Schema, treatment: &[Treatment]) -> Result<Statistics, LayoutError> {
         let (got, expected) = (treatment.len(), schema.tensors.len());
         if got != expected {
             return Err(LayoutError::Count { what: "treatments", got, expected });
         }
-        let mut slots = Slots { count: 0, of: Vec::with_capacity(expected) };
+        let mut statistics = Statistics { count: 0, of: Vec::with_capacity(expected) };
         for (tensor, treatment) in treatment.iter().enumerate() {
-            let first = slots.count;
-            slots.count += match treatment {
+            let first = statistics.count;
+            statistics.count += match treatment {
                 Treatment::WholeMatrix { flops } => {
                     let (got, tensor) = (flops.len(), &schema.tensors[tensor]);
                     let expected = tensor.row_ranges().len();
@@ -160,9 +160,9 @@ impl Slots {
                 }
                 Treatment::Elementwise => block_count(schema, tensor),
             };
-            slots.of.push(first..slots.count);
+            statistics.of.push(first..statistics.count);
         }
-        Ok(slots)
+        Ok(statistics)
     }
 }
 
@@ -179,7 +179,7 @@ impl Ownership {
         cost: &CostTable,
     ) -> Result<Ownership, LayoutError> {
         flat.check_count("treatments", treatment.len())?;
-        let slots = Slots::new(schema, treatment)?;
+        let statistics = Statistics::new(schema, treatment)?;
         let held =
             schema.tensors.iter().zip(treatment).enumerate().map(|(index, (t, treatment))| {
                 let matrices = t.row_ranges();
@@ -198,17 +198,22 @@ impl Ownership {
                     owners: Owners::ALL,
                 }
             });
-        Ok(Ownership::among(world, &held.collect::<Vec<_>>(), &slots, cost))
+        Ok(Ownership::among(world, &held.collect::<Vec<_>>(), &statistics, cost))
     }
 
     /// Plans the update of what the `world` members of a group hold. Tensors that only some may
     /// own come first, so that the others even the loads out.
-    pub(crate) fn among(world: usize, held: &[Held], slots: &Slots, cost: &CostTable) -> Ownership {
+    pub(crate) fn among(
+        world: usize,
+        held: &[Held],
+        statistics: &Statistics,
+        cost: &CostTable,
+    ) -> Ownership {
         let mut plan = Ownership {
             world,
             pieces: Vec::new(),
-            slots: slots.count,
-            tensor_slots: slots.of.clone(),
+            statistics: statistics.count,
+            tensor_statistics: statistics.of.clone(),
             load_s: vec![0.0; world],
         };
         let mut classes: Vec<Owners> = Vec::new();
@@ -233,7 +238,7 @@ impl Ownership {
     fn assign_matrices(&mut self, held: &[&Held], owners: Owners, cost: &CostTable) {
         let mut pieces: Vec<Piece> = Vec::new();
         for held in held {
-            pieces.extend(held.matrices(&self.tensor_slots[held.tensor], cost));
+            pieces.extend(held.matrices(&self.tensor_statistics[held.tensor], cost));
         }
         let mut order: Vec<usize> = (0..pieces.len()).collect();
         order.sort_by(|&a, &b| pieces[b].cost_s.total_cmp(&pieces[a].cost_s).then(a.cmp(&b)));
@@ -253,7 +258,7 @@ impl Ownership {
         for held in held {
             let block_rows = block_rows(held.row_len);
             let block_cost = cost.elements(block_rows * held.cols);
-            let first = self.tensor_slots[held.tensor].start;
+            let first = self.tensor_statistics[held.tensor].start;
             let mut start = held.flat_start;
             for (run, _) in &held.runs {
                 let mut row = run.start;
@@ -272,7 +277,7 @@ impl Ownership {
                         rows: row..end,
                         flat: start..start + elements,
                         kind: PieceKind::Blocks { block: block_rows * held.cols },
-                        slots: first + row / block_rows..first + end.div_ceil(block_rows),
+                        statistics: first + row / block_rows..first + end.div_ceil(block_rows),
                         owner,
                         cost_s: cost.elements(elements),
                     };
@@ -325,8 +330,9 @@ impl Ownership {
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         for piece in &self.pieces {
-            let Piece { tensor, flat, kind, slots, owner, .. } = piece;
-            hasher.update(format!("{tensor} {flat:?} {kind:?} {slots:?} {owner}\n").as_bytes());
+            let Piece { tensor, flat, kind, statistics, owner, .. } = piece;
+            hasher
+                .update(format!("{tensor} {flat:?} {kind:?} {statistics:?} {owner}\n").as_bytes());
         }
         *hasher.finalize().as_bytes()
     }
@@ -340,20 +346,20 @@ impl Held<'_> {
 
     /// A piece of each matrix, without an owner. The FLOPs of one of which others hold parts are
     /// divided as its elements are.
-    fn matrices(&self, slots: &Range<usize>, cost: &CostTable) -> Vec<Piece> {
+    fn matrices(&self, statistics: &Range<usize>, cost: &CostTable) -> Vec<Piece> {
         let Treatment::WholeMatrix { flops } = self.treatment else { return Vec::new() };
         let mut start = self.flat_start;
         let piece = |(rows, matrix): &(Range<usize>, usize)| {
             let elements = rows.len() * self.cols;
             let share = elements as f64 / self.matrix_len[*matrix] as f64;
-            let slot = slots.start + matrix;
+            let statistic = statistics.start + matrix;
             start += elements;
             Piece {
                 tensor: self.tensor,
                 rows: rows.clone(),
                 flat: start - elements..start,
                 kind: PieceKind::Matrix { rows: rows.len(), cols: self.cols },
-                slots: slot..slot + 1,
+                statistics: statistic..statistic + 1,
                 owner: 0,
                 cost_s: cost.matrix(elements, flops[*matrix] * share),
             }
@@ -403,22 +409,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_element_has_one_owner_and_slots_ignore_the_world(
+        fn every_element_has_one_owner_and_statistics_ignore_the_world(
             shapes in prop::collection::vec((1_usize..300, 1_usize..300, any::<bool>()), 1..12),
             world in 1_usize..6,
         ) {
             let (_, flat, plan) = self::plan(&shapes, world);
             let (_, _, alone) = self::plan(&shapes, 1);
-            prop_assert_eq!(plan.slots, alone.slots);
-            prop_assert_eq!(&plan.tensor_slots, &alone.tensor_slots);
+            prop_assert_eq!(plan.statistics, alone.statistics);
+            prop_assert_eq!(&plan.tensor_statistics, &alone.tensor_statistics);
             let mut owners = vec![0_u8; flat.len];
-            let mut slots = vec![0_u8; plan.slots];
+            let mut statistics = vec![0_u8; plan.statistics];
             for piece in &plan.pieces {
                 prop_assert!(piece.owner < world);
                 owners[piece.flat.clone()].iter_mut().for_each(|count| *count += 1);
-                slots[piece.slots.clone()].iter_mut().for_each(|count| *count += 1);
+                statistics[piece.statistics.clone()].iter_mut().for_each(|count| *count += 1);
             }
-            prop_assert!(slots.iter().all(|&count| count == 1));
+            prop_assert!(statistics.iter().all(|&count| count == 1));
             for tensor in 0..shapes.len() {
                 prop_assert!(owners[flat.range(tensor)].iter().all(|&count| count == 1));
             }

@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::LayoutError;
@@ -32,21 +33,53 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word by which configs and listings call this role.
-    pub fn word(self) -> &'static str {
+    /// The role without the number of an expert.
+    pub fn kind(self) -> RoleWord {
         match self {
-            Role::Matrix => "matrix",
-            Role::Embedding => "embedding",
-            Role::Head => "head",
-            Role::Vector => "vector",
-            Role::Router => "router",
-            Role::Expert { .. } => "expert",
+            Role::Matrix => RoleWord::Matrix,
+            Role::Embedding => RoleWord::Embedding,
+            Role::Head => RoleWord::Head,
+            Role::Vector => RoleWord::Vector,
+            Role::Router => RoleWord::Router,
+            Role::Expert { .. } => RoleWord::Expert,
         }
     }
 
-    /// All the words, for messages that list the choices.
-    pub const WORDS: [&'static str; 6] =
-        ["matrix", "embedding", "head", "vector", "router", "expert"];
+    /// The word by which configs and listings call this role.
+    pub fn word(self) -> &'static str {
+        self.kind().word()
+    }
+}
+
+/// A role, as configs name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleWord {
+    /// A hidden weight matrix.
+    Matrix,
+    /// A token or position embedding.
+    Embedding,
+    /// The output projection, where it is not the token embedding.
+    Head,
+    /// Norm gains and biases.
+    Vector,
+    /// The matrix that scores experts.
+    Router,
+    /// A matrix of one expert.
+    Expert,
+}
+
+impl RoleWord {
+    fn word(self) -> &'static str {
+        match self {
+            RoleWord::Matrix => "matrix",
+            RoleWord::Embedding => "embedding",
+            RoleWord::Head => "head",
+            RoleWord::Vector => "vector",
+            RoleWord::Router => "router",
+            RoleWord::Expert => "expert",
+        }
+    }
 }
 
 /// A true matrix inside a tensor that was published fused: rows of its first axis.
@@ -190,6 +223,15 @@ impl Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_has_one_word() {
+        use RoleWord::{Embedding, Expert, Head, Matrix, Router, Vector};
+        for role in [Matrix, Embedding, Head, Vector, Router, Expert] {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.word());
+        }
+        assert_eq!(Role::Expert { index: 1, of: 2 }.word(), "expert");
+    }
 
     #[test]
     fn parts_must_tile_the_rows() {

@@ -28,27 +28,27 @@ pub struct Node {
     pub leaves: Range<usize>,
 }
 
-/// A rank's work on one of its leaves: compute it into a slot, then fold slots.
+/// A rank's work on one of its leaves: compute it into a buffer, then fold buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeafStep {
     pub leaf: usize,
     /// The gradient buffer that backward writes this leaf into.
-    pub slot: usize,
+    pub buffer: usize,
     /// `(into, from)` in order: `into += from`; `from` is free afterwards.
     pub folds: Vec<(usize, usize)>,
 }
 
 /// A rank's accumulation over its leaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Schedule {
+pub struct Accumulation {
     pub steps: Vec<LeafStep>,
     /// Gradient buffers needed.
-    pub slots: usize,
-    /// The sums left at the end: each maximal complete subtree and the slot that holds it.
+    pub buffers: usize,
+    /// The sums left at the end: each maximal complete subtree and the buffer that holds it.
     pub partials: Vec<(Node, usize)>,
 }
 
-/// One instruction of a [`Program`], on a stack of accumulators.
+/// One instruction of a [`SumProgram`], on a stack of accumulators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceOp {
     /// Push a copy of input `i`.
@@ -61,7 +61,7 @@ pub enum ReduceOp {
 
 /// How an owner sums the partials of all ranks: straight-line code over a small stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Program {
+pub struct SumProgram {
     pub ops: Vec<ReduceOp>,
     /// Deepest stack.
     pub depth: usize,
@@ -199,17 +199,17 @@ impl Tree {
     }
 
     /// How a rank accumulates the leaves of `range` with as few buffers as the tree allows.
-    pub fn schedule(&self, range: &Range<usize>) -> Schedule {
-        let mut builder = Scheduler { tree: self, steps: Vec::new(), free: Vec::new(), slots: 0 };
+    pub fn accumulation(&self, range: &Range<usize>) -> Accumulation {
+        let mut builder = Scheduler { tree: self, steps: Vec::new(), free: Vec::new(), buffers: 0 };
         let nodes = self.maximal_subtrees(range);
         let partials = nodes
             .into_iter()
             .map(|node| {
-                let slot = builder.node(self.depth_of(&node.leaves), &node.leaves);
-                (node, slot)
+                let buffer = builder.node(self.depth_of(&node.leaves), &node.leaves);
+                (node, buffer)
             })
             .collect();
-        Schedule { steps: builder.steps, slots: builder.slots, partials }
+        Accumulation { steps: builder.steps, buffers: builder.buffers, partials }
     }
 
     fn depth_of(&self, leaves: &Range<usize>) -> usize {
@@ -224,8 +224,8 @@ impl Tree {
 
     /// How an owner sums `partials` (those of all ranks, in leaf order, together covering every
     /// leaf): input `i` of the program is `partials[i]`.
-    pub fn combine(&self, partials: &[Node]) -> Program {
-        let mut program = Program { ops: Vec::new(), depth: 0 };
+    pub fn combine(&self, partials: &[Node]) -> SumProgram {
+        let mut program = SumProgram { ops: Vec::new(), depth: 0 };
         self.emit(0, 0..self.leaves(), partials, false, 0, &mut program);
         program
     }
@@ -237,7 +237,7 @@ impl Tree {
         partials: &[Node],
         add: bool,
         stack: usize,
-        program: &mut Program,
+        program: &mut SumProgram,
     ) {
         if let Some(input) = partials.iter().position(|partial| partial.leaves == node) {
             program.ops.push(if add { ReduceOp::AddInput(input) } else { ReduceOp::Push(input) });
@@ -258,18 +258,18 @@ struct Scheduler<'a> {
     tree: &'a Tree,
     steps: Vec<LeafStep>,
     free: Vec<usize>,
-    slots: usize,
+    buffers: usize,
 }
 
 impl Scheduler<'_> {
     fn node(&mut self, depth: usize, leaves: &Range<usize>) -> usize {
         if leaves.len() == 1 {
-            let slot = self.free.pop().unwrap_or_else(|| {
-                self.slots += 1;
-                self.slots - 1
+            let buffer = self.free.pop().unwrap_or_else(|| {
+                self.buffers += 1;
+                self.buffers - 1
             });
-            self.steps.push(LeafStep { leaf: leaves.start, slot, folds: Vec::new() });
-            return slot;
+            self.steps.push(LeafStep { leaf: leaves.start, buffer, folds: Vec::new() });
+            return buffer;
         }
         let children = self.tree.children(depth, leaves);
         let into = self.node(depth + 1, &children[0]);
@@ -288,20 +288,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs a rank's schedule on one value per leaf.
-    fn accumulate(schedule: &Schedule, leaf: &dyn Fn(usize) -> f32) -> Vec<(Node, f32)> {
-        let mut slots = vec![f32::NAN; schedule.slots];
-        for step in &schedule.steps {
-            slots[step.slot] = leaf(step.leaf);
+    /// Runs a rank's accumulation on one value per leaf.
+    fn accumulate(accumulation: &Accumulation, leaf: &dyn Fn(usize) -> f32) -> Vec<(Node, f32)> {
+        let mut buffers = vec![f32::NAN; accumulation.buffers];
+        for step in &accumulation.steps {
+            buffers[step.buffer] = leaf(step.leaf);
             for &(into, from) in &step.folds {
-                slots[into] += slots[from];
-                slots[from] = f32::NAN;
+                buffers[into] += buffers[from];
+                buffers[from] = f32::NAN;
             }
         }
-        schedule.partials.iter().map(|(node, slot)| (node.clone(), slots[*slot])).collect()
+        accumulation
+            .partials
+            .iter()
+            .map(|(node, buffer)| (node.clone(), buffers[*buffer]))
+            .collect()
     }
 
-    fn run(program: &Program, inputs: &[f32]) -> f32 {
+    fn run(program: &SumProgram, inputs: &[f32]) -> f32 {
         let mut stack = Vec::new();
         let mut deepest = 0;
         for op in &program.ops {
@@ -334,7 +338,7 @@ mod tests {
                 let mut all = Vec::new();
                 for rank in 0..world {
                     let range = tree.leaf_range(rank, world).unwrap();
-                    all.extend(accumulate(&tree.schedule(&range), &leaf));
+                    all.extend(accumulate(&tree.accumulation(&range), &leaf));
                 }
                 let nodes: Vec<Node> = all.iter().map(|(node, _)| node.clone()).collect();
                 let values: Vec<f32> = all.iter().map(|(_, value)| *value).collect();
@@ -373,8 +377,8 @@ mod tests {
         #[test]
         fn buffers_stay_logarithmic(leaves in 1_usize..100) {
             let tree = Tree::for_leaves(leaves);
-            let schedule = tree.schedule(&(0..leaves));
-            prop_assert!(schedule.slots <= tree.radices().len() + 1);
+            let accumulation = tree.accumulation(&(0..leaves));
+            prop_assert!(accumulation.buffers <= tree.radices().len() + 1);
         }
     }
 

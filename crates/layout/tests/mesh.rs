@@ -234,8 +234,8 @@ proptest! {
         prop_assert_eq!(plans.len(), mesh.groups(Axes::SAMPLES).len());
         for plan in &plans {
             let ownership = &plan.ownership;
-            prop_assert_eq!(ownership.slots, alone.slots);
-            prop_assert_eq!(&ownership.tensor_slots, &alone.tensor_slots);
+            prop_assert_eq!(ownership.statistics, alone.statistics);
+            prop_assert_eq!(&ownership.tensor_statistics, &alone.tensor_statistics);
             let mut owned = vec![0; plan.shard.flat.len];
             for piece in &ownership.pieces {
                 owned[piece.flat.clone()].iter_mut().for_each(|count| *count += 1);
@@ -269,8 +269,8 @@ proptest! {
     }
 }
 
-/// The owner holds the piece, all of it lies in what the group holds, and its slots are those that
-/// a plan without a mesh gives its rows.
+/// The owner holds the piece, all of it lies in what the group holds, and its statistics are those
+/// that a plan without a mesh gives its rows.
 fn check_piece(
     schema: &Schema,
     placements: &Placements,
@@ -295,21 +295,29 @@ fn check_piece(
     };
     let whole = alone.pieces.iter().filter(meets);
     for other in whole {
-        prop_assert!(other.slots.start < piece.slots.end && piece.slots.start < other.slots.end);
+        prop_assert!(
+            other.statistics.start < piece.statistics.end
+                && piece.statistics.start < other.statistics.end
+        );
     }
-    let slots = &alone.tensor_slots[piece.tensor];
-    prop_assert!(slots.start <= piece.slots.start && piece.slots.end <= slots.end);
+    let statistics = &alone.tensor_statistics[piece.tensor];
+    prop_assert!(
+        statistics.start <= piece.statistics.start && piece.statistics.end <= statistics.end
+    );
     let rows = layout::ownership::block_rows(schema.tensors[piece.tensor].row_len());
     if let layout::PieceKind::Matrix { .. } = piece.kind {
         let matrices = schema.tensors[piece.tensor].row_ranges();
         let number = matrices.iter().position(|rows| rows.contains(&piece.rows.start)).unwrap();
-        prop_assert_eq!(&piece.slots, &(slots.start + number..slots.start + number + 1));
+        prop_assert_eq!(
+            &piece.statistics,
+            &(statistics.start + number..statistics.start + number + 1)
+        );
         prop_assert!(piece.rows.end <= matrices[number].end);
     } else {
-        let first = slots.start + piece.rows.start / rows;
-        let last = slots.start + (piece.rows.end - 1) / rows;
-        prop_assert_eq!(&piece.slots, &(first..last + 1));
-        // Owners divide a part where blocks end, so that no slot is divided among them.
+        let first = statistics.start + piece.rows.start / rows;
+        let last = statistics.start + (piece.rows.end - 1) / rows;
+        prop_assert_eq!(&piece.statistics, &(first..last + 1));
+        // Owners divide a part where blocks end, so that no statistic is divided among them.
         let end = region.map_or(0, |region| region.offset[0] + region.shape[0]);
         prop_assert!(piece.rows.end == end || piece.rows.end.is_multiple_of(rows));
     }

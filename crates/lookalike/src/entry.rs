@@ -7,7 +7,7 @@ use device::{Arch, Grid};
 
 use crate::leaks;
 use crate::op::Work;
-use crate::world::{Api, Call, EventState, Needs, StreamState, Told, code, enter};
+use crate::world::{Api, ApiCall, EventState, Needs, StreamState, Told, code, enter};
 
 /// One function under each of the names, with the same arguments.
 macro_rules! both {
@@ -395,7 +395,7 @@ fn name_of(error: i32) -> Option<&'static CStr> {
     })
 }
 
-fn known(call: &Call, device: i32) -> Told {
+fn known(call: &ApiCall, device: i32) -> Told {
     match (0..call.devices()).contains(&device) {
         true => Ok(()),
         false => Err(call.wrong(code::INVALID_DEVICE, format!("there is no device {device}"))),
@@ -403,7 +403,7 @@ fn known(call: &Call, device: i32) -> Told {
 }
 
 /// The attributes that are asked for, by each vendor's numbers.
-fn device_attribute(call: &Call, attribute: i32) -> Result<i32, i32> {
+fn device_attribute(call: &ApiCall, attribute: i32) -> Result<i32, i32> {
     let shared = call.arch().shared_bytes_per_block().cast_signed();
     let capability = match call.arch() {
         Arch::Sm80 => (8, 0),

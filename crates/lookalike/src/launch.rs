@@ -7,7 +7,7 @@ use device::Grid;
 use device::simulated::{SimModule, elf_bytes};
 
 use crate::op::Work;
-use crate::world::{Api, Call, FunctionState, Told, code};
+use crate::world::{Api, ApiCall, FunctionState, Told, code};
 
 /// Most threads of a block, on all devices.
 const THREADS: u32 = 1024;
@@ -16,7 +16,7 @@ const FREE_SHARED: u32 = 48 << 10;
 const ATTRIBUTE_THREADS: i32 = 0;
 const ATTRIBUTE_DYNAMIC_SHARED: i32 = 8;
 
-impl Call {
+impl ApiCall {
     /// # Safety
     /// `image` is null or the start of a whole image.
     pub(crate) unsafe fn load(&mut self, image: *const c_void) -> Result<u64, i32> {
@@ -43,7 +43,7 @@ impl Call {
         if self.modules.remove(&module).is_none() {
             return Err(self.gone("module", module));
         }
-        let of = |function: &u64, call: &Call| {
+        let of = |function: &u64, call: &ApiCall| {
             call.functions.get(function).is_some_and(|state| state.module == module)
         };
         let busy = self.queue.iter().any(|op| op.function().is_some_and(|f| of(&f, self)));

@@ -8,9 +8,9 @@ use device::simulated::{SimFailure, SimModule, SimOrder, SimRange};
 
 use crate::op::{Op, Work};
 use crate::order::without;
-use crate::world::{Call, Capture, EventState, Told, call_host, code, run_apart};
+use crate::world::{ApiCall, Capture, EventState, Told, call_host, code, run_apart};
 
-impl Call {
+impl ApiCall {
     /// Enqueues work on a stream, or keeps it for the graph that the stream captures.
     pub(crate) fn enqueue(&mut self, stream: u64, work: Work) -> Told {
         self.stream(stream)?;
@@ -291,7 +291,7 @@ impl Call {
     }
 
     fn run(&mut self, op: Op) -> Told {
-        let range = |call: &Call, start, bytes| {
+        let range = |call: &ApiCall, start, bytes| {
             let inside = call.inside(start, bytes);
             inside.inspect_err(|_| eprintln!("lookalike: … when {} was run", op.name))
         };

@@ -129,14 +129,14 @@ thread_local! {
 }
 
 /// A call in progress: the state, and under which name it was called.
-pub(crate) struct Call {
+pub(crate) struct ApiCall {
     /// Away only while the call sleeps.
     world: Option<MutexGuard<'static, World>>,
     pub(crate) api: Api,
     pub(crate) name: &'static str,
 }
 
-impl std::ops::Deref for Call {
+impl std::ops::Deref for ApiCall {
     type Target = World;
 
     fn deref(&self) -> &World {
@@ -144,7 +144,7 @@ impl std::ops::Deref for Call {
     }
 }
 
-impl std::ops::DerefMut for Call {
+impl std::ops::DerefMut for ApiCall {
     fn deref_mut(&mut self) -> &mut World {
         self.world.as_mut().expect("it is away only in `sleep`")
     }
@@ -163,27 +163,27 @@ pub(crate) fn enter(
     api: Api,
     name: &'static str,
     needs: Needs,
-    body: impl FnOnce(&mut Call) -> Told,
+    body: impl FnOnce(&mut ApiCall) -> Told,
 ) -> i32 {
     let world = Some(WORLD.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut call = Call { world, api, name };
+    let mut call = ApiCall { world, api, name };
     match call.admit(needs).and_then(|()| body(&mut call)) {
         Ok(()) => 0,
         Err(code) => code,
     }
 }
 
-impl Call {
+impl ApiCall {
     /// A call of a library above the drivers, which sees their devices as the HIP runtime does:
     /// device 0 where none is current.
-    pub(crate) fn of_library(name: &'static str, needs: Needs) -> Result<Call, i32> {
+    pub(crate) fn of_library(name: &'static str, needs: Needs) -> Result<ApiCall, i32> {
         let world = Some(WORLD.lock().unwrap_or_else(PoisonError::into_inner));
-        let call = Call { world, api: Api::Hip, name };
+        let call = ApiCall { world, api: Api::Hip, name };
         call.admit(needs).map(|()| call)
     }
 
     /// Does something while a device is current in this thread.
-    pub(crate) fn on_device<T>(&mut self, device: i32, work: impl FnOnce(&mut Call) -> T) -> T {
+    pub(crate) fn on_device<T>(&mut self, device: i32, work: impl FnOnce(&mut ApiCall) -> T) -> T {
         let before = CURRENT.replace(Some(device));
         let done = work(self);
         CURRENT.set(before);
@@ -195,7 +195,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
-impl Call {
+impl ApiCall {
     fn admit(&self, needs: Needs) -> Told {
         if needs == Needs::Nothing {
             return Ok(());

@@ -52,7 +52,7 @@ struct RoutingPlaces {
     /// `[N, A]`.
     weights: Place,
     /// `[N·A]`, u32.
-    slots: Place,
+    grouped: Place,
     /// `[N·A]`, u32.
     sources: Place,
     /// `[E + 1]`, u32.
@@ -111,7 +111,7 @@ impl Experts {
                 scores: d.saved([n, experts]),
                 chosen: d.saved_integers([n, visits]),
                 weights: d.saved([n, visits]),
-                slots: d.saved_integers([n * visits]),
+                grouped: d.saved_integers([n * visits]),
                 sources: d.saved_integers([n * visits]),
                 offsets: d.saved_integers([experts + 1]),
             },
@@ -136,12 +136,12 @@ impl Experts {
     }
 
     fn routing(&self, p: &Pass) -> Routing {
-        let RoutingPlaces { scores, chosen, weights, slots, sources, offsets } = self.routing;
+        let RoutingPlaces { scores, chosen, weights, grouped, sources, offsets } = self.routing;
         Routing {
             scores: p.at(scores),
             chosen: p.at(chosen),
             weights: p.at(weights),
-            slots: p.at(slots),
+            grouped: p.at(grouped),
             sources: p.at(sources),
             offsets: p.at(offsets),
         }

@@ -14,7 +14,7 @@ use bench::collectives::run;
 use bench::pairs;
 use comm::rendezvous::{Entries, Hello, Joined, Server, join_hearing};
 use comm::tls::Security;
-use comm::{Settings, World, tcp};
+use comm::{BackendWord, Settings, World, tcp};
 use device::{Device, DeviceKind};
 use serde::{Deserialize, Serialize};
 use train::config::{TlsFiles, WarnSignal};
@@ -24,7 +24,7 @@ use train::pulse::{self, Phase};
 use crate::bench_arguments;
 use crate::bench_folder::Folder;
 use crate::bench_task::Task;
-use crate::cli::{BackendArg, HostArgs, WorkerArgs};
+use crate::cli::{HostArgs, WorkerArgs};
 use crate::cpus::{Binding, Near};
 use crate::error::{CliError, Exit};
 use crate::launch_env::{self, Env, Hosts};
@@ -57,9 +57,9 @@ const GIVEN_UP: Duration = Duration::from_secs(5);
 /// The part of a command line that is about the ranks.
 pub struct Asked<'a> {
     pub hosts: &'a HostArgs,
-    pub backend: BackendArg,
+    pub backend: BackendWord,
     /// Of the ranks of one host, where there are several.
-    pub within_host: BackendArg,
+    pub within_host: BackendWord,
     /// Per rank; 0 divides the cores among them.
     pub threads: usize,
     pub timeout_ms: u64,
@@ -212,7 +212,7 @@ impl Planned {
         task: impl FnOnce(&Place, usize) -> Result<Task, CliError>,
     ) -> Result<Planned, CliError> {
         let world = world(hosts)?;
-        let place = Place::new(hosts, world, asked.backend == BackendArg::Shm)?;
+        let place = Place::new(hosts, world, asked.backend == BackendWord::Shm)?;
         let addresses = Addresses::new(hosts)?;
         let name = (place.nodes > 1).then(|| address::job(hosts));
         let share = place.of_cores();
@@ -254,8 +254,8 @@ fn ready(asked: &Asked, planned: Planned, folder: &Folder) -> Result<(Ready, Pla
     });
     let of_job = (&name[..], tls.security(&secret));
     let server = addresses.serve(of_job, &place, world, asked.timeout_ms)?;
-    let over_tcp = asked.backend == BackendArg::Tcp;
-    let sharing = place.sharing(over_tcp, asked.within_host == BackendArg::Shm);
+    let over_tcp = asked.backend == BackendWord::Tcp;
+    let sharing = place.sharing(over_tcp, asked.within_host == BackendWord::Shm);
     let nodes = (place.node, place.nodes);
     let traced = asked.trace.map(|path| Traced::new(path, nodes, None, place.ranks.clone()));
     let memory = SharedMemory::of(&name, (!over_tcp).then_some(world), sharing)?;

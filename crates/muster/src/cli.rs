@@ -8,7 +8,9 @@ mod report;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use comm::BackendWord;
 use train::config::Cpus;
 
 use crate::config::Override;
@@ -106,8 +108,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Backend that connects the ranks
-    #[arg(long)]
-    pub backend: Option<BackendArg>,
+    #[arg(long, value_parser = backend())]
+    pub backend: Option<BackendWord>,
     /// Checkpoint to start from: `auto` (this run's newest), `never`, a checkpoint or a run
     #[arg(long, value_name = "auto|never|DIR")]
     pub resume: Option<String>,
@@ -224,8 +226,7 @@ impl TrainArgs {
         flag("name", self.name.clone(), "--name");
         flag("ranks.count", self.ranks.map(|n| n.to_string()), "--ranks");
         flag("ranks.threads", self.threads.map(|n| n.to_string()), "--threads");
-        let backend = self.backend.and_then(|backend| backend.to_possible_value());
-        flag("ranks.backend", backend.map(|word| word.get_name().to_string()), "--backend");
+        flag("ranks.backend", self.backend.map(|backend| backend.word().into()), "--backend");
         let cpus = self.hosts.cpus.and_then(|cpus| cpus.to_possible_value());
         flag("ranks.cpus", cpus.map(|word| word.get_name().to_string()), "--cpus");
         // JSON's quoting is YAML's, whatever the path holds.
@@ -247,13 +248,18 @@ impl TrainArgs {
     }
 }
 
-/// The backend that connects the ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
-    /// Shared memory, on one host
-    Shm,
-    /// TCP
-    Tcp,
+/// A backend by its word; each with what it is.
+fn backend() -> impl TypedValueParser<Value = BackendWord> {
+    let words = BackendWord::ALL.map(|backend| {
+        PossibleValue::new(backend.word()).help(match backend {
+            BackendWord::Shm => "Shared memory, on one host",
+            BackendWord::Tcp => "TCP",
+        })
+    });
+    PossibleValuesParser::new(words).try_map(|word| {
+        let named = BackendWord::ALL.into_iter().find(|backend| backend.word() == word);
+        named.ok_or("no such backend")
+    })
 }
 
 /// How long a rank may stand still, as configs bound it (`ranks.timeout_ms`).

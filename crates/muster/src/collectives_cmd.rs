@@ -16,13 +16,14 @@ use bench::collectives::roofline::Roof;
 use bench::collectives::run::Plan;
 use bench::collectives::{Report, Row, Tool, curve, environment, plausible, plot, table};
 use bench::{Bench, BenchError, Repeat};
+use comm::BackendWord;
 use device::{Device, DeviceKind};
 use kernels::gpu::bandwidth::Traffic;
 
 use crate::bench_job::{self, Asked, Ran};
 use crate::bench_report::{self, Form};
 use crate::bench_task::Task;
-use crate::cli::{BackendArg, CollectivesArgs, ReportArgs};
+use crate::cli::{CollectivesArgs, ReportArgs};
 use crate::console::CaseProgress;
 use crate::error::{CliError, Exit};
 use crate::links_file;
@@ -178,7 +179,7 @@ const MEMORY_BYTES: usize = 64 << 20;
 /// and nothing else was named to bound them: the median of three copies by all cores.
 fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>, CliError> {
     let is_host = args.device.iter().all(|kind| kind.is_host());
-    if args.link.is_some() || args.backend != BackendArg::Shm || !is_host || place.node > 0 {
+    if args.link.is_some() || args.backend != BackendWord::Shm || !is_host || place.node > 0 {
         return Ok(None);
     }
     let device = Device::new(DeviceKind::Cpu, method::threads(0))?;
@@ -239,7 +240,7 @@ fn begin(args: &CollectivesArgs) -> Report {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     report.unix_time_s = now.map(|now| now.as_secs());
     report.command = Some(bench_report::command());
-    report.transport = Some(args.backend_word().to_owned());
+    report.transport = Some(args.backend.word().to_owned());
     report.environment = environment::allowed(variables());
     report
 }

@@ -3,12 +3,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bench::pairs::{self, Finding, Measured, Report, Told as Pairs};
+use comm::BackendWord;
 use device::DeviceKind;
 
 use crate::bench_job::{self, Asked};
 use crate::bench_report;
 use crate::bench_task::Task;
-use crate::cli::{BackendArg, LinksArgs};
+use crate::cli::LinksArgs;
 use crate::error::{CliError, Exit};
 use crate::out_file;
 use crate::output::{complain, say};
@@ -22,7 +23,7 @@ use crate::train_cmd::watch::Told;
 pub fn run(args: LinksArgs) -> Result<Exit, CliError> {
     let (backend, timeout_ms) = (args.backend, args.timeout_ms);
     let devices = [DeviceKind::Cpu];
-    let (hosts, within_host) = (&args.hosts, BackendArg::Tcp);
+    let (hosts, within_host) = (&args.hosts, BackendWord::Tcp);
     let asked = Asked {
         hosts,
         backend,
@@ -81,10 +82,7 @@ fn report(args: &LinksArgs, unix_time_s: Option<u64>, measured: Measured) -> Rep
         pairs: pairs::report::SCHEMA_VERSION,
         command: Some(bench_report::command()),
         unix_time_s,
-        transport: match args.backend {
-            BackendArg::Shm => "shm".into(),
-            BackendArg::Tcp => "tcp".into(),
-        },
+        transport: args.backend.word().into(),
         message_bytes: args.size,
         hosts,
         seats,

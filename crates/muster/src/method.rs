@@ -22,21 +22,13 @@ fn named<T: Copy>(what: &str, word: &str, words: &[(&str, T)]) -> Result<T, CliE
 /// # Errors
 /// An unknown word.
 pub fn algorithm(word: &str) -> Result<Algorithm, CliError> {
-    let all = [
-        Algorithm::Auto,
-        Algorithm::Standard,
-        Algorithm::Symmetric,
-        Algorithm::Gram,
-        Algorithm::Svd,
-    ];
-    named("algorithm", word, &all.map(|algorithm| (algorithm.word(), algorithm)))
+    named("algorithm", word, &Algorithm::ALL.map(|algorithm| (algorithm.word(), algorithm)))
 }
 
 /// # Errors
 /// An unknown word.
 pub fn storage(word: &str) -> Result<Storage, CliError> {
-    let all = [Storage::F32, Storage::Bf16, Storage::F16];
-    named("dtype", word, &all.map(|storage| (storage.word(), storage)))
+    named("dtype", word, &Storage::ALL.map(|storage| (storage.word(), storage)))
 }
 
 /// CPUs multiply f32; on GPUs f16 has eight times the precision of bf16 at the same speed, and the

@@ -1,8 +1,8 @@
-//! From the sums of squares of all slots to one decision: is the step applied, and how are the
+//! From the sums of squares of all statistics to one decision: is the step applied, and how are the
 //! gradients scaled?
 //!
-//! Sums are combined in slot order, which does not depend on the number of ranks; every rank that
-//! holds all slots decides the same.
+//! Sums are combined in statistic order, which does not depend on the number of ranks; every rank
+//! that holds all statistics decides the same.
 
 use std::ops::Range;
 
@@ -33,7 +33,7 @@ pub struct ClipDecision {
     pub norm: f64,
     /// The parameters (by position in the schema) with an infinite or NaN gradient.
     pub non_finite: Vec<usize>,
-    /// Per slot: the clip factor, at most 1.
+    /// Per statistic: the clip factor, at most 1.
     pub factors: Vec<f64>,
 }
 
@@ -49,9 +49,9 @@ impl Default for ClipDecision {
 pub struct Clipper {
     clip: Clip,
     non_finite: NonFinite,
-    slots: usize,
-    tensor_slots: Vec<Range<usize>>,
-    /// The slots that `per_matrix` clips together: a true matrix, or all of a parameter whose
+    statistics: usize,
+    tensor_statistics: Vec<Range<usize>>,
+    /// The statistics that `per_matrix` clips together: a true matrix, or all of a parameter whose
     /// elements are updated one by one.
     together: Vec<Range<usize>>,
 }
@@ -64,22 +64,24 @@ impl Clipper {
         ownership: &Ownership,
     ) -> Clipper {
         let mut together = Vec::new();
-        for (plan, slots) in plans.iter().zip(&ownership.tensor_slots) {
+        for (plan, statistics) in plans.iter().zip(&ownership.tensor_statistics) {
             match plan.update.rule().unit() {
-                Unit::Matrix => together.extend(slots.clone().map(|slot| slot..slot + 1)),
-                Unit::Element => together.push(slots.clone()),
+                Unit::Matrix => {
+                    together.extend(statistics.clone().map(|statistic| statistic..statistic + 1))
+                }
+                Unit::Element => together.push(statistics.clone()),
             }
         }
-        let tensor_slots = ownership.tensor_slots.clone();
-        Clipper { clip, non_finite, slots: ownership.slots, tensor_slots, together }
+        let tensor_statistics = ownership.tensor_statistics.clone();
+        Clipper { clip, non_finite, statistics: ownership.statistics, tensor_statistics, together }
     }
 
     /// Writes the decision for a step whose gradients (sums over `tokens` tokens) have these sums
-    /// of squares, one per slot. `previous_norm` is [`ClipDecision::norm`] of the last applied
+    /// of squares, one per statistic. `previous_norm` is [`ClipDecision::norm`] of the last applied
     /// step, if there was one. Allocates nothing once `decision` has been used.
     ///
     /// # Errors
-    /// Another number of sums than slots.
+    /// Another number of sums than statistics.
     pub fn decide(
         &self,
         sums: &[f64],
@@ -87,16 +89,16 @@ impl Clipper {
         previous_norm: Option<f64>,
         decision: &mut ClipDecision,
     ) -> Result<(), OptimError> {
-        if sums.len() != self.slots {
-            let (got, expected) = (sums.len(), self.slots);
+        if sums.len() != self.statistics {
+            let (got, expected) = (sums.len(), self.statistics);
             return Err(OptimError::Count { what: "sums of squares", got, expected });
         }
         decision.norm = mean_norm(sums, tokens);
         decision.factors.clear();
-        decision.factors.resize(self.slots, 1.0);
+        decision.factors.resize(self.statistics, 1.0);
         decision.non_finite.clear();
-        for (tensor, slots) in self.tensor_slots.iter().enumerate() {
-            if sums[slots.clone()].iter().any(|sum| !sum.is_finite()) {
+        for (tensor, statistics) in self.tensor_statistics.iter().enumerate() {
+            if sums[statistics.clone()].iter().any(|sum| !sum.is_finite()) {
                 decision.non_finite.push(tensor);
             }
         }
@@ -116,9 +118,9 @@ impl Clipper {
                 decision.factors.fill(limit(norm, most));
             }
             Clip::PerMatrix(most) => {
-                for slots in &self.together {
-                    let norm = mean_norm(&sums[slots.clone()], tokens);
-                    decision.factors[slots.clone()].fill(limit(norm, most));
+                for statistics in &self.together {
+                    let norm = mean_norm(&sums[statistics.clone()], tokens);
+                    decision.factors[statistics.clone()].fill(limit(norm, most));
                 }
             }
         }
@@ -126,7 +128,7 @@ impl Clipper {
     }
 }
 
-/// Norm of the mean gradient over `tokens` tokens, from sums of squares in slot order.
+/// Norm of the mean gradient over `tokens` tokens, from sums of squares in statistic order.
 fn mean_norm(sums: &[f64], tokens: u64) -> f64 {
     let sum: f64 = sums.iter().fold(0.0, |total, sum| total + sum);
     sum.sqrt() / tokens.max(1) as f64
@@ -144,7 +146,7 @@ mod tests {
     use layout::{CostTable, FlatLayout, LogicalTensor, Role, Schema};
     use proptest::prelude::*;
 
-    /// Slots: 0 and 1 the matrices of a fused parameter, 2.. the blocks of an embedding.
+    /// Statistics: 0 and 1 the matrices of a fused parameter, 2.. the blocks of an embedding.
     fn clipper(clip: Clip, non_finite: NonFinite) -> Clipper {
         let mut fused = LogicalTensor::new("qk", &[8, 4], Role::Matrix);
         fused.parts = [0..4, 4..8].map(|rows| layout::Part { label: String::new(), rows }).to_vec();
@@ -154,7 +156,7 @@ mod tests {
         let flat = FlatLayout::new(&schema, 1 << 20);
         let treatments = crate::treatments(&plans).unwrap();
         let ownership = Ownership::new(&schema, &flat, &treatments, 2, &CostTable::CPU).unwrap();
-        assert_eq!(ownership.slots, 5);
+        assert_eq!(ownership.statistics, 5);
         Clipper::new(clip, non_finite, &plans, &ownership)
     }
 

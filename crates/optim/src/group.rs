@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use device::Device;
-use kernels::optimizer::{SlotRange, Span};
+use kernels::optimizer::{Span, StatisticRange};
 use layout::flat::ALIGN;
 use layout::{Ownership, Piece, PieceKind, Schema};
 
@@ -99,7 +99,7 @@ pub(crate) struct LocalPlan {
     pub len: usize,
     /// Number of matrices.
     pub matrices: usize,
-    pub slots: Vec<SlotRange>,
+    pub statistics: Vec<StatisticRange>,
 }
 
 impl LocalPlan {
@@ -120,7 +120,7 @@ impl LocalPlan {
             states: every_state(),
             len: 0,
             matrices: 0,
-            slots: slot_ranges(ownership, rank),
+            statistics: statistic_ranges(ownership, rank),
         };
         local.add_matrices(ownership, rank, plans, size)?;
         local.matrices = local.pieces.len();
@@ -260,17 +260,17 @@ fn every_state() -> Vec<Stored> {
     all
 }
 
-fn slot_ranges(ownership: &Ownership, rank: usize) -> Vec<SlotRange> {
+fn statistic_ranges(ownership: &Ownership, rank: usize) -> Vec<StatisticRange> {
     let mut ranges = Vec::new();
     for piece in ownership.owned(rank) {
         let block = match piece.kind {
             PieceKind::Matrix { .. } => piece.flat.len().max(1),
             PieceKind::Blocks { block } => block.max(1),
         };
-        for (index, slot) in piece.slots.clone().enumerate() {
+        for (index, statistic) in piece.statistics.clone().enumerate() {
             let flat = piece.flat.start + index * block;
             let len = block.min(piece.flat.end.saturating_sub(flat));
-            ranges.push(SlotRange { flat, len, slot });
+            ranges.push(StatisticRange { flat, len, statistic });
         }
     }
     ranges

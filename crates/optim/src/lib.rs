@@ -23,7 +23,7 @@ pub mod config;
 mod error;
 pub mod glob;
 mod group;
-pub mod memory;
+mod memory_plan;
 pub mod offload;
 pub mod rules;
 pub mod schedule;
@@ -39,7 +39,7 @@ pub use config::{
     NorMuonConfig, OptimizerConfig, RoleWord, Rule, Scale, Schedule, SgdConfig,
 };
 pub use error::OptimError;
-pub use memory::{MemoryItem, memory_plan, memory_plan_on};
+pub use memory_plan::{MemoryItem, memory_plan, memory_plan_on};
 pub use offload::{Offloaded, offload_plan, staging_bytes};
 pub use rules::{TensorPlan, plan, table, treatments};
 pub use schedule::factor;

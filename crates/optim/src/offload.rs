@@ -16,7 +16,7 @@ use device::{BounceBuffers, DType, Device, DeviceError, Staged, Stream, Tensor};
 use layout::flat::ALIGN;
 use layout::{FlatLayout, Ownership, Schema};
 
-use crate::memory::{MemoryItem, memory_plan_on};
+use crate::memory_plan::{MemoryItem, memory_plan_on};
 use crate::rules::TensorPlan;
 use crate::{OptimError, ShardedOptimizer, StateView, StepScalars};
 
@@ -31,13 +31,13 @@ pub struct Offloaded {
     weights_dtype: DType,
     weights: Tensor,
     grads: Tensor,
-    slots: Tensor,
+    statistics: Tensor,
     segments: Vec<Placed>,
     parts: Vec<Part>,
     bounce: BounceBuffers,
     sums: Staged,
-    /// Statistic slots of this rank's pieces.
-    own_slots: Vec<Range<usize>>,
+    /// Statistics of this rank's pieces.
+    own_statistics: Vec<Range<usize>>,
     memory: Vec<MemoryItem>,
 }
 
@@ -107,14 +107,14 @@ pub fn offload_plan(
     let item = |name, elements, dtype| MemoryItem { name, elements, dtype };
     items.push(item("owned weights", len, weights));
     items.push(item("owned gradients", len, DType::F32));
-    items.push(item("sums of squares", ownership.slots, DType::F64));
+    items.push(item("sums of squares", ownership.statistics, DType::F64));
     Ok(items)
 }
 
 /// Bytes of pinned memory that [`Offloaded::new`] takes on the host.
 pub fn staging_bytes(ownership: &Ownership, rank: usize) -> usize {
     let parts = parts(&Compact::new(ownership, rank).segments);
-    2 * part_bytes(&parts) + ownership.slots * size_of::<f64>()
+    2 * part_bytes(&parts) + ownership.statistics * size_of::<f64>()
 }
 
 /// Bytes of the largest part: masters are f32, whatever weights are.
@@ -139,8 +139,8 @@ impl Offloaded {
     ) -> Result<Offloaded, OptimError> {
         let memory = offload_plan(device, schema, ownership, rank, plans, weights_dtype)?;
         check_room(device, &memory)?;
-        let own_slots = ownership.owned(rank).map(|piece| piece.slots.clone()).collect();
-        let slots = ownership.slots;
+        let own_statistics = ownership.owned(rank).map(|piece| piece.statistics.clone()).collect();
+        let statistics = ownership.statistics;
         let Compact { ownership, segments, len } = Compact::new(ownership, rank);
         let layout = FlatLayout { len, ..flat.clone() };
         let optimizer =
@@ -153,12 +153,12 @@ impl Offloaded {
             weights_dtype,
             weights: device.zeros(&[len], weights_dtype)?,
             grads: device.zeros(&[len], DType::F32)?,
-            slots: device.zeros(&[slots], DType::F64)?,
+            statistics: device.zeros(&[statistics], DType::F64)?,
             bounce: BounceBuffers::new(device, part_bytes(&parts))?,
-            sums: Staged::new(device, slots * size_of::<f64>())?,
+            sums: Staged::new(device, statistics * size_of::<f64>())?,
             segments,
             parts,
-            own_slots,
+            own_statistics,
             memory,
         })
     }
@@ -196,18 +196,18 @@ impl Offloaded {
         &self.stream
     }
 
-    /// Writes the sum of squares of each of this rank's slots of [`Offloaded::gradients`] to `sums`
-    /// (all slots of the model; others stay as they are). Waits.
+    /// Writes the sum of squares of each of this rank's statistics of [`Offloaded::gradients`] to
+    /// `sums` (all statistics of the model; others stay as they are). Waits.
     ///
     /// # Errors
-    /// Another number of slots; an earlier error of the stream.
+    /// Another number of statistics; an earlier error of the stream.
     pub fn statistics(&mut self, sums: &mut [f64]) -> Result<(), OptimError> {
-        self.check_count("statistic slots", sums.len(), self.slots.len())?;
-        self.optimizer.statistics(&self.grads, &self.slots)?;
-        self.sums.download(&self.stream, &self.slots)?;
+        self.check_count("statistics", sums.len(), self.statistics.len())?;
+        self.optimizer.statistics(&self.grads, &self.statistics)?;
+        self.sums.download(&self.stream, &self.statistics)?;
         let all = self.sums.read::<f64>()?;
-        for slots in &self.own_slots {
-            sums[slots.clone()].copy_from_slice(&all[slots.clone()]);
+        for statistics in &self.own_statistics {
+            sums[statistics.clone()].copy_from_slice(&all[statistics.clone()]);
         }
         Ok(())
     }

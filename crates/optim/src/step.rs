@@ -10,13 +10,13 @@ use std::ops::Range;
 use device::{DType, Device, Stream, Tensor};
 use kernels::Op;
 use kernels::newton_schulz::STATUS_FINITE;
-use kernels::optimizer::{CopyToMasters, RoundFromMasters, SlotRanges, Spans, SumOfSquares};
+use kernels::optimizer::{CopyToMasters, RoundFromMasters, Spans, StatisticRanges, SumOfSquares};
 use layout::{Absent, FlatLayout, Ownership, Schema, StateDecl};
 
 use crate::OptimError;
 use crate::clip::{ClipDecision, Verdict};
 use crate::group::{BatchSize, LocalPiece, LocalPlan};
-use crate::memory::{MemoryItem, Room};
+use crate::memory_plan::{MemoryItem, Room};
 use crate::rules::TensorPlan;
 use crate::states::{StateView, declared, firsts};
 use crate::update::{Applying, Binding, Launch, Place};
@@ -45,14 +45,14 @@ pub struct ShardedOptimizer {
     stream: Stream,
     weights_dtype: DType,
     flat_len: usize,
-    slot_count: usize,
+    statistic_count: usize,
     names: Vec<String>,
     /// See [`declared`].
     declared: Vec<StateDecl>,
     /// Of each tensor, the position of its first.
     first_states: Vec<usize>,
     pieces: Vec<LocalPiece>,
-    slots: SlotRanges,
+    statistics: StatisticRanges,
     groups: Vec<BoundGroup>,
     /// In the order of [`LocalPlan::states`].
     states: Vec<Tensor>,
@@ -96,11 +96,11 @@ impl ShardedOptimizer {
             stream: device.stream(),
             weights_dtype,
             flat_len: flat.len,
-            slot_count: ownership.slots,
+            statistic_count: ownership.statistics,
             names: schema.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
             first_states: firsts(&declared),
             declared,
-            slots: SlotRanges::new(device, local.slots.clone())?,
+            statistics: StatisticRanges::new(device, local.statistics.clone())?,
             groups: memory.bind(&local, &status)?,
             memory: room.items(),
             states,
@@ -121,18 +121,18 @@ impl ShardedOptimizer {
     /// kind of matrix; nothing on a host. Pieces of other ranks may add lines.
     pub fn numeric_plan(&self) -> BTreeSet<String> {
         let lines = self.groups.iter().flat_map(|group| group.launch.numeric_plan());
-        lines.chain(self.slots.numeric_plan()).collect()
+        lines.chain(self.statistics.numeric_plan()).collect()
     }
 
-    /// Writes the sum of squares of each slot of this rank's pieces (flat f32 `grads`) to `slots`
-    /// (f64, all slots of the model; those of other ranks stay as they are).
+    /// Writes the sums of squares of this rank's pieces (flat f32 `grads`) to `sums` (f64, all
+    /// statistics of the model; those of other ranks stay as they are).
     ///
     /// # Errors
     /// Tensors of another length or type.
-    pub fn statistics(&self, grads: &Tensor, slots: &Tensor) -> Result<(), OptimError> {
+    pub fn statistics(&self, grads: &Tensor, sums: &Tensor) -> Result<(), OptimError> {
         self.check_flat("gradients", grads)?;
-        self.check_count("statistic slots", slots.len(), self.slot_count)?;
-        let (ranges, grads, sums) = (self.slots.clone(), grads.clone(), slots.clone());
+        self.check_count("statistics", sums.len(), self.statistic_count)?;
+        let (ranges, grads, sums) = (self.statistics.clone(), grads.clone(), sums.clone());
         Ok(SumOfSquares { ranges, grads, sums }.launch(&self.stream)?)
     }
 
@@ -141,7 +141,7 @@ impl ShardedOptimizer {
     /// Launches nothing if the decision is not to apply.
     ///
     /// # Errors
-    /// Tensors of another length or type; a decision about another number of slots.
+    /// Tensors of another length or type; a decision about another number of statistics.
     pub fn apply(
         &mut self,
         weights: &Tensor,
@@ -153,9 +153,9 @@ impl ShardedOptimizer {
         }
         self.check_weights(weights)?;
         self.check_flat("gradients", grads)?;
-        self.check_count("clip factors", scalars.clip.factors.len(), self.slot_count)?;
+        self.check_count("clip factors", scalars.clip.factors.len(), self.statistic_count)?;
         for (factor, piece) in self.host_factors.iter_mut().zip(&self.pieces) {
-            let clip = scalars.clip.factors[piece.piece.slots.start];
+            let clip = scalars.clip.factors[piece.piece.statistics.start];
             *factor = (scalars.inverse_tokens * clip) as f32;
         }
         self.stream.copy_in(&self.factors, &self.host_factors)?;

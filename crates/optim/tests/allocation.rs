@@ -78,12 +78,12 @@ fn a_step_allocates_nothing_after_the_first() {
         let mut cluster = Cluster::new(&setup, &device, 1);
         cluster.step(1, &noise(setup.flat.len, 1));
         let grads = device.tensor(&[setup.flat.len], &noise(setup.flat.len, 2)).unwrap();
-        let slots = device.zeros(&[cluster.ownership.slots], DType::F64).unwrap();
-        let mut sums = vec![0.0_f64; cluster.ownership.slots];
+        let statistics = device.zeros(&[cluster.ownership.statistics], DType::F64).unwrap();
+        let mut sums = vec![0.0_f64; cluster.ownership.statistics];
         WATCH.set(Watch::On);
         for step in 2..5 {
-            cluster.ranks[0].statistics(&grads, &slots).unwrap();
-            device.stream().copy_out(&slots, &mut sums).unwrap();
+            cluster.ranks[0].statistics(&grads, &statistics).unwrap();
+            device.stream().copy_out(&statistics, &mut sums).unwrap();
             cluster.clipper.decide(&sums, 7, None, &mut cluster.decision).unwrap();
             let clip = &cluster.decision;
             let scalars = StepScalars { step, lr_factor: 1.0, inverse_tokens: 0.1, clip };

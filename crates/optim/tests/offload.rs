@@ -57,7 +57,7 @@ impl Ranks {
         let grads = noise(setup.flat.len, 100 + step);
         cluster.step(step, &grads);
         let stream = self.host.stream();
-        let mut sums = vec![f64::NAN; cluster.ownership.slots];
+        let mut sums = vec![f64::NAN; cluster.ownership.statistics];
         for (rank, offloaded) in self.ranks.iter_mut().enumerate() {
             reduced(offloaded, &cluster.ownership.segments(rank), &grads);
             offloaded.statistics(&mut sums).unwrap();
@@ -191,8 +191,8 @@ fn memory_is_what_was_planned_and_weights_of_both_types_are_taken_over() {
         assert!(error.to_string().contains("weights on the host"), "{error}");
         let error = offloaded.adopt(&host.stream(), &host.zeros(&[flat.len], DType::U32).unwrap());
         assert!(error.unwrap_err().to_string().contains("read u32 memory as bf16"));
-        let mut sums = vec![0.0; ownership.slots + 1];
+        let mut sums = vec![0.0; ownership.statistics + 1];
         let error = offloaded.statistics(&mut sums).unwrap_err();
-        assert!(error.to_string().contains("statistic slots"), "{error}");
+        assert!(error.to_string().contains("statistics"), "{error}");
     }
 }

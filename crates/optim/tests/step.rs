@@ -315,8 +315,8 @@ fn what_does_not_fit_is_refused() {
     let device = Device::cpu(1).unwrap();
     let cluster = Cluster::new(&setup, &device, 1);
     let short = device.zeros(&[setup.flat.len - 1], DType::F32).unwrap();
-    let slots = device.zeros(&[cluster.ownership.slots], DType::F64).unwrap();
-    let error = cluster.ranks[0].statistics(&short, &slots).unwrap_err().to_string();
+    let sums = device.zeros(&[cluster.ownership.statistics], DType::F64).unwrap();
+    let error = cluster.ranks[0].statistics(&short, &sums).unwrap_err().to_string();
     let len = setup.flat.len;
     assert_eq!(error, format!("gradients: {} entries for {len}", len - 1));
     let half = device.zeros(&[len], DType::Bf16).unwrap();

@@ -130,7 +130,7 @@ struct Reference {
 }
 
 /// One true matrix, or all of a parameter.
-struct Call<'a> {
+struct Unit<'a> {
     w: &'a mut [f64],
     g: Vec<f64>,
     rows: usize,
@@ -178,11 +178,11 @@ impl Reference {
                 let range =
                     offset + part.rows.start * part.cols..offset + part.rows.end * part.cols;
                 let g = grads[range.clone()].iter().map(|&g| f64::from(g) * factor).collect();
-                let call = Call { w: &mut self.weights[range], g, rows: part.rows.len(), kept };
+                let unit = Unit { w: &mut self.weights[range], g, rows: part.rows.len(), kept };
                 match &plan.update {
-                    Update::Sgd(sgd) => call.sgd(sgd),
-                    Update::NorMuon(normuon) => call.normuon(normuon),
-                    Update::Dion(dion) => call.dion(dion),
+                    Update::Sgd(sgd) => unit.sgd(sgd),
+                    Update::NorMuon(normuon) => unit.normuon(normuon),
+                    Update::Dion(dion) => unit.dion(dion),
                     Update::AdamW(_) | Update::Muon(_) => {}
                 }
             }
@@ -193,7 +193,7 @@ impl Reference {
 /// The schedule's factor in [`Cluster::step`].
 const FACTOR: f64 = 0.5;
 
-impl Call<'_> {
+impl Unit<'_> {
     fn sgd(self, sgd: &optim::SgdConfig) {
         let (lr, mu) = (FACTOR * sgd.lr, sgd.momentum);
         for ((w, g), m) in self.w.iter_mut().zip(self.g).zip(&mut self.kept[0]) {
@@ -205,7 +205,7 @@ impl Call<'_> {
 
     /// Algorithm 1 of arXiv 2510.05491, line by line; with another scale as the authors' code.
     fn normuon(self, normuon: &NorMuonConfig) {
-        let Call { w, g, rows, kept: [m, v] } = self;
+        let Unit { w, g, rows, kept: [m, v] } = self;
         let (cols, mu) = (g.len() / rows, normuon.momentum);
         m.iter_mut().zip(&g).for_each(|(m, g)| *m = mu * *m + (1.0 - mu) * g);
         let u: Vec<f64> = match normuon.nesterov {
@@ -235,7 +235,7 @@ impl Call<'_> {
 
     /// Algorithm 1 of arXiv 2504.05295, with columns as the paper has them.
     fn dion(self, dion: &optim::DionConfig) {
-        let Call { w, g, rows, kept: [m, basis] } = self;
+        let Unit { w, g, rows, kept: [m, basis] } = self;
         let cols = g.len() / rows;
         let rank = basis.len() / cols;
         m.iter_mut().zip(&g).for_each(|(m, g)| *m += g);

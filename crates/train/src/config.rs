@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use comm::BackendWord;
 use data::DataConfig;
 use device::DType;
 
@@ -210,10 +211,10 @@ pub struct RanksConfig {
     #[schemars(range(min = 1, max = 65_536))]
     pub count: usize,
     /// Transport between the ranks: `shm` (one host) or `tcp`.
-    pub backend: Backend,
+    pub backend: BackendWord,
     /// Transport between ranks of one host, where `backend: tcp` connects several hosts: `shm`, or
     /// `tcp`, which then connects all.
-    pub within_host: Backend,
+    pub within_host: BackendWord,
     /// How the ranks divide the model; without it, all of them are parallel over data. Training
     /// knows nothing else for now: another mesh can be planned (`--dry-run`) but not run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,8 +294,8 @@ impl Default for RanksConfig {
     fn default() -> RanksConfig {
         RanksConfig {
             count: 1,
-            backend: Backend::Shm,
-            within_host: Backend::Shm,
+            backend: BackendWord::Shm,
+            within_host: BackendWord::Shm,
             mesh: None,
             threads: 0,
             cpus: Cpus::Auto,
@@ -397,14 +398,6 @@ pub enum WarnSignal {
     Usr1,
     Usr2,
     None,
-}
-
-/// A transport between ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Backend {
-    Shm,
-    Tcp,
 }
 
 /// Which CPUs a rank may use.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The other leaves have been folded by then; so a bucket that the last backward pass completes is
-//! folded by itself, in the schedule's order, and goes to its owners. Sums are elementwise, and
+//! folded by itself, in the accumulation's order, and goes to its owners. Sums are elementwise, and
 //! their bits do not depend on it. Buckets leave in their order, whatever the order in which an
 //! engine completes them, because members of a group submit alike.
 

@@ -29,8 +29,8 @@ pub struct MeshPlan {
     pub kinds: Vec<TensorKind>,
     /// Gradient buffers of a rank for dense parameters, and for those of its experts, which get
     /// tokens of the leaves of all ranks along ep.
-    pub gradient_slots: usize,
-    pub expert_slots: usize,
+    pub gradient_buffers: usize,
+    pub expert_buffers: usize,
 }
 
 /// The amounts that each of the ranks at some coordinates holds.
@@ -134,8 +134,8 @@ impl MeshPlan {
             schema,
             placements,
             groups,
-            gradient_slots: gradient_slots(mesh, &tree, Role::Matrix)?,
-            expert_slots: gradient_slots(mesh, &tree, Role::Expert { index: 0, of: 1 })?,
+            gradient_buffers: gradient_buffers(mesh, &tree, Role::Matrix)?,
+            expert_buffers: gradient_buffers(mesh, &tree, Role::Expert { index: 0, of: 1 })?,
         };
         let weight = match config.train.weights {
             WeightsDtype::F32 => 4,
@@ -183,8 +183,8 @@ impl MeshPlan {
     }
 
     fn gradient_elements(&self, parameters: usize, in_experts: usize) -> u64 {
-        let dense = (parameters - in_experts) * self.gradient_slots;
-        (dense + in_experts * self.expert_slots) as u64
+        let dense = (parameters - in_experts) * self.gradient_buffers;
+        (dense + in_experts * self.expert_buffers) as u64
     }
 
     /// Of each number along ep, the elements that a rank of this stage and tp number owns at most.
@@ -218,12 +218,12 @@ impl MeshPlan {
 
 /// Buffers that accumulate the gradient of a parameter of `role`: those of the rank that needs
 /// most.
-fn gradient_slots(mesh: Mesh, tree: &Tree, role: Role) -> Result<usize, LayoutError> {
+fn gradient_buffers(mesh: Mesh, tree: &Tree, role: Role) -> Result<usize, LayoutError> {
     let mut most = 1;
     for sample_rank in 0..mesh.sample_ranks() {
         // The first stage's rank with the first part of every matrix.
         let leaves = mesh.leaves(tree, sample_rank * mesh.tp, role)?;
-        most = most.max(tree.schedule(&leaves).slots);
+        most = most.max(tree.accumulation(&leaves).buffers);
     }
     Ok(most)
 }
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(plan.mesh, Mesh::data_parallel(3));
         assert_eq!(plan.groups.len(), 1);
         assert_eq!(plan.groups[0].ownership.digest(), run.ownership.digest());
-        assert_eq!(plan.gradient_slots, run.gradient_slots());
+        assert_eq!(plan.gradient_buffers, run.gradient_buffers());
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) enum Optimizer {
     /// On the device that computes.
     Here {
         sharded: Box<ShardedOptimizer>,
-        /// f64, one for each statistic slot of the model.
+        /// f64, one for each statistic of the model.
         statistics: Tensor,
     },
     Elsewhere(Box<Offloaded>),
@@ -40,7 +40,7 @@ impl Optimizer {
         }
         let sharded =
             ShardedOptimizer::new(device, schema, flat, ownership, rank, updates, *weights)?;
-        let statistics = device.zeros(&[ownership.slots], DType::F64)?;
+        let statistics = device.zeros(&[ownership.statistics], DType::F64)?;
         Ok(Optimizer::Here { sharded: Box::new(sharded), statistics })
     }
 
@@ -75,7 +75,7 @@ impl Optimizer {
         }
     }
 
-    /// Writes the sums of squares of this rank's pieces of the reduced gradients to their slots of
+    /// Writes the sums of squares of this rank's pieces of the reduced gradients to their places in
     /// `sums`, and waits for them. `grads` are the flat ones, where they are summed beside the
     /// weights.
     ///

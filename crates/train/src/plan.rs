@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use comm::SumRoom;
+use comm::{BackendWord, SumRoom};
 use device::{DType, Device, DeviceKind};
 use layout::{
-    CostTable, Dtype, FlatLayout, Node, Ownership, Program, Schedule, Schema, Sharing, StateDecl,
-    Tree,
+    Accumulation, CostTable, Dtype, FlatLayout, Node, Ownership, Schema, Sharing, StateDecl,
+    SumProgram, Tree,
 };
 use model::MicroBatch;
 use optim::TensorPlan;
 
 use crate::TrainError;
-use crate::config::{Backend, Config};
+use crate::config::Config;
 use crate::engine::Declared;
 use crate::event::Offload;
 
@@ -48,16 +48,16 @@ pub struct RunPlan {
     /// The update of each tensor.
     pub updates: Vec<TensorPlan>,
     pub ownership: Ownership,
-    /// Of every rank: each partial's node and the gradient slot that holds it.
+    /// Of every rank: each partial's node and the gradient buffer that holds it.
     pub partials: Vec<Vec<(Node, usize)>>,
     /// How an owner adds the partials of all ranks.
-    pub program: Program,
+    pub program: SumProgram,
     /// Per bucket, per rank: the elements it owns.
     pub bucket_segments: Vec<Vec<Vec<Range<usize>>>>,
     /// Per rank: all elements it owns.
     pub segments: Vec<Vec<Range<usize>>>,
-    /// Per rank: the statistic slots it fills.
-    pub slots: Vec<Vec<Range<usize>>>,
+    /// Per rank: the numbers of the statistics that it fills.
+    pub own_statistics: Vec<Vec<Range<usize>>>,
     pub bucket_elements: usize,
     /// Every state that a checkpoint holds: those of parameters and their updates, in the order of
     /// [`optim::declared`], then the engine's.
@@ -94,7 +94,7 @@ impl RunPlan {
         let ownership = Ownership::new(&schema, &flat, &treatments, world, cost)?;
         let mut partials = Vec::with_capacity(world);
         for rank in 0..world {
-            partials.push(tree.schedule(&tree.leaf_range(rank, world)?).partials);
+            partials.push(tree.accumulation(&tree.leaf_range(rank, world)?).partials);
         }
         let nodes: Vec<Node> = partials.iter().flatten().map(|(node, _)| node.clone()).collect();
         let segments: Vec<Vec<Range<usize>>> =
@@ -104,11 +104,12 @@ impl RunPlan {
         let engine_states = declared.states.len();
         declared.states.iter().try_for_each(check_engine_state)?;
         states.extend(declared.states);
-        let slots = (0..world).map(|r| ownership.owned(r).map(|p| p.slots.clone()).collect());
+        let own_statistics =
+            (0..world).map(|r| ownership.owned(r).map(|p| p.statistics.clone()).collect());
         Ok(RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
-            slots: slots.collect(),
+            own_statistics: own_statistics.collect(),
             states,
             engine_states,
             counts: declared.counts,
@@ -119,8 +120,8 @@ impl RunPlan {
             weights,
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
-            is_over_tcp: config.ranks.backend == Backend::Tcp,
-            shares_within_hosts: config.ranks.within_host == Backend::Shm,
+            is_over_tcp: config.ranks.backend == BackendWord::Tcp,
+            shares_within_hosts: config.ranks.within_host == BackendWord::Shm,
             schema,
             flat,
             tree,
@@ -134,18 +135,18 @@ impl RunPlan {
         })
     }
 
-    /// The accumulation schedule of a rank.
+    /// The accumulation of a rank.
     ///
     /// # Errors
     /// Never for a rank of the plan.
-    pub fn schedule(&self, rank: usize) -> Result<Schedule, TrainError> {
-        Ok(self.tree.schedule(&self.tree.leaf_range(rank, self.world)?))
+    pub fn accumulation(&self, rank: usize) -> Result<Accumulation, TrainError> {
+        Ok(self.tree.accumulation(&self.tree.leaf_range(rank, self.world)?))
     }
 
     /// Gradient buffers of every rank: those of the rank that needs most.
-    pub fn gradient_slots(&self) -> usize {
-        let slots = (0..self.world).filter_map(|rank| self.schedule(rank).ok());
-        slots.map(|schedule| schedule.slots).max().unwrap_or(1)
+    pub fn gradient_buffers(&self) -> usize {
+        let accumulations = (0..self.world).filter_map(|rank| self.accumulation(rank).ok());
+        accumulations.map(|accumulation| accumulation.buffers).max().unwrap_or(1)
     }
 
     /// Gradient bytes sent by all ranks over those of a ring reduce-scatter.
@@ -195,8 +196,8 @@ impl RunPlan {
         let mut items = vec![
             ("weights".to_owned(), page(self.flat.len * self.weights.bytes())),
             (
-                format!("gradients, {} buffers", self.gradient_slots()),
-                self.gradient_slots() as u64 * page(self.flat.len * 4),
+                format!("gradients, {} buffers", self.gradient_buffers()),
+                self.gradient_buffers() as u64 * page(self.flat.len * 4),
             ),
         ];
         let (schema, plan) = (&self.schema, &self.ownership);

@@ -55,7 +55,7 @@ pub struct Pulse {
     pub work: u64,
     /// The call to a disk that has lasted longest, if there is one. While it may last `work` grows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub call: Option<Call>,
+    pub call: Option<SystemCall>,
     /// The last operation among ranks that it has ended: `all_gather_segments #17`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
@@ -63,21 +63,21 @@ pub struct Pulse {
 
 /// A call to a disk that has not returned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Call {
+pub struct SystemCall {
     /// No other call of the rank has it.
     pub number: u64,
     /// `fsync of /runs/a/checkpoints/…`.
     pub what: String,
 }
 
-impl From<device::work::Call> for Call {
-    fn from(call: device::work::Call) -> Call {
-        let device::work::Call { number, action, path } = call;
+impl From<device::work::SystemCall> for SystemCall {
+    fn from(call: device::work::SystemCall) -> SystemCall {
+        let device::work::SystemCall { number, action, path } = call;
         let what = match path {
             Some(path) => format!("{action} of {}", path.display()),
             None => action.to_owned(),
         };
-        Call { number, what }
+        SystemCall { number, what }
     }
 }
 
@@ -92,7 +92,7 @@ pub fn enter(phase: Phase) {
 /// The pulse of this process.
 pub fn take() -> Pulse {
     let phase = Phase::ALL[usize::from(PHASE.load(Ordering::Relaxed)) % Phase::ALL.len()];
-    let call = device::work::oldest_call().map(Call::from);
+    let call = device::work::oldest_call().map(SystemCall::from);
     let operation = comm::last_operation();
     let operation = operation.map(|(operation, number)| format!("{operation} #{number}"));
     Pulse { phase, work: device::work::done(), call, operation }

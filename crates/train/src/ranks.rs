@@ -36,7 +36,7 @@ pub(crate) struct Ranks {
 pub(crate) struct Moving<'a> {
     pub(crate) weights: Window,
     /// Gradient buffers.
-    pub(crate) slots: Vec<Window>,
+    pub(crate) buffers: Vec<Window>,
     /// Receives this rank's reduced segments: a gradient buffer, …
     pub(crate) out: &'a Tensor,
     /// … unless its optimizer is elsewhere and has memory for them alone.
@@ -56,7 +56,7 @@ impl Ranks {
     ) -> Result<Ranks, TrainError> {
         let (partials, program): (Arc<[_]>, Arc<_>) =
             (plan.partials.as_slice().into(), plan.program.clone().into());
-        let slots: Arc<[Window]> = moving.slots.into();
+        let buffers: Arc<[Window]> = moving.buffers.into();
         let elsewhere = moving.elsewhere;
         let out = elsewhere.map_or(moving.out, Offloaded::gradients);
         let places = |segments: &[Vec<Range<usize>>]| -> Option<Arc<[usize]>> {
@@ -69,7 +69,7 @@ impl Ranks {
         let buckets = plan.flat.buckets.iter().zip(&plan.bucket_segments);
         let reduce = |(bucket, segments): (&layout::Bucket, &Vec<_>)| {
             group.prepare(Op::ReduceScatterOrdered(OrderedReduce {
-                slots: Arc::clone(&slots),
+                buffers: Arc::clone(&buffers),
                 dtype: DType::F32,
                 redop: RedOp::Sum,
                 partials: Arc::clone(&partials),

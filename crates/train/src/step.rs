@@ -48,16 +48,17 @@ impl<E: Engine> Trainer<E> {
 
     /// Forward and backward of this rank's leaves, folded along the tree.
     fn accumulate(&mut self) -> Result<(), TrainError> {
-        let last = self.schedule.steps.len() - 1;
+        let last = self.accumulation.steps.len() - 1;
         for index in 0..=last {
-            let (leaf, buffer) = (self.schedule.steps[index].leaf, self.schedule.steps[index].slot);
+            let (leaf, buffer) =
+                (self.accumulation.steps[index].leaf, self.accumulation.steps[index].buffer);
             if index == last {
                 self.leaf(leaf, buffer, Some(index))?; // with its folds, bucket by bucket
                 break;
             }
             self.leaf(leaf, buffer, None)?;
-            for fold in 0..self.schedule.steps[index].folds.len() {
-                let (into, from) = self.schedule.steps[index].folds[fold];
+            for fold in 0..self.accumulation.steps[index].folds.len() {
+                let (into, from) = self.accumulation.steps[index].folds[fold];
                 let (y, x) = (self.memory.grads[into].clone(), self.memory.grads[from].clone());
                 elementwise::Add { x, y }.launch(&self.stream)?;
             }
@@ -69,7 +70,8 @@ impl<E: Engine> Trainer<E> {
     }
 
     /// One leaf into one gradient buffer. Of the last one of a step it is said which step of the
-    /// schedule it is: its folds are made, and buckets leave, while its last backward pass goes on.
+    /// accumulation it is: its folds are made, and buckets leave, while its last backward pass goes
+    /// on.
     fn leaf(&mut self, leaf: usize, buffer: usize, last: Option<usize>) -> Result<(), TrainError> {
         let batch = &self.config.batch;
         let (per_leaf, windows) = (batch.micro_batches, batch.micro_batch);
@@ -77,7 +79,8 @@ impl<E: Engine> Trainer<E> {
             let first = self.samples + ((leaf * per_leaf + micro) * windows) as u64;
             let tokens = self.read(first)?;
             self.laps.lap(Part::Data);
-            let Trainer { engine, memory, host, ranks, plan, schedule, stream, laps, .. } = self;
+            let Trainer { engine, memory, host, ranks, plan, accumulation, stream, laps, .. } =
+                self;
             let weights = &memory.weights;
             let mut moves = Moves { ranks, laps, part: Part::Forward, leaving: None };
             let inputs =
@@ -95,7 +98,7 @@ impl<E: Engine> Trainer<E> {
                 stream,
                 buckets: &plan.flat.buckets,
                 grads: &memory.grads,
-                folds: &schedule.steps[index].folds,
+                folds: &accumulation.steps[index].folds,
                 open: &mut host.open,
             });
             engine.backward(stash, weights, to, &mut moves)?;
@@ -151,13 +154,13 @@ impl<E: Engine> Trainer<E> {
         (ballot.stop, ballot.terminate) = (wants.stop, wants.terminate);
         ballot.spent = self.laps.ended();
         ballot.statistics.clear();
-        for slots in &self.plan.slots[self.ranks.rank()] {
-            ballot.statistics.extend_from_slice(&host.statistics[slots.clone()]);
+        for numbers in &self.plan.own_statistics[self.ranks.rank()] {
+            ballot.statistics.extend_from_slice(&host.statistics[numbers.clone()]);
         }
         self.engine.counts(&mut ballot.counts)?;
         ballot.encode(&mut host.bytes);
         self.ranks.training.all_gather_bytes_into(&host.bytes, &mut host.ballots)?;
-        host.tally.count(&host.ballots, &self.plan.slots)?;
+        host.tally.count(&host.ballots, &self.plan.own_statistics)?;
         for (sum, spent) in self.spent.iter_mut().zip(&host.tally.spent) {
             *sum = sum.plus(spent);
         }
@@ -199,7 +202,7 @@ impl<E: Engine> Trainer<E> {
     /// Runs the leaves again to find where gradients stopped being finite.
     fn diagnose(&mut self, verdict: Verdict) -> Result<NonFinite, TrainError> {
         let mut mine = Vec::new();
-        let leaves: Vec<usize> = self.schedule.steps.iter().map(|step| step.leaf).collect();
+        let leaves: Vec<usize> = self.accumulation.steps.iter().map(|step| step.leaf).collect();
         for leaf in leaves {
             self.leaf(leaf, 0, None)?;
             let grads = &self.memory.grads[0];

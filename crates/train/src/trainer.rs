@@ -5,7 +5,7 @@ use std::cell::Cell;
 use comm::{Group, Window, World};
 use data::Dataset;
 use device::{DType, Device, Stream, Tensor};
-use layout::Schedule;
+use layout::Accumulation;
 use optim::{ClipDecision, Clipper};
 
 use crate::engine::Declared;
@@ -54,14 +54,14 @@ impl Memory {
     ) -> Result<(Memory, Window, Vec<Window>), TrainError> {
         let window = group.window(plan.flat.len * plan.weights.bytes())?;
         let weights = window.tensor(0, &[plan.flat.len], plan.weights)?;
-        let (mut slots, mut grads) = (Vec::new(), Vec::new());
-        for _ in 0..plan.gradient_slots() {
-            let slot = group.window(plan.flat.len * 4)?;
-            grads.push(slot.tensor(0, &[plan.flat.len], DType::F32)?);
-            slots.push(slot);
+        let (mut buffers, mut grads) = (Vec::new(), Vec::new());
+        for _ in 0..plan.gradient_buffers() {
+            let buffer = group.window(plan.flat.len * 4)?;
+            grads.push(buffer.tensor(0, &[plan.flat.len], DType::F32)?);
+            buffers.push(buffer);
         }
         let memory = Memory { loss: device.zeros(&[1], DType::F64)?, weights, grads };
-        Ok((memory, window, slots))
+        Ok((memory, window, buffers))
     }
 }
 
@@ -104,7 +104,7 @@ pub struct Trainer<E: Engine> {
     pub(crate) engine: E,
     pub(crate) memory: Memory,
     pub(crate) host: Host,
-    pub(crate) schedule: Schedule,
+    pub(crate) accumulation: Accumulation,
     pub(crate) optimizer: Optimizer,
     pub(crate) clipper: Clipper,
     pub(crate) stream: Stream,
@@ -136,13 +136,13 @@ impl<E: Engine> Trainer<E> {
         let Parts { config, plan, world, device, optimizer_device, dataset, mut engine } = parts;
         check_engine(&plan, engine.declared())?;
         let rank = world.rank();
-        let schedule = plan.schedule(rank)?;
+        let accumulation = plan.accumulation(rank)?;
         let group = world.group(&device)?;
-        let (memory, weights, slots) = Memory::new(&plan, &group, &device)?;
+        let (memory, weights, buffers) = Memory::new(&plan, &group, &device)?;
         let out = &memory.grads[plan.partials[rank][0].1];
         let mut optimizer = Optimizer::new(&device, optimizer_device.as_ref(), &plan, rank)?;
         let elsewhere = optimizer.elsewhere();
-        let ranks = Ranks::new(world, group, &plan, Moving { weights, slots, out, elsewhere })?;
+        let ranks = Ranks::new(world, group, &plan, Moving { weights, buffers, out, elsewhere })?;
         let stream = device.stream();
         engine.initialize(config.seed, &memory.weights)?;
         engine.weights_changed();
@@ -156,10 +156,10 @@ impl<E: Engine> Trainer<E> {
             tokens: vec![0; rows],
             targets: vec![0; rows],
             doc_start: vec![0; rows],
-            statistics: vec![0.0; plan.ownership.slots],
+            statistics: vec![0.0; plan.ownership.statistics],
             ..Host::default()
         };
-        host.tally.statistics = vec![0.0; plan.ownership.slots];
+        host.tally.statistics = vec![0.0; plan.ownership.statistics];
         host.ballot.counts = vec![0; plan.counts];
         host.tally.counts = vec![0; plan.counts];
         let spent = vec![Spent::default(); plan.world];
@@ -171,7 +171,7 @@ impl<E: Engine> Trainer<E> {
             engine,
             memory,
             host,
-            schedule,
+            accumulation,
             optimizer,
             clipper,
             stream,
@@ -202,7 +202,7 @@ impl<E: Engine> Trainer<E> {
 
     /// Looks how much memory is in use.
     pub(crate) fn note_memory(&self) {
-        let bytes = crate::memory::anonymous_bytes().unwrap_or(0);
+        let bytes = crate::resident::anonymous_bytes().unwrap_or(0);
         self.peak_bytes.set(self.peak_bytes.get().max(bytes));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
 //! micro-batches u64, statistics u64, counts u64, times u64, then that many losses f64 (leaf
-//! order), statistics f64 (slot order of the sender), counts u32 and times u64: the step
+//! order), statistics f64 (in the order of the sender), counts u32 and times u64: the step
 //! before this one and what it took ([`Spent::words`]), or none.
 
 use std::iter::once;
@@ -26,7 +26,7 @@ pub(crate) struct Ballot {
     pub target_bytes: Option<u64>,
     /// Summed loss of each of this rank's micro-batches, leaves in order.
     pub losses: Vec<f64>,
-    /// Sums of squares of this rank's statistic slots, in its own order.
+    /// Sums of squares of this rank's statistics, in its own order.
     pub statistics: Vec<f64>,
     /// The engine's, over this rank's leaves.
     pub counts: Vec<u32>,
@@ -43,7 +43,7 @@ pub struct Tally {
     pub target_bytes: Option<u64>,
     /// Summed loss, micro-batches added in leaf order.
     pub loss: f64,
-    /// Sums of squares, every slot.
+    /// Sums of squares, every statistic.
     pub statistics: Vec<f64>,
     /// The engine's, over all leaves.
     pub counts: Vec<u64>,
@@ -91,23 +91,23 @@ impl Ballot {
 }
 
 impl Tally {
-    /// Counts the ballots of all ranks, in rank order; `slots` says, per rank, which statistic
-    /// slots its statistics are for.
+    /// Counts the ballots of all ranks, in rank order; `numbers` says, per rank, which of the
+    /// model's statistics its are.
     ///
     /// # Errors
     /// A ballot of another length than its header says.
     pub fn count(
         &mut self,
         ballots: &[Vec<u8>],
-        slots: &[Vec<Range<usize>>],
+        numbers: &[Vec<Range<usize>>],
     ) -> Result<(), TrainError> {
         (self.stop, self.terminate, self.loss) = (false, false, 0.0);
         (self.target_tokens, self.target_bytes) = (0, Some(0));
         self.counts.fill(0);
         self.spent_step = 0;
         self.spent.clear();
-        for (rank, (ballot, slots)) in ballots.iter().zip(slots).enumerate() {
-            self.add(rank, ballot, slots)?;
+        for (rank, (ballot, numbers)) in ballots.iter().zip(numbers).enumerate() {
+            self.add(rank, ballot, numbers)?;
         }
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Tally {
         &mut self,
         rank: usize,
         ballot: &[u8],
-        slots: &[Range<usize>],
+        numbers: &[Range<usize>],
     ) -> Result<(), TrainError> {
         let got = ballot.len();
         let short = |expected| TrainError::Vote { rank, got, expected };
@@ -124,7 +124,7 @@ impl Tally {
         let word =
             |i: usize| u64::from_le_bytes(head[8 * i..8 * i + 8].try_into().unwrap_or([0; 8]));
         let [losses, statistics, counts, times] = [3, 4, 5, 6].map(|i| word(i) as usize);
-        let owned: usize = slots.iter().map(ExactSizeIterator::len).sum();
+        let owned: usize = numbers.iter().map(ExactSizeIterator::len).sum();
         let sizes = [(losses, 8), (owned, 8), (counts, 4), (times, 8)];
         let expected = sizes.iter().try_fold(HEAD, |sum, (count, bytes)| {
             sum.checked_add(usize::checked_mul(*count, *bytes)?)
@@ -152,8 +152,8 @@ impl Tally {
         for loss in floats.by_ref().take(losses) {
             self.loss += loss;
         }
-        for slot in slots.iter().flat_map(Clone::clone) {
-            self.statistics[slot] = floats.next().unwrap_or(f64::NAN);
+        for number in numbers.iter().flat_map(Clone::clone) {
+            self.statistics[number] = floats.next().unwrap_or(f64::NAN);
         }
         for (sum, bytes) in self.counts.iter_mut().zip(integers.chunks_exact(4)) {
             *sum += u64::from(u32::from_le_bytes(bytes.try_into().unwrap_or([0; 4])));
@@ -191,11 +191,11 @@ mod tests {
                 ballot.encode(&mut bytes);
                 ballots.push(bytes);
             }
-            let mut slots = vec![Vec::new(); groups.len()];
-            slots[0] = vec![1..2, 0..1];
+            let mut numbers = vec![Vec::new(); groups.len()];
+            numbers[0] = vec![1..2, 0..1];
             let (statistics, counts) = (vec![0.0; 2], vec![0; 2]);
             let mut tally = Tally { statistics, counts, ..Tally::default() };
-            tally.count(&ballots, &slots).unwrap();
+            tally.count(&ballots, &numbers).unwrap();
             tally
         };
         let one = tally(&[&losses]);

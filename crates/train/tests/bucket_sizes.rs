@@ -3,8 +3,8 @@
 
 mod rank;
 
+use comm::BackendWord;
 use device::Device;
-use train::config::Backend;
 use train::{Config, RunPlan, Wants};
 
 const STEPS: u64 = 3;
@@ -57,7 +57,7 @@ fn the_size_of_buckets_changes_no_bit() {
 fn the_memory_plan_follows_the_size() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = rank::config(dir.path(), 6);
-    (config.ranks.count, config.ranks.backend) = (3, Backend::Tcp);
+    (config.ranks.count, config.ranks.backend) = (3, BackendWord::Tcp);
     let received = |plan: RunPlan| {
         let memory = plan.memory(0).unwrap();
         memory.into_iter().find(|(what, _)| what == "gradients from peers").unwrap().1

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use layout::{Program, ReduceOp};
+use layout::{ReduceOp, SumProgram};
 
 /// One partial of a host: its inputs, and the program that sums them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) struct Part {
     /// Of the inputs of all.
     pub inputs: Range<usize>,
     /// Over these alone, counted from 0.
-    pub program: Program,
+    pub program: SumProgram,
 }
 
 /// A program in two.
@@ -28,7 +28,7 @@ pub(super) struct Split {
     /// Of every host, in order.
     pub parts: Vec<Vec<Part>>,
     /// Over the parts of all hosts.
-    pub rest: Program,
+    pub rest: SumProgram,
 }
 
 /// A value of a program: an input, or a sum of two values before it in the list.
@@ -39,7 +39,7 @@ struct Value {
 
 /// `program` in two, where the inputs of host `h` are the next `counts[h]`; `None` of a program
 /// that does not read each input once, in order, to one sum.
-pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
+pub(super) fn split(program: &SumProgram, counts: &[usize]) -> Option<Split> {
     let (values, root) = values(program)?;
     let hosts = counts.iter().scan(0, |end, count| {
         *end += count;
@@ -70,8 +70,8 @@ pub(super) fn split(program: &Program, counts: &[usize]) -> Option<Split> {
 }
 
 /// `program` where each input is a partial: all is left to do.
-pub(super) fn apart(program: &Program, counts: &[usize]) -> Split {
-    let only = Program { ops: vec![ReduceOp::Push(0)], depth: 1 };
+pub(super) fn apart(program: &SumProgram, counts: &[usize]) -> Split {
+    let only = SumProgram { ops: vec![ReduceOp::Push(0)], depth: 1 };
     let mut next = 0;
     let mut part = || {
         next += 1;
@@ -82,7 +82,7 @@ pub(super) fn apart(program: &Program, counts: &[usize]) -> Split {
 }
 
 /// All values of a program, and which of them is the sum of all.
-fn values(program: &Program) -> Option<(Vec<Value>, usize)> {
+fn values(program: &SumProgram) -> Option<(Vec<Value>, usize)> {
     let (mut values, mut stack, mut next) = (Vec::new(), Vec::<usize>::new(), 0);
     for op in &program.ops {
         if let ReduceOp::Push(input) | ReduceOp::AddInput(input) = *op {
@@ -141,8 +141,8 @@ enum Task {
 }
 
 /// The program that computes `value`, where `input` says which values are given.
-fn compile(values: &[Value], value: usize, input: &dyn Fn(usize) -> Option<usize>) -> Program {
-    let (mut program, mut height) = (Program { ops: Vec::new(), depth: 0 }, 0);
+fn compile(values: &[Value], value: usize, input: &dyn Fn(usize) -> Option<usize>) -> SumProgram {
+    let (mut program, mut height) = (SumProgram { ops: Vec::new(), depth: 0 }, 0);
     let mut tasks = vec![Task::Value(value)];
     while let Some(task) = tasks.pop() {
         match task {
@@ -177,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// The value that a program computes, as its written form.
-    fn written(program: &Program, inputs: &[String]) -> String {
+    fn written(program: &SumProgram, inputs: &[String]) -> String {
         let mut stack: Vec<String> = Vec::new();
         let mut deepest = 0;
         for op in &program.ops {
@@ -223,7 +223,7 @@ mod tests {
             vec![ReduceOp::Push(0)],
         ];
         for ops in ops {
-            assert_eq!(split(&Program { ops: ops.clone(), depth: 1 }, &[1, 1]), None, "{ops:?}");
+            assert_eq!(split(&SumProgram { ops: ops.clone(), depth: 1 }, &[1, 1]), None, "{ops:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::{DType, Stream, Tensor};
 use kernels::ordered_sum::{OrderedSum, RedOp, computed_in};
-use layout::{Node, Program};
+use layout::{Node, SumProgram};
 
 use super::shape::{self, Hosts, Shape};
 use super::split::{self, Split};
@@ -22,12 +22,12 @@ pub(crate) struct ReduceByHosts {
     pub op: OrderedReduce,
     pub digest: u64,
     pub hosts: Hosts,
-    /// Where each input of the program lies: member and slot.
+    /// Where each input of the program lies: member and buffer.
     pub inputs: Vec<(usize, usize)>,
     /// This host's partials: of which inputs, and how.
     pub parts: Vec<(Range<usize>, OrderedSum)>,
     /// Of the members of this one's column, whose places are those of their hosts: their hosts'
-    /// partials. Its slots hold none of them.
+    /// partials. Its buffers hold none of them.
     pub across: Reduction,
     /// Bytes read out of the windows of each member of this host, by column.
     pub reads: Vec<AtomicU64>,
@@ -82,8 +82,8 @@ impl ReduceByHosts {
         let inputs = op.partials.iter().enumerate();
         let inputs = inputs.flat_map(|(m, partials)| partials.iter().map(move |(_, s)| (m, *s)));
         let making = Making {
-            stream: match op.slots.first() {
-                Some(slot) => slot.on_host().buffer().device().new_stream()?,
+            stream: match op.buffers.first() {
+                Some(window) => window.on_host().buffer().device().new_stream()?,
                 None => op.out.buffer().device().new_stream()?,
             },
             inputs: Vec::with_capacity(count),
@@ -113,7 +113,7 @@ impl ReduceByHosts {
 /// and is on host `host_of[r]`; what goes by hosts has `from_bytes` bytes at least
 /// ([`BY_HOSTS_BYTES`](super::BY_HOSTS_BYTES)).
 pub fn sent_by_hosts(
-    program: &Program,
+    program: &SumProgram,
     (partials, dtype): (&[usize], DType),
     bytes: usize,
     (host_of, from_bytes): (&[usize], usize),
@@ -137,7 +137,7 @@ pub fn sent_by_hosts(
 /// bytes than its inputs, and all inputs go as they are. So never more goes between hosts than in
 /// the flat reduction.
 fn cut(
-    program: &Program,
+    program: &SumProgram,
     (hosts, partials): (Hosts, &[usize]),
     dtype: DType,
 ) -> Option<(Split, DType)> {

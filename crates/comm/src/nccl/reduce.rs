@@ -15,7 +15,7 @@ use kernels::ordered_sum::computed_in;
 
 use super::action::{Action, Sum};
 use super::calls::Move;
-use crate::memory::Joined;
+use crate::copies::Joined;
 use crate::ordered::Reduction;
 use crate::{OrderedReduce, Result};
 
@@ -98,8 +98,8 @@ impl Part<'_> {
         let owners = op.segments.iter().enumerate().filter(|(owner, _)| *owner != self.place);
         for (peer, segments) in owners {
             for (_, piece) in (Joined { segments }).pieces(tile, round) {
-                for (_, slot) in &op.partials[self.place] {
-                    let from = op.slots[*slot].tensor(piece.start, &[piece.len()], op.dtype)?;
+                for (_, buffer) in &op.partials[self.place] {
+                    let from = op.buffers[*buffer].tensor(piece.start, &[piece.len()], op.dtype)?;
                     moves.push(Move::Send { from, peer });
                 }
             }
@@ -120,7 +120,7 @@ impl Part<'_> {
         let (op, mut before) = (&self.reduction.op, 0);
         let mut inputs = Vec::new();
         for (peer, partials) in op.partials.iter().enumerate() {
-            for (_, slot) in partials {
+            for (_, buffer) in partials {
                 if let (true, Some(memory)) = (peer != self.place, received) {
                     let buffer = memory.buffer().clone();
                     let to = Tensor::new(buffer, place(before), &[len], op.dtype)?;
@@ -128,7 +128,7 @@ impl Part<'_> {
                     inputs.push(to.clone());
                     moves.push(Move::Receive { to, peer });
                 } else {
-                    inputs.push(op.slots[*slot].tensor(start, &[len], op.dtype)?);
+                    inputs.push(op.buffers[*buffer].tensor(start, &[len], op.dtype)?);
                 }
             }
         }

@@ -11,8 +11,8 @@ use device::{DType, Device, Placement};
 
 use super::endpoint::{Call, Endpoint};
 use super::transfer::PART;
+use crate::copies::copy;
 use crate::hosts::{Copied, GatherByHosts};
-use crate::memory::copy;
 use crate::meter;
 use crate::{Operation, Result, Window};
 

@@ -9,9 +9,9 @@ use std::fs::File;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::SharedMemory;
 use super::presence::Presence;
 use super::process::{self, Process};
+use super::shared_memory::SharedMemory;
 use super::system::{self, Words};
 use crate::CommError;
 use crate::job::Moments;

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::channel::Channel;
-use super::memory::SharedMemory;
+use super::shared_memory::SharedMemory;
 use super::system::{self, Words};
 use crate::{CommError, Operation};
 

@@ -9,8 +9,8 @@ use device::trace::now_ns;
 
 use super::board::{self, Announcement, Board, Kind};
 use super::host::Host;
-use super::memory::SharedMemory;
 use super::places::{self, Places};
+use super::shared_memory::SharedMemory;
 use crate::control::Channel;
 use crate::error::Moved;
 use crate::job::{InProgress, Job, Members};

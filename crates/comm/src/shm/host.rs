@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::block::Block;
-use super::memory::SharedMemory;
 use super::process::Process;
+use super::shared_memory::SharedMemory;
 use crate::job::{Job, Moments, Settings};
 use crate::revocation::Reason;
 use crate::{CommError, Result, ending};

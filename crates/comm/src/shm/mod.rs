@@ -11,14 +11,14 @@ mod channel;
 mod endpoint;
 mod exchange;
 mod host;
-mod memory;
 mod places;
 mod presence;
 mod process;
 mod push;
+mod shared_memory;
 mod system;
 mod transfer;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use host::Host;
-pub use memory::SharedMemory;
+pub use shared_memory::SharedMemory;

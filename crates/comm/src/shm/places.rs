@@ -19,7 +19,7 @@ use device::SharedPart;
 
 use super::block::Block;
 use super::board::{Board, Kind};
-use super::memory::SharedMemory;
+use super::shared_memory::SharedMemory;
 
 /// Where windows may begin: a multiple of every page size.
 const ALIGN: u64 = 2 << 20;

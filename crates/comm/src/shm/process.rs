@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::memory::SharedMemory;
 use super::presence;
+use super::shared_memory::SharedMemory;
 
 /// A process that may end.
 pub(super) enum Process {

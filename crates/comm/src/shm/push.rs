@@ -17,7 +17,7 @@ use device::{DType, Device};
 use super::endpoint::{Call, Endpoint, State};
 use super::transfer::{Mapped, PART};
 use crate::algorithm::{PUSHED_BYTES, pushed_by_root};
-use crate::memory::{Joined, copy};
+use crate::copies::{Joined, copy};
 use crate::ordered::Reduction;
 use crate::primitives::Gather;
 use crate::{Operation, Result, Window, ordered};

@@ -9,8 +9,8 @@ use super::board::WORD_BYTES;
 use super::endpoint::{Call, Endpoint, Reads, State};
 use super::system;
 use crate::control::Control;
+use crate::copies::{Joined, copy, load};
 use crate::job::{Job, Members};
-use crate::memory::{Joined, copy, load};
 use crate::one_shot::{OneShot, Take};
 use crate::ordered::{self, Reduction};
 use crate::primitives::{AllToAll, Gather};
@@ -128,8 +128,8 @@ impl Source for Mapped<'_> {
     fn locate(&self, wanted: Wanted) -> Result<Tensor> {
         let Wanted { holder, index, range, .. } = wanted;
         let op = &self.reduction.op;
-        let slot = op.slots[op.partials[holder][index].1].on_host();
-        let part = slot.of_member(holder, range.start, range.len(), op.dtype)?;
+        let buffer = op.buffers[op.partials[holder][index].1].on_host();
+        let part = buffer.of_member(holder, range.start, range.len(), op.dtype)?;
         // Every element of an input is read once.
         self.reads.add(holder, part.bytes());
         Ok(part)

@@ -12,8 +12,8 @@ use kernels::ordered_sum::{Summation, computed_in};
 use super::tiles::{TILES, Tiles, tile};
 use super::traffic::{EXCUSE, Give, Message, Peer, Take, Traffic, Way, give_pieces};
 use crate::Result;
+use crate::copies::Joined;
 use crate::hosts::ReduceByHosts;
-use crate::memory::Joined;
 use crate::ordered::{self, at_least};
 
 /// Bytes that a group of `hosts` hosts keeps for its ordered reductions by hosts, for a member
@@ -68,9 +68,9 @@ impl<'a> HostSums<'a> {
             let mut start = at / made.bytes() + index * len;
             for (_, piece) in joined.pieces(self.tiles.len, round) {
                 making.inputs.clear();
-                for &(member, slot) in &inputs[of.clone()] {
-                    let slot = op.slots[slot].on_host();
-                    let part = slot.of_member(member, piece.start, piece.len(), dtype)?;
+                for &(member, buffer) in &inputs[of.clone()] {
+                    let buffer = op.buffers[buffer].on_host();
+                    let part = buffer.of_member(member, piece.start, piece.len(), dtype)?;
                     if member != self.place {
                         let column = hosts.of(member).1;
                         reads[column].fetch_add(part.bytes() as u64, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use device::{DType, Device, Tensor};
 
 use super::traffic::{Give, Message, Take, Traffic, Way, give_pieces, places, take_pieces};
-use crate::memory::{Joined, copy};
+use crate::copies::{Joined, copy};
 use crate::primitives::{AllToAll, Gather, P2p};
 use crate::{CommError, Result};
 

@@ -10,7 +10,7 @@ use device::{Buffer, DType, Device};
 use super::tiles::{TILES, Tiles, tile};
 use super::traffic::{EXCUSE, Give, Message, Take, Traffic, Way, give_pieces, places};
 use crate::Result;
-use crate::memory::Joined;
+use crate::copies::Joined;
 use crate::ordered::{self, Reduction};
 
 /// Bytes that a group of `members` keeps for its ordered reductions, for a member that owns `own`
@@ -79,13 +79,13 @@ impl Traffic for Summing<'_> {
         let round = self.tiles.round(Way::Out, message.peer, bytes.start);
         let frame = round * self.tiles.frame_bytes(Way::Out, message.peer);
         let (tile, block) = (round * len * size, joined.tile_len(len, round) * size);
-        let slots = op.partials[self.place].iter().enumerate();
-        let pieces = slots.flat_map(|(index, (_, slot))| {
+        let buffers = op.partials[self.place].iter().enumerate();
+        let pieces = buffers.flat_map(|(index, (_, buffer))| {
             let first = frame + index * block;
             let cut = |at: usize| tile + at.clamp(first, first + block) - first;
-            let slot = op.slots[*slot].on_host();
+            let buffer = op.buffers[*buffer].on_host();
             places(joined, size, cut(bytes.start)..cut(bytes.end))
-                .map(|piece| Ok(slot.tensor(piece.start, &[piece.len()], DType::U8)?))
+                .map(|piece| Ok(buffer.tensor(piece.start, &[piece.len()], DType::U8)?))
         });
         give_pieces(device, pieces, go)
     }

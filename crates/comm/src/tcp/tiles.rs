@@ -10,7 +10,7 @@ use device::{Buffer, DType, Device, Placement, Tensor};
 use super::frame::FRAME_BYTES;
 use super::traffic::{Message, Take, Way, take_pieces};
 use crate::Result;
-use crate::memory::{Joined, load};
+use crate::copies::{Joined, load};
 use crate::primitives::OrderedReduce;
 use crate::source::{Source, Wanted};
 

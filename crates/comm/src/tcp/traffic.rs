@@ -9,7 +9,7 @@ use device::{Device, Tensor};
 
 use super::frame::FRAME_BYTES;
 use crate::Result;
-use crate::memory::Joined;
+use crate::copies::Joined;
 
 /// Most pieces of memory that one call of the system takes.
 pub(super) const SLICES: usize = 16;
@@ -175,8 +175,8 @@ pub(super) fn take_pieces(
 
 fn first_of(pieces: impl Iterator<Item = Result<Tensor>>) -> Result<[Option<Tensor>; SLICES]> {
     let mut first = [const { None }; SLICES];
-    for (slot, piece) in first.iter_mut().zip(pieces) {
-        *slot = Some(piece?);
+    for (entry, piece) in first.iter_mut().zip(pieces) {
+        *entry = Some(piece?);
     }
     Ok(first)
 }

@@ -38,8 +38,9 @@ fn on_the_host(ranks: usize, is_whole: bool) -> Vec<Vec<u32>> {
 }
 
 /// A value whose sums depend on their order, or one whose sums do not.
-fn value(is_whole: bool, rank: usize, slot: usize, i: usize) -> f32 {
-    let hash = (rank * 7 + slot + 1).wrapping_mul(0x9E37_79B9).wrapping_add(i.wrapping_mul(40_503));
+fn value(is_whole: bool, rank: usize, buffer: usize, i: usize) -> f32 {
+    let hash =
+        (rank * 7 + buffer + 1).wrapping_mul(0x9E37_79B9).wrapping_add(i.wrapping_mul(40_503));
     match is_whole {
         true => (hash % 1000) as f32,
         false => 10_f32.powi((hash >> 7) as i32 % 7 - 3) * ((hash & 0xffff) as f32 - 30_000.5),
@@ -52,8 +53,8 @@ struct Everything {
     device: Device,
     stream: Stream,
     group: Group,
-    slots: Vec<Window>,
-    /// All that is compared in the end: the slots first.
+    buffers: Vec<Window>,
+    /// All that is compared in the end: the buffers first.
     memory: Vec<Tensor>,
 }
 
@@ -61,15 +62,15 @@ fn everything(world: &World, device: &Device, options: GroupOptions, is_whole: b
     let everyone: Vec<usize> = (0..world.size()).collect();
     let group = world.split_with(device, &[everyone], options).unwrap();
     let (rank, ranks, stream) = (world.rank(), world.size(), device.stream());
-    let slots: Vec<Window> = (0..2).map(|_| group.window(4 * LEN).unwrap()).collect();
+    let buffers: Vec<Window> = (0..2).map(|_| group.window(4 * LEN).unwrap()).collect();
     let flat = |window: &Window| window.tensor(0, &[LEN], DType::F32).unwrap();
-    let memory: Vec<Tensor> = slots.iter().map(flat).collect();
-    for (slot, tensor) in memory.iter().enumerate() {
-        let values: Vec<f32> = (0..LEN).map(|i| value(is_whole, rank, slot, i)).collect();
+    let memory: Vec<Tensor> = buffers.iter().map(flat).collect();
+    for (buffer, tensor) in memory.iter().enumerate() {
+        let values: Vec<f32> = (0..LEN).map(|i| value(is_whole, rank, buffer, i)).collect();
         stream.copy_in(tensor, &values).unwrap();
     }
     let device = device.clone();
-    let mut all = Everything { rank, ranks, device, stream, group, slots, memory };
+    let mut all = Everything { rank, ranks, device, stream, group, buffers, memory };
     all.even_operations();
     all.sums_of_leaves();
     all.sums_of_halves(is_whole);
@@ -101,7 +102,7 @@ impl Everything {
         self.run(Op::Barrier);
         for range in [0..LEN - LEN % 12, 11..LEN] {
             let plan = EvenPlan::new(&Tree::for_leaves(self.ranks), range, DType::F32);
-            let (window, sum) = (self.slots[0].clone(), plan.clone());
+            let (window, sum) = (self.buffers[0].clone(), plan.clone());
             let sum = self.group.prepare(Op::AllReduce { window, plan: sum }).unwrap();
             let out = self.zeros();
             // Behind each other, and behind what is on the stream, which goes on after them.
@@ -111,9 +112,9 @@ impl Everything {
             pending[1].wait().unwrap();
             assert!(pending[0].is_done().unwrap());
             let out = self.zeros();
-            let window = self.slots[0].clone();
+            let window = self.buffers[0].clone();
             self.run(Op::ReduceScatter { window, plan: plan.clone(), out });
-            let window = self.slots[0].clone();
+            let window = self.buffers[0].clone();
             self.run(Op::AllGather { window, plan });
         }
     }
@@ -131,7 +132,7 @@ impl Everything {
         let segments = self.pieces();
         for out in [self.zeros(), self.memory[1].clone()] {
             self.run(Op::ReduceScatterOrdered(OrderedReduce {
-                slots: self.slots.as_slice().into(),
+                buffers: self.buffers.as_slice().into(),
                 dtype: DType::F32,
                 redop: RedOp::Sum,
                 partials: partials.as_slice().into(),
@@ -175,7 +176,7 @@ impl Everything {
         let places = segments[self.rank].iter().map(place).collect::<Vec<_>>();
         let out = self.zeros();
         self.run(Op::ReduceScatterOrdered(OrderedReduce {
-            slots: [window].into(),
+            buffers: [window].into(),
             dtype: DType::Bf16,
             redop: RedOp::Sum,
             partials: nodes.iter().map(|node| vec![(node.clone(), 0)]).collect(),
@@ -188,12 +189,12 @@ impl Everything {
     }
 
     fn gathers(&mut self) {
-        let (window, segments) = (self.slots[1].clone(), self.pieces());
+        let (window, segments) = (self.buffers[1].clone(), self.pieces());
         self.run(Op::AllGatherSegments(Gather { window, element_bytes: 4, segments }));
-        let window = self.slots[1].clone();
+        let window = self.buffers[1].clone();
         let root = self.ranks - 1;
         self.run(Op::Broadcast { window, root, element_bytes: 4, range: 5..8000 });
-        let window = self.slots[1].clone();
+        let window = self.buffers[1].clone();
         self.run(Op::Broadcast { window, root: 0, element_bytes: 4, range: 7..7 });
     }
 
@@ -203,7 +204,7 @@ impl Everything {
         let counts: Vec<usize> = (1..=self.ranks).map(|i| 501 * (self.ranks - i)).collect();
         let tree = Tree::for_leaves(self.ranks);
         let plan = || EvenPlan::with_counts(&tree, 40, &counts, DType::F32).reducing(redop);
-        let (first, second) = (self.slots[0].clone(), self.slots[1].clone());
+        let (first, second) = (self.buffers[0].clone(), self.buffers[1].clone());
         let range = 40..40 + counts.iter().sum::<usize>();
         let of_root = |out: &Tensor| (self.rank == root).then(|| out.clone());
         let outs: Vec<Tensor> =
@@ -236,7 +237,7 @@ impl Everything {
         let all = || 0..self.ranks;
         let send = spread(all().map(|to| len(self.rank, to)).collect());
         let receive = spread(all().map(|from| len(from, self.rank)).collect());
-        let from = self.slots[0].clone();
+        let from = self.buffers[0].clone();
         self.run(Op::AllToAll(AllToAll { from, send, into: into.clone(), receive }));
         let (next, last) =
             ((self.rank + 1) % self.ranks, (self.rank + self.ranks - 1) % self.ranks);

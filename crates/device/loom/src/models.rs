@@ -223,7 +223,7 @@ fn grants_exclude_each_other() {
     });
 }
 
-/// A ring of two slots between a thread that fills and one that empties: no slot is used by both
+/// A ring of two cells between a thread that fills and one that empties: no cell is used by both
 /// at a time, values come in order, and those that do not come are counted.
 #[test]
 fn a_ring_between_two_threads() {

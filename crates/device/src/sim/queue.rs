@@ -20,11 +20,11 @@ pub(super) enum Op {
     Fill { to: u64, byte: u8, bytes: u64 },
     Record { event: Handle, generation: u64 },
     Wait { event: Handle, generation: u64 },
-    Host(Call),
+    Host(PendingCall),
 }
 
 /// A call on the host, until its turn has come.
-pub(super) type Call = Arc<Mutex<Option<HostCall>>>;
+pub(super) type PendingCall = Arc<Mutex<Option<HostCall>>>;
 
 /// The outcome of running the next operation.
 pub(super) enum Ran {
@@ -37,7 +37,7 @@ pub(super) enum Ran {
 
 /// An operation that runs on a thread of its own.
 pub(super) enum Task {
-    Host(Call),
+    Host(PendingCall),
     Launch(Launch),
 }
 
@@ -342,7 +342,7 @@ impl Queues {
         }
     }
 
-    fn host(&mut self, stream: Handle, call: Call, left_out: bool) -> Task {
+    fn host(&mut self, stream: Handle, call: PendingCall, left_out: bool) -> Task {
         let mut waiting = call.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = waiting.as_mut() {
             self.faults.insert(stream, waiting.faults.clone());

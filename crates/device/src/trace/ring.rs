@@ -2,12 +2,12 @@
 //! and counted.
 //!
 //! ```text
-//! slots   0 … capacity−1, each used again after capacity values
-//! taken ≤ written ≤ taken + capacity        both only grow; slot i % capacity holds value i
+//! cells   0 … capacity−1, each used again after capacity values
+//! taken ≤ written ≤ taken + capacity        both only grow; cell i % capacity holds value i
 //! ```
 //!
-//! Invariant: slots from `taken` to `written` are the reader's, all others the writer's. The writer
-//! alone moves `written`, by `Release` after it has filled the slot; the reader alone moves
+//! Invariant: cells from `taken` to `written` are the reader's, all others the writer's. The writer
+//! alone moves `written`, by `Release` after it has filled the cell; the reader alone moves
 //! `taken`, by `Release` after it has read. Each loads the other's by `Acquire`.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::sync::{AtomicU64, Ordering, UnsafeCell};
 
 struct Ring<T> {
-    slots: Box<[UnsafeCell<T>]>,
+    cells: Box<[UnsafeCell<T>]>,
     written: AtomicU64,
     taken: AtomicU64,
     lost: AtomicU64,
@@ -23,7 +23,7 @@ struct Ring<T> {
     closed: AtomicU64,
 }
 
-// SAFETY: by the invariant a slot is used by one side at a time, and the two sides are one thread
+// SAFETY: by the invariant a cell is used by one side at a time, and the two sides are one thread
 // each, because `push` and `take` want their half mutably and neither half can be cloned. Values
 // are copied from one thread to the other, which `Send` allows.
 unsafe impl<T: Send> Sync for Ring<T> {}
@@ -42,15 +42,15 @@ pub(crate) struct Reader<T> {
 
 /// A queue of at most `capacity` values; all of its memory is allocated now.
 pub(crate) fn ring<T: Copy + Default>(capacity: usize) -> (Writer<T>, Reader<T>) {
-    let slots = (0..capacity.max(1)).map(|_| UnsafeCell::new(T::default())).collect();
+    let cells = (0..capacity.max(1)).map(|_| UnsafeCell::new(T::default())).collect();
     let [written, taken, lost, closed] = [0; 4].map(AtomicU64::new);
-    let ring = Arc::new(Ring { slots, written, taken, lost, closed });
+    let ring = Arc::new(Ring { cells, written, taken, lost, closed });
     (Writer { ring: Arc::clone(&ring) }, Reader { ring, told: 0 })
 }
 
 impl<T> Ring<T> {
-    fn slot(&self, number: u64) -> &UnsafeCell<T> {
-        &self.slots[(number % self.slots.len() as u64) as usize]
+    fn cell(&self, number: u64) -> &UnsafeCell<T> {
+        &self.cells[(number % self.cells.len() as u64) as usize]
     }
 }
 
@@ -59,12 +59,12 @@ impl<T: Copy> Writer<T> {
     pub(crate) fn push(&mut self, value: T) -> bool {
         let ring = &*self.ring;
         let written = ring.written.load(Ordering::Relaxed);
-        if written - ring.taken.load(Ordering::Acquire) >= ring.slots.len() as u64 {
+        if written - ring.taken.load(Ordering::Acquire) >= ring.cells.len() as u64 {
             ring.lost.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        // SAFETY: fewer than all slots are the reader's, so this one is not; nobody else writes.
-        ring.slot(written).with_mut(|slot| unsafe { slot.write(value) });
+        // SAFETY: fewer than all cells are the reader's, so this one is not; nobody else writes.
+        ring.cell(written).with_mut(|cell| unsafe { cell.write(value) });
         ring.written.store(written + 1, Ordering::Release);
         true
     }
@@ -78,9 +78,9 @@ impl<T: Copy> Reader<T> {
         if taken == ring.written.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: the slot is the reader's until `taken` moves, and was filled before `written`
+        // SAFETY: the cell is the reader's until `taken` moves, and was filled before `written`
         // moved.
-        let value = ring.slot(taken).with(|slot| unsafe { slot.read() });
+        let value = ring.cell(taken).with(|cell| unsafe { cell.read() });
         ring.taken.store(taken + 1, Ordering::Release);
         Some(value)
     }

@@ -225,27 +225,27 @@ pub struct Strip {
     pub is_whole: u32,
 }
 
-/// A slot whose range has several strips.
+/// A range of several strips.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct SlotSum {
+pub struct LongRange {
     pub first: u64,
-    pub slot: u64,
+    pub statistic: u64,
     pub count: u32,
     pub reserved: u32,
 }
 
-/// A launch of `optimizer_squares` or `optimizer_slots`.
+/// A launch of `optimizer_squares` or `optimizer_sums`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct SquaresArgs {
     pub strips: u64,
-    pub slots: u64,
+    pub long_ranges: u64,
     pub grads: u64,
     pub partials: u64,
     pub sums: u64,
     pub strip_count: u32,
-    pub slot_count: u32,
+    pub long_range_count: u32,
 }
 
 /// Inputs of one launch of `ordered_sum_*`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use device::{DType, Device, Graph, Stream, Tensor};
 
 use super::arch::TileType;
-use super::calls::{Call, Calls};
+use super::bound_launch::{Binder, BoundLaunch};
 use super::layout::{Classes, Extents};
 use super::modules::Kernels;
 use super::plan::{Bases, Common, Plan};
@@ -107,13 +107,13 @@ impl Prepared {
         };
         let tables = upload(stream, &self.plan.tables(&bases))?;
         let start = tables.address();
-        let to_calls = Calls { kernels: &self.kernels, tiles: self.common.tiles, tables: start };
-        let mut calls = Vec::new();
+        let binder = Binder { kernels: &self.kernels, tiles: self.common.tiles, tables: start };
+        let mut launches = Vec::new();
         for part in &self.plan.parts {
-            calls.extend(to_calls.of(part)?);
+            launches.extend(binder.of(part)?);
         }
         let operands = [input, output, workspace, status].map(Tensor::clone);
-        Ok(Bound { calls, tables, _operands: operands })
+        Ok(Bound { launches, tables, _operands: operands })
     }
 
     fn check(
@@ -148,7 +148,7 @@ impl Prepared {
 
 /// A batch with its tensors: launches without any work on the host.
 pub struct Bound {
-    calls: Vec<Call>,
+    launches: Vec<BoundLaunch>,
     /// Nobody else has this memory, so the addresses in it stay as they were checked.
     tables: Tensor,
     /// Keeps what the tables point to.
@@ -163,7 +163,7 @@ impl Bound {
 
     /// Launches of one run.
     pub fn launches(&self) -> usize {
-        self.calls.len()
+        self.launches.len()
     }
 
     /// Enqueues one run. What shares its tensors comes before or after it on the stream.
@@ -183,12 +183,12 @@ impl Bound {
         stream: &Stream,
         mut after: impl FnMut(&'static str, u32) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
-        for call in &self.calls {
+        for bound in &self.launches {
             // SAFETY: the addresses lie in the tensors that `self` keeps, and memory that is freed
             // later is freed after the work that was enqueued before; `plan` keeps every place
             // within the sizes that `bind` checked.
-            unsafe { call.launch(stream) }?;
-            after(call.name(), call.units())?;
+            unsafe { bound.launch(stream) }?;
+            after(bound.name(), bound.units())?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@
 pub mod abi;
 pub mod arch;
 pub mod bandwidth;
-mod calls;
+mod bound_launch;
 pub mod execute;
 pub mod layout;
 pub mod limit;

@@ -4,7 +4,7 @@ use device::{Arch, DType, Stream, Tensor};
 
 use super::abi::{self, GemmProblem, NsMatrix};
 use super::arch::{Class, Form, TILE, TILE_BYTES, TileType, gemm};
-use super::calls::{Call, Calls};
+use super::bound_launch::{Binder, BoundLaunch};
 use super::execute::{bytes_of, upload};
 use super::layout::Cursor;
 use super::limit::{Ceiling, Limit, limit_of};
@@ -139,16 +139,16 @@ impl Products {
         let bases = Bases { input: 0, output: 0, status: 0, workspace: workspace.address() };
         let tables = upload(stream, &plan.tables(&bases))?;
         let start = tables.address();
-        let calls = Calls { kernels: &self.kernels, tiles: self.spec.tiles, tables: start };
-        for call in calls.before(&plan.parts[0])? {
+        let binder = Binder { kernels: &self.kernels, tiles: self.spec.tiles, tables: start };
+        for bound in binder.before(&plan.parts[0])? {
             // SAFETY: every place in the tables was measured above, and memory that is freed
             // later is freed after the work that was enqueued before.
-            unsafe { call.launch(stream) }?;
+            unsafe { bound.launch(stream) }?;
         }
-        let call = calls.gemm(&launch)?;
+        let bound = binder.gemm(&launch)?;
         let (spec, d) = (self.spec, self.places.d.clone());
         let workspace = workspace.clone();
-        Ok(BoundProducts { call, launch, spec, d, workspace, _tables: tables })
+        Ok(BoundProducts { bound, launch, spec, d, workspace, _tables: tables })
     }
 
     fn part(&self, a: u64, b: u64) -> (Part, GemmLaunch) {
@@ -217,7 +217,7 @@ impl Products {
 
 /// Packed products.
 pub struct BoundProducts {
-    call: Call,
+    bound: BoundLaunch,
     launch: GemmLaunch,
     spec: Spec,
     d: Vec<u64>,
@@ -233,7 +233,7 @@ impl BoundProducts {
     pub fn launch(&self, stream: &Stream) -> Result<(), KernelError> {
         // SAFETY: the tables of `bind`, which nobody else has, name places of the workspace; `self`
         // keeps both.
-        unsafe { self.call.launch(stream) }
+        unsafe { self.bound.launch(stream) }
     }
 
     /// Result `index`, `[m, n]`, after the work of the stream.

@@ -27,11 +27,11 @@ impl GroupRows {
 impl GroupRowsBackward {
     pub(super) fn on_host<T: Real>(&self, k: &Kernel) -> Done {
         let (cols, top_k) = (self.dx.dim(1), self.routing.chosen.dim(1));
-        let (slots, dy) = (k.read::<u32>(&self.routing.slots)?, k.read::<T>(&self.dy)?);
+        let (grouped, dy) = (k.read::<u32>(&self.routing.grouped)?, k.read::<T>(&self.dy)?);
         k.parallel().rows(k.write::<T>(&self.dx)?, cols, |row, dx| {
             vectorize!(|| {
-                for &slot in &slots[row * top_k..][..top_k] {
-                    let dy = &dy[slot as usize * cols..][..cols];
+                for &at in &grouped[row * top_k..][..top_k] {
+                    let dy = &dy[at as usize * cols..][..cols];
                     dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy);
                 }
             });
@@ -44,12 +44,12 @@ impl Combine {
     pub(super) fn on_host<T: Real>(&self, k: &Kernel) -> Done {
         let (cols, top_k) = (self.out.dim(1), self.routing.chosen.dim(1));
         let from = &self.routing;
-        let (slots, weights) = (k.read::<u32>(&from.slots)?, k.read::<T>(&from.weights)?);
+        let (grouped, weights) = (k.read::<u32>(&from.grouped)?, k.read::<T>(&from.weights)?);
         let y = k.read::<T>(&self.y)?;
         k.parallel().rows(k.write::<T>(&self.out)?, cols, |row, out| {
             vectorize!(|| {
                 for a in row * top_k..(row + 1) * top_k {
-                    let y = &y[slots[a] as usize * cols..][..cols];
+                    let y = &y[grouped[a] as usize * cols..][..cols];
                     let weight = weights[a];
                     out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * *y);
                 }
@@ -63,23 +63,23 @@ impl CombineBackward {
     pub(super) fn on_host<T: Real>(&self, k: &Kernel) -> Done {
         let (cols, top_k) = (self.dout.dim(1), self.routing.chosen.dim(1));
         let from = &self.routing;
-        let (slots, weights) = (k.read::<u32>(&from.slots)?, k.read::<T>(&from.weights)?);
+        let (grouped, weights) = (k.read::<u32>(&from.grouped)?, k.read::<T>(&from.weights)?);
         let sources = k.read::<u32>(&from.sources)?;
         let dout = k.read::<T>(&self.dout)?;
         let y = k.write::<T>(&self.y)?;
         k.parallel().rows(k.write::<T>(&self.dweights)?, top_k, |row, dweights| {
             let dout = &dout[row * cols..][..cols];
-            let slots = &slots[row * top_k..][..top_k];
+            let grouped = &grouped[row * top_k..][..top_k];
             vectorize!(|| {
-                for (dweight, &slot) in dweights.iter_mut().zip(slots) {
-                    *dweight = dot(dout, &y[slot as usize * cols..][..cols]);
+                for (dweight, &at) in dweights.iter_mut().zip(grouped) {
+                    *dweight = dot(dout, &y[at as usize * cols..][..cols]);
                 }
             });
         });
-        k.parallel().rows(y, cols, |grouped, y| {
-            let row = sources[grouped] as usize;
+        k.parallel().rows(y, cols, |at, y| {
+            let row = sources[at] as usize;
             let choices = row * top_k..(row + 1) * top_k;
-            let choice = choices.clone().find(|&choice| slots[choice] as usize == grouped);
+            let choice = choices.clone().find(|&choice| grouped[choice] as usize == at);
             // Routing names every grouped row once, as a choice of its source.
             let weight = choice.map_or(T::ZERO, |choice| weights[choice]);
             let dout = &dout[row * cols..][..cols];

@@ -1,7 +1,7 @@
 //! Mixture of experts: routing, grouping tokens by expert, products per expert.
 //!
 //! ```text
-//! logits [N, E] ─Route─▶ chosen, weights [N, A] ─▶ slots: row of each (token, choice) in groups
+//! logits [N, E] ─Route─▶ chosen, weights [N, A] ─▶ grouped: row of each (token, choice) in groups
 //! x [N, D] ─GroupRows─▶ [N·A, D] ─products per expert─▶ y [N·A, D] ─Combine─▶ out [N, D]
 //! ```
 //!
@@ -90,7 +90,7 @@ pub struct Routing {
     /// Their weights `[N, A]`, of the type of the logits.
     pub weights: Tensor,
     /// Grouped row of each choice `[N·A]`, u32.
-    pub slots: Tensor,
+    pub grouped: Tensor,
     /// Token of each grouped row `[N·A]`, u32.
     pub sources: Tensor,
     /// First grouped row of each expert `[E + 1]`, u32.
@@ -99,8 +99,8 @@ pub struct Routing {
 
 impl Routing {
     fn tensors(&self) -> [&Tensor; 6] {
-        let Routing { scores, chosen, weights, slots, sources, offsets } = self;
-        [scores, chosen, weights, slots, sources, offsets]
+        let Routing { scores, chosen, weights, grouped, sources, offsets } = self;
+        [scores, chosen, weights, grouped, sources, offsets]
     }
 
     /// Refuses other sizes and types than those of `rows` tokens of a router.
@@ -115,7 +115,7 @@ impl Routing {
         expect_all(kernel, dtype, reals)?;
         let integers = [
             ("chosen", &self.chosen, choices),
-            ("slots", &self.slots, choices),
+            ("grouped", &self.grouped, choices),
             ("sources", &self.sources, choices),
             ("offsets", &self.offsets, router.experts + 1),
         ];
@@ -128,7 +128,7 @@ impl Routing {
         let choices = rows * self.chosen.dim(1);
         let integers = [
             ("chosen", &self.chosen, choices),
-            ("slots", &self.slots, choices),
+            ("grouped", &self.grouped, choices),
             ("sources", &self.sources, choices),
         ];
         expect_all(kernel, DType::U32, integers)?;
@@ -242,7 +242,7 @@ impl Op for GroupRows {
     host_by_type!(y);
 }
 
-/// Gradient of [`GroupRows`], added: `dx[n] += Σ_a dy[slots[n, a]]`, choices in order.
+/// Gradient of [`GroupRows`], added: `dx[n] += Σ_a dy[grouped[n, a]]`, choices in order.
 pub struct GroupRowsBackward {
     pub routing: Routing,
     /// `[N·A, D]`, of the type of `dx`.
@@ -268,7 +268,7 @@ impl Op for GroupRowsBackward {
     host_by_type!(dx);
 }
 
-/// `out[n] += Σ_a weights[n, a] · y[slots[n, a]]`, choices in order.
+/// `out[n] += Σ_a weights[n, a] · y[grouped[n, a]]`, choices in order.
 pub struct Combine {
     pub routing: Routing,
     /// `[N·A, D]`, of the type of `out`.
@@ -295,8 +295,8 @@ impl Op for Combine {
     host_by_type!(out);
 }
 
-/// Gradient of [`Combine`]: `dweights[n, a] = dout[n] · y[slots[n, a]]`, and that of `y`, which is
-/// `weights[n, a] · dout[n]`.
+/// Gradient of [`Combine`]: `dweights[n, a] = dout[n] · y[grouped[n, a]]`, and that of `y`, which
+/// is `weights[n, a] · dout[n]`.
 pub struct CombineBackward {
     pub routing: Routing,
     /// Gradient of `out`, `[N, D]`, f32 or f64.

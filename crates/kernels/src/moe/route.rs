@@ -32,7 +32,7 @@ impl Route {
             }
         });
         let offsets = k.write::<u32>(&to.offsets)?;
-        group(chosen, top_k, offsets, k.write(&to.slots)?, k.write(&to.sources)?);
+        group(chosen, top_k, offsets, k.write(&to.grouped)?, k.write(&to.sources)?);
         for (e, load) in k.write::<u32>(&self.loads)?.iter_mut().enumerate() {
             *load += offsets[e + 1] - offsets[e];
         }
@@ -83,7 +83,7 @@ fn group(
     chosen: &[u32],
     top_k: usize,
     offsets: &mut [u32],
-    slots: &mut [u32],
+    grouped: &mut [u32],
     sources: &mut [u32],
 ) {
     offsets.fill(0);
@@ -95,9 +95,9 @@ fn group(
     }
     // `offsets[e]` runs to the end of expert e, then everything moves back by one expert.
     for (choice, &expert) in chosen.iter().enumerate() {
-        let slot = offsets[expert as usize];
-        slots[choice] = slot;
-        sources[slot as usize] = (choice / top_k) as u32;
+        let at = offsets[expert as usize];
+        grouped[choice] = at;
+        sources[at as usize] = (choice / top_k) as u32;
         offsets[expert as usize] += 1;
     }
     for e in (1..offsets.len()).rev() {

@@ -3,13 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::KERNEL;
 use super::coefficients::{Coefficients, MAX_KAPPA, Odd};
 use super::range::{Range, composed_range};
 use crate::KernelError;
 
 /// How the iteration is arranged; all arrangements follow the same polynomial.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Algorithm {
     /// Gram where that saves a tenth of the FLOPs and the storage carries it, else symmetric: a
     /// pure function of shape and method.
@@ -27,6 +31,15 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every algorithm, the usual first.
+    pub const ALL: [Algorithm; 5] = [
+        Algorithm::Auto,
+        Algorithm::Standard,
+        Algorithm::Symmetric,
+        Algorithm::Gram,
+        Algorithm::Svd,
+    ];
+
     /// The word in configs and reports.
     pub fn word(self) -> &'static str {
         match self {
@@ -40,16 +53,22 @@ impl Algorithm {
 }
 
 /// The type that every matrix between two products is rounded to; products accumulate in f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Storage {
     /// No rounding: f32 (f64 where the operands are).
     #[default]
     F32,
+    /// bfloat16.
     Bf16,
+    /// IEEE half precision.
     F16,
 }
 
 impl Storage {
+    /// Every type.
+    pub const ALL: [Storage; 3] = [Storage::F32, Storage::Bf16, Storage::F16];
+
     /// The word in configs and reports.
     pub fn word(self) -> &'static str {
         match self {

@@ -62,21 +62,21 @@ impl SumOfSquares {
         let tables = made(&self.ranges.tables)?;
         let args = abi::SquaresArgs {
             strips: tables.strips.address(),
-            slots: tables.slots.address(),
+            long_ranges: tables.long_ranges.address(),
             grads: self.grads.address(),
             partials: tables.partials.address(),
             sums: self.sums.address(),
             strip_count: tables.strip_count,
-            slot_count: tables.slot_count,
+            long_range_count: tables.long_range_count,
         };
-        let (strips, slots) = (tables.strip_count, tables.slot_count);
-        // SAFETY: the tables are of ranges that end within `grads`, slots that end within `sums`
-        // and places within `partials`; all are of this device (`op::run`), and freed after the
-        // work that was enqueued before.
+        let (strips, long_ranges) = (tables.strip_count, tables.long_range_count);
+        // SAFETY: the tables are of ranges that end within `grads`, statistics that end within
+        // `sums` and places within `partials`; all are of this device (`op::run`), and freed after
+        // the work that was enqueued before.
         unsafe {
             let on = (kernels, stream);
             enqueue(on, ("optimizer_squares", strips, SUMS_BYTES), &args)?;
-            enqueue(on, ("optimizer_slots", slots, SUMS_BYTES), &args)
+            enqueue(on, ("optimizer_sums", long_ranges, SUMS_BYTES), &args)
         }
     }
 }

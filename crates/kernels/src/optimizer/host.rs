@@ -5,7 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{AdamWFactors, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum};
-use super::{RoundFromMasters, SlotRange, Span, Spans, SumOfSquares, Weights};
+use super::{RoundFromMasters, Span, Spans, StatisticRange, SumOfSquares, Weights};
 use crate::math::{self, round_out};
 use crate::shared_slice::SharedSlice;
 
@@ -84,11 +84,11 @@ impl SumOfSquares {
         let grads = k.read::<f32>(&self.grads)?;
         let sums = SharedSlice::new(k.write::<f64>(&self.sums)?);
         k.parallel().each(ranges.len(), |index| {
-            let SlotRange { flat, len, slot } = ranges[index];
+            let StatisticRange { flat, len, statistic } = ranges[index];
             let g = &grads[flat..flat + len];
             let sum = math::vectorize!(|| math::sum([g], |[x]| f64::from(x) * f64::from(x)));
-            // SAFETY: `SlotRanges::new` gave each range a slot of its own.
-            let out = unsafe { sums.part(slot..slot + 1) };
+            // SAFETY: `StatisticRanges::new` gave each range a statistic of its own.
+            let out = unsafe { sums.part(statistic..statistic + 1) };
             out[0] = sum;
         });
         Ok(())

@@ -28,7 +28,7 @@ use ::device::{DType, Tensor};
 pub use heavy_ball::HeavyBall;
 pub use low_rank::{LowRankAt, LowRankMatrices, LowRankStep};
 pub use normalize_rows::{Frobenius, NormalizeRows, RowMatrices, RowsAt};
-pub use spans::{SlotRange, SlotRanges, Span, Spans};
+pub use spans::{Span, Spans, StatisticRange, StatisticRanges};
 
 use crate::KernelError;
 
@@ -106,8 +106,8 @@ fn check_factors(spans: &Spans, factors: &Tensor) -> Result<(), KernelError> {
     at_least("factors", factors, spans.units)
 }
 
-/// Writes the sum of squares of each range of the gradients to its slot; other slots are left as
-/// they are.
+/// Writes the sum of squares of each range of the gradients to its statistic; other statistics are
+/// left as they are.
 ///
 /// Squares are exact in f64 and summed there in an order that depends on the range's length
 /// alone. Every addition is rounded once: host and devices differ by no more than `len·2^-53` of
@@ -117,10 +117,10 @@ fn check_factors(spans: &Spans, factors: &Tensor) -> Result<(), KernelError> {
 /// Of [`crate::Op::launch`]: tensors too small, or of another type.
 #[derive(Clone)]
 pub struct SumOfSquares {
-    pub ranges: SlotRanges,
+    pub ranges: StatisticRanges,
     /// f32, flat.
     pub grads: Tensor,
-    /// f64, one of each slot, written.
+    /// f64, one of each statistic, written.
     pub sums: Tensor,
 }
 

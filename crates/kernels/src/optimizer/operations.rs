@@ -13,7 +13,8 @@ impl Op for SumOfSquares {
 
     fn operands(&self, _: Inside) -> impl Iterator<Item = &Tensor> {
         let tables = self.ranges.tables.iter();
-        let tables = tables.flat_map(|tables| [&tables.strips, &tables.slots, &tables.partials]);
+        let tables =
+            tables.flat_map(|tables| [&tables.strips, &tables.long_ranges, &tables.partials]);
         [&self.grads, &self.sums].into_iter().chain(tables)
     }
 
@@ -21,7 +22,7 @@ impl Op for SumOfSquares {
         check_dtype("grads", &self.grads, DType::F32)?;
         check_dtype("sums", &self.sums, DType::F64)?;
         at_least("grads", &self.grads, self.ranges.flat_end)?;
-        at_least("sums", &self.sums, self.ranges.slot_end)
+        at_least("sums", &self.sums, self.ranges.statistic_end)
     }
 
     on_both!();

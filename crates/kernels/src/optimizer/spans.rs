@@ -134,21 +134,21 @@ fn end(what: &str, runs: impl Iterator<Item = (usize, usize)>) -> Result<usize, 
 
 /// One range of the gradients whose squares are summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotRange {
+pub struct StatisticRange {
     /// Start in the flat gradients.
     pub flat: usize,
     pub len: usize,
     /// Where the sum goes.
-    pub slot: usize,
+    pub statistic: usize,
 }
 
-/// Ranges with a slot each; clones share the list.
+/// Ranges with a statistic each; clones share the list.
 #[derive(Debug, Clone)]
-pub struct SlotRanges {
-    pub(super) ranges: Arc<[SlotRange]>,
+pub struct StatisticRanges {
+    pub(super) ranges: Arc<[StatisticRange]>,
     pub(super) tables: Option<SquareTables>,
     pub(super) flat_end: usize,
-    pub(super) slot_end: usize,
+    pub(super) statistic_end: usize,
 }
 
 /// The tables that a device needs to sum squares.
@@ -157,36 +157,39 @@ pub(super) struct SquareTables {
     pub strips: Tensor,
     pub strip_count: u32,
     /// Of ranges of several strips.
-    pub slots: Tensor,
-    pub slot_count: u32,
+    pub long_ranges: Tensor,
+    pub long_range_count: u32,
     /// f64, one for each strip of those.
     pub partials: Tensor,
 }
 
 impl SquareTables {
-    fn new(device: &Device, ranges: &[SlotRange]) -> Result<SquareTables, KernelError> {
-        let Strips { strips, slots, partials } = Strips::of(ranges);
+    fn new(device: &Device, ranges: &[StatisticRange]) -> Result<SquareTables, KernelError> {
+        let Strips { strips, long_ranges, partials } = Strips::of(ranges);
         Ok(SquareTables {
             strips: upload_rows(device, &strips)?,
             strip_count: strips.len() as u32,
-            slots: upload_rows(device, &slots)?,
-            slot_count: slots.len() as u32,
+            long_ranges: upload_rows(device, &long_ranges)?,
+            long_range_count: long_ranges.len() as u32,
             partials: device.zeros(&[partials], DType::F64)?,
         })
     }
 }
 
-impl SlotRanges {
+impl StatisticRanges {
     /// Ranges for launches on `device`. They may share a stream only: long ones have their partial
     /// sums in memory of the list's own.
     ///
     /// # Errors
-    /// Two ranges with one slot; no memory on the device.
-    pub fn new(device: &Device, ranges: Vec<SlotRange>) -> Result<SlotRanges, KernelError> {
-        let slot_end = disjoint("slot", ranges.iter().map(|range| (range.slot, 1)))?;
+    /// Two ranges with one statistic; no memory on the device.
+    pub fn new(
+        device: &Device,
+        ranges: Vec<StatisticRange>,
+    ) -> Result<StatisticRanges, KernelError> {
+        let statistic_end = disjoint("statistic", ranges.iter().map(|range| (range.statistic, 1)))?;
         let flat_end = end("ranges", ranges.iter().map(|range| (range.flat, range.len)))?;
         let tables = op::prepare(device, || SquareTables::new(device, &ranges))?;
-        Ok(SlotRanges { ranges: ranges.into(), tables, flat_end, slot_end })
+        Ok(StatisticRanges { ranges: ranges.into(), tables, flat_end, statistic_end })
     }
 
     /// The numeric plan: the order of the sums on a device; `None` on a host, whose order is one of
@@ -196,10 +199,10 @@ impl SlotRanges {
         self.tables.as_ref().map(by_blocks)
     }
 
-    /// Bytes that [`SlotRanges::new`] takes of a device's memory.
-    pub fn table_bytes(device: &Device, ranges: &[SlotRange]) -> usize {
-        let Strips { strips, slots, partials } = Strips::of(ranges);
-        let tables = size_of_val(&strips[..]) + size_of_val(&slots[..]);
+    /// Bytes that [`StatisticRanges::new`] takes of a device's memory.
+    pub fn table_bytes(device: &Device, ranges: &[StatisticRange]) -> usize {
+        let Strips { strips, long_ranges, partials } = Strips::of(ranges);
+        let tables = size_of_val(&strips[..]) + size_of_val(&long_ranges[..]);
         op::choose(device, 0, tables + partials * size_of::<f64>())
     }
 }
@@ -207,31 +210,31 @@ impl SlotRanges {
 /// Ranges as blocks of a device take them.
 struct Strips {
     strips: Vec<abi::Strip>,
-    slots: Vec<abi::SlotSum>,
+    long_ranges: Vec<abi::LongRange>,
     partials: usize,
 }
 
 impl Strips {
-    fn of(ranges: &[SlotRange]) -> Strips {
-        let (mut strips, mut slots, mut partials) = (Vec::new(), Vec::new(), 0_usize);
-        for &SlotRange { flat, len, slot } in ranges {
+    fn of(ranges: &[StatisticRange]) -> Strips {
+        let (mut strips, mut long_ranges, mut partials) = (Vec::new(), Vec::new(), 0_usize);
+        for &StatisticRange { flat, len, statistic } in ranges {
             let most = abi::SQUARES_LEN as usize;
             // An empty range has a sum, too.
             let count = len.div_ceil(most).max(1);
             for index in 0..count {
                 let start = index * most;
                 let is_whole = count == 1;
-                let to = if is_whole { slot } else { partials + index };
+                let to = if is_whole { statistic } else { partials + index };
                 let (flat, len) = (flat + start, most.min(len - start));
                 let (start, to, len) = (flat as u64, to as u64, len as u32);
                 strips.push(abi::Strip { start, to, len, is_whole: u32::from(is_whole) });
             }
             if count > 1 {
-                let (first, slot, count32) = (partials as u64, slot as u64, count as u32);
-                slots.push(abi::SlotSum { first, slot, count: count32, reserved: 0 });
+                let (first, statistic, count32) = (partials as u64, statistic as u64, count as u32);
+                long_ranges.push(abi::LongRange { first, statistic, count: count32, reserved: 0 });
                 partials += count;
             }
         }
-        Strips { strips, slots, partials }
+        Strips { strips, long_ranges, partials }
     }
 }

@@ -214,14 +214,14 @@ proptest! {
         let mut flat = 0;
         let mut ranges = Vec::new();
         for (index, &len) in lens.iter().enumerate() {
-            // Slots in reverse, every other one.
-            ranges.push(SlotRange { flat, len, slot: 2 * (lens.len() - 1 - index) });
+            // Statistics in reverse, every other one.
+            ranges.push(StatisticRange { flat, len, statistic: 2 * (lens.len() - 1 - index) });
             flat += len;
         }
         let mut results = Vec::new();
         for threads in 1..4 {
             let device = Device::cpu(threads).unwrap();
-            let list = SlotRanges::new(&device, ranges.clone()).unwrap();
+            let list = StatisticRanges::new(&device, ranges.clone()).unwrap();
             let grads = device.tensor(&[total], &values).unwrap();
             let sums = device.tensor(&[2 * lens.len()], &vec![-1.0_f64; 2 * lens.len()]).unwrap();
             let operation = SumOfSquares { ranges: list, grads, sums: sums.clone() };
@@ -231,8 +231,8 @@ proptest! {
         for range in &ranges {
             let own = &values[range.flat..range.flat + range.len];
             let want: f64 = own.iter().map(|&x| f64::from(x).powi(2)).sum();
-            prop_assert!((results[0][range.slot] - want).abs() <= 1e-13 * want);
-            prop_assert_eq!(results[0][range.slot + 1], -1.0);
+            prop_assert!((results[0][range.statistic] - want).abs() <= 1e-13 * want);
+            prop_assert_eq!(results[0][range.statistic + 1], -1.0);
         }
         prop_assert!(results[0] == results[1] && results[0] == results[2]);
     }
@@ -241,7 +241,9 @@ proptest! {
 #[test]
 fn a_sum_shows_every_element_that_is_not_finite_and_no_other() {
     let device = Device::cpu(1).unwrap();
-    let list = SlotRanges::new(&device, vec![SlotRange { flat: 0, len: 140, slot: 0 }]).unwrap();
+    let list =
+        StatisticRanges::new(&device, vec![StatisticRange { flat: 0, len: 140, statistic: 0 }])
+            .unwrap();
     let sums = device.zeros(&[1], DType::F64).unwrap();
     let sum = |values: &[f32]| {
         let grads = device.tensor(&[140], values).unwrap();
@@ -265,8 +267,8 @@ fn overlaps_small_tensors_and_wrong_types_are_refused() {
     let device = Device::cpu(1).unwrap();
     assert!(Spans::new(&device, &[span(0, 0, 4), span(3, 8, 4)]).is_err());
     assert!(Spans::new(&device, &[span(0, 0, 4), span(8, 3, 4)]).is_err());
-    let slot = |slot| SlotRange { flat: 0, len: 4, slot };
-    assert!(SlotRanges::new(&device, vec![slot(1), slot(1)]).is_err());
+    let statistic = |statistic| StatisticRange { flat: 0, len: 4, statistic };
+    assert!(StatisticRanges::new(&device, vec![statistic(1), statistic(1)]).is_err());
     let spans = Spans::new(&device, &[span(4, 0, 4)]).unwrap();
     let zeros = |len: usize, dtype| device.zeros(&[len], dtype).unwrap();
     let (four, seven, eight) = (zeros(4, DType::F32), zeros(7, DType::F32), zeros(8, DType::F32));

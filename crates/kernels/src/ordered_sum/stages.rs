@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use layout::{Program, ReduceOp};
+use layout::{ReduceOp, SumProgram};
 
 use super::{KERNEL, RedOp};
 use crate::KernelError;
@@ -65,7 +65,11 @@ impl OrderedSum {
     /// # Errors
     /// A program that does not read each input once and in order, or whose stack does not end with
     /// the one sum.
-    pub fn new(program: &Program, inputs: usize, redop: RedOp) -> Result<OrderedSum, KernelError> {
+    pub fn new(
+        program: &SumProgram,
+        inputs: usize,
+        redop: RedOp,
+    ) -> Result<OrderedSum, KernelError> {
         OrderedSum::of_parts(program, inputs, redop, inputs)
     }
 
@@ -75,7 +79,7 @@ impl OrderedSum {
     /// # Errors
     /// As [`OrderedSum::new`].
     pub fn of_parts(
-        program: &Program,
+        program: &SumProgram,
         inputs: usize,
         redop: RedOp,
         count: usize,
@@ -88,7 +92,7 @@ impl OrderedSum {
     }
 
     /// Whether it was made from this program.
-    pub fn is_of(&self, program: &Program) -> bool {
+    pub fn is_of(&self, program: &SumProgram) -> bool {
         self.plan.ops == program.ops
     }
 
@@ -122,7 +126,7 @@ impl OrderedSum {
 }
 
 impl Plan {
-    fn new(program: &Program, inputs: usize, redop: RedOp) -> Result<Plan, String> {
+    fn new(program: &SumProgram, inputs: usize, redop: RedOp) -> Result<Plan, String> {
         let mut stages = Vec::new();
         let (mut next, mut height, mut depth) = (0, 0_usize, 1);
         let mut open = Stage { ops: (0, 0), inputs: (0, 0), height: 0 };

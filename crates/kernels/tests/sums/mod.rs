@@ -6,7 +6,7 @@ use device::{DType, Device, DeviceError, Element, Tensor};
 use half::{bf16, f16};
 use kernels::KernelError;
 use kernels::ordered_sum::{OrderedSum, RedOp, Summation};
-use layout::{Program, ReduceOp, Tree};
+use layout::{ReduceOp, SumProgram, Tree};
 
 fn hash(input: usize, index: usize) -> u64 {
     (input as u64 + 1)
@@ -152,17 +152,17 @@ input!(i64, i64, |h: u64| h as i64 >> ((h >> 7) % 60) as u32, |x| x, |x| x);
 input!(u8, u8, |h: u64| (h >> 50) as u8, |x| x, |x| x);
 
 /// The program by which one owner sums the partials of `world` ranks.
-pub fn program(radices: &[usize], world: usize) -> (Program, usize) {
+pub fn program(radices: &[usize], world: usize) -> (SumProgram, usize) {
     let tree = Tree::new(radices).unwrap();
     let nodes = tree.partials(world).unwrap().concat();
     (tree.combine(&nodes), nodes.len())
 }
 
 /// A program whose stack holds all of its inputs.
-pub fn tower(inputs: usize) -> Program {
+pub fn tower(inputs: usize) -> SumProgram {
     let pushes = (0..inputs).map(ReduceOp::Push);
     let ops = pushes.chain((1..inputs).map(|_| ReduceOp::Fold)).collect();
-    Program { ops, depth: inputs }
+    SumProgram { ops, depth: inputs }
 }
 
 fn expected<T: Input>(case: &Case, index: usize) -> T::Sum {
@@ -192,7 +192,7 @@ fn expected<T: Input>(case: &Case, index: usize) -> T::Sum {
 #[derive(Clone, Copy)]
 pub struct Case<'a> {
     pub redop: RedOp,
-    pub program: &'a Program,
+    pub program: &'a SumProgram,
     pub inputs: usize,
     pub len: usize,
     pub offset: usize,
@@ -326,7 +326,7 @@ pub fn mistakes_are_refused(device: &Device) {
         (vec![ReduceOp::Push(0), ReduceOp::Push(1)], 2, "ends with 2 sums"),
         (vec![ReduceOp::Push(0)], 2, "reads 1 inputs where there are 2"),
     ] {
-        let error = OrderedSum::new(&Program { ops, depth: 2 }, inputs, RedOp::Sum).unwrap_err();
+        let error = OrderedSum::new(&SumProgram { ops, depth: 2 }, inputs, RedOp::Sum).unwrap_err();
         assert!(error.to_string().contains(problem), "{error}");
     }
     let sum = OrderedSum::new(&tower(40), 40, RedOp::Sum).unwrap();

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use kernels::Op;
 use kernels::optimizer::{
     AdamW, AdamWStep, Cast, CopyToMasters, Momentum, MuonApply, MuonMomentum, RoundFromMasters,
-    SlotRange, SlotRanges, Span, Spans, SumOfSquares, Weights,
+    Span, Spans, StatisticRange, StatisticRanges, SumOfSquares, Weights,
 };
 
 /// Ends of chunks, chunks of one quad, less than one, and more than one chunk.
@@ -188,13 +188,13 @@ pub fn squares_are_summed_within_their_bound(device: &Device) -> Vec<u64> {
     let mut flat = 0;
     let ranges = lens.iter().enumerate().map(|(index, &len)| {
         flat += 3;
-        let range = SlotRange { flat, len, slot: 2 * (lens.len() - 1 - index) };
+        let range = StatisticRange { flat, len, statistic: 2 * (lens.len() - 1 - index) };
         flat += len;
         range
     });
-    let ranges: Vec<SlotRange> = ranges.collect();
+    let ranges: Vec<StatisticRange> = ranges.collect();
     let sums = |device: &Device, values: &[f32]| {
-        let list = SlotRanges::new(device, ranges.clone()).unwrap();
+        let list = StatisticRanges::new(device, ranges.clone()).unwrap();
         let grads = device.tensor(&[values.len()], values).unwrap();
         let sums = device.tensor(&[2 * lens.len()], &vec![-1.0_f64; 2 * lens.len()]).unwrap();
         let operation = SumOfSquares { ranges: list, grads, sums: sums.clone() };
@@ -203,7 +203,7 @@ pub fn squares_are_summed_within_their_bound(device: &Device) -> Vec<u64> {
     };
     let (got, want) = (sums(device, &values), sums(&Device::cpu(1).unwrap(), &values));
     for range in &ranges {
-        let (got, want) = (got[range.slot], want[range.slot]);
+        let (got, want) = (got[range.statistic], want[range.statistic]);
         let most = range.len as f64 * f64::EPSILON / 2.0 * want;
         assert!((got - want).abs() <= most, "{} elements: {got:e}, not {want:e}", range.len);
     }
@@ -212,7 +212,7 @@ pub fn squares_are_summed_within_their_bound(device: &Device) -> Vec<u64> {
         let mut values = values.clone();
         values[ranges[6].flat + 40_000] = bad;
         let sums = sums(device, &values);
-        assert!(!sums[ranges[6].slot].is_finite() && sums[ranges[5].slot].is_finite());
+        assert!(!sums[ranges[6].statistic].is_finite() && sums[ranges[5].statistic].is_finite());
     }
     got.iter().map(|sum| sum.to_bits()).collect()
 }

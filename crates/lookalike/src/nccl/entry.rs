@@ -13,7 +13,7 @@ use super::faults::Fault;
 use super::frame::Frame;
 use super::group::{self, Begun};
 use super::number::{DataType, op};
-use super::{Refusal, hub, memory, result, version};
+use super::{Refusal, hub, result, version, window};
 use crate::world::Needs;
 
 type Answer = Result<Begun, Refusal>;
@@ -189,7 +189,7 @@ entry! {
     ncclCommGetAsyncError(comm: u64, out: *mut i32) {
         let comm = comm::find(comm)?;
         // A device gets on by itself; here it does so when it is looked at.
-        crate::world::Call::of_library("ncclCommGetAsyncError", Needs::Nothing)?.get_on_a_step();
+        crate::world::ApiCall::of_library("ncclCommGetAsyncError", Needs::Nothing)?.get_on_a_step();
         let state = comm.state();
         let failure = state.failure.clone().filter(|_| state.end != Some(REVOKED));
         let is_in_progress = Comm::is_in_progress(&state);
@@ -257,11 +257,11 @@ entry! {
         DONE
     };
     ncclCommRegister(comm: u64, address: u64, bytes: usize, out: *mut u64) {
-        give(out, memory::register(&*comm::find(comm)?, (address, bytes as u64), false)?)?;
+        give(out, window::register(&*comm::find(comm)?, (address, bytes as u64), false)?)?;
         DONE
     };
     ncclCommDeregister(comm: u64, handle: u64) {
-        memory::deregister(&*comm::find(comm)?, handle)?;
+        window::deregister(&*comm::find(comm)?, handle)?;
         DONE
     };
     ncclCommWindowRegister(comm: u64, address: u64, bytes: usize, out: *mut u64, flags: i32) {
@@ -270,21 +270,21 @@ entry! {
             return Err(Refusal::argument("there are no such flags of a window"));
         }
         give(out, 0)?;
-        window(&comm, memory::register(&comm, (address, bytes as u64), true)?, Place(out));
+        window(&comm, window::register(&comm, (address, bytes as u64), true)?, Place(out));
         Ok(Begun::InProgress)
     };
     ncclCommWindowDeregister(comm: u64, handle: u64) {
-        memory::deregister(&*comm::find(comm)?, handle)?;
+        window::deregister(&*comm::find(comm)?, handle)?;
         DONE
     };
     ncclMemAlloc(out: *mut u64, bytes: usize) {
-        let mut call = crate::world::Call::of_library("ncclMemAlloc", Needs::Device)?;
-        give(out, memory::alloc(&mut call, bytes)?)?;
+        let mut call = crate::world::ApiCall::of_library("ncclMemAlloc", Needs::Device)?;
+        give(out, window::alloc(&mut call, bytes)?)?;
         DONE
     };
     ncclMemFree(address: u64) {
-        let mut call = crate::world::Call::of_library("ncclMemFree", Needs::Device)?;
-        memory::free(&mut call, address)?;
+        let mut call = crate::world::ApiCall::of_library("ncclMemFree", Needs::Device)?;
+        window::free(&mut call, address)?;
         DONE
     };
 
@@ -403,7 +403,7 @@ unsafe fn is_blocking(config: *const Config) -> Result<bool, Refusal> {
 /// # Safety
 /// `out` is null or a place for a handle.
 unsafe fn init(out: *mut u64, ranks: i32, id: &UniqueId, rank: i32, is_blocking: bool) -> Answer {
-    let call = crate::world::Call::of_library("ncclCommInitRankConfig", Needs::Device)?;
+    let call = crate::world::ApiCall::of_library("ncclCommInitRankConfig", Needs::Device)?;
     let device = call.device()?;
     drop(call);
     let ranks = u32::try_from(ranks).ok().filter(|&ranks| ranks > 0);
@@ -468,7 +468,7 @@ fn enqueue(
         bytes.map(|bytes| bytes as u64).ok_or_else(|| Refusal::argument("a count without end"))
     };
     let (from, to) = ((from, bytes(reads)?), (to, bytes(writes)?));
-    let mut world = crate::world::Call::of_library(kind.name(), Needs::Device)?;
+    let mut world = crate::world::ApiCall::of_library(kind.name(), Needs::Device)?;
     world.on_device(comm.device, |call| {
         for (address, bytes) in [from, to].into_iter().filter(|(_, bytes)| *bytes > 0) {
             call.inside(address, bytes)?;

@@ -7,7 +7,7 @@ use super::batch::{Batch, Prepared};
 use super::comm::Comm;
 use super::{Refusal, result};
 use crate::op::Work;
-use crate::world::{Call, Needs};
+use crate::world::{ApiCall, Needs};
 
 thread_local! {
     static GROUP: RefCell<Group> = const { RefCell::new(Group::new()) };
@@ -133,7 +133,7 @@ fn polls(comm: &Comm) -> u32 {
 
 fn enqueue(stream: u64, batch: Arc<Batch>) -> Result<(), Refusal> {
     let device = batch.comm.device;
-    let mut call = Call::of_library(batch.name(), Needs::Device)?;
+    let mut call = ApiCall::of_library(batch.name(), Needs::Device)?;
     let work = Work::Operations { batch, number: 0 };
     Ok(call.on_device(device, |call| call.enqueue(stream, work))?)
 }

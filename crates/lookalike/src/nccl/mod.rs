@@ -33,14 +33,14 @@ mod faults;
 mod frame;
 mod group;
 mod hub;
-mod memory;
 mod number;
 mod versions;
+mod window;
 
 pub use versions::{library_of, library_without};
 
 pub(crate) use batch::Batch;
-pub(crate) use memory::held;
+pub(crate) use window::held;
 
 /// Codes of `ncclResult_t`.
 pub(crate) mod result {

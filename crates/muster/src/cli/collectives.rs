@@ -7,10 +7,10 @@ use ::bench::collectives::run::{Beside, Place, Plan, can_overlap, reduction, sup
 use ::bench::collectives::{ElementType, Op, RedOp, Step, StopRule, Sweep, parse_size};
 use ::bench::{BatchShape, BenchError};
 use clap::{Args, ValueEnum};
-use comm::{DeviceTransport, GroupOptions, SumOrder};
+use comm::{BackendWord, DeviceTransport, GroupOptions, SumOrder};
 use device::DeviceKind;
 
-use super::{BackendArg, HostArgs, ReportArgs, timeout_ms};
+use super::{HostArgs, ReportArgs, backend, timeout_ms};
 use crate::error::CliError;
 
 #[derive(Debug, Args)]
@@ -30,11 +30,11 @@ pub struct CollectivesArgs {
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub ranks_sweep: Vec<usize>,
     /// Backend that connects the ranks
-    #[arg(long, default_value = "shm")]
-    pub backend: BackendArg,
+    #[arg(long, default_value = "shm", value_parser = backend())]
+    pub backend: BackendWord,
     /// Backend of ranks of one host, where `--backend tcp` connects several hosts
-    #[arg(long, value_name = "BACKEND", default_value = "shm")]
-    pub within_host: BackendArg,
+    #[arg(long, value_name = "BACKEND", default_value = "shm", value_parser = backend())]
+    pub within_host: BackendWord,
     /// Where the buffers of a host's ranks lie: `cpu`, `cuda:N`, `hip:N`, `sim`, `sim:ARCH`; of
     /// several each rank has one in turn. Times on a simulated device mean nothing
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', default_value = "cpu")]
@@ -167,13 +167,6 @@ pub enum PlaceArg {
 }
 
 impl CollectivesArgs {
-    pub fn backend_word(&self) -> &'static str {
-        match self.backend {
-            BackendArg::Shm => "shm",
-            BackendArg::Tcp => "tcp",
-        }
-    }
-
     /// Whether the devices have what was asked for.
     fn check_devices(&self) -> Result<(), CliError> {
         let is_gpu = |kind: &DeviceKind| matches!(kind, DeviceKind::Cuda(_) | DeviceKind::Hip(_));

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use ::bench::collectives::parse_size;
 use clap::Args;
+use comm::BackendWord;
 
-use super::{BackendArg, HostArgs, timeout_ms};
+use super::{HostArgs, backend, timeout_ms};
 use crate::error::CliError;
 
 #[derive(Debug, Args)]
@@ -15,8 +16,8 @@ pub struct LinksArgs {
     #[arg(long, value_name = "N")]
     pub ranks: Option<usize>,
     /// Backend that connects the ranks
-    #[arg(long, default_value = "shm")]
-    pub backend: BackendArg,
+    #[arg(long, default_value = "shm", value_parser = backend())]
+    pub backend: BackendWord,
     /// Of a message whose time gives the bandwidth
     #[arg(long, value_name = "BYTES", default_value = "4MiB", value_parser = size)]
     pub size: u64,

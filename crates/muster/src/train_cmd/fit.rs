@@ -157,7 +157,7 @@ fn bf16_weights(start: &Start, limits: &[Limit]) -> Option<String> {
     }
     // Without planning it: weights and gradients alone.
     let plan = start.plan;
-    let least = plan.flat.len as u64 * (2 + 4 * plan.gradient_slots() as u64);
+    let least = plan.flat.len as u64 * (2 + 4 * plan.gradient_buffers() as u64);
     fits(least, start.local, limits)?;
     config.train.weights = WeightsDtype::Bf16;
     let size = planned(start, &config, start.plan.world, limits)?;

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use train::pulse::{Call, Phase, Pulse};
+use train::pulse::{Phase, Pulse, SystemCall};
 
 /// How much later than its peers the supervisor gives a silent rank up: they know in which
 /// operation it is missing.
@@ -108,7 +108,7 @@ pub struct Life {
 /// A call to a disk that a rank waits for.
 #[derive(Debug)]
 struct Waits {
-    call: Call,
+    call: SystemCall,
     since: Duration,
     is_told: bool,
 }
@@ -133,7 +133,7 @@ impl Life {
         let Pulse { phase, work, ref call, .. } = pulse;
         let same = |waits: &Waits| call.as_ref() == Some(&waits.call);
         let waits = self.waits.take().filter(same);
-        let begun = |call: &Call| Waits { call: call.clone(), since: now, is_told: false };
+        let begun = |call: &SystemCall| Waits { call: call.clone(), since: now, is_told: false };
         let waits = waits.or_else(|| call.as_ref().map(begun));
         if self.pulse.as_ref().is_none_or(|last| (last.phase, last.work) != (phase, work)) {
             self.advance(now);
@@ -354,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_was_frozen_is_not_said_to_wait_for_a_disk() {
-        let call = Call { number: 1, what: "fsync of /c/COMMIT".into() };
+        let call = SystemCall { number: 1, what: "fsync of /c/COMMIT".into() };
         let mut life = Life::new(s(0));
         life.beat(Pulse { call: Some(call), ..pulse(1) }, s(10));
         assert_eq!(life.judge(s(30), &limits(None), None), Judgement::Well);
@@ -389,7 +389,7 @@ mod tests {
     ) -> Vec<(u64, Judgement)> {
         let mut life = Life::new(s(9));
         let judge = |at| {
-            let call = Call { number: number(at), what: "fsync of /c/COMMIT".into() };
+            let call = SystemCall { number: number(at), what: "fsync of /c/COMMIT".into() };
             let pulse = Pulse { call: Some(call), ..pulse(work(at)) };
             let before = life.pulse.as_ref().map(|pulse| pulse.work);
             life.beat(pulse, s(at));

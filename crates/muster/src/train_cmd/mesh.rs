@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use comm::BackendWord;
 use layout::{Axes, Mesh};
-use train::config::{Backend, Config};
+use train::config::Config;
 use train::mesh_plan::{Holding, MeshPlan, TensorKind, span};
 
 use super::offload;
@@ -29,7 +30,7 @@ pub fn plan_only(hosts: &Hosts, loaded: &Loaded, dry_run: bool) -> Result<Exit, 
             plural(ranks.min(leaves), "rank")
         )));
     }
-    Place::new(hosts, config.ranks.count, config.ranks.backend == Backend::Shm)?;
+    Place::new(hosts, config.ranks.count, config.ranks.backend == BackendWord::Shm)?;
     offload::open(config)?;
     let plan = MeshPlan::new(config, loaded.resolved.tokenizer.vocab_size())?;
     crate::output::show(&render(&plan, config))?;

@@ -4,11 +4,11 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use comm::Lack;
 use comm::rendezvous::Server;
+use comm::{BackendWord, Lack};
 use data::{Prepared, Stage};
 use layout::Mesh;
-use train::config::{Backend, Config};
+use train::config::Config;
 use train::event::{Corpus, FinishReason, Offload};
 use train::mesh_plan::Purpose;
 use train::{Event, RunPlan};
@@ -129,7 +129,7 @@ fn plan(
     topology: Option<&Path>,
 ) -> Result<Planned, CliError> {
     let config = loaded.config;
-    let is_shm = config.ranks.backend == Backend::Shm;
+    let is_shm = config.ranks.backend == BackendWord::Shm;
     let place = Place::new(hosts, config.ranks.count, is_shm)?;
     let addresses = Addresses::new(hosts)?;
     let name = (place.nodes > 1).then(|| address::job(hosts));
@@ -184,7 +184,7 @@ fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, Cli
     let of_job = (&name[..], tls.security(secret));
     let server = addresses.serve(of_job, place, ranks.count, ranks.timeout_ms)?;
     let sharing = sharing(place, config);
-    let all = (ranks.backend == Backend::Shm).then_some(ranks.count);
+    let all = (ranks.backend == BackendWord::Shm).then_some(ranks.count);
     let memory = SharedMemory::of(&name, all, sharing)?;
     let job = Job {
         name,
@@ -451,16 +451,16 @@ fn memory(
 /// As the group of all ranks names what connects it.
 fn transport(place: &Place, config: &Config) -> &'static str {
     match (config.ranks.backend, sharing(place, config)) {
-        (Backend::Shm, _) => "shm",
-        (Backend::Tcp, None) => "tcp",
-        (Backend::Tcp, Some(_)) => "shm+tcp",
+        (BackendWord::Shm, _) => BackendWord::Shm.word(),
+        (BackendWord::Tcp, None) => BackendWord::Tcp.word(),
+        (BackendWord::Tcp, Some(_)) => "shm+tcp",
     }
 }
 
 /// How many ranks of each host share memory beside tcp.
 fn sharing(place: &Place, config: &Config) -> Option<usize> {
     let ranks = &config.ranks;
-    place.sharing(ranks.backend == Backend::Tcp, ranks.within_host == Backend::Shm)
+    place.sharing(ranks.backend == BackendWord::Tcp, ranks.within_host == BackendWord::Shm)
 }
 
 fn header(

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use checkpoint::Store;
 use comm::rendezvous::{ControlHandle, Hello, Joined, join_hearing};
 use comm::tls::Security;
-use comm::{Settings, World, tcp};
+use comm::{BackendWord, Settings, World, tcp};
 use data::{Dataset, TokenizerSpec};
 use device::{Device, DeviceKind, work};
-use train::config::{Backend, DeviceName};
+use train::config::DeviceName;
 use train::event::{FinishReason, Finished, Profile};
 use train::pulse::{self, Phase};
 use train::{
@@ -259,8 +259,8 @@ fn meet(
     voice: &Voice,
 ) -> Result<(Joined, Option<TcpListener>), CliError> {
     let listener = match job.config.ranks.backend {
-        Backend::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
-        Backend::Shm => None,
+        BackendWord::Tcp => Some(tcp::listen(SocketAddr::new(job.bind, 0))?),
+        BackendWord::Shm => None,
     };
     let listen = listener.as_ref().and_then(|listener| listener.local_addr().ok());
     let hello = Hello {

@@ -3,6 +3,7 @@
 use device::{DType, Tensor};
 use kernels::Op;
 use kernels::newton_schulz::{self, Batch, Bound, Iteration, Matrix, Method, Orthogonalize};
+pub use kernels::newton_schulz::{Algorithm, Storage};
 use kernels::optimizer::{Momentum, MuonApply, MuonMomentum, Spans};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -137,56 +138,6 @@ pub enum Beyond {
     Cycle,
 }
 
-/// How the products of Newton–Schulz are arranged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Algorithm {
-    /// Gram where it is cheaper, else symmetric.
-    Auto,
-    /// Every product in full.
-    Standard,
-    /// Symmetric products by one triangle.
-    Symmetric,
-    /// On the Gram matrix.
-    Gram,
-    /// The exact polar factor.
-    Svd,
-}
-
-impl Algorithm {
-    fn kernel(self) -> newton_schulz::Algorithm {
-        match self {
-            Algorithm::Auto => newton_schulz::Algorithm::Auto,
-            Algorithm::Standard => newton_schulz::Algorithm::Standard,
-            Algorithm::Symmetric => newton_schulz::Algorithm::Symmetric,
-            Algorithm::Gram => newton_schulz::Algorithm::Gram,
-            Algorithm::Svd => newton_schulz::Algorithm::Svd,
-        }
-    }
-}
-
-/// Rounding of matrices between products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Storage {
-    /// Nothing.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-impl Storage {
-    fn kernel(self) -> newton_schulz::Storage {
-        match self {
-            Storage::F32 => newton_schulz::Storage::F32,
-            Storage::Bf16 => newton_schulz::Storage::Bf16,
-            Storage::F16 => newton_schulz::Storage::F16,
-        }
-    }
-}
-
 impl Coefficients {
     /// The word in configs.
     pub fn word(&self) -> &'static str {
@@ -257,11 +208,11 @@ impl MuonConfig {
     /// The orthogonalization.
     pub fn method(&self) -> Method {
         Method {
-            algorithm: self.algorithm.kernel(),
+            algorithm: self.algorithm,
             restarts: self.restarts.clone(),
             coefficients: self.coefficients.family(self.safety),
             steps: self.steps,
-            storage: self.storage.kernel(),
+            storage: self.storage,
             least_norm: self.eps,
             ..Method::default()
         }

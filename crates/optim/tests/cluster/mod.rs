@@ -147,7 +147,7 @@ impl Cluster {
     /// One step with the given gradients; each rank sees its own segments only, the rest is NaN.
     pub fn step(&mut self, step: u64, grads: &[f32]) {
         let stream = self.device.stream();
-        let mut sums = vec![0.0_f64; self.ownership.slots];
+        let mut sums = vec![0.0_f64; self.ownership.statistics];
         let mut seen = Vec::new();
         for (rank, optimizer) in self.ranks.iter().enumerate() {
             let mut own = vec![f32::NAN; grads.len()];
@@ -155,11 +155,11 @@ impl Cluster {
                 own[segment.clone()].copy_from_slice(&grads[segment]);
             }
             let own = self.device.tensor(&[own.len()], &own).unwrap();
-            let slots = self.device.zeros(&[sums.len()], DType::F64).unwrap();
-            optimizer.statistics(&own, &slots).unwrap();
-            let slots = stream.to_vec::<f64>(&slots).unwrap();
-            for slot in self.ownership.owned(rank).flat_map(|piece| piece.slots.clone()) {
-                sums[slot] = slots[slot];
+            let statistics = self.device.zeros(&[sums.len()], DType::F64).unwrap();
+            optimizer.statistics(&own, &statistics).unwrap();
+            let statistics = stream.to_vec::<f64>(&statistics).unwrap();
+            for statistic in self.ownership.owned(rank).flat_map(|piece| piece.statistics.clone()) {
+                sums[statistic] = statistics[statistic];
             }
             seen.push(own);
         }

@@ -1,7 +1,7 @@
 //! Allocations of the optimizer of one rank, planned before they are made.
 
 use device::{DType, Device};
-use kernels::optimizer::{SlotRanges, Spans};
+use kernels::optimizer::{Spans, StatisticRanges};
 use layout::{Ownership, Schema};
 
 use crate::OptimError;
@@ -76,7 +76,7 @@ impl Room {
         if let Place::On(device) = place {
             let spans = local.groups.iter().map(|group| &group.group.spans);
             let bytes: usize = spans.map(|spans| Spans::table_bytes(device, spans)).sum();
-            room.tables.elements = bytes + SlotRanges::table_bytes(device, &local.slots);
+            room.tables.elements = bytes + StatisticRanges::table_bytes(device, &local.statistics);
         }
         for group in &local.groups {
             let Needs { scratch, table_bytes } = group.planned.needs(place)?;

@@ -1,4 +1,4 @@
-//! From the launches of a plan to calls of the device.
+//! From the launches of a plan to launches with their arguments.
 
 use device::{Function, Grid, Stream};
 
@@ -22,14 +22,14 @@ enum Args {
 }
 
 /// A launch with its argument.
-pub(super) struct Call {
+pub(super) struct BoundLaunch {
     name: &'static str,
     function: Function,
     grid: Grid,
     args: Args,
 }
 
-impl Call {
+impl BoundLaunch {
     /// The kernel's name.
     pub(super) fn name(&self) -> &'static str {
         self.name
@@ -61,39 +61,39 @@ impl Call {
     }
 }
 
-/// The calls of a part whose tables start at `tables`.
-pub(super) struct Calls<'a> {
+/// Binds the launches of a part whose tables start at `tables`.
+pub(super) struct Binder<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) tiles: TileType,
     pub(super) tables: u64,
 }
 
-impl Calls<'_> {
-    pub(super) fn of(&self, part: &Part) -> Result<Vec<Call>, KernelError> {
-        let mut calls = self.before(part)?;
+impl Binder<'_> {
+    pub(super) fn of(&self, part: &Part) -> Result<Vec<BoundLaunch>, KernelError> {
+        let mut launches = self.before(part)?;
         for launch in &part.launches {
             match launch {
-                Launch::Gemm(gemm) => calls.push(self.gemm(gemm)?),
+                Launch::Gemm(gemm) => launches.push(self.gemm(gemm)?),
                 Launch::Aol(aol) => {
                     let &AolLaunch { rows, tiles, table, .. } = aol;
                     let count = aol.matrix_count();
-                    calls.push(self.around("ns_aol_rows", (table, count, rows), 0)?);
-                    calls.push(self.around("ns_aol_scale", (table, count, tiles), 0)?);
+                    launches.push(self.around("ns_aol_rows", (table, count, rows), 0)?);
+                    launches.push(self.around("ns_aol_scale", (table, count, tiles), 0)?);
                 }
             }
         }
-        Ok(calls)
+        Ok(launches)
     }
 
     /// Norm and cast.
-    pub(super) fn before(&self, part: &Part) -> Result<Vec<Call>, KernelError> {
-        let (count, mut calls) = (part.matrix_count(), Vec::new());
+    pub(super) fn before(&self, part: &Part) -> Result<Vec<BoundLaunch>, KernelError> {
+        let (count, mut launches) = (part.matrix_count(), Vec::new());
         for (name, units) in [("ns_norm", part.strips), ("ns_cast", part.tiles)] {
             if units > 0 {
-                calls.push(self.around(name, (part.table, count, units), SHARED_BYTES)?);
+                launches.push(self.around(name, (part.table, count, units), SHARED_BYTES)?);
             }
         }
-        Ok(calls)
+        Ok(launches)
     }
 
     fn around(
@@ -101,15 +101,15 @@ impl Calls<'_> {
         name: &'static str,
         (table, matrix_count, unit_count): (u64, u32, u32),
         shared_bytes: u32,
-    ) -> Result<Call, KernelError> {
+    ) -> Result<BoundLaunch, KernelError> {
         let args = NsArgs { matrices: self.tables + table, matrix_count, unit_count };
         let blocks = unit_count.min(self.kernels.multiprocessors() * RESIDENT);
         let grid = Grid { shared_bytes, ..Grid::linear(blocks, THREADS) };
         let function = self.kernels.function(Family::NewtonSchulz, name)?;
-        Ok(Call { name, function, grid, args: Args::Ns(args) })
+        Ok(BoundLaunch { name, function, grid, args: Args::Ns(args) })
     }
 
-    pub(super) fn gemm(&self, launch: &GemmLaunch) -> Result<Call, KernelError> {
+    pub(super) fn gemm(&self, launch: &GemmLaunch) -> Result<BoundLaunch, KernelError> {
         let arch = self.kernels.arch();
         let &GemmLaunch { form, class, units, table, .. } = launch;
         let multiprocessors = self.kernels.multiprocessors();
@@ -132,6 +132,6 @@ impl Calls<'_> {
             }
             grid.grid[0] = grid.grid[0].min(clusters * grid.cluster[0]);
         }
-        Ok(Call { name, function, grid, args: Args::Gemm(args) })
+        Ok(BoundLaunch { name, function, grid, args: Args::Gemm(args) })
     }
 }

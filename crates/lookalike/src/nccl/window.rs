@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::comm::{self, Comm};
 use super::{Refusal, comm::fresh};
-use crate::world::{Call, Needs};
+use crate::world::{ApiCall, Needs};
 
 /// Alignment of what the library allocates, which a window needs.
 const ALIGNMENT: usize = 4096;
@@ -16,13 +16,13 @@ fn allocated<T>(with: impl FnOnce(&mut Vec<u64>) -> T) -> T {
     with(&mut ALLOCATED.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-pub(crate) fn alloc(call: &mut Call, bytes: usize) -> Result<u64, Refusal> {
+pub(crate) fn alloc(call: &mut ApiCall, bytes: usize) -> Result<u64, Refusal> {
     let start = call.alloc_aligned(bytes, false, ALIGNMENT)?;
     allocated(|all| all.push(start));
     Ok(start)
 }
 
-pub(crate) fn free(call: &mut Call, address: u64) -> Result<(), Refusal> {
+pub(crate) fn free(call: &mut ApiCall, address: u64) -> Result<(), Refusal> {
     if !allocated(|all| all.contains(&address)) {
         let what = format!("{address:#x} was not allocated by ncclMemAlloc, or was freed already");
         return Err(Refusal::argument(what));
@@ -49,7 +49,7 @@ pub(crate) fn register(
         return Err(Refusal::argument("a buffer of no bytes"));
     }
     let name = if is_window { "ncclCommWindowRegister" } else { "ncclCommRegister" };
-    let mut call = Call::of_library(name, Needs::Device)?;
+    let mut call = ApiCall::of_library(name, Needs::Device)?;
     call.on_device(comm.device, |call| call.inside(address, bytes))?;
     if is_window {
         let block = call.memory.range(..=address).next_back().map(|(start, _)| *start);
