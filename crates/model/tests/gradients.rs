@@ -1,6 +1,8 @@
 //! Every preset, narrowed: gradients against central differences in f64, and bf16 weights against
 //! f32 weights of the same values.
 
+mod narrow;
+
 use device::{DType, Device, Tensor};
 use half::bf16;
 use kernels::Onto;
@@ -9,50 +11,25 @@ use model::{
     Architecture, Gradients, Inputs, MicroBatch, Model, ModelConfig, NoHooks, Preset, Stash, State,
     Types, initialize,
 };
+use narrow::{LATENT, narrowed};
 
-/// Two layers of a preset with every feature it has.
-fn narrowed(preset: Preset) -> ModelConfig {
-    let full = preset.config();
-    let grouped = full.kv_heads.is_some_and(|kv_heads| Some(kv_heads) != full.heads);
-    let in_groups = full.moe.as_ref().is_some_and(|moe| moe.groups.is_some());
-    ModelConfig {
-        preset: Some(preset),
-        vocab_size: Some(96),
-        layers: Some(2),
-        d_model: Some(24),
-        heads: Some(4),
-        kv_heads: Some(if grouped { 2 } else { 4 }),
-        head_dim: full.latent.is_none().then_some(8),
-        latent: full.latent.as_ref().map(|_| LATENT),
-        d_ff: Some(40),
-        init_std: Some(0.25),
-        moe: full.moe.as_ref().map(|moe| MoeConfig {
-            experts: Some(if in_groups { 8 } else { 6 }),
-            top_k: Some(3),
-            groups: moe.groups.map(|_| 4),
-            top_groups: moe.top_groups.map(|_| 2),
-            d_ff: Some(16),
-            first_dense_layers: moe.first_dense_layers.map(|_| 1),
-            ..moe.clone()
-        }),
-        ..ModelConfig::default()
+fn experts(moe: &MoeConfig) -> MoeConfig {
+    MoeConfig {
+        experts: Some(if moe.groups.is_some() { 8 } else { 6 }),
+        top_k: Some(3),
+        groups: moe.groups.map(|_| 4),
+        top_groups: moe.top_groups.map(|_| 2),
+        d_ff: Some(16),
+        first_dense_layers: moe.first_dense_layers.map(|_| 1),
+        ..moe.clone()
     }
 }
 
-/// No two of its widths are equal.
-const LATENT: LatentConfig = LatentConfig {
-    q_rank: Some(20),
-    kv_rank: Some(12),
-    nope_dim: Some(8),
-    rope_dim: Some(6),
-    value_dim: Some(10),
-};
-
 /// Every preset, and latent attention whose queries are made by one matrix.
 fn cases() -> Vec<(String, Architecture)> {
-    let presets = Preset::ALL.map(|preset| (format!("{preset:?}"), narrowed(preset)));
+    let presets = Preset::ALL.map(|preset| (format!("{preset:?}"), narrowed(preset, experts)));
     let latent = Some(LatentConfig { q_rank: Some(0), ..LATENT });
-    let whole = ModelConfig { latent, ..narrowed(Preset::DeepseekV3) };
+    let whole = ModelConfig { latent, ..narrowed(Preset::DeepseekV3, experts) };
     let all = presets.into_iter().chain([("DeepseekV3, whole queries".to_owned(), whole)]);
     all.map(|(name, config)| (name, config.resolve(96, 20).unwrap())).collect()
 }

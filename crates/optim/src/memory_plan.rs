@@ -69,7 +69,7 @@ impl Room {
             masters: item("f32 masters of the weights", masters, DType::F32),
             scratch: Vec::new(),
             scratch_of: Vec::new(),
-            status: item("newton-schulz status", local.matrices, DType::U32),
+            status: item("status of matrices", local.matrices, DType::U32),
             factors: item("gradient factors", local.pieces.len(), DType::F32),
             tables: item("tables of launches", 0, DType::U8),
         };

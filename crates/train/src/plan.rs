@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::engine::Declared;
 use crate::event::Offload;
 
-/// Bytes of a process beside the planned buffers: the allocator, thread stacks, packed right
-/// operands, buffers of files, and the remains of a large tokenizer that was loaded for its tokens'
-/// lengths. Measured, see the memory benchmark.
+/// Bytes of a process beside the planned buffers: the allocator, thread stacks, buffers of files,
+/// and the remains of a large tokenizer that was loaded for its tokens' lengths. Measured, see the
+/// memory benchmark.
 const PROCESS_BYTES: usize = 7 << 20;
 
 /// Bytes of the simulator for the stacks of a block's threads and for shared memory: measured.
