@@ -310,6 +310,23 @@ fn mixture() -> Architecture {
     resolve(&ModelConfig { preset: Some(Preset::TinyMoe), moe, ..small() })
 }
 
+/// A published mixture, narrowed, with what sets it apart: its norms of queries and keys, its
+/// scores and losses.
+fn published(preset: Preset) -> Architecture {
+    let full = preset.config();
+    let grouped = full.kv_heads.is_some_and(|kv_heads| Some(kv_heads) != full.heads);
+    let moe =
+        full.moe.map(|moe| MoeConfig { experts: Some(8), top_k: Some(2), d_ff: Some(48), ..moe });
+    resolve(&ModelConfig {
+        preset: Some(preset),
+        kv_heads: Some(if grouped { 2 } else { 4 }),
+        head_dim: Some(16),
+        moe,
+        init_std: Some(0.02),
+        ..small()
+    })
+}
+
 /// DeepSeek-V3, narrowed: a dense layer, and one of experts in groups.
 fn deepseek() -> Architecture {
     let full = Preset::DeepseekV3.config();
@@ -356,6 +373,10 @@ fn dense_models_train_alike_under_muon() {
 fn mixtures_train_alike_until_a_choice_flips() {
     check("mixture adamw", &mixture(), ADAMW);
     check("mixture muon", &mixture(), MUON);
+    for preset in [Preset::Qwen3Moe30b, Preset::Olmoe7b, Preset::Mixtral8x7b] {
+        check(&format!("{preset:?} adamw"), &published(preset), ADAMW);
+        check(&format!("{preset:?} muon"), &published(preset), MUON);
+    }
     check("deepseek adamw", &deepseek(), ADAMW);
     check("deepseek muon", &deepseek(), MUON);
 }

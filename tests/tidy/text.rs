@@ -69,7 +69,8 @@ pub fn questions(sources: &[Source]) -> Vec<Finding> {
                 let goes_on = before.is_some_and(|(other, text): (&str, &str)| {
                     other == marker && !text.is_empty() && !text.starts_with("# ")
                 });
-                if text.starts_with("What ") && !goes_on {
+                let word = text.split(|c: char| !c.is_alphanumeric()).next();
+                if word == Some("What") && !goes_on {
                     found.push(Finding::of(source, index + 1, text.to_owned()));
                 }
             }

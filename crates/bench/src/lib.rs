@@ -14,13 +14,13 @@ pub mod collectives;
 mod error;
 pub mod gemm;
 mod measure;
-pub mod memory;
 pub mod newton_schulz;
 pub mod pairs;
 mod report;
 mod shape;
 mod svg;
 mod timing;
+pub mod traffic;
 
 pub use error::BenchError;
 pub use measure::Bench;

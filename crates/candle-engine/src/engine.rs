@@ -28,7 +28,7 @@ pub struct CandleEngine<L> {
     loss: L,
     /// Whether the variables are those of an earlier step.
     is_stale: bool,
-    /// Whether a loss has been looked at for variables outside the map.
+    /// Whether the closure has been seen to take one micro-batch to one loss.
     is_checked: bool,
     /// Whether a backward pass has reached all parts of fused parameters.
     is_proven: bool,
@@ -82,16 +82,19 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> CandleEngine<L> {
             let (shape, dtype) = (loss.dims().to_vec(), loss.dtype());
             return Err(CandleError::NotScalar { shape, dtype });
         }
+        check_variables(&loss, &self.parameters)?;
         if !self.is_checked {
-            check_variables(&loss, &self.parameters)?;
+            let (first, second) = (number(&loss)?, number(&(self.loss)(&tokens)?)?);
+            if first.to_bits() != second.to_bits() {
+                return Err(CandleError::Inconstant { first, second });
+            }
             self.is_checked = true;
         }
         Ok(loss)
     }
 
     fn tell(&self, loss: &Tensor, to: &device::Tensor) -> Result<(), TrainError> {
-        let value = loss.to_dtype(DType::F64).and_then(|loss| loss.flatten_all()?.to_vec1::<f64>());
-        Ok(self.stream.copy_in(to, &value.map_err(CandleError::from)?)?)
+        Ok(self.stream.copy_in(to, &[number(loss).map_err(CandleError::from)?])?)
     }
 
     /// Writes the gradients of all parameters to the flat buffer.
@@ -116,6 +119,11 @@ impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> CandleEngine<L> {
         }
         Ok(())
     }
+}
+
+/// The value of a loss of one element.
+fn number(loss: &Tensor) -> candle_core::Result<f64> {
+    loss.flatten_all()?.get(0)?.to_dtype(DType::F64)?.to_scalar()
 }
 
 impl<L: FnMut(&Tokens) -> candle_core::Result<Tensor>> Engine for CandleEngine<L> {

@@ -31,9 +31,9 @@ pub enum CandleError {
     Parts { name: String, shape: Vec<usize>, rows: usize },
     /// A trainable variable that the loss reads and the map does not hold.
     #[error(
-        "the loss reads a variable of shape {shape:?} that is not in the VarMap, and so would \
-         never be trained{}; make it with the map's `VarBuilder`, or read it by \
-         `as_detached_tensor`",
+        "the loss reads a variable of shape {shape:?} that is not in the VarMap, or was not when \
+         the engine was built, and so would never be trained{}; make it with the map's \
+         `VarBuilder` before, or read it by `as_detached_tensor`",
         like(.alike)
     )]
     Outside { shape: Vec<usize>, alike: Vec<String> },
@@ -41,7 +41,7 @@ pub enum CandleError {
     #[error(
         "{} no gradient: {}. Either the loss does not read {}, or an operation on the way drops \
          gradients without a word, as these do: {}. If {} meant to stay as {}, name {} with \
-         `may_lack_gradient`",
+         `may_lack_gradient`, in a rule without weight decay",
         if .names.len() == 1 { "a parameter got" } else { "parameters got" },
         some(.names),
         if .names.len() == 1 { "it" } else { "them" },
@@ -55,13 +55,28 @@ pub enum CandleError {
     #[error(
         "part `{part}` of `{name}` got a gradient of exact zeros in the first pass, and other \
          parts did not: an operation on its way drops gradients without a word, as these do: {}. \
-         If it is meant to stay as it is, name the parameter with `may_lack_gradient`",
+         If it is meant to stay as it is, name the parameter with `may_lack_gradient`, in a rule \
+         without weight decay",
         crate::gradients::SILENT.join("; ")
     )]
     ZeroPart { name: String, part: String },
     /// Flat buffers that the host does not reach.
     #[error("flat buffers on {device} are not there for a candle engine; use cpu")]
     Device { device: device::DeviceKind },
+    /// One variable under two names, of which only one would get the gradient.
+    #[error(
+        "`{}` and `{}` are one variable; keep one of the names in the VarMap, and let the model \
+         read it twice", names[0], names[1]
+    )]
+    Twice { names: [String; 2] },
+    /// A closure that does not compute.
+    #[error(
+        "the closure took one micro-batch to a loss of {first} and then to {second}: it draws \
+         random numbers (as dropout does) or counts its calls, so that no run could be repeated, \
+         resumed or divided among ranks; build the model without dropout, or make its masks from \
+         the tokens"
+    )]
+    Inconstant { first: f64, second: f64 },
     /// A closure that returned no sum.
     #[error(
         "the closure returned a loss of shape {shape:?}, and of type {dtype:?}; it must be one F32 \

@@ -1,7 +1,7 @@
 //! From the variables of a map to a schema: names in order, roles, true matrices.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
 use candle_core::{DType, Var};
@@ -23,9 +23,9 @@ const HEADS: [&str; 2] = ["*lm_head*", "*output_head*"];
 
 /// An engine in the making.
 ///
-/// Roles follow from shapes and names: a matrix is a hidden one, unless its name is that of an
-/// embedding (`*embed*`, `*wte*`, `*wpe*`, `*embd*`) or of an output projection (`*lm_head*`); all
-/// else is a vector. In patterns `*` stands for any characters and `?` for one.
+/// Roles follow from shapes and names: what has two dimensions is a hidden matrix, unless its name
+/// is that of an embedding (`*embed*`, `*wte*`, `*wpe*`, `*embd*`) or of an output projection
+/// (`*lm_head*`); all else is a vector. In patterns `*` stands for any characters and `?` for one.
 pub struct Builder<'a> {
     vars: &'a VarMap,
     roles: Vec<(String, Role)>,
@@ -125,10 +125,16 @@ impl<'a> Builder<'a> {
         if named.is_empty() {
             return Err(CandleError::NoVariable);
         }
-        match named.iter().find(|(_, var)| var.dtype() != DType::F32) {
-            Some((name, var)) => Err(CandleError::Dtype { name: name.clone(), dtype: var.dtype() }),
-            None => Ok(named),
+        if let Some((name, var)) = named.iter().find(|(_, var)| var.dtype() != DType::F32) {
+            return Err(CandleError::Dtype { name: name.clone(), dtype: var.dtype() });
         }
+        let mut first = HashMap::new();
+        for (name, var) in &named {
+            if let Some(before) = first.insert(var.as_tensor().id(), name) {
+                return Err(CandleError::Twice { names: [before.clone(), name.clone()] });
+            }
+        }
+        Ok(named)
     }
 
     fn schema(&self, named: &[(String, Var)]) -> Result<Schema, CandleError> {
@@ -160,7 +166,7 @@ impl<'a> Builder<'a> {
         let is_of = |names: &[&str]| names.iter().any(|of| glob::matches(of, name));
         match given {
             Some((_, role)) => *role,
-            None if shape.len() < 2 => Role::Vector,
+            None if shape.len() != 2 => Role::Vector,
             None if is_of(&EMBEDDINGS) => Role::Embedding,
             None if is_of(&HEADS) => Role::Head,
             None => Role::Matrix,
@@ -257,6 +263,7 @@ mod tests {
             ("lm_head.weight", &[16, 4]),
             ("h.2.gate.weight", &[2, 4]),
             ("h.2.qkv.weight", &[12, 4]),
+            ("h.2.conv.weight", &[4, 4, 3]),
         ]);
         let parts = [("q", 4), ("k", 4), ("v", 4)];
         let builder = Builder::new(&vars).role("h.*.gate.*", Role::Router).parts("*qkv*", &parts);
@@ -266,6 +273,7 @@ mod tests {
         assert_eq!(
             all,
             [
+                ("h.2.conv.weight", "vector"),
                 ("h.2.gate.weight", "router"),
                 ("h.2.mlp.bias", "vector"),
                 ("h.2.mlp.weight", "matrix"),
@@ -275,12 +283,17 @@ mod tests {
                 ("wte.weight", "embedding"),
             ]
         );
-        assert_eq!(schema.tensors[3].row_ranges(), [0..4, 4..8, 8..12]);
+        assert_eq!(schema.tensors[4].row_ranges(), [0..4, 4..8, 8..12]);
     }
 
     #[test]
     fn mistakes_are_named() {
         assert!(refused(Builder::new(&VarMap::new())).contains("from_varmap"));
+        let twice = map(&[("wte.weight", &[8, 4])]);
+        let tied = twice.data().lock().unwrap()["wte.weight"].clone();
+        twice.data().lock().unwrap().insert("lm_head.weight".to_owned(), tied);
+        let told = refused(Builder::new(&twice));
+        assert!(told.starts_with("`lm_head.weight` and `wte.weight` are one variable"), "{told}");
         let vars = map(&[("fc.weight", &[8, 4]), ("fc.bias", &[8])]);
         let slip = refused(Builder::new(&vars).may_lack_gradient("fc.wieght"));
         assert_eq!(slip, "no variable is called `fc.wieght`; the nearest is `fc.weight`");

@@ -102,6 +102,56 @@ fn a_variable_outside_the_map_is_refused() {
 }
 
 #[test]
+fn a_closure_that_draws_random_numbers_is_refused() {
+    let dropout = |tokens: &Tokens, all: &[Tensor; 3]| {
+        let x = embedded(tokens, all)?.broadcast_mul(&all[2])?;
+        candle_nn::ops::dropout(&x, 0.5)?.sum_all()
+    };
+    let refused = first_step(|builder| builder, dropout).unwrap_err();
+    assert!(refused.contains("it draws random numbers (as dropout does)"), "{refused}");
+}
+
+#[test]
+fn a_variable_that_comes_late_is_refused() {
+    let late = std::sync::Mutex::new(None);
+    let passes = std::sync::atomic::AtomicUsize::new(0);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), 1);
+    config.train.steps = 2;
+    let result = train::here::ranks(1, |world| {
+        let device = device::Device::cpu(1)?;
+        let vars = VarMap::new();
+        let get = |shape: &[usize], name: &str| {
+            vars.get(shape, name, Init::Const(0.1), DType::F32, &Device::Cpu).unwrap()
+        };
+        let all = [
+            get(&[small::VOCAB, WIDTH], "embed.weight"),
+            get(&[WIDTH, WIDTH], "fc.weight"),
+            get(&[WIDTH], "norm.weight"),
+        ];
+        let (late, passes) = (&late, &passes);
+        let closure = move |tokens: &Tokens| {
+            let x = embedded(tokens, &all)?.broadcast_mul(&all[2])?;
+            // The first step does not read it.
+            match passes.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 3 {
+                true => x.sum_all(),
+                false => {
+                    let own = Var::ones((WIDTH, WIDTH), DType::F32, &Device::Cpu)?;
+                    let sum = x.matmul(own.as_tensor())?.sum_all();
+                    *late.lock().unwrap() = Some(own);
+                    sum
+                }
+            }
+        };
+        let engine = Builder::new(&vars).build(&device, &config, closure)?;
+        let mut trainer = trainer(&config, dir.path(), world, &device, engine)?;
+        (0..2).try_for_each(|_| trainer.take_step(Wants::default()).map(|_| ()))
+    });
+    let refused = result.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("or was not when the engine was built"), "{refused}");
+}
+
+#[test]
 fn a_part_whose_way_is_cut_is_named() {
     let parts = [("top", WIDTH / 2), ("bottom", WIDTH / 2)];
     // Of the rows of the matrix the lower half goes through an operation without a backward pass.

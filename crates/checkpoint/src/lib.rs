@@ -16,6 +16,7 @@
 //!
 //! The format is described byte by byte in `docs/checkpoint-format.md`.
 
+mod chunk_index;
 mod commit;
 mod diff;
 mod digest;
@@ -29,6 +30,7 @@ mod store;
 mod sums;
 mod system;
 mod values;
+mod verified;
 mod verify;
 mod write;
 

@@ -1,63 +1,48 @@
 //! Reading a checkpoint: any box of any tensor, whatever boxes it was saved in.
 //!
 //! ```text
-//! box ∩ chunk ─▶ contiguous runs ─▶ pieces of 4 MiB file ranges ─▶ CRC32C ─▶ out
+//! box ∩ chunk ─▶ contiguous runs ─▶ verified bytes of a shard ─▶ out
 //! ```
-//! Every range that a read touches is read whole and summed before a byte of it is handed out. A
-//! piece that is a whole range goes straight to its destination; other pieces pass through one
-//! staging buffer that remembers its range, so that neighbouring small tensors do not read it
-//! again. Memory: the manifest, the sums tables (one part in a million of the data) and 4 MiB.
+//! Memory: the manifest, the sums tables that were needed (one part in a million of the data), and
+//! 4 MiB, or as many times that as threads read.
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use layout::{LogicalTensor, Schema};
 
-use crate::commit::{check_file, check_files, parse_commit};
-use crate::disk::{Disk, Kind, OsDisk, ReadFile, exists, read_exact_at};
+use crate::chunk_index::ChunkIndex;
+use crate::commit::{check_files, parse_commit};
+use crate::disk::{Disk, Kind, OsDisk, ReadFile};
 use crate::error::nearest;
-use crate::manifest::{Manifest, RunState, StateTensor};
+use crate::manifest::{FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
-use crate::sums::{self, RANGE_BYTES, Sums};
-use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names};
-
-/// Shards kept open at a time.
-const MAX_OPEN_FILES: usize = 64;
+use crate::verified::{Verified, if_removed, range, read_file};
+use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
 const MAX_COMMIT_BYTES: u64 = 1 << 16;
 
-/// A committed checkpoint whose structure has been verified: `COMMIT`, manifest, exact cover,
-/// every file present with its length, and the sums tables. Data are verified as they are read.
+/// A committed checkpoint whose structure has been verified: `COMMIT`, manifest, exact cover.
+/// Data are verified as they are read.
 pub struct Checkpoint {
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) dir: PathBuf,
     manifest: Manifest,
     manifest_blake3: Digest,
-    sums: Vec<Sums>,
     index: HashMap<TensorKey, usize>,
-    open: Mutex<HashMap<usize, Arc<dyn ReadFile>>>,
-    staging: Mutex<Staging>,
-}
-
-/// One verified range of one shard.
-#[derive(Default)]
-struct Staging {
-    bytes: Vec<u8>,
-    /// File and range number of what `bytes` holds.
-    holds: Option<(usize, usize)>,
+    chunks: Vec<OnceLock<ChunkIndex>>,
+    pub(crate) files: Verified,
 }
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Checkpoint").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Checkpoint").field("dir", &self.files.dir).finish_non_exhaustive()
     }
 }
 
 impl Checkpoint {
-    /// Opens a committed attempt's directory.
+    /// Opens a committed attempt's directory, every file of which is there with its length, and
+    /// every sums table right.
     ///
     /// # Errors
     /// It is not committed, of a later version, or damaged; see [`Error`].
@@ -91,16 +76,18 @@ impl Checkpoint {
         let manifest = Manifest::parse(&bytes, &path)?;
         check_name(dir, &manifest)?;
         check_files(disk.as_ref(), dir, &manifest)?;
-        let sums = read_sums(disk.as_ref(), dir, &manifest)?;
         let index = manifest.tensors.iter().map(StateTensor::key).zip(0..).collect();
-        let (open, staging) = (Mutex::default(), Mutex::default());
-        let (disk, dir) = (Arc::clone(disk), dir.to_path_buf());
-        Ok(Checkpoint { disk, dir, manifest, manifest_blake3, sums, index, open, staging })
+        let chunks = manifest.tensors.iter().map(|_| OnceLock::new()).collect();
+        let files = Verified::new(Arc::clone(disk), dir.to_path_buf(), manifest.files.len());
+        for (number, record) in manifest.files.iter().enumerate() {
+            files.sums(number, record)?;
+        }
+        Ok(Checkpoint { manifest, manifest_blake3, index, chunks, files })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.dir
+        &self.files.dir
     }
 
     /// Step and generation.
@@ -138,8 +125,12 @@ impl Checkpoint {
     /// # Errors
     /// There is none; the nearest one is named.
     pub fn tensor(&self, key: &TensorKey) -> Result<&StateTensor, Error> {
+        self.find(key).map(|(_, tensor)| tensor)
+    }
+
+    fn find(&self, key: &TensorKey) -> Result<(usize, &StateTensor), Error> {
         match self.index.get(key) {
-            Some(&number) => Ok(&self.manifest.tensors[number]),
+            Some(&number) => Ok((number, &self.manifest.tensors[number])),
             None => {
                 let nearest = nearest(&key.to_string(), self.index.keys());
                 Err(Error::NoSuchTensor { key: key.clone(), nearest })
@@ -159,7 +150,7 @@ impl Checkpoint {
         region: &Region,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        let tensor = self.tensor(key)?;
+        let (number, tensor) = self.find(key)?;
         let key = || key.clone();
         if tensor.dtype != dtype {
             let (stored, asked) = (tensor.dtype, dtype);
@@ -175,14 +166,17 @@ impl Checkpoint {
             let (region, expected, actual) = (region.clone(), expected as u64, out.len() as u64);
             return Err(Error::OutputLength { key: key(), region, expected, actual });
         }
-        for chunk in &tensor.chunks {
+        let index = self.chunks[number].get_or_init(|| ChunkIndex::new(tensor));
+        for chunk in index.touching(&tensor.chunks, region) {
             let source = chunk.region();
             let Some(part) = source.intersect(region) else { continue };
             let file = chunk.file as usize;
+            let of = (file, &self.manifest.files[file]);
             for_each_run(&part, &source, region, |from, to, len| {
                 let at = chunk.range[0] + (from * size) as u64;
-                self.read_verified(file, at, &mut out[to * size..(to + len) * size])
-            })?;
+                self.files.read(of, at, &mut out[to * size..(to + len) * size])
+            })
+            .map_err(|error| self.name_holders(file, error))?;
         }
         Ok(())
     }
@@ -198,41 +192,6 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// Reads bytes of a shard, range by range.
-    fn read_verified(&self, file: usize, start: u64, out: &mut [u8]) -> Result<(), Error> {
-        let mut done = 0;
-        while done < out.len() {
-            let at = start + done as u64;
-            let number = (at / RANGE_BYTES) as usize;
-            let (first, end) = self.sums[file].range(number);
-            let count = ((end - at) as usize).min(out.len() - done);
-            let piece = &mut out[done..done + count];
-            if count as u64 == end - first {
-                self.read_range(file, number, piece)?;
-            } else {
-                let staging = self.stage(file, number)?;
-                let skip = (at - first) as usize;
-                piece.copy_from_slice(&staging.bytes[skip..skip + count]);
-            }
-            done += count;
-        }
-        Ok(())
-    }
-
-    /// The staging buffer, holding the range asked for.
-    fn stage(&self, file: usize, number: usize) -> Result<MutexGuard<'_, Staging>, Error> {
-        // The buffer is marked empty while it is filled, so a panic elsewhere leaves it sound.
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if staging.holds != Some((file, number)) {
-            staging.holds = None;
-            let (first, end) = self.sums[file].range(number);
-            staging.bytes.resize((end - first) as usize, 0);
-            self.read_range(file, number, &mut staging.bytes)?;
-            staging.holds = Some((file, number));
-        }
-        Ok(staging)
-    }
-
     /// Reads one whole range of a shard and checks its sum.
     pub(crate) fn read_range(
         &self,
@@ -240,51 +199,33 @@ impl Checkpoint {
         number: usize,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        let (start, end) = self.sums[file].range(number);
-        let path = || self.dir.join(&self.manifest.files[file].path);
-        let handle = self.shard(file)?;
-        read_exact_at(handle.as_ref(), out, start).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let expected = self.sums[file].file_bytes;
-                let actual = self.disk.stat(&path()).map_or(start, |found| found.bytes);
-                Error::FileLength { path: path(), expected, actual }
-            }
-            _ => Error::Io { action: "read", path: path(), offset: Some(start), source },
-        })?;
-        let (expected, actual) = (self.sums[file].crcs[number], crc_fast::crc32_iscsi(out));
-        if expected != actual {
-            let holds = self.holders(file, start, end);
-            return Err(Error::Range { path: path(), start, end, holds, expected, actual });
-        }
-        Ok(())
+        let read = self.files.read_range((file, &self.manifest.files[file]), number, out);
+        read.map_err(|error| self.name_holders(file, error))
     }
 
     /// Number of ranges of a shard, and the length of each.
     pub(crate) fn ranges(&self, file: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let sums = &self.sums[file];
-        (0..sums.crcs.len()).map(|number| {
-            let (start, end) = sums.range(number);
+        let record: &FileRecord = &self.manifest.files[file];
+        (0..sums::ranges(record.bytes) as usize).map(|number| {
+            let (start, end) = range(record, number);
             (number, (end - start) as usize)
         })
     }
 
-    /// The shard, opened once while not too many are.
+    /// The shard, opened.
     pub(crate) fn shard(&self, file: usize) -> Result<Arc<dyn ReadFile>, Error> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handle) = open.get(&file) {
-            return Ok(Arc::clone(handle));
+        self.files.shard(file, &self.manifest.files[file])
+    }
+
+    /// Tells which tensors a damaged range holds.
+    fn name_holders(&self, file: usize, error: Error) -> Error {
+        match error {
+            Error::Range { path, start, end, expected, actual, .. } => {
+                let holds = self.holders(file, start, end);
+                Error::Range { path, start, end, holds, expected, actual }
+            }
+            other => other,
         }
-        if open.len() >= MAX_OPEN_FILES {
-            open.clear();
-        }
-        let path = self.dir.join(&self.manifest.files[file].path);
-        let handle = self.disk.open(&path).map_err(|error| {
-            let error = Error::io(self.disk.as_ref(), "open", &path)(error);
-            if_removed(self.disk.as_ref(), &self.dir, error)
-        })?;
-        let handle: Arc<dyn ReadFile> = Arc::from(handle);
-        open.insert(file, Arc::clone(&handle));
-        Ok(handle)
     }
 
     /// The tensors in some bytes of a shard, for an error message.
@@ -320,36 +261,6 @@ fn read_commit(disk: &dyn Disk, dir: &Path) -> Result<Vec<u8>, Error> {
     read_file(disk, &path, found.bytes)
 }
 
-/// The whole of a file whose length is known. Nothing is allocated for one of another length, and
-/// none that is no file is waited for.
-fn read_file(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Vec<u8>, Error> {
-    let failed = |error| Error::io(disk, "read", path)(error);
-    let file = disk.open(path).map_err(failed)?;
-    check_file(disk, path, bytes)?;
-    let mut out = Vec::new();
-    let room = usize::try_from(bytes).ok().map(|count| (out.try_reserve_exact(count), count));
-    let Some((Ok(()), count)) = room else {
-        return Err(failed(io::ErrorKind::OutOfMemory.into()));
-    };
-    out.resize(count, 0);
-    read_exact_at(file.as_ref(), &mut out, 0).map_err(failed)?;
-    Ok(out)
-}
-
-/// Takes the checkpoint for removed where a file is missing and so is its `COMMIT`.
-fn if_removed(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
-    match error {
-        Error::MissingFile { .. } if has_no_commit(disk, dir) => {
-            Error::Removed { path: dir.to_path_buf() }
-        }
-        other => other,
-    }
-}
-
-pub(crate) fn has_no_commit(disk: &dyn Disk, dir: &Path) -> bool {
-    matches!(exists(disk, &dir.join(names::COMMIT)), Ok(false))
-}
-
 /// A directory that bears an attempt's name holds that attempt.
 fn check_name(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
     let holds = Attempt { step: manifest.step, generation: manifest.generation };
@@ -358,25 +269,4 @@ fn check_name(dir: &Path, manifest: &Manifest) -> Result<(), Error> {
         Some(named) if named != holds => Err(Error::Misnamed { path: dir.to_path_buf(), holds }),
         _ => Ok(()),
     }
-}
-
-/// The sums tables, each against its digest.
-fn read_sums(disk: &dyn Disk, dir: &Path, manifest: &Manifest) -> Result<Vec<Sums>, Error> {
-    let table = |file: &crate::manifest::FileRecord| {
-        let path = dir.join(file.sums_path());
-        let bytes = read_file(disk, &path, sums::table_bytes(file.bytes))?;
-        let (expected, actual) = (file.sums_blake3, Digest::of(&bytes));
-        if expected != actual {
-            return Err(Error::FileDigest { path, expected, actual });
-        }
-        let sums = Sums::decode(&bytes);
-        let sums = sums.map_err(|reason| Error::Sums { path: path.clone(), reason })?;
-        if sums.file_bytes != file.bytes {
-            let reason =
-                format!("it is of a file of {} bytes, not {}", sums.file_bytes, file.bytes);
-            return Err(Error::Sums { path, reason });
-        }
-        Ok(sums)
-    };
-    manifest.files.iter().map(table).collect()
 }

@@ -27,7 +27,7 @@ pub(crate) struct Sums {
 }
 
 /// Number of ranges of a file.
-fn ranges(file_bytes: u64) -> u64 {
+pub(crate) fn ranges(file_bytes: u64) -> u64 {
     file_bytes.div_ceil(RANGE_BYTES)
 }
 
@@ -73,12 +73,6 @@ impl Sums {
         }
         let crcs = (HEADER_BYTES..bytes.len()).step_by(4).map(u32_at).collect();
         Ok(Sums { file_bytes, crcs })
-    }
-
-    /// First byte and end of a range of the file.
-    pub(crate) fn range(&self, number: usize) -> (u64, u64) {
-        let start = number as u64 * RANGE_BYTES;
-        (start, (start + RANGE_BYTES).min(self.file_bytes))
     }
 }
 

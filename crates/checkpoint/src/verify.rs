@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::disk::{Disk, Kind, OsDisk, exists, read_exact_at};
-use crate::read::has_no_commit;
 use crate::shard::ALIGN_BYTES;
+use crate::verified::has_no_commit;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
 
 /// The result of reading a checkpoint through.
@@ -154,7 +154,7 @@ fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
     let wrong = |reason: String| Error::ShardHeader { path: path(), reason };
     let shard = checkpoint.shard(file)?;
     let read = |out: &mut [u8], offset: u64| {
-        let failed = |error| Error::io(checkpoint.disk.as_ref(), "read", &path())(error);
+        let failed = |error| Error::io(checkpoint.files.disk.as_ref(), "read", &path())(error);
         read_exact_at(shard.as_ref(), out, offset).map_err(failed)
     };
     let mut length = [0; 8];
@@ -200,7 +200,7 @@ fn strangers(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
-        let (disk, dir) = (checkpoint.disk.as_ref(), checkpoint.dir.join(&relative));
+        let (disk, dir) = (checkpoint.files.disk.as_ref(), checkpoint.path().join(&relative));
         for entry in disk.list(&dir).map_err(Error::io(disk, "list", &dir))? {
             let path = relative.join(&entry.name);
             match entry.kind {

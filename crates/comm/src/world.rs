@@ -12,8 +12,8 @@ use crate::hosts::Connected;
 use crate::job::{Job, Members, Settings};
 use crate::nccl::{self, Choice, Facts, Member, Way};
 use crate::{
-    Backend, CommError, Counters, Group, GroupOptions, Operation, Result, Revocation, Route,
-    SumOrder, Timings, TransportRefusal, tcp,
+    Backend, BackendWord, CommError, Counters, Group, GroupOptions, Operation, Result, Revocation,
+    Route, SumOrder, Timings, TransportRefusal, tcp,
 };
 
 /// A rank's place among all ranks of a job; clones are handles to the same. The last handle to it,
@@ -119,8 +119,8 @@ impl World {
     pub fn backend(&self) -> &'static str {
         match &self.inner.plane {
             #[cfg(target_os = "linux")]
-            Plane::Shm(_) => "shm",
-            Plane::Tcp(_) => "tcp",
+            Plane::Shm(_) => BackendWord::Shm.word(),
+            Plane::Tcp(_) => BackendWord::Tcp.word(),
             #[cfg(target_os = "linux")]
             Plane::Hosts(_) => "shm+tcp",
         }
@@ -219,8 +219,10 @@ impl World {
         };
         Ok(match &self.inner.plane {
             #[cfg(target_os = "linux")]
-            Plane::Shm(host) => flat(Arc::new(host.group(region, members)?), "shm"),
-            Plane::Tcp(net) => flat(Arc::new(net.group(region, members)?), "tcp"),
+            Plane::Shm(host) => {
+                flat(Arc::new(host.group(region, members)?), BackendWord::Shm.word())
+            }
+            Plane::Tcp(net) => flat(Arc::new(net.group(region, members)?), BackendWord::Tcp.word()),
             // Memory that a vendor's library moves takes a way of its own.
             #[cfg(target_os = "linux")]
             Plane::Hosts(plane) => plane.group(region, members, !way.is_library())?,
@@ -254,8 +256,8 @@ impl World {
             }
             Way::Staged => {
                 let staged = match name {
-                    "shm" => "staged-shm",
                     "shm+tcp" => "staged-shm+tcp",
+                    name if name == BackendWord::Shm.word() => "staged-shm",
                     _ => "staged-tcp",
                 };
                 return Group::new(transport, device, None, (named(staged, None), is_alike));

@@ -54,7 +54,7 @@ const LITTLE: usize = 384 << 10;
 /// So often each operation is run: who has done it waits for the others in the next one.
 const ROUNDS: usize = 3;
 
-/// What, and the rank in the middle of it.
+/// The failure, and the rank in the middle of it.
 const OPERATIONS: [(&str, Make, usize); 4] = [
     (
         "a little broadcast",

@@ -191,13 +191,7 @@ pub fn prove_cover(shape: &[usize], boxes: &[Region]) -> Result<(), CoverFault> 
 /// Two boxes with a common element. Sweeps the axis along which the boxes start at the most
 /// different places, so that few are open at a time.
 fn find_overlap(axes: usize, boxes: &[Region]) -> Option<(usize, usize)> {
-    let starts = |axis: usize| {
-        let mut starts: Vec<usize> = boxes.iter().map(|b| b.offset[axis]).collect();
-        starts.sort_unstable();
-        starts.dedup();
-        starts.len()
-    };
-    let Some(sweep) = (0..axes).max_by_key(|&axis| starts(axis)) else {
+    let Some(sweep) = sweep_axis(axes, boxes.iter().map(|b| &b.offset[..])) else {
         // A scalar: any two boxes are the same element.
         return (boxes.len() > 1).then_some((0, 1));
     };
@@ -214,6 +208,20 @@ fn find_overlap(axes: usize, boxes: &[Region]) -> Option<(usize, usize)> {
         open.push(number);
     }
     None
+}
+
+/// The axis along which boxes begin at the most different places; `None` for a scalar's.
+pub fn sweep_axis<'a>(
+    axes: usize,
+    offsets: impl Iterator<Item = &'a [usize]> + Clone,
+) -> Option<usize> {
+    let starts = |axis: usize| {
+        let mut starts: Vec<usize> = offsets.clone().map(|offset| offset[axis]).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        starts.len()
+    };
+    (0..axes).max_by_key(|&axis| starts(axis))
 }
 
 /// Narrows `gap` (whole along `axis` and later ones) to a box that no box of `boxes` touches.

@@ -112,7 +112,7 @@ fn memory(args: MemoryArgs) -> Result<Exit, CliError> {
     let bench = bench(&args.common)?;
     let mut rows = Vec::new();
     for &bytes in &args.sizes {
-        rows.extend(bench::memory::measure(&bench, bytes)?);
+        rows.extend(bench::traffic::measure(&bench, bytes)?);
     }
     finish(&args.common, "memory", &bench, rows)
 }

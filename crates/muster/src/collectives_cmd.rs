@@ -184,7 +184,7 @@ fn memory_gb_per_s(args: &CollectivesArgs, place: &Place) -> Result<Option<f64>,
     }
     let device = Device::new(DeviceKind::Cpu, method::threads(0))?;
     let bench = Bench::new(device, Repeat { warmup: 1, iterations: 3 })?;
-    let row = bench::memory::measure_one(&bench, Traffic::Copy, MEMORY_BYTES)?;
+    let row = bench::traffic::measure_one(&bench, Traffic::Copy, MEMORY_BYTES)?;
     Ok(row.gb_per_s)
 }
 

@@ -54,7 +54,7 @@ impl From<Exit> for ExitCode {
 #[derive(Debug)]
 pub struct CliError {
     pub exit: Exit,
-    /// What, where, and what to do; may have several lines.
+    /// The mistake, its place, and the remedy; may have several lines.
     pub message: String,
     /// Other ranks, if this one only ends because of them.
     pub fault: Option<Fault>,

@@ -8,12 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::OptimError;
 use crate::bounds::{positive, within};
 pub use crate::selection::{Match, RoleWord};
-pub use crate::update::muon::{
-    Algorithm, Beyond, Coefficients, CustomConfig, Scale, Storage, TaylorConfig,
-};
-pub use crate::update::{
-    AdamWConfig, DionConfig, DionScale, MuonConfig, NorMuonConfig, Rule, SgdConfig,
-};
+pub use crate::update::Rule;
+pub use crate::update::muon::{Algorithm, Beyond, CustomConfig, Storage, TaylorConfig};
+pub use crate::update::sections::*;
 
 /// Which update each parameter gets, how fast, and what happens to gradients first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -34,10 +34,7 @@ mod tagged;
 mod update;
 
 pub use clip::{ClipDecision, Clipper, Verdict};
-pub use config::{
-    AdamWConfig, Clip, Coefficients, DionConfig, DionScale, Match, MuonConfig, NonFinite,
-    NorMuonConfig, OptimizerConfig, RoleWord, Rule, Scale, Schedule, SgdConfig,
-};
+pub use config::{Clip, Match, NonFinite, OptimizerConfig, RoleWord, Rule, Schedule};
 pub use error::OptimError;
 pub use memory_plan::{MemoryItem, memory_plan, memory_plan_on};
 pub use offload::{Offloaded, offload_plan, staging_bytes};
@@ -46,3 +43,4 @@ pub use schedule::factor;
 pub use states::{StateView, declared};
 pub use step::{ShardedOptimizer, StepScalars};
 pub use update::Update;
+pub use update::sections::*;

@@ -41,16 +41,28 @@ pub struct PartPlan {
 /// matrices on something else; none of them at all though the config requires one.
 pub fn plan(schema: &Schema, config: &OptimizerConfig) -> Result<Vec<TensorPlan>, OptimError> {
     config.check()?;
+    let rule_of =
+        |tensor: &_| config.rules.iter().position(|rule: &Rule| rule.matches.accepts(tensor));
     let mut plans = Vec::with_capacity(schema.tensors.len());
     for (index, tensor) in schema.tensors.iter().enumerate() {
-        let Some(rule) = config.rules.iter().position(|rule| rule.matches.accepts(tensor)) else {
+        let Some(rule) = rule_of(tensor) else {
             return Err(OptimError::Unmatched {
                 tensor: tensor.name.clone(),
                 role: tensor.role.word(),
                 shape: tensor.shape.clone(),
             });
         };
-        plans.push(tensor_plan(index, tensor, rule, &config.rules[rule])?);
+        match tensor_plan(index, tensor, rule, &config.rules[rule]) {
+            Ok(plan) => plans.push(plan),
+            // Others of the rule may allow less: the value to use is one that fits them all.
+            Err(misfit @ OptimError::StateMisfit { .. }) => {
+                let others = schema.tensors.iter().filter(|other| rule_of(other) == Some(rule));
+                let others = others
+                    .filter_map(|other| tensor_plan(index, other, rule, &config.rules[rule]).err());
+                return Err(others.min_by_key(most).unwrap_or(misfit));
+            }
+            Err(error) => return Err(error),
+        }
     }
     for rule in 0..config.rules.len() {
         if !plans.iter().any(|plan| plan.rule == rule) {
@@ -65,6 +77,14 @@ pub fn plan(schema: &Schema, config: &OptimizerConfig) -> Result<Vec<TensorPlan>
         return Err(OptimError::NoMuon { suggestion });
     }
     Ok(plans)
+}
+
+/// The largest value that fits, where that is what is wrong.
+fn most(error: &OptimError) -> usize {
+    match error {
+        OptimError::StateMisfit { most, .. } => *most,
+        _ => usize::MAX,
+    }
 }
 
 fn tensor_plan(
@@ -96,9 +116,12 @@ fn tensor_plan(
         }
     };
     let parts: Vec<PartPlan> = parts;
-    for part in &parts {
-        let fits = update.rule().fits(part.rows.len(), cols);
-        fits.map_err(|misfit| does_not_fit(tensor, rule, &update, part, misfit))?;
+    let misfits = parts.iter().filter_map(|part| {
+        let misfit = update.rule().fits(part.rows.len(), cols).err()?;
+        Some(does_not_fit(tensor, rule, &update, part, misfit))
+    });
+    if let Some(misfit) = misfits.min_by_key(most) {
+        return Err(misfit);
     }
     Ok(TensorPlan { tensor: index, rule, update, parts })
 }

@@ -449,9 +449,21 @@ fn what_does_not_fit_is_refused() {
         "optimizer.rules[0].dion.rank = 48 does not fit k of `qk` [32, 64]: its basis would be \
          [48, 64]; use at most 32"
     );
+    // The value that is named fits every matrix of the rule, not the first alone.
+    let sides = [[96, 64], [64, 48], [16, 64], [24, 64]];
+    let names = ["a", "b", "c", "d"].into_iter().zip(sides);
+    let several = names.map(|(name, shape)| LogicalTensor::new(name, &shape, Role::Matrix));
+    let several = Schema::new(several.collect()).unwrap();
+    let rules =
+        |rank: usize| config(&format!("[{{match: {{}}, dion: {{rank: {rank}}}}}]"), Clip::None);
+    let error = optim::plan(&several, &rules(80)).unwrap_err().to_string();
+    assert!(error.contains("`c` [16, 64]") && error.ends_with("use at most 16"), "{error}");
+    assert!(optim::plan(&several, &rules(16)).is_ok());
     assert!(refused("[{match: {}, dion: {}}]").contains("Dion updates two-dimensional"));
     assert!(refused("[{match: {}, normuon: {beta2: 1}}]").contains("normuon.beta2 is 1; it must"));
-    assert!(refused("[{match: {}, dion: {rank_fraction: 1.5}}]").contains("use 1"));
+    let fraction = refused("[{match: {}, dion: {rank_fraction: 1.5}}]");
+    assert!(fraction.contains("a number above 0 and at most 1; use 1"), "{fraction}");
+    assert!(refused("[{match: {}, dion: {rank_fraction: 0}}]").contains("use 0.25"));
     assert!(refused("[{match: {}, dion: {rank: 0}}]").contains("use 1"));
     assert!(
         refused("[{match: {}, sgd: {lr: -1}}]").contains("sgd.lr is -1; it must be a positive")

@@ -42,42 +42,49 @@ pub(crate) struct Leaving<'a> {
     pub(crate) open: &'a mut Open,
 }
 
-/// Elements of each bucket that are not final yet, and the buckets that have left.
+/// Gradients that are final, and the buckets that have left.
 #[derive(Debug, Default)]
 pub(crate) struct Open {
-    elements: Vec<usize>,
+    /// Final, in order; neighbours are one.
+    closed: Vec<Range<usize>>,
     gone: usize,
 }
 
 impl Open {
     /// Nothing is final.
-    pub(crate) fn begin(&mut self, buckets: &[Bucket]) {
-        self.elements.clear();
-        self.elements.extend(buckets.iter().map(|bucket| bucket.range.len()));
+    pub(crate) fn begin(&mut self) {
+        self.closed.clear();
         self.gone = 0;
     }
 
     /// These elements are final. False if some of them were before.
-    fn close(&mut self, buckets: &[Bucket], range: &Range<usize>) -> bool {
-        let mut is_new = true;
-        for (open, bucket) in self.elements.iter_mut().zip(buckets) {
-            let end = range.end.min(bucket.range.end);
-            let closed = end.saturating_sub(range.start.max(bucket.range.start));
-            is_new &= closed <= *open;
-            *open = open.saturating_sub(closed);
+    fn close(&mut self, range: &Range<usize>) -> bool {
+        let at = self.closed.partition_point(|before| before.end <= range.start);
+        let next = self.closed.get(at).map(|next| next.start);
+        if range.is_empty() || next.is_some_and(|next| next < range.end) {
+            return range.is_empty();
         }
-        is_new
+        let follows = at > 0 && self.closed[at - 1].end == range.start;
+        match (follows, next == Some(range.end)) {
+            (true, true) => self.closed[at - 1].end = self.closed.remove(at).end,
+            (true, false) => self.closed[at - 1].end = range.end,
+            (false, true) => self.closed[at].start = range.start,
+            (false, false) => self.closed.insert(at, range.clone()),
+        }
+        true
     }
 
     /// All elements are final.
     fn close_all(&mut self) {
-        self.elements.fill(0);
+        self.closed.clear();
+        self.closed.push(0..usize::MAX);
     }
 
     /// The next bucket that may leave, and does.
-    fn next(&mut self) -> Option<usize> {
-        let next = self.gone;
-        (self.elements.get(next) == Some(&0)).then(|| {
+    fn next(&mut self, buckets: &[Bucket]) -> Option<usize> {
+        let (next, all) = (self.gone, &buckets.get(self.gone)?.range);
+        let holds = |part: &Range<usize>| part.start <= all.start && all.end <= part.end;
+        self.closed.iter().any(holds).then(|| {
             self.gone += 1;
             next
         })
@@ -107,13 +114,13 @@ impl Moves<'_> {
         };
         match gradients {
             None => open.close_all(),
-            Some(range) if !open.close(buckets, range) => {
+            Some(range) if !open.close(range) => {
                 let reason = format!("the engine said twice that gradients in {range:?} are ready");
                 return Err(TrainError::Declared { reason });
             }
             Some(_) => {}
         }
-        while let Some(bucket) = open.next() {
+        while let Some(bucket) = open.next(buckets) {
             for &(into, from) in *folds {
                 let part = |buffer: usize| grads[buffer].flat(buckets[bucket].range.clone());
                 elementwise::Add { x: part(from)?, y: part(into)? }.launch(stream)?;
@@ -149,10 +156,10 @@ mod tests {
     fn gone(ranges: &[Range<usize>]) -> Vec<Vec<usize>> {
         let buckets = [70..100, 30..70, 0..30].map(|range| Bucket { range, tensors: 0..0 });
         let mut open = Open::default();
-        open.begin(&buckets);
+        open.begin();
         let leave = |range: &Range<usize>| {
-            assert!(open.close(&buckets, range));
-            std::iter::from_fn(|| open.next()).collect()
+            assert!(open.close(range));
+            std::iter::from_fn(|| open.next(&buckets)).collect()
         };
         ranges.iter().map(leave).collect()
     }
@@ -163,16 +170,21 @@ mod tests {
         // In another order than that of the buckets.
         let last = vec![0, 1, 2];
         assert_eq!(gone(&[0..30, 30..60, 90..100, 60..90]), [vec![], vec![], vec![], last]);
+        assert_eq!(gone(&[80..90, 5..5, 70..80, 90..100]), [vec![], vec![], vec![], vec![0]]);
     }
 
     #[test]
     fn gradients_that_were_final_before_are_noticed_and_all_can_be_closed() {
         let buckets = [10..20, 0..10].map(|range| Bucket { range, tensors: 0..0 });
         let mut open = Open::default();
-        open.begin(&buckets);
-        assert!(open.close(&buckets, &(15..20)) && !open.close(&buckets, &(12..20)));
-        open.begin(&buckets);
+        open.begin();
+        assert!(open.close(&(15..20)));
+        for again in [15..20, 12..20, 18..30, 0..16, 16..17] {
+            assert!(!open.close(&again), "{again:?}");
+        }
+        assert_eq!(open.next(&buckets), None, "10..15 is not final");
+        open.begin();
         open.close_all();
-        assert_eq!(std::iter::from_fn(|| open.next()).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(std::iter::from_fn(|| open.next(&buckets)).collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -39,7 +39,7 @@ impl<E: Engine> Trainer<E> {
 
     fn begin_step(&mut self) -> Result<(), TrainError> {
         self.laps.begin(self.step + 1);
-        self.host.open.begin(&self.plan.flat.buckets);
+        self.host.open.begin();
         let ballot = &mut self.host.ballot;
         (ballot.target_tokens, ballot.target_bytes) = (0, Some(0));
         ballot.losses.clear();

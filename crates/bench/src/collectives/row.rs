@@ -169,9 +169,9 @@ impl Path {
             Path::Symmetric => "symmetric",
             Path::Registered => "registered",
             Path::Plain => "plain",
-            Path::Shm => "shm",
+            Path::Shm => comm::BackendWord::Shm.word(),
             Path::ByHosts => "shm+tcp",
-            Path::Tcp => "tcp",
+            Path::Tcp => comm::BackendWord::Tcp.word(),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Every pair of ranks by itself: which host, rail, rank or link is slower than its like.
 //!
 //! ```text
-//! schedule: rounds of disjoint pairs ─▶ run: both directions, each alone, and round trips ─▶ Edges
-//!                                        ▲                                                    │
-//!                                        └── again: what seems slow ── judge ◀── diagnose ◀───┘
-//!                                                                        └─▶ findings ─▶ Report
+//! rounds of disjoint pairs ─▶ run: both directions, each alone, and round trips ─▶ Edges
+//!                              ▲                                                     │
+//!                              └── again: what seems slow ── judge ◀── diagnose ◀────┘
+//!                                                              └─▶ findings ─▶ Report
 //! ```
 //!
 //! Collectives are as slow as their slowest link and do not say which that is; pairs do.
@@ -14,8 +14,8 @@ pub mod diagnose;
 mod edge;
 pub mod judge;
 pub mod report;
+pub mod rounds;
 pub mod run;
-pub mod schedule;
 
 pub use crowd::Crowd;
 pub use diagnose::{Finding, Part, diagnose};

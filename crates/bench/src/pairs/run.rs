@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::crowd::{self, Crowd, Room};
 use super::edge::{Edge, Seat};
 use super::judge::{Judgement, Told, judge};
-use super::schedule::rounds;
+use super::rounds::rounds;
 use crate::BenchError;
 use crate::collectives::stats;
 

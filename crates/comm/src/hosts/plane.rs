@@ -8,7 +8,7 @@ use super::transport::ByHosts;
 use crate::control::Channel;
 use crate::job::{Job, Members};
 use crate::meter::Meter;
-use crate::{CommError, Operation, Result, shm, tcp};
+use crate::{BackendWord, CommError, Operation, Result, shm, tcp};
 
 pub(crate) struct Plane {
     /// Held until the end: whoever left it would be gone.
@@ -75,7 +75,7 @@ impl Plane {
         Ok(match &shape {
             Shape::OneHost => {
                 let transport = Arc::new(self.host.group(region, members)?);
-                Connected { transport, name: "shm", hosts: None, why }
+                Connected { transport, name: BackendWord::Shm.word(), hosts: None, why }
             }
             &Shape::ByHosts(hosts) if may_go_by_hosts => {
                 let (host, place) = hosts.of(members.place);
@@ -94,7 +94,7 @@ impl Plane {
                     _ => "the library has ways of its own between hosts".into(),
                 };
                 let transport = Arc::new(self.net.group(region, members)?);
-                Connected { transport, name: "tcp", hosts: None, why }
+                Connected { transport, name: BackendWord::Tcp.word(), hosts: None, why }
             }
         })
     }

@@ -33,7 +33,7 @@ const ABORT: Duration = Duration::from_secs(2);
 const BEFORE_WATCHDOG: Duration = Duration::from_millis(1);
 
 /// Operation and number.
-type Call = (Operation, u64);
+type Numbered = (Operation, u64);
 
 pub(crate) struct Member {
     comm: Communicator,
@@ -191,7 +191,7 @@ impl Member {
         })
     }
 
-    fn enqueue_all(&self, plan: &Plan, call: Call, after: Option<&Event>) -> Result<()> {
+    fn enqueue_all(&self, plan: &Plan, call: Numbered, after: Option<&Event>) -> Result<()> {
         if self.has_failed() {
             return Err(self.over(call));
         }
@@ -216,7 +216,7 @@ impl Member {
     }
 
     /// On another device it has to be waited for.
-    fn order_after(&self, call: Call, after: &Event) -> Result<()> {
+    fn order_after(&self, call: Numbered, after: &Event) -> Result<()> {
         if self.stream.wait_for(after).is_ok() {
             return Ok(());
         }
@@ -230,7 +230,7 @@ impl Member {
     ///
     /// # Errors
     /// Why it will not be. The job is given up then.
-    pub(crate) fn wait(&self, call: Call) -> Result<()> {
+    pub(crate) fn wait(&self, call: Numbered) -> Result<()> {
         while !self.flights.is_done(call.1) {
             if self.has_failed() {
                 return Err(self.error(call));
@@ -251,7 +251,7 @@ impl Member {
         Ok(())
     }
 
-    pub(crate) fn is_done(&self, call: Call) -> Result<bool> {
+    pub(crate) fn is_done(&self, call: Numbered) -> Result<bool> {
         match self.flights.is_done(call.1) {
             true => Ok(true),
             false if self.has_failed() => Err(self.error(call)),
@@ -263,7 +263,7 @@ impl Member {
     ///
     /// # Errors
     /// A stream of another device; the operation has failed.
-    pub(crate) fn then(&self, call: Call, stream: &Stream) -> Result<()> {
+    pub(crate) fn then(&self, call: Numbered, stream: &Stream) -> Result<()> {
         loop {
             if self.flights.is_done(call.1) {
                 return Ok(());
@@ -357,7 +357,7 @@ impl Member {
     }
 
     /// Whether the operation may still come to its end.
-    fn look(&self, call: Call) -> Result<()> {
+    fn look(&self, call: Numbered) -> Result<()> {
         if self.has_failed() {
             return Err(self.over(call));
         }
@@ -367,11 +367,11 @@ impl Member {
         self.comm.async_error().map(drop).map_err(|error| self.told(call, error))
     }
 
-    fn job_error(&self, call: Call) -> Option<CommError> {
+    fn job_error(&self, call: Numbered) -> Option<CommError> {
         told::of_job(self.companion.job(), call)
     }
 
-    fn told(&self, call: Call, source: nccl_rs::Error) -> CommError {
+    fn told(&self, call: Numbered, source: nccl_rs::Error) -> CommError {
         told::error(&*self.companion, call, source)
     }
 
@@ -380,7 +380,7 @@ impl Member {
     }
 
     /// Gives the job up, unless it is, and ends the communicator; the first failure is kept.
-    fn fail(&self, call: Call, error: CommError) {
+    fn fail(&self, call: Numbered, error: CommError) {
         let (job, members) = (self.companion.job(), self.companion.members());
         let error = match job.revocation().why() {
             // The companion's own failure has been settled there.
@@ -398,13 +398,13 @@ impl Member {
 
     /// The error for whoever waits for an operation after a failure: for the first one, the failure
     /// itself.
-    fn error(&self, call: Call) -> CommError {
+    fn error(&self, call: Numbered) -> CommError {
         let first = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         first.unwrap_or_else(|| self.over(call))
     }
 
     /// That the job is given up.
-    fn over(&self, call: Call) -> CommError {
+    fn over(&self, call: Numbered) -> CommError {
         let why = || "the group has failed".to_owned();
         self.job_error(call).unwrap_or_else(|| CommError::Revoked { why: why() })
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use device::{DType, Device, Placement};
 
-use super::endpoint::{Call, Endpoint};
+use super::endpoint::{Endpoint, ShmCall};
 use super::transfer::PART;
 use crate::copies::copy;
 use crate::hosts::{Copied, GatherByHosts};
@@ -75,7 +75,7 @@ impl Endpoint {
         &self,
         operation: Operation,
         sequence: u64,
-        body: impl FnOnce(&Call) -> Result<()>,
+        body: impl FnOnce(&ShmCall) -> Result<()>,
     ) -> Result<()> {
         self.run(|state| {
             state.sequence += 1;
@@ -86,7 +86,7 @@ impl Endpoint {
 
     /// The operation is counted already, without what goes through shared memory; this member's own
     /// is no traffic.
-    fn leave_and_count(&self, call: &Call, reads: &[AtomicU64]) -> Result<()> {
+    fn leave_and_count(&self, call: &ShmCall, reads: &[AtomicU64]) -> Result<()> {
         let mut received = 0;
         for peer in self.members.peers() {
             let bytes = reads[peer].swap(0, Ordering::Relaxed);

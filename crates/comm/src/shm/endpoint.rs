@@ -17,7 +17,7 @@ use crate::job::{InProgress, Job, Members};
 use crate::looks::Looks;
 use crate::meter::{self, Meter};
 use crate::patience::Patience;
-use crate::{CommError, Operation, Result};
+use crate::{BackendWord, CommError, Operation, Result};
 
 /// Most looks at a peer's phase before the first yield, where every rank has a core: about 100 µs,
 /// in which a peer sums or copies a megabyte.
@@ -74,7 +74,7 @@ impl Reads {
 
 /// The operation in progress.
 #[derive(Clone)]
-pub(super) struct Call {
+pub(super) struct ShmCall {
     pub operation: Operation,
     pub sequence: u64,
     /// For all of its waits together.
@@ -90,14 +90,14 @@ fn phase(sequence: u64) -> u32 {
     (sequence as u32).wrapping_mul(2)
 }
 
-impl Call {
+impl ShmCall {
     pub(super) fn phase(&self) -> u32 {
         self.phase
     }
 
     /// As operation `number` on the board, for members that may wait for ranks elsewhere.
-    pub(super) fn behind(self, number: u64) -> Call {
-        Call { phase: phase(number), is_behind: true, ..self }
+    pub(super) fn behind(self, number: u64) -> ShmCall {
+        ShmCall { phase: phase(number), is_behind: true, ..self }
     }
 }
 
@@ -111,7 +111,7 @@ impl Host {
         let at = places::channel_at(ranks.len(), channel.number());
         let place = self.shared.place(rank).unwrap_or(0);
         let everyone = Members { ranks, place };
-        let meter = Meter::new(channel.name().to_owned(), "shm");
+        let meter = Meter::new(channel.name().to_owned(), BackendWord::Shm.word());
         Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Channel, everyone)
     }
 
@@ -121,7 +121,7 @@ impl Host {
     /// As [`Host::channel`].
     pub(crate) fn group(self: &Arc<Host>, region: u64, members: Members) -> Result<Endpoint> {
         let at = places::region_at(self.ranks().len(), Channel::ALL.len() as u64, region);
-        let meter = Meter::new(format!("group {region}"), "shm");
+        let meter = Meter::new(format!("group {region}"), BackendWord::Shm.word());
         Endpoint::meet(Arc::clone(self), meter, &self.memory, at, Kind::Group, members)
     }
 }
@@ -173,7 +173,7 @@ impl Endpoint {
         &self,
         operation: Operation,
         digest: u64,
-        body: impl FnOnce(&Endpoint, &mut State, &Call) -> Result<R>,
+        body: impl FnOnce(&Endpoint, &mut State, &ShmCall) -> Result<R>,
     ) -> Result<R> {
         self.run(|state| {
             let call = self.next_call(state, operation);
@@ -203,19 +203,19 @@ impl Endpoint {
     }
 
     /// The next operation's number and deadline.
-    pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> Call {
+    pub(super) fn next_call(&self, state: &mut State, operation: Operation) -> ShmCall {
         state.sequence += 1;
         self.call(operation, state.sequence)
     }
 
     /// With the whole timeout before it.
-    pub(super) fn call(&self, operation: Operation, sequence: u64) -> Call {
+    pub(super) fn call(&self, operation: Operation, sequence: u64) -> ShmCall {
         let (patience, phase) = (self.job().patience(), phase(sequence));
-        Call { operation, sequence, patience, phase, is_behind: false }
+        ShmCall { operation, sequence, patience, phase, is_behind: false }
     }
 
-    pub(super) fn announce(&self, call: &Call, digest: u64) {
-        let Call { operation, sequence, .. } = *call;
+    pub(super) fn announce(&self, call: &ShmCall, digest: u64) {
+        let ShmCall { operation, sequence, .. } = *call;
         let operation = operation as u64;
         self.board.announce(self.place(), Announcement { sequence, operation, digest });
     }
@@ -231,7 +231,7 @@ impl Endpoint {
     }
 
     /// Publishes this member's data; returns when every member's is there and all do the same.
-    pub(super) fn enter(&self, call: &Call) -> Result<()> {
+    pub(super) fn enter(&self, call: &ShmCall) -> Result<()> {
         let ours = self.board.announcement(self.place(), call.sequence);
         let phase = call.phase();
         self.board.arrive(self.place(), phase);
@@ -244,7 +244,7 @@ impl Endpoint {
         for place in self.members.peers() {
             let theirs = self.board.announcement(place, call.sequence);
             if theirs != ours {
-                let Call { operation, sequence, .. } = *call;
+                let ShmCall { operation, sequence, .. } = *call;
                 let theirs = board::describe(theirs, ours);
                 return Err(CommError::Mismatch { operation, sequence, rank: place, theirs });
             }
@@ -256,22 +256,22 @@ impl Endpoint {
     }
 
     /// `rank` is at an exchange that should have come before or after.
-    fn at_exchange(&self, call: &Call, rank: usize) -> CommError {
-        let Call { operation, sequence, .. } = *call;
+    fn at_exchange(&self, call: &ShmCall, rank: usize) -> CommError {
+        let ShmCall { operation, sequence, .. } = *call;
         let theirs = Operation::Exchange.name().to_owned();
         CommError::Mismatch { operation, sequence, rank, theirs }
     }
 
     /// Says that this member has read its peers' data; returns when they have read ours. However
     /// long reading took, they get the whole timeout from here on.
-    pub(super) fn leave(&self, call: &Call) -> Result<()> {
+    pub(super) fn leave(&self, call: &ShmCall) -> Result<()> {
         let call = self.call(call.operation, call.sequence);
         self.wait_all(&call, call.phase().wrapping_add(1))
     }
 
     /// As [`Endpoint::leave`], and counts what was read: here, and by peers out of this member's
     /// windows.
-    pub(super) fn leave_counted(&self, call: &Call, reads: &Reads) -> Result<()> {
+    pub(super) fn leave_counted(&self, call: &ShmCall, reads: &Reads) -> Result<()> {
         let mut received = 0;
         for peer in self.members.peers() {
             let bytes = reads.of(peer).swap(0, Ordering::Relaxed);
@@ -287,12 +287,12 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn wait_all(&self, call: &Call, phase: u32) -> Result<()> {
+    pub(super) fn wait_all(&self, call: &ShmCall, phase: u32) -> Result<()> {
         self.board.arrive(self.place(), phase);
         self.await_all(call, phase)
     }
 
-    fn await_all(&self, call: &Call, phase: u32) -> Result<()> {
+    fn await_all(&self, call: &ShmCall, phase: u32) -> Result<()> {
         for peer in self.members.peers() {
             let done = |place| self.board.has_reached(place, phase);
             self.wait(call, peer, done, |limit| self.board.sleep(peer, phase, limit))?;
@@ -303,7 +303,7 @@ impl Endpoint {
     /// Waits until `done(peer)`. While it waits it watches every member that is not `done`.
     fn wait(
         &self,
-        call: &Call,
+        call: &ShmCall,
         peer: usize,
         done: impl Fn(usize) -> bool,
         sleep: impl Fn(Duration),
@@ -337,12 +337,12 @@ impl Endpoint {
     /// never will come, or stands still for the timeout.
     pub(super) fn watch(
         &self,
-        call: &Call,
+        call: &ShmCall,
         moved: Moved,
         awaited: impl Iterator<Item = usize> + Clone,
     ) -> Result<()> {
         self.check_revoked()?;
-        let Call { operation, sequence, .. } = *call;
+        let ShmCall { operation, sequence, .. } = *call;
         for place in awaited.clone() {
             let left = self.board.has_left(place).then_some("it left the group");
             let gone = left.or_else(|| self.host.shared.gone(self.members.ranks[place]));

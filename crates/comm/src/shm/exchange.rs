@@ -5,7 +5,7 @@ use device::Device;
 use device::trace::now_ns;
 
 use super::channel::BOX_BYTES;
-use super::endpoint::{Call, Endpoint, Part, State};
+use super::endpoint::{Endpoint, Part, ShmCall, State};
 use crate::error::Moved;
 use crate::primitives::P2p;
 use crate::{CommError, Operation, Result, meter};
@@ -26,7 +26,7 @@ impl Endpoint {
         device: &Device,
         messages: &[P2p],
         state: &mut State,
-        call: &Call,
+        call: &ShmCall,
     ) -> Result<()> {
         let State { sequence, parts, .. } = state;
         parts.clear();
@@ -132,7 +132,7 @@ impl Endpoint {
     }
 
     /// Fails if `peer`, from which something should come, is at a later collective instead.
-    fn check_order(&self, call: &Call, sequence: u64, peer: usize) -> Result<()> {
+    fn check_order(&self, call: &ShmCall, sequence: u64, peer: usize) -> Result<()> {
         let next = sequence + 1;
         let is_ahead = self.board.has_reached(peer, (next as u32).wrapping_mul(2));
         if !is_ahead || self.board.has_mail(peer, self.place()) {
@@ -143,7 +143,7 @@ impl Endpoint {
             Some(operation) => format!("{operation} #{}", theirs.sequence),
             None => format!("operation {}", theirs.operation),
         };
-        let Call { operation, sequence, .. } = *call;
+        let ShmCall { operation, sequence, .. } = *call;
         Err(CommError::Mismatch { operation, sequence, rank: peer, theirs })
     }
 }

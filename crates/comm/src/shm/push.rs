@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use device::{DType, Device};
 
-use super::endpoint::{Call, Endpoint, State};
+use super::endpoint::{Endpoint, ShmCall, State};
 use super::transfer::{Mapped, PART};
 use crate::algorithm::{PUSHED_BYTES, pushed_by_root};
 use crate::copies::{Joined, copy};
@@ -86,7 +86,7 @@ impl Endpoint {
         device: &Device,
         op: &Gather,
         root: usize,
-        call: &Call,
+        call: &ShmCall,
     ) -> Result<()> {
         self.enter(call)?;
         let mut all = 0;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use device::{Buffer, DType, Device, Placement, SharedPart, Tensor};
 
 use super::board::WORD_BYTES;
-use super::endpoint::{Call, Endpoint, Reads, State};
+use super::endpoint::{Endpoint, Reads, ShmCall, State};
 use super::system;
 use crate::control::Control;
 use crate::copies::{Joined, copy, load};
@@ -176,7 +176,7 @@ impl Endpoint {
         &self,
         operation: Operation,
         digest: u64,
-        body: impl FnOnce(&Endpoint, &mut State, &Call) -> Result<()>,
+        body: impl FnOnce(&Endpoint, &mut State, &ShmCall) -> Result<()>,
     ) -> Result<()> {
         self.collective(operation, digest, |end, state, call| {
             end.enter(call)?;
@@ -295,7 +295,7 @@ impl Endpoint {
     fn gather_messages(
         &self,
         state: &mut State,
-        call: &Call,
+        call: &ShmCall,
         digest: u64,
         mine: &[u8],
         all: &mut Vec<Vec<u8>>,

@@ -15,7 +15,7 @@ use device::trace::now_ns;
 
 use super::link::Link;
 use super::poll::{Polls, Ready};
-use super::progress::{Call, Progress};
+use super::progress::{Progress, TcpCall};
 use super::traffic::{EXCUSE, Traffic, Way};
 use super::turn::Turn;
 use crate::looks::Looks;
@@ -93,7 +93,7 @@ impl Waiting {
 pub(super) fn drive(
     links: &mut [Option<Link>],
     waiting: &mut Waiting,
-    call: &Call,
+    call: &TcpCall,
     progress: &mut Progress<'_>,
     traffic: &mut dyn Traffic,
 ) -> Result<()> {

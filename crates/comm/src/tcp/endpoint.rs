@@ -10,7 +10,7 @@ use super::frame::{self, HEADER_BYTES};
 use super::link::{Link, Wire};
 use super::mesh::{self, Identity, Met, Purpose, Tries};
 use super::net::{Net, Shared};
-use super::progress::{Call, Progress};
+use super::progress::{Progress, TcpCall};
 use super::runtime::{check_thread, runtime};
 use super::traffic::Traffic;
 use crate::control::Channel;
@@ -19,7 +19,7 @@ use crate::job::{InProgress, Job, Members};
 use crate::meter::Meter;
 use crate::patience;
 use crate::tls::Stream;
-use crate::{CommError, Operation, Result};
+use crate::{BackendWord, CommError, Operation, Result};
 
 /// Tags of channels and groups; smaller ones are for other purposes.
 const FIRST_CHANNEL: u64 = 1;
@@ -62,7 +62,7 @@ pub(super) struct Scratch {
 /// An operation that runs.
 pub(super) struct Running<'a> {
     wires: &'a mut Wires,
-    call: Call,
+    call: TcpCall,
     progress: Progress<'a>,
 }
 
@@ -101,7 +101,7 @@ impl Net {
     pub(crate) fn channel(self: &Arc<Net>, channel: Channel) -> Result<Endpoint> {
         let Identity { rank, world, .. } = self.shared.me;
         let tag = FIRST_CHANNEL + channel.number();
-        let meter = Meter::new(channel.name().to_owned(), "tcp");
+        let meter = Meter::new(channel.name().to_owned(), BackendWord::Tcp.word());
         Endpoint::meet(Arc::clone(self), meter, tag, Members::all(rank, world))
     }
 
@@ -110,7 +110,7 @@ impl Net {
     /// # Errors
     /// As [`Net::channel`].
     pub(crate) fn group(self: &Arc<Net>, region: u64, members: Members) -> Result<Endpoint> {
-        let meter = Meter::new(format!("group {region}"), "tcp");
+        let meter = Meter::new(format!("group {region}"), BackendWord::Tcp.word());
         Endpoint::meet(Arc::clone(self), meter, FIRST_GROUP + region, members)
     }
 }
@@ -172,7 +172,7 @@ impl Endpoint {
         job.disturb();
         let number = if operation == Operation::Exchange { exchanges } else { sequence };
         *number += 1;
-        let call = Call { operation, token: self.token, sequence: *number, digest };
+        let call = TcpCall { operation, token: self.token, sequence: *number, digest };
         let progress = Progress::new(job, &self.members);
         let mut running = Running { wires, call, progress };
         let (call, result) = self.meter.measure(&job.timings, || {

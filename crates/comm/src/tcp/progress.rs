@@ -19,28 +19,28 @@ pub(super) const BROKEN: &str = "see whether its process and its host are there,
 
 /// The operation in progress, or one of its messages.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call {
+pub(super) struct TcpCall {
     pub operation: Operation,
     pub token: u64,
     pub sequence: u64,
     pub digest: u64,
 }
 
-impl Call {
+impl TcpCall {
     /// The header of a frame without payload.
     pub(super) fn header(&self) -> Header {
-        let Call { operation, token, sequence, digest } = *self;
+        let TcpCall { operation, token, sequence, digest } = *self;
         let (operation, total, length, number, checksum) = (operation as u32, 0, 0, 0, 0);
         Header { operation, token, sequence, digest, total, length, number, checksum }
     }
 
     pub(super) fn lost(&self, rank: usize, cause: impl ToString) -> CommError {
-        let Call { operation, sequence, .. } = *self;
+        let TcpCall { operation, sequence, .. } = *self;
         CommError::PeerLost { rank, operation, sequence, cause: cause.to_string() }
     }
 
     pub(super) fn damaged(&self, rank: usize, damage: Damage) -> CommError {
-        let Call { operation, sequence, .. } = *self;
+        let TcpCall { operation, sequence, .. } = *self;
         CommError::Damaged { rank, operation, sequence, damage }
     }
 
@@ -67,7 +67,7 @@ impl Call {
         let same = (theirs.operation, theirs.sequence) == (self.operation as u32, self.sequence);
         let suffix = if same { " with other arguments" } else { "" };
         let theirs = format!("{name} #{}{suffix}", theirs.sequence);
-        let Call { operation, sequence, .. } = *self;
+        let TcpCall { operation, sequence, .. } = *self;
         CommError::Mismatch { operation, sequence, rank, theirs }
     }
 }
@@ -123,7 +123,7 @@ impl<'a> Progress<'a> {
     /// much `later`.
     pub(super) fn after_sleep(
         &self,
-        call: &Call,
+        call: &TcpCall,
         later: Duration,
         missing: impl Iterator<Item = usize> + Clone,
     ) -> Result<()> {
@@ -132,7 +132,7 @@ impl<'a> Progress<'a> {
             return Ok(());
         }
         let missing = job.standing(members, patience, missing);
-        let Call { operation, sequence, .. } = *call;
+        let TcpCall { operation, sequence, .. } = *call;
         let (timeout_ms, moved) = (job.timeout_ms(), *moved);
         Err(CommError::Timeout { operation, sequence, missing, timeout_ms, moved })
     }

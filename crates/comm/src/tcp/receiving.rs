@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 
 use super::frame::{self, HEADER_BYTES, Header, checked};
-use super::progress::Call;
+use super::progress::TcpCall;
 use super::traffic::{Message, SLICES, Way};
 use super::turn::{At, Turn};
 use crate::error::Damage;
@@ -109,7 +109,7 @@ impl Receiving {
         &self,
         peer: usize,
         key: &Key,
-        call: &Call,
+        call: &TcpCall,
         expected: Option<usize>,
     ) -> Result<Header> {
         let header = Header::decode(&self.frame.bytes);
@@ -139,7 +139,7 @@ impl Receiving {
     fn finish(
         &mut self,
         message: Message,
-        call: &Call,
+        call: &TcpCall,
         header: &Header,
         turn: &mut Turn,
     ) -> Result<()> {

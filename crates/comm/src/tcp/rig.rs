@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::frame::{FRAME_BYTES, HEADER_BYTES, Header};
-use super::progress::Call;
+use super::progress::TcpCall;
 use crate::Operation;
 use crate::handshake::{Key, Keys};
 use crate::job::{Job, Moments, Settings};
@@ -30,8 +30,8 @@ pub(super) fn job(timeout_ms: u64) -> Job {
     Job::new(0, 2, settings, Box::new(Still(Instant::now())))
 }
 
-pub(super) fn call(operation: Operation) -> Call {
-    Call { operation, token: 7, sequence: 3, digest: 9 }
+pub(super) fn call(operation: Operation) -> TcpCall {
+    TcpCall { operation, token: 7, sequence: 3, digest: 9 }
 }
 
 pub(super) fn key() -> Key {
@@ -44,14 +44,14 @@ pub(super) fn keys() -> Keys {
 }
 
 /// A frame with these bytes of a message of `total` bytes.
-pub(super) fn frame(call: &Call, number: u32, total: u64, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(call: &TcpCall, number: u32, total: u64, payload: &[u8]) -> Vec<u8> {
     let (length, checksum) = (payload.len() as u32, crc_fast::crc32_iscsi(payload));
     let header = Header { total, length, number, checksum, ..call.header() };
     [&header.encode(&key(), number.into())[..], payload].concat()
 }
 
 /// A message in frames, the first of which has this number.
-pub(super) fn frames(call: &Call, first: u32, message: &[u8]) -> Vec<u8> {
+pub(super) fn frames(call: &TcpCall, first: u32, message: &[u8]) -> Vec<u8> {
     let total = message.len() as u64;
     let parts = message.chunks(FRAME_BYTES).zip(first..);
     match message.is_empty() {

@@ -1,20 +1,20 @@
 //! An operation as both directions of a connection see it: what it is, and how far each has come.
 
-use super::progress::{Call, Progress};
+use super::progress::{Progress, TcpCall};
 use super::traffic::{Message, Traffic, Way};
 
 /// The operation that a link takes part in.
 pub(super) struct Turn<'a, 'b> {
-    pub call: &'a Call,
+    pub call: &'a TcpCall,
     pub progress: &'a mut Progress<'b>,
     pub traffic: &'a mut dyn Traffic,
 }
 
 impl Turn<'_, '_> {
     /// The operation as the header of a message names it.
-    pub(super) fn call_of(&self, way: Way, message: Message) -> Call {
+    pub(super) fn call_of(&self, way: Way, message: Message) -> TcpCall {
         let sequence = self.traffic.sequence(way, message).unwrap_or(self.call.sequence);
-        Call { sequence, ..*self.call }
+        TcpCall { sequence, ..*self.call }
     }
 }
 

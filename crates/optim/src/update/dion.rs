@@ -79,8 +79,12 @@ impl UpdateRule for DionConfig {
     fn check(&self, at: &str) -> Result<(), OptimError> {
         positive(&format!("{at}.lr"), self.lr, 0.01)?;
         below_one(&format!("{at}.momentum"), self.momentum, 0.95)?;
-        positive(&format!("{at}.rank_fraction"), self.rank_fraction, 0.25)?;
-        within(&format!("{at}.rank_fraction"), self.rank_fraction, 0.0, 1.0)?;
+        let fraction = self.rank_fraction;
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            let nearest = if fraction > 1.0 { 1.0 } else { 0.25 };
+            let allowed = "a number above 0 and at most 1";
+            return Err(value(&format!("{at}.rank_fraction"), fraction, allowed, nearest));
+        }
         if self.rank == Some(0) {
             return Err(value(&format!("{at}.rank"), 0, "at least 1", 1));
         }

@@ -19,14 +19,20 @@ mod sgd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adamw::AdamWConfig;
 pub use contract::MemoryItem;
 pub(crate) use contract::{Applying, Axes, Binding, Group, Launch, Misfit, Needs, Place, Planned};
 pub(crate) use contract::{Unit, UpdateRule};
-pub use dion::{DionConfig, DionScale};
-pub use muon::MuonConfig;
-pub use normuon::NorMuonConfig;
-pub use sgd::SgdConfig;
+
+/// The sections of a rule.
+pub mod sections {
+    pub use super::adamw::AdamWConfig;
+    pub use super::dion::{DionConfig, DionScale};
+    pub use super::muon::{Coefficients, MuonConfig, Scale};
+    pub use super::normuon::NorMuonConfig;
+    pub use super::sgd::SgdConfig;
+}
+
+use sections::{AdamWConfig, DionConfig, MuonConfig, NorMuonConfig, SgdConfig};
 
 use crate::OptimError;
 use crate::selection::Match;

@@ -1,0 +1,246 @@
+//! The bytes of a checkpoint's shards, given out only once their sums were right.
+//!
+//! ```text
+//! bytes of a shard ─▶ pieces of its 4 MiB ranges ─▶ CRC32C ─▶ out
+//! ```
+//! Every range that a read touches is read whole and summed before a byte of it is handed out. A
+//! piece that is a whole range goes straight to its destination; others are copied from a few
+//! ranges that are kept, so that neighbours do not read them again. Threads may read at once: two
+//! that want the same range wait for one read of it. Sums tables are read when they are needed
+//! first.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::commit::check_file;
+use crate::disk::{Disk, ReadFile, exists, read_exact_at};
+use crate::manifest::FileRecord;
+use crate::sums::{self, RANGE_BYTES, Sums};
+use crate::{Digest, Error, names};
+
+/// Shards kept open at a time.
+const MAX_OPEN_FILES: usize = 64;
+
+/// The files of a checkpoint.
+pub(crate) struct Verified {
+    pub disk: Arc<dyn Disk>,
+    pub dir: PathBuf,
+    sums: Vec<OnceLock<Sums>>,
+    open: Mutex<HashMap<usize, Arc<dyn ReadFile>>>,
+    kept: Mutex<Kept>,
+}
+
+/// One range of one shard; empty until it has been read and verified.
+type Range = Arc<Mutex<Vec<u8>>>;
+
+/// The ranges that were read last, by file and number.
+struct Kept {
+    most: usize,
+    ranges: VecDeque<((usize, usize), Range)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// First byte and end of a range of a file.
+pub(crate) fn range(record: &FileRecord, number: usize) -> (u64, u64) {
+    let start = number as u64 * RANGE_BYTES;
+    (start, (start + RANGE_BYTES).min(record.bytes))
+}
+
+impl Verified {
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, files: usize) -> Verified {
+        let sums = (0..files).map(|_| OnceLock::new()).collect();
+        let kept = Mutex::new(Kept { most: 1, ranges: VecDeque::new() });
+        Verified { disk, dir, sums, open: Mutex::default(), kept }
+    }
+
+    /// The sums of a shard, read and compared with their digest the first time.
+    ///
+    /// # Errors
+    /// The table is missing, damaged, or of another file.
+    pub(crate) fn sums(&self, file: usize, record: &FileRecord) -> Result<&Sums, Error> {
+        if let Some(sums) = self.sums[file].get() {
+            return Ok(sums);
+        }
+        let path = self.dir.join(record.sums_path());
+        let bytes = read_file(self.disk.as_ref(), &path, sums::table_bytes(record.bytes))?;
+        let (expected, actual) = (record.sums_blake3, Digest::of(&bytes));
+        if expected != actual {
+            return Err(Error::FileDigest { path, expected, actual });
+        }
+        let sums = Sums::decode(&bytes);
+        let sums = sums.map_err(|reason| Error::Sums { path: path.clone(), reason })?;
+        if sums.file_bytes != record.bytes {
+            let reason =
+                format!("it is of a file of {} bytes, not {}", sums.file_bytes, record.bytes);
+            return Err(Error::Sums { path, reason });
+        }
+        Ok(self.sums[file].get_or_init(|| sums))
+    }
+
+    /// Reads bytes of a shard, range by range.
+    ///
+    /// # Errors
+    /// Damaged or missing data.
+    pub(crate) fn read(
+        &self,
+        (file, record): (usize, &FileRecord),
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        let mut done = 0;
+        while done < out.len() {
+            let at = start + done as u64;
+            let number = (at / RANGE_BYTES) as usize;
+            let (first, end) = range(record, number);
+            let count = (end.saturating_sub(at) as usize).min(out.len() - done);
+            if count == 0 {
+                let path = self.dir.join(&record.path);
+                return Err(Error::io(self.disk.as_ref(), "read", &path)(
+                    io::ErrorKind::UnexpectedEof.into(),
+                ));
+            }
+            let piece = &mut out[done..done + count];
+            if count as u64 == end - first {
+                self.read_range((file, record), number, piece)?;
+            } else {
+                self.copy((file, record), number, (at - first) as usize, piece)?;
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Copies a piece of a range that is kept, or is from now on.
+    fn copy(
+        &self,
+        of: (usize, &FileRecord),
+        number: usize,
+        skip: usize,
+        piece: &mut [u8],
+    ) -> Result<(), Error> {
+        let range_of = self.kept_range((of.0, number));
+        let mut bytes = lock(&range_of);
+        if bytes.is_empty() {
+            let (first, end) = range(of.1, number);
+            bytes.resize((end - first) as usize, 0);
+            // After a failure it is empty again: nobody else takes it for verified.
+            if let Err(error) = self.read_range(of, number, &mut bytes) {
+                bytes.clear();
+                return Err(error);
+            }
+        }
+        piece.copy_from_slice(&bytes[skip..skip + piece.len()]);
+        Ok(())
+    }
+
+    /// The place of a range among those that are kept, perhaps still empty.
+    fn kept_range(&self, of: (usize, usize)) -> Range {
+        let mut kept = lock(&self.kept);
+        if let Some(at) = kept.ranges.iter().position(|(key, _)| *key == of) {
+            return Arc::clone(&kept.ranges[at].1);
+        }
+        let mut spare = Vec::new();
+        while kept.ranges.len() >= kept.most {
+            let oldest = kept.ranges.pop_front().and_then(|(_, range)| Arc::into_inner(range));
+            spare =
+                oldest.map_or(spare, |m| m.into_inner().unwrap_or_else(PoisonError::into_inner));
+        }
+        spare.clear();
+        let range = Arc::new(Mutex::new(spare));
+        kept.ranges.push_back((of, Arc::clone(&range)));
+        range
+    }
+
+    /// Reads one whole range of a shard and checks its sum.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub(crate) fn read_range(
+        &self,
+        (file, record): (usize, &FileRecord),
+        number: usize,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        let (start, end) = range(record, number);
+        let path = || self.dir.join(&record.path);
+        let handle = self.shard(file, record)?;
+        read_exact_at(handle.as_ref(), out, start).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let actual = self.disk.stat(&path()).map_or(start, |found| found.bytes);
+                Error::FileLength { path: path(), expected: record.bytes, actual }
+            }
+            _ => Error::Io { action: "read", path: path(), offset: Some(start), source },
+        })?;
+        let expected = self.sums(file, record)?.crcs[number];
+        let actual = crc_fast::crc32_iscsi(out);
+        if expected != actual {
+            let holds = String::new();
+            return Err(Error::Range { path: path(), start, end, holds, expected, actual });
+        }
+        Ok(())
+    }
+
+    /// The shard, opened once while not too many are.
+    ///
+    /// # Errors
+    /// It is missing, or is no file.
+    pub(crate) fn shard(
+        &self,
+        file: usize,
+        record: &FileRecord,
+    ) -> Result<Arc<dyn ReadFile>, Error> {
+        let mut open = lock(&self.open);
+        if let Some(handle) = open.get(&file) {
+            return Ok(Arc::clone(handle));
+        }
+        if open.len() >= MAX_OPEN_FILES {
+            open.clear();
+        }
+        let path = self.dir.join(&record.path);
+        let handle = self.disk.open(&path).map_err(|error| self.missing("open", &path, error))?;
+        let handle: Arc<dyn ReadFile> = Arc::from(handle);
+        open.insert(file, Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// A failure of a file, unless the whole checkpoint was removed meanwhile.
+    fn missing(&self, action: &'static str, path: &Path, error: io::Error) -> Error {
+        let disk = self.disk.as_ref();
+        if_removed(disk, &self.dir, Error::io(disk, action, path)(error))
+    }
+}
+
+/// The whole of a file whose length is known. Nothing is allocated for one of another length, and
+/// none that is no file is waited for.
+pub(crate) fn read_file(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::io(disk, "read", path)(error);
+    let file = disk.open(path).map_err(failed)?;
+    check_file(disk, path, bytes)?;
+    let mut out = Vec::new();
+    let room = usize::try_from(bytes).ok().map(|count| (out.try_reserve_exact(count), count));
+    let Some((Ok(()), count)) = room else {
+        return Err(failed(io::ErrorKind::OutOfMemory.into()));
+    };
+    out.resize(count, 0);
+    read_exact_at(file.as_ref(), &mut out, 0).map_err(failed)?;
+    Ok(out)
+}
+
+/// Takes the checkpoint for removed where a file is missing and so is its `COMMIT`.
+pub(crate) fn if_removed(disk: &dyn Disk, dir: &Path, error: Error) -> Error {
+    match error {
+        Error::MissingFile { .. } if has_no_commit(disk, dir) => {
+            Error::Removed { path: dir.to_path_buf() }
+        }
+        other => other,
+    }
+}
+
+pub(crate) fn has_no_commit(disk: &dyn Disk, dir: &Path) -> bool {
+    matches!(exists(disk, &dir.join(names::COMMIT)), Ok(false))
+}
