@@ -2,7 +2,8 @@
 //!
 //! Everything goes through [`Disk`], so that tests can fail or "crash" at each operation and lose
 //! what was not fsynced. [`OsDisk`] is the real one. There is no rename and no truncation: a
-//! file is created once, written front to back, fsynced once and never opened for writing again.
+//! file is created once, each of its bytes is written once, it is fsynced once and never opened
+//! for writing again.
 //! Only regular files are read: what a pipe or a device would do to a reader is nobody's wish.
 
 use std::ffi::OsString;
@@ -15,13 +16,20 @@ pub use crate::system::Free;
 
 use crate::system;
 
-/// A file being written, front to back.
-pub trait WriteFile {
+/// A file being written: front to back by one thread, or at any place by several.
+pub trait WriteFile: Send + Sync {
     /// Appends some or all of `bytes`; returns how many were taken.
     ///
     /// # Errors
     /// As `write(2)`.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Writes some or all of `bytes` at `offset`; returns how many were taken. Bytes before that
+    /// nobody has written are zero.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
     /// Makes the file's bytes durable. A failure is final: the kernel may have dropped the bytes
     /// and marked the pages clean, so that another call would succeed without them.
@@ -145,6 +153,12 @@ impl WriteFile for OsWriteFile {
         let count = self.file.write(bytes)?;
         system::begin_writeback(&self.file, self.written, count as u64);
         self.written += count as u64;
+        Ok(count)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let count = FileExt::write_at(&self.file, bytes, offset)?;
+        system::begin_writeback(&self.file, offset, count as u64);
         Ok(count)
     }
 

@@ -76,6 +76,11 @@ pub(crate) fn rank_dir(rank: u32) -> String {
     format!("rank-{rank:05}")
 }
 
+/// `wave-0000`: the record of a part of a reshape, until that is committed.
+pub(crate) fn wave_name(number: u32) -> String {
+    format!("wave-{number:04}")
+}
+
 /// A shard's path within an attempt, with `/` on every platform.
 pub(crate) fn shard_path(rank: u32, shard: u32) -> String {
     format!("{}/shard-{shard:03}.safetensors", rank_dir(rank))

@@ -58,9 +58,13 @@ struct Entry<'a> {
     data_offsets: [u64; 2],
 }
 
-/// Orders chunks and cuts them into shards of about `max_shard_bytes`; a chunk is never cut, so
-/// a larger one makes a larger shard. Chunks hold at least one byte each.
-pub(crate) fn plan(labels: &[Label], rank: u32, max_shard_bytes: u64) -> Vec<Plan> {
+/// Orders chunks and cuts them into shards of about `max_shard_bytes`, numbered from `first`; a
+/// chunk is never cut, so a larger one makes a larger shard. Chunks hold at least one byte each.
+pub(crate) fn plan(
+    labels: &[Label],
+    (rank, first): (u32, usize),
+    max_shard_bytes: u64,
+) -> Vec<Plan> {
     let mut order: Vec<usize> = (0..labels.len()).collect();
     let unit = |number: &usize| {
         let bytes = labels[*number].bytes;
@@ -86,7 +90,8 @@ pub(crate) fn plan(labels: &[Label], rank: u32, max_shard_bytes: u64) -> Vec<Pla
         bytes += label.bytes;
         header_bytes += entry_bytes;
     }
-    shards.iter().enumerate().map(|(number, shard)| fill(labels, shard, rank, number)).collect()
+    let numbered = shards.iter().zip(first..);
+    numbered.map(|(shard, number)| fill(labels, shard, rank, number)).collect()
 }
 
 /// Writes the header of one shard and places its chunks behind it.

@@ -91,6 +91,41 @@ impl Store {
         &self.root
     }
 
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.disk.as_ref()
+    }
+
+    /// The directory of an attempt.
+    pub(crate) fn path_of(&self, attempt: Attempt) -> PathBuf {
+        self.root.join(attempt.dir_name())
+    }
+
+    /// The attempts at a step that have no `COMMIT`, oldest first.
+    pub(crate) fn unfinished(&self, step: u64) -> Result<Vec<Attempt>, Error> {
+        let mut attempts = self.attempts()?;
+        attempts.retain(|attempt| attempt.step == step);
+        let mut unfinished = Vec::new();
+        for attempt in attempts {
+            let commit = self.path_of(attempt).join(names::COMMIT);
+            let disk = self.disk.as_ref();
+            if !exists(disk, &commit).map_err(Error::io(disk, "read", &commit))? {
+                unfinished.push(attempt);
+            }
+        }
+        Ok(unfinished)
+    }
+
+    /// Refuses to go on where a later generation has been claimed.
+    pub(crate) fn check_fence(&self, attempt: Attempt) -> Result<(), Error> {
+        match self.newest_generation()? {
+            newest if newest > attempt.generation => {
+                let (path, ours) = (self.path_of(attempt), attempt.generation);
+                Err(Error::Fenced { path, ours, newest })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes a fencing generation higher than any seen: by one process, once, when a job starts.
     /// Two processes never get the same one, and earlier incarnations can no longer commit.
     /// Creates the directory where it is missing.

@@ -58,6 +58,11 @@ impl Verified {
         Verified { disk, dir, sums, open: Mutex::default(), kept }
     }
 
+    /// Keeps up to `most` ranges (at least one) of 4 MiB: one for each thread that reads.
+    pub(crate) fn keep(&self, most: usize) {
+        lock(&self.kept).most = most.max(1);
+    }
+
     /// The sums of a shard, read and compared with their digest the first time.
     ///
     /// # Errors

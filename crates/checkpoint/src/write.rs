@@ -145,7 +145,7 @@ pub(crate) fn write_rank(
     // Chunks without elements hold nothing to store: an empty tensor is covered by no chunk.
     let stored: Vec<&Chunk> = chunks.iter().filter(|chunk| !chunk.data.is_empty()).collect();
     let labels: Vec<Label> = stored.iter().map(|chunk| label(chunk)).collect();
-    let plans = shard::plan(&labels, rank, options.max_shard_bytes);
+    let plans = shard::plan(&labels, (rank, 0), options.max_shard_bytes);
 
     let needed_bytes = plans.iter().map(|plan| plan.bytes + table_bytes(plan.bytes)).sum();
     if let Some(free) = disk.free(root).filter(|free| free.bytes < needed_bytes) {
@@ -342,24 +342,30 @@ fn write_all(
             }
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if is_disk_full(&error) => {
-                return Err(disk_full(disk, path, needed_bytes - done as u64, &error));
-            }
-            Err(source) => {
-                let offset = Some(offset + done as u64);
-                return Err(Error::Io {
-                    action: "write",
-                    path: path.to_path_buf(),
-                    offset,
-                    source,
-                });
+            Err(error) => {
+                let done = done as u64;
+                return Err(write_error(disk, path, offset + done, needed_bytes - done, error));
             }
         }
     }
     Ok(())
 }
 
-fn sync_file(
+/// A failed write at `offset`, where `needed_bytes` were still to be written.
+pub(crate) fn write_error(
+    disk: &dyn Disk,
+    path: &Path,
+    offset: u64,
+    needed_bytes: u64,
+    source: io::Error,
+) -> Error {
+    if is_disk_full(&source) {
+        return disk_full(disk, path, needed_bytes, &source);
+    }
+    Error::Io { action: "write", path: path.to_path_buf(), offset: Some(offset), source }
+}
+
+pub(crate) fn sync_file(
     disk: &dyn Disk,
     file: &mut dyn WriteFile,
     path: &Path,

@@ -30,6 +30,7 @@ pub mod shard;
 mod share;
 pub mod state;
 pub mod tree;
+mod write_plan;
 
 pub use dtype::Dtype;
 pub use error::LayoutError;
@@ -46,3 +47,4 @@ pub use shard::Shard;
 pub use share::share;
 pub use state::{Absent, Sharing, StateDecl};
 pub use tree::{Accumulation, LeafStep, Node, ReduceOp, SumProgram, Tree};
+pub use write_plan::{Written, write_plan};

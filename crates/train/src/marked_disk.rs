@@ -68,6 +68,10 @@ impl WriteFile for Written {
         marked("write", &self.path, || self.file.write(bytes))
     }
 
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        marked("write", &self.path, || self.file.write_at(bytes, offset))
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         marked("fsync", &self.path, || self.file.sync())
     }

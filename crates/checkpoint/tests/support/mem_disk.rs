@@ -329,8 +329,9 @@ struct OpenFile {
     node: usize,
 }
 
-impl WriteFile for OpenFile {
-    fn write(&mut self, wanted: &[u8]) -> io::Result<usize> {
+impl OpenFile {
+    /// Writes at an offset, or at the end.
+    fn put(&self, wanted: &[u8], offset: Option<u64>) -> io::Result<usize> {
         let mut inner = self.disk.lock();
         let result = inner.operation();
         let was_up = result.is_err() && inner.crashed && inner.operations > 0;
@@ -351,9 +352,22 @@ impl WriteFile for OpenFile {
         if let (Node::File { bytes, .. }, true) =
             (&mut inner.nodes[self.node], result.is_ok() || was_up)
         {
-            bytes.extend_from_slice(&wanted[..count]);
+            let at = offset.map_or(bytes.len(), |offset| offset as usize);
+            let end = bytes.len().max(at + count);
+            bytes.resize(end, 0);
+            bytes[at..at + count].copy_from_slice(&wanted[..count]);
         }
         result.map(|()| count)
+    }
+}
+
+impl WriteFile for OpenFile {
+    fn write(&mut self, wanted: &[u8]) -> io::Result<usize> {
+        self.put(wanted, None)
+    }
+
+    fn write_at(&self, wanted: &[u8], offset: u64) -> io::Result<usize> {
+        self.put(wanted, Some(offset))
     }
 
     fn sync(&mut self) -> io::Result<()> {
