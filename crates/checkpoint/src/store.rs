@@ -268,6 +268,26 @@ impl Store {
     /// # Errors
     /// A directory cannot be read, or a file not deleted.
     pub fn retain(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
+        let (doomed, current) = self.doomed(keep, proof)?;
+        let mut deleted = Vec::new();
+        for attempt in doomed {
+            deleted.push(self.delete(attempt)?);
+        }
+        self.remove_old_claims(current)?;
+        Ok(deleted)
+    }
+
+    /// The directories that [`Store::retain`] would delete, oldest first.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub fn removable(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
+        let (doomed, _) = self.doomed(keep, proof)?;
+        Ok(doomed.into_iter().map(|attempt| self.path_of(attempt)).collect())
+    }
+
+    /// The attempts to delete, oldest first, and the current generation.
+    fn doomed(&self, keep: usize, proof: Proof) -> Result<(Vec<Attempt>, u32), Error> {
         let current = self.newest_generation()?;
         let mut attempts = Vec::new();
         for attempt in self.attempts()?.into_iter().rev() {
@@ -278,12 +298,9 @@ impl Store {
             }
             attempts.push((attempt, worth));
         }
-        let mut deleted = Vec::new();
-        for attempt in doomed(&attempts, keep.max(1), current).into_iter().rev() {
-            deleted.push(self.delete(attempt)?);
-        }
-        self.remove_old_claims(current)?;
-        Ok(deleted)
+        let mut doomed = doomed(&attempts, keep.max(1), current);
+        doomed.reverse();
+        Ok((doomed, current))
     }
 
     /// Deletes what an attempt that failed left behind.

@@ -1,14 +1,17 @@
-//! `muster ckpt ls|show|verify|diff`: tables over the checkpoint crate.
+//! `muster ckpt`: tables over the checkpoint crate.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use checkpoint::{Checkpoint, Diff, Error, Status, TensorDifference, VerifyReport, diff, verify};
+use checkpoint::{
+    Checkpoint, Diff, Error, Proof, Status, TensorDifference, VerifyReport, diff, verify,
+};
 
 use crate::cli::CkptCommand;
 use crate::console::{bytes, count, plural, short};
 use crate::error::{CliError, Exit};
 use crate::output::say;
+use crate::reshape_cmd;
 use crate::run_dir::{PassedOver, open_checkpoint, run_name, store, usable};
 
 pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
@@ -30,6 +33,9 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
             say(&whole(&report))?;
             Ok(Exit::Ok)
         }
+        CkptCommand::Reshape(args) => reshape_cmd::reshape(&args),
+        CkptCommand::Plan { source, layout, rate } => reshape_cmd::plan(&source, layout.0, rate),
+        CkptCommand::Gc { dir, keep, dry_run } => collect(&dir, keep.get(), dry_run),
         CkptCommand::Diff { a, b, parameters_only } => {
             let (a, b) = (open_checkpoint(&a)?, open_checkpoint(&b)?);
             let mut found = diff(&a, &b)?;
@@ -45,6 +51,37 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
 
 /// Slots that hold the model rather than the optimizer's state.
 const PARAMETER_SLOTS: [&str; 2] = ["param", "router_bias"];
+
+/// Removes all checkpoints but the newest `keep`, or says which.
+fn collect(dir: &Path, keep: usize, dry_run: bool) -> Result<Exit, CliError> {
+    let store = store(dir)?;
+    let entries = store.list()?;
+    let size = |path: &Path| {
+        entries.iter().find(|entry| entry.path == path).and_then(|entry| entry.bytes).unwrap_or(0)
+    };
+    let gone = match dry_run {
+        true => store.removable(keep, Proof::EveryByte)?,
+        false => store.retain(keep, Proof::EveryByte)?,
+    };
+    let verb = if dry_run { "would be removed" } else { "removed" };
+    let mut text = String::new();
+    for path in &gone {
+        let _ = writeln!(text, "{verb}: {} ({})", path.display(), bytes(size(path)));
+    }
+    let all: u64 = gone.iter().map(|path| size(path)).sum();
+    let left = entries.len() - gone.len();
+    let _ = write!(
+        text,
+        "{} of {} {verb}, {}; {} in {}",
+        plural(gone.len(), "checkpoint"),
+        entries.len(),
+        bytes(all),
+        if dry_run { format!("{left} would stay") } else { format!("{left} stay") },
+        store.root().display()
+    );
+    say(&text)?;
+    Ok(Exit::Ok)
+}
 
 fn list(dir: &Path) -> Result<Exit, CliError> {
     let store = store(dir)?;

@@ -1,6 +1,7 @@
 //! The command line: what may be typed, with examples.
 
 mod bench;
+mod ckpt;
 mod collectives;
 mod links;
 mod report;
@@ -20,6 +21,7 @@ use crate::trace::Steps;
 pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
+pub use ckpt::{CkptCommand, ReshapeArgs};
 pub use collectives::CollectivesArgs;
 pub use links::LinksArgs;
 pub use report::ReportArgs;
@@ -375,51 +377,6 @@ Exits with 0 if nothing is wrong, else with 2.")]
         file: PathBuf,
         #[command(flatten)]
         set: SetArgs,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CkptCommand {
-    /// List a run's checkpoints
-    #[command(after_help = "Example: muster ckpt ls runs/quickstart")]
-    Ls {
-        /// A run's directory, or one that holds checkpoints
-        dir: PathBuf,
-    },
-    /// Say what a checkpoint holds
-    #[command(after_help = "Example: muster ckpt show runs/quickstart")]
-    Show {
-        /// A checkpoint, or a run's directory (its newest one)
-        path: PathBuf,
-        /// List every tensor
-        #[arg(long)]
-        tensors: bool,
-    },
-    /// Read every byte of a checkpoint and compare it with its checksums
-    #[command(after_help = "\
-Example: muster ckpt verify runs/quickstart/checkpoints/step-00000400.g0001
-
-Exits with 0 if it is whole, with 2 if it is damaged.")]
-    Verify {
-        /// A checkpoint, or a run's directory (its newest one)
-        path: PathBuf,
-        /// Also hash all data with BLAKE3
-        #[arg(long)]
-        deep: bool,
-    },
-    /// Compare two checkpoints, tensor by tensor
-    #[command(after_help = "\
-Example: muster ckpt diff runs/a runs/b
-
-Exits with 0 if all bits of all tensors are equal, with 2 if not.")]
-    Diff {
-        /// A checkpoint, or a run's directory (its newest one)
-        a: PathBuf,
-        /// Another
-        b: PathBuf,
-        /// Compare the model's parameters alone, not the optimizer's state nor the run's
-        #[arg(long)]
-        parameters_only: bool,
     },
 }
 

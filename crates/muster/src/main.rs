@@ -34,6 +34,7 @@ mod out_file;
 mod output;
 mod panic;
 mod plot;
+mod reshape_cmd;
 mod run_dir;
 mod secret;
 mod tls;

@@ -1,0 +1,161 @@
+//! The arguments of `muster ckpt`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use layout::MeshSpec;
+
+#[derive(Debug, Subcommand)]
+pub enum CkptCommand {
+    /// List a run's checkpoints
+    #[command(after_help = "Example: muster ckpt ls runs/quickstart")]
+    Ls {
+        /// A run's directory, or one that holds checkpoints
+        dir: PathBuf,
+    },
+    /// Say what a checkpoint holds
+    #[command(after_help = "Example: muster ckpt show runs/quickstart")]
+    Show {
+        /// A checkpoint, or a run's directory (its newest one)
+        path: PathBuf,
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+    /// Read every byte of a checkpoint and compare it with its checksums
+    #[command(after_help = "\
+Example: muster ckpt verify runs/quickstart/checkpoints/step-00000400.g0001
+
+Exits with 0 if it is whole, with 2 if it is damaged.")]
+    Verify {
+        /// A checkpoint, or a run's directory (its newest one)
+        path: PathBuf,
+        /// Also hash all data with BLAKE3
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Compare two checkpoints, tensor by tensor
+    #[command(after_help = "\
+Example: muster ckpt diff runs/a runs/b
+
+Exits with 0 if all bits of all tensors are equal, with 2 if not.")]
+    Diff {
+        /// A checkpoint, or a run's directory (its newest one)
+        a: PathBuf,
+        /// Another
+        b: PathBuf,
+        /// Compare the model's parameters alone, not the optimizer's state nor the run's
+        #[arg(long)]
+        parameters_only: bool,
+    },
+    /// Write a checkpoint anew, cut for another layout of ranks
+    #[command(after_help = "\
+Examples:
+  muster ckpt reshape runs/a reshaped --layout dp=8
+  muster ckpt reshape runs/a reshaped --layout pp=2,dp=8,ep=4,tp=2
+  muster train run.yaml --resume reshaped
+
+Any checkpoint loads into any number of ranks as it is; one that is cut for a layout lets each of
+its ranks read from files of its own. Every value stays as it is, to the bit. A reshape that was
+interrupted goes on when the same command is given again.")]
+    Reshape(ReshapeArgs),
+    /// Say what `reshape` would do: bytes, files and seconds of each rank
+    #[command(after_help = "Example: muster ckpt plan runs/a --layout pp=2,dp=8,ep=4,tp=2")]
+    Plan {
+        /// A checkpoint, or a run's directory (its newest one)
+        source: PathBuf,
+        /// Ranks along each axis: pp (pipeline), dp (data), ep (experts), tp (tensor); 1 if left out
+        #[arg(long, value_name = "AXIS=N,…")]
+        layout: Layout,
+        /// Speed of the disks that are to be read and written, in GB/s; by default reading is timed
+        #[arg(long, value_name = "GB/S")]
+        rate: Option<f64>,
+    },
+    /// Remove all checkpoints of a run but the newest
+    #[command(after_help = "\
+Examples:
+  muster ckpt gc runs/a --keep 2 --dry-run
+  muster ckpt gc runs/a --keep 2
+
+Before anything is removed the newest checkpoint is read and verified, every byte of it. Damaged
+checkpoints go only when as many newer ones are whole; what later versions wrote stays.")]
+    Gc {
+        /// A run's directory, or one that holds checkpoints
+        dir: PathBuf,
+        /// How many whole checkpoints stay
+        #[arg(long, value_name = "N")]
+        keep: std::num::NonZeroUsize,
+        /// Say what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ReshapeArgs {
+    /// A checkpoint, or a run's directory (its newest one)
+    pub source: PathBuf,
+    /// A directory for the result: new, empty, or of the same reshape, interrupted
+    pub target: PathBuf,
+    /// Ranks along each axis: pp (pipeline), dp (data), ep (experts), tp (tensor); 1 if left out
+    #[arg(long, value_name = "AXIS=N,…")]
+    pub layout: Layout,
+    /// Threads that read and write; by default one per core
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Memory for data on their way, in MiB
+    #[arg(long, value_name = "MIB", default_value = "256",
+          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub buffer: u32,
+}
+
+/// Ranks along each axis, as `dp=8,tp=2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout(pub MeshSpec);
+
+impl FromStr for Layout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Layout, String> {
+        let mut axes = [("pp", None), ("dp", None), ("ep", None), ("tp", None)];
+        for part in text.split(',') {
+            let (axis, ranks) = part.split_once('=').ok_or_else(|| {
+                format!("`{part}` is not AXIS=N; write dp=8, or pp=2,dp=8,ep=4,tp=2")
+            })?;
+            let known = axes.iter_mut().find(|(name, _)| *name == axis.trim());
+            let (name, place) =
+                known.ok_or_else(|| format!("there is no axis `{axis}`; use pp, dp, ep or tp"))?;
+            let number = ranks.trim().parse::<usize>().ok().filter(|n| (1..=1 << 20).contains(n));
+            let number = number.ok_or_else(|| {
+                format!("{name} = `{ranks}` is no number of ranks; use 1 to {}", 1 << 20)
+            })?;
+            if place.replace(number).is_some() {
+                return Err(format!("{name} is given twice; leave one out"));
+            }
+        }
+        let [pp, dp, ep, tp] = axes.map(|(_, ranks)| ranks.unwrap_or(1));
+        Ok(Layout(MeshSpec { pp, dp: Some(dp), ep, tp }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_read_and_mistakes_named() {
+        let layout: Layout = "tp=2, dp=8".parse().unwrap();
+        assert_eq!(layout.0, MeshSpec { pp: 1, dp: Some(8), ep: 1, tp: 2 });
+        for (text, told) in [
+            ("8", "`8` is not AXIS=N"),
+            ("cp=2", "there is no axis `cp`; use pp, dp, ep or tp"),
+            ("dp=0", "dp = `0` is no number of ranks; use 1 to"),
+            ("dp=2,dp=3", "dp is given twice"),
+            ("", "`` is not AXIS=N"),
+        ] {
+            let error = text.parse::<Layout>().unwrap_err();
+            assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+}

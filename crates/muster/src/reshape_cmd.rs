@@ -1,0 +1,260 @@
+//! `muster ckpt reshape` and `muster ckpt plan`: a checkpoint cut for another layout of ranks.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use checkpoint::{Attempt, Checkpoint, Region, Reshape, ReshapeOptions, Store, slabs};
+use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Role, Written, write_plan};
+use train::Config;
+
+use crate::cli::ReshapeArgs;
+use crate::console::{ByteProgress, bytes, duration, plural};
+use crate::error::{CliError, Exit};
+use crate::output::say;
+use crate::run_dir::open_checkpoint;
+
+/// More ranks than any cluster has; each gets a directory.
+const RANKS_MAX: usize = 1 << 20;
+
+/// Data that are read to time a disk.
+const TIMED_BYTES: u64 = 256 << 20;
+
+/// Of each rank the boxes that it has, as (number of the tensor, box).
+type Boxes = Vec<Vec<(usize, Region)>>;
+
+/// # Errors
+/// A layout that the model does not allow; a target that holds something; damaged data; a disk that
+/// is full or fails.
+pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
+    let checkpoint = open_checkpoint(&args.source)?;
+    let (mesh, ranks) = cut(&checkpoint, args.layout.0)?;
+    check_target(&args.target)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let options = ReshapeOptions {
+        threads: args.threads.map_or(cores, usize::from),
+        buffer_bytes: (args.buffer as usize) << 20,
+        ..ReshapeOptions::default()
+    };
+    let store = Store::new(&args.target);
+    let reshape = Reshape::new(&checkpoint, &store, &ranks, options);
+    let (all, written) = (reshape.bytes(), AtomicU64::new(0));
+    let progress = Mutex::new(ByteProgress::new("reshaping"));
+    let started = Instant::now();
+    let done = reshape.run(&|more| {
+        let now = written.fetch_add(more, Ordering::Relaxed) + more;
+        // Whoever holds it is showing nearly the same.
+        if let Ok(mut progress) = progress.try_lock() {
+            progress.update(now, Some(all));
+        }
+    });
+    drop(progress);
+    let done = done?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut text = format!(
+        "{} cut for {}\n  {:<10} {}\n  {:<10} {} in {}, {} at {:.2} GB/s\n",
+        checkpoint.path().display(),
+        axes(mesh),
+        "written to",
+        done.committed.path.display(),
+        "data",
+        bytes(done.committed.bytes),
+        plural(done.committed.shards, "file"),
+        duration(seconds),
+        (all as f64 - done.taken_over_bytes as f64).max(0.0) / 1e9 / seconds.max(1e-9),
+    );
+    if done.taken_over_bytes > 0 {
+        let before = bytes(done.taken_over_bytes);
+        let _ = writeln!(text, "  {:<10} {before} were there from an earlier attempt", "");
+    }
+    let _ = write!(text, "  {:<10} {}", "digest", done.committed.manifest_blake3);
+    say(&text)?;
+    Ok(Exit::Ok)
+}
+
+/// # Errors
+/// A layout that the model does not allow; data that cannot be read.
+pub fn plan(source: &Path, layout: MeshSpec, rate: Option<f64>) -> Result<Exit, CliError> {
+    if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+        return Err(CliError::mistake(format!(
+            "--rate {rate} is no speed; give GB/s above 0, such as 2.5"
+        )));
+    }
+    let checkpoint = open_checkpoint(source)?;
+    let (mesh, ranks) = cut(&checkpoint, layout)?;
+    let (rate, how) = match rate {
+        Some(rate) => (rate, "as given".to_owned()),
+        None => {
+            let (rate, read) = read_rate(&checkpoint)?;
+            (rate, format!("as {} of it were read and verified", bytes(read)))
+        }
+    };
+    say(&plan_text(&checkpoint, mesh, &ranks, (rate, &how)))?;
+    Ok(Exit::Ok)
+}
+
+/// Ranks that are listed one by one.
+const LISTED: usize = 32;
+
+fn plan_text(
+    checkpoint: &Checkpoint,
+    mesh: Mesh,
+    ranks: &Boxes,
+    (rate, how): (f64, &str),
+) -> String {
+    let size = |boxes: &Vec<(usize, Region)>| -> u64 {
+        let of = |(tensor, region): &(usize, Region)| {
+            let element = checkpoint.tensors()[*tensor].dtype.size_bytes();
+            (region.elements().unwrap_or(0) * element) as u64
+        };
+        boxes.iter().map(of).sum()
+    };
+    let sizes: Vec<u64> = ranks.iter().map(size).collect();
+    let (least, most) = (sizes.iter().min().copied(), sizes.iter().max().copied());
+    let (least, most) = (least.unwrap_or(0), most.unwrap_or(0));
+    let all: u64 = sizes.iter().sum();
+    let mut text = format!(
+        "{} for {}\n  {} in {}; a rank writes {} to {}\n  at {rate:.2} GB/s, {how}: {} for one \
+         process that reads and writes all of it, {} for ranks that each write their own\n",
+        checkpoint.path().display(),
+        axes(mesh),
+        bytes(all),
+        plural(checkpoint.tensors().len(), "tensor"),
+        bytes(least),
+        bytes(most),
+        duration(2.0 * all as f64 / 1e9 / rate),
+        duration(most as f64 / 1e9 / rate),
+    );
+    let _ = writeln!(text, "  rank   pp  dp  ep  tp   boxes        bytes  seconds");
+    for (rank, size) in sizes.iter().enumerate().take(LISTED) {
+        let Ok(at) = mesh.coordinate(rank) else { continue };
+        let _ = writeln!(
+            text,
+            "  {rank:>4} {:>4} {:>3} {:>3} {:>3} {:>7} {:>12} {:>8.2}",
+            at.pp,
+            at.dp,
+            at.ep,
+            at.tp,
+            ranks[rank].len(),
+            bytes(*size),
+            *size as f64 / 1e9 / rate
+        );
+    }
+    if ranks.len() > LISTED {
+        let _ = writeln!(text, "  and {} more", plural(ranks.len() - LISTED, "rank"));
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// GB/s of reading and verifying, and the bytes that were read for it.
+fn read_rate(checkpoint: &Checkpoint) -> Result<(f64, u64), CliError> {
+    let (started, mut read) = (Instant::now(), 0);
+    let mut buffer = Vec::new();
+    for tensor in checkpoint.tensors() {
+        for slab in slabs(&tensor.shape, (16 << 20) / tensor.dtype.size_bytes()) {
+            if read >= TIMED_BYTES {
+                break;
+            }
+            buffer.resize(slab.elements().unwrap_or(0) * tensor.dtype.size_bytes(), 0);
+            checkpoint.read_box(&tensor.key(), tensor.dtype, &slab, &mut buffer)?;
+            read += buffer.len() as u64;
+        }
+    }
+    Ok((read as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9), read))
+}
+
+/// The boxes of each rank of a layout.
+fn cut(checkpoint: &Checkpoint, layout: MeshSpec) -> Result<(Mesh, Boxes), CliError> {
+    let MeshSpec { pp, dp, ep, tp } = layout;
+    let asked = Mesh { pp, dp: dp.unwrap_or(1), ep, tp };
+    let world = asked.product().filter(|&world| world <= RANKS_MAX).ok_or_else(|| {
+        CliError::mistake(format!("--layout: {} are more than {RANKS_MAX} ranks", axes(asked)))
+    })?;
+    let schema = checkpoint.schema();
+    let heads = match tp {
+        1 => HeadRows::of(1),
+        _ => heads_of(checkpoint)?,
+    };
+    let misfit = |error: layout::LayoutError| CliError::mistake(format!("--layout: {error}"));
+    let mesh = layout.fill(world, &Demands::new(&schema, heads)).map_err(misfit)?;
+    let placements = Placements::new(&schema, heads, mesh).map_err(misfit)?;
+    let written = checkpoint.tensors().iter().map(|tensor| {
+        let like = schema.find(&tensor.name);
+        let like = like.filter(|&index| schema.tensors[index].shape == tensor.shape);
+        Written { shape: tensor.shape.clone(), element_bytes: tensor.dtype.size_bytes(), like }
+    });
+    let written: Vec<Written> = written.collect();
+    let ranks = write_plan(&placements, &written).map_err(misfit)?;
+    Ok((mesh, ranks))
+}
+
+/// The rows of an attention head, from the config that the checkpoint keeps.
+fn heads_of(checkpoint: &Checkpoint) -> Result<HeadRows, CliError> {
+    let unknown = |why: &str| {
+        CliError::mistake(format!(
+            "--layout: {} {why}, so that nobody knows where its attention heads begin; leave tp \
+             out, or use tp=1",
+            checkpoint.path().display()
+        ))
+    };
+    let config = checkpoint.run_state().extra.get("config").cloned();
+    let config = config.ok_or_else(|| unknown("keeps no config"))?;
+    let config: Config = serde_json::from_value(config).map_err(|error| {
+        unknown(&format!("keeps a config that is not this version's ({error})"))
+    })?;
+    let schema = checkpoint.schema();
+    let table = schema.tensors.iter().find(|tensor| tensor.role == Role::Embedding);
+    let vocabulary = table.and_then(|table| table.shape.first().copied()).unwrap_or(1);
+    let architecture = config.model.resolve(vocabulary, config.batch.seq_len);
+    let architecture =
+        architecture.map_err(|error| unknown(&format!("keeps a config: {error}")))?;
+    Ok(architecture.head_rows())
+}
+
+fn axes(Mesh { pp, dp, ep, tp }: Mesh) -> String {
+    let named = [("pp", pp), ("dp", dp), ("ep", ep), ("tp", tp)];
+    let of: Vec<String> =
+        named.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis} {n}")).collect();
+    let world = Mesh { pp, dp, ep, tp }.product().unwrap_or(usize::MAX);
+    match of.len() {
+        0 | 1 => plural(world, "rank"),
+        _ => format!("{}: {}", of.join(" · "), plural(world, "rank")),
+    }
+}
+
+/// A directory that is new, empty, or has what an interrupted reshape left.
+fn check_target(target: &Path) -> Result<(), CliError> {
+    let name = target.display();
+    let found = match target.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|error| CliError::mistake(format!("{name}: {error}")))?,
+    };
+    if !found.is_dir() {
+        let what = if found.is_symlink() { "a link" } else { "no directory" };
+        return Err(CliError::mistake(format!(
+            "{name} is {what}; give a new or an empty directory for the result"
+        )));
+    }
+    let entries =
+        std::fs::read_dir(target).map_err(|error| CliError::mistake(format!("{name}: {error}")))?;
+    for entry in entries.flatten() {
+        let entry = entry.file_name();
+        let ours =
+            |entry: &str| Attempt::parse(entry).is_some() || entry.starts_with("generation-");
+        if !entry.to_str().is_some_and(ours) {
+            return Err(CliError::mistake(format!(
+                "{name} is not empty: it holds `{}`; give a new or an empty directory",
+                entry.display()
+            )));
+        }
+    }
+    if Store::new(target).committed()? > 0 {
+        return Err(CliError::mistake(format!(
+            "{name} holds a checkpoint already; give a new or an empty directory"
+        )));
+    }
+    Ok(())
+}
