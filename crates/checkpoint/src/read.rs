@@ -16,7 +16,7 @@ use crate::chunk_index::ChunkIndex;
 use crate::commit::{check_files, parse_commit};
 use crate::disk::{Disk, Kind, OsDisk, ReadFile};
 use crate::error::nearest;
-use crate::manifest::{FileRecord, Manifest, RunState, StateTensor};
+use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
 use crate::verified::{Verified, if_removed, range, read_file};
 use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
@@ -233,19 +233,29 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors in some bytes of a shard, for an error message.
+    /// The tensors in some bytes of a shard, for an error message; of a few also which elements.
     fn holders(&self, file: usize, start: u64, end: u64) -> String {
-        let inside = |tensor: &&StateTensor| {
-            tensor.chunks.iter().any(|chunk| {
+        let mut parts = Vec::new();
+        for tensor in &self.manifest.tensors {
+            let inside = |chunk: &&ChunkRecord| {
                 chunk.file as usize == file && chunk.range[0] < end && chunk.range[1] > start
-            })
+            };
+            parts.extend(tensor.chunks.iter().filter(inside).map(|chunk| (tensor, chunk)));
+        }
+        let key = |(tensor, _): &(&StateTensor, &ChunkRecord)| tensor.key().to_string();
+        let elements = |part: &(&StateTensor, &ChunkRecord)| {
+            let (size, chunk) = (part.0.dtype.size_bytes() as u64, part.1);
+            let first = (start.max(chunk.range[0]) - chunk.range[0]) / size;
+            let last = (end.min(chunk.range[1]) - chunk.range[0]).div_ceil(size);
+            format!("{} (elements {first}..{last} of {})", key(part), chunk.region())
         };
-        let keys: Vec<String> =
-            self.manifest.tensors.iter().filter(inside).map(|t| t.key().to_string()).collect();
-        match keys.len() {
+        match parts.len() {
             0 => "no tensor".to_string(),
-            1..=4 => keys.join(", "),
-            more => format!("{} and {} more", keys[..3].join(", "), more - 3),
+            1..=4 => parts.iter().map(elements).collect::<Vec<_>>().join(", "),
+            more => {
+                let first: Vec<String> = parts[..3].iter().map(key).collect();
+                format!("{} and {} more", first.join(", "), more - 3)
+            }
         }
     }
 }

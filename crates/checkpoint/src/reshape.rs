@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use crate::commit::{Committed, ExpectedTensor};
 use crate::disk::Disk;
@@ -134,12 +135,7 @@ impl<'a> Reshape<'a> {
             self.store.discard(*old)?;
         }
         self.check_room(disk, reports.waves)?;
-        for number in reports.waves..self.waves.len() {
-            let wave = self.write_wave(disk, &dir, number, &reports, done)?;
-            self.store.check_fence(attempt)?;
-            wave.write(disk, &dir, number as u32)?;
-            reports.add(wave);
-        }
+        self.write_waves((disk, &dir), attempt, &mut reports, done)?;
         let waves = reports.waves;
         let expected: Vec<ExpectedTensor> = self.source.tensors().iter().map(expected).collect();
         let schema = self.source.schema();
@@ -190,26 +186,57 @@ impl<'a> Reshape<'a> {
         self.waves[wave].clone().map(|tensor| self.source.tensors()[tensor].bytes()).sum()
     }
 
-    /// Writes the shards of one wave, and makes them durable.
-    fn write_wave(
+    /// Writes the waves that are left. While one is made durable the next one is copied.
+    fn write_waves(
         &self,
-        disk: &dyn Disk,
-        dir: &Path,
-        number: usize,
-        reports: &Reports,
+        (disk, dir): (&dyn Disk, &Path),
+        attempt: Attempt,
+        reports: &mut Reports,
         done: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), Error> {
+        let mut first_shards: Vec<usize> =
+            reports.ranks.iter().map(|report| report.files.len()).collect();
+        std::thread::scope(|scope| {
+            let mut before = None;
+            for number in reports.waves..self.waves.len() {
+                let tensors = self.waves[number].clone();
+                let mut open = self.open_shards(disk, dir, tensors.clone(), &mut first_shards)?;
+                let targets = std::mem::take(&mut open.targets);
+                self.copy(disk, tensors, &targets, &open.shards, done)?;
+                if let Some(before) = before.take() {
+                    reports.add(joined(before)?);
+                }
+                let seal = move || self.seal((disk, dir), attempt, number as u32, open);
+                match self.options.threads {
+                    0 | 1 => reports.add(seal()?),
+                    _ => before = Some(scope.spawn(seal)),
+                }
+            }
+            before.map_or(Ok(()), |before| {
+                reports.add(joined(before)?);
+                Ok(())
+            })
+        })
+    }
+
+    /// Makes a wave durable, and says so in its record.
+    fn seal(
+        &self,
+        (disk, dir): (&dyn Disk, &Path),
+        attempt: Attempt,
+        number: u32,
+        open: OpenWave,
     ) -> Result<Wave, Error> {
-        let tensors = self.waves[number].clone();
-        let mut open = self.open_shards(disk, dir, tensors.clone(), reports)?;
-        let targets = std::mem::take(&mut open.targets);
-        self.copy(disk, tensors, &targets, &open.shards, done)?;
-        let files = finish(disk, open.shards, self.options.threads)?;
-        let mut files = files.into_iter();
-        for rank in &mut open.ranks {
-            rank.files.extend(files.by_ref().take(open.shards_of[&rank.rank]));
+        let OpenWave { shards, mut ranks, shards_of, .. } = open;
+        let mut files = finish(disk, shards, self.options.threads)?.into_iter();
+        for rank in &mut ranks {
+            rank.files.extend(files.by_ref().take(shards_of[&rank.rank]));
             sync_dir(disk, &dir.join(names::rank_dir(rank.rank)))?;
         }
-        Ok(Wave { plan: self.plan, ranks: open.ranks })
+        let wave = Wave { plan: self.plan, ranks };
+        self.store.check_fence(attempt)?;
+        wave.write(disk, dir, number)?;
+        Ok(wave)
     }
 
     /// Creates the shards that hold the chunks of some tensors, with their headers.
@@ -218,7 +245,7 @@ impl<'a> Reshape<'a> {
         disk: &dyn Disk,
         dir: &Path,
         tensors: Range<usize>,
-        reports: &Reports,
+        first_shards: &mut [usize],
     ) -> Result<OpenWave, Error> {
         let mut of_rank: BTreeMap<u32, Vec<(usize, &Region)>> = BTreeMap::new();
         for tensor in tensors.clone() {
@@ -235,8 +262,9 @@ impl<'a> Reshape<'a> {
         for (rank, boxes) in of_rank {
             let labels: Vec<Label> =
                 boxes.iter().map(|(tensor, region)| self.label(*tensor, region)).collect();
-            let first_shard = reports.ranks[rank as usize].files.len();
+            let first_shard = first_shards[rank as usize];
             let plans = shard::plan(&labels, (rank, first_shard), u64::MAX);
+            first_shards[rank as usize] += plans.len();
             open.shards_of.insert(rank, plans.len());
             make_dir(disk, &dir.join(names::rank_dir(rank)))?;
             let mut chunks = Vec::with_capacity(boxes.len());
@@ -396,6 +424,10 @@ impl Reports {
             report.chunks.extend(chunks);
         }
     }
+}
+
+fn joined(thread: ScopedJoinHandle<Result<Wave, Error>>) -> Result<Wave, Error> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn expected(tensor: &StateTensor) -> ExpectedTensor {

@@ -328,7 +328,7 @@ impl Store {
         {
             return Ok(true);
         }
-        let mut report = verify::verify_checkpoint(&self.open(attempt)?, false)?;
+        let mut report = verify::verify_checkpoint(&self.open(attempt)?, false, 1)?;
         // A file that cannot be read is not known to be damaged.
         if let Some(at) = report.problems.iter().position(|problem| !problem.is_damage()) {
             return Err(report.problems.swap_remove(at));

@@ -1,8 +1,10 @@
 //! Reading a checkpoint through: every byte of every file against what is recorded of it.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
 
@@ -59,7 +61,10 @@ pub fn verify_on(
     let path = path.as_ref();
     disk.list(path).map_err(Error::io(disk.as_ref(), "list", path))?;
     let report = match Checkpoint::open_on(Arc::clone(&disk), path) {
-        Ok(checkpoint) => verify_checkpoint(&checkpoint, deep)?,
+        Ok(checkpoint) => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            verify_checkpoint(&checkpoint, deep, threads)?
+        }
         Err(problem) => VerifyReport { problems: vec![problem], ..empty(path) },
     };
     // A run removes its older checkpoints, at any moment.
@@ -88,54 +93,131 @@ fn empty(path: &Path) -> VerifyReport {
     }
 }
 
-/// Reads every byte of an open checkpoint.
+/// Reads every byte of an open checkpoint, on several threads of 4 MiB each.
 pub(crate) fn verify_checkpoint(
     checkpoint: &Checkpoint,
     deep: bool,
+    threads: usize,
 ) -> Result<VerifyReport, Error> {
     let mut report = empty(checkpoint.path());
     report.state_tensors = checkpoint.tensors().len();
-    // Small checkpoints need less, and a run that reads its own beside training has it to spare.
     let files = 0..checkpoint.manifest().files.len();
-    let longest = files.flat_map(|file| checkpoint.ranges(file)).map(|(_, count)| count).max();
-    let mut buffer = vec![0; longest.unwrap_or(0)];
-    for (file, record) in checkpoint.manifest().files.iter().enumerate() {
+    let mut unopened: Vec<Option<Error>> = files.map(|file| checkpoint.shard(file).err()).collect();
+    // A digest is of a whole file, in order.
+    let step = if deep { usize::MAX } else { PIECE_RANGES };
+    let mut pieces = Vec::new();
+    for file in (0..unopened.len()).filter(|&file| unopened[file].is_none()) {
+        let count = checkpoint.ranges(file).count();
+        let starts = (0..count.max(1)).step_by(step);
+        pieces.extend(starts.map(|start| (file, start..start.saturating_add(step).min(count))));
+    }
+    let mut read = read_pieces(checkpoint, &pieces, deep, threads).into_iter().peekable();
+    for (file, unopened) in unopened.iter_mut().enumerate() {
         report.shards += 1;
-        let mut digest = deep.then(blake3::Hasher::new);
-        let mut whole = true;
-        if let Err(problem) = checkpoint.shard(file) {
+        if let Some(problem) = unopened.take() {
             report.problems.push(problem);
             continue;
         }
-        for (number, count) in checkpoint.ranges(file) {
-            let bytes = &mut buffer[..count];
-            if let Err(problem) = checkpoint.read_range(file, number, bytes) {
-                report.problems.push(problem);
-                whole = false;
-            }
-            if let Some(digest) = &mut digest {
-                digest.update(bytes);
-            }
-            report.ranges += 1;
-            report.bytes += count as u64;
+        let (before, mut digest) = (report.problems.len(), None);
+        while let Some(piece) = read.next_if(|piece| piece.file == file) {
+            report.ranges += piece.ranges;
+            report.bytes += piece.bytes;
+            report.problems.extend(piece.problems);
+            digest = piece.digest;
         }
+        let whole = report.problems.len() == before;
         if whole && let Err(problem) = check_header(checkpoint, file) {
             report.problems.push(problem);
         }
-        let Some(digest) = digest else { continue };
-        let actual = Digest(*digest.finalize().as_bytes());
-        report.data_blake3.push(actual);
-        if let Some(expected) = record.data_blake3 {
-            report.digests_compared += 1;
-            // Where a range has failed already, the digest says nothing more.
-            if whole && expected != actual {
-                let path = checkpoint.path().join(&record.path);
-                report.problems.push(Error::FileDigest { path, expected, actual });
-            }
-        }
+        compare(checkpoint, (file, digest), whole, &mut report);
     }
     report.strangers = strangers(checkpoint)?;
     Ok(report)
+}
+
+/// Compares the digest of a file with the recorded one, where both are there.
+fn compare(
+    checkpoint: &Checkpoint,
+    (file, digest): (usize, Option<Digest>),
+    whole: bool,
+    report: &mut VerifyReport,
+) {
+    let Some(actual) = digest else { return };
+    report.data_blake3.push(actual);
+    let record = &checkpoint.manifest().files[file];
+    let Some(expected) = record.data_blake3 else { return };
+    report.digests_compared += 1;
+    // Where a range has failed already, the digest says nothing more.
+    if whole && expected != actual {
+        let path = checkpoint.path().join(&record.path);
+        report.problems.push(Error::FileDigest { path, expected, actual });
+    }
+}
+
+/// Ranges that a thread takes at a time.
+const PIECE_RANGES: usize = 16;
+
+/// Some ranges of one file that have been read.
+struct Piece {
+    file: usize,
+    ranges: usize,
+    bytes: u64,
+    digest: Option<Digest>,
+    problems: Vec<Error>,
+}
+
+/// Reads all pieces, and gives them in order.
+fn read_pieces(
+    checkpoint: &Checkpoint,
+    pieces: &[(usize, Range<usize>)],
+    deep: bool,
+    threads: usize,
+) -> Vec<Piece> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let (mut done, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((file, ranges)) = pieces.get(number) else { return done };
+            done.push((number, read_piece(checkpoint, *file, ranges.clone(), deep, &mut buffer)));
+        }
+    };
+    let mut done: Vec<(usize, Piece)> = match threads.min(pieces.len()) {
+        0 | 1 => work(),
+        several => std::thread::scope(|scope| {
+            let all: Vec<_> = (0..several).map(|_| scope.spawn(work)).collect();
+            let done = all.into_iter().map(|thread| thread.join());
+            done.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        }),
+    };
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, piece)| piece).collect()
+}
+
+fn read_piece(
+    checkpoint: &Checkpoint,
+    file: usize,
+    ranges: Range<usize>,
+    deep: bool,
+    buffer: &mut Vec<u8>,
+) -> Piece {
+    let mut digest = deep.then(blake3::Hasher::new);
+    let mut piece = Piece { file, ranges: 0, bytes: 0, digest: None, problems: Vec::new() };
+    let those = checkpoint.ranges(file).skip(ranges.start).take(ranges.len());
+    for (number, count) in those {
+        buffer.resize(count, 0);
+        if let Err(problem) = checkpoint.read_range(file, number, buffer) {
+            piece.problems.push(problem);
+        }
+        if let Some(digest) = &mut digest {
+            digest.update(buffer);
+        }
+        piece.ranges += 1;
+        piece.bytes += count as u64;
+    }
+    piece.digest = digest.map(|digest| Digest(*digest.finalize().as_bytes()));
+    piece
 }
 
 /// The value of a chunk's key in a safetensors header.

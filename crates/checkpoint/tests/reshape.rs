@@ -50,7 +50,7 @@ fn reshape(
     Reshape::new(&source, &to, ranks, options).run(&|_| ())
 }
 
-/// What the newest checkpoint under [`TO`] holds, if there is one.
+/// The newest checkpoint under [`TO`], if there is one.
 fn reshaped(disk: &MemDisk) -> Option<Checkpoint> {
     store(disk, TO).newest().unwrap().checkpoint
 }
@@ -189,7 +189,7 @@ fn a_crash_at_any_operation_leaves_nothing_or_all_and_the_next_goes_on() {
     for operation in 0..operations {
         let crashed = base.fork();
         crashed.inject(operation, Fault::Crash);
-        // What is done after the commit may fail unnoticed.
+        // A failure after the commit is not told.
         let is_done = reshape(&crashed, &three_ranks(), ORDERED).is_ok();
         for kind in models() {
             let disk = crashed.survivor(kind);

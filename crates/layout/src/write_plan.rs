@@ -163,7 +163,8 @@ mod tests {
                     };
                     let held = held.unwrap();
                     for (_, region) in boxes.iter().filter(|(of, _)| *of == number) {
-                        let holds = |whole: &Region| whole.intersect(region).as_ref() == Some(region);
+                        let holds =
+                            |whole: &Region| whole.intersect(region).as_ref() == Some(region);
                         prop_assert!(tensor.shape.is_empty() || held.iter().any(holds));
                         all.push(region.clone());
                     }

@@ -65,7 +65,7 @@ interrupted goes on when the same command is given again.")]
     Plan {
         /// A checkpoint, or a run's directory (its newest one)
         source: PathBuf,
-        /// Ranks along each axis: pp (pipeline), dp (data), ep (experts), tp (tensor); 1 if left out
+        /// Ranks along pp (pipeline), dp (data), ep (experts) and tp (tensor); 1 if left out
         #[arg(long, value_name = "AXIS=N,…")]
         layout: Layout,
         /// Speed of the disks that are to be read and written, in GB/s; by default reading is timed
@@ -98,7 +98,7 @@ pub struct ReshapeArgs {
     pub source: PathBuf,
     /// A directory for the result: new, empty, or of the same reshape, interrupted
     pub target: PathBuf,
-    /// Ranks along each axis: pp (pipeline), dp (data), ep (experts), tp (tensor); 1 if left out
+    /// Ranks along pp (pipeline), dp (data), ep (experts) and tp (tensor); 1 if left out
     #[arg(long, value_name = "AXIS=N,…")]
     pub layout: Layout,
     /// Threads that read and write; by default one per core
