@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use checkpoint::{
-    Attempt, Chunk, Digest, Dtype, ExpectedTensor, Region, RunState, Store, TensorKey,
-    WriteOptions, verify,
+    Attempt, Chunk, Digest, Dtype, ExpectedTensor, Region, RunState, StateTensor, Store, TensorKey,
+    Wanted, WriteOptions, verify,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -27,6 +27,7 @@ fn main() -> Outcome<()> {
     let root = Path::new(&root).join("muster-throughput");
     fs::create_dir_all(&root)?;
     let data: Vec<u8> = (0..mib << 20).map(|i| ((i * 2_654_435_761) >> 7) as u8).collect();
+    let mut out = vec![1; data.len()];
     let start = Instant::now();
     std::hint::black_box(data.chunks(PIECE).map(crc_fast::crc32_iscsi).fold(0, |a, b| a ^ b));
     report("crc32c alone", &data, start);
@@ -50,11 +51,11 @@ fn main() -> Outcome<()> {
             let forget = |path: &Path| if cached { Ok(()) } else { forget(path) };
             forget(&plain)?;
             let start = Instant::now();
-            read_plain(&plain, data.len())?;
+            read_plain(&plain, &mut out)?;
             let raw = report(if cached { "pread, cached" } else { "pread" }, &data, start);
             forget(&saved.join("rank-00000/shard-000.safetensors"))?;
             let start = Instant::now();
-            load(&root, round)?;
+            load(&root, round, &mut out)?;
             let ours = report(if cached { "load, cached" } else { "load" }, &data, start);
             println!("  read: {:.3} of plain", ours / raw);
         }
@@ -96,13 +97,20 @@ fn forget(path: &Path) -> Outcome<()> {
     Ok(())
 }
 
-fn read_plain(path: &Path, bytes: usize) -> Outcome<()> {
-    let file = File::open(path)?;
-    let mut out = vec![0; TENSOR];
-    for offset in (0..bytes).step_by(TENSOR) {
-        let count = out.len().min(bytes - offset);
-        file.read_exact_at(&mut out[..count], offset as u64)?;
-    }
+/// By as many threads as there are cores, each its own part.
+fn read_plain(path: &Path, out: &mut [u8]) -> Outcome<()> {
+    let (file, threads) = (File::open(path)?, std::thread::available_parallelism()?.get());
+    let part = out.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (number, part_of) in out.chunks_mut(part).enumerate() {
+            let file = &file;
+            scope.spawn(move || {
+                for (piece, bytes) in part_of.chunks_mut(PIECE).enumerate() {
+                    file.read_exact_at(bytes, (number * part + piece * PIECE) as u64).unwrap();
+                }
+            });
+        }
+    });
     Ok(())
 }
 
@@ -133,13 +141,19 @@ fn save(root: &Path, step: u64, data: &[u8]) -> Outcome<()> {
     Ok(())
 }
 
-fn load(root: &Path, step: u64) -> Outcome<()> {
+/// By as many threads as there are cores; the copy stands for the one into device memory.
+fn load(root: &Path, step: u64, out: &mut [u8]) -> Outcome<()> {
     let checkpoint = Store::new(root).open(Attempt { step, generation: 1 })?;
-    let mut out = vec![0; TENSOR];
-    for tensor in checkpoint.tensors() {
-        let bytes = tensor.bytes() as usize;
-        let whole = Region::whole(&tensor.shape);
-        checkpoint.read_box(&tensor.key(), tensor.dtype, &whole, &mut out[..bytes])?;
-    }
+    let whole = |tensor: &StateTensor| {
+        let (dtype, region) = (tensor.dtype, Region::whole(&tensor.shape));
+        Wanted { key: tensor.key(), dtype, region }
+    };
+    let wanted: Vec<Wanted> = checkpoint.tensors().iter().map(whole).collect();
+    let threads = std::thread::available_parallelism()?.get();
+    checkpoint.read_boxes::<checkpoint::Error>(&wanted, threads, |number, start, bytes| {
+        let at = number * TENSOR + 4 * start;
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    })?;
     Ok(())
 }

@@ -155,24 +155,14 @@ impl Checkpoint {
         region: &Region,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        let (number, tensor) = self.find(key)?;
-        let key = || key.clone();
-        if tensor.dtype != dtype {
-            let (stored, asked) = (tensor.dtype, dtype);
-            return Err(Error::DtypeDiffers { key: key(), stored, asked });
-        }
-        if !region.fits(&tensor.shape) {
-            let (shape, region) = (tensor.shape.clone(), region.clone());
-            return Err(Error::OutOfBounds { key: key(), shape, region });
-        }
+        let chunks = self.chunks_of(key, dtype, region)?;
         let size = dtype.size_bytes();
         let expected = region.elements().unwrap_or(0) * size;
         if expected != out.len() {
             let (region, expected, actual) = (region.clone(), expected as u64, out.len() as u64);
-            return Err(Error::OutputLength { key: key(), region, expected, actual });
+            return Err(Error::OutputLength { key: key.clone(), region, expected, actual });
         }
-        let index = self.chunks[number].get_or_init(|| ChunkIndex::new(tensor));
-        for chunk in index.touching(&tensor.chunks, region) {
+        for chunk in chunks {
             let source = chunk.region();
             let Some(part) = source.intersect(region) else { continue };
             let file = chunk.file as usize;
@@ -184,6 +174,30 @@ impl Checkpoint {
             .map_err(|error| self.name_holders(file, error))?;
         }
         Ok(())
+    }
+
+    /// The chunks that touch a box.
+    ///
+    /// # Errors
+    /// No such tensor; another type; a box outside.
+    pub(crate) fn chunks_of(
+        &self,
+        key: &TensorKey,
+        dtype: Dtype,
+        region: &Region,
+    ) -> Result<Vec<&ChunkRecord>, Error> {
+        let (number, tensor) = self.find(key)?;
+        let key = || key.clone();
+        if tensor.dtype != dtype {
+            let (stored, asked) = (tensor.dtype, dtype);
+            return Err(Error::DtypeDiffers { key: key(), stored, asked });
+        }
+        if !region.fits(&tensor.shape) {
+            let (shape, region) = (tensor.shape.clone(), region.clone());
+            return Err(Error::OutOfBounds { key: key(), shape, region });
+        }
+        let index = self.chunks[number].get_or_init(|| ChunkIndex::new(tensor));
+        Ok(index.touching(&tensor.chunks, region).collect())
     }
 
     /// A whole tensor.
@@ -215,6 +229,12 @@ impl Checkpoint {
             let (start, end) = range(record, number);
             (number, (end - start) as usize)
         })
+    }
+
+    /// Bytes of one range of a shard.
+    pub(crate) fn range_bytes(&self, file: usize, number: usize) -> usize {
+        let (start, end) = range(&self.manifest.files[file], number);
+        (end - start) as usize
     }
 
     /// The shard, opened.

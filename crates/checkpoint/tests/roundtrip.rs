@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use checkpoint::{
     Attempt, Checkpoint, Dtype, Error, Proof, RANGE_BYTES, Region, Status, Store, TensorKey,
-    WriteOptions, diff, slabs, verify_on,
+    Wanted, WriteOptions, diff, slabs, verify_on,
 };
 use layout::{LogicalTensor, Role, Schema};
 use proptest::prelude::*;
@@ -157,6 +157,37 @@ proptest! {
     }
 }
 
+/// Boxes by chance, several of each tensor, by several threads.
+fn many_boxes_at_once(checkpoint: &Checkpoint, states: &[State], rng: &mut Rng) {
+    for threads in 1..5 {
+        let wanted = states.iter().flat_map(|state| {
+            let boxes = (0..3).map(|_| random_box(&state.shape, rng)).collect::<Vec<_>>();
+            boxes.into_iter().map(move |region| {
+                let wanted = Wanted { key: state.key.clone(), dtype: state.dtype, region };
+                (wanted, state)
+            })
+        });
+        let (wanted, of): (Vec<Wanted>, Vec<&State>) = wanted.unzip();
+        let mut got: Vec<Vec<u8>> =
+            wanted.iter().map(|w| vec![0; 4 * w.region.elements().unwrap()]).collect();
+        let mut count = 0;
+        let read = checkpoint.read_boxes::<Error>(&wanted, threads, |number, start, bytes| {
+            got[number][4 * start..4 * start + bytes.len()].copy_from_slice(bytes);
+            count += bytes.len();
+            Ok(())
+        });
+        read.unwrap();
+        assert_eq!(count, got.iter().map(Vec::len).sum::<usize>(), "every byte once");
+        for ((got, wanted), state) in got.iter().zip(&wanted).zip(of) {
+            assert!(*got == state.cut(&wanted.region), "{threads} threads, {}", wanted.region);
+        }
+        let stop = checkpoint.read_boxes(&wanted, threads, |_, _, _| {
+            Err(Error::NotCommitted { path: "enough".into() })
+        });
+        assert!(matches!(stop, Err(Error::NotCommitted { .. })), "{stop:?}");
+    }
+}
+
 #[test]
 fn tensors_larger_than_a_range_are_read_in_any_boxes() {
     let mut rng = Rng(5);
@@ -182,10 +213,18 @@ fn tensors_larger_than_a_range_are_read_in_any_boxes() {
             assert_eq!(read(&checkpoint, state, &region).unwrap(), state.cut(&region));
         }
     }
+    many_boxes_at_once(&checkpoint, &states, &mut rng);
     // A flipped bit in one range spares the others and is named with its place.
     let path = format!("/checkpoints/{}/rank-00000/shard-000.safetensors", FIRST.dir_name());
     disk.tamper(&path, |bytes| bytes[range + 5] ^= 1);
     let checkpoint = store.open(FIRST).unwrap();
+    let (key, dtype, region) =
+        (states[0].key.clone(), states[0].dtype, Region::whole(&states[0].shape));
+    let whole = [Wanted { key, dtype, region }];
+    for threads in 1..4 {
+        let read = checkpoint.read_boxes::<Error>(&whole, threads, |_, _, _| Ok(()));
+        assert!(matches!(read, Err(Error::Range { .. })), "{threads}: {read:?}");
+    }
     let error = checkpoint.read_tensor(&states[0].key).unwrap_err();
     match &error {
         Error::Range { start, end, holds, .. } => {

@@ -6,7 +6,7 @@
 
 use checkpoint::{
     Attempt, Checkpoint, Chunk, ChunkData, Committed, ExpectedTensor, RankReport, Region, RunState,
-    Source, Store, TensorKey, WriteOptions,
+    Source, Store, TensorKey, Wanted, WriteOptions,
 };
 use comm::Control;
 use device::{DType, Stream, Tensor};
@@ -268,49 +268,68 @@ fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainEr
 /// Damaged or missing data.
 pub(crate) fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
     let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
+    let mut loads = Loads::new(checkpoint, saver.seed);
     for StateView { state, region, view } in views {
-        let state = &saver.plan.states[state];
-        load_box(checkpoint, (&stream, saver.seed), state, &region, &view)?;
+        loads.add(&stream, &saver.plan.states[state], region, view)?;
     }
-    let on = (saver.stream, saver.seed);
     for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
-        load_box(checkpoint, on, state, &Region::whole(&state.shape), to)?;
+        loads.add(saver.stream, state, Region::whole(&state.shape), to.clone())?;
     }
-    Ok(())
+    loads.run(saver.plan.threads)
 }
 
-fn load_box(
-    checkpoint: &Checkpoint,
-    (stream, seed): (&Stream, u64),
-    state: &StateDecl,
-    region: &Region,
-    to: &Tensor,
-) -> Result<(), TrainError> {
-    if lacks(checkpoint, state) {
-        // Even if it has begun: a checkpoint that turned out damaged may have left something there.
-        let first = region.offset.first().copied().unwrap_or(0);
-        let rows = first..first + region.shape.first().copied().unwrap_or(1);
-        return Ok(stream.copy_in(to, &state.initial(seed, rows))?);
-    }
-    check_shape(checkpoint, state)?;
-    read_into(checkpoint, stream, state, region, to)
+/// Boxes to be loaded, and where to.
+struct Loads<'a> {
+    checkpoint: &'a Checkpoint,
+    seed: u64,
+    wanted: Vec<Wanted>,
+    to: Vec<(Stream, Tensor)>,
 }
 
-fn read_into(
-    checkpoint: &Checkpoint,
-    stream: &Stream,
-    state: &StateDecl,
-    region: &Region,
-    to: &Tensor,
-) -> Result<(), TrainError> {
-    let mut values = vec![0_f32; to.len()];
-    let bytes = bytemuck::cast_slice_mut(&mut values);
-    checkpoint.read_box(&key(state), state.dtype, region, bytes)?;
-    if to.dtype() == DType::Bf16 {
-        let rounded: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x)).collect();
-        return Ok(stream.copy_in(to, &rounded)?);
+impl<'a> Loads<'a> {
+    fn new(checkpoint: &'a Checkpoint, seed: u64) -> Loads<'a> {
+        Loads { checkpoint, seed, wanted: Vec::new(), to: Vec::new() }
     }
-    Ok(stream.copy_in(to, &values)?)
+
+    /// A box of a state; one that the checkpoint lacks begins at once.
+    fn add(
+        &mut self,
+        stream: &Stream,
+        state: &StateDecl,
+        region: Region,
+        to: Tensor,
+    ) -> Result<(), TrainError> {
+        if lacks(self.checkpoint, state) {
+            // Even if it has begun: a checkpoint that turned out damaged may have left something
+            // there.
+            let first = region.offset.first().copied().unwrap_or(0);
+            let rows = first..first + region.shape.first().copied().unwrap_or(1);
+            return Ok(stream.copy_in(&to, &state.initial(self.seed, rows))?);
+        }
+        check_shape(self.checkpoint, state)?;
+        self.wanted.push(Wanted { key: key(state), dtype: state.dtype, region });
+        self.to.push((stream.clone(), to));
+        Ok(())
+    }
+
+    /// Loads them all, read and verified by `threads` threads.
+    fn run(self, threads: usize) -> Result<(), TrainError> {
+        let Loads { checkpoint, wanted, to, .. } = self;
+        let mut values: Vec<f32> = Vec::new();
+        checkpoint.read_boxes(&wanted, threads, |number, start, bytes| {
+            let (stream, to) = &to[number];
+            // Bytes of a file are not aligned to numbers.
+            values.resize(bytes.len() / size_of::<f32>(), 0.0);
+            bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
+            let part = to.reshape(&[to.len()])?.flat(start..start + values.len())?;
+            if to.dtype() == DType::Bf16 {
+                let rounded: Vec<half::bf16> =
+                    values.iter().map(|&x| half::bf16::from_f32(x)).collect();
+                return Ok(stream.copy_in(&part, &rounded)?);
+            }
+            Ok(stream.copy_in(&part, &values)?)
+        })
+    }
 }
 
 /// Loads all weights (flat, f32 or bf16) and the engine's states, for use without an optimizer.
@@ -325,13 +344,14 @@ pub(crate) fn load_weights(
     engine: &[Tensor],
 ) -> Result<(), TrainError> {
     check_model(checkpoint, plan)?;
+    let mut loads = Loads::new(checkpoint, seed);
     let params = plan.states.iter().filter(|state| state.slot == PARAM);
     for (index, state) in params.enumerate() {
         let to = weights.flat(plan.flat.range(index))?;
-        read_into(checkpoint, stream, state, &Region::whole(&state.shape), &to)?;
+        loads.add(stream, state, Region::whole(&state.shape), to)?;
     }
     for (state, to) in plan.engine_states().iter().zip(engine) {
-        load_box(checkpoint, (stream, seed), state, &Region::whole(&state.shape), to)?;
+        loads.add(stream, state, Region::whole(&state.shape), to.clone())?;
     }
-    Ok(())
+    loads.run(plan.threads)
 }
