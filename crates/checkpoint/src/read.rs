@@ -55,10 +55,44 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
+        let checkpoint = Checkpoint::open_lazily_on(disk, path)?;
+        checkpoint.check_all_files().map_err(|error| {
+            if_removed(checkpoint.files.disk.as_ref(), checkpoint.path(), error)
+        })?;
+        Ok(checkpoint)
+    }
+
+    /// As [`Checkpoint::open`], for one of many ranks that each read a part, while another one
+    /// opens all of it: files and their tables of sums are looked at when they are needed, so that
+    /// none reads a table that it does not need.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], but for the files' being there and the tables' being right.
+    pub fn open_lazily(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
+        Checkpoint::open_lazily_on(Arc::new(OsDisk), path)
+    }
+
+    /// As [`Checkpoint::open_lazily`], on another disk.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_lazily`].
+    pub fn open_lazily_on(
+        disk: Arc<dyn Disk>,
+        path: impl Into<PathBuf>,
+    ) -> Result<Checkpoint, Error> {
         let dir = path.into();
         let commit = read_commit(disk.as_ref(), &dir)?;
         Checkpoint::open_committed(&disk, &dir, &commit)
             .map_err(|error| if_removed(disk.as_ref(), &dir, error))
+    }
+
+    /// Every file is there with its length, and every table of sums is right.
+    fn check_all_files(&self) -> Result<(), Error> {
+        check_files(self.files.disk.as_ref(), self.path(), &self.manifest)?;
+        for (number, record) in self.manifest.files.iter().enumerate() {
+            self.files.sums(number, record)?;
+        }
+        Ok(())
     }
 
     fn open_committed(
@@ -75,13 +109,9 @@ impl Checkpoint {
         }
         let manifest = Manifest::parse(&bytes, &path)?;
         check_name(dir, &manifest)?;
-        check_files(disk.as_ref(), dir, &manifest)?;
         let index = manifest.tensors.iter().map(StateTensor::key).zip(0..).collect();
         let chunks = manifest.tensors.iter().map(|_| OnceLock::new()).collect();
         let files = Verified::new(Arc::clone(disk), dir.to_path_buf(), manifest.files.len());
-        for (number, record) in manifest.files.iter().enumerate() {
-            files.sums(number, record)?;
-        }
         Ok(Checkpoint { manifest, manifest_blake3, index, chunks, files })
     }
 

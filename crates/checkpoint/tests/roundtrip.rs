@@ -189,6 +189,27 @@ fn many_boxes_at_once(checkpoint: &Checkpoint, states: &[State], rng: &mut Rng) 
 }
 
 #[test]
+fn a_rank_reads_no_table_that_it_does_not_need() {
+    let disk = MemDisk::new();
+    let (store, model) = (store(&disk), small_model(1));
+    save(&store, FIRST, 2, &model, &WriteOptions::default()).unwrap();
+    let path = format!("/checkpoints/{}", FIRST.dir_name());
+    disk.remove(&format!("{path}/rank-00001/shard-000.sums"));
+    let whole = Checkpoint::open_on(Arc::new(disk.clone()), &path).unwrap_err();
+    assert!(matches!(whole, Error::MissingFile { .. }), "{whole}");
+    let part = Checkpoint::open_lazily_on(Arc::new(disk), &path).unwrap();
+    let state = &model.1[0];
+    for (rank, region) in &state.boxes {
+        match read(&part, state, region) {
+            Ok(bytes) => assert!(*rank == 0 && bytes == state.cut(region)),
+            Err(error) => {
+                assert!(*rank == 1 && matches!(error, Error::MissingFile { .. }), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn tensors_larger_than_a_range_are_read_in_any_boxes() {
     let mut rng = Rng(5);
     let range = RANGE_BYTES as usize;

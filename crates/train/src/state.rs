@@ -217,7 +217,11 @@ impl<E: Engine> Trainer<E> {
     }
 
     fn read_states(&self, path: &Path) -> Result<Checkpoint, TrainError> {
-        let checkpoint = Checkpoint::open(path)?;
+        // One rank looks at all of it.
+        let checkpoint = match self.ranks.rank() {
+            0 => Checkpoint::open(path)?,
+            _ => Checkpoint::open_lazily(path)?,
+        };
         check_model(&checkpoint, &self.plan)?;
         load_states(&checkpoint, &self.saver()?)?;
         Ok(checkpoint)
