@@ -114,6 +114,7 @@ fn checkpoints_are_listed_shown_and_compared() {
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("seed: 1 in a, 2 in b"), "{text}");
     assert!(text.contains(":momentum "), "{text}");
+    assert!(text.contains(" relative), norm ") && text.contains(" of "), "{text}");
     let older = run.attempts("a").swap_remove(0);
     let older = older.to_str().unwrap();
     let (code, text) = ckpt(&run, &["diff", older, "runs/a", "--parameters-only"]);

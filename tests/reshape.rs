@@ -56,13 +56,26 @@ fn the_files_are_those_of_the_layout() {
         let shard = attempt.join(format!("rank-{rank:05}/shard-000.safetensors"));
         assert!(shard.is_file(), "{}", shard.display());
     }
+    let done = ckpt(&run, &["show", "cut", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&done.stdout).expect("JSON");
+    assert_eq!(shown["manifest"]["world"], 4);
+    let tensors = shown["manifest"]["tensors"].as_array().unwrap();
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let query = tensors.iter().find(|tensor| tensor["name"] == name).unwrap();
+    // Whole heads of each of two tp ranks.
+    let rows = |chunk: &serde_json::Value| chunk["shape"][0].as_u64().unwrap();
+    let rows: Vec<u64> = query["chunks"].as_array().unwrap().iter().map(rows).collect();
+    assert_eq!(rows, [32, 32]);
+    let digest = shown["manifest_blake3"].as_str().unwrap().to_owned();
+    let done = ckpt(&run, &["show", "cut", "--tensors"]);
+    assert!(done.stdout.contains(&digest) && done.stdout.contains("chunks  ranks"), "{done}");
     let done = ckpt(&run, &["plan", "runs/a", "--layout", "dp=2,tp=2", "--rate", "2"]);
     assert_eq!(done.code(), Some(0), "{done}");
     let is_rank = |line: &&str| {
         line.split_whitespace().next().is_some_and(|word| word.parse::<usize>().is_ok())
     };
     assert_eq!(done.stdout.lines().filter(is_rank).count(), 4, "{done}");
-    assert!(done.stdout.contains("at 2.00 GB/s, as given"), "{done}");
+    assert!(done.stdout.contains("at 2.000 GB/s, as given"), "{done}");
     let done = ckpt(&run, &["plan", "runs/a", "--layout", "dp=64"]);
     assert!(done.stdout.contains("and 32 ranks more"), "{done}");
     assert!(done.stdout.contains("of it were read and verified"), "{done}");
@@ -90,7 +103,9 @@ fn mistakes_are_named_and_nothing_is_touched() {
     for layout in ["tp=3", "ep=3", "pp=3", "ep=2,tp=64", "dp=2000000", "cp=2", "dp=1,dp=2", "4"] {
         told.push(format!("{layout}: {}", reshape("new", layout)));
     }
-    for target in ["full", "file", "link", "/dev/null", "runs/a/checkpoints"] {
+    let inside = run.attempts("a").pop().unwrap().join("cut");
+    let inside = inside.strip_prefix(here).unwrap().to_str().unwrap();
+    for target in ["full", "file", "link", "/dev/null", "runs/a/checkpoints", inside] {
         told.push(format!("{target}: {}", reshape(target, "dp=2")));
     }
     told.push(refused(&run, &["reshape", "runs/none", "new", "--layout", "dp=2"]));
@@ -163,6 +178,10 @@ fn old_checkpoints_are_collected_after_the_newest_was_read() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&newest, bytes).unwrap();
     let done = ckpt(&run, &["gc", "runs/a", "--keep", "1"]);
-    assert_eq!((done.code(), attempts(&dir)), (Some(0), 2), "{done}");
+    assert_eq!((done.code(), attempts(&dir)), (Some(2), 2), "{done}");
+    assert!(done.stdout.contains("damaged, and stays: "), "{done}");
+    for elsewhere in ["runs", "."] {
+        assert_eq!(ckpt(&run, &["gc", elsewhere, "--keep", "1"]).code(), Some(2));
+    }
     assert_eq!(ckpt(&run, &["gc", "runs/a", "--keep", "0"]).code(), Some(2));
 }

@@ -164,7 +164,7 @@ fn reshape(source: &Path, target: &Path, threads: usize) -> Outcome<f64> {
     let checkpoint = Checkpoint::open(source)?;
     let ranks = boxes(&checkpoint.schema(), Mesh { pp: 1, dp: 3, ep: 2, tp: 2 })?;
     let store = Store::new(target);
-    let options = ReshapeOptions { threads, ..ReshapeOptions::default() };
+    let options = ReshapeOptions { threads, wave_bytes: 1 << 30 };
     let reshape = Reshape::new(&checkpoint, &store, &ranks, options);
     let done = reshape.run(&|_| ())?;
     let rate = report("reshape", reshape.bytes(), start);

@@ -51,12 +51,22 @@ pub enum TensorDifference {
         elements: u64,
         /// Row-major index of the first of them.
         first: Vec<usize>,
-        /// Largest |a − b|; `None` for types that are not compared as numbers, and NaN where one
-        /// side alone is not a number.
-        max_absolute: Option<f64>,
-        /// Largest |a − b| / max(|a|, |b|), in the same way.
-        max_relative: Option<f64>,
+        /// By how much; `None` for types that are not compared as numbers.
+        by: Option<Distance>,
     },
+}
+
+/// How far the values of two tensors are apart; NaN where one side alone is not a number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distance {
+    /// Largest |a − b|.
+    pub max_absolute: f64,
+    /// Largest |a − b| / max(|a|, |b|).
+    pub max_relative: f64,
+    /// The Euclidean norm of a − b.
+    pub norm: f64,
+    /// That of a.
+    pub norm_of_a: f64,
 }
 
 /// A field of the run state that differs.
@@ -117,6 +127,7 @@ fn compare(
         right.resize(bytes, 0);
         a.read_box(key, dtype, &slab, &mut left)?;
         b.read_box(key, dtype, &slab, &mut right)?;
+        tally.add_norm(dtype, &left);
         if left != right {
             tally.add(dtype, &slab, &left, &right);
         }
@@ -131,9 +142,16 @@ struct Tally {
     first: Option<Vec<usize>>,
     max_absolute: f64,
     max_relative: f64,
+    /// Sums of squares, of a − b and of a.
+    squares: [f64; 2],
 }
 
 impl Tally {
+    fn add_norm(&mut self, dtype: Dtype, left: &[u8]) {
+        let values = left.chunks_exact(dtype.size_bytes()).filter_map(|x| number(dtype, x));
+        self.squares[1] += values.map(|x| x * x).sum::<f64>();
+    }
+
     fn add(&mut self, dtype: Dtype, slab: &Region, left: &[u8], right: &[u8]) {
         let size = dtype.size_bytes();
         let pairs = left.chunks_exact(size).zip(right.chunks_exact(size)).enumerate();
@@ -151,6 +169,7 @@ impl Tally {
             let worse = |old: f64, new: f64| if new > old || new.is_nan() { new } else { old };
             self.max_absolute = worse(self.max_absolute, absolute);
             self.max_relative = worse(self.max_relative, relative);
+            self.squares[0] += absolute * absolute;
         }
     }
 
@@ -160,8 +179,12 @@ impl Tally {
         TensorDifference::Values {
             elements: self.elements,
             first,
-            max_absolute: numeric.then_some(self.max_absolute),
-            max_relative: numeric.then_some(self.max_relative),
+            by: numeric.then_some(Distance {
+                max_absolute: self.max_absolute,
+                max_relative: self.max_relative,
+                norm: self.squares[0].sqrt(),
+                norm_of_a: self.squares[1].sqrt(),
+            }),
         }
     }
 }

@@ -142,6 +142,9 @@ pub trait Disk: Send + Sync {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;
 
+/// Shorter writes at a place begin no writing to the disk by themselves.
+const WRITEBACK_BYTES: usize = 128 << 10;
+
 /// A file being written through the page cache.
 struct OsWriteFile {
     file: File,
@@ -158,7 +161,10 @@ impl WriteFile for OsWriteFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let count = FileExt::write_at(&self.file, bytes, offset)?;
-        system::begin_writeback(&self.file, offset, count as u64);
+        // A disk is not asked about every row of a tensor.
+        if count >= WRITEBACK_BYTES {
+            system::begin_writeback(&self.file, offset, count as u64);
+        }
         Ok(count)
     }
 

@@ -39,6 +39,10 @@ pub enum Error {
     #[error("{path} exists already and a checkpoint file is never overwritten")]
     AlreadyExists { path: PathBuf },
 
+    /// A directory for a reshape that belongs to something else.
+    #[error("{path} is not empty: it holds {holds}; give a new or an empty directory")]
+    TargetInUse { path: PathBuf, holds: String },
+
     // --- committing
     #[error(
         "{path} claims the highest generation that there can be, {}, so that no job can claim \

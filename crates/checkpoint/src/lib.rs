@@ -41,7 +41,7 @@ mod write;
 use layout::region;
 
 pub use commit::{Committed, ExpectedTensor};
-pub use diff::{Diff, RunStateDifference, TensorDiff, TensorDifference, diff};
+pub use diff::{Diff, Distance, RunStateDifference, TensorDiff, TensorDifference, diff};
 pub use digest::Digest;
 pub use error::{Error, Source};
 pub use layout::{Dtype, Region, slabs};
@@ -49,7 +49,7 @@ pub use manifest::{Manifest, RunState, StateTensor};
 pub use names::{Attempt, TensorKey};
 pub use read::Checkpoint;
 pub use reshape::{Reshape, ReshapeOptions, Reshaped};
-pub use store::{Entry, Newest, Proof, Skipped, Status, Store};
+pub use store::{Entry, Newest, Proof, Removable, Skipped, Status, Store};
 pub use stream::Wanted;
 pub use sums::RANGE_BYTES;
 pub use values::{ValueDifference, value_differences};

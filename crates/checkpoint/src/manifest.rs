@@ -219,6 +219,11 @@ impl ChunkRecord {
 }
 
 impl FileRecord {
+    /// The rank that wrote it.
+    pub fn rank(&self) -> Option<u32> {
+        names::parse_shard_path(&self.path).map(|(rank, _)| rank)
+    }
+
     /// The path of the sums table within the attempt.
     pub(crate) fn sums_path(&self) -> String {
         let stem = self.path.strip_suffix(".safetensors").unwrap_or(&self.path);

@@ -76,6 +76,9 @@ pub(crate) fn rank_dir(rank: u32) -> String {
     format!("rank-{rank:05}")
 }
 
+/// A record in a directory of checkpoints: it belongs to a reshape that is not committed yet.
+pub(crate) const RESHAPE: &str = "reshape";
+
 /// `wave-0000`: the record of a part of a reshape, until that is committed.
 pub(crate) fn wave_name(number: u32) -> String {
     format!("wave-{number:04}")

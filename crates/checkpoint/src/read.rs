@@ -4,7 +4,7 @@
 //! box ∩ chunk ─▶ contiguous runs ─▶ verified bytes of a shard ─▶ out
 //! ```
 //! Memory: the manifest, the sums tables that were needed (one part in a million of the data), and
-//! 4 MiB, or as many times that as threads read.
+//! 4 MiB; many boxes, by several threads: [`Checkpoint::read_boxes`].
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -166,11 +166,6 @@ impl Checkpoint {
                 Err(Error::NoSuchTensor { key: key.clone(), nearest })
             }
         }
-    }
-
-    /// Lets `threads` threads read at once without reading a range twice, for 4 MiB each.
-    pub(crate) fn read_by(&self, threads: usize) {
-        self.files.keep(threads);
     }
 
     /// Fills `out` with a box of a tensor, row-major, verifying each 4 MiB range it touches.

@@ -1,47 +1,42 @@
 //! A checkpoint written anew in other boxes, file to file, in bounded memory.
 //!
 //! ```text
-//! tensors ─▶ waves ─▶ slabs ─▶ threads: read, verify ─▶ cut ─▶ every rank's shard, summed
-//!                              per wave: fsync of shards, tables, directories; then its record
+//! reshape (a record in the target's root) ─▶ generation ─▶ attempt ─▶ waves of tensors:
+//!   ranges of the source ─▶ threads: read, verify ─▶ cut ─▶ every rank's shard, summed
+//!   fsync of shards, tables, directories, beside the next wave; then the wave's record
 //! at the end: cover proven, manifest, COMMIT; records removed
 //! ```
-//! Each byte is read, verified, summed and written once. What is committed is a checkpoint like any
-//! other. A reshape that was interrupted goes on behind its last whole wave, under a generation of
-//! its own, which fences off whatever may still be writing the old attempt.
+//! Each byte is written once, and read once but for ranges at the seams of waves. What is committed
+//! is a checkpoint like any other. A target belongs to a reshape by its record: nothing else is
+//! written into, and nothing of anybody else's is removed. One that was interrupted goes on behind
+//! its last whole wave, under a generation of its own, which fences off whatever may still be
+//! writing the old attempt.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 use crate::commit::{Committed, ExpectedTensor};
 use crate::disk::Disk;
-use crate::region::{for_each_run, slabs};
+use crate::region::{CoverFault, prove_cover};
 use crate::scattered::Scattered;
 use crate::shard::{self, Label};
 use crate::sums::RANGE_BYTES;
 use crate::waves::{RankWave, Wave, make_dir};
 use crate::write::{RankReport, ReportedChunk, create_error, sync_dir};
-use crate::{Attempt, Checkpoint, Digest, Error, Region, StateTensor, Store, names};
+use crate::{
+    Attempt, Checkpoint, Digest, Error, Region, StateTensor, Store, Wanted, WriteOptions, names,
+};
 
 /// How to reshape.
 #[derive(Debug, Clone, Copy)]
 pub struct ReshapeOptions {
-    /// Threads that read and write.
+    /// Threads that read and write, each in 8 MiB.
     pub threads: usize,
-    /// Memory for data on their way, of all threads.
-    pub buffer_bytes: usize,
     /// Bytes of tensors after which what is done is made durable, so that an interrupted reshape
     /// need not begin anew.
     pub wave_bytes: u64,
-}
-
-impl Default for ReshapeOptions {
-    fn default() -> ReshapeOptions {
-        ReshapeOptions { threads: 2, buffer_bytes: 256 << 20, wave_bytes: 1 << 30 }
-    }
 }
 
 /// A reshape that is done.
@@ -99,31 +94,63 @@ impl<'a> Reshape<'a> {
     /// Reshapes; `done` is told of bytes as they are written.
     ///
     /// # Errors
-    /// Damaged or missing data of the source; a full disk, and whatever else hinders a save;
-    /// another reshape into the same directory. What is whole stays for the next attempt, except
-    /// where the disk is full.
+    /// Boxes that do not tile a tensor; a target that belongs to something else; damaged or missing
+    /// data of the source; a full disk, and whatever else hinders a save; another reshape into the
+    /// same directory. Waves that are whole stay for the next attempt, and nothing else.
     pub fn run(&self, done: &(dyn Fn(u64) + Sync)) -> Result<Reshaped, Error> {
-        let step = self.source.manifest().step;
-        let before = self.store.unfinished(step)?;
+        self.check_cover()?;
+        self.store.take_for_reshape(self.plan)?;
         let generation = self.store.claim_generation()?;
-        let attempt = Attempt { step, generation };
-        let result = self.attempt(attempt, &before, done);
-        if let Err(Error::DiskFull { .. }) = &result {
+        let attempt = Attempt { step: self.source.manifest().step, generation };
+        let before = self.store.unfinished(attempt)?;
+        let mut reports = Reports::new(attempt, self.world);
+        let result = self.attempt(attempt, &before, &mut reports, done);
+        result.map_err(|error| {
+            // Whatever it looked like: somebody else has the target now, and removes what is ours.
+            if let Err(fenced @ Error::Fenced { .. }) = self.store.check_fence(attempt) {
+                return fenced;
+            }
             // The reason for the failure matters more than leftovers.
-            let _ = self.store.discard(attempt);
+            let _ = self.store.remove_unrecorded(attempt, &reports.ranks);
+            error
+        })
+    }
+
+    /// The boxes of the target tile every tensor: known before anything is copied.
+    fn check_cover(&self) -> Result<(), Error> {
+        for (tensor, chunks) in self.source.tensors().iter().zip(&self.chunks) {
+            let key = || tensor.key();
+            let boxes: Vec<Region> = chunks.iter().map(|(_, region)| region.clone()).collect();
+            if let Some(region) = boxes.iter().find(|region| !region.fits(&tensor.shape)) {
+                let (shape, region) = (tensor.shape.clone(), region.clone());
+                return Err(Error::OutOfBounds { key: key(), shape, region });
+            }
+            match prove_cover(&tensor.shape, &boxes) {
+                Ok(()) => {}
+                Err(CoverFault::Gap(region)) => return Err(Error::Gap { key: key(), region }),
+                Err(CoverFault::Overlap(first, second)) => {
+                    let text = |number: usize| {
+                        let (rank, region) = &chunks[number];
+                        format!("{region} of rank {rank}")
+                    };
+                    let (first, second) = (text(first), text(second));
+                    return Err(Error::Overlap { key: key(), first, second });
+                }
+            }
         }
-        result
+        Ok(())
     }
 
     fn attempt(
         &self,
         attempt: Attempt,
         before: &[Attempt],
+        reports: &mut Reports,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<Reshaped, Error> {
         let (disk, dir) = (self.store.disk(), self.store.path_of(attempt));
         disk.create_dir(&dir).map_err(create_error(disk, &dir, self.bytes()))?;
-        let mut reports = Reports::new(attempt, self.world);
+        sync_dir(disk, self.store.root())?;
         let mut taken_over_bytes = 0;
         for number in 0..self.waves.len() {
             let Some(wave) = self.take_over(disk, &dir, number as u32, before)? else { break };
@@ -131,21 +158,20 @@ impl<'a> Reshape<'a> {
             done(self.tensor_bytes(number));
             reports.add(wave);
         }
+        self.check_room(disk, reports.waves)?;
         for old in before {
             self.store.discard(*old)?;
         }
-        self.check_room(disk, reports.waves)?;
-        self.write_waves((disk, &dir), attempt, &mut reports, done)?;
-        let waves = reports.waves;
+        self.write_waves((disk, &dir), attempt, reports, done)?;
         let expected: Vec<ExpectedTensor> = self.source.tensors().iter().map(expected).collect();
         let schema = self.source.schema();
         let state = self.source.run_state();
-        let reports = reports.ranks;
-        let committed = self.store.commit(attempt, &schema, &expected, &reports, state)?;
-        for number in 0..waves {
-            // Of no use any more, and of no harm where they stay.
+        let committed = self.store.commit(attempt, &schema, &expected, &reports.ranks, state)?;
+        // Of no use any more, and of no harm where they stay.
+        for number in 0..reports.waves {
             let _ = disk.remove_file(&dir.join(names::wave_name(number as u32)));
         }
+        let _ = disk.remove_file(&self.store.root().join(names::RESHAPE));
         Ok(Reshaped { committed, taken_over_bytes })
     }
 
@@ -169,9 +195,12 @@ impl<'a> Reshape<'a> {
 
     /// Refuses to begin what the disk has no room for.
     fn check_room(&self, disk: &dyn Disk, from_wave: usize) -> Result<(), Error> {
-        let left = self.waves.iter().skip(from_wave).flat_map(|wave| wave.clone());
-        let data: u64 = left.map(|tensor| self.source.tensors()[tensor].bytes()).sum();
-        let needed_bytes = data + data / RANGE_BYTES * 4;
+        let left = || self.waves.iter().skip(from_wave).flat_map(|wave| wave.clone());
+        let data: u64 = left().map(|tensor| self.source.tensors()[tensor].bytes()).sum();
+        let chunks: u64 = left().map(|tensor| self.chunks[tensor].len() as u64).sum();
+        let shards = (self.waves.len() - from_wave) as u64 * u64::from(self.world).min(chunks);
+        // Names in headers and manifest, headers' padding, sums.
+        let needed_bytes = data + 512 * chunks + 8192 * shards + data / RANGE_BYTES * 4;
         let root = self.store.root();
         match disk.free(root).filter(|free| free.bytes < needed_bytes) {
             Some(free) => {
@@ -200,9 +229,9 @@ impl<'a> Reshape<'a> {
             let mut before = None;
             for number in reports.waves..self.waves.len() {
                 let tensors = self.waves[number].clone();
-                let mut open = self.open_shards(disk, dir, tensors.clone(), &mut first_shards)?;
-                let targets = std::mem::take(&mut open.targets);
-                self.copy(disk, tensors, &targets, &open.shards, done)?;
+                self.store.check_fence(attempt)?;
+                let open = self.open_shards(disk, dir, tensors, &mut first_shards)?;
+                self.copy(disk, &open, done)?;
                 if let Some(before) = before.take() {
                     reports.add(joined(before)?);
                 }
@@ -255,7 +284,8 @@ impl<'a> Reshape<'a> {
         }
         let mut open = OpenWave {
             shards: Vec::new(),
-            targets: vec![Vec::new(); tensors.len()],
+            wanted: Vec::new(),
+            targets: Vec::new(),
             ranks: Vec::new(),
             shards_of: BTreeMap::new(),
         };
@@ -263,7 +293,8 @@ impl<'a> Reshape<'a> {
             let labels: Vec<Label> =
                 boxes.iter().map(|(tensor, region)| self.label(*tensor, region)).collect();
             let first_shard = first_shards[rank as usize];
-            let plans = shard::plan(&labels, (rank, first_shard), u64::MAX);
+            let plans =
+                shard::plan(&labels, (rank, first_shard), WriteOptions::default().max_shard_bytes);
             first_shards[rank as usize] += plans.len();
             open.shards_of.insert(rank, plans.len());
             make_dir(disk, &dir.join(names::rank_dir(rank)))?;
@@ -271,8 +302,13 @@ impl<'a> Reshape<'a> {
             for (plan, shard) in plans.iter().zip(first_shard as u32..) {
                 for place in &plan.places {
                     let (tensor, region) = boxes[place.chunk];
-                    let target = (open.shards.len(), region.clone(), place.start);
-                    open.targets[tensor - tensors.start].push(target);
+                    let of = &self.source.tensors()[tensor];
+                    let (key, dtype, region_of) = (of.key(), of.dtype, region.clone());
+                    open.wanted.push(Wanted { key, dtype, region: region_of });
+                    let element_bytes = dtype.size_bytes() as u64;
+                    let target =
+                        Target { shard: open.shards.len(), start: place.start, element_bytes };
+                    open.targets.push(target);
                     chunks.push(self.reported(tensor, region, shard, [place.start, place.end]));
                 }
                 let paths = (names::shard_path(rank, shard), names::sums_path(rank, shard));
@@ -303,100 +339,35 @@ impl<'a> Reshape<'a> {
         ReportedChunk { key, dtype, global_shape, region: region.clone(), shard, range }
     }
 
-    /// Copies tensors to the chunks of the target, slab by slab, on several threads.
+    /// Copies the chunks of a wave to their places.
     fn copy(
         &self,
         disk: &dyn Disk,
-        tensors: Range<usize>,
-        targets: &[Vec<Target>],
-        shards: &[Scattered],
+        open: &OpenWave,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
-        let threads = self.options.threads.max(1);
-        // A slab as it is read, and the part of it that goes to a chunk.
-        let slab_bytes = (self.options.buffer_bytes / threads / 2).clamp(64 << 10, 64 << 20);
-        let mut work = Vec::new();
-        for tensor in tensors.clone() {
-            let of = &self.source.tensors()[tensor];
-            let all = slabs(&of.shape, (slab_bytes / of.dtype.size_bytes()).max(1));
-            work.extend(all.into_iter().map(|slab| (tensor, slab)));
-        }
-        self.source.read_by(2 * threads);
-        let (next, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let failed = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(work.len()) {
-                scope.spawn(|| {
-                    let mut buffers = (Vec::new(), Vec::new());
-                    while !is_over.load(Ordering::Relaxed) {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        let Some((tensor, slab)) = work.get(number) else { break };
-                        let of = &targets[tensor - tensors.start];
-                        let to = (disk, &of[..], shards);
-                        match self.copy_slab(
-                            &self.source.tensors()[*tensor],
-                            slab,
-                            to,
-                            &mut buffers,
-                        ) {
-                            Ok(()) => done(buffers.0.len() as u64),
-                            Err(error) => {
-                                let mut failed =
-                                    failed.lock().unwrap_or_else(PoisonError::into_inner);
-                                failed.get_or_insert(error);
-                                is_over.store(true, Ordering::Relaxed);
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    fn copy_slab(
-        &self,
-        tensor: &StateTensor,
-        slab: &Region,
-        (disk, targets, shards): (&dyn Disk, &[Target], &[Scattered]),
-        (whole, cut): &mut (Vec<u8>, Vec<u8>),
-    ) -> Result<(), Error> {
-        let size = tensor.dtype.size_bytes();
-        whole.resize(slab.elements().unwrap_or(0) * size, 0);
-        self.source.read_box(&tensor.key(), tensor.dtype, slab, whole)?;
-        for (shard, chunk, start) in targets {
-            let Some(part) = chunk.intersect(slab) else { continue };
-            let bytes: &[u8] = if part == *slab {
-                whole
-            } else {
-                cut.resize(part.elements().unwrap_or(0) * size, 0);
-                for_each_run::<Error>(&part, slab, &part, |from, to, len| {
-                    let (from, to, len) = (from * size, to * size, len * size);
-                    cut[to..to + len].copy_from_slice(&whole[from..from + len]);
-                    Ok(())
-                })?;
-                cut
-            };
-            for_each_run(&part, &part, chunk, |from, to, len| {
-                let at = start + (to * size) as u64;
-                shards[*shard].put(disk, at, &bytes[from * size..(from + len) * size])
-            })?;
-        }
-        Ok(())
+        self.source.read_boxes_apart(&open.wanted, self.options.threads, &|of, element, bytes| {
+            let Target { shard, start, element_bytes } = open.targets[of];
+            open.shards[shard].put(disk, start + element as u64 * element_bytes, bytes)?;
+            done(bytes.len() as u64);
+            Ok(())
+        })
     }
 }
 
-/// A chunk of the target: number of its shard, box, first byte.
-type Target = (usize, Region, u64);
+/// The place of a chunk of the target: number of its shard, first byte, and bytes of an element.
+struct Target {
+    shard: usize,
+    start: u64,
+    element_bytes: u64,
+}
 
 /// The shards of a wave while they are written.
 struct OpenWave {
     shards: Vec<Scattered>,
-    /// Of each tensor of the wave.
-    targets: Vec<Vec<Target>>,
+    /// Its chunks, and where each goes.
+    wanted: Vec<Wanted>,
+    targets: Vec<Target>,
     ranks: Vec<RankWave>,
     /// Number of shards of each rank.
     shards_of: BTreeMap<u32, usize>,

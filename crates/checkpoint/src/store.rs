@@ -3,14 +3,16 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use layout::Schema;
 
 use crate::commit::{self, Committed, ExpectedTensor};
 use crate::disk::{DirEntry, Disk, Free, Kind, OsDisk, create_dirs, exists};
+use crate::verified::read_file;
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
-use crate::{Attempt, Checkpoint, Error, RunState, names, verify};
+use crate::{Attempt, Checkpoint, Digest, Error, RunState, names, verify};
 
 /// A directory of checkpoints. Clones share what they have proven.
 #[derive(Clone)]
@@ -60,6 +62,15 @@ pub struct Skipped {
     pub reason: Error,
 }
 
+/// The result of [`Store::removable`], oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removable {
+    /// They would be deleted.
+    pub doomed: Vec<PathBuf>,
+    /// Damaged commits that would stay.
+    pub damaged: Vec<PathBuf>,
+}
+
 /// How sure [`Store::retain`] must be of the newest commit before it deletes older ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
@@ -100,10 +111,68 @@ impl Store {
         self.root.join(attempt.dir_name())
     }
 
-    /// The attempts at a step that have no `COMMIT`, oldest first.
-    pub(crate) fn unfinished(&self, step: u64) -> Result<Vec<Attempt>, Error> {
+    /// Makes the directory one of the reshape with this plan: new or empty ones become it, one that
+    /// is stays it.
+    ///
+    /// # Errors
+    /// It holds anything else: files, checkpoints, the work of another reshape or of a run.
+    pub(crate) fn take_for_reshape(&self, plan: Digest) -> Result<(), Error> {
+        let disk = self.disk.as_ref();
+        create_dirs(disk, &self.root).map_err(create_error(disk, &self.root, 0))?;
+        let path = self.root.join(names::RESHAPE);
+        let used = |holds: String| Error::TargetInUse { path: self.root.clone(), holds };
+        let (mut is_taken, mut other) = (false, None);
+        for DirEntry { name, .. } in self.entries(&self.root)? {
+            let text = name.to_string_lossy().into_owned();
+            let is_ours = names::parse_claim(&text).is_some() || Attempt::parse(&text).is_some();
+            match text == names::RESHAPE {
+                true => is_taken = true,
+                false if is_ours && other.is_none() => other = Some((text, true)),
+                false if !is_ours => other = Some((text, false)),
+                false => {}
+            }
+        }
+        let record = plan.to_string();
+        if is_taken {
+            let bytes = disk.stat(&path).map_err(Error::io(disk, "read", &path))?.bytes;
+            let found = if bytes == record.len() as u64 {
+                read_file(disk, &path, bytes)?
+            } else {
+                Vec::new()
+            };
+            if found == record.as_bytes() {
+                return match other {
+                    Some((name, false)) => Err(used(format!("`{name}`"))),
+                    _ if self.committed()? > 0 => Err(used("a checkpoint already".to_owned())),
+                    _ => Ok(()),
+                };
+            }
+            // Torn while it was written: then nothing came after it.
+            let is_torn =
+                other.is_none() && Digest::from_str(&String::from_utf8_lossy(&found)).is_err();
+            if !is_torn {
+                return Err(used("an interrupted reshape of another source or layout".to_owned()));
+            }
+            self.remove_file(&path)?;
+            sync_dir(disk, &self.root)?;
+        } else if let Some((name, is_ours)) = other {
+            let holds = match is_ours {
+                true if self.committed()? > 0 => "a checkpoint already".to_owned(),
+                true => format!("`{name}`, by which a run saves there"),
+                false => format!("`{name}`"),
+            };
+            return Err(used(holds));
+        }
+        write_file(disk, &path, record.as_bytes(), 0)?;
+        sync_dir(disk, &self.root)
+    }
+
+    /// The attempts of earlier generations at the step of `attempt` that have no `COMMIT`, oldest
+    /// first.
+    pub(crate) fn unfinished(&self, attempt: Attempt) -> Result<Vec<Attempt>, Error> {
         let mut attempts = self.attempts()?;
-        attempts.retain(|attempt| attempt.step == step);
+        attempts
+            .retain(|other| other.step == attempt.step && other.generation < attempt.generation);
         let mut unfinished = Vec::new();
         for attempt in attempts {
             let commit = self.path_of(attempt).join(names::COMMIT);
@@ -113,6 +182,32 @@ impl Store {
             }
         }
         Ok(unfinished)
+    }
+
+    /// Removes what an attempt has of shards that are not reported; all of it, if none is.
+    pub(crate) fn remove_unrecorded(
+        &self,
+        attempt: Attempt,
+        reports: &[RankReport],
+    ) -> Result<(), Error> {
+        if reports.iter().all(|report| report.files.is_empty()) {
+            return self.discard(attempt);
+        }
+        let dir = self.path_of(attempt);
+        for report in reports {
+            let rank_dir = dir.join(names::rank_dir(report.rank));
+            let kept = (0..report.files.len() as u32).flat_map(|shard| {
+                [names::shard_path(report.rank, shard), names::sums_path(report.rank, shard)]
+            });
+            let kept: HashSet<PathBuf> = kept.map(|path| dir.join(path)).collect();
+            for DirEntry { name, .. } in self.entries(&rank_dir)? {
+                let path = rank_dir.join(name);
+                if !kept.contains(&path) {
+                    self.remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to go on where a later generation has been claimed.
@@ -268,7 +363,7 @@ impl Store {
     /// # Errors
     /// A directory cannot be read, or a file not deleted.
     pub fn retain(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
-        let (doomed, current) = self.doomed(keep, proof)?;
+        let (doomed, _, current) = self.doomed(keep, proof)?;
         let mut deleted = Vec::new();
         for attempt in doomed {
             deleted.push(self.delete(attempt)?);
@@ -277,17 +372,25 @@ impl Store {
         Ok(deleted)
     }
 
-    /// The directories that [`Store::retain`] would delete, oldest first.
+    /// The directories that [`Store::retain`] would delete, and the damaged ones that it would not.
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub fn removable(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
-        let (doomed, _) = self.doomed(keep, proof)?;
-        Ok(doomed.into_iter().map(|attempt| self.path_of(attempt)).collect())
+    pub fn removable(&self, keep: usize, proof: Proof) -> Result<Removable, Error> {
+        let (doomed, damaged, _) = self.doomed(keep, proof)?;
+        let paths = |attempts: Vec<Attempt>| {
+            attempts.into_iter().map(|attempt| self.path_of(attempt)).collect()
+        };
+        Ok(Removable { doomed: paths(doomed), damaged: paths(damaged) })
     }
 
-    /// The attempts to delete, oldest first, and the current generation.
-    fn doomed(&self, keep: usize, proof: Proof) -> Result<(Vec<Attempt>, u32), Error> {
+    /// The attempts to delete and those that are damaged and stay, oldest first; and the current
+    /// generation.
+    fn doomed(
+        &self,
+        keep: usize,
+        proof: Proof,
+    ) -> Result<(Vec<Attempt>, Vec<Attempt>, u32), Error> {
         let current = self.newest_generation()?;
         let mut attempts = Vec::new();
         for attempt in self.attempts()?.into_iter().rev() {
@@ -300,7 +403,13 @@ impl Store {
         }
         let mut doomed = doomed(&attempts, keep.max(1), current);
         doomed.reverse();
-        Ok((doomed, current))
+        let stays = |(attempt, worth): &(Attempt, Worth)| {
+            *worth == Worth::Damaged && !doomed.contains(attempt)
+        };
+        let mut damaged: Vec<Attempt> =
+            attempts.iter().filter(|of| stays(of)).map(|(attempt, _)| *attempt).collect();
+        damaged.reverse();
+        Ok((doomed, damaged, current))
     }
 
     /// Deletes what an attempt that failed left behind.

@@ -4,8 +4,8 @@
 //! bytes of a shard ─▶ pieces of its 4 MiB ranges ─▶ CRC32C ─▶ out
 //! ```
 //! Every range that a read touches is read whole and summed before a byte of it is handed out. A
-//! piece that is a whole range goes straight to its destination; others are copied from a few
-//! ranges that are kept, so that neighbours do not read them again. Threads may read at once: two
+//! piece that is a whole range goes straight to its destination; others are copied from the
+//! range that was read last, so that neighbours do not read it again. Threads may read at once: two
 //! that want the same range wait for one read of it. Sums tables are read when they are needed
 //! first.
 
@@ -29,17 +29,14 @@ pub(crate) struct Verified {
     pub dir: PathBuf,
     sums: Vec<OnceLock<Sums>>,
     open: Mutex<HashMap<usize, Arc<dyn ReadFile>>>,
-    kept: Mutex<Kept>,
+    kept: Mutex<VecDeque<((usize, usize), Range)>>,
 }
+
+/// Ranges that are kept: neighbouring small tensors lie in one.
+const KEPT: usize = 1;
 
 /// One range of one shard; empty until it has been read and verified.
 type Range = Arc<Mutex<Vec<u8>>>;
-
-/// The ranges that were read last, by file and number.
-struct Kept {
-    most: usize,
-    ranges: VecDeque<((usize, usize), Range)>,
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,13 +51,7 @@ pub(crate) fn range(record: &FileRecord, number: usize) -> (u64, u64) {
 impl Verified {
     pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, files: usize) -> Verified {
         let sums = (0..files).map(|_| OnceLock::new()).collect();
-        let kept = Mutex::new(Kept { most: 1, ranges: VecDeque::new() });
-        Verified { disk, dir, sums, open: Mutex::default(), kept }
-    }
-
-    /// Keeps up to `most` ranges (at least one) of 4 MiB: one for each thread that reads.
-    pub(crate) fn keep(&self, most: usize) {
-        lock(&self.kept).most = most.max(1);
+        Verified { disk, dir, sums, open: Mutex::default(), kept: Mutex::default() }
     }
 
     /// The sums of a shard, read and compared with their digest the first time.
@@ -146,18 +137,18 @@ impl Verified {
     /// The place of a range among those that are kept, perhaps still empty.
     fn kept_range(&self, of: (usize, usize)) -> Range {
         let mut kept = lock(&self.kept);
-        if let Some(at) = kept.ranges.iter().position(|(key, _)| *key == of) {
-            return Arc::clone(&kept.ranges[at].1);
+        if let Some(at) = kept.iter().position(|(key, _)| *key == of) {
+            return Arc::clone(&kept[at].1);
         }
         let mut spare = Vec::new();
-        while kept.ranges.len() >= kept.most {
-            let oldest = kept.ranges.pop_front().and_then(|(_, range)| Arc::into_inner(range));
+        while kept.len() >= KEPT {
+            let oldest = kept.pop_front().and_then(|(_, range)| Arc::into_inner(range));
             spare =
                 oldest.map_or(spare, |m| m.into_inner().unwrap_or_else(PoisonError::into_inner));
         }
         spare.clear();
         let range = Arc::new(Mutex::new(spare));
-        kept.ranges.push_back((of, Arc::clone(&range)));
+        kept.push_back((of, Arc::clone(&range)));
         range
     }
 

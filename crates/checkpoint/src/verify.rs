@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::Deserialize;
 
 use crate::disk::{Disk, Kind, OsDisk, exists, read_exact_at};
+use crate::manifest::{ChunkRecord, StateTensor};
 use crate::shard::ALIGN_BYTES;
 use crate::verified::has_no_commit;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
@@ -111,6 +112,7 @@ pub(crate) fn verify_checkpoint(
         let starts = (0..count.max(1)).step_by(step);
         pieces.extend(starts.map(|start| (file, start..start.saturating_add(step).min(count))));
     }
+    let chunks = chunks_by_file(checkpoint);
     let mut read = read_pieces(checkpoint, &pieces, deep, threads).into_iter().peekable();
     for (file, unopened) in unopened.iter_mut().enumerate() {
         report.shards += 1;
@@ -126,7 +128,7 @@ pub(crate) fn verify_checkpoint(
             digest = piece.digest;
         }
         let whole = report.problems.len() == before;
-        if whole && let Err(problem) = check_header(checkpoint, file) {
+        if whole && let Err(problem) = check_header(checkpoint, file, &chunks[file]) {
             report.problems.push(problem);
         }
         compare(checkpoint, (file, digest), whole, &mut report);
@@ -220,6 +222,17 @@ fn read_piece(
     piece
 }
 
+/// The chunks of each file.
+fn chunks_by_file(checkpoint: &Checkpoint) -> Vec<Vec<(&StateTensor, &ChunkRecord)>> {
+    let mut chunks = vec![Vec::new(); checkpoint.manifest().files.len()];
+    for tensor in checkpoint.tensors() {
+        for chunk in &tensor.chunks {
+            chunks[chunk.file as usize].push((tensor, chunk));
+        }
+    }
+    chunks
+}
+
 /// The value of a chunk's key in a safetensors header.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Entry {
@@ -229,7 +242,11 @@ struct Entry {
 }
 
 /// The safetensors header says what the manifest says.
-fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
+fn check_header(
+    checkpoint: &Checkpoint,
+    file: usize,
+    chunks: &[(&StateTensor, &ChunkRecord)],
+) -> Result<(), Error> {
     let manifest = checkpoint.manifest();
     let record = &manifest.files[file];
     let path = || checkpoint.path().join(&record.path);
@@ -251,19 +268,17 @@ fn check_header(checkpoint: &Checkpoint, file: usize) -> Result<(), Error> {
         serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
     let mut left = parsed.len() - usize::from(parsed.contains_key("__metadata__"));
     let mut data_bytes = 0;
-    for tensor in &manifest.tensors {
-        for chunk in tensor.chunks.iter().filter(|chunk| chunk.file as usize == file) {
-            let name = tensor.key().chunk_name(&chunk.region());
-            let entry = parsed.get(&name).ok_or_else(|| wrong(format!("it has no `{name}`")))?;
-            let entry = Entry::deserialize(entry).map_err(|e| wrong(format!("`{name}`: {e}")))?;
-            let [start, end] = chunk.range.map(|at| at.saturating_sub(data_start));
-            let (dtype, shape) = (tensor.dtype, chunk.shape.clone());
-            if entry != (Entry { dtype, shape, data_offsets: [start, end] }) {
-                return Err(wrong(format!("`{name}` is {entry:?}, not as in the manifest")));
-            }
-            left = left.saturating_sub(1);
-            data_bytes += end - start;
+    for (tensor, chunk) in chunks {
+        let name = tensor.key().chunk_name(&chunk.region());
+        let entry = parsed.get(&name).ok_or_else(|| wrong(format!("it has no `{name}`")))?;
+        let entry = Entry::deserialize(entry).map_err(|e| wrong(format!("`{name}`: {e}")))?;
+        let [start, end] = chunk.range.map(|at| at.saturating_sub(data_start));
+        let (dtype, shape) = (tensor.dtype, chunk.shape.clone());
+        if entry != (Entry { dtype, shape, data_offsets: [start, end] }) {
+            return Err(wrong(format!("`{name}` is {entry:?}, not as in the manifest")));
         }
+        left = left.saturating_sub(1);
+        data_bytes += end - start;
     }
     if left > 0 || data_start + data_bytes != record.bytes {
         return Err(wrong(format!("{left} of its tensors are not in the manifest")));

@@ -7,8 +7,8 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use checkpoint::{
-    Attempt, Checkpoint, Dtype, Error, Proof, RANGE_BYTES, Region, Status, Store, TensorKey,
-    Wanted, WriteOptions, diff, slabs, verify_on,
+    Attempt, Checkpoint, Distance, Dtype, Error, Proof, RANGE_BYTES, Region, Status, Store,
+    TensorKey, Wanted, WriteOptions, diff, slabs, verify_on,
 };
 use layout::{LogicalTensor, Role, Schema};
 use proptest::prelude::*;
@@ -503,8 +503,12 @@ fn a_diff_names_what_differs_and_by_how_much() {
     let values = Values {
         elements: 1,
         first: vec![2, 1],
-        max_absolute: Some(0.5),
-        max_relative: Some(0.5 / 9.5),
+        by: Some(Distance {
+            max_absolute: 0.5,
+            max_relative: 0.5 / 9.5,
+            norm: 0.5,
+            norm_of_a: 4324_f64.sqrt(),
+        }),
     };
     assert_eq!(kinds, [values, Equal, Equal, OnlyInA, Equal]);
     let fields: Vec<&str> = difference.run_state.iter().map(|d| d.field.as_str()).collect();

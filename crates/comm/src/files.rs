@@ -5,7 +5,7 @@
 ///
 /// # Errors
 /// The limit that stays.
-pub(crate) fn allow(needed: u64) -> Result<(), u64> {
+pub fn allow(needed: u64) -> Result<(), u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a whole `rlimit`, which the call fills.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {

@@ -41,7 +41,7 @@ mod door;
 mod elsewhere;
 mod ending;
 mod error;
-mod files;
+pub mod files;
 #[cfg(test)]
 mod fuzz;
 mod group;

@@ -210,6 +210,61 @@ fn find_overlap(axes: usize, boxes: &[Region]) -> Option<(usize, usize)> {
     None
 }
 
+/// The boxes of a tensor that are its elements `start..end` in row-major order, in that order: at
+/// most two for each axis but the first, and one.
+pub fn interval(shape: &[usize], start: usize, end: usize) -> Vec<Region> {
+    let mut boxes = Vec::new();
+    add_interval(shape, &mut Vec::new(), start, end, &mut boxes);
+    boxes
+}
+
+/// Adds the boxes of an interval of what lies at `prefix`, whose further axes are `shape`.
+fn add_interval(
+    shape: &[usize],
+    prefix: &mut Vec<usize>,
+    start: usize,
+    end: usize,
+    boxes: &mut Vec<Region>,
+) {
+    if start >= end {
+        return;
+    }
+    let Some((_, inner)) = shape.split_first() else {
+        boxes.push(Region { offset: prefix.clone(), shape: vec![1; prefix.len()] });
+        return;
+    };
+    let row = inner.iter().product::<usize>().max(1);
+    let (first, last) = (start.div_ceil(row), end / row);
+    if first > last {
+        // Within one row.
+        return add_row(inner, prefix, last, (start - last * row, end - last * row), boxes);
+    }
+    if start < first * row {
+        add_row(inner, prefix, first - 1, (start - (first - 1) * row, row), boxes);
+    }
+    if first < last {
+        let ones = prefix.iter().map(|_| 1);
+        boxes.push(Region {
+            offset: prefix.iter().copied().chain([first]).chain(inner.iter().map(|_| 0)).collect(),
+            shape: ones.chain([last - first]).chain(inner.iter().copied()).collect(),
+        });
+    }
+    add_row(inner, prefix, last, (0, end - last * row), boxes);
+}
+
+/// Adds the boxes of an interval of row `number`.
+fn add_row(
+    inner: &[usize],
+    prefix: &mut Vec<usize>,
+    number: usize,
+    (start, end): (usize, usize),
+    boxes: &mut Vec<Region>,
+) {
+    prefix.push(number);
+    add_interval(inner, prefix, start, end, boxes);
+    prefix.pop();
+}
+
 /// The axis along which boxes begin at the most different places; `None` for a scalar's.
 pub fn sweep_axis<'a>(
     axes: usize,
@@ -257,6 +312,30 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn an_interval_is_its_boxes_in_order(
+            shape in proptest::collection::vec(1_usize..5, 0..4),
+            cuts in (0_usize..700, 0_usize..700),
+        ) {
+            let all: usize = shape.iter().product();
+            let (a, b) = (cuts.0 % (all + 1), cuts.1 % (all + 1));
+            let (start, end) = (a.min(b), a.max(b));
+            let boxes = interval(&shape, start, end);
+            prop_assert!(boxes.len() <= 2 * shape.len().max(1));
+            let whole = Region::whole(&shape);
+            let mut elements = Vec::new();
+            for part in &boxes {
+                prop_assert!(part.fits(&shape));
+                for_each_run::<()>(part, &whole, part, |from, _, len| {
+                    elements.extend(from..from + len);
+                    Ok(())
+                }).unwrap();
+            }
+            prop_assert_eq!(elements, (start..end).collect::<Vec<_>>());
+        }
+    }
 
     /// How often each element of `shape` is held.
     fn counts(shape: &[usize], boxes: &[Region]) -> Vec<(Vec<usize>, Vec<usize>)> {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use checkpoint::{
-    Checkpoint, Diff, Error, Proof, Status, TensorDifference, VerifyReport, diff, verify,
+    Checkpoint, Diff, Distance, Error, Proof, Removable, StateTensor, Status, Store,
+    TensorDifference, VerifyReport, diff, verify,
 };
 
 use crate::cli::CkptCommand;
@@ -17,7 +18,11 @@ use crate::run_dir::{PassedOver, open_checkpoint, run_name, store, usable};
 pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
     match command {
         CkptCommand::Ls { dir } => list(&dir),
-        CkptCommand::Show { path, tensors } => {
+        CkptCommand::Show { path, json: true, .. } => {
+            say(&as_json(&open_checkpoint(&path)?))?;
+            Ok(Exit::Ok)
+        }
+        CkptCommand::Show { path, tensors, .. } => {
             say(&show(&open_checkpoint(&path)?, tensors))?;
             Ok(Exit::Ok)
         }
@@ -56,31 +61,38 @@ const PARAMETER_SLOTS: [&str; 2] = ["param", "router_bias"];
 fn collect(dir: &Path, keep: usize, dry_run: bool) -> Result<Exit, CliError> {
     let store = store(dir)?;
     let entries = store.list()?;
+    if entries.is_empty() {
+        return Err(nothing_in(&store));
+    }
     let size = |path: &Path| {
         entries.iter().find(|entry| entry.path == path).and_then(|entry| entry.bytes).unwrap_or(0)
     };
-    let gone = match dry_run {
-        true => store.removable(keep, Proof::EveryByte)?,
-        false => store.retain(keep, Proof::EveryByte)?,
-    };
+    let Removable { doomed, damaged } = store.removable(keep, Proof::EveryByte)?;
+    let gone = if dry_run { doomed } else { store.retain(keep, Proof::EveryByte)? };
     let verb = if dry_run { "would be removed" } else { "removed" };
     let mut text = String::new();
     for path in &gone {
         let _ = writeln!(text, "{verb}: {} ({})", path.display(), bytes(size(path)));
     }
+    for path in &damaged {
+        let path = path.display();
+        let _ = writeln!(text, "damaged, and stays: {path} (`muster ckpt verify` says where)");
+    }
     let all: u64 = gone.iter().map(|path| size(path)).sum();
-    let left = entries.len() - gone.len();
     let _ = write!(
         text,
-        "{} of {} {verb}, {}; {} in {}",
+        "{} of {} {verb}, {}, in {}",
         plural(gone.len(), "checkpoint"),
         entries.len(),
         bytes(all),
-        if dry_run { format!("{left} would stay") } else { format!("{left} stay") },
         store.root().display()
     );
     say(&text)?;
-    Ok(Exit::Ok)
+    Ok(if damaged.is_empty() { Exit::Ok } else { Exit::Mistake })
+}
+
+fn nothing_in(store: &Store) -> CliError {
+    CliError::mistake(format!("there is no checkpoint in {}", store.root().display()))
 }
 
 fn list(dir: &Path) -> Result<Exit, CliError> {
@@ -88,7 +100,7 @@ fn list(dir: &Path) -> Result<Exit, CliError> {
     let entries = store.list()?;
     let root = store.root().display();
     if entries.is_empty() {
-        return Err(CliError::mistake(format!("there is no checkpoint in {root}")));
+        return Err(nothing_in(&store));
     }
     let mut rows = vec![row(["step", "generation", "size", "state"])];
     for entry in &entries {
@@ -108,6 +120,29 @@ fn list(dir: &Path) -> Result<Exit, CliError> {
     }
     say(&format!("{root}\n{}", table(&rows)))?;
     Ok(Exit::Ok)
+}
+
+/// The manifest, with where it lies and by what digest it is named.
+fn as_json(checkpoint: &Checkpoint) -> String {
+    let value = serde_json::json!({
+        "path": checkpoint.path(),
+        "manifest_blake3": checkpoint.manifest_blake3(),
+        "manifest": checkpoint.manifest(),
+    });
+    format!("{value:#}")
+}
+
+/// The ranks that wrote a tensor: `0`, `0-3`, `0, 2`.
+fn writers(checkpoint: &Checkpoint, tensor: &StateTensor) -> String {
+    let files = &checkpoint.manifest().files;
+    let ranks = tensor.chunks.iter().filter_map(|chunk| files[chunk.file as usize].rank());
+    let ranks: Vec<u32> = std::collections::BTreeSet::from_iter(ranks).into_iter().collect();
+    let runs = ranks.chunk_by(|before, after| before + 1 == *after).map(|run| match run {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first}-{last}"),
+        [] => String::new(),
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }
 
 fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
@@ -141,7 +176,7 @@ fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
     line("numerics", short(&state.numeric_plan_digest.to_string()).to_string());
     line("digest", checkpoint.manifest_blake3().to_string());
     if tensors {
-        let mut rows = vec![row(["tensor", "slot", "type", "shape", "size", "chunks"])];
+        let mut rows = vec![row(["tensor", "slot", "type", "shape", "size", "chunks", "ranks"])];
         for tensor in checkpoint.tensors() {
             rows.push(vec![
                 tensor.name.clone(),
@@ -150,6 +185,7 @@ fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
                 format!("{:?}", tensor.shape),
                 bytes(tensor.bytes()),
                 tensor.chunks.len().to_string(),
+                writers(checkpoint, tensor),
             ]);
         }
         out.push_str(&table(&rows));
@@ -274,11 +310,15 @@ fn describe(difference: &TensorDifference) -> String {
         TensorDifference::OnlyInB => "only in b".into(),
         TensorDifference::Dtype { a, b } => format!("{} in a, {} in b", a.name(), b.name()),
         TensorDifference::Shape { a, b } => format!("{a:?} in a, {b:?} in b"),
-        TensorDifference::Values { elements, first, max_absolute, max_relative } => {
+        TensorDifference::Values { elements, first, by } => {
             let number = plural(*elements as usize, "element");
             let mut out = format!("{number}, first at {first:?}");
-            if let (Some(absolute), Some(relative)) = (max_absolute, max_relative) {
-                let _ = write!(out, ", by up to {absolute:.3e} ({relative:.3e} relative)");
+            if let Some(Distance { max_absolute, max_relative, norm, norm_of_a }) = by {
+                let _ = write!(
+                    out,
+                    ", by up to {max_absolute:.3e} ({max_relative:.3e} relative), norm {norm:.3e} \
+                     of {norm_of_a:.3e}"
+                );
             }
             out
         }

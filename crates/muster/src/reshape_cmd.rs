@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use checkpoint::{Attempt, Checkpoint, Region, Reshape, ReshapeOptions, Store, slabs};
+use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, slabs};
 use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Role, Written, write_plan};
 use train::Config;
 
@@ -17,7 +17,11 @@ use crate::output::say;
 use crate::run_dir::open_checkpoint;
 
 /// More ranks than any cluster has; each gets a directory.
-const RANKS_MAX: usize = 1 << 20;
+const RANKS_MAX: usize = 1 << 17;
+
+/// Bytes of a wave, and of a rank's part of it: shards of many ranks should not be tiny.
+const WAVE_BYTES: u64 = 1 << 30;
+const RANK_BYTES: u64 = 64 << 20;
 
 /// Data that are read to time a disk.
 const TIMED_BYTES: u64 = 256 << 20;
@@ -31,12 +35,20 @@ type Boxes = Vec<Vec<(usize, Region)>>;
 pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
     let checkpoint = open_checkpoint(&args.source)?;
     let (mesh, ranks) = cut(&checkpoint, args.layout.0)?;
-    check_target(&args.target)?;
+    check_target(&args.target, &checkpoint)?;
+    // The shards of two waves, and those of the source.
+    let files = 2 * ranks.len() as u64 + 512;
+    comm::files::allow(files).map_err(|limit| {
+        CliError::mistake(format!(
+            "{} need {files} files open at once, and {limit} are allowed; raise the limit \
+             (`ulimit -n {files}`), or cut for fewer ranks",
+            plural(ranks.len(), "rank")
+        ))
+    })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let options = ReshapeOptions {
         threads: args.threads.map_or(cores, usize::from),
-        buffer_bytes: (args.buffer as usize) << 20,
-        ..ReshapeOptions::default()
+        wave_bytes: WAVE_BYTES.max(ranks.len() as u64 * RANK_BYTES),
     };
     let store = Store::new(&args.target);
     let reshape = Reshape::new(&checkpoint, &store, &ranks, options);
@@ -77,9 +89,9 @@ pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
 /// # Errors
 /// A layout that the model does not allow; data that cannot be read.
 pub fn plan(source: &Path, layout: MeshSpec, rate: Option<f64>) -> Result<Exit, CliError> {
-    if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+    if let Some(rate) = rate.filter(|rate| !(0.001..=100_000.0).contains(rate)) {
         return Err(CliError::mistake(format!(
-            "--rate {rate} is no speed; give GB/s above 0, such as 2.5"
+            "--rate {rate:e} is no speed of a disk; give GB/s from 0.001 to 100000, such as 2.5"
         )));
     }
     let checkpoint = open_checkpoint(source)?;
@@ -116,7 +128,7 @@ fn plan_text(
     let (least, most) = (least.unwrap_or(0), most.unwrap_or(0));
     let all: u64 = sizes.iter().sum();
     let mut text = format!(
-        "{} for {}\n  {} in {}; a rank writes {} to {}\n  at {rate:.2} GB/s, {how}: {} for one \
+        "{} for {}\n  {} in {}; a rank writes {} to {}\n  at {rate:.3} GB/s, {how}: {} for one \
          process that reads and writes all of it, {} for ranks that each write their own\n",
         checkpoint.path().display(),
         axes(mesh),
@@ -171,7 +183,10 @@ fn cut(checkpoint: &Checkpoint, layout: MeshSpec) -> Result<(Mesh, Boxes), CliEr
     let MeshSpec { pp, dp, ep, tp } = layout;
     let asked = Mesh { pp, dp: dp.unwrap_or(1), ep, tp };
     let world = asked.product().filter(|&world| world <= RANKS_MAX).ok_or_else(|| {
-        CliError::mistake(format!("--layout: {} are more than {RANKS_MAX} ranks", axes(asked)))
+        CliError::mistake(format!(
+            "--layout: {} · {} · {} · {} ranks are more than {RANKS_MAX}",
+            pp, asked.dp, ep, tp
+        ))
     })?;
     let schema = checkpoint.schema();
     let heads = match tp {
@@ -225,35 +240,26 @@ fn axes(Mesh { pp, dp, ep, tp }: Mesh) -> String {
     }
 }
 
-/// A directory that is new, empty, or has what an interrupted reshape left.
-fn check_target(target: &Path) -> Result<(), CliError> {
+/// A directory, or nothing yet; that it is nobody else's the reshape finds out.
+fn check_target(target: &Path, source: &Checkpoint) -> Result<(), CliError> {
     let name = target.display();
     let found = match target.symlink_metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        found => found.map_err(|error| CliError::mistake(format!("{name}: {error}")))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        found => Some(found.map_err(|error| CliError::mistake(format!("{name}: {error}")))?),
     };
-    if !found.is_dir() {
+    if let Some(found) = found.filter(|found| !found.is_dir()) {
         let what = if found.is_symlink() { "a link" } else { "no directory" };
         return Err(CliError::mistake(format!(
             "{name} is {what}; give a new or an empty directory for the result"
         )));
     }
-    let entries =
-        std::fs::read_dir(target).map_err(|error| CliError::mistake(format!("{name}: {error}")))?;
-    for entry in entries.flatten() {
-        let entry = entry.file_name();
-        let ours =
-            |entry: &str| Attempt::parse(entry).is_some() || entry.starts_with("generation-");
-        if !entry.to_str().is_some_and(ours) {
-            return Err(CliError::mistake(format!(
-                "{name} is not empty: it holds `{}`; give a new or an empty directory",
-                entry.display()
-            )));
-        }
-    }
-    if Store::new(target).committed()? > 0 {
+    // Of a path that is not there yet, the directory above it.
+    let real = |path: &Path| path.ancestors().find_map(|above| above.canonicalize().ok());
+    let within = real(&std::path::absolute(target).unwrap_or_else(|_| target.to_owned()));
+    let of_source = source.path().canonicalize().ok();
+    if within.zip(of_source).is_some_and(|(target, source)| target.starts_with(source)) {
         return Err(CliError::mistake(format!(
-            "{name} holds a checkpoint already; give a new or an empty directory"
+            "{name} lies in the checkpoint that is to be cut; give a directory elsewhere"
         )));
     }
     Ok(())

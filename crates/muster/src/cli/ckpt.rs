@@ -19,9 +19,12 @@ pub enum CkptCommand {
     Show {
         /// A checkpoint, or a run's directory (its newest one)
         path: PathBuf,
-        /// List every tensor
+        /// List every tensor: type, shape, size, and the ranks that wrote it
         #[arg(long)]
         tensors: bool,
+        /// Print the manifest as JSON: run state, schema, files, and the boxes of each tensor
+        #[arg(long, conflicts_with = "tensors")]
+        json: bool,
     },
     /// Read every byte of a checkpoint and compare it with its checksums
     #[command(after_help = "\
@@ -56,11 +59,11 @@ Examples:
   muster ckpt reshape runs/a reshaped --layout pp=2,dp=8,ep=4,tp=2
   muster train run.yaml --resume reshaped
 
-Any checkpoint loads into any number of ranks as it is; one that is cut for a layout lets each of
-its ranks read from files of its own. Every value stays as it is, to the bit. A reshape that was
-interrupted goes on when the same command is given again.")]
+Any checkpoint loads into any number of ranks as it is. This one's files hold the boxes that the
+ranks of a layout have, replicas sharing theirs evenly. Every value stays as it is, to the bit. A
+reshape that was interrupted goes on when the same command is given again.")]
     Reshape(ReshapeArgs),
-    /// Say what `reshape` would do: bytes, files and seconds of each rank
+    /// Say what `reshape` would do: boxes, bytes and seconds of each rank
     #[command(after_help = "Example: muster ckpt plan runs/a --layout pp=2,dp=8,ep=4,tp=2")]
     Plan {
         /// A checkpoint, or a run's directory (its newest one)
@@ -79,7 +82,8 @@ Examples:
   muster ckpt gc runs/a --keep 2
 
 Before anything is removed the newest checkpoint is read and verified, every byte of it. Damaged
-checkpoints go only when as many newer ones are whole; what later versions wrote stays.")]
+checkpoints go only when as many newer ones are whole; what later versions wrote stays. Exits with 2
+if one that is damaged stays.")]
     Gc {
         /// A run's directory, or one that holds checkpoints
         dir: PathBuf,
@@ -101,13 +105,9 @@ pub struct ReshapeArgs {
     /// Ranks along pp (pipeline), dp (data), ep (experts) and tp (tensor); 1 if left out
     #[arg(long, value_name = "AXIS=N,…")]
     pub layout: Layout,
-    /// Threads that read and write; by default one per core
+    /// Threads that read and write, in 8 MiB each; by default one per core
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
-    /// Memory for data on their way, in MiB
-    #[arg(long, value_name = "MIB", default_value = "256",
-          value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
-    pub buffer: u32,
 }
 
 /// Ranks along each axis, as `dp=8,tp=2`.
