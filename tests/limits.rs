@@ -113,10 +113,10 @@ fn a_lack_of_memory_is_no_bug() {
     let mut named = 0;
     // As large as what it takes to tokenize it at once.
     std::fs::write(run.path().join("large.txt"), "fn main() {}\n".repeat(6_000_000)).unwrap();
-    // From what the program itself needs on, which grows with it: with less the system ends it
-    // before it begins.
+    // From what the program itself needs on to read its arguments, which grows with it: with less
+    // the system ends it before it begins.
     let begins = |mib: &u64| {
-        let line = format!("ulimit -v {}; exec {} --version", mib << 10, common::MUSTER);
+        let line = format!("ulimit -v {}; exec {} train --help", mib << 10, common::MUSTER);
         let done = Command::new("sh").args(["-c", &line]).output().unwrap();
         done.status.code().is_some()
     };
