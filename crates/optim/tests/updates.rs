@@ -462,7 +462,7 @@ fn what_does_not_fit_is_refused() {
     assert!(refused("[{match: {}, dion: {}}]").contains("Dion updates two-dimensional"));
     assert!(refused("[{match: {}, normuon: {beta2: 1}}]").contains("normuon.beta2 is 1; it must"));
     let fraction = refused("[{match: {}, dion: {rank_fraction: 1.5}}]");
-    assert!(fraction.contains("a number above 0 and at most 1; use 1"), "{fraction}");
+    assert!(fraction.contains("a number above 0 and at most 1: use 1"), "{fraction}");
     assert!(refused("[{match: {}, dion: {rank_fraction: 0}}]").contains("use 0.25"));
     assert!(refused("[{match: {}, dion: {rank: 0}}]").contains("use 1"));
     assert!(
