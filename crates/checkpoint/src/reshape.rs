@@ -225,16 +225,21 @@ impl<'a> Reshape<'a> {
     ) -> Result<(), Error> {
         let mut first_shards: Vec<usize> =
             reports.ranks.iter().map(|report| report.files.len()).collect();
+        let mut copied = |number: usize| {
+            self.store.check_fence(attempt)?;
+            let tensors = self.waves[number].clone();
+            let open = self.open_shards(disk, dir, tensors, &mut first_shards)?;
+            self.copy(disk, &open, done).map(|()| open)
+        };
         std::thread::scope(|scope| {
             let mut before = None;
             for number in reports.waves..self.waves.len() {
-                let tensors = self.waves[number].clone();
-                self.store.check_fence(attempt)?;
-                let open = self.open_shards(disk, dir, tensors, &mut first_shards)?;
-                self.copy(disk, &open, done)?;
+                let open = copied(number);
+                // Even after a failure: what is sealed is reported, or it would be removed.
                 if let Some(before) = before.take() {
                     reports.add(joined(before)?);
                 }
+                let open = open?;
                 let seal = move || self.seal((disk, dir), attempt, number as u32, open);
                 match self.options.threads {
                     0 | 1 => reports.add(seal()?),

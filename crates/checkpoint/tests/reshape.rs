@@ -297,6 +297,44 @@ fn what_belongs_to_somebody_else_is_not_touched() {
 }
 
 #[test]
+fn each_byte_of_the_source_is_read_once_however_it_is_cut() {
+    let model = small_model(10);
+    for threads in 1..4 {
+        let disk = disk_with(&model);
+        let (source, to) = (source(&disk), store(&disk, TO));
+        let shards: u64 = source.manifest().files.iter().map(|file| file.bytes).sum();
+        let before = disk.read_bytes();
+        // Rows of one tensor become columns, and the other way round.
+        let options = ReshapeOptions { threads, wave_bytes: u64::MAX };
+        Reshape::new(&source, &to, &three_ranks(), options).run(&|_| ()).unwrap();
+        assert_eq!(disk.read_bytes() - before, shards, "{threads} threads");
+    }
+}
+
+#[test]
+fn what_is_sealed_outlives_a_failure_of_the_next_wave() {
+    let model = small_model(11);
+    let base = disk_with(&model);
+    let clean = base.fork();
+    reshape(&clean, &three_ranks(), ORDERED).unwrap();
+    let threaded = ReshapeOptions { threads: 2, ..ORDERED };
+    let mut taken_over = 0;
+    for operation in 0..clean.operations() {
+        let disk = base.fork();
+        disk.inject(operation, Fault::Fail(io::ErrorKind::Other));
+        if reshape(&disk, &three_ranks(), threaded).is_ok() || reshaped(&disk).is_some() {
+            continue;
+        }
+        let recorded = disk.files().iter().filter(|(path, _)| path.contains("/wave-")).count();
+        let again = reshape(&disk, &three_ranks(), threaded).unwrap();
+        assert_eq!(again.taken_over_bytes > 0, recorded > 0, "operation {operation}");
+        taken_over += usize::from(recorded > 0);
+        assert_eq!(contents(&reshaped(&disk).unwrap()).unwrap(), wanted(&model.1));
+    }
+    assert!(taken_over > 10, "{taken_over}");
+}
+
+#[test]
 fn a_damaged_source_is_named_and_not_copied() {
     let model = small_model(6);
     let disk = disk_with(&model);

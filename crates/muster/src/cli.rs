@@ -21,7 +21,7 @@ use crate::trace::Steps;
 pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
-pub use ckpt::{CkptCommand, ReshapeArgs};
+pub use ckpt::{CkptCommand, RANKS_MAX, ReshapeArgs};
 pub use collectives::CollectivesArgs;
 pub use links::LinksArgs;
 pub use report::ReportArgs;

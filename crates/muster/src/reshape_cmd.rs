@@ -6,18 +6,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, slabs};
+use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, Wanted, slabs};
 use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Role, Written, write_plan};
 use train::Config;
 
-use crate::cli::ReshapeArgs;
+use crate::cli::{RANKS_MAX, ReshapeArgs};
 use crate::console::{ByteProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
 use crate::output::say;
 use crate::run_dir::open_checkpoint;
-
-/// More ranks than any cluster has; each gets a directory.
-const RANKS_MAX: usize = 1 << 17;
 
 /// Bytes of a wave, and of a rank's part of it: shards of many ranks should not be tiny.
 const WAVE_BYTES: u64 = 1 << 30;
@@ -45,9 +42,8 @@ pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
             plural(ranks.len(), "rank")
         ))
     })?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let options = ReshapeOptions {
-        threads: args.threads.map_or(cores, usize::from),
+        threads: args.threads.map_or_else(cores, usize::from),
         wave_bytes: WAVE_BYTES.max(ranks.len() as u64 * RANK_BYTES),
     };
     let store = Store::new(&args.target);
@@ -163,19 +159,23 @@ fn plan_text(
 
 /// GB/s of reading and verifying, and the bytes that were read for it.
 fn read_rate(checkpoint: &Checkpoint) -> Result<(f64, u64), CliError> {
-    let (started, mut read) = (Instant::now(), 0);
-    let mut buffer = Vec::new();
+    let (mut wanted, mut all) = (Vec::new(), 0);
     for tensor in checkpoint.tensors() {
-        for slab in slabs(&tensor.shape, (16 << 20) / tensor.dtype.size_bytes()) {
-            if read >= TIMED_BYTES {
-                break;
+        let (dtype, size) = (tensor.dtype, tensor.dtype.size_bytes());
+        for region in slabs(&tensor.shape, (16 << 20) / size) {
+            if all < TIMED_BYTES {
+                all += (region.elements().unwrap_or(0) * size) as u64;
+                wanted.push(Wanted { key: tensor.key(), dtype, region });
             }
-            buffer.resize(slab.elements().unwrap_or(0) * tensor.dtype.size_bytes(), 0);
-            checkpoint.read_box(&tensor.key(), tensor.dtype, &slab, &mut buffer)?;
-            read += buffer.len() as u64;
         }
     }
-    Ok((read as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9), read))
+    let started = Instant::now();
+    checkpoint.read_boxes::<checkpoint::Error>(&wanted, cores(), |_, _, _| Ok(()))?;
+    Ok((all as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9), all))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The boxes of each rank of a layout.

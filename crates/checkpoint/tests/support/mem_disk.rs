@@ -48,6 +48,8 @@ struct Inner {
     /// Nodes are never reused, so that a removed name that is still durable finds its own.
     nodes: Vec<Node>,
     operations: u64,
+    /// Bytes that were read.
+    read_bytes: u64,
     fault: Option<(u64, Fault)>,
     crashed: bool,
     /// Files whose fsync has failed: to try again would be to trust it.
@@ -74,6 +76,7 @@ impl MemDisk {
         MemDisk(Arc::new(Mutex::new(Inner {
             nodes: vec![Node::Dir { names: BTreeMap::new(), synced: BTreeMap::new() }],
             operations: 0,
+            read_bytes: 0,
             fault: None,
             crashed: false,
             unsyncable: HashSet::new(),
@@ -104,6 +107,10 @@ impl MemDisk {
 
     pub fn operations(&self) -> u64 {
         self.lock().operations
+    }
+
+    pub fn read_bytes(&self) -> u64 {
+        self.lock().read_bytes
     }
 
     /// Transfers at most so many bytes by one read or write.
@@ -385,6 +392,7 @@ impl ReadFile for OpenFile {
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let count = out.len().min(rest.len()).min(inner.max_transfer);
         out[..count].copy_from_slice(&rest[..count]);
+        inner.read_bytes += count as u64;
         Ok(count)
     }
 }

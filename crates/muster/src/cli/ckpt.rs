@@ -110,6 +110,9 @@ pub struct ReshapeArgs {
     pub threads: Option<std::num::NonZeroUsize>,
 }
 
+/// More ranks than any cluster has; each gets a directory.
+pub const RANKS_MAX: usize = 1 << 17;
+
 /// Ranks along each axis, as `dp=8,tp=2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout(pub MeshSpec);
@@ -126,9 +129,9 @@ impl FromStr for Layout {
             let known = axes.iter_mut().find(|(name, _)| *name == axis.trim());
             let (name, place) =
                 known.ok_or_else(|| format!("there is no axis `{axis}`; use pp, dp, ep or tp"))?;
-            let number = ranks.trim().parse::<usize>().ok().filter(|n| (1..=1 << 20).contains(n));
+            let number = ranks.trim().parse::<usize>().ok().filter(|n| (1..=RANKS_MAX).contains(n));
             let number = number.ok_or_else(|| {
-                format!("{name} = `{ranks}` is no number of ranks; use 1 to {}", 1 << 20)
+                format!("{name} = `{ranks}` is no number of ranks; use 1 to {RANKS_MAX}")
             })?;
             if place.replace(number).is_some() {
                 return Err(format!("{name} is given twice; leave one out"));
