@@ -6,20 +6,20 @@
 //! by as many threads. The source is dropped from the page cache before each. The last line is the
 //! most memory that the process has had.
 
+mod measured;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use checkpoint::{
-    Attempt, Checkpoint, Chunk, ChunkData, Digest, Dtype, ExpectedTensor, Reshape, ReshapeOptions,
-    RunState, Source, Store, TensorKey, WriteOptions, verify,
+    Attempt, Checkpoint, Chunk, ChunkData, Dtype, ExpectedTensor, Reshape, ReshapeOptions, Source,
+    Store, TensorKey, WriteOptions, verify,
 };
 use layout::{HeadRows, LogicalTensor, Mesh, Placements, Role, Schema, Written, write_plan};
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+use measured::{Outcome, forget, report, run_state};
 
 const HEADS: usize = 16;
 const WIDTH: usize = 2048;
@@ -43,7 +43,7 @@ fn main() -> Outcome<()> {
     for round in 0..rounds {
         let (mut plain, mut ours) = (0.0, 0.0);
         for turn in 0..2 {
-            forget(&path)?;
+            forget_all(&path)?;
             if (round + turn) % 2 == 0 {
                 plain = copy(&path, &root.join("plain"), threads)?;
             } else {
@@ -139,23 +139,8 @@ fn save(store: &Store, schema: &Schema, mesh: Mesh) -> Outcome<()> {
         global_shape: shape(tensor),
     });
     let expected: Vec<ExpectedTensor> = expected.collect();
-    store.commit(attempt, schema, &expected, &reports, &run_state())?;
+    store.commit(attempt, schema, &expected, &reports, &run_state(1))?;
     Ok(())
-}
-
-fn run_state() -> RunState {
-    RunState {
-        muster_version: String::new(),
-        step: 1,
-        samples: 0,
-        tokens: 0,
-        seed: 0,
-        rng_counter: 0,
-        config_digest: Digest::default(),
-        numeric_plan_digest: Digest::default(),
-        schedule: serde_json::Value::Null,
-        extra: serde_json::Value::Null,
-    }
 }
 
 /// GB/s of a reshape; its result is verified afterwards, and removed.
@@ -220,19 +205,7 @@ fn copy(source: &Path, target: &Path, threads: usize) -> Outcome<f64> {
     Ok(rate)
 }
 
-/// Prints and returns GB/s.
-fn report(what: &str, bytes: u64, start: Instant) -> f64 {
-    let rate = bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
-    println!("{what:>12}: {rate:.3} GB/s, {:.1} s", start.elapsed().as_secs_f64());
-    rate
-}
-
-/// Drops files, which are on the disk already, from the page cache.
-fn forget(dir: &Path) -> Outcome<()> {
-    for path in files(dir)? {
-        let path = path.to_str().ok_or("a directory of plain letters, please")?.to_owned();
-        let args = [format!("if={path}"), "iflag=nocache".into(), "count=0".into()];
-        assert!(Command::new("dd").args(args).arg("status=none").status()?.success());
-    }
-    Ok(())
+/// Drops the files below a directory from the page cache.
+fn forget_all(dir: &Path) -> Outcome<()> {
+    files(dir)?.iter().try_for_each(|path| forget(path))
 }

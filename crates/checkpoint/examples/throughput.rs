@@ -1,19 +1,19 @@
 //! Save and load beside plain writes and reads of the same bytes on the same disk:
 //! `cargo run --release -p checkpoint --example throughput -- DIRECTORY [MIB]`.
 
+mod measured;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use checkpoint::{
-    Attempt, Chunk, Digest, Dtype, ExpectedTensor, Region, RunState, StateTensor, Store, TensorKey,
-    Wanted, WriteOptions, verify,
+    Attempt, Chunk, Dtype, ExpectedTensor, Region, StateTensor, Store, TensorKey, Wanted,
+    WriteOptions, verify,
 };
-
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+use measured::{Outcome, forget, report, run_state};
 
 const PIECE: usize = 4 << 20;
 /// Bytes of one tensor.
@@ -30,7 +30,7 @@ fn main() -> Outcome<()> {
     let mut out = vec![1; data.len()];
     let start = Instant::now();
     std::hint::black_box(data.chunks(PIECE).map(crc_fast::crc32_iscsi).fold(0, |a, b| a ^ b));
-    report("crc32c alone", &data, start);
+    report("crc32c alone", data.len() as u64, start);
     for round in 0..ROUNDS {
         let plain = root.join("plain");
         let saved = root.join(Attempt { step: round, generation: 1 }.dir_name());
@@ -40,10 +40,10 @@ fn main() -> Outcome<()> {
             let start = Instant::now();
             if (round + turn) % 2 == 0 {
                 write_plain(&plain, &data)?;
-                raw = report("plain write + fsync", &data, start);
+                raw = report("plain write + fsync", data.len() as u64, start);
             } else {
                 save(&root, round, &data)?;
-                ours = report("save + commit", &data, start);
+                ours = report("save + commit", data.len() as u64, start);
             }
         }
         println!("  write: {:.3} of plain", ours / raw);
@@ -52,28 +52,23 @@ fn main() -> Outcome<()> {
             forget(&plain)?;
             let start = Instant::now();
             read_plain(&plain, &mut out)?;
-            let raw = report(if cached { "pread, cached" } else { "pread" }, &data, start);
+            let raw =
+                report(if cached { "pread, cached" } else { "pread" }, data.len() as u64, start);
             forget(&saved.join("rank-00000/shard-000.safetensors"))?;
             let start = Instant::now();
             load(&root, round, &mut out)?;
-            let ours = report(if cached { "load, cached" } else { "load" }, &data, start);
+            let ours =
+                report(if cached { "load, cached" } else { "load" }, data.len() as u64, start);
             println!("  read: {:.3} of plain", ours / raw);
         }
         let start = Instant::now();
         assert!(verify(&saved, false)?.is_whole());
-        report("verify, cached", &data, start);
+        report("verify, cached", data.len() as u64, start);
         fs::remove_file(plain)?;
         fs::remove_dir_all(saved)?;
     }
     fs::remove_dir_all(&root)?;
     Ok(())
-}
-
-/// Prints and returns GB/s.
-fn report(what: &str, data: &[u8], start: Instant) -> f64 {
-    let rate = data.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
-    println!("{what:>22}: {rate:.2} GB/s");
-    rate
 }
 
 fn write_plain(path: &Path, data: &[u8]) -> Outcome<()> {
@@ -85,16 +80,6 @@ fn write_plain(path: &Path, data: &[u8]) -> Outcome<()> {
         file.write_all(&staging[..piece.len()])?;
     }
     Ok(file.sync_all()?)
-}
-
-/// Drops a file, which is on the disk already, from the page cache.
-fn forget(path: &Path) -> Outcome<()> {
-    let path = path.to_str().ok_or("a directory of plain letters, please")?;
-    let copy = Command::new("dd")
-        .args([&format!("if={path}"), "iflag=nocache", "count=0", "status=none"])
-        .status()?;
-    assert!(copy.success());
-    Ok(())
 }
 
 /// By as many threads as there are cores, each its own part.
@@ -125,19 +110,7 @@ fn save(root: &Path, step: u64, data: &[u8]) -> Outcome<()> {
         expected.push(ExpectedTensor { key, dtype: Dtype::F32, global_shape: shape.to_vec() });
     }
     let reports = [store.write_rank(attempt, 0, 1, &chunks, &WriteOptions::default())?];
-    let run_state = RunState {
-        muster_version: String::new(),
-        step,
-        samples: 0,
-        tokens: 0,
-        seed: 0,
-        rng_counter: 0,
-        config_digest: Digest::default(),
-        numeric_plan_digest: Digest::default(),
-        schedule: serde_json::Value::Null,
-        extra: serde_json::Value::Null,
-    };
-    store.commit(attempt, &layout::Schema::default(), &expected, &reports, &run_state)?;
+    store.commit(attempt, &layout::Schema::default(), &expected, &reports, &run_state(step))?;
     Ok(())
 }
 
