@@ -33,11 +33,12 @@ pub enum Operation {
     Exchange = 8,
     /// The making of groups.
     Split = 9,
+    GatherBytes = 10,
 }
 
 impl Operation {
     /// Every operation, in numeric order.
-    pub const ALL: [Operation; 10] = [
+    pub const ALL: [Operation; 11] = [
         Operation::Join,
         Operation::Window,
         Operation::Barrier,
@@ -48,6 +49,7 @@ impl Operation {
         Operation::AllToAll,
         Operation::Exchange,
         Operation::Split,
+        Operation::GatherBytes,
     ];
 
     /// The operation of a wire number.
@@ -68,6 +70,7 @@ impl Operation {
             Operation::AllToAll => "all_to_all",
             Operation::Exchange => "exchange",
             Operation::Split => "split",
+            Operation::GatherBytes => "gather_bytes",
         }
     }
 }

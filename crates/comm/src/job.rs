@@ -129,6 +129,12 @@ impl Members {
         self.ranks.len()
     }
 
+    /// Refuses a place that nobody has.
+    pub(crate) fn check(&self, place: usize) -> Result<()> {
+        let (rank, world) = (place, self.len());
+        if rank < world { Ok(()) } else { Err(CommError::NoSuchRank { rank, world }) }
+    }
+
     /// Places of the others.
     pub(crate) fn peers(&self) -> impl Iterator<Item = usize> + Clone + use<> {
         let place = self.place;

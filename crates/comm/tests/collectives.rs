@@ -169,10 +169,20 @@ fn control_messages_of_any_length() {
                 let mut bytes = message(rank, length(rank));
                 control.broadcast_bytes(1, &mut bytes).unwrap();
                 assert!(bytes == message(1, length(1)), "{kind} {len}");
+                let gathered = control.gather_bytes_to(2, &message(rank, length(rank))).unwrap();
+                let expected = |from| match rank {
+                    2 => message(from, length(from)),
+                    _ => Vec::new(),
+                };
+                assert!(gathered == [0, 1, 2].map(expected), "{kind} {len}");
             }
             let counted = world.counters().of(Operation::AllGatherBytes);
             assert_eq!(counted.calls, 6);
             assert!(counted.payload_received_bytes > 1_000_000);
+            // Only the root is sent anything, and by each of the others once.
+            let counted = world.counters().of(Operation::GatherBytes);
+            assert_eq!(counted.payload_received_bytes > 0, world.rank() == 2, "{kind}");
+            assert!(control.gather_bytes_to(3, b"").is_err());
         });
     }
 }

@@ -245,6 +245,36 @@ fn a_rank_that_leaves_too_early_is_lost() {
 }
 
 #[test]
+fn a_gather_names_the_rank_that_is_lost_or_late_on_every_rank() {
+    for (kind, world) in [("shm", 3), ("tcp", 3), ("2 a host", 4)] {
+        let lost = with_ranks(kind, world, PATIENCE_MS, |world| {
+            control(&world).gather_bytes_to(0, b"here").unwrap();
+            match world.rank() {
+                1 => String::new(),
+                _ => message(control(&world).gather_bytes_to(0, b"here")),
+            }
+        });
+        for text in lost.iter().enumerate().filter_map(|(rank, text)| (rank != 1).then_some(text)) {
+            assert!(tells(text, "rank 1 is lost"), "{kind}: {lost:?}");
+            assert!(tells(text, "gather_bytes #"), "{kind}: {lost:?}");
+        }
+        let done = Barrier::new(world);
+        let late = with_ranks(kind, world, 700, |world| {
+            control(&world).gather_bytes_to(0, b"here").unwrap();
+            let text = match world.rank() {
+                1 => String::new(),
+                _ => message(control(&world).gather_bytes_to(0, b"here")),
+            };
+            done.wait();
+            text
+        });
+        for text in late.iter().enumerate().filter_map(|(rank, text)| (rank != 1).then_some(text)) {
+            assert!(tells(text, "rank 1 had not arrived after 700 ms"), "{kind}: {late:?}");
+        }
+    }
+}
+
+#[test]
 fn leaving_after_the_last_operation_disturbs_nobody() {
     for kind in BACKENDS {
         for _ in 0..20 {

@@ -29,20 +29,31 @@ impl Control for Endpoint {
 
     fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()> {
         self.collective(Operation::AllGatherBytes, 0, |end, state, call| {
-            end.gather_messages(state, call, 0, mine, all)
+            end.gather_messages(state, (call, 0), |_| true, mine, all)
+        })
+    }
+
+    fn gather_bytes_to(&self, root: usize, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let digest = root as u64;
+        self.collective(Operation::GatherBytes, digest, |end, state, call| {
+            end.members.check(root)?;
+            let (is_root, mut all) = (root == end.place(), Vec::new());
+            end.gather_messages(state, (call, digest), |_| is_root, mine, &mut all)?;
+            if !is_root {
+                all[end.place()].clear();
+            }
+            Ok(all)
         })
     }
 
     fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
         let digest = root as u64;
         self.collective(Operation::BroadcastBytes, digest, |end, state, call| {
-            let world = end.members.len();
-            if root >= world {
-                return Err(CommError::NoSuchRank { rank: root, world });
-            }
+            end.members.check(root)?;
             let mine: &[u8] = if root == end.place() { bytes } else { &[] };
             let mut all = std::mem::take(&mut state.messages);
-            let result = end.gather_messages(state, call, digest, mine, &mut all);
+            let call = (call, digest);
+            let result = end.gather_messages(state, call, |peer| peer == root, mine, &mut all);
             if result.is_ok() && root != end.place() {
                 bytes.clear();
                 bytes.extend_from_slice(&all[root]);
@@ -291,12 +302,13 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Everyone's messages through the mail boxes, in as many rounds as the longest needs.
+    /// Messages through the mail boxes, in as many rounds as the longest needs: this member's goes
+    /// into its box, and those of the peers that it `reads` come.
     fn gather_messages(
         &self,
         state: &mut State,
-        call: &ShmCall,
-        digest: u64,
+        (call, digest): (&ShmCall, u64),
+        reads: impl Fn(usize) -> bool,
         mine: &[u8],
         all: &mut Vec<Vec<u8>>,
     ) -> Result<()> {
@@ -313,12 +325,16 @@ impl Endpoint {
             done += mail_bytes;
             let mut longest = mine.len();
             for peer in self.members.peers() {
-                let (total, message) = (self.board.mail_total(peer, call.sequence), &mut all[peer]);
+                let total = self.board.mail_total(peer, call.sequence);
+                longest = longest.max(total);
+                if !reads(peer) {
+                    continue;
+                }
+                let message = &mut all[peer];
                 let start = message.len();
                 message.resize(total.min(done), 0);
                 self.board.get_mail(peer, call.sequence, &mut message[start..]);
                 received += message.len() - start;
-                longest = longest.max(total);
             }
             if done >= longest {
                 break;

@@ -111,7 +111,7 @@ impl Case {
         let mut receiving = Receiving::default();
         receiving.at.begin(self.messages.len());
         loop {
-            let mut words = Words { mine: &[], all: &mut all };
+            let mut words = Words { mine: &[], to: None, all: &mut all };
             let traffic: &mut dyn Traffic = if self.are_known { &mut known } else { &mut words };
             let mut turn = Turn { call, progress: &mut progress, traffic };
             if !receiving.step(1, stream, &rig::key(), &mut turn)? {

@@ -205,7 +205,7 @@ mod tests {
         receiving.at.begin(1);
         let mut stream = stream;
         while !receiving.at.is_done() {
-            let traffic = &mut Words { mine: &[], all: &mut all };
+            let traffic = &mut Words { mine: &[], to: None, all: &mut all };
             let mut turn = Turn { call, progress: &mut progress, traffic };
             receiving.step(1, &mut stream, &rig::key(), &mut turn)?;
         }

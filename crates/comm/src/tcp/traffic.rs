@@ -114,13 +114,16 @@ impl Traffic for Nothing {
 /// One small message to every peer and one from every peer, of any lengths.
 pub(super) struct Words<'a> {
     pub mine: &'a [u8],
+    /// Who gets it, if not all do; to the others goes an empty one.
+    pub to: Option<usize>,
     /// By place.
     pub all: &'a mut [Vec<u8>],
 }
 
 impl Traffic for Words<'_> {
-    fn bytes(&self, way: Way, _: Message) -> Option<usize> {
-        (way == Way::Out).then_some(self.mine.len())
+    fn bytes(&self, way: Way, message: Message) -> Option<usize> {
+        let gets = self.to.is_none_or(|to| to == message.peer);
+        (way == Way::Out).then_some(if gets { self.mine.len() } else { 0 })
     }
 
     fn give(&self, _: Message, bytes: Range<usize>, go: Give) -> Result<()> {

@@ -32,20 +32,27 @@ impl Control for Endpoint {
     fn all_gather_bytes_into(&self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<()> {
         self.run(Operation::AllGatherBytes, 0, |running, _| {
             self.fit(mine, all);
-            running.drive(&mut Words { mine, all })
+            running.drive(&mut Words { mine, to: None, all })
+        })
+    }
+
+    fn gather_bytes_to(&self, root: usize, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.run(Operation::GatherBytes, root as u64, |running, _| {
+            self.members.check(root)?;
+            let mut all = Vec::new();
+            self.fit(if root == self.place() { mine } else { &[] }, &mut all);
+            running.drive(&mut Words { mine, to: Some(root), all: &mut all })?;
+            Ok(all)
         })
     }
 
     fn broadcast_bytes(&self, root: usize, bytes: &mut Vec<u8>) -> Result<()> {
         self.run(Operation::BroadcastBytes, root as u64, |running, scratch| {
-            let world = self.members.len();
-            if root >= world {
-                return Err(CommError::NoSuchRank { rank: root, world });
-            }
+            self.members.check(root)?;
             let mine: &[u8] = if root == self.place() { bytes } else { &[] };
             let all = &mut scratch.messages;
             self.fit(mine, all);
-            running.drive(&mut Words { mine, all })?;
+            running.drive(&mut Words { mine, to: None, all })?;
             if root != self.place() {
                 bytes.clear();
                 bytes.extend_from_slice(&all[root]);

@@ -235,6 +235,10 @@ impl Mixed {
         let mut bytes = if self.place == root { say(root) } else { Vec::new() };
         control.broadcast_bytes(root, &mut bytes)?;
         assert!(bytes == say(root), "a wrong result");
+        let gathered = control.gather_bytes_to(root, &say(self.place))?;
+        let is_root = self.place == root;
+        let expected = |rank: usize| if is_root { say(rank) } else { Vec::new() };
+        assert!(gathered.iter().enumerate().all(|(rank, said)| *said == expected(rank)));
         Ok(())
     }
 }
