@@ -26,7 +26,7 @@ use crate::disk::{Disk, Kind};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, StateTensor};
 use crate::region::{CoverFault, elements, prove_cover};
-use crate::write::{ReportedChunk, create_error, sync_dir, write_file};
+use crate::write::{OfRank, ReportedChunk, create_error, sync_dir, write_file};
 use crate::{
     Attempt, Digest, Dtype, Error, FORMAT_VERSION, RankReport, Region, RunState, TensorKey, names,
     sums,
@@ -199,13 +199,14 @@ pub(crate) fn assemble(
         return Err(Error::RunStateStep { found, expected });
     }
     check_expected(schema, expected)?;
-    let reports = sort_reports(attempt, reports)?;
+    let world = reports.iter().min_by_key(|report| report.rank).map_or(1, |first| first.world);
+    let reports = check_ranks(attempt, world.max(1), reports)?;
     let mut manifest =
         Manifest::new(attempt.step, attempt.generation, reports.len() as u32, run_state.clone());
     manifest.schema = schema.tensors.iter().map(Into::into).collect();
     let index: HashMap<&TensorKey, usize> =
         expected.iter().enumerate().map(|(number, tensor)| (&tensor.key, number)).collect();
-    let mut chunks: Vec<Vec<(u32, &ReportedChunk, ChunkRecord)>> = vec![Vec::new(); expected.len()];
+    let mut chunks: Vec<Vec<(u32, ChunkRecord)>> = vec![Vec::new(); expected.len()];
     for report in &reports {
         let first_file = manifest.files.len() as u32;
         for chunk in &report.chunks {
@@ -222,7 +223,7 @@ pub(crate) fn assemble(
                 file: first_file + chunk.shard,
                 range: chunk.range,
             };
-            chunks[number].push((report.rank, chunk, record));
+            chunks[number].push((report.rank, record));
         }
         manifest.files.extend(report.files.iter().zip(0..).map(|(file, shard)| FileRecord {
             path: names::shard_path(report.rank, shard),
@@ -231,22 +232,33 @@ pub(crate) fn assemble(
             data_blake3: file.data_blake3,
         }));
     }
-    for (tensor, mut chunks) in expected.iter().zip(chunks) {
-        chunks.sort_by(|a, b| a.1.region.cmp(&b.1.region));
-        prove_tensor(tensor, &chunks)?;
-        manifest.tensors.push(StateTensor {
-            name: tensor.key.name.clone(),
-            slot: tensor.key.slot.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.global_shape.clone(),
-            chunks: chunks.into_iter().map(|(_, _, record)| record).collect(),
-        });
+    for (tensor, chunks) in expected.iter().zip(chunks) {
+        manifest.tensors.push(state_tensor(tensor, chunks)?);
     }
     Ok(manifest)
 }
 
+/// A tensor of these chunks, each of a rank, which are proven to tile it.
+///
+/// # Errors
+/// A gap or an overlap.
+pub(crate) fn state_tensor(
+    tensor: &ExpectedTensor,
+    mut chunks: Vec<(u32, ChunkRecord)>,
+) -> Result<StateTensor, Error> {
+    chunks.sort_by(|(_, a), (_, b)| (&a.offset, &a.shape).cmp(&(&b.offset, &b.shape)));
+    prove_tensor(tensor, &chunks)?;
+    Ok(StateTensor {
+        name: tensor.key.name.clone(),
+        slot: tensor.key.slot.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.global_shape.clone(),
+        chunks: chunks.into_iter().map(|(_, record)| record).collect(),
+    })
+}
+
 /// Checks that `expected` names each state once and leaves out no tensor of the schema.
-fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Error> {
+pub(crate) fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Error> {
     let mut slots: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let params: HashMap<&str, &Vec<usize>> = expected
         .iter()
@@ -284,30 +296,38 @@ fn check_expected(schema: &Schema, expected: &[ExpectedTensor]) -> Result<(), Er
     Ok(())
 }
 
-/// The reports by rank, each rank once.
-fn sort_reports(attempt: Attempt, reports: &[RankReport]) -> Result<Vec<&RankReport>, Error> {
-    let mut sorted: Vec<&RankReport> = reports.iter().collect();
-    sorted.sort_by_key(|report| report.rank);
-    let world = sorted.first().map_or(1, |report| report.world.max(1));
+/// The words of `world` ranks by rank, each once and of this attempt.
+///
+/// # Errors
+/// A rank is missing or twice, or of another attempt or world.
+pub(crate) fn check_ranks<T: OfRank>(
+    attempt: Attempt,
+    world: u32,
+    words: &[T],
+) -> Result<Vec<&T>, Error> {
+    let mut sorted: Vec<&T> = words.iter().collect();
+    let rank_of = |word: &T| word.of_rank().1;
+    sorted.sort_by_key(|word| rank_of(word));
     for rank in 0..world {
         let fail = |reason: String| Err(Error::Report { rank, reason });
-        let Some(report) = sorted.get(rank as usize).filter(|report| report.rank == rank) else {
-            let twice = rank > 0 && sorted.get(rank as usize).is_some_and(|r| r.rank < rank);
+        let Some(word) = sorted.get(rank as usize).filter(|word| rank_of(word) == rank) else {
+            let twice = rank > 0 && sorted.get(rank as usize).is_some_and(|w| rank_of(w) < rank);
             return fail(match twice {
                 true => format!("rank {} reported twice and this one did not", rank - 1),
                 false => format!("its report is missing; {world} ranks save"),
             });
         };
-        if report.attempt != attempt {
-            return fail(format!("reports {}, but {attempt} is to be committed", report.attempt));
+        let (of, _, of_world) = word.of_rank();
+        if of != attempt {
+            return fail(format!("reports {of}, but {attempt} is to be committed"));
         }
-        if report.world != world {
-            return fail(format!("saved as one of {} ranks, others of {world}", report.world));
+        if of_world != world {
+            return fail(format!("saved as one of {of_world} ranks, others of {world}"));
         }
     }
     match sorted.get(world as usize) {
         Some(extra) => Err(Error::Report {
-            rank: extra.rank,
+            rank: rank_of(extra),
             reason: format!("reports more than once, or is not one of {world} ranks"),
         }),
         None => Ok(sorted),
@@ -342,11 +362,8 @@ fn check_reported(
     Ok(())
 }
 
-fn prove_tensor(
-    tensor: &ExpectedTensor,
-    chunks: &[(u32, &ReportedChunk, ChunkRecord)],
-) -> Result<(), Error> {
-    let regions: Vec<Region> = chunks.iter().map(|(_, chunk, _)| chunk.region.clone()).collect();
+fn prove_tensor(tensor: &ExpectedTensor, chunks: &[(u32, ChunkRecord)]) -> Result<(), Error> {
+    let regions: Vec<Region> = chunks.iter().map(|(_, chunk)| chunk.region()).collect();
     let key = tensor.key.clone();
     prove_cover(&tensor.global_shape, &regions).map_err(|fault| match fault {
         CoverFault::Gap(region) => Error::Gap { key, region },

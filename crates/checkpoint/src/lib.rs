@@ -1,7 +1,8 @@
 //! Checkpoints that are whole or absent, and load into any layout.
 //!
 //! ```text
-//! claim_generation ─▶ write_rank (each rank) ─▶ reports ─▶ commit (coordinator) ─▶ retain
+//! SavePlan (pure, each rank the same)
+//! claim_generation ─▶ write_rank (each rank) ─▶ digests ─▶ commit (coordinator) ─▶ retain
 //!                     newest ─▶ Checkpoint ─▶ run_state, read_box (any box of any tensor)
 //! ```
 //! State is kept in the space of *logical* tensors, cut into boxes; who wrote a box is of no
@@ -26,6 +27,7 @@ pub mod manifest;
 mod names;
 mod read;
 mod reshape;
+mod save_plan;
 mod scattered;
 mod shard;
 mod store;
@@ -49,6 +51,7 @@ pub use manifest::{Manifest, RunState, StateTensor};
 pub use names::{Attempt, TensorKey};
 pub use read::Checkpoint;
 pub use reshape::{Reshape, ReshapeOptions, Reshaped};
+pub use save_plan::{Boxes, RankDigest, SavePlan};
 pub use store::{Entry, Newest, Proof, Removable, Skipped, Status, Store};
 pub use stream::Wanted;
 pub use sums::RANGE_BYTES;

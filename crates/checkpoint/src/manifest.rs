@@ -45,7 +45,7 @@ pub struct Manifest {
 }
 
 /// The state besides tensors that a run needs to go on with the same bits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
     /// Version of the program that saved.

@@ -12,7 +12,7 @@ use crate::commit::{self, Committed, ExpectedTensor};
 use crate::disk::{DirEntry, Disk, Free, Kind, OsDisk, create_dirs, exists};
 use crate::verified::read_file;
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
-use crate::{Attempt, Checkpoint, Digest, Error, RunState, names, verify};
+use crate::{Attempt, Checkpoint, Digest, Error, RankDigest, RunState, SavePlan, names, verify};
 
 /// A directory of checkpoints. Clones share what they have proven.
 #[derive(Clone)]
@@ -279,6 +279,22 @@ impl Store {
     ) -> Result<Committed, Error> {
         let manifest = commit::assemble(attempt, schema, expected, reports, run_state)?;
         commit::commit(self.disk.as_ref(), &self.root, &manifest, || self.newest_generation())
+    }
+
+    /// As [`Store::commit`], of what is planned: the ranks need say no more than that they wrote
+    /// that.
+    ///
+    /// # Errors
+    /// As [`Store::commit`]; a rank that wrote anything else.
+    pub fn commit_planned(
+        &self,
+        attempt: Attempt,
+        plan: &mut SavePlan,
+        digests: &[RankDigest],
+        run_state: &RunState,
+    ) -> Result<Committed, Error> {
+        let manifest = plan.fill(attempt, digests, run_state)?;
+        commit::commit(self.disk.as_ref(), &self.root, manifest, || self.newest_generation())
     }
 
     /// Every attempt, oldest first. What cannot be read of one is told in its entry.

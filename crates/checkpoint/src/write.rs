@@ -98,8 +98,8 @@ impl Default for WriteOptions {
     }
 }
 
-/// A rank's list of the files and chunks it wrote: small, and all that the coordinator needs to
-/// commit.
+/// A rank's list of the files and chunks it wrote: all that is needed to commit without a
+/// [`crate::SavePlan`]. The coordinator of one is sent a [`crate::RankDigest`] of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RankReport {
     pub attempt: Attempt,
@@ -107,6 +107,18 @@ pub struct RankReport {
     pub world: u32,
     pub files: Vec<ReportedFile>,
     pub chunks: Vec<ReportedChunk>,
+}
+
+/// The words of one rank about an attempt.
+pub(crate) trait OfRank {
+    /// The attempt, the rank, and of how many.
+    fn of_rank(&self) -> (Attempt, u32, u32);
+}
+
+impl OfRank for RankReport {
+    fn of_rank(&self) -> (Attempt, u32, u32) {
+        (self.attempt, self.rank, self.world)
+    }
 }
 
 /// A shard that a rank wrote and fsynced.

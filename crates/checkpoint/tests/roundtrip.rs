@@ -10,10 +10,10 @@ use checkpoint::{
     Attempt, Checkpoint, Distance, Dtype, Error, Proof, RANGE_BYTES, Region, Status, Store,
     TensorKey, Wanted, WriteOptions, diff, slabs, verify_on,
 };
-use layout::{LogicalTensor, Role, Schema};
+use layout::Schema;
 use proptest::prelude::*;
 use support::mem_disk::{Fault, MemDisk};
-use support::{Rng, State, contents, save, small_model, wanted};
+use support::{Rng, State, contents, cut, random_model, save, small_model, wanted};
 
 const FIRST: Attempt = Attempt { step: 7, generation: 1 };
 
@@ -21,49 +21,6 @@ fn store(disk: &MemDisk) -> Store {
     let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
     store.claim_generation().unwrap();
     store
-}
-
-/// Cuts a box in two along a random axis, again and again.
-fn cut(region: Region, cuts: usize, rng: &mut Rng) -> Vec<Region> {
-    let mut boxes = vec![region];
-    for _ in 0..cuts {
-        let number = rng.below(boxes.len());
-        let axes = boxes[number].shape.len();
-        let axis = rng.below(axes);
-        let extent = boxes[number].shape.get(axis).copied().unwrap_or(0);
-        if extent < 2 {
-            continue;
-        }
-        let at = 1 + rng.below(extent - 1);
-        let mut upper = boxes[number].clone();
-        upper.offset[axis] += at;
-        upper.shape[axis] -= at;
-        boxes[number].shape[axis] = at;
-        boxes.push(upper);
-    }
-    boxes
-}
-
-fn random_model(rng: &mut Rng, tensors: usize, world: u32) -> (Schema, Vec<State>) {
-    let mut states = Vec::new();
-    let mut logical = Vec::new();
-    for number in 0..tensors {
-        let shape: Vec<usize> = (0..rng.below(5)).map(|_| rng.below(8)).collect();
-        // Names of people are not always polite to JSON or to our own punctuation.
-        let name = ["w", "a.b[0]:c", "\"quoted\"\n", "größe"][rng.below(4)].to_string();
-        let name = format!("{name}{number}");
-        logical.push(LogicalTensor::new(&*name, &shape, Role::Matrix));
-        for slot in ["param", "momentum"] {
-            let dtype = Dtype::ALL[rng.below(Dtype::ALL.len())];
-            let mut state = State::new(&name, slot, dtype, &shape, rng);
-            let cuts = rng.below(6);
-            let boxes = cut(Region::whole(&shape), cuts, rng);
-            state.boxes =
-                boxes.into_iter().map(|b| (rng.below(world as usize) as u32, b)).collect();
-            states.push(state);
-        }
-    }
-    (Schema::new(logical).unwrap(), states)
 }
 
 fn random_box(shape: &[usize], rng: &mut Rng) -> Region {

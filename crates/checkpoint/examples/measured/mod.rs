@@ -1,4 +1,5 @@
 //! Parts that the measurements share.
+#![allow(dead_code)] // Each measurement uses its part.
 
 use std::path::Path;
 use std::process::Command;

@@ -108,6 +108,50 @@ pub fn small_model(seed: u64) -> (Schema, Vec<State>) {
     (schema, vec![weight, momentum, norm, count, empty])
 }
 
+/// Cuts a box in two along a random axis, again and again.
+pub fn cut(region: Region, cuts: usize, rng: &mut Rng) -> Vec<Region> {
+    let mut boxes = vec![region];
+    for _ in 0..cuts {
+        let number = rng.below(boxes.len());
+        let axes = boxes[number].shape.len();
+        let axis = rng.below(axes);
+        let extent = boxes[number].shape.get(axis).copied().unwrap_or(0);
+        if extent < 2 {
+            continue;
+        }
+        let at = 1 + rng.below(extent - 1);
+        let mut upper = boxes[number].clone();
+        upper.offset[axis] += at;
+        upper.shape[axis] -= at;
+        boxes[number].shape[axis] = at;
+        boxes.push(upper);
+    }
+    boxes
+}
+
+/// Tensors of any shapes, types and names, cut into boxes of any of `world` ranks.
+pub fn random_model(rng: &mut Rng, tensors: usize, world: u32) -> (Schema, Vec<State>) {
+    let mut states = Vec::new();
+    let mut logical = Vec::new();
+    for number in 0..tensors {
+        let shape: Vec<usize> = (0..rng.below(5)).map(|_| rng.below(8)).collect();
+        // Names of people are not always polite to JSON or to our own punctuation.
+        let name = ["w", "a.b[0]:c", "\"quoted\"\n", "größe"][rng.below(4)].to_string();
+        let name = format!("{name}{number}");
+        logical.push(LogicalTensor::new(&*name, &shape, Role::Matrix));
+        for slot in ["param", "momentum"] {
+            let dtype = Dtype::ALL[rng.below(Dtype::ALL.len())];
+            let mut state = State::new(&name, slot, dtype, &shape, rng);
+            let cuts = rng.below(6);
+            let boxes = cut(Region::whole(&shape), cuts, rng);
+            state.boxes =
+                boxes.into_iter().map(|b| (rng.below(world as usize) as u32, b)).collect();
+            states.push(state);
+        }
+    }
+    (Schema::new(logical).unwrap(), states)
+}
+
 pub fn run_state(step: u64) -> RunState {
     RunState {
         muster_version: "0.1.0".to_string(),
