@@ -28,10 +28,10 @@ pub struct StateDecl {
 /// Distribution of a state over the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// Every rank holds all of it, with equal bits; rank 0 writes it.
+    /// Every rank holds all of it, with equal bits; each part is written by one of them.
     Replicated,
-    /// Each rank holds and writes the boxes that go with its pieces of parameter `tensor` of the
-    /// schema.
+    /// Each rank keeps the boxes that go with its pieces of parameter `tensor` of the schema, and
+    /// writes them where no other rank holds them, too.
     Owned { tensor: usize },
 }
 

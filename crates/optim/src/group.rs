@@ -223,7 +223,8 @@ impl LocalPlan {
         let start = self.states[stored].len;
         let mut end = start;
         for piece in &mut self.pieces[first..] {
-            let (rows, row_len) = rows_of(&plans[piece.piece.tensor], piece, index);
+            let of = (&piece.piece, piece.row_len);
+            let (rows, row_len) = rows_of(&plans[piece.piece.tensor], of, index);
             let range = end..end + rows.len() * row_len;
             end = range.end.next_multiple_of(ALIGN);
             piece.states.push(KeptState { stored, range, rows, row_len });
@@ -233,11 +234,16 @@ impl LocalPlan {
     }
 }
 
-/// Rows of state number `index` of a parameter that go with `piece`, and elements of each.
-fn rows_of(plan: &TensorPlan, piece: &LocalPiece, index: usize) -> (Range<usize>, usize) {
+/// Rows of state number `index` of a parameter that go with a piece, whose rows have `row_len`
+/// elements, and elements of each.
+pub(crate) fn rows_of(
+    plan: &TensorPlan,
+    (piece, row_len): (&Piece, usize),
+    index: usize,
+) -> (Range<usize>, usize) {
     let rule = plan.update.rule();
-    let extent = |rows: usize| rule.states(rows, piece.row_len)[index].extent(rows, piece.row_len);
-    let rows = piece.piece.rows.clone();
+    let extent = |rows: usize| rule.states(rows, row_len)[index].extent(rows, row_len);
+    let rows = piece.rows.clone();
     let (count, row_len) = extent(rows.len());
     let start = match rule.unit() {
         Unit::Element => rows.start,

@@ -40,7 +40,7 @@ pub use memory_plan::{MemoryItem, memory_plan, memory_plan_on};
 pub use offload::{Offloaded, offload_plan, staging_bytes};
 pub use rules::{TensorPlan, plan, table, treatments};
 pub use schedule::factor;
-pub use states::{StateView, declared};
+pub use states::{StateView, declared, kept_boxes};
 pub use step::{ShardedOptimizer, StepScalars};
 pub use update::Update;
 pub use update::sections::*;

@@ -2,8 +2,10 @@
 
 use device::Tensor;
 use layout::state::PARAM;
-use layout::{Absent, Region, Schema, Sharing, StateDecl};
+use layout::{Absent, Ownership, PieceKind, Region, Schema, Sharing, StateDecl};
 
+use crate::OptimError;
+use crate::group::rows_of;
 use crate::rules::TensorPlan;
 use crate::update::Axes;
 
@@ -42,6 +44,40 @@ pub fn declared(schema: &Schema, plans: &[TensorPlan]) -> Vec<StateDecl> {
         }
     }
     states
+}
+
+/// The boxes of states that each rank keeps, as (position in [`declared`], box), piece by piece:
+/// those that [`crate::ShardedOptimizer::states`] gives of that rank, without its memory.
+///
+/// # Errors
+/// Plans of another schema.
+pub fn kept_boxes(
+    schema: &Schema,
+    ownership: &Ownership,
+    plans: &[TensorPlan],
+) -> Result<Vec<Vec<(usize, Region)>>, OptimError> {
+    let (got, expected) = (plans.len(), schema.tensors.len());
+    if got != expected {
+        return Err(OptimError::Count { what: "tensor plans", got, expected });
+    }
+    let states = declared(schema, plans);
+    let firsts = firsts(&states);
+    let mut ranks = vec![Vec::new(); ownership.world];
+    for piece in &ownership.pieces {
+        let (boxes, first) = (&mut ranks[piece.owner], firsts[piece.tensor]);
+        let (plan, tensor) = (&plans[piece.tensor], &schema.tensors[piece.tensor]);
+        boxes.push((first, states[first].rows(piece.rows.clone())));
+        let (shape, row_len) = match piece.kind {
+            PieceKind::Matrix { rows, cols } => ((rows, cols), cols),
+            PieceKind::Blocks { .. } => ((0, 0), tensor.row_len()),
+        };
+        for index in 0..plan.update.rule().states(shape.0, shape.1).len() {
+            let (rows, _) = rows_of(plan, (piece, row_len), index);
+            let state = first + 1 + index;
+            boxes.push((state, states[state].rows(rows)));
+        }
+    }
+    Ok(ranks)
 }
 
 /// Position in [`declared`] of the first state of each tensor.

@@ -85,6 +85,28 @@ fn a_run_goes_on_at_another_rank_count() {
 }
 
 #[test]
+fn the_boxes_that_ranks_keep_are_known_without_their_memory() {
+    for rules in RULES {
+        for dtype in [DType::F32, DType::Bf16] {
+            let setup = setup(rules, dtype);
+            for world in [1, 3] {
+                let cluster = Cluster::new(&setup, &Device::cpu(1).unwrap(), world);
+                let ownership = setup.ownership(world);
+                let planned = optim::kept_boxes(&setup.schema, &ownership, &setup.plans).unwrap();
+                let ranks = cluster.ranks.iter().zip(&cluster.weights);
+                for ((rank, weights), mut planned) in ranks.zip(planned) {
+                    let views = rank.states(weights).unwrap().into_iter();
+                    let mut kept: Vec<_> = views.map(|view| (view.state, view.region)).collect();
+                    kept.sort();
+                    planned.sort();
+                    assert_eq!(planned, kept, "{rules} {dtype} {world}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn the_memory_plan_is_what_is_allocated() {
     for rules in RULES {
         for (dtype, threads) in [(DType::F32, 1), (DType::Bf16, 3)] {

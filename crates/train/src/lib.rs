@@ -43,6 +43,7 @@ mod room;
 mod run;
 mod sample;
 mod save;
+mod save_boxes;
 mod state;
 mod step;
 mod trainer;

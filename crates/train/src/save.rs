@@ -1,20 +1,24 @@
 //! Between the states of the ranks and a checkpoint.
 //!
 //! The states to save are declared ([`RunPlan::states`]): the parameters and what their updates
-//! keep, of which each rank writes the boxes it holds; then the engine's states, which all ranks
-//! hold and rank 0 writes. Rank 0 commits.
+//! keep, then the engine's states. Each rank writes its part of them ([`RunPlan::save_boxes`]) and
+//! tells rank 0 a digest of it; rank 0, which has computed what all ranks write, commits.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 use checkpoint::{
-    Attempt, Checkpoint, Chunk, ChunkData, Committed, ExpectedTensor, RankReport, Region, RunState,
-    Source, Store, TensorKey, Wanted, WriteOptions,
+    Attempt, Boxes, Checkpoint, Chunk, ChunkData, Committed, RankDigest, Region, RunState,
+    SavePlan, Source, Store, Wanted, WriteOptions,
 };
 use comm::Control;
 use device::{DType, Stream, Tensor};
 use layout::state::PARAM;
-use layout::{Absent, StateDecl};
+use layout::{Absent, Sharing, StateDecl};
 use optim::StateView;
 
 use crate::optimizer::Optimizer;
+use crate::save_boxes::key;
 use crate::{RunPlan, TrainError};
 
 /// A checkpoint that was loaded.
@@ -56,19 +60,6 @@ impl ChunkData for DeviceBytes {
     }
 }
 
-fn key(state: &StateDecl) -> TensorKey {
-    TensorKey { name: state.name.clone(), slot: state.slot.to_owned() }
-}
-
-/// Every state tensor of a whole checkpoint.
-fn expected(states: &[StateDecl]) -> Vec<ExpectedTensor> {
-    let expected = |state: &StateDecl| {
-        let (dtype, global_shape) = (state.dtype, state.shape.clone());
-        ExpectedTensor { key: key(state), dtype, global_shape }
-    };
-    states.iter().map(expected).collect()
-}
-
 /// Everything that a save reads.
 pub(crate) struct Saver<'a> {
     pub plan: &'a RunPlan,
@@ -84,6 +75,32 @@ pub(crate) struct Saver<'a> {
     pub(crate) engine: Vec<Tensor>,
 }
 
+/// What ranks write in the saves of a run; made once.
+pub(crate) struct Planned {
+    /// This rank's.
+    boxes: Boxes,
+    /// Of rank 0.
+    all: Option<SavePlan>,
+}
+
+impl Planned {
+    /// As rank `rank` needs it.
+    ///
+    /// # Errors
+    /// Never for a rank of the plan.
+    pub(crate) fn new(plan: &RunPlan, rank: usize) -> Result<Planned, TrainError> {
+        let mut ranks = plan.save_boxes()?;
+        let all = match rank {
+            0 => Some(plan.save_plan(&ranks, &WriteOptions::default())?),
+            _ => None,
+        };
+        Ok(Planned { boxes: ranks.swap_remove(rank), all })
+    }
+}
+
+/// The outcome of a save, as rank 0 tells it.
+type Told = Result<(PathBuf, u64, usize, usize), (usize, String)>;
+
 impl Saver<'_> {
     /// Saves: every rank writes, rank 0 proves the cover and commits. All ranks learn the outcome.
     ///
@@ -94,92 +111,141 @@ impl Saver<'_> {
         &self,
         store: &Store,
         attempt: Attempt,
+        planned: &mut Planned,
         state: &RunState,
     ) -> Result<Committed, TrainError> {
-        let rank = self.rank;
-        let written = self.write(store, attempt);
-        let message = match &written {
-            Ok(report) => serde_json::to_vec(&Ok::<_, String>(report)),
-            Err(error) => serde_json::to_vec(&Err::<RankReport, _>(error.to_string())),
-        };
-        let messages = self.control.all_gather_bytes(&message.unwrap_or_default())?;
-        let mut reports = Vec::with_capacity(messages.len());
-        let mut failed = written.err().map(|error| (rank, error));
-        for (peer, message) in messages.iter().enumerate() {
-            match serde_json::from_slice::<Result<RankReport, String>>(message) {
-                Ok(Ok(report)) => reports.push(report),
-                Ok(Err(reason)) => {
-                    let step = attempt.step;
-                    failed.get_or_insert((peer, TrainError::PeerSave { step, rank: peer, reason }));
-                }
-                Err(error) => {
-                    let (step, reason) = (attempt.step, error.to_string());
-                    failed.get_or_insert((peer, TrainError::PeerSave { step, rank: peer, reason }));
-                }
-            }
-        }
-        if let Some((_, error)) = failed {
-            self.control.barrier()?;
-            if rank == 0 {
-                // The reason for the failure matters more than leftovers.
-                let _ = store.discard(attempt);
-            }
-            return Err(error);
-        }
-        self.commit(store, attempt, &reports, state)
-    }
-
-    fn write(&self, store: &Store, attempt: Attempt) -> Result<RankReport, TrainError> {
-        let (rank, world) = (self.rank as u32, self.world as u32);
-        let mut chunks = Vec::new();
-        let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
-        let states = &self.plan.states;
-        for StateView { state, region, view } in views {
-            let data = DeviceBytes { stream: stream.clone(), tensor: view };
-            chunks.push(chunk(&states[state], region, data));
-        }
-        let engine = self.plan.engine_states().iter().zip(&self.engine);
-        for (state, tensor) in engine.filter(|_| rank == 0) {
-            let data = DeviceBytes { stream: self.stream.clone(), tensor: tensor.clone() };
-            chunks.push(chunk(state, Region::whole(&state.shape), data));
-        }
-        Ok(store.write_rank(attempt, rank, world, &chunks, &WriteOptions::default())?)
-    }
-
-    fn commit(
-        &self,
-        store: &Store,
-        attempt: Attempt,
-        reports: &[RankReport],
-        state: &RunState,
-    ) -> Result<Committed, TrainError> {
-        let mut outcome = Vec::new();
-        let mut result = None;
-        if self.rank == 0 {
-            let expected = expected(&self.plan.states);
-            let done = store.commit(attempt, &self.plan.schema, &expected, reports, state);
-            let told = match &done {
+        let written = self.write(store, attempt, &planned.boxes);
+        let messages = self.control.gather_bytes_to(0, &message(&written))?;
+        let (mut outcome, mut own) = (Vec::new(), None);
+        if let Some(plan) = &mut planned.all {
+            let done = conclude(store, (attempt, plan), written, &messages, state);
+            let told: Told = match &done {
                 Ok(c) => Ok((c.path.clone(), c.bytes, c.shards, c.state_tensors)),
-                Err(error) => Err(error.to_string()),
+                Err((rank, TrainError::PeerSave { reason, .. })) => Err((*rank, reason.clone())),
+                Err((rank, error)) => Err((*rank, error.to_string())),
             };
             outcome = serde_json::to_vec(&told).unwrap_or_default();
-            result = Some(done);
+            own = Some(done.map_err(|(_, error)| error));
+        } else if let Err(error) = written {
+            own = Some(Err(error));
         }
         self.control.broadcast_bytes(0, &mut outcome)?;
-        if let Some(result) = result {
-            return Ok(result?);
+        if let Some(own) = own {
+            return own;
         }
-        type Told = Result<(std::path::PathBuf, u64, usize, usize), String>;
-        let refuse = |reason| TrainError::PeerSave { step: attempt.step, rank: 0, reason };
-        let told: Told = serde_json::from_slice(&outcome).map_err(|e| refuse(e.to_string()))?;
+        let step = attempt.step;
+        let refuse = |(rank, reason)| TrainError::PeerSave { step, rank, reason };
+        let told: Told =
+            serde_json::from_slice(&outcome).map_err(|e| refuse((0, e.to_string())))?;
         let (path, bytes, shards, state_tensors) = told.map_err(refuse)?;
         let manifest_blake3 = checkpoint::Digest([0; 32]);
         Ok(Committed { path, bytes, shards, state_tensors, manifest_blake3 })
     }
+
+    fn write(
+        &self,
+        store: &Store,
+        attempt: Attempt,
+        boxes: &Boxes,
+    ) -> Result<RankDigest, TrainError> {
+        let (rank, world) = (self.rank as u32, self.world as u32);
+        let chunks = self.chunks(boxes)?;
+        let report = store.write_rank(attempt, rank, world, &chunks, &WriteOptions::default())?;
+        Ok(RankDigest::from(&report))
+    }
+
+    /// These boxes with their data.
+    fn chunks(&self, boxes: &Boxes) -> Result<Vec<Chunk<'static>>, TrainError> {
+        let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
+        let views = views.into_iter();
+        let kept: HashMap<(usize, Region), Tensor> =
+            views.map(|StateView { state, region, view }| ((state, region), view)).collect();
+        let mut chunks = Vec::with_capacity(boxes.len());
+        for (state, region) in boxes {
+            let declared = &self.plan.states[*state];
+            let data = if self.plan.is_everywhere(declared) {
+                let tensor = rows(&self.everywhere(*state)?, declared, region)?;
+                DeviceBytes { stream: self.stream.clone(), tensor }
+            } else {
+                let view = kept.get(&(*state, region.clone()));
+                let view = view.expect("boxes of a rank are planned from what it keeps");
+                DeviceBytes { stream: stream.clone(), tensor: view.clone() }
+            };
+            let (dtype, shape) = (declared.dtype, &declared.shape);
+            chunks.push(Chunk::new(key(declared), dtype, shape, region.clone(), data));
+        }
+        Ok(chunks)
+    }
+
+    /// The whole of a state that every rank holds.
+    fn everywhere(&self, state: usize) -> Result<Tensor, TrainError> {
+        if let Sharing::Owned { tensor } = self.plan.states[state].sharing {
+            return Ok(self.weights.flat(self.plan.flat.range(tensor))?);
+        }
+        let first = self.plan.states.len() - self.engine.len();
+        Ok(self.engine[state - first].clone())
+    }
 }
 
-fn chunk(state: &StateDecl, region: Region, data: DeviceBytes) -> Chunk<'static> {
-    Chunk::new(key(state), state.dtype, &state.shape, region, data)
+/// The part of a whole state that is a box of whole rows.
+fn rows(whole: &Tensor, state: &StateDecl, region: &Region) -> Result<Tensor, TrainError> {
+    let row_len = state.len() / state.shape.first().copied().unwrap_or(1).max(1);
+    let start = region.offset.first().map_or(0, |first| first * row_len);
+    let flat = whole.reshape(&[whole.len()])?;
+    Ok(flat.flat(start..start + region.elements().unwrap_or(0))?)
+}
+
+/// What a rank tells rank 0: 0 and a digest, or 1 and why it could not write.
+fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
+    let (word, rest) = match written {
+        Ok(digest) => (0, digest.encode()),
+        Err(error) => (1, error.to_string().into_bytes()),
+    };
+    [&[word], &rest[..]].concat()
+}
+
+/// The digest in a message.
+///
+/// # Errors
+/// Why that rank could not write, or that it says nothing that can be read.
+fn heard(message: &[u8]) -> Result<RankDigest, String> {
+    let unreadable = || format!("its message of {} bytes is none about a save", message.len());
+    match message.split_first() {
+        Some((0, digest)) => RankDigest::decode(digest).ok_or_else(unreadable),
+        Some((1, reason)) => Err(String::from_utf8_lossy(reason).into_owned()),
+        _ => Err(unreadable()),
+    }
+}
+
+/// Commits what all ranks have written, if they could.
+///
+/// # Errors
+/// The first rank that could not, or rank 0 with why the commit failed.
+fn conclude(
+    store: &Store,
+    (attempt, plan): (Attempt, &mut SavePlan),
+    own: Result<RankDigest, TrainError>,
+    messages: &[Vec<u8>],
+    state: &RunState,
+) -> Result<Committed, (usize, TrainError)> {
+    let mut digests = Vec::with_capacity(messages.len());
+    let mut failed = own.err().map(|error| (0, error));
+    for (rank, message) in messages.iter().enumerate() {
+        match heard(message) {
+            Ok(digest) => digests.push(digest),
+            Err(reason) => {
+                let step = attempt.step;
+                failed.get_or_insert((rank, TrainError::PeerSave { step, rank, reason }));
+            }
+        }
+    }
+    if let Some(failed) = failed {
+        // The reason for the failure matters more than leftovers. Nobody writes any more.
+        let _ = store.discard(attempt);
+        return Err(failed);
+    }
+    let done = store.commit_planned(attempt, plan, &digests, state);
+    done.map_err(|error| (0, error.into()))
 }
 
 /// Refuses a checkpoint of another model, naming the first difference.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, begun_anew, check_model, load_states};
+use crate::save::{Loaded, Planned, Saver, begun_anew, check_model, load_states};
 use crate::{Engine, TrainError, Trainer};
 
 /// A checkpoint, and why newer ones were passed over.
@@ -131,7 +131,13 @@ impl<E: Engine> Trainer<E> {
         self.ranks.settle()?;
         self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
-        let committed = self.saver()?.save(store, attempt, &self.run_state())?;
+        let mut planned = match self.planned.take() {
+            Some(planned) => planned,
+            None => Planned::new(&self.plan, self.ranks.rank())?,
+        };
+        let committed = self.saver()?.save(store, attempt, &mut planned, &self.run_state());
+        self.planned = Some(planned);
+        let committed = committed?;
         Ok(Saved {
             step: self.step,
             path: committed.path.display().to_string(),

@@ -14,6 +14,7 @@ use crate::hooks::Open;
 use crate::laps::{Laps, Spent};
 use crate::optimizer::Optimizer;
 use crate::ranks::{Moving, Ranks};
+use crate::save::Planned;
 use crate::vote::{Ballot, Tally};
 use crate::{Config, Engine, RunPlan, TrainError, Wants, agree};
 
@@ -125,6 +126,8 @@ pub struct Trainer<E: Engine> {
     pub(crate) quiet_after: [u64; 2],
     /// Of each rank, all steps whose times it has told.
     pub(crate) spent: Vec<Spent>,
+    /// Since the first save.
+    pub(crate) planned: Option<Planned>,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -186,6 +189,7 @@ impl<E: Engine> Trainer<E> {
             laps: Laps::default(),
             quiet_after: [u64::MAX; 2],
             spent,
+            planned: None,
         })
     }
 
