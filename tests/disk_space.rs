@@ -36,7 +36,9 @@ fn without_sizes(text: &str) -> String {
 }
 
 fn train(more: &str) -> String {
-    format!("{MUSTER} train run.yaml --set checkpoint.every=1 {more}")
+    // No save is left out because others are still being written.
+    let saves = "--set checkpoint.every=1 --set checkpoint.mode=sync";
+    format!("{MUSTER} train run.yaml {saves} {more}")
 }
 
 #[test]

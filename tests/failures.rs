@@ -44,6 +44,8 @@ fn a_killed_worker_ends_the_job() {
     let place = ["--ranks", "3", "--set", "checkpoint.every=2"];
     let mut job = run.start(&[&LONG[..], &place].concat());
     steps(&run, &mut job, 5);
+    // Steps go on while it is written.
+    assert!(job.wait_until(|| !run.events_of(&run.name, "saved").is_empty()));
     let workers = job.workers();
     assert_eq!(workers.len(), 3);
     let killed = Instant::now();

@@ -155,7 +155,7 @@ fn attempts(dir: &Path) -> usize {
 #[test]
 fn old_checkpoints_are_collected_after_the_newest_was_read() {
     let run = Workdir::new("reshape-gc");
-    run.digest("a", &["--ranks", "1", "--set", "checkpoint={every: 1, keep: 0}"]);
+    run.digest("a", &["--ranks", "1", "--set", "checkpoint={every: 1, keep: 0, mode: sync}"]);
     let dir = run.run_dir("a").join("checkpoints");
     let before = attempts(&dir);
     assert!(before >= 5, "{before}");

@@ -229,7 +229,7 @@ fn damaged_data_are_passed_over_and_the_weights_come_out_the_same() {
     let told: Vec<String> = told.take(2).map(str::to_owned).collect();
     let told = Done { stderr: told.join("\n"), ..done };
     insta::assert_snapshot!(message(&run, &told), @"
-    passed over runs/resume-data/checkpoints/step-00000004.g0001: runs/resume-data/checkpoints/step-00000004.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..588288, which hold model.embed_tokens.weight:param, model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v and 71 more: CRC32C is DIGEST, recorded is DIGEST
+    passed over runs/resume-data/checkpoints/step-00000004.g0001: runs/resume-data/checkpoints/step-00000004.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..606880, which hold model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v, model.layers.0.input_layernorm.weight:adam_m and 72 more: CRC32C is DIGEST, recorded is DIGEST
     resuming after step 2 from runs/resume-data/checkpoints/step-00000002.g0001 (saved by 2 ranks)
     ");
     let resumed = &run.events_of(&run.name, "resumed")[0];
@@ -248,8 +248,8 @@ fn damaged_data_everywhere_end_the_start() {
     assert_eq!(done.code(), Some(2), "{done}");
     insta::assert_snapshot!(message(&run, &done), @"
     error: no checkpoint in runs/resume-data-all/checkpoints can be used:
-      runs/resume-data-all/checkpoints/step-00000004.g0001: runs/resume-data-all/checkpoints/step-00000004.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..588288, which hold model.embed_tokens.weight:param, model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v and 71 more: CRC32C is DIGEST, recorded is DIGEST
-      runs/resume-data-all/checkpoints/step-00000002.g0001: runs/resume-data-all/checkpoints/step-00000002.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..588288, which hold model.embed_tokens.weight:param, model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v and 71 more: CRC32C is DIGEST, recorded is DIGEST
+      runs/resume-data-all/checkpoints/step-00000004.g0001: runs/resume-data-all/checkpoints/step-00000004.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..606880, which hold model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v, model.layers.0.input_layernorm.weight:adam_m and 72 more: CRC32C is DIGEST, recorded is DIGEST
+      runs/resume-data-all/checkpoints/step-00000002.g0001: runs/resume-data-all/checkpoints/step-00000002.g0001/rank-00001/shard-000.safetensors is damaged in bytes 0..606880, which hold model.embed_tokens.weight:adam_m, model.embed_tokens.weight:adam_v, model.layers.0.input_layernorm.weight:adam_m and 72 more: CRC32C is DIGEST, recorded is DIGEST
     restore one from a copy, or start over with --resume never
     ");
 }
@@ -279,7 +279,7 @@ fn another_run_is_gone_on_from_at_its_newest_checkpoint() {
 #[test]
 fn old_checkpoints_that_cannot_be_removed_are_a_warning() {
     let run = Workdir::new("resume-keep");
-    let keep = ["--set", "checkpoint.every=1", "--set", "checkpoint.keep=1", "--ranks", "2"];
+    let keep = ["--set", "checkpoint={every: 1, keep: 1, mode: sync}", "--ranks", "2"];
     let done = run.train(&[&keep[..], &["--max-steps", "3"]].concat());
     assert_eq!(done.code(), Some(0), "{done}");
     assert_eq!(run.attempts(&run.name).len(), 1, "one is kept");

@@ -48,6 +48,29 @@ fn a_call_longer_than_the_timeout_is_waited_for_and_told() {
     }
 }
 
+/// Which rank it is is told, and the others neither wait for it nor take it for lost.
+#[test]
+fn a_rank_whose_disk_is_slow_is_named_while_training_goes_on() {
+    for backend in ["shm", "tcp"] {
+        let run = Workdir::new(&format!("slow-disk-beside-{backend}"));
+        let args = ["--backend", backend, "--set", "train.steps=9", "--set", "checkpoint.keep=0"];
+        let args = [&args[..], &["--set", "checkpoint.every=3"]].concat();
+        let done = run.spawn(slow(&run, &args, "fsync,rank-00001/shard-000.safe,3500")).wait();
+        assert_eq!(done.code(), Some(0), "{done}");
+        let told = warnings(&run);
+        let says = |line: &String| {
+            line.starts_with("rank 1 waits for the disk") && line.contains(": fsync of ")
+        };
+        assert!(told.iter().any(says), "{told:?}");
+        // The steps after the first save did not wait for it.
+        let steps = run.steps_and_saves(&run.name);
+        let first = steps.iter().position(|(_, is_saved)| *is_saved).unwrap();
+        assert!(steps[..first].contains(&(5, false)), "{steps:?}");
+        assert_eq!(steps[first], (3, true), "{steps:?}");
+        assert_eq!(run.verify(&run.name), 3);
+    }
+}
+
 fn first_line(done: &Done) -> &str {
     done.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default()
 }

@@ -43,7 +43,7 @@ fn same_after_kills(update: &str) {
     let run = Workdir::new(&format!("updates_{update}_{}", std::process::id()));
     let rules = rules(update);
     let sets = ["--set", &rules, "--set", "optimizer.require_muon=false"];
-    let long = ["--set", "train.steps=40", "--set", "checkpoint.every=1"];
+    let long = ["--set", "train.steps=40", "--set", "checkpoint={every: 1, mode: sync}"];
     let sets = [&sets[..], &long].concat();
     let expected = run.digest("undisturbed", &sets);
     for (ranks, backend) in [("3", "shm"), ("2", "tcp")] {

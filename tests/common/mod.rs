@@ -137,6 +137,18 @@ impl Workdir {
         events.filter_map(|mut event| event.get_mut(kind).map(Value::take)).collect()
     }
 
+    /// The steps of the run's steps and saves as they were told, and whether each is of a save.
+    pub fn steps_and_saves(&self, name: &str) -> Vec<(u64, bool)> {
+        let path = self.run_dir(name).join("events.jsonl");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of = |event: Value| {
+            let step = |kind: &str| event.get(kind).and_then(|of| of["step"].as_u64());
+            step("step").map(|step| (step, false)).or(step("saved").map(|step| (step, true)))
+        };
+        events.filter_map(of).collect()
+    }
+
     /// Names in the run's directory of checkpoints: attempts, committed or not.
     pub fn attempts(&self, name: &str) -> Vec<PathBuf> {
         let dir = self.run_dir(name).join("checkpoints");

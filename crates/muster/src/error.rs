@@ -344,6 +344,7 @@ impl From<train::TrainError> for CliError {
             }
             error @ (TrainError::PeerLoad { .. }
             | TrainError::Engine(_)
+            | TrainError::Thread(_)
             | TrainError::Events(_)) => CliError::limited(error),
         }
     }

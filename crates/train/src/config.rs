@@ -174,12 +174,29 @@ pub struct CheckpointConfig {
     /// The checkpoint to start from: `auto` (the newest of this run, if any), `never` (none), or
     /// the directory of one.
     pub resume: Resume,
+    /// Whether steps go on while a checkpoint is written.
+    pub mode: SaveMode,
+    /// Megabytes a second that each rank writes at most beside the training; 0: no limit.
+    #[schemars(range(max = 1_000_000_000))]
+    pub max_mb_per_s: u64,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> CheckpointConfig {
-        CheckpointConfig { every: 100, keep: 3, resume: Resume::Auto }
+        let (resume, mode) = (Resume::Auto, SaveMode::Async);
+        CheckpointConfig { every: 100, keep: 3, resume, mode, max_mb_per_s: 0 }
     }
+}
+
+/// What a step waits for where a checkpoint is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveMode {
+    /// For a copy of the state, into one of two buffers; a thread writes it. The last checkpoint of
+    /// a run is waited for.
+    Async,
+    /// For the checkpoint.
+    Sync,
 }
 
 /// The checkpoint to start from.

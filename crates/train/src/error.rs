@@ -70,6 +70,9 @@ pub enum TrainError {
     /// The message of a peer cannot be read; ranks of different versions were refused before.
     #[error("rank {rank} sent a vote of {got} bytes where {expected} were expected")]
     Vote { rank: usize, got: usize, expected: usize },
+    /// Of the thread that saves.
+    #[error("a checkpoint cannot be written beside the training: {0}")]
+    Thread(std::io::Error),
     #[error("cannot tell what happens: {0}")]
     Events(std::io::Error),
 }

@@ -13,9 +13,10 @@ use model::MicroBatch;
 use optim::TensorPlan;
 
 use crate::TrainError;
-use crate::config::Config;
+use crate::config::{Config, SaveMode};
 use crate::engine::Declared;
 use crate::event::Offload;
+use crate::save_beside::BUFFERS;
 
 /// Bytes of a process beside the planned buffers: the allocator, thread stacks, buffers of files,
 /// and the remains of a large tokenizer that was loaded for its tokens' lengths. Measured, see the
@@ -41,6 +42,11 @@ pub struct RunPlan {
     pub optimizer_device: Option<DeviceKind>,
     /// Whether older checkpoints are removed, once a newer one has been read back.
     pub removes_checkpoints: bool,
+    /// Whether steps go on while a checkpoint is written. The last one is waited for, so that a run
+    /// that saves no other needs no memory for it.
+    pub saves_beside: bool,
+    /// Bytes of a checkpoint that each rank writes.
+    save_bytes: Vec<u64>,
     /// Whether gradients come over sockets, and not from where peers have them.
     pub is_over_tcp: bool,
     /// Whether ranks of one host then share memory, if there are several hosts.
@@ -106,7 +112,9 @@ impl RunPlan {
         states.extend(declared.states);
         let own_statistics =
             (0..world).map(|r| ownership.owned(r).map(|p| p.statistics.clone()).collect());
-        Ok(RunPlan {
+        let checkpoint = &config.checkpoint;
+        let saves_midway = (1..config.train.steps).contains(&checkpoint.every);
+        let mut plan = RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),
             own_statistics: own_statistics.collect(),
@@ -120,6 +128,8 @@ impl RunPlan {
             weights,
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
+            saves_beside: saves_midway && checkpoint.mode == SaveMode::Async,
+            save_bytes: Vec::new(),
             is_over_tcp: config.ranks.backend == BackendWord::Tcp,
             shares_within_hosts: config.ranks.within_host == BackendWord::Shm,
             schema,
@@ -132,7 +142,10 @@ impl RunPlan {
             partials,
             segments,
             bucket_elements,
-        })
+        };
+        let boxes = plan.save_boxes()?;
+        plan.save_bytes = boxes.iter().map(|boxes| plan.bytes_of(boxes)).collect();
+        Ok(plan)
     }
 
     /// The accumulation of a rank.
@@ -222,6 +235,13 @@ impl RunPlan {
             // Beside the training, and so beside the buffer of the save after.
             let buffer = checkpoint::RANGE_BYTES.min(self.state_bytes());
             items.push(("reading a checkpoint back".to_owned(), page(buffer as usize)));
+        }
+        if self.saves_beside {
+            let bytes = self.save_bytes[rank];
+            let buffers = BUFFERS as u64 * page(bytes as usize);
+            items.push((format!("copies to be saved, {BUFFERS} buffers"), buffers));
+            let buffer = checkpoint::RANGE_BYTES.min(bytes);
+            items.push(("writing a checkpoint".to_owned(), page(buffer as usize)));
         }
         items.extend(self.simulation(rank));
         let packing = self.threads * kernels::gemm::packing_bytes();

@@ -1,4 +1,9 @@
 //! The loop around the step: when to validate, to save and to end.
+//!
+//! Saves beside the training are told when all ranks know that they have ended. The last save of a
+//! run is waited for, after those before it.
+
+use std::time::Instant;
 
 use checkpoint::Store;
 
@@ -19,6 +24,26 @@ pub struct Outcome {
     pub checkpoint: Option<String>,
 }
 
+/// Takes the events of a run.
+type Emit<'a> = &'a mut dyn FnMut(Event) -> Result<(), TrainError>;
+
+/// What became of the saves of a run so far.
+struct Saves<'a> {
+    store: &'a Store,
+    retention: Retention,
+    /// The last that was committed.
+    newest: Option<String>,
+}
+
+impl Saves<'_> {
+    /// A save is committed.
+    fn tell(&mut self, event: Saved, emit: Emit) -> Result<(), TrainError> {
+        self.newest = Some(event.path.clone());
+        emit(Event::Saved(event))?;
+        self.retention.begin(self.store).map_or(Ok(()), emit)
+    }
+}
+
 impl<E: Engine> Trainer<E> {
     /// Steps, evaluates and saves until the run is complete or asked to end. Rank 0's events are
     /// the run's.
@@ -37,8 +62,7 @@ impl<E: Engine> Trainer<E> {
         let last = max_steps.map_or(total, |most| total.min(most));
         // One rank removes for all.
         let keep = if self.ranks.rank() == 0 { self.config.checkpoint.keep } else { 0 };
-        let mut retention = Retention::new(keep);
-        let mut saved = None;
+        let mut saves = Saves { store, retention: Retention::new(keep), newest: None };
         let mut evaluated = None;
         let mut reason = match self.step >= total {
             true => FinishReason::AlreadyComplete,
@@ -48,6 +72,7 @@ impl<E: Engine> Trainer<E> {
         while self.step < last {
             pulse::enter(Phase::Training);
             if self.quiet_after.contains(&self.step) {
+                self.settle_saves()?;
                 self.ranks.settle()?;
             }
             let Taken { step, wants: wanted, non_finite } = self.take_step(wants(self.step))?;
@@ -56,25 +81,25 @@ impl<E: Engine> Trainer<E> {
             }
             self.rank_times().map_or(Ok(()), &mut *emit)?;
             emit(Event::Step(step))?;
+            self.tell_saves(&mut saves, emit)?;
             if let Some(NonFinite { step, places, action: Action::Stopped }) = non_finite {
+                self.end_saves(&mut saves, emit)?;
                 let places: Vec<String> = places.iter().map(ToString::to_string).collect();
                 return Err(TrainError::NonFinite { step, places: places.join(", ") });
             }
             // After the last step there is nothing to come back for.
             let ends = (wanted.stop || wanted.terminate) && self.step < total;
-            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
-            let (eval_due, save_due) =
-                (due(self.config.train.eval_every), due(self.config.checkpoint.every));
+            let eval_due = self.is_due(self.config.train.eval_every);
             if (eval_due || self.step == total) && !ends && self.dataset.validation_samples() > 0 {
                 let evaluation = self.timed_evaluation()?;
                 evaluated = Some((evaluation.loss, evaluation.bits_per_byte));
                 emit(Event::Evaluation(evaluation))?;
             }
-            if save_due || ends || self.step == last {
-                let event = self.timed_save(store, generation)?;
-                saved = Some(event.path.clone());
-                emit(Event::Saved(event))?;
-                retention.begin(store).map_or(Ok(()), &mut *emit)?;
+            if ends || self.step == last {
+                self.end_saves(&mut saves, emit)?;
+                saves.tell(self.timed_save(store, generation)?, emit)?;
+            } else if self.is_due(self.config.checkpoint.every) {
+                self.timed_begin_save(generation, &mut saves, emit)?;
             }
             if ends {
                 let terminated = wanted.terminate;
@@ -85,11 +110,21 @@ impl<E: Engine> Trainer<E> {
         }
         pulse::enter(Phase::Ending);
         self.last_rank_times()?.map_or(Ok(()), &mut *emit)?;
-        retention.finish(store).into_iter().try_for_each(&mut *emit)?;
+        saves.retention.finish(store).into_iter().try_for_each(&mut *emit)?;
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();
         let step = self.step;
-        Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint: saved })
+        let checkpoint = saves.newest;
+        Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint })
+    }
+
+    fn is_due(&self, every: u64) -> bool {
+        every > 0 && self.step.is_multiple_of(every)
+    }
+
+    /// Tells the saves that have ended as far as all ranks know.
+    fn tell_saves(&mut self, saves: &mut Saves, emit: Emit) -> Result<(), TrainError> {
+        self.known_saves()?.into_iter().try_for_each(|event| saves.tell(event, emit))
     }
 
     /// Evaluates between steps, in time of its own.
@@ -101,6 +136,39 @@ impl<E: Engine> Trainer<E> {
         self.laps.lap(Part::Evaluation);
         self.times.evaluation_ms += evaluation.ms;
         Ok(evaluation)
+    }
+
+    /// Begins a save between steps, if it can be written; else that is told.
+    fn timed_begin_save(
+        &mut self,
+        generation: u32,
+        saves: &mut Saves,
+        emit: Emit,
+    ) -> Result<(), TrainError> {
+        if let Some(message) = self.overtaken() {
+            return emit(Event::Warning { message });
+        }
+        if self.beside.is_none() {
+            return saves.tell(self.timed_save(saves.store, generation)?, emit);
+        }
+        pulse::enter(Phase::Saving);
+        self.laps.lap(Part::Between);
+        let begun = Instant::now();
+        self.begin_save(saves.store, generation)?;
+        self.laps.lap(Part::Saves);
+        self.times.saves_ms += begun.elapsed().as_secs_f64() * 1e3;
+        Ok(())
+    }
+
+    /// Waits for the saves that are being written, and tells them.
+    fn end_saves(&mut self, saves: &mut Saves, emit: Emit) -> Result<(), TrainError> {
+        pulse::enter(Phase::Saving);
+        self.laps.lap(Part::Between);
+        let begun = Instant::now();
+        let ended = self.finish_saves()?;
+        self.laps.lap(Part::Saves);
+        self.times.saves_ms += begun.elapsed().as_secs_f64() * 1e3;
+        ended.into_iter().try_for_each(|event| saves.tell(event, emit))
     }
 
     /// Saves between steps, in time of its own.

@@ -5,7 +5,7 @@
 //! tells rank 0 a digest of it; rank 0, which has computed what all ranks write, commits.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use checkpoint::{
     Attempt, Boxes, Checkpoint, Chunk, ChunkData, Committed, RankDigest, Region, RunState,
@@ -19,7 +19,11 @@ use optim::StateView;
 
 use crate::optimizer::Optimizer;
 use crate::save_boxes::key;
+use crate::save_outcome::conclude;
 use crate::{RunPlan, TrainError};
+
+/// Elements that a thread copies at a time.
+const COPIED: usize = 1 << 18;
 
 /// A checkpoint that was loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,8 +83,8 @@ pub(crate) struct Saver<'a> {
 pub(crate) struct Planned {
     /// This rank's.
     boxes: Boxes,
-    /// Of rank 0.
-    all: Option<SavePlan>,
+    /// Of rank 0. Locked while one save commits, and for that alone.
+    all: Option<Mutex<SavePlan>>,
 }
 
 impl Planned {
@@ -91,15 +95,23 @@ impl Planned {
     pub(crate) fn new(plan: &RunPlan, rank: usize) -> Result<Planned, TrainError> {
         let mut ranks = plan.save_boxes()?;
         let all = match rank {
-            0 => Some(plan.save_plan(&ranks, &WriteOptions::default())?),
+            0 => Some(plan.save_plan(&ranks, &WriteOptions::default())?.into()),
             _ => None,
         };
         Ok(Planned { boxes: ranks.swap_remove(rank), all })
     }
-}
 
-/// The outcome of a save, as rank 0 tells it.
-type Told = Result<(PathBuf, u64, usize, usize), (usize, String)>;
+    /// The boxes of this rank.
+    pub(crate) fn boxes(&self) -> &Boxes {
+        &self.boxes
+    }
+
+    /// The plan of all ranks, where this is rank 0.
+    pub(crate) fn all(&self) -> Option<MutexGuard<'_, SavePlan>> {
+        let all = self.all.as_ref()?;
+        Some(all.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl Saver<'_> {
     /// Saves: every rank writes, rank 0 proves the cover and commits. All ranks learn the outcome.
@@ -111,35 +123,11 @@ impl Saver<'_> {
         &self,
         store: &Store,
         attempt: Attempt,
-        planned: &mut Planned,
+        planned: &Planned,
         state: &RunState,
     ) -> Result<Committed, TrainError> {
         let written = self.write(store, attempt, &planned.boxes);
-        let messages = self.control.gather_bytes_to(0, &message(&written))?;
-        let (mut outcome, mut own) = (Vec::new(), None);
-        if let Some(plan) = &mut planned.all {
-            let done = conclude(store, (attempt, plan), written, &messages, state);
-            let told: Told = match &done {
-                Ok(c) => Ok((c.path.clone(), c.bytes, c.shards, c.state_tensors)),
-                Err((rank, TrainError::PeerSave { reason, .. })) => Err((*rank, reason.clone())),
-                Err((rank, error)) => Err((*rank, error.to_string())),
-            };
-            outcome = serde_json::to_vec(&told).unwrap_or_default();
-            own = Some(done.map_err(|(_, error)| error));
-        } else if let Err(error) = written {
-            own = Some(Err(error));
-        }
-        self.control.broadcast_bytes(0, &mut outcome)?;
-        if let Some(own) = own {
-            return own;
-        }
-        let step = attempt.step;
-        let refuse = |(rank, reason)| TrainError::PeerSave { step, rank, reason };
-        let told: Told =
-            serde_json::from_slice(&outcome).map_err(|e| refuse((0, e.to_string())))?;
-        let (path, bytes, shards, state_tensors) = told.map_err(refuse)?;
-        let manifest_blake3 = checkpoint::Digest([0; 32]);
-        Ok(Committed { path, bytes, shards, state_tensors, manifest_blake3 })
+        conclude(self.control, (store, attempt), planned.all().as_deref_mut(), written, state)
     }
 
     fn write(
@@ -149,32 +137,54 @@ impl Saver<'_> {
         boxes: &Boxes,
     ) -> Result<RankDigest, TrainError> {
         let (rank, world) = (self.rank as u32, self.world as u32);
-        let chunks = self.chunks(boxes)?;
+        let data = self.data(boxes)?.into_iter();
+        let chunks: Vec<Chunk> = boxes
+            .iter()
+            .zip(data)
+            .map(|((state, region), data)| {
+                let StateDecl { dtype, ref shape, .. } = self.plan.states[*state];
+                Chunk::new(key(&self.plan.states[*state]), dtype, shape, region.clone(), data)
+            })
+            .collect();
         let report = store.write_rank(attempt, rank, world, &chunks, &WriteOptions::default())?;
         Ok(RankDigest::from(&report))
     }
 
-    /// These boxes with their data.
-    fn chunks(&self, boxes: &Boxes) -> Result<Vec<Chunk<'static>>, TrainError> {
+    /// Copies these boxes, one after another, into memory that has their size.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn copy(&self, boxes: &Boxes, mut to: &mut [f32]) -> Result<(), TrainError> {
+        for DeviceBytes { stream, tensor } in self.data(boxes)? {
+            let (part, rest) = to.split_at_mut(tensor.len());
+            if stream.device().kind().is_host() {
+                copy_on_host(&stream, &tensor, part)?;
+            } else {
+                stream.copy_out(&tensor, part)?;
+            }
+            to = rest;
+        }
+        Ok(())
+    }
+
+    /// Where the data of boxes lie.
+    fn data(&self, boxes: &Boxes) -> Result<Vec<DeviceBytes>, TrainError> {
         let (stream, views) = self.optimizer.states(self.stream, self.weights)?;
         let views = views.into_iter();
         let kept: HashMap<(usize, Region), Tensor> =
             views.map(|StateView { state, region, view }| ((state, region), view)).collect();
-        let mut chunks = Vec::with_capacity(boxes.len());
-        for (state, region) in boxes {
+        let mut data = Vec::with_capacity(boxes.len());
+        for of @ (state, region) in boxes {
             let declared = &self.plan.states[*state];
-            let data = if self.plan.is_everywhere(declared) {
+            data.push(if self.plan.is_everywhere(declared) {
                 let tensor = rows(&self.everywhere(*state)?, declared, region)?;
                 DeviceBytes { stream: self.stream.clone(), tensor }
             } else {
-                let view = kept.get(&(*state, region.clone()));
-                let view = view.expect("boxes of a rank are planned from what it keeps");
+                let view = kept.get(of).expect("boxes of a rank are planned from what it keeps");
                 DeviceBytes { stream: stream.clone(), tensor: view.clone() }
-            };
-            let (dtype, shape) = (declared.dtype, &declared.shape);
-            chunks.push(Chunk::new(key(declared), dtype, shape, region.clone(), data));
+            });
         }
-        Ok(chunks)
+        Ok(data)
     }
 
     /// The whole of a state that every rank holds.
@@ -187,65 +197,24 @@ impl Saver<'_> {
     }
 }
 
+/// Copies f32 values in parallel.
+fn copy_on_host(stream: &Stream, from: &Tensor, to: &mut [f32]) -> Result<(), TrainError> {
+    Ok(stream.with_memory("copy", |k| {
+        let from = k.read::<f32>(from)?;
+        k.parallel().chunks(to, COPIED, |index, to| {
+            let start = index * COPIED;
+            to.copy_from_slice(&from[start..start + to.len()]);
+        });
+        Ok(())
+    })?)
+}
+
 /// The part of a whole state that is a box of whole rows.
 fn rows(whole: &Tensor, state: &StateDecl, region: &Region) -> Result<Tensor, TrainError> {
     let row_len = state.len() / state.shape.first().copied().unwrap_or(1).max(1);
     let start = region.offset.first().map_or(0, |first| first * row_len);
     let flat = whole.reshape(&[whole.len()])?;
     Ok(flat.flat(start..start + region.elements().unwrap_or(0))?)
-}
-
-/// What a rank tells rank 0: 0 and a digest, or 1 and why it could not write.
-fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
-    let (word, rest) = match written {
-        Ok(digest) => (0, digest.encode()),
-        Err(error) => (1, error.to_string().into_bytes()),
-    };
-    [&[word], &rest[..]].concat()
-}
-
-/// The digest in a message.
-///
-/// # Errors
-/// Why that rank could not write, or that it says nothing that can be read.
-fn heard(message: &[u8]) -> Result<RankDigest, String> {
-    let unreadable = || format!("its message of {} bytes is none about a save", message.len());
-    match message.split_first() {
-        Some((0, digest)) => RankDigest::decode(digest).ok_or_else(unreadable),
-        Some((1, reason)) => Err(String::from_utf8_lossy(reason).into_owned()),
-        _ => Err(unreadable()),
-    }
-}
-
-/// Commits what all ranks have written, if they could.
-///
-/// # Errors
-/// The first rank that could not, or rank 0 with why the commit failed.
-fn conclude(
-    store: &Store,
-    (attempt, plan): (Attempt, &mut SavePlan),
-    own: Result<RankDigest, TrainError>,
-    messages: &[Vec<u8>],
-    state: &RunState,
-) -> Result<Committed, (usize, TrainError)> {
-    let mut digests = Vec::with_capacity(messages.len());
-    let mut failed = own.err().map(|error| (0, error));
-    for (rank, message) in messages.iter().enumerate() {
-        match heard(message) {
-            Ok(digest) => digests.push(digest),
-            Err(reason) => {
-                let step = attempt.step;
-                failed.get_or_insert((rank, TrainError::PeerSave { step, rank, reason }));
-            }
-        }
-    }
-    if let Some(failed) = failed {
-        // The reason for the failure matters more than leftovers. Nobody writes any more.
-        let _ = store.discard(attempt);
-        return Err(failed);
-    }
-    let done = store.commit_planned(attempt, plan, &digests, state);
-    done.map_err(|error| (0, error.into()))
 }
 
 /// Refuses a checkpoint of another model, naming the first difference.

@@ -23,15 +23,15 @@ fn expected(states: &[StateDecl]) -> Vec<ExpectedTensor> {
     states.iter().map(expected).collect()
 }
 
-/// Bytes of boxes of a run's states.
-fn bytes(states: &[StateDecl], boxes: &[(usize, Region)]) -> u64 {
-    let of = |(state, region): &(usize, Region)| {
-        (region.elements().unwrap_or(0) * states[*state].dtype.size_bytes()) as u64
-    };
-    boxes.iter().map(of).sum()
-}
-
 impl RunPlan {
+    /// Bytes of boxes.
+    pub(crate) fn bytes_of(&self, boxes: &[(usize, Region)]) -> u64 {
+        let of = |(state, region): &(usize, Region)| {
+            (region.elements().unwrap_or(0) * self.states[*state].dtype.size_bytes()) as u64
+        };
+        boxes.iter().map(of).sum()
+    }
+
     /// Whether every rank holds all of a state with the bits that a checkpoint has: parameters of
     /// f32 weights, since what bf16 weights are rounded from lies at owners.
     pub(crate) fn is_everywhere(&self, state: &StateDecl) -> bool {
@@ -55,7 +55,7 @@ impl RunPlan {
             let rows = states[state].shape.first().copied().unwrap_or(1);
             Everywhere { rows, row_bytes: states[state].bytes() / rows.max(1) as u64 }
         };
-        let own: Vec<u64> = ranks.iter().map(|boxes| bytes(states, boxes)).collect();
+        let own: Vec<u64> = ranks.iter().map(|boxes| self.bytes_of(boxes)).collect();
         let tensors: Vec<Everywhere> = everywhere.iter().map(rows).collect();
         for (boxes, parts) in ranks.iter_mut().zip(spread(&own, &tensors)) {
             let of = |(tensor, rows): (usize, _)| {

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Planned, Saver, begun_anew, check_model, load_states};
+use crate::save::{Loaded, Saver, begun_anew, check_model, load_states};
+use crate::save_beside::Beside;
 use crate::{Engine, TrainError, Trainer};
 
 /// A checkpoint, and why newer ones were passed over.
@@ -35,7 +36,12 @@ impl Unread {
 }
 
 impl<E: Engine> Trainer<E> {
-    fn saver(&self) -> Result<Saver<'_>, TrainError> {
+    /// Waits until nobody else uses the channel of checkpoints.
+    pub(crate) fn settle_saves(&self) -> Result<(), TrainError> {
+        self.beside.as_ref().map_or(Ok(()), Beside::settle)
+    }
+
+    pub(crate) fn saver(&self) -> Result<Saver<'_>, TrainError> {
         Ok(Saver {
             plan: &self.plan,
             seed: self.config.seed,
@@ -128,16 +134,11 @@ impl<E: Engine> Trainer<E> {
     /// A rank that could not write; nothing older is touched.
     pub fn save(&mut self, store: &Store, generation: u32) -> Result<Saved, TrainError> {
         let started = Instant::now();
+        self.settle_saves()?;
         self.ranks.settle()?;
         self.optimizer.check_momentum()?;
         let attempt = Attempt { step: self.step, generation };
-        let mut planned = match self.planned.take() {
-            Some(planned) => planned,
-            None => Planned::new(&self.plan, self.ranks.rank())?,
-        };
-        let committed = self.saver()?.save(store, attempt, &mut planned, &self.run_state());
-        self.planned = Some(planned);
-        let committed = committed?;
+        let committed = self.saver()?.save(store, attempt, &self.planned, &self.run_state())?;
         Ok(Saved {
             step: self.step,
             path: committed.path.display().to_string(),
@@ -146,7 +147,7 @@ impl<E: Engine> Trainer<E> {
         })
     }
 
-    fn run_state(&self) -> RunState {
+    pub(crate) fn run_state(&self) -> RunState {
         let data = Digest(self.dataset.digest()).to_string();
         let config = serde_json::to_vec(&self.config).unwrap_or_default();
         let mut plan = numeric_plan(&self.plan, &self.config);
@@ -181,6 +182,7 @@ impl<E: Engine> Trainer<E> {
     /// A checkpoint of another model; one that cannot be read. [`TrainError::Damaged`], on every
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
+        self.settle_saves()?;
         // Neither this rank nor a peer may still move what is written here.
         self.ranks.settle()?;
         self.ranks.saving.barrier()?;

@@ -12,6 +12,7 @@ use crate::diagnose;
 use crate::event::{Action, NonFinite, Place};
 use crate::hooks::{Leaving, Moves};
 use crate::laps::Part;
+use crate::save_beside::Beside;
 use crate::{Engine, Taken, TrainError, Trainer, Wants};
 
 impl<E: Engine> Trainer<E> {
@@ -153,6 +154,7 @@ impl<E: Engine> Trainer<E> {
         let ballot = &mut host.ballot;
         (ballot.stop, ballot.terminate) = (wants.stop, wants.terminate);
         ballot.spent = self.laps.ended();
+        ballot.saves = self.beside.as_ref().map_or(0, Beside::ended);
         ballot.statistics.clear();
         for numbers in &self.plan.own_statistics[self.ranks.rank()] {
             ballot.statistics.extend_from_slice(&host.statistics[numbers.clone()]);

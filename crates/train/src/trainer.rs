@@ -1,6 +1,7 @@
 //! One rank of a run: its memory and its place in the run. What it does is in `step`.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use comm::{Group, Window, World};
 use data::Dataset;
@@ -15,6 +16,7 @@ use crate::laps::{Laps, Spent};
 use crate::optimizer::Optimizer;
 use crate::ranks::{Moving, Ranks};
 use crate::save::Planned;
+use crate::save_beside::Beside;
 use crate::vote::{Ballot, Tally};
 use crate::{Config, Engine, RunPlan, TrainError, Wants, agree};
 
@@ -96,6 +98,21 @@ fn check_engine(plan: &RunPlan, declared: &Declared) -> Result<(), TrainError> {
     Err(TrainError::Declared { reason: reason.to_owned() })
 }
 
+/// What ranks write in every save, and who writes it beside the training, if that is asked for.
+fn saves(
+    config: &Config,
+    plan: &RunPlan,
+    ranks: &Ranks,
+) -> Result<(Arc<Planned>, Option<Beside>), TrainError> {
+    let place @ (rank, _) = (ranks.rank(), ranks.world.size());
+    let planned = Arc::new(Planned::new(plan, rank)?);
+    let limit = Some(config.checkpoint.max_mb_per_s).filter(|&limit| limit > 0);
+    let limit = limit.map(|limit| limit as f64 * 1e6);
+    let start = || Beside::start(plan, place, &planned, &ranks.saving, limit);
+    let beside = plan.saves_beside.then(start).transpose()?;
+    Ok((planned, beside))
+}
+
 /// One rank of a run.
 pub struct Trainer<E: Engine> {
     pub(crate) config: Config,
@@ -126,8 +143,10 @@ pub struct Trainer<E: Engine> {
     pub(crate) quiet_after: [u64; 2],
     /// Of each rank, all steps whose times it has told.
     pub(crate) spent: Vec<Spent>,
-    /// Since the first save.
-    pub(crate) planned: Option<Planned>,
+    /// What ranks write in every save.
+    pub(crate) planned: Arc<Planned>,
+    /// Where saves are written beside the training.
+    pub(crate) beside: Option<Beside>,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -166,6 +185,7 @@ impl<E: Engine> Trainer<E> {
         host.ballot.counts = vec![0; plan.counts];
         host.tally.counts = vec![0; plan.counts];
         let spent = vec![Spent::default(); plan.world];
+        let (planned, beside) = saves(&config, &plan, &ranks)?;
         Ok(Trainer {
             config,
             plan,
@@ -189,7 +209,8 @@ impl<E: Engine> Trainer<E> {
             laps: Laps::default(),
             quiet_after: [u64::MAX; 2],
             spent,
-            planned: None,
+            planned,
+            beside,
         })
     }
 

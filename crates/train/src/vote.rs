@@ -1,8 +1,8 @@
 //! The vote of the ranks once a step, and its result: pure functions over bytes.
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
-//! micro-batches u64, statistics u64, counts u64, times u64, then that many losses f64 (leaf
-//! order), statistics f64 (in the order of the sender), counts u32 and times u64: the step
+//! micro-batches u64, statistics u64, counts u64, times u64, saves u64 (how many it has seen end), then
+//! that many losses f64 (leaf order), statistics f64 (in the order of the sender), counts u32 and times u64: the step
 //! before this one and what it took ([`Spent::words`]), or none.
 
 use std::iter::once;
@@ -30,6 +30,8 @@ pub(crate) struct Ballot {
     pub statistics: Vec<f64>,
     /// The engine's, over this rank's leaves.
     pub counts: Vec<u32>,
+    /// Saves beside the training that the sender has seen end.
+    pub saves: u64,
     /// The step before this one and what it took, if this process took it.
     pub spent: Option<(u64, Spent)>,
 }
@@ -47,6 +49,8 @@ pub struct Tally {
     pub statistics: Vec<f64>,
     /// The engine's, over all leaves.
     pub counts: Vec<u64>,
+    /// Saves that every rank has seen end.
+    pub saves: u64,
     /// The step that the ranks tell the times of; 0 for none.
     pub spent_step: u64,
     /// Of each rank that did.
@@ -63,7 +67,7 @@ pub struct Wants {
 }
 
 /// Bytes before the losses.
-const HEAD: usize = 56;
+const HEAD: usize = 64;
 
 impl Ballot {
     /// The bytes, into `out`, whose memory is reused.
@@ -75,7 +79,7 @@ impl Ballot {
         let times = || self.spent.iter().flat_map(|(step, spent)| once(*step).chain(spent.words()));
         let bytes = self.target_bytes.unwrap_or(u64::MAX);
         let head = [flags, self.target_tokens, bytes, lens[0], lens[1], lens[2]];
-        for word in head.into_iter().chain([times().count() as u64]) {
+        for word in head.into_iter().chain([times().count() as u64, self.saves]) {
             out.extend_from_slice(&word.to_le_bytes());
         }
         for value in self.losses.iter().chain(&self.statistics) {
@@ -104,6 +108,7 @@ impl Tally {
         (self.stop, self.terminate, self.loss) = (false, false, 0.0);
         (self.target_tokens, self.target_bytes) = (0, Some(0));
         self.counts.fill(0);
+        self.saves = u64::MAX;
         self.spent_step = 0;
         self.spent.clear();
         for (rank, (ballot, numbers)) in ballots.iter().zip(numbers).enumerate() {
@@ -139,6 +144,7 @@ impl Tally {
         }
         self.stop |= word(0) & STOP != 0;
         self.terminate |= word(0) & TERMINATE != 0;
+        self.saves = self.saves.min(word(7));
         self.target_tokens += word(1);
         self.target_bytes = match (self.target_bytes, word(2)) {
             (Some(sum), bytes) if bytes != u64::MAX => Some(sum + bytes),
@@ -183,6 +189,7 @@ mod tests {
                     target_tokens: 5,
                     target_bytes: Some(4),
                     counts: vec![rank as u32, 2],
+                    saves: 7 - rank as u64,
                     statistics: if rank == 0 { vec![7.0, 8.0] } else { vec![] },
                     spent: Some((9, spent(rank))),
                     ..Ballot::default()
@@ -204,6 +211,7 @@ mod tests {
         assert_eq!(one.statistics, [8.0, 7.0]);
         assert_eq!((three.target_tokens, three.target_bytes), (15, Some(12)));
         assert_eq!(three.counts, [3, 6]);
+        assert_eq!((one.saves, three.saves), (7, 5));
         assert_eq!((three.spent_step, three.spent), (9, [0, 1, 2].map(spent).to_vec()));
     }
 
@@ -213,19 +221,19 @@ mod tests {
         Ballot { losses: vec![1.0], ..Ballot::default() }.encode(&mut bytes);
         bytes.pop();
         let result = Tally::default().count(&[bytes], &[Vec::new()]);
-        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 63, expected: 64 })));
+        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 71, expected: 72 })));
         // Of an engine that counts something else.
         let mut bytes = Vec::new();
         Ballot { counts: vec![1, 2], ..Ballot::default() }.encode(&mut bytes);
         let result = Tally::default().count(&[bytes], &[Vec::new()]);
-        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 64, expected: 56 })));
+        assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 72, expected: 64 })));
         // A number of losses whose bytes no integer counts, and whose low bits would fit.
         for count in [u64::MAX, 1 << 61] {
             let mut bytes = Vec::new();
             Ballot::default().encode(&mut bytes);
             bytes[24..32].copy_from_slice(&count.to_le_bytes());
             let result = Tally::default().count(&[bytes], &[Vec::new()]);
-            assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 56, .. })), "{count}");
+            assert!(matches!(result, Err(TrainError::Vote { rank: 0, got: 64, .. })), "{count}");
         }
     }
 }
