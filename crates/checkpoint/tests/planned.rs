@@ -44,7 +44,7 @@ fn plan(
     SavePlan::new(schema, &expected, boxes, options)
 }
 
-/// What every rank reports of a save on an empty disk.
+/// The reports of all ranks of a save on an empty disk.
 fn written(
     store: &Store,
     attempt: Attempt,

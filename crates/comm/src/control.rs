@@ -50,9 +50,9 @@ pub trait Control: Send + Sync {
         Ok(all)
     }
 
-    /// Gives `root` every rank's message, in rank order; for messages of any lengths. The others get
-    /// empty ones, and return, as from every operation, once all ranks have called it: so all of
-    /// them name a rank that does not come.
+    /// Gives `root` every rank's message, in rank order; for messages of any lengths. The others
+    /// get empty ones, and return, as from every operation, once all ranks have called it: so all
+    /// of them name a rank that does not come.
     fn gather_bytes_to(&self, root: usize, mine: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// Replaces `bytes` on every rank by those of `root`.

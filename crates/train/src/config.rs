@@ -188,7 +188,7 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// What a step waits for where a checkpoint is due.
+/// Whether a step waits for a checkpoint that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaveMode {

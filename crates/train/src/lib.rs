@@ -15,6 +15,7 @@
 //!   * whatever a run says is an [`event::Event`]; the trainer prints nothing.
 
 mod agree;
+mod begin_save;
 pub mod config;
 mod diagnose;
 mod engine;

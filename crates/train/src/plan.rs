@@ -16,7 +16,6 @@ use crate::TrainError;
 use crate::config::{Config, SaveMode};
 use crate::engine::Declared;
 use crate::event::Offload;
-use crate::save_beside::BUFFERS;
 
 /// Bytes of a process beside the planned buffers: the allocator, thread stacks, buffers of files,
 /// and the remains of a large tokenizer that was loaded for its tokens' lengths. Measured, see the
@@ -28,6 +27,9 @@ const SIMULATOR_BYTES: u64 = 16 << 20;
 
 /// Bytes that it notes of each byte that a launch touches: its accesses, to find races.
 const SIMULATOR_FACTOR: u64 = 8;
+
+/// Copies of its boxes that a rank has room for: one is written while the next is made.
+pub(crate) const SAVE_BUFFERS: usize = 2;
 
 /// The plan of a run for a number of ranks.
 pub struct RunPlan {
@@ -238,8 +240,8 @@ impl RunPlan {
         }
         if self.saves_beside {
             let bytes = self.save_bytes[rank];
-            let buffers = BUFFERS as u64 * page(bytes as usize);
-            items.push((format!("copies to be saved, {BUFFERS} buffers"), buffers));
+            let buffers = SAVE_BUFFERS as u64 * page(bytes as usize);
+            items.push((format!("copies to be saved, {SAVE_BUFFERS} buffers"), buffers));
             let buffer = checkpoint::RANGE_BYTES.min(bytes);
             items.push(("writing a checkpoint".to_owned(), page(buffer as usize)));
         }

@@ -27,7 +27,7 @@ pub struct Outcome {
 /// Takes the events of a run.
 type Emit<'a> = &'a mut dyn FnMut(Event) -> Result<(), TrainError>;
 
-/// What became of the saves of a run so far.
+/// The saves of a run so far.
 struct Saves<'a> {
     store: &'a Store,
     retention: Retention,

@@ -79,7 +79,7 @@ pub(crate) struct Saver<'a> {
     pub(crate) engine: Vec<Tensor>,
 }
 
-/// What ranks write in the saves of a run; made once.
+/// The boxes of all saves of a run; made once.
 pub(crate) struct Planned {
     /// This rank's.
     boxes: Boxes,

@@ -10,8 +10,8 @@
 //!     channel of their own; nothing of it is on a step's way;
 //!   * the ballot of a step says how many saves a rank has seen end, and ranks act on the fewest:
 //!     on a failure, and on buffers that are free, all act after the same step;
-//!   * a save that finds both buffers in use is left out, and told: those before it are written, and
-//!     nothing is queued.
+//!   * a save that finds both buffers in use is left out, and told: those before it are written,
+//!     and nothing is queued.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -27,13 +27,11 @@ use checkpoint::{
 use comm::Control;
 
 use crate::event::Saved;
+use crate::plan::SAVE_BUFFERS;
 use crate::save::Planned;
 use crate::save_boxes::key;
 use crate::save_outcome::conclude;
-use crate::{Engine, RunPlan, TrainError, Trainer};
-
-/// Buffers of a rank: one is written while the next is filled.
-pub(crate) const BUFFERS: usize = 2;
+use crate::{RunPlan, TrainError};
 
 /// How often a thread that writes no faster than it may looks whether it still must wait.
 const LOOK: Duration = Duration::from_millis(20);
@@ -51,12 +49,12 @@ pub(crate) struct Beside {
 }
 
 /// A copy of the state, to be written.
-struct Job {
-    store: Store,
-    attempt: Attempt,
-    state: RunState,
-    buffer: Vec<f32>,
-    begun: Instant,
+pub(crate) struct Job {
+    pub store: Store,
+    pub attempt: Attempt,
+    pub state: RunState,
+    pub buffer: Vec<f32>,
+    pub begun: Instant,
 }
 
 #[derive(Default)]
@@ -131,12 +129,12 @@ impl Beside {
         let len = pieces.iter().map(|piece| piece.len).sum();
         let buffer = |_| {
             let mut buffer = vec![0.0; len];
-            // The system gives pages when they are written to, which is not to be in the first save.
+            // The system gives pages when they are written to: not in the first save.
             buffer.fill(1.0);
             buffer
         };
         let shared = Arc::new(Shared::default());
-        shared.lock().idle = (0..BUFFERS).map(buffer).collect();
+        shared.lock().idle = (0..SAVE_BUFFERS).map(buffer).collect();
         let (jobs, receiver) = channel();
         let place = (rank as u32, world as u32);
         let (planned, control) = (Arc::clone(planned), Arc::clone(control));
@@ -154,9 +152,9 @@ impl Beside {
     }
 
     /// The reason to leave out a save of `step`: as far as all ranks know, none has a buffer free.
-    fn is_overtaken(&self, step: u64) -> Option<String> {
+    pub(crate) fn is_overtaken(&self, step: u64) -> Option<String> {
         let steps: Vec<String> = self.open.iter().map(u64::to_string).collect();
-        (steps.len() >= BUFFERS).then(|| {
+        (steps.len() >= SAVE_BUFFERS).then(|| {
             format!(
                 "the save of step {step} is left out: those of steps {} are still being written; \
                  save more rarely (checkpoint.every), or to a faster disk",
@@ -166,7 +164,7 @@ impl Beside {
     }
 
     /// Outcomes of saves of which all ranks know that they have ended: so many since the start.
-    fn known(&mut self, ended: u64) -> Result<Vec<Saved>, TrainError> {
+    pub(crate) fn known(&mut self, ended: u64) -> Result<Vec<Saved>, TrainError> {
         let count = ended.saturating_sub(self.taken).min(self.open.len() as u64) as usize;
         let outcomes: Vec<_> = {
             let mut state = self.shared.lock();
@@ -179,18 +177,18 @@ impl Beside {
     }
 
     /// A buffer, as soon as one is free.
-    fn buffer(&self) -> Result<Vec<f32>, TrainError> {
+    pub(crate) fn buffer(&self) -> Result<Vec<f32>, TrainError> {
         self.shared.wait(|state| state.idle.pop()).ok_or_else(failed)
     }
 
-    fn hand_over(&mut self, job: Job) -> Result<(), TrainError> {
+    pub(crate) fn hand_over(&mut self, job: Job) -> Result<(), TrainError> {
         self.open.push_back(job.attempt.step);
         let jobs = self.jobs.as_ref().ok_or_else(failed)?;
         jobs.send(job).map_err(|_| failed())
     }
 
     /// Saves that were handed over.
-    fn begun(&self) -> u64 {
+    pub(crate) fn begun(&self) -> u64 {
         self.taken + self.open.len() as u64
     }
 
@@ -228,7 +226,7 @@ struct Piece {
     len: usize,
 }
 
-/// What the thread needs.
+/// The thread, and all it needs.
 struct Writer {
     /// Rank and world.
     place: (u32, u32),
@@ -325,67 +323,5 @@ impl ChunkData for Paced<'_> {
         self.bytes.read_at(offset, out)?;
         self.pace.wait(out.len());
         Ok(())
-    }
-}
-
-impl<E: Engine> Trainer<E> {
-    /// Saves a checkpoint of the state after the last step beside the steps to come: returns when
-    /// the state is copied, and waits before that only where both buffers are in use. Where saves
-    /// are not beside ([`RunPlan::saves_beside`]) it is saved at once, and returned. All ranks
-    /// call it after the same steps.
-    ///
-    /// # Errors
-    /// As [`Trainer::save`]; of the writing see [`Trainer::finish_saves`].
-    pub fn begin_save(
-        &mut self,
-        store: &Store,
-        generation: u32,
-    ) -> Result<Option<Saved>, TrainError> {
-        let Some(mut beside) = self.beside.take() else {
-            return self.save(store, generation).map(Some);
-        };
-        let handed = self.hand_over(&mut beside, store, generation);
-        self.beside = Some(beside);
-        handed.map(|()| None)
-    }
-
-    fn hand_over(
-        &mut self,
-        beside: &mut Beside,
-        store: &Store,
-        generation: u32,
-    ) -> Result<(), TrainError> {
-        let begun = Instant::now();
-        self.ranks.settle()?;
-        self.optimizer.check_momentum()?;
-        let mut buffer = beside.buffer()?;
-        self.saver()?.copy(self.planned.boxes(), &mut buffer)?;
-        let attempt = Attempt { step: self.step, generation };
-        let (store, state) = (store.clone(), self.run_state());
-        beside.hand_over(Job { store, attempt, state, buffer, begun })
-    }
-
-    /// Waits for the saves that were begun; returns those that no call has returned.
-    ///
-    /// # Errors
-    /// The first save that failed.
-    pub fn finish_saves(&mut self) -> Result<Vec<Saved>, TrainError> {
-        let Some(beside) = &mut self.beside else { return Ok(Vec::new()) };
-        beside.settle()?;
-        beside.known(beside.begun())
-    }
-
-    /// The saves that have ended as far as all ranks know by the last vote.
-    ///
-    /// # Errors
-    /// The first of them that failed.
-    pub(crate) fn known_saves(&mut self) -> Result<Vec<Saved>, TrainError> {
-        let ended = self.host.tally.saves;
-        self.beside.as_mut().map_or(Ok(Vec::new()), |beside| beside.known(ended))
-    }
-
-    /// The reason to leave out a save after this step, if there is one; the same on every rank.
-    pub(crate) fn overtaken(&self) -> Option<String> {
-        self.beside.as_ref()?.is_overtaken(self.step)
     }
 }

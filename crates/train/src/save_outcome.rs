@@ -53,7 +53,7 @@ pub(crate) fn conclude(
     Ok(Committed { path, bytes, shards, state_tensors, manifest_blake3 })
 }
 
-/// What a rank tells rank 0: 0 and a digest, or 1 and why it could not write.
+/// A rank's message to rank 0: 0 and a digest, or 1 and why it could not write.
 fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
     let (word, rest) = match written {
         Ok(digest) => (0, digest.encode()),

@@ -98,7 +98,7 @@ fn check_engine(plan: &RunPlan, declared: &Declared) -> Result<(), TrainError> {
     Err(TrainError::Declared { reason: reason.to_owned() })
 }
 
-/// What ranks write in every save, and who writes it beside the training, if that is asked for.
+/// The boxes of every save, and who writes them beside the training, if that is asked for.
 fn saves(
     config: &Config,
     plan: &RunPlan,
@@ -143,7 +143,7 @@ pub struct Trainer<E: Engine> {
     pub(crate) quiet_after: [u64; 2],
     /// Of each rank, all steps whose times it has told.
     pub(crate) spent: Vec<Spent>,
-    /// What ranks write in every save.
+    /// The boxes of every save.
     pub(crate) planned: Arc<Planned>,
     /// Where saves are written beside the training.
     pub(crate) beside: Option<Beside>,

@@ -1,9 +1,9 @@
 //! The vote of the ranks once a step, and its result: pure functions over bytes.
 //!
 //! A ballot, little-endian: flags u64, target tokens u64, target bytes u64 (all ones: unknown),
-//! micro-batches u64, statistics u64, counts u64, times u64, saves u64 (how many it has seen end), then
-//! that many losses f64 (leaf order), statistics f64 (in the order of the sender), counts u32 and times u64: the step
-//! before this one and what it took ([`Spent::words`]), or none.
+//! micro-batches u64, statistics u64, counts u64, times u64, saves u64 (how many it has seen end),
+//! then that many losses f64 (leaf order), statistics f64 (in the order of the sender), counts u32
+//! and times u64: the step before this one and what it took ([`Spent::words`]), or none.
 
 use std::iter::once;
 use std::ops::Range;

@@ -229,7 +229,7 @@ fn a_save_that_fails_ends_the_run_of_every_rank_after_the_same_step() {
     assert!(errors[1].starts_with(full), "{errors:?}");
     assert_eq!(saved(&ended[0].1), [0; 0]);
     let store = Store::new(dir.path().join("checkpoints"));
-    // What the attempt left is removed. The threads may be at the next save, which fails, too.
+    // Nothing of the attempt is left. The threads may be at the next save, which fails, too.
     assert!(store.list().unwrap().iter().all(|entry| entry.attempt.step > 2));
     assert_eq!(store.committed().unwrap(), 0);
 }
