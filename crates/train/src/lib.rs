@@ -49,6 +49,7 @@ mod save_boxes;
 mod save_outcome;
 mod state;
 mod step;
+mod streaming_copy;
 mod trainer;
 mod vote;
 

@@ -20,6 +20,7 @@ use optim::StateView;
 use crate::optimizer::Optimizer;
 use crate::save_boxes::key;
 use crate::save_outcome::conclude;
+use crate::streaming_copy;
 use crate::{RunPlan, TrainError};
 
 /// Elements that a thread copies at a time.
@@ -203,7 +204,7 @@ fn copy_on_host(stream: &Stream, from: &Tensor, to: &mut [f32]) -> Result<(), Tr
         let from = k.read::<f32>(from)?;
         k.parallel().chunks(to, COPIED, |index, to| {
             let start = index * COPIED;
-            to.copy_from_slice(&from[start..start + to.len()]);
+            streaming_copy::copy(&from[start..start + to.len()], to);
         });
         Ok(())
     })?)
