@@ -1,0 +1,129 @@
+//! A directory that appears whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::Error;
+
+/// A directory that is being written under another name beside its own.
+pub struct Arriving {
+    temporary: TempDir,
+    target: PathBuf,
+}
+
+impl Arriving {
+    /// Begins a directory that will be `target`, which is not there yet, or empty.
+    ///
+    /// # Errors
+    /// Something is there; the directory above it cannot be written to.
+    pub fn new(target: &Path) -> Result<Arriving, Error> {
+        let target = std::path::absolute(target).map_err(Error::io("find", target))?;
+        match fs::symlink_metadata(&target) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("look at", &target)(error)),
+            Ok(found) if !found.is_dir() => {
+                let what = if found.is_symlink() { "a link" } else { "no directory" };
+                let reason = format!("it is {what}; give a new or an empty directory");
+                return Err(Error::refused(&target, reason));
+            }
+            Ok(_) => {
+                let mut inside = fs::read_dir(&target).map_err(Error::io("list", &target))?;
+                if inside.next().is_some() {
+                    return Err(Error::TargetInUse { path: target });
+                }
+            }
+        }
+        let above = target.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(above).map_err(Error::io("create", above))?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!(".{name}.arriving-");
+        let temporary = tempfile::Builder::new().prefix(&prefix).tempdir_in(above);
+        let temporary = temporary.map_err(Error::io("write in", above))?;
+        Ok(Arriving { temporary, target })
+    }
+
+    /// Where to write meanwhile.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Writes a small file and makes it durable.
+    ///
+    /// # Errors
+    /// A full disk, and whatever else hinders.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path().join(name);
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create_new(&path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &path))
+    }
+
+    /// Gives the directory its name. Files in it must be durable already.
+    ///
+    /// # Errors
+    /// The disk fails; something else has taken the name meanwhile.
+    pub fn finish(self) -> Result<PathBuf, Error> {
+        let Arriving { temporary, target } = self;
+        let sync = |path: &Path| {
+            File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("fsync", path))
+        };
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(temporary.path(), open).map_err(Error::io("open", temporary.path()))?;
+        sync(temporary.path())?;
+        // An empty directory gives way.
+        fs::rename(temporary.path(), &target).map_err(Error::io("create", &target))?;
+        let _ = temporary.keep();
+        sync(target.parent().unwrap_or(Path::new("/")))?;
+        Ok(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let names = fs::read_dir(path).unwrap();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_directory_appears_whole_or_not_at_all() {
+        let above = tempfile::tempdir().unwrap();
+        let target = above.path().join("out");
+        let arriving = Arriving::new(&target).unwrap();
+        arriving.write("a", b"1").unwrap();
+        assert!(!target.exists());
+        drop(arriving);
+        assert_eq!(names(above.path()), [""; 0]);
+        fs::create_dir(&target).unwrap();
+        let arriving = Arriving::new(&target).unwrap();
+        arriving.write("a", b"1").unwrap();
+        assert_eq!(names(&target), [""; 0]);
+        arriving.finish().unwrap();
+        assert_eq!((names(above.path()), names(&target)), (vec!["out".into()], vec!["a".into()]));
+    }
+
+    #[test]
+    fn what_is_there_is_left_alone() {
+        let above = tempfile::tempdir().unwrap();
+        let (full, file, link) =
+            (above.path().join("full"), above.path().join("file"), above.path().join("link"));
+        fs::create_dir(&full).unwrap();
+        fs::write(full.join("a"), "1").unwrap();
+        fs::write(&file, "1").unwrap();
+        std::os::unix::fs::symlink(above.path().join("nowhere"), &link).unwrap();
+        assert!(matches!(Arriving::new(&full), Err(Error::TargetInUse { .. })));
+        for target in [file, link, "/dev/null".into()] {
+            let error = Arriving::new(&target).err().unwrap().to_string();
+            assert!(error.contains("give a new or an empty directory"), "{error}");
+        }
+        assert_eq!(names(above.path()).len(), 3);
+    }
+}

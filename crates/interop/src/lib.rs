@@ -1,0 +1,23 @@
+//! Checkpoints of other trainers and libraries: read into Muster's, and written from them.
+//!
+//! ```text
+//! directory ─▶ Foreign (names, types, shapes; where each box of a tensor lies) ─▶ Elements
+//! Elements ─▶ (rows of others, transposed, cast, scales applied) ─▶ Elements ─▶ a checkpoint
+//! checkpoint ─▶ Elements ─▶ … ─▶ Outgoing ─▶ files of another format
+//! ```
+//! Invariants:
+//! - nothing that a file holds is executed, and no memory is taken on its word alone;
+//! - a foreign tensor is proved to be covered, each element once, before any of it is read;
+//! - sums that a format keeps are checked as the bytes pass;
+//! - a type is changed only where the caller says so;
+//! - a directory of another format appears whole, or not at all.
+
+mod arriving;
+mod elements;
+mod error;
+mod foreign;
+
+pub use arriving::Arriving;
+pub use elements::{Bytes, Elements, Outgoing};
+pub use error::Error;
+pub use foreign::{Foreign, Located, Piece};
