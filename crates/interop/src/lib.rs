@@ -15,9 +15,12 @@
 mod arriving;
 mod elements;
 mod error;
+mod files;
 mod foreign;
+mod safetensors_file;
 
 pub use arriving::Arriving;
 pub use elements::{Bytes, Elements, Outgoing};
 pub use error::Error;
 pub use foreign::{Foreign, Located, Piece};
+pub use safetensors_file::{SafetensorsEntry, SafetensorsHeader};
