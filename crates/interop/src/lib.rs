@@ -13,6 +13,7 @@
 //! - a directory of another format appears whole, or not at all.
 
 mod arriving;
+pub mod dcp;
 mod elements;
 mod error;
 mod files;
