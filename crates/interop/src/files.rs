@@ -43,4 +43,16 @@ impl Regular {
         read.map_err(Error::io("read", &self.path))?;
         Ok(bytes)
     }
+
+    /// The whole of a file of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// It is longer; it cannot be read.
+    pub fn read_all(&self, limit: u64) -> Result<Vec<u8>, Error> {
+        if self.bytes > limit {
+            let reason = format!("it has {} bytes; at most {limit} are read of one", self.bytes);
+            return Err(Error::refused(&self.path, reason));
+        }
+        self.read(0, self.bytes)
+    }
 }

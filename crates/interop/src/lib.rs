@@ -14,6 +14,7 @@
 
 mod arriving;
 pub mod dcp;
+mod deepspeed;
 mod elements;
 mod error;
 mod files;
@@ -21,6 +22,7 @@ mod foreign;
 mod safetensors_file;
 
 pub use arriving::Arriving;
+pub use deepspeed::open_universal;
 pub use elements::{Bytes, Elements, Outgoing};
 pub use error::Error;
 pub use foreign::{Foreign, Located, Piece};

@@ -539,11 +539,18 @@ impl<'a, 'l> Machine<'a, 'l> {
 }
 
 /// Two's complement, little-endian, of any length.
-fn integer(bytes: &[u8]) -> Node<'_> {
+fn integer(mut bytes: &[u8]) -> Node<'_> {
+    let is_negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
+    // A byte that only repeats the sign says nothing.
+    while let [rest @ .., before, last] = bytes
+        && *last == if is_negative { 0xff } else { 0 }
+        && (before & 0x80 != 0) == is_negative
+    {
+        bytes = &bytes[..rest.len() + 1];
+    }
     if bytes.len() > 8 {
         return Node::Long(bytes);
     }
-    let is_negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
     let mut all = [if is_negative { 0xff } else { 0 }; 8];
     all[..bytes.len()].copy_from_slice(bytes);
     Node::Int(i64::from_le_bytes(all))
