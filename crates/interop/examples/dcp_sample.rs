@@ -1,5 +1,6 @@
 //! Writes a distributed checkpoint whose bytes follow from their place, for
-//! `tests/interop/check_dcp.py`: `dcp_sample DIRECTORY [MEBIBYTES of one more tensor]`.
+//! `tests/interop/check_dcp.py`: `dcp_sample DIRECTORY [MEBIBYTES of one more tensor [NUMBER of
+//! small ones]]`.
 
 use std::path::Path;
 
@@ -44,6 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let target = arguments.next().ok_or("give a directory that is not there")?;
     let large: usize = arguments.next().map_or(Ok(0), |text| text.parse())?;
+    let small: usize = arguments.next().map_or(Ok(0), |text| text.parse())?;
     let mut tensors: Vec<Outgoing> =
         Dtype::ALL.iter().map(|&dtype| tensor(&format!("types.{dtype}"), dtype, &[5, 7])).collect();
     tensors.extend([
@@ -59,7 +61,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tensors.push(tensor("large", Dtype::U8, &[large, 1 << 20]));
         tensors.push(tensor("after", Dtype::F32, &[9]));
     }
-    let options = DcpOptions { max_file_bytes: 1 << 20 };
+    tensors.extend((0..small).map(|n| tensor(&format!("small.{n}"), Dtype::F32, &[2, 3])));
+    let options = DcpOptions { max_file_bytes: 4 << 20 };
     let written = write_dcp(Path::new(&target), tensors, &options)?;
     println!("{} bytes in {} files of {}", written.bytes, written.files, written.path.display());
     Ok(())

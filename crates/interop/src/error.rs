@@ -27,7 +27,7 @@ pub enum Error {
     #[error("tensor `{name}` of {path}: nothing holds its elements {region}")]
     Gap { path: PathBuf, name: String, region: Region },
     #[error("tensor `{name}` of {path}: {first} and {second} overlap")]
-    Overlap { path: PathBuf, name: String, first: Region, second: Region },
+    Overlap { path: PathBuf, name: String, first: String, second: String },
     #[error("tensor `{name}`: {reason}")]
     Tensor { name: String, reason: String },
     #[error(

@@ -117,7 +117,7 @@ impl Foreign {
         prove_cover(shape, &boxes).map_err(|fault| match fault {
             CoverFault::Gap(region) => Error::Gap { path, name, region },
             CoverFault::Overlap(a, b) => {
-                let (first, second) = (boxes[a].clone(), boxes[b].clone());
+                let (first, second) = (boxes[a].to_string(), boxes[b].to_string());
                 Error::Overlap { path, name, first, second }
             }
         })

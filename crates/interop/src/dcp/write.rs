@@ -171,7 +171,7 @@ impl DataFile {
 }
 
 /// A tensor as `torch.save` describes it: protocol 2, row-major, on the CPU.
-fn pickled(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+pub(super) fn pickled(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
     let elements = layout::region::elements(shape).unwrap_or(0);
     let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_".to_vec();
     let class = storage_class(dtype);

@@ -97,7 +97,8 @@ fn every_flipped_bit_is_found_or_changes_nothing_that_is_read() {
     let mut found = 0;
     // All of the structure, and some of the payload.
     let payload = good.windows(9).position(|nine| nine == [7; 9]).unwrap()..;
-    let is_looked_at = |at: &usize| !payload.contains(at) || good[*at] != 7 || at % 97 == 0;
+    let is_looked_at =
+        |at: &usize| !payload.contains(at) || good[*at] != 7 || at.is_multiple_of(97);
     for at in (0..good.len()).filter(is_looked_at) {
         let mut bytes = good.clone();
         bytes[at] ^= 1 << (at % 8);
