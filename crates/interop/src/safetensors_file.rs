@@ -1,7 +1,7 @@
 //! The header of one safetensors file: which tensors it has, and where their bytes lie.
 //!
-//! The header's JSON is read by the `safetensors` crate, which proves that the tensors' bytes follow
-//! each other without holes and are as many as types and shapes say. The data are not read.
+//! The header's JSON is read by the `safetensors` crate, which proves that the tensors' bytes
+//! follow each other without holes and are as many as types and shapes say. The data are not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

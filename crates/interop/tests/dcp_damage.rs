@@ -107,8 +107,8 @@ fn a_torn_save_of_another_layout_is_refused() {
     told(open_dcp(dir.path()), "distcp");
 }
 
-/// Where both saves had the same layout all sizes, ranges and sums fit, and nothing can be found. It
-/// is noted that a file is younger than the metadata, which are written last.
+/// Where both saves had the same layout all sizes, ranges and sums fit, and nothing can be found.
+/// It is noted that a file is younger than the metadata, which are written last.
 #[test]
 fn a_torn_save_of_the_same_layout_is_noted() {
     let dir = copy("dcp");

@@ -12,12 +12,12 @@ pub(super) struct PickleOut {
 }
 
 impl PickleOut {
-    pub fn new() -> PickleOut {
+    pub(super) fn new() -> PickleOut {
         PickleOut { bytes: vec![0x80, 4], memo: HashMap::new() }
     }
 
     /// The whole pickle.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.bytes.push(b'.');
         self.bytes
     }
@@ -40,15 +40,15 @@ impl PickleOut {
         self.memo.insert(key, self.memo.len() as u32);
     }
 
-    pub fn none(&mut self) {
+    pub(super) fn none(&mut self) {
         self.bytes.push(b'N');
     }
 
-    pub fn no(&mut self) {
+    pub(super) fn no(&mut self) {
         self.bytes.push(0x89);
     }
 
-    pub fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         match u8::try_from(text.len()) {
             Ok(len) => self.bytes.extend([0x8c, len]),
             Err(_) => {
@@ -60,11 +60,11 @@ impl PickleOut {
     }
 
     /// A text that recurs.
-    pub fn word(&mut self, word: &'static str) {
+    pub(super) fn word(&mut self, word: &'static str) {
         self.once((word, ""), |out| out.text(word));
     }
 
-    pub fn int(&mut self, value: u64) {
+    pub(super) fn int(&mut self, value: u64) {
         if let Ok(value) = u8::try_from(value) {
             self.bytes.extend([b'K', value]);
         } else if let Ok(value) = u16::try_from(value) {
@@ -81,7 +81,7 @@ impl PickleOut {
         }
     }
 
-    pub fn global(&mut self, module: &'static str, name: &'static str) {
+    pub(super) fn global(&mut self, module: &'static str, name: &'static str) {
         self.once((module, name), |out| {
             out.word(module);
             out.word(name);
@@ -89,27 +89,27 @@ impl PickleOut {
         });
     }
 
-    pub fn tuple(&mut self, write: impl FnOnce(&mut Self)) {
+    pub(super) fn tuple(&mut self, write: impl FnOnce(&mut Self)) {
         self.bytes.push(b'(');
         write(self);
         self.bytes.push(b't');
     }
 
-    pub fn list(&mut self, write: impl FnOnce(&mut Self)) {
+    pub(super) fn list(&mut self, write: impl FnOnce(&mut Self)) {
         self.bytes.extend([b']', b'(']);
         write(self);
         self.bytes.push(b'e');
     }
 
     /// A dictionary of keys and values in turn.
-    pub fn dict(&mut self, write: impl FnOnce(&mut Self)) {
+    pub(super) fn dict(&mut self, write: impl FnOnce(&mut Self)) {
         self.bytes.extend([b'}', b'(']);
         write(self);
         self.bytes.push(b'u');
     }
 
     /// `module.name(*arguments)`.
-    pub fn call(
+    pub(super) fn call(
         &mut self,
         module: &'static str,
         name: &'static str,
@@ -121,7 +121,7 @@ impl PickleOut {
     }
 
     /// An object of a class without arguments, and its state.
-    pub fn object(
+    pub(super) fn object(
         &mut self,
         module: &'static str,
         name: &'static str,

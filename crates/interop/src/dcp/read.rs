@@ -4,8 +4,9 @@
 //! .metadata ─▶ chunks ─▶ (file, range) ─▶ archive ─▶ type, shape, place, sum ─▶ Foreign
 //! ```
 //! PyTorch loads a directory in which one rank's file is of another save, and a payload of which
-//! bits were flipped. Here each chunk's archive must say what the metadata says, end where its range
-//! ends, and have the sum that it keeps; `docs/pytorch-checkpoints.md` says what cannot be found.
+//! bits were flipped. Here each chunk's archive must say what the metadata says, end where its
+//! range ends, and have the sum that it keeps; `docs/pytorch-checkpoints.md` says what cannot be
+//! found.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -29,9 +30,9 @@ pub struct TorchCheckpoint {
     pub foreign: Foreign,
     /// Plain values by name: steps, learning rates, and so on.
     pub values: BTreeMap<String, Plain>,
-    /// What is neither.
+    /// Entries that are neither.
     pub left_out: Vec<LeftOut>,
-    /// What is no error and may be one.
+    /// Remarks on things that are no errors and may be.
     pub notes: Vec<String>,
 }
 

@@ -39,7 +39,7 @@ impl Default for DcpOptions {
     }
 }
 
-/// What was written.
+/// A directory that was written.
 #[derive(Debug)]
 pub struct DcpWritten {
     pub path: PathBuf,
