@@ -247,7 +247,7 @@ fn bytes_that_went_through_codecs_are_refused() {
 /// A list of chunks that many entries share would be as long as their product.
 #[test]
 fn shared_chunks_are_counted() {
-    const SHARED: [(&[usize], &[usize]); 1000] = [(&[0, 0], &[2, 3]); 1000];
+    static SHARED: [(&[usize], &[usize]); 1000] = [(&[0, 0], &[2, 3]); 1000];
     let entry = metadata(&[Entry { chunks: &SHARED, ..whole() }], &[]);
     assert!(Metadata::read(&entry).is_ok());
     // The first entry is remembered, and others are it: the marks of its end are ")…b" and "u".
