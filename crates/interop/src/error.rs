@@ -21,7 +21,8 @@ pub enum Error {
     #[error("{path}: {reason}")]
     Refused { path: PathBuf, reason: String },
     #[error(
-        "{path} is damaged: bytes {start}..{end} have CRC-32 {actual:08x}, recorded is {expected:08x} (they hold {tensor})"
+        "{path} is damaged: bytes {start}..{end} have CRC-32 {actual:08x}, recorded is \
+         {expected:08x} (they hold {tensor})"
     )]
     Sum { path: PathBuf, start: u64, end: u64, tensor: String, expected: u32, actual: u32 },
     #[error("tensor `{name}` of {path}: nothing holds its elements {region}")]
