@@ -121,7 +121,7 @@ impl TensorKey {
 
     /// Whether the slot is a word of lower-case letters, digits and underscores, which keeps
     /// chunk names unambiguous whatever the logical name holds.
-    pub(crate) fn slot_is_valid(&self) -> bool {
+    pub fn slot_is_valid(&self) -> bool {
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         !self.slot.is_empty() && self.slot.bytes().all(word)
     }

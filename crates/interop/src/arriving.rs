@@ -8,9 +8,12 @@ use tempfile::TempDir;
 
 use crate::Error;
 
-/// A directory that is being written under another name beside its own.
+/// A directory that is being written under another name beside its own. One whose writer was
+/// killed is removed by the next one.
 pub struct Arriving {
     temporary: TempDir,
+    /// Held locked, so that nobody takes it for a dead writer's.
+    _lock: File,
     target: PathBuf,
 }
 
@@ -42,7 +45,11 @@ impl Arriving {
         let prefix = format!(".{name}.arriving-");
         let temporary = tempfile::Builder::new().prefix(&prefix).tempdir_in(above);
         let temporary = temporary.map_err(Error::io("write in", above))?;
-        Ok(Arriving { temporary, target })
+        let lock = File::open(temporary.path()).map_err(Error::io("open", temporary.path()))?;
+        // Where locks are refused, it is not told from a dead writer's; nobody else can lock it.
+        let _ = lock.try_lock();
+        remove_dead(above, &prefix);
+        Ok(Arriving { temporary, _lock: lock, target })
     }
 
     /// Where to write meanwhile.
@@ -69,7 +76,7 @@ impl Arriving {
     /// # Errors
     /// The disk fails; something else has taken the name meanwhile.
     pub fn finish(self) -> Result<PathBuf, Error> {
-        let Arriving { temporary, target } = self;
+        let Arriving { temporary, target, _lock } = self;
         let sync = |path: &Path| {
             File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("fsync", path))
         };
@@ -81,6 +88,17 @@ impl Arriving {
         let _ = temporary.keep();
         sync(target.parent().unwrap_or(Path::new("/")))?;
         Ok(target)
+    }
+}
+
+/// Removes what writers that were killed have left.
+fn remove_dead(above: &Path, prefix: &str) {
+    for entry in fs::read_dir(above).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        let lock = File::open(entry.path()).ok().filter(|_| is_ours);
+        if lock.is_some_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -108,6 +126,24 @@ mod tests {
         assert_eq!(names(&target), [""; 0]);
         arriving.finish().unwrap();
         assert_eq!((names(above.path()), names(&target)), (vec!["out".into()], vec!["a".into()]));
+    }
+
+    #[test]
+    fn a_dead_writers_directory_is_removed_and_a_living_ones_is_not() {
+        let above = tempfile::tempdir().unwrap();
+        let target = above.path().join("out");
+        let dead = above.path().join(".out.arriving-dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("a"), "1").unwrap();
+        let living = Arriving::new(&target).unwrap();
+        assert!(!dead.exists());
+        let second = Arriving::new(&target).unwrap();
+        assert!(living.path().exists() && second.path().exists());
+        second.finish().unwrap();
+        living.write("a", b"1").unwrap();
+        // Whoever comes second finds an empty directory, which gives way.
+        living.finish().unwrap();
+        assert_eq!(names(&target), ["a"]);
     }
 
     #[test]

@@ -12,18 +12,34 @@
 //! - a type is changed only where the caller says so;
 //! - a directory of another format appears whole, or not at all.
 
+mod adapt;
 mod arriving;
+mod convert;
 pub mod dcp;
 mod deepspeed;
 mod elements;
 mod error;
 mod files;
+mod find;
 mod foreign;
+pub mod hf;
+mod import;
+mod nearest;
+mod origin;
+mod rules;
 mod safetensors_file;
+mod saved;
+mod source;
+mod states;
 
 pub use arriving::Arriving;
+pub use convert::Types;
 pub use deepspeed::open_universal;
 pub use elements::{Bytes, Elements, Outgoing};
 pub use error::Error;
 pub use foreign::{Foreign, Located, Piece};
+pub use import::{ImportPlan, Imported, plan_as_is};
+pub use origin::Origin;
+pub use rules::Rules;
 pub use safetensors_file::{SafetensorsEntry, SafetensorsHeader};
+pub use states::States;

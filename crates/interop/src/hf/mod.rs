@@ -1,0 +1,20 @@
+//! Directories as Hugging Face's transformers reads and writes them.
+//!
+//! ```text
+//! config.json ─▶ family, model section     *.safetensors (+ index) ─▶ Foreign
+//!          └────────────▶ what each tensor of the model is made of ◀────┘
+//! ```
+//! A family is a table of `config.json` keys (`families`) beside its table of names, which is the
+//! model's own: tensors of a checkpoint are called as published.
+
+mod directory;
+mod export;
+mod families;
+mod published;
+mod table;
+mod write;
+
+pub use directory::read_safetensors;
+pub use export::{Exported, export};
+pub use published::{Published, plan_model};
+pub use write::{SafetensorsOptions, Written, write_safetensors};

@@ -1,0 +1,314 @@
+//! `config.json` of a family and the `model` section of a config, as rows of a table.
+//!
+//! ```text
+//! config.json ─to_ours─▶ model section (and the longest window)
+//! all that a model is ─to_theirs─▶ config.json
+//! ```
+//! Values are JSON on both sides, so a row is data alone. A key may have several names, divided by
+//! `|`: the first that is there is read, all are written. A dot leads into an object.
+
+use serde_json::{Map, Value};
+
+/// The words of a family's published files.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// `model.names`.
+    pub names: &'static str,
+    pub model_type: &'static str,
+    pub architecture: &'static str,
+    /// Stands before the names of all tensors but the head; some files lack it.
+    pub prefix: &'static str,
+    /// Whether the balancing biases of routers are published.
+    pub router_bias: bool,
+    pub rows: &'static [Row],
+    /// Tensors of published files that a model does not need: a `*` stands for anything without a
+    /// dot, `**` for anything, `{layers}` for the number of layers.
+    pub left_out: &'static [&'static str],
+}
+
+/// A row of the table. Literals are JSON.
+#[derive(Debug)]
+pub(crate) enum Row {
+    /// The same value under both names: theirs, and ours.
+    Same(&'static str, &'static str, Lacking),
+    /// A word that has another name here: (theirs, ours).
+    Word(&'static str, &'static str, &'static [(&'static str, &'static str)]),
+    /// A key that Muster has nothing for: it may be absent, or one of these values. The first is
+    /// written.
+    Only(&'static str, &'static [&'static str]),
+    /// As [`Row::Only`], and not written.
+    Read(&'static str, &'static [&'static str]),
+    /// Whatever it says changes nothing.
+    Any(&'static str),
+    /// A value that all models of the family have here.
+    Ours(&'static str, &'static str),
+}
+
+/// The meaning of a key that is not there, or is null.
+#[derive(Debug)]
+pub(crate) enum Lacking {
+    /// It must be there.
+    Refuse,
+    /// Nothing.
+    Nothing,
+    /// This value.
+    Is(&'static str),
+    /// The value of another key.
+    OfKey(&'static str),
+    /// So many times another key.
+    Times(u64, &'static str),
+}
+
+/// Why a file of the family cannot be understood, or a model not be told in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Misfit(pub String);
+
+/// The window that a model was trained for: no part of it, but files tell it.
+pub(crate) const SEQ_LEN: &str = "seq_len";
+
+impl Family {
+    /// Reads a `config.json` but for the keys of `ignored`; returns the model section and the keys
+    /// that no row knows.
+    ///
+    /// # Errors
+    /// A key that is missing, or has a value that Muster does not have.
+    pub(crate) fn to_ours(
+        &self,
+        theirs: &Value,
+        ignored: &[String],
+    ) -> Result<(Value, Vec<String>), Misfit> {
+        let mut theirs = theirs.clone();
+        if let Some(map) = theirs.as_object_mut() {
+            map.retain(|key, _| !ignored.contains(key));
+        }
+        let mut ours = Value::Object(Map::new());
+        set(&mut ours, "names", Value::from(self.names));
+        for row in self.rows {
+            row.read(&theirs, &mut ours)?;
+        }
+        let known = |key: &str| {
+            key == "model_type"
+                || key == "architectures"
+                || self.rows.iter().flat_map(Row::keys).any(|known| first(known) == key)
+        };
+        let all = theirs.as_object().into_iter().flat_map(Map::keys);
+        Ok((ours, all.filter(|key| !known(key)).cloned().collect()))
+    }
+
+    /// The `config.json` of a model whose every field is given.
+    ///
+    /// # Errors
+    /// A field that the family has no key for.
+    pub(crate) fn to_theirs(&self, ours: &Value) -> Result<Value, Misfit> {
+        let mut theirs = Value::Object(Map::new());
+        set(&mut theirs, "model_type", Value::from(self.model_type));
+        set(&mut theirs, "architectures", Value::from(vec![self.architecture]));
+        for row in self.rows {
+            row.write(ours, &mut theirs)?;
+        }
+        Ok(theirs)
+    }
+
+    /// Whether published files have a tensor of this name that no model of so many layers needs.
+    pub(crate) fn leaves_out(&self, name: &str, layers: usize) -> bool {
+        let layers = layers.to_string();
+        let is_of = |pattern: &&str| matches(&pattern.replace("{layers}", &layers), name);
+        self.left_out.iter().any(is_of)
+    }
+}
+
+impl Row {
+    fn keys(&self) -> impl Iterator<Item = &'static str> {
+        let keys = match self {
+            Row::Same(keys, ..) | Row::Word(keys, ..) => *keys,
+            Row::Only(keys, _) | Row::Read(keys, _) | Row::Any(keys) => *keys,
+            Row::Ours(..) => "",
+        };
+        keys.split('|').filter(|key| !key.is_empty())
+    }
+
+    fn read(&self, theirs: &Value, ours: &mut Value) -> Result<(), Misfit> {
+        let found = self.keys().find_map(|key| get(theirs, key));
+        let name = self.keys().next().unwrap_or_default();
+        match self {
+            Row::Same(_, path, lacking) => {
+                let value = match (found, lacking) {
+                    (Some(value), _) => Some(value.clone()),
+                    (None, Lacking::Refuse) => {
+                        return Err(Misfit(format!("`{name}` is missing")));
+                    }
+                    (None, Lacking::Nothing) => None,
+                    (None, Lacking::Is(text)) => Some(literal(text)),
+                    (None, Lacking::OfKey(other)) => get(theirs, other).cloned(),
+                    (None, Lacking::Times(factor, other)) => {
+                        get(theirs, other).and_then(Value::as_u64).map(|n| Value::from(n * factor))
+                    }
+                };
+                value.into_iter().for_each(|value| set(ours, path, value));
+            }
+            Row::Word(_, path, words) => {
+                let found = found.cloned().unwrap_or_else(|| Value::from(words[0].0));
+                let word = words.iter().find(|(theirs, _)| found == *theirs);
+                let Some((_, word)) = word else {
+                    let known: Vec<&str> = words.iter().map(|(theirs, _)| *theirs).collect();
+                    return Err(Misfit(format!(
+                        "`{name}` is {found}; Muster has {}",
+                        known.join(", ")
+                    )));
+                };
+                set(ours, path, Value::from(*word));
+            }
+            Row::Only(_, values) | Row::Read(_, values) => {
+                let is_one = |found: &Value| values.iter().any(|text| equal(found, &literal(text)));
+                if let Some(found) = found.filter(|found| !is_one(found)) {
+                    return Err(Misfit(format!(
+                        "`{name}` is {found}, which Muster does not have; it reads {}",
+                        values.join(" or ")
+                    )));
+                }
+            }
+            Row::Any(_) => {}
+            Row::Ours(path, text) => set(ours, path, literal(text)),
+        }
+        Ok(())
+    }
+
+    fn write(&self, ours: &Value, theirs: &mut Value) -> Result<(), Misfit> {
+        match self {
+            Row::Same(_, path, lacking) => {
+                let value = get(ours, path).cloned();
+                if value.is_none() && matches!(lacking, Lacking::Refuse) {
+                    return Err(Misfit(format!("model.{path} has no value")));
+                }
+                for key in self.keys().filter(|_| value.is_some()) {
+                    set(theirs, key, value.clone().unwrap_or_default());
+                }
+            }
+            Row::Word(_, path, words) => {
+                let value = get(ours, path).cloned().unwrap_or_default();
+                let word = words.iter().find(|(_, ours)| value == *ours);
+                let Some((word, _)) = word else {
+                    return Err(Misfit(format!("model.{path} is {value}")));
+                };
+                self.keys().for_each(|key| set(theirs, key, Value::from(*word)));
+            }
+            Row::Only(_, values) => {
+                let first = values.first().map_or(Value::Null, |text| literal(text));
+                self.keys().take(1).for_each(|key| set(theirs, key, first.clone()));
+            }
+            Row::Read(..) | Row::Any(_) | Row::Ours(..) => {}
+        }
+        Ok(())
+    }
+}
+
+/// A literal of a table; the tables' test reads all of them.
+fn literal(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or(Value::Null)
+}
+
+/// `1` and `1.0` are the same number.
+fn equal(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
+}
+
+fn first(path: &str) -> &str {
+    path.split('.').next().unwrap_or(path)
+}
+
+/// The value at a path, unless it is null.
+pub(crate) fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(value, |at, key| at.get(key)).filter(|found| !found.is_null())
+}
+
+/// Puts a value at a path; objects on the way are made.
+fn set(value: &mut Value, path: &str, new: Value) {
+    let mut at = value;
+    for key in path.split('.') {
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        at = &mut at[key];
+    }
+    *at = new;
+}
+
+/// Whether a pattern stands for a name.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => {
+            let Some(rest) = name.strip_prefix(before) else { return false };
+            let (anything, after) = match after.strip_prefix('*') {
+                Some(after) => (true, after),
+                None => (false, after),
+            };
+            let ends = (0..=rest.len()).filter(|end| rest.is_char_boundary(*end));
+            let mut ends = ends.take_while(|&end| anything || !rest[..end].contains('.'));
+            ends.any(|end| matches(after, &rest[end..]))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    static FAMILY: Family = Family {
+        names: "toy",
+        model_type: "toy",
+        architecture: "ToyForCausalLM",
+        prefix: "",
+        router_bias: false,
+        rows: &[
+            Row::Same("hidden|n_embd", "d_model", Lacking::Refuse),
+            Row::Same("inner", "d_ff", Lacking::Times(4, "n_embd")),
+            Row::Same("rope.theta|theta", "positions.rotary.theta", Lacking::Is("1e4")),
+            Row::Word("act", "activation", &[("silu", "swiglu"), ("gelu_new", "gelu")]),
+            Row::Only("dropout", &["0.0"]),
+            Row::Read("scaling.type", &["\"default\""]),
+            Row::Ours("norm", "\"rms\""),
+        ],
+        left_out: &["h.*.bias", "h.{layers}.**"],
+    };
+
+    #[test]
+    fn a_config_is_read_and_written() {
+        let theirs = json!({"n_embd": 8, "inner": null, "dropout": 0, "act": "gelu_new", "x": 1});
+        let (ours, unknown) = FAMILY.to_ours(&theirs, &[]).unwrap();
+        let wanted = json!({
+            "names": "toy", "d_model": 8, "d_ff": 32, "activation": "gelu", "norm": "rms",
+            "positions": {"rotary": {"theta": 1e4}}
+        });
+        assert_eq!((ours.clone(), unknown), (wanted, vec!["x".to_owned()]));
+        let back = FAMILY.to_theirs(&ours).unwrap();
+        let wanted = json!({
+            "model_type": "toy", "architectures": ["ToyForCausalLM"], "hidden": 8, "n_embd": 8,
+            "inner": 32, "rope": {"theta": 1e4}, "theta": 1e4, "act": "gelu_new", "dropout": 0.0
+        });
+        assert_eq!(back, wanted);
+        assert_eq!(FAMILY.to_ours(&back, &[]).unwrap().0, ours);
+    }
+
+    #[test]
+    fn values_that_muster_lacks_are_named() {
+        let told = |theirs: Value| FAMILY.to_ours(&theirs, &[]).unwrap_err().0;
+        assert_eq!(told(json!({})), "`hidden` is missing");
+        let dropout = told(json!({"hidden": 8, "dropout": 0.1}));
+        assert_eq!(dropout, "`dropout` is 0.1, which Muster does not have; it reads 0.0");
+        let act = told(json!({"hidden": 8, "act": "relu"}));
+        assert_eq!(act, "`act` is \"relu\"; Muster has silu, gelu_new");
+        let yarn = json!({"hidden": 8, "scaling": {"type": "yarn"}});
+        assert!(told(yarn.clone()).contains("\"yarn\""));
+        assert!(FAMILY.to_ours(&yarn, &["scaling".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn patterns_stand_for_names() {
+        let leaves_out = |name| FAMILY.leaves_out(name, 12);
+        assert!(leaves_out("h.11.bias") && leaves_out("h.12.a.b"));
+        assert!(!leaves_out("h.1.attn.bias") && !leaves_out("h.1.bias.x"));
+    }
+}
