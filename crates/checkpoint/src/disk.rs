@@ -46,6 +46,10 @@ pub trait ReadFile: Send + Sync {
     /// # Errors
     /// As `pread(2)`.
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Lets the system drop what it holds of the file in memory, as far as it can, so that it is
+    /// read from the medium next.
+    fn forget(&self) {}
 }
 
 /// The kind of file behind a name.
@@ -176,6 +180,10 @@ impl WriteFile for OsWriteFile {
 impl ReadFile for File {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, out, offset)
+    }
+
+    fn forget(&self) {
+        system::forget(self);
     }
 }
 

@@ -52,7 +52,7 @@ pub use names::{Attempt, TensorKey};
 pub use read::Checkpoint;
 pub use reshape::{Reshape, ReshapeOptions, Reshaped};
 pub use save_plan::{Boxes, RankDigest, SavePlan};
-pub use store::{Entry, Newest, Proof, Removable, Skipped, Status, Store};
+pub use store::{Entry, Keep, Newest, Proof, Removable, Skipped, Status, Store};
 pub use stream::Wanted;
 pub use sums::RANGE_BYTES;
 pub use values::{ValueDifference, value_differences};

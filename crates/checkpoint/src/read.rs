@@ -236,6 +236,17 @@ impl Checkpoint {
         Ok(bytes)
     }
 
+    /// Lets the system drop what it holds of the shards in memory, as far as it can, so that they
+    /// are read from the medium next.
+    pub(crate) fn forget(&self) {
+        for file in 0..self.manifest.files.len() {
+            // One that cannot be opened is found where it is read.
+            if let Ok(shard) = self.shard(file) {
+                shard.forget();
+            }
+        }
+    }
+
     /// Reads one whole range of a shard and checks its sum.
     pub(crate) fn read_range(
         &self,

@@ -369,7 +369,7 @@ impl Store {
         Ok(Newest { checkpoint: None, skipped })
     }
 
-    /// Deletes all commits but the newest `keep` (at least one) that verify, and what incomplete
+    /// Deletes all commits but those to `keep` that verify (at least one), and what incomplete
     /// attempts of generations before the current one left. Nothing committed is deleted unless
     /// the newest commit verifies again, as far as `proof` asks. Damaged commits are deleted only
     /// when `keep` newer ones are whole; those of a later format version, those that cannot be
@@ -378,8 +378,8 @@ impl Store {
     ///
     /// # Errors
     /// A directory cannot be read, or a file not deleted.
-    pub fn retain(&self, keep: usize, proof: Proof) -> Result<Vec<PathBuf>, Error> {
-        let (doomed, _, current) = self.doomed(keep, proof)?;
+    pub fn retain(&self, keep: impl Into<Keep>, proof: Proof) -> Result<Vec<PathBuf>, Error> {
+        let (doomed, _, current) = self.doomed(keep.into(), proof)?;
         let mut deleted = Vec::new();
         for attempt in doomed {
             deleted.push(self.delete(attempt)?);
@@ -392,8 +392,8 @@ impl Store {
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub fn removable(&self, keep: usize, proof: Proof) -> Result<Removable, Error> {
-        let (doomed, damaged, _) = self.doomed(keep, proof)?;
+    pub fn removable(&self, keep: impl Into<Keep>, proof: Proof) -> Result<Removable, Error> {
+        let (doomed, damaged, _) = self.doomed(keep.into(), proof)?;
         let paths = |attempts: Vec<Attempt>| {
             attempts.into_iter().map(|attempt| self.path_of(attempt)).collect()
         };
@@ -402,11 +402,7 @@ impl Store {
 
     /// The attempts to delete and those that are damaged and stay, oldest first; and the current
     /// generation.
-    fn doomed(
-        &self,
-        keep: usize,
-        proof: Proof,
-    ) -> Result<(Vec<Attempt>, Vec<Attempt>, u32), Error> {
+    fn doomed(&self, keep: Keep, proof: Proof) -> Result<(Vec<Attempt>, Vec<Attempt>, u32), Error> {
         let current = self.newest_generation()?;
         let mut attempts = Vec::new();
         for attempt in self.attempts()?.into_iter().rev() {
@@ -417,7 +413,7 @@ impl Store {
             }
             attempts.push((attempt, worth));
         }
-        let mut doomed = doomed(&attempts, keep.max(1), current);
+        let mut doomed = doomed(&attempts, keep, current);
         doomed.reverse();
         let stays = |(attempt, worth): &(Attempt, Worth)| {
             *worth == Worth::Damaged && !doomed.contains(attempt)
@@ -453,7 +449,10 @@ impl Store {
         {
             return Ok(true);
         }
-        let mut report = verify::verify_checkpoint(&self.open(attempt)?, false, 1)?;
+        let checkpoint = self.open(attempt)?;
+        // Pages that are still in memory say nothing about the medium.
+        checkpoint.forget();
+        let mut report = verify::verify_checkpoint(&checkpoint, false, 1)?;
         // A file that cannot be read is not known to be damaged.
         if let Some(at) = report.problems.iter().position(|problem| !problem.is_damage()) {
             return Err(report.problems.swap_remove(at));
@@ -602,6 +601,27 @@ fn worth(opened: &Result<Checkpoint, Error>) -> Worth {
     }
 }
 
+/// Checkpoints that stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// So many of the newest that are whole; one at least.
+    pub newest: usize,
+    /// Those of every so many steps, too; 0 for none.
+    pub every: u64,
+}
+
+impl Keep {
+    fn holds(self, step: u64) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
+    }
+}
+
+impl From<usize> for Keep {
+    fn from(newest: usize) -> Keep {
+        Keep { newest, every: 0 }
+    }
+}
+
 /// True where an attempt that was there a moment ago is not there any more.
 fn is_gone(error: &Error, dir: &Path) -> bool {
     match error {
@@ -612,14 +632,15 @@ fn is_gone(error: &Error, dir: &Path) -> bool {
 }
 
 /// Which attempts, listed newest first, are to be deleted.
-fn doomed(attempts: &[(Attempt, Worth)], keep: usize, current: u32) -> Vec<Attempt> {
+fn doomed(attempts: &[(Attempt, Worth)], keep: Keep, current: u32) -> Vec<Attempt> {
     let mut whole = 0;
+    let newest = keep.newest.max(1);
     let mut is_doomed = |attempt: &Attempt, worth: Worth| match worth {
         Worth::Whole => {
             whole += 1;
-            whole > keep
+            whole > newest && !keep.holds(attempt.step)
         }
-        Worth::Damaged => whole >= keep,
+        Worth::Damaged => whole >= newest,
         Worth::Incomplete => attempt.generation < current,
         Worth::Foreign => false,
     };
@@ -645,8 +666,12 @@ mod tests {
             (at(2, 2), Worth::Foreign),
             (at(1, 1), Worth::Whole),
         ];
-        assert_eq!(doomed(&attempts, 2, 4), [at(5, 3), at(3, 3), at(1, 1)]);
-        assert_eq!(doomed(&attempts, 1, 3), [at(6, 3), at(4, 3), at(3, 3), at(1, 1)]);
-        assert_eq!(doomed(&attempts, 9, 4), [at(5, 3)]);
+        assert_eq!(doomed(&attempts, 2.into(), 4), [at(5, 3), at(3, 3), at(1, 1)]);
+        assert_eq!(doomed(&attempts, 1.into(), 3), [at(6, 3), at(4, 3), at(3, 3), at(1, 1)]);
+        assert_eq!(doomed(&attempts, 9.into(), 4), [at(5, 3)]);
+        // Every fourth step stays if it is whole, whatever is newer.
+        let keep = Keep { newest: 1, every: 4 };
+        assert_eq!(doomed(&attempts, keep, 3), [at(6, 3), at(3, 3), at(1, 1)]);
+        assert_eq!(doomed(&attempts, Keep { newest: 0, every: 0 }, 3).len(), 4);
     }
 }

@@ -51,6 +51,20 @@ pub(crate) fn begin_writeback(file: &File, offset: u64, count: u64) {
     };
 }
 
+/// Asks the kernel to drop the pages of a file that memory holds and the disk has, so that they are
+/// read from the disk next. Only a hint.
+#[cfg(target_os = "linux")]
+pub(crate) fn forget(file: &File) {
+    use std::os::fd::AsRawFd;
+
+    // SAFETY: the call takes no pointer, and `file` keeps its descriptor open meanwhile.
+    let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Other systems have no such hint.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn forget(_: &File) {}
+
 /// Other systems have no such hint.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn begin_writeback(_: &File, _: u64, _: u64) {}

@@ -81,6 +81,10 @@ impl ReadFile for Read {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         marked("read", &self.path, || self.file.read_at(out, offset))
     }
+
+    fn forget(&self) {
+        self.file.forget();
+    }
 }
 
 impl Disk for MarkedDisk {

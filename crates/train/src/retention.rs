@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use checkpoint::{Proof, Store};
+use checkpoint::{Keep, Proof, Store};
 
 use crate::Event;
 
@@ -15,30 +15,28 @@ type Removed = Result<Vec<PathBuf>, checkpoint::Error>;
 
 /// The removal of all but the newest checkpoints.
 pub(crate) struct Retention {
-    /// Checkpoints to keep; 0 for all.
-    keep: usize,
+    /// Checkpoints to keep; none for all.
+    keep: Option<Keep>,
     running: Option<JoinHandle<Removed>>,
     /// Something was saved while another removal was under way.
     due: bool,
 }
 
 impl Retention {
-    pub fn new(keep: usize) -> Retention {
+    pub fn new(keep: Option<Keep>) -> Retention {
         Retention { keep, running: None, due: false }
     }
 
     /// After a save: begins to remove, without waiting for anything. Returns what came of the
     /// time before. While that lasts nothing begins; the next time makes up for it.
     pub fn begin(&mut self, store: &Store) -> Option<Event> {
-        if self.keep == 0 {
-            return None;
-        }
+        let keep = self.keep?;
         self.due = true;
         if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return None;
         }
         let told = self.end();
-        let (store, keep) = (store.clone(), self.keep);
+        let store = store.clone();
         let remove = move || store.retain(keep, Proof::EveryByte);
         match std::thread::Builder::new().name("retention".into()).spawn(remove) {
             Ok(running) => (self.running, self.due) = (Some(running), false),
@@ -136,7 +134,7 @@ mod tests {
     fn a_save_never_waits_for_a_slow_disk() {
         let disk = Slow::default();
         let store = Store::on(Arc::new(disk.clone()), "/checkpoints");
-        let mut retention = Retention::new(2);
+        let mut retention = Retention::new(Some(2.into()));
         let held = disk.hold.lock().unwrap();
         for _ in 0..3 {
             // Would never return if it waited.
@@ -151,7 +149,7 @@ mod tests {
     #[test]
     fn what_goes_wrong_is_a_warning() {
         let disk = Slow { fails: true, ..Slow::default() };
-        let mut retention = Retention::new(1);
+        let mut retention = Retention::new(Some(1.into()));
         let store = Store::on(Arc::new(disk), "/checkpoints");
         assert_eq!(retention.begin(&store), None);
         let told = retention.finish(&store);
@@ -163,7 +161,7 @@ mod tests {
     #[test]
     fn keeping_all_removes_nothing() {
         let store = Store::on(Arc::new(Slow { fails: true, ..Slow::default() }), "/checkpoints");
-        let mut retention = Retention::new(0);
+        let mut retention = Retention::new(None);
         assert_eq!(retention.begin(&store), None);
         assert_eq!(retention.finish(&store), []);
     }
