@@ -229,10 +229,22 @@ fn another_model_is_not_resumed() {
     run.digest(&run.name, &[]);
     let done = run.train(&["--set", "model.d_model=32", "--ranks", "2"]);
     assert_eq!(done.code(), Some(2), "{done}");
-    insta::assert_snapshot!(message(&run, &done, &[]), @"error: runs/fail-model/checkpoints/step-00000006.g0001 holds another model: `model.embed_tokens.weight` is [320, 64] there and [320, 32] here; give the run another name, or use --resume never");
+    insta::assert_snapshot!(message(&run, &done, &[]), @"
+    error: runs/fail-model/checkpoints/step-00000006.g0001 holds another model:
+      `model.embed_tokens.weight`: [320, 64] there, [320, 32] here
+      `model.layers.0.input_layernorm.weight`: [64] there, [32] here
+      `model.layers.0.self_attn.q_proj.weight`: [64, 64] there, [32, 32] here
+      `model.layers.0.self_attn.k_proj.weight`: [32, 64] there, [16, 32] here
+      `model.layers.0.self_attn.v_proj.weight`: [32, 64] there, [16, 32] here
+      `model.layers.0.self_attn.q_norm.weight`: [16] there, [8] here
+      `model.layers.0.self_attn.k_norm.weight`: [16] there, [8] here
+      `model.layers.0.self_attn.o_proj.weight`: [64, 64] there, [32, 32] here
+      and 42 more tensors
+    Give the run another name, or use --resume never
+    ");
     let done = run.train(&["--set", &format!("model={DENSE}")]);
     assert_eq!(done.code(), Some(2), "{done}");
-    assert!(done.stderr.contains("holds another model: "), "{done}");
+    assert!(done.stderr.contains("holds another model:"), "{done}");
     // The checkpoint's config is still beside it.
     let done = run.muster(&["generate", "runs/fail-model", "--tokens", "1"]);
     assert_eq!(done.code(), Some(0), "{done}");

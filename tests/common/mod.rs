@@ -53,7 +53,7 @@ impl Workdir {
              batch: {{leaves: 4, micro_batches: 2, micro_batch: 1, seq_len: 32}}\n\
              train: {{steps: 6, eval_every: 0, eval_samples: 4, sample_tokens: 0}}\n\
              checkpoint: {{every: 0, keep: 2}}\n\
-             ranks: {{threads: 1, timeout_ms: 60000}}\n"
+             ranks: {{threads: 1, timeout_ms: 60000, restarts: 0}}\n"
         );
         std::fs::write(dir.path().join("run.yaml"), config).unwrap();
         Workdir { dir, name: name.to_owned() }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use checkpoint::{
-    Checkpoint, Diff, Distance, Error, Proof, Removable, StateTensor, Status, Store,
+    Checkpoint, Diff, Distance, Error, Keep, Proof, Removable, StateTensor, Status, Store,
     TensorDifference, VerifyReport, diff, verify,
 };
 
@@ -12,8 +12,8 @@ use crate::cli::CkptCommand;
 use crate::console::{bytes, count, plural, short};
 use crate::error::{CliError, Exit};
 use crate::output::say;
-use crate::reshape_cmd;
 use crate::run_dir::{PassedOver, open_checkpoint, run_name, store, usable};
+use crate::{export_cmd, import_cmd, reshape_cmd};
 
 pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
     match command {
@@ -40,7 +40,11 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
         }
         CkptCommand::Reshape(args) => reshape_cmd::reshape(&args),
         CkptCommand::Plan { source, layout, rate } => reshape_cmd::plan(&source, layout.0, rate),
-        CkptCommand::Gc { dir, keep, dry_run } => collect(&dir, keep.get(), dry_run),
+        CkptCommand::Import(args) => import_cmd::import(&args),
+        CkptCommand::Export(args) => export_cmd::export(&args),
+        CkptCommand::Gc { dir, keep, keep_every, dry_run } => {
+            collect(&dir, Keep { newest: keep.get(), every: keep_every }, dry_run)
+        }
         CkptCommand::Diff { a, b, parameters_only } => {
             let (a, b) = (open_checkpoint(&a)?, open_checkpoint(&b)?);
             let mut found = diff(&a, &b)?;
@@ -57,8 +61,8 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
 /// Slots that hold the model rather than the optimizer's state.
 const PARAMETER_SLOTS: [&str; 2] = ["param", "router_bias"];
 
-/// Removes all checkpoints but the newest `keep`, or says which.
-fn collect(dir: &Path, keep: usize, dry_run: bool) -> Result<Exit, CliError> {
+/// Removes all checkpoints but those to keep, or says which.
+fn collect(dir: &Path, keep: Keep, dry_run: bool) -> Result<Exit, CliError> {
     let store = store(dir)?;
     let entries = store.list()?;
     if entries.is_empty() {

@@ -21,7 +21,9 @@ use crate::trace::Steps;
 pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
-pub use ckpt::{CkptCommand, RANKS_MAX, ReshapeArgs};
+pub use ckpt::{
+    CkptCommand, ExportArgs, FileType, ImportArgs, Library, RANKS_MAX, ReshapeArgs, RuleWord,
+};
 pub use collectives::CollectivesArgs;
 pub use links::LinksArgs;
 pub use report::ReportArgs;
@@ -86,6 +88,7 @@ Examples:
   muster train configs/quickstart.yaml --ranks 4 --threads 1 --backend tcp
   muster train configs/gpt2-124m.yaml --set data.files='[a.txt, b.jsonl]' --dry-run
   muster train configs/quickstart.yaml --resume never
+  muster train finetune.yaml --init imported
   muster train configs/quickstart.yaml --ranks 2 --trace trace.json.gz --trace-steps 20..25
   srun --ntasks-per-node=1 muster train run.yaml --backend tcp --ranks 16
   mpirun -n 8 muster train run.yaml --backend tcp
@@ -115,6 +118,10 @@ pub struct TrainArgs {
     /// Checkpoint to start from: `auto` (this run's newest), `never`, a checkpoint or a run
     #[arg(long, value_name = "auto|never|DIR")]
     pub resume: Option<String>,
+    /// Where a run begins that resumes from nothing: with the parameters of an import, a run or a
+    /// checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub init: Option<String>,
     /// Stop after this step, saved; the schedule is that of the whole run
     #[arg(long, value_name = "N")]
     pub max_steps: Option<u64>,
@@ -246,6 +253,11 @@ impl TrainArgs {
             let over = Override::flag("checkpoint.resume", value, "--resume");
             all.push(Override { flag: format!("--resume {word}"), ..over });
         }
+        if let Some(dir) = &self.init {
+            let value = serde_json::Value::from(&**dir).to_string();
+            let over = Override::flag("checkpoint.init", value, "--init");
+            all.push(Override { flag: format!("--init {dir}"), ..over });
+        }
         all
     }
 }
@@ -318,6 +330,14 @@ pub struct GenerateArgs {
     /// Seeds the choice: the same seed gives the same text
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Write the logits after each token of the prompt to a safetensors file (`tokens` as I64,
+    /// `logits` as F32 [tokens, vocabulary]), and generate nothing
+    #[arg(long, value_name = "FILE")]
+    pub logits: Option<PathBuf>,
+    /// Tokens in the place of a prompt, as their numbers
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', requires = "logits")]
+    #[arg(conflicts_with = "prompt")]
+    pub ids: Vec<u32>,
 }
 
 #[derive(Debug, Subcommand)]

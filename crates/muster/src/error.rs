@@ -128,6 +128,14 @@ impl CliError {
         self
     }
 
+    /// With a sentence more.
+    pub fn with_reason(mut self, why: Option<String>) -> CliError {
+        if let Some(why) = why {
+            self.message = format!("{}\n{why}", self.message.trim_end());
+        }
+        self
+    }
+
     /// Something that cannot happen.
     pub fn bug(message: impl fmt::Display) -> CliError {
         let message = format!("{message}\nThis is a bug in Muster; please report it.");
@@ -249,6 +257,16 @@ impl From<checkpoint::Error> for CliError {
                 CliError::limited(error)
             }
             other => CliError::mistaken(other),
+        }
+    }
+}
+
+impl From<interop::Error> for CliError {
+    fn from(error: interop::Error) -> CliError {
+        match error {
+            interop::Error::Checkpoint(error) => error.into(),
+            interop::Error::Io { action, path, source } => CliError::file(action, &path, &source),
+            other => CliError::mistake(other),
         }
     }
 }

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, Wanted, slabs};
-use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Role, Written, write_plan};
-use train::Config;
+use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Written, write_plan};
 
 use crate::cli::{RANKS_MAX, ReshapeArgs};
 use crate::console::{ByteProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
 use crate::output::say;
 use crate::run_dir::open_checkpoint;
+use crate::saved_model::model_of;
 
 /// Bytes of a wave, and of a rank's part of it: shards of many ranks should not be tiny.
 const WAVE_BYTES: u64 = 1 << 30;
@@ -208,24 +208,10 @@ fn cut(checkpoint: &Checkpoint, layout: MeshSpec) -> Result<(Mesh, Boxes), CliEr
 
 /// The rows of an attention head, from the config that the checkpoint keeps.
 fn heads_of(checkpoint: &Checkpoint) -> Result<HeadRows, CliError> {
-    let unknown = |why: &str| {
-        CliError::mistake(format!(
-            "--layout: {} {why}, so that nobody knows where its attention heads begin; leave tp \
-             out, or use tp=1",
-            checkpoint.path().display()
-        ))
-    };
-    let config = checkpoint.run_state().extra.get("config").cloned();
-    let config = config.ok_or_else(|| unknown("keeps no config"))?;
-    let config: Config = serde_json::from_value(config).map_err(|error| {
-        unknown(&format!("keeps a config that is not this version's ({error})"))
+    let (_, architecture) = model_of(checkpoint).map_err(|error| {
+        let why = error.message;
+        CliError::mistake(format!("--layout: {why}; leave tp out, or use tp=1"))
     })?;
-    let schema = checkpoint.schema();
-    let table = schema.tensors.iter().find(|tensor| tensor.role == Role::Embedding);
-    let vocabulary = table.and_then(|table| table.shape.first().copied()).unwrap_or(1);
-    let architecture = config.model.resolve(vocabulary, config.batch.seq_len);
-    let architecture =
-        architecture.map_err(|error| unknown(&format!("keeps a config: {error}")))?;
     Ok(architecture.head_rows())
 }
 

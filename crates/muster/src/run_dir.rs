@@ -10,6 +10,7 @@
 //!           logs/                standard error of each rank
 //!           job-nodeN.json       what host N told its ranks
 //!           nodeN.lock           held while host N trains
+//!           published/           of an import: tokenizer, generation_config.json
 //! ```
 
 use std::io::ErrorKind;
@@ -101,6 +102,18 @@ impl RunDir {
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
     }
+}
+
+/// Where an import keeps the files that came beside the weights.
+pub const COMPANIONS: &str = "published";
+
+/// Files that belong to the model of a checkpoint in a run's directory.
+pub fn companions(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run.join(COMPANIONS)).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort();
+    files
 }
 
 /// The store of a directory that a person named: a run's, or the one of its checkpoints.

@@ -171,9 +171,17 @@ pub struct CheckpointConfig {
     /// Committed checkpoints to keep; 0 keeps all.
     #[schemars(range(max = 1_000_000))]
     pub keep: usize,
+    /// Checkpoints of every so many steps stay, too, as long as they are whole; 0: none.
+    #[schemars(range(max = 1_000_000_000_000_u64))]
+    pub keep_every: u64,
     /// The checkpoint to start from: `auto` (the newest of this run, if any), `never` (none), or
     /// the directory of one.
     pub resume: Resume,
+    /// Where a run begins that resumes from no checkpoint: with the parameters of this one (an
+    /// import's directory, a run's or a checkpoint's) in place of drawn ones. Without a `model`
+    /// section the model and its tokenizer are that checkpoint's, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Whether steps go on while a checkpoint is written.
     pub mode: SaveMode,
     /// Megabytes a second that each rank writes at most beside the training; 0: no limit.
@@ -184,7 +192,15 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> CheckpointConfig {
         let (resume, mode) = (Resume::Auto, SaveMode::Async);
-        CheckpointConfig { every: 100, keep: 3, resume, mode, max_mb_per_s: 0 }
+        CheckpointConfig {
+            every: 100,
+            keep: 3,
+            keep_every: 0,
+            resume,
+            init: None,
+            mode,
+            max_mb_per_s: 0,
+        }
     }
 }
 
@@ -260,6 +276,12 @@ pub struct RanksConfig {
     /// One call to a disk may take as long, too.
     #[schemars(range(max = 604_800_000))]
     pub step_timeout_ms: u64,
+    /// How often ranks that have failed are started again, from the newest checkpoint, until the
+    /// next one is saved; 0: never. The first time after a second, then after twice as long as
+    /// before, up to a minute. The same failure twice at the same step ends the run. Of a job of
+    /// several hosts the ranks are not started again: that is left to its scheduler.
+    #[schemars(range(max = 1_000_000))]
+    pub restarts: u32,
     /// The signal by which a scheduler warns before it ends the job: `usr1`, `usr2` or `none`. The
     /// run saves and ends with exit code 75, as after SIGTERM, SIGHUP and SIGXCPU. For Slurm:
     /// `--signal=USR1@300`.
@@ -320,6 +342,7 @@ impl Default for RanksConfig {
             optimizer_device: OptimizerDevice::default(),
             timeout_ms: 120_000,
             step_timeout_ms: 0,
+            restarts: 3,
             warn_signal: WarnSignal::Usr1,
             links: Links::Auto,
             bucket_bytes: None,

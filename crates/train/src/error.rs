@@ -44,7 +44,7 @@ pub enum TrainError {
     PeerSave { step: u64, rank: usize, reason: String },
     /// The checkpoint is of another model.
     #[error(
-        "{path} holds another model: {difference}; give the run another name, or use --resume never"
+        "{path} holds another model:{difference}\nGive the run another name, or use --resume never"
     )]
     OtherModel { path: PathBuf, difference: String },
     /// A disk without room for a checkpoint, before the first step.

@@ -14,6 +14,10 @@ pub enum Event {
     Header(Header),
     /// Weights and state came from a checkpoint, or not.
     Resumed(Resumed),
+    /// A new run's weights are those of a checkpoint.
+    Initialized(Initialized),
+    /// Ranks have failed, and start again from the newest checkpoint.
+    Restarting(Restarting),
     Step(Step),
     /// Times of the ranks for a step, told with the vote of the next one.
     Ranks(RankTimes),
@@ -149,6 +153,26 @@ pub struct Resumed {
     pub skipped: Vec<(String, String)>,
     /// Ranks that wrote it.
     pub written_by: usize,
+}
+
+/// Ranks that have failed and start again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Restarting {
+    /// The rank that failed, and how.
+    pub failure: String,
+    /// The so manyth time since a checkpoint, of as many as are allowed.
+    pub number: u32,
+    pub of: u32,
+    /// How long that takes to begin, in seconds.
+    pub wait_s: f64,
+}
+
+/// Where the weights of a new run are from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Initialized {
+    pub path: String,
+    /// Steps that it has been trained for.
+    pub step: u64,
 }
 
 /// One optimizer step.

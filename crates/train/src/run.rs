@@ -5,8 +5,9 @@
 
 use std::time::Instant;
 
-use checkpoint::Store;
+use checkpoint::{Keep, Store};
 
+use crate::config::CheckpointConfig;
 use crate::event::{Action, Evaluation, FinishReason, NonFinite, Saved};
 use crate::laps::Part;
 use crate::pulse::{self, Phase};
@@ -60,9 +61,7 @@ impl<E: Engine> Trainer<E> {
     ) -> Result<Outcome, TrainError> {
         let total = self.config.train.steps;
         let last = max_steps.map_or(total, |most| total.min(most));
-        // One rank removes for all.
-        let keep = if self.ranks.rank() == 0 { self.config.checkpoint.keep } else { 0 };
-        let mut saves = Saves { store, retention: Retention::new(keep), newest: None };
+        let mut saves = Saves { store, retention: Retention::new(self.keeps()), newest: None };
         let mut evaluated = None;
         let mut reason = match self.step >= total {
             true => FinishReason::AlreadyComplete,
@@ -110,12 +109,21 @@ impl<E: Engine> Trainer<E> {
         }
         pulse::enter(Phase::Ending);
         self.last_rank_times()?.map_or(Ok(()), &mut *emit)?;
-        saves.retention.finish(store).into_iter().try_for_each(&mut *emit)?;
+        // Who has to be gone in a moment leaves that to the next start.
+        if reason != FinishReason::Terminated {
+            saves.retention.finish(store).into_iter().try_for_each(&mut *emit)?;
+        }
         let (final_loss, final_bits_per_byte) = evaluated.unzip();
         let final_bits_per_byte = final_bits_per_byte.flatten();
         let step = self.step;
         let checkpoint = saves.newest;
         Ok(Outcome { reason, step, final_loss, final_bits_per_byte, checkpoint })
+    }
+
+    /// Checkpoints that this rank keeps when it removes the others: one removes for all.
+    fn keeps(&self) -> Option<Keep> {
+        let CheckpointConfig { keep: newest, keep_every: every, .. } = self.config.checkpoint;
+        (self.ranks.rank() == 0 && newest > 0).then_some(Keep { newest, every })
     }
 
     fn is_due(&self, every: u64) -> bool {

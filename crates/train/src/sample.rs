@@ -68,6 +68,27 @@ impl Sampler {
         Sampler::new(device, &a, positions, plan.bucket_elements, &weights, &biases)
     }
 
+    /// The logits after each token of a text no longer than the window, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// Device errors; a token outside the vocabulary.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
+        let positions = self.model.batch().positions;
+        let mut window = tokens.to_vec();
+        window.resize(positions, 0);
+        let ignore = vec![kernels::loss::IGNORE; positions];
+        let doc_start = vec![0; positions];
+        let inputs = Inputs { tokens: &window, targets: &ignore, doc_start: &doc_start };
+        let (weights, router_bias, loads) = (&self.weights, &self.router_bias, &self.loads);
+        let state = State { weights, router_bias, loads };
+        let stash = self.model.forward(&inputs, state, &mut NoHooks)?;
+        let mut logits = Vec::new();
+        for row in 0..tokens.len().min(positions) {
+            logits.extend(self.model.row_logits(&stash, state, row)?);
+        }
+        Ok(logits)
+    }
+
     /// Continues `prompt` (at least one token) by `count` tokens below `vocab`.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! keep, then the engine's states. Each rank writes its part of them ([`RunPlan::save_boxes`]) and
 //! tells rank 0 a digest of it; rank 0, which has computed what all ranks write, commits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use checkpoint::{
@@ -14,7 +14,7 @@ use checkpoint::{
 use comm::Control;
 use device::{DType, Stream, Tensor};
 use layout::state::PARAM;
-use layout::{Absent, Sharing, StateDecl};
+use layout::{Absent, Schema, Sharing, StateDecl};
 use optim::StateView;
 
 use crate::optimizer::Optimizer;
@@ -218,25 +218,33 @@ fn rows(whole: &Tensor, state: &StateDecl, region: &Region) -> Result<Tensor, Tr
     Ok(flat.flat(start..start + region.elements().unwrap_or(0))?)
 }
 
-/// Refuses a checkpoint of another model, naming the first difference.
+/// Tensors that are told of another model.
+const TOLD: usize = 8;
+
+/// Refuses a checkpoint of another model, with a table of what differs.
 pub(crate) fn check_model(checkpoint: &Checkpoint, plan: &RunPlan) -> Result<(), TrainError> {
-    let theirs = checkpoint.schema();
-    let refuse =
-        |difference| Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference });
-    for (ours, theirs) in plan.schema.tensors.iter().zip(&theirs.tensors) {
-        if ours.name != theirs.name {
-            return refuse(format!("it has `{}` where this has `{}`", theirs.name, ours.name));
-        }
-        if ours.shape != theirs.shape {
-            let (a, b) = (&theirs.shape, &ours.shape);
-            return refuse(format!("`{}` is {a:?} there and {b:?} here", ours.name));
-        }
+    let (theirs, ours) = (checkpoint.schema(), &plan.schema);
+    let of = |schema: &Schema| -> BTreeMap<String, Vec<usize>> {
+        schema.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect()
+    };
+    let (there, here) = (of(&theirs), of(ours));
+    let mut names: Vec<&String> = ours.tensors.iter().map(|tensor| &tensor.name).collect();
+    names.extend(theirs.tensors.iter().map(|t| &t.name).filter(|name| !here.contains_key(*name)));
+    let unlike: Vec<&String> =
+        names.into_iter().filter(|name| there.get(*name) != here.get(*name)).collect();
+    if unlike.is_empty() {
+        return Ok(());
     }
-    let (a, b) = (theirs.tensors.len(), plan.schema.tensors.len());
-    if a != b {
-        return refuse(format!("it has {a} tensors and this has {b}"));
+    let word = |shape: Option<&Vec<usize>>| shape.map_or("none".into(), |s| format!("{s:?}"));
+    let row = |name: &&String| {
+        let (there, here) = (word(there.get(*name)), word(here.get(*name)));
+        format!("\n  `{name}`: {there} there, {here} here")
+    };
+    let mut difference: String = unlike.iter().take(TOLD).map(row).collect();
+    if unlike.len() > TOLD {
+        difference += &format!("\n  and {} more tensors", unlike.len() - TOLD);
     }
-    Ok(())
+    Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference })
 }
 
 /// States of one slot that begin anew, though the run goes on from a checkpoint: their update was
@@ -263,9 +271,9 @@ impl std::fmt::Display for Anew {
 }
 
 /// The states that a checkpoint lacks, or has in another shape, though a run can begin without.
-pub(crate) fn begun_anew(checkpoint: &Checkpoint, plan: &RunPlan) -> Vec<Anew> {
+pub(crate) fn begun_anew(checkpoint: &Checkpoint, states: &[StateDecl]) -> Vec<Anew> {
     let mut anew: Vec<Anew> = Vec::new();
-    for state in plan.states.iter().filter(|state| lacks(checkpoint, state)) {
+    for state in states.iter().filter(|state| lacks(checkpoint, state)) {
         let StateDecl { name, slot, absent, .. } = state;
         let is_there = checkpoint.tensor(&key(state)).is_ok();
         match anew.iter_mut().find(|of| (of.slot, of.is_there) == (slot, is_there)) {
@@ -307,6 +315,25 @@ pub(crate) fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), 
     let mut loads = Loads::new(checkpoint, saver.seed);
     for StateView { state, region, view } in views {
         loads.add(&stream, &saver.plan.states[state], region, view)?;
+    }
+    for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
+        loads.add(saver.stream, state, Region::whole(&state.shape), to.clone())?;
+    }
+    loads.run(saver.plan.threads)
+}
+
+/// Loads the boxes of parameters that this rank holds, and the engine's states; see
+/// [`load_states`].
+///
+/// # Errors
+/// Damaged or missing data.
+pub(crate) fn load_parameters(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
+    let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
+    let mut loads = Loads::new(checkpoint, saver.seed);
+    let states = &saver.plan.states;
+    let params = views.into_iter().filter(|view| states[view.state].slot == PARAM);
+    for StateView { state, region, view } in params {
+        loads.add(&stream, &states[state], region, view)?;
     }
     for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
         loads.add(saver.stream, state, Region::whole(&state.shape), to.clone())?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, begun_anew, check_model, load_states};
+use crate::save::{Loaded, Saver, begun_anew, check_model, load_parameters, load_states};
 use crate::save_beside::Beside;
 use crate::{Engine, TrainError, Trainer};
 
@@ -188,7 +188,7 @@ impl<E: Engine> Trainer<E> {
         self.ranks.saving.barrier()?;
         let read = self.read_states(path);
         let checkpoint = self.agree(path, read)?;
-        let anew = begun_anew(&checkpoint, &self.plan);
+        let anew = begun_anew(&checkpoint, &self.plan.states);
         let mut warnings: Vec<String> = anew.iter().map(ToString::to_string).collect();
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
@@ -222,6 +222,36 @@ impl<E: Engine> Trainer<E> {
         }
         let written_by = checkpoint.manifest().world as usize;
         Ok((Loaded { state, written_by }, warnings))
+    }
+
+    /// Begins with the parameters of a checkpoint, and with what the engine kept beside them; all
+    /// else is as at the start of a run. Returns the step that it is of, with warnings. All ranks
+    /// call it, and all succeed or fail.
+    ///
+    /// # Errors
+    /// As [`Trainer::load`].
+    pub fn begin_with(&mut self, path: &Path) -> Result<(u64, Vec<String>), TrainError> {
+        self.ranks.settle()?;
+        self.ranks.saving.barrier()?;
+        let read = self.read_parameters(path);
+        let checkpoint = self.agree(path, read)?;
+        let warnings = begun_anew(&checkpoint, self.plan.engine_states());
+        self.optimizer.publish(&self.stream, &self.memory.weights)?;
+        self.ranks.gather(&self.stream)?;
+        self.ranks.settle()?;
+        self.engine.weights_changed();
+        self.engine.states_changed()?;
+        Ok((checkpoint.run_state().step, warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    fn read_parameters(&self, path: &Path) -> Result<Checkpoint, TrainError> {
+        let checkpoint = match self.ranks.rank() {
+            0 => Checkpoint::open(path)?,
+            _ => Checkpoint::open_lazily(path)?,
+        };
+        check_model(&checkpoint, &self.plan)?;
+        load_parameters(&checkpoint, &self.saver()?)?;
+        Ok(checkpoint)
     }
 
     fn read_states(&self, path: &Path) -> Result<Checkpoint, TrainError> {

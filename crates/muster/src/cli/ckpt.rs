@@ -75,6 +75,43 @@ reshape that was interrupted goes on when the same command is given again.")]
         #[arg(long, value_name = "GB/S")]
         rate: Option<f64>,
     },
+    /// Make a checkpoint of a published model, or of a checkpoint for another model
+    #[command(after_help = "\
+Examples:
+  muster ckpt import Qwen3-30B-A3B-Base qwen3
+  muster generate qwen3 --prompt \"Once upon a time\"
+  muster train finetune.yaml --init qwen3
+  muster ckpt import Llama-3-8B mixture --config moe.yaml --allow experts
+  muster ckpt import runs/a padded --config wider.yaml --allow vocabulary
+
+Reads a directory as Hugging Face's transformers writes it: config.json, safetensors files with or
+without an index, tokenizer. Families: gpt2, llama, qwen3_moe, olmoe, mixtral, deepseek_v3. Nothing
+in it is executed. Parameters become F32, which loses nothing of BF16 or F16; FP8 matrices with
+factors (weight_scale_inv) become their products. TARGET appears whole or not at all.
+
+A config with another model than the source's is made by rules, each of which has to be allowed:
+  vocabulary  rows more are zero, rows less are left out
+  tied        a head of its own begins as the embedding; one that is not needed is left out
+  experts     k of each one, k slices of each one, the mean of k each, or copies or slices of a
+              dense MLP, with routers drawn anew
+Of a checkpoint the parameters are taken, not the optimizer's state.
+
+Directories of torch.distributed.checkpoint (.metadata or DCP's safetensors; Megatron's torch_dist),
+and DeepSpeed's universal checkpoints are read, too: with --config, or --as-is.")]
+    Import(ImportArgs),
+    /// Write a checkpoint for another library
+    #[command(after_help = "\
+Examples:
+  muster ckpt export runs/a out
+  muster ckpt export runs/a out --dtype bf16 --cast
+  muster ckpt export runs/a out --to dcp --all-states
+
+  hf           what Hugging Face's transformers loads: config.json, safetensors files of at most
+               5 GB with an index, and the tokenizer
+  safetensors  the same files, of any model, without a config.json
+  dcp          what torch.distributed.checkpoint loads
+Every byte of the checkpoint is verified as it is read. TARGET appears whole or not at all.")]
+    Export(ExportArgs),
     /// Remove all checkpoints of a run but the newest
     #[command(after_help = "\
 Examples:
@@ -90,6 +127,9 @@ if one that is damaged stays.")]
         /// How many whole checkpoints stay
         #[arg(long, value_name = "N")]
         keep: std::num::NonZeroUsize,
+        /// Checkpoints of every so many steps stay, too, as long as they are whole
+        #[arg(long, value_name = "STEPS", default_value_t = 0, hide_default_value = true)]
+        keep_every: u64,
         /// Say what would be removed, and remove nothing
         #[arg(long)]
         dry_run: bool,
@@ -108,6 +148,95 @@ pub struct ReshapeArgs {
     /// Threads that read and write, in 8 MiB each; by default one per core
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The directory of a published model or of another trainer's checkpoint; a checkpoint, or a
+    /// run's directory
+    pub source: PathBuf,
+    /// A directory for the result, as that of a run: new, or empty
+    pub target: PathBuf,
+    /// A config whose model the result is of; by default it is the source's
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Take every tensor as it is, of whatever model: to verify, compare or export it
+    #[arg(long, conflicts_with_all = ["config", "allow", "ignored"])]
+    pub as_is: bool,
+    /// Rules that may make one model's tensors of another's
+    #[arg(long, value_name = "RULE,…", value_delimiter = ',')]
+    pub allow: Vec<RuleWord>,
+    /// Layers of the source that the model's are, from FIRST to the one before END
+    #[arg(long, value_name = "FIRST..END", value_parser = layers, requires = "config")]
+    pub layers: Option<std::ops::Range<usize>>,
+    /// Read config.json as if it had no such key; may be repeated. The model then computes
+    /// something else than the published one
+    #[arg(long = "ignore-key", value_name = "KEY")]
+    pub ignored: Vec<String>,
+    /// Round values that F32 cannot hold (F64) instead of refusing them
+    #[arg(long)]
+    pub cast: bool,
+    /// Threads that read and write; by default one per core
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A checkpoint, or a run's directory (its newest one)
+    pub source: PathBuf,
+    /// A directory for the result: new, or empty
+    pub target: PathBuf,
+    /// The library
+    #[arg(long, value_enum, default_value = "hf")]
+    pub to: Library,
+    /// Write the optimizer's and the routers' states, too, each as NAME:SLOT
+    #[arg(long)]
+    pub all_states: bool,
+    /// Type of the parameters in the files
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: FileType,
+    /// Round values to that type; without it nothing is rounded
+    #[arg(long)]
+    pub cast: bool,
+    /// A file is closed before it would grow beyond so many GB
+    #[arg(long, value_name = "GB", default_value_t = 5.0)]
+    pub max_file_gb: f64,
+    /// Files that are written at once; by default one per core
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+}
+
+/// A rule of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RuleWord {
+    Vocabulary,
+    Tied,
+    Experts,
+}
+
+fn layers(text: &str) -> Result<std::ops::Range<usize>, String> {
+    let ends = text.split_once("..").map(|(first, end)| (first.trim().parse(), end.trim().parse()));
+    match ends {
+        Some((Ok(first), Ok(end))) if first < end => Ok(first..end),
+        _ => Err("write FIRST..END with FIRST below END, such as 0..16".to_owned()),
+    }
+}
+
+/// Libraries that checkpoints are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Library {
+    Hf,
+    Safetensors,
+    Dcp,
+}
+
+/// Types that parameters are published in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FileType {
+    F32,
+    Bf16,
+    F16,
 }
 
 /// More ranks than any cluster has; each gets a directory.

@@ -9,6 +9,7 @@ use train::config::Config;
 use train::mesh_plan::Purpose;
 
 use super::check::Checker;
+use super::init;
 use super::meaning::{self, Finding, Resolved};
 use super::overrides::Override;
 use super::problem::{Place, Problem, Problems};
@@ -59,6 +60,11 @@ pub fn check_text(
 ) -> Result<Loaded, Vec<Problem>> {
     let (structure, mut problems) = structure::<Config>(text, overrides);
     let Some(Structure { config, root }) = structure else { return Err(problems) };
+    let config = init::follow(config).unwrap_or_else(|(config, error)| {
+        let place = written(&root, &["checkpoint.init"]);
+        problems.push(Problem::new(place, "checkpoint.init", error.message));
+        *config
+    });
     let (resolved, findings) = meaning::check(&config, purpose);
     // A value in the range of a key may still not fit the rest of the model.
     for problem in problems.iter_mut().filter(|problem| problem.path.starts_with("model.")) {

@@ -79,6 +79,7 @@ pub fn check(config: &Config, purpose: Purpose) -> (Option<Resolved>, Vec<Findin
         _ => None,
     };
     findings.extend(check_resume(config));
+    findings.extend(check_init(config));
     let resolved = match (tokenizer, architecture, schema, tree, mesh) {
         (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree), Some(mesh)) => {
             Some(Resolved { tokenizer, architecture, schema, tree, mesh })
@@ -361,6 +362,16 @@ fn check_resume(config: &Config) -> Option<Finding> {
         None => "give the directory of a checkpoint or of a run, `auto` or `never`".into(),
     };
     Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
+}
+
+fn check_init(config: &Config) -> Option<Finding> {
+    let path = config.checkpoint.init.as_ref().filter(|path| !path.is_dir())?;
+    let what = format!("there is no directory {}", path.display());
+    let help = match neighbour(path) {
+        Some(near) => format!("did you mean {}?", near.display()),
+        None => "give the directory of an import, of a run or of a checkpoint".into(),
+    };
+    Some(finding("checkpoint.init", what, &help, &["checkpoint"]))
 }
 
 fn of_mesh(config: &Config, error: LayoutError) -> Finding {

@@ -9,6 +9,7 @@
 //! nothing is written twice.
 
 mod check;
+mod init;
 mod load;
 mod meaning;
 #[cfg(test)]

@@ -5,7 +5,8 @@ mod time;
 use std::fmt::Write as _;
 
 use train::event::{
-    Action, Buckets, Evaluation, Event, FinishReason, Finished, Header, Saved, Step,
+    Action, Buckets, Evaluation, Event, FinishReason, Finished, Header, Initialized, Restarting,
+    Saved, Step,
 };
 
 use super::units::{bytes, count, duration, ms, short};
@@ -52,6 +53,16 @@ impl Renderer {
                     plural(resumed.written_by, "rank"),
                 );
                 out
+            }
+            Event::Initialized(Initialized { path, step }) => {
+                format!("starting with the weights of {path} (step {step})")
+            }
+            Event::Restarting(Restarting { failure, number, of, wait_s }) => {
+                let what = self.strong(failure);
+                format!(
+                    "{what}\nstarting again in {wait_s} s from the newest checkpoint ({number} of \
+                     {of} times until the next one is saved)"
+                )
             }
             Event::Step(step) => self.step(step),
             Event::Ranks(_) => String::new(), // Their sums belong to the summary.

@@ -1,15 +1,18 @@
 //! `muster generate`: text from a checkpoint.
 
+use std::path::Path;
+
 use checkpoint::Checkpoint;
 use data::Tokenizer;
 use device::Device;
+use safetensors::tensor::TensorView;
 use train::config::Config;
 use train::{Sampler, Sampling};
 
 use crate::cli::GenerateArgs;
 use crate::config::CONFIG_BYTES_MAX;
 use crate::error::{CliError, Exit};
-use crate::run_dir;
+use crate::{out_file, run_dir};
 
 /// Continues a prompt.
 ///
@@ -25,11 +28,13 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     let path = run_dir::checkpoint_path(&args.from)?;
     let config = config_of(&path)?;
     let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+    let checkpoint = Checkpoint::open(&path)?;
+    if let Some(file) = &args.logits {
+        return logits(&args, file, &checkpoint, (&config, &tokenizer));
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = Device::cpu(threads)?;
-    let checkpoint = Checkpoint::open(&path)?;
-    let mut prompt = vec![tokenizer.end_of_text()];
-    tokenizer.encode(&args.prompt, &mut prompt)?;
+    let prompt = prompt(&args, &tokenizer)?;
     let positions = (prompt.len() + args.tokens).clamp(1, config.batch.seq_len);
     let of = (&config, tokenizer.vocab_size());
     let sampler = Sampler::of_checkpoint(&device, &checkpoint, of, positions)?;
@@ -41,12 +46,60 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
+/// The tokens of the prompt, after the mark that begins a document.
+fn prompt(args: &GenerateArgs, tokenizer: &Tokenizer) -> Result<Vec<u32>, CliError> {
+    let mut prompt = vec![tokenizer.end_of_text()];
+    tokenizer.encode(&args.prompt, &mut prompt)?;
+    Ok(prompt)
+}
+
+/// Writes the logits after each token.
+fn logits(
+    args: &GenerateArgs,
+    file: &Path,
+    checkpoint: &Checkpoint,
+    (config, tokenizer): (&Config, &Tokenizer),
+) -> Result<Exit, CliError> {
+    out_file::check(file)?;
+    let tokens = match args.ids.is_empty() {
+        true => prompt(args, tokenizer)?,
+        false => args.ids.clone(),
+    };
+    if tokens.len() > config.batch.seq_len {
+        return Err(CliError::mistake(format!(
+            "{} tokens are more than the window of the model has, {}; give fewer",
+            tokens.len(),
+            config.batch.seq_len
+        )));
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = Device::cpu(threads)?;
+    let of = (config, tokenizer.vocab_size());
+    let sampler = Sampler::of_checkpoint(&device, checkpoint, of, tokens.len())?;
+    let logits = sampler.logits(&tokens)?;
+    let vocabulary = logits.len() / tokens.len();
+    let numbers: Vec<i64> = tokens.iter().map(|&token| i64::from(token)).collect();
+    let (numbers, logits): (Vec<u8>, Vec<u8>) = (
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+        logits.iter().flat_map(|logit| logit.to_le_bytes()).collect(),
+    );
+    let shape = vec![tokens.len(), vocabulary];
+    let view = |dtype, shape, bytes| TensorView::new(dtype, shape, bytes).map_err(CliError::bug);
+    let views = [
+        ("tokens", view(safetensors::Dtype::I64, vec![tokens.len()], &numbers)?),
+        ("logits", view(safetensors::Dtype::F32, shape, &logits)?),
+    ];
+    let bytes = safetensors::serialize(views, None).map_err(CliError::bug)?;
+    out_file::write(file, &bytes)?;
+    Ok(Exit::Ok)
+}
+
 /// The config of the run that a checkpoint lies in.
-fn config_of(checkpoint: &std::path::Path) -> Result<Config, CliError> {
+fn config_of(checkpoint: &Path) -> Result<Config, CliError> {
     // `..` has a parent by name that is not the directory above it.
     let absolute = checkpoint.canonicalize().or_else(|_| std::path::absolute(checkpoint));
     let absolute = absolute.map_err(CliError::mistake)?;
-    let run = absolute.parent().and_then(std::path::Path::parent);
+    let run = absolute.parent().and_then(Path::parent);
     let file = run.map(|run| run.join("config.yaml")).unwrap_or_default();
     let text = data::input::read_file(&file, CONFIG_BYTES_MAX).map_err(|error| {
         CliError::mistake(format!(

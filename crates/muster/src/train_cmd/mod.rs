@@ -19,6 +19,7 @@ mod offload;
 pub mod others;
 pub mod place;
 pub mod reach;
+mod restart;
 mod resume;
 pub mod room;
 pub mod shared_memory;
@@ -31,5 +32,5 @@ mod worker;
 
 pub use generate::generate;
 pub use job::{BUCKETS, COMMAND, KIND_OF_CPU, OPTIMIZER_DEVICE};
-pub use supervise::train;
+pub use supervise::{as_yaml, train};
 pub use worker::worker;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use checkpoint::{Attempt, Error, RunState, Skipped, Store};
 use comm::{Channel, World};
 use train::config::Resume;
-use train::event::Resumed;
+use train::event::{Initialized, Resumed};
 use train::{Engine, Event, TrainError, Trainer};
 
 use super::job::Job;
@@ -25,7 +25,9 @@ pub fn resume<E: Engine>(
     trainer: &mut Trainer<E>,
     emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
 ) -> Result<(), CliError> {
-    let Some(start) = Start::of(&job.config.checkpoint.resume, store) else { return Ok(()) };
+    let Some(start) = Start::of(&job.config.checkpoint.resume, store) else {
+        return begin(job, world, trainer, emit);
+    };
     let mut skipped = Vec::new();
     let mut bound = None;
     loop {
@@ -36,7 +38,7 @@ pub fn resume<E: Engine>(
         }
         world.control(Channel::Saving).broadcast_bytes(0, &mut chosen)?;
         if chosen.is_empty() {
-            return Ok(());
+            return begin(job, world, trainer, emit);
         }
         let path = String::from_utf8_lossy(&chosen).into_owned();
         let (loaded, warnings) = match (trainer.load(Path::new(&path)), start.older_than(&path)) {
@@ -55,6 +57,28 @@ pub fn resume<E: Engine>(
         }
         return Ok(());
     }
+}
+
+/// Begins a run with the parameters of a checkpoint, if the config says so.
+fn begin<E: Engine>(
+    job: &Job,
+    world: &World,
+    trainer: &mut Trainer<E>,
+    emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+) -> Result<(), CliError> {
+    let Some(init) = &job.config.checkpoint.init else { return Ok(()) };
+    let mut chosen = Vec::new();
+    if world.rank() == 0 {
+        chosen = run_dir::checkpoint_path(init)?.display().to_string().into_bytes();
+    }
+    world.control(Channel::Saving).broadcast_bytes(0, &mut chosen)?;
+    let path = String::from_utf8_lossy(&chosen).into_owned();
+    let (step, warnings) = trainer.begin_with(Path::new(&path))?;
+    emit(Event::Initialized(Initialized { path, step }))?;
+    for message in warnings {
+        emit(Event::Warning { message })?;
+    }
+    Ok(())
 }
 
 /// That a run's own directory holds what another run saved, if the checkpoint says so. One that

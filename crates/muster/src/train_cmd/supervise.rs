@@ -9,7 +9,7 @@ use comm::{BackendWord, Lack};
 use data::{Prepared, Stage};
 use layout::Mesh;
 use train::config::Config;
-use train::event::{Corpus, FinishReason, Offload};
+use train::event::{Corpus, FinishReason, Offload, Restarting};
 use train::mesh_plan::Purpose;
 use train::{Event, RunPlan};
 
@@ -22,6 +22,7 @@ use super::mesh;
 use super::offload;
 use super::others::Others;
 use super::place::{Place, Share};
+use super::restart::{Failure, Next, Restarts};
 use super::room;
 use super::shared_memory::SharedMemory;
 use super::signals::{Ending, Signals};
@@ -173,12 +174,19 @@ struct Ready {
 }
 
 /// Prepares the data, and what the ranks are told.
-fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, CliError> {
+///
+/// A trace is of the first start.
+fn ready(
+    args: &TrainArgs,
+    planned: &Planned,
+    run: &RunDir,
+    is_first: bool,
+) -> Result<Ready, CliError> {
     let Planned { config, place, addresses, name, secret, tls, .. } = planned;
     // Before the data is read, which may take long.
     addresses.try_out(place.node)?;
     let prepared = prepare(config, run)?;
-    let traced = traced(args, place);
+    let traced = traced(args, place).filter(|_| is_first);
     traced.iter().try_for_each(Traced::check)?;
     let (name, ranks) = (name.clone().unwrap_or_else(|| job_name(config)), &config.ranks);
     let of_job = (&name[..], tls.security(secret));
@@ -208,7 +216,8 @@ fn ready(args: &TrainArgs, planned: &Planned, run: &RunDir) -> Result<Ready, Cli
     Ok(Ready { job, server, traced, memory })
 }
 
-/// Starts this host's ranks and sees them to their end; `start` becomes how far they came.
+/// Starts this host's ranks and sees them to their end, again where they fail and may be started
+/// anew; `start` becomes how far they came.
 fn supervise(
     args: &TrainArgs,
     planned: Planned,
@@ -216,16 +225,75 @@ fn supervise(
     absence: &Absence,
     start: &mut address::Start,
 ) -> Result<Exit, CliError> {
-    let Ready { job, server, traced, memory: _memory } = ready(args, &planned, run)?;
-    let Planned { place, plan, buckets, fit, offload, secret, tls, .. } = planned;
-    let mut sink = begin_events(&place, run, || {
-        let plan = (&plan, &place, &job.cpus, buckets.reason);
-        header(plan, &job.config, Some(&job.prepared), run, offload?)
-    })?;
-    fit.iter().flatten().for_each(|why| sink.warn(why));
-    // Once, and not on every host.
-    let warning = tls.warning(&secret).filter(|_| place.node == 0);
-    warning.iter().for_each(|why| sink.warn(why));
+    // Other hosts do not know of a start that this one makes by itself.
+    let most = if planned.place.nodes == 1 { planned.config.ranks.restarts } else { 0 };
+    let mut restarts = Restarts::new(most);
+    let mut sink = None;
+    loop {
+        let mut attempt = Attempt { restarts: &mut restarts, sink: &mut sink, last_step: None };
+        let ended = once(args, &planned, (run, signals), (absence, &mut *start), &mut attempt);
+        let step = attempt.last_step;
+        let error = match ended {
+            Err(error) if error.exit == Exit::Peer => error,
+            ended => return ended,
+        };
+        let asked = || signals.interrupts() + signals.terminations() > 0;
+        let next = match asked() || *start != address::Start::Met {
+            // Ranks that never met fail for what another start does not mend.
+            true => Next::End(None),
+            false => restarts.next(Failure::new(step, &error.message)),
+        };
+        let (number, wait) = match next {
+            Next::Again { number, wait } => (number, wait),
+            Next::End(why) => return Err(error.with_reason(why)),
+        };
+        let failure = error.message.lines().next().unwrap_or_default().to_owned();
+        let restarting = Restarting { failure, number, of: most, wait_s: wait.as_secs_f64() };
+        sink.iter_mut().for_each(|sink| sink.tell(&Event::Restarting(restarting.clone())));
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            if asked() {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Parts that outlive a start of the ranks.
+struct Attempt<'a> {
+    restarts: &'a mut Restarts,
+    /// Once there is a header.
+    sink: &'a mut Option<EventSink>,
+    last_step: Option<u64>,
+}
+
+/// Starts this host's ranks once.
+fn once(
+    args: &TrainArgs,
+    planned: &Planned,
+    (run, signals): (&RunDir, &Signals),
+    (absence, start): (&Absence, &mut address::Start),
+    attempt: &mut Attempt,
+) -> Result<Exit, CliError> {
+    let is_first = attempt.sink.is_none();
+    let Ready { job, server, traced, memory: _memory } = ready(args, planned, run, is_first)?;
+    let Planned { place, fit, secret, tls, .. } = planned;
+    let sink = match attempt.sink.take() {
+        Some(sink) => attempt.sink.insert(sink),
+        None => {
+            let mut sink = begin_events(place, run, || {
+                let offload = planned.offload.as_ref().ok().cloned().flatten();
+                let plan = (&planned.plan, place, &job.cpus, planned.buckets.reason.clone());
+                header(plan, &job.config, Some(&job.prepared), run, offload)
+            })?;
+            fit.iter().flatten().for_each(|why| sink.warn(why));
+            // Once, and not on every host.
+            let warning = tls.warning(secret).filter(|_| place.node == 0);
+            warning.iter().for_each(|why| sink.warn(why));
+            attempt.sink.insert(sink)
+        }
+    };
     let file = run.job(place.node);
     job.write(&file)?;
     let traced = traced.map(Traced::begin).transpose()?;
@@ -239,11 +307,16 @@ fn supervise(
     let limits = patience(&job.config);
     let waits = place.waits(&job.rendezvous, job.config.ranks.timeout_ms);
     let mut others = Others::new(server.as_ref(), absence, &job.rendezvous);
+    let restarts = &mut attempt.restarts;
     let mut ended = watch.run(&mut others, signals, &limits, waits, &mut |told| {
         if let Told::Event(event) = told {
-            finish.hear(event, signals, &mut sink);
+            if matches!(event, Event::Saved(_)) {
+                restarts.saved();
+            }
+            finish.hear(event, signals, sink);
         }
     });
+    attempt.last_step = watch.last_step();
     if watch.have_met() {
         *start = address::Start::Met;
     }
@@ -252,7 +325,7 @@ fn supervise(
     if !matches!(ended, Ok(Ended::AtOnce)) {
         traced.iter().flat_map(Traced::end).for_each(|what| sink.warn(&what));
     }
-    conclude(ended?, watch, signals, &place)
+    conclude(ended?, watch, signals, place)
 }
 
 /// Says how it ended, once no rank is left.
@@ -564,11 +637,19 @@ fn remove_temporary(cache: &Path) {
     }
 }
 
-/// Writes `config.yaml`, whole or not at all.
-fn keep_config(config: &Config, run: &RunDir) -> Result<(), CliError> {
+/// A config as the file of a run has it.
+///
+/// # Errors
+/// None of a config.
+pub fn as_yaml(config: &Config) -> Result<String, CliError> {
     // Through JSON's data model, in which enums are single-key maps.
     let value = serde_json::to_value(config).map_err(CliError::bug)?;
-    let text = serde_yaml::to_string(&value).map_err(CliError::bug)?;
+    serde_yaml::to_string(&value).map_err(CliError::bug)
+}
+
+/// Writes `config.yaml`, whole or not at all.
+fn keep_config(config: &Config, run: &RunDir) -> Result<(), CliError> {
+    let text = as_yaml(config)?;
     let temporary = run.config().with_extension("yaml.tmp");
     write(&temporary, text.as_bytes())?;
     std::fs::rename(&temporary, run.config()).map_err(|error| {

@@ -217,6 +217,11 @@ impl Watch {
         verdict(&seen, elsewhere, limits.work).map(Ended::Done)
     }
 
+    /// The last step that any rank of this host told of.
+    pub fn last_step(&self) -> Option<u64> {
+        self.ranks.iter().filter_map(|rank| rank.seen.step).max()
+    }
+
     /// Whether any rank of this host has met the others.
     pub fn have_met(&self) -> bool {
         self.ranks.iter().any(|rank| rank.seen.step.is_some() || rank.life.has_met())

@@ -1,6 +1,9 @@
 //! A run as people see it, as snapshots: progress, troubles, every ending, with color and without.
 
-use train::event::{Action, Corpus, NonFinite, Operation, Place, Profile, Resumed, Spread, Times};
+use train::event::{
+    Action, Corpus, Initialized, NonFinite, Operation, Place, Profile, Restarting, Resumed, Spread,
+    Times,
+};
 
 use super::*;
 
@@ -192,6 +195,13 @@ fn troubles() {
             skipped: vec![("step-00000150.g0002".into(), "it has no COMMIT".into())],
             written_by: 4,
         }),
+        Event::Restarting(Restarting {
+            failure: "rank 1 failed: killed by signal 9; its last step was 7".into(),
+            number: 1,
+            of: 3,
+            wait_s: 1.0,
+        }),
+        Event::Initialized(Initialized { path: "imported".into(), step: 0 }),
         Event::NonFinite(NonFinite {
             step: 101,
             places: vec![
