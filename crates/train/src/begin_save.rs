@@ -11,8 +11,8 @@ use crate::{Engine, TrainError, Trainer};
 impl<E: Engine> Trainer<E> {
     /// Saves a checkpoint of the state after the last step beside the steps to come: returns when
     /// the state is copied, and waits before that only where both buffers are in use. Where saves
-    /// are not beside ([`RunPlan::saves_beside`]) it is saved at once, and returned. All ranks
-    /// call it after the same steps.
+    /// are not beside ([`crate::RunPlan::saves_beside`]) it is saved at once, and returned. All
+    /// ranks call it after the same steps.
     ///
     /// # Errors
     /// As [`Trainer::save`]; of the writing see [`Trainer::finish_saves`].

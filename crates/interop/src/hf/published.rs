@@ -93,7 +93,9 @@ impl Published {
     /// Decides what each state of the model is made of, and which tensors are of no use.
     ///
     /// # Errors
-    /// As [`plan_import`]; tensors that have no place in the model.
+    /// Tensors that nothing there is; shapes that do not fit, and no rule that is allowed mends;
+    /// types that are not turned into the one that is asked for; tensors that have no place in the
+    /// model.
     pub fn plan(
         &self,
         of: &Architecture,
@@ -191,7 +193,7 @@ fn equal(foreign: &Foreign, a: &str, b: &str) -> Result<bool, Error> {
 /// names.
 ///
 /// # Errors
-/// As [`plan_import`].
+/// As [`Published::plan`], but for tensors that are left over.
 pub fn plan_model<'a>(
     origin: &'a dyn Origin,
     of: &Architecture,
