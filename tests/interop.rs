@@ -170,6 +170,112 @@ fn an_imported_model_is_tuned_as_any_other() {
 }
 
 #[test]
+fn an_import_can_be_moved_and_a_run_outlives_it() {
+    let run = Workdir::new("interop-moved");
+    ok(import(&run, "qwen3_moe", "base"));
+    fs::rename(run.path().join("base"), run.path().join("moved")).unwrap();
+    let done = ok(run.muster(&["generate", "moved", "--prompt", "abc", "--tokens", "2"]));
+    assert!(done.stdout.starts_with("abc"), "{done}");
+    ok(tune(&run, &["--init", "moved", "--name", "interop-moved-1", "--max-steps", "1"]));
+    // A run's export has the tokenizer, and the ids of its special tokens.
+    ok(ckpt(&run, &["export", "runs/interop-moved-1", "out"]));
+    assert!(run.path().join("out/tokenizer.json").is_file());
+    let config = fs::read(run.path().join("out/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(
+        (&config["eos_token_id"], &config["max_position_embeddings"]),
+        (&0.into(), &64.into())
+    );
+    fs::rename(run.path().join("moved"), run.path().join("away")).unwrap();
+    let tokenizer = fixture("qwen3_moe").join("tokenizer.json");
+    let tokenizer = format!("data.tokenizer={{file: {}}}", tokenizer.display());
+    let args = ["--init", "moved", "--name", "interop-moved-1", "--set", &tokenizer];
+    let done = ok(tune(&run, &args));
+    assert!(done.stdout.contains("resuming after step 1"), "{done}");
+    let published = fixture("llama");
+    let args = ["--init", published.to_str().unwrap(), "--name", "interop-moved-2"];
+    let done = tune(&run, &args);
+    refused(&done, &["1 mistake in", "import it first"]);
+}
+
+/// The tensors of a safetensors file, written again.
+fn rewrite(path: &Path, change: impl Fn(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) {
+    let mut all = tensors(path.parent().unwrap());
+    change(&mut all);
+    let views = all.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn models_that_lack_a_part_are_refused() {
+    let run = Workdir::new("interop-lacks");
+    let path = copy(&run, "deepseek_v3-fp8", "raw").join("model.safetensors");
+    let factor = "model.layers.0.mlp.down_proj.weight_scale_inv";
+    rewrite(&path, |all| drop(all.remove(factor).unwrap()));
+    let done = ckpt(&run, &["import", "raw", "target"]);
+    refused(&done, &["is F8_E4M3, and its factors", factor]);
+    let path = copy(&run, "deepseek_v3", "unbiased").join("model.safetensors");
+    let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+    rewrite(&path, |all| drop(all.remove(bias).unwrap()));
+    refused(&ckpt(&run, &["import", "unbiased", "target"]), &[bias, "nothing there is it"]);
+    // Two models in one file: neither is chosen.
+    let dir = copy(&run, "llama", "two");
+    rewrite(&dir.join("model.safetensors"), |all| {
+        let old = std::mem::take(all);
+        for (name, tensor) in old {
+            all.insert(format!("ema.{name}"), tensor.clone());
+            all.insert(format!("live.{name}"), tensor);
+        }
+    });
+    fs::remove_file(dir.join("config.json")).unwrap();
+    fs::remove_file(dir.join("logits.safetensors")).unwrap();
+    config_of(&run, "two.yaml", "vocab_size: 96, d_ff: 48, positions: {rotary: {theta: 5e5}}");
+    let done = ckpt(&run, &["import", "two", "target", "--config", "two.yaml"]);
+    refused(&done, &["`ema.model.embed_tokens.weight` and `live.model.embed_tokens.weight` are"]);
+    // A tensor that an index does not know is there all the same.
+    let dir = copy(&run, "olmoe", "more");
+    let index = fs::read_to_string(dir.join("model.safetensors.index.json")).unwrap();
+    let line = index.lines().find(|line| line.contains("layers.1.input_layernorm")).unwrap();
+    fs::write(dir.join("model.safetensors.index.json"), index.replace(line, "")).unwrap();
+    ok(ckpt(&run, &["import", "more", "found"]));
+}
+
+#[test]
+fn changes_that_no_tensor_shows_are_told() {
+    let run = Workdir::new("interop-unseen");
+    fs::write(run.path().join("text.txt"), "the quick brown fox ".repeat(200)).unwrap();
+    ok(import(&run, "llama", "base"));
+    let llama = "vocab_size: 96, d_ff: 48, positions: {rotary: {theta: 1e4}}";
+    config_of(&run, "other.yaml", llama);
+    let done = ok(ckpt(&run, &["import", "base", "other", "--config", "other.yaml"]));
+    let words = "model.positions.rotary.theta is 500000.0 there and 10000.0 here";
+    assert!(done.stderr.contains(words), "{done}");
+    let done = ok(run.muster(&[
+        "train",
+        "other.yaml",
+        "--init",
+        "base",
+        "--name",
+        "interop-unseen-1",
+        "--max-steps",
+        "1",
+    ]));
+    assert!(done.stdout.contains(words), "{done}");
+    // Of a checkpoint nothing is left out without a rule, either.
+    ok(import(&run, "llama-tied", "tied"));
+    config_of(&run, "plain.yaml", "vocab_size: 96, d_ff: 48, head_dim: 16, tie_embeddings: true");
+    let done = ckpt(&run, &["import", "tied", "plain", "--config", "plain.yaml"]);
+    refused(&done, &["q_proj.bias`", "have no place in the model"]);
+    config_of(&run, "tied.yaml", &format!("{llama}, tie_embeddings: true"));
+    let done = ckpt(&run, &["import", "base", "x", "--config", "tied.yaml"]);
+    refused(&done, &["differs from `model.embed_tokens.weight`", "--allow tied leaves it out"]);
+    let done = ckpt(&run, &["import", "base", "x", "--config", "other.yaml", "--layers", "0..1"]);
+    refused(&done, &["--layers 0..1 are 1, and the model of the config has 2"]);
+}
+
+#[test]
 fn a_model_that_disagrees_is_told_by_its_tensors() {
     let run = Workdir::new("interop-disagrees");
     ok(import(&run, "qwen3_moe", "base"));
@@ -362,6 +468,15 @@ fn directories_that_are_no_model_are_refused_by_name() {
     edit(&dir, "rope_parameters", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4}));
     let done = ckpt(&run, &["import", "scaled", "target"]);
     refused(&done, &["is \"yarn\", which Muster does not have", "--ignore-key"]);
+    let dir = copy(&run, "llama", "scaled-by");
+    edit(&dir, "rope_parameters", serde_json::json!({"rope_theta": 1e4, "factor": 4}));
+    let done = ckpt(&run, &["import", "scaled-by", "target"]);
+    refused(&done, &["`rope_parameters.factor` is 4, which Muster does not have"]);
+    let dir = copy(&run, "llama", "wrong-type");
+    edit(&dir, "hidden_size", "32".into());
+    let done = ckpt(&run, &["import", "wrong-type", "target"]);
+    refused(&done, &["model.d_model: invalid type: string"]);
+    refused(&ckpt(&run, &["import", "lama", "target"]), &["no directory lama"]);
     let dir = copy(&run, "llama", "narrow");
     edit(&dir, "intermediate_size", 40.into());
     let done = ckpt(&run, &["import", "narrow", "target"]);

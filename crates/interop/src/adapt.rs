@@ -315,7 +315,7 @@ mod tests {
     ) -> Result<ImportPlan<'a>, String> {
         let types = Types { dtype: Dtype::F32, may_round: false };
         let schema = Schema::new(tensors).unwrap();
-        let naming = Naming::default();
+        let naming = Naming { prefixes: vec![String::new()], block: None };
         plan_import(origin, schema, &[], (&naming, rules), types).map_err(|error| error.to_string())
     }
 
@@ -384,6 +384,19 @@ mod tests {
             "{told}"
         );
         assert!(plan(&origin, experts(3, [4, 3], "up_proj"), &allowed()).is_err());
+    }
+
+    #[test]
+    fn stacked_experts_are_as_many_as_the_models() {
+        let origin = held(&[("m.layers.0.mlp.experts.down_proj", &[4, 3, 2])]);
+        let name = "m.layers.0.mlp.experts.1.down_proj.weight";
+        let four = plan(&origin, experts(4, [3, 2], "down_proj"), &allowed()).unwrap();
+        let first = start("m.layers.0.mlp.experts.down_proj") + 6.0;
+        assert_eq!(values(&four, name)[0], first);
+        for of in [2, 8] {
+            let told = plan(&origin, experts(of, [3, 2], "down_proj"), &allowed()).err().unwrap();
+            assert!(told.contains("holds 4 experts in one tensor"), "{told}");
+        }
     }
 
     #[test]

@@ -95,7 +95,9 @@ impl Arriving {
 fn remove_dead(above: &Path, prefix: &str) {
     for entry in fs::read_dir(above).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(prefix);
-        let lock = File::open(entry.path()).ok().filter(|_| is_ours);
+        // A pipe would be waited for.
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let lock = (is_ours && is_dir).then(|| File::open(entry.path()).ok()).flatten();
         if lock.is_some_and(|lock| lock.try_lock().is_ok()) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -135,6 +137,8 @@ mod tests {
         let dead = above.path().join(".out.arriving-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("a"), "1").unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(above.path().join("pipe")).status();
+        assert!(pipe.unwrap().success());
         let living = Arriving::new(&target).unwrap();
         assert!(!dead.exists());
         let second = Arriving::new(&target).unwrap();

@@ -202,6 +202,7 @@ impl Elements for Transposed<'_> {
 
 /// Numbers as another type of floating point, rounded to the nearest where it is coarser.
 pub(crate) struct Cast<'a> {
+    name: String,
     of: Box<dyn Elements + 'a>,
     to: Dtype,
     scratch: RefCell<Vec<u8>>,
@@ -246,7 +247,7 @@ pub(crate) fn cast<'a>(
     if !holds(from, to) && !may_round {
         return Err(Error::Rounds { name, from, to });
     }
-    Ok(Box::new(Cast { of, to, scratch: RefCell::default() }))
+    Ok(Box::new(Cast { name, of, to, scratch: RefCell::default() }))
 }
 
 impl Elements for Cast<'_> {
@@ -264,8 +265,15 @@ impl Elements for Cast<'_> {
         let mut scratch = self.scratch.borrow_mut();
         scratch.resize(out.len() / size_to * size, 0);
         self.of.read(start, &mut scratch)?;
-        for (out, bytes) in out.chunks_exact_mut(size_to).zip(scratch.chunks_exact(size)) {
-            encode(to, decode(from, bytes), out);
+        let all = out.chunks_exact_mut(size_to).zip(scratch.chunks_exact(size));
+        for (element, (out, bytes)) in (start..).zip(all) {
+            let value = decode(from, bytes);
+            encode(to, value, out);
+            if value.is_finite() && !decode(to, out).is_finite() {
+                let name = self.name.clone();
+                let reason = format!("has {value:e} at element {element}, too large for {to}");
+                return Err(Error::Tensor { name, reason });
+            }
         }
         if start + out.len() / size_to == self.len() {
             *scratch = Vec::new();
@@ -304,9 +312,22 @@ fn encode(dtype: Dtype, value: f64, out: &mut [u8]) {
     match dtype {
         Dtype::F64 => out.copy_from_slice(&value.to_le_bytes()),
         Dtype::F32 => out.copy_from_slice(&(value as f32).to_le_bytes()),
-        Dtype::F16 => out.copy_from_slice(&f16::from_f64(value).to_le_bytes()),
-        _ => out.copy_from_slice(&bf16::from_f64(value).to_le_bytes()),
+        Dtype::F16 => out.copy_from_slice(&f16::from_f32(to_odd(value)).to_le_bytes()),
+        _ => out.copy_from_slice(&bf16::from_f32(to_odd(value)).to_le_bytes()),
     }
+}
+
+/// The f32 beside a number whose last bit is odd, or the number if it is one. To round that once
+/// more, to two bits less or fewer, is to round the number (Boldo & Melquiond 2008).
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || nearest.is_nan() || value.is_infinite() {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    // Towards zero, by the magnitude that the lower bits hold.
+    let below = if f64::from(nearest).abs() > value.abs() { bits - 1 } else { bits };
+    f32::from_bits(below | 1)
 }
 
 /// A matrix of FP8 values (e4m3) with an f32 factor for each block of it: DeepSeek's
@@ -481,6 +502,37 @@ pub(crate) mod tests {
         let row = |a, b| [a, a, a, a, b];
         let wanted = [row(2.0, 3.0), row(2.0, 3.0), row(5.0, 7.0)].concat();
         assert_eq!(numbers(&read(&scaled, 4)), wanted);
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_rounded_once(bits in any::<u32>(), low in any::<u32>()) {
+            // An f32 is rounded to bf16 by its upper half; an f64 by the distance to both sides.
+            let value = f32::from_bits(bits);
+            let mut out = [0; 2];
+            encode(Dtype::Bf16, f64::from(value), &mut out);
+            prop_assert!(value.is_nan() || out == bf16::from_f32(value).to_le_bytes());
+            let wide = f64::from_bits(u64::from(bits & 0xbfff_ffff) << 32 | u64::from(low));
+            encode(Dtype::Bf16, wide, &mut out);
+            let near = bf16::from_le_bytes(out);
+            let around = [-1_i32, 1].map(|step| {
+                bf16::from_bits((i32::from(near.to_bits()) + step) as u16).to_f64()
+            });
+            let distance = |to: f64| (to - wide).abs();
+            let is_nearest = around.iter().all(|&to| to.is_nan() || distance(to) >= distance(near.to_f64()));
+            prop_assert!(is_nearest || !wide.is_finite() || !near.is_finite());
+        }
+    }
+
+    #[test]
+    fn values_too_large_are_refused() {
+        let of = || f32s([1.0, 1e6]);
+        let told = {
+            let narrow = cast("w", of(), to(Dtype::F16, true)).unwrap();
+            narrow.read(0, &mut [0; 4]).unwrap_err().to_string()
+        };
+        assert!(told.contains("1e6 at element 1, too large for F16"), "{told}");
+        assert_eq!(to_odd(1e300), f32::MAX);
     }
 
     #[test]

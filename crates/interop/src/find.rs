@@ -15,7 +15,7 @@ use crate::source::Source;
 /// How a model's tensors are called there.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Naming {
-    /// May stand before each name.
+    /// Words that may stand before a name; the first with which it is there counts.
     pub prefixes: Vec<String>,
     /// Rows and columns that share a factor, of FP8 matrices with factors.
     pub block: Option<[usize; 2]>,
@@ -68,8 +68,7 @@ impl<'a> Find<'a> {
     /// The name under which a tensor is there, with its type and shape.
     pub fn there(&self, name: &str) -> Option<(String, Dtype, &[usize])> {
         let name = self.rules.layer_there(name);
-        let prefixes = self.naming.prefixes.iter().map(String::as_str).chain([""]);
-        prefixes.map(|prefix| format!("{prefix}{name}")).find_map(|name| {
+        self.naming.prefixes.iter().map(|prefix| format!("{prefix}{name}")).find_map(|name| {
             let (dtype, shape) = self.origin.find(&name)?;
             Some((name, dtype, shape))
         })
@@ -90,7 +89,7 @@ impl<'a> Find<'a> {
         }
         match self.fused(name, shape)? {
             Some(source) => Ok(Some(source)),
-            None => self.stacked(name, shape),
+            None => self.stacked(tensor),
         }
     }
 
@@ -143,10 +142,13 @@ impl<'a> Find<'a> {
         shape: &[usize],
     ) -> Result<Option<(String, [usize; 2])>, Error> {
         let scales = format!("{name}_scale_inv");
-        let (Some((found, found_shape)), Some(block)) =
-            (self.origin.find(&scales), self.naming.block)
-        else {
-            return Ok(None);
+        let Some(block) = self.naming.block else { return Ok(None) };
+        let Some((found, found_shape)) = self.origin.find(&scales) else {
+            if dtype != Dtype::F8E4M3 {
+                return Ok(None);
+            }
+            let reason = format!("is {dtype}, and its factors `{scales}` are not there");
+            return Err(refused(name.to_owned(), reason));
         };
         let wanted = match shape {
             [rows, columns] => vec![rows.div_ceil(block[0]), columns.div_ceil(block[1])],
@@ -181,13 +183,22 @@ impl<'a> Find<'a> {
     }
 
     /// An expert's matrix of a tensor that holds those of all.
-    fn stacked(&self, name: &str, shape: &[usize]) -> Result<Option<Source>, Error> {
+    fn stacked(&self, tensor: &LogicalTensor) -> Result<Option<Source>, Error> {
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        let Role::Expert { of, .. } = tensor.role else { return Ok(None) };
         let Some((before, expert, rest)) = expert_of(name) else { return Ok(None) };
         let Some(own) = rest.strip_suffix(".weight") else { return Ok(None) };
         for (whole, members) in STACKED {
             let Some(number) = members.iter().position(|member| *member == own) else { continue };
             let Some(there) = self.there(&format!("{before}.experts.{whole}")) else { continue };
             let experts = there.2.first().copied().unwrap_or(0);
+            if experts != of as usize {
+                let reason = format!(
+                    "holds {experts} experts in one tensor, and the model has {of}; import it with \
+                     as many, and make a model with others of that"
+                );
+                return Err(refused(there.0, reason));
+            }
             let size = elements(shape).unwrap_or(0);
             let first = (expert * members.len() + number) * size;
             return part(there, first, shape, experts * members.len() * size).map(Some);

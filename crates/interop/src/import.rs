@@ -27,12 +27,14 @@ use crate::{Bytes, Elements, Error};
 const SLOTS: [&str; 2] = ["adam_m", "adam_v"];
 
 /// A state that is not of the schema: the balancing biases of a layer's router.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Extra {
     pub key: TensorKey,
     pub shape: Vec<usize>,
     /// The tensor that it is; zeros where there is none.
     pub named: Option<String>,
+    /// Whether that tensor must be there.
+    pub needed: bool,
 }
 
 /// All that an import will do.
@@ -107,8 +109,11 @@ pub(crate) fn plan_import<'a>(
     if !missing.is_empty() {
         return Err(find.missing(&missing));
     }
-    for Extra { key, shape, named } in extras {
+    for Extra { key, shape, named, needed } in extras {
         let zeros = Source::Zeros(elements(shape).unwrap_or(0));
+        if let Some(name) = named.as_ref().filter(|name| *needed && find.there(name).is_none()) {
+            return Err(find.missing(std::slice::from_ref(name)));
+        }
         let source = match named.as_ref().filter(|name| find.there(name).is_some()) {
             None => zeros,
             Some(name) => match find.whole(name, shape, false) {

@@ -21,20 +21,30 @@ const LAYER_WORDS: [&str; 2] = ["layers.", "h."];
 impl Rules {
     /// The name of a tensor as it would be in the layer that it is taken from.
     pub(crate) fn layer_there(&self, name: &str) -> String {
-        let Some(layers) = &self.layers else { return name.to_owned() };
-        for word in LAYER_WORDS {
-            let begins = name.starts_with(word);
-            let at = if begins { Some(0) } else { name.find(&format!(".{word}")).map(|at| at + 1) };
-            let Some((before, rest)) = at.map(|at| name.split_at(at + word.len())) else {
-                continue;
-            };
-            let (number, after) = rest.split_once('.').unwrap_or((rest, ""));
-            if let Ok(number) = number.parse::<usize>() {
-                return format!("{before}{}.{after}", number + layers.start);
+        match (&self.layers, layer_of(name)) {
+            (Some(layers), Some((before, number, after))) => {
+                format!("{before}{}.{after}", number + layers.start)
             }
+            _ => name.to_owned(),
         }
-        name.to_owned()
     }
+
+    /// Whether a tensor is of a layer that is not among those that are taken.
+    pub(crate) fn passes_over(&self, name: &str) -> bool {
+        let of = layer_of(name).map(|(_, number, _)| number);
+        self.layers.as_ref().zip(of).is_some_and(|(layers, number)| !layers.contains(&number))
+    }
+}
+
+/// The layer that a name is of: before its number, the number, and after it.
+fn layer_of(name: &str) -> Option<(&str, usize, &str)> {
+    LAYER_WORDS.iter().find_map(|word| {
+        let begins = name.starts_with(word);
+        let at = if begins { Some(0) } else { name.find(&format!(".{word}")).map(|at| at + 1) };
+        let (before, rest) = name.split_at(at? + word.len());
+        let (number, after) = rest.split_once('.').unwrap_or((rest, ""));
+        Some((before, number.parse().ok()?, after))
+    })
 }
 
 #[cfg(test)]
@@ -48,5 +58,7 @@ mod tests {
         assert_eq!(rules.layer_there("h.0.ln_1.weight"), "h.2.ln_1.weight");
         assert_eq!(rules.layer_there("lm_head.weight"), "lm_head.weight");
         assert_eq!(rules.layer_there("model.norm.weight"), "model.norm.weight");
+        assert!(rules.passes_over("model.layers.1.a") && !rules.passes_over("model.layers.2.a"));
+        assert!(!rules.passes_over("lm_head.weight"));
     }
 }

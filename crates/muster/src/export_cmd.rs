@@ -96,7 +96,8 @@ fn as_published(
 ) -> Result<Written, CliError> {
     let (config, architecture) = model_of(checkpoint)?;
     let run = checkpoint.path().parent().and_then(std::path::Path::parent);
-    let companions = run.map(companions).unwrap_or_default();
+    let tokenizer = &config.data.tokenizer;
+    let companions = run.map(|run| companions(run, tokenizer)).unwrap_or_default();
     let window = config.batch.seq_len;
     let model = Exported::new(checkpoint, &architecture, window, types, &companions)?;
     let progress = Progress::new(model.bytes());

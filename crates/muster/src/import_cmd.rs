@@ -14,7 +14,7 @@ use std::time::Instant;
 use checkpoint::{Checkpoint, Committed, Digest, RunState, Store};
 use data::TokenizerSpec;
 use interop::dcp::{TorchCheckpoint, open_dcp, open_dcp_safetensors};
-use interop::hf::{Published, plan_model, read_safetensors};
+use interop::hf::{Published, plan_model, plan_saved, read_safetensors};
 use interop::{Arriving, Foreign, ImportPlan, Origin, Rules, Types, open_universal, plan_as_is};
 use layout::Dtype;
 use model::Architecture;
@@ -27,7 +27,7 @@ use crate::console::{bytes, duration, plural};
 use crate::error::{CliError, Exit};
 use crate::output::{complain, say};
 use crate::run_dir::{self, COMPANIONS, RunDir, companions};
-use crate::saved_model::model_of;
+use crate::saved_model::{self, model_of};
 use crate::train_cmd::as_yaml;
 
 /// Where the tensors are from.
@@ -45,6 +45,14 @@ impl From {
     /// Files that are missing or damaged; a model that Muster does not have.
     fn open(args: &ImportArgs) -> Result<From, CliError> {
         let path = &args.source;
+        // A directory, or a sentence about what is there.
+        run_dir::store(path)?;
+        if !args.ignored.is_empty() && !path.join("config.json").exists() {
+            return Err(CliError::mistake(format!(
+                "--ignore-key is about a config.json, and {} has none; leave it out",
+                path.display()
+            )));
+        }
         let is_ours = run_dir::is_checkpoint(path) || RunDir::new(path).checkpoints().is_dir();
         if is_ours {
             return Ok(From::Checkpoint(Box::new(run_dir::open_checkpoint(path)?)));
@@ -75,7 +83,9 @@ impl From {
             From::Torch(_) | From::Files(_) => Vec::new(),
             From::Checkpoint(checkpoint) => {
                 let run = checkpoint.path().parent().and_then(Path::parent);
-                run.map(companions).unwrap_or_default()
+                let tokenizer = model_of(checkpoint).map(|(config, _)| config.data.tokenizer);
+                let tokenizer = tokenizer.unwrap_or_default();
+                run.map(|run| companions(run, &tokenizer)).unwrap_or_default()
             }
         }
     }
@@ -103,9 +113,23 @@ impl From {
                 let keys = published.unknown.join(", ");
                 vec![format!("config.json has keys that Muster does not know: {keys}")]
             }
-            From::Torch(torch) => torch.notes.clone(),
+            From::Torch(torch) => {
+                let left_out = torch.left_out.iter();
+                let left_out =
+                    left_out.map(|left| format!("left out: {}: {}", left.name, left.reason));
+                torch.notes.iter().cloned().chain(left_out).collect()
+            }
             _ => Vec::new(),
         }
+    }
+
+    /// Fields of the model that no tensor shows, and that are others than the source's.
+    fn unlike(&self, config: &Config) -> Vec<String> {
+        let theirs = match self.config() {
+            Ok(theirs) => theirs,
+            Err(_) => return Vec::new(),
+        };
+        saved_model::unlike(&theirs, config)
     }
 
     fn plan(
@@ -116,6 +140,7 @@ impl From {
     ) -> Result<ImportPlan<'_>, CliError> {
         Ok(match self {
             From::Published(published) => published.plan(of, rules, types)?,
+            From::Checkpoint(checkpoint) => plan_saved(checkpoint, of, rules, types)?,
             other => plan_model(other.origin(), of, rules, types)?,
         })
     }
@@ -165,7 +190,9 @@ pub fn import(args: &ImportArgs) -> Result<Exit, CliError> {
     let state = run_state(config.as_ref(), &args.source);
     let committed = plan.write(&store, &state, threads)?;
     let target = arriving.finish()?;
-    from.notes().iter().for_each(|note| complain(&format!("warning: {note}")));
+    let unlike = config.iter().flat_map(|config| from.unlike(config));
+    let notes = from.notes().into_iter().chain(unlike);
+    notes.for_each(|note| complain(&format!("warning: {note}")));
     let mut text = told(&plan, config.as_ref(), &args.source, &target);
     text += &told_data(&committed, started.elapsed().as_secs_f64());
     say(&text)?;
@@ -181,6 +208,13 @@ fn plan<'a>(
     let architecture = config.model.resolve(2, config.batch.seq_len).map_err(|error| {
         CliError::mistake(format!("the model of {}: {error}", args.source.display()))
     })?;
+    if let Some(layers) = args.layers.as_ref().filter(|of| of.len() != architecture.layers) {
+        return Err(CliError::mistake(format!(
+            "--layers {layers:?} are {}, and the model of the config has {}; give as many",
+            layers.len(),
+            architecture.layers
+        )));
+    }
     let allows = |rule| args.allow.contains(&rule);
     let rules = Rules {
         vocabulary: allows(RuleWord::Vocabulary),

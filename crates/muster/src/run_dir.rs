@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use checkpoint::{Attempt, Checkpoint, Entry, Status, Store};
+use data::TokenizerSpec;
 
 use crate::config::nearest;
 use crate::error::CliError;
@@ -107,13 +108,25 @@ impl RunDir {
 /// Where an import keeps the files that came beside the weights.
 pub const COMPANIONS: &str = "published";
 
-/// Files that belong to the model of a checkpoint in a run's directory.
-pub fn companions(run: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(run.join(COMPANIONS)).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-    files.sort();
-    files
+/// Files that belong to the model of a checkpoint in a run's directory, beside its weights: those of
+/// an import, or those that lie with the tokenizer that the run's config names.
+pub fn companions(run: &Path, tokenizer: &TokenizerSpec) -> Vec<PathBuf> {
+    let own = interop::hf::companions(&run.join(COMPANIONS));
+    match tokenizer {
+        TokenizerSpec::File(path) if own.is_empty() => {
+            path.parent().map(interop::hf::companions).unwrap_or_default()
+        }
+        _ => own,
+    }
+}
+
+/// The tokenizer of a run's config; of an import that was moved, its own.
+pub fn tokenizer_of(run: &Path, named: TokenizerSpec) -> TokenizerSpec {
+    let own = run.join(COMPANIONS).join("tokenizer.json");
+    match named {
+        TokenizerSpec::File(path) if !path.exists() && own.is_file() => TokenizerSpec::File(own),
+        other => other,
+    }
 }
 
 /// The store of a directory that a person named: a run's, or the one of its checkpoints.
@@ -188,6 +201,13 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
         .iter()
         .map(|skipped| passed_over(&skipped.path, &skipped.reason.to_string()))
         .collect();
+    if skipped.is_empty() && path.join("config.json").is_file() {
+        let path = path.display();
+        return Err(CliError::mistake(format!(
+            "{path} holds no checkpoint, but perhaps a published model; import it first: \
+             `muster ckpt import {path} TARGET`"
+        )));
+    }
     Err(no_checkpoint(store.root(), &skipped, "restore one from a copy"))
 }
 

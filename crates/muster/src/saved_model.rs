@@ -30,3 +30,36 @@ pub fn model_of(checkpoint: &checkpoint::Checkpoint) -> Result<(Config, Architec
         architecture.map_err(|error| unknown(&format!("keeps a config: {error}")))?;
     Ok((config, architecture))
 }
+
+/// Fields that tensors do not show and that decide what a model computes.
+const UNSEEN: [&str; 12] = [
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "norm_eps",
+    "positions",
+    "activation",
+    "top_k",
+    "groups",
+    "top_groups",
+    "scores",
+    "normalize_top_k",
+    "route_scale",
+];
+
+/// Differences between two configs' models in what no tensor shows, in words.
+pub fn unlike(theirs: &Config, ours: &Config) -> Vec<String> {
+    let resolved = |config: &Config| {
+        let architecture = config.model.resolve(2, config.batch.seq_len).ok()?;
+        serde_json::to_value(architecture).ok()
+    };
+    let (Some(theirs), Some(ours)) = (resolved(theirs), resolved(ours)) else { return Vec::new() };
+    let found = checkpoint::value_differences("model", &theirs, &ours);
+    let is_unseen = |place: &str| place.split('.').any(|part| UNSEEN.contains(&part));
+    let word = |value: Option<serde_json::Value>| value.unwrap_or_default().to_string();
+    let told = found.into_iter().filter(|of| is_unseen(&of.place)).map(|of| {
+        let (there, here) = (word(of.a), word(of.b));
+        format!("{} is {there} there and {here} here: the model computes something else", of.place)
+    });
+    told.collect()
+}

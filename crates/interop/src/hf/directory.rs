@@ -111,6 +111,16 @@ fn indexed(
         };
         tensors.insert(name.clone(), located(number, entry));
     }
+    // Tensors that the index leaves out are there all the same.
+    for (file, (number, header)) in headers {
+        for (name, entry) in header.tensors {
+            if tensors.contains_key(&name) {
+                let reason = format!("it has tensor `{name}`, and {INDEX} says that another has");
+                return Err(Error::malformed(&dir.join(file), reason));
+            }
+            tensors.insert(name, located(number, entry));
+        }
+    }
     Foreign::new(dir, files, tensors)
 }
 

@@ -2,7 +2,7 @@
 //! of Hugging Face's transformers, and of the files that each model was published with.
 
 use super::table::Lacking::{Is, Nothing, OfKey, Refuse, Times};
-use super::table::Row::{Any, Only, Ours, Read, Same, Word};
+use super::table::Row::{Any, Only, Ours, Read, Same, Within, Word};
 use super::table::{Family, Row};
 
 /// All of them.
@@ -25,10 +25,11 @@ const AUX_LOSS: Row = Same("router_aux_loss_coef", "moe.aux_loss", Is("0.0"));
 const TOP_K: Row = Same("num_experts_per_tok", "moe.top_k", Refuse);
 const NORMALIZE: Row = Same("norm_topk_prob", "moe.normalize_top_k", Is("false"));
 const BIASED: Row = Same("attention_bias", "attention_bias", Is("false"));
-/// Scaled rotary frequencies are not there.
+/// Scaled rotary frequencies are not there: whatever asks for them is refused.
 const UNSCALED: Row =
-    Read("rope_scaling.rope_type|rope_scaling.type|rope_parameters.rope_type", &["\"default\""]);
+    Read("rope_scaling", &["{\"rope_type\": \"default\"}", "{\"type\": \"default\"}"]);
 const ROPE_TYPE: Row = Only("rope_parameters.rope_type", &["\"default\""]);
+const ROPE_KEYS: Row = Within("rope_parameters", &["rope_theta", "rope_type"]);
 const RMS: Row = Ours("norm", "\"rms\"");
 const SOFTMAX: Row = Ours("moe.scores", "\"softmax\"");
 /// No part of the model: types of published files, of a cache, ids of special tokens.
@@ -111,6 +112,7 @@ static LLAMA: Family = Family {
         theta("10000.0"),
         UNSCALED,
         ROPE_TYPE,
+        ROPE_KEYS,
         RMS,
         REST,
     ],
@@ -151,6 +153,7 @@ static QWEN3_MOE: Family = Family {
         Ours("qk_norm", "\"head\""),
         UNSCALED,
         ROPE_TYPE,
+        ROPE_KEYS,
         RMS,
         SOFTMAX,
         REST,
@@ -188,6 +191,7 @@ static OLMOE: Family = Family {
         Ours("qk_norm", "\"projection\""),
         UNSCALED,
         ROPE_TYPE,
+        ROPE_KEYS,
         RMS,
         SOFTMAX,
         REST,
@@ -224,6 +228,7 @@ static MIXTRAL: Family = Family {
         Ours("moe.normalize_top_k", "true"),
         UNSCALED,
         ROPE_TYPE,
+        ROPE_KEYS,
         RMS,
         SOFTMAX,
         REST,
@@ -260,11 +265,11 @@ static DEEPSEEK_V3: Family = Family {
         Same("n_routed_experts", "moe.experts", Refuse),
         TOP_K,
         Same("moe_intermediate_size", "moe.d_ff", Refuse),
-        Same("n_shared_experts", "moe.shared_experts", Is("0")),
-        Same("first_k_dense_replace", "moe.first_dense_layers", Is("0")),
-        Same("n_group", "moe.groups", Is("1")),
-        Same("topk_group", "moe.top_groups", Is("1")),
-        Same("routed_scaling_factor", "moe.route_scale", Is("1.0")),
+        Same("n_shared_experts", "moe.shared_experts", Is("1")),
+        Same("first_k_dense_replace", "moe.first_dense_layers", Is("3")),
+        Same("n_group", "moe.groups", Is("8")),
+        Same("topk_group", "moe.top_groups", Is("4")),
+        Same("routed_scaling_factor", "moe.route_scale", Is("2.5")),
         Same("norm_topk_prob", "moe.normalize_top_k", Is("true")),
         Only("scoring_func", &["\"sigmoid\""]),
         Only("topk_method", &["\"noaux_tc\""]),
@@ -275,6 +280,7 @@ static DEEPSEEK_V3: Family = Family {
         Ours("moe.scores", "\"sigmoid\""),
         UNSCALED,
         ROPE_TYPE,
+        ROPE_KEYS,
         RMS,
         REST,
     ],

@@ -16,5 +16,5 @@ mod write;
 
 pub use directory::read_safetensors;
 pub use export::{Exported, export};
-pub use published::{Published, plan_model};
+pub use published::{Published, companions, plan_model, plan_saved};
 pub use write::{SafetensorsOptions, Written, write_safetensors};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::TensorKey;
+use checkpoint::{Checkpoint, TensorKey};
 use layout::{Dtype, Schema};
 use model::{Architecture, ModelConfig, Parameters};
 use serde_json::Value;
@@ -38,6 +38,12 @@ const COMPANIONS: [&str; 11] = [
     "chat_template.json",
     "generation_config.json",
 ];
+
+/// The files of a directory that belong to a model beside its weights.
+pub fn companions(dir: &Path) -> Vec<PathBuf> {
+    let all = COMPANIONS.iter().map(|name| dir.join(name));
+    all.filter(|path| path.is_file()).collect()
+}
 
 /// A directory of a published model.
 #[derive(Debug)]
@@ -77,15 +83,16 @@ impl Published {
             Error::refused(&path, reason)
         })?;
         let block = block_of(&path, &config)?;
-        let seq_len = get(&ours, SEQ_LEN).and_then(Value::as_u64).map(|len| len as usize);
+        let seq_len = window(&path, get(&ours, SEQ_LEN))?;
         if let Some(map) = ours.as_object_mut() {
             map.remove(SEQ_LEN);
         }
-        let model: ModelConfig = serde_json::from_value(ours)
-            .map_err(|error| Error::malformed(&path, error.to_string()))?;
+        let model: ModelConfig = serde_path_to_error::deserialize(ours).map_err(|error| {
+            let reason = format!("the key of model.{}: {}", error.path(), error.inner());
+            Error::malformed(&path, reason)
+        })?;
         let layers = model.layers.unwrap_or(0);
-        let companions = COMPANIONS.iter().map(|name| dir.join(name));
-        let companions = companions.filter(|path| path.is_file()).collect();
+        let companions = companions(dir);
         let foreign = directory::read_safetensors(dir)?;
         Ok(Published { foreign, model, seq_len, unknown, companions, block, layers, family })
     }
@@ -106,7 +113,7 @@ impl Published {
             |error: model::ModelError| Error::refused(&self.foreign.path, error.to_string());
         let (schema, parameters) = model::parameters(of).map_err(refuse)?;
         let named = |name: &str| self.family.router_bias.then(|| name.to_owned());
-        let extras = extras(of, &parameters, named);
+        let extras = extras(of, &parameters, named, self.family.router_bias && !rules.experts);
         let naming = (&self.naming(), rules);
         let plan = plan_import(&self.foreign, schema, &extras, naming, types)?;
         self.check_unused(&plan, of, rules)?;
@@ -114,8 +121,8 @@ impl Published {
     }
 
     fn naming(&self) -> Naming {
-        let prefixes = [self.family.prefix].into_iter().filter(|prefix| !prefix.is_empty());
-        Naming { prefixes: prefixes.map(str::to_owned).collect(), block: self.block }
+        let prefixes = [self.family.prefix, ""].map(str::to_owned).to_vec();
+        Naming { prefixes, block: self.block }
     }
 
     /// Refuses tensors that nothing is made of, but for those that are known to be no part of a
@@ -126,52 +133,55 @@ impl Published {
         of: &Architecture,
         rules: &Rules,
     ) -> Result<(), Error> {
-        let is_tied = |name: &str| of.tie_embeddings && name == "lm_head.weight";
-        let is_asked = |name: &str| rules.layers.is_some() && has_layer(name);
+        if let Some(layers) = rules.layers.as_ref().filter(|layers| layers.end > self.layers) {
+            let reason = format!("--layers {layers:?}: it has {} layers", self.layers);
+            return Err(Error::refused(&self.foreign.path, reason));
+        }
+        let is_tied = |name: &str| of.tie_embeddings && name == HEAD;
         let strange = |name: &&str| {
-            !self.family.leaves_out(name, self.layers) && !is_tied(name) && !is_asked(name)
+            let is_known = self.family.leaves_out(name, self.layers) || is_tied(name);
+            !is_known && !rules.passes_over(name)
         };
         let strange: Vec<&str> = plan.unused.iter().map(String::as_str).filter(strange).collect();
         if strange.is_empty() {
-            return if rules.tied { Ok(()) } else { self.check_tied(plan) };
+            return if rules.tied { Ok(()) } else { check_tied(&self.foreign, plan) };
         }
-        let told: Vec<String> = strange.iter().take(4).map(|name| format!("`{name}`")).collect();
-        let more = match strange.len().saturating_sub(4) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let told = told.join(", ");
-        let reason = format!("{told}{more} have no place in the model that {CONFIG} tells");
-        Err(Error::refused(&self.foreign.path, reason))
-    }
-
-    /// A head that is tied to the embedding, and there all the same, is equal to it.
-    fn check_tied(&self, plan: &ImportPlan) -> Result<(), Error> {
-        let Some(head) = plan.unused.iter().find(|name| *name == "lm_head.weight") else {
-            return Ok(());
-        };
-        let table = plan.schema.tensors.first().map(|tensor| tensor.name.clone());
-        let state = plan.states.iter().find(|state| Some(&state.key.name) == table.as_ref());
-        let source = state.and_then(|state| state.sources().first().copied()).unwrap_or_default();
-        if equal(&self.foreign, head, source)? {
-            return Ok(());
-        }
-        let reason = format!(
-            "it differs from `{source}`, and {CONFIG} says that they are one (tie_word_embeddings)"
-        );
-        Err(Error::Tensor { name: head.clone(), reason })
+        Err(no_place(&self.foreign, &strange))
     }
 }
 
-/// Whether a name is of a layer.
-fn has_layer(name: &str) -> bool {
-    name.contains(".layers.") || name.contains("h.")
+/// The matrix of an output projection of its own.
+const HEAD: &str = "lm_head.weight";
+
+/// Tensors that have no place in a model.
+fn no_place(origin: &dyn Origin, strange: &[&str]) -> Error {
+    let told: Vec<String> = strange.iter().take(4).map(|name| format!("`{name}`")).collect();
+    let more = match strange.len().saturating_sub(4) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let reason = format!("{}{more} have no place in the model", told.join(", "));
+    Error::refused(origin.path(), reason)
+}
+
+/// A head that is tied to the embedding, and there all the same, is equal to it.
+fn check_tied(origin: &dyn Origin, plan: &ImportPlan) -> Result<(), Error> {
+    let Some(head) = plan.unused.iter().find(|name| *name == HEAD) else { return Ok(()) };
+    let table = plan.schema.tensors.first().map(|tensor| tensor.name.clone());
+    let state = plan.states.iter().find(|state| Some(&state.key.name) == table.as_ref());
+    let source = state.and_then(|state| state.sources().first().copied()).unwrap_or_default();
+    if equal(origin, head, source)? {
+        return Ok(());
+    }
+    let reason = format!(
+        "differs from `{source}`, which is the head of the model; --allow tied leaves it out"
+    );
+    Err(Error::Tensor { name: head.clone(), reason })
 }
 
 /// Whether two tensors have the same bytes.
-fn equal(foreign: &Foreign, a: &str, b: &str) -> Result<bool, Error> {
-    use crate::Elements as _;
-    let (a, b) = (foreign.tensor(a)?, foreign.tensor(b)?);
+fn equal(origin: &dyn Origin, a: &str, b: &str) -> Result<bool, Error> {
+    let (a, b) = (origin.elements(a)?, origin.elements(b)?);
     if (a.dtype(), a.len()) != (b.dtype(), b.len()) {
         return Ok(false);
     }
@@ -202,29 +212,64 @@ pub fn plan_model<'a>(
 ) -> Result<ImportPlan<'a>, Error> {
     let refuse = |error: model::ModelError| Error::refused(origin.path(), error.to_string());
     let (schema, parameters) = model::parameters(of).map_err(refuse)?;
-    let prefixes = prefixes(origin, &schema);
+    let prefix = prefix(origin, &schema)?;
     let named = |name: &str| {
         let state = format!("{name}:{ROUTER_BIAS}");
-        let is_there = |prefix: &String| origin.find(&format!("{prefix}{state}")).is_some();
-        Some(if prefixes.iter().any(is_there) { state } else { name.to_owned() })
+        let is_there = origin.find(&format!("{prefix}{state}")).is_some();
+        Some(if is_there { state } else { name.to_owned() })
     };
-    let extras = extras(of, &parameters, named);
-    let naming = Naming { prefixes: prefixes.clone(), block: None };
+    let extras = extras(of, &parameters, named, false);
+    let naming = Naming { prefixes: vec![prefix.clone()], block: None };
     plan_import(origin, schema, &extras, (&naming, rules), types)
 }
 
-/// The words that stand before a model's first tensor there; none among them.
-fn prefixes(origin: &dyn Origin, schema: &Schema) -> Vec<String> {
+/// As [`plan_model`], of a checkpoint of Muster's, whose parameters all have a place.
+///
+/// # Errors
+/// As [`Published::plan`].
+pub fn plan_saved<'a>(
+    checkpoint: &'a Checkpoint,
+    of: &Architecture,
+    rules: &Rules,
+    types: Types,
+) -> Result<ImportPlan<'a>, Error> {
+    let plan = plan_model(checkpoint, of, rules, types)?;
+    let is_tied = |name: &str| of.tie_embeddings && name == HEAD;
+    // Other states are the optimizer's.
+    let is_param = |name: &&str| !name.contains(':');
+    let strange = plan.unused.iter().map(String::as_str).filter(is_param);
+    let strange: Vec<&str> =
+        strange.filter(|name| !is_tied(name) && !rules.passes_over(name)).collect();
+    match strange.is_empty() {
+        true if rules.tied => Ok(plan),
+        true => check_tied(checkpoint, &plan).map(|()| plan),
+        false => Err(no_place(checkpoint, &strange)),
+    }
+}
+
+/// The word that stands before the names of most of a model's tensors there.
+///
+/// # Errors
+/// There are several such words.
+fn prefix(origin: &dyn Origin, schema: &Schema) -> Result<String, Error> {
     let first = schema.tensors.first().map_or("", |tensor| &tensor.name);
     let names = origin.names();
     let before = names.iter().filter_map(|name| name.strip_suffix(first));
-    let is_word = |before: &&str| before.is_empty() || before.ends_with('.');
-    let mut all: Vec<String> = before.filter(is_word).map(str::to_owned).collect();
-    if !all.iter().any(String::is_empty) {
-        all.push(String::new());
+    let words: Vec<&str> =
+        before.filter(|before| before.is_empty() || before.ends_with('.')).collect();
+    match words[..] {
+        [] => Ok(String::new()),
+        [word] => Ok(word.to_owned()),
+        _ => {
+            let words: Vec<String> = words.iter().map(|word| format!("`{word}{first}`")).collect();
+            let reason = format!(
+                "{} are there, and nobody knows which of these models is meant; export one of them \
+                 alone",
+                words.join(" and ")
+            );
+            Err(Error::refused(origin.path(), reason))
+        }
     }
-    all.sort_by_key(String::len);
-    all
 }
 
 /// The balancing biases of a model's routers, each made of the tensor that `named` says.
@@ -232,14 +277,28 @@ fn extras(
     of: &Architecture,
     parameters: &Parameters,
     named: impl Fn(&str) -> Option<String>,
+    needed: bool,
 ) -> Vec<Extra> {
     let experts = of.moe.as_ref().map_or(0, |moe| moe.experts);
     let extra = |name: &String| Extra {
         key: TensorKey::new(&**name, ROUTER_BIAS),
         shape: vec![experts],
         named: named(name),
+        needed,
     };
     parameters.router_biases.iter().map(extra).collect()
+}
+
+/// The longest window that a model was trained with, if it is told.
+fn window(path: &Path, told: Option<&Value>) -> Result<Option<usize>, Error> {
+    let Some(told) = told else { return Ok(None) };
+    match told.as_u64().filter(|len| (1..=1 << 24).contains(len)) {
+        Some(len) => Ok(Some(len as usize)),
+        None => {
+            let reason = format!("a window of {told} positions is none; use 1 to 16777216");
+            Err(Error::refused(path, reason))
+        }
+    }
 }
 
 fn family(path: &Path, config: &Value) -> Result<&'static Family, Error> {
@@ -309,7 +368,10 @@ pub(crate) fn config_of(
 /// Keys of a `config.json` that belong to the tokenizer.
 const OF_TOKENIZER: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
-/// Takes over the ids of special tokens from the file of the model that was imported.
+/// The longest window, of families that have no table of positions.
+const WINDOW: &str = "max_position_embeddings";
+
+/// Takes over the ids of special tokens, and a longer window, from the file of the model that was imported.
 ///
 /// # Errors
 /// It cannot be read.
@@ -320,6 +382,11 @@ pub(crate) fn keep_tokens(config: &mut Value, companions: &[PathBuf]) -> Result<
         if let Some(value) = before.get(key) {
             config[key] = value.clone();
         }
+    }
+    // A run's window may be shorter than the model's.
+    let number = |of: &Value| of.get(WINDOW).and_then(Value::as_u64);
+    if number(&before) > number(config) && number(config).is_some() {
+        config[WINDOW] = before[WINDOW].clone();
     }
     Ok(())
 }

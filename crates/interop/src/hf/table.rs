@@ -40,6 +40,8 @@ pub(crate) enum Row {
     Read(&'static str, &'static [&'static str]),
     /// Whatever it says changes nothing.
     Any(&'static str),
+    /// An object that has these keys at most.
+    Within(&'static str, &'static [&'static str]),
     /// A value that all models of the family have here.
     Ours(&'static str, &'static str),
 }
@@ -78,8 +80,10 @@ impl Family {
         ignored: &[String],
     ) -> Result<(Value, Vec<String>), Misfit> {
         let mut theirs = theirs.clone();
-        if let Some(map) = theirs.as_object_mut() {
-            map.retain(|key, _| !ignored.contains(key));
+        for path in ignored {
+            if !remove(&mut theirs, path) {
+                return Err(Misfit(format!("it has no key `{path}`, which is to be ignored")));
+            }
         }
         let mut ours = Value::Object(Map::new());
         set(&mut ours, "names", Value::from(self.names));
@@ -122,14 +126,17 @@ impl Row {
         let keys = match self {
             Row::Same(keys, ..) | Row::Word(keys, ..) => *keys,
             Row::Only(keys, _) | Row::Read(keys, _) | Row::Any(keys) => *keys,
+            Row::Within(key, _) => *key,
             Row::Ours(..) => "",
         };
         keys.split('|').filter(|key| !key.is_empty())
     }
 
     fn read(&self, theirs: &Value, ours: &mut Value) -> Result<(), Misfit> {
-        let found = self.keys().find_map(|key| get(theirs, key));
-        let name = self.keys().next().unwrap_or_default();
+        let found = self.keys().find_map(|key| Some((key, get(theirs, key)?)));
+        let first = self.keys().next().unwrap_or_default();
+        // As the file has it, for messages.
+        let (name, found) = found.map_or((first, None), |(key, value)| (key, Some(value)));
         match self {
             Row::Same(_, path, lacking) => {
                 let value = match (found, lacking) {
@@ -168,6 +175,17 @@ impl Row {
                 }
             }
             Row::Any(_) => {}
+            Row::Within(_, keys) => {
+                let Some(found) = found else { return Ok(()) };
+                let map = found.as_object();
+                let map = map.ok_or_else(|| Misfit(format!("`{name}` is {found}, no object")))?;
+                let strange = map.iter().find(|(key, _)| !keys.contains(&key.as_str()));
+                if let Some((key, value)) = strange {
+                    return Err(Misfit(format!(
+                        "`{name}.{key}` is {value}, which Muster does not have"
+                    )));
+                }
+            }
             Row::Ours(path, text) => set(ours, path, literal(text)),
         }
         Ok(())
@@ -196,7 +214,7 @@ impl Row {
                 let first = values.first().map_or(Value::Null, |text| literal(text));
                 self.keys().take(1).for_each(|key| set(theirs, key, first.clone()));
             }
-            Row::Read(..) | Row::Any(_) | Row::Ours(..) => {}
+            Row::Read(..) | Row::Any(_) | Row::Within(..) | Row::Ours(..) => {}
         }
         Ok(())
     }
@@ -219,6 +237,16 @@ fn first(path: &str) -> &str {
 /// The value at a path, unless it is null.
 pub(crate) fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(value, |at, key| at.get(key)).filter(|found| !found.is_null())
+}
+
+/// Removes what is at a path; whether there was anything.
+fn remove(value: &mut Value, path: &str) -> bool {
+    let (above, key) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut at = Some(value);
+    for key in above.split('.').filter(|key| !key.is_empty()) {
+        at = at.and_then(|at| at.get_mut(key));
+    }
+    at.and_then(Value::as_object_mut).is_some_and(|map| map.remove(key).is_some())
 }
 
 /// Puts a value at a path; objects on the way are made.
@@ -269,6 +297,7 @@ mod tests {
             Row::Word("act", "activation", &[("silu", "swiglu"), ("gelu_new", "gelu")]),
             Row::Only("dropout", &["0.0"]),
             Row::Read("scaling.type", &["\"default\""]),
+            Row::Within("rope", &["theta"]),
             Row::Ours("norm", "\"rms\""),
         ],
         left_out: &["h.*.bias", "h.{layers}.**"],
@@ -302,7 +331,14 @@ mod tests {
         assert_eq!(act, "`act` is \"relu\"; Muster has silu, gelu_new");
         let yarn = json!({"hidden": 8, "scaling": {"type": "yarn"}});
         assert!(told(yarn.clone()).contains("\"yarn\""));
-        assert!(FAMILY.to_ours(&yarn, &["scaling".to_owned()]).is_ok());
+        for path in ["scaling", "scaling.type"] {
+            assert!(FAMILY.to_ours(&yarn, &[path.to_owned()]).is_ok());
+        }
+        let nothing = FAMILY.to_ours(&yarn, &["scaling.kind".to_owned()]).unwrap_err().0;
+        assert!(nothing.contains("no key `scaling.kind`"), "{nothing}");
+        let rope = told(json!({"hidden": 8, "rope": {"theta": 1, "factor": 4}}));
+        assert_eq!(rope, "`rope.factor` is 4, which Muster does not have");
+        assert_eq!(told(json!({"n_embd": 8, "rope": "yarn"})), "`rope` is \"yarn\", no object");
     }
 
     #[test]

@@ -60,11 +60,15 @@ pub fn check_text(
 ) -> Result<Loaded, Vec<Problem>> {
     let (structure, mut problems) = structure::<Config>(text, overrides);
     let Some(Structure { config, root }) = structure else { return Err(problems) };
-    let config = init::follow(config).unwrap_or_else(|(config, error)| {
-        let place = written(&root, &["checkpoint.init"]);
-        problems.push(Problem::new(place, "checkpoint.init", error.message));
-        *config
-    });
+    let config = match init::follow(config) {
+        Ok(config) => config,
+        // That there is no model follows from it.
+        Err(error) => {
+            let place = written(&root, &["checkpoint.init"]);
+            problems.push(Problem::new(place, "checkpoint.init", error.message));
+            return Err(problems);
+        }
+    };
     let (resolved, findings) = meaning::check(&config, purpose);
     // A value in the range of a key may still not fit the rest of the model.
     for problem in problems.iter_mut().filter(|problem| problem.path.starts_with("model.")) {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use checkpoint::Store;
 use data::config::Origin;
 use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Mesh, MeshProblem, MeshSpec, Schema, Tree};
@@ -366,6 +367,11 @@ fn check_resume(config: &Config) -> Option<Finding> {
 
 fn check_init(config: &Config) -> Option<Finding> {
     let path = config.checkpoint.init.as_ref().filter(|path| !path.is_dir())?;
+    let own = config.runs_dir.join(&config.name).join("checkpoints");
+    if Store::new(own).committed().is_ok_and(|committed| committed > 0) {
+        // A run that goes on does not need it any more.
+        return None;
+    }
     let what = format!("there is no directory {}", path.display());
     let help = match neighbour(path) {
         Some(near) => format!("did you mean {}?", near.display()),

@@ -72,6 +72,13 @@ fn logits(
             config.batch.seq_len
         )));
     }
+    let vocabulary = config.model.resolve(tokenizer.vocab_size(), config.batch.seq_len)?.vocab_size;
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+        return Err(CliError::mistake(format!(
+            "--ids: the model has no token {token}; use 0 to {}",
+            vocabulary - 1
+        )));
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = Device::cpu(threads)?;
     let of = (config, tokenizer.vocab_size());
@@ -110,5 +117,9 @@ fn config_of(checkpoint: &Path) -> Result<Config, CliError> {
         |error: &dyn std::fmt::Display| CliError::mistake(format!("{}: {error}", file.display()));
     // Through JSON's data model, in which single-key maps are enums.
     let value: serde_json::Value = serde_yaml::from_slice(&text).map_err(|error| failed(&error))?;
-    serde_json::from_value(value).map_err(|error| failed(&error))
+    let mut config: Config = serde_json::from_value(value).map_err(|error| failed(&error))?;
+    if let Some(run) = run {
+        config.data.tokenizer = run_dir::tokenizer_of(run, config.data.tokenizer);
+    }
+    Ok(config)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Attempt, Error, RunState, Skipped, Store};
+use checkpoint::{Attempt, Checkpoint, Error, RunState, Skipped, Store};
 use comm::{Channel, World};
 use train::config::Resume;
 use train::event::{Initialized, Resumed};
@@ -11,6 +11,7 @@ use train::{Engine, Event, TrainError, Trainer};
 use super::job::Job;
 use crate::error::CliError;
 use crate::run_dir::{self, PassedOver};
+use crate::saved_model::{model_of, unlike};
 
 /// Loads what the config says to begin from, if anything; tells what it was. Where the data of
 /// the newest checkpoint turn out damaged, the next older one serves, and this is told.
@@ -74,8 +75,10 @@ fn begin<E: Engine>(
     world.control(Channel::Saving).broadcast_bytes(0, &mut chosen)?;
     let path = String::from_utf8_lossy(&chosen).into_owned();
     let (step, warnings) = trainer.begin_with(Path::new(&path))?;
+    let theirs = Checkpoint::open_lazily(&path).ok().and_then(|of| model_of(&of).ok());
+    let unlike = theirs.map(|(theirs, _)| unlike(&theirs, &job.config)).unwrap_or_default();
     emit(Event::Initialized(Initialized { path, step }))?;
-    for message in warnings {
+    for message in warnings.into_iter().chain(unlike) {
         emit(Event::Warning { message })?;
     }
     Ok(())
