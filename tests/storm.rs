@@ -7,7 +7,7 @@
 //!   └────────────── another number of ranks, the other backend ◀──────────────────┘
 //! ```
 //! `MUSTER_STORM=1500` makes it that many signals; `MUSTER_STORM_SEED` chooses others.
-//! benches/cpu/storm.txt has the output of a long one.
+//! benches/cpu/storm.md has the output of a long one.
 
 mod common;
 

@@ -108,8 +108,8 @@ impl RunDir {
 /// Where an import keeps the files that came beside the weights.
 pub const COMPANIONS: &str = "published";
 
-/// Files that belong to the model of a checkpoint in a run's directory, beside its weights: those of
-/// an import, or those that lie with the tokenizer that the run's config names.
+/// Files that belong to the model of a checkpoint in a run's directory, beside its weights: those
+/// of an import, or those that lie with the tokenizer that the run's config names.
 pub fn companions(run: &Path, tokenizer: &TokenizerSpec) -> Vec<PathBuf> {
     let own = interop::hf::companions(&run.join(COMPANIONS));
     match tokenizer {

@@ -371,7 +371,8 @@ const OF_TOKENIZER: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"]
 /// The longest window, of families that have no table of positions.
 const WINDOW: &str = "max_position_embeddings";
 
-/// Takes over the ids of special tokens, and a longer window, from the file of the model that was imported.
+/// Takes over the ids of special tokens, and a longer window, from the file of the model that was
+/// imported.
 ///
 /// # Errors
 /// It cannot be read.
