@@ -182,8 +182,9 @@ fn control_messages_of_any_length() {
             // Only the root is sent anything, and by each of the others once.
             let counted = world.counters().of(Operation::GatherBytes);
             assert_eq!(counted.payload_received_bytes > 0, world.rank() == 2, "{kind}");
-            // A mistake ends the job, in which nobody should be busy any more.
-            control.barrier().unwrap();
+            // A mistake ends the job, in which nobody should be busy any more; who is told of the
+            // barrier's end last may hear of the mistake instead.
+            let _ = control.barrier();
             assert!(control.gather_bytes_to(3, b"").is_err());
         });
     }
