@@ -118,20 +118,20 @@ impl Change {
     fn words(&self) -> String {
         match self {
             Change::Copies(k) => format!(
-                "experts: {k} of each one; so that they compute the same, \
-                                          top_k has to be {k} times what it was"
+                "experts: {k} of each one; so that they compute the same, top_k has to be {k} \
+                 times what it was"
             ),
             Change::Slices(k) => format!(
-                "experts: {k} slices of each one; so that they compute \
-                                          the same, top_k and route_scale have to be {k} times \
-                                          what they were"
+                "experts: {k} slices of each one; so that they compute the same, top_k and \
+                 route_scale have to be {k} times what they were"
             ),
             Change::Mean(k) => format!("experts: the mean of {k} each"),
         }
     }
 }
 
-/// Elements of an expert's matrix, whose width F is rows or columns.
+/// The width F of an expert, which its matrix back has as columns and the others as rows. Of the
+/// other kind of matrix it is the model's.
 fn width(shape: &[usize], is_down: bool) -> usize {
     shape.get(usize::from(is_down)).copied().unwrap_or(0)
 }
@@ -146,6 +146,10 @@ fn expert(find: &Find, tensor: &LogicalTensor, of: usize) -> Result<Option<Found
     let is_down = rest.starts_with("down_proj") || rest.starts_with("w2");
     let shape_there = find.there(&named(0)).map_or(Vec::new(), |(_, _, shape)| shape.to_vec());
     let (ours, theirs) = (width(&tensor.shape, is_down), width(&shape_there, is_down));
+    if there == of || width(&tensor.shape, !is_down) != width(&shape_there, !is_down) {
+        // As many experts, or a model of another width: no rule is about that.
+        return Ok(None);
+    }
     let change = match (ours == theirs, of.checked_rem(there), there.checked_rem(of)) {
         (true, Some(0), _) => Change::Copies(of / there),
         (true, _, Some(0)) => Change::Mean(there / of),
@@ -215,6 +219,9 @@ fn upcycled(find: &Find, tensor: &LogicalTensor, of: usize) -> Result<Option<Fou
     let shape = shape.to_vec();
     let is_down = name.contains("down_proj");
     let (ours, theirs) = (width(&tensor.shape, is_down), width(&shape, is_down));
+    if width(&tensor.shape, !is_down) != width(&shape, !is_down) {
+        return Ok(None);
+    }
     let slices = theirs.checked_div(ours).filter(|k| k * ours == theirs && of.is_multiple_of(*k));
     let Some(slices) = slices.filter(|k| *k > 0) else { return Ok(None) };
     let what = match slices {
@@ -384,6 +391,16 @@ mod tests {
             "{told}"
         );
         assert!(plan(&origin, experts(3, [4, 3], "up_proj"), &allowed()).is_err());
+        // A model of another width is told as that, and as many experts are no matter of a rule.
+        for (of, which, shape) in [(4, "up_proj", [2, 6]), (1, "down_proj", [6, 4])] {
+            let told = plan(&origin, experts(of, shape, which), &allowed()).err().unwrap();
+            assert!(told.contains("nothing there is it"), "{told}");
+        }
+        let told = plan(&origin, experts(2, [4, 6], "up_proj"), &Rules::default()).err().unwrap();
+        assert!(told.contains("[4, 6] is wanted") && !told.contains("--allow"), "{told}");
+        let dense = held(&[("m.layers.0.mlp.up_proj.weight", &[4, 3])]);
+        assert!(plan(&dense, experts(2, [4, 6], "up_proj"), &allowed()).is_err());
+        assert!(plan(&dense, experts(2, [4, 3], "up_proj"), &allowed()).is_ok());
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::rules::Rules;
 use crate::source::Source;
 use crate::{Bytes, Elements, Error};
 
+/// More threads than any disk keeps busy.
+const THREADS_MAX: usize = 256;
+
 /// The slots that a tensor `NAME:SLOT` of a foreign checkpoint may have.
 const SLOTS: [&str; 2] = ["adam_m", "adam_v"];
 
@@ -203,7 +206,7 @@ impl ImportPlan<'_> {
         threads: usize,
     ) -> Result<Committed, Error> {
         let attempt = Attempt { step: run_state.step, generation: store.claim_generation()? };
-        let shares = self.shares(threads.max(1));
+        let shares = self.shares(threads.clamp(1, self.states.len().clamp(1, THREADS_MAX)));
         let written = std::thread::scope(|scope| {
             let threads: Vec<_> = (0_u32..)
                 .zip(&shares)

@@ -1,7 +1,5 @@
 //! `muster ckpt export`: a checkpoint's parameters as a published model's directory.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use checkpoint::Checkpoint;
@@ -11,8 +9,9 @@ use interop::{Arriving, Outgoing, States, Types};
 use layout::Dtype;
 
 use crate::cli::{ExportArgs, FileType, Library};
-use crate::console::{ByteProgress, bytes, duration, plural};
+use crate::console::{SharedProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
+use crate::limits::cores;
 use crate::output::say;
 use crate::run_dir::{companions, open_checkpoint};
 use crate::saved_model::model_of;
@@ -61,27 +60,6 @@ pub fn export(args: &ExportArgs) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
-/// A progress bar of bytes, from any thread.
-struct Progress {
-    all: u64,
-    done: AtomicU64,
-    bar: Mutex<ByteProgress>,
-}
-
-impl Progress {
-    fn new(all: u64) -> Progress {
-        Progress { all, done: AtomicU64::new(0), bar: Mutex::new(ByteProgress::new("exporting")) }
-    }
-
-    fn more(&self, bytes: u64) {
-        let now = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // Whoever holds it is showing nearly the same.
-        if let Ok(mut bar) = self.bar.try_lock() {
-            bar.update(now, Some(self.all));
-        }
-    }
-}
-
 fn options(args: &ExportArgs) -> SafetensorsOptions {
     SafetensorsOptions {
         max_file_bytes: (args.max_file_gb * 1e9) as u64,
@@ -100,7 +78,7 @@ fn as_published(
     let companions = run.map(|run| companions(run, tokenizer)).unwrap_or_default();
     let window = config.batch.seq_len;
     let model = Exported::new(checkpoint, &architecture, window, types, &companions)?;
-    let progress = Progress::new(model.bytes());
+    let progress = SharedProgress::new("exporting", model.bytes());
     Ok(hf::export(&model, &args.target, options(args), &|more| progress.more(more))?)
 }
 
@@ -123,14 +101,10 @@ fn as_states(
     }
     drop(all);
     let arriving = Arriving::new(&args.target)?;
-    let progress = Progress::new(bytes);
+    let progress = SharedProgress::new("exporting", bytes);
     let make = |number| states.outgoing(number);
     let done = |more| progress.more(more);
     let written = write_safetensors(&arriving, states.len(), &make, options(args), &done)?;
     arriving.finish()?;
     Ok(written)
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -25,6 +25,7 @@ use crate::cli::{ImportArgs, RuleWord};
 use crate::config::Loaded;
 use crate::console::{bytes, duration, plural};
 use crate::error::{CliError, Exit};
+use crate::limits::cores;
 use crate::output::{complain, say};
 use crate::run_dir::{self, COMPANIONS, RunDir, companions};
 use crate::saved_model::{self, model_of};
@@ -293,10 +294,6 @@ fn told(plan: &ImportPlan, config: Option<&Config>, source: &Path, target: &Path
         line("left out", format!("{}{more}: no part of the model", first.join(", ")));
     }
     text
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Window of a model whose `config.json` tells none.

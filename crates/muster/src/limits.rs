@@ -185,12 +185,17 @@ struct Host {
     room: Option<(usize, String)>,
 }
 
+/// Cores that this process may use, at least one.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Whether this host, one of `nodes`, can run `ranks` processes of `threads` threads each.
 ///
 /// # Errors
 /// More threads than cores could serve; more than the system's limits leave room for.
 pub fn check_threads(ranks: usize, threads: usize, nodes: usize) -> Result<(), CliError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     fits(ranks, threads, &Host { cores, nodes, room: system::room() })
 }
 

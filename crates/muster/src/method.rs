@@ -40,7 +40,7 @@ pub fn default_storage(device: DeviceKind) -> Storage {
 /// `--threads`, where 0 means all cores.
 pub fn threads(asked: usize) -> usize {
     match asked {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => crate::limits::cores(),
         threads => threads,
     }
 }

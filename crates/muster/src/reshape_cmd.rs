@@ -2,16 +2,15 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, Wanted, slabs};
 use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Written, write_plan};
 
 use crate::cli::{RANKS_MAX, ReshapeArgs};
-use crate::console::{ByteProgress, bytes, duration, plural};
+use crate::console::{SharedProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
+use crate::limits::cores;
 use crate::output::say;
 use crate::run_dir::open_checkpoint;
 use crate::saved_model::model_of;
@@ -48,16 +47,10 @@ pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
     };
     let store = Store::new(&args.target);
     let reshape = Reshape::new(&checkpoint, &store, &ranks, options);
-    let (all, written) = (reshape.bytes(), AtomicU64::new(0));
-    let progress = Mutex::new(ByteProgress::new("reshaping"));
+    let all = reshape.bytes();
+    let progress = SharedProgress::new("reshaping", all);
     let started = Instant::now();
-    let done = reshape.run(&|more| {
-        let now = written.fetch_add(more, Ordering::Relaxed) + more;
-        // Whoever holds it is showing nearly the same.
-        if let Ok(mut progress) = progress.try_lock() {
-            progress.update(now, Some(all));
-        }
-    });
+    let done = reshape.run(&|more| progress.more(more));
     drop(progress);
     let done = done?;
     let seconds = started.elapsed().as_secs_f64();
@@ -172,10 +165,6 @@ fn read_rate(checkpoint: &Checkpoint) -> Result<(f64, u64), CliError> {
     let started = Instant::now();
     checkpoint.read_boxes::<checkpoint::Error>(&wanted, cores(), |_, _, _| Ok(()))?;
     Ok((all as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9), all))
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The boxes of each rank of a layout.

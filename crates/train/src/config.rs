@@ -184,7 +184,8 @@ pub struct CheckpointConfig {
     pub init: Option<PathBuf>,
     /// Whether steps go on while a checkpoint is written.
     pub mode: SaveMode,
-    /// Megabytes a second that each rank writes at most beside the training; 0: no limit.
+    /// Megabytes a second that each rank writes at most beside the training, in mode `async`; 0: no
+    /// limit.
     #[schemars(range(max = 1_000_000_000))]
     pub max_mb_per_s: u64,
 }

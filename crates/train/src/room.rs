@@ -3,6 +3,7 @@
 use checkpoint::Store;
 use checkpoint::disk::Free;
 
+use crate::plan::SAVE_BUFFERS;
 use crate::{Engine, Event, TrainError, Trainer};
 
 /// Header and manifest say about so much of each tensor.
@@ -37,19 +38,52 @@ fn room(size: Size, copies: u64, free: Free) -> Room {
     }
 }
 
-/// Checkpoints that are still to be written in the steps `step..last`, and to lie there together
-/// besides the `kept` that do: of `keep` (0 for all) and the one that is being saved.
-fn copies(step: u64, last: u64, every: u64, keep: u64, kept: u64) -> u64 {
-    let to_come = match last.saturating_sub(step) {
-        0 => 0,
-        _ if every == 0 => 1,
-        _ => last.div_ceil(every) - step / every,
-    };
-    match keep {
-        0 => to_come,
-        // One is saved before another is removed.
-        keep => to_come.min(keep.saturating_add(1).saturating_sub(kept).max(1)),
+/// The saves of a run from now on, and those of them that stay.
+#[derive(Debug, Clone, Copy)]
+struct Saves {
+    /// Steps taken, and the last that will be.
+    step: u64,
+    last: u64,
+    /// Steps from one save to the next; 0: only at the end.
+    every: u64,
+    /// Checkpoints that stay; 0 for all.
+    keep: u64,
+    /// Those of every so many steps stay, too.
+    keep_every: u64,
+    /// Saves that may be written before another checkpoint is removed.
+    open: u64,
+}
+
+impl Saves {
+    /// Checkpoints that are still to be written, and to lie there together besides the `kept` that
+    /// do.
+    fn copies(self, kept: u64) -> u64 {
+        let Saves { step, last, every, keep, keep_every, open } = self;
+        let to_come = match last.saturating_sub(step) {
+            0 => 0,
+            _ if every == 0 => 1,
+            _ => last.div_ceil(every) - step / every,
+        };
+        if keep == 0 {
+            return to_come;
+        }
+        let stay = match (every, keep_every) {
+            (0, _) | (_, 0) => 0,
+            // Steps that are saved and stay, but for the newest, which are counted.
+            _ => last / lcm(every, keep_every) - step / lcm(every, keep_every),
+        };
+        let most = keep.saturating_add(open).saturating_add(stay);
+        to_come.min(most.saturating_sub(kept).max(1))
     }
+}
+
+/// The least common multiple of two numbers that are not zero.
+fn lcm(a: u64, b: u64) -> u64 {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a / divisor).saturating_mul(b)
 }
 
 impl<E: Engine> Trainer<E> {
@@ -68,7 +102,10 @@ impl<E: Engine> Trainer<E> {
         let total = self.config.train.steps;
         let last = max_steps.map_or(total, |most| total.min(most));
         let kept = store.committed().unwrap_or(0) as u64;
-        let copies = copies(self.steps_taken(), last, config.every, config.keep as u64, kept);
+        let open = if self.plan.saves_beside { SAVE_BUFFERS as u64 } else { 1 };
+        let (step, every, keep) = (self.steps_taken(), config.every, config.keep as u64);
+        let saves = Saves { step, last, every, keep, keep_every: config.keep_every, open };
+        let copies = saves.copies(kept);
         let (size, path) = (self.checkpoint_size(), store.root());
         let Size { bytes: needed_bytes, files: needed_files } = size;
         let fits = match room(size, copies, free) {
@@ -81,7 +118,10 @@ impl<E: Engine> Trainer<E> {
         };
         let keeps = match config.keep {
             0 => "checkpoint.keep: 0 keeps all".to_owned(),
-            keep => format!("checkpoint.keep: {keep}, and one is saved before another is removed"),
+            keep => {
+                let open = if open == 1 { "one is" } else { "two may be" };
+                format!("checkpoint.keep: {keep}, and {open} saved before another is removed")
+            }
         };
         let files = free.files.map_or_else(String::new, |files| format!(" and {files} files"));
         let message = format!(
@@ -123,18 +163,25 @@ mod tests {
 
     #[test]
     fn what_is_to_come_is_counted_as_it_will_be_saved() {
-        assert_eq!(copies(0, 0, 5, 3, 0), 0);
-        assert_eq!(copies(6, 6, 1, 3, 0), 0);
+        let of =
+            |step, last, every, keep| Saves { step, last, every, keep, keep_every: 0, open: 1 };
+        assert_eq!(of(0, 0, 5, 3).copies(0), 0);
+        assert_eq!(of(6, 6, 1, 3).copies(0), 0);
         // Only at the end.
-        assert_eq!(copies(0, 100, 0, 3, 0), 1);
+        assert_eq!(of(0, 100, 0, 3).copies(0), 1);
         // After 10, 20, 25.
-        assert_eq!(copies(0, 25, 10, 0, 0), 3);
-        assert_eq!(copies(10, 25, 10, 0, 0), 2);
-        assert_eq!(copies(12, 30, 10, 0, 0), 2);
+        assert_eq!(of(0, 25, 10, 0).copies(0), 3);
+        assert_eq!(of(10, 25, 10, 0).copies(0), 2);
+        assert_eq!(of(12, 30, 10, 0).copies(0), 2);
         // Three are kept and a fourth is saved meanwhile; those that are there already count.
-        assert_eq!(copies(0, 100, 10, 3, 0), 4);
-        assert_eq!(copies(30, 100, 10, 3, 2), 2);
-        assert_eq!(copies(30, 100, 10, 3, 9), 1);
-        assert_eq!(copies(0, 100, 10, u64::MAX, 0), 10);
+        assert_eq!(of(0, 100, 10, 3).copies(0), 4);
+        assert_eq!(of(30, 100, 10, 3).copies(2), 2);
+        assert_eq!(of(30, 100, 10, 3).copies(9), 1);
+        assert_eq!(of(0, 100, 10, u64::MAX).copies(0), 10);
+        // Two may be written at once; 30, 60 and 90 stay for good.
+        assert_eq!(Saves { open: 2, ..of(0, 100, 10, 3) }.copies(0), 5);
+        assert_eq!(Saves { keep_every: 15, ..of(0, 100, 10, 3) }.copies(0), 7);
+        assert_eq!(Saves { keep_every: 15, ..of(50, 100, 10, 3) }.copies(0), 5);
+        assert_eq!(Saves { keep_every: 15, ..of(0, 100, 0, 3) }.copies(0), 1);
     }
 }

@@ -305,34 +305,30 @@ fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainEr
     Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference })
 }
 
+/// The states that a load takes from a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// All: the run goes on.
+    All,
+    /// The parameters, and what the engine keeps: a run begins with them.
+    Parameters,
+}
+
 /// Loads the boxes of states that this rank holds, and the engine's states; weights still have to
 /// be gathered. For states that the checkpoint lacks see [`begun_anew`].
 ///
 /// # Errors
 /// Damaged or missing data.
-pub(crate) fn load_states(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
-    let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
-    let mut loads = Loads::new(checkpoint, saver.seed);
-    for StateView { state, region, view } in views {
-        loads.add(&stream, &saver.plan.states[state], region, view)?;
-    }
-    for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
-        loads.add(saver.stream, state, Region::whole(&state.shape), to.clone())?;
-    }
-    loads.run(saver.plan.threads)
-}
-
-/// Loads the boxes of parameters that this rank holds, and the engine's states; see
-/// [`load_states`].
-///
-/// # Errors
-/// Damaged or missing data.
-pub(crate) fn load_parameters(checkpoint: &Checkpoint, saver: &Saver) -> Result<(), TrainError> {
+pub(crate) fn load_states(
+    checkpoint: &Checkpoint,
+    saver: &Saver,
+    taken: Taken,
+) -> Result<(), TrainError> {
     let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
     let mut loads = Loads::new(checkpoint, saver.seed);
     let states = &saver.plan.states;
-    let params = views.into_iter().filter(|view| states[view.state].slot == PARAM);
-    for StateView { state, region, view } in params {
+    let is_taken = |of: &StateView| taken == Taken::All || states[of.state].slot == PARAM;
+    for StateView { state, region, view } in views.into_iter().filter(is_taken) {
         loads.add(&stream, &states[state], region, view)?;
     }
     for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, begun_anew, check_model, load_parameters, load_states};
+use crate::save::{Loaded, Saver, Taken, begun_anew, check_model, load_states};
 use crate::save_beside::Beside;
 use crate::{Engine, TrainError, Trainer};
 
@@ -183,18 +183,9 @@ impl<E: Engine> Trainer<E> {
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
         self.settle_saves()?;
-        // Neither this rank nor a peer may still move what is written here.
-        self.ranks.settle()?;
-        self.ranks.saving.barrier()?;
-        let read = self.read_states(path);
-        let checkpoint = self.agree(path, read)?;
+        let checkpoint = self.take(path, Taken::All)?;
         let anew = begun_anew(&checkpoint, &self.plan.states);
         let mut warnings: Vec<String> = anew.iter().map(ToString::to_string).collect();
-        self.optimizer.publish(&self.stream, &self.memory.weights)?;
-        self.ranks.gather(&self.stream)?;
-        self.ranks.settle()?;
-        self.engine.weights_changed();
-        self.engine.states_changed()?;
         let state = checkpoint.run_state().clone();
         (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
         self.tokens_loaded = state.tokens;
@@ -231,37 +222,34 @@ impl<E: Engine> Trainer<E> {
     /// # Errors
     /// As [`Trainer::load`].
     pub fn begin_with(&mut self, path: &Path) -> Result<(u64, Vec<String>), TrainError> {
+        let checkpoint = self.take(path, Taken::Parameters)?;
+        let warnings = begun_anew(&checkpoint, self.plan.engine_states());
+        Ok((checkpoint.run_state().step, warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    /// Loads states of a checkpoint on all ranks, and brings the weights of all up to date.
+    fn take(&mut self, path: &Path, taken: Taken) -> Result<Checkpoint, TrainError> {
+        // Neither this rank nor a peer may still move what is written here.
         self.ranks.settle()?;
         self.ranks.saving.barrier()?;
-        let read = self.read_parameters(path);
+        let read = self.read_states(path, taken);
         let checkpoint = self.agree(path, read)?;
-        let warnings = begun_anew(&checkpoint, self.plan.engine_states());
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
         self.ranks.settle()?;
         self.engine.weights_changed();
         self.engine.states_changed()?;
-        Ok((checkpoint.run_state().step, warnings.iter().map(ToString::to_string).collect()))
-    }
-
-    fn read_parameters(&self, path: &Path) -> Result<Checkpoint, TrainError> {
-        let checkpoint = match self.ranks.rank() {
-            0 => Checkpoint::open(path)?,
-            _ => Checkpoint::open_lazily(path)?,
-        };
-        check_model(&checkpoint, &self.plan)?;
-        load_parameters(&checkpoint, &self.saver()?)?;
         Ok(checkpoint)
     }
 
-    fn read_states(&self, path: &Path) -> Result<Checkpoint, TrainError> {
+    fn read_states(&self, path: &Path, taken: Taken) -> Result<Checkpoint, TrainError> {
         // One rank looks at all of it.
         let checkpoint = match self.ranks.rank() {
             0 => Checkpoint::open(path)?,
             _ => Checkpoint::open_lazily(path)?,
         };
         check_model(&checkpoint, &self.plan)?;
-        load_states(&checkpoint, &self.saver()?)?;
+        load_states(&checkpoint, &self.saver()?, taken)?;
         Ok(checkpoint)
     }
 

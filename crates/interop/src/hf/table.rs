@@ -20,7 +20,8 @@ pub(crate) struct Family {
     pub prefix: &'static str,
     /// Whether the balancing biases of routers are published.
     pub router_bias: bool,
-    pub rows: &'static [Row],
+    /// In groups, which families share.
+    pub rows: &'static [&'static [Row]],
     /// Tensors of published files that a model does not need: a `*` stands for anything without a
     /// dot, `**` for anything, `{layers}` for the number of layers.
     pub left_out: &'static [&'static str],
@@ -87,13 +88,19 @@ impl Family {
         }
         let mut ours = Value::Object(Map::new());
         set(&mut ours, "names", Value::from(self.names));
-        for row in self.rows {
+        for row in self.rows.iter().copied().flatten() {
             row.read(&theirs, &mut ours)?;
         }
         let known = |key: &str| {
             key == "model_type"
                 || key == "architectures"
-                || self.rows.iter().flat_map(Row::keys).any(|known| first(known) == key)
+                || self
+                    .rows
+                    .iter()
+                    .copied()
+                    .flatten()
+                    .flat_map(Row::keys)
+                    .any(|known| first(known) == key)
         };
         let all = theirs.as_object().into_iter().flat_map(Map::keys);
         Ok((ours, all.filter(|key| !known(key)).cloned().collect()))
@@ -107,7 +114,7 @@ impl Family {
         let mut theirs = Value::Object(Map::new());
         set(&mut theirs, "model_type", Value::from(self.model_type));
         set(&mut theirs, "architectures", Value::from(vec![self.architecture]));
-        for row in self.rows {
+        for row in self.rows.iter().copied().flatten() {
             row.write(ours, &mut theirs)?;
         }
         Ok(theirs)
@@ -290,7 +297,7 @@ mod tests {
         architecture: "ToyForCausalLM",
         prefix: "",
         router_bias: false,
-        rows: &[
+        rows: &[&[
             Row::Same("hidden|n_embd", "d_model", Lacking::Refuse),
             Row::Same("inner", "d_ff", Lacking::Times(4, "n_embd")),
             Row::Same("rope.theta|theta", "positions.rotary.theta", Lacking::Is("1e4")),
@@ -299,7 +306,7 @@ mod tests {
             Row::Read("scaling.type", &["\"default\""]),
             Row::Within("rope", &["theta"]),
             Row::Ours("norm", "\"rms\""),
-        ],
+        ]],
         left_out: &["h.*.bias", "h.{layers}.**"],
     };
 

@@ -12,6 +12,7 @@ use device::DeviceKind;
 
 use super::{HostArgs, ReportArgs, backend, timeout_ms};
 use crate::error::CliError;
+use crate::limits::cores;
 
 #[derive(Debug, Args)]
 pub struct CollectivesArgs {
@@ -193,7 +194,6 @@ impl CollectivesArgs {
     /// # Errors
     /// None, or a sweep beyond them.
     pub fn world(&self, tasks: Option<usize>) -> Result<usize, CliError> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         if self.ranks_sweep.contains(&0) {
             return Err(CliError::mistake("--ranks-sweep 0; use 1 or more"));
         }

@@ -8,6 +8,7 @@ use comm::BackendWord;
 
 use super::{HostArgs, backend, timeout_ms};
 use crate::error::CliError;
+use crate::limits::cores;
 
 #[derive(Debug, Args)]
 pub struct LinksArgs {
@@ -51,7 +52,6 @@ impl LinksArgs {
     /// # Errors
     /// Fewer than two.
     pub fn world(&self, tasks: Option<usize>) -> Result<usize, CliError> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let world = self.ranks.or(tasks).unwrap_or_else(|| cores().max(2));
         match world {
             0 | 1 => Err(CliError::mistake(format!(

@@ -7,7 +7,8 @@ mod render;
 mod units;
 
 use std::io::{IsTerminal, Write};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -207,6 +208,29 @@ impl ByteProgress {
         if self.what != what {
             self.what = what;
             self.started = Instant::now();
+        }
+    }
+}
+
+/// Progress of several threads through so many bytes.
+pub struct SharedProgress {
+    all: u64,
+    done: AtomicU64,
+    shown: Mutex<ByteProgress>,
+}
+
+impl SharedProgress {
+    /// None of `all` bytes of `what` done yet.
+    pub fn new(what: &str, all: u64) -> SharedProgress {
+        SharedProgress { all, done: AtomicU64::new(0), shown: Mutex::new(ByteProgress::new(what)) }
+    }
+
+    /// So many bytes more are done.
+    pub fn more(&self, bytes: u64) {
+        let now = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // Whoever holds it is showing nearly the same.
+        if let Ok(mut shown) = self.shown.try_lock() {
+            shown.update(now, Some(self.all));
         }
     }
 }

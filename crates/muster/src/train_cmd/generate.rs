@@ -12,7 +12,7 @@ use train::{Sampler, Sampling};
 use crate::cli::GenerateArgs;
 use crate::config::CONFIG_BYTES_MAX;
 use crate::error::{CliError, Exit};
-use crate::{out_file, run_dir};
+use crate::{limits, out_file, run_dir};
 
 /// Continues a prompt.
 ///
@@ -32,7 +32,7 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
     if let Some(file) = &args.logits {
         return logits(&args, file, &checkpoint, (&config, &tokenizer));
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = limits::cores();
     let device = Device::cpu(threads)?;
     let prompt = prompt(&args, &tokenizer)?;
     let positions = (prompt.len() + args.tokens).clamp(1, config.batch.seq_len);
@@ -79,7 +79,7 @@ fn logits(
             vocabulary - 1
         )));
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = limits::cores();
     let device = Device::cpu(threads)?;
     let of = (config, tokenizer.vocab_size());
     let sampler = Sampler::of_checkpoint(&device, checkpoint, of, tokens.len())?;

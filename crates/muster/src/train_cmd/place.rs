@@ -189,7 +189,7 @@ struct Cores {
 
 impl Cores {
     fn seen() -> Cores {
-        let mine = std::thread::available_parallelism().map_or(1, usize::from);
+        let mine = crate::limits::cores();
         let read = |path| std::fs::read_to_string(path).ok();
         Cores { mine, in_sight: in_sight(read).unwrap_or(mine) }
     }
