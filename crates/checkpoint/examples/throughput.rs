@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use checkpoint::{
@@ -123,9 +124,10 @@ fn load(root: &Path, step: u64, out: &mut [u8]) -> Outcome<()> {
     };
     let wanted: Vec<Wanted> = checkpoint.tensors().iter().map(whole).collect();
     let threads = std::thread::available_parallelism()?.get();
+    let tensors: Vec<Mutex<&mut [u8]>> = out.chunks_mut(TENSOR).map(Mutex::new).collect();
     checkpoint.read_boxes::<checkpoint::Error>(&wanted, threads, |number, start, bytes| {
-        let at = number * TENSOR + 4 * start;
-        out[at..at + bytes.len()].copy_from_slice(bytes);
+        let mut tensor = tensors[number].lock().unwrap();
+        device::copy_streaming(bytes, &mut tensor[4 * start..4 * start + bytes.len()]);
         Ok(())
     })?;
     Ok(())

@@ -66,10 +66,33 @@ pub(crate) fn commit(
         return Err(Error::AlreadyCommitted { path: dir });
     }
     check_files(disk, &dir, manifest)?;
-
     let bytes = manifest.render();
-    let record = render_commit(&bytes);
-    write_file(disk, &dir.join(names::MANIFEST), &bytes, record.len() as u64)?;
+    let record_bytes = publish(disk, root, attempt, &bytes, newest_generation)?;
+    Ok(Committed {
+        bytes: manifest.data_bytes() + bytes.len() as u64 + record_bytes,
+        path: dir,
+        shards: manifest.files.len(),
+        state_tensors: manifest.tensors.len(),
+        manifest_blake3: Digest::of(&bytes),
+    })
+}
+
+/// Writes the manifest, then `COMMIT`; returns the length of that. Everything that they vouch for
+/// is durable.
+///
+/// # Errors
+/// See [`crate::Store::commit`].
+pub(crate) fn publish(
+    disk: &dyn Disk,
+    root: &Path,
+    attempt: Attempt,
+    manifest: &[u8],
+    newest_generation: impl Fn() -> Result<u32, Error>,
+) -> Result<u64, Error> {
+    let dir = root.join(attempt.dir_name());
+    let commit_path = dir.join(names::COMMIT);
+    let record = render_commit(manifest);
+    write_file(disk, &dir.join(names::MANIFEST), manifest, record.len() as u64)?;
     sync_dir(disk, &dir)?;
     let temporary = dir.join(names::COMMIT_TEMPORARY);
     write_file(disk, &temporary, record.as_bytes(), 0)?;
@@ -97,13 +120,7 @@ pub(crate) fn commit(
         let _ = disk.remove_file(&commit_path);
         return Err(error);
     }
-    Ok(Committed {
-        bytes: manifest.data_bytes() + (bytes.len() + record.len()) as u64,
-        path: dir,
-        shards: manifest.files.len(),
-        state_tensors: manifest.tensors.len(),
-        manifest_blake3: Digest::of(&bytes),
-    })
+    Ok(record.len() as u64)
 }
 
 /// Every shard and table is there with its length: ranks that write to disks that the
@@ -112,14 +129,16 @@ pub(crate) fn commit(
 /// # Errors
 /// The first file that is missing, is no file or has another length.
 pub(crate) fn check_files(disk: &dyn Disk, dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    for file in &manifest.files {
-        let table = (file.sums_path(), sums::table_bytes(file.bytes));
-        for (name, expected) in [(file.path.clone(), file.bytes), table] {
-            let path = dir.join(name);
-            check_file(disk, &path, expected)?;
-        }
-    }
-    Ok(())
+    manifest.files.iter().try_for_each(|file| check_shard(disk, dir, file))
+}
+
+/// A shard and its table are there with their lengths.
+///
+/// # Errors
+/// As [`check_files`].
+pub(crate) fn check_shard(disk: &dyn Disk, dir: &Path, file: &FileRecord) -> Result<(), Error> {
+    check_file(disk, &dir.join(&file.path), file.bytes)?;
+    check_file(disk, &dir.join(file.sums_path()), sums::table_bytes(file.bytes))
 }
 
 /// A file is there, is one, and has its length.

@@ -163,6 +163,20 @@ impl Error {
         )
     }
 
+    /// The file that could not be read, or is damaged.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Error::Io { path, .. }
+            | Error::MissingFile { path }
+            | Error::WrongKind { path, .. }
+            | Error::FileLength { path, .. }
+            | Error::FileDigest { path, .. }
+            | Error::Sums { path, .. }
+            | Error::Range { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Wraps a failed operation on what should be there.
     pub(crate) fn io(
         disk: &dyn Disk,

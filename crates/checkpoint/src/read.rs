@@ -13,12 +13,13 @@ use std::sync::{Arc, OnceLock};
 use layout::{LogicalTensor, Schema};
 
 use crate::chunk_index::ChunkIndex;
-use crate::commit::{check_files, parse_commit};
+use crate::commit::{check_shard, parse_commit};
 use crate::disk::{Disk, Kind, OsDisk, ReadFile};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
-use crate::verified::{Verified, if_removed, range, read_file};
+use crate::stream::FileRange;
+use crate::verified::{Recovered, Verified, if_removed, range, read_file};
 use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
@@ -55,7 +56,36 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_on(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        let checkpoint = Checkpoint::open_lazily_on(disk, path)?;
+        let checkpoint = Checkpoint::open_lazily_on(disk, path, &[])?;
+        checkpoint.check()
+    }
+
+    /// As [`Checkpoint::open`], of which files may have copies, under the same names, in other
+    /// attempts' directories: whatever of a file is missing, damaged or cannot be read is taken
+    /// from a copy, which is held to the same sums. See [`Checkpoint::recovered`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], where no copy helps.
+    pub fn open_with_copies(
+        path: impl Into<PathBuf>,
+        copies: &[PathBuf],
+    ) -> Result<Checkpoint, Error> {
+        Checkpoint::open_lazily_with_copies(path, copies)?.check()
+    }
+
+    /// As [`Checkpoint::open_with_copies`] and [`Checkpoint::open_lazily`].
+    ///
+    /// # Errors
+    /// As those.
+    pub fn open_lazily_with_copies(
+        path: impl Into<PathBuf>,
+        copies: &[PathBuf],
+    ) -> Result<Checkpoint, Error> {
+        Checkpoint::open_lazily_on(Arc::new(OsDisk), path, copies)
+    }
+
+    fn check(self) -> Result<Checkpoint, Error> {
+        let checkpoint = self;
         checkpoint.check_all_files().map_err(|error| {
             if_removed(checkpoint.files.disk.as_ref(), checkpoint.path(), error)
         })?;
@@ -69,27 +99,29 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], but for the files' being there and the tables' being right.
     pub fn open_lazily(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        Checkpoint::open_lazily_on(Arc::new(OsDisk), path)
+        Checkpoint::open_lazily_on(Arc::new(OsDisk), path, &[])
     }
 
-    /// As [`Checkpoint::open_lazily`], on another disk.
+    /// As [`Checkpoint::open_lazily_with_copies`], on another disk.
     ///
     /// # Errors
     /// As [`Checkpoint::open_lazily`].
     pub fn open_lazily_on(
         disk: Arc<dyn Disk>,
         path: impl Into<PathBuf>,
+        copies: &[PathBuf],
     ) -> Result<Checkpoint, Error> {
         let dir = path.into();
         let commit = read_commit(disk.as_ref(), &dir)?;
-        Checkpoint::open_committed(&disk, &dir, &commit)
+        Checkpoint::open_committed(&disk, (&dir, copies), &commit)
             .map_err(|error| if_removed(disk.as_ref(), &dir, error))
     }
 
     /// Every file is there with its length, and every table of sums is right.
     fn check_all_files(&self) -> Result<(), Error> {
-        check_files(self.files.disk.as_ref(), self.path(), &self.manifest)?;
+        let disk = self.files.disk.as_ref();
         for (number, record) in self.manifest.files.iter().enumerate() {
+            self.files.anywhere(number, |dir| check_shard(disk, dir, record))?;
             self.files.sums(number, record)?;
         }
         Ok(())
@@ -97,21 +129,37 @@ impl Checkpoint {
 
     fn open_committed(
         disk: &Arc<dyn Disk>,
-        dir: &Path,
+        (dir, copies): (&Path, &[PathBuf]),
         commit: &[u8],
     ) -> Result<Checkpoint, Error> {
         let record = parse_commit(commit, &dir.join(names::COMMIT))?;
         let path = dir.join(names::MANIFEST);
         let bytes = read_file(disk.as_ref(), &path, record.manifest_bytes)?;
-        let (expected, manifest_blake3) = (record.manifest_blake3, Digest::of(&bytes));
-        if expected != manifest_blake3 {
-            return Err(Error::FileDigest { path, expected, actual: manifest_blake3 });
+        let (expected, actual) = (record.manifest_blake3, Digest::of(&bytes));
+        if expected != actual {
+            return Err(Error::FileDigest { path, expected, actual });
         }
-        let manifest = Manifest::parse(&bytes, &path)?;
+        Checkpoint::of(disk, (dir, copies), &bytes)
+    }
+
+    /// A checkpoint of a manifest that is known to be right.
+    pub(crate) fn of_bytes(dir: &Path, manifest: &[u8]) -> Result<Checkpoint, Error> {
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        Checkpoint::of(&disk, (dir, &[]), manifest)
+    }
+
+    fn of(
+        disk: &Arc<dyn Disk>,
+        (dir, copies): (&Path, &[PathBuf]),
+        bytes: &[u8],
+    ) -> Result<Checkpoint, Error> {
+        let manifest_blake3 = Digest::of(bytes);
+        let manifest = Manifest::parse(bytes, &dir.join(names::MANIFEST))?;
         check_name(dir, &manifest)?;
         let index = manifest.tensors.iter().map(StateTensor::key).zip(0..).collect();
         let chunks = manifest.tensors.iter().map(|_| OnceLock::new()).collect();
-        let files = Verified::new(Arc::clone(disk), dir.to_path_buf(), manifest.files.len());
+        let (disk, dir, copies) = (Arc::clone(disk), dir.to_path_buf(), copies.to_vec());
+        let files = Verified::new(disk, dir, copies, manifest.files.len());
         Ok(Checkpoint { manifest, manifest_blake3, index, chunks, files })
     }
 
@@ -236,6 +284,15 @@ impl Checkpoint {
         Ok(bytes)
     }
 
+    /// What was taken from copies since the last call, and why: a line each.
+    pub fn recovered(&self) -> Vec<String> {
+        let line = |Recovered { file, error, copy }| {
+            let error = self.name_holders(file, error);
+            format!("{error}; the copy in {} serves instead", copy.display())
+        };
+        self.files.recovered().into_iter().map(line).collect()
+    }
+
     /// Lets the system drop what it holds of the shards in memory, as far as it can, so that they
     /// are read from the medium next.
     pub(crate) fn forget(&self) {
@@ -256,6 +313,23 @@ impl Checkpoint {
     ) -> Result<(), Error> {
         let read = self.files.read_range((file, &self.manifest.files[file]), number, out);
         read.map_err(|error| self.name_holders(file, error))
+    }
+
+    /// Checks bytes of a range that came from elsewhere, where they had the sum `expected`.
+    pub(crate) fn check_range(
+        &self,
+        at: FileRange,
+        bytes: &[u8],
+        expected: u32,
+    ) -> Result<(), Error> {
+        let actual = crc_fast::crc32_iscsi(bytes);
+        if actual == expected {
+            return Ok(());
+        }
+        let (file, record) = (at.file as usize, &self.manifest.files[at.file as usize]);
+        let (start, end) = range(record, at.number as usize);
+        let (path, holds) = (self.path().join(&record.path), self.holders(file, start, end));
+        Err(Error::Range { path, start, end, holds, expected, actual })
     }
 
     /// Number of ranges of a shard, and the length of each.

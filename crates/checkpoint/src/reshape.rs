@@ -351,7 +351,7 @@ impl<'a> Reshape<'a> {
         open: &OpenWave,
         done: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Error> {
-        self.source.read_boxes_apart(&open.wanted, self.options.threads, &|of, element, bytes| {
+        self.source.read_boxes(&open.wanted, self.options.threads, |of, element, bytes| {
             let Target { shard, start, element_bytes } = open.targets[of];
             open.shards[shard].put(disk, start + element as u64 * element_bytes, bytes)?;
             done(bytes.len() as u64);

@@ -107,7 +107,7 @@ impl Store {
     }
 
     /// The directory of an attempt.
-    pub(crate) fn path_of(&self, attempt: Attempt) -> PathBuf {
+    pub fn path_of(&self, attempt: Attempt) -> PathBuf {
         self.root.join(attempt.dir_name())
     }
 
@@ -441,6 +441,14 @@ impl Store {
         Ok(())
     }
 
+    /// Deletes an attempt, whether it is committed or not.
+    ///
+    /// # Errors
+    /// A file cannot be deleted.
+    pub fn remove(&self, attempt: Attempt) -> Result<(), Error> {
+        self.delete(attempt).map(drop)
+    }
+
     /// Whether the newest whole commit stands up to the proof that deletion asks for.
     fn proves(&self, attempt: Attempt, proof: Proof) -> Result<bool, Error> {
         let known = |proven: &HashSet<Attempt>| proven.contains(&attempt);
@@ -515,7 +523,7 @@ impl Store {
     }
 
     /// The highest generation seen, in claims or attempts; 0 for none.
-    fn newest_generation(&self) -> Result<u32, Error> {
+    pub(crate) fn newest_generation(&self) -> Result<u32, Error> {
         Ok(self.newest_claim()?.map_or(0, |(generation, _)| generation))
     }
 
@@ -536,7 +544,10 @@ impl Store {
     }
 
     /// The attempts, oldest first; a whole one may be linked from another disk.
-    fn attempts(&self) -> Result<Vec<Attempt>, Error> {
+    ///
+    /// # Errors
+    /// The directory cannot be read; a missing one is empty.
+    pub fn attempts(&self) -> Result<Vec<Attempt>, Error> {
         let attempt = |entry: &DirEntry| {
             let may_be = matches!(entry.kind, Kind::Dir | Kind::Link);
             entry.name.to_str().filter(|_| may_be).and_then(Attempt::parse)

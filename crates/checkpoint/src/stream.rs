@@ -5,12 +5,11 @@
 //!   ─▶ threads: read a range, verify it ─▶ its runs of each box ─▶ take(box, element, bytes)
 //! ```
 //! A range is read once, whatever the number of boxes that want some of it, in the order of the
-//! files. Memory: the list of ranges, and two times 4 MiB for each thread; where pieces are taken
-//! on the caller's thread, a queue of as many ranges as there are threads, too.
+//! files. Memory: the list of ranges, and two times 4 MiB for each thread.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::manifest::ChunkRecord;
@@ -27,90 +26,54 @@ pub struct Wanted {
     pub region: Region,
 }
 
-/// File and number of each range that is to be read, and the boxes that want some of a chunk in it.
-type Work<'a> = Vec<((usize, usize), Vec<(usize, &'a ChunkRecord)>)>;
+/// A 4 MiB range of a shard: the number of the file in the manifest, and the range's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileRange {
+    pub file: u32,
+    pub number: u32,
+}
 
-/// Takes bytes of a box, from an element on, on any thread.
-pub(crate) type Take<'a> = dyn Fn(usize, usize, &[u8]) -> Result<(), Error> + Sync + 'a;
+/// Each range that is to be read, and the boxes that want some of a chunk in it.
+type Work<'a> = Vec<(FileRange, Vec<(usize, &'a ChunkRecord)>)>;
 
-/// A range that a thread has read: its place in the work, and its bytes.
-type Read = Result<(usize, Vec<u8>), Error>;
+/// The ranges of files that hold boxes, to be read here or to come from elsewhere.
+pub struct Reads<'a> {
+    checkpoint: &'a Checkpoint,
+    wanted: Cow<'a, [Wanted]>,
+    work: Work<'a>,
+    /// Boxes of which a range holds no whole number of elements, as another writer may have left
+    /// them: they are read one after another.
+    apart: Vec<usize>,
+}
 
-impl Checkpoint {
-    /// Reads boxes on `threads` threads. `take` gets the number of a box, an element of it and the
-    /// bytes from there on, in any order, on this thread; every element once.
+impl Reads<'_> {
+    /// The ranges, in the order of the files.
+    pub fn ranges(&self) -> impl Iterator<Item = FileRange> + '_ {
+        self.work.iter().map(|(at, _)| *at)
+    }
+
+    /// Reads the ranges that `is_read` picks, on `threads` threads. `take` gets the number of a
+    /// box, an element of it and the bytes from there on, in any order, on the thread that has
+    /// read them and has them in its cache; every element once.
     ///
     /// # Errors
     /// The first of `take`'s or of [`Checkpoint::read_box`]'s; what was taken until then was right.
-    pub fn read_boxes<E: From<Error>>(
+    pub fn read<E: From<Error> + Send>(
         &self,
-        wanted: &[Wanted],
         threads: usize,
-        mut take: impl FnMut(usize, usize, &[u8]) -> Result<(), E>,
+        is_read: impl Fn(FileRange) -> bool,
+        take: impl Fn(usize, usize, &[u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let (work, apart) = self.work(wanted)?;
-        self.read_apart(wanted, &apart, &mut take)?;
-        let threads = threads.clamp(1, work.len().max(1));
-        let mut scratch = Vec::new();
-        if threads == 1 {
-            let mut bytes = Vec::new();
-            for (at, of) in &work {
-                self.read_whole(*at, &mut bytes)?;
-                hand_over(wanted, (*at, of), &bytes, &mut scratch, &mut take)?;
-            }
-            return Ok(());
-        }
-        let (next, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let (sender, receiver) = sync_channel::<Read>(threads);
-        let (spare_sender, spare) = sync_channel::<Vec<u8>>(2 * threads + 1);
-        let spare = Mutex::new(spare);
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                let (sender, spare, work) = (sender.clone(), &spare, &work);
-                let (next, is_over) = (&next, &is_over);
-                scope.spawn(move || {
-                    let buffer = || spare.lock().ok().and_then(|spare| spare.try_recv().ok());
-                    self.read_some(work, (next, is_over), &sender, buffer);
-                });
-            }
-            drop(sender);
-            let receiver = receiver;
-            // The loop ends when the last thread has let go of its end.
-            let result = receiver.iter().try_for_each(|read| {
-                let (number, bytes) = read?;
-                let (at, of) = &work[number];
-                hand_over(wanted, (*at, of), &bytes, &mut scratch, &mut take)?;
-                // No thread waits for it: a full queue of spare buffers needs no more.
-                let _ = spare_sender.try_send(bytes);
-                Ok(())
-            });
-            is_over.store(true, Ordering::Relaxed);
-            // Whoever waits for room in the queue goes on, and sees that it is over.
-            drop(receiver);
-            result
-        })
-    }
-
-    /// As [`Checkpoint::read_boxes`], but each thread takes what it has read.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn read_boxes_apart(
-        &self,
-        wanted: &[Wanted],
-        threads: usize,
-        take: &Take,
-    ) -> Result<(), Error> {
-        let (work, apart) = self.work(wanted)?;
-        self.read_apart(wanted, &apart, &mut |of, element, bytes| take(of, element, bytes))?;
+        let Reads { checkpoint, wanted, work, apart } = self;
+        checkpoint.read_apart(wanted, apart, &take)?;
+        let work: Vec<_> = work.iter().filter(|(at, _)| is_read(*at)).collect();
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
         let one = || {
             let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
             while let Some((at, of)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut take = |of: usize, element: usize, bytes: &[u8]| take(of, element, bytes);
-                let done = self
-                    .read_whole(*at, &mut bytes)
-                    .and_then(|()| hand_over(wanted, (*at, of), &bytes, &mut scratch, &mut take));
+                let read = checkpoint.read_file_range(*at, &mut bytes).map_err(E::from);
+                let done =
+                    read.and_then(|()| hand_over(wanted, (*at, of), &bytes, &mut scratch, &take));
                 if let Err(error) = done {
                     // The others find nothing more to do.
                     next.store(work.len(), Ordering::Relaxed);
@@ -128,26 +91,58 @@ impl Checkpoint {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    /// One thread's part: until there is no more to read, or nobody to read it for.
-    fn read_some(
+    /// Takes the bytes of a range that came from elsewhere, where they had the CRC32C `expected`.
+    ///
+    /// # Errors
+    /// They have changed on the way; `take`'s.
+    pub fn give<E: From<Error>>(
         &self,
-        work: &Work,
-        (next, is_over): (&AtomicUsize, &AtomicBool),
-        sender: &SyncSender<Read>,
-        spare: impl Fn() -> Option<Vec<u8>>,
-    ) {
-        while !is_over.load(Ordering::Relaxed) {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some((at, _)) = work.get(number) else { return };
-            let mut bytes = spare().unwrap_or_default();
-            let read = self.read_whole(*at, &mut bytes);
-            if sender.send(read.map(|()| (number, bytes))).is_err() {
-                return;
-            }
-        }
+        at: FileRange,
+        bytes: &[u8],
+        expected: u32,
+        take: impl Fn(usize, usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Ok(found) = self.work.binary_search_by_key(&at, |(at, _)| *at) else { return Ok(()) };
+        self.checkpoint.check_range(at, bytes, expected)?;
+        hand_over(&self.wanted, (at, &self.work[found].1), bytes, &mut Vec::new(), &take)
+    }
+}
+
+impl Checkpoint {
+    /// The ranges of files that hold these boxes.
+    ///
+    /// # Errors
+    /// No such tensor; another type; a box outside.
+    pub fn reads<'a>(&'a self, wanted: impl Into<Cow<'a, [Wanted]>>) -> Result<Reads<'a>, Error> {
+        let wanted = wanted.into();
+        let (work, apart) = self.work(&wanted)?;
+        Ok(Reads { checkpoint: self, wanted, work, apart })
     }
 
-    fn read_whole(&self, (file, number): (usize, usize), to: &mut Vec<u8>) -> Result<(), Error> {
+    /// Reads boxes on `threads` threads: all of [`Reads::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_boxes<E: From<Error> + Send>(
+        &self,
+        wanted: &[Wanted],
+        threads: usize,
+        take: impl Fn(usize, usize, &[u8]) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        self.reads(wanted)?.read(threads, |_| true, take)
+    }
+
+    /// Bytes of a range.
+    pub fn file_range_bytes(&self, at: FileRange) -> usize {
+        self.range_bytes(at.file as usize, at.number as usize)
+    }
+
+    /// Reads a whole range into `to`, which gets its length.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn read_file_range(&self, at: FileRange, to: &mut Vec<u8>) -> Result<(), Error> {
+        let (file, number) = (at.file as usize, at.number as usize);
         to.resize(self.range_bytes(file, number), 0);
         self.read_range(file, number, to)
     }
@@ -157,7 +152,7 @@ impl Checkpoint {
         &self,
         wanted: &[Wanted],
         apart: &[usize],
-        take: &mut impl FnMut(usize, usize, &[u8]) -> Result<(), E>,
+        take: &impl Fn(usize, usize, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         for &of in apart {
             let Wanted { key, dtype, region } = &wanted[of];
@@ -171,7 +166,7 @@ impl Checkpoint {
     /// The ranges to be read, and the boxes that are read apart: those of which a range of a file
     /// holds no whole number of elements, as another writer may have left them.
     fn work<'a>(&'a self, wanted: &[Wanted]) -> Result<(Work<'a>, Vec<usize>), Error> {
-        let mut ranges: BTreeMap<(usize, usize), Vec<(usize, &ChunkRecord)>> = BTreeMap::new();
+        let mut ranges: BTreeMap<FileRange, Vec<(usize, &ChunkRecord)>> = BTreeMap::new();
         let mut apart = Vec::new();
         for (of, Wanted { key, dtype, region }) in wanted.iter().enumerate() {
             let size = dtype.size_bytes();
@@ -186,9 +181,9 @@ impl Checkpoint {
                 }
                 let numbers = chunk.range[0] / RANGE_BYTES..chunk.range[1].div_ceil(RANGE_BYTES);
                 for number in numbers {
-                    let number = number as usize;
-                    if parts(chunk, size, number).any(|part| part.intersect(region).is_some()) {
-                        ranges.entry((chunk.file as usize, number)).or_default().push((of, chunk));
+                    let at = FileRange { file: chunk.file, number: number as u32 };
+                    if parts(chunk, size, at).any(|part| part.intersect(region).is_some()) {
+                        ranges.entry(at).or_default().push((of, chunk));
                     }
                 }
             }
@@ -198,8 +193,8 @@ impl Checkpoint {
 }
 
 /// The boxes of a tensor that range `number` of a chunk's file holds of the chunk.
-fn parts(chunk: &ChunkRecord, size: usize, number: usize) -> impl Iterator<Item = Region> + '_ {
-    let first = number as u64 * RANGE_BYTES;
+fn parts(chunk: &ChunkRecord, size: usize, at: FileRange) -> impl Iterator<Item = Region> + '_ {
+    let first = u64::from(at.number) * RANGE_BYTES;
     let element = |byte: u64| {
         ((byte.clamp(chunk.range[0], chunk.range[1]) - chunk.range[0]) / size as u64) as usize
     };
@@ -214,16 +209,16 @@ fn parts(chunk: &ChunkRecord, size: usize, number: usize) -> impl Iterator<Item 
 /// memory allows; what lies in pieces in the range is put together first.
 fn hand_over<E>(
     wanted: &[Wanted],
-    ((_, number), of): ((usize, usize), &[(usize, &ChunkRecord)]),
+    (at, of): (FileRange, &[(usize, &ChunkRecord)]),
     bytes: &[u8],
     scratch: &mut Vec<u8>,
-    take: &mut impl FnMut(usize, usize, &[u8]) -> Result<(), E>,
+    take: &impl Fn(usize, usize, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let first = number as u64 * RANGE_BYTES;
+    let first = u64::from(at.number) * RANGE_BYTES;
     for &(of, chunk) in of {
         let Wanted { dtype, region, .. } = &wanted[of];
         let (size, source) = (dtype.size_bytes(), chunk.region());
-        for part in parts(chunk, size, number) {
+        for part in parts(chunk, size, at) {
             let Some(part) = part.intersect(region) else { continue };
             let all = part.elements().unwrap_or(0);
             // Of the range, where the part is one run of it.

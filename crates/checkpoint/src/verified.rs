@@ -8,11 +8,16 @@
 //! range that was read last, so that neighbours do not read it again. Threads may read at once: two
 //! that want the same range wait for one read of it. Sums tables are read when they are needed
 //! first.
+//!
+//! Files may have copies in other directories. One that cannot be had where the checkpoint lies is
+//! taken from a copy, which is held to the same sums, and that is told.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crc_fast::CrcAlgorithm;
 
 use crate::commit::check_file;
 use crate::disk::{Disk, ReadFile, exists, read_exact_at};
@@ -27,13 +32,26 @@ const MAX_OPEN_FILES: usize = 64;
 pub(crate) struct Verified {
     pub disk: Arc<dyn Disk>,
     pub dir: PathBuf,
+    /// Directories on the same disk that may hold copies of the files.
+    copies: Vec<PathBuf>,
     sums: Vec<OnceLock<Sums>>,
-    open: Mutex<HashMap<usize, Arc<dyn ReadFile>>>,
+    open: Mutex<HashMap<(usize, PathBuf), Arc<dyn ReadFile>>>,
     kept: Mutex<VecDeque<((usize, usize), Range)>>,
+    recovered: Mutex<Vec<Recovered>>,
+}
+
+/// Something of a file that was taken from a copy.
+pub(crate) struct Recovered {
+    pub file: usize,
+    pub error: Error,
+    pub copy: PathBuf,
 }
 
 /// Ranges that are kept: neighbouring small tensors lie in one.
 const KEPT: usize = 1;
+
+/// Bytes that are read and summed at a time: a core's own cache holds them in between.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// One range of one shard; empty until it has been read and verified.
 type Range = Arc<Mutex<Vec<u8>>>;
@@ -49,9 +67,43 @@ pub(crate) fn range(record: &FileRecord, number: usize) -> (u64, u64) {
 }
 
 impl Verified {
-    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, files: usize) -> Verified {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        copies: Vec<PathBuf>,
+        files: usize,
+    ) -> Verified {
         let sums = (0..files).map(|_| OnceLock::new()).collect();
-        Verified { disk, dir, sums, open: Mutex::default(), kept: Mutex::default() }
+        let (open, kept, recovered) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Verified { disk, dir, copies, sums, open, kept, recovered }
+    }
+
+    /// What was taken from copies since the last call, and why.
+    pub(crate) fn recovered(&self) -> Vec<Recovered> {
+        std::mem::take(&mut lock(&self.recovered))
+    }
+
+    /// Reads something of a file where the checkpoint lies or, where that fails, from the first
+    /// copy that has it.
+    ///
+    /// # Errors
+    /// The first failure, if all fail.
+    pub(crate) fn anywhere<T>(
+        &self,
+        file: usize,
+        mut read: impl FnMut(&Path) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let error = match read(&self.dir) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        for copy in &self.copies {
+            if let Ok(value) = read(copy) {
+                lock(&self.recovered).push(Recovered { file, error, copy: copy.clone() });
+                return Ok(value);
+            }
+        }
+        Err(error)
     }
 
     /// The sums of a shard, read and compared with their digest the first time.
@@ -62,7 +114,13 @@ impl Verified {
         if let Some(sums) = self.sums[file].get() {
             return Ok(sums);
         }
-        let path = self.dir.join(record.sums_path());
+        let sums =
+            self.anywhere(file, |dir| self.read_sums(&dir.join(record.sums_path()), record))?;
+        Ok(self.sums[file].get_or_init(|| sums))
+    }
+
+    fn read_sums(&self, path: &Path, record: &FileRecord) -> Result<Sums, Error> {
+        let path = path.to_path_buf();
         let bytes = read_file(self.disk.as_ref(), &path, sums::table_bytes(record.bytes))?;
         let (expected, actual) = (record.sums_blake3, Digest::of(&bytes));
         if expected != actual {
@@ -75,7 +133,7 @@ impl Verified {
                 format!("it is of a file of {} bytes, not {}", sums.file_bytes, record.bytes);
             return Err(Error::Sums { path, reason });
         }
-        Ok(self.sums[file].get_or_init(|| sums))
+        Ok(sums)
     }
 
     /// Reads bytes of a shard, range by range.
@@ -158,22 +216,36 @@ impl Verified {
     /// It cannot be read, or is damaged.
     pub(crate) fn read_range(
         &self,
+        of: (usize, &FileRecord),
+        number: usize,
+        out: &mut [u8],
+    ) -> Result<(), Error> {
+        self.anywhere(of.0, |dir| self.read_range_in(dir, of, number, out))
+    }
+
+    fn read_range_in(
+        &self,
+        dir: &Path,
         (file, record): (usize, &FileRecord),
         number: usize,
         out: &mut [u8],
     ) -> Result<(), Error> {
         let (start, end) = range(record, number);
-        let path = || self.dir.join(&record.path);
-        let handle = self.shard(file, record)?;
-        read_exact_at(handle.as_ref(), out, start).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let actual = self.disk.stat(&path()).map_or(start, |found| found.bytes);
-                Error::FileLength { path: path(), expected: record.bytes, actual }
-            }
-            _ => Error::Io { action: "read", path: path(), offset: Some(start), source },
-        })?;
-        let expected = self.sums(file, record)?.crcs[number];
-        let actual = crc_fast::crc32_iscsi(out);
+        let path = || dir.join(&record.path);
+        let handle = self.shard_in(dir, file, record)?;
+        let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+        for (number, piece) in out.chunks_mut(PIECE_BYTES).enumerate() {
+            let at = start + (number * PIECE_BYTES) as u64;
+            read_exact_at(handle.as_ref(), piece, at).map_err(|source| match source.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    let actual = self.disk.stat(&path()).map_or(at, |found| found.bytes);
+                    Error::FileLength { path: path(), expected: record.bytes, actual }
+                }
+                _ => Error::Io { action: "read", path: path(), offset: Some(at), source },
+            })?;
+            sum.update(piece);
+        }
+        let (expected, actual) = (self.sums(file, record)?.crcs[number], sum.finalize() as u32);
         if expected != actual {
             let holds = String::new();
             return Err(Error::Range { path: path(), start, end, holds, expected, actual });
@@ -181,7 +253,7 @@ impl Verified {
         Ok(())
     }
 
-    /// The shard, opened once while not too many are.
+    /// The shard where the checkpoint lies, opened once while not too many are.
     ///
     /// # Errors
     /// It is missing, or is no file.
@@ -190,17 +262,27 @@ impl Verified {
         file: usize,
         record: &FileRecord,
     ) -> Result<Arc<dyn ReadFile>, Error> {
+        self.shard_in(&self.dir, file, record)
+    }
+
+    fn shard_in(
+        &self,
+        dir: &Path,
+        file: usize,
+        record: &FileRecord,
+    ) -> Result<Arc<dyn ReadFile>, Error> {
         let mut open = lock(&self.open);
-        if let Some(handle) = open.get(&file) {
+        let path = dir.join(&record.path);
+        let key = (file, path);
+        if let Some(handle) = open.get(&key) {
             return Ok(Arc::clone(handle));
         }
         if open.len() >= MAX_OPEN_FILES {
             open.clear();
         }
-        let path = self.dir.join(&record.path);
-        let handle = self.disk.open(&path).map_err(|error| self.missing("open", &path, error))?;
+        let handle = self.disk.open(&key.1).map_err(|error| self.missing("open", &key.1, error))?;
         let handle: Arc<dyn ReadFile> = Arc::from(handle);
-        open.insert(file, Arc::clone(&handle));
+        open.insert(key, Arc::clone(&handle));
         Ok(handle)
     }
 

@@ -50,6 +50,7 @@ mod sim;
 pub mod simulated;
 mod staged;
 mod stream;
+mod streaming;
 mod sync;
 mod tensor;
 pub mod trace;
@@ -77,6 +78,7 @@ pub use profile::Operation;
 pub use sim::SimOptions;
 pub use staged::{BounceBuffers, Staged};
 pub use stream::{Foreign, Stream};
+pub use streaming::copy_streaming;
 pub use tensor::{Shape, Tensor};
 pub use vendor::Failure;
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use checkpoint::{Checkpoint, TensorKey, Wanted};
 use layout::Dtype;
@@ -51,10 +52,11 @@ impl<'a> Saved<'a> {
             first += region.elements().unwrap_or(0);
             wanted.push(Wanted { key: self.key.clone(), dtype: self.dtype, region });
         }
-        let bytes = &mut window.bytes;
+        let bytes = Mutex::new(&mut window.bytes);
         self.checkpoint.read_boxes::<checkpoint::Error>(&wanted, 1, |number, element, part| {
             let at = (firsts[number] + element) * size;
-            bytes[at..at + part.len()].copy_from_slice(part);
+            bytes.lock().unwrap_or_else(PoisonError::into_inner)[at..at + part.len()]
+                .copy_from_slice(part);
             Ok(())
         })?;
         window.elements = start..end;

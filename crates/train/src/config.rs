@@ -188,6 +188,24 @@ pub struct CheckpointConfig {
     /// limit.
     #[schemars(range(max = 1_000_000_000))]
     pub max_mb_per_s: u64,
+    /// Checkpoints between those, in a directory of each host, from which a run goes on after it
+    /// has lost a rank or a host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalConfig>,
+}
+
+/// Checkpoints in memory or on a disk of each host. Every file is copied to the next host before
+/// one counts; the newest one stays, until the run ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalConfig {
+    /// A directory on each host, in memory (`/dev/shm`) or on a local disk; not one that hosts
+    /// share. It needs room for four times what the ranks of a host save, or on a single host
+    /// twice.
+    pub dir: PathBuf,
+    /// Steps from one to the next.
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
+    pub every: u64,
 }
 
 impl Default for CheckpointConfig {
@@ -201,6 +219,7 @@ impl Default for CheckpointConfig {
             init: None,
             mode,
             max_mb_per_s: 0,
+            local: None,
         }
     }
 }

@@ -57,7 +57,12 @@ pub enum TrainError {
     /// Some rank's part of a checkpoint is damaged; every rank gets this error.
     /// The reason names the file, and whether it is damaged, missing or renamed.
     #[error("{reason}")]
-    Damaged { path: PathBuf, reason: String },
+    Damaged {
+        path: PathBuf,
+        reason: String,
+        /// The rank that found it, and the number of the file in the manifest, where it is one.
+        at: Option<(usize, u32)>,
+    },
     /// Checkpoints of which none can be used.
     #[error(
         "no checkpoint in {path} is whole: {reasons}; restore one from a copy, or start over in \
@@ -70,6 +75,15 @@ pub enum TrainError {
     /// The message of a peer cannot be read; ranks of different versions were refused before.
     #[error("rank {rank} sent a vote of {got} bytes where {expected} were expected")]
     Vote { rank: usize, got: usize, expected: usize },
+    /// A host's directory of local checkpoints.
+    #[error(
+        "local checkpoints cannot be kept in {path}: {source}; choose another directory \
+         (checkpoint.local.dir)"
+    )]
+    LocalDir { path: PathBuf, source: std::io::Error },
+    /// Another rank's.
+    #[error("rank {rank} cannot keep local checkpoints; see its log")]
+    LocalPeer { rank: usize },
     /// Of the thread that saves.
     #[error("a checkpoint cannot be written beside the training: {0}")]
     Thread(std::io::Error),

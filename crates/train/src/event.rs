@@ -23,6 +23,8 @@ pub enum Event {
     Ranks(RankTimes),
     Evaluation(Evaluation),
     Saved(Saved),
+    /// A local checkpoint, on every host.
+    SavedLocally(Saved),
     /// Older checkpoints that are no longer kept.
     Removed {
         paths: Vec<String>,

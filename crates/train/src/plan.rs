@@ -115,7 +115,9 @@ impl RunPlan {
         let own_statistics =
             (0..world).map(|r| ownership.owned(r).map(|p| p.statistics.clone()).collect());
         let checkpoint = &config.checkpoint;
-        let saves_midway = (1..config.train.steps).contains(&checkpoint.every);
+        let is_midway = |every| (1..config.train.steps).contains(&every);
+        let saves_midway = is_midway(checkpoint.every)
+            || checkpoint.local.as_ref().is_some_and(|local| is_midway(local.every));
         let mut plan = RunPlan {
             program: tree.combine(&nodes),
             bucket_segments: flat.buckets.iter().map(|b| cut_to(&b.range)).collect(),

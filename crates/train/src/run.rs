@@ -12,6 +12,7 @@ use crate::event::{Action, Evaluation, FinishReason, NonFinite, Saved};
 use crate::laps::Part;
 use crate::pulse::{self, Phase};
 use crate::retention::Retention;
+use crate::save_beside::Ended;
 use crate::vote::Wants;
 use crate::{Engine, Event, Taken, TrainError, Trainer};
 
@@ -37,6 +38,18 @@ struct Saves<'a> {
 }
 
 impl Saves<'_> {
+    /// A save beside the training has ended.
+    fn tell_ended(&mut self, ended: Ended, emit: Emit) -> Result<(), TrainError> {
+        match ended {
+            Ended::Saved(saved) => self.tell(saved, emit),
+            Ended::Local(Ok(saved)) => emit(Event::SavedLocally(saved)),
+            Ended::Local(Err(reason)) => {
+                let message = format!("a local checkpoint is left out: {reason}");
+                emit(Event::Warning { message })
+            }
+        }
+    }
+
     /// A save is committed.
     fn tell(&mut self, event: Saved, emit: Emit) -> Result<(), TrainError> {
         self.newest = Some(event.path.clone());
@@ -99,6 +112,8 @@ impl<E: Engine> Trainer<E> {
                 saves.tell(self.timed_save(store, generation)?, emit)?;
             } else if self.is_due(self.config.checkpoint.every) {
                 self.timed_begin_save(generation, &mut saves, emit)?;
+            } else if self.is_local_due() {
+                self.timed_begin_local_save(generation, emit)?;
             }
             if ends {
                 let terminated = wanted.terminate;
@@ -132,7 +147,7 @@ impl<E: Engine> Trainer<E> {
 
     /// Tells the saves that have ended as far as all ranks know.
     fn tell_saves(&mut self, saves: &mut Saves, emit: Emit) -> Result<(), TrainError> {
-        self.known_saves()?.into_iter().try_for_each(|event| saves.tell(event, emit))
+        self.known_saves()?.into_iter().try_for_each(|ended| saves.tell_ended(ended, emit))
     }
 
     /// Evaluates between steps, in time of its own.
@@ -153,7 +168,7 @@ impl<E: Engine> Trainer<E> {
         saves: &mut Saves,
         emit: Emit,
     ) -> Result<(), TrainError> {
-        if let Some(message) = self.overtaken() {
+        if let Some(message) = self.overtaken("checkpoint.every") {
             return emit(Event::Warning { message });
         }
         if self.beside.is_none() {
@@ -168,15 +183,34 @@ impl<E: Engine> Trainer<E> {
         Ok(())
     }
 
+    fn is_local_due(&self) -> bool {
+        let every = self.config.checkpoint.local.as_ref().map_or(0, |local| local.every);
+        self.local.is_some() && self.beside.is_some() && self.is_due(every)
+    }
+
+    /// Begins a local save between steps, if it can be written; else that is told.
+    fn timed_begin_local_save(&mut self, generation: u32, emit: Emit) -> Result<(), TrainError> {
+        if let Some(message) = self.overtaken("checkpoint.local.every") {
+            return emit(Event::Warning { message });
+        }
+        pulse::enter(Phase::Saving);
+        self.laps.lap(Part::Between);
+        let begun = Instant::now();
+        self.begin_local_save(generation)?;
+        self.laps.lap(Part::Saves);
+        self.times.saves_ms += begun.elapsed().as_secs_f64() * 1e3;
+        Ok(())
+    }
+
     /// Waits for the saves that are being written, and tells them.
     fn end_saves(&mut self, saves: &mut Saves, emit: Emit) -> Result<(), TrainError> {
         pulse::enter(Phase::Saving);
         self.laps.lap(Part::Between);
         let begun = Instant::now();
-        let ended = self.finish_saves()?;
+        let ended = self.all_saves()?;
         self.laps.lap(Part::Saves);
         self.times.saves_ms += begun.elapsed().as_secs_f64() * 1e3;
-        ended.into_iter().try_for_each(|event| saves.tell(event, emit))
+        ended.into_iter().try_for_each(|ended| saves.tell_ended(ended, emit))
     }
 
     /// Saves between steps, in time of its own.

@@ -5,7 +5,7 @@ use data::Dataset;
 use device::{DType, Device, Tensor};
 use model::{Architecture, Inputs, MicroBatch, Model, NoHooks, State, Types};
 
-use crate::save::load_weights;
+use crate::load::load_weights;
 use crate::trainer::Memory;
 use crate::{Config, NativeEngine, RunPlan, TrainError, Trainer, native};
 

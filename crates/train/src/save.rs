@@ -9,18 +9,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use checkpoint::{
     Attempt, Boxes, Checkpoint, Chunk, ChunkData, Committed, RankDigest, Region, RunState,
-    SavePlan, Source, Store, Wanted, WriteOptions,
+    SavePlan, Source, Store, WriteOptions,
 };
 use comm::Control;
-use device::{DType, Stream, Tensor};
-use layout::state::PARAM;
+use device::{Stream, Tensor, copy_streaming};
 use layout::{Absent, Schema, Sharing, StateDecl};
 use optim::StateView;
 
 use crate::optimizer::Optimizer;
 use crate::save_boxes::key;
 use crate::save_outcome::conclude;
-use crate::streaming_copy;
 use crate::{RunPlan, TrainError};
 
 /// Elements that a thread copies at a time.
@@ -204,7 +202,8 @@ fn copy_on_host(stream: &Stream, from: &Tensor, to: &mut [f32]) -> Result<(), Tr
         let from = k.read::<f32>(from)?;
         k.parallel().chunks(to, COPIED, |index, to| {
             let start = index * COPIED;
-            streaming_copy::copy(&from[start..start + to.len()], to);
+            let from = &from[start..start + to.len()];
+            copy_streaming(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to));
         });
         Ok(())
     })?)
@@ -289,13 +288,13 @@ pub(crate) fn begun_anew(checkpoint: &Checkpoint, states: &[StateDecl]) -> Vec<A
 
 /// Whether a checkpoint does not hold a state, or one of another shape (of an update with other
 /// numbers), and need not.
-fn lacks(checkpoint: &Checkpoint, state: &StateDecl) -> bool {
+pub(crate) fn lacks(checkpoint: &Checkpoint, state: &StateDecl) -> bool {
     let has = checkpoint.tensor(&key(state)).is_ok_and(|there| there.shape == state.shape);
     state.absent != Absent::Refuse && !has
 }
 
 /// Refuses a state of another shape than this run's.
-fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainError> {
+pub(crate) fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainError> {
     let there = &checkpoint.tensor(&key(state))?.shape;
     if *there == state.shape {
         return Ok(());
@@ -303,114 +302,4 @@ fn check_shape(checkpoint: &Checkpoint, state: &StateDecl) -> Result<(), TrainEr
     let StateDecl { name, slot, shape, .. } = state;
     let difference = format!("`{name}:{slot}` is {there:?} there and {shape:?} here");
     Err(TrainError::OtherModel { path: checkpoint.path().to_owned(), difference })
-}
-
-/// The states that a load takes from a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// All: the run goes on.
-    All,
-    /// The parameters, and what the engine keeps: a run begins with them.
-    Parameters,
-}
-
-/// Loads the boxes of states that this rank holds, and the engine's states; weights still have to
-/// be gathered. For states that the checkpoint lacks see [`begun_anew`].
-///
-/// # Errors
-/// Damaged or missing data.
-pub(crate) fn load_states(
-    checkpoint: &Checkpoint,
-    saver: &Saver,
-    taken: Taken,
-) -> Result<(), TrainError> {
-    let (stream, views) = saver.optimizer.states(saver.stream, saver.weights)?;
-    let mut loads = Loads::new(checkpoint, saver.seed);
-    let states = &saver.plan.states;
-    let is_taken = |of: &StateView| taken == Taken::All || states[of.state].slot == PARAM;
-    for StateView { state, region, view } in views.into_iter().filter(is_taken) {
-        loads.add(&stream, &states[state], region, view)?;
-    }
-    for (state, to) in saver.plan.engine_states().iter().zip(&saver.engine) {
-        loads.add(saver.stream, state, Region::whole(&state.shape), to.clone())?;
-    }
-    loads.run(saver.plan.threads)
-}
-
-/// Boxes to be loaded, and where to.
-struct Loads<'a> {
-    checkpoint: &'a Checkpoint,
-    seed: u64,
-    wanted: Vec<Wanted>,
-    to: Vec<(Stream, Tensor)>,
-}
-
-impl<'a> Loads<'a> {
-    fn new(checkpoint: &'a Checkpoint, seed: u64) -> Loads<'a> {
-        Loads { checkpoint, seed, wanted: Vec::new(), to: Vec::new() }
-    }
-
-    /// A box of a state; one that the checkpoint lacks begins at once.
-    fn add(
-        &mut self,
-        stream: &Stream,
-        state: &StateDecl,
-        region: Region,
-        to: Tensor,
-    ) -> Result<(), TrainError> {
-        if lacks(self.checkpoint, state) {
-            // Even if it has begun: a checkpoint that turned out damaged may have left something
-            // there.
-            let first = region.offset.first().copied().unwrap_or(0);
-            let rows = first..first + region.shape.first().copied().unwrap_or(1);
-            return Ok(stream.copy_in(&to, &state.initial(self.seed, rows))?);
-        }
-        check_shape(self.checkpoint, state)?;
-        self.wanted.push(Wanted { key: key(state), dtype: state.dtype, region });
-        self.to.push((stream.clone(), to));
-        Ok(())
-    }
-
-    /// Loads them all, read and verified by `threads` threads.
-    fn run(self, threads: usize) -> Result<(), TrainError> {
-        let Loads { checkpoint, wanted, to, .. } = self;
-        let mut values: Vec<f32> = Vec::new();
-        checkpoint.read_boxes(&wanted, threads, |number, start, bytes| {
-            let (stream, to) = &to[number];
-            // Bytes of a file are not aligned to numbers.
-            values.resize(bytes.len() / size_of::<f32>(), 0.0);
-            bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-            let part = to.reshape(&[to.len()])?.flat(start..start + values.len())?;
-            if to.dtype() == DType::Bf16 {
-                let rounded: Vec<half::bf16> =
-                    values.iter().map(|&x| half::bf16::from_f32(x)).collect();
-                return Ok(stream.copy_in(&part, &rounded)?);
-            }
-            Ok(stream.copy_in(&part, &values)?)
-        })
-    }
-}
-
-/// Loads all weights (flat, f32 or bf16) and the engine's states, for use without an optimizer.
-///
-/// # Errors
-/// Damaged or missing data; a checkpoint of another model.
-pub(crate) fn load_weights(
-    checkpoint: &Checkpoint,
-    (plan, seed): (&RunPlan, u64),
-    stream: &Stream,
-    weights: &Tensor,
-    engine: &[Tensor],
-) -> Result<(), TrainError> {
-    check_model(checkpoint, plan)?;
-    let mut loads = Loads::new(checkpoint, seed);
-    let params = plan.states.iter().filter(|state| state.slot == PARAM);
-    for (index, state) in params.enumerate() {
-        let to = weights.flat(plan.flat.range(index))?;
-        loads.add(stream, state, Region::whole(&state.shape), to)?;
-    }
-    for (state, to) in plan.engine_states().iter().zip(engine) {
-        loads.add(stream, state, Region::whole(&state.shape), to.clone())?;
-    }
-    loads.run(plan.threads)
 }

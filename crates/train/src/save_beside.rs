@@ -15,6 +15,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,6 +28,7 @@ use checkpoint::{
 use comm::Control;
 
 use crate::event::Saved;
+use crate::local::Local;
 use crate::plan::SAVE_BUFFERS;
 use crate::save::Planned;
 use crate::save_boxes::key;
@@ -48,9 +50,22 @@ pub(crate) struct Beside {
     taken: u64,
 }
 
+/// Where a save goes.
+pub(crate) enum Target {
+    Store(Store),
+    Local(Arc<Local>),
+}
+
+/// A save that has ended.
+pub(crate) enum Ended {
+    Saved(Saved),
+    /// In the directories of the hosts, or why not.
+    Local(Result<Saved, String>),
+}
+
 /// A copy of the state, to be written.
 pub(crate) struct Job {
-    pub store: Store,
+    pub target: Target,
     pub attempt: Attempt,
     pub state: RunState,
     pub buffer: Vec<f32>,
@@ -69,7 +84,7 @@ struct State {
     /// Saves that have ended.
     ended: u64,
     /// Outcomes that have not been taken.
-    outcomes: VecDeque<Result<Saved, TrainError>>,
+    outcomes: VecDeque<Result<Ended, TrainError>>,
     /// Somebody waits, so that the limit of bytes a second does not count.
     hurry: bool,
     /// The thread has ended.
@@ -152,19 +167,20 @@ impl Beside {
     }
 
     /// The reason to leave out a save of `step`: as far as all ranks know, none has a buffer free.
-    pub(crate) fn is_overtaken(&self, step: u64) -> Option<String> {
+    /// `key` says how often there is one.
+    pub(crate) fn is_overtaken(&self, step: u64, key: &str) -> Option<String> {
         let steps: Vec<String> = self.open.iter().map(u64::to_string).collect();
         (steps.len() >= SAVE_BUFFERS).then(|| {
             format!(
                 "the save of step {step} is left out: those of steps {} are still being written; \
-                 save more rarely (checkpoint.every), or to a faster disk",
+                 save more rarely ({key}), or to a faster disk",
                 steps.join(" and ")
             )
         })
     }
 
     /// Outcomes of saves of which all ranks know that they have ended: so many since the start.
-    pub(crate) fn known(&mut self, ended: u64) -> Result<Vec<Saved>, TrainError> {
+    pub(crate) fn known(&mut self, ended: u64) -> Result<Vec<Ended>, TrainError> {
         let count = ended.saturating_sub(self.taken).min(self.open.len() as u64) as usize;
         let outcomes: Vec<_> = {
             let mut state = self.shared.lock();
@@ -251,17 +267,28 @@ impl Writer {
         }
     }
 
-    fn save(&self, job: &Job) -> Result<Saved, TrainError> {
-        let Job { store, attempt, state, buffer, begun } = job;
-        let written = self.write(store, *attempt, buffer);
-        let (control, at) = (self.control.as_ref(), (store, *attempt));
-        let committed = conclude(control, at, self.planned.all().as_deref_mut(), written, state)?;
-        Ok(Saved {
-            step: attempt.step,
-            path: committed.path.display().to_string(),
-            bytes: committed.bytes,
-            ms: begun.elapsed().as_secs_f64() * 1e3,
-        })
+    fn save(&self, job: &Job) -> Result<Ended, TrainError> {
+        let Job { target, attempt, state, buffer, begun } = job;
+        let saved = |path: &Path, bytes| {
+            let (path, ms) = (path.display().to_string(), begun.elapsed().as_secs_f64() * 1e3);
+            Saved { step: attempt.step, path, bytes, ms }
+        };
+        let (control, mut plan) = (self.control.as_ref(), self.planned.all());
+        match target {
+            Target::Store(store) => {
+                let written = self.write(store, *attempt, buffer, self.max_bytes_per_s);
+                let at = (store, *attempt);
+                let committed = conclude(control, at, plan.as_deref_mut(), written, state)?;
+                Ok(Ended::Saved(saved(&committed.path, committed.bytes)))
+            }
+            Target::Local(local) => {
+                let written = self.write(&local.store, *attempt, buffer, None);
+                let plan = plan.as_deref_mut();
+                let kept = local.conclude(control, *attempt, plan, &written, state)?;
+                let path = local.store.path_of(*attempt);
+                Ok(Ended::Local(kept.map(|bytes| saved(&path, bytes))))
+            }
+        }
     }
 
     fn write(
@@ -269,8 +296,10 @@ impl Writer {
         store: &Store,
         attempt: Attempt,
         buffer: &[f32],
+        max_bytes_per_s: Option<f64>,
     ) -> Result<RankDigest, TrainError> {
-        let pace = Pace { since: Instant::now(), read: Cell::new(0), of: self };
+        let (since, read) = (Instant::now(), Cell::new(0));
+        let pace = Pace { since, read, max_bytes_per_s, of: self };
         let (mut chunks, mut rest) = (Vec::with_capacity(self.pieces.len()), buffer);
         for Piece { key, dtype, shape, region, len } in &self.pieces {
             let (values, more) = rest.split_at(*len);
@@ -289,13 +318,14 @@ struct Pace<'a> {
     since: Instant,
     /// Bytes so far.
     read: Cell<u64>,
+    max_bytes_per_s: Option<f64>,
     of: &'a Writer,
 }
 
 impl Pace<'_> {
     /// Returns when so many bytes more may be written. Nobody is kept waiting for that.
     fn wait(&self, bytes: usize) {
-        let Some(per_s) = self.of.max_bytes_per_s else { return };
+        let Some(per_s) = self.max_bytes_per_s else { return };
         self.read.set(self.read.get() + bytes as u64);
         let due = Duration::from_secs_f64(self.read.get() as f64 / per_s);
         while let Some(left) = due.checked_sub(self.since.elapsed()) {

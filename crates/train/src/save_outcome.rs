@@ -54,7 +54,7 @@ pub(crate) fn conclude(
 }
 
 /// A rank's message to rank 0: 0 and a digest, or 1 and why it could not write.
-fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
+pub(crate) fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
     let (word, rest) = match written {
         Ok(digest) => (0, digest.encode()),
         Err(error) => (1, error.to_string().into_bytes()),
@@ -66,7 +66,7 @@ fn message(written: &Result<RankDigest, TrainError>) -> Vec<u8> {
 ///
 /// # Errors
 /// Why that rank could not write, or that it says nothing that can be read.
-fn heard(message: &[u8]) -> Result<RankDigest, String> {
+pub(crate) fn heard(message: &[u8]) -> Result<RankDigest, String> {
     let unreadable = || format!("its message of {} bytes is none about a save", message.len());
     match message.split_first() {
         Some((0, digest)) => RankDigest::decode(digest).ok_or_else(unreadable),

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use checkpoint::{Attempt, Checkpoint, Digest, Error, RunState, Skipped, Store};
+use checkpoint::{Attempt, Checkpoint, Digest, Error, FileRange, RunState, Skipped, Store};
 use device::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
+use crate::forward;
+use crate::load::{Taken, wanted_states};
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, Taken, begun_anew, check_model, load_states};
+use crate::save::{Loaded, Saver, begun_anew, check_model};
 use crate::save_beside::Beside;
 use crate::{Engine, TrainError, Trainer};
 
@@ -21,17 +23,23 @@ type Found = (Option<PathBuf>, Vec<String>);
 struct Unread {
     /// An older checkpoint may serve.
     damage: bool,
+    /// The number of the file that could not be read.
+    file: Option<u32>,
     reason: String,
 }
 
 impl Unread {
-    fn of(error: &TrainError) -> Unread {
-        let damage = matches!(error, TrainError::Checkpoint(error) if error.is_damage());
-        Unread { damage, reason: error.to_string() }
+    fn of(error: &TrainError, checkpoint: Option<&Checkpoint>) -> Unread {
+        let (mut damage, mut file) = (false, None);
+        if let TrainError::Checkpoint(error) = error {
+            damage = error.is_damage();
+            file = checkpoint.and_then(|checkpoint| checkpoint.file_of(error));
+        }
+        Unread { damage, file, reason: error.to_string() }
     }
 
     fn other(reason: String) -> Unread {
-        Unread { damage: false, reason }
+        Unread { damage: false, file: None, reason }
     }
 }
 
@@ -182,9 +190,13 @@ impl<E: Engine> Trainer<E> {
     /// A checkpoint of another model; one that cannot be read. [`TrainError::Damaged`], on every
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
-        self.settle_saves()?;
         let checkpoint = self.take(path, Taken::All)?;
-        let anew = begun_anew(&checkpoint, &self.plan.states);
+        Ok(self.adopt(&checkpoint))
+    }
+
+    /// Goes on with the run state of a checkpoint whose states were taken over.
+    pub(crate) fn adopt(&mut self, checkpoint: &Checkpoint) -> (Loaded, Vec<String>) {
+        let anew = begun_anew(checkpoint, &self.plan.states);
         let mut warnings: Vec<String> = anew.iter().map(ToString::to_string).collect();
         let state = checkpoint.run_state().clone();
         (self.step, self.samples, self.tokens) = (state.step, state.samples, state.tokens);
@@ -212,7 +224,7 @@ impl<E: Engine> Trainer<E> {
             ));
         }
         let written_by = checkpoint.manifest().world as usize;
-        Ok((Loaded { state, written_by }, warnings))
+        (Loaded { state, written_by }, warnings)
     }
 
     /// Begins with the parameters of a checkpoint, and with what the engine kept beside them; all
@@ -229,45 +241,111 @@ impl<E: Engine> Trainer<E> {
 
     /// Loads states of a checkpoint on all ranks, and brings the weights of all up to date.
     fn take(&mut self, path: &Path, taken: Taken) -> Result<Checkpoint, TrainError> {
+        let checkpoint = self.open(path);
+        let opened = checkpoint.map(|checkpoint| (checkpoint, Vec::new()));
+        let (checkpoint, _) = self.agree(path, None, opened)?;
+        self.take_from(&checkpoint, taken, |_, _| true)?;
+        Ok(checkpoint)
+    }
+
+    /// As [`Trainer::take`], of a checkpoint that all ranks have opened; `can_read` says of which
+    /// ranges a rank can read the file.
+    pub(crate) fn take_from(
+        &mut self,
+        checkpoint: &Checkpoint,
+        taken: Taken,
+        can_read: impl Fn(usize, FileRange) -> bool,
+    ) -> Result<(), TrainError> {
+        self.settle_saves()?;
         // Neither this rank nor a peer may still move what is written here.
         self.ranks.settle()?;
         self.ranks.saving.barrier()?;
-        let read = self.read_states(path, taken);
-        let checkpoint = self.agree(path, read)?;
+        self.read_states(checkpoint, taken, can_read)?;
         self.optimizer.publish(&self.stream, &self.memory.weights)?;
         self.ranks.gather(&self.stream)?;
         self.ranks.settle()?;
         self.engine.weights_changed();
-        self.engine.states_changed()?;
-        Ok(checkpoint)
+        self.engine.states_changed()
     }
 
-    fn read_states(&self, path: &Path, taken: Taken) -> Result<Checkpoint, TrainError> {
+    fn open(&self, path: &Path) -> Result<Checkpoint, TrainError> {
         // One rank looks at all of it.
         let checkpoint = match self.ranks.rank() {
             0 => Checkpoint::open(path)?,
             _ => Checkpoint::open_lazily(path)?,
         };
         check_model(&checkpoint, &self.plan)?;
-        load_states(&checkpoint, &self.saver()?, taken)?;
         Ok(checkpoint)
     }
 
-    /// Returns what this rank has read, if every rank could read; else every rank fails.
-    fn agree<T>(&self, path: &Path, mine: Result<T, TrainError>) -> Result<T, TrainError> {
-        let word = mine.as_ref().map(|_| ()).map_err(Unread::of);
-        let word = serde_json::to_vec(&word).unwrap_or_default();
-        let words = self.ranks.saving.all_gather_bytes(&word)?;
+    /// Reads what this rank alone needs; what several need is read by one of them, and handed on.
+    fn read_states(
+        &self,
+        checkpoint: &Checkpoint,
+        taken: Taken,
+        can_read: impl Fn(usize, FileRange) -> bool,
+    ) -> Result<(), TrainError> {
+        let (path, saver) = (checkpoint.path(), self.saver()?);
+        let loading = wanted_states(checkpoint, &saver, taken).map(|loading| {
+            let needed = forward::encode(loading.reads.ranges());
+            (loading, needed)
+        });
+        let (loading, needed) = self.agree(path, Some(checkpoint), loading)?;
+        let unknown = || TrainError::PeerLoad { rank: 0, reason: "ranks differ".to_owned() };
+        let needed: Option<Vec<_>> = needed.iter().map(|bytes| forward::decode(bytes)).collect();
+        let handed_on = forward::plan(&needed.ok_or_else(unknown)?, can_read);
+        let handed_on = handed_on.map_err(|at| {
+            let file = &checkpoint.manifest().files[at.file as usize].path;
+            let reason = format!("no rank can read {}", path.join(file).display());
+            TrainError::Damaged { path: path.to_owned(), reason, at: None }
+        })?;
+        let is_read = |at| handed_on.binary_search_by_key(&at, |of| of.at).is_err();
+        let own = loading.read(self.plan.threads, is_read);
+        // What this rank reads for others as well it takes, too.
+        let read = |at, bytes: &mut Vec<u8>| {
+            checkpoint.read_file_range(at, bytes)?;
+            loading.give(at, (bytes, crc_fast::crc32_iscsi(bytes)))
+        };
+        let take = |at, bytes: &[u8], crc| loading.give(at, (bytes, crc));
+        let world = &self.ranks.world;
+        let others =
+            forward::hand_on(world, &handed_on, |at| checkpoint.file_range_bytes(at), read, take);
+        self.agree(path, Some(checkpoint), own.and(others).map(|()| ((), Vec::new())))?;
+        Ok(())
+    }
+
+    /// Returns what this rank has and all ranks' words, if none failed; else every rank fails.
+    fn agree<T>(
+        &self,
+        path: &Path,
+        checkpoint: Option<&Checkpoint>,
+        mine: Result<(T, Vec<u8>), TrainError>,
+    ) -> Result<(T, Vec<Vec<u8>>), TrainError> {
+        let word = match &mine {
+            Ok((_, word)) => [&[0], &word[..]].concat(),
+            Err(error) => {
+                let why = serde_json::to_vec(&Unread::of(error, checkpoint));
+                let why = why.unwrap_or_default();
+                [&[1], &why[..]].concat()
+            }
+        };
+        let mut words = self.ranks.saving.all_gather_bytes(&word)?;
         let failed = words.iter().enumerate().filter_map(|(rank, word)| {
-            let garbled = |error: serde_json::Error| Err(Unread::other(error.to_string()));
-            let word: Result<(), Unread> = serde_json::from_slice(word).unwrap_or_else(garbled);
-            Some((rank, word.err()?))
+            let garbled = |error: serde_json::Error| Unread::other(error.to_string());
+            let (is_failed, why) = word.split_first().unwrap_or((&1, &[]));
+            (*is_failed != 0).then(|| (rank, serde_json::from_slice(why).unwrap_or_else(garbled)))
         });
         // Damage only if nothing else is wrong anywhere.
-        match (failed.min_by_key(|(rank, why)| (why.damage, *rank)), mine) {
-            (None, mine) => mine,
-            (Some((_, Unread { damage: true, reason })), _) => {
-                Err(TrainError::Damaged { path: path.to_owned(), reason })
+        match (failed.min_by_key(|(rank, why): &(usize, Unread)| (why.damage, *rank)), mine) {
+            (None, Ok((mine, _))) => {
+                words.iter_mut().for_each(|word| {
+                    word.remove(0);
+                });
+                Ok((mine, words))
+            }
+            (Some((rank, Unread { damage: true, reason, file })), _) => {
+                let at = file.map(|file| (rank, file));
+                Err(TrainError::Damaged { path: path.to_owned(), reason, at })
             }
             (_, Err(error)) => Err(error),
             (Some((rank, Unread { reason, .. })), Ok(_)) => {

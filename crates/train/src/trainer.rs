@@ -13,6 +13,7 @@ use crate::engine::Declared;
 use crate::event::{NonFinite, Step, Times};
 use crate::hooks::Open;
 use crate::laps::{Laps, Spent};
+use crate::local::Local;
 use crate::optimizer::Optimizer;
 use crate::ranks::{Moving, Ranks};
 use crate::save::Planned;
@@ -147,6 +148,8 @@ pub struct Trainer<E: Engine> {
     pub(crate) planned: Arc<Planned>,
     /// Where saves are written beside the training.
     pub(crate) beside: Option<Beside>,
+    /// Where local checkpoints are kept.
+    pub(crate) local: Option<Arc<Local>>,
 }
 
 impl<E: Engine> Trainer<E> {
@@ -211,6 +214,7 @@ impl<E: Engine> Trainer<E> {
             spent,
             planned,
             beside,
+            local: None,
         })
     }
 

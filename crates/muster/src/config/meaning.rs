@@ -9,7 +9,7 @@ use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Mesh, MeshProblem, MeshSpec, Schema, Tree};
 use model::{Architecture, MicroBatch, ModelConfig, ModelError};
 use optim::OptimError;
-use train::config::{Config, LEAVES_MAX, Resume};
+use train::config::{Config, LEAVES_MAX, Resume, SaveMode};
 use train::mesh_plan::{self, Purpose};
 
 use crate::console::bytes as size;
@@ -81,6 +81,7 @@ pub fn check(config: &Config, purpose: Purpose) -> (Option<Resolved>, Vec<Findin
     };
     findings.extend(check_resume(config));
     findings.extend(check_init(config));
+    findings.extend(check_local(config));
     let resolved = match (tokenizer, architecture, schema, tree, mesh) {
         (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree), Some(mesh)) => {
             Some(Resolved { tokenizer, architecture, schema, tree, mesh })
@@ -378,6 +379,20 @@ fn check_init(config: &Config) -> Option<Finding> {
         None => "give the directory of an import, of a run or of a checkpoint".into(),
     };
     Some(finding("checkpoint.init", what, &help, &["checkpoint"]))
+}
+
+fn check_local(config: &Config) -> Option<Finding> {
+    let local = config.checkpoint.local.as_ref()?;
+    if config.checkpoint.mode == SaveMode::Sync {
+        let what = "local checkpoints are written beside the steps, and mode is sync".to_owned();
+        return Some(finding("checkpoint.local", what, "set mode: async", &["checkpoint"]));
+    }
+    if local.dir.is_relative() {
+        let what = format!("{} is relative, and hosts may differ there", local.dir.display());
+        let help = "give an absolute path, as /dev/shm";
+        return Some(finding("checkpoint.local.dir", what, help, &["checkpoint"]));
+    }
+    None
 }
 
 fn of_mesh(config: &Config, error: LayoutError) -> Finding {

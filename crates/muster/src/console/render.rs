@@ -68,6 +68,7 @@ impl Renderer {
             Event::Ranks(_) => String::new(), // Their sums belong to the summary.
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
             Event::Saved(saved) => self.saved(saved),
+            Event::SavedLocally(saved) => self.saved_locally(saved),
             Event::Removed { paths } => {
                 format!("removed {}", plural(paths.len(), "older checkpoint"))
             }
@@ -200,6 +201,15 @@ impl Renderer {
             "step {} | saved {} ({}) in {}",
             self.of_steps(saved.step),
             saved.path,
+            bytes(saved.bytes),
+            ms(saved.ms)
+        )
+    }
+
+    fn saved_locally(&self, saved: &Saved) -> String {
+        format!(
+            "step {} | saved on every host ({}) in {}",
+            self.of_steps(saved.step),
             bytes(saved.bytes),
             ms(saved.ms)
         )

@@ -14,6 +14,7 @@ mod generate;
 mod job;
 pub mod life;
 pub mod line;
+mod local;
 mod mesh;
 mod offload;
 pub mod others;

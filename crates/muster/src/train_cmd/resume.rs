@@ -6,7 +6,7 @@ use checkpoint::{Attempt, Checkpoint, Error, RunState, Skipped, Store};
 use comm::{Channel, World};
 use train::config::Resume;
 use train::event::{Initialized, Resumed};
-use train::{Engine, Event, TrainError, Trainer};
+use train::{Engine, Event, LoadedLocally, TrainError, Trainer};
 
 use super::job::Job;
 use crate::error::CliError;
@@ -38,10 +38,17 @@ pub fn resume<E: Engine>(
             chosen = path.map(|path| path.display().to_string().into_bytes()).unwrap_or_default();
         }
         world.control(Channel::Saving).broadcast_bytes(0, &mut chosen)?;
-        if chosen.is_empty() {
+        let path = String::from_utf8_lossy(&chosen).into_owned();
+        // The newest of all may lie with the hosts; what turns out damaged is not looked at again.
+        if bound.is_none() && matches!(start, Start::Newest { needed: false, .. }) {
+            let newest = start.older_than(&path);
+            if go_on_locally(newest, trainer, emit)? {
+                return Ok(());
+            }
+        }
+        if path.is_empty() {
             return begin(job, world, trainer, emit);
         }
-        let path = String::from_utf8_lossy(&chosen).into_owned();
         let (loaded, warnings) = match (trainer.load(Path::new(&path)), start.older_than(&path)) {
             (Err(TrainError::Damaged { reason, .. }), Some(attempt)) => {
                 bound = Some(attempt);
@@ -58,6 +65,26 @@ pub fn resume<E: Engine>(
         }
         return Ok(());
     }
+}
+
+/// Loads the newest local checkpoint, if it is newer than that on the disk and can be read; tells
+/// what it was, and what was not as it should be.
+fn go_on_locally<E: Engine>(
+    newest: Option<Attempt>,
+    trainer: &mut Trainer<E>,
+    emit: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+) -> Result<bool, CliError> {
+    let (found, told) = trainer.load_local(newest)?;
+    let has_loaded = found.is_some();
+    let mut warnings = told;
+    if let Some(LoadedLocally { path, loaded, warnings: more }) = found {
+        let (path, step) = (path.display().to_string(), loaded.state.step);
+        let (skipped, written_by) = (Vec::new(), loaded.written_by);
+        emit(Event::Resumed(Resumed { step, path, skipped, written_by }))?;
+        warnings.extend(more);
+    }
+    warnings.into_iter().try_for_each(|message| emit(Event::Warning { message }))?;
+    Ok(has_loaded)
 }
 
 /// Begins a run with the parameters of a checkpoint, if the config says so.

@@ -22,6 +22,7 @@ use super::address::TLS;
 use super::blame;
 use super::job::Job;
 use super::line::Line;
+use super::local;
 use super::offload;
 use super::reach;
 use super::resume::resume;
@@ -137,6 +138,7 @@ fn train(
     let store = Store::on(Arc::new(MarkedDisk), &job.checkpoints);
     let generation = trainer.claim(&store)?;
     let mut emit = |event: Event| reporter.emit(&event);
+    local::keep(job, world, &mut trainer)?;
     resume(job, &store, world, &mut trainer, &mut emit)?;
     trainer.check_room(&store, job.max_steps)?.map_or(Ok(()), &mut emit)?;
     let start_ms = milliseconds(started);
@@ -158,6 +160,8 @@ fn train(
         };
         trainer.run(&store, generation, job.max_steps, &mut wants, &mut emit)?
     };
+    // Its last checkpoint lies with the others.
+    trainer.end_local()?;
     // All of it is written before the supervisor hears that the run is done.
     drop(recorder);
     if let Some(since) = profiled {
