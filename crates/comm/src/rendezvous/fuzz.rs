@@ -35,6 +35,7 @@ fn to_server(draw: &mut Draw) -> ToServer {
             node: (draw.below(2) == 0).then(|| (draw.below(9), draw.next() as usize)),
             identity: pairs(draw),
             entries: (0..draw.below(3)).map(|_| (text(draw), pairs(draw))).collect(),
+            incarnation: draw.next(),
             listen: (draw.below(2) == 0).then(|| addr(draw)),
         }),
         1 => ToServer::Status { step: draw.next() },

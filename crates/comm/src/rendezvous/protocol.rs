@@ -111,6 +111,11 @@ pub enum Refusal {
          every host a --node-rank of its own"
     )]
     NodeTaken { node: usize },
+    #[error(
+        "node {node} was started by another process of node 0, which has ended; start all hosts \
+         again"
+    )]
+    Predecessor { node: usize },
     /// Told by whoever meets the other.
     #[error("a worker speaks protocol {got}, this is {ours}; use the same build everywhere")]
     Protocol { ours: u32, got: u32 },
@@ -170,6 +175,7 @@ impl Refusal {
             | Refusal::NoSuchRank { .. }
             | Refusal::Incarnation { .. }
             | Refusal::NodeTaken { .. }
+            | Refusal::Predecessor { .. }
             | Refusal::Protocol { .. } => {}
         }
         self

@@ -83,13 +83,14 @@ impl Seat {
         if let Some(closed) = self.closed.filter(|&at| now.saturating_sub(at) > BACK.min(limit)) {
             let since = ms(now.saturating_sub(closed));
             return Some(format!(
-                "its supervisor's connection ended, and it did not come back within {since} ms"
+                "the host's supervisor is gone: its connection ended, and was not made again within \
+                 {since} ms"
             ));
         }
         let silent = now.saturating_sub(self.heard);
         (silent > limit).then(|| {
             format!(
-                "its supervisor said nothing for {} ms (ranks.host_timeout_ms is {})",
+                "the host's supervisor said nothing for {} ms (ranks.host_timeout_ms is {})",
                 ms(silent),
                 ms(limit)
             )
@@ -144,6 +145,10 @@ impl Seats {
     pub(super) fn attend(&mut self, attend: Attend, way: Way, now: Duration) -> Gone {
         let (node, session) = (attend.node, attend.session);
         let Some(seat) = self.seats.get_mut(&node) else {
+            if attend.incarnation.is_some() {
+                let _ = way.send(ToHost::Refused(Refusal::Predecessor { node }));
+                return Gone::new();
+            }
             self.seats.insert(node, Seat::new(session, way, now));
             // All hosts are of the first incarnation, whenever they come.
             if self.incarnation == 0 {
@@ -180,7 +185,7 @@ impl Seats {
         let former = self.seats.insert(node, Seat::new(session, way, now));
         let runs = |seat: &Seat| seat.gone.is_none() && seat.started == Some(self.incarnation);
         match former.filter(runs) {
-            Some(_) => vec![(node, "another process has come in its supervisor's place".into())],
+            Some(_) => vec![(node, "another process has come in the place of the host's supervisor".into())],
             None => Gone::new(),
         }
     }
