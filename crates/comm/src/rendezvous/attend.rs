@@ -128,7 +128,9 @@ fn why(stranger: Stranger, shared: &Shared) -> Option<Why> {
         Stranger::Secret(claim) => {
             let number = claim.from as usize;
             let (what, ranks) = match claim.purpose {
-                protocol::ABSENT | protocol::ENDED | protocol::ATTEND => ("node", shared.ranks_of(number)),
+                protocol::ABSENT | protocol::ENDED | protocol::ATTEND => {
+                    ("node", shared.ranks_of(number))
+                }
                 _ => ("rank", number..number + 1),
             };
             let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
@@ -164,7 +166,9 @@ async fn attend(guest: Guest, point: Arc<Point>) {
         ToServer::Attend(attend) => serve_supervisor(line, from, attend, point).await,
         ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
         ToServer::Absent { job, node, reason } if job == shared.job => {
-            shared.leave_out(node, &reason);
+            // One that is none of this start's is not awaited.
+            let place = point.seats(|seats, _| seats.place_of(node));
+            place.iter().for_each(|&place| shared.leave_out(place, &reason));
         }
         ToServer::Ended { group, node, rank, reason } => {
             shared.hear_end(&group, node, rank, &reason);

@@ -30,8 +30,10 @@ pub struct Report {
     pub step: Option<u64>,
     /// Whether its ranks had met the others.
     pub has_met: bool,
-    /// Whether people have asked the host to stop.
-    pub was_asked: bool,
+    /// Whether the host waits for another start; one that does not is done, and may leave.
+    pub waits: bool,
+    /// The exit code for a request of people to stop, if there was one.
+    pub asked: Option<u8>,
 }
 
 /// The request of people, on one host, that the job end.

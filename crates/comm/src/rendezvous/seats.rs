@@ -77,8 +77,11 @@ impl Seat {
         let _ = self.way.iter().try_for_each(|way| way.send(message.clone()));
     }
 
-    /// Why it is to be taken for gone now, if it is.
+    /// Why it is to be taken for gone now, if it is. One that is done may leave.
     fn lapse(&self, now: Duration, limit: Duration) -> Option<String> {
+        if self.report.as_ref().is_some_and(|report| !report.waits) {
+            return None;
+        }
         let ms = |time: Duration| time.as_millis();
         if let Some(closed) = self.closed.filter(|&at| now.saturating_sub(at) > BACK.min(limit)) {
             let since = ms(now.saturating_sub(closed));
@@ -185,7 +188,10 @@ impl Seats {
         let former = self.seats.insert(node, Seat::new(session, way, now));
         let runs = |seat: &Seat| seat.gone.is_none() && seat.started == Some(self.incarnation);
         match former.filter(runs) {
-            Some(_) => vec![(node, "another process has come in the place of the host's supervisor".into())],
+            Some(_) => vec![(
+                node,
+                "another process has come in the place of the host's supervisor".into(),
+            )],
             None => Gone::new(),
         }
     }
@@ -311,3 +317,6 @@ impl Seats {
 fn refused(node: usize) -> ToHost {
     ToHost::Refused(Refusal::NodeTaken { node })
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
         let gone = away.iter().filter(|away| members.contains(&away.node)).cloned().collect();
         let is_first = starts.incarnation == 0;
         let round = Round { is_first, reports, gone };
-        if let Some(leave) = asked(starts) {
+        if let Some(leave) = asked(starts).or_else(|| round.leave()) {
             return left(starts, leave, error);
         }
         let (number, wait) = match starts.restarts.after(&round) {
@@ -117,19 +117,11 @@ fn collect(
     starts: &Starts,
     (error, outcome): (&CliError, &Outcome),
 ) -> Vec<(usize, Report)> {
-    let own = Report {
-        incarnation: starts.incarnation,
-        exit: error.exit.code(),
-        why: error.headline().to_owned(),
-        step: outcome.step,
-        has_met: outcome.has_met,
-        was_asked: starts.was_asked(),
-    };
+    let own = starts.report(error.exit, error.headline(), outcome);
     let most = Duration::from_millis(planned.frame.config.ranks.timeout_ms) + LATER;
     let mut clock = AwakeClock::default();
-    let is_awaited = |host: &HostState| {
-        host.is_in && host.presence == Presence::Here && host.report.is_none()
-    };
+    let is_awaited =
+        |host: &HostState| host.is_in && host.presence == Presence::Here && host.report.is_none();
     let others = loop {
         let hosts = hosts(starts);
         let is_done = !hosts.iter().any(is_awaited) || starts.was_asked();
@@ -180,7 +172,12 @@ fn crew(
 }
 
 /// Tells people on all hosts what is about to begin.
-fn announce(starts: &mut Starts, policy: &Policy, (error, again): (&CliError, Again), on: &[usize]) {
+fn announce(
+    starts: &mut Starts,
+    policy: &Policy,
+    (error, again): (&CliError, Again),
+    on: &[usize],
+) {
     let Again { number, of, wait } = again;
     let (failure, wait_s) = (error.headline().to_owned(), wait.as_secs_f64());
     let hosts = Some((on.len(), policy.hosts));

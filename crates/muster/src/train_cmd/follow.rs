@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use comm::AwakeClock;
-use comm::rendezvous::{Attending, Link, News, Report, ToHost};
+use comm::rendezvous::{Attending, Link, News, ToHost};
 
 use super::address;
 use super::life::MEETING_IS_SLOW;
@@ -51,13 +51,17 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
         starts.incarnation = incarnation;
         planned = planned.frame.on(&hosts).and_then(Planned::that_fits).inspect_err(|error| {
             let why = format!("node {} cannot go on: {}", starts.absence.node(), error.headline());
-            report(starts, error.exit, why, &Outcome::default());
+            report(starts, error.exit, &why, &Outcome::default());
         })?;
         let mut outcome = starts.once(&planned);
         match std::mem::replace(&mut outcome.result, Ok(Exit::Ok)) {
-            Ok(exit) => return Ok(exit),
+            Ok(exit) => {
+                // Node 0 may still be at work, and need not miss this host.
+                report(starts, exit, "it is done", &outcome);
+                return Ok(exit);
+            }
             Err(error) => {
-                report(starts, error.exit, error.headline().to_owned(), &outcome);
+                report(starts, error.exit, error.headline(), &outcome);
                 if error.exit != Exit::Peer {
                     return Err(error);
                 }
@@ -82,16 +86,8 @@ fn attend(planned: &Planned) -> Result<Link, CliError> {
 }
 
 /// Tells node 0 how a start ended here.
-fn report(starts: &Starts, exit: Exit, why: String, outcome: &Outcome) {
-    let report = Report {
-        incarnation: starts.incarnation,
-        exit: exit.code(),
-        why,
-        step: outcome.step,
-        has_met: outcome.has_met,
-        was_asked: starts.was_asked(),
-    };
-    starts.link.iter().for_each(|link| link.report(report.clone()));
+fn report(starts: &Starts, exit: Exit, why: &str, outcome: &Outcome) {
+    starts.link.iter().for_each(|link| link.report(starts.report(exit, why, outcome)));
 }
 
 /// Waits for what node 0 says.
@@ -146,7 +142,8 @@ fn wait(planned: &Planned, starts: &Starts, is_first: bool) -> Result<Next, CliE
 fn end(failed: Option<CliError>, exit: Exit, why: String) -> Result<Exit, CliError> {
     let reason = Some(why).filter(|why| !why.is_empty());
     match (failed, exit) {
-        (Some(error), Exit::Preempted | Exit::Interrupted) => {
+        // It failed here, and the job as a whole has not.
+        (Some(error), Exit::Ok | Exit::Preempted | Exit::Interrupted) => {
             complain(&error.with_reason(reason).message);
             Ok(exit)
         }

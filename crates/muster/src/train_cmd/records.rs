@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use train::Event;
 use train::config::Config;
 use train::event::FinishReason;
-use train::Event;
 
 use super::job::Job;
 use super::place::Place;

@@ -12,10 +12,8 @@
 
 use std::time::Duration;
 
-use comm::rendezvous::Report;
+use comm::rendezvous::{Leave, Report};
 use train::config::RanksConfig;
-
-use crate::error::Exit;
 
 /// The first wait, and the longest.
 const WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
@@ -139,6 +137,16 @@ impl Round {
     }
 }
 
+impl Round {
+    /// The request of people on a host to stop, which came while the ranks failed.
+    pub fn leave(&self) -> Option<Leave> {
+        self.reports.iter().find_map(|(node, report)| {
+            let why = format!("node {node} was asked to stop");
+            report.asked.map(|exit| Leave { exit, why })
+        })
+    }
+}
+
 impl Restarts {
     /// Whether several hosts start their ranks again together.
     pub fn are_of_hosts(&self) -> bool {
@@ -147,16 +155,13 @@ impl Restarts {
 
     /// As [`Restarts::next`], of all hosts of a job: what another start does not mend ends it.
     pub fn after(&mut self, round: &Round) -> Next {
-        let (peer, ok) = (Exit::Peer.code(), Exit::Ok.code());
         let mut reports = round.reports.iter();
-        if let Some((node, report)) = reports.find(|(_, r)| r.exit != peer && r.exit != ok) {
+        if let Some((node, report)) = reports.find(|(_, report)| !report.waits) {
             let (exit, why) = (report.exit, &report.why);
             return Next::End(Some(format!("Node {node} ended with exit code {exit}: {why}")));
         }
-        let mut reports = round.reports.iter();
-        let was_asked = reports.any(|(_, report)| report.was_asked);
         let has_met = !round.is_first || round.reports.iter().any(|(_, report)| report.has_met);
-        match was_asked || !has_met {
+        match round.leave().is_some() || !has_met {
             true => Next::End(None),
             false => self.next(round.failure()),
         }
@@ -248,58 +253,4 @@ pub fn words(ranks: &RanksConfig, nodes: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failure(step: u64, why: &str) -> Failure {
-        Failure::new(Some(step), why)
-    }
-
-    #[test]
-    fn waits_double_up_to_the_number_allowed() {
-        let mut restarts = Restarts::new(3);
-        let mut waits = Vec::new();
-        for step in 0..3 {
-            match restarts.next(failure(step, "rank 1 failed: killed by signal 9")) {
-                Next::Again { number, wait } => waits.push((number, wait.as_secs())),
-                Next::End(why) => panic!("{why:?}"),
-            }
-        }
-        assert_eq!(waits, [(1, 1), (2, 2), (3, 4)]);
-        let Next::End(Some(why)) = restarts.next(failure(3, "x")) else { panic!("it goes on") };
-        assert!(why.contains("3 times since the last checkpoint"), "{why}");
-        restarts.saved();
-        let again = restarts.next(failure(4, "x"));
-        assert_eq!(again, Next::Again { number: 1, wait: WAITS[0] });
-    }
-
-    #[test]
-    fn the_same_failure_at_the_same_step_ends_it() {
-        let mut restarts = Restarts::new(9);
-        let first = failure(7, "rank 1 failed: it said nothing for 3001 ms\nmore");
-        assert!(matches!(restarts.next(first), Next::Again { .. }));
-        let other_step = failure(8, "rank 0 failed: it said nothing for 3005 ms");
-        assert!(matches!(restarts.next(other_step), Next::Again { .. }));
-        let other_why = failure(8, "rank 0 failed: killed by signal 9");
-        assert!(matches!(restarts.next(other_why), Next::Again { .. }));
-        let same = failure(8, "rank 2 failed: killed by signal 9");
-        let Next::End(Some(why)) = restarts.next(same) else { panic!("it goes on") };
-        assert!(why.contains("the same failure twice after step 8"), "{why}");
-    }
-
-    #[test]
-    fn none_is_allowed_by_zero() {
-        assert_eq!(Restarts::new(0).next(failure(1, "x")), Next::End(None));
-    }
-
-    #[test]
-    fn no_wait_is_longer_than_a_minute() {
-        let mut restarts = Restarts::new(u32::MAX);
-        for step in 0..100 {
-            match restarts.next(failure(step, "x")) {
-                Next::Again { wait, .. } => assert!(wait <= WAITS[1]),
-                Next::End(why) => panic!("{why:?}"),
-            }
-        }
-    }
-}
+mod tests;

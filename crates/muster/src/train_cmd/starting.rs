@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use comm::BackendWord;
-use comm::rendezvous::{Leave, Link, News, Server, ToHost};
+use comm::rendezvous::{Leave, Link, News, Report, Server, ToHost};
 use data::{Prepared, Stage};
 use train::Event;
 use train::config::Config;
@@ -71,11 +71,24 @@ impl Starts<'_> {
         self.signals.interrupts() + self.signals.terminations() > 0
     }
 
-    /// The exit code of a request to stop.
+    /// The exit code for a request to stop.
     pub fn asked_exit(&self) -> Exit {
         match self.signals.interrupts() {
             0 => Exit::Preempted,
             _ => Exit::Interrupted,
+        }
+    }
+
+    /// How a start ended here, in this many words, as node 0 is told it.
+    pub fn report(&self, exit: Exit, why: &str, outcome: &Outcome) -> Report {
+        Report {
+            incarnation: self.incarnation,
+            exit: exit.code(),
+            why: why.to_owned(),
+            step: outcome.step,
+            has_met: outcome.has_met,
+            waits: exit == Exit::Peer,
+            asked: self.was_asked().then(|| self.asked_exit().code()),
         }
     }
 

@@ -86,7 +86,8 @@ fn supervise(
     (run, signals): (&RunDir, &Signals),
     absence: &Absence,
 ) -> (Result<Exit, CliError>, address::Start) {
-    let (most, is_supervised) = (planned.frame.config.ranks.restarts, planned.frame.is_supervised());
+    let (most, is_supervised) =
+        (planned.frame.config.ranks.restarts, planned.frame.is_supervised());
     let restarts = if is_supervised { Restarts::of_hosts(most) } else { Restarts::new(most) };
     let mut starts = Starts {
         args,
