@@ -1,5 +1,5 @@
-//! The meeting point for the whole life of a job: the meeting of its ranks, which is another one for
-//! each start of them, and the supervisors of its hosts, which stay.
+//! The meeting point for the whole life of a job: the meeting of its ranks, another one for each
+//! start of them, and the supervisors of its hosts, which stay.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

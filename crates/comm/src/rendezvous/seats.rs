@@ -86,8 +86,8 @@ impl Seat {
         if let Some(closed) = self.closed.filter(|&at| now.saturating_sub(at) > BACK.min(limit)) {
             let since = ms(now.saturating_sub(closed));
             return Some(format!(
-                "the host's supervisor is gone: its connection ended, and was not made again within \
-                 {since} ms"
+                "the host's supervisor is gone: its connection ended, and was not made again \
+                 within {since} ms"
             ));
         }
         let silent = now.saturating_sub(self.heard);

@@ -161,8 +161,8 @@ impl Server {
         all_know
     }
 
-    /// From now on a host whose supervisor says nothing for `limit` is taken for gone, and its ranks
-    /// for lost.
+    /// From now on a host whose supervisor says nothing for `limit` is taken for gone, and its
+    /// ranks for lost.
     pub fn judge_hosts(&self, limit: Duration) {
         self.point.seats(|seats, _| seats.judge(limit));
     }
@@ -172,8 +172,9 @@ impl Server {
         self.point.seats(|seats, _| seats.states())
     }
 
-    /// Begins the next incarnation, with the ranks of these hosts, each as many as before: they meet
-    /// here, and the supervisors of the other hosts are told to start them. Returns its number.
+    /// Begins the next incarnation, with the ranks of these hosts, each as many as before: they
+    /// meet here, and the supervisors of the other hosts are told to start them. Returns its
+    /// number.
     ///
     /// # Errors
     /// No random numbers.

@@ -1,5 +1,5 @@
-//! The supervisor of node 0, where the hosts of a job start their ranks again together: it hears how
-//! the ranks of all hosts ended, decides ([`super::restart`]), and says so.
+//! The supervisor of node 0, where the hosts of a job start their ranks again together: it hears
+//! how the ranks of all hosts ended, decides ([`super::restart`]), and says so.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
         let result = std::mem::replace(&mut outcome.result, Ok(Exit::Ok));
         let error = match result {
             Err(error) if error.exit == Exit::Peer && starts.server.is_some() => error,
-            ended => return over(starts, ended),
+            ended => return over(starts, ended, None),
         };
         let reports = collect(&planned, starts, (&error, &outcome));
         let away = away(&hosts(starts));
@@ -45,13 +45,13 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
         }
         let (number, wait) = match starts.restarts.after(&round) {
             Next::Again { number, wait } => (number, wait),
-            Next::End(why) => return over(starts, Err(error.with_reason(why))),
+            Next::End(why) => return over(starts, Err(error), why),
         };
         let again = Again { number, of: planned.frame.config.ranks.restarts, wait };
         members = match crew(starts, &policy, &members, (&error, again)) {
             Settled::Go(members) => members,
             Settled::Left(leave) => return left(starts, leave, error),
-            Settled::TooFew(why) => return over(starts, Err(error.with_reason(Some(why)))),
+            Settled::TooFew(why) => return over(starts, Err(error), Some(why)),
         };
         let fewer = planned.frame.on(&members).and_then(Planned::that_fits);
         planned = match fewer {
@@ -59,7 +59,7 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
             Err(unfit) => {
                 let (now, all) = (members.len(), policy.hosts);
                 let why = format!("It cannot go on with {now} of {all} hosts: {}", unfit.message);
-                return over(starts, Err(error.with_reason(Some(why))));
+                return over(starts, Err(error), Some(why));
             }
         };
         if let Some(server) = &starts.server {
@@ -192,18 +192,17 @@ fn announce(
     starts.server.iter().for_each(|server| server.notice(&words));
 }
 
-/// The job is over, on all hosts.
-fn over(starts: &Starts, ended: Result<Exit, CliError>) -> Result<Exit, CliError> {
-    let Some(server) = &starts.server else { return ended };
-    match &ended {
-        Ok(exit) => server.end_hosts(exit.code(), "", HEARD),
-        Err(error) => {
-            // They have told how it ended; the last line says why it is not begun again.
-            let why = error.message.lines().skip(1).last().unwrap_or_default();
-            server.end_hosts(error.exit.code(), why, HEARD);
-        }
+/// The job is over, on all hosts, for this reason beside how it ended.
+fn over(
+    starts: &Starts,
+    ended: Result<Exit, CliError>,
+    why: Option<String>,
+) -> Result<Exit, CliError> {
+    let exit = ended.as_ref().map_or_else(|error| error.exit, |exit| *exit);
+    if let Some(server) = &starts.server {
+        server.end_hosts(exit.code(), why.as_deref().unwrap_or_default(), HEARD);
     }
-    ended
+    ended.map_err(|error| error.with_reason(why))
 }
 
 /// The job is over because people on a host want it.

@@ -153,8 +153,9 @@ fn the_header_says_what_becomes_of_a_failure() {
 }
 
 proptest! {
-    /// Between two checkpoints there are never more starts than allowed, whatever the hosts say, and
-    /// so without a checkpoint it ends; no wait is shorter than the one before or above the limit.
+    /// Between two checkpoints there are never more starts than allowed, whatever the hosts say,
+    /// and so without a checkpoint it ends; no wait is shorter than the one before or above the
+    /// limit.
     #[test]
     fn starts_are_bounded_and_waits_grow(
         most in 0..6_u32,
