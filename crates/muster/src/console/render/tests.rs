@@ -23,7 +23,7 @@ fn header() -> Event {
         backend: "shm".into(),
         threads: 1,
         cpus: "bound: rank 0 in NUMA node 0, rank 1 in NUMA node 1".into(),
-        restarts: "3 between two checkpoints, after 1 s and then twice as long each time".into(),
+        restarts: "3 until the next checkpoint, after 1 s, doubling to 60 s".into(),
         device: "cpu".into(),
         buckets: Some(train::event::Buckets {
             count: 3,
@@ -204,7 +204,7 @@ fn troubles() {
             hosts: None,
         }),
         Event::Restarting(Restarting {
-            failure: "ranks 2 and 3 failed: its supervisor said nothing for 30012 ms".into(),
+            failure: "ranks 2 and 3 failed: the host's supervisor said nothing for 30012 ms".into(),
             number: 2,
             of: 3,
             wait_s: 2.0,
