@@ -389,6 +389,7 @@ fn rank(job: &Job, (rank, security): (usize, Security), voice: &Voice) -> Result
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
         node: job.node,
+        incarnation: 0,
         identity: job.identity(),
         entries: job.entries(rank),
         listen: listener.as_ref().and_then(|listener| listener.local_addr().ok()),

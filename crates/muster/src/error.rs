@@ -42,6 +42,13 @@ impl Exit {
             Exit::Interrupted => 130,
         }
     }
+
+    /// Of a number that another host tells; of one that none has, as when a host fails.
+    pub fn of_code(code: u8) -> Exit {
+        let all = [Exit::Ok, Exit::Regression, Exit::Mistake, Exit::Bug, Exit::Preempted];
+        let mut all = all.into_iter().chain([Exit::Interrupted]);
+        all.find(|exit| exit.code() == code).unwrap_or(Exit::Peer)
+    }
 }
 
 impl From<Exit> for ExitCode {
@@ -134,6 +141,11 @@ impl CliError {
             self.message = format!("{}\n{why}", self.message.trim_end());
         }
         self
+    }
+
+    /// The first line of the message.
+    pub fn headline(&self) -> &str {
+        self.message.lines().next().unwrap_or_default()
     }
 
     /// Something that cannot happen.

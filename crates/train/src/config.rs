@@ -299,9 +299,23 @@ pub struct RanksConfig {
     /// How often ranks that have failed are started again, from the newest checkpoint, until the
     /// next one is saved; 0: never. The first time after a second, then after twice as long as
     /// before, up to a minute. The same failure twice at the same step ends the run. Of a job of
-    /// several hosts the ranks are not started again: that is left to its scheduler.
+    /// several hosts all start again together: node 0 decides.
     #[schemars(range(max = 1_000_000))]
     pub restarts: u32,
+    /// How long a host's supervising process may say nothing to node 0's before that host is taken
+    /// for gone, and its ranks for lost. Where the job is not started again, nobody is judged.
+    #[schemars(range(min = 1000, max = 604_800_000))]
+    pub host_timeout_ms: u64,
+    /// How long the others wait for a host that is gone before they go on without it, or end: its
+    /// scheduler may start `muster train` there again.
+    #[schemars(range(max = 604_800_000))]
+    pub host_wait_ms: u64,
+    /// Fewest hosts, node 0 among them, with which a run goes on that began with more; left out:
+    /// all. Each starts as many ranks as before, so there are fewer of them: the bits of the
+    /// weights stay the same.
+    #[schemars(range(min = 1, max = 65_536))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_hosts: Option<usize>,
     /// The signal by which a scheduler warns before it ends the job: `usr1`, `usr2` or `none`. The
     /// run saves and ends with exit code 75, as after SIGTERM, SIGHUP and SIGXCPU. For Slurm:
     /// `--signal=USR1@300`.
@@ -363,6 +377,9 @@ impl Default for RanksConfig {
             timeout_ms: 120_000,
             step_timeout_ms: 0,
             restarts: 3,
+            host_timeout_ms: 30_000,
+            host_wait_ms: 120_000,
+            min_hosts: None,
             warn_signal: WarnSignal::Usr1,
             links: Links::Auto,
             bucket_bytes: None,

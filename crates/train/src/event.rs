@@ -73,6 +73,9 @@ pub struct Header {
     /// Which CPUs the ranks of host 0 are bound to, or why to none.
     #[serde(default)]
     pub cpus: String,
+    /// Whether ranks that fail are started again, and what becomes of a host that is gone.
+    #[serde(default)]
+    pub restarts: String,
     pub device: String,
     pub weights: String,
     /// Whether every rank, or by hosts every host, sends exactly one partial per element.
@@ -167,6 +170,9 @@ pub struct Restarting {
     pub of: u32,
     /// How long that takes to begin, in seconds.
     pub wait_s: f64,
+    /// On how many hosts, of how many at the beginning, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<(usize, usize)>,
 }
 
 /// Where the weights of a new run are from.

@@ -40,6 +40,7 @@ impl RunPlan {
             backend: format!("{:?}", config.ranks.backend).to_lowercase(),
             threads: self.threads,
             cpus: String::new(),
+            restarts: String::new(),
             device: format!("{:?}", config.ranks.device).to_lowercase(),
             weights: self.weights.to_string(),
             free: self.tree.is_free(self.world),

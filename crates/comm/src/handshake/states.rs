@@ -12,7 +12,7 @@ use crate::lack::Lack;
 use crate::secret::Secret;
 
 /// Of everything that travels between processes of a job. Changes when a message or a frame does.
-pub(crate) const PROTOCOL: u8 = 8;
+pub(crate) const PROTOCOL: u8 = 9;
 
 /// First bytes of a connection, by protocols from 5 on.
 const MAGIC: [u8; 4] = *b"MSTR";

@@ -11,9 +11,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio_util::codec::Framed;
 
+use super::attending::Attend;
+use super::channel::FromHost;
 use super::codec::Codec;
 use super::meeting::{Outgoing, Shared};
-use super::protocol::{self, Hello, ToServer};
+use super::point::Point;
+use super::protocol::{self, Hello, Said, ToServer};
 use super::strangers::Why;
 use crate::Fault;
 use crate::door::{self, Door};
@@ -29,6 +32,8 @@ const FAR: Duration = Duration::from_millis(900);
 const UNBLAMED: Duration = Duration::from_millis(300);
 /// How long messages may take to leave when the server ends.
 pub(super) const PARTING: Duration = Duration::from_millis(100);
+/// How long a supervisor that was told the last thing may take to close its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Connections whose first message is waited for at a time; the others wait in the backlog.
 pub(super) const GUESTS: usize = 1024;
 /// Bytes of a buffer for what a worker says; longer frames make it grow.
@@ -37,32 +42,45 @@ const BUFFER: usize = 1 << 10;
 /// Serves whoever comes, until the other end of `ended` is dropped.
 pub(super) async fn serve(
     listeners: Vec<TcpListener>,
-    shared: Arc<Shared>,
-    ended: oneshot::Receiver<()>,
+    point: Arc<Point>,
+    mut begun: UnboundedReceiver<Arc<Shared>>,
+    mut ended: oneshot::Receiver<()>,
 ) {
-    let late = Arc::clone(&shared);
-    tokio::spawn(async move {
-        Patience::of_ms(late.timeout_ms).passed().await;
-        late.close();
-    });
     for listener in listeners {
         // The descriptor is known to be a listening socket; without it nothing can be served.
-        let guests = shared.world.min(GUESTS);
+        let guests = point.meeting().world.min(GUESTS);
         let Ok(mut door) = Door::expecting(listener, guests) else { continue };
-        let shared = Arc::clone(&shared);
+        let point = Arc::clone(&point);
         tokio::spawn(async move {
             loop {
-                let introduce = |stream, from| introduce(stream, from, Arc::clone(&shared));
+                let introduce = |stream, from| introduce(stream, from, point.meeting());
                 let guest = door.next(introduce).await;
-                tokio::spawn(attend(guest, Arc::clone(&shared)));
+                tokio::spawn(attend(guest, Arc::clone(&point)));
             }
         });
     }
-    let _ = ended.await;
+    let judging = Arc::clone(&point);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(judging.pause()).await;
+            judging.look();
+        }
+    });
+    loop {
+        tokio::select! {
+            _ = &mut ended => break,
+            Some(meeting) = begun.recv() => drop(tokio::spawn(close_in_time(meeting))),
+        }
+    }
     // The rest ends with the runtime: the ranks of other hosts should hear of a loss before.
-    if shared.lock().lost.is_some() {
+    if point.meeting().lock().lost.is_some() {
         tokio::time::sleep(PARTING).await;
     }
+}
+
+async fn close_in_time(meeting: Arc<Shared>) {
+    Patience::of_ms(meeting.timeout_ms).passed().await;
+    meeting.close();
 }
 
 type Frames = Framed<Connection, Codec>;
@@ -110,7 +128,9 @@ fn why(stranger: Stranger, shared: &Shared) -> Option<Why> {
         Stranger::Secret(claim) => {
             let number = claim.from as usize;
             let (what, ranks) = match claim.purpose {
-                protocol::ABSENT | protocol::ENDED => ("node", shared.ranks_of(number)),
+                protocol::ABSENT | protocol::ENDED | protocol::ATTEND => {
+                    ("node", shared.ranks_of(number))
+                }
                 _ => ("rank", number..number + 1),
             };
             let is_awaited = !ranks.is_empty() && shared.awaits(ranks);
@@ -133,17 +153,22 @@ fn is_as_claimed(said: &ToServer, claim: Claim) -> bool {
         ToServer::Hello(hello) => claim == protocol::claim(hello.rank, protocol::MEET),
         ToServer::Absent { node, .. } => claim == protocol::claim(*node, protocol::ABSENT),
         ToServer::Ended { node, .. } => claim == protocol::claim(*node, protocol::ENDED),
+        ToServer::Attend(Attend { node, .. }) => claim == protocol::claim(*node, protocol::ATTEND),
         _ => false,
     }
 }
 
 /// One connection from its introduction to its last byte.
-async fn attend(guest: Guest, shared: Arc<Shared>) {
+async fn attend(guest: Guest, point: Arc<Point>) {
     let Guest { line, from, said } = guest;
+    let shared = point.meeting();
     match said {
+        ToServer::Attend(attend) => serve_supervisor(line, from, attend, point).await,
         ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
         ToServer::Absent { job, node, reason } if job == shared.job => {
-            shared.leave_out(node, &reason);
+            // One that is none of this start's is not awaited.
+            let place = point.seats(|seats, _| seats.place_of(node));
+            place.iter().for_each(|&place| shared.leave_out(place, &reason));
         }
         ToServer::Ended { group, node, rank, reason } => {
             shared.hear_end(&group, node, rank, &reason);
@@ -179,6 +204,41 @@ async fn serve_worker(line: Line, from: SocketAddr, mut hello: Hello, shared: Ar
         tokio::time::sleep(UNBLAMED).await;
     }
     mourn(vec![rank], ended.to_owned(), shared).await;
+}
+
+async fn serve_supervisor(line: Line, from: SocketAddr, attend: Attend, point: Arc<Point>) {
+    let who = (attend.node, attend.session);
+    let meeting = point.meeting();
+    if attend.job != meeting.job {
+        meeting.turn_away(from.ip(), Why::Job(attend.job.clone()));
+    }
+    let (way, mut outgoing) = unbounded_channel();
+    point.attend(attend, way);
+    let Line { frames, mut send, mut receive } = line;
+    let (mut incoming, mut to_host) = protocol::split(frames);
+    let listen = async {
+        // One that is damaged or forged ends it; who is of the job connects anew.
+        while let Some(Ok(frame)) = incoming.next().await {
+            let Some(message) = protocol::open::<FromHost>(&frame, &mut receive) else { return };
+            point.hear(who, message);
+        }
+    };
+    let tell = async {
+        // Ends once nothing more is to be said.
+        while let Some(message) = outgoing.recv().await {
+            if Said::new(&message.fitted()).say(&mut to_host, &mut send).await.is_err() {
+                return;
+            }
+        }
+        // What was said last is read before the connection ends.
+        let _ = to_host.shutdown().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = listen => {}
+        () = tell => {}
+    }
+    point.seats(|seats, now| seats.close(who, now));
 }
 
 /// Loses those of `ranks` that have not said by then that they only follow, unless a better reason

@@ -36,7 +36,7 @@ const DAMAGED: &str = "sends what comes damaged";
 const TRY: Duration = Duration::from_secs(5);
 /// When a connection that was closed is made anew: soon, and then less often, since there may be
 /// many who try.
-const AGAIN: Duration = Duration::from_millis(100);
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(1);
 /// How long who took a connection after others were closed may be silent before that is the news.
 const SILENT: Duration = Duration::from_secs(1);
@@ -232,7 +232,7 @@ async fn meet(
 /// known is made anew, for as long as the caller waits: the server may be about to start or start
 /// again, a proxy before it may have nobody to pass it to, or the server's door, where many come,
 /// had to make room. `last` tells what came of the last try.
-async fn reach(
+pub(super) async fn reach(
     addrs: &[SocketAddr],
     security: &Security,
     claim: Claim,
@@ -312,7 +312,7 @@ impl Line {
     }
 }
 
-fn list(addrs: &[SocketAddr]) -> String {
+pub(super) fn list(addrs: &[SocketAddr]) -> String {
     let texts: Vec<String> = addrs.iter().map(ToString::to_string).collect();
     texts.join(" or ")
 }

@@ -6,6 +6,8 @@ use bytes::{Buf, BytesMut};
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::Decoder;
 
+use super::attending::{Attend, Leave, Report};
+use super::channel::{FromHost, ToHost};
 use super::codec::Codec;
 use super::protocol::{self, Hello, Refusal, Said, ToServer, ToWorker};
 use crate::Fault;
@@ -26,7 +28,16 @@ fn ranks(draw: &mut Draw) -> Vec<usize> {
 
 fn to_server(draw: &mut Draw) -> ToServer {
     let addr = |draw: &mut Draw| SocketAddr::from((draw.next().to_le_bytes().map(u16::from), 7));
-    match draw.below(6) {
+    match draw.below(7) {
+        5 => ToServer::Attend(Attend {
+            job: text(draw),
+            node: draw.below(99),
+            nodes: draw.below(99),
+            session: draw.next(),
+            incarnation: (draw.below(2) == 0).then(|| draw.next()),
+            report: (draw.below(2) == 0).then(|| report(draw)),
+            leave: (draw.below(2) == 0).then(|| leave(draw)),
+        }),
         0 => ToServer::Hello(Hello {
             job: text(draw),
             rank: draw.next() as usize,
@@ -35,6 +46,7 @@ fn to_server(draw: &mut Draw) -> ToServer {
             node: (draw.below(2) == 0).then(|| (draw.below(9), draw.next() as usize)),
             identity: pairs(draw),
             entries: (0..draw.below(3)).map(|_| (text(draw), pairs(draw))).collect(),
+            incarnation: draw.next(),
             listen: (draw.below(2) == 0).then(|| addr(draw)),
         }),
         1 => ToServer::Status { step: draw.next() },
@@ -45,6 +57,44 @@ fn to_server(draw: &mut Draw) -> ToServer {
             ToServer::Ended { group: text(draw), node, rank, reason: text(draw) }
         }
         _ => ToServer::Bye,
+    }
+}
+
+fn report(draw: &mut Draw) -> Report {
+    Report {
+        incarnation: draw.next(),
+        exit: draw.below(256) as u8,
+        why: text(draw),
+        step: (draw.below(2) == 0).then(|| draw.next()),
+        has_met: draw.below(2) == 0,
+        waits: draw.below(2) == 0,
+        asked: (draw.below(2) == 0).then_some(75),
+    }
+}
+
+fn leave(draw: &mut Draw) -> Leave {
+    Leave { exit: draw.below(256) as u8, why: text(draw) }
+}
+
+fn from_host(draw: &mut Draw) -> FromHost {
+    match draw.below(3) {
+        0 => FromHost::Ended(report(draw)),
+        1 => FromHost::Leave(leave(draw)),
+        _ => FromHost::Beat,
+    }
+}
+
+fn to_host(draw: &mut Draw) -> ToHost {
+    match draw.below(6) {
+        0 => ToHost::Start {
+            incarnation: draw.next(),
+            hosts: (0..draw.below(50)).map(|_| draw.below(99)).collect(),
+        },
+        1 => ToHost::Notice(text(draw)),
+        2 => ToHost::End { exit: draw.below(256) as u8, why: text(draw) },
+        3 => ToHost::Overtaken { incarnation: draw.next(), why: text(draw) },
+        4 => ToHost::Refused(Refusal::NodeTaken { node: draw.below(99) }),
+        _ => ToHost::Beat,
     }
 }
 
@@ -137,9 +187,11 @@ where
 
 #[test]
 fn no_message_of_the_control_connection_does_harm() {
-    fuzz::run("control", |draw| match draw.below(2) {
+    fuzz::run("control", |draw| match draw.below(4) {
         0 => round(draw, to_server),
-        _ => round(draw, to_worker),
+        1 => round(draw, to_worker),
+        2 => round(draw, from_host),
+        _ => round(draw, to_host),
     });
 }
 
@@ -151,7 +203,9 @@ fn whatever_has_a_tag_is_a_message_or_is_not() {
         let read = || {
             let body = &frame[4..];
             let to_server = protocol::open::<ToServer>(body, &mut seal());
-            (to_server, protocol::open::<ToWorker>(body, &mut seal()))
+            let hosts = protocol::open::<FromHost>(body, &mut seal());
+            let to_host = protocol::open::<ToHost>(body, &mut seal());
+            (to_server, protocol::open::<ToWorker>(body, &mut seal()), hosts, to_host)
         };
         drop(fuzz::within(2 << 20, read));
     });

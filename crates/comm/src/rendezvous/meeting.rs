@@ -19,6 +19,10 @@ pub(super) struct Shared {
     pub world: usize,
     /// Hosts, each with as many ranks, in their order.
     nodes: usize,
+    /// Which start of the ranks this is of.
+    incarnation: u64,
+    /// What people call the hosts: their numbers at the beginning.
+    names: Vec<usize>,
     pub timeout_ms: u64,
     /// Who is none of the job's is told so.
     pub answers_strangers: bool,
@@ -129,6 +133,8 @@ impl Shared {
             security,
             world,
             nodes,
+            incarnation: 0,
+            names: (0..nodes).collect(),
             timeout_ms,
             answers_strangers: true,
             start: u64::from_le_bytes(secret::random()?),
@@ -147,6 +153,54 @@ impl Shared {
         let shared = Shared::new(of_job, 0, nodes, 0)?;
         shared.lock().phase = Phase::Refused(refusal.fitted());
         Ok(Shared { answers_strangers: false, ..shared })
+    }
+
+    /// The meeting of the ranks of these hosts, in the order of their ranks, for another start.
+    pub(super) fn again(&self, incarnation: u64, names: &[usize]) -> Result<Shared> {
+        let world = self.world / self.nodes.max(1) * names.len();
+        let of_job = (&self.job[..], self.security.clone());
+        let shared = Shared::new(of_job, world, names.len(), self.timeout_ms)?;
+        Ok(Shared { incarnation, names: names.to_vec(), ..shared })
+    }
+
+    /// Its time is over: whoever is still of it leaves.
+    pub(super) fn abandon(&self) {
+        let mut meeting = self.lock();
+        let reason = "the ranks of the job were started again".to_owned();
+        match meeting.phase {
+            Phase::Gathering => self.refuse(&mut meeting, Refusal::Ended { rank: 0, reason }),
+            Phase::Open if meeting.lost.is_none() => {
+                meeting.tell_all(&ToWorker::Abort { ranks: Vec::new(), reason });
+            }
+            Phase::Open | Phase::Refused(_) => {}
+        }
+    }
+
+    /// The host at `place` is gone, or its ranks have ended before the others came.
+    pub(super) fn lose_host(&self, place: usize, reason: &str) {
+        let is_gathering = matches!(self.lock().phase, Phase::Gathering);
+        match is_gathering {
+            true => self.leave_out(place, reason),
+            false => self.lose(&self.ranks_of(place).collect::<Vec<_>>(), reason),
+        }
+    }
+
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    pub(super) fn is_gathering(&self) -> bool {
+        matches!(self.lock().phase, Phase::Gathering)
+    }
+
+    /// Why there will be no meeting, told to a supervisor that comes too late for its ranks to hear
+    /// it.
+    pub(super) fn refuses(&self, node: usize) -> Option<Refusal> {
+        let mut meeting = self.lock();
+        let Phase::Refused(refusal) = meeting.phase.clone() else { return None };
+        meeting.told.absent.insert(node);
+        self.changed.notify_all();
+        Some(refusal)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Meeting> {
@@ -171,6 +225,10 @@ impl Shared {
             meeting.strangers.turn_away(from.ip(), Why::Job(hello.job.clone()));
             let refusal = Refusal::Job { job: self.job.clone(), got: hello.job };
             turn_away(&refusal);
+            return None;
+        }
+        if hello.incarnation != self.incarnation {
+            turn_away(&Refusal::Incarnation { ours: self.incarnation, got: hello.incarnation });
             return None;
         }
         if let Phase::Refused(refusal) = &meeting.phase {
@@ -243,11 +301,17 @@ impl Shared {
         }
     }
 
+    /// What people call the host at a place.
+    fn name_of(&self, place: usize) -> usize {
+        self.names.get(place).copied().unwrap_or(place)
+    }
+
     /// A host says that it will not come.
-    pub(super) fn leave_out(&self, node: usize, reason: &str) {
+    pub(super) fn leave_out(&self, place: usize, reason: &str) {
         let mut meeting = self.lock();
-        meeting.told.absent.insert(node);
-        self.refuse(&mut meeting, Refusal::Absent { node, reason: reason.to_owned() });
+        meeting.told.absent.insert(place);
+        let (node, reason) = (self.name_of(place), reason.to_owned());
+        self.refuse(&mut meeting, Refusal::Absent { node, reason });
         self.changed.notify_all();
     }
 
@@ -258,7 +322,8 @@ impl Shared {
         let missing = (0..self.world).filter(absent).collect();
         let is_absent = |node: &usize| self.ranks_of(*node).all(|rank| absent(&rank));
         // On a single host nobody counts hosts.
-        let nodes = (0..self.nodes).filter(|node| self.nodes > 1 && is_absent(node)).collect();
+        let nodes = (0..self.nodes).filter(|node| self.nodes > 1 && is_absent(node));
+        let nodes = nodes.map(|place| self.name_of(place)).collect();
         let (timeout_ms, turned_away) = (self.timeout_ms, meeting.strangers.list());
         self.refuse(&mut meeting, Refusal::Missing { missing, nodes, timeout_ms, turned_away });
     }
@@ -360,7 +425,10 @@ impl Shared {
         let mut meeting = self.lock();
         let Some(worker) = meeting.workers.get_mut(rank).and_then(Option::as_mut) else { return };
         match message {
-            ToServer::Hello(_) | ToServer::Absent { .. } | ToServer::Ended { .. } => {}
+            ToServer::Hello(_)
+            | ToServer::Absent { .. }
+            | ToServer::Ended { .. }
+            | ToServer::Attend(_) => {}
             ToServer::Status { step } => worker.last_step = Some(step),
             ToServer::Bye => worker.has_left = true,
             ToServer::Follows | ToServer::Blame(_) => {

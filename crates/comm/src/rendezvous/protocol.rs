@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Framed, FramedParts, FramedRead};
 
+use super::attending::Attend;
 use super::codec::Codec;
 use crate::error::{Fault, TIMEOUT_KEY, numbered, ranks};
 use crate::handshake::{Claim, PROTOCOL, Seal, TAG_BYTES};
@@ -19,6 +20,8 @@ use crate::tls::{self, Connection, ReadHalf, WriteHalf};
 pub(super) const MEET: u64 = 1 << 63;
 pub(super) const ABSENT: u64 = MEET | 1;
 pub(super) const ENDED: u64 = MEET | 2;
+/// Of a supervisor that stays.
+pub(super) const ATTEND: u64 = MEET | 3;
 /// In place of the server's rank.
 const SERVER: u32 = u32::MAX;
 /// Longest reason for an end, which goes to every rank: the last lines of a log may be long.
@@ -42,6 +45,8 @@ pub struct Hello {
     /// Of what has a digest there its entries, by their names: a difference is then named by the
     /// first of them. One rank of each host is enough to tell them.
     pub entries: Vec<(String, Entries)>,
+    /// The so manyth start of the job's ranks, from 0: those of another one are turned away.
+    pub incarnation: u64,
     /// Where its peers reach it; none where they meet in shared memory. An unspecified address
     /// (`0.0.0.0`) is replaced by the one that the server sees.
     pub listen: Option<SocketAddr>,
@@ -95,6 +100,22 @@ pub enum Refusal {
     Ended { rank: usize, reason: String },
     #[error("node {node} ended before the job began: {reason}")]
     Absent { node: usize, reason: String },
+    /// After the ranks were started again.
+    #[error(
+        "a rank of start {got} of the job came to start {ours}: it was left over when the job's \
+         ranks were started again"
+    )]
+    Incarnation { ours: u64, got: u64 },
+    #[error(
+        "another process of node {node} is alive and of this job; start each host once, and give \
+         every host a --node-rank of its own"
+    )]
+    NodeTaken { node: usize },
+    #[error(
+        "node {node} was started by another process of node 0, which has ended; start all hosts \
+         again"
+    )]
+    Predecessor { node: usize },
     /// Told by whoever meets the other.
     #[error("a worker speaks protocol {got}, this is {ours}; use the same build everywhere")]
     Protocol { ours: u32, got: u32 },
@@ -152,6 +173,9 @@ impl Refusal {
             | Refusal::World { .. }
             | Refusal::Nodes { .. }
             | Refusal::NoSuchRank { .. }
+            | Refusal::Incarnation { .. }
+            | Refusal::NodeTaken { .. }
+            | Refusal::Predecessor { .. }
             | Refusal::Protocol { .. } => {}
         }
         self
@@ -189,6 +213,9 @@ pub(super) enum ToServer {
         rank: usize,
         reason: String,
     },
+    /// Instead of a hello, of a supervisor that stays for as long as the job: what follows are
+    /// messages of [`super::channel`].
+    Attend(Attend),
 }
 
 /// To a worker.

@@ -2,14 +2,18 @@
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
 use super::attend::{PARTING, serve};
+use super::channel::ToHost;
 use super::meeting::{Meeting, Phase, Shared};
+use super::point::Point;
 use super::protocol::ToWorker;
+use super::seats::HostState;
 use crate::tls::Security;
 use crate::{CommError, Fault, Result, Secret, door, ending, files, tcp};
 
@@ -23,7 +27,7 @@ const FILES: u64 = 32;
 /// The meeting point; dropping it ends every control connection.
 pub struct Server {
     addr: SocketAddr,
-    shared: Arc<Shared>,
+    point: Arc<Point>,
     shutdown: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -68,13 +72,15 @@ impl Server {
         let (addr, listeners) = listeners(addrs)?;
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build().map_err(CommError::Runtime)?;
-        let shared = Arc::new(shared);
+        let (begun, meetings) = unbounded_channel();
+        let nodes = shared.nodes();
+        let point = Arc::new(Point::new(shared, nodes, begun));
         let (shutdown, ended) = oneshot::channel();
-        let served = Arc::clone(&shared);
+        let served = Arc::clone(&point);
         let thread = std::thread::Builder::new().name("rendezvous".to_owned());
-        let thread = thread.spawn(move || runtime.block_on(serve(listeners, served, ended)));
-        let thread = Some(thread.map_err(CommError::Runtime)?);
-        Ok(Server { addr, shared, shutdown: Some(shutdown), thread })
+        let serving = move || runtime.block_on(serve(listeners, served, meetings, ended));
+        let thread = Some(thread.spawn(serving).map_err(CommError::Runtime)?);
+        Ok(Server { addr, point, shutdown: Some(shutdown), thread })
     }
 
     /// Where workers connect to.
@@ -87,14 +93,15 @@ impl Server {
     /// # Errors
     /// Why they did not come together.
     pub fn wait_joined(&self) -> Result<()> {
-        let mut meeting = self.shared.lock();
+        let shared = self.point.meeting();
+        let mut meeting = shared.lock();
         loop {
             match &meeting.phase {
                 Phase::Open => return Ok(()),
                 Phase::Refused(refusal) => return Err(refusal.clone().into()),
                 Phase::Gathering => {}
             }
-            let woken = self.shared.changed.wait(meeting);
+            let woken = shared.changed.wait(meeting);
             meeting = woken.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -102,34 +109,35 @@ impl Server {
     /// A worker has ended otherwise than by finishing: every other rank gives up. `reason` is the
     /// one that people will read (exit status, last lines of its log).
     pub fn report_exit(&self, rank: usize, reason: &str) {
-        self.shared.lose(&[rank], reason);
+        self.point.meeting().lose(&[rank], reason);
     }
 
     /// The step that `rank` last reported.
     pub fn last_step(&self, rank: usize) -> Option<u64> {
-        let meeting = self.shared.lock();
+        let shared = self.point.meeting();
+        let meeting = shared.lock();
         meeting.workers.get(rank).and_then(Option::as_ref).and_then(|worker| worker.last_step)
     }
 
     /// Ranks of the job, on all hosts.
     pub fn world(&self) -> usize {
-        self.shared.world
+        self.point.meeting().world
     }
 
     /// The first ranks that were lost after the meeting, and how.
     pub fn lost(&self) -> Option<Fault> {
-        self.shared.lock().lost.clone()
+        self.point.meeting().lock().lost.clone()
     }
 
     /// Who has been turned away since this was asked last, and what to do about it: bounded, since
     /// anyone may come.
     pub fn news(&self) -> Vec<String> {
-        self.shared.lock().strangers.news()
+        self.point.meeting().lock().strangers.news()
     }
 
     /// Whether the ranks did not come together.
     pub fn has_refused(&self) -> bool {
-        matches!(self.shared.lock().phase, Phase::Refused(_))
+        matches!(self.point.meeting().lock().phase, Phase::Refused(_))
     }
 
     /// After a meeting that was refused: stays until the ranks of all other hosts have heard why,
@@ -139,7 +147,8 @@ impl Server {
         let may_be_late = |meeting: &mut Meeting| {
             matches!(meeting.phase, Phase::Refused(_)) && !meeting.told.is_everyone()
         };
-        let (shared, meeting) = (&self.shared, self.shared.lock());
+        let shared = self.point.meeting();
+        let meeting = shared.lock();
         let waited = shared.changed.wait_timeout_while(meeting, patience, may_be_late);
         let (mut meeting, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let all_know = !may_be_late(&mut meeting);
@@ -152,9 +161,46 @@ impl Server {
         all_know
     }
 
+    /// From now on a host whose supervisor says nothing for `limit` is taken for gone, and its
+    /// ranks for lost.
+    pub fn judge_hosts(&self, limit: Duration) {
+        self.point.seats(|seats, _| seats.judge(limit));
+    }
+
+    /// Every host but this one.
+    pub fn hosts(&self) -> Vec<HostState> {
+        self.point.seats(|seats, _| seats.states())
+    }
+
+    /// Begins the next incarnation, with the ranks of these hosts, each as many as before: they
+    /// meet here, and the supervisors of the other hosts are told to start them. Returns its
+    /// number.
+    ///
+    /// # Errors
+    /// No random numbers.
+    pub fn begin_again(&self, hosts: &[usize]) -> Result<u64> {
+        self.point.begin(hosts)
+    }
+
+    /// Says something to the people at all other hosts.
+    pub fn notice(&self, text: &str) {
+        self.point.seats(|seats, _| seats.tell_all(&ToHost::Notice(text.to_owned())));
+    }
+
+    /// Tells all other hosts that the job is over, and waits, within `patience`, until they have
+    /// heard it.
+    pub fn end_hosts(&self, exit: u8, why: &str, patience: Duration) {
+        self.point.seats(|seats, _| seats.end(exit, why));
+        let until = Instant::now() + patience;
+        while self.point.seats(|seats, _| seats.any_open()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Asks every rank to finish its step, save and leave.
     pub fn request_stop(&self) {
-        let mut meeting = self.shared.lock();
+        let shared = self.point.meeting();
+        let mut meeting = shared.lock();
         meeting.wants_stop = true;
         if matches!(meeting.phase, Phase::Open) {
             meeting.tell_all(&ToWorker::Stop);

@@ -9,6 +9,7 @@ mod control;
 mod lacking;
 mod meeting;
 mod strangers;
+mod supervisors;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;

@@ -57,11 +57,15 @@ impl Renderer {
             Event::Initialized(Initialized { path, step }) => {
                 format!("starting with the weights of {path} (step {step})")
             }
-            Event::Restarting(Restarting { failure, number, of, wait_s }) => {
+            Event::Restarting(restarting) => {
+                let Restarting { failure, number, of, wait_s, hosts } = restarting;
                 let what = self.strong(failure);
+                let fewer = hosts.filter(|(now, all)| now < all);
+                let on = fewer.map(|(now, all)| format!(" on {now} of {all} hosts"));
                 format!(
-                    "{what}\nstarting again in {wait_s} s from the newest checkpoint ({number} of \
-                     {of} times until the next one is saved)"
+                    "{what}\nstarting again{} in {wait_s} s from the newest checkpoint ({number} of \
+                     {of} times until the next one is saved)",
+                    on.unwrap_or_default()
                 )
             }
             Event::Step(step) => self.step(step),
@@ -126,6 +130,9 @@ impl Renderer {
         // Events of older versions do not tell, and one rank has nothing to divide.
         if header.ranks > 1 && !header.cpus.is_empty() {
             row("cpus", header.cpus.clone());
+        }
+        if !header.restarts.is_empty() {
+            row("restarts", header.restarts.clone());
         }
         row("leaves", leaves(header));
         for corpus in &header.corpus {

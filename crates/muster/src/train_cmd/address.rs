@@ -74,6 +74,11 @@ impl Addresses {
         }
     }
 
+    /// Where node 0 is.
+    pub fn meeting(&self) -> &[SocketAddr] {
+        &self.meeting
+    }
+
     /// The meeting point, on node 0.
     ///
     /// # Errors
@@ -273,6 +278,16 @@ impl Absence {
         let addrs = found.into_iter().flatten().filter(is_known).collect();
         let (proof, waits) = (proof(secret, tls), AT_ONCE + LATE);
         Absence { job: job(hosts), node, nodes, addrs, proof, waits }
+    }
+
+    /// The number of this host.
+    pub fn node(&self) -> usize {
+        self.node
+    }
+
+    /// As one of so many hosts that start.
+    pub fn at(&self, node: usize, nodes: usize) -> Absence {
+        Absence { node, nodes, ..self.clone() }
     }
 
     /// The others wait for so long.

@@ -40,6 +40,9 @@ pub struct Job {
     pub prepared: Prepared,
     /// Ranks of all hosts.
     pub world: usize,
+    /// The so manyth start of the job's ranks, from 0, where its hosts start them together.
+    #[serde(default)]
+    pub incarnation: u64,
     /// The number of this host, and of how many, if there are several.
     #[serde(default)]
     pub node: Option<(usize, usize)>,
@@ -184,6 +187,7 @@ mod tests {
             prepared,
             world: 2,
             node: None,
+            incarnation: 0,
             threads: 1,
             cpus: Binding::default(),
             bucket_bytes: 32 << 20,

@@ -7,9 +7,12 @@
 //! ```
 
 pub mod address;
+mod alone;
 pub mod blame;
 mod buckets;
+mod coordinate;
 mod fit;
+mod follow;
 mod generate;
 mod job;
 pub mod life;
@@ -19,12 +22,15 @@ mod mesh;
 mod offload;
 pub mod others;
 pub mod place;
+mod planned;
 pub mod reach;
+mod records;
 mod restart;
 mod resume;
 pub mod room;
 pub mod shared_memory;
 pub mod signals;
+mod starting;
 mod supervise;
 mod verdict;
 pub mod voice;
@@ -33,5 +39,6 @@ mod worker;
 
 pub use generate::generate;
 pub use job::{BUCKETS, COMMAND, KIND_OF_CPU, OPTIMIZER_DEVICE};
-pub use supervise::{as_yaml, train};
+pub use records::as_yaml;
+pub use supervise::train;
 pub use worker::worker;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use comm::rendezvous::Server;
+use comm::rendezvous::{Link, Server};
 
 use super::address::Absence;
 
@@ -16,6 +16,8 @@ const HEARD: Duration = Duration::from_secs(2);
 pub struct Others<'a> {
     /// On node 0.
     server: Option<&'a Server>,
+    /// On other nodes, where the ranks are started again together.
+    link: Option<&'a Link>,
     host: &'a Absence,
     /// Where the ranks meet.
     meeting: &'a [SocketAddr],
@@ -24,7 +26,17 @@ pub struct Others<'a> {
 
 impl<'a> Others<'a> {
     pub fn new(server: Option<&'a Server>, host: &'a Absence, meeting: &'a [SocketAddr]) -> Self {
-        Others { server, host, meeting, telling: Vec::new() }
+        Others { server, link: None, host, meeting, telling: Vec::new() }
+    }
+
+    /// With the connection to node 0's supervisor, if there is one.
+    pub fn linked(self, link: Option<&'a Link>) -> Others<'a> {
+        Others { link, ..self }
+    }
+
+    /// Why this host was taken for gone, if it was: the job goes on, or waits, without its ranks.
+    pub fn overtaken(&self) -> Option<String> {
+        self.link.and_then(Link::overtaken)
     }
 
     /// The server, on node 0.

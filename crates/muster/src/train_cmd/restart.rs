@@ -1,12 +1,19 @@
-//! Whether ranks that have failed are started again: a pure decision over what has failed so far.
+//! Whether ranks that have failed are started again, and on which hosts: pure decisions over what
+//! has failed so far, and who is there.
 //!
 //! ```text
 //! failure ─┬ of the same kind, at the same step as the one before  ─▶ ends, with the reason
 //!          ├ more than `ranks.restarts` since the last checkpoint   ─▶ ends
 //!          └ else ─▶ again, after a wait that doubles from one to the next
+//!
+//! host gone ─▶ waited for ─┬ it is back, or enough others are there  ─▶ with those
+//!                          └ else                                    ─▶ ends
 //! ```
 
 use std::time::Duration;
+
+use comm::rendezvous::{Leave, Report};
+use train::config::RanksConfig;
 
 /// The first wait, and the longest.
 const WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
@@ -49,6 +56,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Restarts {
     most: u32,
+    of_hosts: bool,
     since_save: u32,
     last: Option<Failure>,
 }
@@ -56,7 +64,12 @@ pub struct Restarts {
 impl Restarts {
     /// Nothing has; so many restarts are allowed between two checkpoints.
     pub fn new(most: u32) -> Restarts {
-        Restarts { most, since_save: 0, last: None }
+        Restarts { most, of_hosts: false, since_save: 0, last: None }
+    }
+
+    /// As [`Restarts::new`], of several hosts together.
+    pub fn of_hosts(most: u32) -> Restarts {
+        Restarts { of_hosts: true, ..Restarts::new(most) }
     }
 
     /// A checkpoint was committed: the run gets on.
@@ -93,59 +106,151 @@ impl Restarts {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A host that is not there, and why it is taken for gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    pub node: usize,
+    pub why: String,
+}
 
-    fn failure(step: u64, why: &str) -> Failure {
-        Failure::new(Some(step), why)
+/// How a start ended on all hosts that were of it.
+#[derive(Debug)]
+pub struct Round {
+    /// Nobody had started before.
+    pub is_first: bool,
+    /// By host, node 0 first.
+    pub reports: Vec<(usize, Report)>,
+    /// Of its hosts those that are gone.
+    pub gone: Vec<Away>,
+}
+
+impl Round {
+    /// The failure that counts: a host that is gone, or what node 0 says, which hears of all ranks.
+    fn failure(&self) -> Failure {
+        let step = self.reports.iter().filter_map(|(_, report)| report.step).max();
+        let why = match (&self.gone[..], &self.reports[..]) {
+            ([away, ..], _) => format!("node {} is gone", away.node),
+            ([], [(_, first), ..]) => first.why.clone(),
+            ([], []) => String::new(),
+        };
+        Failure::new(step, &why)
+    }
+}
+
+impl Round {
+    /// The request of people on a host to stop, which came while the ranks failed.
+    pub fn leave(&self) -> Option<Leave> {
+        self.reports.iter().find_map(|(node, report)| {
+            let why = format!("node {node} was asked to stop");
+            report.asked.map(|exit| Leave { exit, why })
+        })
+    }
+}
+
+impl Restarts {
+    /// Whether several hosts start their ranks again together.
+    pub fn are_of_hosts(&self) -> bool {
+        self.of_hosts && self.most > 0
     }
 
-    #[test]
-    fn waits_double_up_to_the_number_allowed() {
-        let mut restarts = Restarts::new(3);
-        let mut waits = Vec::new();
-        for step in 0..3 {
-            match restarts.next(failure(step, "rank 1 failed: killed by signal 9")) {
-                Next::Again { number, wait } => waits.push((number, wait.as_secs())),
-                Next::End(why) => panic!("{why:?}"),
-            }
+    /// As [`Restarts::next`], of all hosts of a job: what another start does not mend ends it.
+    pub fn after(&mut self, round: &Round) -> Next {
+        let mut reports = round.reports.iter();
+        if let Some((node, report)) = reports.find(|(_, report)| !report.waits) {
+            let (exit, why) = (report.exit, &report.why);
+            return Next::End(Some(format!("Node {node} ended with exit code {exit}: {why}")));
         }
-        assert_eq!(waits, [(1, 1), (2, 2), (3, 4)]);
-        let Next::End(Some(why)) = restarts.next(failure(3, "x")) else { panic!("it goes on") };
-        assert!(why.contains("3 times since the last checkpoint"), "{why}");
-        restarts.saved();
-        let again = restarts.next(failure(4, "x"));
-        assert_eq!(again, Next::Again { number: 1, wait: WAITS[0] });
-    }
-
-    #[test]
-    fn the_same_failure_at_the_same_step_ends_it() {
-        let mut restarts = Restarts::new(9);
-        let first = failure(7, "rank 1 failed: it said nothing for 3001 ms\nmore");
-        assert!(matches!(restarts.next(first), Next::Again { .. }));
-        let other_step = failure(8, "rank 0 failed: it said nothing for 3005 ms");
-        assert!(matches!(restarts.next(other_step), Next::Again { .. }));
-        let other_why = failure(8, "rank 0 failed: killed by signal 9");
-        assert!(matches!(restarts.next(other_why), Next::Again { .. }));
-        let same = failure(8, "rank 2 failed: killed by signal 9");
-        let Next::End(Some(why)) = restarts.next(same) else { panic!("it goes on") };
-        assert!(why.contains("the same failure twice after step 8"), "{why}");
-    }
-
-    #[test]
-    fn none_is_allowed_by_zero() {
-        assert_eq!(Restarts::new(0).next(failure(1, "x")), Next::End(None));
-    }
-
-    #[test]
-    fn no_wait_is_longer_than_a_minute() {
-        let mut restarts = Restarts::new(u32::MAX);
-        for step in 0..100 {
-            match restarts.next(failure(step, "x")) {
-                Next::Again { wait, .. } => assert!(wait <= WAITS[1]),
-                Next::End(why) => panic!("{why:?}"),
-            }
+        let has_met = !round.is_first || round.reports.iter().any(|(_, report)| report.has_met);
+        match round.leave().is_some() || !has_met {
+            true => Next::End(None),
+            false => self.next(round.failure()),
         }
     }
 }
+
+/// What becomes of a job one of whose hosts is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Hosts at the beginning.
+    pub hosts: usize,
+    /// Fewest to go on with.
+    pub least: usize,
+    /// How long one that is gone is waited for.
+    pub wait: Duration,
+}
+
+/// Who is of the next start.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Crew {
+    /// These, in the order of their ranks.
+    These(Vec<usize>),
+    /// Not yet known: in words, who is waited for.
+    Wait(String),
+    /// Fewer than the config allows.
+    TooFew(String),
+}
+
+impl Policy {
+    /// By the config, of a job of so many hosts.
+    pub fn of(ranks: &RanksConfig, hosts: usize) -> Policy {
+        let least = ranks.min_hosts.unwrap_or(hosts).min(hosts);
+        Policy { hosts, least, wait: Duration::from_millis(ranks.host_wait_ms) }
+    }
+
+    /// Decides, `waited` after the end of a start of `members`, where those hosts are `away`. One
+    /// that was not of it is not waited for; one that has come back is of the next.
+    pub fn crew(&self, members: &[usize], away: &[Away], waited: Duration) -> Crew {
+        let missed: Vec<&Away> = away.iter().filter(|a| members.contains(&a.node)).collect();
+        if let (Some(first), true) = (missed.first(), waited < self.wait) {
+            let nodes: Vec<String> = missed.iter().map(|away| away.node.to_string()).collect();
+            let (s, are) = if missed.len() == 1 { ("", "is") } else { ("s", "are") };
+            return Crew::Wait(format!(
+                "node{s} {} {are} gone ({}); waiting for {} s at most until `muster train` is \
+                 started there again (ranks.host_wait_ms)",
+                nodes.join(", "),
+                first.why,
+                self.wait.as_secs_f64()
+            ));
+        }
+        let is_here = |node: &usize| !away.iter().any(|away| away.node == *node);
+        let here: Vec<usize> = (0..self.hosts).filter(is_here).collect();
+        if here.len() >= self.least {
+            return Crew::These(here);
+        }
+        let each = away.iter().map(|away| format!("node {} ({})", away.node, away.why));
+        Crew::TooFew(format!(
+            "Gone: {}. That leaves {} of {} hosts, and {} are needed (ranks.min_hosts), so the \
+             ranks were not started again.",
+            each.collect::<Vec<String>>().join(", "),
+            here.len(),
+            self.hosts,
+            self.least
+        ))
+    }
+}
+
+/// What restarts there are, for the header of a run on so many hosts.
+pub fn words(ranks: &RanksConfig, nodes: usize) -> String {
+    let (most, [first, longest]) = (ranks.restarts, WAITS);
+    if most == 0 {
+        return "none: the first failure ends the run (ranks.restarts is 0)".to_owned();
+    }
+    let waits = format!("after {} s, doubling to {} s", first.as_secs(), longest.as_secs());
+    let again = format!("{most} until the next checkpoint, {waits}");
+    if nodes == 1 {
+        return again;
+    }
+    let policy = Policy::of(ranks, nodes);
+    let (silent_s, wait_s) = (ranks.host_timeout_ms as f64 / 1e3, policy.wait.as_secs_f64());
+    let then = match policy.least < nodes {
+        true => format!("then without it, while there are {} of {nodes}", policy.least),
+        false => "then the run ends".to_owned(),
+    };
+    format!(
+        "{again}, on all hosts together; a host is gone after {silent_s} s of silence and waited \
+         for {wait_s} s, {then}; if node 0 is, the run ends"
+    )
+}
+
+#[cfg(test)]
+mod tests;

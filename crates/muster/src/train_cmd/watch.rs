@@ -188,6 +188,11 @@ impl Watch {
             for message in news.into_iter().flatten() {
                 tell(Told::Event(Event::Warning { message }));
             }
+            if let Some(why) = others.overtaken() {
+                // Its ranks are of a start that is over, and may not know.
+                self.kill();
+                return Err(CliError::peer(format!("this host was taken for gone: {why}")));
+            }
             let dead = self.reap();
             if !dead.is_empty() {
                 self.drain(tell);

@@ -273,6 +273,7 @@ fn meet(
         world: job.world,
         version: env!("CARGO_PKG_VERSION").into(),
         node: job.node,
+        incarnation: job.incarnation,
         identity: job.identity(plan, kernels::gemm::arithmetic(), devices.optimizer),
         entries: job.entries(rank),
         listen,

@@ -23,6 +23,7 @@ fn header() -> Event {
         backend: "shm".into(),
         threads: 1,
         cpus: "bound: rank 0 in NUMA node 0, rank 1 in NUMA node 1".into(),
+        restarts: "3 until the next checkpoint, after 1 s, doubling to 60 s".into(),
         device: "cpu".into(),
         buckets: Some(train::event::Buckets {
             count: 3,
@@ -200,6 +201,14 @@ fn troubles() {
             number: 1,
             of: 3,
             wait_s: 1.0,
+            hosts: None,
+        }),
+        Event::Restarting(Restarting {
+            failure: "ranks 2 and 3 failed: the host's supervisor said nothing for 30012 ms".into(),
+            number: 2,
+            of: 3,
+            wait_s: 2.0,
+            hosts: Some((1, 2)),
         }),
         Event::Initialized(Initialized { path: "imported".into(), step: 0 }),
         Event::NonFinite(NonFinite {
