@@ -171,7 +171,9 @@ mod tests {
         assert!(pipe.unwrap().success());
         let (of_another, not_ours) =
             (above.path().join(".else.arriving-a1B2c3"), above.path().join(".arriving-notes.txt"));
-        [&of_another, &not_ours].map(|path| fs::create_dir(path).unwrap());
+        for path in [&of_another, &not_ours] {
+            fs::create_dir(path).unwrap();
+        }
         let living = Arriving::new(&target).unwrap();
         assert!(!dead.exists() && !of_another.exists() && not_ours.exists());
         let second = Arriving::new(&target).unwrap();
