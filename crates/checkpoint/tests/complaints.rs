@@ -1,6 +1,6 @@
-//! What other trainers' checkpoints are complained of for, each as a test of its own: the number
-//! of the report stands at the test. Flipped bits are told in `flips`, files of others in
-//! `foreign_files`, layouts in `layouts`, memory in `sizes`.
+//! Complaints of other trainers' checkpoints, each as a test of its own; the number of the report
+//! stands at the test. Flipped bits are told in `flips`, files of others in `foreign_files`, layouts
+//! in `layouts`, memory in `sizes`.
 
 mod support;
 

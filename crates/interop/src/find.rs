@@ -27,8 +27,8 @@ const FUSED: [(&str, &[&str]); 2] = [
     ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
 ];
 
-/// A matrix that some files hold as several of equal rows, each `[outputs, inputs]`, as its name has
-/// it everywhere, whatever the whole is published as.
+/// A matrix that some files hold as several of equal rows, each `[outputs, inputs]`, as matrices of
+/// such names are everywhere, however the whole is published.
 const APART: (&str, [&str; 3]) = ("attn.c_attn", ["attn.q_proj", "attn.k_proj", "attn.v_proj"]);
 
 /// Matrices of all experts that some files hold as one tensor `[E, rows, columns]`.

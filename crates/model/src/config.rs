@@ -274,7 +274,7 @@ pub enum RotaryScaling {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(range(min = 0.0, max = SCALING_MAX))]
         mscale_all_dim: Option<f64>,
-        /// What stretches queries and keys, in the place of all that.
+        /// Stretches queries and keys, in the place of all that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(range(min = 0.0, max = SCALING_MAX))]
         attention_factor: Option<f64>,

@@ -1,5 +1,5 @@
-//! Headers of shards of any bytes, with sums and a manifest that vouch for them. What `verify` finds
-//! whole, the library of the format loads, with the tensor that the manifest has.
+//! Headers of shards of any bytes, with sums and a manifest that vouch for them. Whatever is whole
+//! to `verify`, the library of the format loads, with the tensor that the manifest has.
 #![no_main]
 
 #[allow(dead_code)] // Each fuzzer uses its own part.

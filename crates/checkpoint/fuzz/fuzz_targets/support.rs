@@ -174,4 +174,7 @@ pub fn shard(json: &[u8]) -> Vec<u8> {
 }
 
 /// The header of that shard.
-pub const HEADER: &[u8] = br#"{"__metadata__":{"muster.format_version":"1","muster.rank":"0","muster.shard":"0"},"w:param[0,0]":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}"#;
+pub const HEADER: &[u8] = br#"{
+    "__metadata__": {"muster.format_version": "1", "muster.rank": "0", "muster.shard": "0"},
+    "w:param[0,0]": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+}"#;

@@ -177,7 +177,7 @@ fn with_no_experts(family: &Family, ours: &mut Value) {
     }
 }
 
-/// What is added under a root keeps it from nothing, and is small beside what is there.
+/// An epsilon keeps a root from nothing, and is small beside the rest under it.
 fn check_epsilon(path: &Path, model: &ModelConfig) -> Result<(), Error> {
     match model.norm_eps {
         Some(eps) if !(eps > 0.0 && eps <= 1.0) => {

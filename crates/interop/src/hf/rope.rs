@@ -189,7 +189,12 @@ mod tests {
             "`rope_parameters.factor` is 4, which Muster does not have"
         );
         assert_eq!(told(json!({"rope_scaling": 4})), "`rope_scaling` is 4, no object");
-        let yarn = |factor: f64| json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64});
+        let yarn = |factor: f64| {
+            let window = 64;
+            json!({
+                "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": window
+            })
+        };
         assert_eq!(
             told(json!({"rope_scaling": yarn(2.0), "rope_parameters": yarn(4.0)})),
             "`rope_scaling` and `rope_parameters` stretch rotary frequencies in different ways"
