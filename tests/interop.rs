@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use common::{Done, Workdir};
 use safetensors::{Dtype, SafeTensors};
 
-/// Every family, and a model whose matrices are FP8.
-const MODELS: [&str; 8] = [
+/// Every family, and models with FP8 matrices, with stretched positions and without experts.
+const MODELS: [&str; 11] = [
     "gpt2",
     "llama",
     "llama-tied",
@@ -21,6 +21,9 @@ const MODELS: [&str; 8] = [
     "mixtral",
     "deepseek_v3",
     "deepseek_v3-fp8",
+    "llama-scaled",
+    "deepseek_v3-yarn",
+    "deepseek_v3-dense",
 ];
 
 fn fixture(name: &str) -> PathBuf {
@@ -467,7 +470,18 @@ fn directories_that_are_no_model_are_refused_by_name() {
     let dir = copy(&run, "llama", "scaled");
     edit(&dir, "rope_parameters", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4}));
     let done = ckpt(&run, &["import", "scaled", "target"]);
-    refused(&done, &["is \"yarn\", which Muster does not have", "--ignore-key"]);
+    refused(&done, &["`rope_parameters.factor` is missing", "--ignore-key"]);
+    let dir = copy(&run, "llama", "dynamic");
+    edit(&dir, "rope_scaling", serde_json::json!({"type": "dynamic", "factor": 2}));
+    let done = ckpt(&run, &["import", "dynamic", "target"]);
+    refused(&done, &["`rope_scaling.type` is \"dynamic\"; Muster has default, llama3 and yarn"]);
+    for eps in [serde_json::json!(0), (-1e-6).into(), 1.5.into()] {
+        let dir = copy(&run, "llama", "epsilon");
+        edit(&dir, "rms_norm_eps", eps);
+        let done = ckpt(&run, &["import", "epsilon", "target"]);
+        refused(&done, &["no more than 1 is read"]);
+        fs::remove_dir_all(dir).unwrap();
+    }
     let dir = copy(&run, "llama", "scaled-by");
     edit(&dir, "rope_parameters", serde_json::json!({"rope_theta": 1e4, "factor": 4}));
     let done = ckpt(&run, &["import", "scaled-by", "target"]);

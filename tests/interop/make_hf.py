@@ -81,7 +81,40 @@ MODELS = {
                          num_nextn_predict_layers=0,
                          **{**COMMON, "num_key_value_heads": 4}),
     ),
+    # Frequencies that are stretched: of 8 planes one stays, one blends, six turn slower.
+    "llama-scaled": (
+        LlamaForCausalLM,
+        LlamaConfig(intermediate_size=48, head_dim=16, rope_theta=10000.0,
+                    rope_scaling={"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+                                  "high_freq_factor": 4.0,
+                                  "original_max_position_embeddings": 32},
+                    **{**COMMON, "max_position_embeddings": 128}),
+    ),
+    # Of 4 planes one stays and one blends; queries, keys and scores have factors besides.
+    "deepseek_v3-yarn": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config(intermediate_size=48, moe_intermediate_size=24, n_routed_experts=4,
+                         num_experts_per_tok=2, n_group=1, topk_group=1, n_shared_experts=1,
+                         first_k_dense_replace=1, q_lora_rank=24, kv_lora_rank=16,
+                         qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+                         num_nextn_predict_layers=0,
+                         rope_scaling={"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0,
+                                       "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5,
+                                       "original_max_position_embeddings": 64},
+                         **{**COMMON, "num_key_value_heads": 4, "max_position_embeddings": 256}),
+    ),
+    # No layer has experts.
+    "deepseek_v3-dense": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config(intermediate_size=48, first_k_dense_replace=2, q_lora_rank=None,
+                         kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
+                         num_nextn_predict_layers=0,
+                         **{**COMMON, "num_key_value_heads": 4}),
+    ),
 }
+
+# Tokens of the logits; windows of stretched frequencies are longer than those of before.
+TOKENS = {"llama-scaled": 100, "deepseek_v3-yarn": 100}
 
 
 def biases(model):
@@ -98,10 +131,10 @@ def gains(model):
             parameter.data.add_(torch.randn(parameter.shape) * 0.1)
 
 
-def logits(kind, source, path):
+def logits(kind, source, path, count=20):
     """Of the files: a model that was BF16 has rounded tables of positions, too."""
     model = kind.from_pretrained(source, dtype=torch.float32).eval()
-    tokens = torch.randint(0, VOCABULARY, (20,), generator=torch.Generator().manual_seed(5))
+    tokens = torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         out = model(tokens[None]).logits[0]
     save_file({"tokens": tokens, "logits": out.float().contiguous()}, path / "logits.safetensors")
@@ -173,7 +206,7 @@ def main():
             model.save_pretrained(path, max_shard_size="30KB")
         else:
             model.save_pretrained(path)
-        logits(kind, path, path)
+        logits(kind, path, path, TOKENS.get(name, 20))
     tokenizer(root / "qwen3_moe")
     fp8(root / "deepseek_v3", root / "deepseek_v3-fp8", 16)
 

@@ -267,7 +267,7 @@ prop_compose! {
             norm: Some(if layer { Norm::Layer } else { Norm::Rms }),
             positions: Some(match learned {
                 true => Positions::Learned { max: 80 },
-                false => Positions::Rotary { theta: 500.0 },
+                false => Positions::rotary(500.0),
             }),
             qk_norm: Some(qk_norm),
             attention_bias: Some(attention_bias),
@@ -284,7 +284,7 @@ prop_compose! {
                 names: Some(Names::DeepseekV3),
                 kv_heads: None,
                 head_dim: None,
-                positions: Some(Positions::Rotary { theta: 500.0 }),
+                positions: Some(Positions::rotary(500.0)),
                 qk_norm: None,
                 attention_bias: None,
                 latent,

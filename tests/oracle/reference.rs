@@ -161,7 +161,7 @@ impl Reference {
         if a.qk_norm == QkNorm::Head {
             (q, k) = (gained(&q, "q")?, gained(&k, "k")?);
         }
-        if let Positions::Rotary { theta } = a.positions {
+        if let Positions::Rotary { theta, .. } = a.positions {
             let turned = |x: &Tensor| basic::rotate(x, theta, Pairs::Halves);
             (q, k) = (turned(&q)?, turned(&k)?);
         }
@@ -181,7 +181,7 @@ impl Reference {
     ) -> Result<Tensor> {
         let (a, name) = (&self.a, format!("{block}.self_attn"));
         let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = latent;
-        let Positions::Rotary { theta } = a.positions else { panic!("latent attention rotates") };
+        let Positions::Rotary { theta, .. } = a.positions else { panic!("latent attention rotates") };
         let project = |x: &Tensor, what: &str| self.project(x, &format!("{name}.{what}"), false);
         let normed = |x: &Tensor, what: &str| {
             basic::rms_norm(x, self.weight(&format!("{name}.{what}")), a.norm_eps)

@@ -21,6 +21,10 @@ pub(crate) const ALIGN_BYTES: u64 = 4096;
 /// A header longer than this is not begun (safetensors readers refuse 100 MB).
 const MAX_HEADER_BYTES: usize = 16 << 20;
 
+/// Data never begin later: one chunk's entry may come after the limit, and readers of safetensors
+/// refuse headers that are longer.
+pub(crate) const MAX_DATA_START: u64 = 100_000_000;
+
 /// The description of a chunk that goes into its shard's header.
 pub(crate) struct Label<'a> {
     pub name: String,

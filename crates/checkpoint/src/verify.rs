@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::disk::{Disk, Kind, OsDisk, exists, read_exact_at};
 use crate::manifest::{ChunkRecord, StateTensor};
-use crate::shard::ALIGN_BYTES;
+use crate::shard::{ALIGN_BYTES, MAX_DATA_START};
 use crate::verified::has_no_commit;
 use crate::{Checkpoint, Digest, Dtype, Error, names};
 
@@ -259,7 +259,8 @@ fn check_header(
     let mut length = [0; 8];
     read(&mut length, 0)?;
     let data_start = u64::from_le_bytes(length).saturating_add(8);
-    if data_start > record.bytes || !data_start.is_multiple_of(ALIGN_BYTES) {
+    let most = record.bytes.min(MAX_DATA_START);
+    if data_start > most || !data_start.is_multiple_of(ALIGN_BYTES) {
         return Err(wrong(format!("its data would begin at byte {data_start}")));
     }
     let mut json = vec![0; data_start as usize - 8];

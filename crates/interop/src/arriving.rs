@@ -1,6 +1,6 @@
 //! A directory that appears whole or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::Error;
 
 /// A directory that is being written under another name beside its own. One whose writer was
-/// killed is removed by the next one.
+/// killed is removed by the next one in the same directory, whatever that will be called.
 pub struct Arriving {
     temporary: TempDir,
     /// Held locked, so that nobody takes it for a dead writer's.
@@ -42,13 +42,9 @@ impl Arriving {
         let above = target.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(above).map_err(Error::io("create", above))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{name}.arriving-");
-        let temporary = tempfile::Builder::new().prefix(&prefix).tempdir_in(above);
-        let temporary = temporary.map_err(Error::io("write in", above))?;
-        let lock = File::open(temporary.path()).map_err(Error::io("open", temporary.path()))?;
-        // Where locks are refused, it is not told from a dead writer's; nobody else can lock it.
-        let _ = lock.try_lock();
-        remove_dead(above, &prefix);
+        let prefix = format!(".{name}{ARRIVING}");
+        let (temporary, lock) = locked(above, &prefix)?;
+        remove_dead(above);
         Ok(Arriving { temporary, _lock: lock, target })
     }
 
@@ -91,10 +87,44 @@ impl Arriving {
     }
 }
 
+/// A new directory under a name of its own, and the lock on it.
+fn locked(above: &Path, prefix: &str) -> Result<(TempDir, File), Error> {
+    loop {
+        let temporary = tempfile::Builder::new().prefix(prefix).tempdir_in(above);
+        let temporary = temporary.map_err(Error::io("write in", above))?;
+        let path = temporary.path();
+        // Another one may take it for a dead writer's until the lock is held.
+        match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("open", path)(error)),
+            Ok(lock) => match lock.try_lock() {
+                Err(TryLockError::WouldBlock) => {}
+                // Where locks are refused, it is not told from a dead writer's; nobody else can
+                // lock it.
+                Ok(()) | Err(TryLockError::Error(_)) if path.exists() => {
+                    return Ok((temporary, lock));
+                }
+                _ => {}
+            },
+        }
+    }
+}
+
+/// Stands between the name of what is written and a word by chance.
+const ARRIVING: &str = ".arriving-";
+
+/// Whether a name is that of a directory that is being written.
+fn is_arriving(name: &str) -> bool {
+    let rest = name.strip_prefix('.').and_then(|rest| rest.rsplit_once(ARRIVING));
+    rest.is_some_and(|(of, chance)| {
+        !of.is_empty() && !chance.is_empty() && chance.chars().all(|c| c.is_ascii_alphanumeric())
+    })
+}
+
 /// Removes what writers that were killed have left.
-fn remove_dead(above: &Path, prefix: &str) {
+fn remove_dead(above: &Path) {
     for entry in fs::read_dir(above).into_iter().flatten().flatten() {
-        let is_ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        let is_ours = is_arriving(&entry.file_name().to_string_lossy());
         // A pipe would be waited for.
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let lock = (is_ours && is_dir).then(|| File::open(entry.path()).ok()).flatten();
@@ -139,8 +169,13 @@ mod tests {
         fs::write(dead.join("a"), "1").unwrap();
         let pipe = std::process::Command::new("mkfifo").arg(above.path().join("pipe")).status();
         assert!(pipe.unwrap().success());
+        let (of_another, not_ours) =
+            (above.path().join(".else.arriving-a1B2c3"), above.path().join(".arriving-notes.txt"));
+        for path in [&of_another, &not_ours] {
+            fs::create_dir(path).unwrap();
+        }
         let living = Arriving::new(&target).unwrap();
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !of_another.exists() && not_ours.exists());
         let second = Arriving::new(&target).unwrap();
         assert!(living.path().exists() && second.path().exists());
         second.finish().unwrap();

@@ -27,6 +27,10 @@ const FUSED: [(&str, &[&str]); 2] = [
     ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
 ];
 
+/// A matrix that some files hold as several of equal rows, each `[outputs, inputs]`, as matrices of
+/// such names are everywhere, however the whole is published.
+const APART: (&str, [&str; 3]) = ("attn.c_attn", ["attn.q_proj", "attn.k_proj", "attn.v_proj"]);
+
 /// Matrices of all experts that some files hold as one tensor `[E, rows, columns]`.
 const STACKED: [(&str, &[&str]); 4] = [
     ("gate_up_proj", &["gate_proj", "up_proj"]),
@@ -87,10 +91,27 @@ impl<'a> Find<'a> {
         if let Some(source) = self.whole(name, shape, *published_transposed)? {
             return Ok(Some(source));
         }
-        match self.fused(name, shape)? {
+        if let Some(source) = self.fused(name, shape)? {
+            return Ok(Some(source));
+        }
+        match self.joined(name, shape)? {
             Some(source) => Ok(Some(source)),
             None => self.stacked(tensor),
         }
+    }
+
+    /// A tensor that is there in parts; all of them, or it is not there.
+    fn joined(&self, name: &str, shape: &[usize]) -> Result<Option<Source>, Error> {
+        let (whole, members) = APART;
+        let rows = shape.first().copied().unwrap_or(0);
+        if !name.contains(whole) || !rows.is_multiple_of(members.len()) {
+            return Ok(None);
+        }
+        let mut part = shape.to_vec();
+        part[0] /= members.len();
+        let of = |member: &&str| self.whole(&name.replacen(whole, member, 1), &part, false);
+        let parts: Result<Vec<_>, Error> = members.iter().map(of).collect();
+        Ok(parts?.into_iter().collect::<Option<Vec<Source>>>().map(Source::Joined))
     }
 
     /// Whether there are more or fewer experts of a layer there than here.

@@ -15,22 +15,39 @@ use crate::{KernelError, Real};
 /// Rows of one parallel task.
 const ROWS: usize = 16;
 
-/// The table `[T, C/2, 2]` of cos and sin of `t·theta^(−2i/C)`, computed in f64.
+/// How fast each plane of a vector turns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turns {
+    /// Angle from one position to the next, of each of the `C/2` planes.
+    pub frequencies: Vec<f64>,
+    /// Factor on cos and sin, and so on what turns; 1 keeps its length.
+    pub length: f64,
+}
+
+impl Turns {
+    /// The geometric frequencies `theta^(−2i/C)` of the paper.
+    pub fn geometric(head_dim: usize, theta: f64) -> Turns {
+        let frequency = |i: usize| libm::pow(theta, -(2.0 * i as f64) / head_dim as f64);
+        Turns { frequencies: (0..head_dim / 2).map(frequency).collect(), length: 1.0 }
+    }
+}
+
+/// The table `[T, C/2, 2]` of cos and sin of `t·frequency`, computed in f64.
 ///
 /// # Errors
 /// Memory; a type other than f32 or f64.
 pub fn table(
     device: &Device,
     positions: usize,
-    head_dim: usize,
-    theta: f64,
+    turns: &Turns,
     dtype: device::DType,
 ) -> Result<Tensor, KernelError> {
-    let half = head_dim / 2;
+    let half = turns.frequencies.len();
     let entry = |i: usize| {
         let (t, j) = (i / 2 / half, i / 2 % half);
-        let angle = t as f64 * libm::pow(theta, -(2.0 * j as f64) / head_dim as f64);
-        if i.is_multiple_of(2) { libm::cos(angle) } else { libm::sin(angle) }
+        let angle = t as f64 * turns.frequencies[j];
+        let value = if i.is_multiple_of(2) { libm::cos(angle) } else { libm::sin(angle) };
+        turns.length * value
     };
     dispatch!("rope_table", dtype, T => {
         let values: Vec<T> = (0..positions * half * 2).map(|i| T::of(entry(i))).collect();

@@ -11,6 +11,7 @@ use crate::block::Block;
 use crate::config::{Positions, QkNorm};
 use crate::declare::{Bias, Declare, Init, Linear, Weight};
 use crate::names::Part;
+use crate::rotary;
 use crate::run::{Back, Done, Pass};
 
 pub(crate) struct Attention {
@@ -58,9 +59,7 @@ impl Attention {
         let bias = Bias::from(a.attention_bias);
         let qkv = d.fused(&members, Some(Part::QueryKeyValue), a.d_model, bias);
         let norms = QkNorms::new(d, heads.stride());
-        if let Positions::Rotary { theta } = a.positions {
-            d.rotary = Some((a.head_dim, theta));
-        }
+        d.rotary = rotary::turns(a.positions, a.head_dim);
         Attention {
             heads,
             is_rotary: matches!(a.positions, Positions::Rotary { .. }),

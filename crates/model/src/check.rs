@@ -6,6 +6,7 @@
 
 mod choice;
 mod latent;
+mod rotary;
 
 use crate::ModelError;
 use crate::architecture::Architecture;
@@ -79,10 +80,11 @@ impl Draft {
         let others = broken.iter().filter(|rule| !rule.is_of_heads());
         let refused = of_heads.into_iter().chain(others).map(|&rule| self.refusal(rule));
         let of_latent = latent::refusals(&self);
+        let of_rotary = rotary::refusals(&self);
         let of_experts = self.architecture.moe.as_ref().and_then(choice::refusal);
         let too_large = crate::transformer::check_size(&self.architecture).err();
         let mut all: Vec<ModelError> =
-            refused.chain(of_latent).chain(of_experts).chain(too_large).collect();
+            refused.chain(of_latent).chain(of_rotary).chain(of_experts).chain(too_large).collect();
         match all.len() {
             0 => Ok(self.architecture),
             1 => Err(all.remove(0)),

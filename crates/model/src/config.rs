@@ -52,7 +52,8 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub norm_eps: Option<f64>,
-    /// How positions enter: `learned: {max: 1024}` or `rotary: {theta: 10000.0}`.
+    /// How positions enter: `learned: {max: 1024}` or `rotary: {theta: 10000.0}`, whose frequencies
+    /// may be stretched by `scaling: {llama3: {…}}` or `scaling: {yarn: {…}}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub positions: Option<Positions>,
     /// Normalization of queries and keys before attention.
@@ -213,7 +214,96 @@ pub enum Positions {
         /// Base of the geometric frequencies.
         #[schemars(range(min = 1.0, max = 1e15))]
         theta: f64,
+        /// How the frequencies are stretched for windows longer than those of before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scaling: Option<RotaryScaling>,
     },
+}
+
+impl Positions {
+    /// Rotary positions whose frequencies are not stretched.
+    pub const fn rotary(theta: f64) -> Positions {
+        Positions::Rotary { theta, scaling: None }
+    }
+}
+
+/// Windows of positions that a model may have had before its frequencies were stretched.
+pub(crate) const WINDOW_MAX: usize = 1 << 30;
+/// The largest of the other numbers of a scaling.
+pub(crate) const SCALING_MAX: f64 = 1e6;
+
+/// How rotary frequencies are stretched, so that a model of short windows reads longer ones.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RotaryScaling {
+    /// Llama 3.1: planes that turn fewer than `low_freq_factor` times in the window of before turn
+    /// `factor` times slower, those that turn more than `high_freq_factor` times stay.
+    Llama3 {
+        #[schemars(range(min = 1.0, max = SCALING_MAX))]
+        factor: f64,
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        low_freq_factor: f64,
+        /// Greater than `low_freq_factor`.
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        high_freq_factor: f64,
+        /// The window of before, in positions.
+        #[schemars(range(min = 1, max = WINDOW_MAX))]
+        original_max_positions: usize,
+    },
+    /// YaRN (Peng et al. 2023), of DeepSeek-V3 and others.
+    Yarn {
+        #[schemars(range(min = 1.0, max = SCALING_MAX))]
+        factor: f64,
+        /// The window of before, in positions.
+        #[schemars(range(min = 1, max = WINDOW_MAX))]
+        original_max_positions: usize,
+        /// Planes that turn more often in the window of before stay; greater than `beta_slow`.
+        #[serde(default = "beta_fast")]
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        beta_fast: f64,
+        /// Planes that turn less often turn `factor` times slower.
+        #[serde(default = "beta_slow")]
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        beta_slow: f64,
+        /// Weighs the logarithm of `factor` in what stretches queries and keys; with
+        /// `mscale_all_dim` alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        mscale: Option<f64>,
+        /// Weighs it in what divides that; in latent attention its square sharpens the scores.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        mscale_all_dim: Option<f64>,
+        /// Stretches queries and keys, in the place of all that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(range(min = 0.0, max = SCALING_MAX))]
+        attention_factor: Option<f64>,
+        /// Whether the planes between which frequencies blend are rounded outwards to whole ones.
+        #[serde(default = "truncate")]
+        truncate: bool,
+    },
+}
+
+fn beta_fast() -> f64 {
+    32.0
+}
+
+fn beta_slow() -> f64 {
+    1.0
+}
+
+fn truncate() -> bool {
+    true
+}
+
+impl RotaryScaling {
+    /// The window of before.
+    pub fn original(self) -> usize {
+        match self {
+            RotaryScaling::Llama3 { original_max_positions, .. }
+            | RotaryScaling::Yarn { original_max_positions, .. } => original_max_positions,
+        }
+    }
 }
 
 /// Normalization of queries and keys.
@@ -254,7 +344,7 @@ pub enum Preset {
     /// GPT-2 small, 124 M.
     #[serde(rename = "gpt2-124m")]
     Gpt2124m,
-    /// Llama 3 8B; 3.1 differs from it in scaled rotary frequencies, which are not there yet.
+    /// Llama 3 8B; 3.1 differs from it in `positions.rotary.scaling`.
     #[serde(rename = "llama3-8b")]
     Llama3_8b,
     /// Qwen3-30B-A3B: 128 experts, 8 per token.
@@ -267,7 +357,8 @@ pub enum Preset {
     #[serde(rename = "mixtral-8x7b")]
     Mixtral8x7b,
     /// DeepSeek-V3, 671 B: latent attention; 256 experts in groups, 8 per token, one shared expert.
-    /// Without the layer that predicts a second token, the scaling of positions beyond 4096 (YaRN)
-    /// and the balancing loss of each sequence, which are not there.
+    /// Without the scaling of positions beyond 4096 (`positions.rotary.scaling`), and without the
+    /// layer that predicts a second token and the balancing loss of each sequence, which are not
+    /// there.
     DeepseekV3,
 }

@@ -5,6 +5,7 @@
 //! [`Weight`] spans them.
 
 use device::DType;
+use kernels::rope::Turns;
 use layout::{LogicalTensor, Role, Schema};
 
 use crate::ModelError;
@@ -78,8 +79,8 @@ pub(crate) struct Declare<'a> {
     pub inits: Vec<Init>,
     /// Names of the balancing biases, a row of experts each.
     pub router_biases: Vec<String>,
-    /// Width and base of the rotation of positions, where a block turns by them.
-    pub rotary: Option<(usize, f64)>,
+    /// How planes turn by position, where a block turns them.
+    pub rotary: Option<Turns>,
     family: &'static Family,
     types: Types,
     places: Places,
@@ -94,7 +95,7 @@ pub(crate) struct Declared {
     pub schema: Schema,
     pub inits: Vec<Init>,
     pub router_biases: Vec<String>,
-    pub rotary: Option<(usize, f64)>,
+    pub rotary: Option<Turns>,
     pub places: Places,
     pub inputs: InputPlaces,
     /// Where bf16 weights are widened: a matrix, and two vectors.

@@ -20,9 +20,9 @@ use kernels::rope::{Pairs, Rotate, Turn};
 use crate::architecture::Latent;
 use crate::arena::Place;
 use crate::block::Block;
-use crate::config::Positions;
 use crate::declare::{Bias, Declare, Init, Linear, Weight};
 use crate::names::Part;
+use crate::rotary;
 use crate::run::{Back, Done, Pass};
 
 pub(crate) struct LatentAttention {
@@ -92,10 +92,9 @@ impl LatentAttention {
             kv_heads: a.heads,
             key_dim: sizes.key_dim(),
             value_dim,
+            sharpness: rotary::sharpness(a.positions),
         };
-        if let Positions::Rotary { theta } = a.positions {
-            d.rotary = Some((rope_dim, theta));
-        }
+        d.rotary = rotary::turns(a.positions, rope_dim);
         let parts = [Part::KeyValueDown, Part::KeyValueDownNorm, Part::KeyValueUp];
         LatentAttention {
             sizes,

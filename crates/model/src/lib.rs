@@ -38,13 +38,14 @@ mod names;
 mod norm;
 pub mod presets;
 mod resolve;
+mod rotary;
 mod run;
 mod stash;
 mod transformer;
 
 pub use architecture::{Architecture, Feed, Latent, Moe};
 pub use arena::{MicroBatch, Types};
-pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, Scores};
+pub use config::{ModelConfig, Norm, Positions, Preset, QkNorm, RotaryScaling, Scores};
 pub use error::ModelError;
 pub use hooks::{HookError, Hooks, NoHooks};
 pub use init::initialize;

@@ -36,7 +36,7 @@ fn rotary(names: Names, theta: f64, norm_eps: f64) -> ModelConfig {
         names: Some(names),
         norm: Some(Norm::Rms),
         norm_eps: Some(norm_eps),
-        positions: Some(Positions::Rotary { theta }),
+        positions: Some(Positions::rotary(theta)),
         activation: Some(Activation::Swiglu),
         tie_embeddings: Some(false),
         ..ModelConfig::default()

@@ -51,10 +51,7 @@ impl ModelConfig {
             head_dim: given.unwrap_or(0),
             norm: self.norm.or(base.norm).unwrap_or(Norm::Rms),
             norm_eps: self.norm_eps.or(base.norm_eps).unwrap_or(1e-5),
-            positions: self
-                .positions
-                .or(base.positions)
-                .unwrap_or(Positions::Rotary { theta: 10_000.0 }),
+            positions: self.positions.or(base.positions).unwrap_or(Positions::rotary(10_000.0)),
             qk_norm: self.qk_norm.or(base.qk_norm).unwrap_or(QkNorm::None),
             attention_bias: self.attention_bias.or(base.attention_bias).unwrap_or(false),
             latent,

@@ -249,8 +249,7 @@ impl Model {
         let Declared { schema, places, rotary, inputs, widened, .. } = declared;
         let arena = device.alloc(places.bytes(in_flight), &Placement::Private)?;
         let views = |number| places.views(&arena, (number, in_flight));
-        let table =
-            |(width, theta)| rope::table(device, batch.positions, width, theta, types.compute);
+        let table = |turns| rope::table(device, batch.positions, &turns, types.compute);
         let core = Core {
             flat: FlatLayout::new(&schema, bucket_elements),
             sections: parts.sections(),

@@ -39,7 +39,7 @@ pub fn run(command: CkptCommand) -> Result<Exit, CliError> {
             Ok(Exit::Ok)
         }
         CkptCommand::Reshape(args) => reshape_cmd::reshape(&args),
-        CkptCommand::Plan { source, layout, rate } => reshape_cmd::plan(&source, layout.0, rate),
+        CkptCommand::Plan(args) => reshape_cmd::plan(&args),
         CkptCommand::Import(args) => import_cmd::import(&args),
         CkptCommand::Export(args) => export_cmd::export(&args),
         CkptCommand::Gc { dir, keep, keep_every, dry_run } => {

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, Wanted, slabs};
 use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Written, write_plan};
+use serde::Serialize;
 
-use crate::cli::{RANKS_MAX, ReshapeArgs};
+use crate::cli::{PlanArgs, RANKS_MAX, ReshapeArgs};
 use crate::console::{SharedProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
 use crate::limits::cores;
@@ -77,81 +78,144 @@ pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
 
 /// # Errors
 /// A layout that the model does not allow; data that cannot be read.
-pub fn plan(source: &Path, layout: MeshSpec, rate: Option<f64>) -> Result<Exit, CliError> {
-    if let Some(rate) = rate.filter(|rate| !(0.001..=100_000.0).contains(rate)) {
+pub fn plan(args: &PlanArgs) -> Result<Exit, CliError> {
+    if let Some(rate) = args.rate.filter(|rate| !(0.001..=100_000.0).contains(rate)) {
         return Err(CliError::mistake(format!(
             "--rate {rate:e} is no speed of a disk; give GB/s from 0.001 to 100000, such as 2.5"
         )));
     }
-    let checkpoint = open_checkpoint(source)?;
-    let (mesh, ranks) = cut(&checkpoint, layout)?;
-    let (rate, how) = match rate {
-        Some(rate) => (rate, "as given".to_owned()),
-        None => {
-            let (rate, read) = read_rate(&checkpoint)?;
-            (rate, format!("as {} of it were read and verified", bytes(read)))
-        }
+    let checkpoint = open_checkpoint(&args.source)?;
+    let (mesh, ranks) = cut(&checkpoint, args.layout.0)?;
+    let rate = match args.rate {
+        Some(gb_per_s) => Rate { gb_per_s, timed_bytes: None },
+        None => read_rate(&checkpoint)?,
     };
-    say(&plan_text(&checkpoint, mesh, &ranks, (rate, &how)))?;
+    let plan = Plan::new(&checkpoint, mesh, &ranks, rate);
+    say(&match args.json {
+        true => format!("{:#}", serde_json::to_value(&plan).unwrap_or_default()),
+        false => plan.text(mesh),
+    })?;
     Ok(Exit::Ok)
 }
 
-/// Ranks that are listed one by one.
+/// Ranks that are listed one by one, but for programs.
 const LISTED: usize = 32;
 
-fn plan_text(
-    checkpoint: &Checkpoint,
-    mesh: Mesh,
-    ranks: &Boxes,
-    (rate, how): (f64, &str),
-) -> String {
-    let size = |boxes: &Vec<(usize, Region)>| -> u64 {
-        let of = |(tensor, region): &(usize, Region)| {
+/// The speed of a disk.
+#[derive(Clone, Copy)]
+struct Rate {
+    gb_per_s: f64,
+    /// Bytes that were read and verified to find it; `None` where it was given.
+    timed_bytes: Option<u64>,
+}
+
+impl Rate {
+    fn seconds(self, bytes: u64) -> f64 {
+        bytes as f64 / 1e9 / self.gb_per_s
+    }
+}
+
+/// The work of a reshape; the keys of `--json`.
+#[derive(Serialize)]
+struct Plan<'a> {
+    checkpoint: &'a Path,
+    layout: Axes,
+    tensors: usize,
+    bytes: u64,
+    gb_per_s: f64,
+    timed_bytes: Option<u64>,
+    /// Of one process that reads and writes all of it.
+    seconds_alone: f64,
+    /// Of ranks that each write their own.
+    seconds_together: f64,
+    ranks: Vec<RankPlan>,
+}
+
+/// Ranks along the axes of a layout, or a rank's place among them.
+#[derive(Clone, Copy, Serialize)]
+struct Axes {
+    pp: usize,
+    dp: usize,
+    ep: usize,
+    tp: usize,
+}
+
+#[derive(Serialize)]
+struct RankPlan {
+    rank: usize,
+    at: Axes,
+    boxes: usize,
+    bytes: u64,
+    seconds: f64,
+}
+
+impl<'a> Plan<'a> {
+    fn new(checkpoint: &'a Checkpoint, mesh: Mesh, ranks: &Boxes, rate: Rate) -> Plan<'a> {
+        let size = |(tensor, region): &(usize, Region)| {
             let element = checkpoint.tensors()[*tensor].dtype.size_bytes();
             (region.elements().unwrap_or(0) * element) as u64
         };
-        boxes.iter().map(of).sum()
-    };
-    let sizes: Vec<u64> = ranks.iter().map(size).collect();
-    let (least, most) = (sizes.iter().min().copied(), sizes.iter().max().copied());
-    let (least, most) = (least.unwrap_or(0), most.unwrap_or(0));
-    let all: u64 = sizes.iter().sum();
-    let mut text = format!(
-        "{} for {}\n  {} in {}; a rank writes {} to {}\n  at {rate:.3} GB/s, {how}: {} for one \
-         process that reads and writes all of it, {} for ranks that each write their own\n",
-        checkpoint.path().display(),
-        axes(mesh),
-        bytes(all),
-        plural(checkpoint.tensors().len(), "tensor"),
-        bytes(least),
-        bytes(most),
-        duration(2.0 * all as f64 / 1e9 / rate),
-        duration(most as f64 / 1e9 / rate),
-    );
-    let _ = writeln!(text, "  rank   pp  dp  ep  tp   boxes        bytes  seconds");
-    for (rank, size) in sizes.iter().enumerate().take(LISTED) {
-        let Ok(at) = mesh.coordinate(rank) else { continue };
-        let _ = writeln!(
-            text,
-            "  {rank:>4} {:>4} {:>3} {:>3} {:>3} {:>7} {:>12} {:>8.2}",
-            at.pp,
-            at.dp,
-            at.ep,
-            at.tp,
-            ranks[rank].len(),
-            bytes(*size),
-            *size as f64 / 1e9 / rate
+        let planned = ranks.iter().enumerate().filter_map(|(rank, boxes)| {
+            let at = mesh.coordinate(rank).ok()?;
+            let at = Axes { pp: at.pp, dp: at.dp, ep: at.ep, tp: at.tp };
+            let bytes = boxes.iter().map(size).sum();
+            Some(RankPlan { rank, at, boxes: boxes.len(), bytes, seconds: rate.seconds(bytes) })
+        });
+        let ranks: Vec<RankPlan> = planned.collect();
+        let bytes = ranks.iter().map(|rank| rank.bytes).sum();
+        let most = ranks.iter().map(|rank| rank.bytes).max().unwrap_or(0);
+        let Mesh { pp, dp, ep, tp } = mesh;
+        Plan {
+            checkpoint: checkpoint.path(),
+            layout: Axes { pp, dp, ep, tp },
+            tensors: checkpoint.tensors().len(),
+            bytes,
+            gb_per_s: rate.gb_per_s,
+            timed_bytes: rate.timed_bytes,
+            seconds_alone: 2.0 * rate.seconds(bytes),
+            seconds_together: rate.seconds(most),
+            ranks,
+        }
+    }
+
+    fn text(&self, mesh: Mesh) -> String {
+        let sizes = || self.ranks.iter().map(|rank| rank.bytes);
+        let how = match self.timed_bytes {
+            None => "as given".to_owned(),
+            Some(read) => format!("as {} of it were read and verified", bytes(read)),
+        };
+        let mut text = format!(
+            "{} for {}\n  {} in {}; a rank writes {} to {}\n  at {:.3} GB/s, {how}: {} for one \
+             process that reads and writes all of it, {} for ranks that each write their own\n",
+            self.checkpoint.display(),
+            axes(mesh),
+            bytes(self.bytes),
+            plural(self.tensors, "tensor"),
+            bytes(sizes().min().unwrap_or(0)),
+            bytes(sizes().max().unwrap_or(0)),
+            self.gb_per_s,
+            duration(self.seconds_alone),
+            duration(self.seconds_together),
         );
+        let _ = writeln!(text, "  rank   pp  dp  ep  tp   boxes        bytes  seconds");
+        for RankPlan { rank, at, boxes, bytes: size, seconds } in self.ranks.iter().take(LISTED) {
+            let Axes { pp, dp, ep, tp } = at;
+            let _ = writeln!(
+                text,
+                "  {rank:>4} {pp:>4} {dp:>3} {ep:>3} {tp:>3} {boxes:>7} {:>12} {seconds:>8.2}",
+                bytes(*size)
+            );
+        }
+        if self.ranks.len() > LISTED {
+            let _ = writeln!(text, "  and {} more", plural(self.ranks.len() - LISTED, "rank"));
+        }
+        text.truncate(text.trim_end().len());
+        text
     }
-    if ranks.len() > LISTED {
-        let _ = writeln!(text, "  and {} more", plural(ranks.len() - LISTED, "rank"));
-    }
-    text.truncate(text.trim_end().len());
-    text
 }
 
-/// GB/s of reading and verifying, and the bytes that were read for it.
-fn read_rate(checkpoint: &Checkpoint) -> Result<(f64, u64), CliError> {
+/// The speed of reading and verifying.
+fn read_rate(checkpoint: &Checkpoint) -> Result<Rate, CliError> {
     let (mut wanted, mut all) = (Vec::new(), 0);
     for tensor in checkpoint.tensors() {
         let (dtype, size) = (tensor.dtype, tensor.dtype.size_bytes());
@@ -164,7 +228,8 @@ fn read_rate(checkpoint: &Checkpoint) -> Result<(f64, u64), CliError> {
     }
     let started = Instant::now();
     checkpoint.read_boxes::<checkpoint::Error>(&wanted, cores(), |_, _, _| Ok(()))?;
-    Ok((all as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9), all))
+    let gb_per_s = all as f64 / 1e9 / started.elapsed().as_secs_f64().max(1e-9);
+    Ok(Rate { gb_per_s, timed_bytes: Some(all) })
 }
 
 /// The boxes of each rank of a layout.

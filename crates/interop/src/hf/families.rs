@@ -2,7 +2,7 @@
 //! of Hugging Face's transformers, and of the files that each model was published with.
 
 use super::table::Lacking::{Is, Nothing, OfKey, Refuse, Times};
-use super::table::Row::{Any, Only, Ours, Read, Same, Within, Word};
+use super::table::Row::{Any, Only, Ours, Read, Rotary, Same, Word};
 use super::table::{Family, Row};
 
 /// All of them.
@@ -25,11 +25,6 @@ const AUX_LOSS: Row = Same("router_aux_loss_coef", "moe.aux_loss", Is("0.0"));
 const TOP_K: Row = Same("num_experts_per_tok", "moe.top_k", Refuse);
 const NORMALIZE: Row = Same("norm_topk_prob", "moe.normalize_top_k", Is("false"));
 const BIASED: Row = Same("attention_bias", "attention_bias", Is("false"));
-/// Scaled rotary frequencies are not there: whatever asks for them is refused.
-const UNSCALED: Row =
-    Read("rope_scaling", &["{\"rope_type\": \"default\"}", "{\"type\": \"default\"}"]);
-const ROPE_TYPE: Row = Only("rope_parameters.rope_type", &["\"default\""]);
-const ROPE_KEYS: Row = Within("rope_parameters", &["rope_theta", "rope_type"]);
 const RMS: Row = Ours("norm", "\"rms\"");
 const SOFTMAX: Row = Ours("moe.scores", "\"softmax\"");
 /// No part of the model: types of published files, of a cache, ids of special tokens.
@@ -50,8 +45,8 @@ const fn eps(default: &'static str) -> Row {
 
 /// Rows of all that came after GPT-2.
 const COMMON: &[Row] = &[
-    VOCABULARY, LAYERS, WIDTH, HEADS, KV_HEADS, SILU, UNTIED, WINDOW, SPREAD, NO_DROPOUT, UNSCALED,
-    ROPE_TYPE, ROPE_KEYS, RMS, REST,
+    VOCABULARY, LAYERS, WIDTH, HEADS, KV_HEADS, SILU, UNTIED, WINDOW, SPREAD, NO_DROPOUT, Rotary,
+    RMS, REST,
 ];
 
 /// And of mixtures whose routers have no biases.

@@ -11,6 +11,7 @@ mod directory;
 mod export;
 mod families;
 mod published;
+mod rope;
 mod table;
 mod write;
 

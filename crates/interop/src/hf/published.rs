@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::directory::{self, read_json};
 use super::families::FAMILIES;
-use super::table::{Family, SEQ_LEN, get};
+use super::table::{Family, Row, SEQ_LEN, get};
 use crate::convert::Types;
 use crate::find::Naming;
 use crate::import::{Extra, ImportPlan, plan_import};
@@ -87,10 +87,12 @@ impl Published {
         if let Some(map) = ours.as_object_mut() {
             map.remove(SEQ_LEN);
         }
+        dense_alone(&mut ours);
         let model: ModelConfig = serde_path_to_error::deserialize(ours).map_err(|error| {
             let reason = format!("the key of model.{}: {}", error.path(), error.inner());
             Error::malformed(&path, reason)
         })?;
+        check_epsilon(&path, &model)?;
         let layers = model.layers.unwrap_or(0);
         let companions = companions(dir);
         let foreign = directory::read_safetensors(dir)?;
@@ -147,6 +149,45 @@ impl Published {
             return if rules.tied { Ok(()) } else { check_tied(&self.foreign, plan) };
         }
         Err(no_place(&self.foreign, &strange))
+    }
+}
+
+/// Leading layers without experts.
+const DENSE: &str = "moe.first_dense_layers";
+
+/// A mixture none of whose layers has experts is none.
+fn dense_alone(ours: &mut Value) {
+    let number = |path| get(ours, path).and_then(Value::as_u64);
+    let is_dense = number(DENSE).zip(number("layers")).is_some_and(|(dense, all)| dense >= all);
+    if let Some(map) = ours.as_object_mut().filter(|_| is_dense) {
+        map.remove("moe");
+    }
+}
+
+/// A model without experts, of a family whose files tell of some: of the least that there may be,
+/// in layers after the last.
+fn with_no_experts(family: &Family, ours: &mut Value) {
+    let tells = |row: &Row| matches!(row, Row::Same(_, path, _) if *path == DENSE);
+    if get(ours, "moe").is_none() && family.rows.iter().copied().flatten().any(tells) {
+        ours["moe"] = serde_json::json!({
+            "experts": 1, "top_k": 1, "groups": 1, "top_groups": 1, "d_ff": 1,
+            "shared_experts": 1, "first_dense_layers": ours["layers"],
+            "route_scale": 1.0, "normalize_top_k": true
+        });
+    }
+}
+
+/// An epsilon keeps a root from nothing, and is small beside the rest under it.
+fn check_epsilon(path: &Path, model: &ModelConfig) -> Result<(), Error> {
+    match model.norm_eps {
+        Some(eps) if !(eps > 0.0 && eps <= 1.0) => {
+            let reason = format!(
+                "its norms add {eps} to a mean of squares; published models add 1e-6 to 1e-5, and \
+                 no more than 1 is read"
+            );
+            Err(Error::refused(path, reason))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -347,6 +388,7 @@ pub(crate) fn config_of(
     let family = FAMILIES.iter().find(|family| names == family.names);
     let family = *family.ok_or_else(|| refuse(format!("no family is called {names}")))?;
     ours[SEQ_LEN] = Value::from(seq_len);
+    with_no_experts(family, &mut ours);
     let class = family.architecture;
     let cannot = |why: String| {
         refuse(format!(
@@ -406,6 +448,7 @@ fn check_same(
     if let Some(map) = back.as_object_mut() {
         map.remove(SEQ_LEN);
     }
+    dense_alone(&mut back);
     let back: ModelConfig = serde_json::from_value(back).map_err(|error| error.to_string())?;
     let back = back.resolve(2, seq_len).map_err(|error| error.to_string())?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

@@ -9,6 +9,8 @@
 
 use serde_json::{Map, Value};
 
+use super::rope;
+
 /// The words of a family's published files.
 #[derive(Debug)]
 pub(crate) struct Family {
@@ -41,8 +43,8 @@ pub(crate) enum Row {
     Read(&'static str, &'static [&'static str]),
     /// Whatever it says changes nothing.
     Any(&'static str),
-    /// An object that has these keys at most.
-    Within(&'static str, &'static [&'static str]),
+    /// How rotary frequencies are stretched.
+    Rotary,
     /// A value that all models of the family have here.
     Ours(&'static str, &'static str),
 }
@@ -65,6 +67,9 @@ pub(crate) enum Lacking {
 /// Why a file of the family cannot be understood, or a model not be told in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Misfit(pub String);
+
+/// Where a model's stretched frequencies stand.
+const SCALING: &str = "positions.rotary.scaling";
 
 /// The window that a model was trained for: no part of it, but files tell it.
 pub(crate) const SEQ_LEN: &str = "seq_len";
@@ -133,7 +138,7 @@ impl Row {
         let keys = match self {
             Row::Same(keys, ..) | Row::Word(keys, ..) => *keys,
             Row::Only(keys, _) | Row::Read(keys, _) | Row::Any(keys) => *keys,
-            Row::Within(key, _) => *key,
+            Row::Rotary => "rope_parameters|rope_scaling",
             Row::Ours(..) => "",
         };
         keys.split('|').filter(|key| !key.is_empty())
@@ -182,15 +187,9 @@ impl Row {
                 }
             }
             Row::Any(_) => {}
-            Row::Within(_, keys) => {
-                let Some(found) = found else { return Ok(()) };
-                let map = found.as_object();
-                let map = map.ok_or_else(|| Misfit(format!("`{name}` is {found}, no object")))?;
-                let strange = map.iter().find(|(key, _)| !keys.contains(&key.as_str()));
-                if let Some((key, value)) = strange {
-                    return Err(Misfit(format!(
-                        "`{name}.{key}` is {value}, which Muster does not have"
-                    )));
+            Row::Rotary => {
+                if let Some(scaling) = rope::read(theirs).map_err(Misfit)? {
+                    set(ours, SCALING, scaling);
                 }
             }
             Row::Ours(path, text) => set(ours, path, literal(text)),
@@ -221,7 +220,12 @@ impl Row {
                 let first = values.first().map_or(Value::Null, |text| literal(text));
                 self.keys().take(1).for_each(|key| set(theirs, key, first.clone()));
             }
-            Row::Read(..) | Row::Any(_) | Row::Within(..) | Row::Ours(..) => {}
+            Row::Rotary => {
+                if let Some(theirs) = theirs.as_object_mut() {
+                    rope::write(get(ours, SCALING), theirs);
+                }
+            }
+            Row::Read(..) | Row::Any(_) | Row::Ours(..) => {}
         }
         Ok(())
     }
@@ -301,10 +305,10 @@ mod tests {
             Row::Same("hidden|n_embd", "d_model", Lacking::Refuse),
             Row::Same("inner", "d_ff", Lacking::Times(4, "n_embd")),
             Row::Same("rope.theta|theta", "positions.rotary.theta", Lacking::Is("1e4")),
+            Row::Rotary,
             Row::Word("act", "activation", &[("silu", "swiglu"), ("gelu_new", "gelu")]),
             Row::Only("dropout", &["0.0"]),
             Row::Read("scaling.type", &["\"default\""]),
-            Row::Within("rope", &["theta"]),
             Row::Ours("norm", "\"rms\""),
         ]],
         left_out: &["h.*.bias", "h.{layers}.**"],
@@ -322,7 +326,8 @@ mod tests {
         let back = FAMILY.to_theirs(&ours).unwrap();
         let wanted = json!({
             "model_type": "toy", "architectures": ["ToyForCausalLM"], "hidden": 8, "n_embd": 8,
-            "inner": 32, "rope": {"theta": 1e4}, "theta": 1e4, "act": "gelu_new", "dropout": 0.0
+            "inner": 32, "rope": {"theta": 1e4}, "theta": 1e4, "act": "gelu_new", "dropout": 0.0,
+            "rope_parameters": {"rope_type": "default"}
         });
         assert_eq!(back, wanted);
         assert_eq!(FAMILY.to_ours(&back, &[]).unwrap().0, ours);
@@ -343,9 +348,8 @@ mod tests {
         }
         let nothing = FAMILY.to_ours(&yarn, &["scaling.kind".to_owned()]).unwrap_err().0;
         assert!(nothing.contains("no key `scaling.kind`"), "{nothing}");
-        let rope = told(json!({"hidden": 8, "rope": {"theta": 1, "factor": 4}}));
-        assert_eq!(rope, "`rope.factor` is 4, which Muster does not have");
-        assert_eq!(told(json!({"n_embd": 8, "rope": "yarn"})), "`rope` is \"yarn\", no object");
+        let rope = told(json!({"hidden": 8, "rope_scaling": {"type": "linear"}}));
+        assert_eq!(rope, "`rope_scaling.type` is \"linear\"; Muster has default, llama3 and yarn");
     }
 
     #[test]

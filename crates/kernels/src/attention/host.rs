@@ -144,7 +144,7 @@ impl Block {
         let (most, total) = rest.split_at_mut(BLOCK);
         most.fill(T::NEG_INFINITY);
         total.fill(T::ZERO);
-        let scale = T::ONE / T::of(h.key_dim as f64).sqrt();
+        let scale = T::of(h.sharpness) / T::of(h.key_dim as f64).sqrt();
         let mut first = true;
         for keys in self.key_blocks(doc_start) {
             let layout = Layout::strided(0, rows.len(), keys.len(), BLOCK);
@@ -228,7 +228,7 @@ impl Block {
         let (h, rows) = (self.h, self.rows.clone());
         let (probs, rest) = workspace.split_at_mut(BLOCK * BLOCK);
         let (dscores, delta) = rest.split_at_mut(BLOCK * BLOCK);
-        let scale = T::ONE / T::of(h.key_dim as f64).sqrt();
+        let scale = T::of(h.sharpness) / T::of(h.key_dim as f64).sqrt();
         let o = self.output();
         for (i, delta) in delta.iter_mut().take(rows.len()).enumerate() {
             let start = o.offset + i * o.row_stride;

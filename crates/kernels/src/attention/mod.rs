@@ -23,7 +23,7 @@ use crate::operands::{expect_all, expect_real};
 const BLOCK: usize = 64;
 
 /// Sizes of an attention call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Heads {
     /// `B`.
     pub windows: usize,
@@ -37,6 +37,8 @@ pub struct Heads {
     pub key_dim: usize,
     /// `Cv`, of values and of the output.
     pub value_dim: usize,
+    /// Factor on the scores beside `1/√C`: 1, unless positions are scaled.
+    pub sharpness: f64,
 }
 
 impl Heads {
@@ -48,7 +50,8 @@ impl Heads {
         kv_heads: usize,
         head_dim: usize,
     ) -> Heads {
-        Heads { windows, positions, heads, kv_heads, key_dim: head_dim, value_dim: head_dim }
+        let [key_dim, value_dim] = [head_dim; 2];
+        Heads { windows, positions, heads, kv_heads, key_dim, value_dim, sharpness: 1.0 }
     }
 
     /// Columns of a tensor that holds all three, [`Panels::packed`].
@@ -85,7 +88,7 @@ impl Heads {
     }
 }
 
-/// `out = softmax(q·kᵀ/√C + mask)·v`.
+/// `out = softmax(sharpness·q·kᵀ/√C + mask)·v`.
 ///
 /// All operands but `doc_start` are f32, or all are f64.
 pub struct Forward {

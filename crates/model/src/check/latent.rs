@@ -234,7 +234,7 @@ mod tests {
             "latent.nope_dim" => latent.nope_dim = latent.nope_dim.max(Some(1)),
             "latent.value_dim" => latent.value_dim = Some(1),
             "qk_norm" => config.qk_norm = Some(QkNorm::None),
-            "positions" => config.positions = Some(Positions::Rotary { theta: 10_000.0 }),
+            "positions" => config.positions = Some(Positions::rotary(10_000.0)),
             "attention_bias" => config.attention_bias = Some(false),
             "names" => config.names = Some(Names::DeepseekV3),
             other => panic!("{other}: {remedy}"),

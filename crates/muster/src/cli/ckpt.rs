@@ -64,17 +64,16 @@ ranks of a layout have, replicas sharing theirs evenly. Every value stays as it 
 reshape that was interrupted goes on when the same command is given again.")]
     Reshape(ReshapeArgs),
     /// Say what `reshape` would do: boxes, bytes and seconds of each rank
-    #[command(after_help = "Example: muster ckpt plan runs/a --layout pp=2,dp=8,ep=4,tp=2")]
-    Plan {
-        /// A checkpoint, or a run's directory (its newest one)
-        source: PathBuf,
-        /// Ranks along pp (pipeline), dp (data), ep (experts) and tp (tensor); 1 if left out
-        #[arg(long, value_name = "AXIS=N,…")]
-        layout: Layout,
-        /// Speed of the disks that are to be read and written, in GB/s; by default reading is timed
-        #[arg(long, value_name = "GB/S")]
-        rate: Option<f64>,
-    },
+    #[command(after_help = "\
+Examples:
+  muster ckpt plan runs/a --layout pp=2,dp=8,ep=4,tp=2
+  muster ckpt plan runs/a --layout dp=64 --rate 2.5 --json
+
+Keys of --json: checkpoint, layout {pp, dp, ep, tp}, tensors, bytes, gb_per_s, timed_bytes (read to
+find that speed; null if it was given), seconds_alone (one process reads and writes all),
+seconds_together (each rank writes its own), and ranks: of every one rank, at {pp, dp, ep, tp},
+boxes, bytes and seconds.")]
+    Plan(PlanArgs),
     /// Make a checkpoint of a published model, or of a checkpoint for another model
     #[command(after_help = "\
 Examples:
@@ -148,6 +147,21 @@ pub struct ReshapeArgs {
     /// Threads that read and write, in 8 MiB each; by default one per core
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A checkpoint, or a run's directory (its newest one)
+    pub source: PathBuf,
+    /// Ranks along pp (pipeline), dp (data), ep (experts) and tp (tensor); 1 if left out
+    #[arg(long, value_name = "AXIS=N,…")]
+    pub layout: Layout,
+    /// Speed of the disks that are to be read and written, in GB/s; by default reading is timed
+    #[arg(long, value_name = "GB/S")]
+    pub rate: Option<f64>,
+    /// All ranks, as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
