@@ -214,7 +214,7 @@ impl Starts<'_> {
         let mut others = others.linked(link.as_ref());
         watch.run(&mut others, signals, &limits, waits, &mut |told| {
             let (Told::Event(event), Some(sink)) = (told, sink.as_mut()) else { return };
-            if matches!(event, Event::Saved(_)) {
+            if matches!(event, Event::Saved(_) | Event::SavedLocally(_)) {
                 restarts.saved();
             }
             finish.hear(event, signals, sink);
