@@ -65,6 +65,7 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
                 if error.exit != Exit::Peer {
                     return Err(error);
                 }
+                complain(error.headline());
                 failed = Some(error);
             }
         }
