@@ -14,12 +14,12 @@ use layout::{LogicalTensor, Schema};
 
 use crate::chunk_index::ChunkIndex;
 use crate::commit::{check_files, parse_commit};
-use crate::disk::{Disk, Kind, OsDisk, ReadFile};
+use crate::disk::{Disk, Kind, ReadFile};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
 use crate::verified::{Verified, if_removed, range, read_file};
-use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
+use crate::{Anywhere, Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
 const MAX_COMMIT_BYTES: u64 = 1 << 16;
@@ -47,7 +47,7 @@ impl Checkpoint {
     /// # Errors
     /// It is not committed, of a later version, or damaged; see [`Error`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        Checkpoint::open_on(Arc::new(OsDisk), path)
+        Checkpoint::open_on(Arc::new(Anywhere), path)
     }
 
     /// As [`Checkpoint::open`], on another disk.
@@ -69,7 +69,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], but for the files' being there and the tables' being right.
     pub fn open_lazily(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        Checkpoint::open_lazily_on(Arc::new(OsDisk), path)
+        Checkpoint::open_lazily_on(Arc::new(Anywhere), path)
     }
 
     /// As [`Checkpoint::open_lazily`], on another disk.

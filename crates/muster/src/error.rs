@@ -233,6 +233,7 @@ impl From<device::DeviceError> for CliError {
 impl From<checkpoint::Error> for CliError {
     fn from(error: checkpoint::Error) -> CliError {
         use checkpoint::Error;
+        use checkpoint::objects::ObjectError;
         match error {
             // Another incarnation of the job, or a disk that lost writes or is full.
             Error::Fenced { .. } | Error::SyncFailed { .. } | Error::DiskFull { .. } => {
@@ -243,6 +244,11 @@ impl From<checkpoint::Error> for CliError {
                 if [libc::EIO, libc::ESTALE, libc::ENODEV, libc::ENXIO]
                     .map(Some)
                     .contains(&source.raw_os_error()) =>
+            {
+                CliError::peer(error)
+            }
+            Error::Io { ref source, .. }
+                if ObjectError::of(source).is_some_and(ObjectError::is_outage) =>
             {
                 CliError::peer(error)
             }

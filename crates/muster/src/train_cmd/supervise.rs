@@ -85,7 +85,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried(None));
     })?;
-    make_dirs(&run).map_err(tell)?;
+    make_dirs(&run, &planned.config).map_err(tell)?;
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).map_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
@@ -205,7 +205,7 @@ fn ready(
         shared_memory: memory.descriptor(),
         sharing,
         bind: addresses.bind(),
-        checkpoints: run.checkpoints(),
+        checkpoints: run.checkpoints_of(config),
         max_steps: args.max_steps,
         profile: args.profile,
         trace: traced.as_ref().map(Traced::plan),
@@ -597,8 +597,10 @@ fn job_name(config: &Config) -> String {
     format!("{name}-{}-{stamp}", std::process::id())
 }
 
-fn make_dirs(run: &RunDir) -> Result<(), CliError> {
-    for dir in [run.root().to_owned(), run.logs(), run.checkpoints()] {
+fn make_dirs(run: &RunDir, config: &Config) -> Result<(), CliError> {
+    // One that lies elsewhere is made by the first that saves there.
+    let own = config.checkpoint.store.is_none().then(|| run.checkpoints());
+    for dir in [run.root().to_owned(), run.logs()].into_iter().chain(own) {
         std::fs::create_dir_all(&dir).map_err(|error| {
             CliError::mistake(format!("cannot make the directory {}: {error}", dir.display()))
         })?;
