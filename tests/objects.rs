@@ -210,5 +210,5 @@ fn a_store_that_does_not_serve_is_told_with_what_to_set() {
     check.arg("1");
     holds(fails(&cloud, check), 2, &["checkpoint.store", "names no bucket"]);
     cloud.server.hang();
-    holds(fails(&cloud, list(URL)), 3, &["4 s"]);
+    holds(fails(&cloud, list(URL)), 3, &["no answer within 4 s"]);
 }

@@ -12,7 +12,9 @@ use crate::commit::{self, Committed, ExpectedTensor};
 use crate::disk::{DirEntry, Disk, Free, Kind, create_dirs, exists};
 use crate::verified::read_file;
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
-use crate::{Anywhere, Attempt, Checkpoint, Digest, Error, RankDigest, RunState, SavePlan, names, verify};
+use crate::{
+    Anywhere, Attempt, Checkpoint, Digest, Error, RankDigest, RunState, SavePlan, names, verify,
+};
 
 /// A directory of checkpoints. Clones share what they have proven.
 #[derive(Clone)]

@@ -267,7 +267,8 @@ pub fn is_checkpoint(path: &Path) -> bool {
         true => Anywhere.stat(&path.join(name)).is_ok(),
         false => path.join(name).symlink_metadata().is_ok(),
     };
-    (is_url(path) || path.is_dir()) && (Attempt::parse(name).is_some() || has("manifest.json") || has("COMMIT"))
+    (is_url(path) || path.is_dir())
+        && (Attempt::parse(name).is_some() || has("manifest.json") || has("COMMIT"))
 }
 
 /// The name of the run that saved a checkpoint, by what it kept of its config; earlier versions

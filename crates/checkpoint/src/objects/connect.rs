@@ -20,12 +20,12 @@ use super::remote::{Limits, Remote};
 /// # Errors
 /// What the environment says contradicts itself or is not enough.
 pub(super) fn connect(bucket: &Bucket) -> Result<Remote, ObjectError> {
-    let advice = advice(bucket);
     let setup = |reason: String| {
         let bucket = bucket.to_string();
         ObjectError::Setup { bucket, reason }
     };
     let limits = Limits::of_environment().map_err(setup)?;
+    let advice = advice(bucket, limits);
     // TLS takes the process's provider. Another one may have been chosen, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let service: Arc<dyn super::remote::Service> = match bucket.service {
@@ -94,7 +94,8 @@ fn retry(limits: Limits) -> RetryConfig {
     RetryConfig { retry_timeout: limits.total / 2, ..RetryConfig::default() }
 }
 
-fn advice(bucket: &Bucket) -> Advice {
+fn advice(bucket: &Bucket, limits: Limits) -> Advice {
+    let seconds = limits.total.as_secs();
     let (variables, endpoint, region) = match bucket.service {
         Service::S3 => (
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, for some)",
@@ -112,5 +113,5 @@ fn advice(bucket: &Bucket) -> Advice {
             "nothing: Azure has no regions here",
         ),
     };
-    Advice { bucket: bucket.to_string(), variables, endpoint, region }
+    Advice { bucket: bucket.to_string(), variables, endpoint, region, seconds }
 }

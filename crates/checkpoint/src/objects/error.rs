@@ -110,6 +110,8 @@ pub(super) struct Advice {
     pub variables: &'static str,
     pub endpoint: &'static str,
     pub region: &'static str,
+    /// After which a call is given up.
+    pub seconds: u64,
 }
 
 /// What the library says, in a kind of ours.
@@ -179,8 +181,8 @@ fn of_transport(error: &object_store::Error, text: &str, advice: &Advice) -> Obj
         if let Some(http) = error.downcast_ref::<HttpError>() {
             let reason = root(http);
             return match http.kind() {
-                // Of a store's own credentials, which a service on the host gives out.
                 HttpErrorKind::Decode => ObjectError::Answer { bucket, reason },
+                HttpErrorKind::Timeout => ObjectError::Hung { bucket, seconds: advice.seconds },
                 _ => ObjectError::Unreachable { bucket, reason, endpoint: advice.endpoint },
             };
         }
@@ -248,7 +250,7 @@ mod tests {
 
     fn advice() -> Advice {
         let bucket = "s3://b".to_owned();
-        Advice { bucket, variables: "KEYS", endpoint: "ENDPOINT", region: "REGION" }
+        Advice { bucket, variables: "KEYS", endpoint: "ENDPOINT", region: "REGION", seconds: 9 }
     }
 
     fn of_body(code: &str) -> ObjectError {

@@ -33,7 +33,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 pub use error::ObjectError;
 pub use place::is_url;
-pub use remote::{Limits, Service};
+pub use remote::{Limits, Service, upload_bytes};
 
 use crate::disk::{DirEntry, Disk, Free, Kind, NotAFile, ReadFile, Stat, WriteFile};
 use place::{Bucket, Place};
@@ -68,6 +68,7 @@ impl ObjectDisk {
             variables: "its credentials",
             endpoint: "its address",
             region: "its region",
+            seconds: limits.total.as_secs(),
         };
         let fixed = Some(Remote::new(service, limits, advice));
         ObjectDisk { fixed, ..ObjectDisk::default() }

@@ -58,6 +58,11 @@ impl Limits {
     }
 }
 
+/// The most that a writer of so many bytes, front to back, has in memory on their way.
+pub fn upload_bytes(bytes: u64) -> u64 {
+    bytes.min(((IN_FLIGHT + 1) * PART_BYTES) as u64)
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         let total = Duration::from_secs(TOTAL_SECONDS);
@@ -165,8 +170,8 @@ impl Remote {
     }
 
     fn hung(&self) -> ObjectError {
-        let seconds = self.limits.total.as_secs();
-        ObjectError::Hung { bucket: self.advice.bucket.clone(), seconds }
+        let Advice { bucket, seconds, .. } = self.advice.as_ref();
+        ObjectError::Hung { bucket: bucket.clone(), seconds: *seconds }
     }
 
     fn broken(&self, reason: &str) -> ObjectError {
