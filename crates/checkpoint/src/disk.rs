@@ -136,6 +136,11 @@ pub trait Disk: Send + Sync {
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with all that it holds by fewer operations than one for each file, where
+    /// the disk has such; the order among them is not known. `None` where it has none.
+    fn remove_tree(&self, _: &Path) -> Option<io::Result<()>> {
+        None
+    }
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;
     /// Room for this user on the disk that holds `path`; `None` where unknown.

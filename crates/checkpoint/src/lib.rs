@@ -17,6 +17,7 @@
 //!
 //! The format is described byte by byte in `docs/checkpoint-format.md`.
 
+mod anywhere;
 mod chunk_index;
 mod commit;
 mod diff;
@@ -25,6 +26,7 @@ pub mod disk;
 mod error;
 pub mod manifest;
 mod names;
+pub mod objects;
 mod read;
 mod reshape;
 mod save_plan;
@@ -43,6 +45,7 @@ mod write;
 
 use layout::region;
 
+pub use anywhere::Anywhere;
 pub use commit::{Committed, ExpectedTensor};
 pub use diff::{Diff, Distance, RunStateDifference, TensorDiff, TensorDifference, diff};
 pub use digest::Digest;

@@ -14,13 +14,13 @@ use layout::{LogicalTensor, Schema};
 
 use crate::chunk_index::ChunkIndex;
 use crate::commit::{check_shard, parse_commit};
-use crate::disk::{Disk, Kind, OsDisk, ReadFile};
+use crate::disk::{Disk, Kind, ReadFile};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
 use crate::stream::FileRange;
 use crate::verified::{Recovered, Verified, if_removed, range, read_file};
-use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
+use crate::{Anywhere, Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
 const MAX_COMMIT_BYTES: u64 = 1 << 16;
@@ -48,7 +48,7 @@ impl Checkpoint {
     /// # Errors
     /// It is not committed, of a later version, or damaged; see [`Error`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        Checkpoint::open_on(Arc::new(OsDisk), path)
+        Checkpoint::open_on(Arc::new(Anywhere), path)
     }
 
     /// As [`Checkpoint::open`], on another disk.
@@ -81,7 +81,7 @@ impl Checkpoint {
         path: impl Into<PathBuf>,
         copies: &[PathBuf],
     ) -> Result<Checkpoint, Error> {
-        Checkpoint::open_lazily_on(Arc::new(OsDisk), path, copies)
+        Checkpoint::open_lazily_on(Arc::new(Anywhere), path, copies)
     }
 
     fn check(self) -> Result<Checkpoint, Error> {
@@ -99,7 +99,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], but for the files' being there and the tables' being right.
     pub fn open_lazily(path: impl Into<PathBuf>) -> Result<Checkpoint, Error> {
-        Checkpoint::open_lazily_on(Arc::new(OsDisk), path, &[])
+        Checkpoint::open_lazily_on(Arc::new(Anywhere), path, &[])
     }
 
     /// As [`Checkpoint::open_lazily_with_copies`], on another disk.
@@ -144,7 +144,7 @@ impl Checkpoint {
 
     /// A checkpoint of a manifest that is known to be right.
     pub(crate) fn of_bytes(dir: &Path, manifest: &[u8]) -> Result<Checkpoint, Error> {
-        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let disk: Arc<dyn Disk> = Arc::new(Anywhere);
         Checkpoint::of(&disk, (dir, &[]), manifest)
     }
 

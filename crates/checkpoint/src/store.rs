@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use layout::Schema;
 
 use crate::commit::{self, Committed, ExpectedTensor};
-use crate::disk::{DirEntry, Disk, Free, Kind, OsDisk, create_dirs, exists};
+use crate::disk::{DirEntry, Disk, Free, Kind, create_dirs, exists};
 use crate::verified::read_file;
 use crate::write::{self, Chunk, RankReport, WriteOptions, create_error, sync_dir, write_file};
-use crate::{Attempt, Checkpoint, Digest, Error, RankDigest, RunState, SavePlan, names, verify};
+use crate::{
+    Anywhere, Attempt, Checkpoint, Digest, Error, RankDigest, RunState, SavePlan, names, verify,
+};
 
 /// A directory of checkpoints. Clones share what they have proven.
 #[derive(Clone)]
@@ -87,9 +89,9 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The checkpoints under `root`, which need not exist yet.
+    /// The checkpoints under `root`, a directory or a URL, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> Store {
-        Store::on(Arc::new(OsDisk), root)
+        Store::on(Arc::new(Anywhere), root)
     }
 
     /// As [`Store::new`], on another disk.
@@ -489,7 +491,10 @@ impl Store {
                     .contains(&error.kind()) => {}
             Err(error) => return Err(Error::io(disk, "delete", &commit)(error)),
         }
-        self.delete_tree(&dir)?;
+        match disk.remove_tree(&dir) {
+            Some(removed) => removed.map_err(Error::io(disk, "delete", &dir))?,
+            None => self.delete_tree(&dir)?,
+        }
         sync_dir(disk, &self.root)?;
         Ok(dir)
     }

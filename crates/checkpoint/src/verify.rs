@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
 
-use crate::disk::{Disk, Kind, OsDisk, exists, read_exact_at};
+use crate::disk::{Disk, Kind, exists, read_exact_at};
 use crate::manifest::{ChunkRecord, StateTensor};
 use crate::shard::{ALIGN_BYTES, MAX_DATA_START};
 use crate::verified::has_no_commit;
-use crate::{Checkpoint, Digest, Dtype, Error, names};
+use crate::{Anywhere, Checkpoint, Digest, Dtype, Error, names};
 
 /// The result of reading a checkpoint through.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl VerifyReport {
 /// # Errors
 /// The directory cannot be read.
 pub fn verify(path: impl AsRef<Path>, deep: bool) -> Result<VerifyReport, Error> {
-    verify_on(Arc::new(OsDisk), path, deep)
+    verify_on(Arc::new(Anywhere), path, deep)
 }
 
 /// As [`verify`], on another disk.

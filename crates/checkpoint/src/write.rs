@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, WriteFile, exists};
 use crate::error::{Source, is_disk_full, is_quota};
+use crate::objects::ObjectError;
 use crate::shard::{self, Label, Plan};
 use crate::sums::{RANGE_BYTES, Sums, table_bytes};
 use crate::{Attempt, Digest, Dtype, Error, Region, TensorKey, names};
@@ -383,10 +384,15 @@ pub(crate) fn sync_file(
     path: &Path,
     needed_bytes: u64,
 ) -> Result<(), Error> {
-    file.sync().map_err(|source| match is_disk_full(&source) {
+    file.sync().map_err(|source| match source.kind() {
         // Delayed allocation and network file systems may notice only now.
-        true => disk_full(disk, path, needed_bytes, &source),
-        false => Error::SyncFailed { path: path.to_path_buf(), source },
+        _ if is_disk_full(&source) => disk_full(disk, path, needed_bytes, &source),
+        // An object appears only now, or is found to be there.
+        io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: path.to_path_buf() },
+        _ if ObjectError::of(&source).is_some() => {
+            Error::Io { action: "write", path: path.to_path_buf(), offset: None, source }
+        }
+        _ => Error::SyncFailed { path: path.to_path_buf(), source },
     })
 }
 

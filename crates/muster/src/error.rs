@@ -245,6 +245,7 @@ impl From<device::DeviceError> for CliError {
 impl From<checkpoint::Error> for CliError {
     fn from(error: checkpoint::Error) -> CliError {
         use checkpoint::Error;
+        use checkpoint::objects::ObjectError;
         match error {
             // Another incarnation of the job, or a disk that lost writes or is full.
             Error::Fenced { .. } | Error::SyncFailed { .. } | Error::DiskFull { .. } => {
@@ -255,6 +256,11 @@ impl From<checkpoint::Error> for CliError {
                 if [libc::EIO, libc::ESTALE, libc::ENODEV, libc::ENXIO]
                     .map(Some)
                     .contains(&source.raw_os_error()) =>
+            {
+                CliError::peer(error)
+            }
+            Error::Io { ref source, .. }
+                if ObjectError::of(source).is_some_and(ObjectError::is_outage) =>
             {
                 CliError::peer(error)
             }
@@ -364,11 +370,16 @@ impl From<train::TrainError> for CliError {
             | TrainError::OtherModel { .. }
             | TrainError::NoRoom { .. }
             | TrainError::NoneWhole { .. }
+            | TrainError::LocalDir { .. }
             | TrainError::Damaged { .. }) => CliError::mistaken(error),
             error @ (TrainError::Vote { .. }
             | TrainError::Declared { .. }
             | TrainError::InitialWeights { .. }) => CliError::bug(error),
             TrainError::PeerSave { rank, .. } => {
+                let fault = Fault { ranks: vec![rank], what: error.to_string() };
+                CliError { fault: Some(fault), ..CliError::peer(error) }
+            }
+            TrainError::LocalPeer { rank } => {
                 let fault = Fault { ranks: vec![rank], what: error.to_string() };
                 CliError { fault: Some(fault), ..CliError::peer(error) }
             }

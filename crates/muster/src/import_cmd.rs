@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use checkpoint::objects::is_url;
 use checkpoint::{Checkpoint, Committed, Digest, RunState, Store};
 use data::TokenizerSpec;
 use interop::dcp::{TorchCheckpoint, open_dcp, open_dcp_safetensors};
@@ -48,6 +49,9 @@ impl From {
         let path = &args.source;
         // A directory, or a sentence about what is there.
         run_dir::store(path)?;
+        if is_url(path) {
+            return Ok(From::Checkpoint(Box::new(run_dir::open_checkpoint(path)?)));
+        }
         if !args.ignored.is_empty() && !path.join("config.json").exists() {
             return Err(CliError::mistake(format!(
                 "--ignore-key is about a config.json, and {} has none; leave it out",
@@ -171,7 +175,10 @@ fn is_sharded(path: &Path) -> bool {
 /// A model that Muster does not have; damaged files; a target that holds something; a full disk.
 pub fn import(args: &ImportArgs) -> Result<Exit, CliError> {
     let started = Instant::now();
-    let target = std::path::absolute(&args.target).map_err(CliError::mistake)?;
+    let target = match is_url(&args.target) {
+        true => args.target.clone(),
+        false => std::path::absolute(&args.target).map_err(CliError::mistake)?,
+    };
     let from = From::open(args)?;
     let (config, plan) = match args.as_is {
         true => (None, plan_as_is(from.origin())?),
@@ -181,16 +188,24 @@ pub fn import(args: &ImportArgs) -> Result<Exit, CliError> {
             (Some(config), plan)
         }
     };
-    let arriving = Arriving::new(&target)?;
-    if let Some(config) = &config {
-        arriving.write("config.yaml", as_yaml(config)?.as_bytes())?;
-        copy_companions(&from.companions(), arriving.path())?;
-    }
-    let store = Store::new(RunDir::new(arriving.path()).checkpoints());
     let threads = args.threads.map_or_else(cores, usize::from);
     let state = run_state(config.as_ref(), &args.source);
-    let committed = plan.write(&store, &state, threads)?;
-    let target = arriving.finish()?;
+    let (committed, target) = if is_url(&target) {
+        let store = empty_store(&target)?;
+        let left = from.companions();
+        if config.is_some() && !left.is_empty() {
+            complain(&format!("warning: {}", left_behind(&left)));
+        }
+        (plan.write(&store, &state, threads)?, target)
+    } else {
+        let arriving = Arriving::new(&target)?;
+        if let Some(config) = &config {
+            arriving.write("config.yaml", as_yaml(config)?.as_bytes())?;
+            copy_companions(&from.companions(), arriving.path())?;
+        }
+        let store = Store::new(RunDir::new(arriving.path()).checkpoints());
+        (plan.write(&store, &state, threads)?, arriving.finish()?)
+    };
     let unlike = config.iter().flat_map(|config| from.unlike(config));
     let notes = from.notes().into_iter().chain(unlike);
     notes.for_each(|note| complain(&format!("warning: {note}")));
@@ -198,6 +213,27 @@ pub fn import(args: &ImportArgs) -> Result<Exit, CliError> {
     text += &told_data(&committed, started.elapsed().as_secs_f64());
     say(&text)?;
     Ok(Exit::Ok)
+}
+
+/// The checkpoints under a URL, of which there are none yet.
+fn empty_store(target: &Path) -> Result<Store, CliError> {
+    checkpoint::objects::check(target).map_err(CliError::mistake)?;
+    let store = Store::new(target);
+    match store.list()?.len() {
+        0 => Ok(store),
+        some => Err(CliError::mistake(format!(
+            "{} holds {} already; give a prefix of its own",
+            target.display(),
+            plural(some, "checkpoint")
+        ))),
+    }
+}
+
+/// An object store takes the checkpoint, which has the config in it, and no files beside it.
+fn left_behind(companions: &[PathBuf]) -> String {
+    let names = companions.iter().filter_map(|path| path.file_name()?.to_str());
+    let names: Vec<&str> = names.collect();
+    format!("not copied to an object store, and used where they are: {}", names.join(", "))
 }
 
 /// Decides what the states of the config's model are made of.
@@ -245,10 +281,13 @@ fn config(args: &ImportArgs, from: &From, target: &Path) -> Result<Config, CliEr
     };
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     config.name = name.into_owned();
-    let has = |name: &str| from.companions().iter().any(|path| path.ends_with(name));
     // The copied file is this directory's own from now on.
-    if has("tokenizer.json") && args.config.is_none() {
-        let path = target.join(COMPANIONS).join("tokenizer.json");
+    let own = from.companions().into_iter().find(|path| path.ends_with("tokenizer.json"));
+    if let Some(own) = own.filter(|_| args.config.is_none()) {
+        let path = match is_url(target) {
+            true => std::path::absolute(own).map_err(CliError::mistake)?,
+            false => target.join(COMPANIONS).join("tokenizer.json"),
+        };
         config.data.tokenizer = TokenizerSpec::File(path);
     }
     Ok(config)
@@ -332,7 +371,10 @@ fn copy_companions(files: &[PathBuf], into: &Path) -> Result<(), CliError> {
 /// Nothing has been trained yet.
 fn run_state(config: Option<&Config>, source: &Path) -> RunState {
     let text = serde_json::to_vec(&config).unwrap_or_default();
-    let source = std::path::absolute(source).unwrap_or_else(|_| source.to_path_buf());
+    let source = match is_url(source) {
+        true => source.to_path_buf(),
+        false => std::path::absolute(source).unwrap_or_else(|_| source.to_path_buf()),
+    };
     let mut extra = serde_json::json!({ "imported_from": source });
     if let Some(config) = config {
         extra["config"] = serde_json::to_value(config).unwrap_or_default();

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
+use checkpoint::objects::is_url;
 use checkpoint::{Checkpoint, Region, Reshape, ReshapeOptions, Store, Wanted, slabs};
 use layout::{Demands, HeadRows, Mesh, MeshSpec, Placements, Written, write_plan};
 use serde::Serialize;
@@ -283,6 +284,13 @@ fn axes(Mesh { pp, dp, ep, tp }: Mesh) -> String {
 /// A directory, or nothing yet; that it is nobody else's the reshape finds out.
 fn check_target(target: &Path, source: &Checkpoint) -> Result<(), CliError> {
     let name = target.display();
+    if is_url(target) {
+        checkpoint::objects::check(target).map_err(CliError::mistake)?;
+        return match target.starts_with(source.path()) {
+            true => Err(in_source(target)),
+            false => Ok(()),
+        };
+    }
     let found = match target.symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         found => Some(found.map_err(|error| CliError::mistake(format!("{name}: {error}")))?),
@@ -298,9 +306,14 @@ fn check_target(target: &Path, source: &Checkpoint) -> Result<(), CliError> {
     let within = real(&std::path::absolute(target).unwrap_or_else(|_| target.to_owned()));
     let of_source = source.path().canonicalize().ok();
     if within.zip(of_source).is_some_and(|(target, source)| target.starts_with(source)) {
-        return Err(CliError::mistake(format!(
-            "{name} lies in the checkpoint that is to be cut; give a directory elsewhere"
-        )));
+        return Err(in_source(target));
     }
     Ok(())
+}
+
+fn in_source(target: &Path) -> CliError {
+    let name = target.display();
+    CliError::mistake(format!(
+        "{name} lies in the checkpoint that is to be cut; give a directory elsewhere"
+    ))
 }

@@ -17,8 +17,11 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{Attempt, Checkpoint, Entry, Status, Store};
+use checkpoint::disk::{Disk, Kind};
+use checkpoint::objects::is_url;
+use checkpoint::{Anywhere, Attempt, Checkpoint, Entry, Status, Store};
 use data::TokenizerSpec;
+use train::Config;
 
 use crate::config::nearest;
 use crate::error::CliError;
@@ -99,9 +102,21 @@ impl RunDir {
         }
     }
 
-    /// Where checkpoints lie.
+    /// Where checkpoints lie, unless the run's config says otherwise.
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
+    }
+
+    /// Where the checkpoints of a run with this config lie.
+    pub fn checkpoints_of(&self, config: &Config) -> PathBuf {
+        config.checkpoint.store.clone().unwrap_or_else(|| self.checkpoints())
+    }
+
+    /// Where the config that the run has kept says that they lie.
+    fn kept_elsewhere(&self) -> Option<PathBuf> {
+        let text = std::fs::read_to_string(self.config()).ok()?;
+        let config: serde_json::Value = serde_yaml::from_str(&text).ok()?;
+        config.pointer("/checkpoint/store")?.as_str().map(PathBuf::from)
     }
 }
 
@@ -129,11 +144,21 @@ pub fn tokenizer_of(run: &Path, named: TokenizerSpec) -> TokenizerSpec {
     }
 }
 
-/// The store of a directory that a person named: a run's, or the one of its checkpoints.
+/// The store of a directory or URL that a person named: a run's, or the one of its checkpoints.
 ///
 /// # Errors
 /// It is no directory.
 pub fn store(path: &Path) -> Result<Store, CliError> {
+    if is_url(path) {
+        return match kind(path)? {
+            Some(Kind::Dir) => Ok(store_in(path)),
+            Some(_) => Err(CliError::mistake(format!("{} is an object", path.display()))),
+            None => Err(CliError::mistake(format!(
+                "there is nothing under {}; look at its name",
+                path.display()
+            ))),
+        };
+    }
     match std::fs::metadata(path) {
         Ok(found) if found.is_dir() => Ok(store_in(path)),
         Ok(_) => Err(CliError::mistake(format!("{} is no directory", path.display()))),
@@ -150,9 +175,32 @@ fn is_absent(error: &std::io::Error) -> bool {
     [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind())
 }
 
+/// The kind of what lies under a path or URL; `None` for nothing.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn kind(path: &Path) -> Result<Option<Kind>, CliError> {
+    match Anywhere.stat(path) {
+        Ok(found) => Ok(Some(found.kind)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(source) => {
+            let path = path.to_path_buf();
+            Err(checkpoint::Error::Io { action: "read", path, offset: None, source }.into())
+        }
+    }
+}
+
 /// As [`store`], of a directory that is known to be there.
 pub fn store_in(path: &Path) -> Store {
-    let inner = RunDir::new(path).checkpoints();
+    let run = RunDir::new(path);
+    let inner = run.checkpoints();
+    if is_url(path) {
+        let is_run = matches!(Anywhere.stat(&inner), Ok(found) if found.kind == Kind::Dir);
+        return Store::new(if is_run { inner } else { path.to_path_buf() });
+    }
+    if let Some(elsewhere) = run.kept_elsewhere() {
+        return Store::new(elsewhere);
+    }
     let is_run = match std::fs::metadata(&inner) {
         Ok(found) => found.is_dir(),
         // A directory that cannot be looked at is there.
@@ -215,8 +263,12 @@ pub fn usable(path: &Path) -> Result<(PathBuf, Vec<PassedOver>), CliError> {
 pub fn is_checkpoint(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     // Whatever lies under these names, and wherever it leads: to open it tells.
-    let has = |name: &str| path.join(name).symlink_metadata().is_ok();
-    path.is_dir() && (Attempt::parse(name).is_some() || has("manifest.json") || has("COMMIT"))
+    let has = |name: &str| match is_url(path) {
+        true => Anywhere.stat(&path.join(name)).is_ok(),
+        false => path.join(name).symlink_metadata().is_ok(),
+    };
+    (is_url(path) || path.is_dir())
+        && (Attempt::parse(name).is_some() || has("manifest.json") || has("COMMIT"))
 }
 
 /// The name of the run that saved a checkpoint, by what it kept of its config; earlier versions

@@ -174,8 +174,13 @@ pub struct CheckpointConfig {
     /// Checkpoints of every so many steps stay, too, as long as they are whole; 0: none.
     #[schemars(range(max = 1_000_000_000_000_u64))]
     pub keep_every: u64,
+    /// Where checkpoints are saved in place of the run's own directory, and resumed from: a
+    /// directory, or the URL of a prefix in an object store, as s3://BUCKET/PREFIX (or gs://, az://),
+    /// whose credentials are taken from the usual environment variables. One run's alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<PathBuf>,
     /// The checkpoint to start from: `auto` (the newest of this run, if any), `never` (none), or
-    /// the directory of one.
+    /// the directory or the URL of one.
     pub resume: Resume,
     /// Where a run begins that resumes from no checkpoint: with the parameters of this one (an
     /// import's directory, a run's or a checkpoint's) in place of drawn ones. Without a `model`
@@ -215,6 +220,7 @@ impl Default for CheckpointConfig {
             every: 100,
             keep: 3,
             keep_every: 0,
+            store: None,
             resume,
             init: None,
             mode,

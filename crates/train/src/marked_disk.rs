@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use checkpoint::disk::{DirEntry, Disk, Free, OsDisk, ReadFile, Stat, WriteFile};
+use checkpoint::Anywhere;
+use checkpoint::disk::{DirEntry, Disk, Free, ReadFile, Stat, WriteFile};
 
-/// The operating system's file system, whose calls are those of [`device::work`].
+/// The operating system's file system and object stores, whose calls are those of [`device::work`].
 ///
 /// A test makes it slow by the environment variable `MUSTER_SLOW_DISK`: an action, a part of a path
 /// and milliseconds, with commas between them. Such calls take that much longer.
@@ -89,49 +90,49 @@ impl ReadFile for Read {
 
 impl Disk for MarkedDisk {
     fn create_new(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        let file = marked("create", path, || OsDisk.create_new(path))?;
+        let file = marked("create", path, || Anywhere.create_new(path))?;
         Ok(Box::new(Written { file, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
-        let file = marked("open", path, || OsDisk.open(path))?;
+        let file = marked("open", path, || Anywhere.open(path))?;
         Ok(Box::new(Read { file, path: path.to_owned() }))
     }
 
     fn stat(&self, path: &Path) -> io::Result<Stat> {
-        marked("stat", path, || OsDisk.stat(path))
+        marked("stat", path, || Anywhere.stat(path))
     }
 
     fn link_target(&self, path: &Path) -> Option<PathBuf> {
-        marked("readlink", path, || OsDisk.link_target(path))
+        marked("readlink", path, || Anywhere.link_target(path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        marked("mkdir", path, || OsDisk.create_dir(path))
+        marked("mkdir", path, || Anywhere.create_dir(path))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        marked("fsync", path, || OsDisk.sync_dir(path))
+        marked("fsync", path, || Anywhere.sync_dir(path))
     }
 
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        marked("link", new, || OsDisk.link(existing, new))
+        marked("link", new, || Anywhere.link(existing, new))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        marked("unlink", path, || OsDisk.remove_file(path))
+        marked("unlink", path, || Anywhere.remove_file(path))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        marked("rmdir", path, || OsDisk.remove_dir(path))
+        marked("rmdir", path, || Anywhere.remove_dir(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        marked("list", path, || OsDisk.list(path))
+        marked("list", path, || Anywhere.list(path))
     }
 
     fn free(&self, path: &Path) -> Option<Free> {
-        marked("statfs", path, || OsDisk.free(path))
+        marked("statfs", path, || Anywhere.free(path))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use checkpoint::objects::is_url;
 use comm::{BackendWord, SumRoom};
 use device::{DType, Device, DeviceKind};
 use layout::{
@@ -47,6 +48,8 @@ pub struct RunPlan {
     /// Whether steps go on while a checkpoint is written. The last one is waited for, so that a run
     /// that saves no other needs no memory for it.
     pub saves_beside: bool,
+    /// Whether checkpoints go to an object store, in parts that are kept until they are there.
+    saves_to_objects: bool,
     /// Bytes of a checkpoint that each rank writes.
     save_bytes: Vec<u64>,
     /// Whether gradients come over sockets, and not from where peers have them.
@@ -133,6 +136,7 @@ impl RunPlan {
             optimizer_device: config.ranks.optimizer_device.kind(),
             removes_checkpoints: config.checkpoint.keep > 0,
             saves_beside: saves_midway && checkpoint.mode == SaveMode::Async,
+            saves_to_objects: checkpoint.store.as_deref().is_some_and(is_url),
             save_bytes: Vec::new(),
             is_over_tcp: config.ranks.backend == BackendWord::Tcp,
             shares_within_hosts: config.ranks.within_host == BackendWord::Shm,
@@ -246,6 +250,10 @@ impl RunPlan {
             items.push((format!("copies to be saved, {SAVE_BUFFERS} buffers"), buffers));
             let buffer = checkpoint::RANGE_BYTES.min(bytes);
             items.push(("writing a checkpoint".to_owned(), page(buffer as usize)));
+        }
+        if self.saves_to_objects {
+            let bytes = checkpoint::objects::upload_bytes(self.save_bytes[rank]);
+            items.push(("uploading a checkpoint".to_owned(), page(bytes as usize)));
         }
         items.extend(self.simulation(rank));
         let packing = self.threads * kernels::gemm::packing_bytes();

@@ -1,6 +1,7 @@
 //! Shared parts of the tests: a disk that fails and crashes, and small model states to save.
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod faulty;
 pub mod mem_disk;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use checkpoint::Store;
+use checkpoint::objects::is_url;
 use data::config::Origin;
 use data::{DataError, TextInput, Tokenizer, TokenizerSpec};
 use layout::{LayoutError, Mesh, MeshProblem, MeshSpec, Schema, Tree};
@@ -13,6 +14,7 @@ use train::config::{Config, LEAVES_MAX, Resume, SaveMode};
 use train::mesh_plan::{self, Purpose};
 
 use crate::console::bytes as size;
+use crate::run_dir::RunDir;
 
 /// Stands for a tokenizer that could not be loaded: no model's table is too small for it.
 const SOME_VOCAB: usize = 2;
@@ -82,6 +84,7 @@ pub fn check(config: &Config, purpose: Purpose) -> (Option<Resolved>, Vec<Findin
     findings.extend(check_resume(config));
     findings.extend(check_init(config));
     findings.extend(check_local(config));
+    findings.extend(check_store(config));
     let resolved = match (tokenizer, architecture, schema, tree, mesh) {
         (Some(tokenizer), Some(architecture), Some((schema, _)), Some(tree), Some(mesh)) => {
             Some(Resolved { tokenizer, architecture, schema, tree, mesh })
@@ -355,6 +358,9 @@ fn check_batch(config: &Config, findings: &mut Vec<Finding>) -> Option<Tree> {
 
 fn check_resume(config: &Config) -> Option<Finding> {
     let Resume::From(path) = &config.checkpoint.resume else { return None };
+    if is_url(path) {
+        return check_url("checkpoint.resume", path);
+    }
     if path.is_dir() {
         return None;
     }
@@ -366,9 +372,29 @@ fn check_resume(config: &Config) -> Option<Finding> {
     Some(finding("checkpoint.resume", what, &help, &["checkpoint"]))
 }
 
+/// That a URL can be one; what lies there is looked at when it is needed.
+fn check_url(key: &str, path: &Path) -> Option<Finding> {
+    let error = checkpoint::objects::check(path).err()?;
+    Some(finding(key, error.to_string(), "", &["checkpoint"]))
+}
+
+fn check_store(config: &Config) -> Option<Finding> {
+    let path = config.checkpoint.store.as_ref()?;
+    if is_url(path) {
+        return check_url("checkpoint.store", path);
+    }
+    let is_other = path.exists() && !path.is_dir();
+    let what = || format!("{} is no directory", path.display());
+    let help = "give a directory, or the URL of a prefix in an object store";
+    is_other.then(|| finding("checkpoint.store", what(), help, &["checkpoint"]))
+}
+
 fn check_init(config: &Config) -> Option<Finding> {
     let path = config.checkpoint.init.as_ref().filter(|path| !path.is_dir())?;
-    let own = config.runs_dir.join(&config.name).join("checkpoints");
+    if is_url(path) {
+        return check_url("checkpoint.init", path);
+    }
+    let own = RunDir::new(config.runs_dir.join(&config.name)).checkpoints_of(config);
     if Store::new(own).committed().is_ok_and(|committed| committed > 0) {
         // A run that goes on does not need it any more.
         return None;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use checkpoint::Checkpoint;
+use checkpoint::objects::is_url;
 use data::Tokenizer;
 use device::Device;
 use safetensors::tensor::TensorView;
@@ -12,6 +13,7 @@ use train::{Sampler, Sampling};
 use crate::cli::GenerateArgs;
 use crate::config::CONFIG_BYTES_MAX;
 use crate::error::{CliError, Exit};
+use crate::saved_model::model_of;
 use crate::{limits, out_file, run_dir};
 
 /// Continues a prompt.
@@ -26,9 +28,13 @@ pub fn generate(args: GenerateArgs) -> Result<Exit, CliError> {
         )));
     }
     let path = run_dir::checkpoint_path(&args.from)?;
-    let config = config_of(&path)?;
-    let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
     let checkpoint = Checkpoint::open(&path)?;
+    let config = match is_url(&path) {
+        // No run's directory is around it, and it keeps the config itself.
+        true => model_of(&checkpoint)?.0,
+        false => config_of(&path, &args.from)?,
+    };
+    let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
     if let Some(file) = &args.logits {
         return logits(&args, file, &checkpoint, (&config, &tokenizer));
     }
@@ -101,12 +107,19 @@ fn logits(
     Ok(Exit::Ok)
 }
 
-/// The config of the run that a checkpoint lies in.
-fn config_of(checkpoint: &Path) -> Result<Config, CliError> {
+fn is_run(dir: &Path) -> bool {
+    dir.join("config.yaml").is_file()
+}
+
+/// The config of the run that a checkpoint lies in, or else of the one that was named.
+fn config_of(checkpoint: &Path, named: &Path) -> Result<Config, CliError> {
     // `..` has a parent by name that is not the directory above it.
     let absolute = checkpoint.canonicalize().or_else(|_| std::path::absolute(checkpoint));
     let absolute = absolute.map_err(CliError::mistake)?;
-    let run = absolute.parent().and_then(Path::parent);
+    let around = absolute.parent().and_then(Path::parent);
+    // A run may keep its checkpoints elsewhere.
+    let run = around.filter(|run| run.join("config.yaml").exists() || !is_run(named));
+    let run = run.or(is_run(named).then_some(named));
     let file = run.map(|run| run.join("config.yaml")).unwrap_or_default();
     let text = data::input::read_file(&file, CONFIG_BYTES_MAX).map_err(|error| {
         CliError::mistake(format!(

@@ -9,6 +9,7 @@ use train::{Engine, Trainer};
 
 use super::job::Job;
 use crate::error::CliError;
+use crate::run_dir::RunDir;
 
 /// The file with a run's word, beside its checkpoints.
 const FILE: &str = "local-id";
@@ -21,8 +22,8 @@ pub fn keep<E: Engine>(job: &Job, world: &World, trainer: &mut Trainer<E>) -> Re
     let Some(local) = &job.config.checkpoint.local else { return Ok(()) };
     let mut word = Vec::new();
     if world.rank() == 0 {
-        let run = job.checkpoints.parent().unwrap_or(&job.checkpoints);
-        word = word_in(run)?.into_bytes();
+        let run = RunDir::new(job.config.runs_dir.join(&job.config.name));
+        word = word_in(run.root())?.into_bytes();
     }
     world.control(Channel::Saving).broadcast_bytes(0, &mut word)?;
     let name = format!("muster-{}", String::from_utf8_lossy(&word));

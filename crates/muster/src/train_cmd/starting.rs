@@ -186,7 +186,7 @@ impl Starts<'_> {
             shared_memory: memory.descriptor(),
             sharing,
             bind: addresses.bind(),
-            checkpoints: run.checkpoints(),
+            checkpoints: run.checkpoints_of(config),
             max_steps: args.max_steps,
             profile: args.profile,
             trace: traced.as_ref().map(Traced::plan),

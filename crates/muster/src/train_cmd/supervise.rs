@@ -71,7 +71,7 @@ pub fn train(args: TrainArgs) -> Result<Exit, CliError> {
         remove_temporary(&cache);
         asked.report("it was asked to stop", address::Start::Tried(None));
     })?;
-    make_dirs(&run).map_err(tell)?;
+    make_dirs(&run, &planned.frame.config).map_err(tell)?;
     run.check_pipes(planned.place.node, planned.place.ranks.clone()).map_err(tell)?;
     // Where another process trains here, that one's ranks may still come.
     let _lock = hold(&run, planned.place.node)?;
@@ -131,8 +131,10 @@ fn dry_run(planned: Planned, run: &RunDir) -> Result<Exit, CliError> {
     planned.offload.map(|_| Exit::Ok)
 }
 
-fn make_dirs(run: &RunDir) -> Result<(), CliError> {
-    for dir in [run.root().to_owned(), run.logs(), run.checkpoints()] {
+fn make_dirs(run: &RunDir, config: &Config) -> Result<(), CliError> {
+    // One that lies elsewhere is made by the first that saves there.
+    let own = config.checkpoint.store.is_none().then(|| run.checkpoints());
+    for dir in [run.root().to_owned(), run.logs()].into_iter().chain(own) {
         std::fs::create_dir_all(&dir).map_err(|error| {
             CliError::mistake(format!("cannot make the directory {}: {error}", dir.display()))
         })?;
