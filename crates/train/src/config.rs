@@ -175,8 +175,8 @@ pub struct CheckpointConfig {
     #[schemars(range(max = 1_000_000_000_000_u64))]
     pub keep_every: u64,
     /// Where checkpoints are saved in place of the run's own directory, and resumed from: a
-    /// directory, or the URL of a prefix in an object store, as s3://BUCKET/PREFIX (or gs://, az://),
-    /// whose credentials are taken from the usual environment variables. One run's alone.
+    /// directory, or the URL of a prefix in an object store, as s3://BUCKET/PREFIX (or gs://,
+    /// az://), whose credentials are taken from the usual environment variables. One run's alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
     /// The checkpoint to start from: `auto` (the newest of this run, if any), `never` (none), or
