@@ -143,9 +143,10 @@ impl CliError {
         self
     }
 
-    /// The first line of the message.
+    /// The first line of the message, without the promise of log lines below.
     pub fn headline(&self) -> &str {
-        self.message.lines().next().unwrap_or_default()
+        let line = self.message.lines().next().unwrap_or_default();
+        line.split_once("; its last log lines:").map_or(line, |(headline, _)| headline)
     }
 
     /// Something that cannot happen.

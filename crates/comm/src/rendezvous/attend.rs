@@ -230,7 +230,7 @@ async fn serve_supervisor(line: Line, from: SocketAddr, attend: Attend, point: A
                 return;
             }
         }
-        // What was said last is read before the connection ends.
+        // The last words are read before the connection ends.
         let _ = to_host.shutdown().await;
         tokio::time::sleep(LAST_WORDS).await;
     };

@@ -22,7 +22,7 @@ use crate::patience::{AwakeClock, Patience};
 use crate::tls::{Connection, Security};
 use crate::{CommError, Result, ending, secret};
 
-/// What a supervisor hears.
+/// News for a supervisor.
 #[derive(Debug)]
 pub enum News {
     Said(ToHost),

@@ -21,7 +21,7 @@ pub(super) struct Shared {
     nodes: usize,
     /// Which start of the ranks this is of.
     incarnation: u64,
-    /// What people call the hosts: their numbers at the beginning.
+    /// The hosts as people call them: by their numbers at the beginning.
     names: Vec<usize>,
     pub timeout_ms: u64,
     /// Who is none of the job's is told so.
@@ -301,7 +301,7 @@ impl Shared {
         }
     }
 
-    /// What people call the host at a place.
+    /// The host at a place, as people call it.
     fn name_of(&self, place: usize) -> usize {
         self.names.get(place).copied().unwrap_or(place)
     }

@@ -57,17 +57,7 @@ impl Renderer {
             Event::Initialized(Initialized { path, step }) => {
                 format!("starting with the weights of {path} (step {step})")
             }
-            Event::Restarting(restarting) => {
-                let Restarting { failure, number, of, wait_s, hosts } = restarting;
-                let what = self.strong(failure);
-                let fewer = hosts.filter(|(now, all)| now < all);
-                let on = fewer.map(|(now, all)| format!(" on {now} of {all} hosts"));
-                format!(
-                    "{what}\nstarting again{} in {wait_s} s from the newest checkpoint ({number} of \
-                     {of} times until the next one is saved)",
-                    on.unwrap_or_default()
-                )
-            }
+            Event::Restarting(restarting) => self.restarting(restarting),
             Event::Step(step) => self.step(step),
             Event::Ranks(_) => String::new(), // Their sums belong to the summary.
             Event::Evaluation(evaluation) => self.evaluation(evaluation),
@@ -168,6 +158,18 @@ impl Renderer {
         }
         out.truncate(out.trim_end().len());
         out
+    }
+
+    fn restarting(&self, restarting: &Restarting) -> String {
+        let Restarting { failure, number, of, wait_s, hosts } = restarting;
+        let what = self.strong(failure);
+        let fewer = hosts.filter(|(now, all)| now < all);
+        let on = fewer.map(|(now, all)| format!(" on {now} of {all} hosts"));
+        format!(
+            "{what}\nstarting again{} in {wait_s} s from the newest checkpoint ({number} of {of} \
+             times until the next one is saved)",
+            on.unwrap_or_default()
+        )
     }
 
     fn step(&self, step: &Step) -> String {

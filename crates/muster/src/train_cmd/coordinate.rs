@@ -76,7 +76,7 @@ struct Again {
     wait: Duration,
 }
 
-/// What came of waiting for the next start.
+/// The outcome of waiting for the next start.
 enum Settled {
     /// With these hosts.
     Go(Vec<usize>),

@@ -60,7 +60,7 @@ impl Planned {
     /// As it is, if it can be.
     ///
     /// # Errors
-    /// What does not fit.
+    /// The part that does not fit.
     pub fn that_fits(mut self) -> Result<Planned, CliError> {
         self.offload = Ok(self.offload?);
         match &self.fit {
@@ -99,13 +99,13 @@ impl Frame {
     /// ranks; this one is among them. Each has as many ranks as before.
     ///
     /// # Errors
-    /// What they cannot do.
+    /// Something that they cannot do.
     pub fn on(self, members: &[usize]) -> Result<Planned, CliError> {
         let Frame { config, hosts, vocab, gradient_bytes, topology, .. } = &self;
         let nodes = members.len();
         let node = members.iter().position(|&member| member == hosts.node).unwrap_or(hosts.node);
         let world = config.ranks.count / hosts.nodes.max(1) * nodes;
-        // What does not divide over all hosts is refused there, with the number as it was given.
+        // A number that does not divide over all hosts is refused there, as it was given.
         let world = if nodes == hosts.nodes { config.ranks.count } else { world };
         let is_shm = config.ranks.backend == BackendWord::Shm;
         let place = Place::new(&Hosts { nodes, node, ..hosts.clone() }, world, is_shm)?;

@@ -1,4 +1,4 @@
-//! What the supervisor keeps of a run, and shows: events, the config, the plot.
+//! The records of a run that its supervisor keeps, and shows: events, the config, the plot.
 
 use std::path::Path;
 use std::time::Duration;

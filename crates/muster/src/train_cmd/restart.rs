@@ -168,7 +168,7 @@ impl Restarts {
     }
 }
 
-/// What becomes of a job one of whose hosts is gone.
+/// The fate of a job one of whose hosts is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Hosts at the beginning.
@@ -229,7 +229,7 @@ impl Policy {
     }
 }
 
-/// What restarts there are, for the header of a run on so many hosts.
+/// The restarts that there are, for the header of a run on so many hosts.
 pub fn words(ranks: &RanksConfig, nodes: usize) -> String {
     let (most, [first, longest]) = (ranks.restarts, WAITS);
     if most == 0 {

@@ -27,7 +27,7 @@ fn come(seats: &mut Seats, attend: Attend, now: Duration) -> (UnboundedReceiver<
     (messages, gone)
 }
 
-/// What was said but signs of life.
+/// Messages that are more than signs of life.
 fn said(messages: &mut UnboundedReceiver<ToHost>) -> Vec<ToHost> {
     let all = std::iter::from_fn(|| messages.try_recv().ok());
     all.filter(|message| *message != ToHost::Beat).collect()
@@ -94,7 +94,7 @@ fn who_was_taken_for_gone_hears_it_and_is_of_the_next_start() {
     let mut seats = seats();
     let (_old, _) = come(&mut seats, attend(1, 11, None), s(0));
     assert_eq!(seats.look(s(11)).len(), 1);
-    // What comes late on the old connection changes nothing.
+    // A message that comes late on the old connection changes nothing.
     assert_eq!(seats.hear((1, 11), FromHost::Ended(report(0)), s(12)), None);
     let (mut again, gone) = come(&mut seats, attend(1, 11, Some(0)), s(13));
     assert_eq!(gone, []);
