@@ -22,7 +22,8 @@ pub use bench::{
     BenchArgs, BenchCommand, CompareArgs, GemmArgs, MemoryArgs, NewtonSchulzArgs, OrthogonalizeArgs,
 };
 pub use ckpt::{
-    CkptCommand, ExportArgs, FileType, ImportArgs, Library, PlanArgs, RANKS_MAX, ReshapeArgs, RuleWord,
+    CkptCommand, ExportArgs, FileType, ImportArgs, Library, PlanArgs, RANKS_MAX, ReshapeArgs,
+    RuleWord,
 };
 pub use collectives::CollectivesArgs;
 pub use links::LinksArgs;
