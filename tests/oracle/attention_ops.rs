@@ -71,7 +71,9 @@ impl Rope {
     fn run(&self, k: &Kernels, x: &[f64], turn: rope::Turn) -> Vec<f64> {
         let x = k.tensor(&self.at.shape(), x);
         let (width, theta, dtype) = (self.at.width, self.theta, device::DType::F64);
-        let table = rope::table(&k.device, self.positions, &rope::Turns::geometric(width, theta), dtype).unwrap();
+        let table =
+            rope::table(&k.device, self.positions, &rope::Turns::geometric(width, theta), dtype)
+                .unwrap();
         let (pairs, vectors) = (self.pairs, self.at.vectors(x.clone()));
         k.launch(rope::Rotate { table, x: vectors, pairs, turn });
         k.read(&x)

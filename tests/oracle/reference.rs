@@ -181,7 +181,9 @@ impl Reference {
     ) -> Result<Tensor> {
         let (a, name) = (&self.a, format!("{block}.self_attn"));
         let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = latent;
-        let Positions::Rotary { theta, .. } = a.positions else { panic!("latent attention rotates") };
+        let Positions::Rotary { theta, .. } = a.positions else {
+            panic!("latent attention rotates")
+        };
         let project = |x: &Tensor, what: &str| self.project(x, &format!("{name}.{what}"), false);
         let normed = |x: &Tensor, what: &str| {
             basic::rms_norm(x, self.weight(&format!("{name}.{what}")), a.norm_eps)
