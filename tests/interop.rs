@@ -135,6 +135,49 @@ fn an_export_is_what_was_imported_to_the_bit() {
     assert!(run.path().join("llama-out/generation_config.json").is_file());
 }
 
+/// The matrices of queries, keys and values of a GPT-2, each `[out, in]`, in the place of one that
+/// is published as `[in, out]`.
+fn cut_apart(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, view) in file.tensors() {
+        let Some((before, end)) = name.split_once("c_attn.") else {
+            tensors.push((name, view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        let values: &[[u8; 4]] = view.data().as_chunks().0;
+        let all = *view.shape().last().unwrap();
+        let (inputs, outputs) = (values.len() / all, all / 3);
+        for (number, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+            let rows = number * outputs..(number + 1) * outputs;
+            let turned = rows.flat_map(|row| (0..inputs).map(move |column| (row, column)));
+            let bytes = turned.flat_map(|(row, column)| values[column * all + row]).collect();
+            let shape = match end {
+                "bias" => vec![outputs],
+                _ => vec![outputs, inputs],
+            };
+            tensors.push((format!("{before}{part}.{end}"), view.dtype(), shape, bytes));
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
+}
+
+#[test]
+fn queries_keys_and_values_that_are_apart_become_one_matrix() {
+    let run = Workdir::new("interop-apart");
+    ok(import(&run, "gpt2", "whole"));
+    let dir = copy(&run, "gpt2", "apart");
+    cut_apart(&dir.join("model.safetensors"));
+    ok(ckpt(&run, &["import", "apart", "joined"]));
+    let done = ok(ckpt(&run, &["diff", "whole", "joined", "--parameters-only"]));
+    assert!(done.stdout.contains("equal: all bits"), "{done}");
+}
+
 /// A config without a model: the checkpoint's is used, with its tokenizer.
 fn tune(run: &Workdir, args: &[&str]) -> Done {
     let text: String = (0..4000_u32).map(|i| char::from(b' ' + (i * i % 61) as u8)).collect();

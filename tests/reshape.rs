@@ -85,13 +85,13 @@ fn the_files_are_those_of_the_layout() {
 /// All ranks of a plan, and what they add up to.
 fn plan_for_programs(run: &Workdir) {
     let json = |args: &[&str]| -> serde_json::Value {
-        let all = [&["plan", "runs/a", "--layout", "dp=16,tp=4", "--json"], args].concat();
+        let all = [&["plan", "runs/a", "--layout", "dp=32,tp=2", "--json"], args].concat();
         let done = ckpt(run, &all);
         assert_eq!(done.code(), Some(0), "{done}");
         serde_json::from_str(&done.stdout).expect("JSON")
     };
     let plan = json(&["--rate", "2"]);
-    assert_eq!(plan["layout"], serde_json::json!({"pp": 1, "dp": 16, "ep": 1, "tp": 4}));
+    assert_eq!(plan["layout"], serde_json::json!({"pp": 1, "dp": 32, "ep": 1, "tp": 2}));
     assert_eq!((&plan["gb_per_s"], &plan["timed_bytes"]), (&2.0.into(), &().into()));
     let ranks = plan["ranks"].as_array().unwrap();
     assert_eq!(ranks.len(), 64);
@@ -99,7 +99,7 @@ fn plan_for_programs(run: &Workdir) {
     assert_eq!(plan["bytes"], sum);
     assert_eq!(plan["seconds_alone"], sum as f64 / 1e9);
     let last = &ranks[63];
-    assert_eq!(last["at"], serde_json::json!({"pp": 0, "dp": 15, "ep": 0, "tp": 3}));
+    assert_eq!(last["at"], serde_json::json!({"pp": 0, "dp": 31, "ep": 0, "tp": 1}));
     assert!(last["boxes"].as_u64().unwrap() > 0);
     assert!(json(&[])["timed_bytes"].as_u64().unwrap() > 0);
 }

@@ -165,7 +165,7 @@ fn muons_momentum_is_a_matrix_like_its_parameter_at_every_width() {
     let (name, disk) = ("layers.0.q_proj.weight", MemDisk::new());
     let schema = Schema::new(vec![LogicalTensor::new(name, &shape, Role::Matrix)]).unwrap();
     let store = store(&disk);
-    let mut listed: Vec<Vec<(String, String, Dtype, Vec<usize>)>> = Vec::new();
+    let mut listed = Vec::new();
     for (step, world) in [(1, 1), (2, 2), (3, 3), (4, 7)] {
         // The parameter is all rank 0's; the momentum is cut among all, as its owners have it.
         let param = filled(name, "param", &shape, |i| i as f32);
@@ -189,7 +189,7 @@ fn muons_momentum_is_a_matrix_like_its_parameter_at_every_width() {
         let row = |t: &checkpoint::StateTensor| {
             (t.name.clone(), t.slot.clone(), t.dtype, t.shape.clone())
         };
-        listed.push(tensors.map(row).collect());
+        listed.push(tensors.map(row).collect::<Vec<_>>());
     }
     // One entry for each state, alike at all widths: nothing is named by rank.
     assert!(listed.iter().all(|rows| rows.len() == 2 && *rows == listed[0]), "{listed:?}");
