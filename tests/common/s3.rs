@@ -107,7 +107,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Requests that hang are not waited for.
-        self.runtime.take().map(Runtime::shutdown_background);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

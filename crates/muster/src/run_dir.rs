@@ -179,7 +179,7 @@ fn is_absent(error: &std::io::Error) -> bool {
 ///
 /// # Errors
 /// It cannot be looked at.
-pub fn kind(path: &Path) -> Result<Option<Kind>, CliError> {
+fn kind(path: &Path) -> Result<Option<Kind>, CliError> {
     match Anywhere.stat(path) {
         Ok(found) => Ok(Some(found.kind)),
         Err(error) if is_absent(&error) => Ok(None),
