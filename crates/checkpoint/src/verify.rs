@@ -1,12 +1,13 @@
 //! Reading a checkpoint through: every byte of every file against what is recorded of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::disk::{Disk, Kind, exists, read_exact_at};
 use crate::manifest::{ChunkRecord, StateTensor};
@@ -233,6 +234,40 @@ fn chunks_by_file(checkpoint: &Checkpoint) -> Vec<Vec<(&StateTensor, &ChunkRecor
     chunks
 }
 
+/// The entries of a safetensors header. A key that is there twice is refused: readers differ in
+/// which of the two counts.
+struct Header(HashMap<String, Entry>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Header, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a header of safetensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let (mut entries, mut metadata) = (HashMap::new(), None);
+                while let Some(name) = map.next_key::<String>()? {
+                    let twice = match name == "__metadata__" {
+                        true => {
+                            metadata.replace(map.next_value::<HashMap<String, String>>()?).is_some()
+                        }
+                        false => entries.insert(name.clone(), map.next_value()?).is_some(),
+                    };
+                    if twice {
+                        return Err(A::Error::custom(format!("`{name}` is there twice")));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        from.deserialize_map(Entries)
+    }
+}
+
 /// The value of a chunk's key in a safetensors header.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Entry {
@@ -265,17 +300,15 @@ fn check_header(
     }
     let mut json = vec![0; data_start as usize - 8];
     read(&mut json, 8)?;
-    let parsed: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
-    let mut left = parsed.len() - usize::from(parsed.contains_key("__metadata__"));
+    let Header(parsed) = serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
+    let mut left = parsed.len();
     let mut data_bytes = 0;
     for (tensor, chunk) in chunks {
         let name = tensor.key().chunk_name(&chunk.region());
         let entry = parsed.get(&name).ok_or_else(|| wrong(format!("it has no `{name}`")))?;
-        let entry = Entry::deserialize(entry).map_err(|e| wrong(format!("`{name}`: {e}")))?;
         let [start, end] = chunk.range.map(|at| at.saturating_sub(data_start));
         let (dtype, shape) = (tensor.dtype, chunk.shape.clone());
-        if entry != (Entry { dtype, shape, data_offsets: [start, end] }) {
+        if *entry != (Entry { dtype, shape, data_offsets: [start, end] }) {
             return Err(wrong(format!("`{name}` is {entry:?}, not as in the manifest")));
         }
         left = left.saturating_sub(1);

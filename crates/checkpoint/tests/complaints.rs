@@ -1,6 +1,6 @@
 //! Complaints of other trainers' checkpoints, each as a test of its own; the number of the report
-//! stands at the test. Flipped bits are told in `flips`, files of others in `foreign_files`, layouts
-//! in `layouts`, memory in `sizes`.
+//! stands at the test. Flipped bits are told in `flips`, files of others in `foreign_files`,
+//! layouts in `layouts`, memory in `sizes`.
 
 mod support;
 

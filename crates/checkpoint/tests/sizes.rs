@@ -192,6 +192,32 @@ fn a_shard_that_claims_a_header_as_long_as_itself() {
     }
 }
 
+/// A header that names a tensor twice, of which readers take one or the other, or neither.
+#[test]
+fn a_shard_whose_header_has_a_key_twice_is_told() {
+    let _alone = alone();
+    let (_root, dir) = saved();
+    let path = dir.join("rank-00000/shard-000.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let text = String::from_utf8_lossy(&bytes[8..4096]).trim_end().to_owned();
+    let entry = "\"layers.0.weight:param[0,0]\":";
+    let start = text.find(entry).unwrap();
+    let end = start + text[start..].find('}').unwrap() + 1;
+    let header = format!("{},{}", text.strip_suffix('}').unwrap(), &text[start..end]) + "}";
+    bytes[8..4096].fill(b' ');
+    bytes[8..8 + header.len()].copy_from_slice(header.as_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let table = dir.join("rank-00000/shard-000.sums");
+    let mut sums = fs::read(&table).unwrap();
+    sums[24..28].copy_from_slice(&crc_fast::crc32_iscsi(&bytes).to_le_bytes());
+    fs::write(&table, &sums).unwrap();
+    let digest = Digest::of(&sums);
+    rewrite(&dir, |manifest| manifest["files"][0]["sums_blake3"] = json!(digest));
+    let report = verify(&dir, false).unwrap();
+    let told = report.problems[0].to_string();
+    assert!(told.contains("`layers.0.weight:param[0,0]` is there twice"), "{told}");
+}
+
 /// Hosts ran out of memory while they saved or converted (bigcode 69, Megatron-Bridge 1783).
 #[test]
 fn memory_does_not_grow_with_the_largest_tensor() {
