@@ -30,7 +30,7 @@ fn a_rank_that_is_lost_goes_on_from_memory_of_its_host() {
     let mut job = run.start(&[&RUN[..], &LOCAL, &["--ranks", "3"]].concat());
     assert!(job.wait_until(|| !run.events_of(&run.name, "saved_locally").is_empty()));
     let from = run.events_of(&run.name, "saved_locally")[0]["step"].as_u64().unwrap();
-    steps(&run, &mut job, from + 4);
+    steps(&run, &mut job, from as usize + 4);
     let [kept] = &kept(&run, ".")[..] else { panic!("{:?}", kept(&run, ".")) };
     assert!(kept.starts_with("muster-"), "{kept}");
     send(job.workers()[1].1, libc::SIGKILL);

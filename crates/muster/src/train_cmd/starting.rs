@@ -228,7 +228,7 @@ impl Starts<'_> {
             // By the ranks' vote, not by the signals that came here: all hosts end alike.
             Ended::Done(exit) => {
                 place.says_it_is_done();
-                return Ok(exit);
+                Ok(exit)
             }
             Ended::AtOnce => {
                 self.part();

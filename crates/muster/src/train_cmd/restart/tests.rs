@@ -119,7 +119,7 @@ fn what_another_start_does_not_mend_ends_it_on_all_hosts() {
     assert!(matches!(end(&[fell.clone(), done]), Next::End(Some(_))));
     // They never met: as where a host does not come.
     let never = report(0, Exit::Peer, None, "ranks 2 and 3 did not come");
-    assert_eq!(end(&[never.clone()]), Next::End(None));
+    assert_eq!(end(std::slice::from_ref(&never)), Next::End(None));
     let later = Round { is_first: false, ..round(&[never]) };
     assert!(matches!(Restarts::of_hosts(3).after(&later), Next::Again { .. }));
     assert_eq!(Restarts::of_hosts(0).after(&round(&[fell])), Next::End(None));
