@@ -50,7 +50,7 @@ impl Cloud {
         self.start(args).wait()
     }
 
-    /// What it says, once it has done as it was told.
+    /// Its words, once it has done as it was told.
     fn says(&self, args: &[&str]) -> String {
         let done = self.muster(args);
         assert_eq!(done.code(), Some(0), "{args:?}: {done}");
@@ -193,9 +193,6 @@ fn a_store_that_does_not_serve_is_told_with_what_to_set() {
     let mut half = list(URL);
     half.env_remove("AWS_SECRET_ACCESS_KEY");
     holds(fails(&cloud, half), 2, &["no credentials", "AWS_SECRET_ACCESS_KEY is not set"]);
-    let mut none = list(URL);
-    none.env_remove("AWS_SECRET_ACCESS_KEY").env_remove("AWS_ACCESS_KEY_ID");
-    holds(fails(&cloud, none), 2, &["no credentials", "AWS_ACCESS_KEY_ID"]);
     let mut nobody = list(URL);
     nobody.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", common::free_port()));
     holds(fails(&cloud, nobody), 3, &["cannot be reached", "AWS_ENDPOINT_URL"]);

@@ -30,7 +30,7 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// What a test may ask of a server, and see.
+/// All that a test may ask of a server, and see.
 #[derive(Default)]
 struct Shared {
     /// No request is answered.
@@ -74,7 +74,7 @@ impl Server {
         Server { dir, runtime: Some(runtime), endpoint, shared }
     }
 
-    /// What a client must be told.
+    /// All that a client must be told.
     pub fn environment(&self) -> HashMap<&'static str, String> {
         HashMap::from([
             ("AWS_ENDPOINT_URL", self.endpoint.clone()),

@@ -18,8 +18,7 @@ use crate::disk::{Disk, Kind, ReadFile};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
-use crate::stream::FileRange;
-use crate::verified::{Recovered, Verified, if_removed, range, read_file};
+use crate::verified::{FileRange, Recovered, Verified, if_removed, range, read_file};
 use crate::{Anywhere, Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
@@ -284,7 +283,7 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// What was taken from copies since the last call, and why: a line each.
+    /// All that was taken from copies since the last call, and why: a line each.
     pub fn recovered(&self) -> Vec<String> {
         let line = |Recovered { file, error, copy }| {
             let error = self.name_holders(file, error);

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::manifest::ChunkRecord;
 use crate::region::{for_each_run, interval};
 use crate::sums::RANGE_BYTES;
+use crate::verified::FileRange;
 use crate::{Checkpoint, Dtype, Error, Region, TensorKey};
 
 /// A box of a tensor that is wanted.
@@ -24,13 +25,6 @@ pub struct Wanted {
     /// As it is stored.
     pub dtype: Dtype,
     pub region: Region,
-}
-
-/// A 4 MiB range of a shard: the number of the file in the manifest, and the range's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileRange {
-    pub file: u32,
-    pub number: u32,
 }
 
 /// Each range that is to be read, and the boxes that want some of a chunk in it.

@@ -40,6 +40,13 @@ pub(crate) struct Verified {
     recovered: Mutex<Vec<Recovered>>,
 }
 
+/// A 4 MiB range of a shard: the number of the file in the manifest, and the range's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileRange {
+    pub file: u32,
+    pub number: u32,
+}
+
 /// Something of a file that was taken from a copy.
 pub(crate) struct Recovered {
     pub file: usize,
@@ -78,7 +85,7 @@ impl Verified {
         Verified { disk, dir, copies, sums, open, kept, recovered }
     }
 
-    /// What was taken from copies since the last call, and why.
+    /// All that was taken from copies since the last call, and why.
     pub(crate) fn recovered(&self) -> Vec<Recovered> {
         std::mem::take(&mut lock(&self.recovered))
     }

@@ -82,7 +82,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Vec<FileRange>> {
     rest.is_empty().then_some(ranges)
 }
 
-/// What follows the bytes of a range on its way: the CRC32C of those that were read, and whether
+/// Follow the bytes of a range on its way: the CRC32C of those that were read, and whether
 /// they could be.
 const TRAILER_BYTES: usize = 8;
 
@@ -175,7 +175,10 @@ mod tests {
             // Which of the three files each rank can read.
             let can_read = |rank: usize, at: FileRange| files[rank] & (1 << at.file) != 0;
             let needed = |rank: usize, at: &FileRange| needs[rank].contains(at);
-            let all = || (0..needs.len()).flat_map(|rank| needs[rank].iter().map(move |at| (rank, *at)));
+            let all = || {
+                let of = |rank: usize| needs[rank].iter().map(move |at| (rank, *at));
+                (0..needs.len()).flat_map(of)
+            };
             let handed_on = match plan(&needs, can_read) {
                 Ok(handed_on) => handed_on,
                 Err(at) => {

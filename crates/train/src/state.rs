@@ -301,7 +301,7 @@ impl<E: Engine> Trainer<E> {
         })?;
         let is_read = |at| handed_on.binary_search_by_key(&at, |of| of.at).is_err();
         let own = loading.read(self.plan.threads, is_read);
-        // What this rank reads for others as well it takes, too.
+        // Whatever this rank reads for others it takes, too, if it needs it.
         let read = |at, bytes: &mut Vec<u8>| {
             checkpoint.read_file_range(at, bytes)?;
             loading.give(at, (bytes, crc_fast::crc32_iscsi(bytes)))

@@ -49,7 +49,7 @@ fn save(config: &Config, dir: &Path, hosts: &[&str]) -> String {
     digests[0].clone()
 }
 
-/// What a job on these hosts goes on from: what it was told, and its weights one step later.
+/// A job on these hosts goes on: its weights one step later, and the lines that it was told.
 fn go_on(config: &Config, dir: &Path, hosts: &[&str]) -> (Option<String>, Vec<String>) {
     let ranks = rank::with_group("tcp", hosts.len(), |world| {
         let mut trainer = trainer(config, dir, hosts, world);
@@ -158,7 +158,7 @@ fn a_host_that_cannot_keep_its_part_leaves_it_out_and_all_go_on() {
         trainer.weights_digest().unwrap()
     });
     assert_eq!(ranks, [first.clone(), first]);
-    // What was there before still is.
+    // The one from before is still there.
     assert!(go_on(&config, dir.path(), &hosts).0.is_some());
     let leftover = dir.path().join("a/step-00000003.g0002");
     assert!(!leftover.exists(), "the attempt is removed where it was begun");

@@ -18,7 +18,7 @@ use super::remote::{Limits, Remote};
 /// Connects to a bucket: nothing is sent yet.
 ///
 /// # Errors
-/// What the environment says contradicts itself or is not enough.
+/// The environment contradicts itself, or does not say enough.
 pub(super) fn connect(bucket: &Bucket) -> Result<Remote, ObjectError> {
     let setup = |reason: String| {
         let bucket = bucket.to_string();

@@ -1,4 +1,4 @@
-//! What an object store's answers mean, and what to do about them.
+//! The meanings of an object store's answers, and what to do about them.
 
 use std::error::Error as _;
 use std::io;
@@ -102,7 +102,7 @@ impl From<ObjectError> for io::Error {
     }
 }
 
-/// What is said of a bucket's service.
+/// Words about a bucket's service.
 #[derive(Debug, Clone)]
 pub(super) struct Advice {
     /// The bucket, as in its URLs.
@@ -114,7 +114,7 @@ pub(super) struct Advice {
     pub seconds: u64,
 }
 
-/// What the library says, in a kind of ours.
+/// An error of the library, in a kind of ours.
 pub(super) fn explain(error: object_store::Error, advice: &Advice) -> ObjectError {
     use object_store::Error;
     let text = words(&error);

@@ -158,7 +158,7 @@ impl ObjectDisk {
         remote.ask(async move {
             let found = service.list(some(&key)).map_ok(|meta| meta.location).boxed();
             let mut keys: Vec<Key> = found.try_collect().await?;
-            // What stands for the directory goes last, so that it is there as long as anything is.
+            // The one that stands for the directory goes last: it is there as long as anything is.
             keys.sort_by_key(|key| key.filename() == Some(DIRECTORY));
             let keys = futures_util::stream::iter(keys).map(Ok).boxed();
             let removed = service.delete_stream(keys);

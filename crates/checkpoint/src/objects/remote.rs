@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::error::{Advice, ObjectError, explain};
 
-/// What is asked of a service.
+/// All that is asked of a service.
 pub trait Service: ObjectStore + MultipartStore {}
 
 impl<S: ObjectStore + MultipartStore> Service for S {}

@@ -45,7 +45,7 @@ pub(super) struct Upload {
     written: u64,
 }
 
-/// What writers and requests share.
+/// Shared by writers and requests.
 struct Shared {
     state: Mutex<State>,
     /// Rung when a part has arrived, or failed.
@@ -255,7 +255,7 @@ impl Drop for Upload {
         drop(state);
         tasks.iter().for_each(JoinHandle::abort);
         let (service, key) = (self.remote.service.clone(), self.key.clone());
-        // What cannot be given back now is for the bucket's own rule about unfinished uploads.
+        // One that cannot be given back now is for the bucket's own rule about unfinished uploads.
         let call = async move { service.abort_multipart(&key, &id).await };
         let _ = self.remote.ask_within(PATIENCE.min(self.remote.limits.total), call);
     }

@@ -73,9 +73,9 @@ fn who_has_the_secret_is_taken_and_both_have_the_same_keys() {
 fn versions_and_strangers_are_told_apart() {
     let dialler = Dialler::new(secret(OURS), claim(1, 1, 0, 0), [9; 32]);
     let mut hail = *dialler.hail();
-    hail[4] = 9;
+    hail[4] += 1;
     let other = super::greeting(hail.first_chunk().unwrap());
-    assert_eq!(other, Greeting::Other(Refused::Protocol(9)));
+    assert_eq!(other, Greeting::Other(Refused::Protocol(hail[4])));
     assert_eq!(super::greeting(b"\x5d\0\0\0MSTC"), Greeting::Former);
     assert_eq!(super::greeting(b"GET / HT"), Greeting::Other(Refused::Stranger));
     assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x08\0\0\0");

@@ -17,7 +17,7 @@ use crate::TrainError;
 /// Bytes of a block.
 const BLOCK: u64 = 4 << 20;
 
-/// What a rank needs to send its files and to keep those of others.
+/// All that a rank needs to send its files and to keep those of others.
 pub(super) struct Copies {
     rank: usize,
     keeper: usize,

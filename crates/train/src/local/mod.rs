@@ -65,7 +65,7 @@ impl Local {
     /// Removes all that there is on this host.
     pub(crate) fn remove(&self) {
         for attempt in self.store.attempts().unwrap_or_default() {
-            // What stays is of no harm: newer checkpoints are on the disk.
+            // One that stays is of no harm: newer checkpoints are on the disk.
             let _ = self.store.remove(attempt);
         }
         let root = self.store.root();

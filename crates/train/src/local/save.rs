@@ -27,7 +27,7 @@ impl Local {
     ) -> Result<Result<u64, String>, TrainError> {
         let outcome = self.try_conclude(control, attempt, plan, written, state)?;
         if self.leads() {
-            // What is older is of no use once this is committed, and this none where it is not. A
+            // Older ones are of no use once this is committed, and this is none where it is not. A
             // directory that cannot be removed is tried again next time.
             match outcome {
                 Ok(_) => self.remove_older(attempt),
