@@ -14,7 +14,7 @@ const ELEMENTS: usize = 6 << 20;
 const ATTEMPT: Attempt = Attempt { step: 3, generation: 1 };
 
 fn bytes() -> Vec<u8> {
-    (0..4 * ELEMENTS).map(|i| (i * 2_654_435_761 >> 9) as u8).collect()
+    (0..4 * ELEMENTS).map(|i| ((i * 2_654_435_761) >> 9) as u8).collect()
 }
 
 /// A tensor that two ranks have saved; its directory.

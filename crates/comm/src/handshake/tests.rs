@@ -75,7 +75,7 @@ fn versions_and_strangers_are_told_apart() {
     let mut hail = *dialler.hail();
     hail[4] += 1;
     let other = super::greeting(hail.first_chunk().unwrap());
-    assert_eq!(other, Greeting::Other(Refused::Protocol(hail[4])));
+    assert_eq!(other, Greeting::Other(Refused::Protocol(hail[4].into())));
     assert_eq!(super::greeting(b"\x5d\0\0\0MSTC"), Greeting::Former);
     assert_eq!(super::greeting(b"GET / HT"), Greeting::Other(Refused::Stranger));
     assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x08\0\0\0");
