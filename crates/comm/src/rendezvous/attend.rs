@@ -166,8 +166,11 @@ async fn attend(guest: Guest, point: Arc<Point>) {
         ToServer::Attend(attend) => serve_supervisor(line, from, attend, point).await,
         ToServer::Hello(hello) => serve_worker(line, from, hello, shared).await,
         ToServer::Absent { job, node, reason } if job == shared.job => {
-            // One that is none of this start's is not awaited.
-            let place = point.seats(|seats, _| seats.place_of(node));
+            // One that is none of a later start's is not awaited.
+            let place = point.seats(|seats, _| match seats.incarnation() {
+                0 => Some(node),
+                _ => seats.place_of(node),
+            });
             place.iter().for_each(|&place| shared.leave_out(place, &reason));
         }
         ToServer::Ended { group, node, rank, reason } => {
