@@ -78,7 +78,7 @@ fn versions_and_strangers_are_told_apart() {
     assert_eq!(other, Greeting::Other(Refused::Protocol(hail[4].into())));
     assert_eq!(super::greeting(b"\x5d\0\0\0MSTC"), Greeting::Former);
     assert_eq!(super::greeting(b"GET / HT"), Greeting::Other(Refused::Stranger));
-    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x08\0\0\0");
+    assert_eq!(answer_to_former(), *b"\x08\0\0\0MSTC\x09\0\0\0");
     let (_, mut challenge) = Listener::challenge(dialler.hail(), [8; 32]);
     challenge[MARK_BYTES] = 10;
     assert_eq!(dialler.prove(&challenge).err(), Some(Refused::Protocol(10)));
