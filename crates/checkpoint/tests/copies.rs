@@ -19,6 +19,7 @@ fn bytes() -> Vec<u8> {
 
 /// A tensor that two ranks have saved; its directory.
 fn saved(root: &Path) -> PathBuf {
+    fs::create_dir_all(root).unwrap();
     let (store, data) = (Store::new(root), bytes());
     let (key, shape) = (TensorKey::new("t", "param"), [ELEMENTS]);
     let halves = slabs(&shape, ELEMENTS / 2);
