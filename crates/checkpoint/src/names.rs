@@ -49,7 +49,7 @@ impl Attempt {
     /// Orders attempts from oldest to newest. A later incarnation of the job knows of the
     /// earlier ones' commits and chose where to go on from, so its word is the newer one even
     /// at a lower step.
-    pub(crate) fn age_key(self) -> (u32, u64) {
+    pub fn age_key(self) -> (u32, u64) {
         (self.generation, self.step)
     }
 }

@@ -28,7 +28,7 @@ use checkpoint::{
 use comm::Control;
 
 use crate::event::Saved;
-use crate::local::Local;
+use crate::local::{Local, Written};
 use crate::plan::SAVE_BUFFERS;
 use crate::save::Planned;
 use crate::save_boxes::key;
@@ -283,9 +283,10 @@ impl Writer {
             }
             Target::Local(local) => {
                 let written = self.write(&local.store, *attempt, buffer, None);
-                let plan = plan.as_deref_mut();
-                let kept = local.conclude(control, *attempt, plan, &written, state)?;
-                let path = local.store.path_of(*attempt);
+                let (attempt, plan, digest) = (*attempt, plan.as_deref_mut(), written);
+                let written = Written { attempt, plan, digest, state };
+                let kept = local.conclude(control, written)?;
+                let path = local.store.path_of(attempt);
                 Ok(Ended::Local(kept.map(|bytes| saved(&path, bytes))))
             }
         }

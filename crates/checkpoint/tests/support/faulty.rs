@@ -35,6 +35,12 @@ pub enum Fault {
 
 pub const FAULTS: [Fault; 4] = [Fault::Before, Fault::After, Fault::DeadBefore, Fault::DeadAfter];
 
+/// The answer to what the disk never asks for, and so nobody has tried.
+fn unknown(operation: &str) -> Error {
+    let (operation, implementer) = (operation.to_owned(), "Faulty".to_owned());
+    Error::NotImplemented { operation, implementer }
+}
+
 /// Something that happens just before a request for a name.
 type Event = Box<dyn FnOnce() + Send>;
 

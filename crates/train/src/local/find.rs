@@ -91,10 +91,9 @@ fn held(local: &Local) -> Vec<Held> {
 /// The newest attempt after `than` of which the hosts together have every file, and in words those
 /// that are newer and not whole.
 fn choose(hosts: &[Vec<Held>], than: Option<Attempt>) -> (Option<Whole>, Vec<String>) {
-    let key = |attempt: Attempt| (attempt.generation, attempt.step);
-    let all = hosts.iter().flatten().map(|held| (key(held.attempt()), held.manifest));
+    let all = hosts.iter().flatten().map(|held| (held.attempt().age_key(), held.manifest));
     let newer: BTreeSet<_> =
-        all.filter(|(age, _)| than.is_none_or(|than| *age > key(than))).collect();
+        all.filter(|(age, _)| than.is_none_or(|than| *age > than.age_key())).collect();
     let mut passed_over = Vec::new();
     for ((generation, step), manifest) in newer.into_iter().rev() {
         let attempt = Attempt { step, generation };

@@ -27,6 +27,7 @@ use crate::TrainError;
 use copies::Copies;
 pub(crate) use find::{Found, find};
 use hosts::Hosts;
+pub(crate) use save::Written;
 
 /// The file with the word of a host.
 const WORD: &str = "host";

@@ -7,12 +7,18 @@ use super::Local;
 use crate::TrainError;
 use crate::save_outcome::{heard, message};
 
-/// The manifest, or why there is none.
-type Manifest = Result<Vec<u8>, String>;
+/// A save, as a rank knows it after it has written its files.
+pub(crate) struct Written<'a> {
+    pub(crate) attempt: Attempt,
+    /// Of rank 0.
+    pub(crate) plan: Option<&'a mut SavePlan>,
+    pub(crate) digest: Result<RankDigest, TrainError>,
+    pub(crate) state: &'a RunState,
+}
 
 impl Local {
-    /// Copies what the ranks have `written`, and commits on every host. Rank 0 has the plan.
-    /// Collective. Returns why it was given up, if it was: the run goes on, and what the attempt
+    /// Copies what the ranks have `written`, and commits on every host. Collective. Returns the bytes
+    /// of all files, each counted once, or why it was given up, if it was: the run goes on, and what the attempt
     /// left is removed.
     ///
     /// # Errors
@@ -20,12 +26,10 @@ impl Local {
     pub(crate) fn conclude(
         &self,
         control: &dyn Control,
-        attempt: Attempt,
-        plan: Option<&mut SavePlan>,
-        written: &Result<RankDigest, TrainError>,
-        state: &RunState,
+        written: Written,
     ) -> Result<Result<u64, String>, TrainError> {
-        let outcome = self.try_conclude(control, attempt, plan, written, state)?;
+        let attempt = written.attempt;
+        let outcome = self.try_conclude(control, written)?;
         if self.leads() {
             // Older ones are of no use once this is committed, and this is none where it is not. A
             // directory that cannot be removed is tried again next time.
@@ -40,12 +44,9 @@ impl Local {
     fn try_conclude(
         &self,
         control: &dyn Control,
-        attempt: Attempt,
-        plan: Option<&mut SavePlan>,
-        written: &Result<RankDigest, TrainError>,
-        state: &RunState,
+        Written { attempt, plan, digest, state }: Written,
     ) -> Result<Result<u64, String>, TrainError> {
-        let words = control.all_gather_bytes(&message(written))?;
+        let words = control.all_gather_bytes(&message(&digest))?;
         let mut digests = Vec::with_capacity(words.len());
         for (rank, word) in words.iter().enumerate() {
             match heard(word) {
@@ -68,11 +69,9 @@ impl Local {
         }
         let mut told = Vec::new();
         if let Some(plan) = plan {
-            let manifest: Manifest =
-                plan.manifest(attempt, &digests, state).map_err(|error| error.to_string());
-            told = match manifest {
+            told = match plan.manifest(attempt, &digests, state) {
                 Ok(bytes) => [&[0], &bytes[..]].concat(),
-                Err(reason) => [&[1], reason.as_bytes()].concat(),
+                Err(error) => [&[1], error.to_string().as_bytes()].concat(),
             };
         }
         control.broadcast_bytes(0, &mut told)?;
@@ -88,10 +87,10 @@ impl Local {
         Ok(agreed(control, published)?.map(|()| bytes))
     }
 
-    /// Removes all attempts but this one.
+    /// Removes what is older than this attempt, committed or not.
     fn remove_older(&self, newest: Attempt) {
-        let attempts = self.store.attempts().unwrap_or_default();
-        for attempt in attempts.into_iter().filter(|&attempt| attempt != newest) {
+        let is_older = |attempt: &Attempt| attempt.age_key() < newest.age_key();
+        for attempt in self.store.attempts().unwrap_or_default().into_iter().filter(is_older) {
             let _ = self.store.remove(attempt);
         }
     }
