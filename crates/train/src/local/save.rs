@@ -17,9 +17,9 @@ pub(crate) struct Written<'a> {
 }
 
 impl Local {
-    /// Copies what the ranks have `written`, and commits on every host. Collective. Returns the bytes
-    /// of all files, each counted once, or why it was given up, if it was: the run goes on, and what the attempt
-    /// left is removed.
+    /// Copies what the ranks have `written`, and commits on every host. Collective. Returns the
+    /// bytes of all files, each counted once, or why it was given up, if it was: the run goes on,
+    /// and what the attempt left is removed.
     ///
     /// # Errors
     /// Lost peers.
