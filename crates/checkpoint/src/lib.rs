@@ -57,7 +57,7 @@ pub use read::Checkpoint;
 pub use reshape::{Reshape, ReshapeOptions, Reshaped};
 pub use save_plan::{Boxes, RankDigest, SavePlan};
 pub use store::{Entry, Keep, Newest, Proof, Removable, Skipped, Status, Store};
-pub use stream::{Reads, Wanted};
+pub use stream::{Places, Reads, Wanted};
 pub use sums::RANGE_BYTES;
 pub use values::{ValueDifference, value_differences};
 pub use verified::FileRange;

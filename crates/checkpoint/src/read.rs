@@ -18,7 +18,7 @@ use crate::disk::{Disk, Kind, ReadFile};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, RunState, StateTensor};
 use crate::region::for_each_run;
-use crate::verified::{FileRange, Recovered, Verified, if_removed, range, read_file};
+use crate::verified::{FileRange, Reading, Recovered, Verified, if_removed, range, read_file};
 use crate::{Anywhere, Attempt, Digest, Dtype, Error, Region, TensorKey, names, sums};
 
 /// A `COMMIT` of any version is far shorter.
@@ -311,6 +311,17 @@ impl Checkpoint {
         out: &mut [u8],
     ) -> Result<(), Error> {
         let read = self.files.read_range((file, &self.manifest.files[file]), number, out);
+        read.map_err(|error| self.name_holders(file, error))
+    }
+
+    /// As [`Checkpoint::read_range`], in the pieces that `read` asks for.
+    pub(crate) fn read_range_by(
+        &self,
+        at: FileRange,
+        read: impl FnMut(&mut Reading) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (file, number) = (at.file as usize, at.number as usize);
+        let read = self.files.read_range_by((file, &self.manifest.files[file]), number, read);
         read.map_err(|error| self.name_holders(file, error))
     }
 

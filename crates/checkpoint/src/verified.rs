@@ -3,8 +3,9 @@
 //! ```text
 //! bytes of a shard ─▶ pieces of its 4 MiB ranges ─▶ CRC32C ─▶ out
 //! ```
-//! Every range that a read touches is read whole and summed before a byte of it is handed out. A
-//! piece that is a whole range goes straight to its destination; others are copied from the
+//! Every range that a read touches is read whole and summed before a byte of it is handed out,
+//! but for those that are read into memory of whoever asked, who is told whether they were right.
+//! A piece that is a whole range goes straight to its destination; others are copied from the
 //! range that was read last, so that neighbours do not read it again. Threads may read at once: two
 //! that want the same range wait for one read of it. Sums tables are read when they are needed
 //! first.
@@ -45,6 +46,54 @@ pub(crate) struct Verified {
 pub struct FileRange {
     pub file: u32,
     pub number: u32,
+}
+
+/// A range of a shard that is read and summed from its first byte to its last.
+pub(crate) struct Reading<'a> {
+    disk: &'a dyn Disk,
+    path: PathBuf,
+    handle: Arc<dyn ReadFile>,
+    file_bytes: u64,
+    start: u64,
+    end: u64,
+    at: u64,
+    sum: crc_fast::Digest,
+}
+
+impl Reading<'_> {
+    /// Fills `out` with the next bytes.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(crate) fn next(&mut self, out: &mut [u8]) -> Result<(), Error> {
+        for piece in out.chunks_mut(PIECE_BYTES) {
+            let (at, expected) = (self.at, self.file_bytes);
+            read_exact_at(self.handle.as_ref(), piece, at).map_err(|source| {
+                let path = self.path.clone();
+                match source.kind() {
+                    io::ErrorKind::UnexpectedEof => {
+                        let actual = self.disk.stat(&path).map_or(at, |found| found.bytes);
+                        Error::FileLength { path, expected, actual }
+                    }
+                    _ => Error::Io { action: "read", path, offset: Some(at), source },
+                }
+            })?;
+            self.sum.update(piece);
+            self.at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(self, expected: u32) -> Result<(), Error> {
+        let Reading { path, start, end, at, sum, .. } = self;
+        debug_assert_eq!(at, end, "a range is read whole");
+        let actual = sum.finalize() as u32;
+        if expected != actual {
+            let holds = String::new();
+            return Err(Error::Range { path, start, end, holds, expected, actual });
+        }
+        Ok(())
+    }
 }
 
 /// Something of a file that was taken from a copy.
@@ -227,37 +276,38 @@ impl Verified {
         number: usize,
         out: &mut [u8],
     ) -> Result<(), Error> {
-        self.anywhere(of.0, |dir| self.read_range_in(dir, of, number, out))
+        self.read_range_by(of, number, |reading| reading.next(out))
     }
 
-    fn read_range_in(
+    /// Reads one whole range of a shard in the pieces that `read` asks for, all of them, and checks
+    /// its sum. `read` is called again, from the first byte on, if there is a copy to be tried.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged; `read`'s.
+    pub(crate) fn read_range_by(
+        &self,
+        of: (usize, &FileRecord),
+        number: usize,
+        mut read: impl FnMut(&mut Reading) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.anywhere(of.0, |dir| {
+            let mut reading = self.begin(dir, of, number)?;
+            read(&mut reading)?;
+            reading.finish(self.sums(of.0, of.1)?.crcs[number])
+        })
+    }
+
+    fn begin(
         &self,
         dir: &Path,
         (file, record): (usize, &FileRecord),
         number: usize,
-        out: &mut [u8],
-    ) -> Result<(), Error> {
+    ) -> Result<Reading<'_>, Error> {
         let (start, end) = range(record, number);
-        let path = || dir.join(&record.path);
         let handle = self.shard_in(dir, file, record)?;
-        let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
-        for (number, piece) in out.chunks_mut(PIECE_BYTES).enumerate() {
-            let at = start + (number * PIECE_BYTES) as u64;
-            read_exact_at(handle.as_ref(), piece, at).map_err(|source| match source.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    let actual = self.disk.stat(&path()).map_or(at, |found| found.bytes);
-                    Error::FileLength { path: path(), expected: record.bytes, actual }
-                }
-                _ => Error::Io { action: "read", path: path(), offset: Some(at), source },
-            })?;
-            sum.update(piece);
-        }
-        let (expected, actual) = (self.sums(file, record)?.crcs[number], sum.finalize() as u32);
-        if expected != actual {
-            let holds = String::new();
-            return Err(Error::Range { path: path(), start, end, holds, expected, actual });
-        }
-        Ok(())
+        let sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+        let (disk, path) = (self.disk.as_ref(), dir.join(&record.path));
+        Ok(Reading { disk, path, handle, file_bytes: record.bytes, start, end, at: start, sum })
     }
 
     /// The shard where the checkpoint lies, opened once while not too many are.

@@ -138,14 +138,15 @@ fn many_boxes_at_once(checkpoint: &Checkpoint, states: &[State], rng: &mut Rng) 
             // Every other range comes from elsewhere.
             let reads = checkpoint.reads(&wanted[..]).unwrap();
             let is_read = |at: FileRange| (at.file + at.number).is_multiple_of(2);
-            reads.read(2, is_read, take).unwrap();
+            reads.read(2, is_read, &take).unwrap();
             let mut bytes = Vec::new();
             for at in reads.ranges().filter(|at| !is_read(*at)) {
                 checkpoint.read_file_range(at, &mut bytes).unwrap();
                 let crc = crc_fast::crc32_iscsi(&bytes);
-                reads.give(at, &bytes, crc, take).unwrap();
+                reads.give(at, &bytes, crc, &take).unwrap();
                 bytes[0] ^= 1;
-                let damaged = reads.give(at, &bytes, crc, |_, _, _| Ok::<(), Error>(()));
+                let damaged = reads
+                    .give(at, &bytes, crc, &|_: usize, _: usize, _: &[u8]| Ok::<(), Error>(()));
                 assert!(matches!(damaged, Err(Error::Range { .. })), "{damaged:?}");
             }
         } else {

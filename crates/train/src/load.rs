@@ -4,12 +4,13 @@
 //! declared states ─▶ boxes wanted ─▶ ranges of files ─▶ read here, or handed on by another rank
 //!   ─▶ verified ─▶ memory of the device
 //! ```
-//! Where that is memory of the host, the threads that read write it; elsewhere they take turns.
+//! Where that is memory of the host, files are read straight into it, and the threads that read
+//! write what has to be rounded or cut; elsewhere they take turns.
 
 use std::sync::{Mutex, PoisonError};
 
-use checkpoint::{Checkpoint, FileRange, Reads, Region, Wanted};
-use device::{DType, Device, Stream, Tensor, copy_streaming};
+use checkpoint::{Checkpoint, FileRange, Places, Reads, Region, Wanted};
+use device::{DType, Device, DeviceError, Kernel, Stream, Tensor, copy_streaming};
 use layout::StateDecl;
 use layout::state::PARAM;
 use optim::StateView;
@@ -113,14 +114,15 @@ impl<'a> Loads<'a> {
     /// # Errors
     /// As [`Checkpoint::reads`].
     fn planned(self) -> Result<Loading<'a>, TrainError> {
-        Ok(Loading { reads: self.checkpoint.reads(self.wanted)?, to: self.to })
+        let to = Tensors { to: self.to, turn: Mutex::new(()) };
+        Ok(Loading { reads: self.checkpoint.reads(self.wanted)?, to })
     }
 }
 
 /// Boxes to be loaded, where they lie, and where to.
 pub(crate) struct Loading<'a> {
     pub(crate) reads: Reads<'a>,
-    to: Vec<(Stream, Tensor)>,
+    to: Tensors,
 }
 
 impl Loading<'_> {
@@ -133,18 +135,10 @@ impl Loading<'_> {
         threads: usize,
         is_read: impl Fn(FileRange) -> bool,
     ) -> Result<(), TrainError> {
-        for (stream, _) in &self.to {
+        for (stream, _) in &self.to.to {
             stream.synchronize()?;
         }
-        let turn = Mutex::new(());
-        self.reads.read(threads, is_read, |number, start, bytes| {
-            let (stream, to) = &self.to[number];
-            if stream.device().kind().is_host() {
-                return put(stream.device(), to, start, bytes);
-            }
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            self.take(number, start, bytes)
-        })
+        self.reads.read(threads, is_read, &self.to)
     }
 
     /// Loads what lies in a range whose bytes another rank has sent.
@@ -152,17 +146,60 @@ impl Loading<'_> {
     /// # Errors
     /// Damaged data; device errors.
     pub(crate) fn give(&self, at: FileRange, (bytes, crc): (&[u8], u32)) -> Result<(), TrainError> {
-        self.reads.give(at, bytes, crc, |number, start, bytes| self.take(number, start, bytes))
+        self.reads.give(at, bytes, crc, &self.to)
+    }
+}
+
+/// The tensors that boxes go to, f32 or bf16, and the streams that copy to them where the host
+/// cannot. Nothing is queued on those that touches them.
+struct Tensors {
+    to: Vec<(Stream, Tensor)>,
+    turn: Mutex<()>,
+}
+
+impl Tensors {
+    /// The device, and the elements from one on that so many bytes of f32 fill.
+    fn part(&self, of: usize, start: usize, bytes: usize) -> Result<(&Device, Tensor), TrainError> {
+        let (stream, to) = &self.to[of];
+        let len = bytes / size_of::<f32>();
+        Ok((stream.device(), to.reshape(&[to.len()])?.flat(start..start + len)?))
+    }
+}
+
+impl Places for Tensors {
+    type Error = TrainError;
+
+    fn lends(&self, of: usize) -> bool {
+        let (stream, to) = &self.to[of];
+        stream.device().kind().is_host() && to.dtype() == DType::F32
     }
 
-    /// Copies numbers of a box to their place, by the box's stream.
-    fn take(&self, number: usize, start: usize, bytes: &[u8]) -> Result<(), TrainError> {
-        let (stream, to) = &self.to[number];
+    fn lend(
+        &self,
+        of: usize,
+        start: usize,
+        bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), TrainError> {
+        let (device, part) = self.part(of, start, bytes)?;
+        device.with_memory("load", |k| {
+            fill(k.write::<u8>(&part.as_bytes())?);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn put(&self, of: usize, start: usize, bytes: &[u8]) -> Result<(), TrainError> {
+        let (device, part) = self.part(of, start, bytes.len())?;
+        if device.kind().is_host() {
+            return Ok(device.with_memory("load", |k| write(k, &part, bytes))?);
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // Bytes of a file are not aligned to numbers.
         let mut values = vec![0.0_f32; bytes.len() / size_of::<f32>()];
         bytemuck::cast_slice_mut(&mut values).copy_from_slice(bytes);
-        let part = to.reshape(&[to.len()])?.flat(start..start + values.len())?;
-        if to.dtype() == DType::Bf16 {
+        let stream = &self.to[of].0;
+        if part.dtype() == DType::Bf16 {
             let rounded: Vec<half::bf16> =
                 values.iter().map(|&x| half::bf16::from_f32(x)).collect();
             return Ok(stream.copy_in(&part, &rounded)?);
@@ -171,21 +208,15 @@ impl Loading<'_> {
     }
 }
 
-/// Writes the f32 numbers of these bytes to a tensor in memory of the host, from an element on,
-/// beside other threads that write other elements. Nothing is queued that touches it.
-fn put(device: &Device, to: &Tensor, start: usize, bytes: &[u8]) -> Result<(), TrainError> {
-    let len = bytes.len() / size_of::<f32>();
-    let part = to.reshape(&[to.len()])?.flat(start..start + len)?;
-    device.with_memory("load", |k| {
-        if part.dtype() == DType::Bf16 {
-            let numbers = bytes.as_chunks::<{ size_of::<f32>() }>().0.iter();
-            for (to, bytes) in k.write::<half::bf16>(&part)?.iter_mut().zip(numbers) {
-                *to = half::bf16::from_f32(f32::from_le_bytes(*bytes));
-            }
-            return Ok(());
+/// Writes f32 numbers to a tensor in memory of the host, beside other threads that write others.
+fn write(k: &Kernel, to: &Tensor, bytes: &[u8]) -> Result<(), DeviceError> {
+    if to.dtype() == DType::Bf16 {
+        let numbers = bytes.as_chunks::<{ size_of::<f32>() }>().0.iter();
+        for (to, bytes) in k.write::<half::bf16>(to)?.iter_mut().zip(numbers) {
+            *to = half::bf16::from_f32(f32::from_le_bytes(*bytes));
         }
-        copy_streaming(bytes, k.write::<u8>(&part.as_bytes())?);
-        Ok(())
-    })?;
+        return Ok(());
+    }
+    copy_streaming(bytes, k.write::<u8>(&to.as_bytes())?);
     Ok(())
 }
