@@ -26,6 +26,9 @@ for round in $(seq "$rounds"); do
   echo "round $round" >&2
   for writers in 1 2 4; do
     one "page cache, write of 4 MiB" $writers --ioengine=psync --bs=4m
+    # As checkpoints are written: the disk begins with each piece at once.
+    one "page cache, sync_file_range of each 4 MiB" $writers --ioengine=psync --bs=4m \
+      --sync_file_range=write:1
     one "O_DIRECT, write of 4 MiB" $writers --ioengine=psync --bs=4m --direct=1
     one "O_DIRECT, io_uring of 8 × 1 MiB" $writers --ioengine=io_uring --iodepth=8 --bs=1m --direct=1
   done
