@@ -88,9 +88,8 @@ fn read(root: &Path, step: u64, to: &Memory) -> Outcome<()> {
         rates.sort_by(f64::total_cmp);
         rates[TURNS / 2]
     });
-    println!(
-        "  from the page cache, medians of {TURNS} in turn: pread {raw:.2} GB/s, load {ours:.2} GB/s"
-    );
+    println!("{:>22}: {raw:.3} GB/s, median of {TURNS} in turn", "pread, cached");
+    println!("{:>22}: {ours:.3} GB/s, median of {TURNS} in turn", "load, cached");
     println!("  read: {:.3} of plain", ours / raw);
     Ok(())
 }
