@@ -60,6 +60,10 @@ impl Disk for Anywhere {
         of(path).remove_tree(path)
     }
 
+    fn at_once(&self, path: &Path) -> usize {
+        of(path).at_once(path)
+    }
+
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
         of(path).list(path)
     }

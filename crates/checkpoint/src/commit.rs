@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use layout::Schema;
 
+use crate::at_once;
 use crate::disk::{Disk, Kind};
 use crate::error::nearest;
 use crate::manifest::{ChunkRecord, FileRecord, Manifest, StateTensor};
@@ -129,7 +130,8 @@ pub(crate) fn publish(
 /// # Errors
 /// The first file that is missing, is no file or has another length.
 pub(crate) fn check_files(disk: &dyn Disk, dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    manifest.files.iter().try_for_each(|file| check_shard(disk, dir, file))
+    let files = &manifest.files;
+    at_once::each(disk, dir, files.len(), |file| check_shard(disk, dir, &files[file]))
 }
 
 /// A shard and its table are there with their lengths.

@@ -47,6 +47,11 @@ pub trait ReadFile: Send + Sync {
     /// As `pread(2)`.
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// True where an answer takes far longer than its bytes, so that few long reads are best.
+    fn is_far(&self) -> bool {
+        false
+    }
+
     /// Lets the system drop what it holds of the file in memory, as far as it can, so that it is
     /// read from the medium next.
     fn forget(&self) {}
@@ -140,6 +145,10 @@ pub trait Disk: Send + Sync {
     /// the disk has such; the order among them is not known. `None` where it has none.
     fn remove_tree(&self, _: &Path) -> Option<io::Result<()>> {
         None
+    }
+    /// How many operations on files of a directory are best under way at once.
+    fn at_once(&self, _: &Path) -> usize {
+        1
     }
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>>;

@@ -18,6 +18,7 @@
 //! The format is described byte by byte in `docs/checkpoint-format.md`.
 
 mod anywhere;
+mod at_once;
 mod chunk_index;
 mod commit;
 mod diff;

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use layout::{LogicalTensor, Schema};
 
+use crate::at_once;
 use crate::chunk_index::ChunkIndex;
 use crate::commit::{check_shard, parse_commit};
 use crate::disk::{Disk, Kind, ReadFile};
@@ -119,11 +120,11 @@ impl Checkpoint {
     /// Every file is there with its length, and every table of sums is right.
     fn check_all_files(&self) -> Result<(), Error> {
         let disk = self.files.disk.as_ref();
-        for (number, record) in self.manifest.files.iter().enumerate() {
-            self.files.anywhere(number, |dir| check_shard(disk, dir, record))?;
-            self.files.sums(number, record)?;
-        }
-        Ok(())
+        let files = &self.manifest.files;
+        at_once::each(disk, self.path(), files.len(), |number| {
+            self.files.anywhere(number, |dir| check_shard(disk, dir, &files[number]))?;
+            self.files.sums(number, &files[number]).map(|_| ())
+        })
     }
 
     fn open_committed(
@@ -290,6 +291,11 @@ impl Checkpoint {
             format!("{error}; the copy in {} serves instead", copy.display())
         };
         self.files.recovered().into_iter().map(line).collect()
+    }
+
+    /// As many threads as are asked for, or as the disk needs to be busy.
+    pub(crate) fn reading_threads(&self, threads: usize) -> usize {
+        threads.max(self.files.disk.at_once(self.path()))
     }
 
     /// Lets the system drop what it holds of the shards in memory, as far as it can, so that they

@@ -91,8 +91,8 @@ impl Reads<'_> {
         self.work.iter().map(|(at, _)| *at)
     }
 
-    /// Reads the ranges that `is_read` picks, on `threads` threads, to their places: every element
-    /// once, in any order.
+    /// Reads the ranges that `is_read` picks, on `threads` threads (more where the disk is far), to
+    /// their places: every element once, in any order.
     ///
     /// # Errors
     /// The first of the places' or of [`Checkpoint::read_box`]'s. What was put until then was
@@ -122,7 +122,7 @@ impl Reads<'_> {
                 }
             }
         };
-        match threads.min(work.len()) {
+        match checkpoint.reading_threads(threads).min(work.len()) {
             0 | 1 => one(),
             several => std::thread::scope(|scope| {
                 (0..several).for_each(|_| drop(scope.spawn(one)));

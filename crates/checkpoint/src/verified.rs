@@ -58,6 +58,8 @@ pub(crate) struct Reading<'a> {
     end: u64,
     at: u64,
     sum: crc_fast::Digest,
+    /// All of it, where one long read is best.
+    ahead: Option<Vec<u8>>,
 }
 
 impl Reading<'_> {
@@ -67,21 +69,28 @@ impl Reading<'_> {
     /// They cannot be read.
     pub(crate) fn next(&mut self, out: &mut [u8]) -> Result<(), Error> {
         for piece in out.chunks_mut(PIECE_BYTES) {
-            let (at, expected) = (self.at, self.file_bytes);
-            read_exact_at(self.handle.as_ref(), piece, at).map_err(|source| {
-                let path = self.path.clone();
-                match source.kind() {
-                    io::ErrorKind::UnexpectedEof => {
-                        let actual = self.disk.stat(&path).map_or(at, |found| found.bytes);
-                        Error::FileLength { path, expected, actual }
-                    }
-                    _ => Error::Io { action: "read", path, offset: Some(at), source },
-                }
-            })?;
+            let skip = (self.at - self.start) as usize;
+            match &self.ahead {
+                Some(bytes) => piece.copy_from_slice(&bytes[skip..skip + piece.len()]),
+                None => self.read_at(self.at, piece)?,
+            }
             self.sum.update(piece);
             self.at += piece.len() as u64;
         }
         Ok(())
+    }
+
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), Error> {
+        read_exact_at(self.handle.as_ref(), out, at).map_err(|source| {
+            let (path, expected) = (self.path.clone(), self.file_bytes);
+            match source.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    let actual = self.disk.stat(&path).map_or(at, |found| found.bytes);
+                    Error::FileLength { path, expected, actual }
+                }
+                _ => Error::Io { action: "read", path, offset: Some(at), source },
+            }
+        })
     }
 
     fn finish(self, expected: u32) -> Result<(), Error> {
@@ -307,7 +316,15 @@ impl Verified {
         let handle = self.shard_in(dir, file, record)?;
         let sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
         let (disk, path) = (self.disk.as_ref(), dir.join(&record.path));
-        Ok(Reading { disk, path, handle, file_bytes: record.bytes, start, end, at: start, sum })
+        let (is_far, file_bytes, at) = (handle.is_far(), record.bytes, start);
+        let mut reading =
+            Reading { disk, path, handle, file_bytes, start, end, at, sum, ahead: None };
+        if is_far {
+            let mut bytes = vec![0; (end - start) as usize];
+            reading.read_at(start, &mut bytes)?;
+            reading.ahead = Some(bytes);
+        }
+        Ok(reading)
     }
 
     /// The shard where the checkpoint lies, opened once while not too many are.
@@ -328,17 +345,17 @@ impl Verified {
         file: usize,
         record: &FileRecord,
     ) -> Result<Arc<dyn ReadFile>, Error> {
-        let mut open = lock(&self.open);
-        let path = dir.join(&record.path);
-        let key = (file, path);
-        if let Some(handle) = open.get(&key) {
+        let key = (file, dir.join(&record.path));
+        if let Some(handle) = lock(&self.open).get(&key) {
             return Ok(Arc::clone(handle));
         }
+        // Others open theirs meanwhile; where two open the same, one is closed soon.
+        let handle = self.disk.open(&key.1).map_err(|error| self.missing("open", &key.1, error))?;
+        let handle: Arc<dyn ReadFile> = Arc::from(handle);
+        let mut open = lock(&self.open);
         if open.len() >= MAX_OPEN_FILES {
             open.clear();
         }
-        let handle = self.disk.open(&key.1).map_err(|error| self.missing("open", &key.1, error))?;
-        let handle: Arc<dyn ReadFile> = Arc::from(handle);
         open.insert(key, Arc::clone(&handle));
         Ok(handle)
     }

@@ -185,6 +185,7 @@ fn read_pieces(
             done.push((number, read_piece(checkpoint, *file, ranges.clone(), deep, &mut buffer)));
         }
     };
+    let threads = checkpoint.reading_threads(threads);
     let mut done: Vec<(usize, Piece)> = match threads.min(pieces.len()) {
         0 | 1 => work(),
         several => std::thread::scope(|scope| {

@@ -9,10 +9,10 @@ use std::sync::{Arc, mpsc};
 
 use checkpoint::disk::{Disk, Kind};
 use checkpoint::objects::ObjectError;
-use checkpoint::{Attempt, Error, Proof, Status, Store, WriteOptions, verify_on};
+use checkpoint::{Attempt, Dtype, Error, Proof, Status, Store, WriteOptions, verify_on};
 use proptest::prelude::*;
 use support::faulty::{FAULTS, Fault, Faulty, PART_BYTES};
-use support::{State, contents, save, small_model, wanted};
+use support::{Rng, State, contents, save, small_model, wanted};
 
 const ROOT: &str = "s3://bucket/runs/quickstart";
 const WORLD: u32 = 2;
@@ -350,5 +350,40 @@ proptest! {
         // It is there, and so cannot be made again.
         let again = write(&objects, "s3://bucket/a/file", &data).unwrap_err();
         prop_assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+    }
+}
+
+#[test]
+fn a_range_is_one_request() {
+    let objects = Faulty::new();
+    store(&objects).claim_generation().unwrap();
+    // Less than a range, and more than is summed at a time.
+    let shape = [600_000];
+    let state = State::new("long", "param", Dtype::F32, &shape, &mut Rng(9));
+    let model = (layout::Schema::default(), vec![state]);
+    save(&store(&objects), at(10, 1), 1, &model, &WriteOptions::default()).unwrap();
+    let checkpoint = store(&objects).open(at(10, 1)).unwrap();
+    let before = objects.requests();
+    assert_eq!(contents(&checkpoint).unwrap(), wanted(&model.1));
+    // The head of the object, and its bytes.
+    assert_eq!(objects.requests() - before, 2);
+}
+
+#[test]
+fn of_many_files_the_first_that_is_wrong_is_told() {
+    let (objects, model) = (Faulty::new(), small_model(3));
+    store(&objects).claim_generation().unwrap();
+    save_step(&objects, at(10, 1), &model).unwrap();
+    let path = store(&objects).open(at(10, 1)).unwrap().path().to_path_buf();
+    let shards = objects.objects().keys().filter(|name| name.ends_with(".safetensors")).count();
+    assert!(shards > 2, "{shards} shards");
+    let disk = objects.disk();
+    for rank in (0..WORLD).rev() {
+        let shard = path.join(format!("rank-{rank:05}/shard-000.safetensors"));
+        disk.remove_file(&shard).unwrap();
+        for _ in 0..8 {
+            let error = store(&objects).open(at(10, 1)).unwrap_err();
+            assert!(matches!(&error, Error::MissingFile { path } if *path == shard), "{error}");
+        }
     }
 }

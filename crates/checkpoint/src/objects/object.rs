@@ -50,4 +50,8 @@ impl ReadFile for Object {
         out[..bytes.len()].copy_from_slice(&bytes);
         Ok(bytes.len())
     }
+
+    fn is_far(&self) -> bool {
+        true
+    }
 }
