@@ -15,8 +15,9 @@ fn directory() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = support::directory();
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/fixtures/interop");
-        for entry in fs::read_dir(fixture.join("dcp")).unwrap() {
+        let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let mut fixture = above.map(|dir| dir.join("tests/fixtures/interop/dcp"));
+        for entry in fs::read_dir(fixture.find(|dir| dir.is_dir()).unwrap()).unwrap() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
         }
