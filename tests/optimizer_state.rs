@@ -101,3 +101,52 @@ fn a_parameter_that_is_missing_is_an_error() {
     assert_eq!(done.code(), Some(2), "{done}");
     assert!(done.stderr.contains(norm), "{done}");
 }
+
+fn weights(run: &Workdir, name: &str) -> Vec<f32> {
+    let key = checkpoint::TensorKey::new("model.layers.0.self_attn.q_proj.weight", "param");
+    let bytes = newest(run, name).read_tensor(&key).unwrap();
+    bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)).collect()
+}
+
+/// Adam's first update of a weight is as long as its rate, whatever the gradient: the run's own
+/// count of updates would make moments that begin later three times too long.
+#[test]
+fn moments_that_begin_later_are_corrected_from_their_own_beginning() {
+    let run = Workdir::new("optimizer-state-late");
+    let constant = ["--set", "optimizer.schedule={constant: {warmup_steps: 0}}"];
+    let train = |rules: &[&str], steps: &str, ranks: &str| {
+        let args = [&constant[..], rules, &["--ranks", ranks, "--max-steps", steps]].concat();
+        let done = run.train(&args);
+        assert_eq!(done.code(), Some(0), "{done}");
+        weights(&run, &run.name)
+    };
+    let adam = [
+        "--set",
+        "optimizer.rules=[{match: {}, adamw: {lr: 0.001, beta2: 0.999}}]",
+        "--set",
+        "optimizer.require_muon=false",
+    ];
+    let before = train(&[], "4", "2");
+    let first = train(&adam, "5", "1");
+    let mut moved: Vec<f32> =
+        before.iter().zip(&first).map(|(a, b)| (a - b).abs() / 0.001).collect();
+    moved.sort_by(f32::total_cmp);
+    let median = moved[moved.len() / 2];
+    assert!((0.95..1.05).contains(&median), "{median}");
+    // It is remembered when they began, by any number of ranks.
+    let digest = |name: &str, ranks: &[&str]| {
+        let from = newest(&run, &run.name).path().display().to_string();
+        for (at, ranks) in ranks.iter().enumerate() {
+            let steps = (6 + at).to_string();
+            let from = ["--resume", if at == 0 { &from } else { "auto" }];
+            let args = ["--ranks", ranks, "--max-steps", &steps, "--name", name];
+            let done = run.train(&[&constant[..], &adam, &from, &args].concat());
+            assert_eq!(done.code(), Some(0), "{done}");
+        }
+        run.final_digest(name)
+    };
+    let began = newest(&run, &run.name).run_state().extra["begun"].clone();
+    assert_eq!(began["model.layers.0.self_attn.q_proj.weight"], 4, "{began}");
+    assert_eq!(began["model.norm.weight"], Value::Null, "{began}");
+    assert_eq!(digest("one", &["1", "1"]), digest("others", &["3", "2"]));
+}

@@ -59,6 +59,8 @@ fn the_files_are_those_of_the_layout() {
     let done = ckpt(&run, &["show", "cut", "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&done.stdout).expect("JSON");
     assert_eq!(shown["manifest"]["world"], 4);
+    let layout = serde_json::json!({ "pp": 1, "dp": 2, "ep": 1, "tp": 2 });
+    assert_eq!(shown["manifest"]["run_state"]["extra"]["layout"], layout);
     let tensors = shown["manifest"]["tensors"].as_array().unwrap();
     let name = "model.layers.0.self_attn.q_proj.weight";
     let query = tensors.iter().find(|tensor| tensor["name"] == name).unwrap();
@@ -69,6 +71,7 @@ fn the_files_are_those_of_the_layout() {
     let digest = shown["manifest_blake3"].as_str().unwrap().to_owned();
     let done = ckpt(&run, &["show", "cut", "--tensors"]);
     assert!(done.stdout.contains(&digest) && done.stdout.contains("chunks  ranks"), "{done}");
+    assert!(done.stdout.contains("  layout       dp 2 · tp 2\n"), "{done}");
     let done = ckpt(&run, &["plan", "runs/a", "--layout", "dp=2,tp=2", "--rate", "2"]);
     assert_eq!(done.code(), Some(0), "{done}");
     let is_rank = |line: &&str| {

@@ -57,3 +57,37 @@ fn who_asks_it_to_stop_meanwhile_need_not_wait() {
     assert_eq!(done.code(), Some(75), "{done}");
     assert!(done.stdout.contains("rank 0 failed: killed by signal 9"), "{done}");
 }
+
+/// Two that start each other off would go on for ever.
+#[test]
+fn who_is_fenced_off_ends_and_is_not_started_again() {
+    let run = Workdir::new("restart-fenced");
+    let args = ["--ranks", "2", "--set", "ranks.restarts=9", "--set", "checkpoint.every=1"];
+    let mut job = run.start(&[&LONG[..], &args].concat());
+    steps(&run, &mut job, 3);
+    // As a later start of the job does, whose lock did not hold this one off.
+    let store = checkpoint::Store::new(run.run_dir(&run.name).join("checkpoints"));
+    assert_eq!(store.claim_generation().unwrap(), 2);
+    let done = job.wait();
+    assert_eq!(done.code(), Some(2), "{done}");
+    assert!(done.stderr.contains("let one of the two go on, or give this one a name"), "{done}");
+    assert_eq!(run.events_of(&run.name, "restarting").len(), 0, "{done}");
+}
+
+#[test]
+fn a_run_does_not_go_on_from_another_ones_checkpoint_in_a_store_of_both() {
+    let run = Workdir::new("restart-stranger");
+    let store = format!("checkpoint.store={}", run.path().join("store").display());
+    let args = ["--max-steps", "2", "--set", &store];
+    let done = run.train(&args);
+    assert_eq!(done.code(), Some(0), "{done}");
+    let done = run.train(&[&args[..], &["--name", "other"]].concat());
+    assert_eq!(done.code(), Some(2), "{done}");
+    let said = "was saved by the run `restart-stranger`, not by `other`: give this run a directory";
+    assert!(done.stderr.contains(said), "{done}");
+    // What it says to do can be done.
+    let newest = run.path().join("store/step-00000002.g0001");
+    let own = format!("checkpoint.store={}", run.path().join("own").display());
+    let done = run.train(&["--name", "other", "--set", &own, "--resume", newest.to_str().unwrap()]);
+    assert_eq!(done.code(), Some(0), "{done}");
+}

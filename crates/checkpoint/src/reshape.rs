@@ -57,6 +57,7 @@ pub struct Reshape<'a> {
     options: ReshapeOptions,
     waves: Vec<Range<usize>>,
     plan: Digest,
+    layout: Option<serde_json::Value>,
 }
 
 impl<'a> Reshape<'a> {
@@ -83,7 +84,14 @@ impl<'a> Reshape<'a> {
         }
         let plan = Digest(*hasher.finalize().as_bytes());
         let waves = waves(tensors, options.wave_bytes);
-        Reshape { source, store, chunks, world: ranks.len() as u32, options, waves, plan }
+        let (world, layout) = (ranks.len() as u32, None);
+        Reshape { source, store, chunks, world, options, waves, plan, layout }
+    }
+
+    /// With a name of the layout, which the target's run state keeps as `layout` in `extra`.
+    #[must_use]
+    pub fn named(self, layout: serde_json::Value) -> Reshape<'a> {
+        Reshape { layout: Some(layout), ..self }
     }
 
     /// Bytes of all tensors.
@@ -165,8 +173,11 @@ impl<'a> Reshape<'a> {
         self.write_waves((disk, &dir), attempt, reports, done)?;
         let expected: Vec<ExpectedTensor> = self.source.tensors().iter().map(expected).collect();
         let schema = self.source.schema();
-        let state = self.source.run_state();
-        let committed = self.store.commit(attempt, &schema, &expected, &reports.ranks, state)?;
+        let mut state = self.source.run_state().clone();
+        if let (Some(extra), Some(layout)) = (state.extra.as_object_mut(), &self.layout) {
+            extra.insert("layout".to_owned(), layout.clone());
+        }
+        let committed = self.store.commit(attempt, &schema, &expected, &reports.ranks, &state)?;
         // Of no use any more, and of no harm where they stay.
         for number in 0..reports.waves {
             let _ = disk.remove_file(&dir.join(names::wave_name(number as u32)));

@@ -167,6 +167,7 @@ fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
         "written by",
         format!("muster {}, {}", state.muster_version, plural(manifest.world as usize, "rank")),
     );
+    line("layout", layout(checkpoint));
     line("seen", format!("{} samples, {} tokens", count(state.samples), count(state.tokens)));
     line("seed", format!("{}, counter {}", state.seed, state.rng_counter));
     let model = plural(manifest.schema.len(), "tensor");
@@ -195,6 +196,17 @@ fn show(checkpoint: &Checkpoint, tensors: bool) -> String {
         out.push_str(&table(&rows));
     }
     out
+}
+
+/// The axes along which the ranks cut what they wrote: as a reshape has recorded; a run's own ranks
+/// are data-parallel.
+fn layout(checkpoint: &Checkpoint) -> String {
+    let (extra, world) = (&checkpoint.run_state().extra, checkpoint.manifest().world);
+    let Some(axes) = extra.get("layout") else { return format!("dp {world}") };
+    let axis = |name: &str| axes.get(name)?.as_u64().filter(|of| *of > 1);
+    let named = ["pp", "dp", "ep", "tp"].iter().filter_map(|name| Some((name, axis(name)?)));
+    let all: Vec<String> = named.map(|(name, of)| format!("{name} {of}")).collect();
+    if all.is_empty() { "one rank".to_owned() } else { all.join(" · ") }
 }
 
 /// (slot, tensors, bytes) in the order in which slots are met.

@@ -248,10 +248,14 @@ impl From<checkpoint::Error> for CliError {
         use checkpoint::Error;
         use checkpoint::objects::ObjectError;
         match error {
-            // Another incarnation of the job, or a disk that lost writes or is full.
-            Error::Fenced { .. } | Error::SyncFailed { .. } | Error::DiskFull { .. } => {
-                CliError::peer(error)
-            }
+            // Another job, or a later start of this one, saves there: who starts again would
+            // fence that one off in turn.
+            Error::Fenced { .. } => CliError::mistake(format!(
+                "{error}; let one of the two go on, or give this one a name (--name) and a \
+                 directory (checkpoint.store) of its own"
+            )),
+            // A disk that lost writes or is full.
+            Error::SyncFailed { .. } | Error::DiskFull { .. } => CliError::peer(error),
             // A disk that fails, or what connects it.
             Error::Io { ref source, .. }
                 if [libc::EIO, libc::ESTALE, libc::ENODEV, libc::ENXIO]

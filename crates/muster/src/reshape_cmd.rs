@@ -48,7 +48,8 @@ pub fn reshape(args: &ReshapeArgs) -> Result<Exit, CliError> {
         wave_bytes: WAVE_BYTES.max(ranks.len() as u64 * RANK_BYTES),
     };
     let store = Store::new(&args.target);
-    let reshape = Reshape::new(&checkpoint, &store, &ranks, options);
+    let layout = serde_json::to_value(Axes::from(mesh)).unwrap_or_default();
+    let reshape = Reshape::new(&checkpoint, &store, &ranks, options).named(layout);
     let all = reshape.bytes();
     let progress = SharedProgress::new("reshaping", all);
     let started = Instant::now();
@@ -141,6 +142,12 @@ struct Axes {
     tp: usize,
 }
 
+impl From<Mesh> for Axes {
+    fn from(Mesh { pp, dp, ep, tp }: Mesh) -> Axes {
+        Axes { pp, dp, ep, tp }
+    }
+}
+
 #[derive(Serialize)]
 struct RankPlan {
     rank: usize,
@@ -165,10 +172,9 @@ impl<'a> Plan<'a> {
         let ranks: Vec<RankPlan> = planned.collect();
         let bytes = ranks.iter().map(|rank| rank.bytes).sum();
         let most = ranks.iter().map(|rank| rank.bytes).max().unwrap_or(0);
-        let Mesh { pp, dp, ep, tp } = mesh;
         Plan {
             checkpoint: checkpoint.path(),
-            layout: Axes { pp, dp, ep, tp },
+            layout: mesh.into(),
             tensors: checkpoint.tensors().len(),
             bytes,
             gb_per_s: rate.gb_per_s,

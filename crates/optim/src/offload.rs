@@ -231,6 +231,14 @@ impl Offloaded {
         self.download(host, weights)
     }
 
+    /// As [`ShardedOptimizer::set_begun`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_begun(&mut self, begun: &[i64]) -> Result<(), OptimError> {
+        self.optimizer.set_begun(begun)
+    }
+
     /// As [`ShardedOptimizer::initialize`].
     ///
     /// # Errors

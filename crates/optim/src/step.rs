@@ -170,6 +170,19 @@ impl ShardedOptimizer {
         self.groups.iter().try_for_each(|group| group.launch.apply(&to))
     }
 
+    /// Takes over, for each tensor of the schema, how many updates had been made when what its
+    /// update keeps began: Adam's moments are corrected by how many they have seen since.
+    ///
+    /// # Errors
+    /// Another number of tensors; no memory on the device.
+    pub fn set_begun(&mut self, begun: &[i64]) -> Result<(), OptimError> {
+        self.check_count("tensors", begun.len(), self.names.len())?;
+        let by_piece: Vec<i64> =
+            self.pieces.iter().map(|piece| begun[piece.piece.tensor]).collect();
+        let device = self.stream.device();
+        self.groups.iter_mut().try_for_each(|group| group.launch.set_begun(device, &by_piece))
+    }
+
     /// Waits for the stream and reports a matrix whose momentum was infinite or NaN at the last
     /// step (its update was zero); finite gradients can only do that by overflow.
     ///

@@ -16,6 +16,7 @@
 
 mod agree;
 mod begin_save;
+mod begun;
 pub mod config;
 mod diagnose;
 mod engine;

@@ -80,7 +80,7 @@ impl<E: Engine> Trainer<E> {
                 Err(error) => return Err(error),
             }
         }
-        let (loaded, warnings) = self.adopt(&checkpoint);
+        let (loaded, warnings) = self.adopt(&checkpoint)?;
         Ok(LoadedLocally { path: checkpoint.path().to_owned(), loaded, warnings })
     }
 

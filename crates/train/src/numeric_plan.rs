@@ -91,6 +91,17 @@ pub fn differences(plans: &[NumericPlan; 2], configs: [Option<&Value>; 2]) -> Ve
 /// config is not known.
 fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Option<Vec<String>> {
     let (_, pointer, at) = DIGESTS.iter().find(|(entry, ..)| *entry == name)?;
+    section(pointer, at, configs)
+}
+
+/// Whatever of the config decides which samples come when, where it differs.
+pub fn data_differences(configs: [Option<&Value>; 2]) -> Vec<String> {
+    let sections = [("/seed", "seed"), ("/data", "data")];
+    sections.iter().filter_map(|(pointer, at)| section(pointer, at, configs)).flatten().collect()
+}
+
+/// The keys of a section of the config that differ; `None` where it is not known of both.
+fn section(pointer: &str, at: &str, configs: [Option<&Value>; 2]) -> Option<Vec<String>> {
     let [Some(theirs), Some(ours)] = configs.map(|config| config?.pointer(pointer)) else {
         return None;
     };

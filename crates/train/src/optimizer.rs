@@ -66,6 +66,17 @@ impl Optimizer {
         }
     }
 
+    /// As [`ShardedOptimizer::set_begun`].
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(crate) fn set_begun(&mut self, begun: &[i64]) -> Result<(), OptimError> {
+        match self {
+            Optimizer::Here { sharded, .. } => sharded.set_begun(begun),
+            Optimizer::Elsewhere(offloaded) => offloaded.set_begun(begun),
+        }
+    }
+
     /// Where gradients of the rank's segments are summed, if not in a flat buffer beside the
     /// weights, and where each element of them goes there.
     pub(crate) fn elsewhere(&self) -> Option<&Offloaded> {

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use checkpoint::{Attempt, Checkpoint, Digest, Error, FileRange, RunState, Skipped, Store};
 use device::DType;
+use layout::StateDecl;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Saved;
 use crate::forward;
 use crate::load::{Taken, wanted_states};
 use crate::numeric_plan::{self, NumericPlan, numeric_plan};
-use crate::save::{Loaded, Saver, begun_anew, check_model};
+use crate::save::{Loaded, Saver, begun_anew, check_model, lacks};
 use crate::save_beside::Beside;
-use crate::{Engine, TrainError, Trainer};
+use crate::{Engine, RunPlan, TrainError, Trainer, begun};
 
 /// A checkpoint, and why newer ones were passed over.
 type Found = (Option<PathBuf>, Vec<String>);
@@ -161,7 +162,7 @@ impl<E: Engine> Trainer<E> {
         let mut plan = numeric_plan(&self.plan, &self.config);
         let device = self.optimizer.device().map(|device| ("optimizer device".to_owned(), device));
         plan.extend(device);
-        RunState {
+        let mut state = RunState {
             muster_version: env!("CARGO_PKG_VERSION").to_owned(),
             step: self.step,
             samples: self.samples,
@@ -179,7 +180,11 @@ impl<E: Engine> Trainer<E> {
                 // The source of the digests, so that differences can be told by key.
                 "config": self.config,
             }),
+        };
+        if let Some(entry) = begun::entry(&self.plan.schema, &self.begun) {
+            state.extra["begun"] = entry;
         }
+        state
     }
 
     /// Takes over a checkpoint: whatever its number of ranks was. All ranks call it, and either
@@ -191,11 +196,17 @@ impl<E: Engine> Trainer<E> {
     /// rank, where some rank's part is damaged: another checkpoint can then be loaded.
     pub fn load(&mut self, path: &Path) -> Result<(Loaded, Vec<String>), TrainError> {
         let checkpoint = self.take(path, Taken::All)?;
-        Ok(self.adopt(&checkpoint))
+        self.adopt(&checkpoint)
     }
 
     /// Goes on with the run state of a checkpoint whose states were taken over.
-    pub(crate) fn adopt(&mut self, checkpoint: &Checkpoint) -> (Loaded, Vec<String>) {
+    ///
+    /// # Errors
+    /// Memory of the device.
+    pub(crate) fn adopt(
+        &mut self,
+        checkpoint: &Checkpoint,
+    ) -> Result<(Loaded, Vec<String>), TrainError> {
         let anew = begun_anew(checkpoint, &self.plan.states);
         let mut warnings: Vec<String> = anew.iter().map(ToString::to_string).collect();
         let state = checkpoint.run_state().clone();
@@ -203,12 +214,22 @@ impl<E: Engine> Trainer<E> {
         self.tokens_loaded = state.tokens;
         let updates = state.extra.get("updates").and_then(serde_json::Value::as_u64);
         self.updates = updates.unwrap_or(state.step);
+        let RunPlan { schema, states, .. } = &self.plan;
+        let lacks = |of: &StateDecl| lacks(checkpoint, of);
+        self.begun = begun::begun(schema, states, (&state, self.updates), lacks);
+        self.optimizer.set_begun(&self.begun)?;
         self.previous_norm = state.extra.get("previous_norm").and_then(serde_json::Value::as_f64);
         let mine = self.run_state();
         if state.extra.get("data") != mine.extra.get("data") {
-            let text = "the data, its split or the seed differ from the checkpoint's: the samples \
-                        to come are others than they would have been";
-            warnings.push(text.to_owned());
+            let configs = [&state, &mine].map(|state| state.extra.get("config"));
+            let mut what = numeric_plan::data_differences(configs).join(", ");
+            if what.is_empty() {
+                what = "the tokens of the data".to_owned();
+            }
+            warnings.push(format!(
+                "different from the checkpoint: {what}; the samples to come are others than they \
+                 would have been"
+            ));
         }
         if state.numeric_plan_digest != mine.numeric_plan_digest {
             let plan_of = |state: &RunState| -> NumericPlan {
@@ -224,7 +245,7 @@ impl<E: Engine> Trainer<E> {
             ));
         }
         let written_by = checkpoint.manifest().world as usize;
-        (Loaded { state, written_by }, warnings)
+        Ok((Loaded { state, written_by }, warnings))
     }
 
     /// Begins with the parameters of a checkpoint, and with what the engine kept beside them; all

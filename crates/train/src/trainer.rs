@@ -136,6 +136,8 @@ pub struct Trainer<E: Engine> {
     pub(crate) tokens_loaded: u64,
     /// Updates applied; skipped steps are not among them.
     pub(crate) updates: u64,
+    /// Of each parameter, how many updates there had been when its averages began.
+    pub(crate) begun: Vec<i64>,
     pub(crate) previous_norm: Option<f64>,
     pub(crate) peak_bytes: Cell<u64>,
     pub(crate) times: Times,
@@ -174,6 +176,7 @@ impl<E: Engine> Trainer<E> {
         agree::on_weights(ranks.training.as_ref(), &stream, &plan, &memory.weights)?;
         optimizer.initialize(config.seed)?;
         optimizer.adopt(&stream, &memory.weights)?;
+        let begun = vec![0; plan.schema.tensors.len()];
         let optim = &config.optimizer;
         let clipper = Clipper::new(optim.clip, optim.non_finite, &plan.updates, &plan.ownership);
         let rows = plan.batch.rows();
@@ -206,6 +209,7 @@ impl<E: Engine> Trainer<E> {
             tokens: 0,
             tokens_loaded: 0,
             updates: 0,
+            begun,
             previous_norm: None,
             peak_bytes: Cell::new(0),
             times: Times::default(),

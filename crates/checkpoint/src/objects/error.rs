@@ -173,9 +173,17 @@ fn of_code(code: &str, text: &str, advice: &Advice) -> Option<ObjectError> {
     })
 }
 
+/// Where machines of a cloud ask for the credentials that they run under.
+const METADATA_SERVICES: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+
 /// Of an error without a code: what became of the connection.
 fn of_transport(error: &object_store::Error, text: &str, advice: &Advice) -> ObjectError {
     let bucket = advice.bucket.clone();
+    // Whoever finds no credentials in the environment asks the cloud's machine for some.
+    if METADATA_SERVICES.iter().any(|address| text.contains(address)) {
+        let reason = "none are set, and this machine has none of a cloud's".to_owned();
+        return ObjectError::NoCredentials { bucket, reason, variables: advice.variables };
+    }
     let mut cause = Some(error as &(dyn std::error::Error + 'static));
     while let Some(error) = cause {
         if let Some(http) = error.downcast_ref::<HttpError>() {
@@ -267,6 +275,15 @@ mod tests {
         assert!(matches!(of_body("AccessDenied"), ObjectError::Forbidden { .. }));
         assert!(of_body("SlowDown").is_outage());
         assert!(matches!(of_body("Strange"), ObjectError::Answer { .. }));
+    }
+
+    #[test]
+    fn of_no_credentials_the_variables_are_told_not_the_service_that_was_asked() {
+        let source = "error sending request for http://169.254.169.254/latest/api/token".into();
+        let error = explain(object_store::Error::Generic { store: "S3", source }, &advice());
+        assert!(matches!(error, ObjectError::NoCredentials { .. }), "{error}");
+        assert!(error.to_string().ends_with("; set KEYS"), "{error}");
+        assert!(!error.to_string().contains("169"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where the optimizer's elements lie: lists that are made once, and uploaded to the device that
 //! they are made for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device::{DType, Device, Tensor};
@@ -54,6 +55,25 @@ impl Spans {
             upload_rows(device, &rows)
         })?;
         Ok(Spans { chunks, table, units, elements, flat_end, local_end })
+    }
+
+    /// The spans by a property of their unit; all of them as they are, where they agree in it.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    pub fn by_unit<K: Ord>(
+        &self,
+        device: &Device,
+        key: impl Fn(usize) -> K,
+    ) -> Result<Vec<(K, Spans)>, KernelError> {
+        let mut parts: BTreeMap<K, Vec<Span>> = BTreeMap::new();
+        for chunk in self.chunks.iter() {
+            parts.entry(key(chunk.unit)).or_default().push(*chunk);
+        }
+        if parts.len() <= 1 {
+            return Ok(parts.into_keys().map(|key| (key, self.clone())).collect());
+        }
+        parts.into_iter().map(|(key, of)| Ok((key, Spans::new(device, &of)?))).collect()
     }
 
     /// Bytes that [`Spans::new`] takes of a device's memory.

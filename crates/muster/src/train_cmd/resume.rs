@@ -58,7 +58,7 @@ pub fn resume<E: Engine>(
             (result, _) => result?,
         };
         let (step, written_by) = (loaded.state.step, loaded.written_by);
-        let stranger = stranger(job, &path, &loaded.state);
+        let stranger = stranger(job, &path, &loaded.state)?;
         emit(Event::Resumed(Resumed { step, path, skipped, written_by }))?;
         for message in warnings.into_iter().chain(stranger) {
             emit(Event::Warning { message })?;
@@ -112,16 +112,28 @@ fn begin<E: Engine>(
 }
 
 /// That a run's own directory holds what another run saved, if the checkpoint says so. One that
-/// the config names may be anyone's.
-fn stranger(job: &Job, path: &str, state: &RunState) -> Option<String> {
-    let (ours, theirs) = (&job.config.name, run_dir::run_name(&state.extra)?);
-    let is_stranger = job.config.checkpoint.resume == Resume::Auto && theirs != ours;
-    is_stranger.then(|| {
-        format!(
-            "{path} was saved by the run `{theirs}`, not by `{ours}`; if this run was not renamed, \
-             move it elsewhere and start again"
-        )
-    })
+/// the config names to begin from may be anyone's.
+///
+/// # Errors
+/// The directory is one that several runs may name: the other may be at work.
+fn stranger(job: &Job, path: &str, state: &RunState) -> Result<Option<String>, CliError> {
+    let (config, Some(theirs)) = (&job.config, run_dir::run_name(&state.extra)) else {
+        return Ok(None);
+    };
+    let ours = &config.name;
+    if config.checkpoint.resume != Resume::Auto || theirs == ours {
+        return Ok(None);
+    }
+    let saved = format!("{path} was saved by the run `{theirs}`, not by `{ours}`");
+    match config.checkpoint.store {
+        Some(_) => Err(CliError::mistake(format!(
+            "{saved}: give this run a directory of its own (checkpoint.store), or go on as that \
+             one (--name {theirs}); --resume {path} begins from it"
+        ))),
+        None => Ok(Some(format!(
+            "{saved}; if this run was not renamed, move it elsewhere and start again"
+        ))),
+    }
 }
 
 /// Where to begin.

@@ -113,7 +113,10 @@ impl Seen {
     fn how(&self, its: &str, operation: &str) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
-            Some((Some(code), _)) => format!("exit status {code}"),
+            Some((Some(code), _)) => match self.first_complaint() {
+                Some(why) => format!("exit status {code}: {why}"),
+                None => format!("exit status {code}"),
+            },
             Some((_, Some(signal))) => format!("killed by signal {signal}"),
             _ => "ended".to_owned(),
         };
@@ -131,6 +134,11 @@ impl Seen {
     fn last_lines(&self, its: &str) -> String {
         let lines: String = self.tail.iter().map(|line| format!("\n    {line}")).collect();
         if lines.is_empty() { lines } else { format!("; {its} last log lines:{lines}") }
+    }
+
+    /// The first line of the last error that it wrote, if it wrote one.
+    fn first_complaint(&self) -> Option<&str> {
+        self.tail.iter().rev().find_map(|line| line.strip_prefix("error: ")).map(str::trim_end)
     }
 
     /// The last error that it wrote.
@@ -294,6 +302,16 @@ mod tests {
     fn the_reason_of_the_vote_is_the_exit_code() {
         let well = |code| judge(&[ended(0, exit(code), None), ended(1, exit(code), None)]).0;
         assert_eq!((well(0), well(75)), (0, 75));
+    }
+
+    #[test]
+    fn an_error_that_a_rank_wrote_is_told_with_its_exit() {
+        let mut full = ended(0, exit(3), None);
+        full.log("error: disk full writing x".into());
+        full.log("free some".into());
+        let told = "rank 0 failed: exit status 3: disk full writing x; its last step was 5";
+        let text = verdict(&[&full], None, Work::Training).unwrap_err();
+        assert_eq!(text.headline(), told);
     }
 
     #[test]

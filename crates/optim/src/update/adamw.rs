@@ -1,6 +1,6 @@
 //! AdamW: an update by the averages of gradient and squared gradient.
 
-use device::Tensor;
+use device::{Device, Tensor};
 use kernels::Op;
 use kernels::optimizer::{AdamW, AdamWStep, Spans};
 use schemars::JsonSchema;
@@ -73,13 +73,16 @@ impl Planned for AdamWConfig {
         let Binding { spans, masters, states, .. } = at;
         let [first, second] = in_order(states);
         let config = self.clone();
-        Ok(Box::new(AdamWLaunch { config, spans, masters, first, second }))
+        let parts = vec![(0, spans.clone())];
+        Ok(Box::new(AdamWLaunch { config, spans, parts, masters, first, second }))
     }
 }
 
 struct AdamWLaunch {
     config: AdamWConfig,
     spans: Spans,
+    /// The spans by how many updates had been made when their moments began.
+    parts: Vec<(i64, Spans)>,
     masters: Option<Tensor>,
     first: Tensor,
     second: Tensor,
@@ -88,16 +91,26 @@ struct AdamWLaunch {
 impl Launch for AdamWLaunch {
     fn apply(&self, to: &Applying) -> Result<(), OptimError> {
         let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
-        let (lr, step) = (lr * to.lr_factor, to.step);
-        let step = AdamWStep {
-            spans: self.spans.clone(),
-            numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
-            weights: to.weights(&self.masters),
-            grads: to.grads.clone(),
-            first: self.first.clone(),
-            second: self.second.clone(),
-            factors: to.factors.clone(),
-        };
-        Ok(step.launch(to.stream)?)
+        let lr = lr * to.lr_factor;
+        for (begun, spans) in &self.parts {
+            // The first update of moments corrects them as the first of a run does.
+            let step = to.step.saturating_add_signed(begun.saturating_neg()).max(1);
+            let step = AdamWStep {
+                spans: spans.clone(),
+                numbers: AdamW { lr, beta1, beta2, eps, weight_decay, step },
+                weights: to.weights(&self.masters),
+                grads: to.grads.clone(),
+                first: self.first.clone(),
+                second: self.second.clone(),
+                factors: to.factors.clone(),
+            };
+            step.launch(to.stream)?;
+        }
+        Ok(())
+    }
+
+    fn set_begun(&mut self, device: &Device, begun: &[i64]) -> Result<(), OptimError> {
+        self.parts = self.spans.by_unit(device, |unit| begun[unit])?;
+        Ok(())
     }
 }

@@ -212,6 +212,14 @@ pub(crate) trait Launch: Send {
     /// An earlier error of the stream.
     fn apply(&self, step: &Applying) -> Result<(), OptimError>;
 
+    /// Takes over, by piece, how many updates had been made when its states began.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn set_begun(&mut self, _: &Device, _begun: &[i64]) -> Result<(), OptimError> {
+        Ok(())
+    }
+
     /// Lines of [`crate::ShardedOptimizer::numeric_plan`].
     fn numeric_plan(&self) -> Vec<String> {
         Vec::new()
