@@ -2,6 +2,8 @@
 //! that Hugging Face's transformers wrote (tests/interop/make_hf.py), and with its logits.
 
 mod common;
+#[path = "common/published.rs"]
+mod published;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,6 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use common::{Done, Workdir};
+use published::{ckpt, fixture, import, ok, refused, tensors};
 use safetensors::{Dtype, SafeTensors};
 
 /// Every family, and models with FP8 matrices, with stretched positions and without experts.
@@ -25,48 +28,6 @@ const MODELS: [&str; 11] = [
     "deepseek_v3-yarn",
     "deepseek_v3-dense",
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/interop/hf").join(name)
-}
-
-fn ckpt(run: &Workdir, args: &[&str]) -> Done {
-    run.muster(&[&["ckpt"], args].concat())
-}
-
-fn ok(done: Done) -> Done {
-    assert_eq!(done.code(), Some(0), "{done}");
-    done
-}
-
-fn refused(done: &Done, wanted: &[&str]) {
-    assert_eq!(done.code(), Some(2), "{done}");
-    for words in wanted {
-        assert!(done.stderr.contains(words), "{words}: {done}");
-    }
-}
-
-fn import(run: &Workdir, name: &str, target: &str) -> Done {
-    ckpt(run, &["import", fixture(name).to_str().unwrap(), target])
-}
-
-/// All tensors of a directory's files: type, shape and bytes.
-fn tensors(dir: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let is_model = path.file_name().unwrap().to_str().unwrap().starts_with("model");
-        if !is_model || path.extension().is_none_or(|end| end != "safetensors") {
-            continue;
-        }
-        let bytes = fs::read(path).unwrap();
-        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-            let tensor = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-            assert!(all.insert(name, tensor).is_none());
-        }
-    }
-    all
-}
 
 fn floats(path: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();

@@ -22,6 +22,7 @@ mod error;
 mod files;
 mod find;
 mod foreign;
+mod fp8;
 pub mod hf;
 mod import;
 mod nearest;

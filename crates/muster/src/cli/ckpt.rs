@@ -103,6 +103,7 @@ and DeepSpeed's universal checkpoints are read, too: with --config, or --as-is."
 Examples:
   muster ckpt export runs/a out
   muster ckpt export runs/a out --dtype bf16 --cast
+  muster ckpt export runs/a out --dtype bf16 --fp8 --cast
   muster ckpt export runs/a out --to dcp --all-states
 
   hf           what Hugging Face's transformers loads: config.json, safetensors files of at most
@@ -210,6 +211,10 @@ pub struct ExportArgs {
     /// Type of the parameters in the files
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: FileType,
+    /// Write the matrices of attention and of MLPs as FP8 (e4m3) with an f32 factor for each block
+    /// of 128 by 128, as DeepSeek-V3 is published; the rest is of --dtype. Needs --cast
+    #[arg(long)]
+    pub fp8: bool,
     /// Round values to that type; without it nothing is rounded
     #[arg(long)]
     pub cast: bool,
