@@ -521,6 +521,42 @@ fn directories_that_are_no_model_are_refused_by_name() {
     nothing_left(&run);
 }
 
+/// Directories of targets that have not arrived.
+fn arriving(run: &Workdir) -> Vec<String> {
+    let names = fs::read_dir(run.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("arriving")).collect()
+}
+
+#[test]
+fn what_a_killed_import_left_is_collected_and_what_lives_is_not() {
+    let run = Workdir::new("interop-left");
+    ok(import(&run, "llama", "base"));
+    let gc = |dir: &str, more: &[&str]| ckpt(&run, &[&["gc", dir, "--keep", "1"], more].concat());
+    let nothing = ok(gc("base", &[]));
+    assert!(!nothing.stdout.contains("arriving"), "{nothing}");
+    refused(&gc(".", &[]), &["there is no checkpoint in"]);
+    for dir in ["base", "."] {
+        let [dead, lives] =
+            [".base.arriving-a1B2c3", ".next.arriving-Zz9"].map(|name| run.path().join(name));
+        for left in [&dead, &lives] {
+            fs::create_dir_all(left.join("checkpoints")).unwrap();
+            fs::write(left.join("checkpoints/part"), [0; 1000]).unwrap();
+        }
+        let lock = fs::File::open(&lives).unwrap();
+        lock.lock().unwrap();
+        let told = ok(gc(dir, &["--dry-run"]));
+        assert!(told.stdout.contains("would be removed: ") && dead.exists(), "{told}");
+        let told = ok(gc(dir, &[]));
+        let words = ".base.arriving-a1B2c3 (1000 B, left by a killed import or export)";
+        assert!(told.stdout.contains(words), "{told}");
+        assert_eq!(arriving(&run), [".next.arriving-Zz9"]);
+        drop(lock);
+        assert!(ok(gc(dir, &[])).stdout.contains("removed: "));
+        assert_eq!(arriving(&run), [""; 0]);
+    }
+}
+
 #[test]
 fn targets_that_hold_something_are_left_alone() {
     let run = Workdir::new("interop-targets");

@@ -120,7 +120,8 @@ Examples:
 
 Before anything is removed the newest checkpoint is read and verified, every byte of it. Damaged
 checkpoints go only when as many newer ones are whole; what later versions wrote stays. Exits with 2
-if one that is damaged stays.")]
+if one that is damaged stays. Removes, too, what imports and exports that were killed have left in
+DIR or beside it (.NAME.arriving-…), unless one that lives is writing there.")]
     Gc {
         /// A run's directory, or one that holds checkpoints
         dir: PathBuf,
