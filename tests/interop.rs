@@ -92,6 +92,10 @@ fn an_export_is_what_was_imported_to_the_bit() {
         let done = ok(ckpt(&run, &["diff", name, &again, "--parameters-only"]));
         assert!(done.stdout.contains("equal: all bits"), "{done}");
     }
+    // Readers take a rank of their own where none is told.
+    let dense = fs::read(run.path().join("deepseek_v3-dense-out/config.json")).unwrap();
+    let dense: serde_json::Value = serde_json::from_slice(&dense).unwrap();
+    assert_eq!(dense.get("q_lora_rank"), Some(&serde_json::Value::Null));
     assert!(run.path().join("olmoe-out/model.safetensors.index.json").is_file());
     assert!(run.path().join("llama-out/generation_config.json").is_file());
 }

@@ -234,7 +234,9 @@ impl Row {
                 if value.is_none() && matches!(lacking, Lacking::Refuse) {
                     return Err(Misfit(format!("model.{path} has no value")));
                 }
-                for key in self.keys().filter(|_| value.is_some()) {
+                // Readers fill in what is missing: of a key that has a default, nothing is null.
+                let is_told = value.is_some() || matches!(lacking, Lacking::Is(_));
+                for key in self.keys().filter(|_| is_told) {
                     set(theirs, key, value.clone().unwrap_or_default());
                 }
             }
@@ -361,6 +363,13 @@ mod tests {
         });
         assert_eq!(back, wanted);
         assert_eq!(FAMILY.to_ours(&back, &[]).unwrap().0, ours);
+    }
+
+    #[test]
+    fn nothing_is_told_where_readers_have_a_default() {
+        let ours = json!({"names": "toy", "d_model": 8, "d_ff": 32, "activation": "gelu"});
+        let theirs = FAMILY.to_theirs(&ours).unwrap();
+        assert_eq!(theirs.get("theta"), Some(&Value::Null));
     }
 
     #[test]
