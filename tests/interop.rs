@@ -2,6 +2,8 @@
 //! that Hugging Face's transformers wrote (tests/interop/make_hf.py), and with its logits.
 
 mod common;
+#[path = "common/published.rs"]
+mod published;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,6 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use common::{Done, Workdir};
+use published::{ckpt, fixture, import, ok, refused, tensors};
 use safetensors::{Dtype, SafeTensors};
 
 /// Every family, and models with FP8 matrices, with stretched positions and without experts.
@@ -25,48 +28,6 @@ const MODELS: [&str; 11] = [
     "deepseek_v3-yarn",
     "deepseek_v3-dense",
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/interop/hf").join(name)
-}
-
-fn ckpt(run: &Workdir, args: &[&str]) -> Done {
-    run.muster(&[&["ckpt"], args].concat())
-}
-
-fn ok(done: Done) -> Done {
-    assert_eq!(done.code(), Some(0), "{done}");
-    done
-}
-
-fn refused(done: &Done, wanted: &[&str]) {
-    assert_eq!(done.code(), Some(2), "{done}");
-    for words in wanted {
-        assert!(done.stderr.contains(words), "{words}: {done}");
-    }
-}
-
-fn import(run: &Workdir, name: &str, target: &str) -> Done {
-    ckpt(run, &["import", fixture(name).to_str().unwrap(), target])
-}
-
-/// All tensors of a directory's files: type, shape and bytes.
-fn tensors(dir: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let is_model = path.file_name().unwrap().to_str().unwrap().starts_with("model");
-        if !is_model || path.extension().is_none_or(|end| end != "safetensors") {
-            continue;
-        }
-        let bytes = fs::read(path).unwrap();
-        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-            let tensor = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-            assert!(all.insert(name, tensor).is_none());
-        }
-    }
-    all
-}
 
 fn floats(path: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();
@@ -131,6 +92,10 @@ fn an_export_is_what_was_imported_to_the_bit() {
         let done = ok(ckpt(&run, &["diff", name, &again, "--parameters-only"]));
         assert!(done.stdout.contains("equal: all bits"), "{done}");
     }
+    // Readers take a rank of their own where none is told.
+    let dense = fs::read(run.path().join("deepseek_v3-dense-out/config.json")).unwrap();
+    let dense: serde_json::Value = serde_json::from_slice(&dense).unwrap();
+    assert_eq!(dense.get("q_lora_rank"), Some(&serde_json::Value::Null));
     assert!(run.path().join("olmoe-out/model.safetensors.index.json").is_file());
     assert!(run.path().join("llama-out/generation_config.json").is_file());
 }
@@ -558,6 +523,42 @@ fn directories_that_are_no_model_are_refused_by_name() {
     let done = ckpt(&run, &["import", "pickled", "target"]);
     refused(&done, &["pickles of PyTorch, which can run code"]);
     nothing_left(&run);
+}
+
+/// Directories of targets that have not arrived.
+fn arriving(run: &Workdir) -> Vec<String> {
+    let names = fs::read_dir(run.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("arriving")).collect()
+}
+
+#[test]
+fn what_a_killed_import_left_is_collected_and_what_lives_is_not() {
+    let run = Workdir::new("interop-left");
+    ok(import(&run, "llama", "base"));
+    let gc = |dir: &str, more: &[&str]| ckpt(&run, &[&["gc", dir, "--keep", "1"], more].concat());
+    let nothing = ok(gc("base", &[]));
+    assert!(!nothing.stdout.contains("arriving"), "{nothing}");
+    refused(&gc(".", &[]), &["there is no checkpoint in"]);
+    for dir in ["base", "."] {
+        let [dead, lives] =
+            [".base.arriving-a1B2c3", ".next.arriving-Zz9"].map(|name| run.path().join(name));
+        for left in [&dead, &lives] {
+            fs::create_dir_all(left.join("checkpoints")).unwrap();
+            fs::write(left.join("checkpoints/part"), [0; 1000]).unwrap();
+        }
+        let lock = fs::File::open(&lives).unwrap();
+        lock.lock().unwrap();
+        let told = ok(gc(dir, &["--dry-run"]));
+        assert!(told.stdout.contains("would be removed: ") && dead.exists(), "{told}");
+        let told = ok(gc(dir, &[]));
+        let words = ".base.arriving-a1B2c3 (1000 B, left by a killed import or export)";
+        assert!(told.stdout.contains(words), "{told}");
+        assert_eq!(arriving(&run), [".next.arriving-Zz9"]);
+        drop(lock);
+        assert!(ok(gc(dir, &[])).stdout.contains("removed: "));
+        assert_eq!(arriving(&run), [""; 0]);
+    }
 }
 
 #[test]

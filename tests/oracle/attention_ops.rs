@@ -102,7 +102,8 @@ impl Op for Rope {
         let vectors = self.at.reference(&x[0])?;
         let by_window = vectors.reshape((rows / self.positions, self.positions, heads, width))?;
         let by_head = by_window.transpose(1, 2)?.contiguous()?;
-        let turned = basic::rotate(&by_head, self.theta, self.pairs)?.transpose(1, 2)?;
+        let frequencies = basic::frequencies(self.theta, None, width);
+        let turned = basic::rotate(&by_head, &frequencies, self.pairs)?.transpose(1, 2)?;
         let turned = turned.reshape((rows, heads, width))?;
         let others = x[0].narrow(1, before, heads * (width + after))?;
         let others = others.reshape((rows, heads, width + after))?.narrow(2, width, after)?;

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use kernels::rope::Pairs;
-use model::{Moe, Scores};
+use model::{Moe, RotaryScaling, Scores};
 
 /// The columns of `parts`, one after another; of some there may be none.
 pub fn join(parts: &[Tensor], axis: usize) -> Result<Tensor> {
@@ -55,15 +55,50 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x * 0.5 * (inner.tanh()? + 1.0)?
 }
 
-/// Rotary positions of `x [B, heads, T, C]`: pair `j` is the plane that turns by
-/// `t·theta^(−2j/C)`.
-pub fn rotate(x: &Tensor, theta: f64, pairs: Pairs) -> Result<Tensor> {
+/// How fast the planes of `width` elements turn: `theta^(−2j/C)`, and with YaRN as DeepSeek's
+/// inference code has it (`precompute_freqs_cis`), which divides those of slow planes by a factor.
+pub fn frequencies(theta: f64, scaling: Option<RotaryScaling>, width: usize) -> Vec<f64> {
+    let dim = width as f64;
+    let plain = (0..width / 2).map(|j| theta.powf(-2.0 * j as f64 / dim));
+    let Some(scaling) = scaling else { return plain.collect() };
+    let RotaryScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, .. } = scaling
+    else {
+        panic!("no preset has {scaling:?}")
+    };
+    let window = original_max_positions as f64;
+    let correction = |turns: f64| {
+        dim * (window / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+    };
+    let low = correction(beta_fast).floor().max(0.0);
+    let mut high = correction(beta_slow).ceil().min(dim - 1.0);
+    if low == high {
+        high += 0.001;
+    }
+    let smooth = |j: usize| 1.0 - ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
+    let blend = |(j, f): (usize, f64)| f / factor * (1.0 - smooth(j)) + f * smooth(j);
+    plain.enumerate().map(blend).collect()
+}
+
+/// What DeepSeek's inference code multiplies scores with, beside the root of their width.
+pub fn sharpness(scaling: Option<RotaryScaling>) -> f64 {
+    match scaling {
+        None => 1.0,
+        // Equal ones stretch neither queries nor keys.
+        Some(RotaryScaling::Yarn { factor, mscale: Some(by), mscale_all_dim, .. })
+            if mscale_all_dim == Some(by) =>
+        {
+            (0.1 * by * factor.ln() + 1.0).powi(2)
+        }
+        Some(other) => panic!("no preset has {other:?}"),
+    }
+}
+
+/// Rotary positions of `x [B, heads, T, C]`: pair `j` is a plane that turns by `t` times its
+/// frequency.
+pub fn rotate(x: &Tensor, frequencies: &[f64], pairs: Pairs) -> Result<Tensor> {
     let (windows, heads, positions, width) = x.dims4()?;
     let half = width / 2;
-    let angle = |i: usize| {
-        let (t, j) = ((i / half) as f64, (i % half) as f64);
-        t / theta.powf(2.0 * j / width as f64)
-    };
+    let angle = |i: usize| (i / half) as f64 * frequencies[i % half];
     let table = |f: fn(f64) -> f64| {
         let values: Vec<f64> = (0..positions * half).map(|i| f(angle(i))).collect();
         Tensor::from_vec(values, (positions, half), &Device::Cpu)?.to_dtype(x.dtype())

@@ -161,8 +161,10 @@ impl Reference {
         if a.qk_norm == QkNorm::Head {
             (q, k) = (gained(&q, "q")?, gained(&k, "k")?);
         }
-        if let Positions::Rotary { theta, .. } = a.positions {
-            let turned = |x: &Tensor| basic::rotate(x, theta, Pairs::Halves);
+        if let Positions::Rotary { theta, scaling } = a.positions {
+            assert!(scaling.is_none(), "no preset has {scaling:?} here");
+            let frequencies = basic::frequencies(theta, scaling, a.head_dim);
+            let turned = |x: &Tensor| basic::rotate(x, &frequencies, Pairs::Halves);
             (q, k) = (turned(&q)?, turned(&k)?);
         }
         let out = basic::attention(&q, &k, &v, &run.mask)?;
@@ -181,7 +183,7 @@ impl Reference {
     ) -> Result<Tensor> {
         let (a, name) = (&self.a, format!("{block}.self_attn"));
         let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = latent;
-        let Positions::Rotary { theta, .. } = a.positions else {
+        let Positions::Rotary { theta, scaling } = a.positions else {
             panic!("latent attention rotates")
         };
         let project = |x: &Tensor, what: &str| self.project(x, &format!("{name}.{what}"), false);
@@ -194,7 +196,8 @@ impl Reference {
             let x = x.reshape((run.windows, run.positions, heads, width))?;
             x.transpose(1, 2)?.contiguous()
         };
-        let turned = |x: &Tensor| basic::rotate(&x.contiguous()?, theta, Pairs::Neighbours);
+        let frequencies = basic::frequencies(theta, scaling, rope_dim);
+        let turned = |x: &Tensor| basic::rotate(&x.contiguous()?, &frequencies, Pairs::Neighbours);
         let q = match q_rank {
             Some(_) => project(&normed(&project(h, "q_a_proj")?, "q_a_layernorm")?, "q_b_proj")?,
             None => project(h, "q_proj")?,
@@ -202,6 +205,7 @@ impl Reference {
         let q = cut(&q, a.heads)?;
         let q_rope = turned(&q.narrow(3, nope_dim, rope_dim)?)?;
         let q = Tensor::cat(&[&q.narrow(3, 0, nope_dim)?, &q_rope], 3)?;
+        let q = (q * basic::sharpness(scaling))?;
         let short = project(h, "kv_a_proj_with_mqa")?;
         let k_rope = turned(&cut(&short.narrow(1, kv_rank, rope_dim)?, 1)?)?;
         let shape = (run.windows, a.heads, run.positions, rope_dim);

@@ -44,7 +44,8 @@ impl Arriving {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let prefix = format!(".{name}{ARRIVING}");
         let (temporary, lock) = locked(above, &prefix)?;
-        remove_dead(above);
+        // One that cannot be removed hinders nobody.
+        Dead::all_in(above).into_iter().for_each(|dead| drop(dead.remove()));
         Ok(Arriving { temporary, _lock: lock, target })
     }
 
@@ -121,17 +122,55 @@ fn is_arriving(name: &str) -> bool {
     })
 }
 
-/// Removes what writers that were killed have left.
-fn remove_dead(above: &Path) {
-    for entry in fs::read_dir(above).into_iter().flatten().flatten() {
-        let is_ours = is_arriving(&entry.file_name().to_string_lossy());
-        // A pipe would be waited for.
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let lock = (is_ours && is_dir).then(|| File::open(entry.path()).ok()).flatten();
-        if lock.is_some_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+/// A directory whose writer was killed before it had its name. While this lives nobody else takes
+/// it for one.
+pub struct Dead {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Dead {
+    /// All that lie in a directory; none where it cannot be read.
+    pub fn all_in(above: &Path) -> Vec<Dead> {
+        let entries = fs::read_dir(above).into_iter().flatten().flatten();
+        let dead = entries.filter_map(|entry| {
+            let is_ours = is_arriving(&entry.file_name().to_string_lossy());
+            // A pipe would be waited for.
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let lock = (is_ours && is_dir).then(|| File::open(entry.path()).ok()).flatten()?;
+            lock.try_lock().is_ok().then(|| Dead { path: entry.path(), _lock: lock })
+        });
+        let mut dead: Vec<Dead> = dead.collect();
+        dead.sort_by(|a, b| a.path.cmp(&b.path));
+        dead
     }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of its files, as far as they can be seen.
+    pub fn bytes(&self) -> u64 {
+        bytes_in(&self.path)
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// Something in it cannot be removed.
+    pub fn remove(self) -> Result<(), Error> {
+        fs::remove_dir_all(&self.path).map_err(Error::io("remove", &self.path))
+    }
+}
+
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_in(&entry.path()),
+        Ok(found) if found.is_file() => found.len(),
+        _ => 0,
+    });
+    bytes.sum()
 }
 
 #[cfg(test)]
@@ -183,6 +222,24 @@ mod tests {
         // Whoever comes second finds an empty directory, which gives way.
         living.finish().unwrap();
         assert_eq!(names(&target), ["a"]);
+    }
+
+    #[test]
+    fn what_is_left_is_told_before_it_is_removed() {
+        let above = tempfile::tempdir().unwrap();
+        let inside = above.path().join(".out.arriving-dead/checkpoints");
+        fs::create_dir_all(&inside).unwrap();
+        fs::write(inside.join("a"), "12345").unwrap();
+        let living = Arriving::new(&above.path().join("dead/../new")).unwrap();
+        // The next one in the same directory, so it is gone; make it again.
+        fs::create_dir_all(&inside).unwrap();
+        fs::write(inside.join("a"), "12345").unwrap();
+        let [dead] = &Dead::all_in(above.path())[..] else { panic!("not one") };
+        assert_eq!((dead.path().join("checkpoints"), dead.bytes()), (inside.clone(), 5));
+        // Whoever has been told of it holds it.
+        assert!(Dead::all_in(above.path()).is_empty());
+        Dead::all_in(above.path()).into_iter().for_each(|dead| dead.remove().unwrap());
+        assert!(inside.exists() && living.path().exists());
     }
 
     #[test]

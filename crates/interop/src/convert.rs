@@ -1,4 +1,4 @@
-//! Elements made of others: rows of several, transposed, of another type, with scales applied.
+//! Elements made of others: rows of several, transposed, of another type.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -6,6 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use layout::Dtype;
 
+use crate::fp8::e4m3;
 use crate::{Elements, Error};
 
 /// How values may be changed.
@@ -296,17 +297,6 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> f64 {
     }
 }
 
-/// FP8 of four exponent and three mantissa bits, without infinities (OCP's e4m3fn).
-fn e4m3(byte: u8) -> f64 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f64::from(byte & 7));
-    let magnitude = match (exponent, byte & 7) {
-        (15, 7) => f64::NAN,
-        (0, _) => mantissa / 8.0 * 2.0_f64.powi(-6),
-        _ => (1.0 + mantissa / 8.0) * 2.0_f64.powi(exponent - 7),
-    };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
 /// Writes a number as a type of [`WRITTEN`], rounded to the nearest, ties to even.
 fn encode(dtype: Dtype, value: f64, out: &mut [u8]) {
     match dtype {
@@ -328,57 +318,6 @@ fn to_odd(value: f64) -> f32 {
     // Towards zero, by the magnitude that the lower bits hold.
     let below = if f64::from(nearest).abs() > value.abs() { bits - 1 } else { bits };
     f32::from_bits(below | 1)
-}
-
-/// A matrix of FP8 values (e4m3) with an f32 factor for each block of it: DeepSeek's
-/// `weight_scale_inv`. Their products, as f32.
-pub(crate) struct BlockScaled<'a> {
-    of: Box<dyn Elements + 'a>,
-    scales: Box<dyn Elements + 'a>,
-    columns: usize,
-    /// Rows and columns of a block.
-    block: [usize; 2],
-    /// All factors, `[⌈rows/block⌉, ⌈columns/block⌉]`.
-    held: RefCell<Vec<f32>>,
-}
-
-impl<'a> BlockScaled<'a> {
-    pub fn new(
-        of: Box<dyn Elements + 'a>,
-        scales: Box<dyn Elements + 'a>,
-        columns: usize,
-        block: [usize; 2],
-    ) -> BlockScaled<'a> {
-        BlockScaled { of, scales, columns, block, held: RefCell::default() }
-    }
-}
-
-impl Elements for BlockScaled<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn len(&self) -> usize {
-        self.of.len()
-    }
-
-    fn read(&self, start: usize, out: &mut [u8]) -> Result<(), Error> {
-        let mut held = self.held.borrow_mut();
-        if held.is_empty() {
-            let mut bytes = vec![0; self.scales.len() * 4];
-            self.scales.read(0, &mut bytes)?;
-            *held = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        }
-        let across = self.columns.div_ceil(self.block[1]);
-        let mut values = vec![0; out.len() / 4];
-        self.of.read(start, &mut values)?;
-        for ((out, byte), element) in out.chunks_exact_mut(4).zip(values).zip(start..) {
-            let (row, column) = (element / self.columns, element % self.columns);
-            let scale = held[row / self.block[0] * across + column / self.block[1]];
-            out.copy_from_slice(&(e4m3(byte) as f32 * scale).to_le_bytes());
-        }
-        Ok(())
-    }
 }
 
 /// Zeros.
@@ -473,35 +412,6 @@ pub(crate) mod tests {
 
     fn to(dtype: Dtype, may_round: bool) -> Types {
         Types { dtype, may_round }
-    }
-
-    #[test]
-    fn every_e4m3_value_is_the_published_one() {
-        // Extremes and neighbours of OCP's table.
-        let known = [
-            (0x00, 0.0),
-            (0x01, 2.0_f64.powi(-9)),
-            (0x07, 7.0 * 2.0_f64.powi(-9)),
-            (0x08, 2.0_f64.powi(-6)),
-            (0x38, 1.0),
-            (0x7e, 448.0),
-            (0xfe, -448.0),
-            (0xb9, -1.125),
-        ];
-        assert!(known.iter().all(|&(byte, value)| e4m3(byte) == value));
-        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
-        assert!((0..0x7e).all(|byte| e4m3(byte) < e4m3(byte + 1)));
-    }
-
-    #[test]
-    fn blocks_have_factors() {
-        // 3 by 5 in blocks of 2 by 4: four factors.
-        let of = Box::new(Held(Dtype::F8E4M3, vec![0x38; 15]));
-        let scales = f32s([2.0, 3.0, 5.0, 7.0]);
-        let scaled = BlockScaled::new(of, scales, 5, [2, 4]);
-        let row = |a, b| [a, a, a, a, b];
-        let wanted = [row(2.0, 3.0), row(2.0, 3.0), row(5.0, 7.0)].concat();
-        assert_eq!(numbers(&read(&scaled, 4)), wanted);
     }
 
     proptest! {

@@ -22,6 +22,7 @@ mod error;
 mod files;
 mod find;
 mod foreign;
+mod fp8;
 pub mod hf;
 mod import;
 mod nearest;
@@ -32,7 +33,7 @@ mod saved;
 mod source;
 mod states;
 
-pub use arriving::Arriving;
+pub use arriving::{Arriving, Dead};
 pub use convert::Types;
 pub use deepspeed::open_universal;
 pub use elements::{Bytes, Elements, Outgoing};

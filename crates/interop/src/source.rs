@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use crate::convert::{
-    BlockScaled, Columns, Joined, Mean, Normal, Part, Transposed, Types, Zeros, cast,
-};
+use crate::convert::{Columns, Joined, Mean, Normal, Part, Transposed, Types, Zeros, cast};
+use crate::fp8::BlockScaled;
 use crate::origin::Origin;
 use crate::{Elements, Error};
 

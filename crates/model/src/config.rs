@@ -344,7 +344,8 @@ pub enum Preset {
     /// GPT-2 small, 124 M.
     #[serde(rename = "gpt2-124m")]
     Gpt2124m,
-    /// Llama 3 8B; 3.1 differs from it in `positions.rotary.scaling`.
+    /// Llama 3 8B, of windows of 8192, without scaling; 3.1 has `positions.rotary.scaling` besides:
+    /// `llama3` with factor 8, low_freq_factor 1, high_freq_factor 4, original_max_positions 8192.
     #[serde(rename = "llama3-8b")]
     Llama3_8b,
     /// Qwen3-30B-A3B: 128 experts, 8 per token.
@@ -357,8 +358,8 @@ pub enum Preset {
     #[serde(rename = "mixtral-8x7b")]
     Mixtral8x7b,
     /// DeepSeek-V3, 671 B: latent attention; 256 experts in groups, 8 per token, one shared expert.
-    /// Without the scaling of positions beyond 4096 (`positions.rotary.scaling`), and without the
-    /// layer that predicts a second token and the balancing loss of each sequence, which are not
-    /// there.
+    /// Positions are scaled (`yarn`) from windows of 4096, as published; it was trained on those
+    /// first, with `positions: {rotary: {theta: 10000}}`. Without the layer that predicts a second
+    /// token and the balancing loss of each sequence, which are not there.
     DeepseekV3,
 }

@@ -2,7 +2,7 @@
 
 use crate::config::{
     Activation, LatentConfig, ModelConfig, MoeConfig, Names, Norm, Positions, Preset, QkNorm,
-    Scores,
+    RotaryScaling, Scores,
 };
 
 impl Preset {
@@ -152,8 +152,19 @@ fn mixtral_8x7b() -> ModelConfig {
 
 /// The paper (arXiv 2412.19437, §4.2) initializes with 0.006, its readers' default is 0.02. The
 /// loss that balances each sequence (weight 1e-4) is another one than `aux_loss`, which is off:
-/// the biases balance.
+/// the biases balance. Frequencies are stretched as in the published file, which is of the model
+/// whose windows had grown beyond 4096 (§4.3).
 fn deepseek_v3() -> ModelConfig {
+    let yarn = RotaryScaling::Yarn {
+        factor: 40.0,
+        original_max_positions: 4096,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: Some(1.0),
+        mscale_all_dim: Some(1.0),
+        attention_factor: None,
+        truncate: true,
+    };
     ModelConfig {
         vocab_size: Some(129_280),
         layers: Some(61),
@@ -178,6 +189,7 @@ fn deepseek_v3() -> ModelConfig {
             first_dense_layers: Some(3),
             ..experts(256, 8, 2048, 0.0)
         }),
+        positions: Some(Positions::Rotary { theta: 10_000.0, scaling: Some(yarn) }),
         ..rotary(Names::DeepseekV3, 10_000.0, 1e-6)
     }
 }

@@ -3,10 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use checkpoint::objects::is_url;
 use checkpoint::{
     Checkpoint, Diff, Distance, Error, Keep, Proof, Removable, StateTensor, Status, Store,
     TensorDifference, VerifyReport, diff, verify,
 };
+
+use interop::Dead;
 
 use crate::cli::CkptCommand;
 use crate::console::{bytes, count, plural, short};
@@ -66,15 +69,18 @@ fn collect(dir: &Path, keep: Keep, dry_run: bool) -> Result<Exit, CliError> {
     let store = store(dir)?;
     let entries = store.list()?;
     if entries.is_empty() {
-        return Err(nothing_in(&store));
+        return match collect_dead(dir, dry_run)? {
+            text if text.is_empty() => Err(nothing_in(&store)),
+            text => say(text.trim_end()).map(|()| Exit::Ok),
+        };
     }
     let size = |path: &Path| {
         entries.iter().find(|entry| entry.path == path).and_then(|entry| entry.bytes).unwrap_or(0)
     };
     let Removable { doomed, damaged } = store.removable(keep, Proof::EveryByte)?;
     let gone = if dry_run { doomed } else { store.retain(keep, Proof::EveryByte)? };
-    let verb = if dry_run { "would be removed" } else { "removed" };
-    let mut text = String::new();
+    let verb = verb(dry_run);
+    let mut text = collect_dead(dir, dry_run)?;
     for path in &gone {
         let _ = writeln!(text, "{verb}: {} ({})", path.display(), bytes(size(path)));
     }
@@ -93,6 +99,30 @@ fn collect(dir: &Path, keep: Keep, dry_run: bool) -> Result<Exit, CliError> {
     );
     say(&text)?;
     Ok(if damaged.is_empty() { Exit::Ok } else { Exit::Mistake })
+}
+
+fn verb(dry_run: bool) -> &'static str {
+    if dry_run { "would be removed" } else { "removed" }
+}
+
+/// Removes what imports and exports that were killed have left in a directory or beside it, as the
+/// next one there would, or says which.
+fn collect_dead(dir: &Path, dry_run: bool) -> Result<String, CliError> {
+    if is_url(dir) {
+        return Ok(String::new());
+    }
+    let dir = std::path::absolute(dir).map_err(CliError::mistake)?;
+    let places = [dir.parent(), Some(&*dir)].into_iter().flatten();
+    let mut text = String::new();
+    for dead in places.flat_map(Dead::all_in) {
+        let (path, size) = (dead.path().display().to_string(), bytes(dead.bytes()));
+        if !dry_run {
+            dead.remove()?;
+        }
+        let _ =
+            writeln!(text, "{}: {path} ({size}, left by a killed import or export)", verb(dry_run));
+    }
+    Ok(text)
 }
 
 fn nothing_in(store: &Store) -> CliError {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use checkpoint::Checkpoint;
 use interop::dcp::{DcpOptions, write_dcp};
-use interop::hf::{self, Exported, SafetensorsOptions, Written, write_safetensors};
+use interop::hf::{self, Exported, Matrices, SafetensorsOptions, Written, write_safetensors};
 use interop::{Arriving, Outgoing, States, Types};
 use layout::Dtype;
 
@@ -42,6 +42,12 @@ pub fn export(args: &ExportArgs) -> Result<Exit, CliError> {
             ));
         }
         Library::Hf => as_published(args, &checkpoint, types)?,
+        _ if args.fp8 => {
+            return Err(CliError::mistake(
+                "--fp8: only a config.json tells that matrices have factors; leave out --to, or \
+                 give --dtype bf16",
+            ));
+        }
         Library::Safetensors | Library::Dcp => as_states(args, &checkpoint, types)?,
     };
     let seconds = started.elapsed().as_secs_f64();
@@ -77,7 +83,8 @@ fn as_published(
     let tokenizer = &config.data.tokenizer;
     let companions = run.map(|run| companions(run, tokenizer)).unwrap_or_default();
     let window = config.batch.seq_len;
-    let model = Exported::new(checkpoint, &architecture, window, types, &companions)?;
+    let matrices = if args.fp8 { Matrices::Fp8 } else { Matrices::Alike };
+    let model = Exported::new(checkpoint, &architecture, window, types, matrices, &companions)?;
     let progress = SharedProgress::new("exporting", model.bytes());
     Ok(hf::export(&model, &args.target, options(args), &|more| progress.more(more))?)
 }

@@ -7,13 +7,23 @@ use layout::{Dtype, LogicalTensor, Schema};
 use model::Architecture;
 use serde_json::Value;
 
+use super::families::FAMILIES;
 use super::published::{CONFIG, ROUTER_BIAS, config_of, keep_tokens};
 use super::table::Family;
 use super::write::{SafetensorsOptions, Written, write_safetensors};
-use crate::convert::Types;
-use crate::convert::{Transposed, cast};
+use crate::convert::{Transposed, Types, cast};
+use crate::fp8::{BLOCK, Codes, Factors, Known};
 use crate::saved::Saved;
 use crate::{Arriving, Elements, Error, Outgoing};
+
+/// How the matrices of attention and of MLPs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Matrices {
+    /// As all other parameters.
+    Alike,
+    /// FP8 (e4m3) with a factor for each block of 128 by 128, as DeepSeek-V3 was published.
+    Fp8,
+}
 
 /// A model, as it is to be published.
 pub struct Exported<'a> {
@@ -22,16 +32,38 @@ pub struct Exported<'a> {
     config: Value,
     dtype: Types,
     companions: &'a [PathBuf],
+    known: Known,
 }
 
 /// A published tensor and the state that it is.
 struct Tensor {
     name: String,
     key: TensorKey,
-    /// Of the state, if the file has its transpose.
-    transposed: Option<[usize; 2]>,
     shape: Vec<usize>,
-    dtype: Types,
+    form: Form,
+}
+
+/// How a state is written.
+#[derive(Clone, Copy)]
+enum Form {
+    Plain {
+        dtype: Types,
+        /// Shape of the state, if the file has its transpose.
+        transposed: Option<[usize; 2]>,
+    },
+    /// The codes of a matrix of so many columns, or their factors.
+    Codes(usize),
+    Factors(usize),
+}
+
+impl Form {
+    fn dtype(self) -> Dtype {
+        match self {
+            Form::Plain { dtype, .. } => dtype.dtype,
+            Form::Codes(_) => Dtype::F8E4M3,
+            Form::Factors(_) => Dtype::F32,
+        }
+    }
 }
 
 impl<'a> Exported<'a> {
@@ -39,12 +71,13 @@ impl<'a> Exported<'a> {
     ///
     /// # Errors
     /// A model that its family's files cannot tell; a checkpoint of another model; balancing
-    /// biases, of a family that has none.
+    /// biases, of a family that has none; FP8, of a family that has none, or without leave to round.
     pub fn new(
         checkpoint: &'a Checkpoint,
         of: &Architecture,
         seq_len: usize,
         dtype: Types,
+        matrices: Matrices,
         companions: &'a [PathBuf],
     ) -> Result<Exported<'a>, Error> {
         let (family, mut config) = config_of(of, seq_len, dtype.dtype)?;
@@ -53,43 +86,69 @@ impl<'a> Exported<'a> {
         let (schema, parameters) =
             model::parameters(of).map_err(|error| refuse(error.to_string()))?;
         check_schema(checkpoint, &schema)?;
-        let mut tensors: Vec<Tensor> =
-            schema.tensors.iter().map(|tensor| published(tensor, family, dtype)).collect();
+        let mut tensors = Vec::with_capacity(schema.tensors.len());
+        for tensor in &schema.tensors {
+            match matrices == Matrices::Fp8 && family.is_fp8(&tensor.name) {
+                true => tensors.extend(in_blocks(tensor, family, dtype)?),
+                false => tensors.push(published(tensor, family, dtype)),
+            }
+        }
+        if matrices == Matrices::Fp8 {
+            check_fp8(family)?;
+            let names: Vec<&str> = schema.tensors.iter().map(|tensor| &*tensor.name).collect();
+            config["quantization_config"] = family.fp8_config(BLOCK, &names);
+        }
         for name in &parameters.router_biases {
             let key = TensorKey::new(&**name, ROUTER_BIAS);
             if family.router_bias {
                 let shape = checkpoint.tensor(&key)?.shape.clone();
                 let name = name.clone();
                 let dtype = Types { dtype: Dtype::F32, may_round: false };
-                tensors.push(Tensor { name, key, transposed: None, shape, dtype });
+                let form = Form::Plain { dtype, transposed: None };
+                tensors.push(Tensor { name, key, shape, form });
             } else {
                 check_zero(checkpoint, &key, family)?;
             }
         }
-        Ok(Exported { checkpoint, tensors, config, dtype, companions })
+        let known = Known::default();
+        Ok(Exported { checkpoint, tensors, config, dtype, companions, known })
     }
 
     /// Bytes of all tensors in the files.
     pub fn bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| {
             let elements = layout::region::elements(&tensor.shape).unwrap_or(0);
-            (elements * tensor.dtype.dtype.size_bytes()) as u64
+            (elements * tensor.form.dtype().size_bytes()) as u64
         };
         self.tensors.iter().map(bytes).sum()
     }
 
-    /// The type of the parameters.
+    /// The type of the parameters that are not FP8.
     pub fn dtype(&self) -> Dtype {
         self.dtype.dtype
     }
 
-    fn outgoing(&self, number: usize) -> Result<Outgoing<'a>, Error> {
-        let Tensor { name, key, transposed, shape, dtype } = &self.tensors[number];
+    fn outgoing(&self, number: usize) -> Result<Outgoing<'_>, Error> {
+        let Tensor { name, key, shape, form } = &self.tensors[number];
         let mut elements: Box<dyn Elements + 'a> = Box::new(Saved::new(self.checkpoint, key)?);
-        if let Some(shape) = transposed {
-            elements = Box::new(Transposed::new(elements, *shape));
-        }
-        let elements = cast(name, elements, *dtype)?;
+        let whole = Types { dtype: Dtype::F32, may_round: true };
+        let known = &self.known;
+        let elements: Box<dyn Elements + '_> = match *form {
+            Form::Plain { dtype, transposed } => {
+                if let Some(shape) = transposed {
+                    elements = Box::new(Transposed::new(elements, shape));
+                }
+                cast(name, elements, dtype)?
+            }
+            Form::Codes(columns) => {
+                let of = cast(name, elements, whole)?;
+                Box::new(Codes::new(key.name.clone(), of, columns, known))
+            }
+            Form::Factors(columns) => {
+                let of = cast(name, elements, whole)?;
+                Box::new(Factors::new(key.name.clone(), of, columns, known))
+            }
+        };
         Ok(Outgoing { name: name.clone(), shape: shape.clone(), elements })
     }
 }
@@ -130,9 +189,57 @@ fn published(tensor: &LogicalTensor, family: &Family, dtype: Types) -> Tensor {
         Some([rows, columns]) => vec![columns, rows],
         None => shape.clone(),
     };
-    let prefix = if name.starts_with("lm_head") { "" } else { family.prefix };
     let key = TensorKey::new(&**name, "param");
-    Tensor { name: format!("{prefix}{name}"), key, transposed, shape, dtype }
+    let form = Form::Plain { dtype, transposed };
+    Tensor { name: prefixed(name, family), key, shape, form }
+}
+
+fn prefixed(name: &str, family: &Family) -> String {
+    let prefix = if name.starts_with("lm_head") { "" } else { family.prefix };
+    format!("{prefix}{name}")
+}
+
+/// The name of a matrix's factors, after its own.
+const FACTORS: &str = "_scale_inv";
+
+/// A matrix as FP8, and its factors.
+///
+/// # Errors
+/// Values may not be rounded; it is no matrix.
+fn in_blocks(tensor: &LogicalTensor, family: &Family, dtype: Types) -> Result<[Tensor; 2], Error> {
+    let LogicalTensor { name, shape, .. } = tensor;
+    let ([rows, columns], false) = (&shape[..], tensor.published_transposed) else {
+        let reason = format!("is {shape:?}, and only matrices are FP8 in blocks");
+        return Err(Error::Tensor { name: name.clone(), reason });
+    };
+    if !dtype.may_round {
+        return Err(Error::Rounds { name: name.clone(), from: Dtype::F32, to: Dtype::F8E4M3 });
+    }
+    let key = TensorKey::new(&**name, "param");
+    let blocks = vec![rows.div_ceil(BLOCK), columns.div_ceil(BLOCK)];
+    let (codes, factors) = (Form::Codes(*columns), Form::Factors(*columns));
+    let name = prefixed(name, family);
+    let of = format!("{name}{FACTORS}");
+    Ok([
+        Tensor { name, key: key.clone(), shape: shape.clone(), form: codes },
+        Tensor { name: of, key, shape: blocks, form: factors },
+    ])
+}
+
+/// A family whose models are read from files with FP8 matrices.
+fn check_fp8(family: &Family) -> Result<(), Error> {
+    if !family.fp8.is_empty() {
+        return Ok(());
+    }
+    let have = FAMILIES.iter().filter(|family| !family.fp8.is_empty());
+    let have: Vec<&str> = have.map(|family| family.architecture).collect();
+    let reason = format!(
+        "nothing reads a {} with FP8 matrices; {} may have them; leave out --fp8, and give \
+         --dtype bf16",
+        family.architecture,
+        have.join(", ")
+    );
+    Err(Error::Refused { path: PathBuf::from(CONFIG), reason })
 }
 
 /// The checkpoint is of this model.

@@ -52,6 +52,12 @@ const COMMON: &[Row] = &[
 /// And of mixtures whose routers have no biases.
 const MIXTURE: &[Row] = &[TOP_K, AUX_LOSS, SOFTMAX];
 
+/// Matrices of attention and of MLPs, experts and all: what every FP8 model in blocks has so.
+const PROJECTIONS: &[&str] = &["model.layers.**_proj.weight"];
+
+/// Routers are linear modules of their own in some readers; Qwen3-MoE's FP8 files name them.
+const GATES: &[&str] = &["lm_head", "model.layers.*.mlp.gate"];
+
 static GPT2: Family = Family {
     names: "gpt2",
     model_type: "gpt2",
@@ -89,6 +95,8 @@ static GPT2: Family = Family {
         "h.*.attn.bias",
         "h.*.attn.masked_bias",
     ],
+    fp8: &[],
+    not_fp8: &[],
 };
 
 static LLAMA: Family = Family {
@@ -102,6 +110,8 @@ static LLAMA: Family = Family {
         &[HEAD_DIM, D_FF, BIASED, Only("mlp_bias", &["false"]), eps("1e-6"), theta("10000.0")],
     ],
     left_out: &["model.layers.*.self_attn.rotary_emb.inv_freq"],
+    fp8: PROJECTIONS,
+    not_fp8: &[],
 };
 
 static QWEN3_MOE: Family = Family {
@@ -130,6 +140,8 @@ static QWEN3_MOE: Family = Family {
         ],
     ],
     left_out: &[],
+    fp8: PROJECTIONS,
+    not_fp8: GATES,
 };
 
 static OLMOE: Family = Family {
@@ -154,6 +166,8 @@ static OLMOE: Family = Family {
         ],
     ],
     left_out: &[],
+    fp8: PROJECTIONS,
+    not_fp8: GATES,
 };
 
 static MIXTRAL: Family = Family {
@@ -177,6 +191,8 @@ static MIXTRAL: Family = Family {
         ],
     ],
     left_out: &["model.layers.*.self_attn.rotary_emb.inv_freq"],
+    fp8: &["model.layers.*.self_attn.*_proj.weight", "model.layers.*.block_sparse_moe.experts.**"],
+    not_fp8: &["lm_head", "model.layers.*.block_sparse_moe.gate"],
 };
 
 static DEEPSEEK_V3: Family = Family {
@@ -216,4 +232,6 @@ static DEEPSEEK_V3: Family = Family {
         ],
     ],
     left_out: &["model.layers.*.self_attn.rotary_emb.inv_freq", "model.layers.{layers}.**"],
+    fp8: &["model.layers.**_proj.weight", "model.layers.*.self_attn.kv_a_proj_with_mqa.weight"],
+    not_fp8: &[],
 };

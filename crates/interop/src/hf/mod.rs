@@ -16,6 +16,6 @@ mod table;
 mod write;
 
 pub use directory::read_safetensors;
-pub use export::{Exported, export};
+pub use export::{Exported, Matrices, export};
 pub use published::{Published, companions, plan_model, plan_saved};
 pub use write::{SafetensorsOptions, Written, write_safetensors};

@@ -7,7 +7,7 @@
 //! Values are JSON on both sides, so a row is data alone. A key may have several names, divided by
 //! `|`: the first that is there is read, all are written. A dot leads into an object.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::rope;
 
@@ -27,6 +27,12 @@ pub(crate) struct Family {
     /// Tensors of published files that a model does not need: a `*` stands for anything without a
     /// dot, `**` for anything, `{layers}` for the number of layers.
     pub left_out: &'static [&'static str],
+    /// Which of the model's matrices are FP8 in files that have them so; nothing, if there are no
+    /// such files that anything reads. Names as those of `left_out`, without the prefix.
+    pub fp8: &'static [&'static str],
+    /// Modules that readers might take for FP8 and that are not: told in `config.json`. With none,
+    /// readers leave out the head; with some, they need its name, too.
+    pub not_fp8: &'static [&'static str],
 }
 
 /// A row of the table. Literals are JSON.
@@ -125,6 +131,30 @@ impl Family {
         Ok(theirs)
     }
 
+    /// Whether a tensor is FP8 in files that have matrices so.
+    pub(crate) fn is_fp8(&self, name: &str) -> bool {
+        self.fp8.iter().any(|pattern| matches(pattern, name))
+    }
+
+    /// What `config.json` says of files with FP8 matrices, of tensors of these names.
+    pub(crate) fn fp8_config(&self, block: usize, names: &[&str]) -> Value {
+        let mut config = json!({
+            "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [block, block],
+            "activation_scheme": "dynamic",
+        });
+        let modules = || names.iter().filter_map(|name| name.strip_suffix(".weight"));
+        // A plain name is told of every model: a tied head is a module without a tensor.
+        let kept = self.not_fp8.iter().flat_map(|pattern| match pattern.contains('*') {
+            true => modules().filter(|module| matches(pattern, module)).collect(),
+            false => vec![*pattern],
+        });
+        let kept: Vec<&str> = kept.collect();
+        if !kept.is_empty() {
+            config["modules_to_not_convert"] = json!(kept);
+        }
+        config
+    }
+
     /// Whether published files have a tensor of this name that no model of so many layers needs.
     pub(crate) fn leaves_out(&self, name: &str, layers: usize) -> bool {
         let layers = layers.to_string();
@@ -204,7 +234,9 @@ impl Row {
                 if value.is_none() && matches!(lacking, Lacking::Refuse) {
                     return Err(Misfit(format!("model.{path} has no value")));
                 }
-                for key in self.keys().filter(|_| value.is_some()) {
+                // Readers fill in what is missing: of a key that has a default, nothing is null.
+                let is_told = value.is_some() || matches!(lacking, Lacking::Is(_));
+                for key in self.keys().filter(|_| is_told) {
                     set(theirs, key, value.clone().unwrap_or_default());
                 }
             }
@@ -291,8 +323,6 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     static FAMILY: Family = Family {
@@ -312,6 +342,8 @@ mod tests {
             Row::Ours("norm", "\"rms\""),
         ]],
         left_out: &["h.*.bias", "h.{layers}.**"],
+        fp8: &["h.*.*_proj.weight"],
+        not_fp8: &["head", "h.*.gate"],
     };
 
     #[test]
@@ -331,6 +363,13 @@ mod tests {
         });
         assert_eq!(back, wanted);
         assert_eq!(FAMILY.to_ours(&back, &[]).unwrap().0, ours);
+    }
+
+    #[test]
+    fn nothing_is_told_where_readers_have_a_default() {
+        let ours = json!({"names": "toy", "d_model": 8, "d_ff": 32, "activation": "gelu"});
+        let theirs = FAMILY.to_theirs(&ours).unwrap();
+        assert_eq!(theirs.get("theta"), Some(&Value::Null));
     }
 
     #[test]
@@ -357,5 +396,18 @@ mod tests {
         let leaves_out = |name| FAMILY.leaves_out(name, 12);
         assert!(leaves_out("h.11.bias") && leaves_out("h.12.a.b"));
         assert!(!leaves_out("h.1.attn.bias") && !leaves_out("h.1.bias.x"));
+    }
+
+    #[test]
+    fn files_with_fp8_matrices_say_which_are_not() {
+        let names = ["embed.weight", "h.0.up_proj.weight", "h.0.gate.weight", "head.weight"];
+        assert_eq!(names.map(|name| FAMILY.is_fp8(name)), [false, true, false, false]);
+        let config = FAMILY.fp8_config(128, &names);
+        assert_eq!(config["modules_to_not_convert"], json!(["head", "h.0.gate"]));
+        assert_eq!(config["weight_block_size"], json!([128, 128]));
+        let tied = FAMILY.fp8_config(128, &names[..2]);
+        assert_eq!(tied["modules_to_not_convert"], json!(["head"]));
+        let none = Family { not_fp8: &[], ..FAMILY };
+        assert!(none.fp8_config(128, &names).get("modules_to_not_convert").is_none());
     }
 }

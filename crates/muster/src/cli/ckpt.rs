@@ -103,6 +103,7 @@ and DeepSpeed's universal checkpoints are read, too: with --config, or --as-is."
 Examples:
   muster ckpt export runs/a out
   muster ckpt export runs/a out --dtype bf16 --cast
+  muster ckpt export runs/a out --dtype bf16 --fp8 --cast
   muster ckpt export runs/a out --to dcp --all-states
 
   hf           what Hugging Face's transformers loads: config.json, safetensors files of at most
@@ -119,7 +120,8 @@ Examples:
 
 Before anything is removed the newest checkpoint is read and verified, every byte of it. Damaged
 checkpoints go only when as many newer ones are whole; what later versions wrote stays. Exits with 2
-if one that is damaged stays.")]
+if one that is damaged stays. Removes, too, what imports and exports that were killed have left in
+DIR or beside it (.NAME.arriving-…), unless one that lives is writing there.")]
     Gc {
         /// A run's directory, or one that holds checkpoints
         dir: PathBuf,
@@ -210,6 +212,10 @@ pub struct ExportArgs {
     /// Type of the parameters in the files
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: FileType,
+    /// Write the matrices of attention and of MLPs as FP8 (e4m3) with an f32 factor for each block
+    /// of 128 by 128, as DeepSeek-V3 is published; the rest is of --dtype. Needs --cast
+    #[arg(long)]
+    pub fp8: bool,
     /// Round values to that type; without it nothing is rounded
     #[arg(long)]
     pub cast: bool,
