@@ -92,7 +92,7 @@ fn matrices_are_fp8_and_read_back_as_what_they_are_worth() {
             let exact: Vec<f32> = worth.iter().map(|value| *value as f32).collect();
             assert_eq!(f32s(&read[name].2), exact, "{name}");
             check_near(&f32s(&whole.2), &worth);
-            // What was read is written with the same codes; factors may be their neighbours.
+            // Written again with the same codes; factors may be their neighbours.
             assert_eq!(rewritten[name], *own, "{name}");
         }
         let mut told = json!({

@@ -85,7 +85,7 @@ fn a_run_does_not_go_on_from_another_ones_checkpoint_in_a_store_of_both() {
     assert_eq!(done.code(), Some(2), "{done}");
     let said = "was saved by the run `restart-stranger`, not by `other`: give this run a directory";
     assert!(done.stderr.contains(said), "{done}");
-    // What it says to do can be done.
+    // Its advice can be followed.
     let newest = run.path().join("store/step-00000002.g0001");
     let own = format!("checkpoint.store={}", run.path().join("own").display());
     let done = run.train(&["--name", "other", "--set", &own, "--resume", newest.to_str().unwrap()]);

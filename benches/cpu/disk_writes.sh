@@ -30,7 +30,8 @@ for round in $(seq "$rounds"); do
     one "page cache, sync_file_range of each 4 MiB" $writers --ioengine=psync --bs=4m \
       --sync_file_range=write:1
     one "O_DIRECT, write of 4 MiB" $writers --ioengine=psync --bs=4m --direct=1
-    one "O_DIRECT, io_uring of 8 × 1 MiB" $writers --ioengine=io_uring --iodepth=8 --bs=1m --direct=1
+    one "O_DIRECT, io_uring of 8 × 1 MiB" $writers --ioengine=io_uring --iodepth=8 --bs=1m \
+      --direct=1
   done
 done
 python3 - "$dir.tsv" <<'PY'

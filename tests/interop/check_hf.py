@@ -29,8 +29,9 @@ train: {steps: 3, eval_every: 0, sample_tokens: 0}
 """
 
 
-# Sizes of models with several blocks of 128 by 128. Where a grid of blocks does not divide a matrix,
-# transformers 5.24 takes the blocks for smaller ones; so sides are multiples of 128, or one block.
+# Sizes of models with several blocks of 128 by 128. Where a grid of blocks does not divide a
+# matrix, transformers 5.24 takes the blocks for smaller ones; so sides are multiples of 128, or one
+# block.
 WIDE = {
     "llama": dict(hidden_size=256, intermediate_size=384, head_dim=64),
     "qwen3_moe": dict(hidden_size=256, moe_intermediate_size=128, head_dim=64),

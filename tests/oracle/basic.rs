@@ -79,7 +79,7 @@ pub fn frequencies(theta: f64, scaling: Option<RotaryScaling>, width: usize) -> 
     plain.enumerate().map(blend).collect()
 }
 
-/// What DeepSeek's inference code multiplies scores with, beside the root of their width.
+/// The factor of scores in DeepSeek's inference code, beside the root of their width.
 pub fn sharpness(scaling: Option<RotaryScaling>) -> f64 {
     match scaling {
         None => 1.0,

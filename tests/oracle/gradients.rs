@@ -50,6 +50,8 @@ fn latent(q_rank: Option<usize>) -> ModelConfig {
         nope_dim: Some(8),
         rope_dim: Some(6),
         value_dim: Some(10),
+        // Large enough to be seen.
+        norm_eps: Some(0.25),
     };
     ModelConfig { head_dim: None, latent: Some(sizes), ..small(4) }
 }
@@ -302,6 +304,7 @@ fn latents() -> impl Strategy<Value = Option<LatentConfig>> {
         nope_dim: Some(nope_dim),
         rope_dim: Some(2 * pairs),
         value_dim: Some(value_dim),
+        norm_eps: None,
     });
     prop::option::weighted(0.3, sizes)
 }

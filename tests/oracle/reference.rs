@@ -182,13 +182,14 @@ impl Reference {
         run: &Run,
     ) -> Result<Tensor> {
         let (a, name) = (&self.a, format!("{block}.self_attn"));
-        let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = latent;
+        let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim, norm_eps } = latent;
         let Positions::Rotary { theta, scaling } = a.positions else {
             panic!("latent attention rotates")
         };
         let project = |x: &Tensor, what: &str| self.project(x, &format!("{name}.{what}"), false);
         let normed = |x: &Tensor, what: &str| {
-            basic::rms_norm(x, self.weight(&format!("{name}.{what}")), a.norm_eps)
+            let eps = norm_eps.unwrap_or(a.norm_eps);
+            basic::rms_norm(x, self.weight(&format!("{name}.{what}")), eps)
         };
         // `[B, heads, T, width]`.
         let cut = |x: &Tensor, heads: usize| {

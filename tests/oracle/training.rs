@@ -345,6 +345,7 @@ fn deepseek() -> Architecture {
         nope_dim: Some(16),
         rope_dim: Some(8),
         value_dim: Some(16),
+        norm_eps: None,
     };
     resolve(&ModelConfig {
         preset: Some(Preset::DeepseekV3),

@@ -46,10 +46,11 @@ pub fn open_universal(path: &Path) -> Result<TorchCheckpoint, Error> {
     }
     open.model_states(path)?;
     open.directory(&zero, &mut Vec::new())?;
+    complete(&zero, &open.parameters)?;
     if open.tensors.is_empty() {
         return Err(Error::refused(&zero, "it has no parameter's fp32.pt"));
     }
-    let Open { files, tensors, values, left_out, notes } = open;
+    let Open { files, tensors, values, left_out, notes, .. } = open;
     let foreign = Foreign::new(path, files, tensors)?;
     Ok(TorchCheckpoint { foreign, values, left_out, notes })
 }
@@ -61,6 +62,41 @@ struct Open {
     values: BTreeMap<String, Plain>,
     left_out: Vec<LeftOut>,
     notes: Vec<String>,
+    /// By name.
+    parameters: BTreeMap<String, Shapes>,
+}
+
+/// The shapes of a parameter's states, by their files.
+type Shapes = BTreeMap<&'static str, Vec<usize>>;
+
+/// Every parameter has the same states, the values among them, all of one shape.
+fn complete(zero: &Path, parameters: &BTreeMap<String, Shapes>) -> Result<(), Error> {
+    let has = |state: &str| parameters.values().any(|shapes| shapes.contains_key(state));
+    for (name, shapes) in parameters {
+        let path = |state: &str| zero.join(name).join(format!("{state}.pt"));
+        let refuse = |state: &str, reason: String| {
+            let hint = "run ds_to_universal.py again, or copy it again";
+            Err(Error::refused(&path(state), format!("{reason}; {hint}")))
+        };
+        let [(values, _), moments @ ..] = STATES;
+        let Some(shape) = shapes.get(values) else {
+            return refuse(values, format!("it is missing, and has the values of `{name}`"));
+        };
+        for (state, _) in moments {
+            match shapes.get(state) {
+                None if has(state) => {
+                    let reason = format!("`{name}` lacks it, and other parameters have theirs");
+                    return refuse(state, reason);
+                }
+                Some(other) if other != shape => {
+                    let reason = format!("`{name}` is {other:?} here and {shape:?} in {values}.pt");
+                    return refuse(state, reason);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Open {
@@ -102,6 +138,10 @@ impl Open {
         let entries: Result<Vec<_>, _> = entries.collect();
         let mut entries = entries.map_err(Error::io("list", dir))?;
         entries.sort_by_key(std::fs::DirEntry::file_name);
+        let is_above = entries.iter().any(|entry| entry.path().is_dir());
+        if !name.is_empty() && !is_above {
+            self.parameters.entry(name.join("/")).or_default();
+        }
         for entry in entries {
             let path = entry.path();
             let Ok(file) = entry.file_name().into_string() else {
@@ -132,7 +172,7 @@ impl Open {
             self.values.insert(format!("{parameter}:step"), step);
             return Ok(());
         }
-        let Some((_, slot)) = STATES.iter().find(|(known, _)| *known == state) else {
+        let Some((state, slot)) = STATES.iter().find(|(known, _)| *known == state) else {
             let name = format!("{parameter}:{state}");
             self.left_out.push(LeftOut { name, reason: "no state that is known".to_owned() });
             return Ok(());
@@ -142,6 +182,7 @@ impl Open {
         let found = parameter_of(&archive)?;
         let (start, crc32) = locate(&archive, &found)?;
         let Described { dtype, shape, .. } = found;
+        self.parameters.entry(parameter.to_owned()).or_default().insert(state, shape.clone());
         let mut pieces = Vec::new();
         if !shape.contains(&0) {
             let region = Region::whole(&shape);

@@ -158,6 +158,34 @@ fn universal_checkpoints_are_read_as_parameters_and_moments() {
     assert_eq!(checkpoint.notes, [""; 0]);
 }
 
+/// A copy that lost files is no checkpoint of fewer parameters.
+#[test]
+fn a_parameter_without_all_its_files_is_refused_by_name() {
+    let zero = |dir: &tempfile::TempDir| dir.path().join("zero");
+    for (lost, names) in [
+        (&["fp32.pt"][..], "first/fp32.pt: it is missing, and has the values of `first`"),
+        (&["exp_avg.pt"], "first/exp_avg.pt: `first` lacks it"),
+        (&["exp_avg.pt", "exp_avg_sq.pt"], "first/exp_avg.pt: `first` lacks it"),
+        (&["fp32.pt", "exp_avg.pt", "exp_avg_sq.pt", "step.pt"], "first/fp32.pt: it is missing"),
+    ] {
+        let dir = copy("deepspeed");
+        lost.iter().for_each(|file| fs::remove_file(zero(&dir).join("first").join(file)).unwrap());
+        told(open_universal(dir.path()), names);
+    }
+    let dir = copy("deepspeed");
+    let file = |parameter: &str| zero(&dir).join(parameter).join("exp_avg.pt");
+    fs::copy(file("second"), file("first")).unwrap();
+    told(open_universal(dir.path()), "first/exp_avg.pt: `first` is [7] here and [4, 3] in fp32.pt");
+    // An optimizer without moments has none of any parameter.
+    let dir = copy("deepspeed");
+    for parameter in ["first", "second"] {
+        for state in ["exp_avg.pt", "exp_avg_sq.pt"] {
+            fs::remove_file(zero(&dir).join(parameter).join(state)).unwrap();
+        }
+    }
+    assert_eq!(names(&open_universal(dir.path()).unwrap()), ["first", "second"]);
+}
+
 /// Its storage is larger than the tensor: the padding of a vocabulary was taken away.
 #[test]
 fn a_flipped_bit_beside_a_tensor_in_its_storage_is_found() {

@@ -24,7 +24,7 @@ pub struct Moe {
 }
 
 /// Latent attention, all decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latent {
     /// `None`: queries are made by one matrix.
     pub q_rank: Option<usize>,
@@ -32,6 +32,9 @@ pub struct Latent {
     pub nope_dim: usize,
     pub rope_dim: usize,
     pub value_dim: usize,
+    /// Of the norms of the short vectors; `None`: as all others have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f64>,
 }
 
 impl Latent {

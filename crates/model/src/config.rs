@@ -113,6 +113,11 @@ pub struct LatentConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = HEAD_DIM_MAX))]
     pub value_dim: Option<usize>,
+    /// As `model.norm_eps`, which it is by default, for the norms of the two short vectors;
+    /// DeepSeek-V3 has 1e-6 there whatever its other norms have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub norm_eps: Option<f64>,
 }
 
 /// The `model.moe` section.

@@ -82,7 +82,7 @@ struct LowRank {
 impl LatentAttention {
     pub fn new(d: &mut Declare, sizes: Latent) -> LatentAttention {
         let (a, n) = (d.a, d.rows());
-        let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim } = sizes;
+        let Latent { q_rank, kv_rank, nope_dim, rope_dim, value_dim, .. } = sizes;
         let (keys, values) = (a.heads * sizes.key_dim(), a.heads * value_dim);
         let own = a.heads * nope_dim + values;
         let heads = Heads {
@@ -238,7 +238,7 @@ impl LowRank {
         LowRank {
             down: d.linear(down, [width, d.a.d_model], Bias::Without, Init::Normal),
             gain: d.gain(norm, rank),
-            eps: d.a.norm_eps,
+            eps: d.a.latent.and_then(|latent| latent.norm_eps).unwrap_or(d.a.norm_eps),
             up: d.linear(up, [outputs, rank], Bias::Without, Init::Normal),
             short: d.saved([n, width]),
             rows: Rows::heads(n, width, 0, 1, rank),

@@ -178,6 +178,7 @@ fn deepseek_v3() -> ModelConfig {
             nope_dim: Some(128),
             rope_dim: Some(64),
             value_dim: Some(128),
+            norm_eps: Some(1e-6),
         }),
         moe: Some(MoeConfig {
             scores: Some(Scores::Sigmoid),

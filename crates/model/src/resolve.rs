@@ -32,7 +32,8 @@ impl ModelConfig {
         let heads = need(self.heads.or(base.heads), "heads")?;
         // A preset's head width belongs to its own width and heads.
         let inherited = base.head_dim.filter(|_| self.d_model.is_none() && self.heads.is_none());
-        let latent = self.latent(&base)?;
+        let norm_eps = self.norm_eps.or(base.norm_eps).unwrap_or(1e-5);
+        let latent = self.latent(&base, norm_eps)?;
         let given = self.head_dim.or(inherited.filter(|_| latent.is_none()));
         let names = if latent.is_some() { Names::DeepseekV3 } else { Names::Llama };
         let moe = self.moe(&base)?;
@@ -50,7 +51,7 @@ impl ModelConfig {
             kv_heads: self.kv_heads.or(base.kv_heads).unwrap_or(heads),
             head_dim: given.unwrap_or(0),
             norm: self.norm.or(base.norm).unwrap_or(Norm::Rms),
-            norm_eps: self.norm_eps.or(base.norm_eps).unwrap_or(1e-5),
+            norm_eps,
             positions: self.positions.or(base.positions).unwrap_or(Positions::rotary(10_000.0)),
             qk_norm: self.qk_norm.or(base.qk_norm).unwrap_or(QkNorm::None),
             attention_bias: self.attention_bias.or(base.attention_bias).unwrap_or(false),
@@ -73,7 +74,7 @@ impl ModelConfig {
         draft.check()
     }
 
-    fn latent(&self, base: &ModelConfig) -> Result<Option<Latent>, ModelError> {
+    fn latent(&self, base: &ModelConfig, norm_eps: f64) -> Result<Option<Latent>, ModelError> {
         let empty = LatentConfig::default();
         let (own, base) = match (&self.latent, &base.latent) {
             (None, None) => return Ok(None),
@@ -89,6 +90,8 @@ impl ModelConfig {
             nope_dim: need(own.nope_dim.or(base.nope_dim), "latent.nope_dim")?,
             rope_dim: need(own.rope_dim.or(base.rope_dim), "latent.rope_dim")?,
             value_dim: need(own.value_dim.or(base.value_dim), "latent.value_dim")?,
+            // The same model, whether it is told once or twice.
+            norm_eps: own.norm_eps.or(base.norm_eps).filter(|eps| *eps != norm_eps),
         }))
     }
 
@@ -123,6 +126,23 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn norms_of_short_vectors_have_an_epsilon_of_their_own() {
+        let of = |norm_eps: f64, own: Option<f64>| {
+            let sizes = Preset::DeepseekV3.config().latent.unwrap();
+            let latent = LatentConfig { norm_eps: own, ..sizes };
+            let preset = ModelConfig { latent: None, preset: None, ..Preset::DeepseekV3.config() };
+            let config = ModelConfig { norm_eps: Some(norm_eps), latent: Some(latent), ..preset };
+            config.resolve(2, 64).unwrap().latent.unwrap().norm_eps
+        };
+        assert_eq!((of(1e-5, None), of(1e-5, Some(1e-6))), (None, Some(1e-6)));
+        assert_eq!(of(1e-6, Some(1e-6)), None);
+        let preset = Preset::DeepseekV3;
+        let config =
+            ModelConfig { preset: Some(preset), norm_eps: Some(1e-3), ..ModelConfig::default() };
+        assert_eq!(config.resolve(2, 64).unwrap().latent.unwrap().norm_eps, Some(1e-6));
+    }
 
     #[test]
     fn a_preset_can_be_narrowed() {

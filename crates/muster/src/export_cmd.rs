@@ -1,8 +1,10 @@
 //! `muster ckpt export`: a checkpoint's parameters as a published model's directory.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use checkpoint::Checkpoint;
+use data::TokenizerSpec;
 use interop::dcp::{DcpOptions, write_dcp};
 use interop::hf::{self, Exported, Matrices, SafetensorsOptions, Written, write_safetensors};
 use interop::{Arriving, Outgoing, States, Types};
@@ -12,7 +14,7 @@ use crate::cli::{ExportArgs, FileType, Library};
 use crate::console::{SharedProgress, bytes, duration, plural};
 use crate::error::{CliError, Exit};
 use crate::limits::cores;
-use crate::output::say;
+use crate::output::{complain, say};
 use crate::run_dir::{companions, open_checkpoint};
 use crate::saved_model::model_of;
 
@@ -82,11 +84,31 @@ fn as_published(
     let run = checkpoint.path().parent().and_then(std::path::Path::parent);
     let tokenizer = &config.data.tokenizer;
     let companions = run.map(|run| companions(run, tokenizer)).unwrap_or_default();
+    if let Some(warning) = without_tokenizer(tokenizer, &companions) {
+        complain(&format!("warning: {warning}"));
+    }
     let window = config.batch.seq_len;
     let matrices = if args.fp8 { Matrices::Fp8 } else { Matrices::Alike };
     let model = Exported::new(checkpoint, &architecture, window, types, matrices, &companions)?;
     let progress = SharedProgress::new("exporting", model.bytes());
     Ok(hf::export(&model, &args.target, options(args), &|more| progress.more(more))?)
+}
+
+/// A tokenizer that is built in has no files to go with the model.
+fn without_tokenizer(tokenizer: &TokenizerSpec, companions: &[PathBuf]) -> Option<String> {
+    let (word, remedy) = match tokenizer {
+        _ if companions.iter().any(|path| path.ends_with("tokenizer.json")) => return None,
+        TokenizerSpec::Gpt2 => {
+            ("gpt2", "copy tokenizer.json and tokenizer_config.json of openai-community/gpt2 to it")
+        }
+        TokenizerSpec::Byte => {
+            ("byte", "its tokens are bytes, 256 ends a document: give readers ids, not text")
+        }
+        TokenizerSpec::File(_) | TokenizerSpec::Ids(_) => return None,
+    };
+    Some(format!(
+        "the tokenizer `{word}` is built in, and the target gets no files of it; {remedy}"
+    ))
 }
 
 fn as_states(

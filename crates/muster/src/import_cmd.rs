@@ -288,6 +288,13 @@ fn config(args: &ImportArgs, from: &From, target: &Path) -> Result<Config, CliEr
             true => std::path::absolute(own).map_err(CliError::mistake)?,
             false => target.join(COMPANIONS).join("tokenizer.json"),
         };
+        if path.to_str().is_none() {
+            return Err(CliError::mistake(format!(
+                "{} is no UTF-8, and a config, which is text, keeps the path of its tokenizer; \
+                 give directories of other names",
+                path.display()
+            )));
+        }
         config.data.tokenizer = TokenizerSpec::File(path);
     }
     Ok(config)
@@ -375,7 +382,8 @@ fn run_state(config: Option<&Config>, source: &Path) -> RunState {
         true => source.to_path_buf(),
         false => std::path::absolute(source).unwrap_or_else(|_| source.to_path_buf()),
     };
-    let mut extra = serde_json::json!({ "imported_from": source });
+    // A path may be any bytes, and JSON is text.
+    let mut extra = serde_json::json!({ "imported_from": source.to_string_lossy() });
     if let Some(config) = config {
         extra["config"] = serde_json::to_value(config).unwrap_or_default();
     }

@@ -28,7 +28,9 @@ fn message(what: &str, info: &PanicHookInfo, backtrace: &Backtrace) -> String {
     let place = info.location().map_or_else(String::new, |place| format!(" ({place})"));
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("unnamed");
-    let command: Vec<String> = std::env::args().collect();
+    // Names of files may be any bytes.
+    let command = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let command: Vec<String> = command.collect();
     let trace = match backtrace.status() {
         BacktraceStatus::Captured => format!("\n{backtrace}"),
         _ => "\n(set RUST_BACKTRACE=1 to see where it came from)".into(),

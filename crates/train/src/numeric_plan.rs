@@ -95,7 +95,7 @@ fn in_words(name: &str, configs: [Option<&Value>; 2]) -> Option<Vec<String>> {
 }
 
 /// Whatever of the config decides which samples come when, where it differs.
-pub fn data_differences(configs: [Option<&Value>; 2]) -> Vec<String> {
+pub(crate) fn data_differences(configs: [Option<&Value>; 2]) -> Vec<String> {
     let sections = [("/seed", "seed"), ("/data", "data")];
     sections.iter().filter_map(|(pointer, at)| section(pointer, at, configs)).flatten().collect()
 }

@@ -71,7 +71,8 @@ impl<'a> Exported<'a> {
     ///
     /// # Errors
     /// A model that its family's files cannot tell; a checkpoint of another model; balancing
-    /// biases, of a family that has none; FP8, of a family that has none, or without leave to round.
+    /// biases, of a family that has none; FP8, of a family that has none, or without leave to
+    /// round.
     pub fn new(
         checkpoint: &'a Checkpoint,
         of: &Architecture,

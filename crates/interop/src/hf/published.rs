@@ -93,6 +93,7 @@ impl Published {
             Error::malformed(&path, reason)
         })?;
         check_epsilon(&path, &model)?;
+        check_theta(&path, &model)?;
         let layers = model.layers.unwrap_or(0);
         let companions = companions(dir);
         let foreign = directory::read_safetensors(dir)?;
@@ -184,6 +185,20 @@ fn check_epsilon(path: &Path, model: &ModelConfig) -> Result<(), Error> {
             let reason = format!(
                 "its norms add {eps} to a mean of squares; published models add 1e-6 to 1e-5, and \
                  no more than 1 is read"
+            );
+            Err(Error::refused(path, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The base of frequencies is one that a config may have.
+fn check_theta(path: &Path, model: &ModelConfig) -> Result<(), Error> {
+    match model.positions {
+        Some(model::Positions::Rotary { theta, .. }) if !(1.0..=1e15).contains(&theta) => {
+            let reason = format!(
+                "`rope_theta` is {theta}, of which frequencies are powers; 1 to 1e15 are read, and \
+                 published models have 10000 and more"
             );
             Err(Error::refused(path, reason))
         }
@@ -452,8 +467,8 @@ fn check_same(
     let back: ModelConfig = serde_json::from_value(back).map_err(|error| error.to_string())?;
     let back = back.resolve(2, seq_len).map_err(|error| error.to_string())?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    leaves("", &serde_json::to_value(of).unwrap_or_default(), &mut ours);
-    leaves("", &serde_json::to_value(&back).unwrap_or_default(), &mut theirs);
+    leaves("", &told(of), &mut ours);
+    leaves("", &told(&back), &mut theirs);
     let unlike = |(path, value): &&(String, Value)| {
         let there = theirs.iter().find(|(other, _)| other == path).map(|(_, value)| value);
         !OF_TRAINING.contains(&&**path) && there != Some(value)
@@ -466,6 +481,15 @@ fn check_same(
             Err(format!("model.{path} is {value}, and there it is {there}"))
         }
     }
+}
+
+/// All that a model is, with what stands there once for several norms.
+fn told(of: &Architecture) -> Value {
+    let mut all = serde_json::to_value(of).unwrap_or_default();
+    if let Some(latent) = of.latent {
+        all["latent"]["norm_eps"] = Value::from(latent.norm_eps.unwrap_or(of.norm_eps));
+    }
+    all
 }
 
 /// All values of a JSON tree, with their paths.
@@ -486,7 +510,7 @@ mod tests {
     use model::Preset;
 
     use super::*;
-    use crate::hf::table::Row;
+    use crate::hf::table::{Lacking, Row};
 
     fn told(preset: Preset) -> Result<Value, String> {
         let model = ModelConfig { preset: Some(preset), ..ModelConfig::default() };
@@ -513,6 +537,40 @@ mod tests {
     }
 
     #[test]
+    fn a_base_of_frequencies_is_one_that_a_config_may_have() {
+        let read = |theta: f64| {
+            let positions = Some(model::Positions::rotary(theta));
+            let model = ModelConfig { positions, ..ModelConfig::default() };
+            check_theta(Path::new(CONFIG), &model).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(5e5), Ok(()));
+        for theta in [0.0, -5.0, 0.5, f64::INFINITY] {
+            assert!(read(theta).unwrap_err().contains("`rope_theta` is"));
+        }
+    }
+
+    /// DeepSeek-V3's short vectors have 1e-6 in every reader.
+    #[test]
+    fn an_epsilon_that_readers_do_not_take_is_refused() {
+        let written = |norm_eps: f64, own: f64| {
+            let preset = Preset::DeepseekV3.config();
+            let latent =
+                model::config::LatentConfig { norm_eps: Some(own), ..preset.latent.unwrap() };
+            let model = ModelConfig {
+                preset: Some(Preset::DeepseekV3),
+                latent: Some(latent),
+                norm_eps: Some(norm_eps),
+                ..ModelConfig::default()
+            };
+            let architecture = model.resolve(2, 1024).unwrap();
+            config_of(&architecture, 1024, Dtype::Bf16).map_err(|error| error.to_string())
+        };
+        assert_eq!(written(1e-5, 1e-6).unwrap().1["rms_norm_eps"], 1e-5);
+        let told = written(1e-5, 1e-5).unwrap_err();
+        assert!(told.contains("model.latent.norm_eps is 0.00001, and there it is 1e-6"), "{told}");
+    }
+
+    #[test]
     fn a_model_that_no_family_has_is_refused_by_its_field() {
         let told = told(Preset::TinyMoe).unwrap_err();
         let wanted = "a Qwen3MoeForCausalLM cannot be what this model is: model.moe.";
@@ -524,7 +582,7 @@ mod tests {
         let parse = |text: &str| serde_json::from_str::<Value>(text).expect(text);
         for row in FAMILIES.iter().flat_map(|family| family.rows.iter().copied().flatten()) {
             match row {
-                Row::Same(_, _, crate::hf::table::Lacking::Is(text)) | Row::Ours(_, text) => {
+                Row::Same(_, _, Lacking::Is(text) | Lacking::Or(text, _)) | Row::Ours(_, text) => {
                     parse(text);
                 }
                 Row::Only(_, texts) | Row::Read(_, texts) => {

@@ -55,15 +55,17 @@ pub(crate) enum Row {
     Ours(&'static str, &'static str),
 }
 
-/// The meaning of a key that is not there, or is null.
+/// The meaning of a key that is not there; null means the same, unless another thing is said.
 #[derive(Debug)]
 pub(crate) enum Lacking {
     /// It must be there.
     Refuse,
     /// Nothing.
     Nothing,
-    /// This value.
+    /// This value; null is false to Python, and none of another type.
     Is(&'static str),
+    /// This value; and null means what the second means by a lack.
+    Or(&'static str, &'static Lacking),
     /// The value of another key.
     OfKey(&'static str),
     /// So many times another key.
@@ -136,7 +138,7 @@ impl Family {
         self.fp8.iter().any(|pattern| matches(pattern, name))
     }
 
-    /// What `config.json` says of files with FP8 matrices, of tensors of these names.
+    /// The section of `config.json` on files with FP8 matrices, of tensors of these names.
     pub(crate) fn fp8_config(&self, block: usize, names: &[&str]) -> Value {
         let mut config = json!({
             "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [block, block],
@@ -181,22 +183,18 @@ impl Row {
         let (name, found) = found.map_or((first, None), |(key, value)| (key, Some(value)));
         match self {
             Row::Same(_, path, lacking) => {
-                let value = match (found, lacking) {
-                    (Some(value), _) => Some(value.clone()),
-                    (None, Lacking::Refuse) => {
-                        return Err(Misfit(format!("`{name}` is missing")));
-                    }
-                    (None, Lacking::Nothing) => None,
-                    (None, Lacking::Is(text)) => Some(literal(text)),
-                    (None, Lacking::OfKey(other)) => get(theirs, other).cloned(),
-                    (None, Lacking::Times(factor, other)) => {
-                        get(theirs, other).and_then(Value::as_u64).map(|n| Value::from(n * factor))
-                    }
+                let value = match found {
+                    Some(value) => Some(value.clone()),
+                    None => match self.keys().find(|key| is_null(theirs, key)) {
+                        Some(null) => lacking.of_null(null, theirs)?,
+                        None => lacking.value(name, theirs)?,
+                    },
                 };
                 value.into_iter().for_each(|value| set(ours, path, value));
             }
-            Row::Word(_, path, words) => {
-                let found = found.cloned().unwrap_or_else(|| Value::from(words[0].0));
+            Row::Word(key, path, words) => {
+                let of_none = if is_null(theirs, key) { Value::Null } else { words[0].0.into() };
+                let found = found.cloned().unwrap_or(of_none);
                 let word = words.iter().find(|(theirs, _)| found == *theirs);
                 let Some((_, word)) = word else {
                     let known: Vec<&str> = words.iter().map(|(theirs, _)| *theirs).collect();
@@ -208,8 +206,14 @@ impl Row {
                 set(ours, path, Value::from(*word));
             }
             Row::Only(_, values) | Row::Read(_, values) => {
-                let is_one = |found: &Value| values.iter().any(|text| equal(found, &literal(text)));
-                if let Some(found) = found.filter(|found| !is_one(found)) {
+                let allows = |found: &Value| values.iter().any(|text| equal(found, &literal(text)));
+                // Null is as good as false, 0 or nothing to Python, and as nothing else.
+                let is_one = |found: &Value| match found {
+                    Value::Null => values.iter().any(|text| is_falsy(&literal(text))),
+                    found => allows(found),
+                };
+                let null = self.keys().any(|key| is_null(theirs, key)).then_some(&Value::Null);
+                if let Some(found) = found.or(null).filter(|found| !is_one(found)) {
                     return Err(Misfit(format!(
                         "`{name}` is {found}, which Muster does not have; it reads {}",
                         values.join(" or ")
@@ -235,7 +239,8 @@ impl Row {
                     return Err(Misfit(format!("model.{path} has no value")));
                 }
                 // Readers fill in what is missing: of a key that has a default, nothing is null.
-                let is_told = value.is_some() || matches!(lacking, Lacking::Is(_));
+                let is_told =
+                    value.is_some() || matches!(lacking, Lacking::Is(_) | Lacking::Or(..));
                 for key in self.keys().filter(|_| is_told) {
                     set(theirs, key, value.clone().unwrap_or_default());
                 }
@@ -263,6 +268,35 @@ impl Row {
     }
 }
 
+impl Lacking {
+    /// The value of a key that is not there.
+    fn value(&self, name: &str, theirs: &Value) -> Result<Option<Value>, Misfit> {
+        Ok(match self {
+            Lacking::Refuse => return Err(Misfit(format!("`{name}` is missing"))),
+            Lacking::Nothing => None,
+            Lacking::Is(text) | Lacking::Or(text, _) => Some(literal(text)),
+            Lacking::OfKey(other) => get(theirs, other).cloned(),
+            Lacking::Times(factor, other) => {
+                let other = get(theirs, other).and_then(Value::as_u64);
+                other.and_then(|n| n.checked_mul(*factor)).map(Value::from)
+            }
+        })
+    }
+
+    /// The value of a key that is null.
+    fn of_null(&self, name: &str, theirs: &Value) -> Result<Option<Value>, Misfit> {
+        match self {
+            Lacking::Refuse => Err(Misfit(format!("`{name}` is null, and has no default"))),
+            Lacking::Is("true" | "false") => Ok(Some(Value::from(false))),
+            Lacking::Is(text) => Err(Misfit(format!(
+                "`{name}` is null, which is no value of it; a file without that key means {text}"
+            ))),
+            Lacking::Or(_, null) => null.value(name, theirs),
+            same => same.value(name, theirs),
+        }
+    }
+}
+
 /// A literal of a table; the tables' test reads all of them.
 fn literal(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or(Value::Null)
@@ -273,6 +307,18 @@ fn equal(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
 }
 
+/// As Python's `not value`.
+fn is_falsy(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(parts) => parts.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 fn first(path: &str) -> &str {
     path.split('.').next().unwrap_or(path)
 }
@@ -280,6 +326,11 @@ fn first(path: &str) -> &str {
 /// The value at a path, unless it is null.
 pub(crate) fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(value, |at, key| at.get(key)).filter(|found| !found.is_null())
+}
+
+/// Whether the key at a path is there, and is null.
+fn is_null(value: &Value, path: &str) -> bool {
+    path.split('.').try_fold(value, |at, key| at.get(key)).is_some_and(Value::is_null)
 }
 
 /// Removes what is at a path; whether there was anything.
@@ -338,6 +389,9 @@ mod tests {
             Row::Rotary,
             Row::Word("act", "activation", &[("silu", "swiglu"), ("gelu_new", "gelu")]),
             Row::Only("dropout", &["0.0"]),
+            Row::Only("interleave", &["true"]),
+            Row::Same("normalize", "moe.normalize_top_k", Lacking::Is("true")),
+            Row::Same("rank", "latent.q_rank", Lacking::Or("1536", &Lacking::Is("0"))),
             Row::Read("scaling.type", &["\"default\""]),
             Row::Ours("norm", "\"rms\""),
         ]],
@@ -352,24 +406,45 @@ mod tests {
         let (ours, unknown) = FAMILY.to_ours(&theirs, &[]).unwrap();
         let wanted = json!({
             "names": "toy", "d_model": 8, "d_ff": 32, "activation": "gelu", "norm": "rms",
-            "positions": {"rotary": {"theta": 1e4}}
+            "positions": {"rotary": {"theta": 1e4}}, "latent": {"q_rank": 1536},
+            "moe": {"normalize_top_k": true}
         });
         assert_eq!((ours.clone(), unknown), (wanted, vec!["x".to_owned()]));
         let back = FAMILY.to_theirs(&ours).unwrap();
         let wanted = json!({
             "model_type": "toy", "architectures": ["ToyForCausalLM"], "hidden": 8, "n_embd": 8,
             "inner": 32, "rope": {"theta": 1e4}, "theta": 1e4, "act": "gelu_new", "dropout": 0.0,
+            "interleave": true, "normalize": true, "rank": 1536,
             "rope_parameters": {"rope_type": "default"}
         });
         assert_eq!(back, wanted);
         assert_eq!(FAMILY.to_ours(&back, &[]).unwrap().0, ours);
     }
 
+    /// As Python reads it: nothing is false, and no number and no word.
+    #[test]
+    fn null_is_not_the_default_of_a_key() {
+        let read = |key: &str| {
+            let mut theirs = json!({"hidden": 8});
+            theirs[key] = Value::Null;
+            FAMILY.to_ours(&theirs, &[]).map(|(ours, _)| ours).map_err(|misfit| misfit.0)
+        };
+        let at = |key: &str, path: &str| get(&read(key).unwrap(), path).cloned();
+        assert_eq!(at("normalize", "moe.normalize_top_k"), Some(json!(false)));
+        assert_eq!(at("rank", "latent.q_rank"), Some(json!(0)));
+        assert_eq!(at("dropout", "d_model"), Some(json!(8)));
+        for key in ["hidden", "theta", "act", "interleave"] {
+            let told = read(key).unwrap_err();
+            assert!(told.starts_with(&format!("`{key}` is null")), "{told}");
+        }
+    }
+
     #[test]
     fn nothing_is_told_where_readers_have_a_default() {
-        let ours = json!({"names": "toy", "d_model": 8, "d_ff": 32, "activation": "gelu"});
+        let (mut ours, _) = FAMILY.to_ours(&json!({"hidden": 8, "n_embd": 8}), &[]).unwrap();
+        remove(&mut ours, "latent");
         let theirs = FAMILY.to_theirs(&ours).unwrap();
-        assert_eq!(theirs.get("theta"), Some(&Value::Null));
+        assert_eq!(theirs.get("rank"), Some(&Value::Null));
     }
 
     #[test]

@@ -93,6 +93,7 @@ mod tests {
         nope_dim: Some(8),
         rope_dim: Some(4),
         value_dim: Some(8),
+        norm_eps: None,
     };
 
     fn with(change: impl FnOnce(&mut ModelConfig)) -> ModelConfig {
@@ -264,6 +265,7 @@ mod tests {
                     nope_dim: Some(nope_dim),
                     rope_dim: Some(rope_dim),
                     value_dim: Some(value_dim),
+                    norm_eps: None,
                 });
             });
             let Err(error) = config.resolve(257, 64) else { return Ok(()) };

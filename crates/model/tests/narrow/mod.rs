@@ -25,6 +25,7 @@ pub const LATENT: LatentConfig = LatentConfig {
     nope_dim: Some(8),
     rope_dim: Some(6),
     value_dim: Some(10),
+    norm_eps: None,
 };
 
 /// Two layers of a preset with every feature it has, with mixtures as `experts` makes them.
