@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use crate::Error;
 
 /// A regular file that is open, and its length.
@@ -55,4 +57,18 @@ impl Regular {
         }
         self.read(0, self.bytes)
     }
+}
+
+/// Reads a JSON file of at most so many bytes.
+///
+/// # Errors
+/// It cannot be read, is longer, or of another shape.
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, most: u64) -> Result<T, Error> {
+    let file = Regular::open(path)?;
+    if file.bytes > most {
+        let reason = format!("it has {} bytes, and none has more than {most}", file.bytes);
+        return Err(Error::malformed(path, reason));
+    }
+    let bytes = file.read(0, file.bytes)?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::malformed(path, error.to_string()))
 }

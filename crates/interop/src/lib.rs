@@ -32,6 +32,7 @@ mod safetensors_file;
 mod saved;
 mod source;
 mod states;
+mod unread;
 
 pub use arriving::{Arriving, Dead};
 pub use convert::Types;

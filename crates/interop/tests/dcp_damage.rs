@@ -209,3 +209,20 @@ fn a_flipped_bit_of_the_metadata_changes_names_at_most() {
     println!("{found} found, {renamed} names changed, {same} without a change");
     assert!(found > renamed + same, "{found} {renamed} {same}");
 }
+
+#[test]
+fn tensors_that_megatron_wrote_in_another_way_are_refused_by_its_name() {
+    let dir = copy("megatron");
+    let path = dir.path().join("metadata.json");
+    for (said, wanted) in [
+        (r#"{"sharded_backend": "zarr", "sharded_backend_version": 1}"#, "is `zarr`; let Megatron"),
+        (r#"{"sharded_backend": "torch_dist", "sharded_backend_version": 9}"#, "is 9, and 1 is"),
+        ("{", "metadata.json is damaged"),
+    ] {
+        fs::write(&path, said).unwrap();
+        told(open_dcp(dir.path()), wanted);
+    }
+    // Others that write DCP leave it out.
+    fs::remove_file(&path).unwrap();
+    assert!(open_dcp(dir.path()).is_ok());
+}

@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use layout::Region;
+use serde::Deserialize;
 
 use super::archive::Archive;
 use super::metadata::{Chunk, Metadata, Stored, Stretch};
 use super::pickle::{Globals, Pickle};
 use super::plain::{LeftOut, Plain};
 use super::tensor::{self, Described};
-use crate::files::Regular;
+use crate::files::{Regular, read_json};
 use crate::{Error, Foreign, Located, Piece};
 
 /// The longest `.metadata` that is read: that of some 10^7 chunks.
@@ -36,6 +37,39 @@ pub struct TorchCheckpoint {
     pub notes: Vec<String>,
 }
 
+/// What Megatron says of how it wrote a directory.
+#[derive(Deserialize)]
+struct Backend {
+    sharded_backend: Option<String>,
+    sharded_backend_version: Option<u64>,
+}
+
+/// The longest `metadata.json` of Megatron's.
+const BACKEND_BYTES: u64 = 1 << 16;
+
+/// Refuses tensors that Megatron has written in another way than PyTorch's.
+fn check_backend(dir: &Path) -> Result<(), Error> {
+    let path = dir.join("metadata.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let Backend { sharded_backend, sharded_backend_version } = read_json(&path, BACKEND_BYTES)?;
+    match (sharded_backend.as_deref(), sharded_backend_version) {
+        (None | Some("torch_dist"), None | Some(1)) => Ok(()),
+        (None | Some("torch_dist"), Some(version)) => {
+            let reason = format!("sharded_backend_version is {version}, and 1 is what is read");
+            Err(Error::refused(&path, reason))
+        }
+        (Some(other), _) => {
+            let reason = format!(
+                "sharded_backend is `{other}`; let Megatron write the checkpoint as torch_dist \
+                 (--ckpt-convert-format torch_dist --ckpt-convert-save DIR), and import that"
+            );
+            Err(Error::refused(&path, reason))
+        }
+    }
+}
+
 /// Opens a directory that has `.metadata`; Megatron's `common.pt` is read if it is there.
 ///
 /// # Errors
@@ -48,6 +82,7 @@ pub fn open_dcp(path: &Path) -> Result<TorchCheckpoint, Error> {
         }
         file => file?,
     };
+    check_backend(path)?;
     let bytes = file.read_all(METADATA_BYTES)?;
     let metadata = Metadata::read(&bytes).map_err(|reason| Error::malformed(&file_path, reason))?;
     drop(bytes);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use layout::Region;
 use serde::Deserialize;
 
-use crate::files::Regular;
-use crate::{Error, Foreign, Located, Piece, SafetensorsHeader};
+use crate::files::read_json;
+use crate::{Error, Foreign, Located, Piece, SafetensorsHeader, unread};
 
 /// Which file holds each tensor.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -21,20 +21,6 @@ const INDEX_BYTES: u64 = 1 << 28;
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
-}
-
-/// Reads a JSON file of at most so many bytes.
-///
-/// # Errors
-/// It cannot be read, is longer, or of another shape.
-pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, most: u64) -> Result<T, Error> {
-    let file = Regular::open(path)?;
-    if file.bytes > most {
-        let reason = format!("it has {} bytes, and none has more than {most}", file.bytes);
-        return Err(Error::malformed(path, reason));
-    }
-    let bytes = file.read(0, file.bytes)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::malformed(path, error.to_string()))
 }
 
 /// The tensors of a directory, by its index, or of the one file that it has.
@@ -69,12 +55,7 @@ fn lone(dir: &Path) -> Result<PathBuf, Error> {
             let reason = format!("it has several safetensors files and no {INDEX}");
             Err(Error::refused(dir, reason))
         }
-        _ if all.iter().any(|path| ends(path, "bin") || ends(path, "pth")) => {
-            let reason = "its weights are pickles of PyTorch, which can run code; save the model \
-                          with safetensors (save_pretrained does), and import that";
-            Err(Error::refused(dir, reason))
-        }
-        _ => Err(Error::refused(dir, "it has no safetensors file")),
+        _ => Err(Error::refused(dir, unread::why(dir).unwrap_or("it has no safetensors file"))),
     }
 }
 

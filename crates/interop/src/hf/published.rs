@@ -7,14 +7,15 @@ use layout::{Dtype, Schema};
 use model::{Architecture, ModelConfig, Parameters};
 use serde_json::Value;
 
-use super::directory::{self, read_json};
+use super::directory;
 use super::families::FAMILIES;
 use super::table::{Family, Row, SEQ_LEN, get};
 use crate::convert::Types;
+use crate::files::read_json;
 use crate::find::Naming;
 use crate::import::{Extra, ImportPlan, plan_import};
 use crate::rules::Rules;
-use crate::{Error, Foreign, Origin};
+use crate::{Error, Foreign, Origin, unread};
 
 /// Tells what a model is.
 pub(crate) const CONFIG: &str = "config.json";
@@ -70,7 +71,8 @@ impl Published {
     pub fn read(dir: &Path, ignored: &[String]) -> Result<Published, Error> {
         let path = dir.join(CONFIG);
         if !path.exists() {
-            return Err(Error::refused(dir, format!("it has no {CONFIG}")));
+            let reason = unread::why(dir).map(str::to_owned);
+            return Err(Error::refused(dir, reason.unwrap_or(format!("it has no {CONFIG}"))));
         }
         let config: Value = read_json(&path, CONFIG_BYTES)?;
         let family = family(&path, &config)?;
