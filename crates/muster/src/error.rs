@@ -143,10 +143,18 @@ impl CliError {
         self
     }
 
-    /// The first line of the message, without the promise of log lines below.
-    pub fn headline(&self) -> &str {
+    /// The first line of the message; in place of the promise of log lines below, the last error
+    /// among them.
+    pub fn headline(&self) -> String {
         let line = self.message.lines().next().unwrap_or_default();
-        line.split_once("; its last log lines:").map_or(line, |(headline, _)| headline)
+        let Some((headline, _)) = line.split_once("; its last log lines:") else {
+            return line.to_owned();
+        };
+        let below = self.message.lines().skip(1).map(str::trim);
+        match below.filter_map(|line| line.strip_prefix("error: ")).last() {
+            Some(why) => format!("{headline}: {why}"),
+            None => headline.to_owned(),
+        }
     }
 
     /// Something that cannot happen.

@@ -70,7 +70,8 @@ fn hosts_start_report_and_start_again_fewer() {
         eventually("the loss", || server.lost().is_some());
         let Some(Fault { ranks, what }) = server.lost() else { unreachable!() };
         assert_eq!(ranks, [1]);
-        assert!(what.starts_with("the host's supervisor is gone: "), "{what}");
+        // Or silent for too long, where the machine has no time for the test.
+        assert!(what.starts_with("the host's supervisor "), "{what}");
         drop(joined);
     });
     eventually("an end", || server.hosts()[1].presence != Presence::Here);

@@ -25,7 +25,8 @@ pub const LATENT: LatentConfig = LatentConfig {
     nope_dim: Some(8),
     rope_dim: Some(6),
     value_dim: Some(10),
-    norm_eps: None,
+    // Another than elsewhere, and one that no two experts tie with.
+    norm_eps: Some(0.01),
 };
 
 /// Two layers of a preset with every feature it has, with mixtures as `experts` makes them.

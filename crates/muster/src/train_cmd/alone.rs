@@ -31,7 +31,7 @@ pub fn supervise(planned: &Planned, starts: &mut Starts) -> Result<Exit, CliErro
             Next::Again { number, wait } => (number, wait),
             Next::End(why) => return Err(error.with_reason(why)),
         };
-        let (failure, of) = (error.headline().to_owned(), planned.frame.config.ranks.restarts);
+        let (failure, of) = (error.headline(), planned.frame.config.ranks.restarts);
         let wait_s = wait.as_secs_f64();
         starts.tell(&Event::Restarting(Restarting { failure, number, of, wait_s, hosts: None }));
         let until = Instant::now() + wait;

@@ -117,7 +117,7 @@ fn collect(
     starts: &Starts,
     (error, outcome): (&CliError, &Outcome),
 ) -> Vec<(usize, Report)> {
-    let own = starts.report(error.exit, error.headline(), outcome);
+    let own = starts.report(error.exit, &error.headline(), outcome);
     let most = Duration::from_millis(planned.frame.config.ranks.timeout_ms) + LATER;
     let mut clock = AwakeClock::default();
     let is_awaited =
@@ -179,7 +179,7 @@ fn announce(
     on: &[usize],
 ) {
     let Again { number, of, wait } = again;
-    let (failure, wait_s) = (error.headline().to_owned(), wait.as_secs_f64());
+    let (failure, wait_s) = (error.headline(), wait.as_secs_f64());
     let hosts = Some((on.len(), policy.hosts));
     let restarting = Event::Restarting(Restarting { failure, number, of, wait_s, hosts });
     starts.tell(&restarting);

@@ -61,11 +61,11 @@ pub fn supervise(mut planned: Planned, starts: &mut Starts) -> Result<Exit, CliE
                 return Ok(exit);
             }
             Err(error) => {
-                report(starts, error.exit, error.headline(), &outcome);
+                report(starts, error.exit, &error.headline(), &outcome);
                 if error.exit != Exit::Peer {
                     return Err(error);
                 }
-                complain(error.headline());
+                complain(&error.headline());
                 failed = Some(error);
             }
         }

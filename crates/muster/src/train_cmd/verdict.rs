@@ -113,10 +113,7 @@ impl Seen {
     fn how(&self, its: &str, operation: &str) -> String {
         let how = match self.end.map(|(_, status)| (status.code(), status.signal())) {
             _ if self.given_up.is_some() => self.given_up.clone().unwrap_or_default(),
-            Some((Some(code), _)) => match self.first_complaint() {
-                Some(why) => format!("exit status {code}: {why}"),
-                None => format!("exit status {code}"),
-            },
+            Some((Some(code), _)) => format!("exit status {code}"),
             Some((_, Some(signal))) => format!("killed by signal {signal}"),
             _ => "ended".to_owned(),
         };
@@ -134,11 +131,6 @@ impl Seen {
     fn last_lines(&self, its: &str) -> String {
         let lines: String = self.tail.iter().map(|line| format!("\n    {line}")).collect();
         if lines.is_empty() { lines } else { format!("; {its} last log lines:{lines}") }
-    }
-
-    /// The first line of the last error that it wrote, if it wrote one.
-    fn first_complaint(&self) -> Option<&str> {
-        self.tail.iter().rev().find_map(|line| line.strip_prefix("error: ")).map(str::trim_end)
     }
 
     /// The last error that it wrote.
@@ -309,9 +301,11 @@ mod tests {
         let mut full = ended(0, exit(3), None);
         full.log("error: disk full writing x".into());
         full.log("free some".into());
-        let told = "rank 0 failed: exit status 3: disk full writing x; its last step was 5";
         let text = verdict(&[&full], None, Work::Training).unwrap_err();
+        let told = "rank 0 failed: exit status 3; its last step was 5: disk full writing x";
         assert_eq!(text.headline(), told);
+        let silent = verdict(&[&ended(0, 9, None)], None, Work::Training).unwrap_err();
+        assert_eq!(silent.headline(), "rank 0 failed: killed by signal 9; its last step was 5");
     }
 
     #[test]
