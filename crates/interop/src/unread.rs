@@ -13,48 +13,51 @@ struct Format {
 const FORMATS: [Format; 9] = [
     Format {
         files: &["*.gguf"],
-        reason: "it is a GGUF file, as llama.cpp runs models; import the safetensors model that it \
-                 was made of",
+        reason: "it is a GGUF file, as llama.cpp runs models; import the safetensors \
+                 model that it was made of",
     },
     Format {
         files: &["*.nemo"],
-        reason: "it is an archive of NeMo; export it to Hugging Face with NeMo, and import that",
-    },
-    Format {
-        files: &["*.msgpack"],
-        reason: "its weights are Flax's; load them with transformers (from_flax=True), save_pretrained \
-                 writes safetensors, and import those",
-    },
-    Format {
-        files: &["model_optim_rng.pt", "distrib_optim.pt"],
-        reason: "it is a legacy checkpoint of Megatron-LM, whose files are pickles; let Megatron write \
-                 it as torch_dist (--ckpt-convert-format torch_dist --ckpt-convert-save DIR), and \
+        reason: "it is an archive of NeMo; export it to Hugging Face with NeMo, and \
                  import that",
     },
     Format {
-        files: &["zero_pp_rank_*", "*_optim_states.pt", "mp_rank_*_model_states.pt"],
-        reason: "it is a checkpoint of DeepSpeed that is not universal; make it so with DeepSpeed's \
-                 ds_to_universal.py, and import that",
+        files: &["*.msgpack"],
+        reason: "its weights are Flax's; load them with transformers \
+                 (from_flax=True), save_pretrained writes safetensors, and import \
+                 those",
     },
     Format {
-        files: &[".zarray", ".zgroup", "zarr.json"],
-        reason: "its tensors are zarr's; let Megatron write it as torch_dist (--ckpt-convert-format \
+        files: &["model_optim_rng.pt", "distrib_optim.pt"],
+        reason: "it is a legacy checkpoint of Megatron-LM, whose files are pickles; \
+                 let Megatron write it as torch_dist (--ckpt-convert-format \
                  torch_dist --ckpt-convert-save DIR), and import that",
     },
     Format {
+        files: &["zero_pp_rank_*", "*_optim_states.pt", "mp_rank_*_model_states.pt"],
+        reason: "it is a checkpoint of DeepSpeed that is not universal; make it so \
+                 with DeepSpeed's ds_to_universal.py, and import that",
+    },
+    Format {
+        files: &[".zarray", ".zgroup", "zarr.json"],
+        reason: "its tensors are zarr's; let Megatron write it as torch_dist \
+                 (--ckpt-convert-format torch_dist --ckpt-convert-save DIR), and \
+                 import that",
+    },
+    Format {
         files: &["_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"],
-        reason: "it is a checkpoint of JAX's orbax; restore it there, save the parameters with \
-                 safetensors, and import those",
+        reason: "it is a checkpoint of JAX's orbax; restore it there, save the \
+                 parameters with safetensors, and import those",
     },
     Format {
         files: &["saved_model.pb", "*.ckpt.index", "*.h5"],
-        reason: "its weights are TensorFlow's; load them with transformers (from_tf=True), \
-                 save_pretrained writes safetensors, and import those",
+        reason: "its weights are TensorFlow's; load them with transformers \
+                 (from_tf=True), save_pretrained writes safetensors, and import those",
     },
     Format {
         files: &["*.bin", "*.pt", "*.pth", "*.ckpt"],
-        reason: "its weights are pickles of PyTorch, which can run code; save the model with \
-                 safetensors (save_pretrained does), and import that",
+        reason: "its weights are pickles of PyTorch, which can run code; save the \
+                 model with safetensors (save_pretrained does), and import that",
     },
 ];
 

@@ -37,7 +37,7 @@ pub struct TorchCheckpoint {
     pub notes: Vec<String>,
 }
 
-/// What Megatron says of how it wrote a directory.
+/// Megatron's words on how it wrote a directory.
 #[derive(Deserialize)]
 struct Backend {
     sharded_backend: Option<String>,
