@@ -170,10 +170,6 @@ impl Memory {
 impl Places for Memory {
     type Error = Failed;
 
-    fn lends(&self, _of: usize) -> bool {
-        true
-    }
-
     fn lend(
         &self,
         of: usize,

@@ -34,12 +34,8 @@ pub struct Wanted {
 pub trait Places: Sync {
     type Error: From<Error> + Send;
 
-    /// Whether memory of a box can be lent. Without it every byte is copied once more.
-    fn lends(&self, _of: usize) -> bool {
-        false
-    }
-
-    /// Lends `fill` the memory of `bytes` bytes of a box from an element on. Nobody else uses it
+    /// Lends `fill` the memory of `bytes` bytes of a box from an element on, if it can be lent;
+    /// else they are [put](Places::put), which copies them once more. Nobody else uses the memory
     /// meanwhile. What it holds afterwards is wrong if the load fails.
     ///
     /// # Errors
@@ -110,7 +106,7 @@ impl Reads<'_> {
         let one = || {
             let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
             while let Some((at, of)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let (runs, parts) = self.split(*at, of, places);
+                let (runs, parts) = self.split(*at, of);
                 let read = self.read_range(*at, &runs, &mut bytes, places);
                 let done = read
                     .and_then(|()| hand_over(wanted, *at, &parts, &bytes, &mut scratch, places));
@@ -131,20 +127,18 @@ impl Reads<'_> {
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    /// The runs of a range for which memory is lent, in their order, and the parts of boxes that
-    /// have none.
+    /// The long runs of a range, in their order, and the parts of boxes that have none.
     fn split<'a>(
         &self,
         at: FileRange,
         of: &[(usize, &'a ChunkRecord)],
-        places: &impl Places,
     ) -> (Vec<Run>, Vec<Part<'a>>) {
         let (mut runs, mut rest) = (Vec::new(), Vec::new());
         // Bytes that two boxes want are read once, and put twice.
         let starts: BTreeSet<u64> = of.iter().map(|(_, chunk)| chunk.range[0]).collect();
-        let lends = |part: &Part| starts.len() == of.len() && places.lends(part.of);
+        let are_apart = starts.len() == of.len();
         for part in parts(&self.wanted, at, of) {
-            match lends(&part).then(|| part.long_runs(&self.wanted, at)).flatten() {
+            match are_apart.then(|| part.long_runs(&self.wanted, at)).flatten() {
                 Some(long) => runs.extend(long),
                 None => rest.push(part),
             }
@@ -153,8 +147,8 @@ impl Reads<'_> {
         (runs, rest)
     }
 
-    /// Reads a range: `runs` into memory that is lent for them, all that lies between them into
-    /// `bytes`, which gets the length of the range.
+    /// Reads a range: `runs` to their places, all that lies between them into `bytes`, which gets
+    /// the length of the range.
     fn read_range<P: Places>(
         &self,
         at: FileRange,
@@ -163,9 +157,10 @@ impl Reads<'_> {
         places: &P,
     ) -> Result<(), P::Error> {
         bytes.resize(self.checkpoint.file_range_bytes(at), 0);
-        let mut lent = Ok(());
+        let (mut lent, mut unlent) = (Ok(()), Vec::new());
         self.checkpoint.read_range_by(at, |reading| {
             let mut done = 0;
+            unlent.clear();
             for run in runs {
                 reading.next(&mut bytes[done..run.at])?;
                 done = run.at + run.bytes;
@@ -173,11 +168,16 @@ impl Reads<'_> {
                 let mut fill = |to: &mut [u8]| read = Some(reading.next(to));
                 let lend = places.lend(run.of, run.element, run.bytes, &mut fill);
                 lent = std::mem::replace(&mut lent, Ok(())).and(lend);
-                read.unwrap_or_else(|| reading.next(&mut bytes[run.at..done]))?;
+                read.unwrap_or_else(|| {
+                    unlent.push(run);
+                    reading.next(&mut bytes[run.at..done])
+                })?;
             }
             reading.next(&mut bytes[done..])
         })?;
-        lent
+        lent?;
+        let put = |run: &&Run| places.put(run.of, run.element, &bytes[run.at..][..run.bytes]);
+        unlent.iter().try_for_each(put)
     }
 
     /// Takes the bytes of a range that came from elsewhere, where they had the CRC32C `expected`.

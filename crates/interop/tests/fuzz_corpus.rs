@@ -2,11 +2,11 @@
 //! tried in every run of the tests, and none of them is forgotten when what it calls changes.
 #![allow(unused_attributes, clippy::duplicate_mod)] // As they stand in crates of their own.
 
-use std::fs;
-use std::path::Path;
-
 // The name under which the targets find the macro.
 extern crate self as libfuzzer_sys;
+
+#[path = "../../../tests/common/corpus.rs"]
+mod corpus;
 
 #[path = "../fuzz/fuzz_targets/archive.rs"]
 mod archive;
@@ -17,43 +17,22 @@ mod pickle;
 #[path = "../fuzz/fuzz_targets/safetensors_header.rs"]
 mod safetensors_header;
 
-/// In place of the library's: a function that takes one input.
-#[macro_export]
-macro_rules! fuzz_target {
-    (|$data:ident: &[u8]| $body:block) => {
-        pub fn run($data: &[u8]) $body
-    };
-}
-
-/// Runs a target over its inputs; the empty one and some bytes belong to each.
-fn over_corpus(name: &str, run: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let mut kept = 0;
-    for entry in fs::read_dir(&dir).unwrap() {
-        run(&fs::read(entry.unwrap().path()).unwrap());
-        kept += 1;
-    }
-    assert!(kept > 2, "{kept} inputs in {}", dir.display());
-    run(&[]);
-    run(&[0xff; 100]);
-}
-
 #[test]
 fn archive_has_no_finding() {
-    over_corpus("archive", archive::run);
+    corpus::over(env!("CARGO_MANIFEST_DIR"), "archive", archive::run);
 }
 
 #[test]
 fn dcp_metadata_has_no_finding() {
-    over_corpus("dcp_metadata", dcp_metadata::run);
+    corpus::over(env!("CARGO_MANIFEST_DIR"), "dcp_metadata", dcp_metadata::run);
 }
 
 #[test]
 fn pickle_has_no_finding() {
-    over_corpus("pickle", pickle::run);
+    corpus::over(env!("CARGO_MANIFEST_DIR"), "pickle", pickle::run);
 }
 
 #[test]
 fn safetensors_header_has_no_finding() {
-    over_corpus("safetensors_header", safetensors_header::run);
+    corpus::over(env!("CARGO_MANIFEST_DIR"), "safetensors_header", safetensors_header::run);
 }
